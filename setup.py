@@ -1,0 +1,45 @@
+"""Packaging of videomaskfeat."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+?)"', (here / "videomaskfeat/__init__.py").read_text(encoding="utf-8"))
+assert version is not None
+
+setup(
+    name="videomaskfeat",
+    version=version.group(1),
+    description="Masked video pre-training: MaskFeat and its family on MViTv2",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["videomaskfeat", "videomaskfeat.*"]),
+    install_requires=[
+        "torch>=2.11",
+        # decord has no wheel elsewhere (Linux on Arm, macOS on Apple silicon): PyAV alone reads videos there.
+        'decord>=0.6; platform_machine == "x86_64" or platform_machine == "AMD64"',
+        "av>=12",
+        "opencv-python-headless>=4.8",
+        "pytorchvideo>=0.1.5",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "simplejson>=3.19",
+        "numpy>=1.26",
+        "omegaconf>=2.3",
+        "safetensors>=0.4",
+        "rich>=13",
+        "tensorboard>=2.15",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"]},
+    entry_points={"console_scripts": ["videomaskfeat = videomaskfeat.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

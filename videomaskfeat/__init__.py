@@ -1,0 +1,29 @@
+"""Masked video pre-training: hide spacetime cubes of a clip, predict what they held, fine-tune the encoder."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "create_model": "videomaskfeat.models",
+    "load_model": "videomaskfeat.models.weights",
+    "load_slowfast": "videomaskfeat.interop.slowfast",
+    "open_video": "videomaskfeat.data.video",
+    "UserError": "videomaskfeat.errors",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use, so that ``import videomaskfeat`` stays quick (PEP 562)."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'videomaskfeat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

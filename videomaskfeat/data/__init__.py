@@ -1,0 +1,1 @@
+"""From a video file to a batch: lists, readers, sampling, transforms, loading."""

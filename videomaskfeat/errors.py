@@ -1,0 +1,23 @@
+"""Errors that are meant for people."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: one line with what, where, the rule and the remedy.
+
+    The command line prints the message alone on stderr and exits with code 2, without a traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name closest to ``name`` as the tail of an error message, or an empty string.
+
+    >>> nearest("epoch", ["epochs", "seed"])
+    "; did you mean 'epochs'?"
+    """
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""

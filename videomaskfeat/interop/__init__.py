@@ -1,0 +1,1 @@
+"""Other projects' configs and checkpoints, brought along."""

@@ -1,0 +1,1 @@
+"""Encoders, heads and weights: tensors in, tensors out; no losses and no pictures."""

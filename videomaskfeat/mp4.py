@@ -1,0 +1,61 @@
+"""Writing H.264 video files with PyAV: sample data and pictures that move."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from videomaskfeat.errors import UserError
+
+
+def write_mp4(
+    path: str | os.PathLike[str],
+    frames: Iterable[np.ndarray],
+    *,
+    fps: float = 30.0,
+    crf: int = 18,
+    preset: str = "veryfast",
+    keyframe_interval: int = 12,
+) -> None:
+    """Write RGB frames as an H.264 (yuv420p) mp4, on one thread so that equal frames give equal files.
+
+    Args:
+        path: a local file; written under a temporary name and renamed when complete.
+        frames: uint8 [H, W, 3] each, all of one size; H and W even, as yuv420p needs.
+        fps: frames a second.
+        crf: quality, 0 (lossless) to 51.
+        preset: x264's speed preset.
+        keyframe_interval: frames from one key frame to the next, at most.
+
+    Raises:
+        UserError: no frames, or an odd height or width.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.part")
+    iterator = iter(frames)
+    first = next(iterator, None)
+    if first is None:
+        raise UserError(f"{target}: a video needs at least one frame")
+    height, width = first.shape[:2]
+    if height % 2 or width % 2:
+        raise UserError(f"{target}: H.264 needs an even height and width, not {height}x{width}")
+    options = {"crf": str(crf), "preset": preset, "threads": "1"}
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.codec_context.gop_size = keyframe_interval
+        for picture in _chain(first, iterator):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    os.replace(partial, target)
+
+
+def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    yield first
+    yield from rest

@@ -6,7 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-version = re.search(r'__version__ = "(.+?)"', (here / "videomaskfeat/__init__.py").read_text(encoding="utf-8"))
+package = (here / "videomaskfeat/__init__.py").read_text(encoding="utf-8")
+version = re.search(r'__version__ = "(.+?)"', package)
 assert version is not None
 
 setup(

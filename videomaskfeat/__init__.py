@@ -1,4 +1,4 @@
-"""Masked video pre-training: hide spacetime cubes of a clip, predict what they held, fine-tune the encoder."""
+"""Masked video pre-training: hide spacetime cubes, predict what they held, fine-tune the encoder."""
 
 from __future__ import annotations
 

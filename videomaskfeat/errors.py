@@ -21,3 +21,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on and is not the user's mistake to mend: no space left, a non-finite loss.
+
+    The command line prints the message alone on stderr and exits with code 1.
+    """

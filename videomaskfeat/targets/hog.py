@@ -1,0 +1,148 @@
+"""The HOG target: what MaskFeat predicts in the hidden places."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.grid import TokenGrid
+
+# Where a horizontal gradient is zero in truth, rounding noise (about 1e-6 on normalised frames) alone would
+# decide between the first and the last bin. The smallest real gradient of an 8-bit frame is about 0.017.
+_GRADIENT_NOISE = 5e-6
+
+
+def hog_features(frames: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
+    """Histograms of oriented gradients of each colour channel by itself, one L2-normalised a cell.
+
+    Each pixel's Sobel gradient (border reflected) adds its magnitude to the one bin of its unsigned
+    orientation, ``floor(atan2(gx, gy) / pi * bins) mod bins``; there is no interpolation between bins, no
+    Gaussian window and no normalisation over neighbouring cells (MaskFeat, section 3.2; the numbers of
+    PySlowFast's ``HOGLayerC``). Computed in float32 whatever autocast says, and without gradient.
+
+    Deviation from PySlowFast: ``|gx| <= 5e-6`` counts as 0. There, rounding noise decides between bins 0 and
+    ``bins - 1`` for 4 to 13 % of the pixels of 8-bit frames, so its own numbers change with the device.
+
+    Args:
+        frames: float [B, C, H, W] as the network sees them; H and W are multiples of ``cell``.
+        bins: number of orientations in half a turn.
+        cell: side of a cell in pixels.
+
+    Returns:
+        float32 [B, C, bins, H/cell, W/cell], in 0..1.
+
+    Raises:
+        UserError: ``frames`` is not four-dimensional, or its height or width is not a multiple of ``cell``.
+    """
+    if frames.ndim != 4:
+        raise UserError(f"frames of shape {tuple(frames.shape)} are not [B, C, H, W]; flatten the time axis")
+    height, width = frames.shape[2:]
+    for axis, length in (("height", height), ("width", width)):
+        if length < cell or length % cell:
+            raise UserError(f"frame {axis} {length} is not a positive multiple of the HOG cell {cell} pixels")
+    # Frame by frame the buffers stay in a core's cache: several times faster than one pass over the batch.
+    # A GPU and the compiler want the opposite, one pass.
+    one_pass = frames.is_cuda or torch.compiler.is_compiling()
+    chunk = max(frames.shape[0], 1) if one_pass else 1
+    with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+        parts = [_cell_histograms(part.float(), bins, cell) for part in frames.split(chunk)]
+        histograms = F.normalize(torch.cat(parts), dim=-1, eps=1e-12)
+    return histograms.permute(0, 1, 4, 2, 3)  # [B, C, bins, H/cell, W/cell]
+
+
+def _cell_histograms(frames: Tensor, bins: int, cell: int) -> Tensor:
+    """Sums of gradient magnitudes, float32 [B, C, H, W] -> [B, C, H/cell, W/cell, bins].
+
+    The magnitudes go straight from pixels to cells: a row of cells is one row of ``scatter_add_``. An angle
+    in -pi..pi falls in one of 2 * bins + 1 slots, which are folded to ``bins`` afterwards, on the small side.
+    """
+    batch, channels, height, width = frames.shape
+    rows, columns, slots = height // cell, width // cell, 2 * bins + 1
+
+    gx, gy = _sobel(frames)  # [B, C, H, W] each
+    gx = F.hardshrink(gx, _GRADIENT_NOISE)
+    first_slot = torch.arange(width, device=frames.device).div(cell, rounding_mode="floor") * slots + bins
+    slot = torch.atan2(gx, gy).mul_(bins / math.pi).floor_().add_(first_slot).long()
+    magnitude = gx.mul_(gx).addcmul_(gy, gy).sqrt_()
+
+    histograms = frames.new_zeros(batch * channels * rows, columns * slots)
+    histograms.scatter_add_(1, slot.view(-1, cell * width), magnitude.view(-1, cell * width))
+    histograms = histograms.view(batch, channels, rows, columns, slots)
+    folded = histograms[..., bins : 2 * bins] + histograms[..., :bins]
+    folded[..., 0] += histograms[..., 2 * bins]  # an angle of exactly pi is one of 0
+    return folded
+
+
+def _sobel(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Horizontal and vertical Sobel gradients, [B, C, H, W] each, by differences and sums of shifted views."""
+    padded = F.pad(frames, (1, 1, 1, 1), mode="reflect")
+    difference = padded[..., :-2] - padded[..., 2:]  # [B, C, H+2, W]
+    gx = (difference[..., :-2, :] + difference[..., 2:, :]).add_(difference[..., 1:-1, :], alpha=2)
+    smooth = (padded[..., :-2] + padded[..., 2:]).add_(padded[..., 1:-1], alpha=2)
+    gy = smooth[..., :-2, :] - smooth[..., 2:, :]
+    return gx, gy
+
+
+class HogTarget(nn.Module):
+    """HOG of the first frame of each cube, gathered on the output grid of the encoder.
+
+    An output position collects its cells (2 x 2 for stride 16 and cell 8) of each colour channel:
+    K = channels * bins * cells values, ordered channel, bin, cell row, cell column, the last one fastest.
+
+    Args:
+        bins: number of orientations in half a turn.
+        cell: side of a cell in pixels.
+        cube_stride: frames, rows and columns of a cube; every ``cube_stride[0]``-th frame is read.
+        output_stride: frames, rows and columns of the clip behind one output position.
+        channels: colour channels of the clips.
+
+    Raises:
+        UserError: the output stride is not a multiple of the cell in space, or not the cube's in time.
+    """
+
+    def __init__(
+        self,
+        bins: int = 9,
+        cell: int = 8,
+        cube_stride: tuple[int, int, int] = (2, 4, 4),
+        output_stride: tuple[int, int, int] = (2, 16, 16),
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        for axis, step in zip(("rows", "columns"), output_stride[1:], strict=True):
+            if step < cell or step % cell:
+                raise UserError(
+                    f"output_stride {tuple(output_stride)}: its {axis} must be a multiple of the HOG cell, "
+                    f"{cell} pixels; choose a cell that divides {step}"
+                )
+        if output_stride[0] != cube_stride[0]:
+            raise UserError(
+                f"output_stride {tuple(output_stride)} and cube_stride {tuple(cube_stride)} differ in time: "
+                "HOG is read from one frame a cube, so the encoder must keep the cubes' time axis"
+            )
+        self.bins = bins
+        self.cell = cell
+        self.output_stride = output_stride
+        self.values_per_token = channels * bins * (output_stride[1] // cell) * (output_stride[2] // cell)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips float [B, C, T, H, W], normalised -> targets float32 [B, t, h, w, K].
+
+        Raises:
+            UserError: an axis of the clip is not a multiple of the output stride.
+        """
+        batch, channels, frames, height, width = clips.shape
+        grid = TokenGrid.from_clip(frames=frames, height=height, width=width, stride=self.output_stride)
+        read = clips[:, :, :: self.output_stride[0]].transpose(1, 2)  # [B, t, C, H, W]
+        hog = hog_features(read.flatten(0, 1), self.bins, self.cell)  # [B*t, C, bins, H/cell, W/cell]
+        cells = hog.reshape(
+            batch, grid.t, channels, self.bins, grid.h, height // self.cell // grid.h, grid.w, -1
+        )  # [B, t, C, bins, h, cell rows, w, cell columns]
+        return cells.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)
+
+    def extra_repr(self) -> str:
+        return f"bins={self.bins}, cell={self.cell}, output_stride={tuple(self.output_stride)}"

@@ -1,0 +1,38 @@
+# Everything runs inside .venv, which `tools/set_up.py` makes; `make PYTHON=python3.12 test` picks another Python.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: set-up demo test lint types test-fast test-slow benchmarks format clean
+
+set-up:
+	@$(PYTHON) tools/set_up.py
+
+demo: set-up
+	$(BIN)/videomaskfeat sample-data demo/sample
+	$(BIN)/videomaskfeat pretrain --config configs/pretrain/sample.yaml
+
+test: lint types test-fast
+
+lint: set-up
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: set-up
+	$(BIN)/mypy
+
+# Two processes of one thread each: the tests are small, and torch's own threads would fight over the cores.
+test-fast: set-up
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 -q
+
+test-slow: set-up
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -q
+
+benchmarks: set-up
+	$(BIN)/python benchmarks/run.py
+
+format: set-up
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,7 @@
+"""`python tools/check_data.py ...` is `videomaskfeat check-data ...`."""
+
+import sys
+
+from videomaskfeat.cli import main
+
+sys.exit(main(["check-data", *sys.argv[1:]]))

@@ -1,0 +1,54 @@
+"""Make .venv with every tested version: `python3 tools/set_up.py [VENV]`. Needs only Python >= 3.10."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TORCH = "torch==2.13.0"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+
+
+def main() -> int:
+    """Create the environment, or leave one that is already complete."""
+    if sys.version_info < (3, 10):
+        print(f"Python >= 3.10 is needed, and this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")
+        return 2
+    venv = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / ".venv")
+    stamp = venv / "complete"
+    wanted = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "constraints.txt"))
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return 0
+    print(f"Setting up {venv} (a minute or two, once)", flush=True)
+    if subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)]).returncode:
+        print("Python's venv module is missing: on Debian or Ubuntu, apt install python3-venv")
+        return 2
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
+    pip += ["--progress-bar=off", "-c", str(ROOT / "constraints.txt")]
+    if shutil.which("nvidia-smi") is None and not install_cpu_torch(pip):
+        return 1
+    if subprocess.run([*pip, "-e", f"{ROOT}[dev]"]).returncode:
+        return 1
+    stamp.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+def install_cpu_torch(pip: list[str]) -> bool:
+    """Take a CPU build, so that no gigabytes of CUDA libraries travel to a machine without a GPU."""
+    attempts = (
+        [f"{TORCH}+cpu"],  # a wheel folder or mirror that pip is already set up with
+        [f"{TORCH}+cpu", "--extra-index-url", CPU_WHEELS],
+        [TORCH],  # macOS, where the plain build is the CPU one
+    )
+    for number, attempt in enumerate(attempts, start=1):
+        quiet = subprocess.DEVNULL if number < len(attempts) else None
+        if subprocess.run([*pip, *attempt], stderr=quiet).returncode == 0:
+            return True
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,7 @@ CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 def main() -> int:
     """Create the environment, or leave one that is already complete."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - this runs before anything has checked
         print(f"Python >= 3.10 is needed, and this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")
         return 2
     venv = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / ".venv")

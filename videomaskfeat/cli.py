@@ -187,9 +187,7 @@ def add_sample_data(verbs: Any) -> None:
     )
     parser.add_argument("directory", metavar="DIR")
     parser.add_argument("--videos", type=int, default=400, help="number of videos (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, default=96, help="height and width, pixels (default: %(default)s)"
-    )
+    parser.add_argument("--size", type=int, default=96, help="side, pixels (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=32, help="frames a video (default: %(default)s)")
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds, equal files (default: %(default)s)")
@@ -268,7 +266,7 @@ def add_doctor(verbs: Any) -> None:
         verbs,
         "doctor",
         run_doctor,
-        summary="say what works on this machine: versions, video readers, GPU, threads, space, what is missing",
+        summary="say what works on this machine, and what is missing for which feature",
         examples="  videomaskfeat doctor\n  videomaskfeat doctor --folder /data --json",
     )
     parser.add_argument("--folder", default=".", help="folder whose free space counts (default: this one)")

@@ -1,0 +1,88 @@
+"""Configs: what is read, and the words of what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from videomaskfeat.config import PretrainConfig, config_text, flat, key_table, load_config
+from videomaskfeat.errors import UserError
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "x.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_overrides_win_over_file_and_file_over_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, "optim: {epochs: 7, learning_rate: 1e-6}\nclip: {crop: 64}\n")
+    config = load_config(PretrainConfig, path, ["clip.crop=96", "model.arguments.depth=3"])
+    assert (config.optim.epochs, config.clip.crop, config.clip.frames) == (7, 96, 16)
+    # PyYAML alone reads 1e-6 as a string.
+    assert config.optim.learning_rate == 1e-6
+    assert config.model.arguments == {"depth": 3}
+
+
+def test_written_config_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(PretrainConfig, None, ["data.train=a b.csv", "run.seed=5"])
+    assert load_config(PretrainConfig, write(tmp_path, config_text(config))) == config
+
+
+def test_defaults_are_not_shared_between_configs() -> None:
+    load_config(PretrainConfig, None).model.arguments["depth"] = 1
+    assert load_config(PretrainConfig, None).model.arguments == {}
+
+
+def test_flat_and_key_table_name_every_key() -> None:
+    config = load_config(PretrainConfig, None)
+    names = [name for name, _, _ in key_table(PretrainConfig)]
+    assert set(flat(config)) == set(names)
+    assert all(meaning for _, _, meaning in key_table(PretrainConfig))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("optim: {epoch: 3}", [], r"x\.yaml: unknown key 'optim\.epoch'; did you mean 'epochs'\?"),
+        ("optm: {epochs: 3}", [], r"x\.yaml: unknown section 'optm'; did you mean 'optim'\?"),
+        ("", ["epochs=3"], r"unknown section 'epochs'; did you mean 'optim\.epochs'\?"),
+        ("", ["clip.batch_size=3"], r"unknown key 'clip\.batch_size'; did you mean 'optim\.batch_size'\?"),
+        ("", ["optim.epochs=abc"], r"optim\.epochs.*'abc'.*Float"),
+        ("", ["clip.crop=2.5"], r"clip\.crop.*'2\.5'.*Integer"),
+        ("", ["run.compile=maybe"], r"run\.compile.*'maybe' is not a valid bool"),
+        ("", ["optim=3"], r"optim is a section of keys, and got 3; set optim\.KEY"),
+        ("", ["clip.crop_area=3"], r"clip\.crop_area is a list such as \[0\.5, 1\.0\], and got 3"),
+        ("", ["clip.crop_area=[1]"], r"clip\.crop_area has 1 values, and needs 2"),
+        ("", ["model.arguments=3"], r"model\.arguments is a mapping of names to values, and got 3"),
+        ("", ["run.seed"], r"argument 'run\.seed' is not of the form section\.key=value"),
+        ("", ["data.train=[1"], r"argument 'data\.train=\[1': the value is not YAML"),
+        ("a: 1\n b: [", [], r"x\.yaml, line 2: not valid YAML"),
+        ("- 1\n- 2", [], r"x\.yaml: holds a list, and a config is a mapping"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        load_config(PretrainConfig, write(tmp_path, text), overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.yaml: no such file"):
+        load_config(PretrainConfig, str(tmp_path / "gone.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_config_files_load_and_hold_only_differences(path: Path) -> None:
+    load_config(PretrainConfig, str(path))
+    defaults = flat(load_config(PretrainConfig, None))
+    for section, keys in yaml.safe_load(path.read_text()).items():
+        for item, value in keys.items():
+            assert defaults.get(f"{section}.{item}", "no such key") != value, (
+                f"{section}.{item} is the default"
+            )
+    header = path.read_text().split("\n\n")[0]
+    for word in ("Command:", "Expected:", "Hardware:"):
+        assert word in header, f"{path}: its header does not state {word}"

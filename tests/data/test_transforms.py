@@ -1,0 +1,147 @@
+"""Crops, resizes and flips: the reference's crops, plain slow versions, and boxes that keep their objects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from videomaskfeat.data.transforms import (
+    ClipTransform,
+    RandomResizedCrop,
+    ShortSideJitterCrop,
+    UniformCrop,
+    clip_boxes,
+    uniform_crop_corner,
+)
+from videomaskfeat.errors import UserError
+
+TRANSFORMS: list[ClipTransform] = [
+    RandomResizedCrop(96),
+    RandomResizedCrop(64, area=(0.08, 1.0), flip=1.0),
+    ShortSideJitterCrop(96, (100, 140)),
+    ShortSideJitterCrop(96, (100, 140), inverse_uniform=True, flip=0.0),
+    UniformCrop(96, 120, 0),
+    UniformCrop(96, 96, 1),
+    UniformCrop(96, 120, 2),
+]
+SIZES = [(120, 160), (241, 135), (90, 90), (97, 301)]
+
+
+def test_uniform_crops_equal_the_reference(golden: Path) -> None:
+    cases = json.loads((golden / "protocol.json").read_text(encoding="utf-8"))["uniform_crops"]
+    for case in cases:
+        corner = uniform_crop_corner(case["height"], case["width"], size=case["size"], crop=case["index"])
+        assert corner == (case["top"], case["left"]), case
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_box_still_frames_its_object(transform: ClipTransform, size: tuple[int, int]) -> None:
+    height, width = size
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        box = np.array([[0.30 * width, 0.35 * height, 0.65 * width, 0.70 * height]]).round()
+        left, top, right, bottom = box[0].astype(int)
+        frames = np.zeros((1, height, width, 3), np.uint8)
+        frames[:, top:bottom, left:right] = 255
+        geometry = transform.sample(height, width, rng)
+        clip = geometry.apply_clip(frames)
+        x1, y1, x2, y2 = clip_boxes(geometry.apply_boxes(box), *geometry.size)[0]
+        rows, columns = np.nonzero(clip[0, :, :, 0] >= 128)
+        if not len(rows):  # the crop missed the object: then its box is outside too
+            assert (x2 - x1) <= 1 or (y2 - y1) <= 1
+            continue
+        # The edge of a resized object is blurred over a pixel of the coarser of the two pictures.
+        tolerance = max(1.0, 0.51 * geometry.resized[0] / geometry.source.height)
+        found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert np.abs(found - [x1, y1, x2, y2]).max() <= tolerance
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+def test_clip_is_what_a_slow_float_version_gives(transform: ClipTransform) -> None:
+    rng = np.random.default_rng(4)
+    frames = rng.integers(0, 256, (2, 130, 170, 3), dtype=np.uint8)
+    for _ in range(5):
+        geometry = transform.sample(130, 170, rng)
+        cut, window = geometry.source, geometry.window
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+        pixels = pixels[:, :, cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+        pixels = torch.nn.functional.interpolate(pixels, geometry.resized, mode="bilinear")
+        pixels = pixels[
+            :, :, window.top : window.top + window.height, window.left : window.left + window.width
+        ]
+        if geometry.flip:
+            pixels = pixels.flip(3)
+        expected = pixels.permute(0, 2, 3, 1).numpy()
+        # cv2 weighs in 11-bit fixed point and rounds once: within a level.
+        assert np.abs(geometry.apply_clip(frames) - expected).max() <= 1.0
+
+
+def test_source_frames_are_left_alone_and_never_shared() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
+    before = frames.copy()
+    clip = UniformCrop(96, 96, 1).sample(96, 96).apply_clip(frames)
+    assert (clip == frames).all()
+    clip[:] = 0
+    assert (frames == before).all()
+
+
+def test_random_resized_crop_draws_its_areas_and_aspects() -> None:
+    transform = RandomResizedCrop(224, area=(0.5, 1.0), aspect=(3 / 4, 4 / 3))
+    rng = np.random.default_rng(0)
+    cuts = [transform.sample(1000, 1000, rng).source for _ in range(2000)]
+    areas = np.array([cut.height * cut.width for cut in cuts]) / 1e6
+    aspects = np.array([cut.width / cut.height for cut in cuts])
+    assert areas.min() > 0.499
+    assert areas.max() < 1.0
+    # Log-uniform, and cuts that do not fit are refused symmetrically: the median aspect is 1.
+    assert abs(np.log(np.median(aspects))) < 0.02
+    assert aspects.min() > 0.74
+    assert aspects.max() < 1.35
+
+
+def test_crop_that_never_fits_falls_back_to_the_largest_centred_one() -> None:
+    # In a strip of 20 x 400 a cut of at least half the area is at least 10 times wider than high.
+    geometry = RandomResizedCrop(32, area=(0.9, 1.0)).sample(20, 400, np.random.default_rng(0))
+    assert (geometry.source.height, geometry.source.width) == (20, 27)
+    assert geometry.source.left == (400 - 27) // 2
+    geometry = RandomResizedCrop(32, area=(0.9, 1.0)).sample(400, 20, np.random.default_rng(0))
+    assert (geometry.source.height, geometry.source.width) == (27, 20)
+
+
+def test_inverse_uniform_favours_short_sides() -> None:
+    # The mean of 1/uniform(1/b, 1/a) is ab/(b-a) ln(b/a): 138.6 on 100..200, where the uniform one is 150.
+    def mean_short_side(inverse: bool) -> float:
+        transform = ShortSideJitterCrop(100, (100, 200), inverse_uniform=inverse)
+        rng = np.random.default_rng(0)
+        cuts = [transform.sample(1000, 1000, rng).source for _ in range(3000)]
+        return float(np.mean([100 * 1000 / cut.height for cut in cuts]))
+
+    assert abs(mean_short_side(True) - 138.6) < 2
+    assert abs(mean_short_side(False) - 150.0) < 2
+
+
+def test_flip_probability_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    for flip in (0.0, 1.0):
+        transform = RandomResizedCrop(32, flip=flip)
+        assert {transform.sample(64, 64, rng).flip for _ in range(50)} == {bool(flip)}
+    flips = [RandomResizedCrop(32).sample(64, 64, rng).flip for _ in range(1000)]
+    assert 440 < sum(flips) < 560  # four standard deviations of 15.8
+
+
+def test_impossible_transforms_are_named() -> None:
+    with pytest.raises(UserError, match=r"short side \(100, 140\) must be .* neither below the crop 224"):
+        ShortSideJitterCrop(224, (100, 140))
+    with pytest.raises(UserError, match="short side 200 is smaller than the crop 224"):
+        UniformCrop(224, 200)
+    with pytest.raises(UserError, match=r"crop area \(0, 1\)"):
+        RandomResizedCrop(224, area=(0, 1))
+    with pytest.raises(UserError, match=r"flip 1.5 must be a probability"):
+        RandomResizedCrop(224, flip=1.5)
+    with pytest.raises(UserError, match="crop 3 is not 0"):
+        UniformCrop(224, 224, 3)

@@ -78,7 +78,7 @@ def _cell_histograms(frames: Tensor, bins: int, cell: int) -> Tensor:
 
 
 def _sobel(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical Sobel gradients, [B, C, H, W] each, by differences and sums of shifted views."""
+    """Horizontal and vertical Sobel gradients, [B, C, H, W] each, from sums of shifted views."""
     padded = F.pad(frames, (1, 1, 1, 1), mode="reflect")
     difference = padded[..., :-2] - padded[..., 2:]  # [B, C, H+2, W]
     gx = (difference[..., :-2, :] + difference[..., 2:, :]).add_(difference[..., 1:-1, :], alpha=2)

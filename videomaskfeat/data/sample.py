@@ -1,0 +1,288 @@
+"""The built-in sample data set: small H.264 videos whose class is their motion, and lists in three forms."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from videomaskfeat.data.sample_scene import MOTIONS, Scene, copies_in_view, make_scene
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import make_folder, open_file
+from videomaskfeat.mp4 import write_mp4
+
+# What a generator draws, beside the user's seed and the video's number: a tag keeps the streams apart.
+_CLIP, _ACTORS, _DETECTOR = 1, 2, 3
+_HELD_OUT = 10  # one video in ten validates and one in ten tests
+AVA_FIRST_SECOND = (
+    900  # AVA's cut videos begin at second 900 of the film, and its times count from the film's start
+)
+_VISIBLE_SHARE = 0.4  # an actor cut by the border counts while this share of its box is in the picture
+
+_README = """Sample data, made by `videomaskfeat sample-data`.
+{videos} videos of {frames} frames, {size}x{size} pixels, {fps:g} frames a second, seed {seed}.
+The class is the motion alone: a single frame holds no trace of it. Left and right, up and down and the
+senses of turning are classes, so never flip or rotate when training on labels.
+
+  videos/                       the videos that both kinds of lists below name
+  train.csv val.csv test.csv    Kinetics form, `path label`; paths count from this folder
+  classes.txt                   the class names, one a line, in the order of the labels
+  something-something-v2-*.json Something-Something-v2 form; ids are file names in videos/ (prefix: videos)
+  ava/                          {ava_videos} longer videos with several actors, an action each, in AVA's form
+    videos/                     file time 0 is second {first_second} of the annotations
+    annotations/ava_{{train,val}}_v2.2.csv                      video,second,x1,y1,x2,y2,action,person
+    annotations/ava_{{train,val}}_predicted_boxes.csv           video,second,x1,y1,x2,y2,,score
+    annotations/ava_{{train,val}}_excluded_timestamps_v2.2.csv  video,second: not scored
+    annotations/ava_action_list_v2.2.pbtxt                    the actions
+"""
+
+
+@dataclass(frozen=True)
+class _Actor:
+    """A box of one actor at one second, corners as fractions of the picture."""
+
+    video: str
+    second: int
+    box: tuple[float, float, float, float]
+    action: int
+    person: int
+
+
+_Job = Callable[[], list[_Actor]]
+
+
+def write_sample_data(
+    directory: str | os.PathLike[str],
+    *,
+    videos: int = 400,
+    frames: int = 32,
+    size: int = 96,
+    fps: float = 30.0,
+    seed: int = 0,
+    ava_videos: int = 12,
+    ava_seconds: int = 8,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the sample data set. The same arguments give the same bytes, whatever the number of workers.
+
+    Args:
+        directory: created where needed; files of an earlier call are replaced.
+        videos: number of classified clips; the label of number i is i modulo 12.
+        frames: frames a clip.
+        size: side of the square pictures in pixels, even and at least 32.
+        fps: frames a second.
+        seed: of everything random.
+        ava_videos: longer videos with several actors, for detection; 0 leaves ``ava/`` out.
+        ava_seconds: length of each of them; every second but the first and the last is a key frame.
+        workers: threads that draw and encode (both leave Python's lock); default the number of CPUs.
+        progress: called with (videos written, videos in all) after each video.
+
+    Raises:
+        UserError: a size or count that cannot be.
+    """
+    _check(videos=videos, frames=frames, size=size, fps=fps, ava_videos=ava_videos, ava_seconds=ava_seconds)
+    root = Path(directory)
+    make_folder(root / "videos")
+    jobs: list[_Job] = [
+        partial(_write_clip, root, number, frames=frames, size=size, fps=fps, seed=seed)
+        for number in range(videos)
+    ]
+    if ava_videos:
+        make_folder(root / "ava" / "videos")
+        make_folder(root / "ava" / "annotations")
+        jobs += [
+            partial(_write_actors, root, number, seconds=ava_seconds, size=size, fps=fps, seed=seed)
+            for number in range(ava_videos)
+        ]
+    results = _run_all(jobs, workers or os.cpu_count() or 1, progress)
+    _write_kinetics_lists(root, videos)
+    _write_ssv2_lists(root, videos)
+    if ava_videos:
+        _write_ava_lists(root / "ava" / "annotations", results[videos:], ava_seconds, seed)
+    text = _README.format(
+        videos=videos, frames=frames, size=size, fps=fps, seed=seed, ava_videos=ava_videos,
+        first_second=AVA_FIRST_SECOND,
+    )  # fmt: skip
+    _write_text(root / "README.txt", text)
+
+
+def sample_scene(number: int, *, frames: int, size: int, fps: float, seed: int) -> Scene:
+    """The scene behind clip ``number``: two or three sprites, all with the motion of its label."""
+    rng = np.random.default_rng([_CLIP, seed, number])
+    motion = list(MOTIONS)[number % len(MOTIONS)]
+    return make_scene([motion] * int(rng.integers(2, 4)), rng, frames=frames, size=size, fps=fps)
+
+
+def _check(*, videos: int, frames: int, size: int, fps: float, ava_videos: int, ava_seconds: int) -> None:
+    if size < 32 or size % 2:
+        raise UserError(
+            f"size={size}: sample videos need an even side of at least 32 pixels; "
+            f"take {max(32, size + size % 2)}"
+        )
+    if videos < len(MOTIONS):
+        raise UserError(f"videos={videos}: at least one a class is needed, {len(MOTIONS)} in all")
+    if frames < 1:
+        raise UserError(f"frames={frames}: a video needs at least one frame")
+    if not 1 <= fps <= 240:
+        raise UserError(f"fps={fps:g}: take a rate between 1 and 240 frames a second")
+    if ava_videos and (ava_videos < 2 or ava_seconds < 3):
+        raise UserError(
+            f"ava_videos={ava_videos}, ava_seconds={ava_seconds}: take 0 videos, or at least 2 (one is held "
+            "out) of at least 3 seconds (the first and the last second hold no key frame)"
+        )
+
+
+def _run_all(
+    jobs: list[_Job], workers: int, progress: Callable[[int, int], None] | None
+) -> list[list[_Actor]]:
+    """The jobs' results in their order; the first error is raised after the rest was called off."""
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        futures = [pool.submit(job) for job in jobs]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                if progress is not None:
+                    progress(done, len(jobs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
+
+
+def _write_clip(root: Path, number: int, *, frames: int, size: int, fps: float, seed: int) -> list[_Actor]:
+    scene = sample_scene(number, frames=frames, size=size, fps=fps, seed=seed)
+    write_mp4(root / "videos" / f"{number:06d}.mp4", scene.frames(), fps=fps)
+    return []
+
+
+def _write_actors(root: Path, number: int, *, seconds: int, size: int, fps: float, seed: int) -> list[_Actor]:
+    """Write a video of two to four actors with an action each, and give the boxes of its key frames."""
+    rng = np.random.default_rng([_ACTORS, seed, number])
+    names = list(MOTIONS)
+    actions = rng.permutation(len(names))[: int(rng.integers(2, 5))]
+    frames = round(seconds * fps)
+    scene = make_scene([names[action] for action in actions], rng, frames=frames, size=size, fps=fps)
+    video = f"actors_{number:03d}"
+    write_mp4(root / "ava" / "videos" / f"{video}.mp4", scene.frames(), fps=fps)
+    boxes: list[_Actor] = []
+    for second in range(1, seconds - 1):
+        boxes += _actors_at(scene, video, second, min(round(second * fps), frames - 1))
+    return boxes
+
+
+def _actors_at(scene: Scene, video: str, second: int, frame: int) -> list[_Actor]:
+    """The boxes in one key frame; an actor that shows at two borders of the torus counts as two persons."""
+    names = list(MOTIONS)
+    found = []
+    for person, sprite in enumerate(scene.sprites):
+        left, top, right, bottom = sprite.extent(frame)
+        for copy, (x, y) in enumerate(copies_in_view(sprite, frame)):
+            whole = np.array([x + left, y + top, x + right, y + bottom])
+            box = np.clip(whole, 0, 1)
+            if np.prod(box[2:] - box[:2]) < _VISIBLE_SHARE * np.prod(whole[2:] - whole[:2]):
+                continue
+            x1, y1, x2, y2 = (round(float(value), 3) for value in box)
+            action = names.index(sprite.motion) + 1
+            found.append(
+                _Actor(
+                    video,
+                    AVA_FIRST_SECOND + second,
+                    (x1, y1, x2, y2),
+                    action,
+                    person + copy * len(scene.sprites),
+                )
+            )
+    return found
+
+
+def _splits(videos: int) -> dict[str, list[int]]:
+    """Video numbers of each split. Labels go round and round, so contiguous parts are balanced."""
+    held_out = max(videos // _HELD_OUT, 1)
+    numbers = list(range(videos))
+    return {
+        "train": numbers[: videos - 2 * held_out],
+        "val": numbers[videos - 2 * held_out : videos - held_out],
+        "test": numbers[videos - held_out :],
+    }
+
+
+def _write_kinetics_lists(root: Path, videos: int) -> None:
+    for split, numbers in _splits(videos).items():
+        rows = [f"videos/{number:06d}.mp4 {number % len(MOTIONS)}\n" for number in numbers]
+        _write_text(root / f"{split}.csv", "".join(rows))
+    _write_text(root / "classes.txt", "".join(f"{name}\n" for name in MOTIONS))
+
+
+def _write_ssv2_lists(root: Path, videos: int) -> None:
+    """The JSON files as Something-Something-v2 has them: no label in the test list, indices are strings."""
+    templates = [f"Making [something] {name}" for name in MOTIONS]
+    plain = [template.replace("[", "").replace("]", "") for template in templates]
+    for split, numbers in _splits(videos).items():
+        rows = []
+        for number in numbers:
+            row = {"id": f"{number:06d}"}
+            if split != "test":
+                label = number % len(MOTIONS)
+                row |= {"label": plain[label].replace("something", "shapes"), "template": templates[label]}
+                row |= {"placeholders": ["shapes"]}  # type: ignore[dict-item]
+            rows.append(row)
+        name = {"val": "validation"}.get(split, split)
+        _write_json(root / f"something-something-v2-{name}.json", rows)
+    labels = {template: str(index) for index, template in enumerate(plain)}
+    _write_json(root / "something-something-v2-labels.json", labels)
+
+
+def _write_ava_lists(folder: Path, actors: list[list[_Actor]], seconds: int, seed: int) -> None:
+    """The annotation files; one video in four validates."""
+    rng = np.random.default_rng([_DETECTOR, seed])
+    val = max(len(actors) // 4, 1)
+    for split, parts in {"train": actors[:-val], "val": actors[-val:]}.items():
+        boxes = [actor for part in parts for actor in part]
+        rows = [f"{_place(a)},{_corners(a.box)},{a.action},{a.person}\n" for a in boxes]
+        _write_text(folder / f"ava_{split}_v2.2.csv", "".join(rows))
+        detected = [row for actor in boxes for row in _detections(actor, rng)]
+        _write_text(folder / f"ava_{split}_predicted_boxes.csv", "".join(detected))
+        # The first key frame of every second video: excluded times must appear in the lists to mean anything.
+        excluded = sorted({a.video for a in boxes})[::2]
+        text = "".join(f"{video},{AVA_FIRST_SECOND + 1:04d}\n" for video in excluded)
+        _write_text(folder / f"ava_{split}_excluded_timestamps_v2.2.csv", text)
+    items = [
+        f'item {{\n  name: "{name}"\n  id: {number}\n}}\n' for number, name in enumerate(MOTIONS, start=1)
+    ]
+    _write_text(folder / "ava_action_list_v2.2.pbtxt", "".join(items))
+
+
+def _detections(actor: _Actor, rng: np.random.Generator) -> list[str]:
+    """What a detector would give for an actor: a shifted box, now and then none, or a false one besides."""
+    rows = []
+    if rng.random() < 0.95:
+        box = np.clip(np.array(actor.box) + rng.normal(0, 0.008, size=4), 0, 1)
+        rows.append(f"{_place(actor)},{_corners(tuple(box))},,{rng.uniform(0.85, 1.0):.6f}\n")
+    if rng.random() < 0.15:
+        x, y = rng.uniform(0, 0.7, size=2)
+        rows.append(f"{_place(actor)},{_corners((x, y, x + 0.3, y + 0.3))},,{rng.uniform(0.1, 0.8):.6f}\n")
+    return rows
+
+
+def _place(actor: _Actor) -> str:
+    return f"{actor.video},{actor.second:04d}"
+
+
+def _corners(box: tuple[float, ...]) -> str:
+    return ",".join(f"{value:.3f}" for value in box)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open_file(path, "w") as file:
+        file.write(text)
+
+
+def _write_json(path: Path, value: object) -> None:
+    _write_text(path, json.dumps(value, indent=1) + "\n")

@@ -44,7 +44,7 @@ def write_mp4(
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise UserError(f"{target}: H.264 needs an even height and width, not {height}x{width}")
-    # x264's macroblock tree reads memory it never wrote: with it, the same frames give other bytes now and then.
+    # x264's macroblock tree reads memory it never wrote: with it, equal frames now and then give other bytes.
     options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
     with av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)

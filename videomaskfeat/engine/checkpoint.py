@@ -1,0 +1,237 @@
+"""Checkpoints that are either whole or not there, and are read without running code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.io import is_folder, list_folder, make_folder, open_file
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step_(\d{8,})\.pt")
+_TEMPORARY = ".tmp"
+_DAMAGED = ".damaged"
+_SHOWN = 4  # names listed in a message before "and N more"
+
+
+class SaveFailed(RunFailed):
+    """A checkpoint could not be written (a full disk, say); earlier ones are untouched."""
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint file that is cut, altered or no checkpoint at all."""
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: ``step_00001234.pt`` files in a local (or mounted) folder.
+
+    Args:
+        folder: where they are; created at the first save.
+        keep_last: how many of the newest are kept, 1 or more.
+        milestone_every: checkpoints whose step is a multiple of this are kept for ever; 0 = none.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, keep_last: int = 2, milestone_every: int = 0
+    ) -> None:
+        if keep_last < 1:
+            raise UserError(
+                f"keep_last={keep_last}: at least the newest checkpoint must be kept; set 1 or more"
+            )
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+        self.milestone_every = milestone_every
+
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return self.folder / f"step_{step:08d}.pt"
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending."""
+        names = list_folder(self.folder) if is_folder(self.folder) else []
+        return sorted(int(match.group(1)) for match in map(_NAME.fullmatch, names) if match)
+
+    def save(self, content: Mapping[str, Any], step: int) -> Path:
+        """Write a checkpoint and remove those that need not be kept.
+
+        The content goes to a temporary name, is flushed to the disk, then renamed: at any moment, killed or
+        without power, the folder holds the old checkpoints whole, and the new one whole or not at all.
+
+        Raises:
+            SaveFailed: the operating system refused to write; the temporary file is removed.
+        """
+        path = self.path(step)
+        make_folder(self.folder)
+        temporary = path.with_name(path.name + _TEMPORARY)
+        try:
+            with open_file(temporary, "wb") as file:
+                torch.save(dict(content), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _flush_folder(self.folder)
+        except (OSError, RuntimeError) as error:
+            temporary.unlink(missing_ok=True)
+            cause = _system_error(error)
+            if cause is None:
+                raise
+            raise SaveFailed(
+                f"{path}: the checkpoint could not be written: {cause.strerror or cause}; earlier checkpoints"
+                " are whole; free space and start the same command again to resume"
+            ) from error
+        self._prune(step)
+        return path
+
+    def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The path and content of the newest whole checkpoint; None if there is none yet.
+
+        Left-over temporary files are removed. A damaged checkpoint is renamed to ``*.damaged`` with a warning
+        that names it, and the one before it is taken.
+
+        Raises:
+            UserError: there are checkpoints but none is whole, or one holds pickled code.
+        """
+        if not is_folder(self.folder):
+            return None
+        for leftover in self.folder.glob(f"*{_TEMPORARY}"):
+            leftover.unlink()
+        damaged: list[DamagedCheckpointError] = []
+        for step in reversed(self.steps()):
+            try:
+                content = load_checkpoint(self.path(step))
+            except DamagedCheckpointError as error:
+                damaged.append(error)
+                continue
+            for bad in damaged:
+                logger.warning("%s; resuming from %s instead", bad, self.path(step))
+            for later in self.steps():
+                if later > step:
+                    self.path(later).rename(f"{self.path(later)}{_DAMAGED}")
+            return self.path(step), content
+        if damaged:
+            raise UserError(
+                f"{damaged[0]}; no other checkpoint in {self.folder} is whole: start in another folder"
+            )
+        return None
+
+    def _prune(self, newest: int) -> None:
+        older = [step for step in self.steps() if step <= newest]
+        for step in older[: -self.keep_last]:
+            if not (self.milestone_every and step % self.milestone_every == 0):
+                self.path(step).unlink()
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint (to the CPU) as plain data; its check sums are verified and no code in it is run.
+
+    Raises:
+        DamagedCheckpointError: the file is cut, altered or no checkpoint.
+        UserError: there is no such file, or it holds pickled code.
+    """
+    with open_file(path, "rb") as file:
+        first = file.read(2)
+    # A zip file's directory stands at its end: a cut file still starts as one but is none.
+    whole = zipfile.is_zipfile(path)
+    if first == b"PK" and not whole:
+        raise DamagedCheckpointError(f"{path}: the checkpoint is cut (half-written or half-copied)")
+    if whole:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise DamagedCheckpointError(
+                f"{path}: the checkpoint is damaged (check sum of {broken} is wrong)"
+            )
+    elif first[:1] != b"\x80":  # neither torch.save's format nor a pickle
+        raise DamagedCheckpointError(
+            f"{path}: is no checkpoint ({'empty file' if not first else 'unknown format'})"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise UserError(
+            f"{path}: holds pickled code{f' ({found.group(1)})' if found else ''}, which is never executed"
+            " here; resume only from checkpoints that this program wrote, and bring weights as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise DamagedCheckpointError(f"{path}: the checkpoint is damaged ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise DamagedCheckpointError(
+            f"{path}: is no checkpoint of a run (it holds a {type(content).__name__})"
+        )
+    return content
+
+
+def check_fingerprint(
+    saved: Mapping[str, Any], current: Mapping[str, Any], where: str | os.PathLike[str]
+) -> None:
+    """Refuse to resume a run under another configuration.
+
+    Args:
+        saved: flat settings in the checkpoint.
+        current: the settings of this run; leave out those that may change, such as the number of workers.
+        where: path for the message.
+
+    Raises:
+        UserError: names the first keys that differ, with both values.
+    """
+    keys = [key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
+    if keys:
+        shown = [f"{key} is {saved.get(key)!r} there and {current.get(key)!r} here" for key in keys[:_SHOWN]]
+        raise UserError(
+            f"{where}: belongs to a run of another config: {_listed(shown, len(keys))};"
+            " set them back, or use another run folder"
+        )
+
+
+def check_weights(saved: Mapping[str, Tensor], model: nn.Module, where: str | os.PathLike[str]) -> None:
+    """Refuse weights of another model.
+
+    Raises:
+        UserError: names some parameters that are missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    findings = [f"{name} is missing" for name in own if name not in saved]
+    findings += [f"{name} is unknown here" for name in saved if name not in own]
+    findings += [
+        f"{name} is {list(saved[name].shape)} there and {list(own[name].shape)} here"
+        for name in own
+        if name in saved and saved[name].shape != own[name].shape
+    ]
+    if findings:
+        raise UserError(
+            f"{where}: holds another model: {_listed(findings[:_SHOWN], len(findings))};"
+            " use the config that it was trained with, or another run folder"
+        )
+
+
+def _listed(shown: list[str], total: int) -> str:
+    return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """The operating system's error behind one that torch.save raised while unwinding its zip writer."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last: the entry lives in the folder, which has its own place on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,184 @@
+"""Several processes as one run: started by torchrun, or a single process that needs none of this.
+
+Every function also works in a single process that never called :func:`process_group`; it then costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from videomaskfeat.errors import UserError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process's number among all of the run, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes of the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0: the one that writes files and prints."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """This process's number on its own machine, as torchrun tells it; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device that this process computes on.
+
+    Args:
+        name: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` (the GPU of this process's local rank) or
+            ``cuda:N``.
+
+    Raises:
+        UserError: a GPU is asked for where there is none, or torchrun started more processes than GPUs.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise UserError(f"device={name!r}: must be auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"device={name!r}: torch {torch.__version__} finds no usable NVIDIA GPU here; set device=cpu, or"
+            " check the driver (nvidia-smi) and that torch is a CUDA build"
+        )
+    index = int(number) if number else local_rank()
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"device={name!r}: GPU {index} is asked for and this machine has {torch.cuda.device_count()};"
+            " lower torchrun's --nproc-per-node or the number after 'cuda:'"
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> Iterator[None]:
+    """Join the processes that torchrun started; without torchrun do nothing.
+
+    CPU tensors and Python objects travel by gloo, GPU tensors by NCCL.
+
+    Args:
+        device: where this process computes, from :func:`choose_device`.
+        timeout_seconds: a collective that waits longer than this for another process ends with an error, so
+            that a run of which one process died does not hang for ever.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if on_gpu else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on its device, wrapped so that gradients are averaged over all ranks (itself, if one rank).
+
+    Rank 0's initial weights are sent to all others.
+    """
+    model = model.to(device)
+    if world_size() == 1:
+        return model
+    # No model here keeps running statistics, so buffers are constants and need not travel at every forward.
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The plain module inside what :func:`parallel` returned."""
+    return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model
+
+
+def no_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """A context in which backward only adds up gradients here, without averaging them over the ranks."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks, on every rank; the argument is not changed."""
+    if world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def mean_of_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """The mean of each metric over all ranks, on every rank; all must have the same keys in one order."""
+    if world_size() == 1:
+        return metrics
+    means = mean_over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64))
+    return dict(zip(metrics, means.tolist(), strict=True))
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of every rank in order of rank, on every rank; it must be picklable."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    if world_size() > 1:
+        gather_objects(None)
+
+
+def run_on_main(function: Callable[[], T]) -> T:
+    """Call ``function`` on rank 0 only and return its (picklable) result on every rank.
+
+    If it raises, every rank raises: rank 0 the error itself, the others a UserError or RuntimeError with the
+    same message. So no rank waits for one that has stopped.
+    """
+    if world_size() == 1:
+        return function()
+    error: Exception | None = None
+    message: list[Any] = [None, None]
+    if is_main():
+        try:
+            message = ["result", function()]
+        except Exception as caught:  # handed on to every rank and raised below, none is swallowed
+            error = caught
+            message = ["mistake" if isinstance(caught, UserError) else "failure", str(caught)]
+    dist.broadcast_object_list(message, src=0)
+    if error is not None:
+        raise error
+    kind, value = message
+    if kind == "result":
+        return cast(T, value)
+    raise UserError(value) if kind == "mistake" else RuntimeError(f"rank 0: {value}")

@@ -1,0 +1,381 @@
+"""The one training loop; tasks bring a step function and a loader."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.checkpoint import CheckpointFolder, load_checkpoint
+from videomaskfeat.engine.contracts import BatchT, Loader, Stateful, StepFunction
+from videomaskfeat.engine.ema import ExponentialMovingAverage
+from videomaskfeat.engine.log import RunLog, peak_memory_mb
+from videomaskfeat.engine.optim import set_learning_rate
+from videomaskfeat.engine.options import LoopOptions
+from videomaskfeat.engine.signals import StopSignals
+from videomaskfeat.engine.state import Progress, TrainState
+from videomaskfeat.errors import RunFailed, UserError
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(RunFailed):
+    """The loss or the gradient is not finite; the weights are still those of the step before."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended."""
+
+    status: Literal["finished", "interrupted"]
+    """``interrupted``: SIGTERM or Ctrl-C came, and the run is saved and can be resumed."""
+    progress: Progress
+    checkpoint: Path
+    """The newest checkpoint."""
+    metrics: dict[str, Any]
+    """The record of the last step; empty if there was nothing left to do."""
+
+
+def train(
+    *,
+    model: nn.Module,
+    step: StepFunction[BatchT],
+    loader: Loader[BatchT],
+    optimizer: torch.optim.Optimizer,
+    learning_rate: Callable[[float], float],
+    folder: str | os.PathLike[str],
+    device: torch.device,
+    options: LoopOptions,
+    ema: ExponentialMovingAverage | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    evaluate: Callable[[], Mapping[str, float]] | None = None,
+    on_failures: Callable[[Sequence[Any]], None] | None = None,
+    extra: Mapping[str, Stateful] | None = None,
+) -> TrainResult:
+    """Train, from the newest checkpoint in the run folder if there is one.
+
+    A resumed run equals the uninterrupted one bit for bit on the CPU, from any step.
+
+    Args:
+        model: what :func:`distributed.parallel` returned; its parameters are what ``optimizer`` holds.
+        step: computes loss and metrics of a batch on ``device`` with ``model``. The loss is a mean over the
+            batch; micro-batches and ranks weigh alike.
+        loader: yields equally many batches on every rank.
+        learning_rate: fractional epoch -> rate, read before every optimiser step.
+        folder: the run folder: ``checkpoints/``, ``metrics.jsonl``, ``log.txt`` and ``tensorboard/`` go
+            there. It must be the same folder for all ranks.
+        ema: moving average to update after each step; saved with the checkpoints.
+        fingerprint: flat settings that a resumed run must share; leave out what may change.
+        resume: a checkpoint to start from where the run folder holds none yet.
+        evaluate: called on all ranks with the model in evaluation mode and without gradients; its results are
+            logged as ``evaluation/NAME``. Random numbers that it draws do not disturb the training.
+        on_failures: called on all ranks with the failures of all ranks, after the steps that had some; may
+            raise to end the run.
+        extra: further state to save and restore, by name.
+
+    Raises:
+        UserError: the run folder or checkpoint belongs to another config or model, or is damaged.
+        TrainingStopped: the loss or the gradient is not finite.
+        SaveFailed: a checkpoint could not be written.
+    """
+    run = _Run(
+        model=model,
+        step=torch.compile(step, dynamic=False) if options.compile else step,
+        loader=loader,
+        parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
+        learning_rate=learning_rate,
+        options=options,
+        steps_per_epoch=_steps_per_epoch(loader, options.accumulate),
+        state=TrainState(
+            model=distributed.unwrap(model),
+            optimizer=optimizer,
+            ema=ema,
+            device=device,
+            fingerprint=fingerprint or {},
+            extra=extra or {},
+        ),
+        checkpoints=CheckpointFolder(
+            Path(folder) / "checkpoints",
+            keep_last=options.keep_last,
+            milestone_every=options.milestone_every,
+        ),
+        evaluate=evaluate,
+        on_failures=on_failures,
+    )
+    torch.manual_seed(options.seed + distributed.rank())
+    _resume(run, resume)
+    with StopSignals() as stop, _open_log(run, folder) as log:
+        return _train(run, stop, log)
+
+
+@dataclass(frozen=True)
+class _Run(Generic[BatchT]):
+    """The parts of a run, none of which is replaced while it goes on."""
+
+    model: nn.Module
+    step: StepFunction[BatchT]
+    loader: Loader[BatchT]
+    parameters: list[nn.Parameter]
+    learning_rate: Callable[[float], float]
+    options: LoopOptions
+    steps_per_epoch: int
+    state: TrainState
+    checkpoints: CheckpointFolder
+    evaluate: Callable[[], Mapping[str, float]] | None
+    on_failures: Callable[[Sequence[Any]], None] | None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run, at least one."""
+        return max(round(self.options.epochs * self.steps_per_epoch), 1)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, as a fraction."""
+        progress = self.state.progress
+        return progress.epoch + progress.epoch_step / self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """What the micro-batches of one step left behind, besides the gradients themselves."""
+
+    values: Tensor  # float32: the loss of each micro-batch, then the mean of each metric
+    names: list[str]  # of the metrics
+    indices: list[Tensor]  # of each micro-batch
+    failures: tuple[Any, ...]
+    data_seconds: float
+
+
+def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainResult:
+    """Step until the end or a wish to stop."""
+    progress, options = run.state.progress, run.options
+    record: dict[str, Any] = {}
+    path = run.checkpoints.path(progress.step)
+    saved_at = time.monotonic()
+    run.model.train()
+    with closing(_batches(run)) as batches:
+        while progress.step < run.total_steps:
+            save_due = time.monotonic() - saved_at >= 60.0 * options.save_minutes
+            record, failures, wishes = _optimiser_step(run, batches, (stop.requested, save_due))
+            last = progress.step == run.total_steps
+            if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
+                record |= _evaluate(run, run.evaluate)
+            if log is not None:
+                log.write(record)
+            if failures and run.on_failures is not None:
+                _report(run, run.on_failures, failures, log)
+            stopping, save_due = wishes
+            if stopping or save_due or last or _is_multiple(progress.step, options.milestone_every):
+                path = _save(run, log)
+                saved_at = time.monotonic()
+            if stopping and not last:
+                return TrainResult("interrupted", progress, path, record)
+    return TrainResult("finished", progress, path, record)
+
+
+def _optimiser_step(
+    run: _Run[BatchT], batches: Iterator[BatchT], wishes: tuple[bool, bool]
+) -> tuple[dict[str, Any], list[Any], list[bool]]:
+    """One step of the optimiser.
+
+    Args:
+        wishes: what this rank would like to happen after the step.
+
+    Returns:
+        The record of the step, the failures of all ranks, and for each wish whether any rank has it.
+    """
+    started = time.perf_counter()
+    state = run.state
+    lr = run.learning_rate(run.epoch)
+    set_learning_rate(state.optimizer, lr)
+    gradients = _accumulate(run, batches)
+    norm = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
+    if run.options.clip_norm is not None:
+        clip_grads_with_norm_(run.parameters, run.options.clip_norm, norm)
+
+    # Everything that the host must know travels in one tensor: one all-reduce and one wait for the device a
+    # step. The wait stands before the optimiser step, since a loss that is not finite must not reach the
+    # weights; what it costs is the time to start the optimiser's few fused kernels.
+    own = [*wishes, bool(gradients.failures), gradients.data_seconds]
+    device = gradients.values.device
+    values = torch.cat([gradients.values, norm.reshape(1).float(), torch.tensor(own, device=device)])
+    *shared, grad_norm, stop, save, failed, data_seconds = distributed.mean_over_ranks(values).tolist()
+    losses, metrics = shared[: run.options.accumulate], shared[run.options.accumulate :]
+    loss = sum(losses) / len(losses)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise TrainingStopped(_not_finite(run, gradients, loss, grad_norm))
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update(state.model)
+
+    failures = (
+        [one for rank in distributed.gather_objects(gradients.failures) for one in rank] if failed else []
+    )
+    seconds = time.perf_counter() - started
+    samples = sum(index.numel() for index in gradients.indices) * distributed.world_size()
+    state.progress.advance(
+        steps_per_epoch=run.steps_per_epoch, samples=samples, failures=len(failures), seconds=seconds
+    )
+    record = {
+        "step": state.progress.step,
+        "epoch": run.epoch,
+        "loss": loss,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        **dict(zip(gradients.names, metrics, strict=True)),
+        "data_ms": 1e3 * data_seconds,
+        "step_ms": 1e3 * seconds,
+        "samples_per_second": samples / seconds,
+        "memory_mb": peak_memory_mb(state.device),
+        "failures": state.progress.failures,
+    }
+    return record, failures, [stop > 0, save > 0]
+
+
+def _accumulate(run: _Run[BatchT], batches: Iterator[BatchT]) -> _Gradients:
+    """Forward and backward of the micro-batches of one step."""
+    count, device = run.options.accumulate, run.state.device
+    losses: list[Tensor] = []
+    metrics: list[Mapping[str, Tensor]] = []
+    indices: list[Tensor] = []
+    failures: list[Any] = []
+    data_seconds = 0.0
+    for number in range(count):
+        asked = time.perf_counter()
+        batch = next(batches)
+        data_seconds += time.perf_counter() - asked
+        indices.append(batch.index)
+        failures += batch.failures
+        # Gradients are averaged over the ranks once, in the backward of the last micro-batch.
+        with nullcontext() if number == count - 1 else distributed.no_sync(run.model):
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.options.precision == "bf16"):
+                loss, further = run.step(batch.to(device))
+            (loss / count).backward()
+        losses.append(loss.detach().float())
+        metrics.append(further)
+    names = list(metrics[0])
+    means = [torch.stack([one[name].detach().float() for one in metrics]).mean() for name in names]
+    return _Gradients(torch.stack([*losses, *means]), names, indices, tuple(failures), data_seconds)
+
+
+def _not_finite(run: _Run[BatchT], gradients: _Gradients, loss: float, grad_norm: float) -> str:
+    """The message of a run that stops; all ranks must call it."""
+    own = gradients.values[: run.options.accumulate].isfinite().tolist()
+    bad = [one.tolist() for one, finite in zip(gradients.indices, own, strict=True) if not finite]
+    what = f"the loss is {loss}"
+    if math.isfinite(loss):  # then the gradient is at fault, and any sample of the step may be the cause
+        bad = [one.tolist() for one in gradients.indices]
+        what = f"the gradient norm is {grad_norm} (the loss {loss:.4g})"
+    samples = sorted(index for rank in distributed.gather_objects(bad) for one in rank for index in one)
+    step = run.state.progress.step
+    return (
+        f"step {step + 1} (epoch {run.epoch:.3f}): {what}; samples {samples}; stopped before the optimiser"
+        f" step, the weights are those of step {step}; look at these samples, lower the learning rate or the"
+        " gradient clip, or use fp32, and resume from the newest checkpoint"
+    )
+
+
+def _batches(run: _Run[BatchT]) -> Generator[BatchT, None, None]:
+    """All micro-batches from the present position on, epoch after epoch."""
+    epoch = run.state.progress.epoch
+    first = run.state.progress.epoch_step * run.options.accumulate
+    while True:
+        # An epoch's last micro-batches that make no whole step are left out.
+        count = run.steps_per_epoch * run.options.accumulate - first
+        yield from itertools.islice(run.loader.epoch(epoch, first), count)
+        epoch, first = epoch + 1, 0
+
+
+def _steps_per_epoch(loader: Loader[Any], accumulate: int) -> int:
+    steps = loader.batches_per_epoch // accumulate
+    if steps < 1:
+        raise UserError(
+            f"accumulate={accumulate} with {loader.batches_per_epoch} batches an epoch: not one whole"
+            " optimiser step; lower accumulate or the batch size, or bring more data"
+        )
+    return steps
+
+
+def _is_multiple(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0 = never) is due."""
+    return every > 0 and step % every == 0
+
+
+def _resume(run: _Run[Any], resume: str | os.PathLike[str] | None) -> None:
+    """Load the newest checkpoint of the run folder, or else the one given, on all ranks."""
+    content: dict[str, Any] | None = None
+
+    def find() -> str | None:
+        nonlocal content
+        newest = run.checkpoints.load_newest()
+        if newest is None and resume is not None:
+            newest = Path(resume), load_checkpoint(resume)
+        if newest is None:
+            return None
+        path, content = newest
+        return str(path)
+
+    path = distributed.run_on_main(find)
+    if path is None:
+        return
+    run.state.load_state_dict(load_checkpoint(path) if content is None else content, path)
+    progress = run.state.progress
+    logger.info("resumed from %s: step %d of %d, epoch %.3f", path, progress.step, run.total_steps, run.epoch)
+
+
+def _save(run: _Run[Any], log: RunLog | None) -> Path:
+    """Write a checkpoint; all ranks must call it."""
+    if log is not None:
+        log.flush()  # a resumed run never lacks a line of metrics
+    content = run.state.state_dict()
+    return distributed.run_on_main(lambda: run.checkpoints.save(content, run.state.progress.step))
+
+
+def _evaluate(run: _Run[Any], evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """Evaluate without touching gradients, random states or the model's mode."""
+    device = run.state.device
+    run.model.eval()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        results = evaluate()
+    run.model.train()
+    return {f"evaluation/{name}": value for name, value in results.items()}
+
+
+def _report(
+    run: _Run[Any], on_failures: Callable[[Sequence[Any]], None], failures: list[Any], log: RunLog | None
+) -> None:
+    """Tell the task of failures; if that ends the run, what it has learnt is saved first."""
+    try:
+        on_failures(failures)
+    except Exception:
+        _save(run, log)
+        raise
+
+
+def _open_log(run: _Run[Any], folder: str | os.PathLike[str]) -> RunLog | nullcontext[None]:
+    """The log of rank 0; other ranks write none."""
+    if not distributed.is_main():
+        return nullcontext()
+    return RunLog(
+        folder,
+        first_step=run.state.progress.step,
+        total_steps=run.total_steps,
+        unit=run.options.unit,
+        seconds_between_lines=run.options.seconds_between_lines,
+        tensorboard=run.options.tensorboard,
+    )

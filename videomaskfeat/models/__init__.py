@@ -1,1 +1,63 @@
 """Encoders, heads and weights: tensors in, tensors out; no losses and no pictures."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from videomaskfeat.errors import UserError, nearest
+
+__all__ = ["create_model"]
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a named model with fresh weights, drawn from torch's global generator (seed it first).
+
+    >>> create_model("maskfeat_mvitv2_s", drop_path=0.1)  # doctest: +SKIP
+
+    Args:
+        name: one of ``videomaskfeat.models.zoo.MODELS``: mvitv2_s, mvitv2_b, mvitv2_l (encoders),
+            maskfeat_mvitv2_s, maskfeat_mvitv2_l (their pre-training forms), and a nano of both for CPUs.
+        arguments: what differs from the named model; see :class:`~videomaskfeat.models.mvit.MViT` and
+            :class:`~videomaskfeat.models.maskfeat.MaskFeat`. Lists are taken as tuples.
+
+    Returns:
+        The model in training mode. Its ``created_as`` holds the name and all arguments, for
+        :func:`~videomaskfeat.models.weights.save_weights`.
+
+    Raises:
+        UserError: unknown name or argument, or a value outside its range.
+    """
+    from videomaskfeat.models.zoo import MODELS
+
+    if name not in MODELS:
+        raise UserError(f"model {name!r} is not known{nearest(name, MODELS)}; known: {', '.join(MODELS)}")
+    named = MODELS[name]
+    resolved = {**named.arguments, **{key: _as_tuple(value) for key, value in arguments.items()}}
+    known = _argument_names(named.build)
+    for key in resolved:
+        if key not in known:
+            raise UserError(f"model {name!r} has no argument {key!r}{nearest(key, known)}")
+    model = named.build(**resolved)
+    model.created_as = (name, resolved)  # type: ignore[assignment]
+    return model
+
+
+def _argument_names(build: type[nn.Module]) -> list[str]:
+    """The keyword arguments of a model class and, where it passes the rest on, of its parents."""
+    names: list[str] = []
+    for cls in build.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+        names += [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists, as YAML and JSON bring them, become tuples all the way down."""
+    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,170 @@
+"""Pooled multi-head attention with decomposed relative positions, fused."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.cubes import Triple
+from videomaskfeat.models.pooling import depthwise_conv3d
+from videomaskfeat.models.positions import axis_offsets, key_codes, table_length
+
+
+class TokenPool(nn.Module):
+    """The weights of a depthwise pooling convolution that all heads share: ``weight`` [d, 1, kt, kh, kw]."""
+
+    def __init__(self, head_width: int, kernel: Triple) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(head_width, 1, *kernel))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+
+class PooledAttention(nn.Module):
+    """Multi-head pooling attention (MViTv2, section 3.1), equal to PySlowFast's to rounding.
+
+    Queries, keys and values each go through a depthwise convolution and a layer norm over the head width.
+    The relative bias of a pair is ``q.Rt[t_q, t_k] + q.Rh[h_q, h_k] + q.Rw[w_q, w_k]``. It depends on the key
+    through three small indices only, so each query carries its three bias vectors and each key three one-hot
+    vectors: their dot product is the bias, and no attention matrix is ever stored. The class token's row and
+    column have no bias, and it is neither pooled nor added back by the residual pooling.
+
+    Args:
+        in_width: width of the incoming tokens.
+        width: width of queries, keys, values and of the result.
+        heads: number of heads, M; the head width is d = width / heads.
+        grid: the token grid at the native clip size; it sets the lengths of the relative tables.
+        pool_kernel: kernel of the pooling convolutions; odd, padded by half.
+        q_stride: pooling stride of the queries.
+        kv_stride: pooling stride of keys and values.
+        qkv_bias: whether the first linear layer has a bias.
+        relative_space: learn relative tables for height and width.
+        relative_time: learn a relative table for time.
+        residual_pooling: add the pooled queries to the result.
+        class_token: whether the first token is the class token.
+    """
+
+    def __init__(
+        self,
+        in_width: int,
+        width: int,
+        heads: int,
+        *,
+        grid: TokenGrid,
+        pool_kernel: Triple = (3, 3, 3),
+        q_stride: Triple = (1, 1, 1),
+        kv_stride: Triple = (1, 1, 1),
+        qkv_bias: bool = True,
+        relative_space: bool = True,
+        relative_time: bool = True,
+        residual_pooling: bool = True,
+        class_token: bool = True,
+    ) -> None:
+        super().__init__()
+        head_width = width // heads
+        self.width = width
+        self.heads = heads
+        self.head_width = head_width
+        self.q_stride = q_stride
+        self.kv_stride = kv_stride
+        self.residual_pooling = residual_pooling
+        self.prefix = int(class_token)
+        self.axes = "t" * relative_time + "hw" * relative_space
+
+        queries, keys = grid.pooled(q_stride), grid.pooled(kv_stride)
+        for axis in sorted(self.axes):
+            length = table_length(getattr(queries, axis), getattr(keys, axis))
+            self.register_parameter(f"rel_pos_{axis}", nn.Parameter(torch.empty(length, head_width)))
+            nn.init.trunc_normal_(self.get_parameter(f"rel_pos_{axis}"), std=0.02)
+        self.qkv = nn.Linear(in_width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.pool_q = TokenPool(head_width, pool_kernel)
+        self.norm_q = nn.LayerNorm(head_width, eps=1e-6)
+        self.pool_k = TokenPool(head_width, pool_kernel)
+        self.norm_k = nn.LayerNorm(head_width, eps=1e-6)
+        self.pool_v = TokenPool(head_width, pool_kernel)
+        self.norm_v = nn.LayerNorm(head_width, eps=1e-6)
+
+    def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
+        """Tokens [B, P+N, D] on ``grid`` (P = 1 with a class token) -> [B, P+N', width] and the new grid."""
+        q_grid, k_grid = grid.pooled(self.q_stride), grid.pooled(self.kv_stride)
+        q, k, v = self._pooled_heads(tokens, grid)  # [B, P+N', M, d], keys and values [B, P+N", M, d]
+        if self.axes:
+            result = self._biased_attention(q, k, v, q_grid, k_grid)
+        else:
+            result = _attention(q, k, v, scale=self.head_width**-0.5)
+        if self.residual_pooling:
+            first, rest = result.split([self.prefix, q_grid.size], dim=1)
+            result = torch.cat([first, rest + q[:, self.prefix :]], dim=1)
+        return self.proj(result.flatten(2)), q_grid
+
+    def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, pooled and normalised, [B, P+N', M, d] each."""
+        heads = (self.heads, self.head_width)
+        first, rest = self.qkv(tokens).split([self.prefix, grid.size], dim=1)  # [B, P, 3D], [B, N, 3D]
+        q_rest, kv_rest = rest.unflatten(1, grid.shape).split([self.width, 2 * self.width], dim=-1)
+        q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
+        kv_weights = (self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads
+        q = depthwise_conv3d(q_rest, q_weight, self.q_stride).flatten(1, 3)  # [B, N', D]
+        kv = depthwise_conv3d(kv_rest, torch.cat(kv_weights), self.kv_stride).flatten(1, 3)  # [B, N", 2D]
+        q_first, kv_first = first.split([self.width, 2 * self.width], dim=-1)
+        q = torch.cat([q_first, q], dim=1).unflatten(-1, heads)
+        k, v = torch.cat([kv_first, kv], dim=1).unflatten(-1, (2, *heads)).unbind(2)
+        return self.norm_q(q), self.norm_k(k), self.norm_v(v)
+
+    def _biased_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, q_grid: TokenGrid, k_grid: TokenGrid
+    ) -> Tensor:
+        """Attention with the relative bias inside the widened head, [B, P+N', M, d]."""
+        biases = self._bias_vectors(q[:, self.prefix :].unflatten(1, q_grid.shape), q_grid, k_grid)
+        extra = sum(bias.shape[-1] for bias in biases)
+        # The fused kernels want one width for all three, a multiple of 8.
+        padding = -(self.head_width + extra) % 8
+        bias = F.pad(torch.cat(biases, dim=-1).flatten(1, 3), (0, padding, 0, 0, self.prefix, 0))
+        codes = key_codes(k_grid, self.axes, prefix=self.prefix, width=extra + padding, like=k)
+        codes = codes[:, None].expand(k.shape[0], -1, self.heads, -1)
+        q = torch.cat([q, bias], dim=-1)
+        k = torch.cat([k * self.head_width**-0.5, codes], dim=-1)
+        v = F.pad(v, (0, extra + padding))
+        return _attention(q, k, v, scale=1.0)[..., : self.head_width]
+
+    def _bias_vectors(self, q: Tensor, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor]:
+        """For each axis the bias of every query towards each key index, [B, t, h, w, M, keys]."""
+        biases = []
+        for axis in self.axes:
+            table = self.get_parameter(f"rel_pos_{axis}")
+            offsets = axis_offsets(table, getattr(q_grid, axis), getattr(k_grid, axis))
+            biases.append(_AXIS_PRODUCT[axis](q, offsets.to(q.dtype)))
+        return biases
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Fused attention on the token layout, [B, N, M, d] each; the heads stay where they are in memory."""
+    result = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
+    )
+    return result.transpose(1, 2)
+
+
+def _time_product(q: Tensor, offsets: Tensor) -> Tensor:
+    """q [B, t, h, w, M, d] . R [t, k, d] -> [B, t, h, w, M, k]."""
+    product = q.flatten(2, 4) @ offsets.transpose(1, 2)  # [B, t, h*w*M, k]
+    return product.unflatten(2, q.shape[2:5])
+
+
+def _height_product(q: Tensor, offsets: Tensor) -> Tensor:
+    """q [B, t, h, w, M, d] . R [h, k, d] -> [B, t, h, w, M, k]."""
+    product = q.flatten(3, 4) @ offsets.transpose(1, 2)  # [B, t, h, w*M, k]
+    return product.unflatten(3, q.shape[3:5])
+
+
+def _width_product(q: Tensor, offsets: Tensor) -> Tensor:
+    """q [B, t, h, w, M, d] . R [w, k, d] -> [B, t, h, w, M, k]."""
+    heads = q.shape[4]
+    columns = q.flatten(0, 2).flatten(1, 2).transpose(0, 1)  # [w*M, B*t*h, d]
+    product = columns @ offsets.repeat_interleave(heads, dim=0).transpose(1, 2)  # [w*M, B*t*h, k]
+    return product.transpose(0, 1).unflatten(1, q.shape[3:5]).unflatten(0, q.shape[:3])
+
+
+_AXIS_PRODUCT = {"t": _time_product, "h": _height_product, "w": _width_product}

@@ -49,7 +49,7 @@ def hog_features(frames: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
     one_pass = frames.is_cuda or torch.compiler.is_compiling()
     chunk = max(frames.shape[0], 1) if one_pass else 1
     with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
-        parts = [_cell_histograms(part.float(), bins, cell) for part in frames.split(chunk)]
+        parts = [_cell_histograms(part.float().contiguous(), bins, cell) for part in frames.split(chunk)]
         histograms = F.normalize(torch.cat(parts), dim=-1, eps=1e-12)
     return histograms.permute(0, 1, 4, 2, 3)  # [B, C, bins, H/cell, W/cell]
 

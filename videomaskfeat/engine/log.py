@@ -36,7 +36,8 @@ class RunLog:
 
     ``metrics.jsonl`` gets each step exactly once: when a run is resumed, lines behind the checkpoint are
     dropped (their steps come again). ``log.txt`` gets every message of the package, and a progress line now
-    and then. On a terminal a progress bar stands at the bottom; elsewhere the progress line is a message of level INFO.
+    and then. On a terminal a progress bar stands at the bottom; elsewhere the progress line is a message of
+    level INFO.
 
     Args:
         folder: the run folder; created if need be.

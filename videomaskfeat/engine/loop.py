@@ -169,8 +169,8 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
     run.model.train()
     with closing(_batches(run)) as batches:
         while progress.step < run.total_steps:
-            save_due = time.monotonic() - saved_at >= 60.0 * options.save_minutes
-            record, failures, wishes = _optimiser_step(run, batches, (stop.requested, save_due))
+            minutes = (time.monotonic() - saved_at) / 60.0
+            record, failures, stopping, save_due = _optimiser_step(run, batches, stop, minutes)
             last = progress.step == run.total_steps
             if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
                 record |= _evaluate(run, run.evaluate)
@@ -178,7 +178,6 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
                 log.write(record)
             if failures and run.on_failures is not None:
                 _report(run, run.on_failures, failures, log)
-            stopping, save_due = wishes
             if stopping or save_due or last or _is_multiple(progress.step, options.milestone_every):
                 path = _save(run, log)
                 saved_at = time.monotonic()
@@ -188,15 +187,12 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
 
 
 def _optimiser_step(
-    run: _Run[BatchT], batches: Iterator[BatchT], wishes: tuple[bool, bool]
-) -> tuple[dict[str, Any], list[Any], list[bool]]:
+    run: _Run[BatchT], batches: Iterator[BatchT], stop: StopSignals, minutes_since_save: float
+) -> tuple[dict[str, Any], list[Any], bool, bool]:
     """One step of the optimiser.
 
-    Args:
-        wishes: what this rank would like to happen after the step.
-
     Returns:
-        The record of the step, the failures of all ranks, and for each wish whether any rank has it.
+        The record of the step, the failures of all ranks, and whether any rank wants to stop or to save.
     """
     started = time.perf_counter()
     state = run.state
@@ -210,10 +206,11 @@ def _optimiser_step(
     # Everything that the host must know travels in one tensor: one all-reduce and one wait for the device a
     # step. The wait stands before the optimiser step, since a loss that is not finite must not reach the
     # weights; what it costs is the time to start the optimiser's few fused kernels.
-    own = [*wishes, bool(gradients.failures), gradients.data_seconds]
+    save_due = minutes_since_save >= run.options.save_minutes
+    own = [stop.requested, save_due, bool(gradients.failures), gradients.data_seconds]
     device = gradients.values.device
     values = torch.cat([gradients.values, norm.reshape(1).float(), torch.tensor(own, device=device)])
-    *shared, grad_norm, stop, save, failed, data_seconds = distributed.mean_over_ranks(values).tolist()
+    *shared, grad_norm, stopping, saving, failed, data_seconds = distributed.mean_over_ranks(values).tolist()
     losses, metrics = shared[: run.options.accumulate], shared[run.options.accumulate :]
     loss = sum(losses) / len(losses)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -244,7 +241,7 @@ def _optimiser_step(
         "memory_mb": peak_memory_mb(state.device),
         "failures": state.progress.failures,
     }
-    return record, failures, [stop > 0, save > 0]
+    return record, failures, stopping > 0, saving > 0
 
 
 def _accumulate(run: _Run[BatchT], batches: Iterator[BatchT]) -> _Gradients:

@@ -1,0 +1,64 @@
+"""Run functions in processes of their own, to kill them or to let them train together."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from videomaskfeat.engine import distributed
+
+# Children are forked from a small server that has imported torch once but never computed.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["videomaskfeat.engine.loop"])
+
+
+def exit_code(function: Callable[..., None], *arguments: Any) -> int | None:
+    """Call a function in a new process; minus the signal if one killed it."""
+    process = _context.Process(target=_single_threaded, args=(function, *arguments))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode is not None, "the process hangs"
+    return process.exitcode
+
+
+def exit_codes_of_ranks(count: int, function: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Call a function in ``count`` processes that are ranks of one run, as torchrun would start them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        _context.Process(target=_as_rank, args=(rank, count, port, function, *arguments))
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    hanging = [process for process in processes if process.exitcode is None]
+    for process in hanging:
+        process.kill()
+    assert not hanging, "a rank hangs"
+    return [process.exitcode for process in processes]
+
+
+def _single_threaded(function: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def _as_rank(rank: int, count: int, port: int, function: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    with distributed.process_group(torch.device("cpu"), timeout_seconds=60):
+        function(*arguments)

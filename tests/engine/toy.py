@@ -1,0 +1,156 @@
+"""A training of milliseconds: made-up vectors, a network with dropout, moving average, accumulation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.ema import ExponentialMovingAverage
+from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.engine.optim import adamw, parameter_groups
+from videomaskfeat.engine.options import LoopOptions
+from videomaskfeat.engine.schedule import WarmupCosine
+
+SAMPLES, STEPS_PER_EPOCH, BATCH = 50, 6, 8  # two samples are left over every epoch
+CPU = torch.device("cpu")
+TIMES = ("data_ms", "step_ms", "samples_per_second", "memory_mb")
+
+
+@dataclass(frozen=True)
+class ToyBatch:
+    """Vectors and their numbers."""
+
+    inputs: Tensor
+    index: Tensor
+    failures: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> ToyBatch:
+        return ToyBatch(self.inputs.to(device), self.index, self.failures)
+
+
+class ToyLoader:
+    """The contract of the real loader: the stream is a pure function of epoch and batch number."""
+
+    def __init__(
+        self, *, accumulate: int, failing: tuple[int, ...] = (), poisoned: int | None = None
+    ) -> None:
+        self.accumulate, self.failing, self.poisoned = accumulate, failing, poisoned
+        generator = torch.Generator().manual_seed(7)
+        self.data = torch.randn(SAMPLES, 6, generator=generator)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return STEPS_PER_EPOCH * self.accumulate
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[ToyBatch]:
+        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(epoch))
+        parts = self.accumulate * distributed.world_size()
+        for number in range(first_batch, self.batches_per_epoch):
+            step, micro = divmod(number, self.accumulate)
+            whole = order[step * BATCH : (step + 1) * BATCH]
+            index = whole.chunk(parts)[distributed.rank() * self.accumulate + micro]
+            inputs = self.data[index].clone()
+            if self.poisoned is not None:
+                inputs[index == self.poisoned] = float("nan")
+            yield ToyBatch(inputs, index, tuple(f"bad {i}" for i in index.tolist() if i in self.failing))
+
+
+def toy_model(dropout: float = 0.3) -> nn.Module:
+    """A network of some 200 parameters, the same every time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.GELU(), nn.Dropout(dropout), nn.Linear(12, 6))
+
+
+def train_toy(
+    folder: Path,
+    *,
+    accumulate: int = 2,
+    dropout: float = 0.3,
+    epochs: float = 3,
+    loader: ToyLoader | None = None,
+    before_forward: Callable[[int], None] | None = None,
+    fingerprint: dict[str, Any] | None = None,
+    with_ema: bool = True,
+    model: nn.Module | None = None,
+    save_minutes: float = 1e9,
+    milestone_every: int = 4,
+    **arguments: Any,
+) -> TrainResult:
+    """Train on the CPU; ``before_forward`` is called with the number of each forward from 0."""
+    plain = toy_model(dropout) if model is None else model
+    model = distributed.parallel(plain, CPU)
+    calls = iter(range(10**9))
+
+    def step(batch: ToyBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        if before_forward is not None:
+            before_forward(next(calls))
+        error = model(batch.inputs) - batch.inputs
+        return error.square().mean(), {"absolute_error": error.abs().mean()}
+
+    options = {
+        name: arguments.pop(name) for name in list(arguments) if name in LoopOptions.__dataclass_fields__
+    }
+    options = {"tensorboard": False, "clip_norm": 0.5, **options}
+    schedule = WarmupCosine(base_lr=0.02, start_lr=0.001, end_lr=0.0, warmup_epochs=1, epochs=3)
+    return train(
+        model=model,
+        step=step,
+        loader=loader or ToyLoader(accumulate=accumulate),
+        optimizer=adamw(parameter_groups(plain.named_parameters(), base_lr=0.02, weight_decay=0.05)),
+        learning_rate=schedule,
+        folder=folder,
+        device=CPU,
+        ema=ExponentialMovingAverage(plain, decay=0.9) if with_ema else None,
+        fingerprint={"width": 12} if fingerprint is None else fingerprint,
+        options=LoopOptions(
+            epochs=epochs,
+            accumulate=accumulate,
+            save_minutes=save_minutes,
+            milestone_every=milestone_every,
+            **options,
+        ),
+        **arguments,
+    )
+
+
+def final_state(folder: Path, step: int = 18) -> dict[str, Any]:
+    """The checkpoint of a step without the time it took."""
+    state = torch.load(folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+    del state["progress"]["seconds"]
+    return dict(state)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def differences(one: Any, two: Any, where: str = "") -> list[str]:
+    """The places where two nested states differ in any bit."""
+    if isinstance(one, Tensor):
+        same = one.dtype == two.dtype and torch.equal(one, two)
+        return [] if same else [where]
+    if isinstance(one, dict):
+        if one.keys() != two.keys():
+            return [f"{where} keys"]
+        return [bad for key in one for bad in differences(one[key], two[key], f"{where}/{key}")]
+    if isinstance(one, (list, tuple)):
+        if len(one) != len(two):
+            return [f"{where} length"]
+        pairs = enumerate(zip(one, two, strict=True))
+        return [bad for i, (a, b) in pairs for bad in differences(a, b, f"{where}/{i}")]
+    return [] if one == two else [where]
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    """Weights, optimiser, average, random state, progress and every logged number are equal bit for bit."""
+    assert differences(final_state(folder), final_state(reference)) == []
+    assert metrics(folder) == metrics(reference)

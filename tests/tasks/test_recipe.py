@@ -1,0 +1,59 @@
+"""The recipe in a weights file: what is written is what is read, and every damage is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.tasks.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe, read_recipe
+
+
+def write(path: Path, metadata: dict[str, str]) -> Path:
+    save_file({"weight": torch.zeros(1)}, path, metadata=metadata)
+    return path
+
+
+def test_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    recipe = PretrainRecipe(
+        clip=ClipRecipe(
+            frames=8, stride=1.5, crop=64, target_fps=None, short_video="loop", mean=0.4, std=0.2
+        ),
+        mask=MaskRecipe(kind="tube", ratio=0.7, cell=(8, 16, 16)),
+        target="hog",
+        target_arguments={"bins": 6, "cell": 16},
+    )
+    assert read_recipe(write(tmp_path / "a.safetensors", {METADATA_KEY: recipe.to_json()})) == recipe
+
+
+def test_recipe_fills_in_what_an_older_file_lacks() -> None:
+    text = '{"clip": {"frames": 16, "stride": 4, "crop": 224}, "target": {"name": "hog"}}'
+    assert PretrainRecipe.from_json(text) == PretrainRecipe(ClipRecipe(frames=16, stride=4, crop=224))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no pre-training recipe"),
+        ("[]", "no pre-training recipe"),
+        ('{"target": {"name": "hog"}}', "'clip'"),
+        ('{"clip": {"frames": 1, "stride": 1, "crop": 1, "colour": 2}, "target": {"name": "hog"}}', "colour"),
+    ],
+)
+def test_damaged_recipe_is_named(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: text})
+    with pytest.raises(UserError, match=f"a.safetensors: its metadata key 'pretrain' holds.*{words}"):
+        read_recipe(path)
+
+
+def test_file_without_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no pre-training recipe"):
+        read_recipe(write(tmp_path / "a.safetensors", {"model": "x"}))
+    (tmp_path / "b.safetensors").write_bytes(b"PK" + bytes(100))
+    with pytest.raises(UserError, match="not a safetensors file"):
+        read_recipe(tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="no such weights file"):
+        read_recipe(tmp_path / "c.safetensors")

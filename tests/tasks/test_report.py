@@ -1,0 +1,211 @@
+"""The report: everything recorded is on the page, nothing else is asked for, and what lacks is said to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.engine.loop import train
+from videomaskfeat.engine.options import LoopOptions
+from videomaskfeat.errors import UserError
+from videomaskfeat.tasks.report import metric_columns, report
+from videomaskfeat.viz.pictures import ClipDrawing, write_film, write_picture
+
+MISSING = "not recorded"
+
+
+class Page(HTMLParser):
+    """What a browser would see: the text outside of style, the addresses, the tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        self.addresses += [
+            value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")
+        ]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] and self.tags[-1][0] == "style":
+            return
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def write_metrics(run: Path, rows: int = 60, **more: float) -> None:
+    lines = [
+        {"step": step, "epoch": step / 20, "loss": 0.2 - step / 1000, "failures": 0, **more}
+        for step in range(1, rows + 1)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run folder whose every text wants to be markup."""
+    folder = tmp_path / "run <1>"
+    (folder / "pictures").mkdir(parents=True)
+    write_metrics(
+        folder, lr=1e-3, grad_norm=0.1, data_ms=2.0, step_ms=40.0, samples_per_second=25.0, memory_mb=1500.0
+    )
+    config = {"model": {"name": "<b>nano</b>"}, "data": {"train": "a&b.csv"}, "optim": {"epochs": 3}}
+    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    summary = {
+        "heldout_trained": 0.03,
+        "heldout_constant": 0.05,
+        "heldout_untrained": 0.12,
+        "heldout_clips": 40,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "environment.json").write_text(json.dumps({"torch": {"version": "<2>"}, "gpus": ["x", "y"]}))
+    failure = json.dumps({"path": "<script>alert(1)</script>.mp4", "cause": 'zero "bytes"'})
+    (folder / "failures.jsonl").write_text(f"{failure}\n{failure}\n")
+    drawing = ClipDrawing(
+        "clip",
+        np.zeros((2, 16, 16, 3), np.uint8),
+        np.ones((1, 1, 1), bool),
+        np.ones((1, 1, 1, 108), np.float32),
+    )
+    write_picture(folder / "pictures/clip_&.png", drawing)
+    write_film(folder / "pictures/clip_&.mp4", drawing)
+    return folder
+
+
+def test_report_of_a_whole_run_holds_everything(run: Path) -> None:
+    path = report(run)
+    assert path == run / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    for expected in (
+        "run <1> finished",
+        "Model: <b>nano</b> · Data: a&b.csv",
+        "on 40 clips that it never saw, 40% below the best constant",
+        "0.0300",
+        "0.0500",
+        "0.1200",
+        "3 of 3",
+        "mean of 50 steps; the first was 0.1990",
+        "5.0% of it waiting for data",
+        "1.50 GB",
+        '<script>alert(1)</script>.mp4 zero "bytes" 2',
+        "torch.version <2>",
+        "gpus x, y",
+        "clip_&.png",
+    ):
+        assert expected in page.text
+    assert MISSING not in page.text
+    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+
+
+def test_report_escapes_and_asks_for_nothing_outside(run: Path) -> None:
+    html = report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "b", "iframe", "object"}
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", re.sub(r'base64,[^"]*', "", html))
+    assert len(page.addresses) == 2
+    assert all(re.match(r"data:(image/png|video/mp4);base64,", address) for address in page.addresses)
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+
+
+def test_report_of_a_run_in_progress_says_what_is_missing(tmp_path: Path) -> None:
+    write_metrics(tmp_path, rows=3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    page = Page(report(tmp_path, tmp_path / "out.html").read_text(encoding="utf-8"))
+    assert "in progress, or stopped before its end" in page.text
+    assert f"Model: {MISSING} · Data: {MISSING}" in page.text
+    assert "metrics.jsonl: 1 unreadable line(s) left out" in page.text
+    assert "None: every video could be read." in page.text  # the steps counted 0 failures
+    for heading in ("Held-out loss", "Learning rate", "Pictures", "Peak memory", "Environment"):
+        assert f"{heading} {MISSING}" in page.text
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_damaged_files_are_noted_and_the_rest_is_shown(run: Path) -> None:
+    (run / "summary.json").write_text("{")
+    (run / "environment.json").write_text("[1]")
+    (run / "config.yaml").write_text("a: [")
+    page = Page(report(run).read_text(encoding="utf-8"))
+    assert "summary.json: no JSON object, left out." in page.text
+    assert "environment.json: no JSON object, left out." in page.text
+    assert "a: [" in page.text  # the config as it stands
+
+
+def test_media_past_the_limit_are_left_out_and_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    png = (run / "pictures/clip_&.png").stat().st_size
+    monkeypatch.setattr("videomaskfeat.tasks.report.MEDIA_BYTES", png)
+    page = Page(report(run).read_text(encoding="utf-8"))
+    assert len(page.addresses) == 1
+    assert "1 file(s) of pictures/ left out" in page.text
+
+
+def test_missing_folder_and_missing_metrics_are_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such run folder; give"):
+        report(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no metrics"):
+        report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no step yet"):
+        report(tmp_path)
+
+
+def test_columns_are_sorted_and_the_last_record_of_a_step_counts() -> None:
+    columns = metric_columns(
+        [{"step": 2, "loss": 5.0}, {"step": 1, "lr": None}, {"step": 2, "loss": 3.0, "lr": 0.5}]
+    )
+    assert columns["step"].tolist() == [1.0, 2.0]
+    np.testing.assert_array_equal(columns["loss"], [np.nan, 3.0])
+    np.testing.assert_array_equal(columns["lr"], [np.nan, 0.5])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    index: Tensor
+    failures: tuple[()] = ()
+
+    def to(self, device: torch.device) -> _Batch:
+        return self
+
+
+class _Loader:
+    batches_per_epoch = 4
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[_Batch]:
+        for _ in range(first_batch, 4):
+            yield _Batch(torch.arange(2))
+
+
+def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
+    """The loop's names are the report's names."""
+    model = nn.Linear(1, 1)
+    train(
+        model=model,
+        step=lambda batch: (model(batch.index[:, None].float()).square().mean(), {}),
+        loader=_Loader(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        learning_rate=lambda epoch: 0.01,
+        folder=tmp_path,
+        device=torch.device("cpu"),
+        options=LoopOptions(epochs=2, tensorboard=False),
+        evaluate=lambda: {"heldout_loss": 0.5},
+    )
+    page = Page(report(tmp_path).read_text(encoding="utf-8"))
+    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+    assert "held out" in page.text
+    assert f"Clips a second {MISSING}" not in page.text

@@ -1,0 +1,257 @@
+"""The report of a run: one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from videomaskfeat.viz import page
+from videomaskfeat.viz.curves import Curve, line_chart
+
+_FAILURES_SHOWN = 200
+_NOW = 50  # steps behind "loss now"
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture or film of the run: file name and content, PNG or mp4 by the name's ending."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run; None where nothing was recorded.
+
+    Attributes:
+        name: of the run.
+        metrics: float [n] a name, one value a recorded step, NaN where a step lacks it: always ``step``, and
+            ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``data_ms``, ``step_ms`` (data included),
+            ``samples_per_second``, ``memory_mb`` and ``evaluation/heldout_loss`` where recorded.
+        summary: written when a run ends: ``heldout_trained``, ``heldout_constant``, ``heldout_untrained``,
+            ``heldout_clips``; whatever else it holds is listed.
+        model: name of the model.
+        data: list or folder that was trained on.
+        epochs: passes over the data that the run is to make.
+        config: the resolved config as text.
+        environment: versions, machine, devices; may be nested.
+        failures: a mapping each time a video could not be read, with ``path`` and ``cause``.
+        media: pictures and films.
+        notes: what could not be read or was left out, a sentence each.
+    """
+
+    name: str
+    metrics: Mapping[str, np.ndarray]
+    summary: Mapping[str, Any] | None = None
+    model: str | None = None
+    data: str | None = None
+    epochs: float | None = None
+    config: str | None = None
+    environment: Mapping[str, Any] | None = None
+    failures: Sequence[Mapping[str, Any]] | None = None
+    media: Sequence[Media] = ()
+    notes: Sequence[str] = ()
+
+
+def render_report(facts: RunFacts, *, version: str) -> str:
+    """The report as one HTML document without any reference outside itself.
+
+    Args:
+        facts: what is known of the run.
+        version: of the package, for the footer.
+    """
+    body = [
+        _header(facts),
+        page.section("Held-out loss", _verdict(facts.summary or {})),
+        page.section("Run", _numbers(facts)),
+        page.section("Curves", _curves(facts)),
+        page.section("Pictures", *(map(_figure, facts.media) if facts.media else [page.NOT_RECORDED])),
+        page.section("Videos that could not be read", _failures(facts.failures)),
+        page.section("Set-up", *_setup(facts)),
+        f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
+    ]
+    return page.page(f"{facts.name} · videomaskfeat", body)
+
+
+def _header(facts: RunFacts) -> str:
+    kind, status = "running", "in progress, or stopped before its end"
+    if facts.summary is not None:
+        kind, status = "finished", "finished"
+    lines = [
+        f"{name}: {page.NOT_RECORDED if value is None else escape(value)}"
+        for name, value in (("Model", facts.model), ("Data", facts.data))
+    ]
+    notes = "".join(f'<p class="bad">{escape(note)}</p>' for note in facts.notes)
+    return (
+        f'<header><div class="head"><h1>{escape(facts.name)}</h1>'
+        f'<span class="status {kind}">{status}</span></div>'
+        f"<p>{' · '.join(lines)}</p>{notes}</header>"
+    )
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """Trained against the best constant and the untrained model, in numbers and in a sentence."""
+    names = {
+        "heldout_trained": "This model",
+        "heldout_constant": "Best constant prediction",
+        "heldout_untrained": "Untrained model",
+    }
+    losses = {key: _number(summary.get(key)) for key in names}
+    known = [loss for loss in losses.values() if loss is not None]
+    if not known:
+        return f"<p>{page.NOT_RECORDED}</p>"
+    cards = []
+    for key, name in names.items():
+        loss = losses[key]
+        share = None if loss is None else loss / (max(known) or 1.0)
+        text = None if loss is None else f"{loss:.4f}"
+        best = key == "heldout_trained" and loss is not None and loss == min(known)
+        cards.append(page.card(name, text, share=share, best=best))
+    trained, constant = losses["heldout_trained"], losses["heldout_constant"]
+    sentence = ""
+    if trained is not None and constant:
+        change = 1 - trained / constant
+        word = "below" if change >= 0 else "above"
+        clips = _number(summary.get("heldout_clips"))
+        on = f"on {clips:.0f} clips that it never saw, " if clips else ""
+        sentence = (
+            f"<p>Mean squared error over the hidden positions {on}{abs(change):.0%} {word} the best constant "
+            "(the mean of the very targets it is measured on).</p>"
+        )
+    return page.cards(cards) + sentence
+
+
+def _numbers(facts: RunFacts) -> str:
+    steps, epochs = facts.metrics["step"], facts.epochs
+    epoch = next(iter(_finite(facts, "epoch")[-1:]), None)
+    loss, speed, memory = (_finite(facts, key) for key in ("loss", "samples_per_second", "memory_mb"))
+    data, step = _finite(facts, "data_ms"), _finite(facts, "step_ms")
+    waiting = f"{data.sum() / step.sum():.1%} of it waiting for data" if len(data) and step.sum() else ""
+    failures = facts.failures
+    unreadable = None if failures is None else str(len({str(one.get("path", "")) for one in failures}))
+    return page.cards(
+        [
+            page.card("Steps", f"{steps[-1]:.0f}"),
+            page.card(
+                "Epochs",
+                None if epoch is None else f"{epoch:.4g}" + (f" of {epochs:.4g}" if epochs else ""),
+                share=min(1.0, float(epoch) / epochs) if epochs and epoch is not None else None,
+            ),
+            page.card(
+                "Training loss now",
+                f"{loss[-_NOW:].mean():.4f}" if len(loss) else None,
+                f"mean of {len(loss[-_NOW:])} steps; the first was {loss[0]:.4f}" if len(loss) else "",
+            ),
+            page.card(
+                "Clips a second",
+                f"{np.median(speed):.3g}" if len(speed) else None,
+                "median over the steps" if len(speed) else "",
+            ),
+            page.card("A step", f"{np.median(step):.3g} ms" if len(step) else None, waiting),
+            page.card("Peak memory", f"{memory.max() / 1000:.2f} GB" if len(memory) else None),
+            page.card("Unreadable videos", unreadable),
+        ]
+    )
+
+
+def _curves(facts: RunFacts) -> str:
+    constant = _number((facts.summary or {}).get("heldout_constant"))
+
+    def one(title: str, names: Mapping[str, str], **options: Any) -> str:
+        curves = [
+            Curve(name, facts.metrics["step"], facts.metrics[key])
+            for key, name in names.items()
+            if len(_finite(facts, key))
+        ]
+        svg = line_chart(curves, title=title, **options)
+        return page.chart(title, svg, [curve.name for curve in curves])
+
+    levels = {} if constant is None else {"best constant": constant}
+    return page.charts(
+        [
+            one(
+                "Loss",
+                {"loss": "training", "evaluation/heldout_loss": "held out"},
+                from_zero=True,
+                levels=levels,
+            ),
+            one("Learning rate", {"lr": "learning rate"}, from_zero=True, smooth=False),
+            one("Gradient norm, before clipping", {"grad_norm": "gradient norm"}, log=True),
+            one("Milliseconds a step", {"step_ms": "in all", "data_ms": "data"}, log=True),
+            one("Clips a second", {"samples_per_second": "clips a second"}, from_zero=True),
+            one("Peak memory, MB", {"memory_mb": "memory"}, from_zero=True, smooth=False),
+        ]
+    )
+
+
+def _failures(failures: Sequence[Mapping[str, Any]] | None) -> str:
+    if failures is None:
+        return f"<p>{page.NOT_RECORDED}</p>"
+    if not failures:
+        return "<p>None: every video could be read.</p>"
+    times = Counter((str(one.get("path", "")), str(one.get("cause", ""))) for one in failures)
+    rows = [(path, cause, str(count)) for (path, cause), count in times.most_common(_FAILURES_SHOWN)]
+    more = len(times) - len(rows)
+    rest = f"<p>And {more} more in failures.jsonl.</p>" if more > 0 else ""
+    table = page.table(rows, ("Video", "Cause", "Times"))
+    return "<p>Each was replaced by another video, every time.</p>" + table + rest
+
+
+def _setup(facts: RunFacts) -> list[str]:
+    config, environment = page.NOT_RECORDED, page.NOT_RECORDED
+    if facts.config is not None:
+        config = page.preformatted(facts.config)
+    if facts.environment is not None:
+        environment = page.facts(flattened(facts.environment))
+    parts = [page.folded("Config, as resolved", config), page.folded("Environment", environment)]
+    if facts.summary:
+        parts.append(page.folded("Summary", page.facts(flattened(facts.summary))))
+    return parts
+
+
+def _figure(media: Media) -> str:
+    data = base64.b64encode(media.content).decode("ascii")
+    name = escape(media.name, quote=True)
+    if media.name.lower().endswith(".mp4"):
+        shown = (
+            f'<video controls loop muted playsinline aria-label="{name}: frames, visible cubes, HOG target '
+            f'and prediction over time" src="data:video/mp4;base64,{data}"></video>'
+        )
+    else:
+        shown = (
+            f'<img class="wide" alt="{name}: frames, visible cubes, HOG target and prediction, a column a '
+            f'time step" src="data:image/png;base64,{data}">'
+        )
+    return f'<figure><div class="scroll">{shown}</div><figcaption>{name}</figcaption></figure>'
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one of texts, with names joined by dots."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return flat
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _finite(facts: RunFacts, key: str) -> np.ndarray:
+    """The finite values of a metric, float [m]; empty where it was not recorded."""
+    values = facts.metrics.get(key, np.empty(0))
+    return values[np.isfinite(values)]

@@ -1,0 +1,99 @@
+"""Videos that were extracted into folders, one picture a frame."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import cv2
+import numpy as np
+
+from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import list_folder, open_file
+
+PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
+_DIGITS = re.compile(r"(\d+)")
+
+
+class FrameFolderReader(VideoReader):
+    """The pictures of a folder as a video.
+
+    Frames are numbered from 0 in the order of the names, whose numbers count as numbers: ``f2`` comes before
+    ``f10``. Files that are no pictures are passed over.
+    """
+
+    decoder = "opencv"
+
+    def __init__(self, path: str, *, fps: float = 30.0) -> None:
+        """List the folder; no picture is read.
+
+        Args:
+            path: the folder.
+            fps: the rate at which the frames were extracted (30 in the published lists).
+
+        Raises:
+            VideoReadError: there is no such folder, or no picture in it.
+        """
+        self.path, self.fps = path, fps
+        try:
+            names = list_folder(path)
+        except OSError as error:
+            raise VideoReadError(path, f"no such folder of frames ({type(error).__name__})") from error
+        self._names = sorted((name for name in names if _is_picture(name)), key=_natural)
+        if not self._names:
+            raise VideoReadError(path, f"no pictures among its {len(names)} files")
+        self.frames = len(self._names)
+
+    @property
+    def info(self) -> VideoInfo:
+        """All facts; reads the first picture."""
+        first = self._picture(0)
+        suffix = os.path.splitext(self._names[0])[1].lower()
+        return VideoInfo(
+            path=self.path,
+            frames=self.frames,
+            fps=self.fps,
+            duration_seconds=self.frames / self.fps,
+            width=first.shape[1],
+            height=first.shape[0],
+            rotation_degrees=0,
+            codec={".jpg": "mjpeg", ".jpeg": "mjpeg"}.get(suffix, suffix[1:]),
+            variable_frame_rate=False,
+        )
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        wanted, places = np.unique(indices, return_inverse=True)
+        pictures = [self._picture(int(index)) for index in wanted]
+        for index, picture in zip(wanted, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                raise VideoReadError(
+                    self.path,
+                    f"{self._names[index]} is {picture.shape[1]}x{picture.shape[0]}, others are "
+                    f"{pictures[0].shape[1]}x{pictures[0].shape[0]}",
+                )
+        return np.stack([pictures[place] for place in places])  # [T, H, W, 3]
+
+    def _picture(self, index: int) -> np.ndarray:
+        """Frame ``index``, uint8 [H, W, 3], RGB."""
+        name = self._names[index]
+        try:
+            with open_file(os.path.join(self.path, name), "rb") as file:
+                data = np.frombuffer(file.read(), np.uint8)
+        except (OSError, UserError) as error:
+            raise VideoReadError(self.path, f"{name} cannot be opened ({error})") from error
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        if picture is None:
+            raise VideoReadError(self.path, f"{name} is no picture ({data.size} bytes)")
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith(".")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]

@@ -1,0 +1,296 @@
+"""Batches of clips from worker processes; the order is a pure function of (seed, epoch, batch number)."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from videomaskfeat.data.clips import (
+    Failure,
+    PretrainClips,
+    PretrainSample,
+    SampleKey,
+    epoch_order,
+    sample_generator,
+)
+from videomaskfeat.errors import UserError
+
+__all__ = ["ClipLoader", "Failure", "FailureCounter", "PretrainBatch", "SampleKey", "sample_generator"]
+
+logger = logging.getLogger(__name__)
+
+_BatchKeys = tuple[SampleKey, ...]
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """A micro-batch of one rank.
+
+    clips: uint8 [B, T, H, W, C].
+    mask: bool [B, t', h', w'], True = hidden.
+    index: int64 [B], the record each clip comes from; stays on the CPU.
+    failures: records that could not be read, replaced in this batch.
+    """
+
+    clips: Tensor
+    mask: Tensor
+    index: Tensor
+    failures: tuple[Failure, ...] = ()
+
+    def to(self, device: torch.device | str) -> PretrainBatch:
+        """The batch with clips and mask on a device; without waiting, where they are pinned."""
+        clips = self.clips.to(device, non_blocking=True)
+        return replace(self, clips=clips, mask=self.mask.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PretrainBatch:
+        """The batch with clips and mask in page-locked memory."""
+        return replace(self, clips=self.clips.pin_memory(), mask=self.mask.pin_memory())
+
+
+class FailureCounter:
+    """Counts the records of a list that could not be read, and stops the run when they are too many."""
+
+    def __init__(self, total_records: int, share: float = 0.01) -> None:
+        """Start at none.
+
+        Args:
+            total_records: rows of the list.
+            share: of the list that may fail, 0..1; where it is above 0, at least one record may.
+
+        Raises:
+            UserError: the share is not between 0 and 1.
+        """
+        if not 0 <= share <= 1:
+            raise UserError(f"failure share {share:g} is not between 0 and 1; 0.01 lets 1 % of the list fail")
+        self.total_records, self.share = total_records, share
+        self.allowed = max(int(share * total_records), 1) if share else 0
+        self.failures: dict[int, Failure] = {}
+
+    def __len__(self) -> int:
+        """How many different records have failed."""
+        return len(self.failures)
+
+    def add(self, failures: Iterable[Failure]) -> None:
+        """Count failures; each record is counted and logged once, however often it comes.
+
+        Raises:
+            UserError: more records have failed than may.
+        """
+        for failure in failures:
+            if failure.index not in self.failures:
+                self.failures[failure.index] = failure
+                logger.warning("unreadable video, replaced: %s: %s", failure.path, failure.cause)
+        if len(self.failures) > self.allowed:
+            shown = [f"{failure.path} ({failure.cause})" for failure in list(self.failures.values())[:10]]
+            more = len(self.failures) - len(shown)
+            raise UserError(
+                f"{len(self.failures)} of {self.total_records} videos could not be read, and {self.allowed} "
+                f"may fail (failure share {self.share:g}): {'; '.join(shown)}"
+                f"{f'; and {more} more' if more else ''}; "
+                "`videomaskfeat check-data` writes a list without them"
+            )
+
+
+class ClipLoader:
+    """Loads batches in worker processes.
+
+    Step s of an epoch takes the s-th run of ``batch_size`` clips in the epoch's order, each rank its part of
+    them, cut into ``accumulate`` micro-batches; the last incomplete step of an epoch is left out. Neither the
+    number of workers nor that of ranks changes what a step holds, and any batch can be the first one to be
+    made, so (epoch, batch number) is all the state that a resumed run needs.
+
+    Workers are forked from a server process that has imported the package and nothing else ("forkserver";
+    "spawn" where a system has none). Forking the training process itself, with its OpenMP, decoder, CUDA and
+    logging threads, can leave a worker with locks that nobody will ever release. Hence, as everywhere with
+    that start method, a script of one's own must start its work under ``if __name__ == "__main__":``.
+    """
+
+    def __init__(
+        self,
+        dataset: PretrainClips,
+        *,
+        batch_size: int,
+        accumulate: int = 1,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        shuffle: bool = True,
+        read_ahead: bool = True,
+        prefetch_batches: int = 2,
+    ) -> None:
+        """Check the sizes; workers start with the first batch.
+
+        Args:
+            dataset: makes the samples; its seed also orders them.
+            batch_size: clips an optimiser step, over all ranks and micro-batches.
+            accumulate: micro-batches an optimiser step.
+            workers: processes of this rank; 0 makes batches in the calling process.
+            rank: of this process, 0..world_size-1.
+            world_size: processes that train together.
+            pin_memory: hand out page-locked batches, for fast copies to a GPU.
+            shuffle: a new order each epoch; otherwise the list's own.
+            read_ahead: at the end of an epoch the workers go on with the next one, so that no time is lost
+                between epochs. Switch it off where epochs do not follow each other, as in evaluation.
+            prefetch_batches: batches that each worker makes ahead; with the batch size they bound the memory.
+
+        Raises:
+            UserError: the batch does not divide evenly, or is larger than the list.
+        """
+        videos = _videos_a_step(dataset, batch_size, world_size * accumulate)
+        self.dataset = dataset
+        self.batches_per_epoch = len(dataset) // videos * accumulate
+        """Micro-batches that this rank gets in an epoch."""
+        self._read_ahead = read_ahead
+        self._keys = _KeyStream(dataset, videos, accumulate, rank, world_size, shuffle)
+        # Without a generator of its own, a loader would draw from torch's global one at every start.
+        self._loader: DataLoader[PretrainBatch | UserError] = DataLoader(
+            _BatchMaker(dataset),
+            batch_size=None,  # the sampler gives the keys of whole batches
+            sampler=self._keys,
+            num_workers=workers,
+            prefetch_factor=prefetch_batches if workers else None,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            worker_init_fn=_set_up_worker,
+            multiprocessing_context=_start_method() if workers else None,
+            generator=torch.Generator().manual_seed(dataset.seed),
+        )
+        self._stream: Iterator[PretrainBatch | UserError] | None = None
+        self._position = (0, 0)  # epoch and batch that the stream gives next
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[PretrainBatch]:
+        """The batches of an epoch, from ``first_batch`` on; those before it cost nothing.
+
+        Raises:
+            UserError: the list cannot be read (see `PretrainClips`).
+        """
+        for batch in range(first_batch, self.batches_per_epoch):
+            yield self._batch(epoch, batch)
+
+    def close(self) -> None:
+        """End the workers; a later batch starts them anew."""
+        self._stream = None
+
+    def _batch(self, epoch: int, batch: int) -> PretrainBatch:
+        if self._stream is None or self._position != (epoch, batch):
+            self.close()
+            self._keys.start = (epoch, batch)
+            self._keys.end_epoch = None if self._read_ahead else epoch + 1
+            self._stream = iter(self._loader)
+        result = next(self._stream)
+        last = batch + 1 == self.batches_per_epoch
+        self._position = (epoch + 1, 0) if last else (epoch, batch + 1)
+        if isinstance(result, UserError):
+            self.close()
+            raise result
+        if last and not self._read_ahead:
+            self.close()
+        return result
+
+
+def _videos_a_step(dataset: PretrainClips, batch_size: int, parts: int) -> int:
+    """Videos an optimiser step, after checking that they divide evenly."""
+    unit = parts * dataset.samples_per_video
+    if batch_size < 1 or batch_size % unit:
+        raise UserError(
+            f"batch_size={batch_size} must be a positive multiple of ranks x accumulate x samples_per_video "
+            f"= {unit}; take {max(batch_size // unit, 1) * unit} or {(max(batch_size, 0) // unit + 1) * unit}"
+        )
+    videos = batch_size // dataset.samples_per_video
+    if videos > len(dataset):
+        raise UserError(
+            f"{dataset.records.source}: holds {len(dataset)} videos, fewer than the {videos} of one step "
+            f"(batch_size={batch_size}); take a smaller batch"
+        )
+    return videos
+
+
+class _KeyStream(Sampler[_BatchKeys]):
+    """The keys of this rank's batches from ``start`` on, epoch after epoch until ``end_epoch``."""
+
+    def __init__(
+        self, dataset: PretrainClips, videos: int, accumulate: int, rank: int, world_size: int, shuffle: bool
+    ) -> None:
+        self.start = (0, 0)
+        self.end_epoch: int | None = None
+        self._records, self._seed, self._shuffle = len(dataset), dataset.seed, shuffle
+        self._videos, self._accumulate = videos, accumulate
+        self._rank, self._world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[_BatchKeys]:
+        first_epoch, first_batch = self.start
+        for epoch in count(first_epoch):
+            if epoch == self.end_epoch:
+                return
+            parts = self._epoch(epoch)  # [batches, videos]
+            for part in parts[first_batch:]:
+                yield tuple(SampleKey(epoch, int(index)) for index in part)
+            first_batch = 0
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Record indices of this rank's batches, int64 [batches, videos a batch]."""
+        order = epoch_order(self._seed, epoch, self._records) if self._shuffle else np.arange(self._records)
+        steps = self._records // self._videos
+        order = order[: steps * self._videos].reshape(steps, self._world_size, -1)
+        return order[:, self._rank].reshape(steps * self._accumulate, -1)
+
+
+class _BatchMaker(Dataset["PretrainBatch | UserError"]):
+    """Makes a whole batch from its keys.
+
+    A user's mistake comes back as a value: raised in a worker it would reach the caller wrapped, with a
+    traceback in its message.
+    """
+
+    def __init__(self, dataset: PretrainClips) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, keys: _BatchKeys) -> PretrainBatch | UserError:
+        try:
+            return collate([self._dataset[key] for key in keys])
+        except UserError as error:
+            return error
+
+
+def collate(samples: list[PretrainSample]) -> PretrainBatch:
+    """Join samples; clips are copied once, in a worker straight into memory shared with the main process."""
+    number = sum(len(sample.clips) for sample in samples)
+    clips = _empty_clips((number, *samples[0].clips.shape[1:]))
+    np.concatenate([sample.clips for sample in samples], out=clips.numpy())
+    return PretrainBatch(
+        clips=clips,
+        mask=torch.from_numpy(np.concatenate([sample.masks for sample in samples])),
+        index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
+        failures=tuple(failure for sample in samples for failure in sample.failures),
+    )
+
+
+def _empty_clips(shape: tuple[int, ...]) -> Tensor:
+    """uint8 memory; in a worker shared from the start, as torch's own collate has it, which saves a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _set_up_worker(worker: int) -> None:
+    """One thread a worker: the workers themselves are the parallelism."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _start_method() -> str:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    # The server imports this once, before it forks any worker.
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    return "forkserver"

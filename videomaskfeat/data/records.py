@@ -1,0 +1,203 @@
+"""List files of every format, kept as arrays: a million videos cost some 60 MB once, nothing a worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videomaskfeat.data.records_folder import find_videos
+from videomaskfeat.data.records_kinetics import is_kinetics_header, kinetics_names
+from videomaskfeat.data.records_ssv2 import ssv2_names
+from videomaskfeat.data.records_table import LABELS, first_row, parse_table
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.io import is_folder, open_file
+
+Kind = Literal["video", "frames"]
+FORMATS = ("auto", "kinetics", "ssv2", "folder", "frames")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a list: a video file, or a folder with a picture a frame."""
+
+    path: str
+    label: int | None = None
+
+
+class Records(Sequence[Record]):
+    """The rows of a list.
+
+    The paths lie in one byte buffer. It and the other arrays are tensors because torch hands a tensor to a
+    worker process as shared memory: a worker adds no copy of the list, whichever way it is started.
+
+    Attributes:
+        source: the list file or folder, for messages.
+        kind: ``video`` (each path is a file) or ``frames`` (each is a folder of pictures).
+        root: folder that relative paths start from.
+    """
+
+    def __init__(
+        self,
+        buffer: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        labels: np.ndarray | None,
+        *,
+        source: str,
+        root: str = "",
+        kind: Kind | None = None,
+    ) -> None:
+        """Keep the rows.
+
+        Args:
+            buffer: uint8, holds every path.
+            starts: int64 [n], where in the buffer each path begins.
+            ends: int64 [n], and where it ends.
+            labels: int32 [n], -1 for a row without one, or None where no row has one.
+            source: the list file or folder, for messages.
+            root: folder that relative paths start from.
+            kind: what the paths name; None looks at the first one.
+        """
+        self.source, self.root = source, root
+        self._buffer = torch.from_numpy(np.array(buffer, np.uint8))  # its own memory, and writable for torch
+        self._starts = torch.from_numpy(starts.astype(np.int64))
+        self._lengths = torch.from_numpy((ends - starts).astype(np.int32))
+        self._labels: Tensor | None = None if labels is None else torch.from_numpy(labels.astype(np.int32))
+        self.kind: Kind = kind or ("frames" if is_folder(self[0].path) else "video")
+
+    @classmethod
+    def from_paths(
+        cls,
+        paths: Sequence[str],
+        labels: Sequence[int] | None,
+        *,
+        source: str,
+        root: str = "",
+        kind: Kind | None = None,
+    ) -> Records:
+        """Records of a few paths in Python's own form.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not paths:
+            raise UserError(f"{source}: holds no video")
+        encoded = [os.fsencode(path) for path in paths]
+        ends = np.cumsum([len(path) for path in encoded])
+        starts = np.concatenate([[0], ends[:-1]])
+        buffer = np.frombuffer(b"".join(encoded), np.uint8)
+        return cls(
+            buffer, starts, ends, None if labels is None else np.asarray(labels),
+            source=source, root=root, kind=kind,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        """Row ``index``, an integer from 0 (or from -1 backwards); no slices."""
+        start = int(self._starts[index])
+        name = os.fsdecode(self._buffer[start : start + int(self._lengths[index])].numpy().tobytes())
+        path = name if "://" in name else os.path.join(self.root, name)
+        label = -1 if self._labels is None else int(self._labels[index])
+        return Record(path, None if label < 0 else label)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int32 [n], -1 for a row without a label, or None where the list has none."""
+        return None if self._labels is None else self._labels.numpy()
+
+    def __repr__(self) -> str:
+        return (
+            f"Records({len(self)} rows of {self.source}, kind={self.kind}, labels={self._labels is not None})"
+        )
+
+
+def load_records(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    labels: str = "auto",
+    prefix: str | os.PathLike[str] = "",
+    separator: str = "auto",
+    classes: str | os.PathLike[str] | None = None,
+) -> Records:
+    """Read a list of videos, or look through a folder for them.
+
+    Args:
+        path: a list file or a folder.
+        format: ``kinetics`` (a row `path label`, or Kinetics' own CSV with its header), ``ssv2`` (Something-
+            Something-v2's JSON), ``folder`` (of videos, at any depth), ``frames`` (a folder of folders of
+            pictures), or ``auto``: by what the path is and how its first row looks.
+        labels: ``auto`` (as the first row, and every row must agree), ``yes`` or ``no``.
+        prefix: folder before relative paths (and before Something-Something's ids); default the list's own.
+        separator: of a Kinetics list's columns: auto, space, comma or tab.
+        classes: file of class names for lists that name classes in words: Something-Something's labels JSON
+            (default: the one beside the list), or one name a line for Kinetics' own CSV (default: the list's
+            own names, sorted).
+
+    Raises:
+        UserError: the list is missing, empty or wrong in a row, which is named by file and line.
+    """
+    source = os.fspath(path)
+    for argument, value, known in (("format", format, FORMATS), ("labels", labels, LABELS)):
+        if value not in known:
+            raise UserError(f"{argument}={value!r} is not one of {', '.join(known)}{nearest(value, known)}")
+    if is_folder(source):
+        return load_folder(source, format=format, labels=labels)
+    if format in ("folder", "frames"):
+        raise UserError(f"{source}: format={format} needs a folder, and this is a file or missing")
+    root = os.fspath(prefix) or os.path.dirname(source)
+    with open_file(source, "rb") as file:
+        data: bytes = file.read()
+    class_file = None if classes is None else os.fspath(classes)
+    if format == "ssv2" or (format == "auto" and source.endswith(".json")):
+        names, numbers = ssv2_names(data, source, root, labels=labels, classes=class_file)
+        return Records.from_paths(names, numbers, source=source, root=root)
+    if is_kinetics_header(first_row(data)):
+        names, numbers = kinetics_names(data, source, root, labels=labels, classes=class_file)
+        return Records.from_paths(names, numbers, source=source, root=root)
+    rows = parse_table(data, source, labels=labels, separator=separator)
+    return Records(rows.buffer, rows.starts, rows.ends, rows.labels, source=source, root=root)
+
+
+def load_folder(path: str | os.PathLike[str], *, format: str = "auto", labels: str = "auto") -> Records:
+    """Every video, or every folder of pictures, below a folder, sorted by path; without labels.
+
+    Raises:
+        UserError: the folder holds none, or (with ``auto``) both kinds, or labels are asked for.
+    """
+    source = os.fspath(path)
+    if format not in ("auto", "folder", "frames"):
+        raise UserError(
+            f"{source}: format={format} needs a list file, and this is a folder; take folder or frames"
+        )
+    if labels == "yes":
+        raise UserError(
+            f"{source}: a folder has no labels (labels=yes); "
+            "write a list with datasets/kinetics/make_list.py, which takes class folders"
+        )
+    videos, frames = find_videos(source)
+    if format == "auto" and videos and frames:
+        raise UserError(
+            f"{source}: holds videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); "
+            "say which to take: format=folder or format=frames"
+        )
+    kind: Kind = "frames" if format == "frames" or (format == "auto" and not videos) else "video"
+    found = frames if kind == "frames" else videos
+    if not found:
+        wanted = (
+            "videos"
+            if format == "folder"
+            else "folders of pictures"
+            if format == "frames"
+            else "videos or pictures"
+        )
+        raise UserError(f"{source}: holds no {wanted}; check the path and the format")
+    return Records.from_paths(found, None, source=source, root=source, kind=kind)

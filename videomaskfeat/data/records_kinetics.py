@@ -1,0 +1,111 @@
+"""Kinetics' own CSV files, whose header is `label,youtube_id,time_start,time_end,split`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from itertools import islice
+
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.io import exists, open_file
+
+_LOOK_AT = 20  # rows whose files are looked for, since some are always missing
+_SUFFIXES = (".mp4", ".mkv", ".webm")
+
+
+def is_kinetics_header(row: str) -> bool:
+    """Whether the first row of a list is the header of Kinetics' own CSV files.
+
+    Raises:
+        UserError: it is the header of a list of frames, which is not read.
+    """
+    if row.startswith("original_vido_id"):  # PySlowFast's spelling
+        raise UserError(
+            "a list of frames (`original_vido_id video_id frame_id path labels`) is not read; give the JSON "
+            "list, and the folder of the frame folders as prefix"
+        )
+    return "youtube_id" in row.lower().replace(" ", "").split(",")
+
+
+def kinetics_names(
+    data: bytes, source: str, root: str, *, labels: str, classes: str | None
+) -> tuple[list[str], list[int] | None]:
+    """File names, ``id_000010_000020.mp4`` in class folders or not, and class numbers.
+
+    Args:
+        data: the file.
+        source: its path, for messages.
+        root: folder of the videos, in which the first rows tell whether there are class folders.
+        labels: auto (labelled if there is a column ``label``), yes or no.
+        classes: file of class names in the order of their numbers, one a line; default: the names, sorted.
+
+    Raises:
+        UserError: a row (file and line named) without all fields or with a time that is no number, or an
+            unknown class.
+    """
+    text = io.StringIO(data.decode("utf-8-sig"))
+    reader = csv.reader(text, skipinitialspace=True)
+    header = [name.strip().lower() for name in next(row for row in reader if row)]
+    missing = [name for name in ("youtube_id", "time_start", "time_end") if name not in header]
+    if missing:
+        raise UserError(f"{source}:{reader.line_num}: the header has no column {', '.join(missing)}")
+    columns = [header.index(name) for name in ("youtube_id", "time_start", "time_end")]
+    label_column = header.index("label") if "label" in header and labels != "no" else None
+    if labels == "yes" and label_column is None:
+        raise UserError(f"{source}:{reader.line_num}: the header has no column label (labels=yes)")
+    files, names = [], []
+    for row in reader:
+        if not row:
+            continue
+        files.append(_file_name(row, len(header), columns, f"{source}:{reader.line_num}"))
+        names.append(row[label_column] if label_column is not None else "")
+    if not files:
+        raise UserError(f"{source}: has a header and no rows")
+    paths = _with_folders(files, names, source, root)
+    if label_column is None:
+        return paths, None
+    numbers = _class_numbers(names, classes)
+    unknown = next((row for row, name in enumerate(names) if name not in numbers), None)
+    if unknown is not None:
+        name = names[unknown]
+        raise UserError(
+            f"{source}: class {name!r} ({files[unknown]}) is not in {classes}{nearest(name, numbers)}"
+        )
+    return paths, [numbers[name] for name in names]
+
+
+def _file_name(row: list[str], fields: int, columns: list[int], where: str) -> str:
+    if len(row) != fields:
+        raise UserError(f"{where}: {len(row)} fields, and the header has {fields}")
+    video, start, end = (row[column] for column in columns)
+    try:
+        return f"{video}_{int(float(start)):06d}_{int(float(end)):06d}"
+    except ValueError as error:
+        raise UserError(f"{where}: the times {start!r} and {end!r} are not both numbers (seconds)") from error
+
+
+def _with_folders(files: list[str], names: list[str], source: str, root: str) -> list[str]:
+    """Add the class folder and the suffix that the first files to be found have."""
+    folders = {
+        "": lambda name: "",
+        "class folders": lambda name: name,
+        "class folders with underscores": lambda name: name.replace(" ", "_"),
+    }
+    for file, name in islice(zip(files, names, strict=True), _LOOK_AT):
+        for folder in folders.values():
+            for suffix in _SUFFIXES:
+                if exists(os.path.join(root, folder(name), file + suffix)):
+                    return [os.path.join(folder(n), f + suffix) for f, n in zip(files, names, strict=True)]
+    raise UserError(
+        f"{source}: none of the first {len(files[:_LOOK_AT])} videos is in the folder {root or '.'}, with or "
+        f"without class folders ({files[0]}.mp4 ...); set the prefix to the folder of the videos"
+    )
+
+
+def _class_numbers(names: list[str], classes: str | None) -> dict[str, int]:
+    if classes is None:
+        return {name: number for number, name in enumerate(sorted(set(names)))}
+    with open_file(classes) as file:
+        known = [line.strip() for line in file if line.strip()]
+    return {name: number for number, name in enumerate(known)}

@@ -1,0 +1,251 @@
+"""List files with a row a video, `path label` and its relatives, parsed a million rows at once with numpy."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from videomaskfeat.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
+
+SEPARATORS = {"tab": "\t", "comma": ",", "space": " "}  # in the order in which they are tried
+LABELS = ("auto", "yes", "no")
+_BLANKS = np.isin(
+    np.arange(256), [9, 10, 11, 12, 13, 32]
+)  # by byte: what is stripped from both ends of a field
+_QUOTE = ord('"')
+_LONGEST_LABEL = 9  # digits that surely fit an int32
+_INTEGER = re.compile(r"-?\d{1,9}")
+# What a row looks like whose file name ends before the row does: name.ext, separator, one more field.
+_FIELD_AFTER_FILE = re.compile(r'\.\w{2,4}"?\s*[ ,\t]\s*([^ ,\t/]+)$')
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a list as views into its bytes.
+
+    buffer: uint8, the file.
+    starts, ends: int64 [n], where each path lies in it.
+    labels: int32 [n], -1 for none; None for a list without labels.
+    """
+
+    buffer: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the first row says about all of them."""
+
+    separator: str | None  # None: the whole row is the path
+    numbers: int  # integers after the path: 0, 1 (label) or 2 (a count that is not used, and the label)
+
+
+class _Table:
+    """A list file in memory: its bytes, and where its rows that are not blank begin and end."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        self.name = name
+        self.buffer = np.frombuffer(data, np.uint8)
+        stops = np.flatnonzero(self.buffer == 10)
+        starts = np.concatenate([[0], stops + 1]).astype(np.int64)
+        ends = np.concatenate([stops, [len(self.buffer)]]).astype(np.int64)
+        if data.startswith(b"\xef\xbb\xbf"):  # a byte order mark, as spreadsheets write it
+            starts[0] = 3
+        starts, ends = self.strip(starts, ends)
+        kept = ends > starts
+        self.lines = np.flatnonzero(kept) + 1  # as an editor counts them
+        self.starts, self.ends = starts[kept], ends[kept]
+
+    def strip(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Spans without blanks at both ends."""
+        starts, ends = starts.copy(), ends.copy()
+        for edge, step, offset in ((ends, -1, -1), (starts, 1, 0)):
+            where = np.flatnonzero(ends > starts)
+            while len(where := where[_BLANKS[self.buffer[edge[where] + offset]]]):
+                edge[where] += step
+                where = where[ends[where] > starts[where]]
+        return starts, ends
+
+    def unquote(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Spans without the double quotes around them, and which of them had some."""
+        quoted = ends - starts >= 2
+        where = np.flatnonzero(quoted)
+        first, last = self.buffer[starts[where]], self.buffer[ends[where] - 1]
+        quoted[where] = (first == _QUOTE) & (last == _QUOTE)
+        return starts + quoted, ends - quoted, quoted
+
+    def integers(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers that spans hold, int32, and which of the spans are integers at all."""
+        lengths = ends - starts
+        valid = lengths > 0
+        negative = np.zeros(len(starts), bool)
+        negative[valid] = self.buffer[starts[valid]] == ord("-")
+        digits = lengths - negative
+        valid &= (digits > 0) & (digits <= _LONGEST_LABEL)
+        values = np.zeros(len(starts), np.int64)
+        for place in range(int(digits[valid].max(initial=0))):
+            where = np.flatnonzero(valid & (digits > place))
+            digit = self.buffer[ends[where] - 1 - place].astype(np.int64) - ord("0")
+            values[where] += digit * 10**place
+            valid[where] = (digit >= 0) & (digit <= 9)
+        return np.where(negative, -values, values).astype(np.int32), valid
+
+    def text(self, row: int) -> str:
+        """A row as the user sees it, shortened."""
+        text = self.buffer[self.starts[row] : self.ends[row]].tobytes().decode("utf-8", "replace")
+        return text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"
+
+    def fail(self, bad: np.ndarray, message: str) -> None:
+        """Raise a UserError for the first of the bad rows, if there is one; ``{row}`` stands for its text."""
+        if bad.any():
+            row = int(bad.argmax())
+            raise UserError(f"{self.name}:{self.lines[row]}: " + message.format(row=self.text(row)))
+
+
+def first_row(data: bytes) -> str:
+    """The first row of a list that is not blank, or an empty string."""
+    for line in data.lstrip(b"\xef\xbb\xbf")[: 1 << 16].splitlines():
+        if line.strip():
+            return line.decode("utf-8", "replace").strip()
+    return ""
+
+
+def parse_table(data: bytes, name: str, *, labels: str = "auto", separator: str = "auto") -> Rows:
+    """Rows of `path label`, `path count label` or `path`.
+
+    The first row decides on the form and every other one must agree. A path may hold spaces (the label is
+    what follows the last separator), and any path may be put in double quotes, which it must where it holds
+    the comma or tab that parts the columns, or ends with a space and an integer of its own.
+
+    Args:
+        data: the file.
+        name: of the file, for messages.
+        labels: auto (the first row decides), yes or no.
+        separator: auto, space, comma or tab.
+
+    Raises:
+        UserError: no rows; or, with file and line, a row that has too few or too many fields, a label that is
+            not an integer, or a label where other rows have none.
+    """
+    _check_choice("labels", labels, LABELS)
+    _check_choice("separator", separator, ("auto", *SEPARATORS))
+    table = _Table(data, name)
+    if not len(table.starts):
+        raise UserError(f"{name}: is empty; a list has a row `path label` or `path` for each video")
+    layout = _layout(table, labels, separator)
+    if layout.separator is None:
+        starts, ends, _ = table.unquote(table.starts, table.ends)
+        _check_unlabelled(table, labels)
+        rows = Rows(table.buffer, starts, ends, None)
+    else:
+        rows = _split(table, layout)
+    table.fail(rows.ends <= rows.starts, "'{row}' has no path")
+    parted = next((key for key, text in SEPARATORS.items() if text == layout.separator), "nothing")
+    logger.info("%s: %d rows of `%s`, parted by %s", name, len(rows.starts), _form(layout), parted)
+    return rows
+
+
+def _check_choice(argument: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{argument}={value!r} is not one of {', '.join(known)}{nearest(value, known)}")
+
+
+def _layout(table: _Table, labels: str, separator: str) -> _Layout:
+    """Decide on the columns from the first row."""
+    row, where = table.text(0), f"{table.name}:{table.lines[0]}"
+    first = table.buffer[table.starts[0] : table.ends[0]].tobytes().decode("utf-8", "replace")
+    candidates = list(SEPARATORS.values()) if separator == "auto" else [SEPARATORS[separator]]
+    found = next((c for c in candidates if c in first and _is_integer(first.rpartition(c)[2])), None)
+    if labels == "no":
+        return _Layout(None, 0)
+    if found is not None:
+        path = first.rpartition(found)[0].rstrip()
+        head, parted, tail = path.rpartition(found)
+        return _Layout(found, 2 if parted and head.strip() and _is_integer(tail) else 1)
+    extra = _FIELD_AFTER_FILE.search(first)
+    if labels == "auto" and extra is None:
+        return _Layout(None, 0)
+    if extra is None and not any(c in first for c in candidates):
+        raise UserError(
+            f"{where}: '{row}' has 1 field, and `path label` has 2 (labels=yes, separator={separator}); "
+            "add the label, or say labels=no"
+        )
+    label = extra.group(1) if extra else first.rpartition(next(c for c in candidates if c in first))[2]
+    raise UserError(
+        f"{where}: the label '{label}' is not an integer; a row is `path label` with labels 0, 1, 2, ... "
+        "and no header line"
+    )
+
+
+def _is_integer(text: str) -> bool:
+    return _INTEGER.fullmatch(text.strip()) is not None
+
+
+def _check_unlabelled(table: _Table, labels: str) -> None:
+    """No row of a list without labels may end with one."""
+    last = table.buffer[table.ends - 1] - np.uint8(ord("0"))  # wraps round below "0"
+    rule = "labels=no" if labels == "no" else f"row {table.lines[0]} has no label, so none may have one"
+    for row in np.flatnonzero(last <= 9):
+        match = _FIELD_AFTER_FILE.search(table.text(int(row)))
+        if match is not None and _is_integer(match.group(1)):
+            raise UserError(
+                f"{table.name}:{table.lines[row]}: '{table.text(int(row))}' ends with the label "
+                f"{match.group(1)}, but {rule}; give every row a label or none (labels=auto takes both)"
+            )
+
+
+def _split(table: _Table, layout: _Layout) -> Rows:
+    """Cut the label, and the count where there is one, off the end of every row."""
+    assert layout.separator is not None
+    fields = layout.numbers + 1
+    places = np.flatnonzero(table.buffer == ord(layout.separator))
+    few = f"'{{row}}' has too few fields: {fields} are needed as in the first row, `{_form(layout)}`"
+    starts, ends = table.starts, table.ends
+    integers: list[np.ndarray] = []
+    for _ in range(layout.numbers):
+        at = np.searchsorted(places, ends) - 1  # the last separator before the end
+        at = np.where(at >= 0, places[np.maximum(at, 0)], -1) if len(places) else np.full(len(ends), -1)
+        table.fail(at < starts, few)
+        number_starts, number_ends = table.strip(at + 1, ends)
+        values, valid = table.integers(number_starts, number_ends)
+        what = "label" if not integers else "count before the label"
+        table.fail(~valid, f"the {what} of '{{row}}' is not an integer; a row is `{_form(layout)}`")
+        integers.append(values)
+        starts, ends = table.strip(starts, at)
+    starts, ends, quoted = table.unquote(starts, ends)
+    _check_too_many(table, layout, places, starts, ends, quoted)
+    return Rows(table.buffer, starts, ends, integers[0])
+
+
+def _check_too_many(
+    table: _Table,
+    layout: _Layout,
+    places: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    quoted: np.ndarray,
+) -> None:
+    """Refuse paths that hold more columns: any separator, or, since paths may hold spaces, ` integer`."""
+    after = np.searchsorted(places, ends)
+    holds = (after > np.searchsorted(places, starts)) & ~quoted
+    if layout.separator == " ":
+        where = np.flatnonzero(holds)
+        last = places[after[where] - 1]
+        holds[where] = table.integers(last + 1, ends[where])[1]
+    table.fail(
+        holds,
+        f"'{{row}}' has too many fields: the first row has {layout.numbers + 1}, `{_form(layout)}`; "
+        "put a path that holds the separator in double quotes",
+    )
+
+
+def _form(layout: _Layout) -> str:
+    columns = {0: ["path"], 1: ["path", "label"], 2: ["path", "count", "label"]}[layout.numbers]
+    return (layout.separator or " ").replace("\t", "<tab>").join(columns)

@@ -1,3 +1,10 @@
+"""The HOG target."""
+
+from __future__ import annotations
+
+import torch
+
+from videomaskfeat.targets.hog import hog_features
 
 
 def test_channels_last_frames_give_the_same() -> None:

@@ -1,0 +1,199 @@
+"""``visualize``: run a pre-trained model on videos and draw what it saw, should have said, and said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.data.clips import sample_generator
+from videomaskfeat.data.frames import FrameFolderReader
+from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
+from videomaskfeat.data.transforms import UniformCrop
+from videomaskfeat.data.video import VideoReadError, open_video
+from videomaskfeat.engine.distributed import choose_device
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.io import is_folder, make_folder
+from videomaskfeat.masking import MASKS
+from videomaskfeat.models.weights import load_model
+from videomaskfeat.targets import TARGETS
+from videomaskfeat.targets.hog import HogTarget
+from videomaskfeat.tasks.recipe import PretrainRecipe, read_recipe
+from videomaskfeat.viz.pictures import ClipDrawing, stretch_mask, write_film, write_picture
+
+
+@dataclass(frozen=True)
+class Visualized:
+    """What ``visualize`` did.
+
+    Attributes:
+        written: a picture and a film for each video that could be read.
+        failures: one error, with path and cause, for each that could not.
+    """
+
+    written: list[Path]
+    failures: list[Exception]
+
+
+def visualize(
+    checkpoint: str | os.PathLike[str],
+    videos: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    mask: str | None = None,
+    ratio: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    reader: str = "auto",
+    columns: int = 8,
+) -> Visualized:
+    """Draw videos with a pre-trained model: the centre crop of the middle clip of each.
+
+    Args:
+        checkpoint: weights file (safetensors) of a pre-training run.
+        videos: paths, at least one; a folder is taken for a video that was extracted into pictures.
+        out: folder to write ``NAME.png`` and ``NAME.mp4`` into.
+        mask: kind of mask; None takes the run's own.
+        ratio: share to hide; None takes the run's own.
+        seed: of the masks.
+        device: auto, cpu or cuda.
+        reader: auto, decord or pyav.
+        columns: time steps in a picture, at most.
+
+    Raises:
+        UserError: the checkpoint, the mask or the device is wrong, the target cannot be drawn, or no video
+            could be read.
+    """
+    recipe = read_recipe(checkpoint)
+    chosen = replace(
+        recipe.mask,
+        kind=recipe.mask.kind if mask is None else mask,
+        ratio=recipe.mask.ratio if ratio is None else ratio,
+    )
+    where = choose_device(device)
+    model = load_model(checkpoint).to(where)
+    recipe = replace(recipe, mask=chosen)
+    result = draw_videos(model, videos, out, recipe=recipe, seed=seed, reader=reader, columns=columns)
+    if not result.written:
+        raise UserError(f"none of the {len(videos)} videos could be read; the first: {result.failures[0]}")
+    return result
+
+
+def draw_videos(
+    model: nn.Module,
+    videos: Iterable[str],
+    out: str | os.PathLike[str],
+    *,
+    recipe: PretrainRecipe,
+    seed: int = 0,
+    reader: str = "auto",
+    columns: int = 8,
+) -> Visualized:
+    """Draw videos with a model in memory; its training mode is restored. See :func:`visualize`.
+
+    Raises:
+        UserError: the mask is wrong, or the target cannot be drawn.
+    """
+    target = _drawable_target(recipe)
+    make_folder(out)
+    written: list[Path] = []
+    failures: list[Exception] = []
+    was_training = model.training
+    model.eval()
+    try:
+        for index, video in enumerate(videos):
+            try:
+                frames, indices = _middle_clip(video, recipe, reader)
+            except (VideoReadError, ShortVideoError) as error:
+                failures.append(error)
+                continue
+            mask = _draw_mask(recipe, sample_generator(seed, 0, index))
+            drawing = replace(
+                _predict(model, target, frames, mask, recipe),
+                title=os.path.basename(video),
+                frame_labels=tuple(f"frame {number}" for number in indices),
+            )
+            name = _free_name(Path(video).stem, {path.stem for path in written})
+            picture, film = Path(out, f"{name}.png"), Path(out, f"{name}.mp4")
+            write_picture(picture, drawing, columns=columns)
+            write_film(film, drawing)
+            written += [picture, film]
+    finally:
+        model.train(was_training)
+    return Visualized(written, failures)
+
+
+def _drawable_target(recipe: PretrainRecipe) -> HogTarget:
+    if recipe.target not in TARGETS:
+        raise UserError(f"target {recipe.target!r} is unknown{nearest(recipe.target, TARGETS)}")
+    target = TARGETS[recipe.target](**recipe.target_arguments)
+    if not isinstance(target, HogTarget):
+        raise UserError(f"target {recipe.target!r} cannot be drawn; pictures are of hog only")
+    return target
+
+
+def _middle_clip(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 [T, H, W, 3] of the centre crop of the clip in the middle, and their numbers [T]."""
+    clip = recipe.clip
+    with FrameFolderReader(video) if is_folder(video) else open_video(video, reader) as source:
+        info = source.info
+        indices = clip_indices_view(
+            info.frames,
+            info.fps,
+            frames=clip.frames,
+            stride=clip.stride,
+            view=0,
+            views=1,
+            target_fps=clip.target_fps,
+            short=cast(ShortVideo, clip.short_video),
+        )
+        geometry = UniformCrop(clip.crop, clip.crop).sample(info.height, info.width)
+        return geometry.apply_clip(source.read(indices)), indices
+
+
+def _draw_mask(recipe: PretrainRecipe, rng: np.random.Generator) -> np.ndarray:
+    """A mask bool [t', h', w'] of the recipe's kind."""
+    mask, clip = recipe.mask, recipe.clip
+    if mask.kind not in MASKS:
+        raise UserError(f"mask {mask.kind!r} is not one of {', '.join(MASKS)}{nearest(mask.kind, MASKS)}")
+    grid = TokenGrid.from_clip(frames=clip.frames, height=clip.crop, width=clip.crop, stride=mask.cell)
+    return MASKS[mask.kind](grid, mask.ratio, rng)
+
+
+@torch.inference_mode()
+def _predict(
+    model: nn.Module, target: HogTarget, frames: np.ndarray, mask: np.ndarray, recipe: PretrainRecipe
+) -> ClipDrawing:
+    device = next(model.parameters()).device
+    clip = _normalised(frames, mean=recipe.clip.mean, std=recipe.clip.std).to(device)
+    truth = target(clip)[0].float().cpu().numpy()  # [t, h, w, K]
+    prediction = model(clip, torch.from_numpy(mask)[None].to(device))[0].float().cpu().numpy()
+    hidden = stretch_mask(mask, truth.shape[:3])
+    return ClipDrawing(
+        title="",
+        frames=frames,
+        mask=mask,
+        target=truth,
+        prediction=prediction,
+        constant=truth[hidden].mean(axis=0),  # the best for this very clip, in hindsight
+        bins=target.bins,
+    )
+
+
+def _normalised(frames: np.ndarray, *, mean: float, std: float) -> Tensor:
+    """Frames uint8 [T, H, W, C] -> clip float32 [1, C, T, H, W]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None].float()
+    return (pixels / 255 - mean) / std
+
+
+def _free_name(name: str, taken: Set[str]) -> str:
+    """A name that no earlier video of this call took: videos of two folders may share theirs."""
+    numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
+    return next(free for free in (name, *numbered) if free not in taken)

@@ -12,9 +12,10 @@ import torch
 
 from videomaskfeat.engine import distributed
 
-# Children are forked from a small server that has imported torch once but never computed.
+# Children are forked from a server that has imported torch once but never computed. torch._dynamo takes
+# seconds to import, and every optimiser step and DistributedDataParallel asks for it.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["videomaskfeat.engine.loop"])
+_context.set_forkserver_preload(["videomaskfeat.engine.loop", "torch._dynamo"])
 
 
 def exit_code(function: Callable[..., None], *arguments: Any) -> int | None:

@@ -152,7 +152,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise DamagedCheckpointError(
                 f"{path}: the checkpoint is damaged (check sum of {broken} is wrong)"
             )
-    elif first[:1] != b"\x80":  # neither torch.save's format nor a pickle
+    elif first[:1] == b"\x80":  # a bare pickle
+        raise UserError(_pickled(path))
+    else:
         raise DamagedCheckpointError(
             f"{path}: is no checkpoint ({'empty file' if not first else 'unknown format'})"
         )
@@ -160,10 +162,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        raise UserError(
-            f"{path}: holds pickled code{f' ({found.group(1)})' if found else ''}, which is never executed"
-            " here; resume only from checkpoints that this program wrote, and bring weights as .safetensors"
-        ) from error
+        raise UserError(_pickled(path, f" ({found.group(1)})" if found else "")) from error
     except (RuntimeError, EOFError, KeyError) as error:
         raise DamagedCheckpointError(f"{path}: the checkpoint is damaged ({type(error).__name__})") from error
     if not isinstance(content, dict):
@@ -214,6 +213,13 @@ def check_weights(saved: Mapping[str, Tensor], model: nn.Module, where: str | os
             f"{where}: holds another model: {_listed(findings[:_SHOWN], len(findings))};"
             " use the config that it was trained with, or another run folder"
         )
+
+
+def _pickled(path: str | os.PathLike[str], what: str = "") -> str:
+    return (
+        f"{os.fspath(path)}: holds pickled code{what}, which is never executed here; resume only from"
+        " checkpoints that this program wrote, and bring weights as .safetensors"
+    )
 
 
 def _listed(shown: list[str], total: int) -> str:

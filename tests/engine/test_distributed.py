@@ -1,0 +1,154 @@
+"""Two processes on gloo train as one."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.processes import exit_code, exit_codes_of_ranks
+from tests.engine.toy import ToyLoader, final_state, metrics, train_toy
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.loop import TrainingStopped
+from videomaskfeat.errors import UserError
+
+
+def train_evenly(folder: Path) -> None:
+    """Each rank gets half of every micro-batch."""
+    train_toy(folder, dropout=0.0)
+
+
+def use_every_function(folder: Path) -> None:
+    rank = distributed.rank()
+    assert distributed.world_size() == 2
+    assert distributed.is_main() == (rank == 0)
+    assert distributed.gather_objects(f"rank {rank}") == ["rank 0", "rank 1"]
+    assert distributed.mean_of_metrics({"a": float(rank), "b": 4.0}) == {"a": 0.5, "b": 4.0}
+    assert distributed.run_on_main(lambda: f"from {rank}") == "from 0"
+    with pytest.raises(UserError, match="a mistake"):
+        distributed.run_on_main(lambda: raise_user_error("a mistake"))
+    with pytest.raises((ZeroDivisionError, RuntimeError), match="division by zero"):
+        distributed.run_on_main(lambda: 1 / 0)
+    distributed.barrier()
+
+
+def raise_user_error(message: str) -> None:
+    raise UserError(message)
+
+
+def meet_trouble_on_rank_1(folder: Path) -> None:
+    """A non-finite loss, a failed input and SIGTERM on one rank reach both, and none waits for ever."""
+    loader = ToyLoader(accumulate=2)
+    own = next(loader.epoch(0)).index.tolist() if distributed.rank() == 1 else []
+    (samples,) = (indices for indices in distributed.gather_objects(own) if indices)
+    loader.poisoned = samples[0]  # of rank 1, in the first micro-batch
+    words = rf"step 1 .* the loss is nan; samples {re.escape(str(sorted(samples)))}; stopped"
+    with pytest.raises(TrainingStopped, match=words):
+        train_toy(folder / "nan", loader=loader)
+
+    seen: list[str] = []
+    train_toy(folder / "failures", loader=ToyLoader(accumulate=2, failing=(5,)), on_failures=seen.extend)
+    assert seen
+    assert set(seen) == {"bad 5"}
+    assert len(set(map(tuple, distributed.gather_objects(seen)))) == 1
+
+    def terminate(number: int) -> None:
+        if distributed.rank() == 1 and number == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result = train_toy(folder / "stopped", dropout=0.0, before_forward=terminate)
+    assert (result.status, result.progress.step) == ("interrupted", 7)
+
+
+def fail_to_save(folder: Path) -> None:
+    """Only rank 0 writes; what it meets there ends both."""
+    (folder / "blocked").mkdir(exist_ok=True)
+    (folder / "blocked" / "checkpoints").write_text("a file where a folder is needed")
+    with pytest.raises((OSError, RuntimeError)):
+        train_toy(folder / "blocked")
+
+
+def leave_early(folder: Path) -> None:
+    """Rank 1 dies without a word; rank 0 gets an error, not an endless wait."""
+    if distributed.rank() == 1:
+        os._exit(3)
+    distributed.gather_objects(None)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """The same global batch; only the order of sums differs: float32, 1e-6."""
+    assert exit_codes_of_ranks(2, train_evenly, tmp_path / "two") == [0, 0]
+    train_toy(tmp_path / "one", dropout=0.0)
+    one, two = (final_state(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(two["model"], one["model"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(two["ema"], one["ema"], atol=1e-6, rtol=1e-5)
+    assert len(two["random"]) == 2
+    assert not torch.equal(two["random"][0]["cpu"], two["random"][1]["cpu"])
+    for line, expected in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+
+
+def test_helpers_agree_on_two_ranks(tmp_path: Path) -> None:
+    assert exit_codes_of_ranks(2, use_every_function, tmp_path) == [0, 0]
+
+
+def test_trouble_on_one_rank_stops_all_and_resumes_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert exit_codes_of_ranks(2, meet_trouble_on_rank_1, tmp_path) == [0, 0]
+    result = train_toy(tmp_path / "stopped", dropout=0.0)  # here there is one rank
+    assert result.status == "finished"
+    assert "resumed on 1 ranks, saved on 2" in caplog.text
+    train_toy(tmp_path / "one", dropout=0.0)
+    one, two = (final_state(tmp_path / name) for name in ("one", "stopped"))
+    torch.testing.assert_close(two["model"], one["model"], atol=1e-6, rtol=1e-5)
+
+
+def test_failed_save_ends_all_ranks(tmp_path: Path) -> None:
+    assert exit_codes_of_ranks(2, fail_to_save, tmp_path) == [0, 0]
+
+
+def test_dead_rank_ends_the_others(tmp_path: Path) -> None:
+    codes = exit_codes_of_ranks(2, leave_early, tmp_path)
+    assert codes[1] == 3
+    assert codes[0] != 0
+
+
+def test_single_process_needs_no_group() -> None:
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.gather_objects("x") == ["x"]
+    assert distributed.run_on_main(lambda: 5) == 5
+    with distributed.process_group(torch.device("cpu")):
+        assert distributed.mean_of_metrics({"a": 1.0}) == {"a": 1.0}
+    model = torch.nn.Linear(1, 1)
+    assert distributed.parallel(model, torch.device("cpu")) is model
+    assert distributed.unwrap(model) is model
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpu_asked_for_where_there_is_none() -> None:
+    with pytest.raises(UserError, match=r"device='cuda': .* no usable NVIDIA GPU here; set device=cpu"):
+        distributed.choose_device("cuda")
+    assert distributed.choose_device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "tpu"])
+def test_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"device='{name}': must be auto, cpu, cuda or cuda:N"):
+        distributed.choose_device(name)
+
+
+@pytest.mark.cuda
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "99")
+    with pytest.raises(UserError, match=r"GPU 99 is asked for .* lower torchrun's --nproc-per-node"):
+        distributed.choose_device("cuda")
+
+
+def test_own_process_reports_its_exit(tmp_path: Path) -> None:
+    """The means of these tests: an error in a child is not lost."""
+    assert exit_code(raise_user_error, "x") == 1

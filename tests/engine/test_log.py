@@ -1,0 +1,118 @@
+"""metrics.jsonl, log.txt, TensorBoard and the console."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import simplejson
+import torch
+
+from videomaskfeat.engine.log import RunLog, describe, drop_later_lines, peak_memory_mb
+
+RECORD = {
+    **{"epoch": 0.25, "loss": 0.5, "lr": 1e-4, "grad_norm": 0.123, "data_ms": 4.2, "step_ms": 210.7},
+    **{"samples_per_second": 38.06, "memory_mb": 812.4, "failures": 2, "extra": 7.0},
+}
+
+
+def open_log(
+    folder: Path, *, first_step: int = 0, terminal: bool = False, tensorboard: bool = False
+) -> RunLog:
+    return RunLog(
+        folder, first_step=first_step, total_steps=8, unit="clips", tensorboard=tensorboard, terminal=terminal
+    )
+
+
+def test_line_names_every_number() -> None:
+    expected = "epoch 0.25  loss 0.5000  lr 1.00e-04  grad 0.123  data 4 ms  step 211 ms  38.1 clips/s"
+    assert describe(RECORD, unit="clips") == expected + "  memory 812 MB  failures 2"
+
+
+def test_metrics_are_valid_json_without_nan(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.write({"step": 1, **RECORD, "extra": float("nan")})
+        first = (tmp_path / "metrics.jsonl").read_text()  # there before the log is closed
+    line = simplejson.loads(first)
+    assert line == {"step": 1, **RECORD, "extra": None}
+
+
+def test_plain_console_gets_lines_with_time_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), open_log(tmp_path) as log:
+        for step in range(1, 9):
+            log.write({"step": step, **RECORD})
+        logging.getLogger("videomaskfeat.data").warning("a bad video")
+    progress = [record.message for record in caplog.records if "step" in record.message]
+    assert len(progress) == 2  # the first and the last; those between came too soon after
+    assert progress[0].startswith(" 12.5%  step 1/8  epoch 0.25  loss 0.5000")
+    assert "left 0:00:0" in progress[0]
+    text = (tmp_path / "log.txt").read_text()
+    assert "100.0%  step 8/8" in text
+    assert "WARNING videomaskfeat.data: a bad video" in text
+
+
+def test_log_leaves_the_loggers_as_they_were(tmp_path: Path) -> None:
+    package = logging.getLogger("videomaskfeat")
+    before = (package.level, list(package.handlers))
+    with open_log(tmp_path):
+        assert package.level == logging.INFO
+    assert (package.level, package.handlers) == before
+
+
+def test_terminal_shows_a_bar_and_messages_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", screen)
+    handler = logging.StreamHandler(screen)
+    logging.getLogger().addHandler(handler)
+    try:
+        with open_log(tmp_path, terminal=True) as log:
+            log.write({"step": 2, **RECORD})
+            logging.getLogger("videomaskfeat.data").warning("a bad video")
+            assert handler.stream is sys.stderr is not screen
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert handler.stream is sys.stderr is screen
+    shown = screen.getvalue()
+    assert "38.1 clips/s" in shown
+    assert "25%" in shown
+    assert "2/8" in shown
+    assert "a bad video" in shown
+    assert " 25.0%  step 2/8" in (tmp_path / "log.txt").read_text()
+
+
+def test_lines_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
+    drop_later_lines(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    with open_log(tmp_path, first_step=1) as log:
+        log.write({"step": 2, "epoch": 0.5})
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "epoch": 0.5}\n'
+    drop_later_lines(tmp_path / "missing.jsonl", 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.txt", "metrics.jsonl"]
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first in (0, 2):  # interrupted after 3 steps, resumed from 2
+        with open_log(tmp_path, first_step=first, tensorboard=True) as log:
+            for step in range(first + 1, first + 4):
+                log.write({"step": step, **RECORD, "loss": 10.0 * first + step})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        *((1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0), (5, 25.0))
+    ]
+    assert set(events.Tags()["scalars"]) == set(RECORD)
+
+
+def test_memory_is_in_megabytes() -> None:
+    """A process that has imported torch holds between 50 MB and 50 GB."""
+    assert 50 < peak_memory_mb(torch.device("cpu")) < 50_000

@@ -23,6 +23,7 @@ from videomaskfeat.viz.pictures import (
     write_film,
     write_picture,
 )
+from videomaskfeat.viz.sheet import Label, Sheet
 
 
 @pytest.fixture
@@ -114,3 +115,15 @@ def test_parts_that_do_not_fit_are_named(drawing: ClipDrawing) -> None:
         replace(drawing, prediction=np.zeros((4, 2, 2, 27), dtype=np.float32))
     with pytest.raises(UserError, match="7 frame labels for 8 frames"):
         replace(drawing, frame_labels=("0",) * 7)
+
+
+@pytest.mark.parametrize("width", [57, 115, 229, 1131])  # of these, width / 100 * 100 falls short in floats
+def test_sheet_is_as_large_as_asked(width: int) -> None:
+    assert Sheet(width + 1, width, []).pixels.shape == (width + 1, width, 3)
+
+
+def test_long_text_is_cut_to_its_width() -> None:
+    sheet = Sheet(40, 300, [Label(10, 25, "a very long title " * 10, width=200)])
+    lit = (sheet.pixels != sheet.pixels[0, 0]).any(axis=(0, 2))
+    assert lit[10:200].any()
+    assert not lit[215:].any()

@@ -172,7 +172,7 @@ def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | N
     left, top = 150, 76
     sheet_width = left + len(chosen) * (width + _GAP) + _GAP
     sheet_height = top + len(rows) * (height + _GAP) + 50
-    labels = [Label(left, 28, drawing.title, size=15, bold=True)]
+    labels = [Label(left, 28, drawing.title, size=21, bold=True, width=sheet_width - left)]
     for column, frame in enumerate(first_frames):
         labels.append(
             Label(left + column * (width + _GAP), top - 10, _frame_label(drawing, frame), faint=True)
@@ -180,10 +180,10 @@ def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | N
     for line, row in enumerate(rows):
         middle = top + line * (height + _GAP) + height // 2
         labels.append(Label(16, middle - 4, row.name, bold=True))
-        labels.append(Label(16, middle + 16, row.note, size=8.5, faint=True))
+        labels.append(Label(16, middle + 16, row.note, size=12, faint=True))
     for line, text in enumerate(_LEGEND):
         base = sheet_height - 32 + 17 * line
-        labels.append(Label(left, base, text, size=8.5, faint=True, width=sheet_width - left - _GAP))
+        labels.append(Label(left, base, text, size=12, faint=True, width=sheet_width - left - _GAP))
     sheet = Sheet(sheet_height, sheet_width, labels)
     for line, row in enumerate(rows):
         for column, panel in enumerate(row.panels):
@@ -204,10 +204,10 @@ def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterat
     frames = _frame_rows(drawing, np.arange(T), height, width)
     top = 84
     sheet_width = _even(len(rows + frames) * (width + _GAP) + _GAP)
-    labels = [Label(_GAP, 26, drawing.title, size=13, bold=True, width=sheet_width - 2 * _GAP)]
+    labels = [Label(_GAP, 26, drawing.title, size=18, bold=True, width=sheet_width - 2 * _GAP)]
     for line, row in enumerate(frames + rows):
         labels.append(Label(_GAP + line * (width + _GAP), top - 27, row.name, bold=True))
-        labels.append(Label(_GAP + line * (width + _GAP), top - 10, row.note, size=8.5, faint=True))
+        labels.append(Label(_GAP + line * (width + _GAP), top - 10, row.note, size=12, faint=True))
     sheet = Sheet(_even(top + height + _GAP), sheet_width, labels)
     for frame in range(T):
         panels = [row.panels[frame] for row in frames] + [row.panels[frame * steps // T] for row in rows]
@@ -219,7 +219,7 @@ def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterat
 def write_picture(path: str | os.PathLike[str], drawing: ClipDrawing, *, columns: int = 8) -> None:
     """Write :func:`draw_picture` as a PNG file."""
     picture = draw_picture(drawing, columns=columns)
-    done, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    done, png = cv2.imencode(".png", picture[..., ::-1])
     assert done, "a uint8 picture can always be encoded"
     with open_file(path, "wb") as file:
         file.write(png.tobytes())
@@ -227,7 +227,7 @@ def write_picture(path: str | os.PathLike[str], drawing: ClipDrawing, *, columns
 
 def write_film(path: str | os.PathLike[str], drawing: ClipDrawing, *, fps: float = 6.0) -> None:
     """Write :func:`draw_film` as an H.264 mp4, by default slow enough to look at."""
-    write_mp4(path, draw_film(drawing), fps=fps)
+    write_mp4(path, draw_film(drawing), fps=fps, crf=23)
 
 
 _LEGEND = (

@@ -13,17 +13,17 @@ from matplotlib.text import Text
 _BACKGROUND = "#12141c"
 _INK = "#e8eaf2"
 _FAINT = "#9aa1b5"
-_DPI = 100
+_DPI = 128  # a power of two, so that a size in inches times it is the size in pixels exactly
 
 
 @dataclass(frozen=True)
 class Label:
-    """A line of text: ``x`` of its left end and ``y`` of its base line in pixels from the top left."""
+    """A line of text: ``x`` of its left end, ``y`` of its base line from the top, its size; all in pixels."""
 
     x: int
     y: int
     text: str
-    size: float = 10.0
+    size: float = 14.0
     bold: bool = False
     faint: bool = False
     width: int | None = None
@@ -45,7 +45,7 @@ class Sheet:
                 label.x / width,
                 1 - label.y / height,
                 label.text,
-                fontsize=label.size,
+                fontsize=label.size * 72 / _DPI,
                 fontweight="bold" if label.bold else "normal",
                 color=_FAINT if label.faint else _INK,
                 va="baseline",
@@ -64,7 +64,6 @@ class Sheet:
 
 def _fit(text: Text, width: int, canvas: FigureCanvasAgg) -> None:
     """Make a text no wider than ``width`` pixels."""
-
     size = float(text.get_fontsize())
 
     def excess() -> float:

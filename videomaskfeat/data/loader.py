@@ -178,7 +178,11 @@ class ClipLoader:
 
     def close(self) -> None:
         """End the workers; a later batch starts them anew."""
-        self._stream = None
+        stream, self._stream = self._stream, None
+        # Dropping the iterator would end them too, but only with the last reference, which the traceback of
+        # an error may hold, and then after a wait of five seconds.
+        if stream is not None and hasattr(stream, "_shutdown_workers"):
+            stream._shutdown_workers()
 
     def _batch(self, epoch: int, batch: int) -> PretrainBatch:
         if self._stream is None or self._position != (epoch, batch):
@@ -186,12 +190,15 @@ class ClipLoader:
             self._keys.start = (epoch, batch)
             self._keys.end_epoch = None if self._read_ahead else epoch + 1
             self._stream = iter(self._loader)
-        result = next(self._stream)
+        try:
+            result = next(self._stream)
+            if isinstance(result, UserError):
+                raise result
+        except BaseException:
+            self.close()
+            raise
         last = batch + 1 == self.batches_per_epoch
         self._position = (epoch + 1, 0) if last else (epoch, batch + 1)
-        if isinstance(result, UserError):
-            self.close()
-            raise result
         if last and not self._read_ahead:
             self.close()
         return result

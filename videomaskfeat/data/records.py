@@ -160,7 +160,7 @@ def load_records(
     if format == "ssv2" or (format == "auto" and source.endswith(".json")):
         names, numbers = ssv2_names(data, source, root, labels=labels, classes=class_file)
         return Records.from_paths(names, numbers, source=source, root=root)
-    if is_kinetics_header(first_row(data)):
+    if is_kinetics_header(first_row(data), source):
         names, numbers = kinetics_names(data, source, root, labels=labels, classes=class_file)
         return Records.from_paths(names, numbers, source=source, root=root)
     rows = parse_table(data, source, labels=labels, separator=separator)

@@ -14,7 +14,7 @@ _LOOK_AT = 20  # rows whose files are looked for, since some are always missing
 _SUFFIXES = (".mp4", ".mkv", ".webm")
 
 
-def is_kinetics_header(row: str) -> bool:
+def is_kinetics_header(row: str, source: str) -> bool:
     """Whether the first row of a list is the header of Kinetics' own CSV files.
 
     Raises:
@@ -22,8 +22,8 @@ def is_kinetics_header(row: str) -> bool:
     """
     if row.startswith("original_vido_id"):  # PySlowFast's spelling
         raise UserError(
-            "a list of frames (`original_vido_id video_id frame_id path labels`) is not read; give the JSON "
-            "list, and the folder of the frame folders as prefix"
+            f"{source}: a list of frames (`original_vido_id video_id frame_id path labels`) is not read; "
+            "give the JSON list, and the folder of the frame folders as prefix"
         )
     return "youtube_id" in row.lower().replace(" ", "").split(",")
 

@@ -1,0 +1,54 @@
+"""Small parts for tests of clips and loaders; at module level, so that worker processes can import them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from videomaskfeat.data.clips import PretrainClips
+from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.sampling import clip_indices_random
+from videomaskfeat.data.transforms import RandomResizedCrop
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.masking import MASKS
+from videomaskfeat.mp4 import write_mp4
+
+SAMPLER = functools.partial(clip_indices_random, frames=2, stride=2)
+MASK = functools.partial(MASKS["random"], TokenGrid(1, 4, 4), 0.5)
+
+
+def write_videos(folder: Path, number: int, *, frames: int = 8, size: int = 32) -> Path:
+    """Videos of noise, ``000.mp4`` ..., and ``train.csv`` that lists them; returns the list."""
+    rng = np.random.default_rng(7)
+    for index in range(number):
+        pictures = rng.integers(0, 256, size=(frames, size, size, 3), dtype=np.uint8)
+        write_mp4(folder / f"{index:03d}.mp4", pictures)
+    path = folder / "train.csv"
+    path.write_text("".join(f"{index:03d}.mp4 {index % 5}\n" for index in range(number)))
+    return path
+
+
+def make_clips(records: Records | Path, **arguments: object) -> PretrainClips:
+    """A data set of 2-frame clips of 16x16 pixels with masks on 1x4x4 cells."""
+    rows = records if isinstance(records, Records) else load_records(records)
+    parts = {"sampler": SAMPLER, "transform": RandomResizedCrop(16), "mask": MASK, "seed": 11, **arguments}
+    return PretrainClips(rows, **parts)  # type: ignore[arg-type]
+
+
+def raise_bug(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.ndarray:
+    """A frame sampler with a bug."""
+    raise RuntimeError("a bug in the sampler")
+
+
+def equal(left: PretrainBatch, right: PretrainBatch) -> bool:
+    """Whether two batches hold the same clips, masks, records and failures."""
+    return (
+        torch.equal(left.clips, right.clips)
+        and torch.equal(left.mask, right.mask)
+        and torch.equal(left.index, right.index)
+        and left.failures == right.failures
+    )

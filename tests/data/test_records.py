@@ -1,0 +1,277 @@
+"""Lists of every format: the same rows however they are written, and errors that name file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from videomaskfeat.data.records import Record, Records, load_records
+from videomaskfeat.errors import UserError
+
+
+def _write(folder: Path, text: str | bytes, name: str = "train.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def _rows(records: Records) -> list[tuple[str, int | None]]:
+    return [(os.path.relpath(record.path, records.root), record.label) for record in records]
+
+
+TWO = [("a.mp4", 3), ("b/c.mp4", 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.mp4 3\nb/c.mp4 0\n", TWO),
+        ("a.mp4,3\nb/c.mp4,0", TWO),
+        ("a.mp4, 3\nb/c.mp4, 0", TWO),
+        ("a.mp4\t3\nb/c.mp4\t0\n", TWO),
+        ("\ufeffa.mp4 3\r\n\r\n  b/c.mp4   0  \r\n\n", TWO),
+        ("my video.mp4 3\nb c/d.mp4 0\n", [("my video.mp4", 3), ("b c/d.mp4", 0)]),
+        ("my, video.mp4 3\nb,c.mp4 0\n", [("my, video.mp4", 3), ("b,c.mp4", 0)]),
+        ('"my, video.mp4",3\nb.mp4,0\n', [("my, video.mp4", 3), ("b.mp4", 0)]),
+        ('"frames 12" 3\n"frames 13" 0\n', [("frames 12", 3), ("frames 13", 0)]),
+        ("a 120 3\nb/c 7 0\n", [("a", 3), ("b/c", 0)]),
+        ("a.mp4 0 -1\nb.mp4 0 5\n", [("a.mp4", None), ("b.mp4", 5)]),
+        ("a,120,3\nb c,7,0\n", [("a", 3), ("b c", 0)]),
+        ("a.mp4\nmy video.mp4\n", [("a.mp4", None), ("my video.mp4", None)]),
+        ('"a.mp4"\nvideo1\n', [("a.mp4", None), ("video1", None)]),
+        ("\u00fcber.mp4 3\n", [("\u00fcber.mp4", 3)]),
+        ("a.mp4 123456789\n", [("a.mp4", 123456789)]),
+        ("a.mp4 007\n", [("a.mp4", 7)]),
+    ],
+)
+def test_list_gives_paths_and_labels(
+    tmp_path: Path, text: str, expected: list[tuple[str, int | None]]
+) -> None:
+    assert _rows(load_records(_write(tmp_path, text))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "words"),
+    [
+        ("", {}, r"train\.csv: is empty"),
+        ("\n  \n", {}, r"train\.csv: is empty"),
+        ("a.mp4 3\n\nb.mp4\n", {}, r"train\.csv:3: 'b\.mp4' has too few fields: 2 are needed"),
+        ("a.mp4 3\nb.mp4 x\n", {}, r"train\.csv:2: the label of 'b\.mp4 x' is not an integer"),
+        ("a.mp4 3\nb.mp4 3.0\n", {}, r"train\.csv:2: the label of"),
+        ("a.mp4 3\nb.mp4 -\n", {}, r"train\.csv:2: the label of"),
+        ("a.mp4 3\nb.mp4 1234567890\n", {}, r"train\.csv:2: the label of"),
+        ("a.mp4 walking\n", {}, r"train\.csv:1: the label 'walking' is not an integer; .* no header"),
+        ("path,label\na.mp4,3\n", {"labels": "yes"}, r"train\.csv:1: the label 'label' is not an integer"),
+        ("a.mp4,3\nb,c.mp4,4\n", {}, r"train\.csv:2: 'b,c\.mp4,4' has too many fields.*double quotes"),
+        (
+            "a.mp4\t3\nb.mp4\t4\t5\n",
+            {},
+            r"train\.csv:2: .* too many fields: the first row has 2, `path<tab>label`",
+        ),
+        ("a.mp4 3\nb.mp4 4 5\n", {}, r"train\.csv:2: 'b\.mp4 4 5' has too many fields"),
+        ("a 9 3\nb 4\n", {}, r"train\.csv:2: 'b 4' has too few fields: 3 are needed .*`path count label`"),
+        ("a.mp4\nb.mp4 3\n", {}, r"train\.csv:2: 'b\.mp4 3' ends with the label 3, but row 1 has no label"),
+        ("a.mp4 3\n", {"labels": "no"}, r"train\.csv:1: .*labels=no"),
+        ("a.mp4\n", {"labels": "yes"}, r"train\.csv:1: 'a\.mp4' has 1 field.*labels=no"),
+        (",3\n", {}, r"train\.csv:1: ',3' has no path"),
+        ("a.mp4 3\n", {"separator": "comma", "labels": "yes"}, r"train\.csv:1: the label '3' is not|1 field"),
+        ("a.mp4 3\n", {"separator": "spaces"}, r"separator='spaces' is not one of .*did you mean 'space'"),
+        ("a.mp4 3\n", {"labels": "true"}, r"labels='true' is not one of auto, yes, no"),
+        ("a.mp4 3\n", {"format": "kinetic"}, r"format='kinetic' is not one of .*did you mean 'kinetics'"),
+        ("a.mp4 3\n", {"format": "folder"}, r"format=folder needs a folder"),
+        ("original_vido_id video_id frame_id path labels\n", {}, r"train\.csv: a list of frames"),
+    ],
+)
+def test_bad_list_is_refused_by_file_and_line(
+    tmp_path: Path, text: str, arguments: dict[str, str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        load_records(_write(tmp_path, text), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.csv: no such file"):
+        load_records(tmp_path / "nowhere.csv")
+
+
+def test_many_rows_equal_a_plain_parse(tmp_path: Path) -> None:
+    """5,000 random rows against Python's own csv module."""
+    rng = np.random.default_rng(0)
+    names = ["dir {}/v_{}.mp4", '"a, b {}"/{}.webm', "x{}/{}", "{} {}.mkv"]
+    rows = [(names[i % 4].format(*rng.integers(10**6, size=2)), int(rng.integers(1000))) for i in range(5000)]
+    rows = [(path.replace('"', ""), label) for path, label in rows]
+    with open(tmp_path / "train.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    assert _rows(load_records(tmp_path / "train.csv")) == rows
+
+
+def test_prefix_goes_before_relative_paths_only(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a.mp4 3\n/b.mp4 4\ns3://bucket/c.mp4 5\n")
+    paths = [record.path for record in load_records(path, prefix="/data/k400")]
+    assert paths == ["/data/k400/a.mp4", "/b.mp4", "s3://bucket/c.mp4"]
+    assert load_records(path)[0] == Record(str(tmp_path / "a.mp4"), 3)
+
+
+def test_records_hold_rows_as_arrays_that_pickle_to_workers_without_their_bytes(tmp_path: Path) -> None:
+    text = "".join(f"some/folder/video_{index:06d}.mp4 {index % 400}\n" for index in range(20_000))
+    records = load_records(_write(tmp_path, text))
+    # How a worker process gets it: handles of shared memory.
+    assert len(ForkingPickler.dumps(records)) < 5_000
+    assert records[12_345] == Record(str(tmp_path / "some/folder/video_012345.mp4"), 345)
+    assert records[-1].label == 19_999 % 400
+    assert records.labels is not None
+    assert records.labels[:3].tolist() == [0, 1, 2]
+    with pytest.raises(IndexError):
+        records[20_000]
+    # An ordinary pickle is whole.
+    assert _rows(pickle.loads(pickle.dumps(records)))[:2] == _rows(records)[:2]
+
+
+HEADER = "label,youtube_id,time_start,time_end,split\n"
+
+
+@pytest.mark.parametrize("folder", ["", "riding a bike", "riding_a_bike"])
+def test_kinetics_own_csv_names_files_and_numbers_classes(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "abc-_def_000010_000020.mp4").touch()
+    text = (
+        HEADER
+        + '"riding a bike",xyz,3,13,train\nriding a bike,abc-_def,10,20,train\nabseiling,q,0,10,train\n'
+    )
+    rows = _rows(load_records(_write(tmp_path, text)))
+    assert rows[1] == (os.path.join(folder, "abc-_def_000010_000020.mp4"), 1)
+    assert [label for _, label in rows] == [1, 1, 0]
+    other = "abseiling" if folder else ""
+    assert rows[2] == (os.path.join(other, "q_000000_000010.mp4"), 0)
+
+
+def test_kinetics_test_csv_has_no_labels_and_takes_classes_by_number(tmp_path: Path) -> None:
+    (tmp_path / "v_000001_000011.mp4").touch()
+    path = _write(tmp_path, "youtube_id,time_start,time_end,split\nv,1,11,test\n")
+    assert _rows(load_records(path)) == [("v_000001_000011.mp4", None)]
+    labelled = _write(tmp_path, HEADER + "run,v,1,11,train\n", "other.csv")
+    classes = _write(tmp_path, "walk\nrun\n", "classes.txt")
+    assert load_records(labelled, classes=classes)[0].label == 1
+    assert load_records(labelled, labels="no")[0].label is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEADER + "run,v,1,11\n", r"train\.csv:2: 4 fields, and the header has 5"),
+        (HEADER + "run,v,1,end,train\n", r"train\.csv:2: the times '1' and 'end'"),
+        (HEADER + "runn,v,1,11,train\n", r"class 'runn' .*did you mean 'run'"),
+        (HEADER + "run,w,1,11,train\n", r"none of the first 1 videos is in the folder .*set the prefix"),
+        (HEADER, r"has a header and no rows"),
+        ("label,youtube_id\nrun,v\n", r"train\.csv:1: the header has no column time_start, time_end"),
+    ],
+)
+def test_kinetics_own_csv_with_a_mistake_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "v_000001_000011.mp4").touch()
+    classes = _write(tmp_path, "walk\nrun\n", "classes.txt")
+    with pytest.raises(UserError, match=words):
+        load_records(_write(tmp_path, text), classes=classes)
+
+
+def _ssv2(folder: Path, items: object, name: str = "something-something-v2-train.json") -> Path:
+    _write(
+        folder,
+        json.dumps({"Moving something up": "1", "Turning something": "0"}),
+        "something-something-v2-labels.json",
+    )
+    return _write(folder, json.dumps(items), name)
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".mp4", ""])
+def test_ssv2_json_takes_brackets_off_templates_and_finds_the_suffix(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"78687{suffix}").mkdir() if not suffix else (tmp_path / f"78687{suffix}").touch()
+    items = [
+        {"id": "1", "label": "turning cup", "template": "Turning [something]"},
+        {"id": "78687", "label": "moving cup up", "template": "Moving [something] up"},
+    ]
+    assert _rows(load_records(_ssv2(tmp_path, items))) == [(f"1{suffix}", 0), (f"78687{suffix}", 1)]
+    assert load_records(_ssv2(tmp_path, items), labels="no")[0].label is None
+
+
+def test_ssv2_test_json_has_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "1.webm").touch()
+    assert _rows(load_records(_ssv2(tmp_path, [{"id": 1}]))) == [("1.webm", None)]
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ([], "is empty or no list"),
+        ({"id": 1}, "is empty or no list"),
+        ([{"id": "1"}, {"template": "x"}], "object 2 has no `id`"),
+        (
+            [{"id": "1", "template": "Moving [something] up"}, {"id": "2"}],
+            r"object 2 \(id 2\) has no `template`",
+        ),
+        ([{"id": "1"}, {"id": "2", "template": "x"}], r"object 2 \(id 2\) has a `template`"),
+        (
+            [{"id": "1", "template": "Moving [something] upp"}],
+            "object 1 .*did you mean 'Moving something up'",
+        ),
+        ([{"id": "9"}], "none of the first 1 videos is in the folder .*set the prefix"),
+    ],
+)
+def test_ssv2_json_with_a_mistake_is_refused(tmp_path: Path, items: object, words: str) -> None:
+    (tmp_path / "1.webm").touch()
+    with pytest.raises(UserError, match=words):
+        load_records(_ssv2(tmp_path, items))
+
+
+def test_ssv2_without_labels_file_or_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "1.webm").touch()
+    path = _write(tmp_path, json.dumps([{"id": "1", "template": "x"}]), "my-train.json")
+    with pytest.raises(UserError, match=r"my-labels\.json is missing; .*classes=.*labels=no"):
+        load_records(path)
+    with pytest.raises(UserError, match=r"bad\.json:2: is not JSON"):
+        load_records(_write(tmp_path, "[\n{]", "bad.json"))
+
+
+def test_folder_gives_every_video_below_it_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.mp4", "b/1.webm", "a.MP4", "notes.txt", ".hidden/x.mp4", "c/d/3.mkv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    records = load_records(tmp_path)
+    assert records.kind == "video"
+    assert _rows(records) == [("a.MP4", None), ("b/1.webm", None), ("b/2.mp4", None), ("c/d/3.mkv", None)]
+
+
+def test_folder_of_frame_folders_gives_each_folder(tmp_path: Path) -> None:
+    for name in ("x/y2/1.jpg", "x/y2/2.jpg", "x/y1/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    records = load_records(tmp_path)
+    assert records.kind == "frames"
+    assert _rows(records) == [("x/y1", None), ("x/y2", None)]
+    (tmp_path / "v.mp4").touch()
+    with pytest.raises(UserError, match=r"holds videos .*v\.mp4.* and pictures .*x/y1"):
+        load_records(tmp_path)
+    assert load_records(tmp_path, format="frames").kind == "frames"
+    assert _rows(load_records(tmp_path, format="folder")) == [("v.mp4", None)]
+
+
+def test_list_of_frame_folders_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "clip1").mkdir()
+    assert load_records(_write(tmp_path, "clip1 30 2\n")).kind == "frames"
+    assert load_records(_write(tmp_path, "clip1.mp4 2\n")).kind == "video"
+
+
+def test_folder_without_videos_or_with_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no videos or pictures"):
+        load_records(tmp_path)
+    with pytest.raises(UserError, match="a folder has no labels"):
+        load_records(tmp_path, labels="yes")
+    with pytest.raises(UserError, match="format=ssv2 needs a list file"):
+        load_records(tmp_path, format="ssv2")

@@ -1,0 +1,151 @@
+"""PySlowFast's YAMLs and checkpoints: recorded numbers, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.grid import TokenGrid, resize_mask
+from videomaskfeat.interop.slowfast import load_slowfast
+from videomaskfeat.losses import masked_mse
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "maskfeat_mvitv2_video"
+CHECKPOINT = GOLDEN / "checkpoint.pyth"
+
+
+def write_config(folder: Path, changes: dict[str, Any]) -> Path:
+    """The recorded YAML with some SECTION.KEY changed, or removed where the value is ``...``."""
+    content = yaml.safe_load((GOLDEN / "config.yaml").read_text())
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        holder = content.setdefault(section, {}) if section else content
+        if value is ...:
+            del holder[name]
+        else:
+            holder[name] = value
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_recorded_pretraining_step_is_reproduced() -> None:
+    imported = load_slowfast(GOLDEN / "config.yaml", CHECKPOINT)
+    expected = torch.load(GOLDEN / "expected.pt", weights_only=True)
+    clips, mask = expected["clip"], expected["mask"]
+    assert imported.target is not None
+    predictions, target = imported.model(clips, mask), imported.target(clips)
+    hidden = resize_mask(mask, TokenGrid(*predictions.shape[1:4]))
+    # The tolerances are those the values were recorded for: float32, another order of summation.
+    torch.testing.assert_close(predictions[hidden], expected["pred_masked"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(target[hidden], expected["target_masked"], atol=1e-5, rtol=0)
+    loss = masked_mse(predictions, target, mask)
+    assert loss.item() == pytest.approx(expected["loss"], abs=1e-6)
+    loss.backward()
+    norms = {name: weight.grad.norm().item() for name, weight in imported.model.named_parameters()}
+    assert norms.keys() == expected["grad_norm"].keys()
+    for name, norm in norms.items():
+        if not name.endswith("norm_k.bias"):  # no gradient in truth; the recorded norm is rounding
+            assert norm == pytest.approx(expected["grad_norm"][name], rel=1e-4, abs=1e-8), name
+
+
+def test_report_names_what_had_no_part() -> None:
+    report = load_slowfast(GOLDEN / "config.yaml", CHECKPOINT).report
+    assert len(report.weights.loaded) == 108
+    assert set(report.weights.unused) == {"hogs.0.weight_x", "hogs.0.weight_y"}
+    assert not report.weights.missing
+    assert {"SOLVER.BASE_LR", "AUG.MASK_RATIO", "NUM_GPUS"} <= set(report.ignored_keys)
+    assert "MVIT.DEPTH" not in report.ignored_keys
+    assert "video MaskFeat pre-training: 108 weights loaded" in str(report)
+
+
+def test_numbers_and_tuples_written_as_strings_are_read(tmp_path: Path) -> None:
+    changes = {
+        "MVIT.PATCH_STRIDE": "(2, 4, 4)",
+        "MVIT.PATCH_KERNEL": "(3, 7, 7)",
+        "MVIT.MLP_RATIO": "4",
+        "MVIT.DROPPATH_RATE": "1e-6",
+        "SOLVER.BASE_LR": "1e-4",
+    }
+    imported = load_slowfast(write_config(tmp_path, changes), CHECKPOINT)
+    assert imported.model.patch_embed.stride == (2, 4, 4)
+
+
+def test_absent_keys_have_pyslowfast_defaults(tmp_path: Path) -> None:
+    # By default PATCH_PADDING is (2, 4, 4), which with a 3x7x7 kernel gives one token too many.
+    with pytest.raises(UserError, match=r"cube_padding \(2, 4, 4\)"):
+        load_slowfast(write_config(tmp_path, {"MVIT.PATCH_PADDING": ...}), CHECKPOINT)
+    with pytest.raises(UserError, match="TRAIN_CROP_SIZE and TEST_CROP_SIZE differ"):
+        load_slowfast(write_config(tmp_path, {"DATA.TEST_CROP_SIZE": ...}), CHECKPOINT)
+
+
+def test_shortened_encoder_predicts_from_the_block_asked_for(tmp_path: Path) -> None:
+    path = write_config(tmp_path, {"MASK.PRETRAIN_DEPTH": [2]})
+    checkpoint = torch.load(CHECKPOINT, weights_only=True)
+    state = checkpoint["model_state"]
+    for name in [name for name in state if name.startswith("blocks.3.")]:
+        del state[name]
+    state["pred_head.projections.0.weight"] = torch.zeros(27, 64)  # one pooling less: 8-pixel positions
+    state["pred_head.projections.0.bias"] = torch.zeros(27)
+    torch.save(checkpoint, tmp_path / "short.pyth")
+    imported = load_slowfast(path, tmp_path / "short.pyth")
+    assert imported.target is not None
+    clips = torch.randn(1, 3, 4, 64, 64)
+    predictions = imported.model(clips, torch.zeros(1, 2, 2, 2, dtype=torch.bool))
+    assert predictions.shape == imported.target(clips).shape == (1, 2, 8, 8, 27)
+    with pytest.raises(UserError, match=r"PRETRAIN_DEPTH \(1, 2\)"):
+        load_slowfast(write_config(tmp_path, {"MASK.PRETRAIN_DEPTH": [1, 2]}), CHECKPOINT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"MODEL.MODEL_NAME": "SlowFast"}, r"MODEL.MODEL_NAME 'SlowFast' is not read; known kinds: MaskMViT"),
+        ({"MVIT.PATCH_2D": True}, r"MVIT.PATCH_2D is True and only False is read"),
+        ({"MASK.MAE_ON": True}, r"MASK.MAE_ON is True and only False"),
+        ({"MASK.PRED_HOG": False}, r"MASK.PRED_HOG is False and only True"),
+        ({"MASK.HEAD_TYPE": "separate_xformer"}, r"MASK.HEAD_TYPE is 'separate_xformer'"),
+        ({"MVIT.MODE": "avg"}, r"MVIT.MODE 'avg' is not supported; only 'conv' is"),
+        ({"MVIT.REV": {"ENABLE": True}}, r"MVIT.REV.ENABLE True is not supported"),
+        ({"MVIT.LAYER_SCALE_INIT_VALUE": 0.1}, r"MVIT.LAYER_SCALE_INIT_VALUE 0.1 is not supported"),
+        (
+            {"MVIT.RESIDUAL_POOLNG": True},
+            r"unknown key MVIT.RESIDUAL_POOLNG; did you mean 'MVIT.RESIDUAL_POOL",
+        ),
+        ({"SOVLER.BASE_LR": 1}, r"unknown key SOVLER.BASE_LR"),
+        ({"MVIT.DEPTH": "deep"}, r"MVIT.DEPTH 'deep' should be a int, such as 16"),
+        ({"MVIT.DIM_MUL": [[1, 3.0]]}, r"must be equal, with factor 2"),
+        ({"MVIT.POOL_Q_STRIDE": [[1, 1, 2, 2]]}, r"POOL_Q_STRIDE must list each of the 4 blocks once"),
+        ({"MVIT.POOL_KVQ_KERNEL": ...}, r"MVIT.POOL_KVQ_KERNEL \(\) must be three integers"),
+    ],
+)
+def test_option_that_would_change_the_model_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        load_slowfast(write_config(tmp_path, changes), CHECKPOINT)
+    assert "config.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_yaml_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    for text, words in (("a: [1", "not valid YAML"), ("just words", "not a PySlowFast YAML")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"broken.yaml: is {words}"):
+            load_slowfast(path, CHECKPOINT)
+    with pytest.raises(UserError, match=r"absent.yaml: no such file"):
+        load_slowfast(tmp_path / "absent.yaml", CHECKPOINT)
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    checkpoint = torch.load(CHECKPOINT, weights_only=True)
+    state = checkpoint["model_state"]
+    state["extra"] = state.pop("blocks.3.attn.qkv.weight")
+    torch.save(checkpoint, tmp_path / "other.pyth")
+    with pytest.raises(UserError, match=r"other.pyth lacks 1 weights .*blocks.3.attn.qkv.weight"):
+        load_slowfast(GOLDEN / "config.yaml", tmp_path / "other.pyth")

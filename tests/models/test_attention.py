@@ -1,0 +1,108 @@
+"""Fused pooled attention against the slow reference and its own invariants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.reference.attention import slow_attention
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.attention import PooledAttention
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two heads, queries pooled": {"heads": 2, "q_stride": (1, 2, 2), "kv_stride": (1, 2, 2)},
+    "keys pooled hard": {"kv_stride": (1, 4, 4)},
+    "time pooled": {"q_stride": (2, 1, 1), "kv_stride": (1, 2, 2)},
+    "no class token": {"class_token": False, "kv_stride": (1, 2, 2)},
+    "space only": {"relative_time": False},
+    "time only": {"relative_space": False},
+    "no positions": {"relative_time": False, "relative_space": False},
+    "no residual": {"residual_pooling": False, "heads": 2},
+    "wider inside": {"width": 24, "heads": 2},
+    "other kernel": {"pool_kernel": (1, 3, 3), "qkv_bias": False},
+}
+
+
+def make(grid: TokenGrid, *, width: int = 16, heads: int = 1, **options: Any) -> PooledAttention:
+    torch.manual_seed(0)
+    layer = PooledAttention(16, width, heads, grid=grid, **options)
+    for parameter in layer.parameters():  # large values, so that positions and norms matter
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+def gradients(layer: PooledAttention, tokens: torch.Tensor, result: torch.Tensor) -> dict[str, torch.Tensor]:
+    names = [name for name, _ in layer.named_parameters()]
+    # Positive weights: with mixed signs the sums over all tokens would cancel down to their rounding.
+    weight = torch.rand(result.shape, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad((result * weight).sum(), [tokens, *layer.parameters()])
+    return dict(zip(["tokens", *names], found, strict=True))
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("native", [TokenGrid(3, 6, 4), TokenGrid(2, 4, 4)], ids=["native", "interpolated"])
+def test_fused_attention_equals_the_slow_one(options: dict[str, Any], native: TokenGrid) -> None:
+    grid = TokenGrid(3, 6, 4)  # odd, and not square
+    layer = make(native, **options)
+    tokens = torch.randn(2, layer.prefix + grid.size, 16, requires_grad=True)
+    fused, new_grid = layer(tokens, grid)
+    slow = slow_attention(layer, tokens, grid)
+    assert fused.shape == (2, layer.prefix + new_grid.size, layer.width)
+    torch.testing.assert_close(fused, slow, atol=1e-5, rtol=1e-5)  # float32 rounding
+    fused_gradients, slow_gradients = (gradients(layer, tokens, result) for result in (fused, slow))
+    for name, gradient in fused_gradients.items():
+        scale = slow_gradients[name].abs().max().clamp(min=1)
+        torch.testing.assert_close(
+            gradient / scale, slow_gradients[name] / scale, atol=1e-5, rtol=0, msg=name
+        )
+
+
+def test_grid_that_the_stride_does_not_divide_rounds_up() -> None:
+    grid = TokenGrid(2, 5, 3)
+    layer = make(grid, q_stride=(1, 2, 2), kv_stride=(1, 4, 4))
+    tokens = torch.randn(1, 1 + grid.size, 16)
+    fused, new_grid = layer(tokens, grid)
+    assert new_grid == TokenGrid(2, 3, 2)
+    torch.testing.assert_close(fused, slow_attention(layer, tokens, grid), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("q_stride", [(1, 1, 1), (1, 2, 2)])
+def test_bfloat16_autocast_stays_close_in_values_and_gradients(q_stride: tuple[int, int, int]) -> None:
+    grid = TokenGrid(2, 8, 8)
+    layer = make(grid, heads=2, q_stride=q_stride, kv_stride=(1, 2, 2))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    tokens = torch.randn(2, 1 + grid.size, 16, requires_grad=True)
+    exact = layer(tokens, grid)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = layer(tokens, grid)[0]
+    assert rounded.dtype == torch.bfloat16
+    scale = exact.abs().max()
+    torch.testing.assert_close(rounded.float() / scale, exact / scale, atol=1e-2, rtol=0)
+    exact_gradients = gradients(layer, tokens, exact)
+    for name, gradient in gradients(layer, tokens, rounded.float()).items():
+        if name == "norm_k.bias":  # shifts all scores of a query alike: its gradient is nothing but rounding
+            continue
+        error = (gradient - exact_gradients[name]).norm() / exact_gradients[name].norm()
+        # Eight bits of mantissa, summed over a chain of seven layers.
+        assert error < 3e-2, (name, float(error))
+
+
+def test_fused_kernel_takes_the_widened_heads() -> None:
+    grid = TokenGrid(2, 4, 4)
+    layer = make(grid, kv_stride=(1, 2, 2))
+    with torch.profiler.profile() as profile:
+        layer(torch.randn(1, 1 + grid.size, 16), grid)
+    assert any("flash_attention_for_cpu" in event.key for event in profile.key_averages())
+
+
+def test_parameters_have_pyslowfast_names() -> None:
+    names = {name for name, _ in make(TokenGrid(2, 4, 4)).named_parameters()}
+    assert names == {
+        *("rel_pos_t", "rel_pos_h", "rel_pos_w", "qkv.weight", "qkv.bias", "proj.weight", "proj.bias"),
+        *(f"pool_{part}.weight" for part in "qkv"),
+        *(f"norm_{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")),
+    }

@@ -1,0 +1,105 @@
+"""PySlowFast's configuration keys: which shape a model, what they are by default, and which do not matter.
+
+Defaults as in `slowfast/config/defaults.py` at commit 287ec00.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Keys that shape the model or its target, with PySlowFast's defaults. Where None is its default (a kernel,
+# an adaptive stride) an empty tuple stands here, which the reader refuses where it needs a value.
+DEFAULTS: dict[str, Any] = {
+    "MODEL.MODEL_NAME": "SlowFast",
+    "MODEL.ACT_CHECKPOINT": False,
+    "DATA.NUM_FRAMES": 8,
+    "DATA.TRAIN_CROP_SIZE": 224,
+    "DATA.TEST_CROP_SIZE": 256,
+    "DATA.INPUT_CHANNEL_NUM": (3, 3),
+    "MVIT.CLS_EMBED_ON": True,
+    "MVIT.PATCH_KERNEL": (3, 7, 7),
+    "MVIT.PATCH_STRIDE": (2, 4, 4),
+    "MVIT.PATCH_PADDING": (2, 4, 4),
+    "MVIT.PATCH_2D": False,
+    "MVIT.EMBED_DIM": 96,
+    "MVIT.NUM_HEADS": 1,
+    "MVIT.MLP_RATIO": 4.0,
+    "MVIT.QKV_BIAS": True,
+    "MVIT.DROPPATH_RATE": 0.1,
+    "MVIT.DEPTH": 16,
+    "MVIT.DIM_MUL": (),
+    "MVIT.HEAD_MUL": (),
+    "MVIT.POOL_KV_STRIDE_ADAPTIVE": (),
+    "MVIT.POOL_Q_STRIDE": (),
+    "MVIT.POOL_KVQ_KERNEL": (),
+    "MVIT.SEP_POS_EMBED": False,
+    "MVIT.USE_ABS_POS": True,
+    "MVIT.REL_POS_SPATIAL": False,
+    "MVIT.REL_POS_TEMPORAL": False,
+    "MVIT.RESIDUAL_POOLING": False,
+    "MVIT.DIM_MUL_IN_ATT": False,
+    "MASK.ENABLE": False,
+    "MASK.MAE_ON": False,
+    "MASK.MAE_RND_MASK": False,
+    "MASK.PRETRAIN_DEPTH": (15,),
+    "MASK.HEAD_TYPE": "separate",
+    "MASK.PRED_HOG": False,
+}
+
+# Keys that would shape the model, with the only values (their defaults) that are built here.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "MVIT.MODE": ("conv",),
+    "MVIT.POOL_FIRST": (False,),
+    "MVIT.LAYER_SCALE_INIT_VALUE": (0, 0.0),
+    "MVIT.NORM": ("layernorm",),
+    "MVIT.POOL_KV_STRIDE": ([], ()),
+    "MVIT.NORM_STEM": (False,),
+    "MVIT.DROPOUT_RATE": (0, 0.0),
+    "MVIT.SEPARATE_QKV": (False,),
+    "MVIT.USE_FIXED_SINCOS_POS": (False,),
+    "MVIT.REV.ENABLE": (False,),
+    "DETECTION.ENABLE": (False,),
+    "MODEL.ARCH": ("maskmvit", "mvit"),
+}
+
+# Keys of the model's sections that change training, initial values or other kinds of model only.
+NO_EFFECT: frozenset[str] = frozenset(
+    {
+        "MVIT.ZERO_DECAY_POS_CLS",
+        "MVIT.REL_POS_ZERO_INIT",
+        "MVIT.HEAD_INIT_SCALE",
+        "MVIT.USE_MEAN_POOLING",
+        "MVIT.REV.RESPATH_FUSE",
+        "MVIT.REV.BUFFER_LAYERS",
+        "MVIT.REV.RES_PATH",
+        "MVIT.REV.PRE_Q_FUSION",
+        "MASK.PER_FRAME_MASKING",
+        "MASK.TIME_STRIDE_LOSS",
+        "MASK.NORM_PRED_PIXEL",
+        "MASK.SCALE_INIT_BY_DEPTH",
+        "MASK.DECODER_EMBED_DIM",
+        "MASK.DECODER_SEP_POS_EMBED",
+        "MASK.DEC_KV_KERNEL",
+        "MASK.DEC_KV_STRIDE",
+        "MASK.DECODER_DEPTH",
+        "TASK",
+        "NUM_GPUS",
+        "NUM_SHARDS",
+        "SHARD_ID",
+        "OUTPUT_DIR",
+        "RNG_SEED",
+        "LOG_PERIOD",
+        "LOG_MODEL_INFO",
+        "DIST_BACKEND",
+    }
+)
+
+# Sections that say how to train, test, read and show, but not what the model is. DATA and MODEL hold a few
+# keys of both kinds: those above.
+IGNORED_SECTIONS: frozenset[str] = frozenset(
+    {
+        *("TRAIN", "TEST", "SOLVER", "AUG", "MIXUP", "BN", "DATA", "DATA_LOADER", "MODEL", "DETECTION"),
+        *("TENSORBOARD", "VIS_MASK", "DEMO", "BENCHMARK", "MULTIGRID", "PREFETCH", "AVA", "SSV2"),
+        *("CONTRASTIVE", "RESNET", "SLOWFAST", "NONLOCAL", "X3D", "IMAGENET", "VISUALIZATION"),
+    }
+)

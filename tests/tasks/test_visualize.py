@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -71,10 +70,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     torch.manual_seed(0)
     model = create_model("maskfeat_mvitv2_nano", clip_size=(4, 32, 32), values_per_token=108)
-    save_weights(path, model)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    save_file(load_file(path), path, {**metadata, METADATA_KEY: RECIPE.to_json()})
+    save_weights(path, model, metadata={METADATA_KEY: RECIPE.to_json()})
     return path
 
 

@@ -28,7 +28,7 @@ _TRIES_FRAME = 10  # the same of BEiT's 2-d generator, which PySlowFast uses for
 def cube(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
     """MaskFeat's spacetime blocks as PySlowFast draws them (``MaskingGenerator3D``).
 
-    Blocks last 1..t, cover h*w//5..h*w cells a frame (before rounding) with a log-uniform aspect of 0.3..3.33,
+    Blocks last 1..t, cover h*w//5..h*w cells a frame before rounding at a log-uniform aspect 0.3..3.33,
     are smaller than the grid in height and width, lie wholly inside it, and are taken if they hide at least
     one new cell and not more than are left to hide. 100 failed tries in a row end the mask, so it often falls
     short of ``round(ratio * cells)`` (on 8x7x7 at 0.4: 140 to 157 of 157), and hides the middle of the clip
@@ -103,8 +103,8 @@ def block(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
     """BEiT's block-wise masks, drawn for each frame by itself; on a grid of one frame, image MaskFeat's.
 
     A frame is to hide n = ``round(ratio * h * w)`` cells in rectangles of n//5..n cells (before rounding)
-    with a log-uniform aspect of 0.3..3.33. A rectangle is taken if it hides at least one new cell and not more
-    than are left; ten failed tries in a row end the frame, so it may fall short of n.
+    with a log-uniform aspect of 0.3..3.33. One is taken if it hides at least one new cell and not more than
+    are left; ten failed tries in a row end the frame, so it may fall short of n.
 
     Raises:
         UserError: the ratio is out of range for one frame (see `hidden_count`), or no rectangle fits.
@@ -159,7 +159,7 @@ def _blocks_across(grid: TokenGrid, area: tuple[int, int], rng: np.random.Genera
 
 
 def _draw_sizes(grid: TokenGrid, area: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Sizes of the candidates, [3, candidates]: frames uniform in 1..t, rows and columns by area and aspect."""
+    """Sizes of the candidates, [3, candidates]: frames uniform in 1..t, rows and columns from the area."""
     draws = rng.random((3, _CANDIDATES))
     cells = area[0] + draws[1] * (area[1] - area[0])
     aspect = np.exp(_LOG_ASPECT[0] + draws[2] * (_LOG_ASPECT[1] - _LOG_ASPECT[0]))

@@ -1,0 +1,174 @@
+"""The plain way of doing it: MaskFeat pre-training written straight from the formulas, as PySlowFast does.
+
+Attention with the relative bias added to a materialised attention matrix, pooling by `conv3d` in image
+layout, HOG by scattering into a histogram a pixel. Parameter names are those of MaskFeat in
+`videomaskfeat.models`, so the same weights load into both and their outputs are compared before any timing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Grid = tuple[int, int, int]
+
+
+def plain_hog(frames: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
+    """HOG of float frames [B, C, H, W] -> [B, C, bins, H/cell, W/cell], through [B, C, bins, H, W]."""
+    batch, channels, height, width = frames.shape
+    sobel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]], device=frames.device)
+    padded = F.pad(frames.float().flatten(0, 1)[:, None], (1, 1, 1, 1), mode="reflect")
+    gx = F.conv2d(padded, sobel[None, None]).view(frames.shape)
+    gy = F.conv2d(padded, sobel.t()[None, None]).view(frames.shape)
+    gx = torch.where(gx.abs() <= 5e-6, 0.0, gx)
+    magnitude = torch.sqrt(gx * gx + gy * gy)
+    bin_index = (torch.atan2(gx, gy) / math.pi * bins).floor().long() % bins
+    histogram = frames.new_zeros(batch, channels, bins, height, width)
+    histogram.scatter_add_(2, bin_index[:, :, None], magnitude[:, :, None])
+    cells = F.avg_pool2d(histogram.flatten(0, 1), cell) * cell**2
+    return F.normalize(cells.view(batch, channels, bins, height // cell, width // cell), dim=2)
+
+
+def plain_hog_target(clips: Tensor) -> Tensor:
+    """Clips float [B, 3, T, H, W] -> [B, t, h, w, 108]: every second frame, 2x2 cells a position."""
+    frames = clips[:, :, ::2].transpose(1, 2)  # [B, t, 3, H, W]
+    hog = plain_hog(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])  # [B, t, 3, 9, H/8, W/8]
+    hog = hog.unfold(4, 2, 2).unfold(5, 2, 2)  # [B, t, 3, 9, h, w, 2, 2]
+    return hog.permute(0, 1, 4, 5, 2, 3, 6, 7).flatten(4)
+
+
+class PlainAttention(nn.Module):
+    """Pooled attention whose matrix [B, M, queries, keys] is stored and added to."""
+
+    def __init__(self, width: int, heads: int, grid: Grid, q_stride: Grid, kv_stride: Grid) -> None:
+        super().__init__()
+        self.heads, self.q_stride, self.kv_stride = heads, q_stride, kv_stride
+        head_width = width // heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        for name, stride in (("q", q_stride), ("k", kv_stride), ("v", kv_stride)):
+            conv = nn.Conv3d(head_width, head_width, 3, stride, 1, groups=head_width, bias=False)
+            setattr(self, f"pool_{name}", conv)
+            setattr(self, f"norm_{name}", nn.LayerNorm(head_width, eps=1e-6))
+        for axis, length, q_step, kv_step in zip("thw", grid, q_stride, kv_stride, strict=True):
+            rows = 2 * max(length // q_step, length // kv_step) - 1
+            setattr(self, f"rel_pos_{axis}", nn.Parameter(torch.empty(rows, head_width)))
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Tokens [B, 1+N, D] -> [B, 1+N', D] and the new grid."""
+        batch, tokens, width = x.shape
+        qkv = (
+            self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )  # [3, B, M, 1+N, d]
+        q, q_grid = self._pool(qkv[0], grid, self.pool_q, self.norm_q)
+        k, k_grid = self._pool(qkv[1], grid, self.pool_k, self.norm_k)
+        v, _ = self._pool(qkv[2], grid, self.pool_v, self.norm_v)
+        matrix = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, M, 1+N', 1+N"]
+        matrix[:, :, 1:, 1:] += self._bias(q[:, :, 1:], q_grid, k_grid)
+        result = matrix.softmax(dim=-1) @ v
+        result[:, :, 1:] += q[:, :, 1:]
+        return self.proj(result.transpose(1, 2).reshape(batch, -1, width)), q_grid
+
+    def _pool(self, x: Tensor, grid: Grid, conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Grid]:
+        batch, heads, _, head_width = x.shape
+        first, rest = x[:, :, :1], x[:, :, 1:]
+        image = rest.reshape(batch * heads, *grid, head_width).permute(0, 4, 1, 2, 3).contiguous()
+        image = conv(image)  # [B*M, d, t, h, w]
+        rest = image.reshape(batch, heads, head_width, -1).transpose(2, 3)
+        t, h, w = image.shape[2:]
+        return norm(torch.cat([first, rest], dim=2)), (t, h, w)
+
+    def _bias(self, q: Tensor, q_grid: Grid, k_grid: Grid) -> Tensor:
+        """[B, M, queries, keys], the sum of the biases of the three axes."""
+        tables = [self._table(axis, *sizes) for axis, sizes in enumerate(zip(q_grid, k_grid, strict=True))]
+        cells = q.unflatten(2, q_grid)
+        along_t = torch.einsum("bmthwd,tkd->bmthwk", cells, tables[0])[..., :, None, None]
+        along_h = torch.einsum("bmthwd,hkd->bmthwk", cells, tables[1])[..., None, :, None]
+        along_w = torch.einsum("bmthwd,wkd->bmthwk", cells, tables[2])[..., None, None, :]
+        return (along_t + along_h + along_w).flatten(5).flatten(2, 4)
+
+    def _table(self, axis: int, queries: int, keys: int) -> Tensor:
+        """Relative vectors [queries, keys, d]."""
+        table = getattr(self, f"rel_pos_{'thw'[axis]}")
+        q_step, k_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
+        q_place = torch.arange(queries, device=table.device)[:, None] * q_step
+        k_place = torch.arange(keys, device=table.device)[None] * k_step
+        return table[(q_place - k_place + (keys - 1) * k_step).long()]
+
+
+class PlainBlock(nn.Module):
+    """One block, with the width changed in the perceptron."""
+
+    def __init__(
+        self, width: int, out_width: int, heads: int, grid: Grid, q_stride: Grid, kv_stride: Grid
+    ) -> None:
+        super().__init__()
+        self.q_stride = q_stride
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = PlainAttention(width, heads, grid, q_stride, kv_stride)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Module()
+        self.mlp.fc1 = nn.Linear(width, 4 * width)
+        self.mlp.fc2 = nn.Linear(4 * width, out_width)
+        self.proj = nn.Linear(width, out_width) if out_width != width else None
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Tokens [B, 1+N, D] -> [B, 1+N', D'] and the new grid."""
+        attended, new_grid = self.attn(self.norm1(x), grid)
+        if max(self.q_stride) > 1:
+            kernel = [step + 1 if step > 1 else 1 for step in self.q_stride]
+            image = x[:, 1:].transpose(1, 2).reshape(x.shape[0], x.shape[2], *grid)
+            image = F.max_pool3d(image, kernel, self.q_stride, [size // 2 for size in kernel])
+            x = torch.cat([x[:, :1], image.flatten(2).transpose(1, 2)], dim=1)
+        x = x + attended
+        normed = self.norm2(x)
+        skip = x if self.proj is None else self.proj(normed)
+        return skip + self.mlp.fc2(F.gelu(self.mlp.fc1(normed))), new_grid
+
+
+class PlainMaskFeat(nn.Module):
+    """MViTv2-S pre-training on clips of 16 frames of 224x224: (clips, mask [B, 8, 7, 7]) -> predictions."""
+
+    def __init__(self, grid: Grid = (8, 56, 56), values_per_token: int = 108) -> None:
+        super().__init__()
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv3d(3, 96, (3, 7, 7), (2, 4, 4), (1, 3, 3))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, 96))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, 96))
+        self.blocks = nn.ModuleList()
+        width, kv_step = 96, 8
+        for index in range(16):
+            q_step = 2 if index in (1, 3) else 1
+            kv_step //= q_step
+            out_width = width * 2 if index + 1 in (1, 3, 14) else width
+            block = PlainBlock(
+                width, out_width, width // 96, grid, (1, q_step, q_step), (1, kv_step, kv_step)
+            )
+            self.blocks.append(block)
+            grid = (grid[0], grid[1] // q_step, grid[2] // q_step)
+            width = out_width
+        self.pred_head = nn.Module()
+        self.pred_head.transforms = nn.ModuleList([nn.Sequential(nn.LayerNorm(width, eps=1e-6))])
+        self.pred_head.projections = nn.ModuleList([nn.Linear(width, values_per_token)])
+
+    def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """Predictions [B, t, h, w, 108]."""
+        x = self.patch_embed.proj(clips)
+        grid: Grid = (x.shape[2], x.shape[3], x.shape[4])
+        x = x.flatten(2).transpose(1, 2)
+        fine = F.interpolate(mask[:, None].float(), size=grid).flatten(2).transpose(1, 2)  # [B, N, 1]
+        x = x * (1 - fine) + self.mask_token * fine
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        for block in self.blocks:
+            x, grid = block(x, grid)
+        predictions = self.pred_head.projections[0](self.pred_head.transforms[0](x[:, 1:]))
+        return predictions.unflatten(1, grid)
+
+
+def plain_loss(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the hidden positions, which are gathered."""
+    hidden = F.interpolate(mask[:, None].float(), size=predictions.shape[1:4])[:, 0] > 0.5
+    return F.mse_loss(predictions[hidden].float(), target[hidden])

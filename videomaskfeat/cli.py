@@ -22,7 +22,7 @@ DONE, FAILED, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     options = build_parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -191,6 +191,9 @@ def add_sample_data(verbs: Any) -> None:
     parser.add_argument("--frames", type=int, default=32, help="frames a video (default: %(default)s)")
     parser.add_argument("--fps", type=float, default=30.0, help="frames a second (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="equal seeds, equal files (default: %(default)s)")
+    parser.add_argument(
+        "--ava-videos", type=int, default=12, help="longer videos with boxes (default: %(default)s)"
+    )
 
 
 def run_sample_data(options: argparse.Namespace) -> int:
@@ -198,16 +201,17 @@ def run_sample_data(options: argparse.Namespace) -> int:
     from videomaskfeat.data.sample import write_sample_data
 
     with progress("writing videos") as update:
-        summary = write_sample_data(
+        write_sample_data(
             options.directory,
             videos=options.videos,
             size=options.size,
             frames=options.frames,
             fps=options.fps,
             seed=options.seed,
+            ava_videos=options.ava_videos,
             progress=update,
         )
-    print(summary)
+    print(os.path.join(options.directory, "README.txt"))
     return DONE
 
 

@@ -1,0 +1,342 @@
+"""``pretrain``: from a config to a trained encoder, its held-out loss, its pictures and its report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import simplejson
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.config import PretrainConfig, config_text, flat
+from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.ema import ExponentialMovingAverage
+from videomaskfeat.engine.loop import LoopOptions, TrainResult, train
+from videomaskfeat.engine.optim import adamw, parameter_groups
+from videomaskfeat.engine.schedule import WarmupCosine
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import is_file, make_folder, open_file
+from videomaskfeat.losses import masked_mse
+from videomaskfeat.models.weights import save_weights
+from videomaskfeat.tasks.doctor import diagnose
+from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
+from videomaskfeat.tasks.plan import describe_plan
+from videomaskfeat.tasks.pretrain_parts import (
+    build_model,
+    build_target,
+    heldout_loader,
+    recipe_of,
+    training_loader,
+)
+from videomaskfeat.tasks.recipe import METADATA_KEY
+from videomaskfeat.tasks.report import report
+from videomaskfeat.tasks.visualize import draw_videos
+
+logger = logging.getLogger(__name__)
+
+# What may change between a run and its resumption without changing what is learnt.
+FREE_KEYS = (
+    "data.validation",
+    "data.workers",
+    "data.failure_share",
+    "optim.accumulate",
+    "run.folder",
+    "run.device",
+    "run.compile",
+    "run.activation_checkpointing",
+    "run.checkpoint_minutes",
+    "run.checkpoint_epochs",
+    "run.keep_checkpoints",
+    "run.evaluate_epochs",
+    "run.evaluate_clips",
+    "run.pictures",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a pre-training ended.
+
+    Attributes:
+        folder: the run folder.
+        finished: False where a signal stopped the run, which is saved and can be resumed.
+        failures: videos that could not be read and were replaced, all epochs together.
+    """
+
+    folder: Path
+    finished: bool
+    failures: int
+
+
+class PretrainStep:
+    """Batch -> loss: normalise on the device, make the target, predict, compare where it was hidden.
+
+    Args:
+        model: (clips, mask) -> predictions [B, t, h, w, K], perhaps wrapped for several processes.
+        target: clips -> targets [B, t, h, w, K]; runs without gradient and in float32.
+        mean: subtracted from pixels in 0..1.
+        std: divides them after that.
+        compiled: compile the computation with torch.compile.
+    """
+
+    def __init__(
+        self, model: nn.Module, target: nn.Module, *, mean: float, std: float, compiled: bool = False
+    ) -> None:
+        self.model = model
+        self.target = target
+        self.mean = mean
+        self.std = std
+        self._loss: Callable[[Tensor, Tensor], Tensor] = torch.compile(self.loss) if compiled else self.loss
+
+    def __call__(self, batch: PretrainBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The mean squared error over the hidden positions of a batch."""
+        return self._loss(batch.clips, batch.mask), {}
+
+    def loss(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """Clips uint8 [B, T, H, W, C] and mask bool [B, t', h', w'] -> loss float32 []."""
+        pixels = normalise(clips, mean=self.mean, std=self.std)
+        with torch.no_grad():
+            target = self.target(pixels)
+        return masked_mse(self.model(pixels, mask), target, mask)
+
+
+def normalise(clips: Tensor, *, mean: float, std: float) -> Tensor:
+    """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std."""
+    return clips.permute(0, 4, 1, 2, 3).to(torch.float32).div(255.0).sub(mean).div(std)
+
+
+def pretrain(config: PretrainConfig) -> Outcome:
+    """Pre-train as the config says; a run folder that holds a checkpoint is resumed.
+
+    Raises:
+        UserError: the config, the lists, the videos or the run folder are wrong.
+        RunFailed: the loss is not finite, or nothing can be saved.
+    """
+    if not config.data.train:
+        raise UserError("data.train is not set: give a list file or a folder, such as data.train=videos.csv")
+    if not config.run.folder:
+        raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
+    device = distributed.choose_device(config.run.device)
+    with distributed.process_group(device):
+        return _Run(config, device).go()
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the network runs under bf16 autocast: asked for, or on a GPU unless refused.
+
+    Raises:
+        UserError: no such precision.
+    """
+    known = ("auto", "fp32", "bf16")
+    if precision not in known:
+        raise UserError(f"run.precision {precision!r} is not one of {', '.join(known)}")
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+class _Run:
+    """The parts of one run, built from its config."""
+
+    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.folder = Path(config.run.folder)
+        self.recipe = recipe_of(config)
+        torch.manual_seed(config.run.seed)
+        self.target = build_target(config)
+        self.model = build_model(config, self.target)
+        self.loader = training_loader(config, rank=distributed.rank(), world_size=distributed.world_size())
+        self.heldout = heldout_loader(config)
+        self.bf16 = uses_bf16(config.run.precision, device)
+        self.network = distributed.parallel(self.model, device)
+        self.target.to(device)
+        self.ema = (
+            None
+            if config.optim.ema_decay is None
+            else ExponentialMovingAverage(self.model, decay=config.optim.ema_decay)
+        )
+
+    def go(self) -> Outcome:
+        """Train, then measure, save, draw and report."""
+        started = time.monotonic()
+        if distributed.is_main():
+            self._open_folder()
+            logger.info(
+                describe_plan(self.config, self.model, self.loader, device=self.device, bf16=self.bf16)
+            )
+        before = self._untrained()
+        counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
+        result = self._train(counter)
+        failures = result.progress.failures
+        if result.status == "interrupted":
+            logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
+            return Outcome(self.folder, finished=False, failures=failures)
+        if distributed.is_main():
+            self._finish(before, result, seconds=time.monotonic() - started)
+        distributed.barrier()
+        return Outcome(self.folder, finished=True, failures=failures)
+
+    def _open_folder(self) -> None:
+        """Leave what the run needs to be understood later; the checkpoints decide whether it may go on."""
+        make_folder(self.folder)
+        if not is_file(self.folder / "config.yaml"):
+            with open_file(self.folder / "config.yaml", "w") as file:
+                file.write(config_text(self.config))
+        Path(self.folder, "summary.json").unlink(missing_ok=True)  # of an earlier end; the run goes on
+        with open_file(self.folder / "environment.json", "w") as file:
+            file.write(diagnose(self.folder).to_json())
+
+    def _train(self, counter: FailureCounter) -> TrainResult:
+        optim, run = self.config.optim, self.config.run
+        schedule = WarmupCosine(
+            base_lr=optim.learning_rate,
+            start_lr=optim.start_learning_rate,
+            end_lr=optim.end_learning_rate,
+            warmup_epochs=optim.warmup_epochs,
+            epochs=optim.epochs,
+        ).scaled(optim.batch_size, optim.base_batch_size)
+        groups = parameter_groups(
+            self.model.named_parameters(),
+            base_lr=schedule.base_lr,
+            weight_decay=optim.weight_decay,
+            layer_decay=optim.layer_decay,
+            depth=len(self.model.blocks),  # type: ignore[arg-type]
+        )
+        steps_per_epoch = self.loader.batches_per_epoch // optim.accumulate
+        options = LoopOptions(
+            epochs=optim.epochs,
+            accumulate=optim.accumulate,
+            clip_norm=optim.gradient_clip,
+            precision="bf16" if self.bf16 else "fp32",
+            seed=run.seed,
+            save_minutes=run.checkpoint_minutes,
+            keep_last=run.keep_checkpoints,
+            milestone_every=round(run.checkpoint_epochs * steps_per_epoch),
+            evaluate_every=round(run.evaluate_epochs * steps_per_epoch),
+            unit="clips",
+        )
+        step = PretrainStep(
+            self.network,
+            self.target,
+            mean=self.config.clip.mean,
+            std=self.config.clip.std,
+            compiled=run.compile,
+        )
+        return train(
+            model=self.network,
+            step=step,
+            loader=self.loader,
+            optimizer=adamw(groups, betas=(optim.betas[0], optim.betas[1])),
+            learning_rate=schedule,
+            folder=self.folder,
+            device=self.device,
+            options=options,
+            ema=self.ema,
+            fingerprint={key: value for key, value in flat(self.config).items() if key not in FREE_KEYS},
+            evaluate=self._evaluate if self.heldout and run.evaluate_epochs else None,
+            on_failures=self._take_failures(counter),
+        )
+
+    def _take_failures(self, counter: FailureCounter) -> Callable[[Sequence[Any]], None]:
+        """Count failures, and leave them in failures.jsonl before the counter may end the run."""
+
+        def take(failures: Sequence[Any]) -> None:
+            if distributed.is_main():
+                with open_file(self.folder / "failures.jsonl", "a") as file:
+                    for failure in failures:
+                        file.write(simplejson.dumps({"path": failure.path, "cause": failure.cause}) + "\n")
+            counter.add(failures)
+
+        return take
+
+    def _evaluate(self) -> dict[str, float]:
+        """The held-out loss, computed by rank 0; every rank gets the same numbers."""
+        loss = distributed.run_on_main(self._heldout_loss)
+        return {"heldout_loss": loss.model, "heldout_constant": loss.constant}
+
+    def _heldout_loss(self) -> HeldOutLoss:
+        assert self.heldout is not None
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        return heldout_loss(self.model, self.target, self._heldout_batches(self.heldout), autocast=autocast)
+
+    def _heldout_batches(self, loader: ClipLoader) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised clips and masks, the same in every call: epoch 0 of the held-out list."""
+        clip = self.config.clip
+        left = min(self.config.run.evaluate_clips, len(loader.dataset))
+        for batch in loader.epoch(0):
+            if left <= 0:
+                return
+            left -= len(batch.index)
+            on_device = batch.to(self.device)
+            yield normalise(on_device.clips, mean=clip.mean, std=clip.std), on_device.mask
+
+    def _untrained(self) -> HeldOutLoss | None:
+        """The held-out loss of the weights that the run starts from."""
+        return self._heldout_loss() if self.heldout and distributed.is_main() else None
+
+    def _finish(self, before: HeldOutLoss | None, result: TrainResult, *, seconds: float) -> None:
+        """Weights (the averaged ones where they are kept), held-out loss, pictures and report."""
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.state_dict())
+        weights = self.folder / "weights.safetensors"
+        save_weights(weights, self.model, metadata={METADATA_KEY: self.recipe.to_json()})
+        summary: dict[str, Any] = {
+            "steps": result.progress.step,
+            "clips": result.progress.samples,
+            "failures": result.progress.failures,
+            "seconds": seconds,
+            "checkpoint": str(result.checkpoint),
+            "weights": str(weights),
+        }
+        if before is not None:
+            after = self._heldout_loss()
+            summary |= {
+                "heldout_clips": after.clips,
+                "heldout_constant": after.constant,
+                "heldout_untrained": before.model,
+                "heldout_trained": after.model,
+            }
+        with open_file(self.folder / "summary.json", "w") as file:
+            file.write(simplejson.dumps(summary, indent=2))
+        self._draw()
+        self._say(closing_words(summary, report(self.folder)))
+
+    def _say(self, text: str) -> None:
+        """Tell the user, and keep it in the run's log, which the training loop has open only while it runs."""
+        logger.info(text)
+        with open_file(self.folder / "log.txt", "a") as file:
+            file.write(text + "\n")
+
+    def _draw(self) -> None:
+        """Pictures of the first held-out videos (or of the training list's)."""
+        records = (self.heldout or self.loader).dataset.records
+        videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
+        if not videos:
+            return
+        drawn = draw_videos(self.model, videos, self.folder / "pictures", recipe=self.recipe)
+        for failure in drawn.failures:
+            logger.warning("not drawn: %s", failure)
+
+
+def closing_words(summary: Mapping[str, Any], page: Path) -> str:
+    """What the user reads at the end of a run."""
+    lines = []
+    if "heldout_trained" in summary:
+        constant, trained = summary["heldout_constant"], summary["heldout_trained"]
+        share = 100 * (1 - trained / constant)
+        lines += [
+            f"loss on {summary['heldout_clips']} held-out clips (mean squared error at hidden positions)",
+            f"  best constant prediction  {constant:.5f}",
+            f"  untrained model           {summary['heldout_untrained']:.5f}",
+            f"  trained model             {trained:.5f}   ({share:.1f} % below the constant)",
+        ]
+    lines += [
+        f"checkpoint  {summary['checkpoint']}",
+        f"weights     {summary['weights']}",
+        f"report      {page}",
+    ]
+    return "\n".join(lines)

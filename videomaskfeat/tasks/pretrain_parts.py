@@ -1,0 +1,225 @@
+"""The parts of a pre-training run, each built from the keys of the config that concern it, and checked."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from videomaskfeat.config import ClipConfig, MaskConfig, PretrainConfig
+from videomaskfeat.data.clips import FrameSampler, PretrainClips
+from videomaskfeat.data.loader import ClipLoader
+from videomaskfeat.data.records import load_records
+from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
+from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.masking import MASKS, MaskFunction
+from videomaskfeat.models import create_model
+from videomaskfeat.targets import TARGETS
+from videomaskfeat.tasks.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
+
+HELDOUT_BATCH = 16  # held-out clips that go through the network together, at most
+
+
+def recipe_of(config: PretrainConfig) -> PretrainRecipe:
+    """What the weights file will know of clip, mask and target."""
+    clip, mask = config.clip, config.mask
+    return PretrainRecipe(
+        clip=ClipRecipe(
+            frames=clip.frames,
+            stride=clip.stride,
+            crop=clip.crop,
+            target_fps=clip.target_fps,
+            short_video=clip.short_video,
+            mean=clip.mean,
+            std=clip.std,
+        ),
+        mask=MaskRecipe(kind=mask.kind, ratio=mask.ratio, cell=(mask.cell[0], mask.cell[1], mask.cell[2])),
+        target=config.target.name,
+        target_arguments=dict(config.target.arguments),
+    )
+
+
+def build_target(config: PretrainConfig) -> nn.Module:
+    """The target by its name.
+
+    Raises:
+        UserError: an unknown name, or arguments that it does not take.
+    """
+    name = config.target.name
+    if name not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise UserError(f"target.name {name!r} is unknown{nearest(name, TARGETS)}; there are {known}")
+    try:
+        return TARGETS[name](**config.target.arguments)
+    except TypeError as error:
+        raise UserError(f"target.arguments: {error}") from error
+
+
+def build_model(config: PretrainConfig, target: nn.Module) -> nn.Module:
+    """The model by its name, made for the config's clips, and checked against mask and target.
+
+    Raises:
+        UserError: an unknown name or argument, a clip that the cubes do not tile, a mask grid that does not
+            divide the output grid, or a target on another grid.
+    """
+    clip = config.clip
+    size = (clip.frames, clip.crop, clip.crop)
+    arguments: dict[str, Any] = {
+        "clip_size": size,
+        "values_per_token": target.values_per_token,
+        "checkpoint_blocks": config.run.activation_checkpointing,
+    }
+    model = create_model(config.model.name, **{**arguments, **config.model.arguments})
+    output = model.output_grid((1, 3, *size))  # type: ignore[operator]
+    wanted = TokenGrid.from_clip(
+        frames=clip.frames,
+        height=clip.crop,
+        width=clip.crop,
+        stride=target.output_stride,  # type: ignore[arg-type]
+    )
+    if wanted != output:
+        raise UserError(
+            f"target.name {config.target.name!r} gives values on a grid of {wanted}, and {config.model.name} "
+            f"predicts on {output}; set the target's output_stride, or the model's q_pool_at"
+        )
+    mask = mask_grid(config.clip, config.mask)
+    if not mask.divides(output):
+        raise UserError(
+            f"mask.cell {list(config.mask.cell)} gives a mask of {mask} cells, which does not divide the "
+            f"{output} positions that {config.model.name} predicts; each axis of the positions must be a "
+            "multiple of the mask's"
+        )
+    return model
+
+
+def mask_grid(clip: ClipConfig, mask: MaskConfig) -> TokenGrid:
+    """The grid on which masks are drawn: the clip cut into mask cells.
+
+    Raises:
+        UserError: the cells do not tile the clip.
+    """
+    size = (clip.frames, clip.crop, clip.crop)
+    if any(step < 1 or length % step for length, step in zip(size, mask.cell, strict=True)):
+        raise UserError(
+            f"mask.cell {list(mask.cell)} does not tile a clip of {size[0]} frames and {size[1]}x{size[2]} "
+            "pixels: each of its sizes must divide the clip's (clip.frames, clip.crop, clip.crop)"
+        )
+    return TokenGrid(*(length // step for length, step in zip(size, mask.cell, strict=True)))
+
+
+def mask_function(name: str) -> MaskFunction:
+    """The mask policy by its name.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if name not in MASKS:
+        raise UserError(f"mask.kind {name!r} is unknown{nearest(name, MASKS)}; there are {', '.join(MASKS)}")
+    return MASKS[name]
+
+
+def _dataset(
+    config: PretrainConfig, path: str, *, sampler: FrameSampler, transform: ClipTransform, samples: int
+) -> PretrainClips:
+    data, mask = config.data, config.mask
+    records = load_records(
+        path, format=data.format, labels=data.labels, prefix=data.prefix, separator=data.separator
+    )
+    grid = mask_grid(config.clip, mask)
+    return PretrainClips(
+        records,
+        sampler=sampler,
+        transform=transform,
+        mask=functools.partial(mask_function(mask.kind), grid, mask.ratio),
+        reader=data.reader,
+        seed=config.run.seed,
+        samples_per_video=samples,
+    )
+
+
+def training_loader(config: PretrainConfig, *, rank: int, world_size: int) -> ClipLoader:
+    """Random clips and crops of the training list.
+
+    Raises:
+        UserError: the list, the batch or a clip setting is wrong.
+    """
+    clip = config.clip
+    sampler = functools.partial(
+        clip_indices_random,
+        frames=clip.frames,
+        stride=clip.stride,
+        target_fps=clip.target_fps,
+        short=short_video(clip),
+    )
+    transform = RandomResizedCrop(
+        clip.crop,
+        area=(clip.crop_area[0], clip.crop_area[1]),
+        aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
+        flip=clip.flip,
+    )
+    dataset = _dataset(
+        config, config.data.train, sampler=sampler, transform=transform, samples=clip.samples_per_video
+    )
+    return ClipLoader(
+        dataset,
+        batch_size=config.optim.batch_size,
+        accumulate=config.optim.accumulate,
+        workers=config.data.workers,
+        rank=rank,
+        world_size=world_size,
+        pin_memory=config.run.device != "cpu",
+    )
+
+
+def heldout_loader(config: PretrainConfig) -> ClipLoader | None:
+    """The middle clip and centre crop of each held-out video, in the list's order, always the same masks.
+
+    Raises:
+        UserError: the list is wrong.
+    """
+    if not config.data.validation:
+        return None
+    clip = config.clip
+    sampler = functools.partial(
+        middle_clip,
+        frames=clip.frames,
+        stride=clip.stride,
+        target_fps=clip.target_fps,
+        short=short_video(clip),
+    )
+    transform = UniformCrop(clip.crop, clip.crop)
+    dataset = _dataset(config, config.data.validation, sampler=sampler, transform=transform, samples=1)
+    clips = min(config.run.evaluate_clips, len(dataset))
+    return ClipLoader(
+        dataset,
+        # A loader leaves out what does not fill a batch, so take one that divides the number of clips.
+        batch_size=max(size for size in range(1, HELDOUT_BATCH + 1) if clips % size == 0),
+        workers=config.data.workers,
+        shuffle=False,
+        read_ahead=False,
+    )
+
+
+def short_video(clip: ClipConfig) -> ShortVideo:
+    """The policy for short videos, checked.
+
+    Raises:
+        UserError: no such policy.
+    """
+    known = typing.get_args(ShortVideo)
+    if clip.short_video not in known:
+        raise UserError(
+            f"clip.short_video {clip.short_video!r} is not one of {', '.join(known)}"
+            f"{nearest(clip.short_video, known)}"
+        )
+    return typing.cast(ShortVideo, clip.short_video)
+
+
+def middle_clip(num_frames: int, fps: float, *, rng: np.random.Generator, **clip: Any) -> np.ndarray:
+    """The one clip in the middle of a video, with the signature of a random one; ``rng`` is not used."""
+    return clip_indices_view(num_frames, fps, view=0, views=1, **clip)

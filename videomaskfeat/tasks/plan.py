@@ -37,8 +37,8 @@ def describe_plan(
         f"target    {config.target.name} at the positions that a {config.mask.kind} mask of "
         f"{mask_grid(clip, config.mask)} cells hides, ratio {config.mask.ratio:g}",
         f"data      {records.source}: {len(records)} videos",
-        f"batch     {optim.batch_size} clips a step = {ranks} (processes) x {optim.accumulate} (micro-batches) "
-        f"x {micro}",
+        f"batch     {optim.batch_size} clips a step: {ranks} (processes) x {optim.accumulate} "
+        f"(micro-batches) x {micro}",
         f"plan      {optim.epochs:g} epochs x {steps} steps, warm-up {optim.warmup_epochs:g}; "
         f"learning rate {optim.learning_rate * scale:.3g} = {optim.learning_rate:g} x {optim.batch_size} / "
         f"{optim.base_batch_size} clips",

@@ -306,7 +306,7 @@ class _Run:
         self._say(closing_words(summary, report(self.folder)))
 
     def _say(self, text: str) -> None:
-        """Tell the user, and keep it in the run's log, which the training loop has open only while it runs."""
+        """Tell the user, and keep it in the run's log, which is open only while the loop runs."""
         logger.info(text)
         with open_file(self.folder / "log.txt", "a") as file:
             file.write(text + "\n")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.io import is_folder, list_folder, make_folder, open_file
+from videomaskfeat.io import is_folder, list_folder, local_path, make_folder, open_file
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +142,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     with open_file(path, "rb") as file:
         first = file.read(2)
     # A zip file's directory stands at its end: a cut file still starts as one but is none.
-    whole = zipfile.is_zipfile(path)
+    local = local_path(path)
+    whole = zipfile.is_zipfile(local)
     if first == b"PK" and not whole:
         raise DamagedCheckpointError(f"{path}: the checkpoint is cut (half-written or half-copied)")
     if whole:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(local) as archive:
             broken = archive.testzip()
         if broken is not None:
             raise DamagedCheckpointError(
@@ -159,7 +160,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: is no checkpoint ({'empty file' if not first else 'unknown format'})"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(local, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(_pickled(path, f" ({found.group(1)})" if found else "")) from error

@@ -93,7 +93,7 @@ def train(
     """
     run = _Run(
         model=model,
-        step=torch.compile(step, dynamic=False) if options.compile else step,
+        step=step,
         loader=loader,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         learning_rate=learning_rate,

@@ -24,8 +24,6 @@ class LoopOptions:
     """Upper limit of the L2 norm over all gradients; None = no limit."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the step function runs under autocast; weights and optimiser stay float32."""
-    compile: bool = False
-    """Compile the step function with torch.compile."""
     seed: int = 0
     """Seeds torch's generators (drop path, dropout), differently on each rank."""
     save_minutes: float = 10.0

@@ -28,16 +28,16 @@ Span = tuple[int, int]  # first byte and one past the last
 
 def is_exact_in_decord(path: str) -> bool:
     """Whether decord's index i is the i-th picture shown, and its RGB the same as FFmpeg's, for this file."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-        size = file.seek(0, 2)
-        try:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+            size = file.seek(0, 2)
             if head[4:8] == b"ftyp":
                 return _is_plain_mp4(file, size)
             if head[:4] == b"\x1aE\xdf\xa3":
                 return _is_plain_webm(file, size)
-        except (struct.error, ValueError, KeyError, StopIteration):
-            pass  # an unusual header: nothing is known, so decord is not trusted
+    except (OSError, struct.error, ValueError, LookupError):
+        pass  # no file, or an unusual header: nothing is known, so decord is not trusted with it
     return False
 
 

@@ -32,7 +32,7 @@ class DecordReader(VideoReader):
             threads: for decoding; 1 suits loader workers, which are processes already. 0 = all cores.
 
         Raises:
-            InexactIndexError: decord's index cannot be relied on for this file.
+            InexactIndexError: decord's index cannot be relied on for this file, or it is no video at all.
             VideoReadError: decord does not open the file.
             ModuleNotFoundError: decord is not installed.
         """
@@ -40,11 +40,7 @@ class DecordReader(VideoReader):
         decord.logging.set_level(decord.logging.QUIET)
         self.path = path
         self._info: VideoInfo | None = None
-        try:
-            exact = is_exact_in_decord(path)
-        except OSError as error:
-            raise VideoReadError(path, str(error.strerror).lower()) from error
-        if not exact:
+        if not is_exact_in_decord(path):
             raise InexactIndexError(path)
         try:
             # A share of damaged frames above nothing raises: decord would repeat a neighbour in their place.

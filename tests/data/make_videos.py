@@ -1,0 +1,188 @@
+"""Small video files of every kind that readers must cope with, written on the fly.
+
+Each frame carries its number as eight black or white patches, so that a test can tell which frame it got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+FRAMES = 48
+
+
+def numbered_picture(number: int, width: int, height: int) -> np.ndarray:
+    """uint8 [H, W, 3]: eight patches that spell ``number`` in binary, a moving disc, one marked corner."""
+    picture = np.full((height, width, 3), (60, 120, 90), np.uint8)
+    picture[:, : width // 2, 0] += np.uint8(number % 40)
+    for bit in range(8):
+        level = 235 if number >> bit & 1 else 20
+        picture[height // 2 : height * 3 // 4, bit * width // 8 : (bit + 1) * width // 8] = level
+    cv2.circle(picture, (width * (number % 30) // 30, height // 4), max(3, height // 8), (220, 30, 30), -1)
+    picture[: height // 8, : width // 8] = (30, 30, 220)
+    return picture
+
+
+def read_number(picture: np.ndarray) -> int:
+    """The number in a picture uint8 [H, W, 3] that stands upright."""
+    height, width = picture.shape[:2]
+    row = picture[height * 9 // 16 : height * 11 // 16].mean(axis=(0, 2))
+    centres = (np.arange(8) * 2 + 1) * width // 16
+    return int(sum(1 << bit for bit in range(8) if row[centres[bit] - 1 : centres[bit] + 2].mean() > 128))
+
+
+def write_video(
+    path: Path,
+    *,
+    frames: int = FRAMES,
+    width: int = 96,
+    height: int = 64,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    group: int = 12,
+    b_frames: int = 2,
+    milliseconds: Sequence[int] | None = None,
+    rotation: float | None = None,
+    audio: bool = False,
+    container_options: dict[str, str] | None = None,
+    **options: str,
+) -> Path:
+    """Write numbered frames at 30 fps, or at the given times; ``options`` go to the encoder."""
+    if codec == "libx264":
+        options = {"preset": "veryfast", "sc_threshold": "0", **options}  # key frames on time, none between
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream: Any = container.add_stream(codec, rate=30, options={"threads": "1", **options})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        stream.codec_context.gop_size, stream.codec_context.max_b_frames = group, b_frames
+        if milliseconds is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        sound: Any = container.add_stream("aac", rate=16000, layout="mono") if audio else None
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(number, width, height), format="rgb24")
+            if milliseconds is not None:
+                frame.pts, frame.time_base = milliseconds[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+            if audio:
+                container.mux(sound.encode(_silence(number)))
+        container.mux(stream.encode(None))
+        if audio:
+            container.mux(sound.encode(None))
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """A file of sound alone."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("aac", rate=16000, layout="mono")
+        for number in range(20):
+            container.mux(stream.encode(_silence(number)))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _silence(number: int) -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+    frame.sample_rate, frame.pts = 16000, number * 1024
+    return frame
+
+
+def copy_packets(
+    source: Path, target: Path, keep: Callable[[int], bool], options: dict[str, str] | None = None
+) -> Path:
+    """Copy the packets, by their number in the file, that ``keep`` says; nothing is encoded anew."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options=options or {}) as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        for number, packet in enumerate(old.demux(stream)):
+            if packet.size and keep(number):
+                packet.stream = copy
+                new.mux(packet)
+    return target
+
+
+def uneven_times(frames: int = FRAMES) -> list[int]:
+    """Milliseconds with gaps of 10 to 90."""
+    return np.cumsum(np.random.default_rng(0).integers(10, 90, frames)).tolist()
+
+
+OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=0"}
+VP9 = {"codec": "libvpx-vp9", "b_frames": 0, "cpu-used": "8", "deadline": "realtime"}
+
+
+def make_all(folder: Path) -> dict[str, Path]:
+    """Every readable kind of file: name -> path. The name's ending is the container."""
+
+    def file(name: str, **arguments: Any) -> Path:
+        return write_video(folder / name, **arguments)
+
+    made = {
+        path.name: path
+        for path in (
+            file("plain.mp4"),
+            file("sound.mp4", audio=True),
+            file("one_frame.mp4", frames=1),
+            file("one_group.mp4", group=250),
+            file("all_keys.mp4", group=1, b_frames=0),
+            file("many_b.mp4", b_frames=5),
+            file("vfr.mp4", milliseconds=uneven_times()),
+            file("open_groups.mp4", **OPEN_GROUPS),
+            file("portrait.mp4", width=66, height=98),
+            file("turned_90.mp4", rotation=-90),
+            file("turned_180.mp4", rotation=180),
+            file("turned_270.mp4", rotation=90),
+            file("turned_small.mp4", width=64, height=48, rotation=90),
+            file("odd_444.mp4", width=97, height=65, pixels="yuv444p", rotation=90),
+            file("fragmented.mp4", container_options={"movflags": "frag_keyframe+empty_moov"}),
+            file("plain.mkv"),
+            file("plain.ts"),
+            file("mpeg4.avi", codec="mpeg4", b_frames=0),
+            file("mpeg4_b.avi", codec="mpeg4"),
+            file("h264_b.avi"),
+            file("mpeg2.mpg", codec="mpeg2video"),
+            file("raw.h264"),
+            file("vp9.webm", **VP9),
+            file("vp9_odd_width.webm", width=107, **VP9),
+            file("vp9_odd.webm", width=97, height=65, **VP9),
+        )
+    }
+    for source, ending in (
+        ("plain.mp4", "mp4"),
+        ("plain.mp4", "mkv"),
+        ("plain.mp4", "ts"),
+        ("open_groups.mp4", "mp4"),
+        ("open_groups.mp4", "mkv"),
+        ("vp9.webm", "webm"),
+    ):
+        target = folder / f"cut_{Path(source).stem}.{ending}"
+        made[target.name] = copy_packets(made[source], target, lambda number: number >= 5)
+    return made
+
+
+def make_unreadable(folder: Path) -> dict[str, Path]:
+    """Files that cannot be read: cause, as a regular expression -> path."""
+    whole = write_video(folder / "whole.mp4").read_bytes()
+    front = copy_packets(
+        folder / "whole.mp4", folder / "front.mp4", lambda _: True, {"movflags": "faststart"}
+    ).read_bytes()
+    contents = {
+        r"empty file \(0 bytes\)": ("zero.mp4", b""),
+        r"truncated or damaged: an mp4 file without its index": ("cut.mp4", whole[: len(whole) // 2]),
+        r"truncated or damaged after frame \d+": ("cut_front.mp4", front[: len(front) * 2 // 3]),
+        "not a video file": ("text.mp4", b"path label\n" * 200),
+    }
+    causes = {}
+    for cause, (name, content) in contents.items():
+        (folder / name).write_bytes(content)
+        causes[cause] = folder / name
+    causes["no video stream, only audio"] = write_audio(folder / "sound.m4a")
+    causes["no such file"] = folder / "nowhere.mp4"
+    causes["is a folder"] = folder
+    return causes

@@ -1,0 +1,107 @@
+"""The scan of a list: every kind of trouble is found, named, and left out of the clean list."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.data.make_videos import uneven_times, write_video
+from videomaskfeat.data import check
+from videomaskfeat.data.check import check_list
+from videomaskfeat.data.check_report import CheckReport
+from videomaskfeat.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, int | None]]:
+    folder = tmp_path_factory.mktemp("list of videos")
+    write_video(folder / "good.mp4")
+    write_video(folder / "long.mp4", frames=60)
+    write_video(folder / "short.mp4", frames=5)
+    write_video(folder / "turned.mp4", rotation=90)
+    write_video(folder / "vfr.mp4", milliseconds=uneven_times())
+    (folder / "zero.mp4").touch()
+    shutil.copy(folder / "good.mp4", folder / "copy.mp4")
+    names = ["good", "long", "short", "turned", "vfr", "zero", "copy", "nowhere", "good"]
+    return [(str(folder / f"{name}.mp4"), label) for label, name in enumerate(names)]
+
+
+@pytest.fixture(scope="module")
+def report(rows: list[tuple[str, int | None]]) -> CheckReport:
+    return check_list(rows, workers=0, min_frames=16)
+
+
+def test_every_trouble_is_found_and_named(report: CheckReport) -> None:
+    found = {(problem.row, problem.kind): problem.detail for problem in report.problems}
+    assert set(found) == {
+        (2, "short"), (3, "odd"), (4, "odd"), (5, "unreadable"), (6, "duplicate"), (7, "missing"),
+        (8, "duplicate"),
+    }  # fmt: skip
+    assert found[2, "short"] == "5 frames, fewer than 16"
+    assert found[3, "odd"] == "turned by 270 degrees"
+    assert found[4, "odd"].startswith("variable frame rate")
+    assert found[5, "unreadable"] == "empty file (0 bytes)"
+    assert found[6, "duplicate"].startswith("same content as row 1 (")
+    assert found[6, "duplicate"].endswith("but label 6 and not 0")
+    assert found[7, "missing"] == "no such file"
+    assert found[8, "duplicate"] == "same path as row 1, but label 8 and not 0"
+    assert report.bad == 3
+
+
+def test_processes_find_the_same(report: CheckReport, rows: list[tuple[str, int | None]]) -> None:
+    steps: list[tuple[int, int]] = []
+    parallel = check_list(
+        rows, workers=2, min_frames=16, decode=False, progress=lambda done, total: steps.append((done, total))
+    )
+    assert parallel.problems == report.problems
+    assert steps == [(done, 8) for done in range(1, 9)]  # eight different paths
+
+
+def test_clean_list_keeps_the_rows_as_they_stood(report: CheckReport, tmp_path: Path) -> None:
+    text = [f"some path/{row}.mp4 {row}\n" for row in range(9)]
+    target = tmp_path / "clean.csv"
+    assert report.write_clean_list(target, text, header="path label") == 4
+    assert target.read_text().splitlines() == ["path label", *(text[row].strip() for row in (0, 1, 3, 4))]
+    assert report.write_clean_list(target, text, drop=("missing", "odd")) == 6
+    with pytest.raises(UserError, match="2 rows of text for 9 scanned videos"):
+        report.write_clean_list(target, text[:2])
+    with pytest.raises(UserError, match="'ugly' is not a kind of problem; they are missing, unreadable"):
+        report.write_clean_list(target, text, drop=("ugly",))
+
+
+def test_report_tells_sizes_lengths_and_causes(report: CheckReport) -> None:
+    content = json.loads(report.to_json())
+    assert content["summary"]["readable"] == 6
+    assert content["summary"]["sizes"] == {"96x64": 5, "64x96": 1}
+    assert content["summary"]["frames"] == {"min": 5, "median": 48, "max": 60}
+    assert content["summary"]["read_milliseconds"]["min"] > 0
+    assert content["counts"] == {"missing": 1, "unreadable": 1, "short": 1, "duplicate": 2, "odd": 2}
+    assert content["problems"][0]["row"] == 3  # people count from 1
+    text = report.text()
+    assert "9 rows, 8 different files, 6 readable" in text
+    assert "zero.mp4: empty file (0 bytes)" in text
+    assert "duplicate  2 rows" in text
+
+
+def test_file_that_crashes_its_process_is_reported_and_the_others_are_scanned() -> None:
+    calls = [(f"{number}.mp4",) for number in range(12)]
+    results = dict(check._in_processes(_crash_on_seven, calls, workers=2))
+    assert results.pop("7.mp4") == "the decoder crashes on it"
+    assert results == {path: "fine" for (path,) in calls if path != "7.mp4"}
+
+
+def _crash_on_seven(path: str) -> str:
+    if path == "7.mp4":
+        os.abort()
+    return "fine"
+
+
+def test_empty_list_is_named() -> None:
+    with pytest.raises(UserError, match="the list holds no video"):
+        check_list([])
+    with pytest.raises(UserError, match="did you mean 'pyav'"):
+        check_list([(__file__, None)], reader="pyavv", workers=0)

@@ -1,0 +1,215 @@
+"""Scan the videos of a list: what cannot be read, what is too short, odd, missing or there twice.
+
+The scan runs in processes of its own, so that a file on which a decoder crashes outright costs one process
+and not the scan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+
+from videomaskfeat import io
+from videomaskfeat.data.check_report import CheckReport, Problem, Scan
+from videomaskfeat.data.video import open_video
+from videomaskfeat.errors import UserError
+
+Progress = Callable[[int, int], None]
+
+DECODED_FRAMES = 16  # read from each video, first and last included
+_IN_FLIGHT = 4  # files handed to each process in advance
+_CONTEXT = multiprocessing.get_context("spawn")  # not forked: a decoder's threads and locks do not survive it
+Call = tuple[Any, ...]
+
+
+def check_list(
+    records: Iterable[tuple[str, int | None]],
+    *,
+    reader: str = "auto",
+    workers: int = 1,
+    min_frames: int = 1,
+    decode: bool = True,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Scan every video of a list.
+
+    Args:
+        records: (path, label or None) a row, in the list's order.
+        reader: as in ``open_video``.
+        workers: processes that scan; 0 scans in this one.
+        min_frames: a video with fewer is reported as ``short``.
+        decode: whether 16 frames spread over each video are decoded too, first and last included. Without it
+            only what the file says of itself is tested, which is much quicker.
+        progress: called with (files done, files in all), from this process.
+
+    Returns:
+        What was found, by row.
+
+    Raises:
+        UserError: the list is empty, or the reader unknown.
+    """
+    rows = list(records)
+    if not rows:
+        raise UserError("the list holds no video; nothing to check")
+    first_row: dict[str, int] = {}
+    for row, (path, _) in enumerate(rows):
+        first_row.setdefault(path, row)
+    started = time.perf_counter()
+    paths = list(first_row)
+    scans: dict[str, Scan] = {}
+    for path, scan in _in_processes(_scan, [(path, reader, decode) for path in paths], workers):
+        scans[path] = scan if isinstance(scan, Scan) else Scan(path, cause=scan)
+        if progress is not None:
+            progress(len(scans), len(paths))
+    problems = _problems(rows, scans, first_row, min_frames)
+    problems += _equal_contents(rows, scans, first_row, workers)
+    return CheckReport(
+        rows=len(rows),
+        reader=reader,
+        min_frames=min_frames,
+        scans=[scans[path] for path in paths],
+        problems=sorted(problems, key=lambda problem: problem.row),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _scan(path: str, reader: str, decode: bool) -> Scan:
+    """Everything that one file tells. Runs in a worker process."""
+    local = io.local_path(path)
+    if not os.path.exists(local):
+        return Scan(path, missing=True, cause="no such file")
+    size = os.path.getsize(local)
+    try:
+        started = time.perf_counter()
+        with open_video(path, reader) as video:
+            if decode:
+                video.read(np.unique(np.linspace(0, video.frames - 1, DECODED_FRAMES).astype(np.int64)))
+            seconds = time.perf_counter() - started
+            return Scan(path, video.info, size_bytes=size, read_seconds=seconds, decoder=video.decoder)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file provokes is this file's finding, not the scan's end
+        return Scan(path, size_bytes=size, cause=getattr(error, "cause", None) or repr(error))
+
+
+def _digest(path: str) -> str:
+    """The hash of a file's content. Runs in a worker process."""
+    with io.open_file(path, "rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _problems(
+    rows: Sequence[tuple[str, int | None]], scans: dict[str, Scan], first_row: dict[str, int], min_frames: int
+) -> list[Problem]:
+    problems = []
+    for row, (path, _) in enumerate(rows):
+        if first_row[path] != row:
+            problems.append(_duplicate(rows, row, first_row[path], "same path"))
+            continue
+        scan = scans[path]
+        if scan.info is None:
+            kind = "missing" if scan.missing else "unreadable"
+            problems.append(Problem(row, path, kind, scan.cause or "unknown"))
+            continue
+        info = scan.info
+        if info.frames < min_frames:
+            problems.append(Problem(row, path, "short", f"{info.frames} frames, fewer than {min_frames}"))
+        if info.rotation_degrees:
+            problems.append(Problem(row, path, "odd", f"turned by {info.rotation_degrees} degrees"))
+        if info.variable_frame_rate:
+            problems.append(Problem(row, path, "odd", f"variable frame rate, {info.fps:.4g} on average"))
+        if not info.fps > 0:
+            problems.append(Problem(row, path, "odd", "no frame rate"))
+    return problems
+
+
+def _equal_contents(
+    rows: Sequence[tuple[str, int | None]], scans: dict[str, Scan], first_row: dict[str, int], workers: int
+) -> list[Problem]:
+    """Files of different paths and the same bytes; only those of equal size are read for it."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for path, scan in scans.items():
+        if scan.info is not None:
+            by_size[scan.size_bytes].append(path)
+    suspects = [(path,) for paths in by_size.values() if len(paths) > 1 for path in paths]
+    by_digest: dict[str, list[str]] = defaultdict(list)
+    for path, digest in _in_processes(_digest, suspects, workers):
+        by_digest[digest].append(path)
+    problems = []
+    for paths in by_digest.values():
+        first, *others = sorted(paths, key=first_row.__getitem__)
+        problems += [_duplicate(rows, first_row[path], first_row[first], "same content") for path in others]
+    return problems
+
+
+def _duplicate(rows: Sequence[tuple[str, int | None]], row: int, first: int, what: str) -> Problem:
+    (path, label), (original, other) = rows[row], rows[first]
+    detail = f"{what} as row {first + 1}" + (f" ({original})" if original != path else "")
+    if label != other:
+        detail += f", but label {label} and not {other}"
+    return Problem(row, path, "duplicate", detail)
+
+
+def _in_processes(
+    function: Callable[..., Any], calls: Sequence[Call], workers: int
+) -> Iterator[tuple[str, Any]]:
+    """(first argument, result) of each call, in the order in which they finish.
+
+    A call whose process dies is made again in a process of its own; if that dies too, the result is a
+    sentence that says so.
+    """
+    if workers == 0:
+        yield from ((call[0], function(*call)) for call in calls)
+        return
+    waiting = deque(calls)
+    while waiting:
+        crashed: list[Call] = []
+        with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=_CONTEXT) as pool:
+            yield from _until_crash(pool, function, waiting, workers * _IN_FLIGHT, crashed)
+        for call in crashed:
+            yield call[0], _alone(function, call)
+
+
+def _until_crash(
+    pool: ProcessPoolExecutor,
+    function: Callable[..., Any],
+    waiting: deque[Call],
+    in_flight: int,
+    crashed: list[Call],
+) -> Iterator[tuple[str, Any]]:
+    """Take calls from ``waiting`` until a process dies; those under way then go to ``crashed``."""
+    pending: dict[Future[Any], Call] = {}
+    while pending or (waiting and not crashed):
+        while waiting and not crashed and len(pending) < in_flight:
+            call = waiting.popleft()
+            try:
+                pending[pool.submit(function, *call)] = call
+            except BrokenProcessPool:
+                crashed.append(call)
+        done, _ = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            call = pending.pop(future)
+            if isinstance(future.exception(), BrokenProcessPool):
+                crashed.append(call)
+            else:
+                yield call[0], future.result()
+
+
+def _alone(function: Callable[..., Any], call: Call) -> Any:
+    with ProcessPoolExecutor(1, mp_context=_CONTEXT) as pool:
+        try:
+            return pool.submit(function, *call).result()
+        except BrokenProcessPool:
+            return "the decoder crashes on it"

@@ -1,0 +1,208 @@
+"""What a scan of a list found, as text, as JSON, and as a clean list."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from videomaskfeat.data.reader import VideoInfo
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import open_file
+
+KINDS = {
+    "missing": "no such file",
+    "unreadable": "cannot be decoded",
+    "short": "fewer frames than asked for",
+    "duplicate": "the same video as an earlier row",
+    "odd": "readable, but worth a look",
+}
+DROPPED = ("missing", "unreadable", "short", "duplicate")  # from a clean list, unless told otherwise
+_SHOWN = 20  # problems of a kind in the text; the JSON holds all
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One file: its facts, or the cause why there are none.
+
+    Attributes:
+        path: as in the list.
+        info: the facts, None for a file that cannot be read.
+        cause: why it cannot be read.
+        missing: whether there is no such file.
+        size_bytes: of the file.
+        read_seconds: to open it and decode the frames of the scan, in one process.
+        decoder: which library decoded it.
+    """
+
+    path: str
+    info: VideoInfo | None = None
+    cause: str | None = None
+    missing: bool = False
+    size_bytes: int = 0
+    read_seconds: float = 0.0
+    decoder: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding: the row (from 0), its path, a kind of ``KINDS``, and a sentence."""
+
+    row: int
+    path: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All findings of a scan.
+
+    Attributes:
+        rows: of the list.
+        reader: that was asked for.
+        min_frames: below which a video is short.
+        scans: one for each different path.
+        problems: by row; a row may have several.
+        seconds: that the scan took.
+    """
+
+    rows: int
+    reader: str
+    min_frames: int
+    scans: list[Scan]
+    problems: list[Problem]
+    seconds: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows with a problem of each kind."""
+        return {kind: len({p.row for p in self.problems if p.kind == kind}) for kind in KINDS}
+
+    @property
+    def bad(self) -> int:
+        """Rows that no clip can be read from: missing, unreadable or short."""
+        return len({p.row for p in self.problems if p.kind in ("missing", "unreadable", "short")})
+
+    def clean_rows(self, drop: Collection[str] = DROPPED) -> list[int]:
+        """The rows, from 0, without a problem of the kinds in ``drop``."""
+        bad = {problem.row for problem in self.problems if problem.kind in drop}
+        return [row for row in range(self.rows) if row not in bad]
+
+    def write_clean_list(
+        self,
+        path: str | os.PathLike[str],
+        rows: Sequence[str],
+        *,
+        header: str | None = None,
+        drop: Collection[str] = DROPPED,
+    ) -> int:
+        """Write the rows that are fit for training, as they stood in the list.
+
+        Args:
+            path: of the new list.
+            rows: the raw text of each row, in the order of the scan.
+            header: a first line to keep, if the list has one.
+            drop: kinds of problems whose rows are left out.
+
+        Returns:
+            The number of rows written.
+
+        Raises:
+            UserError: ``rows`` are not as many as were scanned, or a kind is unknown.
+        """
+        if len(rows) != self.rows:
+            raise UserError(f"{len(rows)} rows of text for {self.rows} scanned videos; give one a video")
+        unknown = sorted(set(drop) - set(KINDS))
+        if unknown:
+            raise UserError(f"{unknown[0]!r} is not a kind of problem; they are {', '.join(KINDS)}")
+        kept = self.clean_rows(drop)
+        with open_file(path, "w") as file:
+            if header is not None:
+                file.write(header.rstrip("\n") + "\n")
+            file.writelines(rows[row].rstrip("\n") + "\n" for row in kept)
+        return len(kept)
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers over all readable videos: sizes, lengths, codecs, decoding speed."""
+        infos = [scan.info for scan in self.scans if scan.info is not None]
+        frames = np.array([info.frames for info in infos] or [0])
+        seconds = np.array([info.duration_seconds for info in infos] or [0.0])
+        read_seconds = np.array([scan.read_seconds for scan in self.scans if scan.info is not None] or [0.0])
+        return {
+            "rows": self.rows,
+            "files": len(self.scans),
+            "readable": len(infos),
+            "gigabytes": round(sum(scan.size_bytes for scan in self.scans) / 1e9, 6),
+            "hours": round(float(seconds.sum()) / 3600, 6),
+            "seconds": _spread(seconds),
+            "frames": _spread(frames),
+            "sizes": _commonest(f"{info.width}x{info.height}" for info in infos),
+            "fps": _commonest(f"{info.fps:.4g}" for info in infos),
+            "codecs": _commonest(info.codec for info in infos),
+            "decoders": _commonest(scan.decoder for scan in self.scans if scan.info is not None),
+            "read_milliseconds": _spread(read_seconds * 1000),
+            "scan_seconds": round(self.seconds, 3),
+        }
+
+    def to_json(self) -> str:
+        """Summary, counts, and every problem, as JSON text."""
+        content = {
+            "summary": self.summary(),
+            "counts": self.counts,
+            "problems": [
+                {"row": p.row + 1, "path": p.path, "kind": p.kind, "detail": p.detail} for p in self.problems
+            ],
+        }
+        return json.dumps(content, indent=1)
+
+    def text(self) -> str:
+        """The report for people: the summary, then the first problems of each kind."""
+        summary = self.summary()
+        lines = [
+            f"{self.rows} rows, {summary['files']} different files, {summary['readable']} readable, "
+            f"{summary['gigabytes']:.4g} GB, {summary['hours']:.4g} hours",
+            f"length   {_span_words(summary['seconds'])} s; {_span_words(summary['frames'])} frames",
+            f"size     {_count_words(summary['sizes'])}",
+            f"rate     {_count_words(summary['fps'])} frames a second",
+            f"codec    {_count_words(summary['codecs'])}",
+            f"decoder  {_count_words(summary['decoders'])}",
+            f"reading  {_span_words(summary['read_milliseconds'])} ms a video and process",
+        ]
+        for kind, meaning in KINDS.items():
+            found = [problem for problem in self.problems if problem.kind == kind]
+            rows = self.counts[kind]
+            lines.append(f"{kind:<11}{rows} row{'s' if rows != 1 else ''} ({meaning})")
+            lines += [f"    row {p.row + 1}: {p.path}: {p.detail}" for p in found[:_SHOWN]]
+            if len(found) > _SHOWN:
+                lines.append(f"    and {len(found) - _SHOWN} more; the JSON report names all")
+        return "\n".join(lines)
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    return {
+        "min": round(float(values.min()), 3),
+        "median": round(float(np.median(values)), 3),
+        "max": round(float(values.max()), 3),
+    }
+
+
+def _commonest(values: Iterable[str], kept: int = 8) -> dict[str, int]:
+    """Counts of the commonest values, and of ``other``."""
+    counts = Counter(values)
+    top = dict(counts.most_common(kept))
+    rest = sum(counts.values()) - sum(top.values())
+    return {**top, "other": rest} if rest else top
+
+
+def _count_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{value} ({count})" for value, count in counts.items()) or "none"
+
+
+def _span_words(spread: Mapping[str, float]) -> str:
+    return f"{spread['min']:.4g} to {spread['max']:.4g}, half of them up to {spread['median']:.4g}"

@@ -1,7 +1,7 @@
 """The plain way of doing it: MaskFeat pre-training written straight from the formulas, as PySlowFast does.
 
 Attention with the relative bias added to a materialised attention matrix, pooling by `conv3d` in image
-layout, HOG by scattering into a histogram a pixel. Parameter names are those of MaskFeat in
+layout, HOG by scattering into a histogram a pixel. Parameter names are nearly those of MaskFeat in
 `videomaskfeat.models`, so the same weights load into both and their outputs are compared before any timing.
 """
 
@@ -42,6 +42,13 @@ def plain_hog_target(clips: Tensor) -> Tensor:
 
 class PlainAttention(nn.Module):
     """Pooled attention whose matrix [B, M, queries, keys] is stored and added to."""
+
+    pool_q: nn.Module
+    pool_k: nn.Module
+    pool_v: nn.Module
+    norm_q: nn.Module
+    norm_k: nn.Module
+    norm_v: nn.Module
 
     def __init__(self, width: int, heads: int, grid: Grid, q_stride: Grid, kv_stride: Grid) -> None:
         super().__init__()
@@ -110,9 +117,7 @@ class PlainBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = PlainAttention(width, heads, grid, q_stride, kv_stride)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = nn.Module()
-        self.mlp.fc1 = nn.Linear(width, 4 * width)
-        self.mlp.fc2 = nn.Linear(4 * width, out_width)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, out_width)})
         self.proj = nn.Linear(width, out_width) if out_width != width else None
 
     def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
@@ -126,7 +131,7 @@ class PlainBlock(nn.Module):
         x = x + attended
         normed = self.norm2(x)
         skip = x if self.proj is None else self.proj(normed)
-        return skip + self.mlp.fc2(F.gelu(self.mlp.fc1(normed))), new_grid
+        return skip + self.mlp["fc2"](F.gelu(self.mlp["fc1"](normed))), new_grid
 
 
 class PlainMaskFeat(nn.Module):
@@ -134,8 +139,7 @@ class PlainMaskFeat(nn.Module):
 
     def __init__(self, grid: Grid = (8, 56, 56), values_per_token: int = 108) -> None:
         super().__init__()
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv3d(3, 96, (3, 7, 7), (2, 4, 4), (1, 3, 3))
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, 96, (3, 7, 7), (2, 4, 4), (1, 3, 3))})
         self.cls_token = nn.Parameter(torch.empty(1, 1, 96))
         self.mask_token = nn.Parameter(torch.empty(1, 1, 96))
         self.blocks = nn.ModuleList()
@@ -150,13 +154,19 @@ class PlainMaskFeat(nn.Module):
             self.blocks.append(block)
             grid = (grid[0], grid[1] // q_step, grid[2] // q_step)
             width = out_width
-        self.pred_head = nn.Module()
-        self.pred_head.transforms = nn.ModuleList([nn.Sequential(nn.LayerNorm(width, eps=1e-6))])
-        self.pred_head.projections = nn.ModuleList([nn.Linear(width, values_per_token)])
+        self.head_norm = nn.Sequential(nn.LayerNorm(width, eps=1e-6))
+        self.head = nn.Linear(width, values_per_token)
+
+    def load_ours(self, state: dict[str, Tensor]) -> None:
+        """Load the weights of `maskfeat_mvitv2_s`, whose head has other names."""
+        names = {"pred_head.transforms.0": "head_norm", "pred_head.projections.0": "head"}
+        for theirs, ours in names.items():
+            state = {name.replace(theirs, ours): value for name, value in state.items()}
+        self.load_state_dict(state)
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         """Predictions [B, t, h, w, 108]."""
-        x = self.patch_embed.proj(clips)
+        x = self.patch_embed["proj"](clips)
         grid: Grid = (x.shape[2], x.shape[3], x.shape[4])
         x = x.flatten(2).transpose(1, 2)
         fine = F.interpolate(mask[:, None].float(), size=grid).flatten(2).transpose(1, 2)  # [B, N, 1]
@@ -164,8 +174,7 @@ class PlainMaskFeat(nn.Module):
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
             x, grid = block(x, grid)
-        predictions = self.pred_head.projections[0](self.pred_head.transforms[0](x[:, 1:]))
-        return predictions.unflatten(1, grid)
+        return self.head(self.head_norm(x[:, 1:])).unflatten(1, grid)
 
 
 def plain_loss(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -114,6 +114,11 @@ def uneven_times(frames: int = FRAMES) -> list[int]:
 
 
 OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=0"}
+# Key frames after which no earlier picture follows, and which yet leave the decoder's memory as it was.
+RECOVERY_POINTS = {
+    "x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=100:min-keyint=3",
+    "sc_threshold": "100",
+}
 VP9 = {"codec": "libvpx-vp9", "b_frames": 0, "cpu-used": "8", "deadline": "realtime"}
 
 
@@ -134,6 +139,8 @@ def make_all(folder: Path) -> dict[str, Path]:
             file("many_b.mp4", b_frames=5),
             file("vfr.mp4", milliseconds=uneven_times()),
             file("open_groups.mp4", **OPEN_GROUPS),
+            file("recovery_points.mp4", **RECOVERY_POINTS),
+            file("mpeg4_open.mp4", codec="mpeg4"),
             file("portrait.mp4", width=66, height=98),
             file("turned_90.mp4", rotation=-90),
             file("turned_180.mp4", rotation=180),

@@ -30,9 +30,9 @@ READERS = ["pyav", "auto", pytest.param("decord", marks=needs_decord)]
 
 NAMES = [
     "plain.mp4", "sound.mp4", "one_frame.mp4", "one_group.mp4", "all_keys.mp4", "many_b.mp4", "vfr.mp4",
-    "open_groups.mp4", "recovery_points.mp4", "mpeg4_open.mp4", "portrait.mp4", "turned_90.mp4", "turned_180.mp4", "turned_270.mp4",
-    "turned_small.mp4",
-    "odd_444.mp4", "fragmented.mp4", "plain.mkv", "plain.ts", "mpeg4.avi", "mpeg4_b.avi", "h264_b.avi",
+    "open_groups.mp4", "recovery_points.mp4", "mpeg4_open.mp4", "portrait.mp4",
+    "turned_90.mp4", "turned_180.mp4", "turned_270.mp4", "turned_small.mp4", "odd_444.mp4",
+    "fragmented.mp4", "plain.mkv", "plain.ts", "mpeg4.avi", "mpeg4_b.avi", "h264_b.avi",
     "mpeg2.mpg", "raw.h264", "vp9.webm", "vp9_odd_width.webm", "vp9_odd.webm", "cut_plain.mp4",
     "cut_plain.mkv", "cut_plain.ts", "cut_open_groups.mp4", "cut_open_groups.mkv",
     "cut_vp9.webm",

@@ -23,7 +23,7 @@ setup(
         "torch>=2.11",
         # decord has no wheel elsewhere (Linux on Arm, macOS on Apple silicon): PyAV alone reads videos there.
         'decord>=0.6; platform_machine == "x86_64" or platform_machine == "AMD64"',
-        "av>=12",
+        "av>=17,<19",  # 17 brings reformat(threads=), 19 takes metadata_errors away
         "opencv-python-headless>=4.8",
         "pytorchvideo>=0.1.5",
         "fvcore>=0.1.5.post20221221",

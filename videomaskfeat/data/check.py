@@ -87,7 +87,7 @@ def _scan(path: str, reader: str, decode: bool) -> Scan:
     local = io.local_path(path)
     if not os.path.exists(local):
         return Scan(path, missing=True, cause="no such file")
-    size = os.path.getsize(local)
+    size = sum(os.path.getsize(file) for file in _files(local))
     try:
         started = time.perf_counter()
         with open_video(path, reader) as video:
@@ -102,12 +102,22 @@ def _scan(path: str, reader: str, decode: bool) -> Scan:
 
 
 def _digest(path: str) -> str:
-    """The hash of a file's content. Runs in a worker process."""
-    with io.open_file(path, "rb") as file:
-        digest = hashlib.blake2b(digest_size=16)
-        while block := file.read(1 << 20):
-            digest.update(block)
+    """The hash of the content of a file, or of the pictures of a folder. Runs in a worker process."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in _files(io.local_path(path)):
+        with io.open_file(name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def _files(path: str) -> list[str]:
+    """The file itself, or the files of a folder of frames."""
+    if not os.path.isdir(path):
+        return [path]
+    return [
+        name for name in (os.path.join(path, entry) for entry in io.list_folder(path)) if os.path.isfile(name)
+    ]
 
 
 def _problems(

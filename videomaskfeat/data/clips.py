@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from videomaskfeat.data.frames import FrameFolderReader
-from videomaskfeat.data.reader import VideoReader, VideoReadError
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError
 from videomaskfeat.data.transforms import ClipTransform
@@ -138,9 +135,7 @@ class PretrainClips(Dataset[PretrainSample]):
         self.samples_per_video = samples_per_video
         self._sampler, self._transform, self._mask = sampler, transform, mask
         self._tries = tries
-        self._open: Callable[[str], VideoReader] = (
-            FrameFolderReader if records.kind == "frames" else partial(open_video, reader=reader)
-        )
+        self._reader = reader
 
     def __len__(self) -> int:
         return len(self.records)
@@ -175,7 +170,7 @@ class PretrainClips(Dataset[PretrainSample]):
 
     def _load(self, path: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Clips uint8 [S, T, h, w, C] and masks bool [S, t', h', w'] from one opening of a video."""
-        with self._open(path) as video:
+        with open_video(path, self._reader) as video:
             indices = [self._sampler(video.frames, video.fps, rng=rng) for _ in range(self.samples_per_video)]
             frames = video.read(np.concatenate(indices))  # [S*T, H, W, C]
         clips = [

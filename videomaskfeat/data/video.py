@@ -13,6 +13,7 @@ import os
 import numpy as np
 
 from videomaskfeat import io
+from videomaskfeat.data.frames import FrameFolderReader
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_decord import DecordReader, InexactIndexError
 from videomaskfeat.data.readers_pyav import PyAvReader
@@ -37,7 +38,7 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
     """Open a video for reading; one opening serves any number of clips.
 
     Args:
-        path: of the file, through the path manager.
+        path: of the file, through the path manager, or of a folder with a picture a frame.
         reader: ``decord``; ``pyav``; or ``auto``: decord, and PyAV for a file that decord refuses or where
             decord is not installed.
         threads: for decoding. 1 suits loader workers, which are processes already; 0 takes all cores.
@@ -49,6 +50,8 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
     if reader not in READERS:
         raise UserError(f"reader {reader!r} is not one of {', '.join(READERS)}{nearest(reader, READERS)}")
     local = io.local_path(path)
+    if os.path.isdir(local):
+        return FrameFolderReader(local)
     if reader == "pyav":
         return PyAvReader(local, threads=threads)
     if reader == "auto":

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.clips import sample_generator
-from videomaskfeat.data.frames import FrameFolderReader
 from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.engine.distributed import choose_device
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.io import is_folder, make_folder
+from videomaskfeat.io import make_folder
 from videomaskfeat.masking import MASKS
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.targets import TARGETS
@@ -142,7 +141,7 @@ def _drawable_target(recipe: PretrainRecipe) -> HogTarget:
 def _middle_clip(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.ndarray, np.ndarray]:
     """Frames uint8 [T, H, W, 3] of the centre crop of the clip in the middle, and their numbers [T]."""
     clip = recipe.clip
-    with FrameFolderReader(video) if is_folder(video) else open_video(video, reader) as source:
+    with open_video(video, reader) as source:
         info = source.info
         indices = clip_indices_view(
             info.frames,

@@ -1,0 +1,62 @@
+"""``check-data``: what it finds, and the clean lists it leaves, each in the format of the list it was given."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejson
+
+from videomaskfeat.cli import main
+from videomaskfeat.data.records import load_records
+from videomaskfeat.tasks.check_data import check_data
+
+
+@pytest.fixture
+def spoilt(sample: Path) -> Path:
+    """The sample's training list with an empty file (row 1), a missing one (2) and a copy of row 5 (4)."""
+    rows = [line.split()[0] for line in (sample / "train.csv").read_text().splitlines()]
+    (sample / rows[0]).write_bytes(b"")
+    (sample / rows[1]).unlink()
+    shutil.copy(sample / rows[3], sample / rows[4])
+    return sample
+
+
+def test_list_is_cleaned_in_its_own_format(spoilt: Path) -> None:
+    rows = (spoilt / "train.csv").read_text().splitlines()
+    report = check_data(str(spoilt / "train.csv"), workers=0, clean_path=str(spoilt / "clean.csv"))
+    assert report.counts == {"missing": 1, "unreadable": 1, "short": 0, "duplicate": 1, "odd": 0}
+    assert (spoilt / "clean.csv").read_text().splitlines() == [rows[2], rows[3], *rows[5:]]
+
+
+def test_json_list_is_cleaned_as_json(spoilt: Path) -> None:
+    source = spoilt / "something-something-v2-train.json"
+    clean = spoilt / "clean.json"
+    check_data(str(source), prefix=str(spoilt / "videos"), workers=0, clean_path=str(clean))
+    before, after = simplejson.loads(source.read_text()), simplejson.loads(clean.read_text())
+    assert after == [before[2], before[3], *before[5:]]
+
+
+def test_folder_of_frame_folders_is_scanned(tmp_path: Path) -> None:
+    for number, value in enumerate((0, 200, 200)):
+        folder = tmp_path / "frames" / f"v{number}"
+        folder.mkdir(parents=True)
+        for frame in range(3):
+            cv2.imwrite(str(folder / f"{frame}.png"), np.full((8, 8, 3), value + frame, np.uint8))
+    report = check_data(str(tmp_path / "frames"), workers=0, min_frames=3)
+    assert report.counts == {"missing": 0, "unreadable": 0, "short": 0, "duplicate": 1, "odd": 0}
+    assert report.summary()["frames"]["max"] == 3
+
+
+def test_command_prints_writes_and_exits_3(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, clean, found = (str(spoilt / name) for name in ("train.csv", "clean.csv", "found.json"))
+    assert main(["check-data", train, "--workers", "1", "--clean", clean, "--json", found]) == 3
+    text = capsys.readouterr().out
+    assert "empty file" in text
+    assert "no such file" in text
+    assert simplejson.loads(Path(found).read_text())["counts"]["missing"] == 1
+    assert main(["check-data", clean, "--workers", "0"]) == 0
+    assert len(load_records(clean)) == 13

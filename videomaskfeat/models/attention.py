@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.cubes import Triple
+from videomaskfeat.models.dense import Linear, attention
 from videomaskfeat.models.pooling import depthwise_conv3d
 from videomaskfeat.models.positions import axis_offsets, key_codes, table_length
 
@@ -94,8 +95,8 @@ class PooledAttention(nn.Module):
             length = table_length(getattr(queries, axis), getattr(keys, axis))
             self.register_parameter(f"rel_pos_{axis}", nn.Parameter(torch.empty(length, head_width)))
             nn.init.trunc_normal_(self.get_parameter(f"rel_pos_{axis}"), std=0.02)
-        self.qkv = nn.Linear(in_width, 3 * width, bias=qkv_bias)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(in_width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
         self.pool_q = TokenPool(head_width, pool_kernel)
         self.norm_q = HeadNorm(head_width)
         self.pool_k = TokenPool(head_width, pool_kernel)
@@ -110,7 +111,7 @@ class PooledAttention(nn.Module):
         if self.axes:
             result = self._biased_attention(q, k, v, q_grid, k_grid)
         else:
-            result = _attention(q, k, v, scale=self.head_width**-0.5)
+            result = attention(q, k * self.head_width**-0.5, v)
         if self.residual_pooling:
             first, rest = result.split([self.prefix, q_grid.size], dim=1)
             result = torch.cat([first, rest + q[:, self.prefix :]], dim=1)
@@ -135,16 +136,12 @@ class PooledAttention(nn.Module):
     ) -> Tensor:
         """Attention with the relative bias inside the widened head, [B, P+N', M, d]."""
         biases = self._bias_vectors(q[:, self.prefix :].unflatten(1, q_grid.shape), q_grid, k_grid)
-        extra = sum(bias.shape[-1] for bias in biases)
-        # The fused kernels want one width for all three, a multiple of 8.
-        padding = -(self.head_width + extra) % 8
-        bias = F.pad(torch.cat(biases, dim=-1).flatten(1, 3), (0, padding, 0, 0, self.prefix, 0))
-        codes = key_codes(k_grid, self.axes, prefix=self.prefix, width=extra + padding, like=k)
+        bias = F.pad(torch.cat(biases, dim=-1).flatten(1, 3), (0, 0, 0, 0, self.prefix, 0))
+        codes = key_codes(k_grid, self.axes, prefix=self.prefix, width=bias.shape[-1], like=k)
         codes = codes[:, None].expand(k.shape[0], -1, self.heads, -1)
-        q = torch.cat([q, bias], dim=-1)
-        k = torch.cat([k * self.head_width**-0.5, codes], dim=-1)
-        v = F.pad(v, (0, extra + padding))
-        return _attention(q, k, v, scale=1.0)[..., : self.head_width]
+        return attention(
+            torch.cat([q, bias], dim=-1), torch.cat([k * self.head_width**-0.5, codes], dim=-1), v
+        )
 
     def _bias_vectors(self, q: Tensor, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor]:
         """For each axis the bias of every query towards each key index, [B, t, h, w, M, keys]."""
@@ -154,14 +151,6 @@ class PooledAttention(nn.Module):
             offsets = axis_offsets(table, getattr(q_grid, axis), getattr(k_grid, axis))
             biases.append(_AXIS_PRODUCT[axis](q, offsets.to(q.dtype)))
         return biases
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Fused attention on the token layout, [B, N, M, d] each; the heads stay where they are in memory."""
-    result = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale
-    )
-    return result.transpose(1, 2)
 
 
 def _time_product(q: Tensor, offsets: Tensor) -> Tensor:

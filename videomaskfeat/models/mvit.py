@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pytorchvideo.layers.attention import Mlp
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,10 +16,30 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.attention import PooledAttention
 from videomaskfeat.models.cubes import CubeEmbed, Triple, as_triple
+from videomaskfeat.models.dense import Linear
 from videomaskfeat.models.positions import joint_positions, separable_positions
 
 WidenIn = Literal["mlp", "attention"]
 AbsolutePositions = Literal["none", "joint", "separable"]
+
+
+class Perceptron(nn.Module):
+    """Linear, GELU, linear.
+
+    Args:
+        in_width: width of the incoming tokens.
+        hidden_width: width between the two layers.
+        out_width: width of the outgoing tokens.
+    """
+
+    def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(in_width, hidden_width)
+        self.fc2 = Linear(hidden_width, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D']."""
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class MultiScaleBlock(nn.Module):
@@ -84,9 +103,9 @@ class MultiScaleBlock(nn.Module):
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(inner_width, eps=1e-6)
-        self.mlp = Mlp(inner_width, int(inner_width * mlp_ratio), out_width)
+        self.mlp = Perceptron(inner_width, int(inner_width * mlp_ratio), out_width)
         if in_width != out_width:
-            self.proj = nn.Linear(in_width, out_width)
+            self.proj = Linear(in_width, out_width)
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Tokens [B, P+N, D] on ``grid`` -> [B, P+N', D'] and the new grid."""

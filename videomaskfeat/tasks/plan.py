@@ -62,6 +62,8 @@ def multiply_adds(model: nn.Module, clip_size: tuple[int, ...], mask: TokenGrid)
         count = FlopCountAnalysis(model, inputs)
         count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         count.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
+        count.set_op_handle("videomaskfeat::attention", _token_attention_multiply_adds)
+        count.set_op_handle("videomaskfeat::linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::depthwise_conv3d", _pooling_multiply_adds)
         return float(count.total())
     finally:
@@ -72,6 +74,17 @@ def _attention_multiply_adds(inputs: list[object], outputs: list[object]) -> flo
     """q [..., n, d], k [..., m, d], v [..., m, e]: n*m*d for the scores and n*m*e for the mean."""
     q, k, v = (get_shape(value) for value in inputs[:3])
     return float(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
+
+
+def _token_attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """The same with tokens before heads, q [B, n, M, d], k [B, m, M, d], v [B, m, M, e]."""
+    q, k, v = (get_shape(value) for value in inputs[:3])
+    return float(math.prod(q[:-1]) * k[1] * (q[-1] + v[-1]))
+
+
+def _linear_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """x [n, D], weight [D', D]."""
+    return float(math.prod(get_shape(inputs[0])) * get_shape(inputs[1])[0])
 
 
 def _pooling_multiply_adds(inputs: list[object], outputs: list[object]) -> float:

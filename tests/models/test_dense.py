@@ -1,0 +1,132 @@
+"""Linear layers and attention against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videomaskfeat.models import dense
+from videomaskfeat.models.dense import Linear, attention
+
+
+def make_heads(
+    queries: int = 37,
+    keys: int = 11,
+    width: int = 6,
+    value_width: int = 4,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, queries, 3, width), (2, keys, 3, width), (2, keys, 3, value_width)]
+    heads = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [head.requires_grad_() for head in heads]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.einsum("bnmd,bkmd->bmnk", q, k)
+    return torch.einsum("bmnk,bkmd->bnmd", scores.softmax(dim=-1), v)
+
+
+@pytest.mark.parametrize("scores_at_once", [2**20, 64, 1])
+def test_attention_equals_the_formula_in_any_number_of_blocks(
+    scores_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "_SCORES_AT_ONCE", scores_at_once)
+    heads = make_heads()
+    ours, plain = attention(*heads), plain_attention(*heads)
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+    upstream = torch.linspace(-1, 1, plain.numel()).view(plain.shape)
+    pairs = zip(
+        torch.autograd.grad(ours, heads, upstream), torch.autograd.grad(plain, heads, upstream), strict=True
+    )
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_gradients_are_the_derivatives() -> None:
+    assert torch.autograd.gradcheck(
+        attention, make_heads(queries=5, keys=4, dtype=torch.float64), fast_mode=True
+    )
+
+
+def test_attention_reads_strided_heads() -> None:
+    base = torch.randn(2, 9, 3, 18, generator=torch.Generator().manual_seed(0))
+    q, k, v = base.split([7, 7, 4], dim=-1)
+    torch.testing.assert_close(attention(q, k, v), plain_attention(q, k, v), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_under_autocast_is_in_bfloat16_and_near_float32() -> None:
+    heads = make_heads()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = attention(*heads)
+    exact = plain_attention(*heads)
+    assert ours.dtype == torch.bfloat16
+    # The scores, of size up to 10 here, are rounded to 8 bits as in unfused attention.
+    torch.testing.assert_close(ours.float(), exact, atol=4e-2, rtol=0)
+    pairs = zip(
+        torch.autograd.grad(ours.float().square().sum(), heads),
+        torch.autograd.grad(exact.square().sum(), heads),
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 4, 5)])
+def test_linear_equals_torchs(bias: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ours, plain = Linear(5, 7, bias=bias), nn.Linear(5, 7, bias=bias)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(shape, requires_grad=True)
+    results = [layer(x) for layer in (ours, plain)]
+    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-5)
+    gradients = [
+        torch.autograd.grad(result.square().sum(), [x, *layer.parameters()])
+        for result, layer in zip(results, (ours, plain), strict=True)
+    ]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_linear_with_parts_frozen_gives_the_other_gradients() -> None:
+    layer = Linear(4, 3)
+    layer.weight.requires_grad_(False)
+    x = torch.randn(2, 4)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    assert layer.bias.grad is not None
+    torch.testing.assert_close(layer.bias.grad, torch.full((3,), 2.0))
+
+
+def test_linear_follows_autocast() -> None:
+    layer = Linear(4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.randn(2, 4)).dtype == torch.bfloat16
+    assert layer.double()(torch.randn(2, 4).double()).dtype == torch.float64
+
+
+def test_linear_without_onednn_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Linear(4, 3)
+    x = torch.randn(2, 4)
+    monkeypatch.setattr(dense, "_ONEDNN", False)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("operator", ["attention", "linear"])
+def test_custom_operators_are_registered_soundly(operator: str) -> None:
+    arguments = make_heads()
+    if operator == "linear":
+        arguments = [torch.randn(shape).requires_grad_() for shape in [(6, 5), (4, 5), (4,)]]
+    torch.library.opcheck(getattr(torch.ops.videomaskfeat, operator).default, tuple(arguments))
+
+
+@pytest.mark.cuda
+def test_attention_on_cuda_equals_the_cpu() -> None:
+    heads = make_heads(width=30, value_width=24)
+    torch.testing.assert_close(
+        attention(*(x.cuda() for x in heads)).cpu(), attention(*heads), atol=1e-4, rtol=1e-4
+    )

@@ -1,0 +1,171 @@
+"""Linear layers and attention as fast as the processor's matrix products allow.
+
+Two things are slow in torch on x86 CPUs. Its float32 products go to MKL, which holds back on processors that
+are not Intel's: oneDNN, which torch carries as well, is twice as fast there, equal elsewhere. And its fused
+attention reaches a third of the speed of plain products in bfloat16, so that the unfused one wins, memory
+apart. Here attention goes by blocks of queries whose scores stay in the cache, with oneDNN's products, and
+its backward computes the scores again: the speed of the unfused one with the memory of the fused one.
+
+On other devices both are torch's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_SCORES_AT_ONCE = 2**20  # 2 to 4 MiB: within reach of the caches of two cores
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` with oneDNN's products in float32 on the CPU; first derivatives only there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D']."""
+        if not _ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32:
+            return super().forward(x)
+        if torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32:
+            return super().forward(x)
+        rows = _linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return rows.view(*x.shape[:-1], self.out_features)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T) v without the matrix of scores in memory; the scale is the caller's.
+
+    Args:
+        q: float [B, N, M, d], tokens before heads.
+        k: float [B, N", M, d].
+        v: float [B, N", M, d'], another width than that of q and k if need be.
+
+    Returns:
+        [B, N, M, d'], under autocast in its type. First derivatives only on the CPU.
+    """
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind):
+        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
+    if kind == "cpu":
+        with torch.autocast(kind, enabled=False):  # it would take the softmax to float32
+            return _blocked_attention(q, k, v)
+    # The fused kernels want one width for all three, a multiple of 8.
+    width = -(-max(q.shape[3], v.shape[3]) // 8) * 8
+    q, k, wide_v = (F.pad(x, (0, width - x.shape[3])).transpose(1, 2) for x in (q, k, v))
+    result = F.scaled_dot_product_attention(q, k, wide_v, scale=1.0).transpose(1, 2)
+    return result[..., : v.shape[3]]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a [m, c], b [n, c] -> a b^T [m, n]; torch itself takes bfloat16 to oneDNN."""
+    if _ONEDNN and a.dtype == torch.float32:
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return a @ b.t()
+
+
+@torch.library.custom_op("videomaskfeat::linear", mutates_args=(), device_types="cpu")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [n, D], weight [D', D], float32."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("videomaskfeat::linear_backward", mutates_args=(), device_types="cpu")
+def _linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight; an empty tensor stands for one that is not needed."""
+    grad_x = _product(grad, weight.t()) if needs_input else x.new_empty(0)
+    grad_weight = _product(grad.t(), x.t()) if needs_weight else x.new_empty(0)
+    return grad_x, grad_weight
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@_linear_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if needs_input else 0), x.new_empty(weight.shape if needs_weight else 0)
+
+
+def _save_linear(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _differentiate_linear(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+    grad_x, grad_weight = _linear_backward(grad, x, weight, needs_input, needs_weight)
+    return (
+        grad_x if needs_input else None,
+        grad_weight if needs_weight else None,
+        grad.sum(0) if needs_bias else None,
+    )
+
+
+_linear.register_autograd(_differentiate_linear, setup_context=_save_linear)
+
+
+@torch.library.custom_op("videomaskfeat::attention", mutates_args=(), device_types="cpu")
+def _blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, queries, heads, _ = q.shape
+    result = q.new_empty(batch, queries, heads, v.shape[3])
+    step = max(_SCORES_AT_ONCE // k.shape[1], 1)
+    for sample in range(batch):
+        for head in range(heads):
+            keys, values = k[sample, :, head].contiguous(), v[sample, :, head].t().contiguous()
+            for start in range(0, queries, step):
+                rows = slice(start, start + step)
+                shares = _product(q[sample, rows, head], keys).softmax(dim=-1)  # [rows, N"]
+                result[sample, rows, head] = _product(shares, values)
+    return result
+
+
+@torch.library.custom_op("videomaskfeat::attention_backward", mutates_args=(), device_types="cpu")
+def _blocked_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, queries, heads, _ = q.shape
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    # Summed over blocks of queries in float32 whatever the type of the rest.
+    grad_k, grad_v = (x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
+    step = max(_SCORES_AT_ONCE // k.shape[1], 1)
+    for sample in range(batch):
+        for head in range(heads):
+            keys, values = k[sample, :, head].contiguous(), v[sample, :, head].contiguous()
+            for start in range(0, queries, step):
+                block = (sample, slice(start, start + step), head)
+                block_q, block_grad = q[block].contiguous(), grad[block].contiguous()
+                shares = _product(block_q, keys).softmax(dim=-1)  # [rows, N"]
+                grad_v[sample, :, head] += _product(shares.t(), block_grad.t())
+                grad_shares = _product(block_grad, values)
+                grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
+                grad_q[block] = _product(grad_scores, keys.t())
+                grad_k[sample, :, head] += _product(grad_scores.t(), block_q.t())
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+@_blocked_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return q.new_empty(*q.shape[:3], v.shape[3])
+
+
+@_blocked_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save_attention(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_attention(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _blocked_attention_backward(grad, *ctx.saved_tensors)
+
+
+_blocked_attention.register_autograd(_differentiate_attention, setup_context=_save_attention)

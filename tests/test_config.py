@@ -26,6 +26,12 @@ def test_overrides_win_over_file_and_file_over_defaults(tmp_path: Path) -> None:
     assert config.model.arguments == {"depth": 3}
 
 
+def test_empty_override_is_empty_text() -> None:
+    config = load_config(PretrainConfig, None, ["data.prefix=a", "data.prefix=", "optim.gradient_clip=null"])
+    assert config.data.prefix == ""
+    assert config.optim.gradient_clip is None
+
+
 def test_written_config_reads_back_equal(tmp_path: Path) -> None:
     config = load_config(PretrainConfig, None, ["data.train=a b.csv", "run.seed=5"])
     assert load_config(PretrainConfig, write(tmp_path, config_text(config))) == config

@@ -153,14 +153,15 @@ def load_config(schema: type[T], path: str | None, overrides: Sequence[str] = ()
     if path:
         config = _merge(config, _read_yaml(path), where=path)
     for override in overrides:
-        name, equals, _ = override.partition("=")
+        name, equals, value = override.partition("=")
         if not equals or not name.strip():
             raise UserError(
                 f"argument {override!r} is not of the form section.key=value, such as run.seed=1 "
                 "(see --keys for every key)"
             )
         try:
-            tree = OmegaConf.from_dotlist([override])
+            # `key=` is the empty text, as a shell would have it; `key=null` is none.
+            tree = OmegaConf.from_dotlist([override if value else f"{name}=''"])
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"argument {override!r}: the value is not YAML: {_first_line(error)}") from error
         config = _merge(config, tree, where=f"argument {override!r}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -114,8 +116,8 @@ def test_resume_with_workers_goes_on_into_the_next_epoch(
     loader.close()
 
 
-def _workers() -> set[int | None]:
-    return {process.pid for process in multiprocessing.active_children()}
+def _workers() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
 
 
 def test_workers_last_from_epoch_to_epoch_and_end_with_the_loader(videos: Path) -> None:
@@ -245,3 +247,25 @@ def test_counter_lets_one_record_of_a_short_list_fail_unless_none_may() -> None:
         FailureCounter(1000).add(_failures(*range(13)))
     with pytest.raises(UserError, match=r"failure share 5 is not between 0 and 1"):
         FailureCounter(10, share=5)
+
+
+def test_counter_goes_on_after_a_resume() -> None:
+    before = FailureCounter(200, share=0.01)
+    before.add(_failures(3, 5))
+    after = FailureCounter(200, share=0.01)
+    after.load_state_dict(before.state_dict())
+    assert after.failures == before.failures
+    with pytest.raises(UserError, match="3 of 200"):
+        after.add(_failures(8))
+
+
+def test_workers_outlive_a_signal_to_their_group(videos: Path) -> None:
+    """Ctrl-C reaches workers too, and the step under way still needs them."""
+    loader = ClipLoader(make_clips(videos), batch_size=4, workers=1)
+    batches = loader.epoch(0)
+    next(batches)
+    for worker in _workers():
+        os.kill(worker, signal.SIGINT)
+        os.kill(worker, signal.SIGTERM)
+    assert sum(1 for _ in batches) == loader.batches_per_epoch - 1
+    loader.close()

@@ -1,4 +1,4 @@
-"""``check-data``: what it finds, and the clean lists it leaves, each in the format of the list it was given."""
+"""``check-data``: what it finds, and the clean lists it leaves, in their own formats."""
 
 from __future__ import annotations
 

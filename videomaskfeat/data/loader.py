@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count
+from typing import Any
 
 import cv2
 import numpy as np
@@ -78,6 +80,14 @@ class FailureCounter:
     def __len__(self) -> int:
         """How many different records have failed."""
         return len(self.failures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The failures so far as plain data."""
+        return {"failures": [asdict(failure) for failure in self.failures.values()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.failures = {entry["index"]: Failure(**entry) for entry in state["failures"]}
 
     def add(self, failures: Iterable[Failure]) -> None:
         """Count failures; each record is counted and logged once, however often it comes.
@@ -290,7 +300,13 @@ def _empty_clips(shape: tuple[int, ...]) -> Tensor:
 
 
 def _set_up_worker(worker: int) -> None:
-    """One thread a worker: the workers themselves are the parallelism."""
+    """One thread a worker, since the workers themselves are the parallelism; and no end by a signal.
+
+    Ctrl-C and a cluster's SIGTERM reach the whole process group: the training process then finishes its step,
+    for which it needs its workers, and ends them itself.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

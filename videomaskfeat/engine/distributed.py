@@ -136,14 +136,6 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def mean_of_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """The mean of each metric over all ranks, on every rank; all must have the same keys in one order."""
-    if world_size() == 1:
-        return metrics
-    means = mean_over_ranks(torch.tensor(list(metrics.values()), dtype=torch.float64))
-    return dict(zip(metrics, means.tolist(), strict=True))
-
-
 def gather_objects(value: T) -> list[T]:
     """The value of every rank in order of rank, on every rank; it must be picklable."""
     if world_size() == 1:

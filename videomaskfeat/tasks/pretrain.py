@@ -171,6 +171,7 @@ class _Run:
         before = self._untrained()
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
         result = self._train(counter)
+        self.loader.close()
         failures = result.progress.failures
         if result.status == "interrupted":
             logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
@@ -239,6 +240,7 @@ class _Run:
             fingerprint={key: value for key, value in flat(self.config).items() if key not in FREE_KEYS},
             evaluate=self._evaluate if self.heldout and run.evaluate_epochs else None,
             on_failures=self._take_failures(counter),
+            extra={"failures": counter},
         )
 
     def _take_failures(self, counter: FailureCounter) -> Callable[[Sequence[Any]], None]:

@@ -1,0 +1,126 @@
+"""The command line: help, versions, exit codes, and the commands that the documents show."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import simplejson
+
+from videomaskfeat import __version__, cli
+from videomaskfeat.errors import RunFailed, UserError
+
+ROOT = Path(__file__).parent.parent
+VERBS = ("pretrain", "visualize", "report", "sample-data", "check-data", "doctor")
+DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([verb, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert f"examples:\n  videomaskfeat {verb}" in text
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"videomaskfeat {__version__}\n"
+
+
+def test_module_runs_as_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "videomaskfeat", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"videomaskfeat {__version__}\n"
+
+
+@pytest.mark.parametrize("tool", ["pretrain", "visualize", "report", "check_data"])
+def test_tools_are_verbs(
+    tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    assert f"videomaskfeat {tool.replace('_', '-')}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("one\n  two"), 2),
+        (RunFailed("no space"), 1),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 0),
+    ],
+)
+def test_errors_become_one_line_and_a_code(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(folder: str) -> None:
+        raise error
+
+    monkeypatch.setattr("videomaskfeat.tasks.doctor.diagnose", fail)
+    # A closed stderr, which a broken pipe leaves, would end the test run itself.
+    monkeypatch.setattr(sys.stderr, "close", lambda: None)
+    assert cli.main(["doctor"]) == code
+    lines = capsys.readouterr().err.splitlines()
+    if isinstance(error, UserError):
+        assert lines == ["videomaskfeat doctor: one two"]
+    assert len(lines) <= 1
+
+
+def test_keys_are_listed_with_meanings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", "--keys"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mask.ratio"))
+    assert line.split(maxsplit=2)[1:] == ["0.4", "share of the mask's cells to hide, between 0 and 1"]
+
+
+def test_doctor_speaks_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert "decodes" in capsys.readouterr().out
+    assert cli.main(["doctor", "--json"]) == 0
+    assert simplejson.loads(capsys.readouterr().out)["versions"]["videomaskfeat"] == __version__
+
+
+def test_sample_data_writes_videos_of_the_asked_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--videos", "24", "--size", "48", "--frames", "5", "--ava-videos", "0"]
+    assert cli.main(["sample-data", str(tmp_path), *options]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "README.txt")
+    videos = sorted((tmp_path / "videos").glob("*.mp4"))
+    assert len(videos) == 24
+    with av.open(str(videos[0])) as video:
+        stream = video.streams.video[0]
+        assert (stream.width, stream.height, stream.frames) == (48, 48, 5)
+
+
+def commands() -> list[str]:
+    """Every `videomaskfeat ...` line in a code block of the documents and in the headers of the configs."""
+    found = []
+    for path in DOCUMENTS:
+        for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE):
+            joined = block.replace("\\\n", " ")
+            found += re.findall(r"^videomaskfeat [^\n#]+", joined, re.MULTILINE)
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        header = path.read_text().split("\n\n")[0]
+        found += re.findall(r"videomaskfeat (?!\.)[a-z][^\n&]+", header.split("Expected:")[0])
+    return [command.strip() for command in found]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_documented_command_is_understood(command: str) -> None:
+    """It parses, and the config that it names is there and takes its overrides."""
+    options = cli.build_parser().parse_args(command.split()[1:])
+    if options.verb == "pretrain" and options.config:
+        from videomaskfeat.config import PretrainConfig, load_config
+
+        load_config(PretrainConfig, str(ROOT / options.config), options.overrides)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.models import dense
-from videomaskfeat.models.dense import Linear, attention
+from videomaskfeat.models.dense import GeluLinear, Linear, attention
 
 
 def make_heads(
@@ -92,6 +92,42 @@ def test_linear_equals_torchs(bias: bool, shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_gelu_linear_equals_the_two_in_turn(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = GeluLinear(5, 7, bias=bias)
+    x = torch.randn(2, 3, 5, requires_grad=True)
+    ours, plain = layer(x), F.linear(F.gelu(x), layer.weight, layer.bias)
+    torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-5)
+    leaves = [x, *layer.parameters()]
+    pairs = zip(
+        torch.autograd.grad(ours.square().sum(), leaves),
+        torch.autograd.grad(plain.square().sum(), leaves),
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_gelu_linear_stores_nothing_that_it_can_compute() -> None:
+    layer = GeluLinear(64, 2)
+    x = torch.randn(100, 64, requires_grad=True)
+    stored: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: stored.append(t) or t, lambda t: t):
+        layer(x)
+    wide = {tensor.data_ptr() for tensor in stored if tensor.shape == x.shape}
+    assert wide == {x.data_ptr()}
+
+
+def test_gelu_linear_follows_autocast() -> None:
+    layer = GeluLinear(16, 3)
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = layer(x)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(narrow.float(), layer(x), atol=2e-2, rtol=0)
+
+
 def test_linear_with_parts_frozen_gives_the_other_gradients() -> None:
     layer = Linear(4, 3)
     layer.weight.requires_grad_(False)
@@ -116,10 +152,10 @@ def test_linear_without_onednn_is_torchs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
-@pytest.mark.parametrize("operator", ["attention", "linear"])
+@pytest.mark.parametrize("operator", ["attention", "linear", "gelu_linear"])
 def test_custom_operators_are_registered_soundly(operator: str) -> None:
     arguments = make_heads()
-    if operator == "linear":
+    if operator != "attention":
         arguments = [torch.randn(shape).requires_grad_() for shape in [(6, 5), (4, 5), (4,)]]
     torch.library.opcheck(getattr(torch.ops.videomaskfeat, operator).default, tuple(arguments))
 

@@ -11,6 +11,7 @@ On other devices both are torch's own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,24 @@ class Linear(nn.Linear):
         if torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32:
             return super().forward(x)
         rows = _linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return rows.view(*x.shape[:-1], self.out_features)
+
+
+class GeluLinear(nn.Linear):
+    """GELU, then a linear layer.
+
+    On the CPU the activated values are computed again in the backward pass instead of being stored: they and
+    what they are computed from are the largest tensors of a perceptron. First derivatives only there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D], before the activation -> [..., D']."""
+        if x.device.type != "cpu":
+            return super().forward(F.gelu(x))
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        bias = None if self.bias is None else self.bias.to(kind)
+        with torch.autocast("cpu", enabled=False):
+            rows = _gelu_linear(x.to(kind).reshape(-1, x.shape[-1]), self.weight.to(kind), bias)
         return rows.view(*x.shape[:-1], self.out_features)
 
 
@@ -58,17 +77,27 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return result[..., : v.shape[3]]
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a [m, c], b [n, c] -> a b^T [m, n]; torch itself takes bfloat16 to oneDNN."""
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a [m, c], b [n, c] -> a b^T + bias [m, n]; torch itself takes bfloat16 to oneDNN."""
     if _ONEDNN and a.dtype == torch.float32:
-        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-    return a @ b.t()
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return F.linear(a, b, bias)
+
+
+def _outer_sum(a: Tensor, b: Tensor) -> Tensor:
+    """a [n, p], b [n, q] -> a^T b [p, q], perhaps as a transposed view.
+
+    oneDNN copies its first factor to transpose it, so the narrower one goes first: twice as fast if tall.
+    """
+    if a.dtype != torch.float32 or a.shape[1] <= b.shape[1]:
+        return _product(a.t(), b.t())
+    return _product(b.t(), a.t()).t()
 
 
 @torch.library.custom_op("videomaskfeat::linear", mutates_args=(), device_types="cpu")
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [n, D], weight [D', D], float32."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """x [n, D], weight [D', D]."""
+    return _product(x, weight, bias)
 
 
 @torch.library.custom_op("videomaskfeat::linear_backward", mutates_args=(), device_types="cpu")
@@ -77,15 +106,34 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight; an empty tensor stands for one that is not needed."""
     grad_x = _product(grad, weight.t()) if needs_input else x.new_empty(0)
-    grad_weight = _product(grad.t(), x.t()) if needs_weight else x.new_empty(0)
+    grad_weight = _outer_sum(grad, x).contiguous() if needs_weight else x.new_empty(0)
     return grad_x, grad_weight
 
 
+@torch.library.custom_op("videomaskfeat::gelu_linear", mutates_args=(), device_types="cpu")
+def _gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [n, D] before the activation, weight [D', D]."""
+    return _product(F.gelu(x), weight, bias)
+
+
+@torch.library.custom_op("videomaskfeat::gelu_linear_backward", mutates_args=(), device_types="cpu")
+def _gelu_linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """As `_linear_backward`."""
+    none = x.new_empty(0)
+    grad_x = torch.ops.aten.gelu_backward(_product(grad, weight.t()), x) if needs_input else none
+    grad_weight = _outer_sum(grad, F.gelu(x)).contiguous() if needs_weight else none
+    return grad_x, grad_weight
+
+
+@_gelu_linear.register_fake
 @_linear.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+@_gelu_linear_backward.register_fake
 @_linear_backward.register_fake
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
@@ -97,18 +145,24 @@ def _save_linear(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output:
     ctx.save_for_backward(*inputs[:2])
 
 
-def _differentiate_linear(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    needs_input, needs_weight, needs_bias = ctx.needs_input_grad
-    grad_x, grad_weight = _linear_backward(grad, x, weight, needs_input, needs_weight)
-    return (
-        grad_x if needs_input else None,
-        grad_weight if needs_weight else None,
-        grad.sum(0) if needs_bias else None,
-    )
+def _differentiate_by(backward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """The gradient function of a linear operator whose own backward operator is given."""
+
+    def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_x, grad_weight = backward(grad, x, weight, needs_input, needs_weight)
+        return (
+            grad_x if needs_input else None,
+            grad_weight if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
+
+    return differentiate
 
 
-_linear.register_autograd(_differentiate_linear, setup_context=_save_linear)
+_linear.register_autograd(_differentiate_by(_linear_backward), setup_context=_save_linear)
+_gelu_linear.register_autograd(_differentiate_by(_gelu_linear_backward), setup_context=_save_linear)
 
 
 @torch.library.custom_op("videomaskfeat::attention", mutates_args=(), device_types="cpu")
@@ -142,11 +196,11 @@ def _blocked_attention_backward(
                 block = (sample, slice(start, start + step), head)
                 block_q, block_grad = q[block].contiguous(), grad[block].contiguous()
                 shares = _product(block_q, keys).softmax(dim=-1)  # [rows, N"]
-                grad_v[sample, :, head] += _product(shares.t(), block_grad.t())
+                grad_v[sample, :, head] += _outer_sum(shares, block_grad)
                 grad_shares = _product(block_grad, values)
                 grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
                 grad_q[block] = _product(grad_scores, keys.t())
-                grad_k[sample, :, head] += _product(grad_scores.t(), block_q.t())
+                grad_k[sample, :, head] += _outer_sum(grad_scores, block_q)
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
 
 

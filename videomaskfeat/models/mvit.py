@@ -16,7 +16,7 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.attention import PooledAttention
 from videomaskfeat.models.cubes import CubeEmbed, Triple, as_triple
-from videomaskfeat.models.dense import Linear
+from videomaskfeat.models.dense import GeluLinear, Linear
 from videomaskfeat.models.positions import joint_positions, separable_positions
 
 WidenIn = Literal["mlp", "attention"]
@@ -35,11 +35,11 @@ class Perceptron(nn.Module):
     def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
         super().__init__()
         self.fc1 = Linear(in_width, hidden_width)
-        self.fc2 = Linear(hidden_width, out_width)
+        self.fc2 = GeluLinear(hidden_width, out_width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D']."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.fc1(x))
 
 
 class MultiScaleBlock(nn.Module):

@@ -64,6 +64,7 @@ def multiply_adds(model: nn.Module, clip_size: tuple[int, ...], mask: TokenGrid)
         count.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
         count.set_op_handle("videomaskfeat::attention", _token_attention_multiply_adds)
         count.set_op_handle("videomaskfeat::linear", _linear_multiply_adds)
+        count.set_op_handle("videomaskfeat::gelu_linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::depthwise_conv3d", _pooling_multiply_adds)
         return float(count.total())
     finally:

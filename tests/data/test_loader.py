@@ -132,6 +132,22 @@ def test_workers_last_from_epoch_to_epoch_and_end_with_the_loader(videos: Path) 
     assert not _workers() & working
 
 
+def test_workers_are_renewed_after_so_many_videos_and_the_stream_goes_on(
+    videos: Path, epochs: list[list[PretrainBatch]]
+) -> None:
+    before = _workers()
+    loader = ClipLoader(make_clips(videos), batch_size=8, workers=1, renew_after=17)
+    batches, workers = [], []
+    for epoch in (0, 1):
+        for batch in loader.epoch(epoch):
+            batches.append(batch)
+            workers.append(_workers() - before)
+    loader.close()
+    assert all(equal(*pair) for pair in zip(batches, [*epochs[0], *epochs[1]], strict=True))
+    first, second, third, fourth = workers  # 17 videos are two batches of 8
+    assert first == second != third == fourth
+
+
 def test_without_read_ahead_workers_end_with_the_epoch(
     videos: Path, epochs: list[list[PretrainBatch]]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
@@ -137,6 +138,7 @@ class ClipLoader:
         shuffle: bool = True,
         read_ahead: bool = True,
         prefetch_batches: int = 2,
+        renew_after: int = 50_000,
     ) -> None:
         """Check the sizes; workers start with the first batch.
 
@@ -151,7 +153,10 @@ class ClipLoader:
             shuffle: a new order each epoch; otherwise the list's own.
             read_ahead: at the end of an epoch the workers go on with the next one, so that no time is lost
                 between epochs. Switch it off where epochs do not follow each other, as in evaluation.
-            prefetch_batches: batches that each worker makes ahead; with the batch size they bound the memory.
+            prefetch_batches: batches that each worker makes ahead; with the batch size, bounds the memory.
+            renew_after: videos that a worker reads before a fresh process takes its place. PyAV keeps about a
+                kilobyte of each video for good (decord next to nothing); this holds it below 50 MB a worker,
+                for one short pause in half an hour or more.
 
         Raises:
             UserError: the batch does not divide evenly, or is larger than the list.
@@ -176,6 +181,9 @@ class ClipLoader:
         )
         self._stream: Iterator[PretrainBatch | UserError] | None = None
         self._position = (0, 0)  # epoch and batch that the stream gives next
+        videos_a_batch = videos // (world_size * accumulate)
+        self._batches_a_stream = max(renew_after * workers // videos_a_batch, 1) if workers else math.inf
+        self._batches_left = 0.0
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[PretrainBatch]:
         """The batches of an epoch, from ``first_batch`` on; those before it cost nothing.
@@ -188,18 +196,23 @@ class ClipLoader:
 
     def close(self) -> None:
         """End the workers; a later batch starts them anew."""
-        stream, self._stream = self._stream, None
+        stream: Any = self._stream
+        self._stream = None
         # Dropping the iterator would end them too, but only with the last reference, which the traceback of
         # an error may hold, and then after a wait of five seconds.
         if stream is not None and hasattr(stream, "_shutdown_workers"):
             stream._shutdown_workers()
+            for worker in stream._workers:
+                worker.kill()  # one that hangs in a read: they ignore the gentler signal that torch sends
 
     def _batch(self, epoch: int, batch: int) -> PretrainBatch:
-        if self._stream is None or self._position != (epoch, batch):
+        if self._stream is None or self._position != (epoch, batch) or not self._batches_left:
             self.close()
             self._keys.start = (epoch, batch)
             self._keys.end_epoch = None if self._read_ahead else epoch + 1
             self._stream = iter(self._loader)
+            self._batches_left = self._batches_a_stream
+        self._batches_left -= 1
         try:
             result = next(self._stream)
             if isinstance(result, UserError):

@@ -124,7 +124,8 @@ class MultiScaleBlock(nn.Module):
         first, rest = tokens.split([self.prefix, grid.size], dim=1)
         volume = rest.unflatten(1, grid.shape).permute(0, 4, 1, 2, 3)  # [B, D, t, h, w]
         kernel = [step + 1 if step > 1 else 1 for step in self.q_stride]
-        pooled = F.max_pool3d(volume, kernel, self.q_stride, [size // 2 for size in kernel])
+        with torch.autocast(tokens.device.type, enabled=False):  # on the CPU it would take a float32 copy
+            pooled = F.max_pool3d(volume, kernel, self.q_stride, [size // 2 for size in kernel])
         return torch.cat([first, pooled.flatten(2).transpose(1, 2)], dim=1)
 
 

@@ -44,8 +44,9 @@ class Side:
             self.target, self.loss = plain_hog_target, plain_loss
         self.model = model.to(device)
         self.device, self.precision = device, precision
-        self.clips = torch.randn(BATCH, 3, 16, 224, 224).to(device)
-        self.mask = (torch.rand(BATCH, 8, 7, 7) < 0.4).to(device)
+        data = torch.Generator().manual_seed(0)  # the same for both sides
+        self.clips = torch.randn(BATCH, 3, 16, 224, 224, generator=data).to(device)
+        self.mask = (torch.rand(BATCH, 8, 7, 7, generator=data) < 0.4).to(device)
         self.parts: dict[str, list[float]] = {"target": [], "forward": [], "backward": []}
 
     def predict(self) -> Tensor:

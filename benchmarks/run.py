@@ -10,6 +10,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
@@ -30,7 +32,9 @@ def main() -> None:
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     rows: list[Row] = []
+    progress = Console(stderr=True)
     for name in options.names or known:
+        progress.print(f"measuring {name} ...")
         rows += importlib.import_module(f"benchmarks.bench_{name}").run(device=options.device)
         if options.out is not None:
             save(rows, options.device, options.out)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.assembly import split_tokens, widen_queries
 from videomaskfeat.models.cubes import Triple
 from videomaskfeat.models.dense import Linear, attention
 from videomaskfeat.models.pooling import depthwise_conv3d
@@ -107,70 +107,37 @@ class PooledAttention(nn.Module):
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Tokens [B, P+N, D] on ``grid`` (P = 1 with a class token) -> [B, P+N', width] and the new grid."""
         q_grid, k_grid = grid.pooled(self.q_stride), grid.pooled(self.kv_stride)
-        q, k, v = self._pooled_heads(tokens, grid)  # [B, P+N', M, d], keys and values [B, P+N", M, d]
-        if self.axes:
-            result = self._biased_attention(q, k, v, q_grid, k_grid)
-        else:
-            result = attention(q, k * self.head_width**-0.5, v)
+        first, q, k, v = self._pooled_heads(tokens, grid)
+        wide_q = widen_queries(first, q, self._offsets(q_grid, k_grid))  # [B, P+N', M, d + keys]
+        codes = key_codes(k_grid, self.axes, prefix=self.prefix, like=k)
+        codes = codes[:, None].expand(k.shape[0], -1, self.heads, -1)
+        wide_k = torch.cat([k * self.head_width**-0.5, codes], dim=-1)
+        result = attention(wide_q, wide_k, v)  # [B, P+N', M, d]
         if self.residual_pooling:
             first, rest = result.split([self.prefix, q_grid.size], dim=1)
-            result = torch.cat([first, rest + q[:, self.prefix :]], dim=1)
+            result = torch.cat([first, rest + q.flatten(1, 3)], dim=1)
         return self.proj(result.flatten(2)), q_grid
 
-    def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, pooled and normalised, [B, P+N', M, d] each."""
+    def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pooled and normalised: the class token's queries [B, P, M, d], the others' [B, t', h', w', M, d],
+        and keys and values [B, P+N", M, d]."""
         heads = (self.heads, self.head_width)
-        first, rest = self.qkv(tokens).split([self.prefix, grid.size], dim=1)  # [B, P, 3D], [B, N, 3D]
-        q_rest, kv_rest = rest.unflatten(1, grid.shape).split([self.width, 2 * self.width], dim=-1)
+        first, q, kv = split_tokens(self.qkv(tokens), self.prefix, self.width)
         q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
         kv_weights = (self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads
-        q = depthwise_conv3d(q_rest, q_weight, self.q_stride).flatten(1, 3)  # [B, N', D]
-        kv = depthwise_conv3d(kv_rest, torch.cat(kv_weights), self.kv_stride).flatten(1, 3)  # [B, N", 2D]
+        q = depthwise_conv3d(q.unflatten(1, grid.shape), q_weight, self.q_stride)  # [B, t', h', w', D]
+        kv = depthwise_conv3d(kv.unflatten(1, grid.shape), torch.cat(kv_weights), self.kv_stride)
         q_first, kv_first = first.split([self.width, 2 * self.width], dim=-1)
-        q = torch.cat([q_first, q], dim=1).unflatten(-1, heads)
-        k, v = torch.cat([kv_first, kv], dim=1).unflatten(-1, (2, *heads)).unbind(2)
-        return self.norm_q(q), self.norm_k(k), self.norm_v(v)
+        kv = torch.cat([kv_first, kv.flatten(1, 3)], dim=1)  # [B, P+N", 2D]
+        k, v = kv.unflatten(-1, (2, *heads)).unbind(2)
+        q_first, q = self.norm_q(q_first.unflatten(-1, heads)), self.norm_q(q.unflatten(-1, heads))
+        return q_first, q, self.norm_k(k), self.norm_v(v)
 
-    def _biased_attention(
-        self, q: Tensor, k: Tensor, v: Tensor, q_grid: TokenGrid, k_grid: TokenGrid
-    ) -> Tensor:
-        """Attention with the relative bias inside the widened head, [B, P+N', M, d]."""
-        biases = self._bias_vectors(q[:, self.prefix :].unflatten(1, q_grid.shape), q_grid, k_grid)
-        bias = F.pad(torch.cat(biases, dim=-1).flatten(1, 3), (0, 0, 0, 0, self.prefix, 0))
-        codes = key_codes(k_grid, self.axes, prefix=self.prefix, width=bias.shape[-1], like=k)
-        codes = codes[:, None].expand(k.shape[0], -1, self.heads, -1)
-        return attention(
-            torch.cat([q, bias], dim=-1), torch.cat([k * self.head_width**-0.5, codes], dim=-1), v
-        )
-
-    def _bias_vectors(self, q: Tensor, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor]:
-        """For each axis the bias of every query towards each key index, [B, t, h, w, M, keys]."""
-        biases = []
-        for axis in self.axes:
-            table = self.get_parameter(f"rel_pos_{axis}")
-            offsets = axis_offsets(table, getattr(q_grid, axis), getattr(k_grid, axis))
-            biases.append(_AXIS_PRODUCT[axis](q, offsets.to(q.dtype)))
-        return biases
-
-
-def _time_product(q: Tensor, offsets: Tensor) -> Tensor:
-    """q [B, t, h, w, M, d] . R [t, k, d] -> [B, t, h, w, M, k]."""
-    product = q.flatten(2, 4) @ offsets.transpose(1, 2)  # [B, t, h*w*M, k]
-    return product.unflatten(2, q.shape[2:5])
-
-
-def _height_product(q: Tensor, offsets: Tensor) -> Tensor:
-    """q [B, t, h, w, M, d] . R [h, k, d] -> [B, t, h, w, M, k]."""
-    product = q.flatten(3, 4) @ offsets.transpose(1, 2)  # [B, t, h, w*M, k]
-    return product.unflatten(3, q.shape[3:5])
-
-
-def _width_product(q: Tensor, offsets: Tensor) -> Tensor:
-    """q [B, t, h, w, M, d] . R [w, k, d] -> [B, t, h, w, M, k]."""
-    heads = q.shape[4]
-    columns = q.flatten(0, 2).flatten(1, 2).transpose(0, 1)  # [w*M, B*t*h, d]
-    product = columns @ offsets.repeat_interleave(heads, dim=0).transpose(1, 2)  # [w*M, B*t*h, k]
-    return product.transpose(0, 1).unflatten(1, q.shape[3:5]).unflatten(0, q.shape[:3])
-
-
-_AXIS_PRODUCT = {"t": _time_product, "h": _height_product, "w": _width_product}
+    def _offsets(self, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor | None]:
+        """The relative vectors of time, height and width, [queries, keys, d] each; None without a table."""
+        return [
+            axis_offsets(self.get_parameter(f"rel_pos_{axis}"), getattr(q_grid, axis), getattr(k_grid, axis))
+            if axis in self.axes
+            else None
+            for axis in "thw"
+        ]

@@ -42,7 +42,7 @@ def axis_offsets(table: Tensor, queries: int, keys: int) -> Tensor:
     return F.embedding(_constant(_relative_index, queries, keys, device=table.device), table)
 
 
-def key_codes(grid: TokenGrid, axes: str, *, prefix: int, width: int, like: Tensor) -> Tensor:
+def key_codes(grid: TokenGrid, axes: str, *, prefix: int, like: Tensor) -> Tensor:
     """For each key the one-hot vectors of its place on the given axes, side by side.
 
     The dot product of a query's bias vectors with a key's code is the relative bias of the pair.
@@ -51,13 +51,12 @@ def key_codes(grid: TokenGrid, axes: str, *, prefix: int, width: int, like: Tens
         grid: the grid of the keys.
         axes: some of "thw", in the order in which the query's bias vectors are laid out.
         prefix: rows of zeros before the grid's (the class token has no relative position).
-        width: columns; those beyond the axes' lengths are zero.
         like: gives dtype and device.
 
     Returns:
-        [prefix + N, width], a constant without gradient.
+        [prefix + N, the axes' lengths together], a constant without gradient.
     """
-    return _constant(_key_codes, grid, axes, prefix, width, device=like.device).to(like.dtype)
+    return _constant(_key_codes, grid, axes, prefix, device=like.device).to(like.dtype)
 
 
 def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
@@ -88,16 +87,16 @@ def _relative_index(queries: int, keys: int) -> Tensor:
     return (query - key + (keys - 1) * key_step).long()
 
 
-def _key_codes(grid: TokenGrid, axes: str, prefix: int, width: int) -> Tensor:
-    codes = torch.zeros(*grid.shape, width)
-    start = 0
-    for dim, (axis, length) in enumerate(zip("thw", grid.shape, strict=True)):
+def _key_codes(grid: TokenGrid, axes: str, prefix: int) -> Tensor:
+    parts = []
+    for dim, axis in enumerate("thw"):
         if axis in axes:
+            length = grid.shape[dim]
             shape = [1, 1, 1, length]
             shape[dim] = length
-            codes[..., start : start + length] = torch.eye(length).reshape(shape)
-            start += length
-    return F.pad(codes.flatten(0, 2), (0, 0, prefix, 0))
+            parts.append(torch.eye(length).reshape(shape).expand(*grid.shape, -1))
+    codes = torch.cat(parts, dim=-1).flatten(0, 2) if parts else torch.empty(grid.size, 0)
+    return F.pad(codes, (0, 0, prefix, 0))
 
 
 def _constant(build: Callable[..., Tensor], *arguments: Hashable, device: torch.device) -> Tensor:

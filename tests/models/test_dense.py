@@ -24,6 +24,13 @@ def make_heads(
     return [head.requires_grad_() for head in heads]
 
 
+@pytest.fixture(params=["blocks", "at once"], autouse=True)
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of attention sees both ways; these sizes alone would always take the second."""
+    if request.param == "blocks":
+        monkeypatch.setattr(dense, "_FEW_SCORES", 0)
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = torch.einsum("bnmd,bkmd->bmnk", q, k)
     return torch.einsum("bmnk,bkmd->bnmd", scores.softmax(dim=-1), v)

@@ -207,12 +207,16 @@ def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Soft, low-contrast noise at two scales around a random dim colour, uint8 [size, size, 3]."""
-    colour = rng.uniform(70, 185, size=3).astype(np.float32)
-    coarse = _smooth_noise(rng, size, 6) - 0.5
-    fine = _smooth_noise(rng, size, 16) - 0.5
+    """Soft clouds and a little fine noise around a random dim colour, uint8 [size, size, 3].
+
+    The clouds have contrast enough to carry gradients that survive compression: HOG is normalised a cell, so
+    in a fainter background it would be made of noise, which nobody can predict.
+    """
+    colour = rng.uniform(80, 150, size=3).astype(np.float32)
+    clouds = _smooth_noise(rng, size, 5) - 0.5
+    fine = _smooth_noise(rng, size, 14) - 0.5
     tint = rng.uniform(0.6, 1.0, size=3).astype(np.float32)
-    picture = colour + (40 * coarse + 22 * fine)[..., None] * tint
+    picture = colour + (160 * clouds + 20 * fine)[..., None] * tint
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tests.reference.attention import slow_attention
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models import dense
 from videomaskfeat.models.attention import PooledAttention
 
 CASES: dict[str, dict[str, Any]] = {
@@ -44,7 +45,11 @@ def gradients(layer: PooledAttention, tokens: torch.Tensor, result: torch.Tensor
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("native", [TokenGrid(3, 6, 4), TokenGrid(2, 4, 4)], ids=["native", "interpolated"])
-def test_fused_attention_equals_the_slow_one(options: dict[str, Any], native: TokenGrid) -> None:
+@pytest.mark.parametrize("few_scores", [0, 2**21], ids=["blocked", "at once"])
+def test_fused_attention_equals_the_slow_one(
+    options: dict[str, Any], native: TokenGrid, few_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense, "_FEW_SCORES", few_scores)
     grid = TokenGrid(3, 6, 4)  # odd, and not square
     layer = make(native, **options)
     tokens = torch.randn(2, layer.prefix + grid.size, 16, requires_grad=True)
@@ -91,7 +96,8 @@ def test_bfloat16_autocast_stays_close_in_values_and_gradients(q_stride: tuple[i
         assert error < 3e-2, (name, float(error))
 
 
-def test_fused_kernel_takes_the_widened_heads() -> None:
+def test_blocked_attention_takes_the_widened_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "_FEW_SCORES", 0)
     grid = TokenGrid(2, 4, 4)
     layer = make(grid, kv_stride=(1, 2, 2))
     with torch.profiler.profile() as profile:

@@ -90,15 +90,14 @@ class _WidenQueries(torch.autograd.Function):
         grad_offsets: list[Tensor | None] = [None, None, None]
         for axis, offset, columns in _bias_columns(offsets, width):
             part = _rows(body[..., columns].contiguous(), axis)  # [n, rows, keys]
-            _rows(grad_rest, axis).baddbmm_(part, _vectors(offset, axis, rest))
             outer = torch.bmm(part.transpose(1, 2), _rows(rest, axis))  # [n, keys, d]
-            # n counts (w, M) along the width, else (other axes, axis): see _rows.
-            outer = (
-                outer.unflatten(0, (len(offset), -1)).transpose(0, 1)
-                if axis == 2
-                else (outer.unflatten(0, (-1, len(offset))))
-            )
-            grad_offsets[axis] = outer.sum(0, dtype=offset.dtype)
+            if axis == 2:
+                product = torch.bmm(part, _vectors(offset, axis, rest)).transpose(0, 1)  # [B*t*h, w*M, d]
+                grad_rest += product.reshape(rest.shape)
+                grad_offsets[axis] = outer.unflatten(0, (len(offset), -1)).sum(1, dtype=offset.dtype)
+            else:
+                _rows(grad_rest, axis).baddbmm_(part, _vectors(offset, axis, rest))
+                grad_offsets[axis] = outer.unflatten(0, (-1, len(offset))).sum(0, dtype=offset.dtype)
         return grad[:, :prefix, :, :width], grad_rest, *grad_offsets
 
 

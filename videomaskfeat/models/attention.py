@@ -108,19 +108,20 @@ class PooledAttention(nn.Module):
         """Tokens [B, P+N, D] on ``grid`` (P = 1 with a class token) -> [B, P+N', width] and the new grid."""
         q_grid, k_grid = grid.pooled(self.q_stride), grid.pooled(self.kv_stride)
         first, q, k, v = self._pooled_heads(tokens, grid)
-        wide_q = widen_queries(first, q, self._offsets(q_grid, k_grid))  # [B, P+N', M, d + keys]
+        places = q.unflatten(1, q_grid.shape)  # [B, t', h', w', M, d]
+        wide_q = widen_queries(first, places, self._offsets(q_grid, k_grid))  # [B, P+N', M, d + keys]
         codes = key_codes(k_grid, self.axes, prefix=self.prefix, like=k)
         codes = codes[:, None].expand(k.shape[0], -1, self.heads, -1)
         wide_k = torch.cat([k * self.head_width**-0.5, codes], dim=-1)
         result = attention(wide_q, wide_k, v)  # [B, P+N', M, d]
         if self.residual_pooling:
             first, rest = result.split([self.prefix, q_grid.size], dim=1)
-            result = torch.cat([first, rest + q.flatten(1, 3)], dim=1)
+            result = torch.cat([first, rest + q], dim=1)
         return self.proj(result.flatten(2)), q_grid
 
     def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pooled and normalised: the class token's queries [B, P, M, d], the others' [B, t', h', w', M, d],
-        and keys and values [B, P+N", M, d]."""
+        """Pooled and normalised: the class token's queries [B, P, M, d], the others' [B, N', M, d], and
+        keys and values [B, P+N", M, d]."""
         heads = (self.heads, self.head_width)
         first, q, kv = split_tokens(self.qkv(tokens), self.prefix, self.width)
         q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
@@ -130,7 +131,7 @@ class PooledAttention(nn.Module):
         q_first, kv_first = first.split([self.width, 2 * self.width], dim=-1)
         kv = torch.cat([kv_first, kv.flatten(1, 3)], dim=1)  # [B, P+N", 2D]
         k, v = kv.unflatten(-1, (2, *heads)).unbind(2)
-        q_first, q = self.norm_q(q_first.unflatten(-1, heads)), self.norm_q(q.unflatten(-1, heads))
+        q_first, q = (self.norm_q(x.unflatten(-1, heads)) for x in (q_first, q.flatten(1, 3)))
         return q_first, q, self.norm_k(k), self.norm_v(v)
 
     def _offsets(self, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor | None]:

@@ -22,20 +22,25 @@ class NamedModel:
 _S = {"depth": 16, "width": 96, "heads": 1, "widen_at": (1, 3, 14)}
 _B = {"depth": 24, "width": 96, "heads": 1, "widen_at": (2, 5, 21)}
 _L = {"depth": 48, "width": 144, "heads": 2, "widen_at": (2, 8, 44)}
-# For CPUs: 8 frames of 64x64, so a token grid of 4x16x16 and keys of 4x4 a frame.
+# For CPUs: 8 frames of 64x64. Cubes of 8x8 pixels, the size of a HOG cell, leave a quarter of the tokens that
+# the published 4x4 would, and one query pooling gives the same 16-pixel positions.
 _NANO = {
-    "depth": 8,
-    "width": 32,
+    "depth": 6,
+    "width": 64,
     "heads": 1,
-    "widen_at": (1, 3, 6),
+    "widen_at": (1,),
     "clip_size": (8, 64, 64),
-    "kv_stride": (1, 4, 4),
+    "cube_kernel": (3, 12, 12),
+    "cube_stride": (2, 8, 8),
+    "cube_padding": (1, 2, 2),
+    "kv_stride": (1, 2, 2),
+    "linear_std": 0.1,
 }
 
 # Supervised models change width in attention and pool the queries once more than the MaskFeat ones, whose
 # last query pooling is off so that the predictions keep 16-pixel positions.
 MODELS = {
-    "mvitv2_nano": NamedModel(MViT, {**_NANO, "widen_in": "attention", "q_pool_at": (1, 3, 6)}),
+    "mvitv2_nano": NamedModel(MViT, {**_NANO, "widen_in": "attention", "q_pool_at": (1,)}),
     "mvitv2_s": NamedModel(MViT, {**_S, "widen_in": "attention", "q_pool_at": (1, 3, 14)}),
     "mvitv2_b": NamedModel(
         MViT, {**_B, "widen_in": "attention", "q_pool_at": (2, 5, 21), "clip_size": (32, 224, 224)}
@@ -43,7 +48,7 @@ MODELS = {
     "mvitv2_l": NamedModel(
         MViT, {**_L, "widen_in": "attention", "q_pool_at": (2, 8, 44), "clip_size": (40, 312, 312)}
     ),
-    "maskfeat_mvitv2_nano": NamedModel(MaskFeat, {**_NANO, "widen_in": "mlp", "q_pool_at": (1, 3)}),
+    "maskfeat_mvitv2_nano": NamedModel(MaskFeat, {**_NANO, "widen_in": "mlp", "q_pool_at": (1,)}),
     "maskfeat_mvitv2_s": NamedModel(MaskFeat, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3)}),
     "maskfeat_mvitv2_l": NamedModel(MaskFeat, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8)}),
 }

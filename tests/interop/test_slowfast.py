@@ -11,7 +11,7 @@ import yaml
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.interop.slowfast import load_slowfast
+from videomaskfeat.interop import load_slowfast
 from videomaskfeat.losses import masked_mse
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "maskfeat_mvitv2_video"

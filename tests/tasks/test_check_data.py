@@ -12,6 +12,7 @@ import simplejson
 
 from videomaskfeat.cli import main
 from videomaskfeat.data.records import load_records
+from videomaskfeat.errors import UserError
 from videomaskfeat.tasks.check_data import check_data
 
 
@@ -38,6 +39,39 @@ def test_json_list_is_cleaned_as_json(spoilt: Path) -> None:
     check_data(str(source), prefix=str(spoilt / "videos"), workers=0, clean_path=str(clean))
     before, after = simplejson.loads(source.read_text()), simplejson.loads(clean.read_text())
     assert after == [before[2], before[3], *before[5:]]
+
+
+def test_kinetics_list_may_end_in_json(spoilt: Path) -> None:
+    source, clean = spoilt / "train.json", spoilt / "clean.json"
+    shutil.copy(spoilt / "train.csv", source)
+    check_data(str(source), format="kinetics", workers=0, clean_path=str(clean))
+    assert len(load_records(clean, format="kinetics")) == 13
+
+
+def test_clean_list_of_a_folder_opens_from_its_own_place(tmp_path: Path, sample: Path) -> None:
+    videos, clean = tmp_path / "my clips 3", tmp_path / "lists" / "clean.csv"
+    clean.parent.mkdir()
+    videos.mkdir()
+    for number in (0, 1):
+        shutil.copy(sample / f"videos/{number:06d}.mp4", videos / f"day {number}.mp4")
+    check_data(str(videos), workers=0, clean_path=str(clean))
+    records = load_records(clean)
+    assert [Path(record.path).resolve() for record in records] == [
+        videos / f"day {number}.mp4" for number in (0, 1)
+    ]
+    assert records.labels is None
+
+
+def test_clean_list_elsewhere_names_the_prefix_it_needs(
+    spoilt: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_data(str(spoilt / "train.csv"), workers=0, decode=False, clean_path=str(tmp_path / "clean.csv"))
+    assert f"relative paths in it count from {spoilt}; give that as prefix" in caplog.text
+
+
+def test_negative_workers_are_refused(spoilt: Path) -> None:
+    with pytest.raises(UserError, match="workers=-1: must be at least 0"):
+        check_data(str(spoilt / "train.csv"), workers=-1)
 
 
 def test_folder_of_frame_folders_is_scanned(tmp_path: Path) -> None:

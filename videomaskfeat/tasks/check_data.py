@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import simplejson
+import json
+import logging
+import os
 
 from videomaskfeat.data.check import Progress, check_list
 from videomaskfeat.data.check_report import CheckReport
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.records_kinetics import is_kinetics_header
 from videomaskfeat.io import is_folder, open_file
+
+logger = logging.getLogger(__name__)
 
 
 def check_data(
@@ -31,8 +35,8 @@ def check_data(
 
     Args:
         json_path: where to write the findings as JSON.
-        clean_path: where to write the rows that are fit for training, in the list's own format; of a folder,
-            their paths, one a line.
+        clean_path: where to write the rows that are fit for training, as they stand in the list; of a folder,
+            their paths from the new list's own place, one a line and quoted.
 
     Raises:
         UserError: the list is wrong.
@@ -50,21 +54,32 @@ def check_data(
         with open_file(json_path, "w") as file:
             file.write(report.to_json() + "\n")
     if clean_path:
-        _write_clean_list(path, clean_path, records, report)
+        _write_clean_list(path, clean_path, records, report, format)
+        _warn_of_relative_paths(path, clean_path, prefix)
     return report
 
 
-def _write_clean_list(path: str, clean_path: str, records: Records, report: CheckReport) -> None:
+def _write_clean_list(path: str, clean_path: str, records: Records, report: CheckReport, format: str) -> None:
     if is_folder(path):
-        report.write_clean_list(clean_path, [record.path for record in records])
+        start = os.path.dirname(os.path.abspath(clean_path))
+        # In quotes, since a path such as "clips/day 2" would otherwise end with a label.
+        rows = [f'"{os.path.relpath(os.path.abspath(record.path), start)}"' for record in records]
+        report.write_clean_list(clean_path, rows)
         return
     with open_file(path) as file:
         text = file.read()
-    if path.endswith(".json"):
-        entries = simplejson.loads(text)
+    if format == "ssv2" or (format == "auto" and path.endswith(".json")):
+        entries = json.loads(text)
         with open_file(clean_path, "w") as file:
-            file.write(simplejson.dumps([entries[row] for row in report.clean_rows()], indent=1) + "\n")
+            file.write(json.dumps([entries[row] for row in report.clean_rows()], indent=1) + "\n")
         return
     lines = [line for line in text.splitlines() if line.strip()]
     header = lines.pop(0) if is_kinetics_header(lines[0], path) else None
     report.write_clean_list(clean_path, lines, header=header)
+
+
+def _warn_of_relative_paths(path: str, clean_path: str, prefix: str) -> None:
+    """Rows are kept as they stood, so in another folder they still count from the old list's."""
+    old, new = (os.path.dirname(os.path.abspath(name)) for name in (path, clean_path))
+    if not prefix and not is_folder(path) and old != new:
+        logger.warning("%s: relative paths in it count from %s; give that as prefix", clean_path, old)

@@ -66,11 +66,8 @@ def test_clean_list_keeps_the_rows_as_they_stood(report: CheckReport, tmp_path: 
     target = tmp_path / "clean.csv"
     assert report.write_clean_list(target, text, header="path label") == 4
     assert target.read_text().splitlines() == ["path label", *(text[row].strip() for row in (0, 1, 3, 4))]
-    assert report.write_clean_list(target, text, drop=("missing", "odd")) == 6
     with pytest.raises(UserError, match="2 rows of text for 9 scanned videos"):
         report.write_clean_list(target, text[:2])
-    with pytest.raises(UserError, match="'ugly' is not a kind of problem; they are missing, unreadable"):
-        report.write_clean_list(target, text, drop=("ugly",))
 
 
 def test_report_tells_sizes_lengths_and_causes(report: CheckReport) -> None:

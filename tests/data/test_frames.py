@@ -22,8 +22,8 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (1, 2, 10, 9):
         _write(tmp_path, f"f_{number}.png", number)
     (tmp_path / "notes.txt").touch()
-    with FrameFolderReader(str(tmp_path), fps=12.0) as video:
-        assert (video.frames, video.fps) == (4, 12.0)
+    with FrameFolderReader(str(tmp_path)) as video:
+        assert (video.frames, video.fps) == (4, 30.0)
         assert (video.info.width, video.info.height, video.info.codec) == (6, 4, "png")
         frames = video.read([3, 0, 3, 1])
     assert frames.shape == (4, 4, 6, 3)

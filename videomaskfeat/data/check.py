@@ -55,11 +55,13 @@ def check_list(
         What was found, by row.
 
     Raises:
-        UserError: the list is empty, or the reader unknown.
+        UserError: the list is empty, the reader unknown, or ``workers`` negative.
     """
     rows = list(records)
     if not rows:
         raise UserError("the list holds no video; nothing to check")
+    if workers < 0:
+        raise UserError(f"workers={workers}: must be at least 0 (which scans in this process)")
     first_row: dict[str, int] = {}
     for row, (path, _) in enumerate(rows):
         first_row.setdefault(path, row)
@@ -74,8 +76,6 @@ def check_list(
     problems += _equal_contents(rows, scans, first_row, workers)
     return CheckReport(
         rows=len(rows),
-        reader=reader,
-        min_frames=min_frames,
         scans=[scans[path] for path in paths],
         problems=sorted(problems, key=lambda problem: problem.row),
         seconds=time.perf_counter() - started,

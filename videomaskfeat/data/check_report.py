@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ KINDS = {
     "duplicate": "the same video as an earlier row",
     "odd": "readable, but worth a look",
 }
-DROPPED = ("missing", "unreadable", "short", "duplicate")  # from a clean list, unless told otherwise
+_DROPPED = ("missing", "unreadable", "short", "duplicate")  # from a clean list
 _SHOWN = 20  # problems of a kind in the text; the JSON holds all
 
 
@@ -65,16 +65,12 @@ class CheckReport:
 
     Attributes:
         rows: of the list.
-        reader: that was asked for.
-        min_frames: below which a video is short.
         scans: one for each different path.
         problems: by row; a row may have several.
         seconds: that the scan took.
     """
 
     rows: int
-    reader: str
-    min_frames: int
     scans: list[Scan]
     problems: list[Problem]
     seconds: float
@@ -89,18 +85,13 @@ class CheckReport:
         """Rows that no clip can be read from: missing, unreadable or short."""
         return len({p.row for p in self.problems if p.kind in ("missing", "unreadable", "short")})
 
-    def clean_rows(self, drop: Collection[str] = DROPPED) -> list[int]:
-        """The rows, from 0, without a problem of the kinds in ``drop``."""
-        bad = {problem.row for problem in self.problems if problem.kind in drop}
+    def clean_rows(self) -> list[int]:
+        """The rows, from 0, that are fit for training: odd ones stay, and the first of equal ones."""
+        bad = {problem.row for problem in self.problems if problem.kind in _DROPPED}
         return [row for row in range(self.rows) if row not in bad]
 
     def write_clean_list(
-        self,
-        path: str | os.PathLike[str],
-        rows: Sequence[str],
-        *,
-        header: str | None = None,
-        drop: Collection[str] = DROPPED,
+        self, path: str | os.PathLike[str], rows: Sequence[str], *, header: str | None = None
     ) -> int:
         """Write the rows that are fit for training, as they stood in the list.
 
@@ -108,20 +99,16 @@ class CheckReport:
             path: of the new list.
             rows: the raw text of each row, in the order of the scan.
             header: a first line to keep, if the list has one.
-            drop: kinds of problems whose rows are left out.
 
         Returns:
             The number of rows written.
 
         Raises:
-            UserError: ``rows`` are not as many as were scanned, or a kind is unknown.
+            UserError: ``rows`` are not as many as were scanned.
         """
         if len(rows) != self.rows:
             raise UserError(f"{len(rows)} rows of text for {self.rows} scanned videos; give one a video")
-        unknown = sorted(set(drop) - set(KINDS))
-        if unknown:
-            raise UserError(f"{unknown[0]!r} is not a kind of problem; they are {', '.join(KINDS)}")
-        kept = self.clean_rows(drop)
+        kept = self.clean_rows()
         with open_file(path, "w") as file:
             if header is not None:
                 file.write(header.rstrip("\n") + "\n")

@@ -24,18 +24,18 @@ class FrameFolderReader(VideoReader):
     """
 
     decoder = "opencv"
+    fps = 30.0  # at which the published lists' frames were extracted; the files do not tell
 
-    def __init__(self, path: str, *, fps: float = 30.0) -> None:
+    def __init__(self, path: str) -> None:
         """List the folder; no picture is read.
 
         Args:
             path: the folder.
-            fps: the rate at which the frames were extracted (30 in the published lists).
 
         Raises:
             VideoReadError: there is no such folder, or no picture in it.
         """
-        self.path, self.fps = path, fps
+        self.path = path
         try:
             names = list_folder(path)
         except OSError as error:

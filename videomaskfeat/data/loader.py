@@ -159,8 +159,12 @@ class ClipLoader:
                 for one short pause in half an hour or more.
 
         Raises:
-            UserError: the batch does not divide evenly, or is larger than the list.
+            UserError: a number that cannot be, or a batch that does not divide evenly or is larger than the
+                list.
         """
+        for argument, value, least in (("accumulate", accumulate, 1), ("workers", workers, 0)):
+            if value < least:
+                raise UserError(f"{argument}={value}: must be at least {least}")
         videos = _videos_a_step(dataset, batch_size, world_size * accumulate)
         self.dataset = dataset
         self.batches_per_epoch = len(dataset) // videos * accumulate
@@ -228,7 +232,7 @@ class ClipLoader:
 
 
 def _videos_a_step(dataset: PretrainClips, batch_size: int, parts: int) -> int:
-    """Videos an optimiser step, after checking that they divide evenly."""
+    """Videos an optimiser step, after checking that they divide evenly into so many parts."""
     unit = parts * dataset.samples_per_video
     if batch_size < 1 or batch_size % unit:
         raise UserError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from videomaskfeat.data.records_table import LABELS, first_row, parse_table
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.io import is_folder, open_file
 
-Kind = Literal["video", "frames"]
 FORMATS = ("auto", "kinetics", "ssv2", "folder", "frames")
 
 
@@ -38,7 +36,6 @@ class Records(Sequence[Record]):
 
     Attributes:
         source: the list file or folder, for messages.
-        kind: ``video`` (each path is a file) or ``frames`` (each is a folder of pictures).
         root: folder that relative paths start from.
     """
 
@@ -51,7 +48,6 @@ class Records(Sequence[Record]):
         *,
         source: str,
         root: str = "",
-        kind: Kind | None = None,
     ) -> None:
         """Keep the rows.
 
@@ -62,24 +58,16 @@ class Records(Sequence[Record]):
             labels: int32 [n], -1 for a row without one, or None where no row has one.
             source: the list file or folder, for messages.
             root: folder that relative paths start from.
-            kind: what the paths name; None looks at the first one.
         """
         self.source, self.root = source, root
         self._buffer = torch.from_numpy(np.array(buffer, np.uint8))  # its own memory, and writable for torch
         self._starts = torch.from_numpy(starts.astype(np.int64))
         self._lengths = torch.from_numpy((ends - starts).astype(np.int32))
         self._labels: Tensor | None = None if labels is None else torch.from_numpy(labels.astype(np.int32))
-        self.kind: Kind = kind or ("frames" if is_folder(self[0].path) else "video")
 
     @classmethod
     def from_paths(
-        cls,
-        paths: Sequence[str],
-        labels: Sequence[int] | None,
-        *,
-        source: str,
-        root: str = "",
-        kind: Kind | None = None,
+        cls, paths: Sequence[str], labels: Sequence[int] | None, *, source: str, root: str = ""
     ) -> Records:
         """Records of a few paths in Python's own form.
 
@@ -92,10 +80,8 @@ class Records(Sequence[Record]):
         ends = np.cumsum([len(path) for path in encoded])
         starts = np.concatenate([[0], ends[:-1]])
         buffer = np.frombuffer(b"".join(encoded), np.uint8)
-        return cls(
-            buffer, starts, ends, None if labels is None else np.asarray(labels),
-            source=source, root=root, kind=kind,
-        )  # fmt: skip
+        numbers = None if labels is None else np.asarray(labels)
+        return cls(buffer, starts, ends, numbers, source=source, root=root)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -114,9 +100,7 @@ class Records(Sequence[Record]):
         return None if self._labels is None else self._labels.numpy()
 
     def __repr__(self) -> str:
-        return (
-            f"Records({len(self)} rows of {self.source}, kind={self.kind}, labels={self._labels is not None})"
-        )
+        return f"Records({len(self)} rows of {self.source}, labels={self._labels is not None})"
 
 
 def load_records(
@@ -189,15 +173,11 @@ def load_folder(path: str | os.PathLike[str], *, format: str = "auto", labels: s
             f"{source}: holds videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); "
             "say which to take: format=folder or format=frames"
         )
-    kind: Kind = "frames" if format == "frames" or (format == "auto" and not videos) else "video"
-    found = frames if kind == "frames" else videos
+    found, wanted = {
+        "folder": (videos, "videos"),
+        "frames": (frames, "folders of pictures"),
+        "auto": (videos or frames, "videos or pictures"),
+    }[format]
     if not found:
-        wanted = (
-            "videos"
-            if format == "folder"
-            else "folders of pictures"
-            if format == "frames"
-            else "videos or pictures"
-        )
         raise UserError(f"{source}: holds no {wanted}; check the path and the format")
-    return Records.from_paths(found, None, source=source, root=source, kind=kind)
+    return Records.from_paths(found, None, source=source, root=source)

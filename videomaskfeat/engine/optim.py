@@ -1,9 +1,9 @@
-"""Parameter groups and optimisers."""
+"""Parameter groups and their optimiser."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,13 +33,12 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float = 1.0,
     depth: int = 0,
-    no_weight_decay: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Sort parameters into optimiser groups of one weight decay and one learning-rate factor each.
 
-    Parameters of one dimension (biases, scales of norms) and those named in ``no_weight_decay`` do not
-    decay. A parameter of layer ``l`` learns at ``layer_decay ** (depth + 1 - l)`` of the full rate (BEiT,
-    arXiv 2106.08254, as in PySlowFast). Frozen parameters are left out.
+    Parameters of one dimension (biases, scales of norms) do not decay. A parameter of layer ``l`` learns at
+    ``layer_decay ** (depth + 1 - l)`` of the full rate (BEiT, arXiv 2106.08254, as in PySlowFast). Frozen
+    parameters are left out.
 
     Args:
         named_parameters: ``model.named_parameters()``.
@@ -47,7 +46,6 @@ def parameter_groups(
         weight_decay: decay of all parameters that are not excluded.
         layer_decay: factor from each layer to the one before it, in (0, 1]; 1 = all layers alike.
         depth: number of blocks of the encoder; only needed where ``layer_decay`` is not 1.
-        no_weight_decay: full names of further parameters without decay.
 
     Returns:
         Groups for ``torch.optim``: ``params``, ``names``, ``weight_decay``, ``lr`` and ``lr_scale``. The loop
@@ -57,7 +55,7 @@ def parameter_groups(
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim <= 1 or name in no_weight_decay else weight_decay
+        decay = 0.0 if parameter.ndim <= 1 else weight_decay
         scale = layer_decay ** (depth + 1 - layer_of(name, depth=depth)) if layer_decay != 1.0 else 1.0
         group = groups.setdefault(
             (scale, decay),
@@ -74,19 +72,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def adamw(
-    groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-) -> torch.optim.AdamW:
+def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
     """AdamW with one fused kernel a group, on the CPU as on a GPU.
 
     Args:
         groups: from :func:`parameter_groups`.
         betas: decay of the first and second moment; (0.9, 0.95) in MAE's recipes.
-        eps: added to the root of the second moment.
     """
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
-
-
-def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9, nesterov: bool = True) -> torch.optim.SGD:
-    """SGD with (Nesterov) momentum, fused; ``lr`` and weight decay come with the groups."""
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, fused=True)
+    return torch.optim.AdamW(groups, betas=betas, fused=True)

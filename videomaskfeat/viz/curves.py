@@ -34,7 +34,6 @@ def line_chart(
     curves: Sequence[Curve],
     *,
     title: str,
-    x_label: str = "step",
     log: bool = False,
     from_zero: bool = False,
     smooth: bool = True,
@@ -45,7 +44,6 @@ def line_chart(
     Args:
         curves: one or more; those without a finite value are left out.
         title: what a screen reader says first.
-        x_label: under the horizontal axis.
         log: logarithmic vertical axis; values of 0 and below are left out.
         from_zero: the vertical axis begins at 0.
         smooth: draw the moving mean over 1/40 of a curve; False draws the values themselves.
@@ -65,7 +63,7 @@ def line_chart(
     x_range = (min(float(curve.x[0]) for curve in kept), max(float(curve.x[-1]) for curve in kept))
     y_range = _vertical_range(kept, list(levels.values()), log, from_zero)
     frame = _Frame(x_range, y_range, log)
-    parts = [_axes(frame, x_label)]
+    parts = [_axes(frame)]
     parts += [_level(frame, name, level) for name, level in levels.items()]
     parts += [_line(frame, curve, number, smooth) for number, curve in enumerate(kept)]
     spoken = escape(f"{title}. " + " ".join(_spoken(curve) for curve in kept), quote=True)
@@ -148,7 +146,7 @@ def _vertical_range(
     return (low if from_zero else low - margin), high + margin
 
 
-def _axes(frame: _Frame, x_label: str) -> str:
+def _axes(frame: _Frame) -> str:
     low, high = frame.y_range
     if frame.log:
         powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
@@ -169,7 +167,7 @@ def _axes(frame: _Frame, x_label: str) -> str:
         )
     parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{_WIDTH - _RIGHT}"/>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">step</text>')
     return "".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What a weights file knows besides the model: the clips, the mask and the target it was trained on."""
+"""What a weights file knows besides the model: how its clips were cut and normalised, mask and target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, local_path
@@ -97,6 +99,11 @@ class PretrainRecipe:
             return cls(ClipRecipe(**parts["clip"]), MaskRecipe(**mask), target.pop("name"), target)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"no pre-training recipe: {error}") from error
+
+
+def normalise(clips: Tensor, *, mean: float, std: float) -> Tensor:
+    """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std."""
+    return clips.permute(0, 4, 1, 2, 3).to(torch.float32).div(255.0).sub(mean).div(std)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> PretrainRecipe:

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from videomaskfeat.data.clips import sample_generator
 from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
@@ -24,7 +24,7 @@ from videomaskfeat.masking import MASKS
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.targets.hog import HogTarget
-from videomaskfeat.tasks.recipe import PretrainRecipe, read_recipe
+from videomaskfeat.tasks.recipe import PretrainRecipe, normalise, read_recipe
 from videomaskfeat.viz.pictures import ClipDrawing, stretch_mask, write_film, write_picture
 
 
@@ -67,8 +67,8 @@ def visualize(
         columns: time steps in a picture, at most.
 
     Raises:
-        UserError: the checkpoint, the mask or the device is wrong, the target cannot be drawn, or no video
-            could be read.
+        UserError: the checkpoint, the mask, the seed or the device is wrong, the target cannot be drawn, or
+            no video could be read.
     """
     recipe = read_recipe(checkpoint)
     chosen = replace(
@@ -76,8 +76,9 @@ def visualize(
         kind=recipe.mask.kind if mask is None else mask,
         ratio=recipe.mask.ratio if ratio is None else ratio,
     )
-    where = choose_device(device)
-    model = load_model(checkpoint).to(where)
+    if seed < 0:
+        raise UserError(f"seed={seed}: must be at least 0")
+    model = load_model(checkpoint, device=choose_device(device))
     recipe = replace(recipe, mask=chosen)
     result = draw_videos(model, videos, out, recipe=recipe, seed=seed, reader=reader, columns=columns)
     if not result.written:
@@ -142,10 +143,9 @@ def _middle_clip(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.nd
     """Frames uint8 [T, H, W, 3] of the centre crop of the clip in the middle, and their numbers [T]."""
     clip = recipe.clip
     with open_video(video, reader) as source:
-        info = source.info
         indices = clip_indices_view(
-            info.frames,
-            info.fps,
+            source.frames,
+            source.fps,
             frames=clip.frames,
             stride=clip.stride,
             view=0,
@@ -153,8 +153,9 @@ def _middle_clip(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.nd
             target_fps=clip.target_fps,
             short=cast(ShortVideo, clip.short_video),
         )
-        geometry = UniformCrop(clip.crop, clip.crop).sample(info.height, info.width)
-        return geometry.apply_clip(source.read(indices)), indices
+        frames = source.read(indices)  # [T, H, W, 3]
+    geometry = UniformCrop(clip.crop, clip.crop).sample(frames.shape[1], frames.shape[2])
+    return geometry.apply_clip(frames), indices
 
 
 def _draw_mask(recipe: PretrainRecipe, rng: np.random.Generator) -> np.ndarray:
@@ -171,7 +172,8 @@ def _predict(
     model: nn.Module, target: HogTarget, frames: np.ndarray, mask: np.ndarray, recipe: PretrainRecipe
 ) -> ClipDrawing:
     device = next(model.parameters()).device
-    clip = _normalised(frames, mean=recipe.clip.mean, std=recipe.clip.std).to(device)
+    pixels = torch.from_numpy(frames)[None].to(device)
+    clip = normalise(pixels, mean=recipe.clip.mean, std=recipe.clip.std)  # [1, C, T, H, W]
     truth = target(clip)[0].float().cpu().numpy()  # [t, h, w, K]
     prediction = model(clip, torch.from_numpy(mask)[None].to(device))[0].float().cpu().numpy()
     hidden = stretch_mask(mask, truth.shape[:3])
@@ -184,12 +186,6 @@ def _predict(
         constant=truth[hidden].mean(axis=0),  # the best for this very clip, in hindsight
         bins=target.bins,
     )
-
-
-def _normalised(frames: np.ndarray, *, mean: float, std: float) -> Tensor:
-    """Frames uint8 [T, H, W, C] -> clip float32 [1, C, T, H, W]."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None].float()
-    return (pixels / 255 - mean) / std
 
 
 def _free_name(name: str, taken: Set[str]) -> str:

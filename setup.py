@@ -16,7 +16,6 @@ setup(
     description="Masked video pre-training: MaskFeat and its family on MViTv2",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["videomaskfeat", "videomaskfeat.*"]),
     install_requires=[
@@ -39,7 +38,6 @@ setup(
     extras_require={"dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"]},
     entry_points={"console_scripts": ["videomaskfeat = videomaskfeat.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.grid import TokenGrid, full_mask, resize_mask
+from videomaskfeat.grid import TokenGrid, resize_mask
 
 
 def test_grid_of_a_clip_counts_its_cubes() -> None:
@@ -50,16 +50,10 @@ def test_finer_masks_repeat_each_cell_over_what_it_covers() -> None:
 
 
 def test_a_mask_on_the_same_grid_is_returned_as_it_is() -> None:
-    mask = full_mask(TokenGrid(2, 3, 4), 1, hidden=True)
+    mask = torch.ones(1, 2, 3, 4, dtype=torch.bool)
     assert resize_mask(mask, TokenGrid(2, 3, 4)) is mask
 
 
 def test_a_mask_grid_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match="mask on the grid 8x7x7 does not divide the token grid 8x16x16"):
-        resize_mask(full_mask(TokenGrid(8, 7, 7), 1, hidden=False), TokenGrid(8, 16, 16))
-
-
-def test_full_masks_hide_all_or_nothing() -> None:
-    grid = TokenGrid(2, 3, 4)
-    assert full_mask(grid, 2, hidden=True).sum() == 2 * grid.size
-    assert not full_mask(grid, 2, hidden=False).any()
+        resize_mask(torch.zeros(1, 8, 7, 7, dtype=torch.bool), TokenGrid(8, 16, 16))

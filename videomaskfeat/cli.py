@@ -32,12 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
-        print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         sys.stderr.close()
         return DONE
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def one_line(error: Exception) -> str:
@@ -132,6 +135,9 @@ def add_visualize(verbs: Any) -> None:
     parser.add_argument("--mask", help="kind of mask (default: the run's own)")
     parser.add_argument("--ratio", type=float, help="share hidden (default: the run's own)")
     parser.add_argument("--seed", type=int, default=0, help="of the mask (default: %(default)s)")
+    parser.add_argument("--columns", type=int, default=8, help="time steps a picture (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda (default: %(default)s)")
+    parser.add_argument("--reader", default="auto", help="auto | decord | pyav (default: %(default)s)")
 
 
 def run_visualize(options: argparse.Namespace) -> int:
@@ -145,6 +151,9 @@ def run_visualize(options: argparse.Namespace) -> int:
         mask=options.mask,
         ratio=options.ratio,
         seed=options.seed,
+        columns=options.columns,
+        device=options.device,
+        reader=options.reader,
     )
     for path in result.written:
         print(path)

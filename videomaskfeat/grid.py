@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from videomaskfeat.errors import UserError
@@ -84,8 +83,3 @@ def resize_mask(mask: Tensor, grid: TokenGrid) -> Tensor:
     cells = mask[:, :, None, :, None, :, None]  # [B, t', 1, h', 1, w', 1]
     cells = cells.expand(-1, -1, t, -1, h, -1, w)
     return cells.reshape(mask.shape[0], *grid.shape)
-
-
-def full_mask(grid: TokenGrid, batch: int, *, hidden: bool, device: torch.device | None = None) -> Tensor:
-    """A mask bool [B, t, h, w] that hides everything or nothing."""
-    return torch.full((batch, *grid.shape), hidden, dtype=torch.bool, device=device)

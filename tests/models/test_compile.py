@@ -14,7 +14,7 @@ from videomaskfeat.targets.hog import HogTarget
 def test_step_compiles_without_graph_breaks() -> None:
     torch.manual_seed(0)
     arguments = {"depth": 2, "width": 16, "widen_at": (1,), "q_pool_at": (1,), "clip_size": (4, 32, 32)}
-    model = create_model("maskfeat_mvitv2_nano", **arguments, values_per_token=27, blank_hidden=True)
+    model = create_model("maskfeat_mvitv2_nano", **arguments, blank_hidden=True)
     target = HogTarget(output_stride=model.output_stride)
 
     def step(clips: Tensor, mask: Tensor) -> Tensor:

@@ -18,6 +18,11 @@ SMALL: dict[str, Any] = {
     "q_pool_at": (1,),
     "clip_size": (8, 64, 64),
     "values_per_token": 27,
+    # The published cubes of 4x4 pixels, not the nano's own.
+    "cube_kernel": (3, 7, 7),
+    "cube_stride": (2, 4, 4),
+    "cube_padding": (1, 3, 3),
+    "kv_stride": (1, 4, 4),
 }
 
 

@@ -16,7 +16,18 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.positions import resize_table
 from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
 
-SMALL = {"depth": 2, "width": 8, "widen_at": (1,), "q_pool_at": (1,), "clip_size": (4, 32, 32)}
+SMALL = {
+    "depth": 2,
+    "width": 8,
+    "widen_at": (1,),
+    "q_pool_at": (1,),
+    "clip_size": (4, 32, 32),
+    # The published cubes of 4x4 pixels, not the nano's own.
+    "cube_kernel": (3, 7, 7),
+    "cube_stride": (2, 4, 4),
+    "cube_padding": (1, 3, 3),
+    "kv_stride": (1, 4, 4),
+}
 
 
 def small(**changes: object) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.tasks.pretrain import PretrainStep, normalise
+from videomaskfeat.tasks.pretrain import PretrainStep
 from videomaskfeat.tasks.pretrain_parts import build_model, build_target
+from videomaskfeat.tasks.recipe import normalise
 
 from .conftest import TINY
 
@@ -142,6 +144,11 @@ def test_missing_settings_are_asked_for(pretrain: Pretrain) -> None:
         ("optim.batch_size=40", ["16 videos, fewer than the 40"]),
         ("optim.epochs=1", ["warmup_epochs=1 with epochs=1"]),
         ("run.precision=fp16", ["precision", "fp16"]),
+        ("optim.base_batch_size=0", ["base_batch_size=0", "1 or more"]),
+        ("optim.betas=[2,2]", ["betas=(2.0, 2.0)", "below 1"]),
+        ("target.arguments={cell: 0}", ["HOG cell 0 must be 1 or more"]),
+        ("model.arguments={depth: x}", ["an argument of the wrong type"]),
+        ("optim.accumulate=0", ["accumulate"]),
         ("run.device=tpu", ["device='tpu'"]),
         ("data.reader=opencv", ["opencv", "decord"]),
         ("optim.epoch=3", ["unknown key 'optim.epoch'; did you mean 'epochs'?"]),
@@ -203,9 +210,33 @@ def test_share_of_unreadable_videos_stops_the_run_with_their_list(pretrain: Pret
     assert_refused(pretrain("data.failure_share=0.1"), "of 16 videos could not be read", "failure share 0.1")
 
 
-def test_run_folder_of_another_config_is_refused(pretrain: Pretrain) -> None:
+def test_run_folder_of_another_config_is_refused_and_kept(pretrain: Pretrain, tmp_path: Path) -> None:
     assert pretrain()[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert_refused(pretrain("optim.learning_rate=0.5"), "optim.learning_rate", "0.5", "another run folder")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_no_space_left_ends_with_code_1_and_keeps_the_checkpoint(
+    pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["run.checkpoint_epochs=1"]
+    assert pretrain(*settings, "optim.epochs=1.5")[0] == 0
+    kept = sorted((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
+    content = kept[-1].read_bytes()
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.save", full)
+    other = f"run.folder={tmp_path / 'other'}"
+    assert_refused(pretrain(other), "No space left", code=1)
+    assert kept[-1].read_bytes() == content
+
+
+def test_folder_that_cannot_be_made_ends_with_code_1(pretrain: Pretrain, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_refused(pretrain(f"run.folder={tmp_path / 'file' / 'run'}"), "file", code=1)
 
 
 def test_damaged_foreign_and_unsafe_checkpoints_are_refused(pretrain: Pretrain, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from videomaskfeat.errors import UserError
+
 # Parameters of the stem belong to layer 0, whatever module wraps the encoder ("encoder.cls_token").
 # A decoder's own position table ("decoder_pos_embed") is none of them: it stands behind the last block.
 _STEM = re.compile(r"(?:^|\.)(?:patch_embed|cls_token|mask_token|pos_embed)")
@@ -79,4 +81,6 @@ def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.
         groups: from :func:`parameter_groups`.
         betas: decay of the first and second moment; (0.9, 0.95) in MAE's recipes.
     """
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"betas={betas}: both must be at least 0 and below 1, such as (0.9, 0.999)")
     return torch.optim.AdamW(groups, betas=betas, fused=True)

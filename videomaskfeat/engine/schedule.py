@@ -55,7 +55,13 @@ class WarmupCosine:
         Args:
             batch_size: samples in one optimiser step, over all ranks and micro-batches.
             reference_batch_size: the batch that the rates were published for.
+
+        Raises:
+            UserError: a batch below 1.
         """
+        for name, size in (("batch_size", batch_size), ("base_batch_size", reference_batch_size)):
+            if size < 1:
+                raise UserError(f"{name}={size}: must be 1 or more")
         factor = batch_size / reference_batch_size
         return replace(
             self, base_lr=self.base_lr * factor, start_lr=self.start_lr * factor, end_lr=self.end_lr * factor

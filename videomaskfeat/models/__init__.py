@@ -40,7 +40,10 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     for key in resolved:
         if key not in known:
             raise UserError(f"model {name!r} has no argument {key!r}{nearest(key, known)}")
-    model = named.build(**resolved)
+    try:
+        model = named.build(**resolved)
+    except TypeError as error:
+        raise UserError(f"model {name!r}: an argument of the wrong type: {error}") from error
     model.created_as = (name, resolved)  # type: ignore[assignment]
     return model
 

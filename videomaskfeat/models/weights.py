@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import is_file, local_path
 from videomaskfeat.models import create_model
 from videomaskfeat.models.positions import resize_table
@@ -65,6 +65,7 @@ def save_weights(
 
     Raises:
         UserError: the model was not made by ``create_model``, so that nobody could build it again.
+        RunFailed: the file cannot be written.
     """
     created_as = getattr(model, "created_as", None)
     if created_as is None:
@@ -77,7 +78,11 @@ def save_weights(
     target = Path(path)
     partial = target.with_name(f".{target.name}.part")
     own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
-    save_file(state, partial, {**(metadata or {}), **own})
+    try:
+        save_file(state, partial, {**(metadata or {}), **own})
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise RunFailed(f"{target}: the weights could not be written: {error}") from error
     os.replace(partial, target)
 
 

@@ -113,6 +113,9 @@ class HogTarget(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
+        for name, value in (("bins", bins), ("cell", cell), ("channels", channels)):
+            if value < 1:
+                raise UserError(f"HOG {name} {value} must be 1 or more")
         for axis, step in zip(("rows", "columns"), output_stride[1:], strict=True):
             if step < cell or step % cell:
                 raise UserError(

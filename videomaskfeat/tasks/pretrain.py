@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,12 @@ import simplejson
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig, config_text, flat
+from videomaskfeat.config import PretrainConfig, config_text, flat, load_config
 from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.ema import ExponentialMovingAverage
 from videomaskfeat.engine.loop import LoopOptions, TrainResult, train
-from videomaskfeat.engine.optim import adamw, parameter_groups
-from videomaskfeat.engine.schedule import WarmupCosine
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, make_folder, open_file
 from videomaskfeat.losses import masked_mse
@@ -29,12 +28,14 @@ from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
 from videomaskfeat.tasks.plan import describe_plan
 from videomaskfeat.tasks.pretrain_parts import (
     build_model,
+    build_optimizer,
+    build_schedule,
     build_target,
     heldout_loader,
     recipe_of,
     training_loader,
 )
-from videomaskfeat.tasks.recipe import METADATA_KEY
+from videomaskfeat.tasks.recipe import METADATA_KEY, normalise
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.visualize import draw_videos
 
@@ -82,7 +83,8 @@ class PretrainStep:
         target: clips -> targets [B, t, h, w, K]; runs without gradient and in float32.
         mean: subtracted from pixels in 0..1.
         std: divides them after that.
-        compiled: compile the computation with torch.compile.
+        compiled: compile network and loss with torch.compile. The target stays outside: on a CPU the compiled
+            HOG is several times slower than the eager one (docs/performance.md).
     """
 
     def __init__(
@@ -92,23 +94,18 @@ class PretrainStep:
         self.target = target
         self.mean = mean
         self.std = std
-        self._loss: Callable[[Tensor, Tensor], Tensor] = torch.compile(self.loss) if compiled else self.loss
+        self._compare: Callable[..., Tensor] = torch.compile(self.compare) if compiled else self.compare
 
     def __call__(self, batch: PretrainBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The mean squared error over the hidden positions of a batch."""
-        return self._loss(batch.clips, batch.mask), {}
-
-    def loss(self, clips: Tensor, mask: Tensor) -> Tensor:
-        """Clips uint8 [B, T, H, W, C] and mask bool [B, t', h', w'] -> loss float32 []."""
-        pixels = normalise(clips, mean=self.mean, std=self.std)
+        pixels = normalise(batch.clips, mean=self.mean, std=self.std)
         with torch.no_grad():
             target = self.target(pixels)
+        return self._compare(pixels, target, batch.mask), {}
+
+    def compare(self, pixels: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Pixels [B, C, T, H, W], target [B, t, h, w, K], mask bool [B, t', h', w'] -> loss float32 []."""
         return masked_mse(self.model(pixels, mask), target, mask)
-
-
-def normalise(clips: Tensor, *, mean: float, std: float) -> Tensor:
-    """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std."""
-    return clips.permute(0, 4, 1, 2, 3).to(torch.float32).div(255.0).sub(mean).div(std)
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
@@ -139,6 +136,11 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
+def fingerprint(config: PretrainConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share with what it resumes."""
+    return {key: value for key, value in flat(config).items() if key not in FREE_KEYS}
+
+
 class _Run:
     """The parts of one run, built from its config."""
 
@@ -154,6 +156,8 @@ class _Run:
         self.bf16 = uses_bf16(config.run.precision, device)
         self.network = distributed.parallel(self.model, device)
         self.target.to(device)
+        self.schedule = build_schedule(config)
+        self.optimizer = build_optimizer(config, self.model, base_lr=self.schedule.base_lr)
         self.ema = (
             None
             if config.optim.ema_decay is None
@@ -162,12 +166,7 @@ class _Run:
 
     def go(self) -> Outcome:
         """Train, then measure, save, draw and report."""
-        started = time.monotonic()
-        if distributed.is_main():
-            self._open_folder()
-            logger.info(
-                describe_plan(self.config, self.model, self.loader, device=self.device, bf16=self.bf16)
-            )
+        distributed.run_on_main(self._open_folder)
         before = self._untrained()
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
         result = self._train(counter)
@@ -176,37 +175,25 @@ class _Run:
         if result.status == "interrupted":
             logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
             return Outcome(self.folder, finished=False, failures=failures)
-        if distributed.is_main():
-            self._finish(before, result, seconds=time.monotonic() - started)
-        distributed.barrier()
+        distributed.run_on_main(lambda: self._finish(before, result))
         return Outcome(self.folder, finished=True, failures=failures)
 
     def _open_folder(self) -> None:
-        """Leave what the run needs to be understood later; the checkpoints decide whether it may go on."""
+        """Leave what the run needs to be understood later, unless the folder is another run's."""
+        config_path = self.folder / "config.yaml"
+        if CheckpointFolder(self.folder / "checkpoints").steps() and is_file(config_path):
+            earlier = load_config(PretrainConfig, str(config_path))
+            check_fingerprint(fingerprint(earlier), fingerprint(self.config), config_path)
         make_folder(self.folder)
-        if not is_file(self.folder / "config.yaml"):
-            with open_file(self.folder / "config.yaml", "w") as file:
-                file.write(config_text(self.config))
-        Path(self.folder, "summary.json").unlink(missing_ok=True)  # of an earlier end; the run goes on
+        with open_file(config_path, "w") as file:
+            file.write(config_text(self.config))
         with open_file(self.folder / "environment.json", "w") as file:
             file.write(diagnose(self.folder).to_json())
+        Path(self.folder, "summary.json").unlink(missing_ok=True)  # of an earlier end; the run goes on
+        self._say(describe_plan(self.config, self.model, self.loader, device=self.device, bf16=self.bf16))
 
     def _train(self, counter: FailureCounter) -> TrainResult:
         optim, run = self.config.optim, self.config.run
-        schedule = WarmupCosine(
-            base_lr=optim.learning_rate,
-            start_lr=optim.start_learning_rate,
-            end_lr=optim.end_learning_rate,
-            warmup_epochs=optim.warmup_epochs,
-            epochs=optim.epochs,
-        ).scaled(optim.batch_size, optim.base_batch_size)
-        groups = parameter_groups(
-            self.model.named_parameters(),
-            base_lr=schedule.base_lr,
-            weight_decay=optim.weight_decay,
-            layer_decay=optim.layer_decay,
-            depth=len(self.model.blocks),  # type: ignore[arg-type]
-        )
         steps_per_epoch = self.loader.batches_per_epoch // optim.accumulate
         options = LoopOptions(
             epochs=optim.epochs,
@@ -231,33 +218,38 @@ class _Run:
             model=self.network,
             step=step,
             loader=self.loader,
-            optimizer=adamw(groups, betas=(optim.betas[0], optim.betas[1])),
-            learning_rate=schedule,
+            optimizer=self.optimizer,
+            learning_rate=self.schedule,
             folder=self.folder,
             device=self.device,
             options=options,
             ema=self.ema,
-            fingerprint={key: value for key, value in flat(self.config).items() if key not in FREE_KEYS},
+            fingerprint=fingerprint(self.config),
             evaluate=self._evaluate if self.heldout and run.evaluate_epochs else None,
             on_failures=self._take_failures(counter),
             extra={"failures": counter},
         )
 
     def _take_failures(self, counter: FailureCounter) -> Callable[[Sequence[Any]], None]:
-        """Count failures, and leave them in failures.jsonl before the counter may end the run."""
+        """Count failures, and leave them in failures.jsonl even where the counter ends the run."""
 
         def take(failures: Sequence[Any]) -> None:
-            if distributed.is_main():
-                with open_file(self.folder / "failures.jsonl", "a") as file:
-                    for failure in failures:
-                        file.write(simplejson.dumps({"path": failure.path, "cause": failure.cause}) + "\n")
-            counter.add(failures)
+            try:
+                counter.add(failures)
+            finally:
+                if distributed.is_main():  # whole every time, so that steps replayed by a resume add nothing
+                    with open_file(self.folder / "failures.jsonl", "w") as file:
+                        file.writelines(
+                            simplejson.dumps({"path": failure.path, "cause": failure.cause}) + "\n"
+                            for failure in counter.failures.values()
+                        )
 
         return take
 
     def _evaluate(self) -> dict[str, float]:
         """The held-out loss, computed by rank 0; every rank gets the same numbers."""
-        loss = distributed.run_on_main(self._heldout_loss)
+        with nullcontext() if self.ema is None else self.ema.averaged(self.model):
+            loss = distributed.run_on_main(self._heldout_loss)
         return {"heldout_loss": loss.model, "heldout_constant": loss.constant}
 
     def _heldout_loss(self) -> HeldOutLoss:
@@ -280,7 +272,7 @@ class _Run:
         """The held-out loss of the weights that the run starts from."""
         return self._heldout_loss() if self.heldout and distributed.is_main() else None
 
-    def _finish(self, before: HeldOutLoss | None, result: TrainResult, *, seconds: float) -> None:
+    def _finish(self, before: HeldOutLoss | None, result: TrainResult) -> None:
         """Weights (the averaged ones where they are kept), held-out loss, pictures and report."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.state_dict())
@@ -290,7 +282,7 @@ class _Run:
             "steps": result.progress.step,
             "clips": result.progress.samples,
             "failures": result.progress.failures,
-            "seconds": seconds,
+            "seconds": result.progress.seconds,
             "checkpoint": str(result.checkpoint),
             "weights": str(weights),
         }
@@ -319,7 +311,8 @@ class _Run:
         videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
         if not videos:
             return
-        drawn = draw_videos(self.model, videos, self.folder / "pictures", recipe=self.recipe)
+        reader = self.config.data.reader
+        drawn = draw_videos(self.model, videos, self.folder / "pictures", recipe=self.recipe, reader=reader)
         for failure in drawn.failures:
             logger.warning("not drawn: %s", failure)
 

@@ -281,8 +281,6 @@ def _open_failure(path: str, error: Exception) -> str:
     """The cause, in words, of a file that does not open."""
     if not os.path.exists(path):
         return "no such file"
-    if os.path.isdir(path):
-        return "is a folder"
     if not os.path.getsize(path):
         return "empty file (0 bytes)"
     if isinstance(error, av.error.InvalidDataError):

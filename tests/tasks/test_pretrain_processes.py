@@ -1,0 +1,95 @@
+"""Pre-training as processes: killed and resumed, asked to stop, and on two ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import simplejson
+from safetensors.torch import load_file
+
+from .conftest import TINY
+
+# A checkpoint after every step, drop path so that random states matter, and a moving average of the weights.
+SETTINGS = ["optim.epochs=3", "run.checkpoint_minutes=0", "optim.ema_decay=0.9", "run.pictures=0"]
+
+
+def command(sample: Path, run: Path, launcher: Sequence[str] = ()) -> list[str]:
+    """A tiny run in a process of its own."""
+    model = "model.arguments={depth: 4, width: 8, widen_at: [1, 3], drop_path: 0.3}"
+    overrides = [*TINY, *SETTINGS, model, f"data.train={sample / 'train.csv'}", f"run.folder={run}"]
+    return [sys.executable, *launcher, "-m", "videomaskfeat", "pretrain", *overrides]
+
+
+def steps(run: Path) -> int:
+    """Whole lines of the run's metrics so far."""
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def start_and_signal(sample: Path, run: Path, number: signal.Signals, after: int) -> int:
+    """Start a run, signal it once it has made some steps, and return its exit code."""
+    process = subprocess.Popen(command(sample, run), stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while steps(run) < after and process.poll() is None:
+        assert time.monotonic() < deadline, "the run makes no steps"
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    return process.wait(timeout=60)
+
+
+@pytest.fixture
+def whole(sample: Path, tmp_path: Path) -> Path:
+    """The run folder of an uninterrupted run."""
+    subprocess.run(command(sample, tmp_path / "whole"), check=True, capture_output=True)
+    return tmp_path / "whole"
+
+
+def assert_equal_runs(one: Path, two: Path) -> None:
+    """The same weights bit for bit, and the same losses line by line."""
+    first, second = load_file(one / "weights.safetensors"), load_file(two / "weights.safetensors")
+    assert all(first[name].equal(second[name]) for name in first)
+    losses = [
+        [(row["step"], row["loss"]) for row in map(simplejson.loads, (run / "metrics.jsonl").open())]
+        for run in (one, two)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_killed_run_resumes_to_the_same_weights(sample: Path, tmp_path: Path, whole: Path) -> None:
+    run = tmp_path / "killed"
+    assert start_and_signal(sample, run, signal.SIGKILL, after=2) == -signal.SIGKILL
+    assert start_and_signal(sample, run, signal.SIGKILL, after=7) == -signal.SIGKILL  # in the second epoch
+    assert 0 < steps(run) < 12
+    subprocess.run(command(sample, run), check=True, capture_output=True)
+    assert_equal_runs(run, whole)
+
+
+def test_terminated_run_saves_exits_with_0_and_resumes(sample: Path, tmp_path: Path, whole: Path) -> None:
+    run = tmp_path / "terminated"
+    assert start_and_signal(sample, run, signal.SIGTERM, after=3) == 0
+    assert 3 <= steps(run) < 12
+    assert not (run / "weights.safetensors").exists()
+    subprocess.run(command(sample, run), check=True, capture_output=True)
+    assert_equal_runs(run, whole)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_does(sample: Path, tmp_path: Path) -> None:
+    """Sums of gradients in another order: losses equal to 1e-4. Exact counts make both ranks weigh alike."""
+    same = ["mask.kind=cube_exact", "model.arguments={depth: 4, width: 8, widen_at: [1, 3]}"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
+    subprocess.run([*command(sample, tmp_path / "one"), *same], check=True, capture_output=True)
+    subprocess.run([*command(sample, tmp_path / "two", launcher), *same], check=True, capture_output=True)
+    one, two = (
+        [simplejson.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("one", "two")
+    )
+    assert len(one) == 12
+    assert one == pytest.approx(two, rel=1e-4)

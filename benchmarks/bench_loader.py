@@ -44,8 +44,8 @@ def run(*, device: str) -> list[Row]:
             for interval in KEYFRAME_INTERVALS:
                 path = Path(folder) / f"{width}x{height}_{interval}.mp4"
                 write_mp4(path, pictures, fps=FPS, crf=23, keyframe_interval=interval)
-                sets = [_data_set(path, samples, reader) for reader in ("auto", "pyav")]
-                rows += _compare(*sets, f"{width}x{height}, key frame every {interval}")
+                auto, pyav = (_data_set(path, samples, reader) for reader in ("auto", "pyav"))
+                rows += _compare(auto, pyav, f"{width}x{height}, key frame every {interval}")
     return rows
 
 

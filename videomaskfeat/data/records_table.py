@@ -147,8 +147,8 @@ def parse_table(data: bytes, name: str, *, labels: str = "auto", separator: str 
     else:
         rows = _split(table, layout)
     table.fail(rows.ends <= rows.starts, "'{row}' has no path")
-    parted = next((key for key, text in SEPARATORS.items() if text == layout.separator), "nothing")
-    logger.info("%s: %d rows of `%s`, parted by %s", name, len(rows.starts), _form(layout), parted)
+    parted = [f", parted by {key}" for key, text in SEPARATORS.items() if text == layout.separator]
+    logger.info("%s: %d rows of `%s`%s", name, len(rows.starts), _form(layout), "".join(parted))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -161,9 +162,22 @@ def mask_function(name: str) -> MaskFunction:
 
 
 def _dataset(
-    config: PretrainConfig, path: str, *, sampler: FrameSampler, transform: ClipTransform, samples: int
+    config: PretrainConfig,
+    path: str,
+    *,
+    choose: Callable[..., np.ndarray],
+    transform: ClipTransform,
+    samples: int,
 ) -> PretrainClips:
-    data, mask = config.data, config.mask
+    """The clips of a list; ``choose`` says which frames, as clip_indices_random does."""
+    data, mask, clip = config.data, config.mask, config.clip
+    sampler: FrameSampler = functools.partial(
+        choose,
+        frames=clip.frames,
+        stride=clip.stride,
+        target_fps=clip.target_fps,
+        short=short_video(clip),
+    )
     records = load_records(
         path, format=data.format, labels=data.labels, prefix=data.prefix, separator=data.separator
     )
@@ -186,13 +200,6 @@ def training_loader(config: PretrainConfig, *, rank: int, world_size: int) -> Cl
         UserError: the list, the batch or a clip setting is wrong.
     """
     clip = config.clip
-    sampler = functools.partial(
-        clip_indices_random,
-        frames=clip.frames,
-        stride=clip.stride,
-        target_fps=clip.target_fps,
-        short=short_video(clip),
-    )
     transform = RandomResizedCrop(
         clip.crop,
         area=(clip.crop_area[0], clip.crop_area[1]),
@@ -200,7 +207,11 @@ def training_loader(config: PretrainConfig, *, rank: int, world_size: int) -> Cl
         flip=clip.flip,
     )
     dataset = _dataset(
-        config, config.data.train, sampler=sampler, transform=transform, samples=clip.samples_per_video
+        config,
+        config.data.train,
+        choose=clip_indices_random,
+        transform=transform,
+        samples=clip.samples_per_video,
     )
     return ClipLoader(
         dataset,
@@ -222,15 +233,8 @@ def heldout_loader(config: PretrainConfig) -> ClipLoader | None:
     if not config.data.validation:
         return None
     clip = config.clip
-    sampler = functools.partial(
-        middle_clip,
-        frames=clip.frames,
-        stride=clip.stride,
-        target_fps=clip.target_fps,
-        short=short_video(clip),
-    )
     transform = UniformCrop(clip.crop, clip.crop)
-    dataset = _dataset(config, config.data.validation, sampler=sampler, transform=transform, samples=1)
+    dataset = _dataset(config, config.data.validation, choose=middle_clip, transform=transform, samples=1)
     if config.run.evaluate_clips < 1:
         raise UserError(
             f"run.evaluate_clips {config.run.evaluate_clips} must be at least 1; "

@@ -7,14 +7,18 @@ convolution in three dimensions. All three passes are rewritten here in terms of
 - forward: the convolution on the channels-last *view* of the tokens, which needs no copy;
 - gradient of the input: again a forward convolution, of the output's gradient (spread out by the stride with
   zeros between) with the kernel turned round;
-- gradient of the weight: for each time tap, that of a depthwise convolution in *two* dimensions; where the
-  windows do not overlap, products and sums over the touched positions alone.
+- gradient of the weight: for each time tap, that of a depthwise convolution in *two* dimensions.
+
+Where the windows do not overlap in space (the keys and values of the first blocks: a 3x3 window every 4 or 8
+positions) most positions are never read, and all three are products over the touched positions alone.
 
 Elsewhere (GPUs) it is `torch.nn.functional.conv3d` on the same view.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,6 +51,8 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, stride: tuple[int, int, int]) ->
 @torch.library.custom_op("videomaskfeat::depthwise_conv3d", mutates_args=(), device_types="cpu")
 def _depthwise_conv3d(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
     with torch.autocast("cpu", enabled=False):
+        if _windows_lie_apart(weight, stride):
+            return _convolve_apart(x, weight, stride)
         return _convolve(x, weight, stride).contiguous()
 
 
@@ -57,9 +63,12 @@ def _depthwise_conv3d_backward(
     """Gradients of x and weight; an empty tensor stands for one that is not needed."""
     none = x.new_empty(0)
     with torch.autocast("cpu", enabled=False):
+        apart = _windows_lie_apart(weight, stride)
+        input_gradient = _input_gradient_apart if apart else _input_gradient
+        weight_gradient = _weight_gradient_apart if apart else _weight_gradient
         grad = grad.contiguous()
-        grad_x = _input_gradient(grad, x.shape, weight, stride) if needs_input else none
-        grad_weight = _weight_gradient(grad, x.contiguous(), weight, stride) if needs_weight else none
+        grad_x = input_gradient(grad, x.shape, weight, stride) if needs_input else none
+        grad_weight = weight_gradient(grad, x, weight, stride) if needs_weight else none
     return grad_x, grad_weight
 
 
@@ -111,58 +120,95 @@ def _input_gradient(grad: Tensor, shape: torch.Size, weight: Tensor, stride: lis
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
     """Gradient of the weight [C, 1, kt, kh, kw], one time tap after the other."""
-    kernel = weight.shape[2:]
-    apart = stride[1] >= kernel[1] and stride[2] >= kernel[2]
-    gradient_of_tap = _tap_gradient_apart if apart and max(stride[1:]) > 1 else _tap_gradient_overlapping
+    x = x.contiguous()
     total = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
-    for tap in range(kernel[0]):
-        # Output frame i reads frame i * step + offset: the first and last ones for which that frame exists.
-        offset = tap - kernel[0] // 2
-        first = max(-(offset // stride[0]), 0)
-        last = min((x.shape[1] - 1 - offset) // stride[0], grad.shape[1] - 1)
-        if last < first:
+    for tap in range(weight.shape[2]):
+        frames, grad_frames = _touched(x, grad, weight, stride, axis=0, tap=tap)
+        if grad_frames.stop <= grad_frames.start:
             continue
-        read = slice(first * stride[0] + offset, last * stride[0] + offset + 1, stride[0])
         for sample, sample_grad in zip(x, grad, strict=True):
-            total[:, :, tap] += gradient_of_tap(sample_grad[first : last + 1], sample[read], weight, stride)
+            _, gradient, _ = torch.ops.aten.convolution_backward(
+                sample_grad[grad_frames].permute(0, 3, 1, 2),
+                sample[frames].permute(0, 3, 1, 2),
+                weight[:, :, 0],
+                None,
+                stride[1:],
+                [size // 2 for size in weight.shape[3:]],
+                (1, 1),
+                False,
+                (0, 0),
+                x.shape[4],
+                (False, True, False),
+            )
+            total[:, :, tap] += gradient  # [C, 1, kh, kw]
     return total.to(weight.dtype)
 
 
-def _tap_gradient_overlapping(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
-    """Weight gradient [C, 1, kh, kw] of a 2-d convolution of x [n, h, w, C], given grad [n, h', w', C]."""
-    channels = x.shape[3]
-    _, gradient, _ = torch.ops.aten.convolution_backward(
-        grad.permute(0, 3, 1, 2),
-        x.permute(0, 3, 1, 2),
-        weight[:, :, 0],
-        None,
-        stride[1:],
-        [size // 2 for size in weight.shape[3:]],
-        (1, 1),
-        False,
-        (0, 0),
-        channels,
-        (False, True, False),
-    )
-    return gradient
+def _windows_lie_apart(weight: Tensor, stride: list[int]) -> bool:
+    """Whether no position in space is read by two windows, and some by none."""
+    (_, step_h, step_w), (height, width) = stride, weight.shape[3:]
+    return step_h >= height and step_w >= width and step_h * step_w > 1
 
 
-def _tap_gradient_apart(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
-    """The same where a position of x is touched by one window at most."""
-    gradient = weight.new_zeros(weight.shape[:2] + weight.shape[3:], dtype=torch.float32)
-    for row in range(weight.shape[3]):
-        rows, grad_rows = _touched(x.shape[1], grad.shape[1], row - weight.shape[3] // 2, stride[1])
-        for column in range(weight.shape[4]):
-            columns, grad_columns = _touched(
-                x.shape[2], grad.shape[2], column - weight.shape[4] // 2, stride[2]
-            )
-            products = x[:, rows, columns] * grad[:, grad_rows, grad_columns]  # [n, h', w', C]
-            gradient[:, 0, row, column] = products.sum((0, 1, 2), dtype=torch.float32)
-    return gradient
+def _convolve_apart(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
+    """As :func:`_convolve`, in float32 sums over the touched positions."""
+    lengths = [(length - 1) // step + 1 for length, step in zip(x.shape[1:4], stride, strict=True)]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    result = x.new_zeros(x.shape[0], *lengths, x.shape[4], dtype=wide)
+    for (row, column), places, grad_places in _touched_places(x, result, weight, stride):
+        values = x[:, :, *places].to(wide)  # [B, t, h', w', C]
+        for tap in range(weight.shape[2]):
+            frames, grad_frames = _touched(x, result, weight, stride, axis=0, tap=tap)
+            part = result[:, grad_frames, *grad_places]
+            part.addcmul_(values[:, frames], weight[:, 0, tap, row, column].to(wide))
+    return result.to(x.dtype)
 
 
-def _touched(length: int, outputs: int, offset: int, step: int) -> tuple[slice, slice]:
-    """Which positions a tap at ``offset`` reads, and the outputs that they go to."""
+def _input_gradient_apart(grad: Tensor, shape: torch.Size, weight: Tensor, stride: list[int]) -> Tensor:
+    """As :func:`_input_gradient`; each touched position is written once."""
+    grad_x = grad.new_zeros(shape)
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    wide_grad = grad.to(wide)
+    for (row, column), places, grad_places in _touched_places(grad_x, grad, weight, stride):
+        part = torch.zeros_like(grad_x[:, :, *places], dtype=wide)  # [B, t, h', w', C]
+        for tap in range(weight.shape[2]):
+            frames, grad_frames = _touched(grad_x, grad, weight, stride, axis=0, tap=tap)
+            tap_weight = weight[:, 0, tap, row, column].to(wide)
+            part[:, frames].addcmul_(wide_grad[:, grad_frames, *grad_places], tap_weight)
+        grad_x[:, :, *places] = part
+    return grad_x
+
+
+def _weight_gradient_apart(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
+    """As :func:`_weight_gradient`."""
+    total = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
+    wide_grad = grad.to(total.dtype)
+    for (row, column), places, grad_places in _touched_places(x, grad, weight, stride):
+        values = x[:, :, *places].to(total.dtype)  # [B, t, h', w', C]
+        for tap in range(weight.shape[2]):
+            frames, grad_frames = _touched(x, grad, weight, stride, axis=0, tap=tap)
+            products = values[:, frames] * wide_grad[:, grad_frames, *grad_places]
+            total[:, 0, tap, row, column] = products.sum((0, 1, 2, 3))
+    return total.to(weight.dtype)
+
+
+def _touched_places(
+    x: Tensor, result: Tensor, weight: Tensor, stride: list[int]
+) -> Iterator[tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]]:
+    """For each tap in space: the rows and columns of x that it reads, and those of the result they go to."""
+    for row, column in itertools.product(range(weight.shape[3]), range(weight.shape[4])):
+        rows, result_rows = _touched(x, result, weight, stride, axis=1, tap=row)
+        columns, result_columns = _touched(x, result, weight, stride, axis=2, tap=column)
+        yield (row, column), (rows, columns), (result_rows, result_columns)
+
+
+def _touched(
+    x: Tensor, result: Tensor, weight: Tensor, stride: list[int], *, axis: int, tap: int
+) -> tuple[slice, slice]:
+    """Which positions of x [B, t, h, w, C] a tap reads on an axis, and those of the result they go to."""
+    offset, step = tap - weight.shape[2 + axis] // 2, stride[axis]
     first = max(-(offset // step), 0)
-    last = min((length - 1 - offset) // step, outputs - 1)
-    return slice(first * step + offset, last * step + offset + 1, step), slice(first, last + 1)
+    last = min((x.shape[1 + axis] - 1 - offset) // step, result.shape[1 + axis] - 1)
+    last = max(last, first - 1)  # a tap that lies wholly in the padding reads nothing
+    start = first * step + offset
+    return slice(start, start + (last + 1 - first) * step, step), slice(first, last + 1)

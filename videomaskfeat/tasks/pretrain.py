@@ -19,6 +19,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.ema import ExponentialMovingAverage
 from videomaskfeat.engine.loop import LoopOptions, TrainResult, train
+from videomaskfeat.engine.memory import keep_freed_memory
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, make_folder, open_file
 from videomaskfeat.losses import masked_mse
@@ -120,6 +121,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
     if not config.run.folder:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
     device = distributed.choose_device(config.run.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with distributed.process_group(device):
         return _Run(config, device).go()
 

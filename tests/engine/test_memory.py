@@ -1,0 +1,37 @@
+"""Keeping freed memory: counted in page faults of a process of its own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_COUNT_FAULTS = """
+import resource, sys
+import torch
+from videomaskfeat.engine.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def fill():
+    return torch.ones(2**24)  # 64 MiB: 16,384 pages of 4 KiB
+for _ in range(8):  # aligned blocks find their places after a few rounds
+    fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(way: str) -> int:
+    done = subprocess.run([sys.executable, "-c", _COUNT_FAULTS, way], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
+def test_large_tensors_are_not_mapped_anew_for_ever() -> None:
+    # Large pages may serve the first case with fewer faults than one a page, but never with next to none.
+    assert page_faults("default") > 4 * 16
+    assert page_faults("keep") < 32

@@ -88,7 +88,8 @@ class SideProcess:
     def ask(self, request: str) -> Any:
         """Send one line and wait for the answer."""
         streams = self._process
-        assert streams.stdin is not None and streams.stdout is not None
+        assert streams.stdin is not None
+        assert streams.stdout is not None
         streams.stdin.write(request + "\n")
         streams.stdin.flush()
         return json.loads(streams.stdout.readline())

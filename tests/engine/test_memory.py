@@ -26,7 +26,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(way: str) -> int:
-    done = subprocess.run([sys.executable, "-c", _COUNT_FAULTS, way], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_FAULTS, way], check=True, capture_output=True, text=True
+    )
     return int(done.stdout)
 
 

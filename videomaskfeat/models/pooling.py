@@ -156,10 +156,10 @@ def _convolve_apart(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     result = x.new_zeros(x.shape[0], *lengths, x.shape[4], dtype=wide)
     for (row, column), places, grad_places in _touched_places(x, result, weight, stride):
-        values = x[:, :, *places].to(wide)  # [B, t, h', w', C]
+        values = x[places].to(wide)  # [B, t, h', w', C]
         for tap in range(weight.shape[2]):
             frames, grad_frames = _touched(x, result, weight, stride, axis=0, tap=tap)
-            part = result[:, grad_frames, *grad_places]
+            part = result[:, grad_frames][grad_places]
             part.addcmul_(values[:, frames], weight[:, 0, tap, row, column].to(wide))
     return result.to(x.dtype)
 
@@ -170,12 +170,12 @@ def _input_gradient_apart(grad: Tensor, shape: torch.Size, weight: Tensor, strid
     wide = torch.promote_types(grad.dtype, torch.float32)
     wide_grad = grad.to(wide)
     for (row, column), places, grad_places in _touched_places(grad_x, grad, weight, stride):
-        part = torch.zeros_like(grad_x[:, :, *places], dtype=wide)  # [B, t, h', w', C]
+        part = torch.zeros_like(grad_x[places], dtype=wide)  # [B, t, h', w', C]
         for tap in range(weight.shape[2]):
             frames, grad_frames = _touched(grad_x, grad, weight, stride, axis=0, tap=tap)
             tap_weight = weight[:, 0, tap, row, column].to(wide)
-            part[:, frames].addcmul_(wide_grad[:, grad_frames, *grad_places], tap_weight)
-        grad_x[:, :, *places] = part
+            part[:, frames].addcmul_(wide_grad[:, grad_frames][grad_places], tap_weight)
+        grad_x[places] = part
     return grad_x
 
 
@@ -184,22 +184,23 @@ def _weight_gradient_apart(grad: Tensor, x: Tensor, weight: Tensor, stride: list
     total = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
     wide_grad = grad.to(total.dtype)
     for (row, column), places, grad_places in _touched_places(x, grad, weight, stride):
-        values = x[:, :, *places].to(total.dtype)  # [B, t, h', w', C]
+        values = x[places].to(total.dtype)  # [B, t, h', w', C]
         for tap in range(weight.shape[2]):
             frames, grad_frames = _touched(x, grad, weight, stride, axis=0, tap=tap)
-            products = values[:, frames] * wide_grad[:, grad_frames, *grad_places]
+            products = values[:, frames] * wide_grad[:, grad_frames][grad_places]
             total[:, 0, tap, row, column] = products.sum((0, 1, 2, 3))
     return total.to(weight.dtype)
 
 
 def _touched_places(
     x: Tensor, result: Tensor, weight: Tensor, stride: list[int]
-) -> Iterator[tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]]:
-    """For each tap in space: the rows and columns of x that it reads, and those of the result they go to."""
+) -> Iterator[tuple[tuple[int, int], tuple[slice, ...], tuple[slice, ...]]]:
+    """For each tap in space: the part of x that it reads, and that of the result it goes to, as indices."""
+    every = slice(None)
     for row, column in itertools.product(range(weight.shape[3]), range(weight.shape[4])):
         rows, result_rows = _touched(x, result, weight, stride, axis=1, tap=row)
         columns, result_columns = _touched(x, result, weight, stride, axis=2, tap=column)
-        yield (row, column), (rows, columns), (result_rows, result_columns)
+        yield (row, column), (every, every, rows, columns), (every, every, result_rows, result_columns)
 
 
 def _touched(

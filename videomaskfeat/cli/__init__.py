@@ -1,0 +1,61 @@
+"""The command line: ``videomaskfeat VERB ...``. Each verb reads its arguments and calls one function.
+
+Exit codes: 0 done; 2 the user's mistake (one line on stderr); 3 finished, but some inputs failed (they are
+listed); 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from videomaskfeat import __version__
+from videomaskfeat.cli.data import add_check_data, add_sample_data
+from videomaskfeat.cli.machine import add_doctor
+from videomaskfeat.cli.pictures import add_report, add_visualize
+from videomaskfeat.cli.training import add_pretrain
+from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, one_line
+from videomaskfeat.errors import RunFailed, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
+        return MISTAKE
+    except RunFailed as error:
+        print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        sys.stderr.close()
+        return DONE
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every verb."""
+    parser = argparse.ArgumentParser(
+        prog="videomaskfeat",
+        description="Masked video pre-training: hide spacetime cubes, predict what they held.",
+        epilog="`videomaskfeat VERB --help` explains a verb, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"videomaskfeat {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_pretrain(verbs)
+    add_visualize(verbs)
+    add_report(verbs)
+    add_sample_data(verbs)
+    add_check_data(verbs)
+    add_doctor(verbs)
+    return parser

@@ -1,0 +1,45 @@
+"""Verbs that train."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb
+
+
+def add_pretrain(verbs: Any) -> None:
+    """``pretrain``: train an encoder to predict what was hidden."""
+    parser = add_verb(
+        verbs,
+        "pretrain",
+        run_pretrain,
+        summary="pre-train an encoder on videos by masked prediction; a run folder that exists is resumed",
+        examples="""\
+  videomaskfeat pretrain --config configs/pretrain/sample.yaml
+  videomaskfeat pretrain --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml \\
+      data.train=k400/train.csv data.prefix=k400/videos run.folder=runs/s
+  torchrun --nproc-per-node=8 -m videomaskfeat pretrain --config ... run.folder=runs/s
+  videomaskfeat pretrain --keys        every key, its default and its meaning""",
+    )
+    parser.add_argument("--config", metavar="YAML", help="config file; only what differs from the defaults")
+    parser.add_argument("--keys", action="store_true", help="list every config key and stop")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="on top of the config")
+
+
+def run_pretrain(options: argparse.Namespace) -> int:
+    """Run ``pretrain``."""
+    from videomaskfeat.config import PretrainConfig, key_table, load_config
+
+    if options.keys:
+        rows = key_table(PretrainConfig)
+        width = max(len(name) for name, _, _ in rows)
+        default_width = max(len(default) for _, default, _ in rows)
+        for name, default, meaning in rows:
+            print(f"{name:<{width}}  {default:<{default_width}}  {meaning}")
+        return DONE
+    config = load_config(PretrainConfig, options.config, options.overrides)
+    from videomaskfeat.tasks.pretrain import pretrain
+
+    outcome = pretrain(config)
+    return SOME_FAILED if outcome.failures else DONE

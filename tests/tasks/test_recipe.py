@@ -9,7 +9,17 @@ import torch
 from safetensors.torch import save_file
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.tasks.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe, read_recipe
+from videomaskfeat.tasks.recipe import (
+    CLASSIFY_KEY,
+    METADATA_KEY,
+    ClassifyRecipe,
+    ClipRecipe,
+    MaskRecipe,
+    PretrainRecipe,
+    read_classify_recipe,
+    read_clip_recipe,
+    read_recipe,
+)
 
 
 def write(path: Path, metadata: dict[str, str]) -> Path:
@@ -57,3 +67,25 @@ def test_file_without_recipe_is_named(tmp_path: Path) -> None:
         read_recipe(tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="no such weights file"):
         read_recipe(tmp_path / "c.safetensors")
+
+
+def test_classifiers_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    recipe = ClassifyRecipe(
+        clip=ClipRecipe(frames=16, stride=4, crop=224),
+        sampling="segments",
+        views=1,
+        crops=3,
+        short_side=224,
+        class_names=("Pushing [something] left", "Zähne putzen"),
+    )
+    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: recipe.to_json()})
+    assert read_classify_recipe(path) == recipe
+    assert read_clip_recipe(path) == recipe.clip
+
+
+def test_pretraining_weights_are_no_classifier(tmp_path: Path) -> None:
+    recipe = PretrainRecipe(ClipRecipe(frames=16, stride=4, crop=224))
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: recipe.to_json()})
+    assert read_clip_recipe(path) == recipe.clip
+    with pytest.raises(UserError, match="weights of a pre-training run, and a classifier's are needed"):
+        read_classify_recipe(path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +16,12 @@ from torch import Tensor
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, local_path
 
+T = TypeVar("T")
+
 METADATA_KEY = "pretrain"
-"""Key of the recipe, as JSON, in the metadata of a safetensors file."""
+"""Key of a pre-training recipe, as JSON, in the metadata of a safetensors file."""
+CLASSIFY_KEY = "classify"
+"""Key of a classifier's recipe, likewise."""
 
 
 @dataclass(frozen=True)
@@ -101,33 +105,109 @@ class PretrainRecipe:
             raise ValueError(f"no pre-training recipe: {error}") from error
 
 
+@dataclass(frozen=True)
+class ClassifyRecipe:
+    """How a classifier sees videos, in training and, unless told otherwise, in testing.
+
+    Attributes:
+        clip: see :class:`ClipRecipe`.
+        sampling: "clip" (frames at a stride) or "segments" (one frame of each of as many equal parts of the
+            video as the clip has frames; ``clip.stride`` then says nothing).
+        views: clips a video in testing, spread evenly over time; 1 with "segments".
+        crops: crops a clip in testing, along the longer side: 1 (centre) or 3.
+        short_side: pixels that the short side is resized to before a crop is cut in testing.
+        class_names: a name a class, by label; empty where none are known.
+    """
+
+    clip: ClipRecipe
+    sampling: str = "clip"
+    views: int = 5
+    crops: int = 1
+    short_side: int = 256
+    class_names: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The recipe as the text that belongs under :data:`CLASSIFY_KEY`."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ClassifyRecipe:
+        """The recipe in the words of :meth:`to_json`.
+
+        Raises:
+            ValueError: no JSON, a part that is missing, or a key that no part has.
+        """
+        try:
+            parts = json.loads(text)
+            parts["clip"] = ClipRecipe(**parts["clip"])
+            parts["class_names"] = tuple(parts.get("class_names", ()))
+            return cls(**parts)
+        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"no classifier's recipe: {error}") from error
+
+
 def normalise(clips: Tensor, *, mean: float, std: float) -> Tensor:
     """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std."""
     return clips.permute(0, 4, 1, 2, 3).to(torch.float32).div(255.0).sub(mean).div(std)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> PretrainRecipe:
-    """The recipe in the metadata of a safetensors weights file.
+    """The recipe in the metadata of a pre-training run's safetensors file.
 
     Raises:
         UserError: the file is missing, is no safetensors file, or holds no recipe.
     """
+    metadata = _metadata(path)
+    if METADATA_KEY not in metadata:
+        raise UserError(
+            f"{os.fspath(path)}: holds no pre-training recipe (metadata key {METADATA_KEY!r}); "
+            "give the weights.safetensors of a pre-training run"
+        )
+    return _read(PretrainRecipe.from_json, metadata[METADATA_KEY], path, METADATA_KEY)
+
+
+def read_classify_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
+    """The recipe in the metadata of a classifier's safetensors file.
+
+    Raises:
+        UserError: the file is missing, is no safetensors file, or is no classifier's.
+    """
+    metadata = _metadata(path)
+    if CLASSIFY_KEY not in metadata:
+        what = "weights of a pre-training run" if METADATA_KEY in metadata else "weights without a recipe"
+        raise UserError(
+            f"{os.fspath(path)}: {what}, and a classifier's are needed (metadata key {CLASSIFY_KEY!r}); give "
+            "the weights.safetensors of a fine-tuning run, or what `videomaskfeat import-slowfast` wrote"
+        )
+    return _read(ClassifyRecipe.from_json, metadata[CLASSIFY_KEY], path, CLASSIFY_KEY)
+
+
+def read_clip_recipe(path: str | os.PathLike[str]) -> ClipRecipe:
+    """How the model in a safetensors file sees clips, whether it was pre-trained or classifies.
+
+    Raises:
+        UserError: as :func:`read_recipe`.
+    """
+    if CLASSIFY_KEY in _metadata(path):
+        return read_classify_recipe(path).clip
+    return read_recipe(path).clip
+
+
+def _metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
     name = os.fspath(path)
     if not is_file(name):
-        raise UserError(f"{name}: no such weights file; give the weights.safetensors of a pre-training run")
+        raise UserError(f"{name}: no such weights file; give the weights.safetensors of a run")
     try:
         with safe_open(local_path(name), framework="pt") as file:
-            metadata = file.metadata() or {}
+            return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{name}: not a safetensors file ({error}); give the one a run has written"
         ) from error
-    if METADATA_KEY not in metadata:
-        raise UserError(
-            f"{name}: holds no pre-training recipe (metadata key {METADATA_KEY!r}); "
-            "give the weights.safetensors of a pre-training run"
-        )
+
+
+def _read(parse: Callable[[str], T], text: str, path: str | os.PathLike[str], key: str) -> T:
     try:
-        return PretrainRecipe.from_json(metadata[METADATA_KEY])
+        return parse(text)
     except ValueError as error:
-        raise UserError(f"{name}: its metadata key {METADATA_KEY!r} holds {error}") from error
+        raise UserError(f"{os.fspath(path)}: its metadata key {key!r} holds {error}") from error

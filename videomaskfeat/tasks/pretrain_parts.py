@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from videomaskfeat.config import ClipConfig, MaskConfig, PretrainConfig
+from videomaskfeat.config import PretrainConfig
+from videomaskfeat.config.pretrain import ClipConfig, MaskConfig
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import load_records

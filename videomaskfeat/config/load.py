@@ -1,16 +1,11 @@
-"""Configs: one dataclass a task, strict YAML on top, and ``section.key=value`` on top of that.
-
-Every key has a default and one line of meaning with its unit; a file holds only what differs. Configs are
-read once, written whole into the run folder, and never changed; no module below ``tasks/`` sees one.
-"""
+"""Reading configs: strict, and with words for people."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import yaml
@@ -26,120 +21,6 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.io import open_file
 
 T = TypeVar("T")
-
-
-def key(default: Any, meaning: str) -> Any:
-    """A config key with its default and its meaning, which ``--keys`` prints."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: copy.copy(default), metadata={"meaning": meaning})
-    return field(default=default, metadata={"meaning": meaning})
-
-
-@dataclass
-class DataConfig:
-    """Which videos, and how they are read."""
-
-    train: str = key("", "list file, or folder of videos or of frame folders, to train on (required)")
-    validation: str = key("", "held-out list or folder; empty: no held-out loss")
-    format: str = key("auto", "auto | kinetics | ssv2 | folder | frames: format of the lists")
-    labels: str = key("auto", "auto | yes | no: whether rows end with a label (not used here, but checked)")
-    separator: str = key("auto", "auto | space | comma | tab: what parts the columns of a Kinetics list")
-    prefix: str = key("", "folder put before every relative path of the lists")
-    reader: str = key("auto", "auto | decord | pyav: video reader; auto falls back to PyAV a file")
-    workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process")
-    failure_share: float = key(0.01, "share of the list that may be unreadable before the run stops, 0..1")
-
-
-@dataclass
-class ClipConfig:
-    """What is cut from a video."""
-
-    frames: int = key(16, "frames a clip")
-    stride: int = key(4, "source frames from one frame of the clip to the next, counted at target_fps")
-    target_fps: float | None = key(30.0, "frames a second at which the stride counts; null: the source's own")
-    short_video: str = key("clamp", "clamp | loop | error: what a video shorter than the clip does")
-    crop: int = key(224, "height and width of the clip, pixels")
-    crop_area: list[float] = key([0.5, 1.0], "least and greatest area of the random crop, share of the frame")
-    crop_aspect: list[float] = key([0.75, 1.3333], "least and greatest width/height of the random crop")
-    flip: float = key(0.5, "chance of a horizontal flip, 0..1")
-    samples_per_video: int = key(1, "clips cut from one opening of a video")
-    mean: float = key(0.45, "subtracted from pixels in 0..1, every channel")
-    std: float = key(0.225, "divides them after that")
-
-
-@dataclass
-class MaskConfig:
-    """What is hidden."""
-
-    kind: str = key("cube", "cube | cube_exact | tube | frame | random | block")
-    ratio: float = key(0.4, "share of the mask's cells to hide, between 0 and 1")
-    cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels")
-
-
-@dataclass
-class ModelConfig:
-    """Which network."""
-
-    name: str = key("maskfeat_mvitv2_s", "a name that create_model knows")
-    arguments: dict[str, Any] = key({}, "what differs from that model's own arguments")
-
-
-@dataclass
-class TargetConfig:
-    """What is predicted."""
-
-    name: str = key("hog", "a name in TARGETS")
-    arguments: dict[str, Any] = key({}, "what differs from that target's own arguments")
-
-
-@dataclass
-class OptimConfig:
-    """How it is trained."""
-
-    epochs: float = key(300, "passes over the list")
-    warmup_epochs: float = key(10, "passes of linear warm-up")
-    batch_size: int = key(32, "clips an optimiser step, over all ranks and micro-batches")
-    accumulate: int = key(1, "micro-batches an optimiser step, a rank")
-    base_batch_size: int = key(32, "batch size the learning rates are stated for; they scale linearly")
-    learning_rate: float = key(1e-4, "peak, for base_batch_size")
-    start_learning_rate: float = key(1e-6, "at step 0, for base_batch_size")
-    end_learning_rate: float = key(1e-6, "at the end, for base_batch_size")
-    betas: list[float] = key([0.9, 0.999], "AdamW's two")
-    weight_decay: float = key(0.05, "none on 1-d parameters")
-    layer_decay: float = key(1.0, "learning rate factor from a layer to the one before; 1: none")
-    gradient_clip: float | None = key(0.02, "greatest L2 norm of the gradient; null: no clipping")
-    ema_decay: float | None = key(None, "moving average of the weights, a step; null: none")
-
-
-@dataclass
-class RunConfig:
-    """Where and how it runs."""
-
-    folder: str = key("", "run folder; one that exists is resumed (required)")
-    seed: int = key(0, "of weights, order, clips, crops and masks")
-    device: str = key("auto", "auto | cpu | cuda")
-    precision: str = key("auto", "auto (bf16 on a GPU, fp32 on a CPU) | fp32 | bf16 (autocast)")
-    compile: bool = key(False, "torch.compile the step (needs a C++ compiler on a CPU)")
-    activation_checkpointing: bool = key(False, "recompute activations in the backward: less memory, slower")
-    checkpoint_minutes: float = key(10.0, "minutes from one checkpoint to the next")
-    checkpoint_epochs: float = key(10.0, "epochs from one milestone, kept for good, to the next")
-    keep_checkpoints: int = key(2, "newest checkpoints kept besides the milestones")
-    evaluate_epochs: float = key(0.0, "epochs from one held-out loss to the next; 0: only at the end")
-    evaluate_clips: int = key(256, "greatest number of held-out clips")
-    pictures: int = key(4, "held-out videos drawn at the end")
-
-
-@dataclass
-class PretrainConfig:
-    """Masked pre-training; the defaults are the published MaskFeat recipe of MViTv2-S on Kinetics-400."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    target: TargetConfig = field(default_factory=TargetConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
 
 
 def load_config(schema: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
@@ -240,11 +121,11 @@ def _wrong_type(config: DictConfig, tree: DictConfig, where: str, error: Validat
 
 
 def _check_lengths(config: DictConfig, defaults: DictConfig, *, where: str) -> None:
-    """A list has as many values as its default, which is what its meaning speaks of."""
+    """A list has as many values as its default, of which its meaning speaks; an empty one has any number."""
     for section in map(str, defaults):
         for item, default in defaults[section].items():
             given = config[section][item]
-            if isinstance(default, ListConfig) and len(given) != len(default):
+            if isinstance(default, ListConfig) and default and len(given) != len(default):
                 raise UserError(
                     f"{where}: {section}.{item} has {len(given)} values, and needs {len(default)}, "
                     f"such as {list(default)}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.losses import masked_mse
+from videomaskfeat.losses import masked_mse, soft_cross_entropy
 
 
 def test_loss_is_the_mean_over_hidden_positions_and_values() -> None:
@@ -55,3 +56,28 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         masked_mse(ones, torch.ones(1, 1, 4, 4, 27), torch.ones(1, 1, 1, 1, dtype=torch.bool))
     with pytest.raises(UserError, match="mask on the grid 1x3x3 does not divide"):
         masked_mse(ones, ones, torch.ones(1, 1, 3, 3, dtype=torch.bool))
+
+
+def test_soft_cross_entropy_of_hard_and_smoothed_labels_is_torchs_own() -> None:
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(5, 7), torch.tensor([0, 6, 3, 3, 1])
+    for smoothing in (0.0, 0.1):
+        hard = F.one_hot(labels, 7).float()
+        targets = hard * (1 - smoothing) + smoothing / 7
+        expected = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        torch.testing.assert_close(soft_cross_entropy(logits, targets), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_soft_cross_entropy_of_mixed_labels_is_the_mixture() -> None:
+    logits = torch.randn(2, 4, dtype=torch.bfloat16)
+    a, b = torch.tensor([0, 1]), torch.tensor([2, 1])
+    mixed = 0.3 * F.one_hot(a, 4) + 0.7 * F.one_hot(b, 4)
+    loss = soft_cross_entropy(logits, mixed)
+    parts = [F.cross_entropy(logits.float(), labels) for labels in (a, b)]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, 0.3 * parts[0] + 0.7 * parts[1], atol=1e-6, rtol=1e-6)
+
+
+def test_logits_and_targets_of_other_class_counts_are_named() -> None:
+    with pytest.raises(UserError, match=r"logits \(2, 4\) and targets \(2, 5\) differ"):
+        soft_cross_entropy(torch.zeros(2, 4), torch.zeros(2, 5))

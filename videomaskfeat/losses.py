@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from videomaskfeat.errors import UserError
@@ -35,3 +36,24 @@ def masked_mse(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     error = difference.square().mean(dim=-1)  # [B, t, h, w]
     weight = hidden.to(error.dtype)
     return (error * weight).sum() / weight.sum().clamp(min=1)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against a distribution a clip, the mean over the batch, in float32.
+
+    Args:
+        logits: float [B, L].
+        targets: float [B, L], each row sums to 1: smoothed labels, or those of a mixed batch.
+
+    Returns:
+        A scalar, float32.
+
+    Raises:
+        UserError: the two differ in shape.
+    """
+    if logits.shape != targets.shape:
+        raise UserError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape; "
+            "build the model with as many classes as the targets have"
+        )
+    return -(targets * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from videomaskfeat.engine.optim import adamw, layer_of, parameter_groups, set_learning_rate
+from videomaskfeat.engine.optim import adamw, layer_of, parameter_groups, set_learning_rate, sgd
+from videomaskfeat.errors import UserError
 
 
 def recorded(golden: Path, recipe: str) -> dict[str, list[float]]:
@@ -88,3 +89,22 @@ def test_adamw_first_step_closed_form() -> None:
     weight.grad = torch.tensor([[4.0, -0.5]])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([[2.0 * 0.95 - 0.1, -3.0 * 0.95 + 0.1]]))
+
+
+def test_sgd_two_steps_closed_form() -> None:
+    """Nesterov: v = m v + g, and the weight moves by lr (g + m v), where g holds the decay too."""
+    weight = nn.Parameter(torch.tensor([[2.0]]))
+    optimizer = sgd(parameter_groups([("w", weight)], base_lr=0.1, weight_decay=0.5), momentum=0.9)
+    value, velocity = 2.0, 0.0
+    for gradient in (4.0, -1.0):
+        weight.grad = torch.tensor([[gradient]])
+        optimizer.step()
+        whole = gradient + 0.5 * value
+        velocity = 0.9 * velocity + whole
+        value -= 0.1 * (whole + 0.9 * velocity)
+    assert weight.item() == pytest.approx(value, rel=1e-6)
+
+
+def test_momentum_out_of_range_is_named() -> None:
+    with pytest.raises(UserError, match=r"momentum=1\.5: must be at least 0 and below 1"):
+        sgd([], momentum=1.5)

@@ -84,3 +84,15 @@ def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.
     if not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"betas={betas}: both must be at least 0 and below 1, such as (0.9, 0.999)")
     return torch.optim.AdamW(groups, betas=betas, fused=True)
+
+
+def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.SGD:
+    """SGD with Nesterov's momentum, one fused kernel a group.
+
+    Args:
+        groups: from :func:`parameter_groups`.
+        momentum: share of the last step that goes on, 0..1.
+    """
+    if not 0 <= momentum < 1:
+        raise UserError(f"momentum={momentum}: must be at least 0 and below 1, such as 0.9")
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import simplejson
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig, config_text, flat, load_config
+from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.ema import ExponentialMovingAverage
 from videomaskfeat.engine.loop import LoopOptions, TrainResult, train
 from videomaskfeat.engine.memory import keep_freed_memory
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, make_folder, open_file
 from videomaskfeat.losses import masked_mse
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.tasks.doctor import diagnose
 from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
 from videomaskfeat.tasks.plan import describe_plan
 from videomaskfeat.tasks.pretrain_parts import (
@@ -38,6 +34,7 @@ from videomaskfeat.tasks.pretrain_parts import (
 )
 from videomaskfeat.tasks.recipe import METADATA_KEY, normalise
 from videomaskfeat.tasks.report import report
+from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
 from videomaskfeat.tasks.visualize import draw_videos
 
 logger = logging.getLogger(__name__)
@@ -127,29 +124,13 @@ def pretrain(config: PretrainConfig) -> Outcome:
         return _Run(config, device).go()
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the network runs under bf16 autocast: asked for, or on a GPU unless refused.
-
-    Raises:
-        UserError: no such precision.
-    """
-    known = ("auto", "fp32", "bf16")
-    if precision not in known:
-        raise UserError(f"run.precision {precision!r} is not one of {', '.join(known)}")
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
-
-
-def fingerprint(config: PretrainConfig) -> dict[str, Any]:
-    """The settings that a resumed run must share with what it resumes."""
-    return {key: value for key, value in flat(config).items() if key not in FREE_KEYS}
-
-
 class _Run:
     """The parts of one run, built from its config."""
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.folder = Path(config.run.folder)
+        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.folder = self.run_folder.path
         self.recipe = recipe_of(config)
         torch.manual_seed(config.run.seed)
         self.target = build_target(config)
@@ -182,18 +163,9 @@ class _Run:
         return Outcome(self.folder, finished=True, failures=failures)
 
     def _open_folder(self) -> None:
-        """Leave what the run needs to be understood later, unless the folder is another run's."""
-        config_path = self.folder / "config.yaml"
-        if CheckpointFolder(self.folder / "checkpoints").steps() and is_file(config_path):
-            earlier = load_config(PretrainConfig, str(config_path))
-            check_fingerprint(fingerprint(earlier), fingerprint(self.config), config_path)
-        make_folder(self.folder)
-        with open_file(config_path, "w") as file:
-            file.write(config_text(self.config))
-        with open_file(self.folder / "environment.json", "w") as file:
-            file.write(diagnose(self.folder).to_json())
-        Path(self.folder, "summary.json").unlink(missing_ok=True)  # of an earlier end; the run goes on
-        self._say(describe_plan(self.config, self.model, self.loader, device=self.device, bf16=self.bf16))
+        self.run_folder.open()
+        plan = describe_plan(self.config, self.model, self.loader, device=self.device, bf16=self.bf16)
+        self.run_folder.say(plan)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
         optim, run = self.config.optim, self.config.run
@@ -227,27 +199,11 @@ class _Run:
             device=self.device,
             options=options,
             ema=self.ema,
-            fingerprint=fingerprint(self.config),
+            fingerprint=self.run_folder.fingerprint,
             evaluate=self._evaluate if self.heldout and run.evaluate_epochs else None,
-            on_failures=self._take_failures(counter),
+            on_failures=self.run_folder.count_failures(counter),
             extra={"failures": counter},
         )
-
-    def _take_failures(self, counter: FailureCounter) -> Callable[[Sequence[Any]], None]:
-        """Count failures, and leave them in failures.jsonl even where the counter ends the run."""
-
-        def take(failures: Sequence[Any]) -> None:
-            try:
-                counter.add(failures)
-            finally:
-                if distributed.is_main():  # whole every time, so that steps replayed by a resume add nothing
-                    with open_file(self.folder / "failures.jsonl", "w") as file:
-                        file.writelines(
-                            simplejson.dumps({"path": failure.path, "cause": failure.cause}) + "\n"
-                            for failure in counter.failures.values()
-                        )
-
-        return take
 
     def _evaluate(self) -> dict[str, float]:
         """The held-out loss, computed by rank 0; every rank gets the same numbers."""
@@ -297,16 +253,9 @@ class _Run:
                 "heldout_untrained": before.model,
                 "heldout_trained": after.model,
             }
-        with open_file(self.folder / "summary.json", "w") as file:
-            file.write(simplejson.dumps(summary, indent=2))
+        self.run_folder.write_json("summary.json", summary)
         self._draw()
-        self._say(closing_words(summary, report(self.folder)))
-
-    def _say(self, text: str) -> None:
-        """Tell the user, and keep it in the run's log, which is open only while the loop runs."""
-        logger.info(text)
-        with open_file(self.folder / "log.txt", "a") as file:
-            file.write(text + "\n")
+        self.run_folder.say(closing_words(summary, report(self.folder)))
 
     def _draw(self) -> None:
         """Pictures of the first held-out videos (or of the training list's)."""

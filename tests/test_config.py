@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from videomaskfeat.config import PretrainConfig, config_text, flat, key_table, load_config
+from videomaskfeat.config import FinetuneConfig, PretrainConfig, config_text, flat, key_table, load_config
 from videomaskfeat.errors import UserError
 
 
@@ -80,15 +81,39 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         load_config(PretrainConfig, str(tmp_path / "gone.yaml"))
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs/pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+CONFIGS = sorted(path for task in SCHEMAS for path in Path("configs", task).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_files_load_and_hold_only_differences(path: Path) -> None:
-    load_config(PretrainConfig, str(path))
-    defaults = flat(load_config(PretrainConfig, None))
+    schema = SCHEMAS[path.parent.name]
+    load_config(schema, str(path))
+    defaults = flat(load_config(schema, None))
     for section, keys in yaml.safe_load(path.read_text()).items():
         for item, value in keys.items():
             assert defaults.get(f"{section}.{item}", "no such key") != value, (
                 f"{section}.{item} is the default"
             )
     header = path.read_text().split("\n\n")[0]
-    for word in ("Command:", "Expected:", "Hardware:"):
+    for word in ("Command:", "Expected:", "Hardware:", "Source:"):
         assert word in header, f"{path}: its header does not state {word}"
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/finetune").glob("*.yaml")), ids=lambda path: path.stem)
+def test_only_published_recipes_state_a_published_accuracy(path: Path) -> None:
+    lines = dict(re.findall(r"^# (\w+): +(.+)$", path.read_text(), re.MULTILINE))
+    assert lines["Status"] in ("released", "paper", "derived")
+    published = "Not run by us" in lines["Expected"]
+    assert published == (lines["Status"] != "derived")
+
+
+def test_every_data_set_has_both_sizes_of_both_recipes() -> None:
+    names = {path.stem for path in Path("configs/finetune").glob("*.yaml")}
+    wanted = {
+        f"{data}_{recipe}_{size}"
+        for data in ("k400", "k600", "k700", "ssv2")
+        for recipe in ("maskfeat_mvitv2", "mvitv2")
+        for size in "sl"
+    }
+    assert wanted <= names

@@ -1,0 +1,102 @@
+"""Accuracies against closed forms and against sorting in plain Python; counts are exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.reference.accuracy import mean_class, sorted_classes, top_k
+from videomaskfeat.errors import UserError
+from videomaskfeat.metrics.accuracy import (
+    Accuracy,
+    accuracy,
+    class_accuracies,
+    confusion_matrix,
+    label_ranks,
+    predictions,
+)
+
+
+def test_three_videos_by_hand() -> None:
+    scores = np.array(
+        [
+            [0.1, 0.2, 0.3, 0.9, 0.0, 0.0, 0.5],  # class 3 first
+            [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.1],  # class 4 is fifth
+            [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.1],  # class 5 is sixth
+        ]
+    )
+    labels = np.array([3, 4, 5])
+    assert label_ranks(scores, labels).tolist() == [0, 4, 5]
+    assert accuracy(scores, labels) == Accuracy(
+        top1=pytest.approx(100 / 3), top5=pytest.approx(200 / 3), mean_class=pytest.approx(100 / 3), videos=3
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 5, 7, 40])
+@pytest.mark.parametrize("levels", [4, 100_000])  # few levels: many equal scores
+def test_equal_sorting_in_plain_python(classes: int, levels: int) -> None:
+    rng = np.random.default_rng(classes * levels)
+    scores = (rng.integers(levels, size=(120, classes)) / levels).astype(np.float32)
+    labels = rng.integers(classes, size=120) // 2 * 2 % classes  # some classes have no video
+    result = accuracy(scores, labels)
+    rows, numbers = scores.tolist(), labels.tolist()
+    assert result.top1 == pytest.approx(top_k(rows, numbers, 1), abs=1e-12)
+    assert result.top5 == pytest.approx(top_k(rows, numbers, 5), abs=1e-12)
+    assert result.mean_class == pytest.approx(mean_class(rows, numbers), abs=1e-12)
+    assert result.videos == 120
+    assert predictions(scores).tolist() == [sorted_classes(row)[0] for row in rows]
+    places = [sorted_classes(row).index(label) for row, label in zip(rows, numbers, strict=True)]
+    assert label_ranks(scores, labels).tolist() == places
+
+
+def test_mean_class_is_over_classes_not_videos() -> None:
+    """Nine videos of class 0, all right; one of class 2, wrong; none of class 1."""
+    scores = np.tile([1.0, 0.0, 0.5], (10, 1))
+    labels = np.array([0] * 9 + [2])
+    result = accuracy(scores, labels)
+    assert (result.top1, result.mean_class, result.top5) == (90.0, 50.0, 100.0)
+    own = class_accuracies(confusion_matrix(scores, labels))
+    assert own[[0, 2]].tolist() == [100.0, 0.0]
+    assert np.isnan(own[1])
+
+
+def test_equal_scores_go_to_the_lower_class() -> None:
+    """A model that says nothing is right about class 0 alone, and its last class is last."""
+    scores = np.zeros((8, 8), np.float32)
+    assert label_ranks(scores, np.arange(8)).tolist() == list(range(8))
+    result = accuracy(scores, np.arange(8))
+    assert (result.top1, result.top5) == (12.5, 62.5)
+
+
+def test_confusion_counts_every_video_once() -> None:
+    rng = np.random.default_rng(1)
+    scores, labels = rng.normal(size=(300, 6)), rng.integers(6, size=300)
+    confusion = confusion_matrix(scores, labels)
+    for label in range(6):
+        for prediction in range(6):
+            count = np.sum((labels == label) & (scores.argmax(1) == prediction))
+            assert confusion[label, prediction] == count
+    assert confusion.sum() == 300
+    assert 100 * confusion.trace() / 300 == pytest.approx(accuracy(scores, labels).top1)
+
+
+def test_top5_of_four_classes_is_everything() -> None:
+    scores = np.array([[0.4, 0.3, 0.2, 0.1]] * 3)
+    assert accuracy(scores, np.array([3, 2, 1])) == Accuracy(0.0, 100.0, 0.0, 3)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 99])
+def test_label_outside_the_classes(label: int) -> None:
+    with pytest.raises(UserError, match=rf"label {label} is outside the 3 classes .* \(0\.\.2\)"):
+        accuracy(np.zeros((2, 3)), np.array([0, label]))
+
+
+def test_nothing_to_score() -> None:
+    with pytest.raises(UserError, match="no video was scored"):
+        accuracy(np.zeros((0, 3)), np.zeros(0, np.int64))
+
+
+def test_scores_that_are_no_numbers() -> None:
+    scores = np.array([[0.5, np.nan], [0.1, 0.9]])
+    with pytest.raises(UserError, match="1 of 2 videos have a score that is not a number"):
+        accuracy(scores, np.array([0, 1]))

@@ -1,0 +1,1 @@
+"""What a score is: arrays of numbers in, numbers out; no video, no model and no file."""

@@ -1,0 +1,116 @@
+"""Classification: top-1, top-5, mean class accuracy and the confusion matrix, all from one score a class.
+
+Scores are logits or probabilities, higher is better. Of equal scores the class with the lower number comes
+first, everywhere alike, so the prediction of a video is the class of rank 0 and top-1 is the trace of the
+confusion matrix. (A model that says the same of every class is therefore right about the videos of class 0.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from videomaskfeat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often the right class was among the best; in percent, 0..100.
+
+    Attributes:
+        top1: videos whose class has the highest score.
+        top5: videos whose class is among the 5 highest (among all of them where there are fewer).
+        mean_class: mean of the classes' own top-1, over the classes that have videos.
+        videos: how many were scored.
+    """
+
+    top1: float
+    top5: float
+    mean_class: float
+    videos: int
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> Accuracy:
+    """All that is said of a list in one line.
+
+    Args:
+        scores: float [n, L], n >= 1.
+        labels: int [n] in 0..L-1.
+
+    Raises:
+        UserError: no video, a label outside the classes, or a score that is not a number.
+    """
+    ranks = label_ranks(scores, labels)
+    own = class_accuracies(confusion_matrix(scores, labels))
+    return Accuracy(
+        top1=100 * float(np.mean(ranks < 1)),
+        top5=100 * float(np.mean(ranks < 5)),
+        mean_class=float(np.nanmean(own)),
+        videos=len(labels),
+    )
+
+
+def predictions(scores: np.ndarray) -> np.ndarray:
+    """The class of the highest score, int64 [n]; the first of equals."""
+    return scores.argmax(axis=1)
+
+
+def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The place of each video's class among all, int64 [n], 0 for the highest score.
+
+    Args:
+        scores: float [n, L].
+        labels: int [n] in 0..L-1.
+
+    Raises:
+        UserError: as `accuracy`.
+    """
+    _check(scores, labels)
+    own = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)  # [n, 1]
+    before = np.arange(scores.shape[1]) < labels[:, None]  # [n, L]: wins where the scores are equal
+    return ((scores > own) | ((scores == own) & before)).sum(axis=1)
+
+
+def confusion_matrix(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many videos of each class (row) were taken for each (column), int64 [L, L].
+
+    Args:
+        scores: float [n, L].
+        labels: int [n] in 0..L-1.
+
+    Raises:
+        UserError: as `accuracy`.
+    """
+    _check(scores, labels)
+    classes = scores.shape[1]
+    cells = labels.astype(np.int64) * classes + predictions(scores)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+
+
+def class_accuracies(confusion: np.ndarray) -> np.ndarray:
+    """Each class's own top-1 in percent, float64 [L]; NaN for a class without a video.
+
+    Args:
+        confusion: int [L, L], from `confusion_matrix`.
+    """
+    videos = confusion.sum(axis=1)
+    return np.where(videos > 0, 100 * confusion.diagonal() / np.maximum(videos, 1), np.nan)
+
+
+def _check(scores: np.ndarray, labels: np.ndarray) -> None:
+    if not len(labels):
+        raise UserError("no video was scored, so there is no accuracy")
+    assert scores.shape[0] == len(labels)
+    classes = scores.shape[1]
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        raise UserError(
+            f"label {labels[outside][0]} is outside the {classes} classes that were scored "
+            f"(0..{classes - 1}); score with a model of these classes, or mend the list"
+        )
+    if np.isnan(scores).any():
+        raise UserError(
+            f"{np.isnan(scores).any(axis=1).sum()} of {len(labels)} videos have a score that is not a number;"
+            " their order means nothing"
+        )

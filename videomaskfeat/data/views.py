@@ -129,7 +129,7 @@ class EvaluationViews(Dataset[VideoViews]):
         label = -1 if record.label is None else record.label
         try:
             with open_video(record.path, self._reader) as video:
-                return VideoViews(self._clips(video), index, label)
+                return VideoViews(self.clips(video), index, label)
         except VideoReadError as error:
             cause = error.cause
         except ShortVideoError as error:
@@ -162,8 +162,13 @@ class EvaluationViews(Dataset[VideoViews]):
             ]
         )
 
-    def _clips(self, video: VideoReader) -> np.ndarray:
-        """uint8 [V*S, T, h, w, C]."""
+    def clips(self, video: VideoReader) -> np.ndarray:
+        """The views of any open video, in the list or not: uint8 [V*S, T, crop, crop, C].
+
+        Raises:
+            VideoReadError: a frame cannot be decoded.
+            ShortVideoError: the video is too short and ``short`` is ``error``.
+        """
         indices = self.frame_indices(video.frames, video.fps)  # [V, T]
         clips = np.empty((self.views, self.crops, self.frames, self.crop, self.crop, 3), np.uint8)
         for number, picture in _read_each(video, np.unique(indices)):

@@ -91,7 +91,7 @@ def evaluate_model(
     def mean_of(logits: Tensor) -> Tensor:
         return (logits.softmax(dim=-1) if average == "softmax" else logits).mean(dim=1)
 
-    pass_through = _Pass(
+    pass_through = ClipPass(
         distributed.unwrap(model), device, bf16=bf16, mean=mean, std=std, at_once=clips_at_once
     )
     with evaluating(model):
@@ -133,7 +133,7 @@ def video_features(
     features: Any = getattr(plain, "features", None)
     if not callable(features):
         raise UserError(f"a {type(plain).__name__} has no features to compare videos by")
-    pass_through = _Pass(features, device, bf16=bf16, mean=mean, std=std, at_once=clips_at_once)
+    pass_through = ClipPass(features, device, bf16=bf16, mean=mean, std=std, at_once=clips_at_once)
     with evaluating(model):
         return _over_list(pass_through, _mean_direction, views, videos_per_batch, workers, progress)
 
@@ -151,8 +151,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class _Pass:
-    """Clips uint8 [B, T, H, W, C] -> float64 [B, K] on the CPU, a few at a time."""
+class ClipPass:
+    """Clips uint8 [B, T, H, W, C] -> what a network makes of them, float64 [B, ...] on the CPU.
+
+    Args:
+        network: clips float [B, C, T, H, W], normalised -> [B, ...].
+        device: where the network is.
+        bf16: run it under bf16 autocast.
+        mean: subtracted from pixels in 0..1.
+        std: divides them after that.
+        at_once: clips that go through the network together.
+
+    Raises:
+        UserError: ``at_once`` is below 1.
+    """
 
     def __init__(
         self,
@@ -171,6 +183,7 @@ class _Pass:
         self._bf16, self._mean, self._std = bf16, mean, std
 
     def __call__(self, clips: Tensor) -> Tensor:
+        """Clips uint8 [B, T, H, W, C], B >= 1 -> float64 [B, ...]."""
         outputs = []
         for part in clips.split(self._at_once):
             pixels = normalise(part.to(self.device, non_blocking=True), mean=self._mean, std=self._std)
@@ -180,7 +193,7 @@ class _Pass:
 
 
 def _over_list(
-    network: _Pass,
+    network: ClipPass,
     mean_of: Callable[[Tensor], Tensor],
     views: EvaluationViews,
     videos_per_batch: int,
@@ -220,7 +233,7 @@ def _over_list(
 
 
 def _of_batch(
-    network: _Pass, mean_of: Callable[[Tensor], Tensor], batch: ViewsBatch
+    network: ClipPass, mean_of: Callable[[Tensor], Tensor], batch: ViewsBatch
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores float32 [n, K], labels and rows int64 [n] of a batch."""
     outputs = network(batch.clips)  # [n*V*S, K]

@@ -1,7 +1,8 @@
 """Taking queries, keys and values apart, and widening the queries by their relative bias, in one pass each.
 
 Written with torch's own slicing, concatenation and products these steps pass over the largest tensors of the
-model a dozen times, forward and backward; here each is read and written once.
+model a dozen times, forward and backward; here each is read and written once. Exported graphs get torch's own
+operators, which any runtime knows.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_exporting
 
 
 def split_tokens(tokens: Tensor, prefix: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,6 +28,8 @@ def split_tokens(tokens: Tensor, prefix: int, width: int) -> tuple[Tensor, Tenso
     Returns:
         [B, P, D], [B, N, width] and [B, N, D - width].
     """
+    if is_exporting():
+        return tokens[:, :prefix], tokens[:, prefix:, :width], tokens[:, prefix:, width:]
     return _SplitTokens.apply(tokens, prefix, width)
 
 
@@ -42,8 +47,20 @@ def widen_queries(first: Tensor, rest: Tensor, offsets: Sequence[Tensor | None])
     kind = rest.device.type
     if torch.is_autocast_enabled(kind):
         first, rest = (x.to(torch.get_autocast_dtype(kind)) for x in (first, rest))
+    if is_exporting():
+        return _widen_plainly(first, rest, offsets)
     with torch.autocast(kind, enabled=False):
         return _WidenQueries.apply(first, rest, *offsets)
+
+
+def _widen_plainly(first: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]) -> Tensor:
+    """As :func:`widen_queries`, in operators without writes into parts of a tensor."""
+    parts = [rest]
+    for axis, offset in zip("thw", offsets, strict=True):
+        if offset is not None:
+            parts.append(torch.einsum(f"bthwmd,{axis}kd->bthwmk", rest, offset.to(rest.dtype)))
+    wide = torch.cat(parts, dim=-1).flatten(1, 3)  # [B, t*h*w, M, d + keys]
+    return torch.cat([F.pad(first, (0, wide.shape[3] - first.shape[3])), wide], dim=1)
 
 
 class _SplitTokens(torch.autograd.Function):

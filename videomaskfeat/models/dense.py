@@ -6,7 +6,8 @@ attention reaches a third of the speed of plain products in bfloat16, so that th
 apart. Here attention goes by blocks of queries whose scores stay in the cache, with oneDNN's products, and
 its backward computes the scores again: the speed of the unfused one with the memory of the fused one.
 
-On other devices both are torch's own.
+On other devices both are torch's own, and so they are in an exported graph, which must run where this
+package is not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _FEW_SCORES = 2**21  # of a whole batch: 8 MiB in float32
@@ -30,7 +32,7 @@ class Linear(nn.Linear):
         """[..., D] -> [..., D']."""
         if not _ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
-        if torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32:
+        if torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32 or is_exporting():
             return super().forward(x)
         rows = _linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
         return rows.view(*x.shape[:-1], self.out_features)
@@ -45,7 +47,7 @@ class GeluLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D], before the activation -> [..., D']."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or is_exporting():
             return super().forward(F.gelu(x))
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         bias = None if self.bias is None else self.bias.to(kind)
@@ -68,7 +70,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     kind = q.device.type
     if torch.is_autocast_enabled(kind):
         q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
-    if kind == "cpu":
+    if kind == "cpu" and not is_exporting():
         with torch.autocast(kind, enabled=False):  # it would take the softmax to float32
             few = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= _FEW_SCORES
             return _attention_at_once(q, k, v) if few else _blocked_attention(q, k, v)

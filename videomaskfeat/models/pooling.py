@@ -12,7 +12,7 @@ convolution in three dimensions. All three passes are rewritten here in terms of
 Where the windows do not overlap in space (the keys and values of the first blocks: a 3x3 window every 4 or 8
 positions) most positions are never read, and all three are products over the touched positions alone.
 
-Elsewhere (GPUs) it is `torch.nn.functional.conv3d` on the same view.
+Elsewhere (GPUs, exported graphs) it is `torch.nn.functional.conv3d` on the same view.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_exporting
 
 
 def depthwise_conv3d(x: Tensor, weight: Tensor, stride: tuple[int, int, int]) -> Tensor:
@@ -42,6 +43,8 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, stride: tuple[int, int, int]) ->
         [B, t', h', w', C], each axis ``ceil(length / step)``.
     """
     weight = weight.to(x.dtype)
+    if is_exporting():
+        return _convolve(x, weight, stride)
     if x.device.type == "cpu":
         return _depthwise_conv3d(x, weight, list(stride))
     with torch.autocast(x.device.type, enabled=False):

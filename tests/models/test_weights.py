@@ -74,13 +74,13 @@ def test_unexpected_weights_are_refused_and_nothing_is_loaded() -> None:
         load_into(model, state, allow_missing=["mask_token"], source="run.pt")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     report = load_into(model, state, allow_missing=["mask_token"], allow_unused=["head.*"])
-    assert (report.missing, report.unused) == (("mask_token",), ("head.weight",))
+    assert (report.new, report.unused) == (("mask_token",), ("head.weight",))
     assert torch.equal(model.get_parameter("mask_token"), before["mask_token"])
 
 
 def test_weight_of_another_shape_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"pred_head.projections.0.weight has shape \(108, 16\).*needs \(27, 16\)"
+        UserError, match=r"has pred_head.projections.0.weight in shape \(108, 16\).*needs \(27, 16\)"
     ):
         load_into(small(), small(values_per_token=108).state_dict())
 

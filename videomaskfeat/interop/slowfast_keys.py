@@ -1,16 +1,16 @@
 """PySlowFast's configuration keys: which shape a model, what they are by default, and which do not matter.
 
-Defaults as in `slowfast/config/defaults.py` at commit 287ec00.
+Defaults as in `slowfast/config/defaults.py` at commit 287ec00. A key counts for the kinds of model in whose
+table it stands; for the others it is without effect.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# Keys that shape the model or its target, with PySlowFast's defaults. Where None is its default (a kernel,
-# an adaptive stride) an empty tuple stands here, which the reader refuses where it needs a value.
-DEFAULTS: dict[str, Any] = {
-    "MODEL.MODEL_NAME": "SlowFast",
+# Keys that shape every MViT, with PySlowFast's defaults. Where None is its default (a kernel, an adaptive
+# stride) an empty tuple stands here, which the reader refuses where it needs a value.
+ENCODER: dict[str, Any] = {
     "MODEL.ACT_CHECKPOINT": False,
     "DATA.NUM_FRAMES": 8,
     "DATA.TRAIN_CROP_SIZE": 224,
@@ -38,12 +38,40 @@ DEFAULTS: dict[str, Any] = {
     "MVIT.REL_POS_TEMPORAL": False,
     "MVIT.RESIDUAL_POOLING": False,
     "MVIT.DIM_MUL_IN_ATT": False,
+}
+
+# Keys that shape the head, or the target, of one kind of model.
+PRETRAINING: dict[str, Any] = {
     "MASK.ENABLE": False,
     "MASK.MAE_ON": False,
     "MASK.MAE_RND_MASK": False,
     "MASK.PRETRAIN_DEPTH": (15,),
     "MASK.HEAD_TYPE": "separate",
     "MASK.PRED_HOG": False,
+}
+CLASSIFICATION: dict[str, Any] = {
+    "MODEL.NUM_CLASSES": 400,
+    "MODEL.DROPOUT_RATE": 0.5,
+    "MODEL.HEAD_ACT": "softmax",
+    "MVIT.USE_MEAN_POOLING": False,
+    "MVIT.HEAD_INIT_SCALE": 1.0,
+}
+
+# Keys that say how clips are cut from videos, in training and in testing.
+CLIP: dict[str, Any] = {
+    "DATA.SAMPLING_RATE": 8,
+    "DATA.TARGET_FPS": 30.0,
+    "DATA.MEAN": (0.45, 0.45, 0.45),
+    "DATA.STD": (0.225, 0.225, 0.225),
+    "DATA.TRAIN_JITTER_SCALES": (256, 320),
+    "DATA.USE_OFFSET_SAMPLING": False,
+    "DATA.REVERSE_INPUT_CHANNEL": False,
+    "DATA.ENSEMBLE_METHOD": "sum",
+    "DATA.MULTI_LABEL": False,
+    "TRAIN.DATASET": "kinetics",
+    "TEST.NUM_ENSEMBLE_VIEWS": 10,
+    "TEST.NUM_SPATIAL_CROPS": 3,
+    "TEST.NUM_TEMPORAL_CLIPS": (),
 }
 
 # Keys that would shape the model, with the only values (their defaults) that are built here.
@@ -60,6 +88,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "MVIT.REV.ENABLE": (False,),
     "DETECTION.ENABLE": (False,),
     "MODEL.ARCH": ("maskmvit", "mvit"),
+    "CONTRASTIVE.NUM_MLP_LAYERS": (1,),
 }
 
 # Keys of the model's sections that change training, initial values or other kinds of model only.
@@ -67,8 +96,6 @@ NO_EFFECT: frozenset[str] = frozenset(
     {
         "MVIT.ZERO_DECAY_POS_CLS",
         "MVIT.REL_POS_ZERO_INIT",
-        "MVIT.HEAD_INIT_SCALE",
-        "MVIT.USE_MEAN_POOLING",
         "MVIT.REV.RESPATH_FUSE",
         "MVIT.REV.BUFFER_LAYERS",
         "MVIT.REV.RES_PATH",
@@ -94,8 +121,8 @@ NO_EFFECT: frozenset[str] = frozenset(
     }
 )
 
-# Sections that say how to train, test, read and show, but not what the model is. DATA and MODEL hold a few
-# keys of both kinds: those above.
+# Sections that say how to train, test, read and show, but not what the model is. DATA, MODEL, TRAIN and TEST
+# hold a few keys of both kinds: those above. PREFETCH, in the public SSv2 YAMLs, is unknown to PySlowFast.
 IGNORED_SECTIONS: frozenset[str] = frozenset(
     {
         *("TRAIN", "TEST", "SOLVER", "AUG", "MIXUP", "BN", "DATA", "DATA_LOADER", "MODEL", "DETECTION"),

@@ -18,10 +18,12 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     >>> create_model("maskfeat_mvitv2_s", drop_path=0.1)  # doctest: +SKIP
 
     Args:
-        name: one of ``videomaskfeat.models.zoo.MODELS``: mvitv2_s, mvitv2_b, mvitv2_l (encoders),
-            maskfeat_mvitv2_s, maskfeat_mvitv2_l (their pre-training forms), and a nano of both for CPUs.
-        arguments: what differs from the named model; see :class:`~videomaskfeat.models.mvit.MViT` and
-            :class:`~videomaskfeat.models.maskfeat.MaskFeat`. Lists are taken as tuples.
+        name: one of ``videomaskfeat.models.zoo.MODELS``: maskfeat_mvitv2_s, maskfeat_mvitv2_l (pre-training),
+            maskfeat_mvitv2_s_classifier, maskfeat_mvitv2_l_classifier (their fine-tuning), mvitv2_s,
+            mvitv2_b, mvitv2_l (supervised classifiers), and a nano of each kind for CPUs.
+        arguments: what differs from the named model; see :class:`~videomaskfeat.models.mvit.MViT`,
+            :class:`~videomaskfeat.models.maskfeat.MaskFeat` and
+            :class:`~videomaskfeat.models.heads.Classifier`. Lists are taken as tuples.
 
     Returns:
         The model in training mode. Its ``created_as`` holds the name and all arguments, for

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.mvit import MViT, on_grid
 
 
 class PredictionHead(nn.Module):
@@ -85,7 +85,7 @@ class MaskFeat(MViT):
         tokens = torch.where(hidden.flatten(1)[..., None], self.mask_token.to(tokens.dtype), tokens)
         encoded = self.encode(tokens, grid)
         out_grid = self.output_grid(clips.shape)
-        predictions = self.pred_head(encoded[:, encoded.shape[1] - out_grid.size :])
+        predictions = self.pred_head(on_grid(encoded, out_grid))
         return predictions.unflatten(1, out_grid.shape)
 
     def _pixels(self, hidden: Tensor, clips: Tensor) -> Tensor:

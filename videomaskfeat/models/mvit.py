@@ -237,6 +237,7 @@ class MViT(nn.Module):
             self.blocks.append(block)
             grid = grid.pooled(plan.q_stride)
         self.out_width = plans[-1].out_width
+        self.out_heads = plans[-1].heads
         self.output_stride = as_triple(
             step * math.prod(plan.q_stride[axis] for plan in plans) for axis, step in enumerate(cube_stride)
         )
@@ -267,17 +268,51 @@ class MViT(nn.Module):
 
     def encode(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """The encoder after the stem: tokens [B, N, D] on ``grid`` -> [B, P+N', D']."""
+        tokens, _ = self.through_blocks(tokens, grid)
+        return self.norm(tokens)
+
+    def features(self, clips: Tensor, *, depth: int | None = None, pooled: bool = True) -> Tensor:
+        """What the encoder makes of clips, without a head; the class token is left out.
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            depth: after how many blocks, 1..number of blocks; None: after the last, with the final norm.
+            pooled: the mean over the grid's tokens instead of the tokens.
+
+        Returns:
+            [B, D'], or on the grid [B, t, h, w, D'].
+
+        Raises:
+            UserError: no such depth, or the clip is not a multiple of the cube.
+        """
+        if depth is not None and not 1 <= depth <= len(self.blocks):
+            raise UserError(f"depth {depth}: the encoder has blocks 1..{len(self.blocks)}")
+        tokens, grid = self.through_blocks(*self.patch_embed(clips), depth=depth)
+        tokens = on_grid(tokens, grid)  # [B, N', D']
+        if pooled:
+            return tokens.mean(dim=1) if depth is not None else self.pool(tokens)
+        tokens = tokens if depth is not None else self.norm(tokens)
+        return tokens.unflatten(1, grid.shape)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The last block's tokens [B, N, D] -> normalised and averaged [B, D]."""
+        return self.norm(tokens).mean(dim=1)
+
+    def through_blocks(
+        self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None
+    ) -> tuple[Tensor, TokenGrid]:
+        """Stem tokens [B, N, D] on ``grid`` through the first blocks, or all -> [B, P+N', D'] and grid."""
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         positions = self._absolute_positions(grid)
         if positions is not None:
             tokens = tokens + positions
-        for block in self.blocks:
-            if self.checkpoint_blocks and self.training:
+        for block in self.blocks[:depth]:
+            if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
                 tokens, grid = checkpoint(block, tokens, grid, use_reentrant=False)
             else:
                 tokens, grid = block(tokens, grid)
-        return self.norm(tokens)
+        return tokens, grid
 
     def _make_absolute_positions(self, kind: AbsolutePositions, width: int, class_token: bool) -> None:
         """Create the position parameters under PySlowFast's names; absent ones are None."""
@@ -316,6 +351,11 @@ class MViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std)
             if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
                 nn.init.constant_(module.bias, 0.02)
+
+
+def on_grid(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """The grid's tokens alone: [B, P+N, D] -> [B, N, D]."""
+    return tokens[:, tokens.shape[1] - grid.size :]
 
 
 class _BlockPlan(NamedTuple):

@@ -7,9 +7,9 @@ import json
 import os
 import pickle
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,38 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, local_path
 from videomaskfeat.models import create_model
-from videomaskfeat.models.positions import resize_table
+from videomaskfeat.models.likely import other_encoder
+from videomaskfeat.models.load_report import LoadReport, some
+from videomaskfeat.models.positions import joint_positions, resize_table
 
 _RELATIVE_TABLES = ("rel_pos_t", "rel_pos_h", "rel_pos_w")
 # Where others keep the weights inside their checkpoints.
 _STATE_KEYS = ("model_state", "state_dict", "model")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of every weight, by name.
-
-    Attributes:
-        loaded: taken as they were.
-        resized: relative position tables interpolated to the model's length (also counted in ``loaded``).
-        missing: parameters of the model that the file does not have; they keep their values.
-        unused: weights in the file that the model does not have.
-    """
-
-    loaded: tuple[str, ...]
-    resized: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} weights loaded"]
-        for kind in ("resized", "missing", "unused"):
-            names = getattr(self, kind)
-            if names:
-                parts.append(f"{len(names)} {kind} ({_some(names)})")
-        return ", ".join(parts)
 
 
 def save_weights(
@@ -153,22 +131,25 @@ def load_into(
     *,
     allow_missing: Iterable[str] = (),
     allow_unused: Iterable[str] = (),
+    allow_reset: Iterable[str] = (),
     source: str = "the weights",
 ) -> LoadReport:
     """Load weights into a model; whatever does not match must be allowed by name.
 
     Relative position tables of another length are linearly interpolated, as the model itself does for
-    another clip size. Nothing is loaded when an error is raised.
+    another clip size, and so are separable absolute ones. Nothing is loaded when an error is raised.
 
     Args:
         model: the model; changed in place.
         state: name -> tensor.
         allow_missing: names or patterns (``head.*``) that the model may have and ``state`` lacks.
         allow_unused: names or patterns that ``state`` may have and the model lacks.
+        allow_reset: names or patterns that may have another shape in ``state``: the model keeps its own
+            initial values, such as those of a layer for other classes.
         source: what to call ``state`` in error messages, such as its path.
 
     Returns:
-        What was loaded, resized, missing and unused.
+        What was loaded, resized, new and unused.
 
     Raises:
         UserError: a name is missing or unused without permission, or a shape differs.
@@ -176,40 +157,100 @@ def load_into(
     own = model.state_dict()
     missing = tuple(name for name in own if name not in state)
     unused = tuple(name for name in state if name not in own)
-    for kind, names, allowed, remedy in (
-        ("lacks", missing, tuple(allow_missing), "allow_missing"),
-        ("has", unused, tuple(allow_unused), "allow_unused"),
-    ):
-        refused = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in allowed)]
-        if refused:
-            other = "that the model has" if kind == "lacks" else "that the model does not have"
-            raise UserError(
-                f"{source} {kind} {len(refused)} weights {other} ({_some(refused)}); "
-                f"build the model that was saved, or name them in {remedy}"
-            )
-    fitted, resized = {}, []
-    for name in (name for name in own if name in state):
-        value, wanted = state[name], own[name].shape
-        if value.shape != wanted:
-            if not _is_relative_table(name, value.shape, wanted):
-                raise UserError(
-                    f"{source}: {name} has shape {tuple(value.shape)} and the model needs {tuple(wanted)}; "
-                    "build the model with the arguments of the one that was saved"
-                )
-            value = resize_table(value.float(), wanted[0]).to(value.dtype)
-            resized.append(name)
-        fitted[name] = value
+    try:
+        _refuse_strangers("lacks", "that the model has", missing, allow_missing, "allow_missing")
+        _refuse_strangers("has", "that the model does not have", unused, allow_unused, "allow_unused")
+        fitted, resized, reset = _fitted(model, state, tuple(allow_reset))
+    except _Misfit as misfit:
+        # Weights of another encoder differ in hundreds of names: what they are is worth more than these.
+        other = other_encoder(model, state)
+        if other is not None:
+            raise UserError(f"{source} {misfit.what}: {other}") from None
+        raise UserError(f"{source} {misfit.what}; {misfit.remedy}") from None
     model.load_state_dict(fitted, strict=False)
+    taken = set(resized)
     return LoadReport(
-        loaded=tuple(name for name in own if name in fitted),
-        resized=tuple(sorted(resized)),
-        missing=missing,
+        loaded=tuple(name for name in own if name in fitted and name not in taken),
+        resized=resized,
+        new=tuple(name for name in own if name not in fitted),
         unused=unused,
+        reset=reset,
     )
 
 
-def _is_relative_table(name: str, shape: torch.Size, wanted: torch.Size) -> bool:
-    return name.rpartition(".")[2] in _RELATIVE_TABLES and shape[1:] == wanted[1:]
+class _Misfit(Exception):
+    """What is wrong with a state dict, and the remedy."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+
+def _refuse_strangers(
+    verb: str, which: str, names: Iterable[str], allowed: Iterable[str], remedy: str
+) -> None:
+    refused = [name for name in names if not _matches(name, tuple(allowed))]
+    if refused:
+        raise _Misfit(
+            f"{verb} {len(refused)} weights {which} ({some(refused)})",
+            f"build the model that was saved, or name them in {remedy}",
+        )
+
+
+def _fitted(
+    model: nn.Module, state: Mapping[str, Tensor], allow_reset: tuple[str, ...]
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """The weights in the model's shapes, the names of those resized for it, and of those left out."""
+    fitted, resized, reset = {}, [], []
+    for name, wanted in model.state_dict().items():
+        if name not in state:
+            continue
+        value = state[name]
+        if value.shape == wanted.shape:
+            fitted[name] = value
+            continue
+        if _matches(name, allow_reset):
+            reset.append(name)
+            continue
+        fitted[name] = _resized(model, name, value, wanted.shape)
+        resized.append(name)
+    return fitted, tuple(resized), tuple(reset)
+
+
+def _resized(model: nn.Module, name: str, value: Tensor, wanted: torch.Size) -> Tensor:
+    """A position table in the length that the model needs.
+
+    Raises:
+        _Misfit: another kind of weight, or a table whose own grid cannot be known.
+    """
+    kind = name.rpartition(".")[2]
+    if kind in _RELATIVE_TABLES and value.shape[1:] == wanted[1:]:
+        return resize_table(value.float(), wanted[0]).to(value.dtype)
+    if kind == "pos_embed_temporal" and value.shape[::2] == wanted[::2]:
+        return resize_table(value[0].float(), wanted[1])[None].to(value.dtype)
+    has, needs = tuple(value.shape), tuple(wanted)
+    if kind == "pos_embed_spatial" and value.shape[::2] == wanted[::2]:
+        height, width = cast(TokenGrid, model.native_grid).shape[1:]
+        factor = (value.shape[1] / wanted[1]) ** 0.5
+        native = TokenGrid(1, round(height * factor), round(width * factor))
+        if native.size == value.shape[1]:  # of the same shape of frame
+            grid = TokenGrid(1, height, width)
+            return joint_positions(value.float(), native, grid).to(value.dtype)
+    if kind.startswith("pos_embed"):
+        raise _Misfit(
+            f"has {name} in shape {has} and the model needs {needs}, and the grid that it was made for cannot "
+            "be told from that",
+            "build the model with the clip_size of the one that was saved: it takes clips of other sizes",
+        )
+    raise _Misfit(
+        f"has {name} in shape {has} and the model needs {needs}",
+        "build the model with the arguments of the one that was saved",
+    )
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _read_torch_file(path: str) -> object:
@@ -247,10 +288,3 @@ def _require_file(path: str) -> None:
 def _damaged(path: str, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"{path}: is cut or damaged and cannot be read ({reason}); copy or download it again")
-
-
-def _some(names: Iterable[str], count: int = 3) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

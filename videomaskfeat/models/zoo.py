@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.maskfeat import MaskFeat
-from videomaskfeat.models.mvit import MViT
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,46 @@ _NANO = {
     "linear_std": 0.1,
 }
 
-# Supervised models change width in attention and pool the queries once more than the MaskFeat ones, whose
-# last query pooling is off so that the predictions keep 16-pixel positions.
+# Supervised models change width in attention, classify from the class token, and pool the queries once more
+# than the MaskFeat ones in pre-training, whose last query pooling is off so that the predictions keep
+# 16-pixel positions. Fine-tuning switches it on.
 MODELS = {
-    "mvitv2_nano": NamedModel(MViT, {**_NANO, "widen_in": "attention", "q_pool_at": (1,)}),
-    "mvitv2_s": NamedModel(MViT, {**_S, "widen_in": "attention", "q_pool_at": (1, 3, 14)}),
+    "mvitv2_nano": NamedModel(
+        Classifier, {**_NANO, "widen_in": "attention", "q_pool_at": (1,), "head": "token"}
+    ),
+    "mvitv2_s": NamedModel(
+        Classifier, {**_S, "widen_in": "attention", "q_pool_at": (1, 3, 14), "head": "token"}
+    ),
     "mvitv2_b": NamedModel(
-        MViT, {**_B, "widen_in": "attention", "q_pool_at": (2, 5, 21), "clip_size": (32, 224, 224)}
+        Classifier,
+        {
+            **_B,
+            "widen_in": "attention",
+            "q_pool_at": (2, 5, 21),
+            "head": "token",
+            "clip_size": (32, 224, 224),
+        },
     ),
     "mvitv2_l": NamedModel(
-        MViT, {**_L, "widen_in": "attention", "q_pool_at": (2, 8, 44), "clip_size": (40, 312, 312)}
+        Classifier,
+        {
+            **_L,
+            "widen_in": "attention",
+            "q_pool_at": (2, 8, 44),
+            "head": "token",
+            "clip_size": (40, 312, 312),
+        },
     ),
     "maskfeat_mvitv2_nano": NamedModel(MaskFeat, {**_NANO, "widen_in": "mlp", "q_pool_at": (1,)}),
     "maskfeat_mvitv2_s": NamedModel(MaskFeat, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3)}),
     "maskfeat_mvitv2_l": NamedModel(MaskFeat, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8)}),
+    "maskfeat_mvitv2_nano_classifier": NamedModel(
+        Classifier, {**_NANO, "widen_in": "mlp", "q_pool_at": (1,), "head": "mean"}
+    ),
+    "maskfeat_mvitv2_s_classifier": NamedModel(
+        Classifier, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14), "head": "mean"}
+    ),
+    "maskfeat_mvitv2_l_classifier": NamedModel(
+        Classifier, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8, 44), "head": "mean"}
+    ),
 }

@@ -1,0 +1,182 @@
+"""PySlowFast's options -> the arguments of our models, and how their clips are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.models.cubes import Triple, as_triple
+
+
+def encoder_arguments(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our MViT for PySlowFast's MVIT section.
+
+    Raises:
+        UserError: an option that our MViT does not have.
+    """
+    depth = options["MVIT.DEPTH"]
+    if options["DATA.TRAIN_CROP_SIZE"] != options["DATA.TEST_CROP_SIZE"]:
+        raise UserError(
+            f"{path}: DATA.TRAIN_CROP_SIZE and TEST_CROP_SIZE differ; an MViT of PySlowFast has one size"
+        )
+    crop = options["DATA.TRAIN_CROP_SIZE"]
+    q_pool_at, q_pool_stride = _query_pooling(path, options)
+    absolute = "none"
+    if options["MVIT.USE_ABS_POS"]:
+        absolute = "separable" if options["MVIT.SEP_POS_EMBED"] else "joint"
+    return {
+        "clip_size": (options["DATA.NUM_FRAMES"], crop, crop),
+        "in_channels": options["DATA.INPUT_CHANNEL_NUM"][0],
+        "depth": depth,
+        "width": options["MVIT.EMBED_DIM"],
+        "heads": options["MVIT.NUM_HEADS"],
+        "widen_at": _widening(path, options),
+        "widen_in": "attention" if options["MVIT.DIM_MUL_IN_ATT"] else "mlp",
+        "q_pool_at": q_pool_at,
+        "q_pool_stride": q_pool_stride,
+        "kv_stride": _triple(path, options, "MVIT.POOL_KV_STRIDE_ADAPTIVE"),
+        "pool_kernel": _triple(path, options, "MVIT.POOL_KVQ_KERNEL"),
+        "cube_kernel": _triple(path, options, "MVIT.PATCH_KERNEL"),
+        "cube_stride": _triple(path, options, "MVIT.PATCH_STRIDE"),
+        "cube_padding": _triple(path, options, "MVIT.PATCH_PADDING"),
+        "mlp_ratio": options["MVIT.MLP_RATIO"],
+        "qkv_bias": options["MVIT.QKV_BIAS"],
+        "class_token": options["MVIT.CLS_EMBED_ON"],
+        "absolute_positions": absolute,
+        "relative_space": options["MVIT.REL_POS_SPATIAL"],
+        "relative_time": options["MVIT.REL_POS_TEMPORAL"],
+        "residual_pooling": options["MVIT.RESIDUAL_POOLING"],
+        "drop_path": options["MVIT.DROPPATH_RATE"],
+        "checkpoint_blocks": options["MODEL.ACT_CHECKPOINT"],
+    }
+
+
+def shortened(path: str, options: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder up to the block that predicts: PySlowFast deletes the blocks after it.
+
+    Raises:
+        UserError: several blocks predict, or one that the encoder does not have.
+    """
+    last = options["MASK.PRETRAIN_DEPTH"]
+    if len(last) != 1 or not 0 <= last[0] < encoder["depth"]:
+        raise UserError(
+            f"{path}: MASK.PRETRAIN_DEPTH {last} is not supported; one block of 0..{encoder['depth'] - 1} is"
+        )
+    # A width that doubles in the perceptron of the last block kept belongs to the next one, hence depth
+    # itself for "mlp".
+    depth = last[0] + 1
+    widen_limit = depth if encoder["widen_in"] == "mlp" else depth - 1
+    return {
+        **encoder,
+        "depth": depth,
+        "widen_at": tuple(block for block in encoder["widen_at"] if block <= widen_limit),
+        "q_pool_at": tuple(block for block in encoder["q_pool_at"] if block < depth),
+    }
+
+
+def head_arguments(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our Classifier beyond the encoder's.
+
+    Raises:
+        UserError: a head that our Classifier does not have.
+    """
+    activation = options["MODEL.HEAD_ACT"]
+    if activation not in ("softmax", "none"):
+        raise UserError(
+            f"{path}: MODEL.HEAD_ACT {activation!r} is not supported; "
+            "'softmax' and 'none' are, for one class a clip"
+        )
+    mean = options["MVIT.USE_MEAN_POOLING"]
+    if not mean and not options["MVIT.CLS_EMBED_ON"]:
+        # PySlowFast then averages after the last norm, which no published model does.
+        raise UserError(
+            f"{path}: MVIT.CLS_EMBED_ON False needs MVIT.USE_MEAN_POOLING True here: without a class token "
+            "the mean over the tokens is what is left to classify from"
+        )
+    return {
+        "classes": options["MODEL.NUM_CLASSES"],
+        "head": "mean" if mean else "token",
+        "dropout": options["MODEL.DROPOUT_RATE"],
+        "head_scale": options["MVIT.HEAD_INIT_SCALE"],
+    }
+
+
+def clip_facts(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a YAML says of clips and views; see :class:`~videomaskfeat.interop.slowfast.Imported`.
+
+    Raises:
+        UserError: a mean, a standard deviation or a list that is not made of numbers.
+    """
+    dataset = options["TRAIN.DATASET"].lower()
+    segments = dataset == "ssv2"
+    crops, crop = options["TEST.NUM_SPATIAL_CROPS"], options["DATA.TEST_CROP_SIZE"]
+    mean, std = (_numbers(path, options, key, 3) for key in ("DATA.MEAN", "DATA.STD"))
+    short_side = int(_numbers(path, options, "DATA.TRAIN_JITTER_SCALES", 2)[0])
+    # The frames of SSv2 are pictures that PySlowFast reads as blue, green, red; it normalises them in that
+    # order, and reverses the channels after that.
+    if segments:
+        mean, std = mean[::-1], std[::-1]
+    counts = options["TEST.NUM_TEMPORAL_CLIPS"] or (options["TEST.NUM_ENSEMBLE_VIEWS"],)
+    return {
+        "dataset": dataset,
+        "sampling": "segments" if segments else "clip",
+        "frames": options["DATA.NUM_FRAMES"],
+        "stride": options["DATA.SAMPLING_RATE"],
+        "target_fps": options["DATA.TARGET_FPS"],
+        "crop": crop,
+        # One centre crop is cut from a larger frame; three lie along the longer side, as always in SSv2.
+        "short_side": crop if segments or crops > 1 else short_side,
+        "mean": mean,
+        "std": std,
+        "channels": "bgr" if segments != options["DATA.REVERSE_INPUT_CHANNEL"] else "rgb",
+        "views": 1 if segments else max(counts),  # in testing all views of segments are equal
+        "view_counts": counts,
+        "crops": crops,
+        "offset": options["DATA.USE_OFFSET_SAMPLING"],
+        "average": "logits" if options.get("MODEL.HEAD_ACT") == "none" else "softmax",
+        "ensemble": options["DATA.ENSEMBLE_METHOD"],
+        "multi_label": options["DATA.MULTI_LABEL"],
+        "classes": options.get("MODEL.NUM_CLASSES"),
+    }
+
+
+def _numbers(path: str, options: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
+    value = options[key]
+    if len(value) != count or any(isinstance(x, bool) or not isinstance(x, int | float) for x in value):
+        raise UserError(f"{path}: {key} {value} must be {count} numbers")
+    return tuple(map(float, value))
+
+
+def _query_pooling(path: str, options: Mapping[str, Any]) -> tuple[tuple[int, ...], Triple]:
+    """Blocks that pool their queries, and their common stride."""
+    rows = options["MVIT.POOL_Q_STRIDE"]
+    depth = options["MVIT.DEPTH"]
+    listed = {row[0]: tuple(row[1:]) for row in rows if len(row) == 4}
+    if len(listed) != len(rows) or set(listed) != set(range(depth)):
+        raise UserError(
+            f"{path}: MVIT.POOL_Q_STRIDE must list each of the {depth} blocks once as [block, t, h, w]; "
+            "blocks without query pooling (MViTv1) are not supported"
+        )
+    strides = {stride for stride in listed.values() if stride != (1, 1, 1)}
+    if len(strides) > 1:
+        raise UserError(f"{path}: MVIT.POOL_Q_STRIDE has several strides {sorted(strides)}; one is supported")
+    at = tuple(sorted(block for block, stride in listed.items() if stride != (1, 1, 1)))
+    return at, as_triple(strides.pop() if strides else (1, 1, 1))
+
+
+def _widening(path: str, options: Mapping[str, Any]) -> tuple[int, ...]:
+    """Blocks at which width and heads double."""
+    widths, heads = options["MVIT.DIM_MUL"], options["MVIT.HEAD_MUL"]
+    if sorted(widths) != sorted(heads) or any(factor != 2 for _, factor in widths):
+        raise UserError(
+            f"{path}: MVIT.DIM_MUL {widths} and MVIT.HEAD_MUL {heads} must be equal, with factor 2"
+        )
+    return tuple(sorted(block for block, _ in widths))
+
+
+def _triple(path: str, options: Mapping[str, Any], key: str) -> Triple:
+    value = options[key]
+    if len(value) != 3 or any(type(entry) is not int for entry in value):
+        raise UserError(f"{path}: {key} {value} must be three integers (time, height, width)")
+    return as_triple(value)

@@ -1,0 +1,107 @@
+"""Reading a PySlowFast YAML: its options in their types, with defaults, and the keys that have no part."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.interop.slowfast_keys import (
+    CLASSIFICATION,
+    CLIP,
+    ENCODER,
+    FIXED,
+    IGNORED_SECTIONS,
+    NO_EFFECT,
+    PRETRAINING,
+)
+from videomaskfeat.io import open_file
+
+_KNOWN = {**ENCODER, **PRETRAINING, **CLASSIFICATION, **CLIP}
+
+
+def read_yaml(path: str) -> Mapping[str, Any]:
+    """The keys of a YAML as SECTION.KEY -> value, as they are written.
+
+    Raises:
+        UserError: no such file, no YAML, or one without sections.
+    """
+    with open_file(path) as file:
+        try:
+            content = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path}: is not a PySlowFast YAML: it has no sections such as MVIT and MODEL")
+    return dict(_flatten(content))
+
+
+def typed_options(
+    path: str, written: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The options that count for a kind of model, and the keys that do not.
+
+    Args:
+        path: of the YAML, for messages.
+        written: result of :func:`read_yaml`.
+        defaults: the keys that count, with what they are where the YAML leaves them out.
+
+    Returns:
+        Every key of ``defaults`` with its value; the keys of the YAML that cannot change that model.
+
+    Raises:
+        UserError: a value that is not built here or of the wrong type, or a key that nobody knows.
+    """
+    options, ignored = dict(defaults), []
+    for key, value in written.items():
+        section = key.partition(".")[0]
+        if key in FIXED:
+            if not any(_plain(value) == allowed for allowed in FIXED[key]):
+                expected = " or ".join(map(repr, FIXED[key]))
+                raise UserError(f"{path}: {key} {value!r} is not supported; only {expected} is")
+        elif key in defaults:
+            options[key] = _typed(path, key, _plain(value), defaults[key])
+        elif key in _KNOWN or key in NO_EFFECT or key == "MODEL.MODEL_NAME" or section in IGNORED_SECTIONS:
+            if key != "MODEL.MODEL_NAME":
+                ignored.append(key)
+        else:
+            known = [*_KNOWN, *FIXED, *NO_EFFECT]
+            raise UserError(f"{path}: unknown key {key}{nearest(key, known)}; it may change the model")
+    return options, tuple(ignored)
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested sections as (SECTION.KEY, value) pairs."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        pairs += _flatten(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return pairs
+
+
+def _plain(value: Any) -> Any:
+    """What PySlowFast reads from a value: ``"(2, 4, 4)"`` is a tuple, ``"1e-6"`` a number, "None" None."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+def _typed(path: str, key: str, value: Any, default: Any) -> Any:
+    """``value`` in the type of the key's default: a float may be written as an integer, a tuple as a list."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return _as_tuple(value)
+    if isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is type(default):
+        return value
+    raise UserError(f"{path}: {key} {value!r} should be a {type(default).__name__}, such as {default!r}")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,256 @@
+"""Classifiers: an encoder and one of four heads, from a clip to logits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.models.mvit import MViT, Perceptron, on_grid
+
+HeadKind = Literal["mean", "token", "linear", "attentive"]
+HEADS: tuple[HeadKind, ...] = ("mean", "token", "linear", "attentive")
+PROBES: tuple[HeadKind, ...] = ("linear", "attentive")
+"""Heads that learn on a frozen encoder."""
+
+
+class LinearHead(nn.Module):
+    """Dropout, then one linear layer.
+
+    Args:
+        width: width of the features, D.
+        classes: number of classes, L.
+        dropout: chance of dropping a feature in training.
+        scale: factor on the initial weight and bias (truncated normal of 0.02, and 0.02).
+    """
+
+    def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.projection.weight, std=0.02)
+        nn.init.constant_(self.projection.bias, 0.02)
+        with torch.no_grad():
+            self.projection.weight.mul_(scale)
+            self.projection.bias.mul_(scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> logits [B, L]."""
+        return self.projection(self.dropout(features))
+
+
+class FeatureNorm(nn.Module):
+    """Batch normalisation without scale and shift, of features that need no gradient.
+
+    In training the statistics are those of the whole batch over all processes, so that every process keeps
+    the same running ones.
+
+    Args:
+        width: width of the features, D.
+        momentum: share of a new batch in the running statistics.
+        eps: added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int, *, momentum: float = 0.1, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> float32 [B, D]."""
+        features = features.float()
+        mean, variance = self._of_batch(features) if self.training else (self.mean, self.variance)
+        return (features - mean) * (variance + self.eps).rsqrt()
+
+    def _of_batch(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [D] of a batch, which also enter the running ones."""
+        count = features.new_full((1,), features.shape[0])
+        # Deviations from the running mean: sums of squares of large features would cancel.
+        shifted = features - self.mean
+        sums = torch.cat([shifted.sum(0), shifted.square().sum(0), count])  # [2D + 1]
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        first, second, count = sums.split([features.shape[1], features.shape[1], 1])
+        first = first / count
+        variance = (second / count - first.square()).clamp(min=0)
+        mean = self.mean + first
+        unbiased = variance * count / (count - 1).clamp(min=1)  # for the running one, as torch.nn.BatchNorm
+        self.mean.lerp_(mean, self.momentum)
+        self.variance.lerp_(unbiased, self.momentum)
+        return mean, variance
+
+
+class LinearProbeHead(LinearHead):
+    """Batch normalisation without scale and shift, then a :class:`LinearHead` (MAE, appendix A.1).
+
+    The normalisation lets one learning rate serve features of any size.
+    """
+
+    def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
+        super().__init__(width, classes, dropout=dropout, scale=scale)
+        self.normalise = FeatureNorm(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> logits [B, L]."""
+        return super().forward(self.normalise(features))
+
+
+class AttentiveHead(LinearHead):
+    """One learned query attends to all tokens, then a perceptron, then a :class:`LinearHead`.
+
+    The attentive probe of V-JEPA (arXiv 2404.08471, section 4): both halves with a residual, layer norms on
+    the tokens and before the perceptron, none on the query.
+
+    Args:
+        width: width of the tokens, D.
+        classes: number of classes, L.
+        heads: attention heads, a divisor of ``width``.
+        dropout, scale: see :class:`LinearHead`.
+    """
+
+    def __init__(self, width: int, classes: int, *, heads: int, dropout: float, scale: float) -> None:
+        super().__init__(width, classes, dropout=dropout, scale=scale)
+        self.heads = heads
+        self.query = nn.Parameter(torch.empty(1, 1, width))
+        self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Perceptron(width, 4 * width, width)
+        nn.init.trunc_normal_(self.query, std=0.02)
+        for layer in (self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        with torch.no_grad():  # as V-JEPA: the last layer of each residual branch starts smaller
+            self.proj.weight.mul_(0.5**0.5)
+            self.mlp.fc2.weight.mul_(0.5**0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] -> logits [B, L]."""
+        k, v = self.kv(self.norm_tokens(tokens)).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        query = self.query.expand(tokens.shape[0], -1, -1)  # [B, 1, D]
+        q = self.q(query).unflatten(-1, (self.heads, -1))
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))  # [B, M, 1 or N, d]
+        attended = F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(2)  # [B, 1, D]
+        query = query + self.proj(attended)
+        query = query + self.mlp(self.norm_mlp(query))
+        return super().forward(query[:, 0])
+
+
+class Classifier(MViT):
+    """A clip to logits: an MViTv2 encoder and a head. Parameter names are PySlowFast's.
+
+    ============= =====================================================================================
+    head          logits
+    ============= =====================================================================================
+    "mean"        mean over the grid's tokens, layer norm, dropout, linear (MaskFeat's fine-tuning)
+    "token"       layer norm, class token, dropout, linear (MViTv2)
+    "linear"      frozen encoder; mean and layer norm as in "mean", batch normalisation, linear
+    "attentive"   frozen encoder; layer norm, a learned query that attends to the grid's tokens, linear
+    ============= =====================================================================================
+
+    A frozen encoder stays in evaluation mode and gets no gradients.
+
+    Args:
+        classes: number of classes, L.
+        head: see the table.
+        dropout: chance of dropping a feature before the linear layer in training.
+        head_scale: factor on the linear layer's initial weight and bias.
+        encoder: the arguments of :class:`~videomaskfeat.models.mvit.MViT`, except ``final_norm``.
+
+    Raises:
+        UserError: an unknown head, a value outside its range, or a class token asked of an encoder without.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: int = 400,
+        head: HeadKind = "mean",
+        dropout: float = 0.0,
+        head_scale: float = 1.0,
+        **encoder: Any,
+    ) -> None:
+        if head not in HEADS:
+            raise UserError(f"head {head!r} is not one of {', '.join(HEADS)}{nearest(head, HEADS)}")
+        if classes < 1 or not 0 <= dropout < 1:
+            raise UserError(f"classes {classes} must be positive and dropout {dropout} in 0..1, 1 excluded")
+        if "final_norm" in encoder:
+            raise UserError("final_norm cannot be set on a classifier: every head takes normalised features")
+        super().__init__(**encoder)
+        if head == "token" and self.cls_token is None:
+            raise UserError("head 'token' needs class_token true: without one, take head 'mean'")
+        self.head_kind = head
+        self.classes = classes
+        self.head = self._make_head(dropout, head_scale)
+        if head in PROBES:
+            self._freeze()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the head alone learns."""
+        return self.head_kind in PROBES
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+
+        Returns:
+            Logits [B, L], before any softmax.
+
+        Raises:
+            UserError: the clip is not a multiple of the cube.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self._head_input(clips)
+        return self.head(features)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Training mode for what learns, evaluation mode for a frozen encoder."""
+        super().train(mode)
+        if self.frozen:
+            for name, part in self.named_children():
+                part.train(mode and name == "head")
+        return self
+
+    def _make_head(self, dropout: float, scale: float) -> nn.Module:
+        width = self.out_width
+        if self.head_kind == "attentive":
+            return AttentiveHead(width, self.classes, heads=self.out_heads, dropout=dropout, scale=scale)
+        build = LinearProbeHead if self.head_kind == "linear" else LinearHead
+        return build(width, self.classes, dropout=dropout, scale=scale)
+
+    def _freeze(self) -> None:
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("head."))
+        self.train()
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The last block's tokens [B, N, D] -> normalised and averaged [B, D].
+
+        The norm comes after the mean where a head is trained so, and before it in the other encoders.
+        """
+        if self.head_kind in ("mean", "linear"):
+            return self.norm(tokens.mean(dim=1))
+        return super().pool(tokens)
+
+    def _head_input(self, clips: Tensor) -> Tensor:
+        """[B, D], or all of the grid's tokens [B, N, D] for the attentive head."""
+        tokens, grid = self.through_blocks(*self.patch_embed(clips))
+        if self.head_kind == "token":
+            return self.norm(tokens[:, 0])
+        tokens = on_grid(tokens, grid)
+        return self.norm(tokens) if self.head_kind == "attentive" else self.pool(tokens)

@@ -46,15 +46,19 @@ def write_mp4(
         raise UserError(f"{target}: H.264 needs an even height and width, not {height}x{width}")
     # x264's macroblock tree reads memory it never wrote: with it, equal frames now and then give other bytes.
     options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
-    with av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.codec_context.gop_size = keyframe_interval
-        for picture in _chain(first, iterator):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    os.replace(partial, target)
+    try:
+        with av.open(str(partial), "w", format="mp4") as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream("libx264", rate=rate, options=options)
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.codec_context.gop_size = keyframe_interval
+            for picture in _chain(first, iterator):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)  # there still if the frames, or the disk, came to an early end
 
 
 def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterable[np.ndarray]:

@@ -1,4 +1,4 @@
-"""A video with what a classifier says of it: the frames, and a bar below them for each of the best classes."""
+"""A video with what a classifier says of it: below the frames a bar for each of the best classes."""
 
 from __future__ import annotations
 

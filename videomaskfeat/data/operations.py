@@ -1,0 +1,226 @@
+"""Changes of colour and shape that every frame of a clip undergoes alike, in uint8.
+
+They mean what the operations of Pillow mean on which RandAugment was built, but for roundings that each
+function names. All take frames uint8 [T, H, W, 3], RGB, leave them as they are and return new ones of the
+same size; ``interpolation`` is one of `INTERPOLATIONS`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+INTERPOLATIONS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
+
+# What comes into view from outside the frame: the middle of the range, as in PySlowFast and timm.
+FILL = 128
+
+_LEVELS = np.arange(256)
+_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma, of R, G, B
+
+# Pillow cuts a result's fraction off, OpenCV rounds: so half a level is taken away, a little less than half
+# so that a whole number which arithmetic made slightly smaller stays itself.
+_CUT_OFF = -0.5 + 1 / 64
+
+
+def invert(frames: np.ndarray) -> np.ndarray:
+    """255 minus each pixel."""
+    return _look_up(frames, 255 - _LEVELS)
+
+
+def posterize(frames: np.ndarray, bits: int) -> np.ndarray:
+    """The ``bits`` highest bits of each pixel, 0 to 8."""
+    return _look_up(frames, _LEVELS & (256 - 2 ** (8 - bits)))
+
+
+def solarize(frames: np.ndarray, threshold: int) -> np.ndarray:
+    """Pixels from the threshold on are inverted, 0 to 256."""
+    return _look_up(frames, np.where(_LEVELS >= threshold, 255 - _LEVELS, _LEVELS))
+
+
+def solarize_add(frames: np.ndarray, amount: int) -> np.ndarray:
+    """Pixels below 128 become brighter by ``amount``, at least 0."""
+    return _look_up(frames, np.where(_LEVELS < 128, np.minimum(_LEVELS + amount, 255), _LEVELS))
+
+
+def auto_contrast(frames: np.ndarray) -> np.ndarray:
+    """Each channel of each frame stretched so that its darkest pixel is 0 and its brightest 255."""
+    columns = frames.reshape(len(frames), frames.shape[1], -1)  # whole rows first: many times as fast
+    low, high = (
+        end(end(columns, axis=1).reshape(len(frames), -1, 3), axis=1)[:, None].astype(np.float64)  # [T, 1, 3]
+        for end in (np.min, np.max)
+    )
+    flat = high == low
+    scale = 255.0 / np.where(flat, 1.0, high - low)
+    tables = np.clip(np.trunc(_LEVELS[:, None] * scale - low * scale), 0, 255)  # [T, 256, 3]
+    return _look_up(frames, np.where(flat, _LEVELS[:, None], tables))
+
+
+def equalize(frames: np.ndarray) -> np.ndarray:
+    """Each channel of each frame mapped so that its levels are equally frequent, as far as they can be."""
+    tables = np.empty((len(frames), 256, 3), np.uint8)
+    for frame, table in zip(frames, tables, strict=True):
+        for channel in range(3):
+            counts = cv2.calcHist([frame], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+            table[:, channel] = _equal_levels(counts)
+    return _look_up(frames, tables)
+
+
+def _equal_levels(counts: np.ndarray) -> np.ndarray:
+    """The level that each level becomes, [256], from their frequencies int [256]."""
+    present = np.flatnonzero(counts)
+    step = int(counts.sum() - counts[present[-1]]) // 255
+    if len(present) == 1 or step == 0:
+        return _LEVELS
+    below = np.cumsum(counts) - counts
+    return np.minimum((step // 2 + below) // step, 255)
+
+
+def brightness(frames: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with black: 0 is black, 1 the frame, more is brighter."""
+    return _look_up(frames, _blend(np.zeros(1), factor))
+
+
+def contrast(frames: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with each frame's mean grey: 0 is that grey, 1 the frame, more has more contrast."""
+    greys = [cv2.mean(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0] for frame in frames]
+    return _look_up(frames, _blend(np.floor(np.array(greys)[:, None] + 0.5), factor))  # [T, 256]
+
+
+def saturation(frames: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with each pixel's grey: 0 is grey, 1 the frame, more is more colourful.
+
+    Within a level of Pillow, which rounds the grey before it blends.
+    """
+    changed = np.empty_like(frames, order="C")
+    mixing = factor * np.eye(3) + (1 - factor) * _GREY
+    rows = _rows(frames)
+    cv2.transform(rows, np.column_stack([mixing, np.full(3, _CUT_OFF)]), dst=_rows(changed))
+    return changed
+
+
+def sharpness(frames: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with a smoothed frame: 0 is smooth, 1 the frame, more is sharper; the border keeps its pixels.
+
+    Within a level of Pillow, which rounds the smoothed frame before it blends.
+    """
+    smooth = np.ones((3, 3))
+    smooth[1, 1] = 5.0
+    kernel = (1 - factor) / 13 * smooth
+    kernel[1, 1] += factor
+    changed = np.empty_like(frames, order="C")
+    for frame, target in zip(frames, changed, strict=True):
+        cv2.filter2D(frame, -1, kernel, dst=target, delta=_CUT_OFF)
+    for edge in (0, -1):
+        changed[:, edge] = frames[:, edge]
+        changed[:, :, edge] = frames[:, :, edge]
+    return changed
+
+
+def translate_x(frames: np.ndarray, share: float, interpolation: str) -> np.ndarray:
+    """Move the picture to the left by a share of its width (to the right where negative)."""
+    moved = np.full_like(frames, FILL, order="C")
+    _shift(_rows(frames), share * frames.shape[2], interpolation, _rows(moved))
+    return moved
+
+
+def translate_y(frames: np.ndarray, share: float, interpolation: str) -> np.ndarray:
+    """Move the picture up by a share of its height (down where negative)."""
+    return _transpose(translate_x(_transpose(frames), share, interpolation))
+
+
+def shear_x(frames: np.ndarray, factor: float, interpolation: str) -> np.ndarray:
+    """Move each row to the left by ``factor`` times its distance from the top."""
+    moved = np.full_like(frames, FILL, order="C")
+    for row in range(frames.shape[1]):
+        # A row of all frames at once; its pixels' centres lie half a pixel below its upper border.
+        _shift(frames[:, row], factor * (row + 0.5), interpolation, moved[:, row])
+    return moved
+
+
+def shear_y(frames: np.ndarray, factor: float, interpolation: str) -> np.ndarray:
+    """Move each column up by ``factor`` times its distance from the left."""
+    return _transpose(shear_x(_transpose(frames), factor, interpolation))
+
+
+def rotate(frames: np.ndarray, degrees: float, interpolation: str) -> np.ndarray:
+    """Turn the picture about its centre, counter-clockwise.
+
+    Deviation from Pillow: OpenCV's bicubic kernel is a little softer (a = -0.75, not -1), it takes positions
+    to a 32nd of a pixel, and the border of the turned picture fades into the fill over a pixel or two.
+    """
+    height, width = frames.shape[1:3]
+    x, y = (width - 1) / 2, (height - 1) / 2
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # From a pixel of the result to the place in the frame that it shows.
+    matrix = np.array([[cosine, -sine, x - cosine * x + sine * y], [sine, cosine, y - sine * x - cosine * y]])
+    turned = np.empty_like(frames, order="C")
+    flags = INTERPOLATIONS[interpolation] | cv2.WARP_INVERSE_MAP
+    for frame, target in zip(frames, turned, strict=True):
+        cv2.warpAffine(frame, matrix, (width, height), dst=target, flags=flags, borderValue=(FILL,) * 3)
+    return turned
+
+
+def _shift(rows: np.ndarray, shift: float, interpolation: str, target: np.ndarray) -> None:
+    """Write what stands ``shift`` pixels further right in ``rows`` into ``target`` [R, W, 3].
+
+    As Pillow's affine transform: a pixel belongs to the picture if its centre does, and the kernel finds the
+    border's pixels repeated beyond it. What comes from outside is not written.
+    """
+    width = rows.shape[1]
+    whole = math.floor(shift + 0.5)
+    if abs(whole) >= width:
+        return
+    offsets = np.arange(-2, 3) - (shift - whole)
+    kernel = (_cubic if interpolation == "bicubic" else _linear)(np.abs(offsets))
+    between = cv2.filter2D(rows, -1, kernel[None], delta=_CUT_OFF, borderType=cv2.BORDER_REPLICATE)
+    target[:, max(-whole, 0) : width - max(whole, 0)] = between[:, max(whole, 0) : width + min(whole, 0)]
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel with a = -1, Pillow's in affine transforms."""
+    near = distance**3 - 2 * distance**2 + 1
+    far = -(distance**3) + 5 * distance**2 - 8 * distance + 4
+    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+
+
+def _linear(distance: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - distance, 0.0)
+
+
+def _transpose(frames: np.ndarray) -> np.ndarray:
+    """Frames [T, H, W, 3] -> [T, W, H, 3]; frame by frame, as numpy takes four times as long."""
+    T, H, W, C = frames.shape
+    transposed = np.empty((T, W, H, C), np.uint8)
+    for frame, target in zip(frames, transposed, strict=True):
+        cv2.transpose(frame, dst=target)
+    return transposed
+
+
+def _blend(low: np.ndarray, factor: float) -> np.ndarray:
+    """Where each level goes, [..., 256], between ``low`` [..., 1] (factor 0) and itself (1), and beyond.
+
+    In float32 and with the fraction cut off, as Pillow blends.
+    """
+    low = low.astype(np.float32)
+    blended = low + np.float32(factor) * (_LEVELS.astype(np.float32) - low)
+    return np.clip(np.trunc(blended), 0, 255)
+
+
+def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Each pixel by a table of its level's successors: [256], a frame's own [T, 256], or [T, 256, 3]."""
+    tables = tables.astype(np.uint8)
+    changed = np.empty_like(frames, order="C")
+    if tables.ndim == 1:
+        cv2.LUT(_rows(frames), tables, dst=_rows(changed))
+    else:
+        for frame, table, target in zip(frames, tables, changed, strict=True):
+            cv2.LUT(frame, table[None], dst=target)
+    return changed
+
+
+def _rows(frames: np.ndarray) -> np.ndarray:
+    """All frames as one high picture [T*H, W, 3]."""
+    return frames.reshape(-1, *frames.shape[2:])

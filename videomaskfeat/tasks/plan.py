@@ -63,6 +63,7 @@ def multiply_adds(model: nn.Module, clip_size: tuple[int, ...], mask: TokenGrid)
         count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         count.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
         count.set_op_handle("videomaskfeat::attention", _token_attention_multiply_adds)
+        count.set_op_handle("prim::PythonOp._WidenQueries", _relative_multiply_adds)
         count.set_op_handle("videomaskfeat::linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::gelu_linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::depthwise_conv3d", _pooling_multiply_adds)
@@ -78,9 +79,18 @@ def _attention_multiply_adds(inputs: list[object], outputs: list[object]) -> flo
 
 
 def _token_attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """The same with tokens before heads, q [B, n, M, d], k [B, m, M, d], v [B, m, M, e]."""
+    """The same with tokens before heads, q [B, n, M, d'], k [B, m, M, d'], v [B, m, M, d].
+
+    What d' has beyond the head width d adds the relative bias to the scores, a matter of additions.
+    """
     q, k, v = (get_shape(value) for value in inputs[:3])
-    return float(math.prod(q[:-1]) * k[1] * (q[-1] + v[-1]))
+    return float(math.prod(q[:-1]) * k[1] * 2 * v[-1])
+
+
+def _relative_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """Queries [B, t, h, w, M, d] against the relative vectors [t or h or w, keys, d] of each axis."""
+    queries, *offsets = (get_shape(value) for value in inputs[1:])
+    return float(math.prod(queries) * sum(offset[1] for offset in offsets if offset))
 
 
 def _linear_multiply_adds(inputs: list[object], outputs: list[object]) -> float:

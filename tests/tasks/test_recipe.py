@@ -19,6 +19,7 @@ from videomaskfeat.tasks.recipe import (
     read_classify_recipe,
     read_clip_recipe,
     read_recipe,
+    read_testing_recipe,
 )
 
 
@@ -89,3 +90,41 @@ def test_pretraining_weights_are_no_classifier(tmp_path: Path) -> None:
     assert read_clip_recipe(path) == recipe.clip
     with pytest.raises(UserError, match="weights of a pre-training run, and a classifier's are needed"):
         read_classify_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["model.pyth", "step_10.pt", "model.pth", "last.ckpt"])
+def test_torch_checkpoint_is_pointed_to_the_import(tmp_path: Path, name: str) -> None:
+    for read in (read_recipe, read_classify_recipe, read_testing_recipe):
+        with pytest.raises(UserError, match=rf"{name}: a PyTorch checkpoint, .*import-slowfast --config"):
+            read(tmp_path / name)
+
+
+def test_run_folder_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; give the weights file in it"):
+        read_classify_recipe(tmp_path)
+
+
+def test_testing_recipe_is_the_classifiers_or_one_view_of_the_pretrained(tmp_path: Path) -> None:
+    clip = ClipRecipe(frames=8, stride=2, crop=64)
+    classify = ClassifyRecipe(clip, views=4, crops=3, short_side=64)
+    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: classify.to_json()})
+    assert read_testing_recipe(path) == classify
+    path = write(tmp_path / "b.safetensors", {METADATA_KEY: PretrainRecipe(clip).to_json()})
+    assert read_testing_recipe(path) == ClassifyRecipe(clip, views=1, crops=1, short_side=64)
+    with pytest.raises(UserError, match=r"c.safetensors: weights without a recipe"):
+        read_testing_recipe(write(tmp_path / "c.safetensors", {"model": "x"}))
+
+
+def test_three_crops_take_the_short_side_of_the_crop() -> None:
+    recipe = ClassifyRecipe(ClipRecipe(frames=8, stride=2, crop=224), views=5, crops=1, short_side=256)
+    assert recipe.with_views() == recipe
+
+    def sizes(views: int | None, crops: int | None, own: ClassifyRecipe = recipe) -> tuple[int, int, int]:
+        changed = own.with_views(views=views, crops=crops)
+        return changed.views, changed.crops, changed.short_side
+
+    assert sizes(10, 1) == (10, 1, 256)
+    assert sizes(None, 3) == (5, 3, 224)
+    wide = ClassifyRecipe(recipe.clip, views=2, crops=3, short_side=250)
+    assert sizes(4, 3, wide) == (4, 3, 250)
+    assert sizes(None, 1, wide) == (2, 1, 250)

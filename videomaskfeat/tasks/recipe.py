@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, local_path
+from videomaskfeat.io import is_file, is_folder, local_path
 
 T = TypeVar("T")
 
@@ -22,6 +22,7 @@ METADATA_KEY = "pretrain"
 """Key of a pre-training recipe, as JSON, in the metadata of a safetensors file."""
 CLASSIFY_KEY = "classify"
 """Key of a classifier's recipe, likewise."""
+_TORCH_SUFFIXES = (".pyth", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,20 @@ class ClassifyRecipe:
     short_side: int = 256
     class_names: tuple[str, ...] = ()
 
+    def with_views(self, *, views: int | None = None, crops: int | None = None) -> ClassifyRecipe:
+        """The recipe with another number of views or crops in testing; None keeps its own.
+
+        Going over to 3 crops brings the short side down to the crop's own, as all published figures of 3
+        crops were measured: together the crops then cover the frame. Nothing else moves it.
+        """
+        short_side = self.clip.crop if crops == 3 and self.crops != 3 else self.short_side
+        return dataclasses.replace(
+            self,
+            views=self.views if views is None else views,
+            crops=self.crops if crops is None else crops,
+            short_side=short_side,
+        )
+
     def to_json(self) -> str:
         """The recipe as the text that belongs under :data:`CLASSIFY_KEY`."""
         return json.dumps(dataclasses.asdict(self))
@@ -193,8 +208,36 @@ def read_clip_recipe(path: str | os.PathLike[str]) -> ClipRecipe:
     return read_recipe(path).clip
 
 
+def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
+    """How the model in a safetensors file is shown videos: as its classifier was tested, or as held out.
+
+    Weights of a pre-training run see one centre crop of the clip in the middle.
+
+    Raises:
+        UserError: the file is missing, is no safetensors file, or holds no recipe of either kind.
+    """
+    metadata = _metadata(path)
+    if CLASSIFY_KEY in metadata:
+        return read_classify_recipe(path)
+    if METADATA_KEY in metadata:
+        clip = read_recipe(path).clip
+        return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
+    raise UserError(
+        f"{os.fspath(path)}: weights without a recipe, so nothing says which clips they want; give the "
+        "weights.safetensors of a run, or what `videomaskfeat import-slowfast` wrote"
+    )
+
+
 def _metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
     name = os.fspath(path)
+    if name.endswith(_TORCH_SUFFIXES):
+        raise UserError(
+            f"{name}: a PyTorch checkpoint, and a safetensors file is needed, which says how clips are cut; "
+            "of our own run give its weights.safetensors, and PySlowFast's are turned into one by "
+            "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`"
+        )
+    if is_folder(name):
+        raise UserError(f"{name}: is a folder; give the weights file in it, such as weights.safetensors")
     if not is_file(name):
         raise UserError(f"{name}: no such weights file; give the weights.safetensors of a run")
     try:

@@ -75,19 +75,19 @@ class FeatureNorm(nn.Module):
     def _of_batch(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance [D] of a batch, which also enter the running ones."""
         count = features.new_full((1,), features.shape[0])
-        # Deviations from the running mean: sums of squares of large features would cancel.
-        shifted = features - self.mean
-        sums = torch.cat([shifted.sum(0), shifted.square().sum(0), count])  # [2D + 1]
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        first, second, count = sums.split([features.shape[1], features.shape[1], 1])
-        first = first / count
-        variance = (second / count - first.square()).clamp(min=0)
-        mean = self.mean + first
-        unbiased = variance * count / (count - 1).clamp(min=1)  # for the running one, as torch.nn.BatchNorm
+        total, count = _over_processes(torch.cat([features.sum(0), count])).split([features.shape[1], 1])
+        mean = total / count
+        squares = _over_processes((features - mean).square().sum(0))
         self.mean.lerp_(mean, self.momentum)
-        self.variance.lerp_(unbiased, self.momentum)
-        return mean, variance
+        self.variance.lerp_(squares / (count - 1).clamp(min=1), self.momentum)  # unbiased, as BatchNorm1d's
+        return mean, squares / count
+
+
+def _over_processes(values: Tensor) -> Tensor:
+    """The sum over all processes of a run."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
 
 
 class LinearProbeHead(LinearHead):
@@ -173,6 +173,8 @@ class Classifier(MViT):
         UserError: an unknown head, a value outside its range, or a class token asked of an encoder without.
     """
 
+    head: LinearHead
+
     def __init__(
         self,
         *,
@@ -226,7 +228,7 @@ class Classifier(MViT):
                 part.train(mode and name == "head")
         return self
 
-    def _make_head(self, dropout: float, scale: float) -> nn.Module:
+    def _make_head(self, dropout: float, scale: float) -> LinearHead:
         width = self.out_width
         if self.head_kind == "attentive":
             return AttentiveHead(width, self.classes, heads=self.out_heads, dropout=dropout, scale=scale)

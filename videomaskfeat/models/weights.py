@@ -239,8 +239,8 @@ def _resized(model: nn.Module, name: str, value: Tensor, wanted: torch.Size) -> 
             return joint_positions(value.float(), native, grid).to(value.dtype)
     if kind.startswith("pos_embed"):
         raise _Misfit(
-            f"has {name} in shape {has} and the model needs {needs}, and the grid that it was made for cannot "
-            "be told from that",
+            f"has {name} in shape {has} and the model needs {needs}: the grid that it was made for cannot be "
+            "told from that",
             "build the model with the clip_size of the one that was saved: it takes clips of other sizes",
         )
     raise _Misfit(

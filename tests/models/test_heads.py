@@ -1,0 +1,303 @@
+"""Classifiers: each head against its definition, what is frozen, names, sizes and initial values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.engine.processes import exit_codes_of_ranks
+from videomaskfeat.engine import distributed
+from videomaskfeat.errors import UserError
+from videomaskfeat.models import create_model
+from videomaskfeat.models.heads import HEADS, PROBES, AttentiveHead, Classifier, FeatureNorm
+from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.mvit import MViT
+
+SMALL: dict[str, Any] = {
+    "depth": 4,
+    "width": 8,
+    "widen_at": (1, 3),
+    "q_pool_at": (1, 3),
+    "clip_size": (4, 32, 32),
+    "kv_stride": (1, 4, 4),
+    "cube_kernel": (3, 7, 7),
+    "cube_stride": (2, 4, 4),
+    "cube_padding": (1, 3, 3),
+}
+
+
+def small(name: str = "maskfeat_mvitv2_nano_classifier", **changes: Any) -> Classifier:
+    """A classifier with weights so large that every part of them shows."""
+    torch.manual_seed(0)
+    model = create_model(name, **{**SMALL, "classes": 5, **changes})
+    assert isinstance(model, Classifier)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def tokens_of(model: Classifier, clips: Tensor) -> Tensor:
+    """The last block's tokens, class token first, from a plain encoder of the same weights."""
+    widen_in = "mlp" if model.state_dict()["blocks.0.mlp.fc2.weight"].shape[0] > 8 else "attention"
+    encoder = MViT(**{**SMALL, "widen_in": widen_in}, final_norm=False).eval()
+    missing, _ = encoder.load_state_dict(model.state_dict(), strict=False)
+    assert not missing
+    return encoder(clips)
+
+
+def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight + bias
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["maskfeat_mvitv2_nano_classifier", "mvitv2_nano"])
+@pytest.mark.parametrize("head", ["mean", "token"])
+def test_logits_follow_the_definition_of_the_head(name: str, head: str) -> None:
+    model, clips = small(name, head=head, dropout=0.5).eval(), torch.randn(2, 3, 4, 32, 32)
+    tokens = tokens_of(model, clips)
+    features = layer_norm(tokens[:, 1:].mean(1) if head == "mean" else tokens[:, 0], model.norm)
+    expected = features @ model.head.projection.weight.T + model.head.projection.bias
+    # Another order of summation in float32.
+    torch.testing.assert_close(model(clips), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_linear_probe_follows_its_definition() -> None:
+    model, clips = small(head="linear"), torch.randn(6, 3, 4, 32, 32)
+    reference = nn.BatchNorm1d(32, affine=False, eps=1e-6)
+    features = layer_norm(tokens_of(model, clips)[:, 1:].mean(1), model.norm)
+    for training in (True, False):
+        model.train(training)
+        reference.train(training)
+        expected = model.head.projection(reference(features))
+        # Features that differ little from clip to clip are divided by small deviations.
+        torch.testing.assert_close(model(clips), expected, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_attentive_head_follows_its_definition() -> None:
+    torch.manual_seed(0)
+    head, tokens = AttentiveHead(12, 5, heads=3, dropout=0.0, scale=1.0), torch.randn(2, 7, 12)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    attend = nn.MultiheadAttention(12, 3, batch_first=True)
+    attend.in_proj_weight.copy_(torch.cat([head.q.weight, head.kv.weight]))
+    attend.in_proj_bias.copy_(torch.cat([head.q.bias, head.kv.bias]))
+    attend.out_proj.load_state_dict(head.proj.state_dict())
+    normed = layer_norm(tokens, head.norm_tokens)
+    query = head.query.expand(2, 1, 12)
+    query = query + attend(query, normed, normed)[0]
+    inner = F.gelu(F.linear(layer_norm(query, head.norm_mlp), head.mlp.fc1.weight, head.mlp.fc1.bias))
+    query = query + F.linear(inner, head.mlp.fc2.weight, head.mlp.fc2.bias)
+    torch.testing.assert_close(head(tokens), head.projection(query[:, 0]), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_attentive_probe_sees_the_normalised_tokens_of_the_grid() -> None:
+    model, clips = small(head="attentive"), torch.randn(2, 3, 4, 32, 32)
+    expected = model.head(layer_norm(tokens_of(model, clips)[:, 1:], model.norm))
+    torch.testing.assert_close(model(clips), expected, atol=1e-5, rtol=1e-5)
+    assert model.head.heads == 4  # those of the last block: 1, doubled twice
+
+
+@pytest.mark.parametrize("head", PROBES)
+def test_probe_learns_on_a_frozen_encoder(head: str) -> None:
+    model, clips = small(head=head, drop_path=0.9), torch.randn(3, 3, 4, 32, 32, requires_grad=True)
+    model.eval()
+    model.train()
+    assert model.frozen
+    assert model.head.training
+    assert not any(module.training for part in (model.blocks, model.norm) for module in part.modules())
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(clips).square().sum().backward()
+    optimizer.step()
+    assert clips.grad is None
+    for name, value in model.named_parameters():
+        learns = name.startswith("head.") and name != "head.kv.bias"  # half of it has no gradient in truth
+        assert value.requires_grad == name.startswith("head.")
+        assert (value.grad is not None) == name.startswith("head.")
+        assert torch.equal(value, before[name]) != learns or name == "head.kv.bias", name
+
+
+@pytest.mark.parametrize("head", ["mean", "token"])
+def test_fine_tuning_reaches_every_parameter(head: str) -> None:
+    model = small(head=head)
+    assert model.train().blocks[0].training
+    model(torch.randn(2, 3, 4, 32, 32)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        # A bias of the keys' norm moves all scores of a query alike. In the last block the class token is all
+        # that its head sees, and its query is neither pooled nor in any place.
+        placed = name.startswith(("blocks.3.attn.rel", "blocks.3.attn.pool_q"))
+        without = name.endswith("norm_k.bias") or (head == "token" and placed)
+        assert parameter.grad is not None, name
+        assert (parameter.grad != 0).any() or without, name
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_blocks_may_be_recomputed_under_every_head(head: str) -> None:
+    clips = torch.randn(2, 3, 4, 32, 32)
+    gradients = []
+    for checkpoint_blocks in (False, True):
+        model = small(head=head, checkpoint_blocks=checkpoint_blocks)
+        model(clips).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_dropout_drops_in_training_only() -> None:
+    model, clips = small(dropout=0.5), torch.randn(1, 3, 4, 32, 32)
+    assert not torch.equal(model(clips), model(clips))
+    model.eval()
+    assert torch.equal(model(clips), model(clips))
+
+
+def test_feature_norm_is_torchs_batch_norm() -> None:
+    ours, torchs = FeatureNorm(5), nn.BatchNorm1d(5, affine=False, eps=1e-6)
+    for _ in range(3):
+        features = 100 + torch.randn(4, 5)
+        torch.testing.assert_close(ours(features), torchs(features), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.mean, torchs.running_mean)
+    torch.testing.assert_close(ours.variance, torchs.running_var, atol=1e-4, rtol=1e-5)
+    ours.eval()
+    torchs.eval()
+    torch.testing.assert_close(ours(features), torchs(features), atol=1e-4, rtol=1e-4)
+
+
+def normalise_a_share(features: Tensor, expected: Tensor, mean: Tensor) -> None:
+    """Ranks get 3 and 1 of four rows."""
+    with distributed.process_group(torch.device("cpu")):
+        rows = slice(0, 3) if distributed.rank() == 0 else slice(3, 4)
+        norm = FeatureNorm(5)
+        torch.testing.assert_close(norm(features[rows]), expected[rows], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(norm.mean, mean, atol=1e-6, rtol=0)
+
+
+def test_feature_norm_takes_its_statistics_over_all_processes() -> None:
+    torch.manual_seed(0)
+    features, whole = torch.randn(4, 5), FeatureNorm(5)
+    assert exit_codes_of_ranks(2, normalise_a_share, features, whole(features), whole.mean) == [0, 0]
+
+
+def test_features_at_every_depth_are_those_of_a_loop() -> None:
+    model, clips = small().eval(), torch.randn(2, 3, 4, 32, 48)
+    with torch.no_grad():
+        tokens, grid = model.patch_embed(clips)
+        tokens = torch.cat([model.get_parameter("cls_token").expand(2, 1, 8), tokens], dim=1)
+        for depth, block in enumerate(model.blocks, start=1):
+            tokens, grid = block(tokens, grid)
+            on_grid = tokens[:, 1:].reshape(2, grid.t, grid.h, grid.w, -1)
+            assert torch.equal(model.features(clips, depth=depth, pooled=False), on_grid)
+            pooled = model.features(clips, depth=depth)
+            torch.testing.assert_close(pooled, on_grid.mean((1, 2, 3)), atol=1e-6, rtol=1e-5)
+        assert torch.equal(model.features(clips, pooled=False), model.norm(on_grid))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("head", "norm_first"), [("mean", False), ("linear", False), ("token", True)])
+def test_pooled_features_are_normalised_where_the_head_was_trained_so(head: str, norm_first: bool) -> None:
+    model, clips = small(head=head).eval(), torch.randn(2, 3, 4, 32, 32)
+    tokens = tokens_of(model, clips)[:, 1:]
+    expected = (
+        layer_norm(tokens, model.norm).mean(1) if norm_first else layer_norm(tokens.mean(1), model.norm)
+    )
+    torch.testing.assert_close(model.features(clips), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_features_of_a_pre_trained_model_have_no_final_norm() -> None:
+    model = MaskFeat(**SMALL).eval()
+    clips = torch.randn(1, 3, 4, 32, 32)
+    assert torch.equal(model.features(clips), model.features(clips, depth=4))
+    assert model.features(clips, pooled=False).shape == (1, 2, 2, 2, 32)
+
+
+@pytest.mark.parametrize("depth", [0, 5, -1])
+def test_features_of_no_block_are_refused(depth: int) -> None:
+    with pytest.raises(UserError, match=rf"depth {depth}: the encoder has blocks 1\.\.4"):
+        small().features(torch.randn(1, 3, 4, 32, 32), depth=depth)
+
+
+LINEAR = {"head.projection.weight", "head.projection.bias"}
+
+
+@pytest.mark.parametrize(
+    ("head", "own"),
+    [
+        ("mean", set()),
+        ("token", set()),
+        ("linear", {"head.normalise.mean", "head.normalise.variance"}),
+        (
+            "attentive",
+            {"head.query"}
+            | {f"head.{part}.{kind}" for part in ("q", "kv", "proj") for kind in ("weight", "bias")}
+            | {f"head.{part}.{kind}" for part in ("norm_tokens", "norm_mlp") for kind in ("weight", "bias")}
+            | {f"head.mlp.fc{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")},
+        ),
+    ],
+)
+def test_parameters_have_pyslowfast_names(head: str, own: set[str]) -> None:
+    names = {name for name in small(head=head).state_dict() if not name.startswith("blocks.")}
+    stem = {"cls_token", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert names == {*stem, "norm.weight", "norm.bias", *LINEAR, *own}
+
+
+def test_initial_values_of_the_head_follow_the_published_recipe() -> None:
+    torch.manual_seed(0)
+    model = create_model("maskfeat_mvitv2_nano_classifier", classes=400, head_scale=0.001)
+    weight, bias = (model.get_parameter(f"head.projection.{kind}") for kind in ("weight", "bias"))
+    assert weight.std().item() == pytest.approx(0.02 * 0.001, rel=0.02)  # 51,200 draws
+    assert (bias == torch.tensor(0.02) * 0.001).all()
+
+
+def test_encoder_starts_alike_under_every_head() -> None:
+    states = []
+    for head in HEADS:
+        torch.manual_seed(3)
+        states.append(create_model("maskfeat_mvitv2_nano_classifier", head=head).state_dict())
+    for name, value in states[0].items():
+        if not name.startswith("head."):
+            assert all(torch.equal(state[name], value) for state in states), name
+
+
+def test_bfloat16_autocast_stays_close() -> None:
+    torch.manual_seed(0)
+    clips = torch.randn(4, 3, 8, 64, 64)
+    for head in HEADS:
+        model = create_model("maskfeat_mvitv2_nano_classifier", head=head, classes=6).eval()
+        exact = model(clips)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = model(clips)
+        assert (rounded.float() - exact).norm() < 5e-2 * exact.norm(), head
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"head": "men"}, "head 'men' is not one of mean, token, linear, attentive; did you mean 'mean'"),
+        ({"classes": 0}, "classes 0 must be positive"),
+        ({"dropout": 1.0}, r"dropout 1.0 in 0..1"),
+        ({"final_norm": False}, "final_norm cannot be set on a classifier"),
+        ({"head": "token", "class_token": False}, "head 'token' needs class_token true"),
+    ],
+)
+def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        create_model("maskfeat_mvitv2_nano_classifier", **arguments)
+
+
+@pytest.mark.parametrize("head", ["mean", "linear", "attentive"])
+def test_encoder_without_class_token_is_classified(head: str) -> None:
+    model = small(head=head, class_token=False)
+    assert model(torch.randn(2, 3, 4, 32, 32)).shape == (2, 5)
+
+
+def test_any_clip_size_is_classified() -> None:
+    assert small()(torch.randn(2, 3, 6, 64, 48)).shape == (2, 5)

@@ -11,6 +11,7 @@ from torch import nn
 
 from videomaskfeat.engine.optim import adamw, layer_of, parameter_groups, set_learning_rate, sgd
 from videomaskfeat.errors import UserError
+from videomaskfeat.models import create_model
 
 
 def recorded(golden: Path, recipe: str) -> dict[str, list[float]]:
@@ -18,6 +19,43 @@ def recorded(golden: Path, recipe: str) -> dict[str, list[float]]:
     content = json.loads((golden / "protocol.json").read_text())[f"param_groups_{recipe}"]
     assert len(content) > 390
     return dict(content)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layer_decay", "name"),
+    [("finetune_s", 0.75, "maskfeat_mvitv2_s_classifier"), ("pretrain_s", 1.0, "maskfeat_mvitv2_s")],
+)
+def test_groups_of_the_published_models_match_the_reference(
+    golden: Path, recipe: str, layer_decay: float, name: str
+) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    groups = parameter_groups(
+        model.named_parameters(), base_lr=1.0, weight_decay=0.05, layer_decay=layer_decay, depth=16
+    )
+    found = {name: [group["lr_scale"], group["weight_decay"]] for group in groups for name in group["names"]}
+    expected = recorded(golden, recipe)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("head", "learning"),
+    [
+        ("linear", {"head.projection.weight", "head.projection.bias"}),
+        ("attentive", {"head.query", "head.kv.bias"}),
+    ],
+)
+def test_probes_give_the_optimiser_their_heads_alone(head: str, learning: set[str]) -> None:
+    model = create_model("maskfeat_mvitv2_nano_classifier", head=head)
+    groups = parameter_groups(
+        model.named_parameters(), base_lr=1.0, weight_decay=0.05, layer_decay=0.75, depth=6
+    )
+    names = {name for group in groups for name in group["names"]}
+    assert learning <= names
+    assert all(name.startswith("head.") for name in names)
+    assert all(group["lr_scale"] == 1.0 for group in groups)
 
 
 def parameters_named(names: list[str]) -> list[tuple[str, nn.Parameter]]:

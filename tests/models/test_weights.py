@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
+from videomaskfeat.models.heads import Classifier
+from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.positions import resize_table
 from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
 
@@ -30,8 +36,10 @@ SMALL = {
 }
 
 
-def small(**changes: object) -> nn.Module:
-    return create_model("maskfeat_mvitv2_nano", **{**SMALL, "values_per_token": 27, **changes})
+def small(**changes: object) -> MaskFeat:
+    model = create_model("maskfeat_mvitv2_nano", **{**SMALL, "values_per_token": 27, **changes})
+    assert isinstance(model, MaskFeat)
+    return model
 
 
 def test_saved_model_comes_back_without_a_config(tmp_path: Path) -> None:
@@ -151,3 +159,190 @@ def test_safetensors_of_others_has_no_model_name(tmp_path: Path) -> None:
     (tmp_path / "y.safetensors").write_bytes(b"\x08")
     with pytest.raises(UserError, match=r"y.safetensors: is cut or damaged"):
         load_model(tmp_path / "y.safetensors")
+
+
+def classifier(**changes: object) -> Classifier:
+    model = create_model("maskfeat_mvitv2_nano_classifier", **{**SMALL, "classes": 5, **changes})
+    assert isinstance(model, Classifier)
+    return model
+
+
+def published(name: str) -> MViT:
+    model = create_model(name)
+    assert isinstance(model, MViT)
+    return model
+
+
+PRETRAINED: dict[str, Any] = {
+    "allow_missing": ("head.*", "norm.*"),
+    "allow_unused": ("mask_token", "pred_head.*"),
+}
+
+
+def interpolated(table: Tensor, length: int) -> Tensor:
+    """A table [L, d] at ``length`` places spread evenly over its rows, half a step inside the ends."""
+    rows = np.clip((np.arange(length) + 0.5) * len(table) / length - 0.5, 0, len(table) - 1)
+    columns = [np.interp(rows, np.arange(len(table)), column) for column in table.double().numpy().T]
+    return torch.from_numpy(np.stack(columns, axis=1)).float()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("pretraining", "finetuning", "alike", "resized"),
+    [
+        (small, classifier, 2, []),
+        # The query pooling of the last block is off in pre-training. Switched on, it leaves the queries half
+        # as fine as the keys, which keep the offsets.
+        (
+            lambda: small(depth=4, q_pool_at=(1,)),
+            lambda: classifier(depth=4, q_pool_at=(1, 2)),
+            2,
+            ["blocks.3.attn.rel_pos_h", "blocks.3.attn.rel_pos_w"],
+        ),
+        (
+            lambda: published("maskfeat_mvitv2_s"),
+            lambda: published("maskfeat_mvitv2_s_classifier"),
+            14,
+            ["blocks.15.attn.rel_pos_h", "blocks.15.attn.rel_pos_w"],
+        ),
+    ],
+    ids=["nano", "nano with another pooling", "s"],
+)
+def test_pretrained_encoder_goes_on_in_a_classifier(
+    pretraining: Callable[[], MViT], finetuning: Callable[[], MViT], alike: int, resized: list[str]
+) -> None:
+    source, model = pretraining().eval(), finetuning().eval()
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_into(model, source.state_dict(), **PRETRAINED)
+    assert report.resized == tuple(resized)
+    assert set(report.new) == {
+        f"{part}.{kind}" for part in ("norm", "head.projection") for kind in ("weight", "bias")
+    }
+    assert set(report.unused) == {name for name in source.state_dict() if name.startswith(("mask", "pred"))}
+    taken = {*report.loaded, *report.resized, *report.new}
+    assert taken == set(fresh)
+    for name, value in model.state_dict().items():
+        if name in resized:
+            wanted = interpolated(source.get_parameter(name), len(fresh[name]))
+            torch.testing.assert_close(value, wanted, atol=1e-6, rtol=1e-5)
+        else:
+            assert torch.equal(value, fresh[name] if name in report.new else source.get_parameter(name)), name
+    # The same network up to the block where the pooling differs: 4 frames of 32x32 pixels stand for any clip.
+    clips = torch.randn(1, 3, 4, 32, 32)
+    features = source.features(clips, depth=alike, pooled=False)
+    assert torch.equal(model.features(clips, depth=alike, pooled=False), features)
+
+
+def test_probe_of_a_pretrained_encoder_starts_from_its_weights() -> None:
+    source, model = small(), classifier(head="linear")
+    report = load_into(model, source.state_dict(), **PRETRAINED)
+    assert {"head.normalise.mean", "head.projection.bias", "norm.weight"} <= set(report.new)
+    clips = torch.randn(1, 3, 4, 32, 32)
+    assert torch.equal(model.eval().features(clips, depth=2), source.eval().features(clips, depth=2))
+
+
+def test_layer_for_other_classes_is_new_only_where_that_is_allowed() -> None:
+    source, model = classifier(classes=7), classifier()
+    before = model.get_parameter("head.projection.weight").clone()
+    with pytest.raises(UserError, match=r"has head.projection.weight in shape \(7, 16\) .*needs \(5, 16\)"):
+        load_into(model, source.state_dict())
+    report = load_into(model, source.state_dict(), allow_reset=["head.projection.*"])
+    assert report.new == report.reset == ("head.projection.weight", "head.projection.bias")
+    assert torch.equal(model.get_parameter("head.projection.weight"), before)
+    assert torch.equal(model.get_parameter("norm.weight"), source.get_parameter("norm.weight"))
+    same = load_into(classifier(), model.state_dict(), allow_reset=["head.projection.*"])
+    assert not same.new  # of the same shape it is loaded
+
+
+def test_table_has_a_row_a_kind() -> None:
+    report = load_into(
+        classifier(clip_size=(4, 48, 48)),
+        {**small().state_dict(), "head.projection.weight": torch.zeros(7, 16)},
+        allow_reset=["head.*"],
+        **PRETRAINED,
+    )
+    rows = report.table().splitlines()
+    assert [row.split()[:2] for row in rows] == [
+        ["loaded", "49"],
+        ["resized", "4"],
+        ["new", "4"],
+        ["unused", "5"],
+    ]
+    assert rows[0].endswith("blocks.*.norm1.weight (2) and 25 kinds more")
+    assert rows[1].endswith("4  blocks.*.attn.rel_pos_h (2), blocks.*.attn.rel_pos_w (2)")
+    assert "head.projection.weight (other shape), head.projection.bias" in rows[2]
+    kinds = report.to_dict()
+    assert {kind: len(names) for kind, names in kinds.items()} == {
+        "loaded": 49,
+        "resized": 4,
+        "new": 4,
+        "unused": 5,
+        "reset": 1,
+    }
+    assert kinds["reset"] == ["head.projection.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "words"),
+    [
+        (
+            "maskfeat_mvitv2_l",
+            "maskfeat_mvitv2_s_classifier",
+            r"x.pyth lacks \d+ weights that the model has \(blocks.0.proj.weight, .*\): it holds 48 blocks "
+            "from width 144 and the model has 16 blocks from width 96; it is likely maskfeat_mvitv2_l: build "
+            "maskfeat_mvitv2_l_classifier$",
+        ),
+        ("mvitv2_b", "mvitv2_s", "24 blocks from width 96 .*; it is likely mvitv2_b: build mvitv2_b$"),
+        (
+            "maskfeat_mvitv2_s_classifier",
+            "maskfeat_mvitv2_l",
+            "16 blocks from width 96 .*; it is likely maskfeat_mvitv2_s_classifier: build maskfeat_mvitv2_s$",
+        ),
+        (
+            "mvitv2_s",
+            "maskfeat_mvitv2_s_classifier",
+            "both have 16 blocks from width 96, but other widths from block 1 on; it is likely mvitv2_s: ",
+        ),
+    ],
+)
+def test_weights_of_another_depth_or_width_are_told_with_their_likely_name(
+    name: str, model: str, words: str
+) -> None:
+    with torch.device("meta"):  # shapes are all that is asked for
+        state, other = create_model(name).state_dict(), create_model(model)
+    with pytest.raises(UserError, match=words) as caught:
+        load_into(other, state, source="x.pyth", **PRETRAINED)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_like_no_named_model_are_told_so() -> None:
+    with pytest.raises(UserError, match=r"holds 3 blocks from width 8 and .*; no named model is like that"):
+        load_into(small(), small(depth=3).state_dict())
+
+
+@torch.no_grad()
+def test_separable_absolute_positions_are_interpolated() -> None:
+    source, model = (
+        classifier(absolute_positions="separable", clip_size=size) for size in ((4, 32, 32), (8, 64, 64))
+    )
+    report = load_into(model, source.state_dict())
+    assert {"pos_embed_spatial", "pos_embed_temporal"} <= set(report.resized)
+    time = interpolated(source.get_parameter("pos_embed_temporal")[0], 4)
+    torch.testing.assert_close(model.get_parameter("pos_embed_temporal")[0], time, atol=1e-6, rtol=1e-5)
+    # A table over space of the product of two profiles is interpolated axis by axis.
+    rows, columns = torch.rand(8, 1), torch.rand(8, 1)
+    state = source.state_dict()
+    state["pos_embed_spatial"] = (rows @ columns.T).flatten()[None, :, None].expand(1, 64, 8)
+    load_into(model, state)
+    expected = interpolated(rows, 16) @ interpolated(columns, 16).T
+    found = model.get_parameter("pos_embed_spatial")[0, :, 3].reshape(16, 16)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_joint_absolute_positions_of_another_grid_are_refused() -> None:
+    source = classifier(absolute_positions="joint")
+    other = classifier(absolute_positions="joint", clip_size=(8, 64, 64))
+    with pytest.raises(
+        UserError, match=r"has pos_embed in shape \(1, 129, 8\) .*build the model with the clip_size"
+    ):
+        load_into(other, source.state_dict())

@@ -16,7 +16,7 @@ from videomaskfeat import __version__, cli
 from videomaskfeat.errors import RunFailed, UserError
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("pretrain", "visualize", "report", "sample-data", "check-data", "doctor")
+VERBS = ("pretrain", "finetune", "visualize", "report", "sample-data", "check-data", "doctor")
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")])
 
 
@@ -42,7 +42,7 @@ def test_module_runs_as_the_command() -> None:
     assert done.stdout == f"videomaskfeat {__version__}\n"
 
 
-@pytest.mark.parametrize("tool", ["pretrain", "visualize", "report", "check_data"])
+@pytest.mark.parametrize("tool", ["pretrain", "finetune", "visualize", "report", "check_data"])
 def test_tools_are_verbs(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +120,8 @@ def commands() -> list[str]:
 def test_documented_command_is_understood(command: str) -> None:
     """It parses, and the config that it names is there and takes its overrides."""
     options = cli.build_parser().parse_args(command.split()[1:])
-    if options.verb == "pretrain" and options.config:
-        from videomaskfeat.config import PretrainConfig, load_config
+    if options.verb in ("pretrain", "finetune") and options.config:
+        from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
 
-        load_config(PretrainConfig, str(ROOT / options.config), options.overrides)
+        schema = PretrainConfig if options.verb == "pretrain" else FinetuneConfig
+        load_config(schema, str(ROOT / options.config), options.overrides)

@@ -15,7 +15,7 @@ from videomaskfeat import __version__
 from videomaskfeat.cli.data import add_check_data, add_sample_data
 from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
-from videomaskfeat.cli.training import add_pretrain
+from videomaskfeat.cli.training import add_finetune, add_pretrain
 from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, one_line
 from videomaskfeat.errors import RunFailed, UserError
 
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"videomaskfeat {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_pretrain(verbs)
+    add_finetune(verbs)
     add_visualize(verbs)
     add_report(verbs)
     add_sample_data(verbs)

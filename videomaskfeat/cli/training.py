@@ -22,24 +22,68 @@ def add_pretrain(verbs: Any) -> None:
   torchrun --nproc-per-node=8 -m videomaskfeat pretrain --config ... run.folder=runs/s
   videomaskfeat pretrain --keys        every key, its default and its meaning""",
     )
-    parser.add_argument("--config", metavar="YAML", help="config file; only what differs from the defaults")
-    parser.add_argument("--keys", action="store_true", help="list every config key and stop")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="on top of the config")
+    add_config_arguments(parser)
 
 
 def run_pretrain(options: argparse.Namespace) -> int:
     """Run ``pretrain``."""
-    from videomaskfeat.config import PretrainConfig, key_table, load_config
+    from videomaskfeat.config import PretrainConfig, load_config
 
     if options.keys:
-        rows = key_table(PretrainConfig)
-        width = max(len(name) for name, _, _ in rows)
-        default_width = max(len(default) for _, default, _ in rows)
-        for name, default, meaning in rows:
-            print(f"{name:<{width}}  {default:<{default_width}}  {meaning}")
-        return DONE
+        return print_keys(PretrainConfig)
     config = load_config(PretrainConfig, options.config, options.overrides)
     from videomaskfeat.tasks.pretrain import pretrain
 
     outcome = pretrain(config)
     return SOME_FAILED if outcome.failures else DONE
+
+
+def add_finetune(verbs: Any) -> None:
+    """``finetune``: train a classifier, from pre-trained weights or from scratch."""
+    parser = add_verb(
+        verbs,
+        "finetune",
+        run_finetune,
+        summary="train a classifier from pre-trained weights, ours or PySlowFast's, or from scratch",
+        examples="""\
+  videomaskfeat finetune --config configs/finetune/sample.yaml model.weights=demo/run/weights.safetensors
+  videomaskfeat finetune --config configs/finetune/k400_maskfeat_mvitv2_s.yaml \\
+      data.train=k400/train.csv data.validation=k400/val.csv model.weights=runs/s/weights.safetensors \\
+      run.folder=runs/s_k400
+  videomaskfeat finetune --config ... model.head=linear        a linear probe: the encoder stays frozen
+  torchrun --nproc-per-node=8 -m videomaskfeat finetune --config ... run.folder=runs/s_k400
+  videomaskfeat finetune --keys        every key, its default and its meaning""",
+    )
+    add_config_arguments(parser)
+
+
+def run_finetune(options: argparse.Namespace) -> int:
+    """Run ``finetune``."""
+    from videomaskfeat.config import FinetuneConfig, load_config
+
+    if options.keys:
+        return print_keys(FinetuneConfig)
+    config = load_config(FinetuneConfig, options.config, options.overrides)
+    from videomaskfeat.tasks.classify import finetune
+
+    outcome = finetune(config)
+    return SOME_FAILED if outcome.failures else DONE
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every verb takes that is run by a config."""
+    parser.add_argument("--config", metavar="YAML", help="config file; only what differs from the defaults")
+    parser.add_argument("--keys", action="store_true", help="list every config key and stop")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="on top of the config")
+
+
+def print_keys(schema: type) -> int:
+    """Every key of a config with its default and its meaning, in columns."""
+    from videomaskfeat.config import key_table
+
+    rows = key_table(schema)
+    width = max(len(name) for name, _, _ in rows)
+    default_width = max(len(default) for _, default, _ in rows)
+    for name, default, meaning in rows:
+        print(f"{name:<{width}}  {default:<{default_width}}  {meaning}")
+    return DONE

@@ -1,13 +1,17 @@
-"""The pre-training data set: a record of a list -> clips and their masks."""
+"""Data sets of clips: a record of a list -> frames, and, for pre-training, -> clips and their masks."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
+from videomaskfeat.data.batches import Failure, PretrainBatch, join_clips
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError
@@ -15,25 +19,59 @@ from videomaskfeat.data.transforms import ClipTransform
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 
+__all__ = [
+    "BatchT",
+    "ClipSample",
+    "Failure",
+    "FrameSampler",
+    "MaskDraw",
+    "PretrainClips",
+    "PretrainSample",
+    "SampleKey",
+    "SampleT",
+    "VideoClips",
+    "epoch_order",
+    "sample_generator",
+    "stack_clips",
+]
+
 # Tags keep the streams of one seed apart (numpy pads a seed with zeros, so (1, 2) and (1, 2, 0) are one).
 _SAMPLE, _REPLACEMENT, _ORDER = 1, 2, 3
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What a worker is asked for: a record of the list in an epoch."""
+    """What a worker is asked for: a record of the list in an epoch.
+
+    turn: how often the epoch has asked for this record before; above 0 only where classes are balanced.
+    """
 
     epoch: int
     index: int
+    turn: int = 0
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A record that could not be read: its row in the list from 0, its path, the cause in a few words."""
+class ClipSample(Protocol):
+    """What every data set of clips makes of a video."""
 
-    index: int
-    path: str
-    cause: str
+    @property
+    def clips(self) -> np.ndarray:
+        """uint8 [S, T, H, W, C], S samples of the video."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """The record they come from; the asked one, or its replacement."""
+        ...
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """The records that were tried before."""
+        ...
+
+
+SampleT = TypeVar("SampleT", bound=ClipSample)
+BatchT = TypeVar("BatchT")
 
 
 @dataclass(frozen=True)
@@ -68,8 +106,8 @@ class MaskDraw(Protocol):
         ...
 
 
-def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator that draws everything about one sample: frames, crop, flip and mask.
+def sample_generator(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
+    """The generator that draws everything about one sample: frames, crop, flip, augmentation and mask.
 
     It depends on nothing else, so a sample is the same whichever worker or rank makes it, and whenever.
 
@@ -77,8 +115,14 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
         seed: of the run, at least 0.
         epoch: from 0.
         index: row of the list, from 0.
+        turn: as in `SampleKey`.
     """
-    return np.random.default_rng((_SAMPLE, seed, epoch, index))
+    return _generator(_SAMPLE, seed, epoch, index, turn)
+
+
+def _generator(*key: int) -> np.random.Generator:
+    """A generator of a tag, a seed and so on; a turn of 0 at the end is as if it were not there."""
+    return np.random.default_rng(key if key[-1] else key[:-1])
 
 
 def epoch_order(seed: int, epoch: int, records: int) -> np.ndarray:
@@ -86,13 +130,16 @@ def epoch_order(seed: int, epoch: int, records: int) -> np.ndarray:
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(records)
 
 
-class PretrainClips(Dataset[PretrainSample]):
-    """Clips and masks of the videos in a list; ``dataset[SampleKey(epoch, index)]`` gives a sample.
+class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
+    """Clips of the videos in a list; ``dataset[SampleKey(epoch, index)]`` gives a sample.
+
+    What a sample holds, and how samples become a batch, is up to the class below: `PretrainClips`,
+    `LabelledClips`.
 
     A video that cannot be read, or is too short where that is an error, is replaced by another one, drawn by
     a generator that depends on (seed, epoch, index) alone: the stream stays the same for any number of
     workers and ranks, and one missing folder in a sorted list does not use up the tries, as it would if the
-    next rows stood in. The replacement's frames, crop and mask are drawn by the asked sample's own generator.
+    next rows stood in. All that is drawn about the replacement, the asked sample's own generator draws.
     """
 
     def __init__(
@@ -101,7 +148,6 @@ class PretrainClips(Dataset[PretrainSample]):
         *,
         sampler: FrameSampler,
         transform: ClipTransform,
-        mask: MaskDraw,
         reader: str = "auto",
         seed: int = 0,
         samples_per_video: int = 1,
@@ -113,11 +159,10 @@ class PretrainClips(Dataset[PretrainSample]):
             records: the list.
             sampler: draws the frames of a clip.
             transform: draws the crop of a clip.
-            mask: draws the mask of a clip.
             reader: of video files: auto, decord or pyav.
             seed: of everything drawn, at least 0.
             samples_per_video: clips cut from one opening of a video ("repeated sampling"), each with its own
-                frames, crop and mask.
+                frames, crop and all else that is drawn.
             tries: records to try for one sample before giving up on the list.
 
         Raises:
@@ -133,33 +178,37 @@ class PretrainClips(Dataset[PretrainSample]):
         self.records = records
         self.seed = seed
         self.samples_per_video = samples_per_video
-        self._sampler, self._transform, self._mask = sampler, transform, mask
+        self._sampler, self._transform = sampler, transform
         self._tries = tries
         self._reader = reader
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: SampleKey) -> PretrainSample:
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of the list that an epoch takes, in its order, int64 [len(self)]."""
+        return epoch_order(self.seed, epoch, len(self.records))
+
+    def __getitem__(self, key: SampleKey) -> SampleT:
         """The sample of a record, or of its replacement.
 
         Raises:
             UserError: too many records in a row cannot be read.
         """
         failures: list[Failure] = []
-        replacements = np.random.default_rng((_REPLACEMENT, self.seed, key.epoch, key.index))
+        replacements = _generator(_REPLACEMENT, self.seed, key.epoch, key.index, key.turn)
         index = key.index
         for _ in range(self._tries):
             path = self.records[index].path
-            rng = sample_generator(self.seed, key.epoch, key.index)
+            rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
-                clips, masks = self._load(path, rng)
+                frames = self._read(path, rng)
             except VideoReadError as error:
                 failures.append(Failure(index, path, error.cause))
             except ShortVideoError as error:
                 failures.append(Failure(index, path, str(error)))
             else:
-                return PretrainSample(clips, masks, index, tuple(failures))
+                return self._sample(frames, index, tuple(failures), rng)
             index = int(replacements.integers(len(self.records)))
         last = failures[-1]
         raise UserError(
@@ -168,19 +217,91 @@ class PretrainClips(Dataset[PretrainSample]):
             f"list with `videomaskfeat check-data {self.records.source}`"
         )
 
-    def _load(self, path: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Clips uint8 [S, T, h, w, C] and masks bool [S, t', h', w'] from one opening of a video."""
+    @abstractmethod
+    def collate(self, samples: Sequence[SampleT]) -> BatchT:
+        """Join samples to a batch."""
+
+    @abstractmethod
+    def _sample(
+        self,
+        frames: list[np.ndarray],
+        index: int,
+        failures: tuple[Failure, ...],
+        rng: np.random.Generator,
+    ) -> SampleT:
+        """The sample of a video: ``frames`` holds a uint8 [T, H, W, C] for each clip."""
+
+    def _read(self, path: str, rng: np.random.Generator) -> list[np.ndarray]:
+        """The frames of each clip, uint8 [T, H, W, C], from one opening of a video."""
         with open_video(path, self._reader) as video:
             indices = [self._sampler(video.frames, video.fps, rng=rng) for _ in range(self.samples_per_video)]
             frames = video.read(np.concatenate(indices))  # [S*T, H, W, C]
-        clips = [
-            self._transform.sample(frames.shape[1], frames.shape[2], rng).apply_clip(part)
-            for part in np.split(frames, self.samples_per_video)
-        ]
+        return np.split(frames, self.samples_per_video)
+
+
+class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
+    """Clips and masks of the videos in a list."""
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        sampler: FrameSampler,
+        transform: ClipTransform,
+        mask: MaskDraw,
+        reader: str = "auto",
+        seed: int = 0,
+        samples_per_video: int = 1,
+        tries: int = 10,
+    ) -> None:
+        """Keep the parts, as `VideoClips` does.
+
+        Args:
+            records: the list.
+            sampler: draws the frames of a clip.
+            transform: draws the crop of a clip.
+            mask: draws the mask of a clip.
+            reader: of video files: auto, decord or pyav.
+            seed: of everything drawn, at least 0.
+            samples_per_video: clips cut from one opening of a video, each with its own mask too.
+            tries: records to try for one sample before giving up on the list.
+
+        Raises:
+            UserError: a number that cannot be.
+        """
+        super().__init__(
+            records,
+            sampler=sampler,
+            transform=transform,
+            reader=reader,
+            seed=seed,
+            samples_per_video=samples_per_video,
+            tries=tries,
+        )
+        self._mask = mask
+
+    def collate(self, samples: Sequence[PretrainSample]) -> PretrainBatch:
+        """Join samples; clips are copied once, in a worker straight into shared memory."""
+        return PretrainBatch(
+            clips=join_clips([sample.clips for sample in samples]),
+            mask=torch.from_numpy(np.concatenate([sample.masks for sample in samples])),
+            index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
+            failures=tuple(failure for sample in samples for failure in sample.failures),
+        )
+
+    def _sample(
+        self,
+        frames: list[np.ndarray],
+        index: int,
+        failures: tuple[Failure, ...],
+        rng: np.random.Generator,
+    ) -> PretrainSample:
+        height, width = frames[0].shape[1:3]
+        clips = [self._transform.sample(height, width, rng).apply_clip(part) for part in frames]
         masks = [self._mask(rng=rng) for _ in clips]
-        return _stack(clips), _stack(masks)
+        return PretrainSample(stack_clips(clips), stack_clips(masks), index, failures)
 
 
-def _stack(parts: list[np.ndarray]) -> np.ndarray:
+def stack_clips(parts: list[np.ndarray]) -> np.ndarray:
     """``np.stack`` that does not copy a single part."""
     return parts[0][None] if len(parts) == 1 else np.stack(parts)

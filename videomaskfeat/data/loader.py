@@ -7,56 +7,34 @@ import math
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from itertools import count
-from typing import Any
+from typing import Any, Generic
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from videomaskfeat.data.clips import (
-    Failure,
-    PretrainClips,
-    PretrainSample,
-    SampleKey,
-    epoch_order,
-    sample_generator,
-)
+from videomaskfeat.data.batches import Failure, PretrainBatch
+from videomaskfeat.data.clips import BatchT, SampleKey, VideoClips, sample_generator
 from videomaskfeat.errors import UserError
 
-__all__ = ["ClipLoader", "Failure", "FailureCounter", "PretrainBatch", "SampleKey", "sample_generator"]
+__all__ = [
+    "ClipLoader",
+    "Failure",
+    "FailureCounter",
+    "PretrainBatch",
+    "SampleKey",
+    "end_workers",
+    "sample_generator",
+    "set_up_worker",
+    "start_method",
+]
 
 logger = logging.getLogger(__name__)
 
 _BatchKeys = tuple[SampleKey, ...]
-
-
-@dataclass(frozen=True)
-class PretrainBatch:
-    """A micro-batch of one rank.
-
-    clips: uint8 [B, T, H, W, C].
-    mask: bool [B, t', h', w'], True = hidden.
-    index: int64 [B], the record each clip comes from; stays on the CPU.
-    failures: records that could not be read, replaced in this batch.
-    """
-
-    clips: Tensor
-    mask: Tensor
-    index: Tensor
-    failures: tuple[Failure, ...] = ()
-
-    def to(self, device: torch.device | str) -> PretrainBatch:
-        """The batch with clips and mask on a device; without waiting, where they are pinned."""
-        clips = self.clips.to(device, non_blocking=True)
-        return replace(self, clips=clips, mask=self.mask.to(device, non_blocking=True))
-
-    def pin_memory(self) -> PretrainBatch:
-        """The batch with clips and mask in page-locked memory."""
-        return replace(self, clips=self.clips.pin_memory(), mask=self.mask.pin_memory())
 
 
 class FailureCounter:
@@ -111,8 +89,8 @@ class FailureCounter:
             )
 
 
-class ClipLoader:
-    """Loads batches in worker processes.
+class ClipLoader(Generic[BatchT]):
+    """Loads batches in worker processes; the data set decides of what kind they are.
 
     Step s of an epoch takes the s-th run of ``batch_size`` clips in the epoch's order, each rank its part of
     them, cut into ``accumulate`` micro-batches; the last incomplete step of an epoch is left out. Neither the
@@ -127,7 +105,7 @@ class ClipLoader:
 
     def __init__(
         self,
-        dataset: PretrainClips,
+        dataset: VideoClips[Any, BatchT],
         *,
         batch_size: int,
         accumulate: int = 1,
@@ -172,44 +150,38 @@ class ClipLoader:
         self._read_ahead = read_ahead
         self._keys = _KeyStream(dataset, videos, accumulate, rank, world_size, shuffle)
         # Without a generator of its own, a loader would draw from torch's global one at every start.
-        self._loader: DataLoader[PretrainBatch | UserError] = DataLoader(
-            _BatchMaker(dataset),
+        self._loader: DataLoader[BatchT | UserError] = DataLoader(
+            _BatchMaker[BatchT](dataset),
             batch_size=None,  # the sampler gives the keys of whole batches
             sampler=self._keys,
             num_workers=workers,
             prefetch_factor=prefetch_batches if workers else None,
             pin_memory=pin_memory and torch.cuda.is_available(),
-            worker_init_fn=_set_up_worker,
-            multiprocessing_context=_start_method() if workers else None,
+            worker_init_fn=set_up_worker,
+            multiprocessing_context=start_method() if workers else None,
             generator=torch.Generator().manual_seed(dataset.seed),
         )
-        self._stream: Iterator[PretrainBatch | UserError] | None = None
+        self._stream: Iterator[BatchT | UserError] | None = None
         self._position = (0, 0)  # epoch and batch that the stream gives next
         videos_a_batch = videos // (world_size * accumulate)
         self._batches_a_stream = max(renew_after * workers // videos_a_batch, 1) if workers else math.inf
         self._batches_left = 0.0
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[PretrainBatch]:
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[BatchT]:
         """The batches of an epoch, from ``first_batch`` on; those before it cost nothing.
 
         Raises:
-            UserError: the list cannot be read (see `PretrainClips`).
+            UserError: the list cannot be read (see `VideoClips`).
         """
         for batch in range(first_batch, self.batches_per_epoch):
             yield self._batch(epoch, batch)
 
     def close(self) -> None:
         """End the workers; a later batch starts them anew."""
-        stream: Any = self._stream
-        self._stream = None
-        # Dropping the iterator would end them too, but only with the last reference, which the traceback of
-        # an error may hold, and then after a wait of five seconds.
-        if stream is not None and hasattr(stream, "_shutdown_workers"):
-            stream._shutdown_workers()
-            for worker in stream._workers:
-                worker.kill()  # one that hangs in a read: they ignore the gentler signal that torch sends
+        stream, self._stream = self._stream, None
+        end_workers(stream)
 
-    def _batch(self, epoch: int, batch: int) -> PretrainBatch:
+    def _batch(self, epoch: int, batch: int) -> BatchT:
         if self._stream is None or self._position != (epoch, batch) or not self._batches_left:
             self.close()
             self._keys.start = (epoch, batch)
@@ -231,7 +203,7 @@ class ClipLoader:
         return result
 
 
-def _videos_a_step(dataset: PretrainClips, batch_size: int, parts: int) -> int:
+def _videos_a_step(dataset: VideoClips[Any, Any], batch_size: int, parts: int) -> int:
     """Videos an optimiser step, after checking that they divide evenly into so many parts."""
     unit = parts * dataset.samples_per_video
     if batch_size < 1 or batch_size % unit:
@@ -252,11 +224,17 @@ class _KeyStream(Sampler[_BatchKeys]):
     """The keys of this rank's batches from ``start`` on, epoch after epoch until ``end_epoch``."""
 
     def __init__(
-        self, dataset: PretrainClips, videos: int, accumulate: int, rank: int, world_size: int, shuffle: bool
+        self,
+        dataset: VideoClips[Any, Any],
+        videos: int,
+        accumulate: int,
+        rank: int,
+        world_size: int,
+        shuffle: bool,
     ) -> None:
         self.start = (0, 0)
         self.end_epoch: int | None = None
-        self._records, self._seed, self._shuffle = len(dataset), dataset.seed, shuffle
+        self._dataset, self._shuffle = dataset, shuffle
         self._videos, self._accumulate = videos, accumulate
         self._rank, self._world_size = rank, world_size
 
@@ -265,58 +243,49 @@ class _KeyStream(Sampler[_BatchKeys]):
         for epoch in count(first_epoch):
             if epoch == self.end_epoch:
                 return
-            parts = self._epoch(epoch)  # [batches, videos]
+            parts = self._epoch(epoch)  # [batches, videos, 2]
             for part in parts[first_batch:]:
-                yield tuple(SampleKey(epoch, int(index)) for index in part)
+                yield tuple(SampleKey(epoch, int(index), int(turn)) for index, turn in part)
             first_batch = 0
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        """Record indices of this rank's batches, int64 [batches, videos a batch]."""
-        order = epoch_order(self._seed, epoch, self._records) if self._shuffle else np.arange(self._records)
-        steps = self._records // self._videos
-        order = order[: steps * self._videos].reshape(steps, self._world_size, -1)
-        return order[:, self._rank].reshape(steps * self._accumulate, -1)
+        """Record indices and turns of this rank's batches, int64 [batches, videos a batch, 2]."""
+        records = len(self._dataset)
+        order = self._dataset.order(epoch) if self._shuffle else np.arange(records)
+        steps = records // self._videos
+        keys = np.stack([order, _turns(order)], axis=1)[: steps * self._videos]
+        keys = keys.reshape(steps, self._world_size, -1, 2)
+        return keys[:, self._rank].reshape(steps * self._accumulate, -1, 2)
 
 
-class _BatchMaker(Dataset["PretrainBatch | UserError"]):
+def _turns(order: np.ndarray) -> np.ndarray:
+    """How often each record has come before in an order, int64 [n]: 0 wherever none comes twice."""
+    sorting = np.argsort(order, kind="stable")
+    ordered = order[sorting]
+    firsts = np.searchsorted(ordered, ordered)  # where the run of equal records begins
+    turns = np.empty(len(order), np.int64)
+    turns[sorting] = np.arange(len(order)) - firsts
+    return turns
+
+
+class _BatchMaker(Dataset["BatchT | UserError"], Generic[BatchT]):
     """Makes a whole batch from its keys.
 
     A user's mistake comes back as a value: raised in a worker it would reach the caller wrapped, with a
     traceback in its message.
     """
 
-    def __init__(self, dataset: PretrainClips) -> None:
+    def __init__(self, dataset: VideoClips[Any, BatchT]) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, keys: _BatchKeys) -> PretrainBatch | UserError:
+    def __getitem__(self, keys: _BatchKeys) -> BatchT | UserError:
         try:
-            return collate([self._dataset[key] for key in keys])
+            return self._dataset.collate([self._dataset[key] for key in keys])
         except UserError as error:
             return error
 
 
-def collate(samples: list[PretrainSample]) -> PretrainBatch:
-    """Join samples; clips are copied once, in a worker straight into memory shared with the main process."""
-    number = sum(len(sample.clips) for sample in samples)
-    clips = _empty_clips((number, *samples[0].clips.shape[1:]))
-    np.concatenate([sample.clips for sample in samples], out=clips.numpy())
-    return PretrainBatch(
-        clips=clips,
-        mask=torch.from_numpy(np.concatenate([sample.masks for sample in samples])),
-        index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
-        failures=tuple(failure for sample in samples for failure in sample.failures),
-    )
-
-
-def _empty_clips(shape: tuple[int, ...]) -> Tensor:
-    """uint8 memory; in a worker shared from the start, as torch's own collate has it, which saves a copy."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def _set_up_worker(worker: int) -> None:
+def set_up_worker(worker: int) -> None:
     """One thread a worker, since the workers themselves are the parallelism; and no end by a signal.
 
     Ctrl-C and a cluster's SIGTERM reach the whole process group: the training process then finishes its step,
@@ -328,7 +297,20 @@ def _set_up_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _start_method() -> str:
+def end_workers(stream: Any) -> None:
+    """End the worker processes behind an iterator of a ``DataLoader``, if there are any.
+
+    Dropping the iterator would end them too, but only with the last reference, which the traceback of an
+    error may hold, and then after a wait of five seconds.
+    """
+    if hasattr(stream, "_shutdown_workers"):
+        stream._shutdown_workers()
+        for worker in stream._workers:
+            worker.kill()  # one that hangs in a read: they ignore the gentler signal that torch sends
+
+
+def start_method() -> str:
+    """How worker processes start: by a server that has imported this module, where the system has one."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
     # The server imports this once, before it forks any worker.

@@ -43,8 +43,9 @@ def ssv2_names(
     if labels == "no" or (labels == "auto" and "template" not in items[0]):
         _check_unlabelled(items, source, labels)
         return names, None
-    numbers = _class_numbers(source, classes)
-    return names, [_label(item, number, numbers, source) for number, item in enumerate(items, start=1)]
+    file, numbers = _class_numbers(source, classes)
+    places = [f"{source}: object {number} (id {item['id']})" for number, item in enumerate(items, start=1)]
+    return names, [_label(item, place, numbers, file) for item, place in zip(items, places, strict=True)]
 
 
 def _load(data: bytes, source: str) -> Any:
@@ -69,8 +70,8 @@ def _suffix(ids: list[str], root: str, source: str) -> str:
     )
 
 
-def _class_numbers(source: str, classes: str | None) -> dict[str, int]:
-    """template without brackets -> number."""
+def _class_numbers(source: str, classes: str | None) -> tuple[str, dict[str, int]]:
+    """The labels JSON, and its template without brackets -> number."""
     if classes is None:
         folder, name = os.path.split(source)
         stem = name.rsplit("-", 1)[0]  # something-something-v2-train.json -> something-something-v2
@@ -79,28 +80,35 @@ def _class_numbers(source: str, classes: str | None) -> dict[str, int]:
             raise UserError(
                 f"{source}: is labelled, and {classes} is missing; name it with classes=, or say labels=no"
             )
-    with open_file(classes, "rb") as file:
-        table = _load(file.read(), classes)
+    return classes, ssv2_templates(classes)
+
+
+def ssv2_templates(path: str) -> dict[str, int]:
+    """The classes of a labels JSON: template without brackets -> number.
+
+    Raises:
+        UserError: the file is missing or no such object.
+    """
+    with open_file(path, "rb") as file:
+        table = _load(file.read(), path)
     try:
         return {_plain(template): int(number) for template, number in table.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{classes}: is not an object of template -> number ({error})") from error
+        raise UserError(f"{path}: is not an object of template -> number ({error})") from error
 
 
 def _plain(template: str) -> str:
     return template.replace("[", "").replace("]", "")
 
 
-def _label(item: dict[str, Any], number: int, numbers: dict[str, int], source: str) -> int:
+def _label(item: dict[str, Any], place: str, numbers: dict[str, int], classes: str) -> int:
     if "template" not in item:
-        raise UserError(
-            f"{source}: object {number} (id {item['id']}) has no `template`, and others have; see labels=no"
-        )
+        raise UserError(f"{place} has no `template`, and others have; see labels=no")
     template = _plain(str(item["template"]))
     if template not in numbers:
         raise UserError(
-            f"{source}: object {number} (id {item['id']}) has the template {template!r}, which is not among "
-            f"the {len(numbers)} classes{nearest(template, numbers)}"
+            f"{place} has the template {template!r}, which is not among the {len(numbers)} classes of "
+            f"{classes}{nearest(template, numbers)}; name the labels JSON of this list with classes="
         )
     return numbers[template]
 

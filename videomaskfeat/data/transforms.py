@@ -61,10 +61,10 @@ class ClipGeometry:
         whole = self.resized == (window.height, window.width)
         for picture, target in zip(frames, clip, strict=True):
             if resize and whole and not self.flip:
-                _resize(picture, self.resized, target)
+                resize_frame(picture, self.resized, target)
                 continue
             if resize:
-                picture = _resize(picture, self.resized)
+                picture = resize_frame(picture, self.resized)
             picture = picture[rows, columns]
             if self.flip:
                 cv2.flip(picture, 1, dst=target)
@@ -96,8 +96,11 @@ class ClipGeometry:
         return self.window.height, self.window.width
 
 
-def _resize(picture: np.ndarray, size: tuple[int, int], target: np.ndarray | None = None) -> np.ndarray:
-    """Bilinear, pixel centres at half, no smoothing when shrinking: ``F.interpolate`` to within a level."""
+def resize_frame(picture: np.ndarray, size: tuple[int, int], target: np.ndarray | None = None) -> np.ndarray:
+    """A frame uint8 [H, W, C] at another (height, width).
+
+    Bilinear, pixel centres at half, no smoothing when shrinking: ``F.interpolate`` to within a level.
+    """
     return cv2.resize(picture, (size[1], size[0]), dst=target, interpolation=cv2.INTER_LINEAR)
 
 

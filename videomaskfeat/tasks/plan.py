@@ -3,60 +3,99 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
-from videomaskfeat.config import PretrainConfig
+from videomaskfeat.config import FinetuneConfig, PretrainConfig
+from videomaskfeat.config.pretrain import OptimConfig, RunConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine import distributed
-from videomaskfeat.grid import TokenGrid
+from videomaskfeat.tasks.classify_parts import LabelledLists
 from videomaskfeat.tasks.pretrain_parts import mask_grid
 
 
 def describe_plan(
-    config: PretrainConfig, model: nn.Module, loader: ClipLoader, *, device: torch.device, bf16: bool
+    config: PretrainConfig, model: nn.Module, loader: ClipLoader[Any], *, device: torch.device, bf16: bool
 ) -> str:
     """Model, cost, tokens, data, batch and schedule of a pre-training run, a line each."""
     clip, optim = config.clip, config.optim
     size = (1, 3, clip.frames, clip.crop, clip.crop)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    ranks = distributed.world_size()
-    micro = optim.batch_size // ranks // optim.accumulate
-    steps = loader.batches_per_epoch // optim.accumulate
-    scale = optim.batch_size / optim.base_batch_size
+    mask = mask_grid(clip, config.mask)
+    inputs = (torch.zeros(size), torch.zeros((1, *mask.shape), dtype=torch.bool))
     tokens, output = model.token_grid(size), model.output_grid(size)  # type: ignore[operator]
     records = loader.dataset.records
     lines = [
         f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
-        f"{multiply_adds(model, size, mask_grid(clip, config.mask)) / 1e9:.1f} G multiply-adds a clip",
+        f"{multiply_adds(model, inputs) / 1e9:.1f} G multiply-adds a clip",
         f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
         f"{tokens} = {tokens.size} tokens, predictions on {output}",
         f"target    {config.target.name} at the positions that a {config.mask.kind} mask of "
-        f"{mask_grid(clip, config.mask)} cells hides, ratio {config.mask.ratio:g}",
+        f"{mask} cells hides, ratio {config.mask.ratio:g}",
         f"data      {records.source}: {len(records)} videos",
+        *_training_lines(optim, config.run, loader, device=device, bf16=bf16),
+    ]
+    return "\n".join(lines)
+
+
+def describe_finetuning(
+    config: FinetuneConfig,
+    model: nn.Module,
+    loader: ClipLoader[Any],
+    lists: LabelledLists,
+    *,
+    device: torch.device,
+    bf16: bool,
+) -> str:
+    """Model, cost, tokens, data, batch and schedule of a fine-tuning run, a line each."""
+    clip = config.clip
+    size = (1, 3, clip.frames, clip.crop, clip.crop)
+    parameters = [parameter.numel() for parameter in model.parameters()]
+    learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = "" if learnt == sum(parameters) else f" ({learnt / 1e6:.2f} M learnt, the encoder is frozen)"
+    tokens = model.token_grid(size)  # type: ignore[operator]
+    how = "segments" if clip.sampling == "segments" else f"stride {clip.stride}"
+    held_out = "" if lists.validation is None else f", {len(lists.validation)} held out"
+    lines = [
+        f"model     {config.model.name}: {sum(parameters) / 1e6:.2f} M parameters{frozen}, "
+        f"{multiply_adds(model, (torch.zeros(size),)) / 1e9:.1f} G multiply-adds a view",
+        f"clip      {clip.frames} frames x {how}, {clip.crop}x{clip.crop} pixels: {tokens} = {tokens.size} "
+        f"tokens, {clip.samples_per_video} from each opening of a video",
+        f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes",
+        *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
+    ]
+    return "\n".join(lines)
+
+
+def _training_lines(
+    optim: OptimConfig, run: RunConfig, loader: ClipLoader[Any], *, device: torch.device, bf16: bool
+) -> list[str]:
+    """Batch, schedule, device and folder."""
+    ranks = distributed.world_size()
+    micro = optim.batch_size // ranks // optim.accumulate
+    steps = loader.batches_per_epoch // optim.accumulate
+    scale = optim.batch_size / optim.base_batch_size
+    return [
         f"batch     {optim.batch_size} clips a step: {ranks} (processes) x {optim.accumulate} "
         f"(micro-batches) x {micro}",
         f"plan      {optim.epochs:g} epochs x {steps} steps, warm-up {optim.warmup_epochs:g}; "
         f"learning rate {optim.learning_rate * scale:.3g} = {optim.learning_rate:g} x {optim.batch_size} / "
         f"{optim.base_batch_size} clips",
         f"device    {device}, {'bf16 autocast' if bf16 else 'fp32'}, {torch.get_num_threads()} threads"
-        f"{', compiled' if config.run.compile else ''}",
-        f"run       {config.run.folder}",
+        f"{', compiled' if run.compile else ''}",
+        f"run       {run.folder}",
     ]
-    return "\n".join(lines)
 
 
-def multiply_adds(model: nn.Module, clip_size: tuple[int, ...], mask: TokenGrid) -> float:
-    """Multiply-adds of the forward pass of one clip (fvcore calls them flops), attention included."""
+def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Multiply-adds of a forward pass (fvcore calls them flops), attention included."""
     was_training = model.training
     device = next(model.parameters()).device
-    inputs = (
-        torch.zeros(clip_size, device=device),
-        torch.zeros((1, *mask.shape), dtype=torch.bool, device=device),
-    )
+    inputs = tuple(value.to(device) for value in inputs)
     model.eval()
     try:
         count = FlopCountAnalysis(model, inputs)

@@ -22,11 +22,10 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.losses import masked_mse
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
+from videomaskfeat.tasks.optim_parts import build_optimizer, build_schedule
 from videomaskfeat.tasks.plan import describe_plan
 from videomaskfeat.tasks.pretrain_parts import (
     build_model,
-    build_optimizer,
-    build_schedule,
     build_target,
     heldout_loader,
     recipe_of,
@@ -140,8 +139,8 @@ class _Run:
         self.bf16 = uses_bf16(config.run.precision, device)
         self.network = distributed.parallel(self.model, device)
         self.target.to(device)
-        self.schedule = build_schedule(config)
-        self.optimizer = build_optimizer(config, self.model, base_lr=self.schedule.base_lr)
+        self.schedule = build_schedule(config.optim)
+        self.optimizer = build_optimizer(config.optim, self.model, base_lr=self.schedule.base_lr)
         self.ema = (
             None
             if config.optim.ema_decay is None

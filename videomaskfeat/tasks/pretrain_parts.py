@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from videomaskfeat.config import PretrainConfig
@@ -18,8 +17,6 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import load_records
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
-from videomaskfeat.engine.optim import adamw, parameter_groups
-from videomaskfeat.engine.schedule import WarmupCosine
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import MASKS, MaskFunction
@@ -100,40 +97,6 @@ def build_model(config: PretrainConfig, target: nn.Module) -> nn.Module:
             "multiple of the mask's"
         )
     return model
-
-
-def build_schedule(config: PretrainConfig) -> WarmupCosine:
-    """The learning rate over the epochs, for the config's batch.
-
-    Raises:
-        UserError: a rate, a length or the base batch that cannot be.
-    """
-    optim = config.optim
-    schedule = WarmupCosine(
-        base_lr=optim.learning_rate,
-        start_lr=optim.start_learning_rate,
-        end_lr=optim.end_learning_rate,
-        warmup_epochs=optim.warmup_epochs,
-        epochs=optim.epochs,
-    )
-    return schedule.scaled(optim.batch_size, optim.base_batch_size)
-
-
-def build_optimizer(config: PretrainConfig, model: nn.Module, *, base_lr: float) -> torch.optim.AdamW:
-    """AdamW over the model's parameter groups.
-
-    Raises:
-        UserError: betas out of their range.
-    """
-    optim = config.optim
-    groups = parameter_groups(
-        model.named_parameters(),
-        base_lr=base_lr,
-        weight_decay=optim.weight_decay,
-        layer_decay=optim.layer_decay,
-        depth=len(model.blocks),  # type: ignore[arg-type]
-    )
-    return adamw(groups, betas=(optim.betas[0], optim.betas[1]))
 
 
 def mask_grid(clip: ClipConfig, mask: MaskConfig) -> TokenGrid:

@@ -1,0 +1,110 @@
+"""Batches as they reach a step, and how the clips of several videos are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A record that could not be read: its row in the list from 0, its path, the cause in a few words."""
+
+    index: int
+    path: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """A micro-batch of one rank.
+
+    clips: uint8 [B, T, H, W, C].
+    mask: bool [B, t', h', w'], True = hidden.
+    index: int64 [B], the record each clip comes from; stays on the CPU.
+    failures: records that could not be read, replaced in this batch.
+    """
+
+    clips: Tensor
+    mask: Tensor
+    index: Tensor
+    failures: tuple[Failure, ...] = ()
+
+    def to(self, device: torch.device | str) -> PretrainBatch:
+        """The batch with clips and mask on a device; without waiting, where they are pinned."""
+        clips = self.clips.to(device, non_blocking=True)
+        return replace(self, clips=clips, mask=self.mask.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PretrainBatch:
+        """The batch with clips and mask in page-locked memory."""
+        return replace(self, clips=self.clips.pin_memory(), mask=self.mask.pin_memory())
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """A micro-batch of one rank, with the class of each clip.
+
+    clips: uint8 [B, T, H, W, C].
+    labels: int64 [B].
+    index: int64 [B], the record each clip comes from; stays on the CPU.
+    failures: records that could not be read, replaced in this batch.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    index: Tensor
+    failures: tuple[Failure, ...] = ()
+
+    def to(self, device: torch.device | str) -> LabelledBatch:
+        """The batch with clips and labels on a device; without waiting, where they are pinned."""
+        clips = self.clips.to(device, non_blocking=True)
+        return replace(self, clips=clips, labels=self.labels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> LabelledBatch:
+        """The batch with clips and labels in page-locked memory."""
+        return replace(self, clips=self.clips.pin_memory(), labels=self.labels.pin_memory())
+
+
+@dataclass(frozen=True)
+class ViewsBatch:
+    """All views of some videos, for testing; those that could not be read are missing.
+
+    clips: uint8 [n*V*S, T, H, W, C]; the views of one video stand together, view v of crop s at v*S + s.
+    index: int64 [n], the record each video is; stays on the CPU.
+    labels: int64 [n], -1 for a record without one; stays on the CPU.
+    failures: records that could not be read; nothing stands in for them. n is 0 where that is all of them.
+    """
+
+    clips: Tensor
+    index: Tensor
+    labels: Tensor
+    failures: tuple[Failure, ...] = ()
+
+    def to(self, device: torch.device | str) -> ViewsBatch:
+        """The batch with its clips on a device; without waiting, where they are pinned."""
+        return replace(self, clips=self.clips.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ViewsBatch:
+        """The batch with its clips in page-locked memory."""
+        return replace(self, clips=self.clips.pin_memory())
+
+
+def join_clips(parts: Sequence[np.ndarray]) -> Tensor:
+    """Join uint8 [S, T, H, W, C] to [B, T, H, W, C]; in a worker straight into shared memory."""
+    clips = empty_clips((sum(len(part) for part in parts), *parts[0].shape[1:]))
+    np.concatenate(parts, out=clips.numpy())
+    return clips
+
+
+def empty_clips(shape: tuple[int, ...]) -> Tensor:
+    """uint8 memory; in a worker shared from the start, as torch's own collate has it, which saves a copy."""
+    size = int(np.prod(shape))
+    if get_worker_info() is None or not size:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -1,0 +1,55 @@
+"""The names of a data set's classes."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import is_file, open_file
+
+
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """A name a class, by label.
+
+    Args:
+        path: a text file with a name a line in the order of the labels, or a JSON file: a list of names, or
+            an object of name -> label, as Something-Something-v2's.
+
+    Raises:
+        UserError: no such file, not of these forms, or labels that are not 0, 1, 2, ...
+    """
+    name = os.fspath(path)
+    if not is_file(name):
+        raise UserError(f"{name}: no such file of class names; check data.class_names")
+    with open_file(name) as file:
+        text = file.read()
+    if not name.endswith(".json"):
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    else:
+        names = _from_json(text, name)
+    if not names:
+        raise UserError(f"{name}: holds no class name; write one a line, in the order of the labels")
+    return names
+
+
+def class_names_beside(list_path: str) -> str:
+    """The labels file that lies beside a Something-Something-v2 list; empty where there is none."""
+    stem = list_path.rsplit("-", 1)[0]  # something-something-v2-train.json -> something-something-v2
+    labels = f"{stem}-labels.json"
+    return labels if list_path.endswith(".json") and is_file(labels) else ""
+
+
+def _from_json(text: str, name: str) -> tuple[str, ...]:
+    try:
+        table = json.loads(text)
+        if isinstance(table, list):
+            return tuple(map(str, table))
+        by_label = {int(label): str(words) for words, label in table.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{name}: is no JSON list of names, nor an object of name -> label ({error})"
+        ) from error
+    if sorted(by_label) != list(range(len(table))):
+        raise UserError(f"{name}: its labels are not 0 to {len(table) - 1}, each once; correct the file")
+    return tuple(by_label[label] for label in range(len(by_label)))

@@ -1,8 +1,9 @@
 """Changes of colour and shape that every frame of a clip undergoes alike, in uint8.
 
-They mean what the operations of Pillow mean on which RandAugment was built, but for roundings that each
-function names. All take frames uint8 [T, H, W, 3], RGB, leave them as they are and return new ones of the
-same size; ``interpolation`` is one of `INTERPOLATIONS`.
+They give what the operations of Pillow give on which RandAugment was built: look-ups by table exactly, all
+else but rotations to within a level, with a few pixels in a hundred off by one. All take frames uint8
+[T, H, W, 3], RGB, leave them as they are and return new ones of the same size; ``interpolation`` is one of
+`INTERPOLATIONS`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ INTERPOLATIONS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 FILL = 128
 
 _LEVELS = np.arange(256)
-_GREY = np.array([0.299, 0.587, 0.114])  # ITU-R 601 luma, of R, G, B
+_SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 
 # Pillow cuts a result's fraction off, OpenCV rounds: so half a level is taken away, a little less than half
 # so that a whole number which arithmetic made slightly smaller stays itself.
@@ -37,7 +38,7 @@ def posterize(frames: np.ndarray, bits: int) -> np.ndarray:
 
 def solarize(frames: np.ndarray, threshold: int) -> np.ndarray:
     """Pixels from the threshold on are inverted, 0 to 256."""
-    return _look_up(frames, np.where(_LEVELS >= threshold, 255 - _LEVELS, _LEVELS))
+    return _look_up(frames, np.concatenate([_LEVELS[:threshold], 255 - _LEVELS[threshold:]]))
 
 
 def solarize_add(frames: np.ndarray, amount: int) -> np.ndarray:
@@ -90,29 +91,20 @@ def contrast(frames: np.ndarray, factor: float) -> np.ndarray:
 
 
 def saturation(frames: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with each pixel's grey: 0 is grey, 1 the frame, more is more colourful.
-
-    Within a level of Pillow, which rounds the grey before it blends.
-    """
+    """Blend with each pixel's grey: 0 is grey, 1 the frame, more is more colourful."""
     changed = np.empty_like(frames, order="C")
-    mixing = factor * np.eye(3) + (1 - factor) * _GREY
-    rows = _rows(frames)
-    cv2.transform(rows, np.column_stack([mixing, np.full(3, _CUT_OFF)]), dst=_rows(changed))
+    for frame, target in zip(frames, changed, strict=True):
+        grey = cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        cv2.addWeighted(frame, factor, grey, 1 - factor, _CUT_OFF, dst=target)
     return changed
 
 
 def sharpness(frames: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with a smoothed frame: 0 is smooth, 1 the frame, more is sharper; the border keeps its pixels.
-
-    Within a level of Pillow, which rounds the smoothed frame before it blends.
-    """
-    smooth = np.ones((3, 3))
-    smooth[1, 1] = 5.0
-    kernel = (1 - factor) / 13 * smooth
-    kernel[1, 1] += factor
+    """Blend with a smoothed frame: 0 is smooth, 1 the frame, more is sharper; the border keeps its pixels."""
     changed = np.empty_like(frames, order="C")
     for frame, target in zip(frames, changed, strict=True):
-        cv2.filter2D(frame, -1, kernel, dst=target, delta=_CUT_OFF)
+        smooth = cv2.filter2D(frame, -1, _SMOOTH)
+        cv2.addWeighted(frame, factor, smooth, 1 - factor, _CUT_OFF, dst=target)
     for edge in (0, -1):
         changed[:, edge] = frames[:, edge]
         changed[:, :, edge] = frames[:, :, edge]

@@ -1,0 +1,185 @@
+"""RandAugment's operations against Pillow's, frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.data.pictures import noisy_frames, smooth_frames, still_clip
+from tests.reference.randaugment import pillow_operation
+from videomaskfeat.data import operations
+from videomaskfeat.data.randaugment import OPERATIONS
+
+# Arguments as the recipes draw them, and the ends of what can be drawn.
+FACTORS = (0.1, 0.37, 1.0, 1.63, 1.9)
+EXACT: dict[str, tuple[float | None, ...]] = {
+    "AutoContrast": (None,),
+    "Equalize": (None,),
+    "Invert": (None,),
+    "Posterize": (1, 2, 4, 7, 8),
+    "Solarize": (0, 77, 179, 256),
+    "SolarizeAdd": (0, 77, 110),
+    "Brightness": FACTORS,
+    "Contrast": FACTORS,
+}
+MOVES = {
+    "ShearX": (0.21, -0.21, 0.3, -0.013),
+    "ShearY": (0.21, -0.21, 0.3, -0.013),
+    "TranslateXRel": (0.315, -0.315, 0.45, -0.002, 0.7, -0.999),
+    "TranslateYRel": (0.315, -0.315, 0.45, -0.002, 0.7, -0.999),
+}
+
+
+def ours(frames: np.ndarray, name: str, *arguments: object) -> np.ndarray:
+    """Frames after one operation of ours."""
+    return OPERATIONS[name].change(frames, *arguments)
+
+
+def differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """How many levels pixels are apart, int [T, H, W, 3]."""
+    return np.abs(one.astype(int) - other.astype(int))
+
+
+@pytest.mark.parametrize("make", [noisy_frames, smooth_frames])
+@pytest.mark.parametrize("name", EXACT)
+def test_look_ups_equal_pillow(name: str, make: Callable[[], np.ndarray]) -> None:
+    frames = make()
+    for argument in EXACT[name]:
+        arguments = () if argument is None else (argument,)
+        assert np.array_equal(ours(frames, name, *arguments), pillow_operation(frames, name, argument))
+
+
+def test_stretching_looks_at_each_frame_and_channel_alone() -> None:
+    frames = smooth_frames(3)
+    frames[0, ..., 0] = 77  # a flat channel stays
+    frames[1] //= 4
+    frames[2, ..., 2] = np.where(frames[2, ..., 2] < 128, 10, 11)  # two levels
+    for name in ("AutoContrast", "Equalize"):
+        result = ours(frames, name)
+        assert np.array_equal(result, pillow_operation(frames, name))
+        assert (result[0, ..., 0] == 77).all()
+    stretched = operations.auto_contrast(frames)
+    assert stretched[1].min() == 0
+    assert stretched[1].max() == 255
+
+
+def test_equalizing_a_picture_smaller_than_the_levels_leaves_it() -> None:
+    frames = noisy_frames(1, 9, 11)  # a step of 99 pixels in 255 levels is below one pixel
+    assert np.array_equal(operations.equalize(frames), frames)
+    assert np.array_equal(pillow_operation(frames, "Equalize"), frames)
+
+
+def test_no_bits_are_black() -> None:
+    # The strongest posterize; older Pillow gave this, the present one refuses it.
+    assert not operations.posterize(noisy_frames(), 0).any()
+
+
+@pytest.mark.parametrize("name", ["Color", "Sharpness"])
+@pytest.mark.parametrize("make", [noisy_frames, smooth_frames])
+def test_blends_with_a_picture_are_within_a_level_of_pillow(
+    name: str, make: Callable[[], np.ndarray]
+) -> None:
+    frames = make()
+    for factor in FACTORS:
+        apart = differences(ours(frames, name, factor), pillow_operation(frames, name, factor))
+        # The same sums but for a 64th of a level at which fractions are cut off, and greys rounded otherwise.
+        assert apart.max() <= 1
+        assert (apart > 0).mean() < 0.03
+    assert np.array_equal(ours(frames, name, 1.0), frames)
+
+
+def test_grey_pixels_stay_grey_at_any_saturation() -> None:
+    grey = np.repeat(noisy_frames()[..., :1], 3, axis=-1)
+    for factor in FACTORS:
+        assert np.array_equal(operations.saturation(grey, factor), grey)
+
+
+def test_borders_keep_their_pixels_when_sharpened() -> None:
+    frames = noisy_frames()
+    changed = operations.sharpness(frames, 1.63)
+    border = np.ones(frames.shape[1:3], bool)
+    border[1:-1, 1:-1] = False
+    assert np.array_equal(changed[:, border], frames[:, border])
+    assert (changed[:, ~border] != frames[:, ~border]).mean() > 0.9
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("make", [noisy_frames, smooth_frames])
+@pytest.mark.parametrize("name", MOVES)
+def test_shears_and_shifts_are_within_a_level_of_pillow_to_the_border(
+    name: str, make: Callable[[], np.ndarray], interpolation: str
+) -> None:
+    frames = make()
+    for argument in MOVES[name]:
+        moved = ours(frames, name, argument, interpolation)
+        apart = differences(moved, pillow_operation(frames, name, argument, interpolation))
+        # The same sums but for the order of floats, and a 64th of a level at which fractions are cut off.
+        assert apart.max() <= 1
+        assert (apart > 0).mean() < 0.06
+    assert np.array_equal(ours(frames, name, 0.0, interpolation), frames)
+
+
+def test_whole_pixels_move_without_change() -> None:
+    frames = noisy_frames(1, 8, 10)
+    moved = operations.translate_x(frames, 0.3, "bicubic")
+    assert np.array_equal(moved[:, :, :7], frames[:, :, 3:])
+    assert (moved[:, :, 7:] == 128).all()
+    moved = operations.translate_y(frames, -0.25, "bilinear")
+    assert np.array_equal(moved[:, 2:], frames[:, :6])
+    assert (moved[:, :2] == 128).all()
+
+
+def test_a_shift_beyond_the_frame_leaves_the_fill() -> None:
+    assert (operations.translate_x(noisy_frames(), 1.0, "bicubic") == 128).all()
+
+
+@pytest.mark.parametrize("degrees", [21.0, -21.0, 30.0, 3.3, 0.0])
+def test_rotations_are_near_pillow_away_from_the_border(degrees: float) -> None:
+    frames = smooth_frames(2)
+    inside = pillow_operation(np.full_like(frames, 255), "Rotate", degrees, "bilinear")[0, ..., 0] == 255
+    # The turned border fades over two pixels.
+    around = np.ones((7, 7), np.uint8)
+    inside = cv2.erode(inside.astype(np.uint8), around, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    assert inside.mean() > 0.4
+    apart = differences(
+        ours(frames, "Rotate", degrees, "bilinear"), pillow_operation(frames, "Rotate", degrees, "bilinear")
+    )[:, inside]
+    # Rounded where Pillow cuts off, and places to a 32nd of a pixel: at most 1/64 of what neighbours differ.
+    assert apart.max() <= 1
+    apart = differences(
+        ours(frames, "Rotate", degrees, "bicubic"), pillow_operation(frames, "Rotate", degrees, "bicubic")
+    )[:, inside]
+    # A softer kernel (a = -0.75, Pillow -1): 3 levels at most here, and half a level on average from the
+    # rounding, which in Pillow cuts off.
+    assert apart.max() <= 4
+    assert apart.mean() < 0.75
+
+
+def test_rotation_goes_counter_clockwise() -> None:
+    frames = np.zeros((1, 101, 101, 3), np.uint8)
+    frames[0, 50, 80:95] = 255  # a bar to the right of the centre
+    turned = operations.rotate(frames, 30.0, "bilinear")[0, ..., 0]
+    rows, columns = np.nonzero((turned > 100) & (turned != 128))
+    angle = np.degrees(np.arctan2(50 - rows.mean(), columns.mean() - 50))
+    assert angle == pytest.approx(30, abs=1)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_all_frames_are_treated_alike_and_the_input_is_left(name: str) -> None:
+    clip = still_clip()
+    before = clip.copy()
+    operation = OPERATIONS[name]
+    arguments: list[object] = [] if operation.argument is None else [operation.argument(0.7, 1, True)]
+    if operation.resamples:
+        arguments.append("bicubic")
+    changed = operation.change(clip, *arguments)
+    assert changed.shape == clip.shape
+    assert changed.dtype == np.uint8
+    assert np.array_equal(clip, before)
+    assert not np.shares_memory(changed, clip)
+    assert not np.array_equal(changed, clip)
+    for frame in changed[1:]:
+        assert np.array_equal(frame, changed[0])

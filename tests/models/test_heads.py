@@ -285,6 +285,7 @@ def test_bfloat16_autocast_stays_close() -> None:
         ({"classes": 0}, "classes 0 must be positive"),
         ({"dropout": 1.0}, r"dropout 1.0 in 0..1"),
         ({"final_norm": False}, "final_norm cannot be set on a classifier"),
+        ({"mean_first": True}, "cannot be set on a classifier, nor mean_first"),
         ({"head": "token", "class_token": False}, "head 'token' needs class_token true"),
     ],
 )

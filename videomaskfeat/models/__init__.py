@@ -20,7 +20,8 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     Args:
         name: one of ``videomaskfeat.models.zoo.MODELS``: maskfeat_mvitv2_s, maskfeat_mvitv2_l (pre-training),
             maskfeat_mvitv2_s_classifier, maskfeat_mvitv2_l_classifier (their fine-tuning), mvitv2_s,
-            mvitv2_b, mvitv2_l (supervised classifiers), and a nano of each kind for CPUs.
+            mvitv2_b, mvitv2_l (supervised classifiers), and a nano of each kind for CPUs; mvitv2_encoder has
+            no head.
         arguments: what differs from the named model; see :class:`~videomaskfeat.models.mvit.MViT`,
             :class:`~videomaskfeat.models.maskfeat.MaskFeat` and
             :class:`~videomaskfeat.models.heads.Classifier`. Lists are taken as tuples.

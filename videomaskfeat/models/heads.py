@@ -167,7 +167,8 @@ class Classifier(MViT):
         head: see the table.
         dropout: chance of dropping a feature before the linear layer in training.
         head_scale: factor on the linear layer's initial weight and bias.
-        encoder: the arguments of :class:`~videomaskfeat.models.mvit.MViT`, except ``final_norm``.
+        encoder: the arguments of :class:`~videomaskfeat.models.mvit.MViT`, except ``final_norm`` and
+            ``mean_first``.
 
     Raises:
         UserError: an unknown head, a value outside its range, or a class token asked of an encoder without.
@@ -188,9 +189,12 @@ class Classifier(MViT):
             raise UserError(f"head {head!r} is not one of {', '.join(HEADS)}{nearest(head, HEADS)}")
         if classes < 1 or not 0 <= dropout < 1:
             raise UserError(f"classes {classes} must be positive and dropout {dropout} in 0..1, 1 excluded")
-        if "final_norm" in encoder:
-            raise UserError("final_norm cannot be set on a classifier: every head takes normalised features")
-        super().__init__(**encoder)
+        if "final_norm" in encoder or "mean_first" in encoder:
+            raise UserError(
+                "final_norm cannot be set on a classifier, nor mean_first: every head takes normalised "
+                "features, and says what comes first, the norm or the mean"
+            )
+        super().__init__(**encoder, mean_first=head in ("mean", "linear"))
         if head == "token" and self.cls_token is None:
             raise UserError("head 'token' needs class_token true: without one, take head 'mean'")
         self.head_kind = head
@@ -239,15 +243,6 @@ class Classifier(MViT):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("head."))
         self.train()
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """The last block's tokens [B, N, D] -> normalised and averaged [B, D].
-
-        The norm comes after the mean where a head is trained so, and before it in the other encoders.
-        """
-        if self.head_kind in ("mean", "linear"):
-            return self.norm(tokens.mean(dim=1))
-        return super().pool(tokens)
 
     def _head_input(self, clips: Tensor) -> Tensor:
         """[B, D], or all of the grid's tokens [B, N, D] for the attentive head."""

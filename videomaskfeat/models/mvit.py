@@ -159,6 +159,7 @@ class MViT(nn.Module):
         residual_pooling: add the pooled queries to the attention's result.
         drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
         final_norm: layer norm over the last block's tokens.
+        mean_first: pooled :meth:`features` are averaged before that norm instead of after it.
         linear_std: standard deviation of the linear layers' initial weights. The published 0.02 suits widths
             of 96 and more; narrow models start slowly with it.
         checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
@@ -199,6 +200,7 @@ class MViT(nn.Module):
         residual_pooling: bool = True,
         drop_path: float = 0.0,
         final_norm: bool = True,
+        mean_first: bool = False,
         linear_std: float = 0.02,
         checkpoint_blocks: bool = False,
     ) -> None:
@@ -207,6 +209,7 @@ class MViT(nn.Module):
         _check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable"))
         plans = _plan_blocks(depth, width, heads, widen_at, widen_in, q_pool_at, q_pool_stride, kv_stride)
         self.checkpoint_blocks = checkpoint_blocks
+        self.mean_first = mean_first
         self.patch_embed = CubeEmbed(
             in_channels, width, kernel=cube_kernel, stride=cube_stride, padding=cube_padding
         )
@@ -296,7 +299,7 @@ class MViT(nn.Module):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """The last block's tokens [B, N, D] -> normalised and averaged [B, D]."""
-        return self.norm(tokens).mean(dim=1)
+        return self.norm(tokens.mean(dim=1)) if self.mean_first else self.norm(tokens).mean(dim=1)
 
     def through_blocks(
         self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None

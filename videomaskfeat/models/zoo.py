@@ -9,6 +9,7 @@ from torch import nn
 
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.mvit import MViT
 
 
 @dataclass(frozen=True)
@@ -79,4 +80,6 @@ MODELS = {
     "maskfeat_mvitv2_l_classifier": NamedModel(
         Classifier, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8, 44), "head": "mean"}
     ),
+    # What is left of any of them without its head; the file of such a one gives every argument.
+    "mvitv2_encoder": NamedModel(MViT, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)}),
 }

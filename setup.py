@@ -35,7 +35,10 @@ setup(
         "tensorboard>=2.15",
         "matplotlib>=3.8",
     ],
-    extras_require={"dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"]},
+    extras_require={
+        "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],
+        "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23
+    },
     entry_points={"console_scripts": ["videomaskfeat = videomaskfeat.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",

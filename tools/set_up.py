@@ -30,7 +30,7 @@ def main() -> int:
     pip += ["--progress-bar=off", "-c", str(ROOT / "constraints.txt")]
     if shutil.which("nvidia-smi") is None and not install_cpu_torch(pip):
         return 1
-    if subprocess.run([*pip, "-e", f"{ROOT}[dev]"]).returncode:
+    if subprocess.run([*pip, "-e", f"{ROOT}[dev,export]"]).returncode:
         return 1
     stamp.write_text(wanted, encoding="utf-8")
     return 0

@@ -16,7 +16,17 @@ from videomaskfeat import __version__, cli
 from videomaskfeat.errors import RunFailed, UserError
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("pretrain", "finetune", "visualize", "report", "sample-data", "check-data", "doctor")
+VERBS = (
+    "pretrain",
+    "finetune",
+    "predict",
+    "extract-features",
+    "visualize",
+    "report",
+    "sample-data",
+    "check-data",
+    "doctor",
+)
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")])
 
 
@@ -42,7 +52,9 @@ def test_module_runs_as_the_command() -> None:
     assert done.stdout == f"videomaskfeat {__version__}\n"
 
 
-@pytest.mark.parametrize("tool", ["pretrain", "finetune", "visualize", "report", "check_data"])
+@pytest.mark.parametrize(
+    "tool", ["pretrain", "finetune", "predict", "extract_features", "visualize", "report", "check_data"]
+)
 def test_tools_are_verbs(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,6 +62,12 @@ def test_tools_are_verbs(
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
     assert f"videomaskfeat {tool.replace('_', '-')}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in ROOT.glob("tools/*.py")))
+def test_tools_do_nothing_where_a_worker_imports_them(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [tool, "--help"])
+    runpy.run_path(str(ROOT / "tools" / tool), run_name="__mp_main__")
 
 
 @pytest.mark.parametrize(

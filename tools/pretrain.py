@@ -4,4 +4,5 @@ import sys
 
 from videomaskfeat.cli import main
 
-sys.exit(main(["pretrain", *sys.argv[1:]]))
+if __name__ == "__main__":  # worker processes import this file
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

@@ -120,7 +120,7 @@ def draw_videos(
                 title=os.path.basename(video),
                 frame_labels=tuple(f"frame {number}" for number in indices),
             )
-            name = _free_name(Path(video).stem, {path.stem for path in written})
+            name = free_name(Path(video).stem, {path.stem for path in written})
             picture, film = Path(out, f"{name}.png"), Path(out, f"{name}.mp4")
             write_picture(picture, drawing, columns=columns)
             write_film(film, drawing)
@@ -188,7 +188,7 @@ def _predict(
     )
 
 
-def _free_name(name: str, taken: Set[str]) -> str:
+def free_name(name: str, taken: Set[str]) -> str:
     """A name that no earlier video of this call took: videos of two folders may share theirs."""
     numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
     return next(free for free in (name, *numbered) if free not in taken)

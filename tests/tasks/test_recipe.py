@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from videomaskfeat.errors import UserError
 from videomaskfeat.tasks.recipe import (
     CLASSIFY_KEY,
+    ENCODER_KEY,
     METADATA_KEY,
     ClassifyRecipe,
     ClipRecipe,
@@ -20,6 +21,7 @@ from videomaskfeat.tasks.recipe import (
     read_clip_recipe,
     read_recipe,
     read_testing_recipe,
+    recipe_texts,
 )
 
 
@@ -113,6 +115,17 @@ def test_testing_recipe_is_the_classifiers_or_one_view_of_the_pretrained(tmp_pat
     assert read_testing_recipe(path) == ClassifyRecipe(clip, views=1, crops=1, short_side=64)
     with pytest.raises(UserError, match=r"c.safetensors: weights without a recipe"):
         read_testing_recipe(write(tmp_path / "c.safetensors", {"model": "x"}))
+
+
+def test_encoders_recipe_is_for_testing_alone(tmp_path: Path) -> None:
+    recipe = ClassifyRecipe(ClipRecipe(frames=8, stride=2, crop=64), views=4)
+    path = write(tmp_path / "a.safetensors", {ENCODER_KEY: recipe.to_json(), "model": "x"})
+    assert read_testing_recipe(path) == recipe
+    assert read_clip_recipe(path) == recipe.clip
+    with pytest.raises(UserError, match="an encoder without a head, and a classifier's are needed"):
+        read_classify_recipe(path)
+    assert recipe_texts(path) == {ENCODER_KEY: recipe.to_json()}
+    assert recipe_texts(write(tmp_path / "b.safetensors", {"model": "x"})) == {}
 
 
 def test_three_crops_take_the_short_side_of_the_crop() -> None:

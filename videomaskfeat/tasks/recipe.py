@@ -22,6 +22,8 @@ METADATA_KEY = "pretrain"
 """Key of a pre-training recipe, as JSON, in the metadata of a safetensors file."""
 CLASSIFY_KEY = "classify"
 """Key of a classifier's recipe, likewise."""
+ENCODER_KEY = "encoder"
+"""Key of an encoder's without a head: a :class:`ClassifyRecipe` that knows no classes."""
 _TORCH_SUFFIXES = (".pyth", ".pt", ".pth", ".ckpt")
 
 
@@ -189,7 +191,9 @@ def read_classify_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     """
     metadata = _metadata(path)
     if CLASSIFY_KEY not in metadata:
-        what = "weights of a pre-training run" if METADATA_KEY in metadata else "weights without a recipe"
+        kinds = {METADATA_KEY: "weights of a pre-training run", ENCODER_KEY: "an encoder without a head"}
+        found = [kind for key, kind in kinds.items() if key in metadata]
+        what = found[0] if found else "weights without a recipe"
         raise UserError(
             f"{os.fspath(path)}: {what}, and a classifier's are needed (metadata key {CLASSIFY_KEY!r}); give "
             "the weights.safetensors of a fine-tuning run, or what `videomaskfeat import-slowfast` wrote"
@@ -201,11 +205,9 @@ def read_clip_recipe(path: str | os.PathLike[str]) -> ClipRecipe:
     """How the model in a safetensors file sees clips, whether it was pre-trained or classifies.
 
     Raises:
-        UserError: as :func:`read_recipe`.
+        UserError: as :func:`read_testing_recipe`.
     """
-    if CLASSIFY_KEY in _metadata(path):
-        return read_classify_recipe(path).clip
-    return read_recipe(path).clip
+    return read_testing_recipe(path).clip
 
 
 def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
@@ -214,11 +216,12 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     Weights of a pre-training run see one centre crop of the clip in the middle.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, or holds no recipe of either kind.
+        UserError: the file is missing, is no safetensors file, or holds no recipe of any kind.
     """
     metadata = _metadata(path)
-    if CLASSIFY_KEY in metadata:
-        return read_classify_recipe(path)
+    for key in (CLASSIFY_KEY, ENCODER_KEY):
+        if key in metadata:
+            return _read(ClassifyRecipe.from_json, metadata[key], path, key)
     if METADATA_KEY in metadata:
         clip = read_recipe(path).clip
         return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
@@ -226,6 +229,16 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
         f"{os.fspath(path)}: weights without a recipe, so nothing says which clips they want; give the "
         "weights.safetensors of a run, or what `videomaskfeat import-slowfast` wrote"
     )
+
+
+def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The recipe in a safetensors file as it stands there, by key, for a copy; empty where there is none.
+
+    Raises:
+        UserError: the file is missing or is no safetensors file.
+    """
+    metadata = _metadata(path)
+    return {key: metadata[key] for key in (METADATA_KEY, CLASSIFY_KEY, ENCODER_KEY) if key in metadata}
 
 
 def _metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:

@@ -113,6 +113,52 @@ def test_report_of_a_whole_run_holds_everything(run: Path) -> None:
     assert sum(tag == "svg" for tag, _ in page.tags) == 6
 
 
+def write_classifier_run(folder: Path, top1: float) -> Path:
+    """A finished fine-tuning, validated every 30th step."""
+    folder.mkdir()
+    lines = [
+        {"step": step, "loss": 2 - step / 100, "train_top1": float(step)}
+        | ({"evaluation/top1": step / 2} if step % 30 == 0 else {})
+        for step in range(1, 61)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {"top1": top1, "top5": 80.0, "mean_class": 41.0, "videos": 39, "listed": 40}
+    (folder / "summary.json").write_text(json.dumps({**summary, "views": 5, "crops": 1}))
+    return folder
+
+
+def test_report_of_a_classifier_tells_its_accuracy_and_of_how_many_videos(tmp_path: Path) -> None:
+    page = Page(report(write_classifier_run(tmp_path / "tuned", 42.5)).read_text(encoding="utf-8"))
+    for expected in (
+        "Held-out accuracy",
+        "42.5 %",
+        "80.0 %",
+        "41.0 %",
+        "Of 39 of 40 held-out videos, 5 clips",
+    ):
+        assert expected in page.text
+    assert "Held-out loss" not in page.text
+    spoken = [attributes["aria-label"] or "" for tag, attributes in page.tags if tag == "svg"]
+    assert any("held-out top-1: 15 at step 30, 30 at step 60" in words for words in spoken)
+
+
+def test_runs_are_drawn_side_by_side_under_their_names(tmp_path: Path) -> None:
+    tuned = write_classifier_run(tmp_path / "tuned", 42.5)
+    scratch = write_classifier_run(tmp_path / "scratch", 11.25)
+    page = Page(report(tuned, beside=[scratch]).read_text(encoding="utf-8"))
+    assert "Side by side" in page.text
+    assert "tuned 42.5 % 80.0 % 41.0 % scratch 11.2 % 80.0 % 41.0 %" in page.text
+    spoken = [attributes["aria-label"] or "" for tag, attributes in page.tags if tag == "svg"]
+    both = [words for words in spoken if "tuned:" in words and "scratch:" in words]
+    assert [words.split(". ")[0] for words in both] == [
+        "Held-out top-1, percent",
+        "Training top-1, percent",
+        "Training loss",
+    ]
+    with pytest.raises(UserError, match="4 runs beside another one: 3 fit at most"):
+        report(tuned, beside=[scratch] * 4)
+
+
 def test_report_escapes_and_asks_for_nothing_outside(run: Path) -> None:
     html = report(run).read_text(encoding="utf-8")
     page = Page(html)

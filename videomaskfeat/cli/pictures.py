@@ -60,15 +60,21 @@ def add_report(verbs: Any) -> None:
         "report",
         run_report,
         summary="write one self-contained HTML page about a run, finished or not",
-        examples="  videomaskfeat report runs/s\n  videomaskfeat report runs/s --out s.html",
+        examples="""\
+  videomaskfeat report runs/s
+  videomaskfeat report runs/s --out s.html
+  videomaskfeat report runs/pretrained --beside runs/scratch      both runs' curves in one chart""",
     )
     parser.add_argument("folder", metavar="RUN", help="run folder")
     parser.add_argument("--out", help="HTML file (default: RUN/report.html)")
+    parser.add_argument(
+        "--beside", nargs="+", default=[], metavar="RUN", help="other runs to show side by side with this one"
+    )
 
 
 def run_report(options: argparse.Namespace) -> int:
     """Run ``report``."""
     from videomaskfeat.tasks.report import report
 
-    print(report(options.folder, options.out))
+    print(report(options.folder, options.out, beside=options.beside))
     return DONE

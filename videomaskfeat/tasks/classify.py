@@ -328,23 +328,24 @@ class _Run:
                 "top5": score.top5,
                 "mean_class": score.mean_class,
                 "videos": score.videos,
+                "listed": self._listed_videos(),
                 "views": self.recipe.views,
                 "crops": self.recipe.crops,
             }
         self.run_folder.write_json("summary.json", summary)
-        self.run_folder.say(closing_words(summary, self._listed_videos(), report(self.folder)))
+        self.run_folder.say(closing_words(summary, report(self.folder)))
 
     def _listed_videos(self) -> int:
         return 0 if self.lists.validation is None else len(self.lists.validation)
 
 
-def closing_words(summary: Mapping[str, Any], listed: int, page: Path) -> str:
+def closing_words(summary: Mapping[str, Any], page: Path) -> str:
     """What the user reads at the end of a run."""
     lines = []
     if "top1" in summary:
         lines += [
             f"held-out accuracy over {summary['views']} x {summary['crops']} views, "
-            f"{summary['videos']} of {listed} videos",
+            f"{summary['videos']} of {summary['listed']} videos",
             f"  top-1       {summary['top1']:.2f} %",
             f"  top-5       {summary['top5']:.2f} %",
             f"  mean class  {summary['mean_class']:.2f} %",

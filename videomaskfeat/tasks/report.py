@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,34 @@ MEDIA_BYTES = 32 * 2**20
 """Pictures and films that a page takes in, together; the rest is named with its place."""
 
 
-def report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+MOST_BESIDE = 3
+"""Runs drawn beside another one: a chart holds four colours."""
+
+
+def report(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    beside: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
     """Write the report of a run.
 
     Args:
         folder: run folder with at least ``metrics.jsonl``; whatever else is missing is said to be missing.
         out: HTML file; None is ``report.html`` in the run folder.
+        beside: other run folders, whose curves and accuracies are shown side by side with this run's.
 
     Returns:
         Where the page was written.
 
     Raises:
-        UserError: there is no such folder, or it holds no metrics.
+        UserError: there is no such folder, or it holds no metrics; or more runs than fit side by side.
     """
+    if len(beside) > MOST_BESIDE:
+        raise UserError(f"{len(beside)} runs beside another one: {MOST_BESIDE} fit at most; leave some out")
     run = Path(folder)
-    html = render_report(read_run(run), version=__version__)
+    others = [read_run(Path(other)) for other in beside]
+    html = render_report(read_run(run), version=__version__, beside=others)
     target = run / "report.html" if out is None else Path(out)
     with open_file(target, "w") as file:
         file.write(html)
@@ -51,7 +64,7 @@ def read_run(run: Path) -> RunFacts:
         UserError: there is no such folder, or it holds no metrics.
     """
     if not is_folder(run):
-        raise UserError(f"{run}: no such run folder; give the run.folder of a pre-training run")
+        raise UserError(f"{run}: no such run folder; give the run.folder of a training")
     if not is_file(run / "metrics.jsonl"):
         raise UserError(f"{run}: holds no metrics.jsonl; give the folder of a run that has made a step")
     notes: list[str] = []

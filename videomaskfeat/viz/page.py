@@ -12,11 +12,13 @@ _STYLE = """
   color-scheme: light dark;
   --ground: #f6f7fa; --card: #ffffff; --ink: #1b1f2a; --faint: #626a7d; --rule: #e1e4ec;
   --accent: #2f6fde; --warm: #b7791f; --good: #18794e; --bad: #c03030; --second: #c2571a;
+  --third: #2a8a6a; --fourth: #8a3fb5;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #12141c; --card: #1a1d28; --ink: #e8eaf2; --faint: #9aa1b5; --rule: #2c3040;
     --accent: #6fb1ff; --warm: #ffd166; --good: #4cc38a; --bad: #ff7b7b; --second: #ff9e64;
+    --third: #4fd1a5; --fourth: #d19cff;
   }
 }
 * { box-sizing: border-box; }
@@ -62,10 +64,15 @@ figcaption { font-size: .85rem; margin-top: .5rem; overflow-wrap: anywhere; }
 .chart .level { stroke: var(--warm); stroke-dasharray: 5 4; fill: none; }
 .chart .level-name { fill: var(--warm); }
 .chart .line.c0 { stroke: var(--accent); } .chart .line.c1 { stroke: var(--second); }
+.chart .line.c2 { stroke: var(--third); } .chart .line.c3 { stroke: var(--fourth); }
 .chart .spread.c0 { stroke: var(--accent); fill: var(--accent); }
 .chart .spread.c1 { stroke: var(--second); fill: var(--second); }
+.chart .spread.c2 { stroke: var(--third); fill: var(--third); }
+.chart .spread.c3 { stroke: var(--fourth); fill: var(--fourth); }
 .chart .dot.c0, .key.c0 i { fill: var(--accent); background: var(--accent); }
 .chart .dot.c1, .key.c1 i { fill: var(--second); background: var(--second); }
+.chart .dot.c2, .key.c2 i { fill: var(--third); background: var(--third); }
+.chart .dot.c3, .key.c3 i { fill: var(--fourth); background: var(--fourth); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; }

@@ -35,9 +35,11 @@ class RunFacts:
         name: of the run.
         metrics: float [n] a name, one value a recorded step, NaN where a step lacks it: always ``step``, and
             ``epoch``, ``loss``, ``lr``, ``grad_norm``, ``data_ms``, ``step_ms`` (data included),
-            ``samples_per_second``, ``memory_mb`` and ``evaluation/heldout_loss`` where recorded.
+            ``samples_per_second``, ``memory_mb``, ``evaluation/heldout_loss``, ``train_top1``,
+            ``evaluation/top1`` and ``evaluation/top5`` (percent) where recorded.
         summary: written when a run ends: ``heldout_trained``, ``heldout_constant``, ``heldout_untrained``,
-            ``heldout_clips``; whatever else it holds is listed.
+            ``heldout_clips``, or of a classifier ``top1``, ``top5``, ``mean_class`` (percent), ``videos``,
+            ``listed``, ``views``, ``crops``; whatever else it holds is listed.
         model: name of the model.
         data: list or folder that was trained on.
         epochs: passes over the data that the run is to make.
@@ -61,19 +63,24 @@ class RunFacts:
     notes: Sequence[str] = ()
 
 
-def render_report(facts: RunFacts, *, version: str) -> str:
+def render_report(facts: RunFacts, *, version: str, beside: Sequence[RunFacts] = ()) -> str:
     """The report as one HTML document without any reference outside itself.
 
     Args:
         facts: what is known of the run.
         version: of the package, for the footer.
+        beside: other runs whose curves are drawn together with this one's, 3 at most.
     """
+    classifies = "top1" in (facts.summary or {}) or "train_top1" in facts.metrics
+    verdict = (_accuracy if classifies else _verdict)(facts.summary or {})
+    pictures = list(map(_figure, facts.media)) if facts.media else [page.NOT_RECORDED]
     body = [
         _header(facts),
-        page.section("Held-out loss", _verdict(facts.summary or {})),
+        page.section("Held-out accuracy" if classifies else "Held-out loss", verdict),
+        *([page.section("Side by side", side_by_side([facts, *beside]))] if beside else []),
         page.section("Run", _numbers(facts)),
         page.section("Curves", _curves(facts)),
-        page.section("Pictures", *(map(_figure, facts.media) if facts.media else [page.NOT_RECORDED])),
+        *([] if classifies and not facts.media else [page.section("Pictures", *pictures)]),
         page.section("Videos that could not be read", _failures(facts.failures)),
         page.section("Set-up", *_setup(facts)),
         f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
@@ -129,6 +136,59 @@ def _verdict(summary: Mapping[str, Any]) -> str:
     return page.cards(cards) + sentence
 
 
+def _accuracy(summary: Mapping[str, Any]) -> str:
+    """Top-1, top-5 and mean class accuracy of a classifier, and what they are of."""
+    names = {"top1": "Top-1", "top5": "Top-5", "mean_class": "Mean of the classes"}
+    values = {key: _number(summary.get(key)) for key in names}
+    if all(value is None for value in values.values()):
+        return f"<p>{page.NOT_RECORDED}</p>"
+    cards = []
+    for key, name in names.items():
+        value = values[key]
+        text, share = (None, None) if value is None else (f"{value:.1f} %", value / 100)
+        cards.append(page.card(name, text, share=share, best=key == "top1"))
+    videos, listed, views, crops = (
+        _number(summary.get(key)) for key in ("videos", "listed", "views", "crops")
+    )
+    sentence = ""
+    if videos is not None and listed is not None and views is not None and crops is not None:
+        sentence = (
+            f"<p>Of {videos:.0f} of {listed:.0f} held-out videos, {views:.0f} clips x {crops:.0f} crops "
+            "each, with the weights that did best in validation.</p>"
+        )
+    return page.cards(cards) + sentence
+
+
+def side_by_side(runs: Sequence[RunFacts]) -> str:
+    """Held-out accuracy or loss, and training loss, of several runs over their steps, as HTML."""
+    charts = {
+        "evaluation/top1": "Held-out top-1, percent",
+        "evaluation/heldout_loss": "Held-out loss",
+        "train_top1": "Training top-1, percent",
+        "loss": "Training loss",
+    }
+    drawn = []
+    for key, title in charts.items():
+        curves = [
+            Curve(run.name, run.metrics["step"], run.metrics[key]) for run in runs if len(_finite(run, key))
+        ]
+        if curves:
+            svg = line_chart(curves, title=title, from_zero=True, smooth=not key.startswith("evaluation/"))
+            drawn.append(page.chart(title, svg, [curve.name for curve in curves]))
+    ends = [
+        (run.name, *(_percent((run.summary or {}).get(key)) for key in ("top1", "top5", "mean_class")))
+        for run in runs
+        if "top1" in (run.summary or {})
+    ]
+    table = page.table(ends, ("Run", "Top-1", "Top-5", "Mean of the classes")) if ends else ""
+    return page.charts(drawn) + table
+
+
+def _percent(value: Any) -> str:
+    number = _number(value)
+    return "" if number is None else f"{number:.1f} %"
+
+
 def _numbers(facts: RunFacts) -> str:
     steps, epochs = facts.metrics["step"], facts.epochs
     epoch = next(iter(_finite(facts, "epoch")[-1:]), None)
@@ -175,6 +235,10 @@ def _curves(facts: RunFacts) -> str:
         return page.chart(title, svg, [curve.name for curve in curves])
 
     levels = {} if constant is None else {"best constant": constant}
+    accuracy = []
+    if "train_top1" in facts.metrics:
+        names = {"train_top1": "training top-1", "evaluation/top1": "held-out top-1"}
+        accuracy = [one("Accuracy, percent", names, from_zero=True)]
     return page.charts(
         [
             one(
@@ -183,6 +247,7 @@ def _curves(facts: RunFacts) -> str:
                 from_zero=True,
                 levels=levels,
             ),
+            *accuracy,
             one("Learning rate", {"lr": "learning rate"}, from_zero=True, smooth=False),
             one("Gradient norm, before clipping", {"grad_norm": "gradient norm"}, log=True),
             one("Milliseconds a step", {"step_ms": "in all", "data_ms": "data"}, log=True),

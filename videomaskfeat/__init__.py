@@ -9,10 +9,14 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "create_model": "videomaskfeat.models",
+    "load_classifier": "videomaskfeat.tasks.video_models",
+    "load_encoder": "videomaskfeat.tasks.video_models",
     "load_model": "videomaskfeat.models.weights",
     "load_slowfast": "videomaskfeat.interop.slowfast",
     "open_video": "videomaskfeat.data.video",
+    "read_features": "videomaskfeat.tasks.feature_folder",
     "UserError": "videomaskfeat.errors",
+    "VideoReadError": "videomaskfeat.data.reader",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -104,5 +104,5 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     """
     known = ("auto", "fp32", "bf16")
     if precision not in known:
-        raise UserError(f"run.precision {precision!r} is not one of {', '.join(known)}")
+        raise UserError(f"precision {precision!r} is not one of {', '.join(known)}")
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")

@@ -40,7 +40,7 @@ def run(*, device: str) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for (height, width), samples in SIZES.items():
-            pictures = _pictures(height, width)
+            pictures = pictures_with_grain(height, width)
             for interval in KEYFRAME_INTERVALS:
                 path = Path(folder) / f"{width}x{height}_{interval}.mp4"
                 write_mp4(path, pictures, fps=FPS, crf=23, keyframe_interval=interval)
@@ -61,7 +61,7 @@ def _data_set(video: Path, samples: int, reader: str) -> PretrainClips:
     )
 
 
-def _pictures(height: int, width: int) -> list[np.ndarray]:
+def pictures_with_grain(height: int, width: int) -> list[np.ndarray]:
     """A scene with grain, so that it compresses like a camera's: 0.4 Mbit/s at 340x256, 3 at 1280x720."""
     rng = np.random.default_rng(0)
     side = max(height, width)

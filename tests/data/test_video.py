@@ -78,6 +78,23 @@ def test_same_index_gives_same_picture(files: dict[str, Path], name: str, reader
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["plain.mp4", "vfr.mp4", "vp9.webm", "recovery_points.mp4", "turned_90.mp4", "plain.ts", "raw.h264"],
+)
+@pytest.mark.parametrize("reader", READERS)
+def test_one_after_the_other_gives_the_same_pictures(files: dict[str, Path], name: str, reader: str) -> None:
+    """The same reader's two ways: bit-equal."""
+    rng = np.random.default_rng(1)
+    with open_video(files[name], reader) as opened:
+        for count in (1, 6, 40):
+            wanted = rng.integers(0, opened.frames, count)  # unordered, with repeats
+            given = [(index, picture.copy()) for index, picture in opened.each(wanted)]
+            indices = [index for index, _ in given]
+            assert sorted(indices) == np.unique(wanted).tolist()
+            assert np.array_equal(np.stack([picture for _, picture in given]), opened.read(indices))
+
+
+@pytest.mark.parametrize(
     "name", ["plain.mp4", "vfr.mp4", "vp9.webm", "open_groups.mp4", "plain.ts", "raw.h264"]
 )
 def test_index_is_the_number_of_the_frame_written(files: dict[str, Path], name: str) -> None:
@@ -172,6 +189,22 @@ def test_auto_takes_pyav_from_the_first_frame_that_decord_refuses(
         assert opened.decoder == "pyav"
 
 
+@needs_decord
+def test_auto_goes_on_in_pyav_in_the_middle_of_a_pass(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = readers_decord.DecordReader._read
+
+    def refuse_20(self: readers_decord.DecordReader, indices: np.ndarray) -> np.ndarray:
+        return _refuse_to_read(self, indices) if 20 in indices else read(self, indices)
+
+    monkeypatch.setattr(readers_decord.DecordReader, "_read", refuse_20)
+    with open_video(files["plain.mp4"], "auto") as opened:
+        numbers = [(index, read_number(picture)) for index, picture in opened.each([3, 40, 20, 11])]
+        assert numbers == [(3, 3), (11, 11), (20, 20), (40, 40)]
+        assert opened.decoder == "pyav"
+
+
 def _refuse_to_read(self: object, indices: np.ndarray) -> np.ndarray:
     raise VideoReadError("plain.mp4", "decord: no")
 
@@ -200,6 +233,8 @@ def test_index_outside_the_video_is_an_error(files: dict[str, Path], reader: str
         ):
             with pytest.raises(IndexError, match=words):
                 opened.read(indices)
+            with pytest.raises(IndexError, match=words):
+                opened.each(indices)
 
 
 def test_damaged_frame_is_an_error_not_a_neighbour(tmp_path: Path) -> None:
@@ -214,6 +249,8 @@ def test_damaged_frame_is_an_error_not_a_neighbour(tmp_path: Path) -> None:
         assert read_number(opened.read([21])[0]) == 21
         with pytest.raises(VideoReadError, match="frame 20 of 48 cannot be decoded"):
             opened.read([19, 20, 21])
+        with pytest.raises(VideoReadError, match="frame 20 of 48 cannot be decoded"):
+            list(opened.each([19, 20, 21]))
 
 
 def test_only_the_asked_frames_are_converted(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -96,13 +96,39 @@ class VideoReader(ABC):
             IndexError: an index is outside, or there is none.
             VideoReadError: a frame cannot be decoded.
         """
+        return self._read(self._checked(indices))
+
+    def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode frames one after the other in one pass over the video, holding one of them at a time.
+
+        Args:
+            indices: as in ``read``; each frame comes once, in the order of decoding (ascending, but where a
+                reader has to go back).
+
+        Yields:
+            The index, and uint8 [H, W, 3] as in ``read``: to be copied or done with before the next one is
+            asked for, and not to be changed.
+
+        Raises:
+            IndexError: an index is outside, or there is none.
+            VideoReadError: a frame cannot be decoded; those that can may have come before.
+        """
+        return self._each(np.unique(self._checked(indices)))
+
+    def _each(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """``each`` for checked indices, int64 [T], ascending and each once."""
+        for index in wanted:
+            yield int(index), self._read(index[None])[0]
+
+    def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The indices as int64 [T], all inside the video."""
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.ndim != 1 or not wanted.size:
             raise IndexError(f"{self.path}: frame indices must be a list of at least one, not {indices!r}")
         if wanted.min() < 0 or wanted.max() >= self.frames:
             outside = wanted[(wanted < 0) | (wanted >= self.frames)][0]
             raise IndexError(f"{self.path}: frame {outside} is outside 0..{self.frames - 1}")
-        return self._read(wanted)
+        return wanted
 
     def __enter__(self) -> VideoReader:
         return self

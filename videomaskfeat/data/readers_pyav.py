@@ -165,6 +165,14 @@ class PyAvReader(VideoReader):
             raise VideoReadError(self.path, f"frame {min(missing)} of {self.frames} cannot be decoded")
         return clip
 
+    def _each(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        missing = set(wanted.tolist())
+        for index, frame in self._decode(wanted):
+            missing.discard(index)
+            yield index, self._picture(frame)
+        if missing:
+            raise VideoReadError(self.path, f"frame {min(missing)} of {self.frames} cannot be decoded")
+
     def _decode(self, indices: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
         """The frames at ``indices`` (ascending, each once) that can be decoded, with their indices."""
         if self._index is None:

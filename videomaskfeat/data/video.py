@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -119,10 +120,25 @@ class _AutoReader(VideoReader):
         try:
             return self._reader.read(indices)
         except VideoReadError as error:
-            _log.debug("%s: read by PyAV from now on: %r", self.path, error)
-            self._reader.close()
-            self._reader = PyAvReader(self.path, threads=self._threads)
-            self._take_facts()
-            if indices.max() >= self.frames:
-                raise VideoReadError(self.path, f"damaged after frame {self.frames}") from error
+            self._change_to_pyav(error, indices)
             return self._reader.read(indices)
+
+    def _each(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        done = 0
+        if self._reader.decoder != "pyav":
+            try:
+                for index, picture in self._reader.each(wanted):
+                    yield index, picture
+                    done += 1
+            except VideoReadError as error:
+                self._change_to_pyav(error, wanted)
+        if done < len(wanted):
+            yield from self._reader.each(wanted[done:])
+
+    def _change_to_pyav(self, error: VideoReadError, indices: np.ndarray) -> None:
+        _log.debug("%s: read by PyAV from now on: %r", self.path, error)
+        self._reader.close()
+        self._reader = PyAvReader(self.path, threads=self._threads)
+        self._take_facts()
+        if indices.max() >= self.frames:
+            raise VideoReadError(self.path, f"damaged after frame {self.frames}") from error

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from videomaskfeat.data.batches import Failure, ViewsBatch, join_clips
+from videomaskfeat.data.batches import Failure, ViewsBatch, empty_clips
 from videomaskfeat.data.loader import end_workers, set_up_worker, start_method
 from videomaskfeat.data.reader import VideoReader, VideoReadError
 from videomaskfeat.data.records import Records
@@ -22,7 +22,7 @@ from videomaskfeat.data.sampling import (
     clip_span,
     segment_indices,
 )
-from videomaskfeat.data.transforms import UniformCrop, resize_frame
+from videomaskfeat.data.transforms import ClipGeometry, Rectangle, UniformCrop, resize_frame
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError, nearest
 
@@ -31,7 +31,9 @@ __all__ = ["EvaluationViews", "Failure", "VideoViews", "ViewLoader", "ViewsBatch
 Sampling = Literal["clip", "segments"]
 SAMPLINGS: tuple[Sampling, ...] = ("clip", "segments")
 _CROPS = {1: (1,), 3: (0, 1, 2)}  # how many -> which, as `UniformCrop` counts them
-_READ_AT_ONCE, _READ_BYTES = 64, 512 << 20  # decoded frames held at a time
+# The same pictures from every reader; PyAV takes half the time for frames all over a video, because it
+# converts to RGB only those that are asked for (benchmarks/bench_views.py).
+_READERS = {"auto": "pyav"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class EvaluationViews(Dataset[VideoViews]):
             short_side: pixels to which a frame's short side is resized before it is cut. The published
                 figures are of 256 for 1 crop of 224, and of the crop's own side for 3.
             offset: as in ``clip_indices_view``.
-            reader: of video files: auto, decord or pyav.
+            reader: of video files: auto (here PyAV), decord or pyav.
 
         Raises:
             UserError: views or crops that do not fit.
@@ -125,17 +127,7 @@ class EvaluationViews(Dataset[VideoViews]):
 
     def __getitem__(self, index: int) -> VideoViews:
         """All views of a record."""
-        record = self.records[index]
-        label = -1 if record.label is None else record.label
-        try:
-            with open_video(record.path, self._reader) as video:
-                return VideoViews(self.clips(video), index, label)
-        except VideoReadError as error:
-            cause = error.cause
-        except ShortVideoError as error:
-            cause = str(error)
-        clips = np.empty((0, self.frames, self.crop, self.crop, 3), np.uint8)
-        return VideoViews(clips, index, label, Failure(index, record.path, cause))
+        return self._view(index, np.empty(self._shape(1), np.uint8))
 
     def frame_indices(self, num_frames: int, fps: float) -> np.ndarray:
         """The frames of each clip, int64 [V, T].
@@ -169,36 +161,72 @@ class EvaluationViews(Dataset[VideoViews]):
             VideoReadError: a frame cannot be decoded.
             ShortVideoError: the video is too short and ``short`` is ``error``.
         """
+        clips = np.empty(self._shape(1), np.uint8)
+        self._fill(clips, video)
+        return clips
+
+    def batch(self, rows: Sequence[int]) -> ViewsBatch:
+        """All views of some records, cut straight into the batch's memory (in a worker shared memory)."""
+        joined = empty_clips(self._shape(len(rows)))
+        read: list[VideoViews] = []
+        failures: list[Failure] = []
+        for row in rows:
+            # One that fails leaves its place to the next.
+            video = self._view(row, joined.numpy()[len(read) * self.views * self.crops :])
+            if video.failure is None:
+                read.append(video)
+            else:
+                failures.append(video.failure)
+        return ViewsBatch(
+            clips=joined[: len(read) * self.views * self.crops],
+            index=torch.tensor([video.index for video in read], dtype=torch.int64),
+            labels=torch.tensor([video.label for video in read], dtype=torch.int64),
+            failures=tuple(failures),
+        )
+
+    def _shape(self, videos: int) -> tuple[int, ...]:
+        """Of the clips of some videos."""
+        return videos * self.views * self.crops, self.frames, self.crop, self.crop, 3
+
+    def _view(self, index: int, clips: np.ndarray) -> VideoViews:
+        """All views of a record, in the first V*S of ``clips``; none of them where it cannot be read."""
+        record = self.records[index]
+        label = -1 if record.label is None else record.label
+        try:
+            with open_video(record.path, _READERS.get(self._reader, self._reader)) as video:
+                self._fill(clips[: self.views * self.crops], video)
+        except VideoReadError as error:
+            return VideoViews(clips[:0], index, label, Failure(index, record.path, error.cause))
+        except ShortVideoError as error:
+            return VideoViews(clips[:0], index, label, Failure(index, record.path, str(error)))
+        return VideoViews(clips[: self.views * self.crops], index, label)
+
+    def _fill(self, clips: np.ndarray, video: VideoReader) -> None:
+        """Cut the views of a video, uint8 [V*S, T, crop, crop, C]; each frame is decoded and resized once."""
         indices = self.frame_indices(video.frames, video.fps)  # [V, T]
-        clips = np.empty((self.views, self.crops, self.frames, self.crop, self.crop, 3), np.uint8)
-        for number, picture in _read_each(video, np.unique(indices)):
-            places = np.argwhere(indices == number)
-            geometries = [cut.sample(*picture.shape[:2]) for cut in self._cuts]
-            # The crops differ in their windows alone.
-            if geometries[0].resized != picture.shape[:2]:
+        clips = clips.reshape(self.views, self.crops, *clips.shape[1:])
+        geometries: list[ClipGeometry] = []  # of the crops; they differ in their windows alone
+        for number, picture in video.each(np.unique(indices)):
+            height, width = picture.shape[:2]
+            if not geometries:
+                geometries = [cut.sample(height, width) for cut in self._cuts]
+            whole = geometries[0].source
+            if (height, width) != (whole.height, whole.width):
+                others = f"{whole.width}x{whole.height}"
+                raise VideoReadError(video.path, f"frame {number} is {width}x{height}, others are {others}")
+            if geometries[0].resized != (height, width):
                 picture = resize_frame(picture, geometries[0].resized)
-            for crop, geometry in enumerate(geometries):
-                window = geometry.window
-                cut = picture[window.top :, window.left :][: window.height, : window.width]
-                for view, place in places:
+            cuts = [picture[_rows_and_columns(geometry.window)] for geometry in geometries]
+            for view, place in zip(*np.nonzero(indices == number), strict=True):
+                for crop, cut in enumerate(cuts):
                     clips[view, crop, place] = cut
-        return clips.reshape(-1, *clips.shape[2:])
 
 
-def _read_each(video: VideoReader, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The frames ``wanted`` (ascending), one by one: (number, uint8 [H, W, C]).
-
-    They are read at once, unless there are many and large ones: then the first tells how large they are.
-    Decoding goes on where it stopped (in PyAV, from the key frame before).
-    """
-    step = len(wanted) if len(wanted) <= _READ_AT_ONCE else 1
-    start = 0
-    while start < len(wanted):
-        numbers = wanted[start : start + step]
-        frames = video.read(numbers)
-        yield from zip(numbers.tolist(), frames, strict=True)
-        start += step
-        step = max(_READ_BYTES // frames[0].nbytes, 1)
+def _rows_and_columns(window: Rectangle) -> tuple[slice, slice]:
+    return (
+        slice(window.top, window.top + window.height),
+        slice(window.left, window.left + window.width),
+    )
 
 
 class ViewLoader:
@@ -282,17 +310,6 @@ class _ViewsMaker(Dataset["ViewsBatch | UserError"]):
 
     def __getitem__(self, rows: Sequence[int]) -> ViewsBatch | UserError:
         try:
-            return collate([self._dataset[row] for row in rows])
+            return self._dataset.batch(rows)
         except UserError as error:
             return error
-
-
-def collate(videos: Sequence[VideoViews]) -> ViewsBatch:
-    """Join the videos that could be read; clips are copied once, in a worker straight into shared memory."""
-    read = [video for video in videos if video.failure is None]
-    return ViewsBatch(
-        clips=join_clips([video.clips for video in videos]),
-        index=torch.tensor([video.index for video in read], dtype=torch.int64),
-        labels=torch.tensor([video.label for video in read], dtype=torch.int64),
-        failures=tuple(video.failure for video in videos if video.failure is not None),
-    )

@@ -1,0 +1,267 @@
+"""All views of a video from one opening: the protocol's frames and crops, pixel for pixel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.data.clip_parts import write_videos
+from videomaskfeat.data import views as views_module
+from videomaskfeat.data.batches import ViewsBatch
+from videomaskfeat.data.readers_memory import MemoryReader
+from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.sampling import clip_indices_view
+from videomaskfeat.data.transforms import UniformCrop
+from videomaskfeat.data.video import VideoReader, available_readers, open_video
+from videomaskfeat.data.views import EvaluationViews, ViewLoader
+from videomaskfeat.errors import UserError
+from videomaskfeat.mp4 import write_mp4
+
+BROKEN = (2, 3, 8)
+needs_decord = pytest.mark.skipif(
+    available_readers()["decord"].startswith("missing"), reason="decord has no wheel for this machine"
+)
+READERS = ["auto", "pyav", pytest.param("decord", marks=needs_decord)]
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine videos of 8 frames, three of which cannot be read; the class is the row modulo 5."""
+    path = write_videos(tmp_path_factory.mktemp("videos"), 9)
+    for row in BROKEN:
+        (path.parent / f"{row:03d}.mp4").write_bytes(b"this is text")
+    return path
+
+
+@pytest.fixture
+def protocol(golden: Path) -> dict[str, list[dict[str, Any]]]:
+    """What the reference cuts."""
+    return json.loads((golden / "protocol.json").read_text(encoding="utf-8"))
+
+
+def make_views(records: Path | Records | None = None, **arguments: object) -> EvaluationViews:
+    """Three clips of two frames, three crops of 16 pixels each."""
+    rows = load_records(records) if isinstance(records, Path) else records
+    rows = rows or Records.from_paths(["none.mp4"], [0], source="none")
+    settings = {"frames": 2, "stride": 2, "views": 3, "crops": 3, "crop": 16, "short_side": 20, **arguments}
+    return EvaluationViews(rows, **settings)  # type: ignore[arg-type]
+
+
+def test_frames_equal_the_reference(protocol: dict[str, list[dict[str, Any]]]) -> None:
+    for case in protocol["temporal"]:
+        views = make_views(frames=16, stride=4, views=case["num_clips"], offset=case["use_offset"])
+        fps = case["clip_size"] * 30.0 / 64.0  # 16 frames at stride 4 span 64 frames at 30 fps
+        indices = views.frame_indices(case["num_frames"], fps)
+        assert indices.shape == (case["num_clips"], 16)
+        assert indices[case["clip_idx"]].tolist() == case["frame_indices"], case
+
+
+def test_segments_equal_the_reference(protocol: dict[str, list[dict[str, Any]]]) -> None:
+    for case in protocol["ssv2_segments"]:
+        views = make_views(sampling="segments", frames=case["frames"], views=1)
+        assert views.frame_indices(case["num_frames"], 12.0).tolist() == [case["test_indices"]], case
+
+
+def test_crops_equal_the_reference(protocol: dict[str, list[dict[str, Any]]]) -> None:
+    """On frames whose colours tell the place: no resizing, so the first pixel of a crop is its corner."""
+    assert {case["index"] for case in protocol["uniform_crops"]} == {0, 1, 2}
+    for case in protocol["uniform_crops"]:
+        height, width, size = case["height"], case["width"], case["size"]
+        rows, columns = np.mgrid[:height, :width]
+        frame = np.stack([rows % 256, columns % 256, rows // 256 * 16 + columns // 256], axis=-1)
+        video = MemoryReader(np.tile(frame.astype(np.uint8), (3, 1, 1, 1)), fps=30.0)
+        crops = [(3, case["index"])] if case["index"] != 1 else [(3, 1), (1, 0)]
+        for number, place in crops:
+            views = make_views(views=1, crops=number, crop=size, short_side=min(height, width))
+            y, x, high = views.clips(video)[place, 0, 0, 0].tolist()
+            assert (high // 16 * 256 + y, high % 16 * 256 + x) == (case["top"], case["left"]), case
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (22, 34), (40, 40)], ids=str)
+@pytest.mark.parametrize("reader", READERS)
+def test_views_equal_reading_each_by_itself(tmp_path: Path, size: tuple[int, int], reader: str) -> None:
+    """An opening, a read and a crop for every view: the same pixels."""
+    rng = np.random.default_rng(5)
+    pictures = [cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), size[::-1]) for _ in range(23)]
+    path = tmp_path / "one.mp4"
+    write_mp4(path, pictures, keyframe_interval=5)
+    views = make_views(Records.from_paths([str(path)], [4], source="x"), frames=4, stride=3, reader=reader)
+    sample = views[0]
+    assert (sample.index, sample.label, sample.failure) == (0, 4, None)
+    assert sample.clips.shape == (9, 4, 16, 16, 3)
+    for view in range(3):
+        for crop in range(3):
+            with open_video(path) as video:
+                indices = clip_indices_view(23, video.fps, frames=4, stride=3, view=view, views=3)
+                frames = video.read(indices)
+            expected = UniformCrop(16, 20, crop).sample(*frames.shape[1:3]).apply_clip(frames)
+            assert np.array_equal(sample.clips[view * 3 + crop], expected)
+
+
+def test_each_video_is_opened_and_each_frame_decoded_once(
+    listing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    decoded: list[int] = []
+
+    def counting(path: str, reader: str) -> VideoReader:
+        opened.append(path)
+        video = open_video(path, reader)
+        each = video._each
+
+        def count(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+            for index, picture in each(wanted):
+                decoded.append(index)
+                yield index, picture
+
+        monkeypatch.setattr(video, "_each", count)
+        return video
+
+    monkeypatch.setattr(views_module, "open_video", counting)
+    views = make_views(listing, frames=4, stride=1, views=5)  # 60 frames out of the 8 in the file
+    sample = views[1]
+    assert opened == [str(listing.parent / "001.mp4")]
+    assert decoded == np.unique(views.frame_indices(8, 30.0)).tolist()
+    assert len(decoded) == 8
+    assert len(sample.clips) == 15
+
+
+def test_unreadable_video_is_a_failure_in_its_place(listing: Path) -> None:
+    views = make_views(listing)
+    sample = views[2]
+    assert sample.clips.shape == (0, 2, 16, 16, 3)
+    assert (sample.index, sample.label) == (2, 2)
+    assert sample.failure is not None
+    assert (sample.failure.index, sample.failure.cause) == (2, "not a video file")
+    assert sample.failure.path == str(listing.parent / "002.mp4")
+
+
+def test_listed_but_absent_video_is_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "val.csv"
+    path.write_text("gone.mp4 3\n")
+    failure = make_views(path)[0].failure
+    assert failure is not None
+    assert failure.cause == "no such file"
+
+
+def test_short_video_fails_only_where_that_is_an_error(listing: Path) -> None:
+    assert make_views(listing, frames=5, stride=4)[0].failure is None
+    failure = make_views(listing, frames=5, stride=4, short="error")[0].failure
+    assert failure is not None
+    assert failure.cause == "too short: 8 frames, and the clip spans 20"
+
+
+def test_frames_of_two_sizes_are_a_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "frames" / "video"
+    folder.mkdir(parents=True)
+    for number, width in enumerate((30, 30, 34)):
+        cv2.imwrite(str(folder / f"{number}.png"), np.zeros((24, width, 3), np.uint8))
+    records = load_records(tmp_path / "frames", format="frames")
+    failure = make_views(records, frames=3, stride=1, views=1)[0].failure
+    assert failure is not None
+    assert failure.cause == "frame 2 is 34x24, others are 30x24"
+
+
+def test_list_without_labels_gives_minus_one(tmp_path: Path) -> None:
+    write_videos(tmp_path, 1)
+    views = make_views(load_records(tmp_path, format="folder"))
+    assert views[0].label == -1
+    assert views.batch([0]).labels.tolist() == [-1]
+
+
+def test_batch_closes_the_gaps_of_failures(listing: Path) -> None:
+    views = make_views(listing)
+    batch = views.batch([1, 2, 3, 4])
+    assert batch.index.tolist() == [1, 4]
+    assert batch.labels.tolist() == [1, 4]
+    assert [failure.index for failure in batch.failures] == [2, 3]
+    expected = np.concatenate([views[1].clips, views[4].clips])
+    assert np.array_equal(batch.clips.numpy(), expected)
+    nothing = views.batch([2, 3])
+    assert nothing.clips.shape == (0, 2, 16, 16, 3)
+    assert nothing.index.shape == (0,)
+    assert len(nothing.failures) == 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("videos", [1, 2, 5, 20])
+def test_ranks_share_every_row_once(listing: Path, ranks: int, videos: int) -> None:
+    views = make_views(listing, views=1, crops=1)
+    rows: list[int] = []
+    for rank in range(ranks):
+        loader = ViewLoader(views, videos_per_batch=videos, workers=0, rank=rank, world_size=ranks)
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert all(len(rows_of(batch)) <= videos for batch in batches)
+        own = [row for batch in batches for row in rows_of(batch)]
+        assert own == list(range(rank, 9, ranks))
+        rows += own
+    assert sorted(rows) == list(range(9))
+
+
+def rows_of(batch: ViewsBatch) -> list[int]:
+    """The records that a batch tells of, read or not."""
+    return sorted([*batch.index.tolist(), *(failure.index for failure in batch.failures)])
+
+
+def test_workers_change_nothing(listing: Path) -> None:
+    views = make_views(listing)
+    here = list(ViewLoader(views, videos_per_batch=4, workers=0))
+    loader = ViewLoader(views, videos_per_batch=4, workers=2)
+    for _ in range(2):  # as often as one likes
+        there = list(loader)
+        assert len(there) == len(here) == 3
+        for left, right in zip(there, here, strict=True):
+            assert torch.equal(left.clips, right.clips)
+            assert torch.equal(left.index, right.index)
+            assert torch.equal(left.labels, right.labels)
+            assert left.failures == right.failures
+
+
+def test_loader_leaves_the_global_generator_alone(listing: Path) -> None:
+    state = torch.get_rng_state()
+    list(ViewLoader(make_views(listing), videos_per_batch=2, workers=1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unknown_reader_reaches_the_caller(listing: Path, workers: int) -> None:
+    loader = ViewLoader(make_views(listing, reader="pyva"), videos_per_batch=2, workers=workers)
+    with pytest.raises(UserError, match="'pyva' is not one of auto, decord, pyav; did you mean 'pyav'"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"views": 0}, r"views=0, crops=3: there must be at least 1 view, and 1 crop \(centre\) or 3"),
+        ({"crops": 2}, r"views=3, crops=2: there must be at least 1 view, and 1 crop \(centre\) or 3"),
+        ({"sampling": "segment"}, "sampling='segment' is not one of clip, segments; did you mean 'segments'"),
+        ({"sampling": "segments"}, "views=3 with sampling=segments: .* take views=1"),
+        ({"short": "repeat"}, "short='repeat' is not one of clamp, loop, error"),
+        ({"frames": 0}, "a clip of 0 frames at stride 2 is empty"),
+        ({"crop": 32}, "short side 20 is smaller than the crop 32; raise it"),
+    ],
+)
+def test_views_that_do_not_fit(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_views(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"videos_per_batch": 0}, "videos_per_batch=0: must be at least 1"),
+        ({"workers": -1}, "workers=-1: must be at least 0"),
+    ],
+)
+def test_loader_with_impossible_numbers(listing: Path, arguments: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ViewLoader(make_views(listing), **{"videos_per_batch": 1, "workers": 0, **arguments})

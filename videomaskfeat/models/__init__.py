@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from videomaskfeat.errors import UserError, nearest
 
-__all__ = ["create_model"]
+__all__ = ["arguments_of", "create_model"]
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -39,7 +40,7 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         raise UserError(f"model {name!r} is not known{nearest(name, MODELS)}; known: {', '.join(MODELS)}")
     named = MODELS[name]
     resolved = {**named.arguments, **{key: _as_tuple(value) for key, value in arguments.items()}}
-    known = _argument_names(named.build)
+    known = _argument_defaults(named.build)
     for key in resolved:
         if key not in known:
             raise UserError(f"model {name!r} has no argument {key!r}{nearest(key, known)}")
@@ -51,17 +52,34 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     return model
 
 
-def _argument_names(build: type[nn.Module]) -> list[str]:
+def arguments_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every argument that ``create_model(name, **changes)`` builds with, defaults included.
+
+    Args:
+        name: a key of ``videomaskfeat.models.zoo.MODELS``.
+        changes: what differs from the named model.
+    """
+    from videomaskfeat.models.zoo import MODELS
+
+    return {**_argument_defaults(MODELS[name].build), **MODELS[name].arguments, **(changes or {})}
+
+
+def _argument_defaults(build: type[nn.Module]) -> dict[str, Any]:
     """The keyword arguments of a model class and, where it passes the rest on, of its parents."""
-    names: list[str] = []
+    defaults: dict[str, Any] = {}
     for cls in build.__mro__:
         if "__init__" not in vars(cls):
             continue
         parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
-        names += [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+        own = {
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        defaults = {**own, **defaults}
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return names
+    return defaults
 
 
 def _as_tuple(value: Any) -> Any:

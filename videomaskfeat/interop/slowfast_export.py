@@ -1,0 +1,145 @@
+"""Our models -> PySlowFast's names and YAML keys, to go back.
+
+Facts from PySlowFast at commit 287ec00, as in :mod:`videomaskfeat.interop.slowfast`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.models import arguments_of
+from videomaskfeat.models.heads import PROBES, Classifier
+from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.mvit import MViT
+
+_SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
+
+
+def slowfast_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights in the names of PySlowFast's ``model_state``.
+
+    ``torch.save({"model_state": slowfast_state(model), "epoch": 0, "cfg": ""}, path)`` is a checkpoint that
+    it loads. A pre-training model's holds the kernels of the HOG layer too, which it keeps in the model.
+
+    Args:
+        model: an encoder, a pre-training model, or a classifier with head "mean" or "token".
+
+    Returns:
+        Name -> tensor, on the CPU; the model's own memory where that is on the CPU.
+
+    Raises:
+        UserError: PySlowFast has no such model.
+    """
+    encoder = _known_to_slowfast(model)
+    state = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
+    if isinstance(encoder, MaskFeat):
+        kernel = torch.tensor(_SOBEL).expand(encoder.patch_embed.in_channels, 1, 3, 3)
+        state["hogs.0.weight_x"] = kernel.contiguous()
+        state["hogs.0.weight_y"] = kernel.transpose(2, 3).contiguous()
+    return state
+
+
+def slowfast_options(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The sections of a PySlowFast YAML that describe a model; how it is trained and tested is not in them.
+
+    Args:
+        model: as for :func:`slowfast_state`, made by :func:`~videomaskfeat.models.create_model`.
+
+    Returns:
+        Section -> key -> plain value, for ``yaml.safe_dump``.
+
+    Raises:
+        UserError: PySlowFast has no such model.
+    """
+    encoder = _known_to_slowfast(model)
+    created_as = getattr(encoder, "created_as", None)
+    if created_as is None:
+        raise UserError(
+            f"a {type(model).__name__} that create_model did not make does not tell its arguments; "
+            "build it with create_model"
+        )
+    arguments = arguments_of(*created_as)
+    frames, height, width = arguments["clip_size"]
+    if height != width:
+        raise UserError(f"clip_size {arguments['clip_size']}: PySlowFast's models take square clips alone")
+    pretraining = isinstance(encoder, MaskFeat)
+    model_keys = {
+        "MODEL_NAME": "MaskMViT" if pretraining else "MViT",
+        "ARCH": "maskmvit" if pretraining else "mvit",
+        "ACT_CHECKPOINT": arguments["checkpoint_blocks"],
+    }
+    if isinstance(encoder, Classifier):
+        model_keys |= {"NUM_CLASSES": arguments["classes"], "DROPOUT_RATE": arguments["dropout"]}
+    options = {
+        "DATA": {
+            "NUM_FRAMES": frames,
+            "TRAIN_CROP_SIZE": height,
+            "TEST_CROP_SIZE": height,
+            "INPUT_CHANNEL_NUM": [arguments["in_channels"]],
+        },
+        "MODEL": model_keys,
+        "MVIT": _encoder_keys(arguments),
+    }
+    if pretraining:
+        options["MASK"] = {
+            "ENABLE": True,
+            "PRED_HOG": True,
+            "HEAD_TYPE": "separate",
+            "PRETRAIN_DEPTH": [arguments["depth"] - 1],
+        }
+    return options
+
+
+def _known_to_slowfast(model: nn.Module) -> MViT:
+    """The model, if PySlowFast has one like it."""
+    if isinstance(model, Classifier) and model.head_kind in PROBES:
+        raise UserError(f"head {model.head_kind!r}: PySlowFast has no such head; 'mean' and 'token' go back")
+    if isinstance(model, MaskFeat) and model.blank_hidden:
+        raise UserError(
+            "blank_hidden true: PySlowFast does not blank hidden pixels, so the model would differ"
+        )
+    if not isinstance(model, MViT):
+        raise UserError(f"a {type(model).__name__} is none of the models that PySlowFast has; an MViT is")
+    return model
+
+
+def _encoder_keys(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The MVIT section, the inverse of ``slowfast_arguments.encoder_arguments``."""
+    pool = list(arguments["q_pool_stride"])
+    rows = [
+        [block, *(pool if block in arguments["q_pool_at"] else (1, 1, 1))]
+        for block in range(arguments["depth"])
+    ]
+    keys = {
+        "DEPTH": arguments["depth"],
+        "EMBED_DIM": arguments["width"],
+        "NUM_HEADS": arguments["heads"],
+        "DIM_MUL": [[block, 2.0] for block in arguments["widen_at"]],
+        "HEAD_MUL": [[block, 2.0] for block in arguments["widen_at"]],
+        "DIM_MUL_IN_ATT": arguments["widen_in"] == "attention",
+        "POOL_Q_STRIDE": rows,
+        "POOL_KV_STRIDE_ADAPTIVE": list(arguments["kv_stride"]),
+        "POOL_KVQ_KERNEL": list(arguments["pool_kernel"]),
+        "PATCH_KERNEL": list(arguments["cube_kernel"]),
+        "PATCH_STRIDE": list(arguments["cube_stride"]),
+        "PATCH_PADDING": list(arguments["cube_padding"]),
+        "MLP_RATIO": float(arguments["mlp_ratio"]),
+        "QKV_BIAS": arguments["qkv_bias"],
+        "CLS_EMBED_ON": arguments["class_token"],
+        "USE_ABS_POS": arguments["absolute_positions"] != "none",
+        "SEP_POS_EMBED": arguments["absolute_positions"] == "separable",
+        "REL_POS_SPATIAL": arguments["relative_space"],
+        "REL_POS_TEMPORAL": arguments["relative_time"],
+        "RESIDUAL_POOLING": arguments["residual_pooling"],
+        "DROPPATH_RATE": float(arguments["drop_path"]),
+    }
+    if "head" in arguments:
+        keys |= {
+            "USE_MEAN_POOLING": arguments["head"] == "mean",
+            "HEAD_INIT_SCALE": float(arguments["head_scale"]),
+        }
+    return keys

@@ -1,4 +1,4 @@
-"""The plain way of doing it: MaskFeat pre-training written straight from the formulas, as PySlowFast does.
+"""The plain way of doing it: MaskFeat and its fine-tuning straight from the formulas, as PySlowFast does.
 
 Attention with the relative bias added to a materialised attention matrix, pooling by `conv3d` in image
 layout, HOG by scattering into a histogram a pixel. Parameter names are nearly those of MaskFeat in
@@ -134,18 +134,22 @@ class PlainBlock(nn.Module):
         return skip + self.mlp["fc2"](F.gelu(self.mlp["fc1"](normed))), new_grid
 
 
-class PlainMaskFeat(nn.Module):
-    """MViTv2-S pre-training on clips of 16 frames of 224x224: (clips, mask [B, 8, 7, 7]) -> predictions."""
+class PlainEncoder(nn.Module):
+    """Stem and blocks of MViTv2-S on clips of 16 frames of 224x224, in MaskFeat's form.
 
-    def __init__(self, grid: Grid = (8, 56, 56), values_per_token: int = 108) -> None:
+    Args:
+        q_pool_at: blocks that pool their queries.
+    """
+
+    def __init__(self, q_pool_at: tuple[int, ...]) -> None:
         super().__init__()
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, 96, (3, 7, 7), (2, 4, 4), (1, 3, 3))})
         self.cls_token = nn.Parameter(torch.empty(1, 1, 96))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, 96))
         self.blocks = nn.ModuleList()
+        grid: Grid = (8, 56, 56)
         width, kv_step = 96, 8
         for index in range(16):
-            q_step = 2 if index in (1, 3) else 1
+            q_step = 2 if index in q_pool_at else 1
             kv_step //= q_step
             out_width = width * 2 if index + 1 in (1, 3, 14) else width
             block = PlainBlock(
@@ -154,8 +158,29 @@ class PlainMaskFeat(nn.Module):
             self.blocks.append(block)
             grid = (grid[0], grid[1] // q_step, grid[2] // q_step)
             width = out_width
-        self.head_norm = nn.Sequential(nn.LayerNorm(width, eps=1e-6))
-        self.head = nn.Linear(width, values_per_token)
+        self.out_width = width
+
+    def cubes(self, clips: Tensor) -> tuple[Tensor, Grid]:
+        """Tokens [B, N, D] and their grid."""
+        x = self.patch_embed["proj"](clips)
+        return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3], x.shape[4])
+
+    def encode(self, x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+        """Tokens [B, N, D] through all blocks, [B, 1+N', D'], and the new grid."""
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        for block in self.blocks:
+            x, grid = block(x, grid)
+        return x, grid
+
+
+class PlainMaskFeat(PlainEncoder):
+    """MViTv2-S pre-training: (clips, mask [B, 8, 7, 7]) -> predictions."""
+
+    def __init__(self, values_per_token: int = 108) -> None:
+        super().__init__(q_pool_at=(1, 3))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, 96))
+        self.head_norm = nn.Sequential(nn.LayerNorm(self.out_width, eps=1e-6))
+        self.head = nn.Linear(self.out_width, values_per_token)
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
         """Load the weights of `maskfeat_mvitv2_s`, whose head has other names."""
@@ -166,15 +191,28 @@ class PlainMaskFeat(nn.Module):
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         """Predictions [B, t, h, w, 108]."""
-        x = self.patch_embed["proj"](clips)
-        grid: Grid = (x.shape[2], x.shape[3], x.shape[4])
-        x = x.flatten(2).transpose(1, 2)
+        x, grid = self.cubes(clips)
         fine = F.interpolate(mask[:, None].float(), size=grid).flatten(2).transpose(1, 2)  # [B, N, 1]
-        x = x * (1 - fine) + self.mask_token * fine
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in self.blocks:
-            x, grid = block(x, grid)
+        x, grid = self.encode(x * (1 - fine) + self.mask_token * fine, grid)
         return self.head(self.head_norm(x[:, 1:])).unflatten(1, grid)
+
+
+class PlainClassifier(PlainEncoder):
+    """MViTv2-S fine-tuning as MaskFeat has it: clips -> logits [B, L]."""
+
+    def __init__(self, classes: int = 400) -> None:
+        super().__init__(q_pool_at=(1, 3, 14))
+        self.norm = nn.LayerNorm(self.out_width, eps=1e-6)
+        self.head = nn.Linear(self.out_width, classes)
+
+    def load_ours(self, state: dict[str, Tensor]) -> None:
+        """Load the weights of `maskfeat_mvitv2_s_classifier`, whose head has another name."""
+        self.load_state_dict({name.replace("head.projection", "head"): x for name, x in state.items()})
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Logits [B, L]."""
+        x, _ = self.encode(*self.cubes(clips))
+        return self.head(self.norm(x[:, 1:].mean(dim=1)))
 
 
 def plain_loss(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:

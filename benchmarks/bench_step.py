@@ -1,4 +1,6 @@
-"""A pre-training step of MViTv2-S, 16 frames of 224x224, batch 2: target, forward, loss, backward.
+"""A training step of MViTv2-S, 16 frames of 224x224, batch 2: target, forward, loss, backward.
+
+``bench_step`` is pre-training; ``bench_finetune_step`` is fine-tuning by the same means.
 
 Both sides hold the same weights, and their predictions are compared before anything is timed. Each runs in a
 process of its own, as the package runs (on the CPU it keeps the memory of freed tensors) and as plain torch
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.baseline import PlainMaskFeat, plain_hog_target, plain_loss
+from benchmarks.baseline import PlainClassifier, PlainMaskFeat, plain_hog_target, plain_loss
 from benchmarks.harness import Row, extra_memory, synchronise
 from videomaskfeat.engine.memory import keep_freed_memory
-from videomaskfeat.losses import masked_mse
+from videomaskfeat.losses import masked_mse, soft_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget
 
@@ -34,41 +37,87 @@ PRECISIONS = ("fp32", "bf16")
 PARTS = ("target", "forward", "backward")
 
 
-class Side:
-    """One implementation on given data; calling it runs one step."""
+class Pretraining:
+    """What one side needs for a step of pre-training.
 
-    def __init__(self, name: str, precision: str, device: str) -> None:
-        torch.manual_seed(0)
-        model: nn.Module = create_model("maskfeat_mvitv2_s")
-        self.target: Callable[[Tensor], Tensor] = HogTarget()
-        self.loss: Callable[[Tensor, Tensor, Tensor], Tensor] = masked_mse
-        if name != OURS:
+    Args:
+        ours: this package's parts, or the plain ones.
+    """
+
+    def __init__(self, *, ours: bool) -> None:
+        self.model: nn.Module = create_model("maskfeat_mvitv2_s")
+        self.make_target: Callable[[Tensor], Tensor] = HogTarget()
+        self._loss: Callable[[Tensor, Tensor, Tensor], Tensor] = masked_mse
+        if not ours:
             plain = PlainMaskFeat()
-            plain.load_ours(model.state_dict())
-            model = plain
-            self.target, self.loss = plain_hog_target, plain_loss
-        self.model = model.to(device)
+            plain.load_ours(self.model.state_dict())
+            self.model, self.make_target, self._loss = plain, plain_hog_target, plain_loss
+        self._mask = torch.rand(BATCH, 8, 7, 7, generator=torch.Generator().manual_seed(1)) < 0.4
+
+    def predict(self, clips: Tensor) -> Tensor:
+        """Predictions [B, t, h, w, K]."""
+        return self.model(clips, self._mask.to(clips.device))
+
+    def loss(self, predictions: Tensor, target: Tensor) -> Tensor:
+        """The mean over hidden positions."""
+        return self._loss(predictions, target, self._mask.to(target.device))
+
+
+class FineTuning:
+    """What one side needs for a step of fine-tuning, without drop path, so that both sides do the same.
+
+    Args:
+        ours: this package's parts, or the plain ones.
+    """
+
+    def __init__(self, *, ours: bool) -> None:
+        self.model: nn.Module = create_model("maskfeat_mvitv2_s_classifier", classes=400)
+        self.loss: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy
+        if not ours:
+            plain = PlainClassifier()
+            plain.load_ours(self.model.state_dict())
+            self.model, self.loss = plain, F.cross_entropy
+        self._labels = torch.rand(BATCH, 400, generator=torch.Generator().manual_seed(1)).softmax(-1)
+
+    def predict(self, clips: Tensor) -> Tensor:
+        """Logits [B, L]."""
+        return self.model(clips)
+
+    def make_target(self, clips: Tensor) -> Tensor:
+        """The soft labels, float [B, L]."""
+        return self._labels.to(clips.device)
+
+
+TASKS: dict[str, type[Pretraining | FineTuning]] = {"pretrain": Pretraining, "finetune": FineTuning}
+
+
+class Side:
+    """One implementation of a task on given data; calling it runs one step."""
+
+    def __init__(self, task: str, name: str, precision: str, device: str) -> None:
+        torch.manual_seed(0)
+        self.work = TASKS[task](ours=name == OURS)
+        self.work.model.to(device)
         self.device, self.precision = device, precision
         data = torch.Generator().manual_seed(0)  # the same for all sides
         self.clips = torch.randn(BATCH, 3, 16, 224, 224, generator=data).to(device)
-        self.mask = (torch.rand(BATCH, 8, 7, 7, generator=data) < 0.4).to(device)
 
     def predict(self) -> Tensor:
-        """Predictions [B, t, h, w, K]."""
+        """What the model makes of the clips."""
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.model(self.clips, self.mask)
+            return self.work.predict(self.clips)
 
     def __call__(self) -> dict[str, float]:
         """One step; returns the seconds of each part."""
         marks = [self._now()]
-        target = self.target(self.clips)
+        target = self.work.make_target(self.clips)
         marks.append(self._now())
-        loss = self.loss(self.predict(), target, self.mask)
+        loss = self.work.loss(self.predict().float(), target)
         marks.append(self._now())
         loss.backward()
         marks.append(self._now())
-        self.model.zero_grad(set_to_none=True)
+        self.work.model.zero_grad(set_to_none=True)
         return {part: marks[index + 1] - marks[index] for index, part in enumerate(PARTS)}
 
     def _now(self) -> float:
@@ -79,8 +128,8 @@ class Side:
 class SideProcess:
     """A side in a process of its own, asked over its standard streams (see :func:`_serve`)."""
 
-    def __init__(self, name: str, precision: str, device: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.bench_step", name, precision, device]
+    def __init__(self, task: str, name: str, precision: str, device: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.bench_step", task, name, precision, device]
         root = Path(__file__).resolve().parents[1]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True)
@@ -100,10 +149,15 @@ class SideProcess:
 
 
 def run(*, device: str) -> list[Row]:
-    """Steps and their parts in both precisions, and memory."""
+    """Steps of pre-training and their parts in both precisions, and memory."""
+    return run_task("pretrain", device=device)
+
+
+def run_task(task: str, *, device: str) -> list[Row]:
+    """The same for a task of TASKS."""
     rows = []
     for precision in PRECISIONS:
-        sides = {name: SideProcess(name, precision, device) for name in SIDES}
+        sides = {name: SideProcess(task, name, precision, device) for name in SIDES}
         memory = {name: side.ask("memory") for name, side in sides.items()}
         _check_equal(sides, precision)
         seconds = _in_turns(sides, rounds=5 if device == "cpu" else 30)
@@ -151,11 +205,11 @@ def _check_equal(sides: dict[str, SideProcess], precision: str) -> None:
         torch.testing.assert_close(ours, other, atol=tolerance, rtol=0)
 
 
-def _serve(name: str, precision: str, device: str) -> None:
+def _serve(task: str, name: str, precision: str, device: str) -> None:
     """Answer requests, one a line: "memory" (of the first step, MiB), "predict PATH" and "step" (seconds)."""
     if device == "cpu" and name != BASELINE:
         keep_freed_memory()
-    side = Side(name, precision, device)
+    side = Side(task, name, precision, device)
     for line in sys.stdin:
         request, _, path = line.strip().partition(" ")
         if request == "memory":
@@ -172,11 +226,12 @@ def _serve(name: str, precision: str, device: str) -> None:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description="One side of the benchmark; it waits for requests.")
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("precision", choices=PRECISIONS)
     parser.add_argument("device")
     options = parser.parse_args()
-    _serve(options.side, options.precision, options.device)
+    _serve(options.task, options.side, options.precision, options.device)
 
 
 if __name__ == "__main__":

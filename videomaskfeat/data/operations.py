@@ -113,22 +113,30 @@ def sharpness(frames: np.ndarray, factor: float) -> np.ndarray:
 
 def translate_x(frames: np.ndarray, share: float, interpolation: str) -> np.ndarray:
     """Move the picture to the left by a share of its width (to the right where negative)."""
-    moved = np.full_like(frames, FILL, order="C")
-    _shift(_rows(frames), share * frames.shape[2], interpolation, _rows(moved))
-    return moved
+    return _translate(frames, share * frames.shape[2], interpolation, axis=1)
 
 
 def translate_y(frames: np.ndarray, share: float, interpolation: str) -> np.ndarray:
     """Move the picture up by a share of its height (down where negative)."""
-    return _transpose(translate_x(_transpose(frames), share, interpolation))
+    return _translate(frames, share * frames.shape[1], interpolation, axis=0)
+
+
+def _translate(frames: np.ndarray, pixels: float, interpolation: str, axis: int) -> np.ndarray:
+    whole, kernels = _shifts(np.array([pixels]), interpolation)
+    moved = np.empty_like(frames, order="C")
+    for frame, target in zip(frames, moved, strict=True):
+        _shift(frame, whole[0], kernels[0], target, axis)
+    return moved
 
 
 def shear_x(frames: np.ndarray, factor: float, interpolation: str) -> np.ndarray:
     """Move each row to the left by ``factor`` times its distance from the top."""
-    moved = np.full_like(frames, FILL, order="C")
-    for row in range(frames.shape[1]):
-        # A row of all frames at once; its pixels' centres lie half a pixel below its upper border.
-        _shift(frames[:, row], factor * (row + 0.5), interpolation, moved[:, row])
+    rows = frames.shape[1]
+    # A row's pixels have their centres half a pixel below its upper border.
+    whole, kernels = _shifts(factor * (np.arange(rows) + 0.5), interpolation)
+    moved = np.empty_like(frames, order="C")
+    for row in range(rows):  # of all frames at once
+        _shift(frames[:, row], whole[row], kernels[row], moved[:, row])
     return moved
 
 
@@ -155,20 +163,32 @@ def rotate(frames: np.ndarray, degrees: float, interpolation: str) -> np.ndarray
     return turned
 
 
-def _shift(rows: np.ndarray, shift: float, interpolation: str, target: np.ndarray) -> None:
-    """Write what stands ``shift`` pixels further right in ``rows`` into ``target`` [R, W, 3].
+def _shifts(distances: np.ndarray, interpolation: str) -> tuple[list[int], np.ndarray]:
+    """Shifts by float [S] pixels as shifts by whole ones and the kernels, float32 [S, 1, 5], for the rest."""
+    whole = np.floor(distances + 0.5)
+    rest = distances - whole  # -0.5 to 0.5
+    offsets = np.abs(np.arange(-2, 3) - rest[:, None, None])
+    kernels = _cubic(offsets) if interpolation == "bicubic" else np.maximum(1 - offsets, 0.0)
+    return whole.astype(int).tolist(), kernels.astype(np.float32)  # OpenCV is slower with float64
 
-    As Pillow's affine transform: a pixel belongs to the picture if its centre does, and the kernel finds the
-    border's pixels repeated beyond it. What comes from outside is not written.
+
+def _shift(picture: np.ndarray, whole: int, kernel: np.ndarray, target: np.ndarray, axis: int = 1) -> None:
+    """Write into ``target`` [H, W, 3] what stands further down (axis 0) or right (1) in ``picture``.
+
+    As Pillow's affine transform: a pixel belongs to the picture if its centre does, the kernel finds the
+    border's pixels repeated beyond it, and what comes from outside is the fill.
     """
-    width = rows.shape[1]
-    whole = math.floor(shift + 0.5)
-    if abs(whole) >= width:
-        return
-    offsets = np.arange(-2, 3) - (shift - whole)
-    kernel = (_cubic if interpolation == "bicubic" else _linear)(np.abs(offsets))
-    between = cv2.filter2D(rows, -1, kernel[None], delta=_CUT_OFF, borderType=cv2.BORDER_REPLICATE)
-    target[:, max(-whole, 0) : width - max(whole, 0)] = between[:, max(whole, 0) : width + min(whole, 0)]
+    length = picture.shape[axis]
+    whole = min(max(whole, -length), length)
+    kernel = kernel if axis else kernel.T
+    between = cv2.filter2D(picture, -1, kernel, delta=_CUT_OFF, borderType=cv2.BORDER_REPLICATE)
+    between, target = between.swapaxes(0, axis), target.swapaxes(0, axis)
+    if whole >= 0:
+        target[: length - whole] = between[whole:]
+        target[length - whole :] = FILL
+    else:
+        target[-whole:] = between[:whole]
+        target[:-whole] = FILL
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
@@ -176,10 +196,6 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     near = distance**3 - 2 * distance**2 + 1
     far = -(distance**3) + 5 * distance**2 - 8 * distance + 4
     return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
-
-
-def _linear(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - distance, 0.0)
 
 
 def _transpose(frames: np.ndarray) -> np.ndarray:

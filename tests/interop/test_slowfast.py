@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,13 +15,15 @@ from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.losses import masked_mse
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "maskfeat_mvitv2_video"
+RECORDED = Path(__file__).parents[1] / "golden"
+GOLDEN = RECORDED / "maskfeat_mvitv2_video"
 CHECKPOINT = GOLDEN / "checkpoint.pyth"
+CLASSIFIERS = ("mvitv2_maskfeat_finetuned", "mvitv2_kinetics")
 
 
-def write_config(folder: Path, changes: dict[str, Any]) -> Path:
-    """The recorded YAML with some SECTION.KEY changed, or removed where the value is ``...``."""
-    content = yaml.safe_load((GOLDEN / "config.yaml").read_text())
+def write_config(folder: Path, changes: dict[str, Any], *, of: Path = GOLDEN) -> Path:
+    """A recorded YAML with some SECTION.KEY changed, or removed where the value is ``...``."""
+    content = yaml.safe_load((of / "config.yaml").read_text())
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
         holder = content.setdefault(section, {}) if section else content
@@ -53,12 +56,87 @@ def test_recorded_pretraining_step_is_reproduced() -> None:
             assert norm == pytest.approx(expected["grad_norm"][name], rel=1e-4, abs=1e-8), name
 
 
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_recorded_logits_are_reproduced(case: str) -> None:
+    imported = load_slowfast(RECORDED / case / "config.yaml", RECORDED / case / "checkpoint.pyth")
+    expected = torch.load(RECORDED / case / "expected.pt", weights_only=True)
+    # The tolerance for which the values were recorded; 3e-7 seen.
+    torch.testing.assert_close(imported.model(expected["clip"]), expected["logits"], atol=1e-4, rtol=0)
+    assert imported.target is None
+    assert imported.mask is None
+    assert not imported.model.training
+    weights = imported.report.weights
+    assert (len(weights.loaded), weights.resized, weights.new, weights.unused) == (107, (), (), ())
+    assert {"SOLVER.LR_POLICY", "AUG.ENABLE", "DATA_LOADER.PIN_MEMORY"} <= set(imported.report.ignored_keys)
+    assert not {"MODEL.NUM_CLASSES", "DATA.SAMPLING_RATE"} & set(imported.report.ignored_keys)
+
+
+def test_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
+    case = RECORDED / "mvitv2_kinetics"
+    path = write_config(tmp_path, {"MODEL.NUM_CLASSES": 8}, of=case)
+    words = r"checkpoint.pyth has head.projection.weight in shape \(7, 64\) and the model needs \(8, 64\)"
+    with pytest.raises(UserError, match=words):
+        load_slowfast(path, case / "checkpoint.pyth")
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        (
+            {},
+            {"sampling": "clip", "views": 5, "crops": 1, "short_side": 256, "channels": "rgb", "flip": True},
+        ),
+        # Three crops lie along the longer side of frames as small as they are.
+        ({"TEST.NUM_SPATIAL_CROPS": 3}, {"crops": 3, "short_side": 64}),
+        ({"TEST.NUM_TEMPORAL_CLIPS": [1, 10, 4]}, {"views": 10, "view_counts": (1, 10, 4)}),
+        # Pictures of SSv2 are read as blue, green, red and normalised so, then reversed or not.
+        (
+            {"TEST.DATASET": "ssv2", "TEST.NUM_ENSEMBLE_VIEWS": 2, "DATA.MEAN": [0.1, 0.2, 0.3]},
+            {
+                "sampling": "segments",
+                "views": 1,
+                "short_side": 64,
+                "channels": "bgr",
+                "mean": (0.3, 0.2, 0.1),
+            },
+        ),
+        (
+            {"TEST.DATASET": "Ssv2", "DATA.REVERSE_INPUT_CHANNEL": True, "DATA.STD": [0.1, 0.2, 0.3]},
+            {"dataset": "ssv2", "channels": "rgb", "std": (0.3, 0.2, 0.1)},
+        ),
+        (
+            {"DATA.REVERSE_INPUT_CHANNEL": True, "DATA.MEAN": [0.1, 0.2, 0.3]},
+            {"channels": "bgr", "mean": (0.1, 0.2, 0.3)},
+        ),
+        ({"MODEL.HEAD_ACT": "none", "DATA.RANDOM_FLIP": False}, {"average": "logits", "flip": False}),
+    ],
+)
+def test_clips_and_views_are_told_as_the_yaml_has_them(
+    tmp_path: Path, changes: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    case = RECORDED / "mvitv2_kinetics"
+    clip = load_slowfast(write_config(tmp_path, changes, of=case), case / "checkpoint.pyth").clip
+    assert {name: getattr(clip, name) for name in facts} == facts
+    assert (clip.frames, clip.stride, clip.crop, clip.classes, clip.offset) == (4, 4, 64, 7, True)
+
+
+def test_masks_are_told_as_the_yaml_has_them(tmp_path: Path) -> None:
+    for changes, kind in (
+        ({}, "cube"),
+        ({"AUG.MASK_TUBE": True}, "tube"),
+        ({"AUG.MASK_FRAMES": True}, "frame"),
+    ):
+        mask = load_slowfast(write_config(tmp_path, changes), CHECKPOINT).mask
+        assert mask is not None
+        assert (mask.kind, mask.ratio, mask.window) == (kind, 0.4, (2, 2, 2))
+
+
 def test_report_names_what_had_no_part() -> None:
     report = load_slowfast(GOLDEN / "config.yaml", CHECKPOINT).report
     assert len(report.weights.loaded) == 108
     assert set(report.weights.unused) == {"hogs.0.weight_x", "hogs.0.weight_y"}
     assert not report.weights.new
-    assert {"SOLVER.BASE_LR", "AUG.MASK_RATIO", "NUM_GPUS"} <= set(report.ignored_keys)
+    assert {"SOLVER.BASE_LR", "AUG.RE_PROB", "NUM_GPUS"} <= set(report.ignored_keys)
     assert "MVIT.DEPTH" not in report.ignored_keys
     assert "video MaskFeat pre-training: 108 weights loaded" in str(report)
 
@@ -130,6 +208,60 @@ def test_option_that_would_change_the_model_is_refused_by_name(
         load_slowfast(write_config(tmp_path, changes), CHECKPOINT)
     assert "config.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"MODEL.HEAD_ACT": "sigmoid"}, r"MODEL.HEAD_ACT 'sigmoid' is not supported"),
+        ({"MVIT.CLS_EMBED_ON": False}, r"MVIT.CLS_EMBED_ON False needs MVIT.USE_MEAN_POOLING True"),
+        ({"DETECTION.ENABLE": True}, r"DETECTION.ENABLE True is not supported"),
+        ({"CONTRASTIVE.NUM_MLP_LAYERS": 2}, r"CONTRASTIVE.NUM_MLP_LAYERS 2 is not supported; only 1 is"),
+        ({"MVIT.NORM_STEM": True}, r"MVIT.NORM_STEM True is not supported"),
+        ({"MVIT.POOL_KV_STRIDE": [[0, 1, 8, 8]]}, r"MVIT.POOL_KV_STRIDE \[\[0, 1, 8, 8\]\] is not supported"),
+        ({"DATA.NUM_FRAME": 16}, r"unknown key DATA.NUM_FRAME; did you mean 'DATA.NUM_FRAMES'"),
+        ({"TEST.NUM_VIEWS": 16}, r"unknown key TEST.NUM_VIEWS"),
+        ({"DATA.MEAN": [0.45]}, r"DATA.MEAN \[0.45\] must be 3 numbers"),
+        ({"DATA.STD": [0.2, True, 0.2]}, r"DATA.STD \[0.2, True, 0.2\] must be 3 numbers"),
+        ({"TEST.NUM_TEMPORAL_CLIPS": ["one"]}, r"TEST.NUM_TEMPORAL_CLIPS \['one'\] must be numbers"),
+    ],
+)
+def test_option_that_would_change_a_classifier_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    case = RECORDED / "mvitv2_kinetics"
+    with pytest.raises(UserError, match=words):
+        load_slowfast(write_config(tmp_path, changes, of=case), case / "checkpoint.pyth")
+
+
+def test_yaml_of_a_resnet_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "resnet.yaml"
+    content = {
+        "TRAIN": {"DATASET": "kinetics", "BATCH_SIZE": 64},
+        "RESNET": {"DEPTH": 50, "TRANS_FUNC": "bottleneck_transform"},
+        "MODEL": {"NUM_CLASSES": 400, "ARCH": "slow", "MODEL_NAME": "ResNet"},
+    }
+    path.write_text(yaml.safe_dump(content))
+    words = (
+        r"resnet.yaml: MODEL.MODEL_NAME 'ResNet' \(MODEL.ARCH 'slow'\) is not read; known kinds: MaskMViT "
+        r"\(video MaskFeat pre-training\), MViT \(clip classification with MViTv2\)"
+    )
+    with pytest.raises(UserError, match=words):
+        load_slowfast(path, CHECKPOINT)
+    del content["MODEL"]  # PySlowFast's default
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"MODEL.MODEL_NAME 'SlowFast' is not read"):
+        load_slowfast(path, CHECKPOINT)
+
+
+def test_pickle_of_arrays_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """As Caffe2's checkpoints are, and old ones with numbers of numpy's beside the weights."""
+    path = tmp_path / "old.pyth"
+    torch.save({"model_state": {}, "epoch": np.float64(3)}, path)
+    with pytest.raises(
+        UserError, match=r"old.pyth: holds pickled code .* keep only the tensors \(torch.save"
+    ):
+        load_slowfast(GOLDEN / "config.yaml", path)
 
 
 def test_files_that_are_no_yaml_are_named(tmp_path: Path) -> None:

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.interop.slowfast_arguments import (
-    clip_facts,
-    encoder_arguments,
-    head_arguments,
-    shortened,
-)
+from videomaskfeat.interop.slowfast_arguments import encoder_arguments, head_arguments, shortened
+from videomaskfeat.interop.slowfast_clips import ClipFacts, MaskFacts, clip_facts, mask_facts
 from videomaskfeat.interop.slowfast_keys import CLASSIFICATION, CLIP, ENCODER, PRETRAINING
 from videomaskfeat.interop.slowfast_yaml import read_yaml, typed_options
 from videomaskfeat.models import create_model
@@ -63,19 +59,15 @@ class Imported:
             ``model(clips) -> logits [B, L]``.
         target: ``target(clips) -> [B, t, h, w, K]``; None for a classifier.
         report: what was loaded and what had no part.
-        clip: what the YAML says of clips and of testing: ``frames``, ``stride`` (PySlowFast's sampling rate)
-            at ``target_fps``, ``sampling`` ("clip" or, for SSv2, "segments"), ``crop`` and ``short_side`` in
-            pixels, ``mean`` and ``std`` a colour channel in the order red, green, blue, ``channels`` ("rgb"
-            or "bgr": the order in which the model takes them), ``views`` and ``crops`` a video
-            (``view_counts``: where several numbers of views are tested, all of them; views is the greatest),
-            ``offset`` (views reach from the first frame to the last), ``average`` ("softmax" or "logits"),
-            ``ensemble`` ("sum" or "max"), ``multi_label``, ``classes`` (None in pre-training), ``dataset``.
+        clip: how its clips are cut and tested.
+        mask: what pre-training hides; None for a classifier.
     """
 
     model: nn.Module
     target: nn.Module | None
     report: ImportReport
-    clip: Mapping[str, Any] = field(default_factory=dict)
+    clip: ClipFacts
+    mask: MaskFacts | None
 
 
 def load_slowfast(config_path: str | os.PathLike[str], checkpoint_path: str | os.PathLike[str]) -> Imported:
@@ -90,7 +82,7 @@ def load_slowfast(config_path: str | os.PathLike[str], checkpoint_path: str | os
         checkpoint_path: a checkpoint of the same model. No code inside it is run.
 
     Returns:
-        Model (in evaluation mode), target, report and what the YAML says of clips.
+        Model (in evaluation mode), target, report, and how clips are cut and hidden.
 
     Raises:
         UserError: a file that is missing or damaged, an unknown or unsupported option, or weights that do
@@ -112,8 +104,13 @@ def load_slowfast(config_path: str | os.PathLike[str], checkpoint_path: str | os
         allow_unused=reader.allow_unused,
         source=os.fspath(checkpoint_path),
     )
-    clip = clip_facts(path, options)
-    return Imported(model.eval(), target, ImportReport(reader.kind, weights, ignored), clip)
+    return Imported(
+        model.eval(),
+        target,
+        ImportReport(reader.kind, weights, ignored),
+        clip_facts(path, options),
+        None if target is None else mask_facts(path, options),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""PySlowFast's options -> the arguments of our models, and how their clips are cut."""
+"""PySlowFast's options -> the arguments of our models."""
 
 from __future__ import annotations
 
@@ -100,52 +100,6 @@ def head_arguments(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": options["MODEL.DROPOUT_RATE"],
         "head_scale": options["MVIT.HEAD_INIT_SCALE"],
     }
-
-
-def clip_facts(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a YAML says of clips and views; see :class:`~videomaskfeat.interop.slowfast.Imported`.
-
-    Raises:
-        UserError: a mean, a standard deviation or a list that is not made of numbers.
-    """
-    dataset = options["TRAIN.DATASET"].lower()
-    segments = dataset == "ssv2"
-    crops, crop = options["TEST.NUM_SPATIAL_CROPS"], options["DATA.TEST_CROP_SIZE"]
-    mean, std = (_numbers(path, options, key, 3) for key in ("DATA.MEAN", "DATA.STD"))
-    short_side = int(_numbers(path, options, "DATA.TRAIN_JITTER_SCALES", 2)[0])
-    # The frames of SSv2 are pictures that PySlowFast reads as blue, green, red; it normalises them in that
-    # order, and reverses the channels after that.
-    if segments:
-        mean, std = mean[::-1], std[::-1]
-    counts = options["TEST.NUM_TEMPORAL_CLIPS"] or (options["TEST.NUM_ENSEMBLE_VIEWS"],)
-    return {
-        "dataset": dataset,
-        "sampling": "segments" if segments else "clip",
-        "frames": options["DATA.NUM_FRAMES"],
-        "stride": options["DATA.SAMPLING_RATE"],
-        "target_fps": options["DATA.TARGET_FPS"],
-        "crop": crop,
-        # One centre crop is cut from a larger frame; three lie along the longer side, as always in SSv2.
-        "short_side": crop if segments or crops > 1 else short_side,
-        "mean": mean,
-        "std": std,
-        "channels": "bgr" if segments != options["DATA.REVERSE_INPUT_CHANNEL"] else "rgb",
-        "views": 1 if segments else max(counts),  # in testing all views of segments are equal
-        "view_counts": counts,
-        "crops": crops,
-        "offset": options["DATA.USE_OFFSET_SAMPLING"],
-        "average": "logits" if options.get("MODEL.HEAD_ACT") == "none" else "softmax",
-        "ensemble": options["DATA.ENSEMBLE_METHOD"],
-        "multi_label": options["DATA.MULTI_LABEL"],
-        "classes": options.get("MODEL.NUM_CLASSES"),
-    }
-
-
-def _numbers(path: str, options: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
-    value = options[key]
-    if len(value) != count or any(isinstance(x, bool) or not isinstance(x, int | float) for x in value):
-        raise UserError(f"{path}: {key} {value} must be {count} numbers")
-    return tuple(map(float, value))
 
 
 def _query_pooling(path: str, options: Mapping[str, Any]) -> tuple[tuple[int, ...], Triple]:

@@ -48,6 +48,10 @@ PRETRAINING: dict[str, Any] = {
     "MASK.PRETRAIN_DEPTH": (15,),
     "MASK.HEAD_TYPE": "separate",
     "MASK.PRED_HOG": False,
+    "AUG.MASK_TUBE": False,
+    "AUG.MASK_FRAMES": False,
+    "AUG.MASK_WINDOW_SIZE": (8, 7, 7),
+    "AUG.MASK_RATIO": 0.0,
 }
 CLASSIFICATION: dict[str, Any] = {
     "MODEL.NUM_CLASSES": 400,
@@ -68,7 +72,9 @@ CLIP: dict[str, Any] = {
     "DATA.REVERSE_INPUT_CHANNEL": False,
     "DATA.ENSEMBLE_METHOD": "sum",
     "DATA.MULTI_LABEL": False,
+    "DATA.RANDOM_FLIP": True,
     "TRAIN.DATASET": "kinetics",
+    "TEST.DATASET": "kinetics",
     "TEST.NUM_ENSEMBLE_VIEWS": 10,
     "TEST.NUM_SPATIAL_CROPS": 3,
     "TEST.NUM_TEMPORAL_CLIPS": (),
@@ -91,7 +97,9 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "CONTRASTIVE.NUM_MLP_LAYERS": (1,),
 }
 
-# Keys of the model's sections that change training, initial values or other kinds of model only.
+# Keys, of the sections that hold some of those above, that change training, initial values or other kinds of
+# model only. A key of these sections that stands nowhere here is refused: it may be one of those above,
+# misspelt.
 NO_EFFECT: frozenset[str] = frozenset(
     {
         "MVIT.ZERO_DECAY_POS_CLS",
@@ -109,6 +117,31 @@ NO_EFFECT: frozenset[str] = frozenset(
         "MASK.DEC_KV_KERNEL",
         "MASK.DEC_KV_STRIDE",
         "MASK.DECODER_DEPTH",
+        *(f"TRAIN.{key}" for key in ("ENABLE", "BATCH_SIZE", "AUTO_RESUME", "MIXED_PRECISION")),
+        *(f"TRAIN.{key}" for key in ("EVAL_PERIOD", "CHECKPOINT_PERIOD", "KILL_LOSS_EXPLOSION_FACTOR")),
+        *(f"TRAIN.CHECKPOINT_{key}" for key in ("FILE_PATH", "TYPE", "INFLATE", "EPOCH_RESET", "IN_INIT")),
+        "TRAIN.CHECKPOINT_CLEAR_NAME_PATTERN",
+        *(f"TEST.{key}" for key in ("ENABLE", "BATCH_SIZE", "SAVE_RESULTS_PATH")),
+        *(f"TEST.CHECKPOINT_{key}" for key in ("FILE_PATH", "TYPE")),
+        *(f"AUG.{key}" for key in ("ENABLE", "NUM_SAMPLE", "COLOR_JITTER", "AA_TYPE", "INTERPOLATION")),
+        *(f"AUG.RE_{key}" for key in ("PROB", "MODE", "COUNT", "SPLIT")),
+        *("AUG.GEN_MASK_LOADER", "AUG.MAX_MASK_PATCHES_PER_BLOCK"),
+        *(f"MODEL.{key}" for key in ("LOSS_FUNC", "SINGLE_PATHWAY_ARCH", "MULTI_PATHWAY_ARCH")),
+        *(f"MODEL.{key}" for key in ("DROPCONNECT_RATE", "FC_INIT_STD", "DETACH_FINAL_FC", "FROZEN_BN")),
+        "MODEL.FP16_ALLREDUCE",
+        *(f"DATA.PATH_{key}" for key in ("TO_DATA_DIR", "LABEL_SEPARATOR", "PREFIX", "TO_PRELOAD_IMDB")),
+        *(f"DATA.TRAIN_PCA_{key}" for key in ("EIGVAL", "EIGVEC")),
+        *(
+            f"DATA.TRAIN_JITTER_{key}"
+            for key in ("SCALES_RELATIVE", "ASPECT_RELATIVE", "MOTION_SHIFT", "FPS")
+        ),
+        *(f"DATA.TRAIN_CROP_NUM_{key}" for key in ("TEMPORAL", "SPATIAL")),
+        *(f"DATA.{key}" for key in ("DECODING_BACKEND", "DECODING_SHORT_SIZE", "INV_UNIFORM_SAMPLE")),
+        *(f"DATA.{key}" for key in ("COLOR_RND_GRAYSCALE", "SKIP_ROWS", "TIME_DIFF_PROB", "DUMMY_LOAD")),
+        *(f"DATA.LOADER_CHUNK_{key}" for key in ("SIZE", "OVERALL_SIZE")),
+        *(f"DATA.SSL_{key}" for key in ("COLOR_JITTER", "COLOR_BRI_CON_SAT", "COLOR_HUE", "MOCOV2_AUG")),
+        *(f"DATA.SSL_BLUR_SIGMA_{key}" for key in ("MIN", "MAX")),
+        *(f"DATA.{key}" for key in ("IN22K_TRAINVAL", "IN22k_VAL_IN1K", "IN_VAL_CROP_RATIO")),
         "TASK",
         "NUM_GPUS",
         "NUM_SHARDS",
@@ -121,12 +154,12 @@ NO_EFFECT: frozenset[str] = frozenset(
     }
 )
 
-# Sections that say how to train, test, read and show, but not what the model is. DATA, MODEL, TRAIN and TEST
-# hold a few keys of both kinds: those above. PREFETCH, in the public SSv2 YAMLs, is unknown to PySlowFast.
+# Sections that say how to train, read and show, but not what the model is. PREFETCH, in the public YAMLs of
+# SSv2, is unknown to PySlowFast too.
 IGNORED_SECTIONS: frozenset[str] = frozenset(
     {
-        *("TRAIN", "TEST", "SOLVER", "AUG", "MIXUP", "BN", "DATA", "DATA_LOADER", "MODEL", "DETECTION"),
+        *("SOLVER", "MIXUP", "BN", "DATA_LOADER", "DETECTION", "CONTRASTIVE", "RESNET", "SLOWFAST", "X3D"),
         *("TENSORBOARD", "VIS_MASK", "DEMO", "BENCHMARK", "MULTIGRID", "PREFETCH", "AVA", "SSV2"),
-        *("CONTRASTIVE", "RESNET", "SLOWFAST", "NONLOCAL", "X3D", "IMAGENET", "VISUALIZATION"),
+        *("NONLOCAL", "IMAGENET", "VISUALIZATION"),
     }
 )

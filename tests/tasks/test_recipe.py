@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from videomaskfeat.tasks.recipe import (
     ClipRecipe,
     MaskRecipe,
     PretrainRecipe,
+    normalise,
     read_classify_recipe,
     read_clip_recipe,
     read_recipe,
@@ -141,3 +143,29 @@ def test_three_crops_take_the_short_side_of_the_crop() -> None:
     wide = ClassifyRecipe(recipe.clip, views=2, crops=3, short_side=250)
     assert sizes(4, 3, wide) == (4, 3, 250)
     assert sizes(None, 1, wide) == (2, 1, 250)
+
+
+def test_mean_and_deviation_may_be_given_a_channel(tmp_path: Path) -> None:
+    recipe = ClassifyRecipe(ClipRecipe(16, 4, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+    assert read_classify_recipe(write(tmp_path / "a.safetensors", {CLASSIFY_KEY: recipe.to_json()})) == recipe
+    clips = torch.randint(256, (2, 3, 4, 5, 3), dtype=torch.uint8)
+    pixels = normalise(clips, mean=recipe.clip.mean, std=recipe.clip.std)
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        torch.testing.assert_close(pixels[:, channel], (clips[..., channel] / 255 - mean) / std)
+    assert torch.equal(normalise(clips, mean=[0.4] * 3, std=[0.2] * 3), normalise(clips, mean=0.4, std=0.2))
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        ({"mean": "0.45"}, "mean '0.45' is neither a number for every channel nor a list of one a channel"),
+        ({"std": [0.2, None, 0.2]}, r"std \[0.2, None, 0.2\] is neither"),
+        ({"mean": ()}, r"mean \(\) is neither"),
+        ({"std": 0}, "std 0 must be above 0"),
+        ({"std": (0.2, 0.2, -0.2)}, r"std .* must be above 0"),
+        ({"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2)}, r"mean .* must be of as many channels"),
+    ],
+)
+def test_levels_that_are_no_numbers_are_named(levels: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ClipRecipe(16, 4, 224, **levels)

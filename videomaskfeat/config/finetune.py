@@ -46,8 +46,8 @@ class LabelledClipConfig:
     flip: float = key(0.5, "chance of a horizontal flip, 0..1; 0 for SSv2, whose classes know left and right")
     flip_swaps_labels: bool = key(False, "a flipped clip takes the class of the mirrored template (SSv2)")
     samples_per_video: int = key(2, "clips cut from one opening of a video")
-    mean: float = key(0.45, "subtracted from pixels in 0..1, every channel")
-    std: float = key(0.225, "divides them after that")
+    mean: Any = key(0.45, "subtracted from pixels in 0..1: a number, or a list of one a channel")
+    std: Any = key(0.225, "divides them after that: a number, or a list of one a channel")
 
 
 @dataclass

@@ -36,8 +36,8 @@ class ClipConfig:
     crop_aspect: list[float] = key([0.75, 1.3333], "least and greatest width/height of the random crop")
     flip: float = key(0.5, "chance of a horizontal flip, 0..1")
     samples_per_video: int = key(1, "clips cut from one opening of a video")
-    mean: float = key(0.45, "subtracted from pixels in 0..1, every channel")
-    std: float = key(0.225, "divides them after that")
+    mean: Any = key(0.45, "subtracted from pixels in 0..1: a number, or a list of one a channel")
+    std: Any = key(0.225, "divides them after that: a number, or a list of one a channel")
 
 
 @dataclass

@@ -35,7 +35,7 @@ from videomaskfeat.tasks.classify_parts import (
 from videomaskfeat.tasks.evaluate import evaluate_model
 from videomaskfeat.tasks.optim_parts import build_optimizer, build_schedule
 from videomaskfeat.tasks.plan import describe_finetuning
-from videomaskfeat.tasks.recipe import CLASSIFY_KEY, normalise
+from videomaskfeat.tasks.recipe import CLASSIFY_KEY, Levels, normalise
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
 
@@ -91,7 +91,7 @@ class FinetuneStep:
     """
 
     def __init__(
-        self, model: nn.Module, mixing: Mixing, *, mean: float, std: float, compiled: bool = False
+        self, model: nn.Module, mixing: Mixing, *, mean: Levels, std: Levels, compiled: bool = False
     ) -> None:
         self.model = model
         self.mixing = mixing

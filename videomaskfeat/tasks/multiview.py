@@ -21,7 +21,7 @@ from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.views import EvaluationViews, ViewLoader, ViewsBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError, nearest
-from videomaskfeat.tasks.recipe import normalise
+from videomaskfeat.tasks.recipe import Levels, normalise
 
 AVERAGES = ("softmax", "logits")
 
@@ -55,8 +55,8 @@ def evaluate_model(
     *,
     device: torch.device,
     bf16: bool = False,
-    mean: float,
-    std: float,
+    mean: Levels,
+    std: Levels,
     average: str = "softmax",
     videos_per_batch: int = 1,
     workers: int = 0,
@@ -104,8 +104,8 @@ def video_features(
     *,
     device: torch.device,
     bf16: bool = False,
-    mean: float,
-    std: float,
+    mean: Levels,
+    std: Levels,
     videos_per_batch: int = 1,
     workers: int = 0,
     clips_at_once: int = 8,
@@ -172,8 +172,8 @@ class ClipPass:
         device: torch.device,
         *,
         bf16: bool,
-        mean: float,
-        std: float,
+        mean: Levels,
+        std: Levels,
         at_once: int,
     ) -> None:
         if at_once < 1:

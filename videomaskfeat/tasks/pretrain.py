@@ -31,7 +31,7 @@ from videomaskfeat.tasks.pretrain_parts import (
     recipe_of,
     training_loader,
 )
-from videomaskfeat.tasks.recipe import METADATA_KEY, normalise
+from videomaskfeat.tasks.recipe import METADATA_KEY, Levels, normalise
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
 from videomaskfeat.tasks.visualize import draw_videos
@@ -85,7 +85,7 @@ class PretrainStep:
     """
 
     def __init__(
-        self, model: nn.Module, target: nn.Module, *, mean: float, std: float, compiled: bool = False
+        self, model: nn.Module, target: nn.Module, *, mean: Levels, std: Levels, compiled: bool = False
     ) -> None:
         self.model = model
         self.target = target

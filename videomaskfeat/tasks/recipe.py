@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ from videomaskfeat.io import is_file, is_folder, local_path
 
 T = TypeVar("T")
 
+Levels = float | tuple[float, ...]
+"""A number for every channel, or one a channel."""
 METADATA_KEY = "pretrain"
 """Key of a pre-training recipe, as JSON, in the metadata of a safetensors file."""
 CLASSIFY_KEY = "classify"
@@ -37,8 +39,8 @@ class ClipRecipe:
         target_fps: frames a second at which the stride counts; None counts the source's own.
         short_video: clamp, loop or error: what a video shorter than the clip does.
         crop: height and width in pixels.
-        mean: subtracted from pixels in 0..1, every channel.
-        std: divides them after that.
+        mean: subtracted from pixels in 0..1: of every channel, or one a channel.
+        std: divides them after that, likewise.
     """
 
     frames: int
@@ -46,8 +48,22 @@ class ClipRecipe:
     crop: int
     target_fps: float | None = 30.0
     short_video: str = "clamp"
-    mean: float = 0.45
-    std: float = 0.225
+    mean: Levels = 0.45
+    std: Levels = 0.225
+
+    def __post_init__(self) -> None:
+        """Bring mean and standard deviation to plain numbers, as configs and JSON have them in lists.
+
+        Raises:
+            UserError: they are not numbers, or not of as many channels, or a deviation is not positive.
+        """
+        mean, std = as_levels(self.mean, "mean"), as_levels(self.std, "std")
+        if min(std if isinstance(std, tuple) else (std,)) <= 0:
+            raise UserError(f"std {self.std} must be above 0: pixels are divided by it")
+        if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) != len(std):
+            raise UserError(f"mean {mean} and std {std} must be of as many channels")
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
 
 
 @dataclass(frozen=True)
@@ -163,9 +179,36 @@ class ClassifyRecipe:
             raise ValueError(f"no classifier's recipe: {error}") from error
 
 
-def normalise(clips: Tensor, *, mean: float, std: float) -> Tensor:
-    """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std."""
-    return clips.permute(0, 4, 1, 2, 3).to(torch.float32).div(255.0).sub(mean).div(std)
+def as_levels(value: Any, name: str) -> Levels:
+    """A number for every channel, or a tuple of one a channel.
+
+    Raises:
+        UserError: neither.
+    """
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    values = value if several else (value,)
+    if not values or any(isinstance(x, bool) or not isinstance(x, int | float) for x in values):
+        raise UserError(
+            f"{name} {value!r} is neither a number for every channel nor a list of one a channel, "
+            "such as [0.485, 0.456, 0.406]"
+        )
+    return tuple(map(float, values)) if several else float(value)
+
+
+def normalise(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Sequence[float]) -> Tensor:
+    """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std.
+
+    Mean and standard deviation are of every channel, or one a channel.
+    """
+    pixels = clips.permute(0, 4, 1, 2, 3).to(torch.float32).div(255.0)
+    return pixels.sub(_by_channel(mean, pixels)).div(_by_channel(std, pixels))
+
+
+def _by_channel(levels: Levels | Sequence[float], pixels: Tensor) -> float | Tensor:
+    """A number, or numbers in the shape that meets pixels [B, C, T, H, W]."""
+    if isinstance(levels, int | float):
+        return levels
+    return torch.tensor(levels, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1, 1)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> PretrainRecipe:

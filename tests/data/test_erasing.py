@@ -66,6 +66,15 @@ def test_noise_follows_mean_and_spread_of_the_normalisation() -> None:
     assert values.std() == pytest.approx(25.5, abs=0.45)
 
 
+def test_each_channel_may_have_its_own_normalisation() -> None:
+    erasing = RandomErasing(probability=1.0, area=(0.3, 0.33), mean=[0.3, 0.5, 0.6], std=(0.1, 0.05, 0.08))
+    noise = erased(erasing, size=(128, 128))
+    box = noise[noise >= 0].reshape(-1, 3)
+    # Five standard errors of 17000 a channel.
+    assert box.mean(0) == pytest.approx([76.5, 127.5, 153.0], abs=1)
+    assert box.std(0) == pytest.approx([25.5, 12.75, 20.4], abs=0.7)
+
+
 def test_areas_are_even_and_aspects_even_in_logarithm() -> None:
     erasing, rng = RandomErasing(probability=1.0), np.random.default_rng(0)
     boxes = [erasing.draw(224, 224, rng) for _ in range(4000)]
@@ -99,11 +108,11 @@ def test_clips_are_erased_as_often_as_asked() -> None:
     erasing, rng = RandomErasing(probability=0.25), np.random.default_rng(0)
     count = 0
     for _ in range(2000):
-        clip = np.zeros((1, 8, 8, 1), np.uint8)
+        clip = np.zeros((1, 8, 8, 3), np.uint8)
         erasing.apply(clip, rng)
         count += bool(clip.any())
     assert count / 2000 == pytest.approx(0.25, abs=0.05)  # five standard errors
-    untouched = np.zeros((1, 8, 8, 1), np.uint8)
+    untouched = np.zeros((1, 8, 8, 3), np.uint8)
     RandomErasing(probability=0.0).apply(untouched, rng)
     assert not untouched.any()
 
@@ -123,7 +132,15 @@ def test_a_box_that_never_fits_is_left_out() -> None:
         ({"area": (0.5, 0.2)}, r"erasing area=\(0.5, 0.2\): must be two shares with 0 < low <= high <= 1"),
         ({"area": (0.0, 0.2)}, r"erasing area=\(0.0, 0.2\)"),
         ({"aspect": (0.0, 1.0)}, r"erasing aspect=\(0.0, 1.0\): must be two ratios with 0 < low <= high"),
-        ({"std": 0.0}, "erasing mean=0.45, std=0.0: numbers are needed, the second above 0"),
+        (
+            {"std": 0.0},
+            "erasing mean=0.45, std=0.0: must be one number or one for each of 3 channels, std above 0",
+        ),
+        (
+            {"mean": [0.4, 0.5]},
+            r"erasing mean=\[0.4, 0.5\], std=0.225: must be one number or one for each of 3",
+        ),
+        ({"mean": math.nan}, "erasing mean=nan, std=0.225: must be one number"),
     ],
 )
 def test_values_out_of_range_are_named(wrong: dict[str, Any], words: str) -> None:

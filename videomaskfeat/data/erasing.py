@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -25,8 +26,8 @@ class RandomErasing:
         probability: chance that a clip is erased at all.
         area: least and greatest share of the picture that a box takes, drawn evenly.
         aspect: least and greatest height / width of a box, drawn evenly in its logarithm.
-        mean: what is later subtracted from pixels in 0..1.
-        std: what divides them after that.
+        mean: what is later subtracted from pixels in 0..1: of every channel, or one for each of three.
+        std: what divides them after that, likewise.
 
     Raises:
         UserError: a value out of its range.
@@ -38,8 +39,8 @@ class RandomErasing:
         probability: float,
         area: tuple[float, float] = (0.02, 1 / 3),
         aspect: tuple[float, float] = (0.3, 1 / 0.3),
-        mean: float = 0.45,
-        std: float = 0.225,
+        mean: float | Sequence[float] = 0.45,
+        std: float | Sequence[float] = 0.225,
     ) -> None:
         if not 0 <= probability <= 1:
             raise UserError(f"erasing probability={probability}: a chance lies in 0..1")
@@ -47,21 +48,28 @@ class RandomErasing:
             raise UserError(f"erasing area={area}: must be two shares with 0 < low <= high <= 1")
         if not 0 < aspect[0] <= aspect[1] < math.inf:
             raise UserError(f"erasing aspect={aspect}: must be two ratios with 0 < low <= high")
-        if not (math.isfinite(mean) and 0 < std < math.inf):
-            raise UserError(f"erasing mean={mean}, std={std}: numbers are needed, the second above 0")
+        means, stds = np.atleast_1d(mean), np.atleast_1d(std)
+        numbers = np.isfinite(means).all() and np.isfinite(stds).all() and (stds > 0).all()
+        if not (numbers and {means.shape, stds.shape} <= {(1,), (3,)}):
+            raise UserError(
+                f"erasing mean={mean}, std={std}: each must be one number, or one for each of 3 channels, "
+                "and std above 0"
+            )
         self.probability = probability
         self.area, self.aspect = area, aspect
-        self._levels = _normal_levels(255 * mean, 255 * std)
+        channels = np.broadcast(means, stds)
+        self._levels = np.stack([_normal_levels(255 * float(m), 255 * float(s)) for m, s in channels])
 
     def apply(self, clip: np.ndarray, rng: np.random.Generator) -> None:
-        """Erase a box of a clip uint8 [T, H, W, C], in place, or do nothing."""
+        """Erase a box of a clip uint8 [T, H, W, 3], in place, or do nothing."""
         if rng.random() >= self.probability:
             return
         box = self.draw(clip.shape[1], clip.shape[2], rng)
         if box is None:
             return
-        size = (len(clip), box.height, box.width, clip.shape[3])
-        noise = self._levels[rng.integers(0, 1 << 16, size, dtype=np.uint16)]
+        size = (len(clip), box.height, box.width, 3)
+        places = rng.integers(0, 1 << 16, size, dtype=np.uint16)
+        noise = self._levels[np.arange(3) % len(self._levels), places]
         clip[:, box.top : box.top + box.height, box.left : box.left + box.width] = noise
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Rectangle | None:

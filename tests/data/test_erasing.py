@@ -132,15 +132,10 @@ def test_a_box_that_never_fits_is_left_out() -> None:
         ({"area": (0.5, 0.2)}, r"erasing area=\(0.5, 0.2\): must be two shares with 0 < low <= high <= 1"),
         ({"area": (0.0, 0.2)}, r"erasing area=\(0.0, 0.2\)"),
         ({"aspect": (0.0, 1.0)}, r"erasing aspect=\(0.0, 1.0\): must be two ratios with 0 < low <= high"),
-        (
-            {"std": 0.0},
-            "erasing mean=0.45, std=0.0: must be one number or one for each of 3 channels, std above 0",
-        ),
-        (
-            {"mean": [0.4, 0.5]},
-            r"erasing mean=\[0.4, 0.5\], std=0.225: must be one number or one for each of 3",
-        ),
-        ({"mean": math.nan}, "erasing mean=nan, std=0.225: must be one number"),
+        ({"std": 0.0}, "erasing mean=0.45, std=0.0: each must be one number, or one for each of 3 channels"),
+        ({"std": math.inf}, "erasing mean=0.45, std=inf: each must be one number"),
+        ({"mean": [0.4, 0.5]}, r"erasing mean=\[0.4, 0.5\], std=0.225: each must be one number"),
+        ({"mean": math.nan}, "erasing mean=nan, std=0.225: each must be one number"),
     ],
 )
 def test_values_out_of_range_are_named(wrong: dict[str, Any], words: str) -> None:

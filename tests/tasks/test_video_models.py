@@ -166,8 +166,8 @@ def test_wrong_arguments_are_named(folder: Path, frames: np.ndarray, classifier:
         (lambda: classifier.predict(frames / 255, fps=30.0), r"frames of float64 20x32x48x3: must be uint8"),
         (lambda: classifier.predict(path, views=0), "views=0, crops=1: there must be at least 1 view"),
         (lambda: classifier.predict(path, crops=2), "views=2, crops=2: .*1 crop"),
-        (lambda: classifier.features(path, depth=4), r"depth=4: the encoder has blocks 1\.\.3"),
-        (lambda: classifier.features(path, depth=0), r"depth=0: the encoder has blocks 1\.\.3"),
+        (lambda: classifier.features(path, depth=5), r"depth=5: the encoder has blocks 1\.\.4"),
+        (lambda: classifier.features(path, depth=0), r"depth=0: the encoder has blocks 1\.\.4"),
         (lambda: classifier.features(path, views=2, pooled=False), "views=2, crops=1 on the grid"),
     ]
     for call, words in wrong:

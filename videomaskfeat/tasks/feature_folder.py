@@ -117,7 +117,8 @@ class FeatureFolder:
         make_folder(self.path)
         meta = _read_meta(self.path)
         if meta is None:
-            if list_folder(self.path):
+            # A process may have been killed before the very first file had its name.
+            if set(list_folder(self.path)) - {_temporary(self.path / "meta.json").name}:
                 raise UserError(
                     f"{self.path}: holds files and no features (no meta.json); choose another folder"
                 )
@@ -273,11 +274,15 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 def _write(path: Path, content: bytes | memoryview) -> None:
     """Write a file under another name, bring it to the disk, then give it its own."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     with open_file(temporary, "wb") as file:
         file.write(content)
         _flush(file)
     os.replace(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _flush(file: Any) -> None:

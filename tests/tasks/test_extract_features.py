@@ -229,7 +229,7 @@ def test_end_at_any_file_operation_changes_no_byte(
             extract(f"killed_{last}", **settings)
         assert contents(tmp_path / f"killed_{last}") == contents(tmp_path / "whole")
     # 3 shards of which 2 have an array, their joining, index, failures and twice the meta
-    assert last - 1 == 2 * (3 + 2) + 2 * 2 + 2 + 2 * 4 + 1
+    assert last - 1 == 3 * (3 + 2) + (1 + 2 * 2 + 3) + 3 * 4 + 1
 
 
 def test_joining_takes_the_room_of_one_shard(

@@ -80,7 +80,7 @@ class CheckpointFolder:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            _flush_folder(self.folder)
+            flush_folder(self.folder)
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
             cause = _system_error(error)
@@ -235,7 +235,7 @@ def _system_error(error: BaseException) -> OSError | None:
     return cause
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make a rename last: the entry lives in the folder, which has its own place on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -28,6 +28,7 @@ import simplejson
 
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
+from videomaskfeat.engine.checkpoint import flush_folder
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, list_folder, make_folder, open_file
 
@@ -209,6 +210,7 @@ class FeatureFolder:
         row_bytes = int(np.prod(shape[1:])) * self.dtype.itemsize
         with open_file(part, "r+b" if part.exists() else "w+b") as file:
             file.write(header.getvalue())
+            flush_folder(self.path)
             for number, shard in enumerate(shards):
                 name = self._name(number, "npy")
                 if name.exists():
@@ -221,6 +223,7 @@ class FeatureFolder:
                 place += len(shard.rows) * row_bytes
             _flush(file)
         os.replace(part, target)
+        flush_folder(self.path)
 
     def _compare(self, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         differences = [
@@ -279,6 +282,7 @@ def _write(path: Path, content: bytes | memoryview) -> None:
         file.write(content)
         _flush(file)
     os.replace(temporary, path)
+    flush_folder(path.parent)
 
 
 def _temporary(path: Path) -> Path:

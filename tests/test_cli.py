@@ -21,6 +21,7 @@ VERBS = (
     "finetune",
     "predict",
     "extract-features",
+    "import-slowfast",
     "visualize",
     "report",
     "sample-data",

@@ -19,7 +19,7 @@ from videomaskfeat.interop.slowfast_arguments import encoder_arguments, head_arg
 from videomaskfeat.interop.slowfast_clips import ClipFacts, MaskFacts, clip_facts, mask_facts
 from videomaskfeat.interop.slowfast_keys import CLASSIFICATION, CLIP, ENCODER, PRETRAINING
 from videomaskfeat.interop.slowfast_yaml import read_yaml, typed_options
-from videomaskfeat.models import create_model
+from videomaskfeat.models import create_unset
 from videomaskfeat.models.cubes import as_triple
 from videomaskfeat.models.weights import LoadReport, load_into, read_state
 from videomaskfeat.models.zoo import MODELS
@@ -148,7 +148,7 @@ def _build_video_maskfeat(path: str, options: Mapping[str, Any]) -> tuple[nn.Mod
     output_stride = as_triple(cube * step**pools for cube, step in strides)
     target = HogTarget(_HOG_BINS, _HOG_CELL, encoder["cube_stride"], output_stride)
     name = _nearest_name(encoder, ("maskfeat_mvitv2_s", "maskfeat_mvitv2_l"))
-    return create_model(name, **encoder, values_per_token=target.values_per_token), target
+    return create_unset(name, **encoder, values_per_token=target.values_per_token), target
 
 
 def _build_classifier(path: str, options: Mapping[str, Any]) -> tuple[nn.Module, None]:
@@ -159,7 +159,7 @@ def _build_classifier(path: str, options: Mapping[str, Any]) -> tuple[nn.Module,
         "mlp": ("maskfeat_mvitv2_s_classifier", "maskfeat_mvitv2_l_classifier"),
         "attention": ("mvitv2_s", "mvitv2_b", "mvitv2_l"),
     }[encoder["widen_in"]]
-    return create_model(_nearest_name(encoder, names), **encoder, **head), None
+    return create_unset(_nearest_name(encoder, names), **encoder, **head), None
 
 
 def _nearest_name(encoder: Mapping[str, Any], names: tuple[str, ...]) -> str:

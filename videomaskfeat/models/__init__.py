@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from videomaskfeat.errors import UserError, nearest
 
-__all__ = ["arguments_of", "create_model"]
+__all__ = ["arguments_of", "create_model", "create_unset"]
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -50,6 +51,16 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         raise UserError(f"model {name!r}: an argument of the wrong type: {error}") from error
     model.created_as = (name, resolved)  # type: ignore[assignment]
     return model
+
+
+def create_unset(name: str, **arguments: Any) -> nn.Module:
+    """As :func:`create_model`, for weights that are all to be loaded: what they hold is undefined until then.
+
+    Drawing the initial weights of a large model takes longer than reading it from disk.
+    """
+    with torch.device("meta"):
+        model = create_model(name, **arguments)
+    return model.to_empty(device="cpu")
 
 
 def arguments_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, local_path
-from videomaskfeat.models import create_model
+from videomaskfeat.models import create_unset
 from videomaskfeat.models.likely import other_encoder
 from videomaskfeat.models.load_report import LoadReport, some
 from videomaskfeat.models.positions import joint_positions, resize_table
@@ -84,7 +84,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
             f"{text}: has no model name inside, so it was not written by save_weights; "
             "build the model with create_model and use load_into"
         )
-    model = create_model(metadata["model"], **json.loads(metadata.get("arguments", "{}")))
+    model = create_unset(metadata["model"], **json.loads(metadata.get("arguments", "{}")))
     load_into(model, read_state(text), source=text)
     return model.to(device).eval()
 

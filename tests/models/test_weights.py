@@ -53,6 +53,12 @@ def test_saved_model_comes_back_without_a_config(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model.safetensors"]  # no temporary file stays
 
 
+def test_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    save_weights(tmp_path / "model.safetensors", small())
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_model_that_create_model_did_not_make_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a Linear that create_model did not make"):
         save_weights(tmp_path / "x.safetensors", nn.Linear(1, 1))

@@ -56,8 +56,11 @@ def save_weights(
     target = Path(path)
     partial = target.with_name(f".{target.name}.part")
     own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
+    partial.touch()
+    mode = partial.stat().st_mode  # as the umask has it; safetensors makes files for their owner alone
     try:
         save_file(state, partial, {**(metadata or {}), **own})
+        partial.chmod(mode)
     except SafetensorError as error:
         partial.unlink(missing_ok=True)
         raise RunFailed(f"{target}: the weights could not be written: {error}") from error

@@ -158,16 +158,18 @@ class _Work:
             return
         already = total - sum(min(self.size, total - shard * self.size) for shard in pending)
         done, first = 0, 0
-        batches: list[ViewsBatch] = []
         features: list[np.ndarray] = []
+        good: list[int] = []
+        failures: list[tuple[int, str]] = []
         for batch in self._loader(rows, workers):
-            batches.append(batch)
             features += self._features(batch)
+            good += [rows[index] for index in batch.index.tolist()]
+            failures += [(rows[failure.index], failure.cause) for failure in batch.failures]
             done += len(batch.index) + len(batch.failures)
             if done % self.size == 0 or done == len(rows):
-                shard = _shard(batches, rows, features)
-                self.folder.save(shards[first // self.size], shard, features)
-                batches, features, first = [], [], done
+                shape = list(features[0].shape[1:]) if features else []
+                self.folder.save(shards[first // self.size], Shard(good, failures, shape), features)
+                features, good, failures, first = [], [], [], done
             if progress is not None and distributed.is_main():
                 progress(min(already + done * distributed.world_size(), total), total)
 
@@ -199,14 +201,6 @@ class _Work:
             if not found.isfinite().all():
                 raise RunFailed("a feature is too large for float16 (65504); take float32")
         return [found.numpy()]
-
-
-def _shard(batches: Sequence[ViewsBatch], rows: Sequence[int], features: Sequence[np.ndarray]) -> Shard:
-    return Shard(
-        rows=[rows[index] for batch in batches for index in batch.index.tolist()],
-        failures=[(rows[failure.index], failure.cause) for batch in batches for failure in batch.failures],
-        shape=list(features[0].shape[1:]) if features else [],
-    )
 
 
 def _in_step(work: Callable[[], None]) -> None:

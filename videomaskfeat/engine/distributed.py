@@ -108,7 +108,8 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     model = model.to(device)
     if world_size() == 1:
         return model
-    # No model here keeps running statistics, so buffers are constants and need not travel at every forward.
+    # Buffers need not travel at every forward: the only running statistics, those of the linear probe, are
+    # computed over all ranks and alike on each.
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,

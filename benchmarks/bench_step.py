@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from benchmarks.baseline import PlainClassifier, PlainMaskFeat, plain_hog_target, plain_loss
 from benchmarks.harness import Row, extra_memory, synchronise
-from videomaskfeat.engine.memory import keep_freed_memory
 from videomaskfeat.losses import masked_mse, soft_cross_entropy
+from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget
 

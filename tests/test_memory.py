@@ -11,7 +11,7 @@ import pytest
 _COUNT_FAULTS = """
 import resource, sys
 import torch
-from videomaskfeat.engine.memory import keep_freed_memory
+from videomaskfeat.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def fill():

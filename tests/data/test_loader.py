@@ -63,6 +63,17 @@ def test_batches_are_the_same_for_any_number_of_workers(
     loader.close()
 
 
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_batches_that_are_kept_stay_what_they_were(videos: Path, ahead: int) -> None:
+    """Workers write batches into the same memory by turns; the caller may hold on to all of an epoch."""
+    expected = list(ClipLoader(make_clips(videos), batch_size=1).epoch(0))
+    loader = ClipLoader(make_clips(videos), batch_size=1, workers=2, prefetch_batches=ahead)
+    kept = list(loader.epoch(0))
+    loader.close()
+    assert len(kept) > 4 * (ahead + 1)
+    assert all(equal(*pair) for pair in zip(kept, expected, strict=True))
+
+
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
 def test_steps_are_the_same_for_any_number_of_ranks(
     videos: Path, epochs: list[list[PretrainBatch]], world_size: int, accumulate: int

@@ -71,7 +71,7 @@ class MixConfig:
     cutmix: float = key(1.0, "cutmix's alpha; 0: off")
     probability: float = key(1.0, "chance that a batch is mixed at all, 0..1")
     switch: float = key(0.5, "chance of cutmix where both are on, 0..1")
-    smoothing: float = key(0.1, "label smoothing, 0..1")
+    smoothing: float = key(0.1, "label smoothing, 0..1, 1 excluded")
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from videomaskfeat.data.batches import Failure, PretrainBatch, join_clips
+from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips, join_clips
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError
@@ -218,8 +218,8 @@ class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         )
 
     @abstractmethod
-    def collate(self, samples: Sequence[SampleT]) -> BatchT:
-        """Join samples to a batch."""
+    def collate(self, samples: Sequence[SampleT], memory: SharedClips | None = None) -> BatchT:
+        """Join samples to a batch whose clips lie in ``memory``; None takes memory of their own."""
 
     @abstractmethod
     def _sample(
@@ -280,10 +280,10 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
         )
         self._mask = mask
 
-    def collate(self, samples: Sequence[PretrainSample]) -> PretrainBatch:
-        """Join samples; clips are copied once, in a worker straight into shared memory."""
+    def collate(self, samples: Sequence[PretrainSample], memory: SharedClips | None = None) -> PretrainBatch:
+        """Join samples; clips are copied once, in a worker straight into its shared memory."""
         return PretrainBatch(
-            clips=join_clips([sample.clips for sample in samples]),
+            clips=join_clips([sample.clips for sample in samples], memory),
             mask=torch.from_numpy(np.concatenate([sample.masks for sample in samples])),
             index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
             failures=tuple(failure for sample in samples for failure in sample.failures),

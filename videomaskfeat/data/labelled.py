@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from videomaskfeat.data.batches import Failure, LabelledBatch, join_clips
+from videomaskfeat.data.batches import Failure, LabelledBatch, SharedClips, join_clips
 from videomaskfeat.data.clips import FrameSampler, VideoClips, stack_clips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_indices
@@ -116,10 +116,10 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
             _all_labels(self.records), np.random.default_rng((_BALANCED_ORDER, self.seed, epoch))
         )
 
-    def collate(self, samples: Sequence[LabelledSample]) -> LabelledBatch:
-        """Join samples; clips are copied once, in a worker straight into shared memory."""
+    def collate(self, samples: Sequence[LabelledSample], memory: SharedClips | None = None) -> LabelledBatch:
+        """Join samples; clips are copied once, in a worker straight into its shared memory."""
         return LabelledBatch(
-            clips=join_clips([sample.clips for sample in samples]),
+            clips=join_clips([sample.clips for sample in samples], memory),
             labels=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
             index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
             failures=tuple(failure for sample in samples for failure in sample.failures),

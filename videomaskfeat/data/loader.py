@@ -7,18 +7,19 @@ import math
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from typing import Any, Generic
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from videomaskfeat.data.batches import Failure, PretrainBatch
+from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips
 from videomaskfeat.data.clips import BatchT, SampleKey, VideoClips, sample_generator
 from videomaskfeat.errors import UserError
+from videomaskfeat.memory import keep_freed_memory
 
 __all__ = [
     "ClipLoader",
@@ -151,7 +152,7 @@ class ClipLoader(Generic[BatchT]):
         self._keys = _KeyStream(dataset, videos, accumulate, rank, world_size, shuffle)
         # Without a generator of its own, a loader would draw from torch's global one at every start.
         self._loader: DataLoader[BatchT | UserError] = DataLoader(
-            _BatchMaker[BatchT](dataset),
+            _BatchMaker[BatchT](dataset, ahead=prefetch_batches),
             batch_size=None,  # the sampler gives the keys of whole batches
             sampler=self._keys,
             num_workers=workers,
@@ -200,7 +201,15 @@ class ClipLoader(Generic[BatchT]):
         self._position = (epoch + 1, 0) if last else (epoch, batch + 1)
         if last and not self._read_ahead:
             self.close()
-        return result
+        return _own(result)
+
+
+def _own(batch: Any) -> Any:
+    """The batch with clips in memory of its own: a worker will write its next batches where they lie.
+
+    Page-locked batches are copies already.
+    """
+    return replace(batch, clips=batch.clips.clone()) if batch.clips.is_shared() else batch
 
 
 def _videos_a_step(dataset: VideoClips[Any, Any], batch_size: int, parts: int) -> int:
@@ -273,14 +282,21 @@ class _BatchMaker(Dataset["BatchT | UserError"], Generic[BatchT]):
 
     A user's mistake comes back as a value: raised in a worker it would reach the caller wrapped, with a
     traceback in its message.
+
+    Args:
+        dataset: makes the samples.
+        ahead: batches that a worker makes before the first of them is taken. A worker is asked for another
+            one when the caller has received one, so one slot more than that is never overwritten too early.
     """
 
-    def __init__(self, dataset: VideoClips[Any, BatchT]) -> None:
+    def __init__(self, dataset: VideoClips[Any, BatchT], *, ahead: int) -> None:
         self._dataset = dataset
+        self._memory = SharedClips(ahead + 1)
 
     def __getitem__(self, keys: _BatchKeys) -> BatchT | UserError:
+        memory = None if get_worker_info() is None else self._memory
         try:
-            return self._dataset.collate([self._dataset[key] for key in keys])
+            return self._dataset.collate([self._dataset[key] for key in keys], memory)
         except UserError as error:
             return error
 
@@ -293,6 +309,7 @@ def set_up_worker(worker: int) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()  # for the frames of the next video
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -19,9 +19,9 @@ from videomaskfeat.data.mixing import Mixing
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.ema import ExponentialMovingAverage
 from videomaskfeat.engine.loop import LoopOptions, TrainResult, train
-from videomaskfeat.engine.memory import keep_freed_memory
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import soft_cross_entropy
+from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
 from videomaskfeat.tasks.classify_parts import (

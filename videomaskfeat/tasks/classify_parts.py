@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from videomaskfeat.config import FinetuneConfig
-from videomaskfeat.config.finetune import AugmentConfig, LabelledClipConfig
+from videomaskfeat.config.finetune import LabelledClipConfig
 from videomaskfeat.data.augment import Augmentation
 from videomaskfeat.data.colour import ColourJitter
 from videomaskfeat.data.erasing import RandomErasing
@@ -156,7 +156,7 @@ def training_loader(
         lists.train,
         sampler=_sampler(config.clip),
         transform=_transform(config.clip),
-        augment=_augmentation(config.augment),
+        augment=_augmentation(config),
         reader=config.data.reader,
         seed=config.run.seed,
         samples_per_video=config.clip.samples_per_video,
@@ -266,8 +266,9 @@ def _transform(clip: LabelledClipConfig) -> ClipTransform:
     raise UserError(f"clip.crop_kind {clip.crop_kind!r} is not area or short_side")
 
 
-def _augmentation(augment: AugmentConfig) -> Augmentation | None:
+def _augmentation(config: FinetuneConfig) -> Augmentation | None:
     """What the config asks for, or None where that is nothing."""
+    augment, clip = config.augment, config.clip
     shapes = (
         RandAugment.from_words(augment.randaugment, interpolation=augment.interpolation)
         if augment.randaugment
@@ -280,7 +281,11 @@ def _augmentation(augment: AugmentConfig) -> Augmentation | None:
         else None
     )
     area = (augment.erasing_area[0], augment.erasing_area[1])
-    erasing = RandomErasing(probability=augment.erasing, area=area) if augment.erasing else None
+    erasing = (
+        RandomErasing(probability=augment.erasing, area=area, mean=clip.mean, std=clip.std)
+        if augment.erasing
+        else None
+    )
     if shapes is None and colour is None and erasing is None:
         return None
     return Augmentation(randaugment=shapes, colour=colour, erasing=erasing)

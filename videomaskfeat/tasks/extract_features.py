@@ -15,9 +15,9 @@ from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.memory import keep_freed_memory
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.io import is_file
+from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.feature_folder import FeatureFolder, Shard
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, records_sha256, views_of
 from videomaskfeat.tasks.recipe import ClassifyRecipe

@@ -15,9 +15,9 @@ from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
-from videomaskfeat.engine.memory import keep_freed_memory
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_folder, make_folder, open_file
+from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, views_of
 from videomaskfeat.tasks.video_models import Predictions, load_classifier
 from videomaskfeat.tasks.visualize import free_name

@@ -17,9 +17,9 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.ema import ExponentialMovingAverage
 from videomaskfeat.engine.loop import LoopOptions, TrainResult, train
-from videomaskfeat.engine.memory import keep_freed_memory
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import masked_mse
+from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
 from videomaskfeat.tasks.optim_parts import build_optimizer, build_schedule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.attention import PooledAttention
+from videomaskfeat.models.block_plan import WidenIn, plan_blocks
 from videomaskfeat.models.cubes import CubeEmbed, Triple, as_triple
 from videomaskfeat.models.dense import GeluLinear, Linear
 from videomaskfeat.models.positions import joint_positions, separable_positions
 
-WidenIn = Literal["mlp", "attention"]
 AbsolutePositions = Literal["none", "joint", "separable"]
 
 
@@ -207,7 +207,7 @@ class MViT(nn.Module):
         super().__init__()
         _check_choice("widen_in", widen_in, ("mlp", "attention"))
         _check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable"))
-        plans = _plan_blocks(depth, width, heads, widen_at, widen_in, q_pool_at, q_pool_stride, kv_stride)
+        plans = plan_blocks(depth, width, heads, widen_at, widen_in, q_pool_at, q_pool_stride, kv_stride)
         self.checkpoint_blocks = checkpoint_blocks
         self.mean_first = mean_first
         self.patch_embed = CubeEmbed(
@@ -359,48 +359,6 @@ class MViT(nn.Module):
 def on_grid(tokens: Tensor, grid: TokenGrid) -> Tensor:
     """The grid's tokens alone: [B, P+N, D] -> [B, N, D]."""
     return tokens[:, tokens.shape[1] - grid.size :]
-
-
-class _BlockPlan(NamedTuple):
-    in_width: int
-    out_width: int
-    heads: int
-    q_stride: Triple
-    kv_stride: Triple
-
-
-def _plan_blocks(
-    depth: int,
-    width: int,
-    heads: int,
-    widen_at: Sequence[int],
-    widen_in: WidenIn,
-    q_pool_at: Sequence[int],
-    q_pool_stride: Triple,
-    kv_stride: Triple,
-) -> list[_BlockPlan]:
-    """Widths, heads and strides of every block."""
-    if depth < 1 or width < 1 or heads < 1 or width % heads:
-        raise UserError(
-            f"depth {depth}, width {width}, heads {heads}: all must be positive, heads a divisor of width"
-        )
-    # The perceptron of the last block may still widen, for a block that a shortened encoder does without.
-    last = depth if widen_in == "mlp" else depth - 1
-    for name, blocks, limit in (("widen_at", widen_at, last), ("q_pool_at", q_pool_at, depth - 1)):
-        outside = [index for index in blocks if not 0 <= index <= limit]
-        if outside:
-            raise UserError(f"{name} {tuple(blocks)}: a model of depth {depth} has no block {outside[0]}")
-    shift = 1 if widen_in == "mlp" else 0  # a change in the perceptron is made by the block before
-    plans = []
-    for index in range(depth):
-        q_stride = q_pool_stride if index in q_pool_at else (1, 1, 1)
-        # Keys keep their grid while the queries' shrinks, except within the block that pools.
-        kv_stride = as_triple(max(step // q, 1) for step, q in zip(kv_stride, q_stride, strict=True))
-        heads = heads * 2 if index in widen_at else heads
-        out_width = width * 2 if index + shift in widen_at else width
-        plans.append(_BlockPlan(width, out_width, heads, q_stride, kv_stride))
-        width = out_width
-    return plans
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -103,17 +103,7 @@ def import_slowfast(
             raise UserError(f"{path}: is there already; give another folder, or remove it")
     source = os.fspath(config_path)
     imported = load_slowfast(config_path, checkpoint_path)
-    config: FinetuneConfig | PretrainConfig
-    if imported.mask is None:
-        _check_testing(source, imported.clip)
-        names = _class_names(class_names, imported.clip)
-        config = _finetune_config(imported, weights)
-        metadata = {CLASSIFY_KEY: classify_recipe_of(config, names).to_json()}
-    else:
-        if class_names is not None:
-            raise UserError(f"{os.fspath(class_names)}: class names, and {source} describes no classifier")
-        config = _pretrain_config(source, imported)
-        metadata = {METADATA_KEY: pretrain_recipe_of(config).to_json()}
+    config, metadata = _config_and_recipe(source, imported, weights, class_names)
     notes = _turn_channels(imported)
     make_folder(folder)
     save_weights(weights, imported.model, metadata=metadata)
@@ -141,6 +131,21 @@ def import_slowfast(
         imported.report.ignored_keys,
         notes,
     )
+
+
+def _config_and_recipe(
+    path: str, imported: Imported, weights: Path, class_names: str | os.PathLike[str] | None
+) -> tuple[FinetuneConfig | PretrainConfig, dict[str, str]]:
+    """The config, and what the weights file will know of it."""
+    if imported.mask is None:
+        _check_testing(path, imported.clip)
+        names = _class_names(class_names, imported.clip)
+        finetune = _finetune_config(imported, weights)
+        return finetune, {CLASSIFY_KEY: classify_recipe_of(finetune, names).to_json()}
+    if class_names is not None:
+        raise UserError(f"{os.fspath(class_names)}: class names, and {path} describes no classifier")
+    pretrain = _pretrain_config(path, imported)
+    return pretrain, {METADATA_KEY: pretrain_recipe_of(pretrain).to_json()}
 
 
 def _check_testing(path: str, clip: ClipFacts) -> None:

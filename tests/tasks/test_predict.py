@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import simplejson
 from tests.data.make_videos import numbered_picture, read_number, uneven_times, write_video
 from tests.tasks.weights_files import NAMES, RECIPE, write_classifier, write_pretrained
 from videomaskfeat.cli import main
-from videomaskfeat.data.video import open_video
+from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.tasks.predict import predict
 from videomaskfeat.tasks.video_models import load_classifier
@@ -123,6 +126,32 @@ def test_classes_without_names_are_numbers(
     assert main(["predict", str(path), str(videos / "a.mp4"), "--json", "-", "--device", "cpu"]) == 0
     (video,) = simplejson.loads(capsys.readouterr().out)
     assert {entry["name"] for entry in video["predictions"]} == {None}
+
+
+def test_file_names_need_not_be_utf8(weights: Path, videos: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    shutil.copy(videos / "a.mp4", name)
+    command = [
+        "-m",
+        "videomaskfeat",
+        "predict",
+        str(weights),
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "films"),
+    ]
+    done = subprocess.run(
+        [sys.executable, *command, "--device", "cpu"],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert (lines[0], lines[-1]) == (f"{tmp_path}/caf\\xe9.mp4", f"{tmp_path}/films/caf\\xe9_labels.mp4")
+    with open_video(tmp_path / "films" / os.fsdecode(b"caf\xe9_labels.mp4"), "auto") as film:
+        assert film.frames == 20
+    with pytest.raises(VideoReadError, match="decord opens no file whose name is not UTF-8"):
+        open_video(os.fsdecode(name), "decord")
 
 
 def test_worker_processes_give_the_same(weights: Path, videos: Path) -> None:

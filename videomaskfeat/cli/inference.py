@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
 
 
 def add_predict(verbs: Any) -> None:
@@ -34,7 +34,10 @@ def add_predict(verbs: Any) -> None:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``predict``."""
-    from videomaskfeat.tasks.predict import as_json, as_text, predict
+    from videomaskfeat.tasks.predict import Predictions, as_json, as_text, predict
+
+    def say(found: Predictions) -> None:
+        print(printable(as_text(found, options.top)), flush=True)
 
     as_json_only = options.json == "-"
     result = predict(
@@ -49,13 +52,13 @@ def run_predict(options: argparse.Namespace) -> int:
         precision=options.precision,
         reader=options.reader,
         workers=options.workers,
-        on_prediction=None if as_json_only else lambda entry: print(as_text(entry, options.top), flush=True),
+        on_prediction=None if as_json_only else say,
     )
     if as_json_only:
         print(as_json(result, options.top))
     else:
         for film in result.films:
-            print(film)
+            print(printable(str(film)))
     for failure in result.failures:
         print(f"videomaskfeat predict: {one_line(failure)}", file=sys.stderr)
     return SOME_FAILED if result.failures else DONE
@@ -123,7 +126,8 @@ def run_extract_features(options: argparse.Namespace) -> int:
             videos_per_shard=options.shard,
             progress=update,
         )
-    print(f"{result.folder / 'features.npy'}  {options.dtype} {list(result.shape)}")
+    array = result.folder / "features.npy"
+    print(printable(f"{array}  {options.dtype} {list(result.shape)}"))
     for failure in result.failures:
         print(f"videomaskfeat extract-features: {one_line(failure)}", file=sys.stderr)
     return SOME_FAILED if result.failures else DONE

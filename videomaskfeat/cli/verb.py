@@ -27,3 +27,8 @@ def add_verb(
 def one_line(error: Exception) -> str:
     """The message on one line, however the user's paths and values are spelt."""
     return " ".join(str(error).split())
+
+
+def printable(text: str) -> str:
+    """The text with the bytes of a file name that are no UTF-8 as ``\\xe9``, which any stream can print."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -47,6 +47,8 @@ class DecordReader(VideoReader):
             self._reader = decord.VideoReader(path, num_threads=threads, fault_tol=1e-9)
             starts = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
             keys = self._reader.get_key_indices()
+        except UnicodeEncodeError as error:
+            raise VideoReadError(path, "decord opens no file whose name is not UTF-8") from error
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
             raise VideoReadError(path, _last_words(error)) from error
         if keys[:1] != [0] or starts[0] < 0 or (np.diff(starts) <= 0).any():

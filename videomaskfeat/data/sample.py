@@ -20,6 +20,7 @@ from videomaskfeat.mp4 import write_mp4
 # What a generator draws, beside the user's seed and the video's number: a tag keeps the streams apart.
 _CLIP, _ACTORS, _DETECTOR = 1, 2, 3
 _HELD_OUT = 10  # one video in ten validates and one in ten tests
+_FEW = 10  # labelled videos a class in train_few.csv
 AVA_FIRST_SECOND = (
     900  # AVA's cut videos begin at second 900 of the film, and its times count from the film's start
 )
@@ -32,6 +33,7 @@ senses of turning are classes, so never flip or rotate when training on labels.
 
   videos/                       the videos that both kinds of lists below name
   train.csv val.csv test.csv    Kinetics form, `path label`; paths count from this folder
+  train_few.csv                 the first {few} videos of each class in train.csv
   classes.txt                   the class names, one a line, in the order of the labels
   something-something-v2-*.json Something-Something-v2 form; ids are file names in videos/ (prefix: videos)
   ava/                          {ava_videos} longer videos with several actors, an action each, in AVA's form
@@ -108,7 +110,7 @@ def write_sample_data(
         _write_ava_lists(root / "ava" / "annotations", results[videos:], ava_seconds, seed)
     text = _README.format(
         videos=videos, frames=frames, size=size, fps=fps, seed=seed, ava_videos=ava_videos,
-        first_second=AVA_FIRST_SECOND,
+        first_second=AVA_FIRST_SECOND, few=_FEW,
     )  # fmt: skip
     _write_text(root / "README.txt", text)
 
@@ -217,6 +219,8 @@ def _write_kinetics_lists(root: Path, videos: int) -> None:
     for split, numbers in _splits(videos).items():
         rows = [f"videos/{number:06d}.mp4 {number % len(MOTIONS)}\n" for number in numbers]
         _write_text(root / f"{split}.csv", "".join(rows))
+        if split == "train":  # the labels of its rows go round and round
+            _write_text(root / "train_few.csv", "".join(rows[: _FEW * len(MOTIONS)]))
     _write_text(root / "classes.txt", "".join(f"{name}\n" for name in MOTIONS))
 
 

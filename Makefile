@@ -2,14 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: set-up demo test lint types test-fast test-slow benchmarks format clean
+.PHONY: set-up demo proof test lint types test-fast test-slow benchmarks format clean
 
 set-up:
 	@$(PYTHON) tools/set_up.py
 
 demo: set-up
-	$(BIN)/videomaskfeat sample-data demo/sample
-	$(BIN)/videomaskfeat pretrain --config configs/pretrain/sample.yaml
+	$(BIN)/python tools/demo.py
+
+# The careful version of the demo's end: docs/proof.md. Resumable; `make proof` again goes on.
+proof: set-up
+	$(BIN)/python benchmarks/proof.py
 
 test: lint types test-fast
 

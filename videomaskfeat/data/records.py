@@ -111,6 +111,7 @@ def load_records(
     prefix: str | os.PathLike[str] = "",
     separator: str = "auto",
     classes: str | os.PathLike[str] | None = None,
+    known_classes: Sequence[str] = (),
 ) -> Records:
     """Read a list of videos, or look through a folder for them.
 
@@ -125,6 +126,8 @@ def load_records(
         classes: file of class names for lists that name classes in words: Something-Something's labels JSON
             (default: the one beside the list), or one name a line for Kinetics' own CSV (default: the list's
             own names, sorted).
+        known_classes: the names themselves in the order of their numbers, for Kinetics' own CSV where no file
+            is given; a network that was trained on them knows them.
 
     Raises:
         UserError: the list is missing, empty or wrong in a row, which is named by file and line.
@@ -145,7 +148,9 @@ def load_records(
         names, numbers = ssv2_names(data, source, root, labels=labels, classes=class_file)
         return Records.from_paths(names, numbers, source=source, root=root)
     if is_kinetics_header(first_row(data), source):
-        names, numbers = kinetics_names(data, source, root, labels=labels, classes=class_file)
+        names, numbers = kinetics_names(
+            data, source, root, labels=labels, classes=class_file, known_classes=known_classes
+        )
         return Records.from_paths(names, numbers, source=source, root=root)
     rows = parse_table(data, source, labels=labels, separator=separator)
     return Records(rows.buffer, rows.starts, rows.ends, rows.labels, source=source, root=root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from itertools import islice
 
 from videomaskfeat.errors import UserError, nearest
@@ -29,7 +30,13 @@ def is_kinetics_header(row: str, source: str) -> bool:
 
 
 def kinetics_names(
-    data: bytes, source: str, root: str, *, labels: str, classes: str | None
+    data: bytes,
+    source: str,
+    root: str,
+    *,
+    labels: str,
+    classes: str | None,
+    known_classes: Sequence[str] = (),
 ) -> tuple[list[str], list[int] | None]:
     """File names, ``id_000010_000020.mp4`` in class folders or not, and class numbers.
 
@@ -38,7 +45,8 @@ def kinetics_names(
         source: its path, for messages.
         root: folder of the videos, in which the first rows tell whether there are class folders.
         labels: auto (labelled if there is a column ``label``), yes or no.
-        classes: file of class names in the order of their numbers, one a line; default: the names, sorted.
+        classes: file of class names in the order of their numbers, one a line.
+        known_classes: the names themselves, where no file is given; default: those of the list, sorted.
 
     Raises:
         UserError: a row (file and line named) without all fields or with a time that is no number, or an
@@ -65,12 +73,13 @@ def kinetics_names(
     paths = _with_folders(files, names, source, root)
     if label_column is None:
         return paths, None
-    numbers = _class_numbers(names, classes)
+    numbers = _class_numbers(names, classes, known_classes)
     unknown = next((row for row, name in enumerate(names) if name not in numbers), None)
     if unknown is not None:
         name = names[unknown]
         raise UserError(
-            f"{source}: class {name!r} ({files[unknown]}) is not in {classes}{nearest(name, numbers)}"
+            f"{source}: class {name!r} ({files[unknown]}) is not in "
+            f"{classes or f'the {len(numbers)} classes that are known'}{nearest(name, numbers)}"
         )
     return paths, [numbers[name] for name in names]
 
@@ -103,7 +112,9 @@ def _with_folders(files: list[str], names: list[str], source: str, root: str) ->
     )
 
 
-def _class_numbers(names: list[str], classes: str | None) -> dict[str, int]:
+def _class_numbers(names: list[str], classes: str | None, known_classes: Sequence[str]) -> dict[str, int]:
+    if classes is None and known_classes:
+        return {name: number for number, name in enumerate(known_classes)}
     if classes is None:
         return {name: number for number, name in enumerate(sorted(set(names)))}
     with open_file(classes) as file:

@@ -86,12 +86,12 @@ footer { margin-top: 2.5rem; font-size: .85rem; }
 """
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole HTML document with the style sheet inside; ``body`` is HTML already."""
+def page(title: str, body: Iterable[str], *, style: str = "") -> str:
+    """A whole HTML document with the style sheet, and ``style`` after it; ``body`` is HTML already."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )

@@ -1,0 +1,207 @@
+"""Scores on disk: what a network said of each video of a list; and the mean of several such files."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from videomaskfeat.data.batches import Failure
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import is_file, is_folder, open_file
+
+KINDS = {"softmax": "probabilities", "logits": "logits", "knn": "shares of neighbours"}
+"""What scores are, by what was averaged over the views."""
+
+
+@dataclass(frozen=True)
+class ScoredList:
+    """Scores of a list's videos.
+
+    Attributes:
+        scores: float32 [n, L].
+        labels: int64 [n]; -1 throughout for a list without labels.
+        rows: int64 [n], the row of each in the list from 0, ascending.
+        paths: of the n videos.
+        failures: records that could not be read, by row.
+        listed: records of the list, n + len(failures).
+        kind: a key of :data:`KINDS`.
+        class_names: a name a class, or none.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+    paths: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    listed: int
+    kind: str
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the list says what its videos show."""
+        return bool((self.labels >= 0).all())
+
+    @property
+    def classes(self) -> int:
+        """L."""
+        return int(self.scores.shape[1])
+
+    def probabilities(self) -> np.ndarray:
+        """Float64 [n, L], sum 1: the scores, or the softmax of averaged logits."""
+        scores = self.scores.astype(np.float64)
+        if self.kind != "logits":
+            return scores
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def class_text(self, label: int) -> str:
+        """The name of a class, or its number where none is known."""
+        return self.class_names[label] if self.class_names else f"class {label}"
+
+
+def save_scores(path: str | os.PathLike[str], scored: ScoredList, **more: np.ndarray) -> None:
+    """Write an npz file: the attributes of :class:`ScoredList` by name, and further arrays."""
+    failures = scored.failures
+    with open_file(path, "wb") as file:
+        np.savez_compressed(
+            file,
+            scores=scored.scores,
+            labels=scored.labels,
+            rows=scored.rows,
+            paths=np.array(scored.paths, np.str_),
+            failed_rows=np.array([failure.index for failure in failures], np.int64),
+            failed_paths=np.array([failure.path for failure in failures], np.str_),
+            failed_causes=np.array([failure.cause for failure in failures], np.str_),
+            listed=np.array(scored.listed),
+            kind=np.array(scored.kind),
+            class_names=np.array(scored.class_names, np.str_),
+            **more,  # type: ignore[arg-type]
+        )
+
+
+def load_scores(path: str | os.PathLike[str]) -> ScoredList:
+    """Read what :func:`save_scores` wrote.
+
+    Args:
+        path: the file, or the folder of an evaluation, which holds one as ``scores.npz``.
+
+    Raises:
+        UserError: no such file, or not such a file.
+    """
+    name = scores_path(path)
+    try:
+        with open_file(name, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            rows, causes, failed = (arrays[key] for key in ("failed_rows", "failed_causes", "failed_paths"))
+            return ScoredList(
+                scores=arrays["scores"],
+                labels=arrays["labels"],
+                rows=arrays["rows"],
+                paths=tuple(arrays["paths"].tolist()),
+                failures=tuple(map(Failure, rows.tolist(), failed.tolist(), causes.tolist())),
+                listed=int(arrays["listed"]),
+                kind=str(arrays["kind"]),
+                class_names=tuple(arrays["class_names"].tolist()),
+            )
+    except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{name}: is no file of scores ({error}); give the scores.npz that `videomaskfeat evaluate` wrote"
+        ) from error
+
+
+def scores_path(path: str | os.PathLike[str]) -> str:
+    """The file of scores, or the one in the folder of an evaluation.
+
+    Raises:
+        UserError: there is none.
+    """
+    name = os.fspath(path)
+    if is_folder(name):
+        name = os.path.join(name, "scores.npz")
+    if not is_file(name):
+        raise UserError(f"{name}: no such file; give the folder that `videomaskfeat evaluate` wrote")
+    return name
+
+
+def average_scores(members: Sequence[ScoredList], names: Sequence[str]) -> ScoredList:
+    """The mean of the scores of several networks for the same list, in float64.
+
+    A video that one of them could not read has no mean: it is a failure of the average, too.
+
+    Args:
+        members: two or more.
+        names: what to call each, for messages.
+
+    Raises:
+        UserError: fewer than two, or they score other videos, other classes or other kinds of numbers.
+    """
+    if len(members) < 2:
+        raise UserError(f"{len(members)} file of scores; an average needs at least two")
+    first = members[0]
+    for other, name in zip(members[1:], names[1:], strict=True):
+        _check_classes(first, other, names[0], name)
+        _check_videos(first, other, names[0], name)
+    rows = first.rows
+    failures = {failure.index: failure for member in reversed(members) for failure in member.failures}
+    for member in members[1:]:
+        rows = np.intersect1d(rows, member.rows)
+    if not len(rows):
+        raise UserError(f"{', '.join(names)}: have no video in common that all of them could read")
+    picked = [np.searchsorted(member.rows, rows) for member in members]
+    scores = [
+        member.scores[places].astype(np.float64) for member, places in zip(members, picked, strict=True)
+    ]
+    return ScoredList(
+        scores=np.mean(scores, axis=0).astype(np.float32),
+        labels=first.labels[picked[0]],
+        rows=rows,
+        paths=tuple(first.paths[place] for place in picked[0]),
+        failures=tuple(failures[row] for row in sorted(failures)),
+        listed=first.listed,
+        kind=first.kind,
+        class_names=next((member.class_names for member in members if member.class_names), ()),
+    )
+
+
+def _check_classes(first: ScoredList, other: ScoredList, a: str, b: str) -> None:
+    if first.classes != other.classes:
+        raise UserError(
+            f"{a} scores {first.classes} classes and {b} {other.classes}; only networks for the same classes "
+            "can be averaged"
+        )
+    if first.kind != other.kind:
+        raise UserError(
+            f"{a} holds {KINDS[first.kind]} and {b} {KINDS[other.kind]}, whose mean means nothing; evaluate "
+            "both with the same --average"
+        )
+    if first.class_names and other.class_names and first.class_names != other.class_names:
+        pairs = zip(first.class_names, other.class_names, strict=True)
+        label, (one, two) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(f"{a} calls class {label} {one!r} and {b} {two!r}: these are other classes")
+
+
+def _check_videos(first: ScoredList, other: ScoredList, a: str, b: str) -> None:
+    """The same rows: file names and labels, since the folder before them may differ."""
+    if first.listed != other.listed:
+        raise UserError(
+            f"{a} is of a list of {first.listed} videos and {b} of {other.listed}; only scores of the same "
+            "list can be averaged"
+        )
+    mine, theirs = _videos(first), _videos(other)
+    for row in sorted(mine.keys() & theirs.keys()):
+        if mine[row] != theirs[row]:
+            (one, label), (two, second) = mine[row], theirs[row]
+            raise UserError(
+                f"{a} and {b} are of different lists: row {row + 1} is {one} (label {label}) in one and "
+                f"{two} (label {second}) in the other"
+            )
+
+
+def _videos(scored: ScoredList) -> dict[int, tuple[str, int]]:
+    """Row -> file name and label."""
+    names = map(os.path.basename, scored.paths)
+    return dict(zip(scored.rows.tolist(), zip(names, scored.labels.tolist(), strict=True), strict=True))

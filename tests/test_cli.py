@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 VERBS = (
     "pretrain",
     "finetune",
+    "evaluate",
+    "average-scores",
     "predict",
     "extract-features",
     "import-slowfast",
@@ -54,7 +56,18 @@ def test_module_runs_as_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "tool", ["pretrain", "finetune", "predict", "extract_features", "visualize", "report", "check_data"]
+    "tool",
+    [
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "predict",
+        "extract_features",
+        "import_slowfast",
+        "visualize",
+        "report",
+        "check_data",
+    ],
 )
 def test_tools_are_verbs(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from videomaskfeat import __version__
 from videomaskfeat.cli.data import add_check_data, add_sample_data
+from videomaskfeat.cli.evaluation import add_average_scores, add_evaluate
 from videomaskfeat.cli.inference import add_extract_features, add_predict
 from videomaskfeat.cli.interop import add_import_slowfast
 from videomaskfeat.cli.machine import add_doctor
@@ -56,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_pretrain(verbs)
     add_finetune(verbs)
+    add_evaluate(verbs)
+    add_average_scores(verbs)
     add_predict(verbs)
     add_extract_features(verbs)
     add_import_slowfast(verbs)

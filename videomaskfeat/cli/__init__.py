@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from videomaskfeat import __version__
 from videomaskfeat.cli.data import add_check_data, add_sample_data
 from videomaskfeat.cli.evaluation import add_average_scores, add_evaluate
+from videomaskfeat.cli.export import add_export
 from videomaskfeat.cli.inference import add_extract_features, add_predict
 from videomaskfeat.cli.interop import add_import_slowfast
 from videomaskfeat.cli.machine import add_doctor
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_predict(verbs)
     add_extract_features(verbs)
     add_import_slowfast(verbs)
+    add_export(verbs)
     add_visualize(verbs)
     add_report(verbs)
     add_sample_data(verbs)

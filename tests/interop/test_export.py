@@ -1,0 +1,172 @@
+"""Graphs in files: names, batch sizes, opsets and texts of what is written, and what cannot be written."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.interop import export
+from videomaskfeat.interop.export import (
+    Graph,
+    load_onnx,
+    load_program,
+    require_onnx,
+    save_onnx,
+    save_program,
+)
+
+
+class Toy(nn.Module):
+    """Two inputs of two types, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, clips: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 4, 3] and bool [B, 4] -> [B, 2] and [B, 4, 2]."""
+        tokens = self.layer(clips).masked_fill(mask[..., None], 0.0)
+        return tokens.sum(dim=1), tokens
+
+
+@pytest.fixture
+def toy() -> Graph:
+    torch.manual_seed(0)
+    return Graph(Toy().eval(), ("clips", "mask"), ("features", "tokens"))
+
+
+def inputs(batch: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(batch, 4, 3), torch.rand(batch, 4) < 0.5
+
+
+def by_hand(graph: Graph, clips: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    tokens = clips @ graph.module.layer.weight.t() + graph.module.layer.bias
+    tokens = tokens * ~mask[..., None]
+    return tokens.sum(dim=1), tokens
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_file_takes_batches_of_any_size(tmp_path: Path, toy: Graph, format: str) -> None:
+    path = tmp_path / "toy"
+    if format == "torch":
+        save_program(path, toy, inputs(2), any_batch=True, metadata={})
+    else:
+        save_onnx(path, toy, inputs(2), any_batch=True, opset=20, metadata={})
+    run = load_program(path) if format == "torch" else load_onnx(path)
+    for batch in (1, 3, 7):
+        clips, mask = inputs(batch)
+        found = run((clips, mask))
+        assert len(found) == 2
+        for own, expected in zip(found, by_hand(toy, clips, mask), strict=True):
+            torch.testing.assert_close(own, expected, atol=1e-6, rtol=1e-6)  # four sums of three products
+    assert [file.name for file in tmp_path.iterdir()] == ["toy"]  # no weights beside it
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_file_of_a_fixed_batch_takes_no_other(tmp_path: Path, toy: Graph, format: str) -> None:
+    path = tmp_path / "toy"
+    if format == "torch":
+        save_program(path, toy, inputs(1), any_batch=False, metadata={})
+    else:
+        save_onnx(path, toy, inputs(1), any_batch=False, opset=20, metadata={})
+    run = load_program(path) if format == "torch" else load_onnx(path)
+    assert run(inputs(1))[0].shape == (1, 2)
+    with pytest.raises(Exception, match=r"(?i)dimension|size"):
+        run(inputs(2))
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_onnx_file_says_names_shapes_opset_and_texts(tmp_path: Path, toy: Graph, opset: int) -> None:
+    path = tmp_path / "toy.onnx"
+    save_onnx(path, toy, inputs(2), any_batch=True, opset=opset, metadata={"classify": "{}", "model": "x"})
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"classify": "{}", "model": "x"}
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "clips": ["batch", 4, 3],
+        "mask": ["batch", 4],
+        "features": ["batch", 2],
+        "tokens": ["batch", 4, 2],
+    }
+
+
+def test_program_runs_where_this_package_is_not(tmp_path: Path, toy: Graph) -> None:
+    path = tmp_path / "toy.pt2"
+    save_program(path, toy, inputs(2), any_batch=True, metadata={"classify": "of it"})
+    code = (
+        "import sys, torch; texts = {'classify': ''}\n"
+        f"program = torch.export.load({str(path)!r}, extra_files=texts).module()\n"
+        "features, tokens = program(torch.ones(3, 4, 3), torch.zeros(3, 4, dtype=torch.bool))\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'videomaskfeat']\n"
+        "print(texts['classify'], *features[0].tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text, first, second = done.stdout.rsplit(maxsplit=2)
+    assert text == "of it"
+    expected = 4 * (toy.module.layer.weight.sum(dim=1) + toy.module.layer.bias)
+    torch.testing.assert_close(torch.tensor([float(first), float(second)]), expected.detach())
+
+
+def test_exporters_keep_their_insides_to_themselves(
+    tmp_path: Path, toy: Graph, capfd: pytest.CaptureFixture[str]
+) -> None:
+    level = logging.getLogger("torch.onnx").level
+    save_onnx(tmp_path / "toy.onnx", toy, inputs(2), any_batch=True, opset=20, metadata={})
+    save_program(tmp_path / "toy.pt2", toy, inputs(2), any_batch=True, metadata={})
+    load_program(tmp_path / "toy.pt2")
+    load_onnx(tmp_path / "toy.onnx")
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("torch.onnx").level == level
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_missing_package_is_named_with_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
+    words = rf"ONNX files need {missing}, not installed here; pip install 'videomaskfeat\[export\]'"
+    with pytest.raises(UserError, match=words):
+        require_onnx(20)
+
+
+@pytest.mark.parametrize("opset", [17, 24])
+def test_opset_that_torch_does_not_write_is_refused(tmp_path: Path, toy: Graph, opset: int) -> None:
+    with pytest.raises(UserError, match=f"opset {opset}: torch writes 18 to 23"):
+        save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=opset, metadata={})
+
+
+def test_weights_beyond_an_onnx_file_are_refused(
+    tmp_path: Path, toy: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bytes_of_toy = 4 * (2 * 3 + 2)
+    monkeypatch.setattr(export, "_ONNX_LIMIT", bytes_of_toy - 1)
+    with pytest.raises(UserError, match="and an ONNX file holds 2 GiB; export them with --format torch"):
+        save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=20, metadata={})
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(export, "_ONNX_LIMIT", bytes_of_toy)
+    save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=20, metadata={})
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_full_disk_is_an_error_of_the_operating_system(
+    tmp_path: Path, toy: Graph, format: str, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    """Not an abort, as torch's own writer of programs ends in."""
+    save = save_program if format == "torch" else functools.partial(save_onnx, opset=20)
+    with full_disk(100), pytest.raises(OSError, match="File too large"):
+        save(tmp_path / "x", toy, inputs(2), any_batch=True, metadata={})

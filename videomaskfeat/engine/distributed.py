@@ -5,6 +5,7 @@ Every function also works in a single process that never called :func:`process_g
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -110,11 +111,15 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     # Buffers need not travel at every forward: the only running statistics, those of the linear probe, are
     # computed over all ranks and alike on each.
+    # Torch 2.13 gave the argument another name and warns of the old one.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {sync: False}
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
+        **options,
     )
 
 

@@ -160,6 +160,11 @@ def test_kinetics_test_csv_has_no_labels_and_takes_classes_by_number(tmp_path: P
     labelled = _write(tmp_path, HEADER + "run,v,1,11,train\n", "other.csv")
     classes = _write(tmp_path, "walk\nrun\n", "classes.txt")
     assert load_records(labelled, classes=classes)[0].label == 1
+    names = ("stand", "walk", "run")
+    assert load_records(labelled, known_classes=names)[0].label == 2
+    assert load_records(labelled, classes=classes, known_classes=names)[0].label == 1  # the file first
+    with pytest.raises(UserError, match=r"class 'run' .* is not in the 2 classes that are known; did you"):
+        load_records(labelled, known_classes=("runs", "walk"))
     assert load_records(labelled, labels="no")[0].label is None
 
 

@@ -16,6 +16,7 @@ from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
+from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, make_folder
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy
@@ -34,7 +35,12 @@ from videomaskfeat.tasks.evaluate_parts import (
 )
 from videomaskfeat.tasks.multiview import Progress, VideoScores, evaluate_model, video_features
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, records_sha256, views_of
-from videomaskfeat.tasks.recipe import read_classify_recipe, read_testing_recipe
+from videomaskfeat.tasks.recipe import (
+    ClassifyRecipe,
+    read_classify_recipe,
+    read_testing_recipe,
+    recipe_texts,
+)
 from videomaskfeat.tasks.run_folder import uses_bf16
 from videomaskfeat.tasks.score_file import ScoredList, average_scores, load_scores, scores_path
 
@@ -166,6 +172,18 @@ def _write(folder: Path, scored: ScoredList, about: Mapping[str, Any], submissio
     return result
 
 
+def _classifier_recipe(weights: str) -> ClassifyRecipe:
+    """How a classifier was tested; weights without one are pointed to the nearest neighbours."""
+    try:
+        return read_classify_recipe(weights)
+    except UserError as error:
+        if recipe_texts(weights):  # some network of ours all the same
+            raise UserError(
+                f"{error}; or score the features of these weights with --knn TRAIN_LIST"
+            ) from error
+        raise
+
+
 class _Evaluation:
     """The parts of one evaluation, checked against each other before the first video is read."""
 
@@ -183,7 +201,7 @@ class _Evaluation:
         self.weights, self.list_path = weights, list_path
         self.neighbours, self.average = neighbours, views.average
         self.machine, self.device, self.progress = machine, device, progress
-        known = read_classify_recipe(weights) if neighbours is None else read_testing_recipe(weights)
+        known = _classifier_recipe(weights) if neighbours is None else read_testing_recipe(weights)
         self.recipe = views.recipe(known)
         self.bf16 = uses_bf16(machine.precision, device)
         model: Any = load_model(weights, device=device)

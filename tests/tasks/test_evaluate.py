@@ -1,0 +1,422 @@
+"""``evaluate`` and ``average-scores`` through the command line: what they leave, and what they say."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.data.clip_parts import write_videos
+from tests.engine.processes import exit_codes_of_ranks
+from tests.reference.accuracy import knn_shares, mean_class, sorted_classes, top_k
+from tests.tasks.test_report import Page
+from tests.tasks.weights_files import NAMES, RECIPE, write_classifier, write_pretrained
+from videomaskfeat.cli import main
+from videomaskfeat.engine import distributed
+from videomaskfeat.tasks.evaluate import MachineChoice, evaluate
+from videomaskfeat.tasks.score_file import load_scores
+from videomaskfeat.tasks.video_models import load_classifier, load_encoder
+
+LABELS = [0, 1, 2, 3, 6, 0, 1, 3, 3, 2]
+BROKEN = 4
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten videos, one of which is no video, their list, and weights of a classifier and of pre-training."""
+    folder = tmp_path_factory.mktemp("made")
+    write_videos(folder, len(LABELS))
+    (folder / f"{BROKEN:03d}.mp4").write_bytes(b"this is text")
+    write_list(folder / "val.csv", LABELS)
+    write_classifier(folder / "best.safetensors")
+    write_pretrained(folder / "pretrained.safetensors")
+    return folder
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """``run(verb, *arguments) -> (exit code, stdout, stderr)``, written into ``tmp_path / "out"``."""
+
+    def call(verb: str, *arguments: str | Path) -> tuple[int, str, str]:
+        more = ["--workers", "0"] if verb == "evaluate" else []
+        code = main([verb, *map(str, arguments), "--out", str(tmp_path / "out"), *more])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def write_list(path: Path, labels: list[int]) -> Path:
+    path.write_text("".join(f"{row:03d}.mp4 {label}\n" for row, label in enumerate(labels)))
+    return path
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "result.json").read_text())
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_and_accuracies_are_those_of_each_video_by_itself(
+    made: Path, run: Run, tmp_path: Path
+) -> None:
+    """A video at a time through the library; other batches: 1e-5 of probabilities."""
+    code, out, err = run(
+        "evaluate", made / "best.safetensors", made / "val.csv", "--views", "3", "--crops", "3"
+    )
+    assert code == 3
+    assert f"videomaskfeat evaluate: {made / '004.mp4'}: not a video file\n" in err
+    scored = load_scores(tmp_path / "out")
+    assert scored.rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert scored.labels.tolist() == [label for row, label in enumerate(LABELS) if row != BROKEN]
+    classifier = load_classifier(made / "best.safetensors", device="cpu")
+    for path, scores in zip(scored.paths, scored.scores, strict=True):
+        expected = classifier.predict(path, views=3, crops=3).probabilities
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+    rows, labels = scored.scores.tolist(), scored.labels.tolist()
+    result = result_of(tmp_path)
+    assert result["top1"] == pytest.approx(top_k(rows, labels, 1))
+    assert result["top5"] == pytest.approx(top_k(rows, labels, 5))
+    assert result["mean_class"] == pytest.approx(mean_class(rows, labels))
+    assert out.splitlines() == [
+        "9 of 10 videos scored (3 x 3 views)",
+        f"top-1       {result['top1']:.2f} %",
+        f"top-5       {result['top5']:.2f} %",
+        f"mean class  {result['mean_class']:.2f} %",
+        f"report      {tmp_path / 'out' / 'report.html'}",
+    ]
+
+
+def test_result_carries_its_protocol(made: Path, run: Run, tmp_path: Path) -> None:
+    run("evaluate", made / "best.safetensors", made / "val.csv", "--crops", "3", "--average", "logits")
+    result = result_of(tmp_path)
+    assert {key: result[key] for key in ("videos", "listed", "unreadable", "classes", "model", "head")} == {
+        "videos": 9,
+        "listed": 10,
+        "unreadable": 1,
+        "classes": 7,
+        "model": "maskfeat_mvitv2_nano_classifier",
+        "head": "mean",
+    }
+    assert result["failures"] == [{"row": 5, "path": str(made / "004.mp4"), "cause": "not a video file"}]
+    assert result["protocol"] == {
+        "views": 2,
+        "crops": 3,
+        "sampling": "clip",
+        "frames": 4,
+        "stride": 2,
+        "target_fps": 30.0,
+        "short_video": "clamp",
+        "crop": 32,
+        "short_side": 32,
+        "mean": 0.45,
+        "std": 0.225,
+        "average": "logits",
+        "precision": "fp32",
+        "reader": "auto",
+    }
+    assert result["weights_sha256"] == sha256_by_hand(made / "best.safetensors")
+    assert result["list_file_sha256"] == sha256_by_hand(made / "val.csv")
+
+
+def sha256_by_hand(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_tables_say_what_the_scores_say(made: Path, run: Run, tmp_path: Path) -> None:
+    run("evaluate", made / "best.safetensors", made / "val.csv")
+    scored, folder = load_scores(tmp_path / "out"), tmp_path / "out"
+    videos = rows_of(folder / "scores.csv")
+    assert [int(row["row"]) for row in videos] == list(range(1, 11))
+    assert videos[BROKEN]["unreadable"] == "not a video file"
+    assert videos[BROKEN]["prediction"] == ""
+    read = [row for number, row in enumerate(videos) if number != BROKEN]
+    confusion = np.zeros((7, 7), int)
+    for row, scores, label in zip(read, scored.scores.tolist(), scored.labels.tolist(), strict=True):
+        order = sorted_classes(scores)
+        assert (int(row["label"]), int(row["prediction"])) == (label, order[0])
+        assert int(row["rank_of_label"]) == order.index(label) + 1
+        assert float(row["score_of_label"]) == pytest.approx(scores[label], rel=1e-5)
+        assert float(row["score_of_prediction"]) == pytest.approx(scores[order[0]], rel=1e-5)
+        assert (row["label_name"], row["prediction_name"]) == (NAMES[label], NAMES[order[0]])
+        confusion[label, order[0]] += 1
+    table = list(csv.reader((folder / "confusion.csv").open()))
+    assert table[0] == ["label", *map(str, range(7))]
+    assert np.array_equal(np.array(table[1:], int)[:, 1:], confusion)
+    assert np.array_equal(np.load(folder / "scores.npz")["confusion"], confusion)
+    classes = rows_of(folder / "per_class.csv")
+    assert [row["name"] for row in classes] == list(NAMES)
+    for label, row in enumerate(classes):
+        assert int(row["videos"]) == confusion[label].sum()
+        own = 100 * confusion[label, label] / confusion[label].sum() if confusion[label].sum() else None
+        assert row["top1"] == ("" if own is None else f"{own:.2f}")
+    assert [row["label"] for row in classes if not int(row["videos"])] == ["4", "5", "6"]
+
+
+def test_every_video_readable_is_exit_0(made: Path, run: Run, tmp_path: Path) -> None:
+    listing = write_list(made / "four.csv", LABELS[:4])
+    code, out, err = run("evaluate", made / "best.safetensors", listing)
+    assert code == 0
+    assert out.startswith("4 of 4 videos scored (2 x 1 views)\n")
+    assert "scoring videos: 4 of 4" in err
+    assert result_of(tmp_path)["failures"] == []
+
+
+def test_absent_video_is_listed_never_replaced(made: Path, run: Run, tmp_path: Path) -> None:
+    listing = made / "absent.csv"
+    listing.write_text("000.mp4 0\nvideo_of_nobody.mp4 1\n003.mp4 3\n")
+    code, out, err = run("evaluate", made / "best.safetensors", listing)
+    assert code == 3
+    assert "video_of_nobody.mp4: no such file" in err
+    assert out.startswith("2 of 3 videos scored")
+    assert load_scores(tmp_path / "out").rows.tolist() == [0, 2]
+
+
+def test_unlabelled_list_gives_predictions_and_a_submission(made: Path, run: Run, tmp_path: Path) -> None:
+    listing = made / "unlabelled.csv"
+    listing.write_text("000.mp4\n007.mp4\n004.mp4\n")
+    submission = tmp_path / "submission.csv"
+    code, out, _ = run("evaluate", made / "best.safetensors", listing, "--submission", submission)
+    assert code == 3
+    assert "top-1" not in out
+    scored = load_scores(tmp_path / "out")
+    assert not scored.labelled
+    assert "top1" not in result_of(tmp_path)
+    lines = submission.read_text().splitlines()
+    best = [sorted_classes(scores)[:5] for scores in scored.scores.tolist()]
+    assert lines == [
+        ";".join([name, *map(str, five)]) for name, five in zip(("000", "007"), best, strict=True)
+    ]
+    assert not (tmp_path / "out" / "confusion.csv").exists()
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert "2 of 3 videos were scored; the list has no labels, so there is no accuracy." in page.text
+
+
+def test_report_shows_what_was_found_and_asks_for_nothing(made: Path, run: Run, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, class_names=("<b>push</b>", *NAMES[1:]))
+    weights = write_classifier(tmp_path / "odd.safetensors", recipe)
+    run("evaluate", weights, made / "val.csv")
+    html = (tmp_path / "out" / "report.html").read_text()
+    page, result = Page(html), result_of(tmp_path)
+    assert page.addresses
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert f"Top-1 {result['top1']:.2f} % of 9 of 10 videos. The other 1 could not be read" in page.text
+    assert f"counted as wrong, top-1 is {result['top1'] * 9 / 10:.2f} %" in page.text
+    assert "<b>push</b>" in page.text  # as text, so it was escaped
+    assert "1 of 10 videos missing" in page.text
+    assert f"{made / '004.mp4'} not a video file" in page.text
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 9  # no more than the videos there are, each once: wrong or right
+    assert all((attributes["src"] or "").startswith("data:image/jpeg;base64,") for attributes in pictures)
+
+
+def test_segments_are_one_view_unless_asked(made: Path, run: Run, tmp_path: Path) -> None:
+    run("evaluate", made / "best.safetensors", made / "val.csv", "--sampling", "segments", "--crops", "3")
+    protocol = result_of(tmp_path)["protocol"]
+    assert (protocol["sampling"], protocol["views"], protocol["crops"]) == ("segments", 1, 3)
+    assert "stride" not in protocol
+    code, _, err = run(
+        "evaluate", made / "best.safetensors", made / "val.csv", "--sampling", "segments", "--views", "2"
+    )
+    assert code == 2
+    assert "views=2 with sampling=segments" in err
+
+
+def test_neighbours_equal_plain_python(made: Path, run: Run, tmp_path: Path) -> None:
+    """Weights of pre-training, features one video at a time: 1e-3 of shares, as cosines are over 0.07."""
+    train = write_list(made / "train.csv", LABELS)
+    test = made / "test.csv"
+    test.write_text("003.mp4 3\n009.mp4 2\n")
+    weights = made / "pretrained.safetensors"
+    code, out, err = run("evaluate", weights, test, "--knn", train, "--k", "3")
+    assert code == 3  # of the training list
+    assert "004.mp4: not a video file" in err
+    assert out.startswith("2 of 2 videos scored (1 x 1 views)")
+    encoder = load_encoder(weights, device="cpu")
+    rows = [row for row in range(10) if row != BROKEN]
+    features = {row: encoder.features(str(made / f"{row:03d}.mp4")).flatten().tolist() for row in rows}
+    expected = knn_shares(
+        [features[row] for row in rows],
+        [LABELS[row] for row in rows],
+        [features[3], features[9]],
+        classes=7,
+        k=3,
+        temperature=0.07,
+    )
+    scored = load_scores(tmp_path / "out")
+    np.testing.assert_allclose(scored.scores, expected, atol=1e-3)
+    result = result_of(tmp_path)
+    assert (result["head"], result["protocol"]["k"], result["train_videos"]) == ("knn", 3, 9)
+    assert [entry["row"] for entry in result["train_failures"]] == [BROKEN + 1]
+    assert scored.kind == "knn"
+
+
+def evaluate_on_ranks(made: Path, out: Path) -> None:
+    """What torchrun starts; every rank gets the whole result, and one tells the user."""
+    machine = MachineChoice(device="cpu", videos_per_batch=2)
+    result = evaluate(made / "best.safetensors", str(made / "val.csv"), out, machine=machine)
+    assert bool(result.text) == (distributed.rank() == 0)
+    assert len(result.scored.rows) == 9
+    assert len(result.failures) == 1
+
+
+def test_ranks_write_one_result(made: Path, run: Run, tmp_path: Path) -> None:
+    """Ten videos, three processes."""
+    assert exit_codes_of_ranks(3, evaluate_on_ranks, made, tmp_path / "ranks") == [0, 0, 0]
+    run("evaluate", made / "best.safetensors", made / "val.csv")
+    together, alone = load_scores(tmp_path / "ranks"), load_scores(tmp_path / "out")
+    np.testing.assert_allclose(together.scores, alone.scores, atol=1e-5)
+    assert np.array_equal(together.rows, alone.rows)
+    assert together.failures == alone.failures
+
+
+def test_average_of_two_evaluations(made: Path, run: Run, tmp_path: Path) -> None:
+    for name, views in (("one", "1"), ("three", "3")):
+        run("evaluate", made / "best.safetensors", made / "val.csv", "--views", views)
+        shutil.move(tmp_path / "out", tmp_path / name)
+    code, out, err = run("average-scores", tmp_path / "one", tmp_path / "three" / "scores.npz")
+    assert code == 3
+    assert "videomaskfeat average-scores: " in err
+    assert out.startswith("9 of 10 videos scored\ntop-1 ")
+    one, three, mean = (load_scores(tmp_path / name) for name in ("one", "three", "out"))
+    np.testing.assert_allclose(mean.scores, (one.scores + three.scores) / 2, atol=1e-7)
+    result = result_of(tmp_path)
+    assert result["members"] == {
+        "1": str(tmp_path / "one" / "scores.npz"),
+        "2": str(tmp_path / "three" / "scores.npz"),
+    }
+    assert result["top1"] == pytest.approx(top_k(mean.scores.tolist(), mean.labels.tolist(), 1))
+    assert "Average of 2 evaluations" in (tmp_path / "out" / "report.html").read_text()
+
+
+def write_words(path: Path, classes: list[str]) -> Path:
+    """Kinetics' own CSV, with the videos beside it."""
+    lines = ["label,youtube_id,time_start,time_end,split"]
+    for row, name in enumerate(classes):
+        video = path.parent / f"abc{row}_000010_000020.mp4"
+        shutil.copy(path.parent / f"{row:03d}.mp4", video)
+        lines.append(f"{name},abc{row},10,20,val")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_classes_in_words_take_the_numbers_of_the_weights(made: Path, run: Run, tmp_path: Path) -> None:
+    listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
+    code, _, _ = run("evaluate", made / "best.safetensors", listing)
+    assert code == 0
+    assert load_scores(tmp_path / "out").labels.tolist() == [2, 0, 6]
+
+
+def test_classes_in_words_of_unknown_order_are_refused(made: Path, run: Run, tmp_path: Path) -> None:
+    weights = write_classifier(tmp_path / "nameless.safetensors", replace(RECIPE, class_names=()))
+    listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
+    code, _, err = run("evaluate", weights, listing)
+    assert code == 2
+    assert "names 3 classes in words, and" in err
+    assert "has 7, so nobody can tell which is which; give a file of class names" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--crops", "2"], "views=2, crops=2: there must be at least 1 view, and 1 crop (centre) or 3"),
+        (["--views", "0"], "views=0, crops=1: there must be at least 1 view"),
+        (["--short-side", "24"], "short side 24 is smaller than the crop 32; raise it"),
+        (["--sampling", "segment"], "sampling='segment' is not one of clip, segments; did you mean"),
+        (["--average", "logit"], "average='logit' is not one of softmax, logits; did you mean 'logits'"),
+        (["--precision", "fp16"], "precision 'fp16' is not one of auto, fp32, bf16"),
+        (["--clips-at-once", "0"], "clips_at_once=0: must be at least 1"),
+        (["--videos-per-batch", "0"], "videos_per_batch=0: must be at least 1"),
+        (["--reader", "pyva"], "'pyva' is not one of auto, decord, pyav"),
+        (["--knn", "val.csv", "--k", "0"], "k=0, temperature=0.07: k must be at least 1"),
+    ],
+)
+def test_choices_that_do_not_fit(
+    made: Path, run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(made)
+    code, out, err = run("evaluate", "best.safetensors", "val.csv", *arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert len([line for line in err.splitlines() if line.startswith("videomaskfeat")]) == 1
+
+
+def test_label_outside_the_classes(made: Path, run: Run) -> None:
+    listing = write_list(made / "eleven.csv", [0, 11, 2])
+    code, _, err = run("evaluate", made / "best.safetensors", listing)
+    assert code == 2
+    assert f"eleven.csv: row 2 ({made / '001.mp4'}) has the label 11, and" in err
+    assert "best.safetensors has 7 classes (0..6; 1 of 3 rows are outside); give the list" in err
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (NAMES[:-1], "holds 6 class names, and"),
+        ((*NAMES[:3], "stand", "turn right", *NAMES[5:]), "calls class 3 'stand', and"),
+    ],
+)
+def test_class_names_that_do_not_fit(made: Path, run: Run, names: tuple[str, ...], words: str) -> None:
+    path = made / "names.txt"
+    path.write_text("\n".join(names), encoding="utf-8")
+    code, _, err = run("evaluate", made / "best.safetensors", made / "val.csv", "--class-names", path)
+    assert code == 2
+    assert f"names.txt: {words}" in err
+    assert ("has 7 classes; give the names" in err) or ("calls it 'turn right': these are not the" in err)
+
+
+def test_labels_of_another_data_set_are_refused(made: Path, run: Run) -> None:
+    """Something-Something-v2's labels file, found beside the list, has another number of classes."""
+    (made / "ssv2-labels.json").write_text(json.dumps({"Pushing something": "0", "Holding something": "1"}))
+    listing = made / "ssv2-validation.json"
+    listing.write_text(json.dumps([{"id": "000", "template": "Pushing [something]", "label": "x"}]))
+    code, _, err = run("evaluate", made / "best.safetensors", listing)
+    assert code == 2
+    assert "ssv2-labels.json: holds 2 class names, and" in err
+
+
+def test_template_that_the_labels_lack(made: Path, run: Run) -> None:
+    table = {f"{name} something": str(number) for number, name in enumerate(NAMES)}
+    (made / "other-labels.json").write_text(json.dumps(table))
+    listing = made / "other-validation.json"
+    listing.write_text(json.dumps([{"id": "000", "template": "pushed [something]", "label": "x"}]))
+    weights = write_classifier(made / "nameless.safetensors", replace(RECIPE, class_names=()))
+    code, _, err = run("evaluate", weights, listing)
+    assert code == 2
+    assert "object 1 (id 000) has the template 'pushed something', which is not among the 7 classes" in err
+    assert "did you mean 'push something'" in err
+
+
+def test_pretrained_weights_need_neighbours(made: Path, run: Run) -> None:
+    code, _, err = run("evaluate", made / "pretrained.safetensors", made / "val.csv")
+    assert code == 2
+    assert "pretrained.safetensors: weights of a pre-training run, and a classifier's are needed" in err
+    assert "or score the features of these weights with --knn TRAIN_LIST" in err
+
+
+def test_folder_has_no_labels_for_neighbours(made: Path, run: Run) -> None:
+    code, _, err = run("evaluate", made / "pretrained.safetensors", made / "val.csv", "--knn", made)
+    assert code == 2
+    assert "a folder has no labels" in err
+
+
+def test_no_readable_video_is_a_mistake(made: Path, run: Run) -> None:
+    listing = made / "gone.csv"
+    listing.write_text("gone.mp4 0\n")
+    code, _, err = run("evaluate", made / "best.safetensors", listing)
+    assert code == 2
+    assert "none of its 1 videos could be read" in err

@@ -125,7 +125,7 @@ def test_program_runs_where_this_package_is_not(tmp_path: Path, toy: Graph) -> N
 
 
 def test_exporters_keep_their_insides_to_themselves(
-    tmp_path: Path, toy: Graph, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, toy: Graph, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     level = logging.getLogger("torch.onnx").level
     save_onnx(tmp_path / "toy.onnx", toy, inputs(2), any_batch=True, opset=20, metadata={})
@@ -133,6 +133,7 @@ def test_exporters_keep_their_insides_to_themselves(
     load_program(tmp_path / "toy.pt2")
     load_onnx(tmp_path / "toy.onnx")
     assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
     assert logging.getLogger("torch.onnx").level == level
 
 

@@ -240,6 +240,17 @@ def test_every_kind_of_classifier_is_exported(
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["mvitv2_nano", "maskfeat_mvitv2_nano_classifier"])
+def test_encoder_of_a_classifier_is_a_graph_with_its_norm(tmp_path: Path, name: str) -> None:
+    """Which comes after the mean in one of the two, and before it in the other."""
+    weights = write(tmp_path / "a.safetensors", name, ClassifyRecipe(SMALL_CLIP), classes=5, **SMALL)
+    export(weights, tmp_path / "a.pt2", part="encoder")
+    pixels, model = frames(2, SMALL_CLIP), load_model(weights)
+    with torch.inference_mode():
+        expected = [model.features(normalised(pixels), pooled=pooled) for pooled in (True, False)]
+    torch.testing.assert_close(program_run(tmp_path / "a.pt2", torch.from_numpy(pixels)), expected, **CLOSE)
+
+
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
 def test_pretraining_model_is_exported_with_its_mask(tmp_path: Path, ending: str) -> None:
     recipe = PretrainRecipe(SMALL_CLIP, MaskRecipe(cell=(4, 16, 16)))

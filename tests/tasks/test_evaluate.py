@@ -21,7 +21,7 @@ from tests.tasks.test_report import Page
 from tests.tasks.weights_files import NAMES, RECIPE, write_classifier, write_pretrained
 from videomaskfeat.cli import main
 from videomaskfeat.engine import distributed
-from videomaskfeat.tasks.evaluate import MachineChoice, evaluate
+from videomaskfeat.tasks.evaluate import MachineChoice, Neighbours, evaluate
 from videomaskfeat.tasks.score_file import load_scores
 from videomaskfeat.tasks.video_models import load_classifier, load_encoder
 
@@ -272,6 +272,14 @@ def evaluate_on_ranks(made: Path, out: Path) -> None:
     assert bool(result.text) == (distributed.rank() == 0)
     assert len(result.scored.rows) == 9
     assert len(result.failures) == 1
+    nearest = evaluate(
+        made / "best.safetensors",
+        str(made / "val.csv"),
+        out / "knn",
+        neighbours=Neighbours(str(made / "val.csv"), k=4),
+        machine=machine,
+    )
+    assert len(nearest.failures) == 2  # one in each list
 
 
 def test_ranks_write_one_result(made: Path, run: Run, tmp_path: Path) -> None:
@@ -282,6 +290,11 @@ def test_ranks_write_one_result(made: Path, run: Run, tmp_path: Path) -> None:
     np.testing.assert_allclose(together.scores, alone.scores, atol=1e-5)
     assert np.array_equal(together.rows, alone.rows)
     assert together.failures == alone.failures
+    listing = made / "val.csv"
+    run("evaluate", made / "best.safetensors", listing, "--knn", listing, "--k", "4")
+    together, alone = load_scores(tmp_path / "ranks" / "knn"), load_scores(tmp_path / "out")
+    np.testing.assert_allclose(together.scores, alone.scores, atol=1e-3)  # cosines are over 0.07
+    assert alone.scores.max(axis=1).min() < 1  # more than one has a vote
 
 
 def test_average_of_two_evaluations(made: Path, run: Run, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -222,6 +223,20 @@ def test_report_shows_what_was_found_and_asks_for_nothing(made: Path, run: Run, 
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 9  # no more than the videos there are, each once: wrong or right
     assert all((attributes["src"] or "").startswith("data:image/jpeg;base64,") for attributes in pictures)
+
+
+def test_names_that_are_not_utf8_survive(made: Path, run: Run, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    shutil.copy(made / "000.mp4", made / name)
+    (made / "odd.csv").write_bytes(b"caf\xe9.mp4 0\ncaf\xe9_gone.mp4 1\n")
+    submission = tmp_path / "submission.csv"
+    code, _, err = run("evaluate", made / "best.safetensors", made / "odd.csv", "--submission", submission)
+    assert code == 3
+    assert "_gone.mp4: no such file" in err
+    assert load_scores(tmp_path / "out").paths == (str(made / name),)
+    assert submission.read_bytes().startswith(b"caf\xe9;")
+    assert b"caf\xe9.mp4,0," in (tmp_path / "out" / "scores.csv").read_bytes()
+    assert "caf?.mp4" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_segments_are_one_view_unless_asked(made: Path, run: Run, tmp_path: Path) -> None:

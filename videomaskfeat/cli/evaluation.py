@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
 
 
 def add_evaluate(verbs: Any) -> None:
@@ -119,10 +119,11 @@ def run_average_scores(options: argparse.Namespace) -> int:
 
 def _tell(result: Any, verb: str) -> int:
     """Print what was found, and on stderr what could not be read; the exit code."""
-    if result.text:  # on the first rank
-        print(result.text)
-        for failure in result.failures:
-            print(f"videomaskfeat {verb}: {failure.path}: {failure.cause}", file=sys.stderr)
+    if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
+        return DONE
+    print(printable(result.text))
+    for failure in result.failures:
+        print(f"videomaskfeat {verb}: {failure.path}: {failure.cause}", file=sys.stderr)
     return SOME_FAILED if result.failures else DONE
 
 

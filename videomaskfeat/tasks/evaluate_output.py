@@ -126,7 +126,7 @@ def write_submission(path: str | os.PathLike[str], scored: ScoredList) -> None:
     if scored.classes < 5:
         raise UserError(f"a submission names the 5 best classes, and there are {scored.classes}")
     best = np.argsort(-scored.scores, axis=1, kind="stable")[:, :5]
-    with open_file(path, "w") as file:
+    with open_file(path, "w", errors="surrogateescape") as file:
         for video, classes in zip(scored.paths, best.tolist(), strict=True):
             file.write(";".join([Path(video).stem, *map(str, classes)]) + "\n")
 

@@ -148,7 +148,7 @@ class Place:
         }
         options["optim.warmup_epochs"] = float(str(options["optim.epochs"])) / 10
         if probe:
-            options |= {"model.head": "linear", "mix.mixup": 0, "mix.cutmix": 0, "optim.learning_rate": 1e-2}
+            options |= {"model.head": "linear", "optim.learning_rate": 1e-2}
         if way in ("tuned", "linear"):
             options["model.weights"] = self.path / "pretrained" / "weights.safetensors"
         else:  # lower rates in early layers would only hold back what knows nothing yet

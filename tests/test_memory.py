@@ -19,7 +19,7 @@ def fill():
 for _ in range(8):  # aligned blocks find their places after a few rounds
     fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(16):
     fill()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -34,6 +34,6 @@ def page_faults(way: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
 def test_large_tensors_are_not_mapped_anew_for_ever() -> None:
-    # Large pages may serve the first case with fewer faults than one a page, but never with next to none.
-    assert page_faults("default") > 4 * 16
-    assert page_faults("keep") < 32
+    # By default each of the 16 tensors is mapped anew, in small pages or large ones; kept memory may still move
+    # to another place of the heap once or twice.
+    assert 4 * page_faults("keep") < page_faults("default")

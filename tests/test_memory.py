@@ -34,6 +34,6 @@ def page_faults(way: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
 def test_large_tensors_are_not_mapped_anew_for_ever() -> None:
-    # By default each of the 16 tensors is mapped anew, in small pages or large ones; kept memory may still move
-    # to another place of the heap once or twice.
+    # By default each of the 16 tensors is mapped anew, in small pages or large ones; kept memory may still
+    # move to another place of the heap once or twice.
     assert 4 * page_faults("keep") < page_faults("default")

@@ -22,9 +22,9 @@ _SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 def slowfast_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights in the names of PySlowFast's ``model_state``.
 
-    ``torch.save({"model_state": slowfast_state(model)}, path)`` is a checkpoint that it loads; with an "epoch"
-    it would look for the state of an optimiser too. A pre-training model's holds the kernels of the HOG layer,
-    which it keeps in the model.
+    ``torch.save({"model_state": slowfast_state(model)}, path)`` is a checkpoint that it loads; with an
+    "epoch" it would look for the state of an optimiser too. A pre-training model's holds the kernels of the
+    HOG layer, which it keeps in the model.
 
     Args:
         model: an encoder, a pre-training model, or a classifier with head "mean" or "token".

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tasks.scored_videos import Run, make_scored
 from videomaskfeat.cli import main
 from videomaskfeat.data.sample import write_sample_data
 
@@ -51,5 +52,23 @@ def pretrain(
         data = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
         code = main(["pretrain", *TINY, *data, *overrides])
         return code, capfd.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos to score, their list, and weights; tests may add files, and change none."""
+    return make_scored(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """A verb that scores, writing into ``tmp_path / "out"``."""
+
+    def call(verb: str, *arguments: str | Path) -> tuple[int, str, str]:
+        more = ["--workers", "0"] if verb == "evaluate" else []
+        code = main([verb, *map(str, arguments), "--out", str(tmp_path / "out"), *more])
+        return code, *capfd.readouterr()
 
     return call

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,51 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.clip_parts import write_videos
 from tests.engine.processes import exit_codes_of_ranks
 from tests.reference.accuracy import knn_shares, mean_class, sorted_classes, top_k
+from tests.tasks.scored_videos import BROKEN, LABELS, Run, write_list, write_words
 from tests.tasks.test_report import Page
-from tests.tasks.weights_files import NAMES, RECIPE, write_classifier, write_pretrained
-from videomaskfeat.cli import main
+from tests.tasks.weights_files import NAMES, RECIPE, write_classifier
 from videomaskfeat.engine import distributed
 from videomaskfeat.tasks.evaluate import MachineChoice, Neighbours, evaluate
 from videomaskfeat.tasks.score_file import load_scores
 from videomaskfeat.tasks.video_models import load_classifier, load_encoder
-
-LABELS = [0, 1, 2, 3, 6, 0, 1, 3, 3, 2]
-BROKEN = 4
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten videos, one of which is no video, their list, and weights of a classifier and of pre-training."""
-    folder = tmp_path_factory.mktemp("made")
-    write_videos(folder, len(LABELS))
-    (folder / f"{BROKEN:03d}.mp4").write_bytes(b"this is text")
-    write_list(folder / "val.csv", LABELS)
-    write_classifier(folder / "best.safetensors")
-    write_pretrained(folder / "pretrained.safetensors")
-    return folder
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """``run(verb, *arguments) -> (exit code, stdout, stderr)``, written into ``tmp_path / "out"``."""
-
-    def call(verb: str, *arguments: str | Path) -> tuple[int, str, str]:
-        more = ["--workers", "0"] if verb == "evaluate" else []
-        code = main([verb, *map(str, arguments), "--out", str(tmp_path / "out"), *more])
-        return code, *capfd.readouterr()
-
-    return call
-
-
-def write_list(path: Path, labels: list[int]) -> Path:
-    path.write_text("".join(f"{row:03d}.mp4 {label}\n" for row, label in enumerate(labels)))
-    return path
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -331,120 +294,8 @@ def test_average_of_two_evaluations(made: Path, run: Run, tmp_path: Path) -> Non
     assert "Average of 2 evaluations" in (tmp_path / "out" / "report.html").read_text()
 
 
-def write_words(path: Path, classes: list[str]) -> Path:
-    """Kinetics' own CSV, with the videos beside it."""
-    lines = ["label,youtube_id,time_start,time_end,split"]
-    for row, name in enumerate(classes):
-        video = path.parent / f"abc{row}_000010_000020.mp4"
-        shutil.copy(path.parent / f"{row:03d}.mp4", video)
-        lines.append(f"{name},abc{row},10,20,val")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
 def test_classes_in_words_take_the_numbers_of_the_weights(made: Path, run: Run, tmp_path: Path) -> None:
     listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
     code, _, _ = run("evaluate", made / "best.safetensors", listing)
     assert code == 0
     assert load_scores(tmp_path / "out").labels.tolist() == [2, 0, 6]
-
-
-def test_classes_in_words_of_unknown_order_are_refused(made: Path, run: Run, tmp_path: Path) -> None:
-    weights = write_classifier(tmp_path / "nameless.safetensors", replace(RECIPE, class_names=()))
-    listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
-    code, _, err = run("evaluate", weights, listing)
-    assert code == 2
-    assert "names 3 classes in words, and" in err
-    assert "has 7, so nobody can tell which is which; give a file of class names" in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--crops", "2"], "views=2, crops=2: there must be at least 1 view, and 1 crop (centre) or 3"),
-        (["--views", "0"], "views=0, crops=1: there must be at least 1 view"),
-        (["--short-side", "24"], "short side 24 is smaller than the crop 32; raise it"),
-        (["--sampling", "segment"], "sampling='segment' is not one of clip, segments; did you mean"),
-        (["--average", "logit"], "average='logit' is not one of softmax, logits; did you mean 'logits'"),
-        (["--precision", "fp16"], "precision 'fp16' is not one of auto, fp32, bf16"),
-        (["--clips-at-once", "0"], "clips_at_once=0: must be at least 1"),
-        (["--videos-per-batch", "0"], "videos_per_batch=0: must be at least 1"),
-        (["--reader", "pyva"], "'pyva' is not one of auto, decord, pyav"),
-        (["--knn", "val.csv", "--k", "0"], "k=0, temperature=0.07: k must be at least 1"),
-    ],
-)
-def test_choices_that_do_not_fit(
-    made: Path, run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
-) -> None:
-    monkeypatch.chdir(made)
-    code, out, err = run("evaluate", "best.safetensors", "val.csv", *arguments)
-    assert (code, out) == (2, "")
-    assert words in err
-    assert len([line for line in err.splitlines() if line.startswith("videomaskfeat")]) == 1
-
-
-def test_label_outside_the_classes(made: Path, run: Run) -> None:
-    listing = write_list(made / "eleven.csv", [0, 11, 2])
-    code, _, err = run("evaluate", made / "best.safetensors", listing)
-    assert code == 2
-    assert f"eleven.csv: row 2 ({made / '001.mp4'}) has the label 11, and" in err
-    assert "best.safetensors has 7 classes (0..6; 1 of 3 rows are outside); give the list" in err
-
-
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (NAMES[:-1], "holds 6 class names, and"),
-        ((*NAMES[:3], "stand", "turn right", *NAMES[5:]), "calls class 3 'stand', and"),
-    ],
-)
-def test_class_names_that_do_not_fit(made: Path, run: Run, names: tuple[str, ...], words: str) -> None:
-    path = made / "names.txt"
-    path.write_text("\n".join(names), encoding="utf-8")
-    code, _, err = run("evaluate", made / "best.safetensors", made / "val.csv", "--class-names", path)
-    assert code == 2
-    assert f"names.txt: {words}" in err
-    assert ("has 7 classes; give the names" in err) or ("calls it 'turn right': these are not the" in err)
-
-
-def test_labels_of_another_data_set_are_refused(made: Path, run: Run) -> None:
-    """Something-Something-v2's labels file, found beside the list, has another number of classes."""
-    (made / "ssv2-labels.json").write_text(json.dumps({"Pushing something": "0", "Holding something": "1"}))
-    listing = made / "ssv2-validation.json"
-    listing.write_text(json.dumps([{"id": "000", "template": "Pushing [something]", "label": "x"}]))
-    code, _, err = run("evaluate", made / "best.safetensors", listing)
-    assert code == 2
-    assert "ssv2-labels.json: holds 2 class names, and" in err
-
-
-def test_template_that_the_labels_lack(made: Path, run: Run) -> None:
-    table = {f"{name} something": str(number) for number, name in enumerate(NAMES)}
-    (made / "other-labels.json").write_text(json.dumps(table))
-    listing = made / "other-validation.json"
-    listing.write_text(json.dumps([{"id": "000", "template": "pushed [something]", "label": "x"}]))
-    weights = write_classifier(made / "nameless.safetensors", replace(RECIPE, class_names=()))
-    code, _, err = run("evaluate", weights, listing)
-    assert code == 2
-    assert "object 1 (id 000) has the template 'pushed something', which is not among the 7 classes" in err
-    assert "did you mean 'push something'" in err
-
-
-def test_pretrained_weights_need_neighbours(made: Path, run: Run) -> None:
-    code, _, err = run("evaluate", made / "pretrained.safetensors", made / "val.csv")
-    assert code == 2
-    assert "pretrained.safetensors: weights of a pre-training run, and a classifier's are needed" in err
-    assert "or score the features of these weights with --knn TRAIN_LIST" in err
-
-
-def test_folder_has_no_labels_for_neighbours(made: Path, run: Run) -> None:
-    code, _, err = run("evaluate", made / "pretrained.safetensors", made / "val.csv", "--knn", made)
-    assert code == 2
-    assert "a folder has no labels" in err
-
-
-def test_no_readable_video_is_a_mistake(made: Path, run: Run) -> None:
-    listing = made / "gone.csv"
-    listing.write_text("gone.mp4 0\n")
-    code, _, err = run("evaluate", made / "best.safetensors", listing)
-    assert code == 2
-    assert "none of its 1 videos could be read" in err

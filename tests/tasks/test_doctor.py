@@ -50,3 +50,12 @@ def test_missing_compiler_and_package_are_named(monkeypatch: pytest.MonkeyPatch)
         "no-such-package is not installed and videomaskfeat needs it: pip install no-such-package"
     ]
     assert any("no torch.compile on the CPU: install g++" in line for line in diagnosis.advice)
+
+
+def test_missing_extra_is_advice_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "onnxruntime" in diagnose().facts["extras"]["export"]
+    monkeypatch.setattr(doctor, "EXTRAS", {"fly": (("torch", "no-such-package"), "flying")})
+    diagnosis = diagnose()
+    assert diagnosis.healthy
+    assert diagnosis.facts["extras"]["fly"] == "missing: no-such-package"
+    assert "for flying: pip install 'videomaskfeat[fly]'" in diagnosis.advice

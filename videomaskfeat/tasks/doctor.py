@@ -24,6 +24,8 @@ PACKAGES = (
     "numpy", "omegaconf", "safetensors", "rich", "tensorboard", "matplotlib",
 )  # fmt: skip
 
+EXTRAS = {"export": (("onnx", "onnxscript", "onnxruntime"), "`videomaskfeat export` to ONNX")}
+
 _FRAMES, _SIDE = 12, 96
 _LITTLE_SHARED_MEMORY = 1 << 30  # a batch of 16 clips of 16 x 224 x 224 is 39 MB, and several wait at a time
 _LITTLE_SPACE = 10 << 30  # a checkpoint of the large model with its optimiser state is 2.6 GB
@@ -79,6 +81,7 @@ def diagnose(data_folder: str | os.PathLike[str] = ".") -> Diagnosis:
         "video readers": _readers(broken, advice),
         "devices": _devices(advice),
         "machine": _machine(Path(data_folder), advice),
+        "extras": _extras(advice),
     }
     return Diagnosis(facts, broken, advice)
 
@@ -173,6 +176,22 @@ def _machine(folder: Path, advice: list[str]) -> dict[str, str]:
     found["C++ compiler"] = compiler or "none"
     if compiler is None:
         advice.append("no C++ compiler, so no torch.compile on the CPU: install g++ (apt: build-essential)")
+    return found
+
+
+def _extras(advice: list[str]) -> dict[str, str]:
+    """What the optional installs bring, and what asks for them."""
+    found = {}
+    for extra, (packages, feature) in EXTRAS.items():
+        versions, missing = [], []
+        for package in packages:
+            try:
+                versions.append(f"{package} {importlib.metadata.version(package)}")
+            except importlib.metadata.PackageNotFoundError:
+                missing.append(package)
+        found[extra] = ", ".join(versions) if not missing else f"missing: {', '.join(missing)}"
+        if missing:
+            advice.append(f"for {feature}: pip install 'videomaskfeat[{extra}]'")
     return found
 
 

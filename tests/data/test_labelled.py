@@ -188,6 +188,7 @@ def test_left_and_right_pairs_come_from_the_names() -> None:
         "Turning the camera left while filming something": 2,
         "Moving something up": 3,
         "Turning the camera right while filming something": 4,
+        "Putting something upright on the table": 5,
     }
     assert left_right_pairs(classes) == {0: 1, 1: 0, 2: 4, 4: 2}
     with pytest.raises(UserError, match=r"class 7 \('Turn left'\) .* no class is called 'turn right'"):

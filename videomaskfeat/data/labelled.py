@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _BALANCED_ORDER = 4  # a tag as those of clips.py
-_SIDE = re.compile(r"left|right", re.IGNORECASE)
+_SIDE = re.compile(r"\b(?:left|right)\b")  # whole words: "upright" is no side
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
     known = {name.lower(): number for name, number in classes.items()}
     pairs = {}
     for name, number in classes.items():
-        mirrored = _SIDE.sub(lambda side: "right" if side[0].lower() == "left" else "left", name.lower())
+        mirrored = _SIDE.sub(lambda side: "right" if side[0] == "left" else "left", name.lower())
         if mirrored == name.lower():
             continue
         if mirrored not in known:

@@ -104,8 +104,10 @@ def test_config_files_load_and_hold_only_differences(path: Path) -> None:
 def test_only_published_recipes_state_a_published_accuracy(path: Path) -> None:
     lines = dict(re.findall(r"^# (\w+): +(.+)$", path.read_text(), re.MULTILINE))
     assert lines["Status"] in ("released", "paper", "derived")
-    published = "Not run by us" in lines["Expected"]
-    assert published == (lines["Status"] != "derived")
+    published = lines["Status"] != "derived"
+    for words in ("%", "Not run by us"):
+        assert (words in lines["Expected"]) == published
+    assert f" --config {path} " in f"{lines['Command']} "
 
 
 def test_every_data_set_has_both_sizes_of_both_recipes() -> None:
@@ -117,3 +119,9 @@ def test_every_data_set_has_both_sizes_of_both_recipes() -> None:
         for size in "sl"
     }
     assert wanted <= names
+
+
+def test_no_two_configs_share_a_run_folder() -> None:
+    """A fine-tuning in the folder of the pre-training that it starts from would be refused."""
+    folders: list[str] = [flat(load_config(SCHEMAS[p.parent.name], str(p)))["run.folder"] for p in CONFIGS]
+    assert len(set(folders)) == len(folders), sorted(folders)

@@ -171,6 +171,14 @@ def test_feature_norm_is_torchs_batch_norm() -> None:
     torch.testing.assert_close(ours(features), torchs(features), atol=1e-4, rtol=1e-4)
 
 
+def test_feature_norm_refuses_to_learn_from_a_single_clip() -> None:
+    """Less its own mean nothing would be left of it, and the head would learn its bias alone."""
+    norm = FeatureNorm(5)
+    with pytest.raises(UserError, match=r"nothing of a single clip; .* at least 2 clips"):
+        norm(torch.randn(1, 5))
+    assert norm.eval()(torch.randn(1, 5)).abs().sum() > 0
+
+
 def normalise_a_share(features: Tensor, expected: Tensor, mean: Tensor) -> None:
     """Ranks get 3 and 1 of four rows."""
     with distributed.process_group(torch.device("cpu")):

@@ -67,13 +67,22 @@ class FeatureNorm(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
-        """[B, D] -> float32 [B, D]."""
+        """[B, D] -> float32 [B, D].
+
+        Raises:
+            UserError: a training batch of a single clip, which has no variance.
+        """
         features = features.float()
         mean, variance = self._of_batch(features) if self.training else (self.mean, self.variance)
         return (features - mean) * (variance + self.eps).rsqrt()
 
     def _of_batch(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance [D] of a batch, which also enter the running ones."""
+        if features.shape[0] == 1 and not _several_processes():
+            raise UserError(
+                "the linear probe normalises features over a batch, which leaves nothing of a single clip; "
+                "train it with at least 2 clips a micro-batch"
+            )
         count = features.new_full((1,), features.shape[0])
         total, count = _over_processes(torch.cat([features.sum(0), count])).split([features.shape[1], 1])
         mean = total / count
@@ -83,9 +92,13 @@ class FeatureNorm(nn.Module):
         return mean, squares / count
 
 
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _over_processes(values: Tensor) -> Tensor:
     """The sum over all processes of a run."""
-    if dist.is_available() and dist.is_initialized():
+    if _several_processes():
         dist.all_reduce(values)
     return values
 

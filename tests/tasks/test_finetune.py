@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from videomaskfeat.cli import main
+from videomaskfeat.config import FinetuneConfig, load_config
 from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.mixing import Mixing
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import load_model, read_state, save_weights
 from videomaskfeat.tasks.classify import BestWeights, FinetuneStep
+from videomaskfeat.tasks.classify_parts import read_lists
 from videomaskfeat.tasks.recipe import (
     METADATA_KEY,
     ClipRecipe,
@@ -242,3 +244,27 @@ def test_unreadable_held_out_video_is_left_out_and_counted(
     assert code == 3, text
     assert "1 of 2 videos" in text
     assert simplejson.loads((tmp_path / "run" / "summary.json").read_text())["videos"] == 1
+
+
+def test_classes_in_words_have_one_number_in_both_lists(
+    finetune: Finetune, sample: Path, tmp_path: Path
+) -> None:
+    """Kinetics' own CSV; the held-out list lacks the first class in the alphabet."""
+    names = (sample / "classes.txt").read_text().splitlines()
+    for split in ("train", "val"):
+        rows = [line.split() for line in (sample / f"{split}.csv").read_text().splitlines()]
+        lines = ["label,youtube_id,time_start,time_end,split"]
+        for number, (path, label) in enumerate(rows):
+            lines.append(f"{names[int(label)]},{split}{number},0,1,{split}")
+            (sample / path).rename(sample / f"{split}{number}_000000_000001.mp4")
+        (sample / f"{split}_own.csv").write_text("\n".join(lines) + "\n")
+    lists = [f"data.train={sample / 'train_own.csv'}", f"data.validation={sample / 'val_own.csv'}"]
+    code, text = finetune(*lists, "optim.epochs=1", "optim.warmup_epochs=0")
+    assert code == 0, text
+    assert read_classify_recipe(tmp_path / "run" / "best.safetensors").class_names == tuple(sorted(names))
+    config = load_config(FinetuneConfig, None, lists)
+    held_out = read_lists(config).validation
+    assert held_out is not None
+    own = [line.split(",")[0] for line in (sample / "val_own.csv").read_text().splitlines()[1:]]
+    assert held_out.labels.tolist() == [sorted(names).index(name) for name in own]
+    assert held_out.labels.min() > 0

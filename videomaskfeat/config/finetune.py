@@ -112,7 +112,6 @@ class EvaluateConfig:
     short_side: int = key(256, "pixels that the short side is resized to before a crop is cut")
     average: str = key("softmax", "softmax | logits: what is averaged over a video's views")
     weights: str = key("auto", "auto (averaged, where ema_decay is set) | trained | averaged | both")
-    videos_per_batch: int = key(8, "videos that go through the network together, a rank")
 
 
 @dataclass

@@ -37,6 +37,7 @@ class Records(Sequence[Record]):
     Attributes:
         source: the list file or folder, for messages.
         root: folder that relative paths start from.
+        class_names: a name a class, of a list that names classes in words (Kinetics' own CSV); else none.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Records(Sequence[Record]):
         *,
         source: str,
         root: str = "",
+        class_names: Sequence[str] = (),
     ) -> None:
         """Keep the rows.
 
@@ -58,8 +60,10 @@ class Records(Sequence[Record]):
             labels: int32 [n], -1 for a row without one, or None where no row has one.
             source: the list file or folder, for messages.
             root: folder that relative paths start from.
+            class_names: a name a class, or none.
         """
         self.source, self.root = source, root
+        self.class_names = tuple(class_names)
         self._buffer = torch.from_numpy(np.array(buffer, np.uint8))  # its own memory, and writable for torch
         self._starts = torch.from_numpy(starts.astype(np.int64))
         self._lengths = torch.from_numpy((ends - starts).astype(np.int32))
@@ -67,7 +71,13 @@ class Records(Sequence[Record]):
 
     @classmethod
     def from_paths(
-        cls, paths: Sequence[str], labels: Sequence[int] | None, *, source: str, root: str = ""
+        cls,
+        paths: Sequence[str],
+        labels: Sequence[int] | None,
+        *,
+        source: str,
+        root: str = "",
+        class_names: Sequence[str] = (),
     ) -> Records:
         """Records of a few paths in Python's own form.
 
@@ -81,7 +91,7 @@ class Records(Sequence[Record]):
         starts = np.concatenate([[0], ends[:-1]])
         buffer = np.frombuffer(b"".join(encoded), np.uint8)
         numbers = None if labels is None else np.asarray(labels)
-        return cls(buffer, starts, ends, numbers, source=source, root=root)
+        return cls(buffer, starts, ends, numbers, source=source, root=root, class_names=class_names)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -148,10 +158,10 @@ def load_records(
         names, numbers = ssv2_names(data, source, root, labels=labels, classes=class_file)
         return Records.from_paths(names, numbers, source=source, root=root)
     if is_kinetics_header(first_row(data), source):
-        names, numbers = kinetics_names(
+        names, numbers, words = kinetics_names(
             data, source, root, labels=labels, classes=class_file, known_classes=known_classes
         )
-        return Records.from_paths(names, numbers, source=source, root=root)
+        return Records.from_paths(names, numbers, source=source, root=root, class_names=words)
     rows = parse_table(data, source, labels=labels, separator=separator)
     return Records(rows.buffer, rows.starts, rows.ends, rows.labels, source=source, root=root)
 

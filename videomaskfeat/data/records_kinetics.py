@@ -37,8 +37,8 @@ def kinetics_names(
     labels: str,
     classes: str | None,
     known_classes: Sequence[str] = (),
-) -> tuple[list[str], list[int] | None]:
-    """File names, ``id_000010_000020.mp4`` in class folders or not, and class numbers.
+) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
+    """File names, ``id_000010_000020.mp4`` in class folders or not, class numbers, and the classes' names.
 
     Args:
         data: the file.
@@ -72,7 +72,7 @@ def kinetics_names(
         raise UserError(f"{source}: has a header and no rows")
     paths = _with_folders(files, names, source, root)
     if label_column is None:
-        return paths, None
+        return paths, None, ()
     numbers = _class_numbers(names, classes, known_classes)
     unknown = next((row for row, name in enumerate(names) if name not in numbers), None)
     if unknown is not None:
@@ -81,7 +81,7 @@ def kinetics_names(
             f"{source}: class {name!r} ({files[unknown]}) is not in "
             f"{classes or f'the {len(numbers)} classes that are known'}{nearest(name, numbers)}"
         )
-    return paths, [numbers[name] for name in names]
+    return paths, [numbers[name] for name in names], tuple(numbers)
 
 
 def _file_name(row: list[str], fields: int, columns: list[int], where: str) -> str:

@@ -32,7 +32,7 @@ from videomaskfeat.tasks.classify_parts import (
     recipe_of,
     training_loader,
 )
-from videomaskfeat.tasks.evaluate import evaluate_model
+from videomaskfeat.tasks.multiview import evaluate_model, videos_a_batch
 from videomaskfeat.tasks.optim_parts import build_optimizer, build_schedule
 from videomaskfeat.tasks.plan import describe_finetuning
 from videomaskfeat.tasks.recipe import CLASSIFY_KEY, Levels, normalise
@@ -51,7 +51,6 @@ FREE_KEYS = (
     "evaluate.views",
     "evaluate.crops",
     "evaluate.average",
-    "evaluate.videos_per_batch",
     "run.folder",
     "run.device",
     "run.compile",
@@ -292,7 +291,7 @@ class _Run:
             mean=self.config.clip.mean,
             std=self.config.clip.std,
             average=self.config.evaluate.average,
-            videos_per_batch=self.config.evaluate.videos_per_batch,
+            videos_per_batch=videos_a_batch(views=views, crops=crops),
             workers=self.config.data.workers,
         )
         return accuracy(scores.scores, scores.labels), len(scores.failures)

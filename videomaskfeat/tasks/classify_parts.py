@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,13 +61,14 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
     """
     data = config.data
     train = _records(config, data.train)
-    validation = _records(config, data.validation) if data.validation else None
     names_path = data.class_names or class_names_beside(data.train)
-    names = read_class_names(names_path) if names_path else ()
+    names = read_class_names(names_path) if names_path else train.class_names
+    # Words are numbered as in training, also where the held-out list lacks some of them.
+    validation = _records(config, data.validation, names) if data.validation else None
     if names and data.classes and len(names) != data.classes:
         raise UserError(
-            f"{names_path}: holds {len(names)} class names, and data.classes is {data.classes}; "
-            "leave data.classes out, or give the names of these classes"
+            f"{names_path or data.train}: holds {len(names)} class names, and data.classes is "
+            f"{data.classes}; leave data.classes out, or give the names of these classes"
         )
     assert train.labels is not None
     classes = data.classes or len(names) or int(train.labels.max()) + 1
@@ -77,7 +78,7 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
     return LabelledLists(train, validation, classes, names)
 
 
-def _records(config: FinetuneConfig, path: str) -> Records:
+def _records(config: FinetuneConfig, path: str, known_classes: Sequence[str] = ()) -> Records:
     data = config.data
     return load_records(
         path,
@@ -86,6 +87,7 @@ def _records(config: FinetuneConfig, path: str) -> Records:
         prefix=data.prefix,
         separator=data.separator,
         classes=data.class_names or None,
+        known_classes=known_classes,
     )
 
 

@@ -15,9 +15,8 @@ from videomaskfeat.data.records_table import first_row
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, open_file
 from videomaskfeat.tasks.class_names import class_names_beside, read_class_names
+from videomaskfeat.tasks.multiview import videos_a_batch
 from videomaskfeat.tasks.recipe import ClassifyRecipe
-
-_CLIPS_HELD = 32  # clips of the videos that a worker hands over together, about
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class MachineChoice:
         """Videos a batch."""
         if self.videos_per_batch is not None:
             return self.videos_per_batch
-        return max(_CLIPS_HELD // max(recipe.views * recipe.crops, 1), 1)
+        return videos_a_batch(views=recipe.views, crops=recipe.crops)
 
 
 @dataclass(frozen=True)

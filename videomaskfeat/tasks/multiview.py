@@ -23,6 +23,8 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.tasks.recipe import Levels, normalise
 
+_CLIPS_HELD = 32  # 77 MB of 16 frames of 224x224
+
 AVERAGES = ("softmax", "logits")
 
 Progress = Callable[[int, int], None]
@@ -47,6 +49,11 @@ class VideoScores:
     rows: np.ndarray
     failures: tuple[Failure, ...]
     listed: int
+
+
+def videos_a_batch(*, views: int, crops: int) -> int:
+    """Videos that a worker hands over together where nobody says how many: some 32 clips, one at least."""
+    return max(_CLIPS_HELD // max(views * crops, 1), 1)
 
 
 def evaluate_model(

@@ -67,8 +67,21 @@ def describe_finetuning(
         f"tokens, {clip.samples_per_video} from each opening of a video",
         f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes",
         *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
+        *_mixing_lines(config),
     ]
     return "\n".join(lines)
+
+
+def _mixing_lines(config: FinetuneConfig) -> list[str]:
+    """Where mixing is asked for and can change no label, since no two videos meet, a line that says so."""
+    mix, optim = config.mix, config.optim
+    clips = optim.batch_size // distributed.world_size() // optim.accumulate
+    if clips > config.clip.samples_per_video or not ((mix.mixup or mix.cutmix) and mix.probability):
+        return []
+    return [
+        "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the number of "
+        "processes, or raise optim.batch_size"
+    ]
 
 
 def _training_lines(

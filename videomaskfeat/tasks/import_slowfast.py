@@ -104,7 +104,7 @@ def import_slowfast(
     source = os.fspath(config_path)
     imported = load_slowfast(config_path, checkpoint_path)
     config, metadata = _config_and_recipe(source, imported, weights, class_names)
-    notes = _turn_channels(imported)
+    notes = _turn_channels(imported) + _testing_notes(imported)
     make_folder(folder)
     save_weights(weights, imported.model, metadata=metadata)
     header = [
@@ -254,17 +254,23 @@ def _mask_cell(path: str, mask: MaskFacts, clip: ClipFacts) -> list[int]:
 
 
 def _turn_channels(imported: Imported) -> tuple[str, ...]:
-    """Make a model that takes blue, green, red take red, green, blue, as all our clips are."""
-    clip = imported.clip
-    notes = []
-    if clip.channels == "bgr":
-        stem = imported.model.get_parameter("patch_embed.proj.weight")
-        with torch.no_grad():
-            stem.copy_(stem.flip(1))  # [D, C, t, h, w]
-        notes.append("the stem's weights were turned from blue, green, red to red, green, blue")
+    """Make a model that takes blue, green, red take red, green, blue, as all our clips are; a note of that."""
+    if imported.clip.channels != "bgr":
+        return ()
+    stem = imported.model.get_parameter("patch_embed.proj.weight")
+    with torch.no_grad():
+        stem.copy_(stem.flip(1))  # [D, C, t, h, w]
+    return ("the stem's weights were turned from blue, green, red to red, green, blue",)
+
+
+def _testing_notes(imported: Imported) -> tuple[str, ...]:
+    """What a user must know to test a classifier as the YAML does."""
+    clip, notes = imported.clip, []
     if imported.mask is None and len(clip.view_counts) > 1:
         counts = ", ".join(map(str, clip.view_counts))
         notes.append(f"of the tested numbers of views ({counts}) the config has the greatest, {clip.views}")
+    if imported.mask is None and clip.average == "logits":  # which the weights file cannot say
+        notes.append("logits are averaged over the views: evaluate it with --average logits")
     return tuple(notes)
 
 

@@ -254,7 +254,7 @@ def _mask_cell(path: str, mask: MaskFacts, clip: ClipFacts) -> list[int]:
 
 
 def _turn_channels(imported: Imported) -> tuple[str, ...]:
-    """Make a model that takes blue, green, red take red, green, blue, as all our clips are; a note of that."""
+    """Make a model that takes blue, green, red take red, green, blue as all our clips are; the note of it."""
     if imported.clip.channels != "bgr":
         return ()
     stem = imported.model.get_parameter("patch_embed.proj.weight")

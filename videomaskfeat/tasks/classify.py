@@ -17,8 +17,7 @@ from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.data.mixing import Mixing
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.ema import ExponentialMovingAverage
-from videomaskfeat.engine.loop import LoopOptions, TrainResult, train
+from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.memory import keep_freed_memory
@@ -33,11 +32,16 @@ from videomaskfeat.tasks.classify_parts import (
     training_loader,
 )
 from videomaskfeat.tasks.multiview import evaluate_model, videos_a_batch
-from videomaskfeat.tasks.optim_parts import build_optimizer, build_schedule
 from videomaskfeat.tasks.plan import describe_finetuning
 from videomaskfeat.tasks.recipe import CLASSIFY_KEY, Levels, normalise
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.training_parts import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    loop_options,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -193,8 +197,7 @@ class _Run:
         self.network = distributed.parallel(self.model, device)
         self.schedule = build_schedule(config.optim)
         self.optimizer = build_optimizer(config.optim, self.model, base_lr=self.schedule.base_lr)
-        decay = config.optim.ema_decay
-        self.ema = None if decay is None else ExponentialMovingAverage(self.model, decay=decay)
+        self.ema = build_average(config.optim, self.model)
         self.metadata = {CLASSIFY_KEY: self.recipe.to_json()}
         self.best = BestWeights(self.folder / "best.safetensors", self.metadata)
 
@@ -224,26 +227,16 @@ class _Run:
             self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
 
     def _train(self, counter: FailureCounter) -> TrainResult:
-        optim, run, evaluate = self.config.optim, self.config.run, self.config.evaluate
-        steps_per_epoch = self.loader.batches_per_epoch // optim.accumulate
-        options = LoopOptions(
-            epochs=optim.epochs,
-            accumulate=optim.accumulate,
-            clip_norm=optim.gradient_clip,
-            precision="bf16" if self.bf16 else "fp32",
-            seed=run.seed,
-            save_minutes=run.checkpoint_minutes,
-            keep_last=run.keep_checkpoints,
-            milestone_every=round(run.checkpoint_epochs * steps_per_epoch),
-            evaluate_every=round(evaluate.epochs * steps_per_epoch),
-            unit="clips",
-        )
+        config = self.config
         step = FinetuneStep(
             self.network,
             self.mixing,
-            mean=self.config.clip.mean,
-            std=self.config.clip.std,
-            compiled=run.compile,
+            mean=config.clip.mean,
+            std=config.clip.std,
+            compiled=config.run.compile,
+        )
+        options = loop_options(
+            config.optim, config.run, self.loader, evaluate_epochs=config.evaluate.epochs, bf16=self.bf16
         )
         return train(
             model=self.network,

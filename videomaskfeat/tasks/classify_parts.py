@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from videomaskfeat.data.labelled import LabelledClips, check_labels, left_right_
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.mixing import Mixing
 from videomaskfeat.data.randaugment import RandAugment
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
 from videomaskfeat.data.views import SAMPLINGS, EvaluationViews, Sampling
@@ -28,7 +28,9 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import LoadReport, load_into, read_state
 from videomaskfeat.tasks.class_names import class_names_beside, read_class_names
-from videomaskfeat.tasks.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.tasks.evaluate_parts import ListChoice
+from videomaskfeat.tasks.recipe import ClassifyRecipe
+from videomaskfeat.tasks.training_parts import clip_recipe
 
 # What pre-training weights have and a classifier lacks, and the other way round.
 NEW_IN_A_CLASSIFIER = ("head.*", "norm.*")
@@ -60,11 +62,19 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
         UserError: a list is wrong or without labels, a label outside the classes, or names of another number.
     """
     data = config.data
-    train = _records(config, data.train)
     names_path = data.class_names or class_names_beside(data.train)
-    names = read_class_names(names_path) if names_path else train.class_names
+    names = read_class_names(names_path) if names_path else ()
+    choice = ListChoice(
+        format=data.format,
+        labels="yes",
+        separator=data.separator,
+        prefix=data.prefix,
+        class_names=data.class_names,
+    )
+    train = choice.load(data.train, known_classes=names)
+    names = names or train.class_names
     # Words are numbered as in training, also where the held-out list lacks some of them.
-    validation = _records(config, data.validation, names) if data.validation else None
+    validation = choice.load(data.validation, known_classes=names) if data.validation else None
     if names and data.classes and len(names) != data.classes:
         raise UserError(
             f"{names_path or data.train}: holds {len(names)} class names, and data.classes is "
@@ -78,32 +88,11 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
     return LabelledLists(train, validation, classes, names)
 
 
-def _records(config: FinetuneConfig, path: str, known_classes: Sequence[str] = ()) -> Records:
-    data = config.data
-    return load_records(
-        path,
-        format=data.format,
-        labels="yes",
-        prefix=data.prefix,
-        separator=data.separator,
-        classes=data.class_names or None,
-        known_classes=known_classes,
-    )
-
-
 def recipe_of(config: FinetuneConfig, names: tuple[str, ...]) -> ClassifyRecipe:
     """What the weights file will know of clips, views and classes."""
     clip, evaluate = config.clip, config.evaluate
     return ClassifyRecipe(
-        clip=ClipRecipe(
-            frames=clip.frames,
-            stride=clip.stride,
-            crop=clip.crop,
-            target_fps=clip.target_fps,
-            short_video=clip.short_video,
-            mean=clip.mean,
-            std=clip.std,
-        ),
+        clip=clip_recipe(config.clip),
         sampling=clip.sampling,
         views=evaluate.views,
         crops=evaluate.crops,

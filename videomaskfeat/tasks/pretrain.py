@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.ema import ExponentialMovingAverage
-from videomaskfeat.engine.loop import LoopOptions, TrainResult, train
+from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import masked_mse
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
-from videomaskfeat.tasks.optim_parts import build_optimizer, build_schedule
 from videomaskfeat.tasks.plan import describe_plan
 from videomaskfeat.tasks.pretrain_parts import (
     build_model,
@@ -34,6 +32,12 @@ from videomaskfeat.tasks.pretrain_parts import (
 from videomaskfeat.tasks.recipe import METADATA_KEY, Levels, normalise
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.training_parts import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    loop_options,
+)
 from videomaskfeat.tasks.visualize import draw_videos
 
 logger = logging.getLogger(__name__)
@@ -141,11 +145,7 @@ class _Run:
         self.target.to(device)
         self.schedule = build_schedule(config.optim)
         self.optimizer = build_optimizer(config.optim, self.model, base_lr=self.schedule.base_lr)
-        self.ema = (
-            None
-            if config.optim.ema_decay is None
-            else ExponentialMovingAverage(self.model, decay=config.optim.ema_decay)
-        )
+        self.ema = build_average(config.optim, self.model)
 
     def go(self) -> Outcome:
         """Train, then measure, save, draw and report."""
@@ -167,26 +167,16 @@ class _Run:
         self.run_folder.say(plan)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
-        optim, run = self.config.optim, self.config.run
-        steps_per_epoch = self.loader.batches_per_epoch // optim.accumulate
-        options = LoopOptions(
-            epochs=optim.epochs,
-            accumulate=optim.accumulate,
-            clip_norm=optim.gradient_clip,
-            precision="bf16" if self.bf16 else "fp32",
-            seed=run.seed,
-            save_minutes=run.checkpoint_minutes,
-            keep_last=run.keep_checkpoints,
-            milestone_every=round(run.checkpoint_epochs * steps_per_epoch),
-            evaluate_every=round(run.evaluate_epochs * steps_per_epoch),
-            unit="clips",
-        )
+        config = self.config
         step = PretrainStep(
             self.network,
             self.target,
-            mean=self.config.clip.mean,
-            std=self.config.clip.std,
-            compiled=run.compile,
+            mean=config.clip.mean,
+            std=config.clip.std,
+            compiled=config.run.compile,
+        )
+        options = loop_options(
+            config.optim, config.run, self.loader, evaluate_epochs=config.run.evaluate_epochs, bf16=self.bf16
         )
         return train(
             model=self.network,
@@ -199,7 +189,7 @@ class _Run:
             options=options,
             ema=self.ema,
             fingerprint=self.run_folder.fingerprint,
-            evaluate=self._evaluate if self.heldout and run.evaluate_epochs else None,
+            evaluate=self._evaluate if self.heldout and config.run.evaluate_epochs else None,
             on_failures=self.run_folder.count_failures(counter),
             extra={"failures": counter},
         )

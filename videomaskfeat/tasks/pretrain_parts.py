@@ -22,24 +22,17 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import MASKS, MaskFunction
 from videomaskfeat.models import create_model
 from videomaskfeat.targets import TARGETS
-from videomaskfeat.tasks.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.tasks.recipe import MaskRecipe, PretrainRecipe
+from videomaskfeat.tasks.training_parts import clip_recipe
 
 HELDOUT_BATCH = 16  # held-out clips that go through the network together, at most
 
 
 def recipe_of(config: PretrainConfig) -> PretrainRecipe:
     """What the weights file will know of clip, mask and target."""
-    clip, mask = config.clip, config.mask
+    mask = config.mask
     return PretrainRecipe(
-        clip=ClipRecipe(
-            frames=clip.frames,
-            stride=clip.stride,
-            crop=clip.crop,
-            target_fps=clip.target_fps,
-            short_video=clip.short_video,
-            mean=clip.mean,
-            std=clip.std,
-        ),
+        clip=clip_recipe(config.clip),
         mask=MaskRecipe(kind=mask.kind, ratio=mask.ratio, cell=(mask.cell[0], mask.cell[1], mask.cell[2])),
         target=config.target.name,
         target_arguments=dict(config.target.arguments),

@@ -234,16 +234,19 @@ def test_unlabelled_list_is_refused(finetune: Finetune, sample: Path) -> None:
     assert_refused(finetune(f"data.train={sample / 'bare.csv'}"), "bare.csv", "label")
 
 
-def test_unreadable_held_out_video_is_left_out_and_counted(
+def test_unreadable_held_out_video_is_left_out_named_and_counted(
     finetune: Finetune, sample: Path, tmp_path: Path
 ) -> None:
-    """Exit 3, and the score says of how many videos it is."""
+    """Exit 3, and the score says of how many videos it is; named once, however often it is validated."""
     name = (sample / "val.csv").read_text().split()[0]
     (sample / name).write_bytes(b"this is text")
     code, text = finetune()
     assert code == 3, text
     assert "1 of 2 videos" in text
     assert simplejson.loads((tmp_path / "run" / "summary.json").read_text())["videos"] == 1
+    assert text.count(f"unreadable held-out video, left out: {sample / name}: not a video file") == 1
+    (line,) = (tmp_path / "run" / "heldout_failures.jsonl").read_text().splitlines()
+    assert simplejson.loads(line) == {"path": str(sample / name), "cause": "not a video file"}
 
 
 def test_classes_in_words_have_one_number_in_both_lists(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.config import FinetuneConfig
-from videomaskfeat.data.batches import LabelledBatch
+from videomaskfeat.data.batches import Failure, LabelledBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.data.mixing import Mixing
 from videomaskfeat.engine import distributed
@@ -213,8 +213,8 @@ class _Run:
             return FinetuneOutcome(self.folder, finished=False, failures=failures)
         distributed.run_on_main(self._save_weights)
         score, unreadable = self._final_score()
-        distributed.run_on_main(lambda: self._finish(result, score))
-        return FinetuneOutcome(self.folder, True, failures + unreadable, score)
+        distributed.run_on_main(lambda: self._finish(result, score, unreadable))
+        return FinetuneOutcome(self.folder, True, failures + len(unreadable), score)
 
     def _open_folder(self) -> None:
         self.run_folder.open()
@@ -273,7 +273,7 @@ class _Run:
         if self.ema is None or wanted in ("trained", "both"):
             yield "", nullcontext()
 
-    def _score(self, *, views: int, crops: int) -> tuple[Accuracy, int]:
+    def _score(self, *, views: int, crops: int) -> tuple[Accuracy, tuple[Failure, ...]]:
         """Accuracy of the model's present weights on the held-out list, and its unreadable videos."""
         assert self.lists.validation is not None
         scores = evaluate_model(
@@ -287,23 +287,21 @@ class _Run:
             videos_per_batch=videos_a_batch(views=views, crops=crops),
             workers=self.config.data.workers,
         )
-        return accuracy(scores.scores, scores.labels), len(scores.failures)
+        return accuracy(scores.scores, scores.labels), scores.failures
 
     def _save_weights(self) -> None:
         """The weights of the last step: the averaged ones where they are kept."""
         with nullcontext() if self.ema is None else self.ema.averaged(self.model):
             save_weights(self.folder / "weights.safetensors", self.model, metadata=self.metadata)
 
-    def _final_score(self) -> tuple[Accuracy | None, int]:
+    def _final_score(self) -> tuple[Accuracy | None, tuple[Failure, ...]]:
         """All views of the held-out list, with the best weights."""
         if self.lists.validation is None:
-            return None, 0
+            return None, ()
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
-        self.model.eval()
-        with torch.no_grad():
-            return self._score(views=self.recipe.views, crops=self.recipe.crops)
+        return self._score(views=self.recipe.views, crops=self.recipe.crops)
 
-    def _finish(self, result: TrainResult, score: Accuracy | None) -> None:
+    def _finish(self, result: TrainResult, score: Accuracy | None, unreadable: Sequence[Failure]) -> None:
         summary: dict[str, Any] = {
             "steps": result.progress.step,
             "clips": result.progress.samples,
@@ -325,6 +323,9 @@ class _Run:
                 "crops": self.recipe.crops,
             }
         self.run_folder.write_json("summary.json", summary)
+        self.run_folder.write_failures("heldout_failures.jsonl", unreadable)
+        for failure in unreadable:
+            self.run_folder.say(f"unreadable held-out video, left out: {failure.path}: {failure.cause}")
         self.run_folder.say(closing_words(summary, report(self.folder)))
 
     def _listed_videos(self) -> int:

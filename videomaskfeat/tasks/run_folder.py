@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import simplejson
 import torch
 
 from videomaskfeat.config import config_text, flat, load_config
+from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
@@ -76,6 +77,11 @@ class RunFolder:
         with open_file(self.path / "log.txt", "a") as file:
             file.write(text + "\n")
 
+    def write_failures(self, name: str, failures: Iterable[Failure]) -> None:
+        """Write path and cause of each as a line of JSON."""
+        rows = ({"path": failure.path, "cause": failure.cause} for failure in failures)
+        self.write(name, "".join(simplejson.dumps(row) + "\n" for row in rows))
+
     def count_failures(self, counter: FailureCounter) -> Callable[[Sequence[Any]], None]:
         """Count failures, and leave them in failures.jsonl even where the counter ends the run."""
 
@@ -84,11 +90,7 @@ class RunFolder:
                 counter.add(failures)
             finally:
                 if distributed.is_main():  # whole every time, so that steps replayed by a resume add nothing
-                    lines = [
-                        simplejson.dumps({"path": failure.path, "cause": failure.cause}) + "\n"
-                        for failure in counter.failures.values()
-                    ]
-                    self.write("failures.jsonl", "".join(lines))
+                    self.write_failures("failures.jsonl", counter.failures.values())
 
         return take
 

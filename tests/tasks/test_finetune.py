@@ -124,6 +124,18 @@ def test_pretrained_encoder_is_where_the_run_starts(
         assert torch.equal(before[name], after[name]), name
 
 
+@pytest.mark.parametrize(("mean", "told"), [("0.45", False), ("[0.485, 0.456, 0.406]", True)])
+def test_other_normalisation_than_that_of_the_weights_is_told(
+    finetune: Finetune, pretrained: Path, mean: str, told: bool
+) -> None:
+    short = ["optim.epochs=0.25", "optim.warmup_epochs=0"]
+    code, text = finetune(f"model.weights={pretrained}", f"clip.mean={mean}", *short)
+    assert code == 0, text
+    words = "these weights saw pixels less 0.45, by 0.225; here clip.mean is (0.485, 0.456, 0.406)"
+    assert (words in text) == told
+    assert ("these weights saw" in text) == told
+
+
 def test_probe_leaves_the_encoder_alone(finetune: Finetune, pretrained: Path, tmp_path: Path) -> None:
     code, text = finetune(f"model.weights={pretrained}", "model.head=linear", "optim.learning_rate=0.1")
     assert code == 0, text

@@ -27,6 +27,7 @@ from videomaskfeat.tasks.classify_parts import (
     build_classifier,
     build_mixing,
     evaluation_views,
+    other_levels,
     read_lists,
     recipe_of,
     training_loader,
@@ -225,6 +226,8 @@ class _Run:
         if self.load_report is not None:
             self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
             self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
+            if told := other_levels(self.config):
+                self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
         config = self.config

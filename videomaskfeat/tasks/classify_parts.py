@@ -29,7 +29,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import LoadReport, load_into, read_state
 from videomaskfeat.tasks.class_names import class_names_beside, read_class_names
 from videomaskfeat.tasks.evaluate_parts import ListChoice
-from videomaskfeat.tasks.recipe import ClassifyRecipe
+from videomaskfeat.tasks.recipe import ClassifyRecipe, read_clip_recipe, recipe_texts
 from videomaskfeat.tasks.training_parts import clip_recipe
 
 # What pre-training weights have and a classifier lacks, and the other way round.
@@ -133,6 +133,20 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
         source=keys.weights,
     )
     return model, report
+
+
+def other_levels(config: FinetuneConfig) -> str:
+    """A sentence where the weights know that their clips were normalised otherwise, or else nothing."""
+    path = config.model.weights
+    if not path.endswith(".safetensors") or not recipe_texts(path):
+        return ""
+    theirs, own = read_clip_recipe(path), clip_recipe(config.clip)
+    if (theirs.mean, theirs.std) == (own.mean, own.std):
+        return ""
+    return (
+        f"these weights saw pixels less {theirs.mean}, by {theirs.std}; here clip.mean is {own.mean}, "
+        f"clip.std {own.std}: set them alike, unless that is meant"
+    )
 
 
 def training_loader(

@@ -96,6 +96,7 @@ def test_config_files_load_and_hold_only_differences(path: Path) -> None:
                 f"{section}.{item} is the default"
             )
     header = path.read_text().split("\n\n")[0]
+    assert "EXPECTED" not in header
     for word in ("Command:", "Expected:", "Hardware:", "Source:"):
         assert word in header, f"{path}: its header does not state {word}"
 

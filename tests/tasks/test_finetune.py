@@ -88,7 +88,7 @@ def assert_refused(result: tuple[int, str], *words: str) -> None:
 def test_run_leaves_a_classifier_that_knows_its_classes_and_views(
     finetune: Finetune, pretrained: Path, tmp_path: Path
 ) -> None:
-    code, text = finetune(f"model.weights={pretrained}")
+    code, text = finetune(f"model.weights={pretrained}", "evaluate.average=logits")
     assert code == 0, text
     run = tmp_path / "run"
     for name in ("config.yaml", "log.txt", "report.html", "tensorboard", "best.safetensors"):
@@ -107,6 +107,7 @@ def test_run_leaves_a_classifier_that_knows_its_classes_and_views(
     assert "weights from" in text
     recipe = read_classify_recipe(run / "best.safetensors")
     assert recipe.views == 2
+    assert recipe.average == "logits"
     assert recipe.clip.frames == 4
     assert load_model(run / "weights.safetensors")(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 12)
 
@@ -221,7 +222,11 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         (["mix.mixup=-1"], ("mixup",)),
         (["optim.optimizer=adam"], ("optim.optimizer 'adam' is not adamw or sgd", "adamw")),
         (["model.head=max"], ("head 'max' is not one of mean, token, linear, attentive",)),
-        (["clip.flip_swaps_labels=true"], ("clip.flip_swaps_labels needs the names of the classes",)),
+        (
+            ["clip.flip_swaps_labels=true", "clip.flip=0.5"],
+            ("clip.flip_swaps_labels needs the names of the classes",),
+        ),
+        (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips none", "set clip.flip=0.5")),
         (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is not area or short_side",)),
         (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file of weights",)),
     ],
@@ -283,3 +288,20 @@ def test_classes_in_words_have_one_number_in_both_lists(
     own = [line.split(",")[0] for line in (sample / "val_own.csv").read_text().splitlines()[1:]]
     assert held_out.labels.tolist() == [sorted(names).index(name) for name in own]
     assert held_out.labels.min() > 0
+
+
+def test_resumed_run_keeps_the_views_it_was_last_tested_with(finetune: Finetune, tmp_path: Path) -> None:
+    """The views may change between a run and its resumption; file and summary speak of the same ones."""
+    assert finetune()[0] == 0
+    assert finetune("evaluate.views=3")[0] == 0
+    assert simplejson.loads((tmp_path / "run" / "summary.json").read_text())["views"] == 3
+    assert read_classify_recipe(tmp_path / "run" / "best.safetensors").views == 3
+
+
+def test_weights_that_do_not_know_their_colours_say_so(finetune: Finetune, tmp_path: Path) -> None:
+    path = tmp_path / "slowfast.pyth"
+    torch.save({"model_state": create_model("maskfeat_mvitv2_nano", **ENCODER).state_dict()}, path)
+    code, text = finetune(f"model.weights={path}")
+    assert code == 0, text
+    assert "slowfast.pyth does not say in which order its model takes colours" in text
+    assert "import-slowfast" in text

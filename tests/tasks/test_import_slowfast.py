@@ -233,7 +233,7 @@ def test_written_config_builds_the_imported_classifier(golden: Path, tmp_path: P
     assert config.evaluate.average == "logits"
     assert config.evaluate.views == 10
     assert any("numbers of views (1, 3, 4, 5, 7, 10)" in note for note in outcome.notes)
-    assert any("averaged over the views: evaluate it with --average logits" in note for note in outcome.notes)
+    assert read_classify_recipe(outcome.weights).average == "logits"
 
 
 def test_written_pre_training_config_builds_model_and_target(golden: Path, tmp_path: Path) -> None:

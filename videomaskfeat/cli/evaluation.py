@@ -32,9 +32,7 @@ def add_evaluate(verbs: Any) -> None:
     views.add_argument("--crops", type=int, help="crops a clip: 1 (centre) or 3 (along the longer side)")
     views.add_argument("--sampling", help="clip (frames at a stride) | segments (of equal parts; one view)")
     views.add_argument("--short-side", type=int, help="pixels that a frame's short side is resized to")
-    views.add_argument(
-        "--average", default="softmax", help="softmax | logits: over the views (default: %(default)s)"
-    )
+    views.add_argument("--average", help="softmax | logits: what is averaged over the views")
     lists = parser.add_argument_group("list")
     lists.add_argument("--prefix", default="", help="folder put before every relative path")
     lists.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames")

@@ -179,7 +179,8 @@ def check_labels(records: Records, classes: int) -> None:
         raise UserError(
             f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, and with "
             f"{classes} classes labels are 0..{classes - 1} ({outside.sum()} of {len(records)} rows are "
-            f"outside); set the number of classes to at least {labels.max() + 1}, or mend the list"
+            f"outside); set the number of classes (data.classes) to at least {labels.max() + 1}, or mend the "
+            "list"
         )
 
 
@@ -206,7 +207,7 @@ def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
         if mirrored not in known:
             raise UserError(
                 f"class {number} ({name!r}) names a side, and no class is called {mirrored!r}, so a flipped "
-                "clip of it has no label; switch the flip off (probability 0)"
+                "clip of it has no label; switch the flip off (clip.flip=0)"
             )
         pairs[number] = known[mirrored]
     return pairs

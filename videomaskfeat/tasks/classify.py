@@ -52,7 +52,6 @@ WEIGHT_SETS = ("auto", "trained", "averaged", "both")
 FREE_KEYS = (
     "data.workers",
     "data.failure_share",
-    "optim.accumulate",
     "evaluate.views",
     "evaluate.crops",
     "evaluate.average",
@@ -302,6 +301,8 @@ class _Run:
         if self.lists.validation is None:
             return None, ()
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
+        # A resumed run may test with other views than the one that wrote the file.
+        distributed.run_on_main(lambda: save_weights(self.best.path, self.model, metadata=self.metadata))
         return self._score(views=self.recipe.views, crops=self.recipe.crops)
 
     def _finish(self, result: TrainResult, score: Accuracy | None, unreadable: Sequence[Failure]) -> None:

@@ -97,6 +97,7 @@ def recipe_of(config: FinetuneConfig, names: tuple[str, ...]) -> ClassifyRecipe:
         views=evaluate.views,
         crops=evaluate.crops,
         short_side=evaluate.short_side,
+        average=evaluate.average,
         class_names=names,
     )
 
@@ -136,9 +137,15 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
 
 
 def other_levels(config: FinetuneConfig) -> str:
-    """A sentence where the weights know that their clips were normalised otherwise, or else nothing."""
+    """A sentence where the weights' clips were normalised otherwise, or nobody knows how; else nothing."""
     path = config.model.weights
-    if not path.endswith(".safetensors") or not recipe_texts(path):
+    if not path.endswith(".safetensors"):
+        return (
+            f"{path} does not say in which order its model takes colours, nor how they were normalised; red, "
+            f"green, blue, clip.mean {config.clip.mean} and clip.std {config.clip.std} are taken here. "
+            "`videomaskfeat import-slowfast` reads a YAML along, which knows"
+        )
+    if not recipe_texts(path):
         return ""
     theirs, own = read_clip_recipe(path), clip_recipe(config.clip)
     if (theirs.mean, theirs.std) == (own.mean, own.std):
@@ -300,6 +307,11 @@ def _flip_labels(config: FinetuneConfig, names: tuple[str, ...]) -> Mapping[int,
     """Class -> class of the mirrored clip, where flips are to swap them."""
     if not config.clip.flip_swaps_labels:
         return None
+    if not config.clip.flip:
+        raise UserError(
+            "clip.flip_swaps_labels swaps the classes of flipped clips, and clip.flip=0 flips none; "
+            "set clip.flip=0.5, or leave clip.flip_swaps_labels out"
+        )
     if not names:
         raise UserError(
             "clip.flip_swaps_labels needs the names of the classes to find left and right in: "

@@ -199,7 +199,7 @@ class _Evaluation:
         progress: Progress | None,
     ) -> None:
         self.weights, self.list_path = weights, list_path
-        self.neighbours, self.average = neighbours, views.average
+        self.neighbours = neighbours
         self.machine, self.device, self.progress = machine, device, progress
         known = _classifier_recipe(weights) if neighbours is None else read_testing_recipe(weights)
         self.recipe = views.recipe(known)
@@ -229,9 +229,9 @@ class _Evaluation:
         """The scores of the list, and the features of the training list where neighbours are asked."""
         if self.neighbours is None:
             found = evaluate_model(
-                self.model, self._views(self.records), average=self.average, **self._options()
+                self.model, self._views(self.records), average=self.recipe.average, **self._options()
             )
-            return self._with_paths(found, found.scores, self.average), None
+            return self._with_paths(found, found.scores, self.recipe.average), None
         assert self.train is not None
         train = video_features(self.model, self._views(self.train), **self._options())
         found = video_features(self.model, self._views(self.records), **self._options())
@@ -249,7 +249,7 @@ class _Evaluation:
             **distributed.run_on_main(self._hashes),
             "protocol": {
                 **protocol_of(self.recipe),
-                "average": "features" if self.neighbours else self.average,
+                "average": "features" if self.neighbours else self.recipe.average,
                 "precision": "bf16" if self.bf16 else "fp32",
                 "reader": self.machine.reader,
             },

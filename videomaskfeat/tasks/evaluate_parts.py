@@ -28,14 +28,14 @@ class ViewChoice:
         crops: crops a clip: 1 (the centre) or 3.
         sampling: clip (frames at a stride) or segments (a frame of each of equal parts).
         short_side: pixels to which the short side is resized.
-        average: over the views: softmax or logits.
+        average: what is averaged over the views: softmax or logits.
     """
 
     views: int | None = None
     crops: int | None = None
     sampling: str | None = None
     short_side: int | None = None
-    average: str = "softmax"
+    average: str | None = None
 
     def recipe(self, known: ClassifyRecipe) -> ClassifyRecipe:
         """The recipe with what was chosen; segments are one view unless asked for otherwise."""
@@ -43,7 +43,8 @@ class ViewChoice:
         views = 1 if self.views is None and sampling == "segments" else self.views
         recipe = known.with_views(views=views, crops=self.crops)
         short_side = recipe.short_side if self.short_side is None else self.short_side
-        return dataclasses.replace(recipe, sampling=sampling, short_side=short_side)
+        average = recipe.average if self.average is None else self.average
+        return dataclasses.replace(recipe, sampling=sampling, short_side=short_side, average=average)
 
 
 @dataclass(frozen=True)

@@ -269,8 +269,6 @@ def _testing_notes(imported: Imported) -> tuple[str, ...]:
     if imported.mask is None and len(clip.view_counts) > 1:
         counts = ", ".join(map(str, clip.view_counts))
         notes.append(f"of the tested numbers of views ({counts}) the config has the greatest, {clip.views}")
-    if imported.mask is None and clip.average == "logits":  # which the weights file cannot say
-        notes.append("logits are averaged over the views: evaluate it with --average logits")
     return tuple(notes)
 
 

@@ -95,7 +95,7 @@ def predict(
         "weights": os.fspath(checkpoint),
         "weights_sha256": file_sha256(checkpoint),
         **protocol_of(recipe),
-        "average": "softmax",
+        "average": recipe.average,
         "precision": "bf16" if classifier.bf16 else "fp32",
     }
     result = Predicted([], [], [], protocol)

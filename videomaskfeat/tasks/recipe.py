@@ -135,6 +135,7 @@ class ClassifyRecipe:
         views: clips a video in testing, spread evenly over time; 1 with "segments".
         crops: crops a clip in testing, along the longer side: 1 (centre) or 3.
         short_side: pixels that the short side is resized to before a crop is cut in testing.
+        average: what is averaged over a video's views: "softmax" or "logits".
         class_names: a name a class, by label; empty where none are known.
     """
 
@@ -143,6 +144,7 @@ class ClassifyRecipe:
     views: int = 5
     crops: int = 1
     short_side: int = 256
+    average: str = "softmax"
     class_names: tuple[str, ...] = ()
 
     def with_views(self, *, views: int | None = None, crops: int | None = None) -> ClassifyRecipe:

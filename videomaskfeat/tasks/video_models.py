@@ -54,7 +54,8 @@ class Predictions:
 
     Attributes:
         path: of the video; "frames in memory" for decoded frames.
-        probabilities: float32 [L] on the CPU, sum 1: softmax, averaged over the views.
+        probabilities: float32 [L] on the CPU, sum 1: the softmax averaged over the views, or of the averaged
+            logits where the classifier is tested so.
         class_names: a name a class, or none.
     """
 
@@ -247,6 +248,8 @@ class VideoClassifier(VideoEncoder):
     def predict_clips(self, clips: Tensor, path: str) -> Predictions:
         """As :meth:`predict`, of the clips uint8 [V*S, T, H, W, C] of one video."""
         logits = self._run(self.model, clips)  # [V*S, L]
+        if self.recipe.average == "logits":
+            logits = logits.mean(dim=0, keepdim=True)
         probabilities = logits.softmax(dim=-1).mean(dim=0).float()
         return Predictions(path, probabilities, self.recipe.class_names)
 

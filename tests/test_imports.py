@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory"}
+GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns"}
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
@@ -26,6 +26,7 @@ ABOVE = {
     "errors": set(),
     "io": {"errors"},
     "mp4": {"errors", "io"},
+    "csv_columns": {"errors", "io"},
     "grid": {"errors"},
     "memory": set(),
 }

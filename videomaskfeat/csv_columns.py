@@ -1,0 +1,246 @@
+"""Comma-separated files whose rows all have one form, read a hundred thousand rows at a time with numpy."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import open_file
+
+_BLOCK = 1 << 23  # bytes: some 100,000 rows of boxes
+_MARK = b"\xef\xbb\xbf"  # a byte order mark, as spreadsheets write it
+_BLANKS = np.isin(np.arange(256), [9, 11, 12, 13, 32])  # by byte: what is stripped from both ends of a field
+_QUOTE, _COMMA, _NEWLINE = ord('"'), ord(","), ord("\n")
+_LONGEST_NUMBER = 64  # characters; a longer field is no number
+_LONGEST_WORD = 255
+_HEADING = re.compile(r"[A-Za-z_ ]+")
+
+
+class CsvRows:
+    """Some rows of a file, as views into its bytes.
+
+    Attributes:
+        name: of the file, for messages.
+        form: of a row, ``video,second``: the columns' names.
+        lines: int64 [n], as an editor counts them.
+        columns: how many each row has.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        form: str,
+        buffer: np.ndarray,
+        lines: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+    ) -> None:
+        self.name, self.form, self.lines = name, form, lines
+        self.columns = starts.shape[1]
+        self._buffer, self._starts, self._ends = buffer, starts, ends  # uint8; int64 [n, columns]: fields
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def numbers(self, column: int, *, blank: float | None = None) -> np.ndarray:
+        """The numbers of a column, float64 [n], each as Python's ``float`` reads it.
+
+        Args:
+            column: counts from 0.
+            blank: what an empty field stands for; None: it is a mistake.
+
+        Raises:
+            UserError: a field that is no number, or not a finite one, with file and line.
+        """
+        starts, ends = self._starts[:, column], self._ends[:, column]
+        what = f"the {self.form.split(',')[column]}"
+        empty = ends <= starts
+        if blank is None:
+            self.fail(empty, f"{what} of '{{row}}' is empty; a row is `{self.form}`")
+        values = np.full(len(self), 0.0 if blank is None else blank)
+        rows = np.flatnonzero(~empty)
+        long = ends - starts > _LONGEST_NUMBER
+        self.fail(long, f"{what} '{{value}}' has more than {_LONGEST_NUMBER} characters", column=column)
+        try:
+            values[rows] = self._padded(starts[rows], ends[rows]).astype(np.float64)
+        except ValueError:
+            bad = np.array([not _is_number(self._field(row, column)) for row in range(len(self))]) & ~empty
+            rule = f"a row is `{self.form}`"
+            self.fail(bad, f"{what} '{{value}}' of '{{row}}' is not a number; {rule}", column=column)
+            raise  # numpy reads what Python reads, so this is not reached
+        rule = "is not finite; give a number, or leave the row out"
+        self.fail(~np.isfinite(values), f"{what} '{{value}}' of '{{row}}' {rule}", column=column)
+        return values
+
+    def words(self, column: int) -> np.ndarray:
+        """The texts of a column as bytes, S [n].
+
+        Raises:
+            UserError: an empty field, or one of more than 255 bytes, with file and line.
+        """
+        starts, ends = self._starts[:, column], self._ends[:, column]
+        what = f"the {self.form.split(',')[column]}"
+        self.fail(ends <= starts, f"{what} of '{{row}}' is empty; a row is `{self.form}`")
+        self.fail(ends - starts > _LONGEST_WORD, f"{what} of '{{row}}' has more than {_LONGEST_WORD} bytes")
+        return self._padded(starts, ends)
+
+    def fail(self, bad: np.ndarray, message: str, *, column: int = 0) -> None:
+        """Raise a UserError for the first of the bad rows, if there is one.
+
+        ``{row}`` and ``{value}`` stand for its text and that of one of its columns.
+        """
+        if bad.any():
+            row = int(bad.argmax())
+            text = _text(self._buffer[self._starts[row, 0] : self._ends[row, -1]])
+            message = message.format(row=_short(text), value=_short(self._field(row, column)))
+            raise UserError(f"{self.name}:{self.lines[row]}: {message}")
+
+    def _field(self, row: int, column: int) -> str:
+        return _text(self._buffer[self._starts[row, column] : self._ends[row, column]])
+
+    def _padded(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Spans as an array of bytes strings, S [n]."""
+        if not len(starts):
+            return np.empty(0, "S1")
+        places = np.arange(int((ends - starts).max()))
+        letters = self._buffer.take(starts[:, None] + places, mode="clip")  # [n, longest]
+        letters[places >= (ends - starts)[:, None]] = 0
+        return letters.view(f"S{len(places)}")[:, 0]
+
+
+def read_csv(
+    path: str | os.PathLike[str], *, form: str, columns: Sequence[int], numbers: Sequence[int]
+) -> Iterator[CsvRows]:
+    """The rows of a file, in blocks.
+
+    Blank lines are skipped, and so is a first line with words where ``numbers`` belong. Fields may stand in
+    double quotes, and between blanks.
+
+    Args:
+        path: of the file.
+        form: of its longest rows: the columns' names, with commas between them.
+        columns: how many a row may have; the first one decides, and all others must agree.
+        numbers: columns that hold numbers, by which a line of headings is told.
+
+    Raises:
+        UserError: no such file; or, with file and line, a row with too few or too many columns.
+    """
+    name, found, first_line = os.fspath(path), 0, 1
+    for data in _whole_lines(path):
+        buffer = np.frombuffer(data, np.uint8)
+        lines, starts, ends, seen = _rows(buffer, skipped=len(_MARK) * data.startswith(_MARK))
+        lines += first_line
+        first_line += seen
+        if not len(lines):
+            continue
+        commas = np.flatnonzero(buffer == _COMMA)
+        counts = np.searchsorted(commas, ends) - np.searchsorted(commas, starts) + 1
+        _check_columns(name, form, columns, found, counts, lines, [buffer, starts, ends])
+        heads = not found
+        found = int(counts[0])
+        inner = commas.reshape(len(lines), found - 1)
+        starts = np.column_stack([starts, inner + 1])  # [n, columns]
+        ends = np.column_stack([inner, ends])
+        starts, ends = _bare(buffer, starts, ends)
+        rows = slice(1 if heads and _is_heading(buffer, starts[0], ends[0], numbers) else 0, None)
+        yield CsvRows(name, form, buffer, lines[rows], starts[rows], ends[rows])
+
+
+def _whole_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """A file in pieces that end where a line does."""
+    with open_file(path, "rb") as file:
+        rest = b""
+        while piece := file.read(_BLOCK):
+            whole, newline, after = piece.rpartition(b"\n")
+            if newline:
+                yield rest + whole + newline
+                rest = after
+            else:
+                rest += piece
+        if rest:
+            yield rest
+
+
+def _rows(buffer: np.ndarray, *, skipped: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """The line (from 0), start and end of each row that is not blank; and how many lines there are."""
+    stops = np.flatnonzero(buffer == _NEWLINE)
+    starts = np.concatenate([[skipped], stops + 1]).astype(np.int64)
+    ends = np.concatenate([stops, [len(buffer)]]).astype(np.int64)
+    starts, ends = _stripped(buffer, starts, ends)
+    kept = np.flatnonzero(ends > starts)
+    return kept, starts[kept], ends[kept], len(stops)
+
+
+def _stripped(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spans (int64 of any one shape) without blanks at both ends."""
+    shape = starts.shape
+    starts, ends = starts.flatten(), ends.flatten()  # copies
+    for edge, step, offset in ((ends, -1, -1), (starts, 1, 0)):
+        where = np.flatnonzero(ends > starts)
+        while len(where := where[_BLANKS[buffer[edge[where] + offset]]]):
+            edge[where] += step
+            where = where[ends[where] > starts[where]]
+    return starts.reshape(shape), ends.reshape(shape)
+
+
+def _bare(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fields without the blanks and the double quotes around them."""
+    if _BLANKS[buffer].any():
+        starts, ends = _stripped(buffer, starts, ends)
+    if (buffer == _QUOTE).any():
+        quoted = ends - starts >= 2
+        quoted[quoted] = (buffer[starts[quoted]] == _QUOTE) & (buffer[ends[quoted] - 1] == _QUOTE)
+        starts, ends = _stripped(buffer, starts + quoted, ends - quoted)
+    return starts, ends
+
+
+def _check_columns(
+    name: str,
+    form: str,
+    columns: Sequence[int],
+    found: int,
+    counts: np.ndarray,
+    lines: np.ndarray,
+    spans: Sequence[np.ndarray],
+) -> None:
+    """Every row must have as many columns as the first one, ``found`` (0: this is it)."""
+    expected = found or int(counts[0])
+    bad = counts != expected if expected in columns else np.ones(len(counts), bool)
+    if not bad.any():
+        return
+    row = int(bad.argmax())
+    buffer, starts, ends = spans
+    text = _short(_text(buffer[starts[row] : ends[row]]))
+    known = " or ".join(map(str, columns))
+    rule = f"the first row has {expected}" if expected in columns else f"{known} are needed"
+    raise UserError(
+        f"{name}:{lines[row]}: '{text}' has {counts[row]} column{'s' * (counts[row] != 1)}, and {rule}: "
+        f"`{form}`, with commas between them"
+    )
+
+
+def _is_heading(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, numbers: Sequence[int]) -> bool:
+    """Whether a row names columns: words where numbers belong, in all of those places."""
+    fields = [_text(buffer[starts[column] : ends[column]]) for column in numbers if column < len(starts)]
+    words = [field for field in fields if not _is_number(field)]
+    return len(words) == len(fields) and _HEADING.fullmatch(fields[0]) is not None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.isascii()  # Python knows the digits of all scripts, numpy does not
+
+
+def _text(letters: np.ndarray) -> str:
+    return letters.tobytes().decode("utf-8", "replace")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"

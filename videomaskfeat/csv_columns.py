@@ -61,7 +61,7 @@ class CsvRows:
         empty = ends <= starts
         if blank is None:
             self.fail(empty, f"{what} of '{{row}}' is empty; a row is `{self.form}`")
-        values = np.full(len(self), 0.0 if blank is None else blank)
+        values = np.full(len(self), np.nan if blank is None else blank)
         rows = np.flatnonzero(~empty)
         long = ends - starts > _LONGEST_NUMBER
         self.fail(long, f"{what} '{{value}}' has more than {_LONGEST_NUMBER} characters", column=column)
@@ -73,7 +73,7 @@ class CsvRows:
             self.fail(bad, f"{what} '{{value}}' of '{{row}}' is not a number; {rule}", column=column)
             raise  # numpy reads what Python reads, so this is not reached
         rule = "is not finite; give a number, or leave the row out"
-        self.fail(~np.isfinite(values), f"{what} '{{value}}' of '{{row}}' {rule}", column=column)
+        self.fail(~np.isfinite(values) & ~empty, f"{what} '{{value}}' of '{{row}}' {rule}", column=column)
         return values
 
     def words(self, column: int) -> np.ndarray:
@@ -217,9 +217,10 @@ def _check_columns(
     text = _short(_text(buffer[starts[row] : ends[row]]))
     known = " or ".join(map(str, columns))
     rule = f"the first row has {expected}" if expected in columns else f"{known} are needed"
+    count = int(counts[row])
+    many = f"{count} column" + ("s" if count > 1 else "")
     raise UserError(
-        f"{name}:{lines[row]}: '{text}' has {counts[row]} column{'s' * (counts[row] != 1)}, and {rule}: "
-        f"`{form}`, with commas between them"
+        f"{name}:{lines[row]}: '{text}' has {many}, and {rule}: `{form}`, with commas between them"
     )
 
 

@@ -34,8 +34,8 @@ def frame_map(
     if exclusions is not None:
         with open(exclusions, encoding="utf-8", newline="") as file:
             excluded = {(video, float(second)) for video, second in csv.reader(file)}
-    truth = [row for row in read_rows(groundtruth) if row.action in actions and row.frame not in excluded]
-    found = [row for row in read_rows(detections) if row.action in actions and row.frame not in excluded]
+    truth = [row for row in read_rows(groundtruth) if row.frame not in excluded]
+    found = [row for row in read_rows(detections) if row.frame not in excluded]
     return rows_map(truth, found, actions, keep=keep)
 
 
@@ -63,6 +63,7 @@ def rows_map(
     threshold: float = 0.5,
 ) -> tuple[float, dict[int, float]]:
     """As `frame_map`, of rows; equal scores: by key frame, then by corners."""
+    found = [row for row in found if row.action in actions]
     if keep is not None:
         frames = defaultdict(list)
         for row in found:

@@ -1,1 +1,1 @@
-"""What a score is: arrays of numbers in, numbers out; no video, no model. AVA's score also knows its files."""
+"""What a score is: arrays of numbers in, numbers out; no video, no model. AVA's score knows its files too."""

@@ -163,7 +163,7 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[int, str]:
                 raise UserError(f"{name}:{open_at}: the id {number} stands twice; give each action its own")
             actions[number] = fields.get("name", f"action {number}")
         elif token[1]:
-            fields[token[1]] = token[2].strip("\"'")
+            fields[token[1]] = _unquoted(token[2])
     if not actions:
         raise UserError(
             f'{name}: lists no action; a label map holds `item {{ name: "stand" id: 12 }}` for each'
@@ -300,15 +300,14 @@ def _boxes(rows: CsvRows) -> np.ndarray:
 
 def _actions(rows: CsvRows, largest: int) -> np.ndarray:
     """int64 [n]."""
-    actions = rows.numbers(6, blank=NO_ACTION)
-    empty = actions == NO_ACTION
+    actions = rows.numbers(6, blank=np.nan)
     rows.fail(
-        (actions != np.rint(actions)) | (~empty & ((actions < 1) | (actions > largest))),
+        ~np.isnan(actions) & ((actions != np.rint(actions)) | (actions < 1) | (actions > largest)),
         f"the action '{{value}}' of '{{row}}' is unknown; ids are whole numbers from 1 to {largest}, those "
         "of the label map, and an empty field is a person without an action",
         column=6,
     )
-    return actions.astype(np.int64)
+    return np.where(np.isnan(actions), NO_ACTION, actions).astype(np.int64)
 
 
 def _kept(rows: _Rows, open_times: np.ndarray, actions: dict[int, str]) -> tuple[np.ndarray, SideCounts]:
@@ -338,6 +337,11 @@ def _nothing_to_find(groundtruth: str, labelmap: str, counts: SideCounts) -> str
         f"that {labelmap} does not list, {counts.no_action} have no action, {counts.excluded} are at "
         "excluded times; take the files of one version and split"
     )
+
+
+def _unquoted(text: str) -> str:
+    """A value of a label map without its quotes."""
+    return re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] in "\"'" else text
 
 
 def _label_id(fields: dict[str, str], where: str) -> int:

@@ -1,0 +1,361 @@
+"""AVA's files as users have them, and the words for what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.metrics.test_ava_map import golden_files
+from videomaskfeat.errors import UserError
+from videomaskfeat.metrics.ava_files import SideCounts, read_ava, read_label_map, write_detections
+from videomaskfeat.metrics.ava_map import average_precision, evaluate_files
+from videomaskfeat.metrics.ava_matching import Detections
+
+LABELS = 'item {\n  name: "stand"\n  id: 12\n}\nitem {\n  name: "talk to \\"a person\\""\n  id: 79\n}\n'
+TRUTH = "vidA,0902,0.1,0.1,0.5,0.5,12,0\nvidA,0902,0.1,0.1,0.5,0.5,79,0\nvidB,0903,0.2,0.2,0.9,0.9,12,1\n"
+FOUND = "vidA,0902,0.1,0.1,0.5,0.5,12,0.9\nvidB,0903,0.2,0.2,0.9,0.8,12,0.8\n"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """A small ground truth, detections, label map and exclusions; a test writes over one of them."""
+    written = {"truth.csv": TRUTH, "found.csv": FOUND, "labels.pbtxt": LABELS, "excluded.csv": ""}
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    return {name.split(".")[0]: tmp_path / name for name in written}
+
+
+def score(files: dict[str, Path]) -> float:
+    return evaluate_files(files["truth"], files["found"], files["labels"], files["excluded"]).mean_ap
+
+
+def test_small_set_by_hand(files: dict[str, Path]) -> None:
+    """Both persons stand and are found; that one talks is not."""
+    result = evaluate_files(files["truth"], files["found"], files["labels"])
+    assert result.ap == {12: 1.0, 79: 0.0}
+    assert result.mean_ap == 0.5
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: text.replace("090", "90"),
+        lambda text: text.replace("0902", "902.0").replace("0903", "903.000"),
+        lambda text: text.replace("vidA", '"vidA"').replace("0.1,", '"0.1",'),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: "\n" + text.replace(",", " , ").replace("\n", "\t\n\n"),
+        lambda text: text.rstrip("\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: "video_id,timestamp,x1,y1,x2,y2,action_id,last\n" + text,
+        lambda text: '"video_id","middle frame","x1","y1","x2","y2","action_id","last"\n' + text,
+        lambda text: text.replace(",12,", ",12.0,"),
+        lambda text: text.replace("0.2,0.2", "2e-1,.20"),
+        lambda text: "".join(reversed(text.splitlines(keepends=True))),
+    ],
+)
+@pytest.mark.parametrize("side", ["truth", "found"])
+def test_every_spelling_reads_alike(files: dict[str, Path], rewrite: Callable[[str], str], side: str) -> None:
+    plain = read_ava(*files.values())
+    before = files[side].read_text()
+    assert rewrite(before) != before
+    files[side].write_bytes(rewrite(before).encode())
+    other = read_ava(*files.values())
+    assert other.groundtruth_counts == plain.groundtruth_counts
+    assert other.detection_counts == plain.detection_counts
+    assert score(files) == 0.5
+
+
+def test_files_of_many_blocks_read_alike(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 100 bytes cut rows anywhere; a row may be longer than a block."""
+    whole = read_ava(*golden_files(golden))
+    for block in (7, 100):
+        monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", block)
+        parts = read_ava(*golden_files(golden))
+        for side in ("groundtruth", "detections"):
+            for name, values in vars(getattr(whole, side)).items():
+                np.testing.assert_array_equal(values, getattr(getattr(parts, side), name))
+
+
+def test_line_is_told_in_a_late_block(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", 100)
+    rows = ["vidA,0902,0.1,0.1,0.5,0.5,12,0.5", ""] * 40
+    files["found"].write_text("\n".join([*rows, "vidA,0902,0.1,0.1,0.5,0.5,12,high"]))
+    with pytest.raises(UserError, match=r"found\.csv:81: the score 'high' of 'vidA,.*' is not a number"):
+        score(files)
+
+
+def test_numbers_are_read_as_python_reads_them(tmp_path: Path, files: dict[str, Path]) -> None:
+    """To the last bit, whatever their length."""
+    rng = np.random.default_rng(0)
+    scores = [*map(str, rng.random(50) * 10.0 ** rng.integers(-12, 3, 50)), "1e-320", "-0", "+3", "5."]
+    files["found"].write_text("".join(f"vidA,902,0.1,0.1,0.5,0.5,12,{text}\n" for text in scores))
+    found = read_ava(*files.values()).detections
+    assert found.scores.tolist() == [float(text) for text in scores]
+
+
+def test_excluded_times_leave_both_sides(files: dict[str, Path]) -> None:
+    files["excluded"].write_text("vidB,903\nvidC,0905\n")
+    data = read_ava(*files.values())
+    assert data.groundtruth_counts == SideCounts(rows=3, used=2, excluded=1, no_action=0, not_listed=0)
+    assert data.detection_counts == SideCounts(rows=2, used=1, excluded=1, no_action=0, not_listed=0)
+    assert data.persons.tolist() == [1]
+
+
+def test_rows_without_a_listed_action_play_no_part(files: dict[str, Path]) -> None:
+    """Yet a person without an action is a person of the key frame."""
+    person, other = "vidA,0902,0.5,0.5,0.9,0.9,,2\n", "vidA,0902,0.6,0.5,0.9,0.9,80,3\n"
+    files["truth"].write_text(TRUTH + person + other)
+    files["found"].write_text(FOUND + "vidA,0902,0.5,0.5,0.9,0.9,,0.95\nvidA,0902,0.5,0.5,0.9,0.9,3,0.95\n")
+    data = read_ava(*files.values())
+    assert data.groundtruth_counts == SideCounts(rows=5, used=3, excluded=0, no_action=1, not_listed=1)
+    assert data.detection_counts == SideCounts(rows=4, used=2, excluded=0, no_action=1, not_listed=1)
+    assert data.persons.tolist() == [3, 1]
+    assert score(files) == 0.5
+
+
+def test_detections_of_unknown_videos_are_false_positives_and_are_told(files: dict[str, Path]) -> None:
+    """The first of three is wrong: precisions 1/2 and 2/3, both lifted to 2/3."""
+    files["found"].write_text(FOUND + "vidZ,0902,0.1,0.1,0.5,0.5,12,0.99\nvidZ,0902,0.1,0.1,0.5,0.5,3,0.1\n")
+    files["excluded"].write_text("vidQ,0902\n")
+    data = read_ava(*files.values())
+    assert (data.unknown_videos, data.unknown_rows) == (["vidZ"], 1)
+    assert evaluate_files(*files.values()).ap == {12: pytest.approx(2 / 3, abs=1e-15), 79: 0.0}
+
+
+def test_no_detections_are_a_score_of_nothing(files: dict[str, Path]) -> None:
+    for text in ("", "\n", "video,second,x1,y1,x2,y2,action,score\n"):
+        files["found"].write_text(text)
+        result = evaluate_files(*files.values())
+        assert (result.mean_ap, result.ap) == (0.0, {12: 0.0, 79: 0.0})
+
+
+def test_ground_truth_found_as_it_stands_is_a_perfect_score(files: dict[str, Path]) -> None:
+    """Seven columns: every detection is as sure as the others."""
+    rows = [line.rpartition(",")[0] for line in TRUTH.splitlines()]
+    files["found"].write_text("\n".join(rows))
+    assert score(files) == 1.0
+    assert not read_ava(*files.values()).scored
+
+
+def test_both_spellings_of_a_label_map(tmp_path: Path) -> None:
+    path = tmp_path / "labels.pbtxt"
+    path.write_text(LABELS.replace("  id:", "  label_id:"))
+    assert read_label_map(path) == {12: "stand", 79: 'talk to "a person"'}
+    path.write_text(
+        "# ours\nlabel { name: 'a}b' label_id: 3 label_type: PERSON } item{id:1,}".replace(",", " ")
+    )
+    assert read_label_map(path) == {3: "a}b", 1: "action 1"}
+
+
+def test_written_detections_are_read_as_they_were(tmp_path: Path, files: dict[str, Path]) -> None:
+    """float32 boxes and scores to the bit, tiny ones too."""
+    rng = np.random.default_rng(0)
+    key_frames = [("vidA", 902.0), ("vidA", 1000.0), ("vidB", 903.0), ("vidB", 12.5)]
+    corners = np.concatenate([rng.random((40, 2)) * 0.4, 0.5 + rng.random((40, 2)) * 0.4], axis=1)
+    scores = (rng.random((40, 2)) * 10.0 ** rng.integers(-9, 1, (40, 1))).astype(np.float32)
+    rows = Detections.of_box_scores(
+        rng.integers(4, size=40), corners.astype(np.float32), scores, actions=[12, 79]
+    )
+    write_detections(files["found"], key_frames, rows)
+    lines = files["found"].read_text().splitlines()
+    assert len(lines) == 80
+    assert {line.split(",")[1] for line in lines} == {"0902", "1000", "0903", "12.5"}
+    read = read_ava(*files.values()).detections
+    np.testing.assert_array_equal(read.boxes.astype(np.float32), rows.boxes)
+    np.testing.assert_array_equal(read.scores.astype(np.float32), rows.scores)
+    np.testing.assert_array_equal(read.actions, rows.actions)
+    assert len(np.unique(read.frames)) == 4
+    np.testing.assert_array_equal(
+        np.unique(read.frames, return_inverse=True)[1], np.array([0, 1, 3, 2])[rows.frames]
+    )
+
+
+def test_written_detections_have_the_same_score(golden: Path, tmp_path: Path) -> None:
+    """In memory, and from the file: the key frames of both sides are numbered alike."""
+    files = golden_files(golden)
+    data = read_ava(*files)
+    frames, places = np.unique(data.detections.frames, return_inverse=True)
+    names = [f"vid{number:02d}" for number in range(len(frames))]  # one key frame a video, in the same order
+    rows = Detections(places, data.detections.boxes, data.detections.actions, data.detections.scores)
+    write_detections(tmp_path / "found.csv", [(name, 902) for name in names], rows)
+    truth = tmp_path / "truth.csv"
+    known = np.searchsorted(frames, data.groundtruth.frames)
+    with truth.open("w") as file:
+        for frame, place, box, action in zip(
+            data.groundtruth.frames, known, data.groundtruth.boxes, data.groundtruth.actions, strict=True
+        ):
+            here = place < len(frames) and frames[place] == frame
+            video = names[place] if here else f"missed{frame}"
+            file.write(f"{video},902,{','.join(map(repr, box.tolist()))},{action}\n")
+    again = evaluate_files(truth, tmp_path / "found.csv", files[2])
+    first = average_precision(data.groundtruth, data.detections, actions=list(data.actions))
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            "vidA,902,0.1,0.1,1.2,0.5,12,0.5",
+            r":3: the box of 'vidA,.*' leaves the frame; .* 0 to 1: divide pixels",
+        ),
+        ("vidA,902,-0.1,0.1,0.2,0.5,12,0.5", r":3: the box of .* leaves the frame"),
+        (
+            "vidA,902,0.5,0.1,0.5,0.5,12,0.5",
+            r":3: x2 of 'vidA,.*' is not above x1; a box is x1,y1,x2,y2 .* mend",
+        ),
+        ("vidA,902,0.1,0.6,0.5,0.5,12,0.5", r":3: y2 of 'vidA,.*' is not above y1; a box is x1,y1,x2,y2"),
+        (
+            "vidA,902,0.1,0.1,0.5,0.5,0,0.5",
+            r":3: the action '0' of 'vidA.*' is unknown; .* from 1 to 80, those of",
+        ),
+        (
+            "vidA,902,0.1,0.1,0.5,0.5,81,0.5",
+            r":3: the action '81' of 'vidA.*' is unknown; ids are whole numbers",
+        ),
+        ("vidA,902,0.1,0.1,0.5,0.5,-1,0.5", r":3: the action '-1' of 'vidA.*' is unknown"),
+        ("vidA,902,0.1,0.1,0.5,0.5,1.5,0.5", r":3: the action '1.5' of 'vidA.*' is unknown"),
+        (
+            "vidA,902,0.1,0.1,0.5,0.5,talk,0.5",
+            r":3: the action 'talk' of 'vidA.*' is not a number; a row is `video",
+        ),
+        (
+            "vidA,902,0.1,0.1,0.5,0.5,12",
+            r":3: 'vidA,.*' has 7 columns, and the first row has 8: `video,second,x1",
+        ),
+        ("vidA,902,0.1", r":3: 'vidA,902,0.1' has 3 columns, and the first row has 8"),
+        ("vidA,902,0.1,0.1,0.5,0.5,12,0.5,1", r":3: 'vidA.*' has 9 columns, and the first row has 8"),
+        (
+            "vidA,902,a,0.1,0.5,0.5,12,0.5",
+            r":3: the x1 'a' of 'vidA,.*' is not a number; a row is `video,second,x1",
+        ),
+        ("vidA,902,,0.1,0.5,0.5,12,0.5", r":3: the x1 of 'vidA,902,,.*' is empty; a row is `video,second,x1"),
+        ("vidA,902,nan,0.1,0.5,0.5,12,0.5", r":3: the x1 'nan' of .* is not finite"),
+        ("vidA,soon,0.1,0.1,0.5,0.5,12,0.5", r":3: the second 'soon' of 'vidA,.*' is not a number"),
+        (
+            "vidA,-3,0.1,0.1,0.5,0.5,12,0.5",
+            r":3: the second '-3' of 'vidA,.*' is no time of a video; seconds",
+        ),
+        (",902,0.1,0.1,0.5,0.5,12,0.5", r":3: the video of ',902,.*' is empty"),
+    ],
+)
+@pytest.mark.parametrize("side", ["truth", "found"])
+def test_row_that_is_wrong(files: dict[str, Path], side: str, row: str, words: str) -> None:
+    with files[side].open("a") as file:
+        file.write(row + "\n")
+    words = words if side == "found" else words.replace(":3:", ":4:")
+    with pytest.raises(UserError, match=rf"{files[side].name}{words}"):
+        score(files)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("inf", r"the score 'inf' of .* is not finite; give a number, or leave the row out"),
+        ("nan", r"the score 'nan' of .* is not finite"),
+        ("1e999", r"the score '1e999' of .* is not finite"),
+        ("", r"the score of 'vidA.*' is empty"),
+        ("0.5.1", r"the score '0.5.1' of .* is not a number"),
+        ("\u0663", r"the score '\u0663' of .* is not a number"),
+        ("0" * 99, r"the score '0{40}\.\.\.0{37}' has more than 64 characters"),
+    ],
+)
+def test_score_that_is_wrong(files: dict[str, Path], text: str, words: str) -> None:
+    files["found"].write_text(f"{FOUND}vidA,902,0.1,0.1,0.5,0.5,12,{text}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"found\.csv:3: {words}"):
+        score(files)
+
+
+def test_first_row_with_one_bad_field_is_no_heading(files: dict[str, Path]) -> None:
+    files["found"].write_text("vidA,soon,0.1,0.1,0.5,0.5,12,0.5\n" + FOUND)
+    with pytest.raises(UserError, match=r"found\.csv:1: the second 'soon' of"):
+        score(files)
+
+
+def test_box_rounded_across_the_border_is_inside(files: dict[str, Path]) -> None:
+    files["found"].write_text("vidB,903,-0.0000001,0.2,1.0000001,0.9,12,0.5\n")
+    assert read_ava(*files.values()).detection_counts.used == 1
+
+
+def test_file_of_another_kind(files: dict[str, Path]) -> None:
+    files["found"].write_text("vidA 902 0.1 0.1 0.5 0.5 12 0.5\n")
+    with pytest.raises(
+        UserError, match=r"found\.csv:1: 'vidA .*' has 1 column, and 7 or 8 are needed: `video,.*comma"
+    ):
+        score(files)
+
+
+def test_list_of_person_boxes(files: dict[str, Path]) -> None:
+    files["found"].write_text('vidA,902,0.1,0.1,0.5,0.5,,0.9\nvidB,903,0.1,0.1,0.5,0.5,"",0.8\n')
+    with pytest.raises(
+        UserError, match=r"found\.csv: no row has an action, so this is a list of person boxes"
+    ):
+        score(files)
+
+
+@pytest.mark.parametrize("name", ["truth", "found", "labels", "excluded"])
+def test_missing_file(files: dict[str, Path], name: str) -> None:
+    files[name].unlink()
+    with pytest.raises(UserError, match=rf"{files[name].name}: no such file; check the path"):
+        score(files)
+
+
+def test_ground_truth_without_rows(files: dict[str, Path]) -> None:
+    files["truth"].write_text("\n")
+    with pytest.raises(UserError, match=r"truth\.csv: has no rows; ground truth has a row `video,second,x1"):
+        score(files)
+
+
+def test_ground_truth_of_which_nothing_is_left(files: dict[str, Path]) -> None:
+    files["truth"].write_text(
+        "vidA,902,0.1,0.1,0.5,0.5,3,0\nvidA,902,0.1,0.1,0.5,0.5,,0\nvidB,903,0.1,0.1,0.5,0.5,12,0\n"
+    )
+    files["excluded"].write_text("vidB,0903")
+    with pytest.raises(
+        UserError,
+        match=r"truth\.csv: none of its 3 rows can be scored: 1 are of actions that .*labels\.pbtxt does not "
+        "list, 1 have no action, 1 are at excluded times; take the files of one version",
+    ):
+        score(files)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("vidB,903,1\n", r":1: 'vidB,903,1' has 3 columns, and 2 are needed: `video,second`, with commas"),
+        ("vidA,0902\nvidB\n", r":2: 'vidB' has 1 column, and the first row has 2"),
+        ("vidB,9O3\n", r":1: the second '9O3' of 'vidB,9O3' is not a number; a row is `video,second`"),
+        ("video,second\nvidB,\n", r":2: the second of 'vidB,' is empty"),
+    ],
+)
+def test_exclusion_that_is_wrong(files: dict[str, Path], text: str, words: str) -> None:
+    files["excluded"].write_text(text)
+    with pytest.raises(UserError, match=rf"excluded\.csv{words}"):
+        score(files)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            LABELS.replace("  id: 79\n", ""),
+            r":5: the action 'talk .*' has no id; write `id: 12` \(or `label_id: 12`\)",
+        ),
+        ('item { name: "stand" }', r":1: the action 'stand' has no id"),
+        (
+            LABELS.replace("79", "0"),
+            r":5: the id '0' of the action 'talk .*' is not a whole number from 1 up",
+        ),
+        (LABELS.replace("79", "7.9"), r":5: the id '7.9' of the action"),
+        (LABELS.replace("79", "12"), r":5: the id 12 stands twice; give each action its own"),
+        ("stand\nwalk\n", r': lists no action; a label map holds `item \{ name: "stand" id: 12 \}` for each'),
+        ("", r": lists no action"),
+    ],
+)
+def test_label_map_that_is_wrong(files: dict[str, Path], text: str, words: str) -> None:
+    files["labels"].write_text(text)
+    with pytest.raises(UserError, match=rf"labels\.pbtxt{words}"):
+        score(files)

@@ -21,6 +21,7 @@ from videomaskfeat.metrics.ava_files import read_ava
 from videomaskfeat.metrics.ava_matching import (
     Detections,
     GroundTruth,
+    Matches,
     average_precision_of,
     best_rows,
     match,
@@ -97,6 +98,15 @@ def average_precision(
     if rows_per_frame is not None:
         detections = best_rows(detections, actions, rows_per_frame)
     matches = match(groundtruth, detections, actions, iou_threshold=iou_threshold)
+    return result_of(groundtruth, matches, actions)
+
+
+def result_of(groundtruth: GroundTruth, matches: Matches, actions: Sequence[int]) -> AvaResult:
+    """The score of detections that have been judged.
+
+    Raises:
+        UserError: no ground truth of these actions.
+    """
     truths = {action: int((groundtruth.actions == action).sum()) for action in actions}
     if not any(truths.values()):
         raise UserError(f"none of the {len(truths)} actions has ground truth, so there is nothing to score")

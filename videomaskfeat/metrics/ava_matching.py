@@ -180,6 +180,21 @@ def average_precision_of(hits: np.ndarray, truths: int) -> float:
     return float(interpolated_precision(hits)[hits].sum() / truths)  # each hit adds 1/truths to the recall
 
 
+def precision_by_recall(hits: np.ndarray, truths: int, bins: int) -> np.ndarray:
+    """The mean of the interpolated curve in equal steps of recall, float64 [bins]; their mean is the area.
+
+    Args:
+        hits: bool [m], of the detections of one action, the best first.
+        truths: boxes there are to find, at least 1.
+        bins: steps from recall 0 to 1.
+    """
+    heights = interpolated_precision(hits)[hits]
+    recall = np.append(np.arange(len(heights) + 1) / truths, 1.0)
+    area = np.concatenate([[0.0], np.cumsum(heights) / truths])
+    area = np.append(area, area[-1])  # nothing beyond the last hit
+    return np.diff(np.interp(np.linspace(0, 1, bins + 1), recall, area)) * bins
+
+
 def interpolated_precision(hits: np.ndarray) -> np.ndarray:
     """At each detection the best precision there or later, float64 [m].
 

@@ -21,7 +21,7 @@ _STYLE = """
 .strip { width: 7rem; height: .45rem; border-radius: .3rem; background: var(--rule); margin-top: .5rem; }
 .strip i { display: block; height: 100%; border-radius: .3rem; background: var(--good); }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.mean { max-width: 26rem; }
+.mean { max-width: 26rem; margin-top: .8rem; }
 .curves { grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)); }
 .curves figure { margin: 0; padding: .5rem; }
 .curves figcaption { margin: 0 0 .3rem; color: var(--ink); }

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 _WIDTH, _HEIGHT = 260, 220  # of the view box; the page scales it
-_LEFT, _RIGHT, _TOP, _BOTTOM = 36, 10, 8, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 34
 _POINTS = 200  # of a measured curve, at most
 
 

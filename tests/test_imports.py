@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns"}
+GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava"}
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
@@ -27,6 +27,7 @@ ABOVE = {
     "io": {"errors"},
     "mp4": {"errors", "io"},
     "csv_columns": {"errors", "io"},
+    "ava": {"errors", "io", "csv_columns"},
     "grid": {"errors"},
     "memory": set(),
 }

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.metrics.test_ava_map import golden_files
+from videomaskfeat.ava import read_label_map
 from videomaskfeat.errors import UserError
-from videomaskfeat.metrics.ava_files import SideCounts, read_ava, read_label_map, write_detections
+from videomaskfeat.metrics.ava_files import SideCounts, read_ava, write_detections
 from videomaskfeat.metrics.ava_map import average_precision, evaluate_files
 from videomaskfeat.metrics.ava_matching import Detections
 

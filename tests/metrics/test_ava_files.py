@@ -241,6 +241,10 @@ def test_written_detections_have_the_same_score(golden: Path, tmp_path: Path) ->
             r":3: the second '-3' of 'vidA,.*' is no time of a video; seconds",
         ),
         (",902,0.1,0.1,0.5,0.5,12,0.5", r":3: the video of ',902,.*' is empty"),
+        (
+            "v" * 256 + ",902,0.1,0.1,0.5,0.5,12,0.5",
+            r":3: the video of 'v{40}\.\.\..*' has more than 255 bytes",
+        ),
     ],
 )
 @pytest.mark.parametrize("side", ["truth", "found"])
@@ -273,6 +277,14 @@ def test_score_that_is_wrong(files: dict[str, Path], text: str, words: str) -> N
 def test_first_row_with_one_bad_field_is_no_heading(files: dict[str, Path]) -> None:
     files["found"].write_text("vidA,soon,0.1,0.1,0.5,0.5,12,0.5\n" + FOUND)
     with pytest.raises(UserError, match=r"found\.csv:1: the second 'soon' of"):
+        score(files)
+
+
+def test_headings_further_down_are_a_mistake(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where files were put together, and even where a block begins with them."""
+    monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", len(FOUND))
+    files["found"].write_text(FOUND + "video,second,x1,y1,x2,y2,action,score\n" + FOUND)
+    with pytest.raises(UserError, match=r"found\.csv:3: the second 'second' of 'video,.*' is not a number"):
         score(files)
 
 

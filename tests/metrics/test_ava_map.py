@@ -257,10 +257,10 @@ def test_parts_by_persons_are_scores_of_their_key_frames() -> None:
 
 
 def test_parts_by_size_hold_no_size_against_another() -> None:
-    """A large box found twice, a small one missed, and a false positive of medium size."""
-    large, small = [0.0, 0.0, 0.9, 0.9], [0.0, 0.0, 0.1, 0.1]
+    """A large box found twice, once by a medium one; a small one missed; a false positive of medium size."""
+    large, small = [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.1, 0.1]
     truth = GroundTruth(np.array([0, 1]), np.array([large, small]), np.array([2, 2]))
-    found = one_action([[0, 0, 0.3, 0.3], large, [0, 0, 0.8, 0.9]], [0.9, 0.8, 0.7], [5, 0, 0])
+    found = one_action([[0, 0, 0.3, 0.3], [0, 0, 0.38, 0.5], large], [0.9, 0.8, 0.7], [5, 0, 0])
     parts = by_size(truth, found, match(truth, found, [2]), [2])
     assert [(part.truths, part.detections, part.actions) for part in parts] == [
         (1, 0, 1),

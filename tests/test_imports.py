@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava"}
+GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava", "boxes"}
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
@@ -28,6 +28,7 @@ ABOVE = {
     "mp4": {"errors", "io"},
     "csv_columns": {"errors", "io"},
     "ava": {"errors", "io", "csv_columns"},
+    "boxes": set(),
     "grid": {"errors"},
     "memory": set(),
 }

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from tests.reference.ava_map import Row, frame_map, rows_map
+from videomaskfeat.boxes import overlaps
 from videomaskfeat.errors import UserError
-from videomaskfeat.metrics import ava_matching
 from videomaskfeat.metrics.ava_breakdown import by_persons, by_size
 from videomaskfeat.metrics.ava_map import average_precision, evaluate_files
-from videomaskfeat.metrics.ava_matching import Detections, GroundTruth, best_rows, match, overlaps
+from videomaskfeat.metrics.ava_matching import Detections, GroundTruth, best_rows, match
 
 ACTIONS = [2, 3, 5, 9]
 
@@ -102,7 +102,7 @@ def test_other_thresholds(threshold: float) -> None:
 def test_pairs_in_many_pieces_are_judged_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     groundtruth, detections = random_rows(3, frames=2)
     whole = match(groundtruth, detections, ACTIONS)
-    monkeypatch.setattr(ava_matching, "_PAIRS", 7)
+    monkeypatch.setattr("videomaskfeat.boxes._PAIRS", 7)
     parts = match(groundtruth, detections, ACTIONS)
     np.testing.assert_array_equal(whole.truths, parts.truths)
     np.testing.assert_array_equal(whole.hits, parts.hits)

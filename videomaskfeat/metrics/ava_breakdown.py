@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from videomaskfeat.boxes import areas
 from videomaskfeat.metrics.ava_matching import (
     Detections,
     GroundTruth,
     Matches,
-    areas,
     average_precision_of,
 )
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from videomaskfeat.boxes import best_overlaps
 from videomaskfeat.errors import UserError
-
-_PAIRS = 1 << 20  # boxes compared at a time
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,12 @@ def match(
     order = np.lexsort((*_corners(groundtruth.boxes[truths]), truth_groups))
     truths, truth_groups = truths[order], truth_groups[order]
     groups = frames[len(truths) :] * len(listed) + np.searchsorted(listed, detections.actions[rows])
-    best = _best_overlaps(
+    best = best_overlaps(
         detections.boxes[rows],
         groundtruth.boxes[truths],
         np.searchsorted(truth_groups, groups, side="left"),
         np.searchsorted(truth_groups, groups, side="right"),
-        iou_threshold,
+        threshold=iou_threshold,
     )
     candidates = np.flatnonzero(best >= 0)
     _, first = np.unique(best[candidates], return_index=True)  # a box of the truth has one action, one order
@@ -203,51 +202,6 @@ def interpolated_precision(hits: np.ndarray) -> np.ndarray:
     """
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return np.maximum.accumulate(precision[::-1])[::-1]
-
-
-def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of pairs of boxes, float64 [n].
-
-    Args:
-        boxes: float64 [n, 4], x1, y1, x2, y2.
-        others: float64 [n, 4].
-    """
-    left, top = np.maximum(boxes[:, 0], others[:, 0]), np.maximum(boxes[:, 1], others[:, 1])
-    right, bottom = np.minimum(boxes[:, 2], others[:, 2]), np.minimum(boxes[:, 3], others[:, 3])
-    shared = np.maximum(bottom - top, 0.0) * np.maximum(right - left, 0.0)
-    union = areas(boxes) + areas(others) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def areas(boxes: np.ndarray) -> np.ndarray:
-    """float64 [n] of boxes float64 [n, 4]."""
-    return (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 2] - boxes[:, 0])
-
-
-def _best_overlaps(
-    boxes: np.ndarray, truths: np.ndarray, first: np.ndarray, last: np.ndarray, threshold: float
-) -> np.ndarray:
-    """For each box the place of the one among ``truths[first:last]`` that it overlaps most; -1: not enough.
-
-    Pairs are compared a million at a time, so that memory does not grow with crowded frames.
-    """
-    best = np.full(len(boxes), -1, np.int64)
-    where = np.flatnonzero(last > first)
-    counts = last[where] - first[where]
-    chunk = np.cumsum(counts) // _PAIRS
-    for rows in np.split(where, np.flatnonzero(np.diff(chunk)) + 1):
-        if not len(rows):
-            continue
-        count = last[rows] - first[rows]
-        starts = np.cumsum(count) - count  # of each row's pairs
-        mine = np.repeat(np.arange(len(rows)), count)
-        theirs = np.arange(int(count.sum())) + np.repeat(first[rows] - starts, count)
-        shares = overlaps(_doubles(boxes[rows])[mine], _doubles(truths[theirs]))
-        most = np.maximum.reduceat(shares, starts)
-        equal = np.flatnonzero(shares == most[mine])
-        _, earliest = np.unique(mine[equal], return_index=True)
-        best[rows] = np.where(most >= threshold, theirs[equal[earliest]], -1)
-    return best
 
 
 def _order(detections: Detections, rows: np.ndarray, primary: np.ndarray) -> np.ndarray:

@@ -38,6 +38,7 @@ def test_rows_keep_their_lines_and_share_the_numbers_of_videos(tmp_path: Path) -
     # By name, then by time: a 902.5, b 902, c 903.
     keys = names.key_frames(np.concatenate([truth.videos, videos]), np.concatenate([truth.times, times]))
     assert np.unique(keys, return_inverse=True)[1].tolist() == [1, 0, 2, 0]
+    assert names.moments(keys) == [("b", 902.0), ("a", 902.5), ("c", 903.0), ("a", 902.5)]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,14 @@ class VideoNames:
         ranks[[self._numbers[name] for name in sorted(self._numbers)]] = np.arange(len(self))
         return ranks[videos] * _LONGEST + times
 
+    def moments(self, key_frames: np.ndarray) -> list[tuple[str, float]]:
+        """Video and second of numbers that ``key_frames`` gave, since when no name came."""
+        names = [name.decode("utf-8", "surrogateescape") for name in sorted(self._numbers)]
+        videos, times = np.divmod(key_frames, _LONGEST)
+        return [
+            (names[video], time / 1000) for video, time in zip(videos.tolist(), times.tolist(), strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class AvaRows:
@@ -100,10 +108,10 @@ def read_groundtruth(
         UserError: no such file; or, with file and line, other columns, a time that is none, a box that leaves
             the frame or has no area, or an unknown action.
     """
-    parts = [
-        _rows(block, names, _actions(block, largest), np.ones(len(block)), scored=False)
-        for block in read_csv(path, form=TRUTH_FORM, columns=(7, 8), numbers=(1, 2, 3, 4, 5))
-    ]
+    parts: list[AvaRows] = []
+    for block in read_csv(path, form=TRUTH_FORM, columns=(7, 8), numbers=(1, 2, 3, 4, 5)):
+        place, actions = _placed(block, names), _actions(block, largest)
+        parts.append(AvaRows(block.name, *place, actions, np.ones(len(block)), False, block.lines))
     return _joined(os.fspath(path), parts, scored=False)
 
 
@@ -128,11 +136,11 @@ def read_detections(
     for block in read_csv(path, form=FOUND_FORM, columns=(7, 8), numbers=(1, 2, 3, 4, 5)):
         if not parts and block.columns == 7:
             boxes_only = bool((block.numbers(6, blank=1.0) % 1 != 0).any())
-        scored = boxes_only or block.columns == 8
+        place, scored = _placed(block, names), boxes_only or block.columns == 8
         actions = np.full(len(block), NO_ACTION) if boxes_only else _actions(block, largest)
         scores = block.numbers(block.columns - 1, blank=np.nan) if scored else np.ones(len(block))
         block.fail(np.isnan(scores), "the score of '{row}' is empty; give a number, or leave the row out")
-        parts.append(_rows(block, names, actions, scores, scored=scored))
+        parts.append(AvaRows(block.name, *place, actions, scores, scored, block.lines))
     return _joined(os.fspath(path), parts, scored=True)
 
 
@@ -181,13 +189,9 @@ def read_action_kinds(path: str | os.PathLike[str]) -> dict[int, str]:
     return {number: fields["label_type"] for number, fields in items.items() if "label_type" in fields}
 
 
-def _rows(
-    block: CsvRows, names: VideoNames, actions: np.ndarray, scores: np.ndarray, *, scored: bool
-) -> AvaRows:
-    videos = names.numbers(block.words(0))
-    return AvaRows(
-        block.name, videos, _times(block), _boxes(block), actions, scores, scored, np.asarray(block.lines)
-    )
+def _placed(block: CsvRows, names: VideoNames) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Videos, times and boxes."""
+    return names.numbers(block.words(0)), _times(block), _boxes(block)
 
 
 def _joined(source: str, parts: list[AvaRows], *, scored: bool) -> AvaRows:

@@ -1,0 +1,264 @@
+"""AVA's annotations: which boxes come out, with which labels, and the words for what is wrong."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.reference.ava_boxes import plain_training_boxes
+from videomaskfeat.data.records_ava import (
+    KeyFrames,
+    detected_key_frames,
+    training_key_frames,
+    truth_key_frames,
+)
+from videomaskfeat.errors import UserError
+
+BOX, SHIFTED, OTHER = "0.100,0.200,0.500,0.800", "0.100,0.200,0.510,0.800", "0.600,0.100,0.900,0.900"
+TRUTH = f"vidA,0902,{BOX},12,0\nvidA,0902,{BOX},3,0\nvidA,0902,{OTHER},,1\nvidB,0903,{OTHER},1,2\n"
+
+
+def write(folder: Path, text: str, name: str = "truth.csv") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def contents(key_frames: KeyFrames) -> dict[tuple[str, float], list[tuple[list[float], list[int], float]]]:
+    """By video and second: corners to three decimals, actions and score of each box."""
+    return {
+        (frame.video, frame.seconds): [
+            (np.round(box, 3).tolist(), (np.flatnonzero(labels) + 1).tolist(), round(float(score), 3))
+            for box, labels, score in zip(frame.boxes.astype(float), frame.labels, frame.scores, strict=True)
+        ]
+        for frame in key_frames
+    }
+
+
+def corners(text: str) -> list[float]:
+    return [float(corner) for corner in text.split(",")]
+
+
+def test_rows_of_a_box_become_one_box_with_several_labels(tmp_path: Path) -> None:
+    key_frames = truth_key_frames([write(tmp_path, TRUTH)], classes=80)
+    assert contents(key_frames) == {
+        ("vidA", 902.0): [(corners(BOX), [3, 12], 1.0), (corners(OTHER), [], 1.0)],
+        ("vidB", 903.0): [(corners(OTHER), [1], 1.0)],
+    }
+    assert key_frames[0].labels.shape == (2, 80)
+    assert key_frames[0].labels.dtype == bool
+    assert key_frames[0].boxes.dtype == np.float32
+    assert key_frames[-1].video == "vidB"
+    assert key_frames.labels.sum() == 3
+    assert "2 with 3 boxes of" in repr(key_frames)
+    with pytest.raises(IndexError):
+        key_frames[2]
+
+
+def test_spelling_and_order_of_rows_change_nothing(tmp_path: Path) -> None:
+    """A box is its numbers, not its text; and the files of a set may be several."""
+    whole = contents(truth_key_frames([write(tmp_path, TRUTH)], classes=80))
+    rows = TRUTH.replace("0902", "902").replace("0.100", "0.1").splitlines(keepends=True)
+    rows[1] = rows[1].replace("0.500", "0.50")
+    parts = [write(tmp_path, "".join(rows[i::2][::-1]), f"part{i}.csv") for i in (1, 0)]
+    assert contents(truth_key_frames(parts, classes=80)) == whole
+
+
+def test_detected_boxes_take_labels_by_overlap_and_negatives_stay(tmp_path: Path) -> None:
+    # SHIFTED overlaps BOX by 40/41 = 0.976.
+    far = "0.000,0.000,0.100,0.100"
+    found = write(
+        tmp_path,
+        f"vidA,902,{SHIFTED},,0.95\nvidA,902,{far},,0.9\nvidA,902,{OTHER},,0.97\nvidA,902,{far},,0.1\n"
+        f"vidA,903,{SHIFTED},,0.99\nvidB,903,{SHIFTED},,0.899\n",
+        "found.csv",
+    )
+    truth = write(tmp_path, TRUTH)
+    key_frames = training_key_frames([truth], [found], classes=80)
+    assert contents(key_frames) == {
+        ("vidA", 902.0): [
+            (corners(far), [], 0.9),
+            (corners(BOX), [3, 12], 1.0),
+            (corners(SHIFTED), [3, 12], 0.95),
+            (corners(OTHER), [], 1.0),
+        ],
+        ("vidA", 903.0): [(corners(SHIFTED), [], 0.99)],
+        ("vidB", 903.0): [(corners(OTHER), [1], 1.0)],
+    }
+    strict = training_key_frames([truth], [found], classes=80, iou_threshold=0.98)
+    assert contents(strict)["vidA", 902.0][2] == (corners(SHIFTED), [], 0.95)
+    loose = training_key_frames([truth], [found], classes=80, score_threshold=0.8)
+    assert contents(loose)["vidB", 903.0] == [(corners(SHIFTED), [], 0.899), (corners(OTHER), [1], 1.0)]
+
+
+def test_detected_boxes_of_a_labelled_list_keep_its_labels(tmp_path: Path) -> None:
+    """As in the published lists: actions by overlap are in the list already, and negatives have none."""
+    found = write(
+        tmp_path,
+        f"vidA,902,{SHIFTED},79,0.95\nvidA,902,{SHIFTED},80,0.95\nvidA,902,{BOX},7,0.91\n"
+        f"vidB,903,{BOX},,0.97\n",
+        "found.csv",
+    )
+    expected = {
+        ("vidA", 902.0): [
+            (corners(BOX), [3, 7, 12], 1.0),
+            (corners(SHIFTED), [79, 80], 0.95),
+            (corners(OTHER), [], 1.0),
+        ],
+        ("vidB", 903.0): [(corners(BOX), [], 0.97), (corners(OTHER), [1], 1.0)],
+    }
+    assert contents(training_key_frames([write(tmp_path, TRUTH)], [found], classes=80)) == expected
+    alone = contents(training_key_frames([], [found], classes=80))
+    assert alone["vidA", 902.0][0] == (corners(BOX), [7], 0.91)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_random_files_equal_a_plain_version(tmp_path: Path, labelled: bool) -> None:
+    """Crowded key frames on a coarse grid of corners, where the same boxes and equal overlaps abound."""
+    rng = np.random.default_rng(int(labelled))
+
+    def rows(count: int, last: bool) -> str:
+        lines = []
+        for _ in range(count):
+            low, size = rng.integers(0, 4, 2), rng.integers(1, 5, 2)
+            box = ",".join(f"{value / 8:.3f}" for value in (*low, *(low + size)))
+            action = rng.integers(1, 6) if last or (labelled and rng.random() < 0.8) else ""
+            end = rng.integers(9) if last else f"{rng.random():.3f}"
+            lines.append(f"v{rng.integers(4)},{900 + rng.integers(6)},{box},{action},{end}\n")
+        return "".join(lines)
+
+    truth = [write(tmp_path, rows(150, True)), write(tmp_path, rows(50, True), "more.csv")]
+    found = [write(tmp_path, rows(300, False), "found.csv"), write(tmp_path, rows(9, False), "few.csv")]
+    excluded = [write(tmp_path, "v0,0902\nv3,905\nv9,905\n", "excluded.csv")]
+    thresholds = {"score_threshold": 0.4, "iou_threshold": 0.5}
+    ours = training_key_frames(truth, found, classes=5, exclusions=excluded, **thresholds)
+    plain = plain_training_boxes(truth, found, excluded, **thresholds)
+    assert [(frame.video, frame.seconds) for frame in ours] == sorted(plain)
+    assert contents(ours) == {
+        moment: [
+            (list(box), sorted(actions), round(score, 3)) for box, (actions, score) in sorted(boxes.items())
+        ]
+        for moment, boxes in plain.items()
+    }
+
+
+def test_boxes_to_test_on_score_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A key frame with no box is left out, and said."""
+    enough = f"vidA,902,{BOX},,0.9\nvidA,902,{OTHER},,0.8\n"
+    less = f"vidA,902,{SHIFTED},,0.79\nvidB,903,{BOX},,0.5\nvidB,904,{BOX},,0.5\n"
+    found = write(tmp_path, enough + less, "found.csv")
+    with caplog.at_level(logging.INFO, "videomaskfeat.data.records_ava"):
+        key_frames = detected_key_frames([found], classes=80)
+    assert contents(key_frames) == {("vidA", 902.0): [(corners(BOX), [], 0.9), (corners(OTHER), [], 0.8)]}
+    assert key_frames.boxless == (("vidB", 903.0), ("vidB", 904.0))
+    assert "found.csv: 2 boxes, 0 of them with an action, in 1 key frames of 1 videos" in caplog.text
+    assert (
+        "2 of 3 key frames have no box that scores 0.8 or more, and are left out (vidB at 903 s, ...)"
+        in caplog.text
+    )
+    assert len(detected_key_frames([found], classes=80, score_threshold=0).boxes) == 5
+    truth = truth_key_frames([write(tmp_path, TRUTH)], classes=80)
+    assert truth.absent_from(key_frames) == [("vidB", 903.0)]
+    assert key_frames.absent_from(truth) == []
+
+
+def test_boxes_without_a_column_of_actions(tmp_path: Path) -> None:
+    found = write(tmp_path, f"vidA,902,{BOX},0.9\nvidA,902,{OTHER},1\n", "found.csv")
+    assert contents(detected_key_frames([found], classes=80)) == {
+        ("vidA", 902.0): [(corners(BOX), [], 0.9), (corners(OTHER), [], 1.0)]
+    }
+
+
+@pytest.mark.parametrize("text", ["", f"vidA,902,{BOX},,0.1\n"])
+def test_no_boxes_to_test_on_are_no_mistake(tmp_path: Path, text: str) -> None:
+    key_frames = detected_key_frames([write(tmp_path, text, "found.csv")], classes=80)
+    assert (len(key_frames), key_frames.labels.shape, key_frames.videos) == (0, (0, 80), ())
+
+
+def test_excluded_times_are_left_out(tmp_path: Path) -> None:
+    truth, excluded = write(tmp_path, TRUTH), write(tmp_path, "vidB,903\nvidC,902\n", "excluded.csv")
+    key_frames = truth_key_frames([truth], classes=80, exclusions=[excluded])
+    assert list(contents(key_frames)) == [("vidA", 902.0)]
+    assert key_frames.boxless == ()
+    assert len(detected_key_frames([], classes=80, exclusions=[excluded])) == 0
+
+
+def test_part_of_the_key_frames(tmp_path: Path) -> None:
+    rows = "".join(
+        f"v,{second},{BOX},{second - 900},0\nv,{second},{OTHER},1,0\n" for second in range(902, 912)
+    )
+    whole = truth_key_frames([write(tmp_path, rows)], classes=80)
+    part = whole.select(whole.seconds % 4 == 0)
+    assert contents(part) == {key: value for key, value in contents(whole).items() if key[1] in (904, 908)}
+    assert [len(whole), len(part), len(part.boxes)] == [10, 2, 4]
+
+
+def test_many_boxes_take_little_memory(tmp_path: Path) -> None:
+    """Some 32 bytes a box; the same after a pickle, as a worker gets it."""
+    rng = np.random.default_rng(0)
+    left = rng.random(20_000) * 0.4
+    rows = "".join(
+        f"v{i % 50},{902 + i // 200},{x:.6f},0.1,0.9,0.9,{i % 80 + 1},0\n" for i, x in enumerate(left)
+    )
+    key_frames = truth_key_frames([write(tmp_path, rows)], classes=80)
+    pickled = pickle.dumps(key_frames)
+    assert len(key_frames.boxes) > 19_900
+    assert len(pickled) < 36 * 20_000
+    assert contents(pickle.loads(pickled).select(np.arange(len(key_frames)) < 9)) == contents(
+        key_frames.select(np.arange(len(key_frames)) < 9)
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            f"vidA,902,{BOX},13,0",
+            r":2: the action '13' of 'vidA,.*' is unknown; ids are whole numbers from 1 to 12",
+        ),
+        (f"vidA,902,{BOX},0,0", r":2: the action '0' of 'vidA,.*' is unknown"),
+        ("vidA,902,0.1,0.2,1.5,0.8,12,0", r":2: the box of 'vidA,.*' leaves the frame; .* divide pixels"),
+        ("vidA,902,0.5,0.2,0.4,0.8,12,0", r":2: x2 of 'vidA,.*' is not above x1; a box is x1,y1,x2,y2"),
+        ("vidA,902,0.5,0.8,0.6,0.8,12,0", r":2: y2 of 'vidA,.*' is not above y1; a box is x1,y1,x2,y2"),
+        ("vidA,902,,,,,,", r":2: the x1 of 'vidA,902,,,,,,' is empty; a row is `video,second,x1,y1,x2,y2"),
+        (
+            f"vidA,soon,{BOX},12,0",
+            r":2: the second 'soon' of 'vidA,.*' is not a number; a row is `video,second",
+        ),
+        (f"vidA,902,{BOX}", r":2: 'vidA,.*' has 6 columns, and the first row has 8"),
+    ],
+)
+def test_row_that_is_wrong_is_refused_by_file_and_line(tmp_path: Path, row: str, words: str) -> None:
+    good = f"vidA,902,{BOX},12,0\n"
+    with pytest.raises(UserError, match=rf"truth\.csv{words}"):
+        truth_key_frames([write(tmp_path, good + row)], classes=12)
+    found = write(tmp_path, good + row, "found.csv")
+    with pytest.raises(UserError, match=rf"found\.csv{words}"):
+        training_key_frames([write(tmp_path, good)], [found], classes=12)
+    with pytest.raises(UserError, match=rf"found\.csv{words}"):
+        detected_key_frames([found], classes=12)
+
+
+def test_files_and_thresholds_that_are_wrong(tmp_path: Path) -> None:
+    truth, empty = write(tmp_path, TRUTH), write(tmp_path, "", "empty.csv")
+    with pytest.raises(
+        UserError, match=r"truth\.csv:4: the score 2 is not in 0\.\.1; is this a file of ground truth"
+    ):
+        training_key_frames([truth], [truth], classes=80)
+    with pytest.raises(UserError, match=r"empty\.csv: no box is left; look at the exclusions$"):
+        truth_key_frames([empty], classes=80)
+    excluded = write(tmp_path, "vidA,902\nvidB,903\n", "excluded.csv")
+    with pytest.raises(UserError, match=r"no box is left; .*, and lower the score threshold \(0\.9\)"):
+        training_key_frames([truth], [empty], classes=80, exclusions=[excluded])
+    idle = write(tmp_path, f"vidA,902,{BOX},,0.99\n", "idle.csv")
+    with pytest.raises(UserError, match=r"idle\.csv: no box has an action; give the ground truth with its"):
+        training_key_frames([], [idle], classes=80)
+    with pytest.raises(UserError, match=r"nowhere\.csv: no such file"):
+        truth_key_frames([tmp_path / "nowhere.csv"], classes=80)
+    with pytest.raises(UserError, match=r"iou_threshold=90 is not in 0\.\.1"):
+        training_key_frames([truth], classes=80, iou_threshold=90)
+    with pytest.raises(UserError, match=r"score_threshold=nan is not in 0\.\.1"):
+        detected_key_frames([idle], classes=80, score_threshold=float("nan"))

@@ -75,6 +75,7 @@ def test_clip_around_a_key_frame_shows_the_same_times_at_any_rate() -> None:
 def test_clip_around_a_key_frame_is_full_and_stays_inside() -> None:
     # 3 * 3 // 2 = 4 frames before.
     assert key_frame_indices(100, 30.0, seconds=1.0, frames=3, stride=3).tolist() == [26, 29, 32]
+    assert key_frame_indices(100, 60.0, seconds=1.0, frames=3, stride=3).tolist() == [52, 58, 64]
     assert key_frame_indices(100, 30.0, seconds=1.0, frames=1, stride=1).tolist() == [30]
     assert key_frame_indices(9, 30.0, seconds=0.1, frames=8, stride=2).tolist() == [0, 0, 0, 1, 3, 5, 7, 8]
     assert key_frame_indices(30, 30.0, seconds=1.0, frames=4, stride=1).tolist() == [28, 29, 29, 29]

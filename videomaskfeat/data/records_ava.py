@@ -310,10 +310,9 @@ def _key_frames(
     excluded = names.key_frames(*closed)
     kept = ~np.isin(table.keys, excluded)
     keys, starts = np.unique(table.keys[kept], return_index=True)
-    named = [names.key_frames(part.videos, part.times) for part in rows]
-    boxless = names.moments(
-        np.setdiff1d(np.unique(np.concatenate([excluded[:0], *named])), [*keys, *excluded])
-    )
+    named = [excluded, *(names.key_frames(part.videos, part.times) for part in rows)]
+    gone = np.setdiff1d(np.concatenate(named), np.concatenate([keys, excluded]))
+    boxless = names.moments(gone)
     moments = names.moments(keys)
     videos = sorted({video for video, _ in moments})
     places = {video: place for place, video in enumerate(videos)}

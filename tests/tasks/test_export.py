@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -208,6 +209,33 @@ def test_segments_go_back_to_pyslowfast_in_its_order_of_colours(tmp_path: Path) 
     said = load_slowfast(tmp_path / "a.yaml", tmp_path / "a.pyth").clip
     assert (said.mean, said.std, said.channels) == (clip.mean, clip.std, "rgb")
     assert (said.sampling, said.views, said.crops) == ("segments", 1, 3)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"views": 3, "crops": 1, "short_side": 40},
+        {"views": 2, "crops": 3, "short_side": 32, "average": "logits"},
+        {"views": 1, "crops": 3, "short_side": 32, "sampling": "segments"},
+    ],
+    ids=["one crop", "three crops", "segments"],
+)
+def test_way_to_pyslowfast_and_back_changes_nothing_but_the_class_names(
+    tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    levels = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    recipe = ClassifyRecipe(dataclasses.replace(SMALL_CLIP, **levels), class_names=NAMES, **keys)
+    weights = write(
+        tmp_path / "a.safetensors", "mvitv2_nano", recipe, classes=5, clip_size=(4, 32, 32), **SMALL
+    )
+    assert main(["export", str(weights), str(tmp_path / "c.pyth")]) == 0
+    files = ["--config", str(tmp_path / "c.yaml"), "--checkpoint", str(tmp_path / "c.pyth")]
+    assert main(["import-slowfast", *files, str(tmp_path / "out")]) == 0
+    back = tmp_path / "out/weights.safetensors"
+    assert read_testing_recipe(back) == dataclasses.replace(recipe, class_names=())
+    clips = normalised(frames(2, SMALL_CLIP))
+    with torch.inference_mode():
+        assert torch.equal(load_model(back)(clips), load_model(weights)(clips))
 
 
 @pytest.mark.parametrize(

@@ -163,12 +163,17 @@ def slowfast_clip_keys(recipe: ClassifyRecipe) -> dict[str, dict[str, Any]]:
         data[key] = list(colours[::-1] if segments else colours)
     if segments:
         data["REVERSE_INPUT_CHANNEL"] = True
+    else:
+        data["USE_OFFSET_SAMPLING"] = True  # or its views would not reach from the first frame to the last
+        if recipe.crops == 1:  # one crop is cut from a frame of the smallest scale of training, three are not
+            data["TRAIN_JITTER_SCALES"] = [recipe.short_side, recipe.short_side * 5 // 4]
     for key, number in (("SAMPLING_RATE", clip.stride), ("TARGET_FPS", clip.target_fps)):
         if number is not None and number == int(number):  # it takes whole numbers
             data[key] = int(number)
     dataset = {"DATASET": "ssv2" if segments else "kinetics"}
     views = {"NUM_ENSEMBLE_VIEWS": recipe.views, "NUM_SPATIAL_CROPS": recipe.crops}
-    return {"DATA": data, "TRAIN": dataset, "TEST": {**dataset, **views}}
+    keys = {"DATA": data, "TRAIN": dataset, "TEST": {**dataset, **views}}
+    return keys | ({"MODEL": {"HEAD_ACT": "none"}} if recipe.average == "logits" else {})
 
 
 def _clip_size(model: MViT, recipe: ClassifyRecipe | None) -> tuple[int, int, int]:

@@ -146,6 +146,27 @@ def test_cut_file_is_named(tmp_path: Path, kind: str, share: float) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "start",
+    [b"\0\0\0\x20ftypisom\0\0\2\0", b"\x1aE\xdf\xa3", b"RIFF\0\0\0\0AVI LIST", b"a.mp4,3\n", b"\x89PNG"],
+    ids=["mp4", "webm", "avi", "list", "png"],
+)
+def test_other_files_are_no_checkpoints_and_nobody_is_told_to_run_them(tmp_path: Path, start: bytes) -> None:
+    path = tmp_path / "some.mp4"
+    path.write_bytes(start + bytes(100))
+    with pytest.raises(UserError, match=r"some.mp4: is no checkpoint: neither a zip archive nor") as caught:
+        read_state(path)
+    assert "trust" not in str(caught.value)
+
+
+def test_folder_is_no_file_of_weights_and_those_inside_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder; give the file of weights itself$"):
+        read_state(tmp_path)
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(UserError, match=r": is a folder; give the weights in it, .*/weights.safetensors$"):
+        read_state(tmp_path)
+
+
 def test_files_without_weights_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with pytest.raises(UserError, match=r"x.pt: no such file of weights"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.io import is_file, local_path
+from videomaskfeat.io import is_file, is_folder, local_path, open_file
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.likely import other_encoder
 from videomaskfeat.models.load_report import LoadReport, some
@@ -27,6 +27,7 @@ from videomaskfeat.models.positions import joint_positions, resize_table
 _RELATIVE_TABLES = ("rel_pos_t", "rel_pos_h", "rel_pos_w")
 # Where others keep the weights inside their checkpoints.
 _STATE_KEYS = ("model_state", "state_dict", "model")
+_TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, and a pickle of protocol 2 or later
 
 
 def save_weights(
@@ -257,6 +258,13 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _read_torch_file(path: str) -> object:
+    with open_file(path, "rb") as file:
+        start: bytes = file.read(2)
+    if start and not start.startswith(_TORCH_STARTS):
+        raise UserError(
+            f"{path}: is no checkpoint: neither a zip archive nor a pickle, as torch writes them; give a "
+            ".pyth, .pt, .pth or .safetensors file of weights"
+        )
     try:
         return torch.load(local_path(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -284,8 +292,13 @@ def _read_metadata(path: str) -> dict[str, str]:
 
 
 def _require_file(path: str) -> None:
-    if not is_file(path):
-        raise UserError(f"{path}: no such file of weights; check the path")
+    if is_file(path):
+        return
+    if is_folder(path):
+        inside = os.path.join(path, "weights.safetensors")
+        what = f"the weights in it, {inside}" if is_file(inside) else "the file of weights itself"
+        raise UserError(f"{path}: is a folder; give {what}")
+    raise UserError(f"{path}: no such file of weights; check the path")
 
 
 def _damaged(path: str, error: Exception) -> UserError:

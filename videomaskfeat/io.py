@@ -55,5 +55,42 @@ def list_folder(path: str | os.PathLike[str]) -> list[str]:
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Create a folder and those above it; one that exists is fine."""
-    _manager.mkdirs(os.fspath(path))
+    """Create a folder to write into, and those above it; one that exists is fine.
+
+    Raises:
+        UserError: a part of the path is a file, or nothing may be written there.
+    """
+    text = os.fspath(path)
+    try:
+        _manager.mkdirs(text)
+    except NotADirectoryError as error:
+        raise _no_folder(text) from error
+    except PermissionError as error:
+        raise _not_writable(text) from error
+    if is_file(text):  # the path manager takes whatever exists for a folder
+        raise _no_folder(text)
+    if os.path.isdir(text) and not os.access(text, os.W_OK | os.X_OK):
+        raise _not_writable(text)
+
+
+def make_parent(path: str | os.PathLike[str]) -> None:
+    """Create the folder of a file that is to be written; called before the work, not after it.
+
+    Raises:
+        UserError: as :func:`make_folder`, or the path itself is a folder.
+    """
+    text = os.fspath(path)
+    if is_folder(text):
+        raise UserError(f"{text}: is a folder, and a file is to be written; choose another path")
+    make_folder(os.path.dirname(text) or os.curdir)
+
+
+def _no_folder(path: str) -> UserError:
+    part = path
+    while os.path.dirname(part) not in ("", part) and not is_file(part):
+        part = os.path.dirname(part)
+    return UserError(f"{path}: cannot be a folder, since {part} is a file; choose another path")
+
+
+def _not_writable(path: str) -> UserError:
+    return UserError(f"{path}: no permission to write there; choose another path, or change its permissions")

@@ -94,3 +94,19 @@ def test_command_prints_writes_and_exits_3(spoilt: Path, capsys: pytest.CaptureF
     assert simplejson.loads(Path(found).read_text())["counts"]["missing"] == 1
     assert main(["check-data", clean, "--workers", "0"]) == 0
     assert len(load_records(clean)) == 13
+
+
+def test_places_to_write_are_made_or_refused_before_the_videos_are_read(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, clean = str(sample / "train.csv"), tmp_path / "new" / "deep" / "c.csv"
+    check_data(listing, workers=0, decode=False, clean_path=str(clean))
+    assert clean.is_file()
+    monkeypatch.setattr(
+        "videomaskfeat.tasks.check_data.check_list", lambda *_, **__: pytest.fail("videos were read")
+    )
+    words = r"cannot be a folder, since .*c\.csv is a file"
+    with pytest.raises(UserError, match=words):
+        check_data(listing, workers=0, clean_path=str(clean / "c.csv"))
+    with pytest.raises(UserError, match=words):
+        check_data(listing, workers=0, json_path=str(clean / "c.json"))

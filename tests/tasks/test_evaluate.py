@@ -153,7 +153,7 @@ def test_absent_video_is_listed_never_replaced(made: Path, run: Run, tmp_path: P
 def test_unlabelled_list_gives_predictions_and_a_submission(made: Path, run: Run, tmp_path: Path) -> None:
     listing = made / "unlabelled.csv"
     listing.write_text("000.mp4\n007.mp4\n004.mp4\n")
-    submission = tmp_path / "submission.csv"
+    submission = tmp_path / "new" / "deep" / "submission.csv"
     code, out, _ = run("evaluate", made / "best.safetensors", listing, "--submission", submission)
     assert code == 3
     assert "top-1" not in out

@@ -10,6 +10,7 @@ import pytest
 
 from tests.tasks.scored_videos import Run, write_list, write_words
 from tests.tasks.weights_files import NAMES, RECIPE, write_classifier
+from videomaskfeat.cli import main
 
 
 @pytest.mark.parametrize(
@@ -111,3 +112,18 @@ def test_classes_in_words_of_unknown_order_are_refused(made: Path, run: Run, tmp
     assert code == 2
     assert "names 3 classes in words, and" in err
     assert "has 7, so nobody can tell which is which; give a file of class names" in err
+
+
+@pytest.mark.parametrize("option", ["--out", "--submission"])
+def test_places_that_cannot_be_written_are_refused_before_the_videos_are_read(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"--out": tmp_path / "out", "--submission": tmp_path / "s.csv"}
+    places[option] = tmp_path / "file" / "x"
+    more = [str(word) for pair in places.items() for word in pair]
+    code = main(["evaluate", f"{made}/best.safetensors", f"{made}/val.csv", "--workers", "0", *more])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.endswith(f"cannot be a folder, since {tmp_path}/file is a file; choose another path\n")
+    assert "scoring videos" not in err

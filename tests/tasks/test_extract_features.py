@@ -310,6 +310,14 @@ def test_wrong_arguments_are_named_and_leave_no_folder(
     assert not (tmp_path / "out").exists()
 
 
+def test_file_above_the_folder_is_named(
+    extract: Callable[..., feature_folder.Features], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"out: cannot be a folder, since .*file is a file"):
+        extract("file/out")
+
+
 def test_video_in_the_lists_place_is_named(
     data: Path, extract: Callable[..., feature_folder.Features]
 ) -> None:

@@ -116,6 +116,18 @@ def test_json_holds_labels_names_probabilities_and_protocol(
     assert simplejson.loads(capsys.readouterr().out) == [video]
 
 
+@pytest.mark.parametrize("option", ["--out", "--json"])
+def test_file_above_what_is_written_is_named_before_any_video(
+    weights: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    command = ["predict", str(weights), str(videos / "a.mp4"), "--device", "cpu"]
+    assert main([*command, option, str(tmp_path / "file" / "x" / "y")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"cannot be a folder, since {tmp_path}/file is a file; choose another path" in said.err
+
+
 def test_classes_without_names_are_numbers(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

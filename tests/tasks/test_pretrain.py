@@ -268,3 +268,10 @@ def pickle_free(content: bytes, folder: Path) -> Path:
     path = folder / "whole.pt"
     path.write_bytes(content)
     return path
+
+
+def test_file_above_the_run_folder_is_named(pretrain: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, err = pretrain(f"run.folder={tmp_path}/file/run")
+    assert code == 2
+    assert f"file/run: cannot be a folder, since {tmp_path}/file is a file; choose another path" in err

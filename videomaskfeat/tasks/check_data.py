@@ -10,7 +10,7 @@ from videomaskfeat.data.check import Progress, check_list
 from videomaskfeat.data.check_report import CheckReport
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.records_kinetics import is_kinetics_header
-from videomaskfeat.io import is_folder, open_file
+from videomaskfeat.io import is_folder, make_parent, open_file
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +39,12 @@ def check_data(
             their paths from the new list's own place, one a line and quoted.
 
     Raises:
-        UserError: the list is wrong.
+        UserError: the list is wrong, or a file cannot be written where it is asked for.
     """
     records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
+    for target in (json_path, clean_path):
+        if target:  # found out now, rather than after all the work
+            make_parent(target)
     report = check_list(
         [(record.path, record.label) for record in records],
         reader=reader,

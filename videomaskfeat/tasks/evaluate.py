@@ -17,7 +17,7 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, make_folder
+from videomaskfeat.io import is_file, make_folder, make_parent
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy
 from videomaskfeat.metrics.knn import knn_scores
@@ -114,7 +114,7 @@ def evaluate(
         keep_freed_memory()
     with distributed.process_group(device):
         work = _Evaluation(os.fspath(weights), list_path, views, lists, neighbours, machine, device, progress)
-        distributed.run_on_main(lambda: make_folder(out))  # now, rather than after all the work
+        distributed.run_on_main(lambda: _make_places(out, submission))  # rather than after all the work
         start = time.monotonic()
         scored, train = work.scored()
         about = work.describe(train) | {"seconds": round(time.monotonic() - start, 1)}
@@ -145,7 +145,7 @@ def average_files(
         "members_sha256": {str(number): file_sha256(file) for number, file in enumerate(files, start=1)},
         "protocol": {"averaged": files, "scores": scored.kind},
     }
-    make_folder(out)
+    _make_places(out, submission)
     result = _write(Path(out), scored, about, submission)
     text = closing_words(scored, result, Path(out), about)
     return Evaluated(Path(out), result, scored, scored.failures, text)
@@ -163,6 +163,12 @@ def closing_words(scored: ScoredList, result: Accuracy | None, folder: Path, abo
             f"mean class  {result.mean_class:.2f} %",
         ]
     return "\n".join([*lines, f"report      {folder / 'report.html'}"])
+
+
+def _make_places(out: str | os.PathLike[str], submission: str) -> None:
+    make_folder(out)
+    if submission:
+        make_parent(submission)
 
 
 def _write(folder: Path, scored: ScoredList, about: Mapping[str, Any], submission: str) -> Accuracy | None:

@@ -16,7 +16,7 @@ from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_folder, make_folder, open_file
+from videomaskfeat.io import is_folder, make_folder, make_parent, open_file
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, views_of
 from videomaskfeat.tasks.video_models import Predictions, load_classifier
@@ -86,9 +86,10 @@ def predict(
     recipe = classifier.recipe.with_views(views=views, crops=crops)
     records = Records.from_paths(list(_listed(videos)), None, source="the videos")
     loader = ViewLoader(views_of(records, recipe, reader=reader), videos_per_batch=1, workers=workers)
-    for folder in (out, os.path.dirname(json_path) if json_path else None):
-        if folder:  # made now, so that a folder that cannot be is not found out after all the work
-            make_folder(folder)
+    if out:  # made now, so that a folder that cannot be is not found out after all the work
+        make_folder(out)
+    if json_path:
+        make_parent(json_path)
     if classifier.device.type == "cpu":
         keep_freed_memory()
     protocol = {

@@ -333,6 +333,18 @@ def test_list_without_a_readable_video_is_the_users_mistake(
         extract(list_path=tmp_path / "bad.csv")
 
 
+def test_wrong_prefix_is_mended_in_the_same_folder(
+    data: Path, extract: Callable[..., feature_folder.Features], tmp_path: Path
+) -> None:
+    words = r"none of its 9 videos could be read; .*; check the folder that the paths start from \(--prefix\)"
+    with pytest.raises(UserError, match=words):
+        extract(prefix=str(tmp_path / "nowhere"))
+    mended = extract(prefix=str(data))
+    np.testing.assert_array_equal(mended.array, extract("other", prefix=str(data)).array)
+    with pytest.raises(UserError, match="holds features made otherwise: another list"):
+        extract(prefix=str(tmp_path / "nowhere"))  # what holds features stays
+
+
 def test_features_that_float16_cannot_hold_are_refused(
     data: Path, extract: Callable[..., feature_folder.Features], tmp_path: Path
 ) -> None:

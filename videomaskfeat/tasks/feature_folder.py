@@ -103,6 +103,8 @@ class FeatureFolder:
     def open(self, settings: Mapping[str, Any], about: Mapping[str, Any], count: int) -> list[int]:
         """Start the folder, or go on with it; only rank 0 calls it.
 
+        A folder that was started and holds no video's features yet is started anew, whatever its settings.
+
         Args:
             settings: what the features depend on, as plain data; must be those that the folder was started
                 with.
@@ -123,6 +125,9 @@ class FeatureFolder:
                 raise UserError(
                     f"{self.path}: holds files and no features (no meta.json); choose another folder"
                 )
+            self._write_meta({**about, "settings": settings, "finished": False})
+        elif not meta["finished"] and not self._holds_features():
+            shutil.rmtree(self._shards, ignore_errors=True)  # nothing but failures
             self._write_meta({**about, "settings": settings, "finished": False})
         else:
             self._compare(meta["settings"], settings)
@@ -171,7 +176,8 @@ class FeatureFolder:
         rows = [row for shard in shards for row in shard.rows]
         if not rows:
             raise UserError(
-                f"{records.source}: none of its {len(records)} videos could be read; the first: {failures[0]}"
+                f"{records.source}: none of its {len(records)} videos could be read; the first: "
+                f"{failures[0]}; check the folder that the paths start from (--prefix)"
             )
         shape = (len(rows), *next(shard.shape for shard in shards if shard.rows))
         self._join(shards, shape)
@@ -224,6 +230,11 @@ class FeatureFolder:
             _flush(file)
         os.replace(part, target)
         flush_folder(self.path)
+
+    def _holds_features(self) -> bool:
+        """Whether a video's features are there, in a shard or in the array that the shards are joined to."""
+        joined = [self.path / "features.npy", self.path / "features.npy.part"]
+        return any(map(is_file, joined)) or any(self._shards.glob("*.npy"))
 
     def _compare(self, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         differences = [

@@ -248,9 +248,17 @@ def test_yaml_of_a_resnet_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=words):
         load_slowfast(path, CHECKPOINT)
-    del content["MODEL"]  # PySlowFast's default
+    content["MODEL"] = {"NUM_CLASSES": 400}  # PySlowFast's default
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=r"MODEL.MODEL_NAME 'SlowFast' is not read"):
+        load_slowfast(path, CHECKPOINT)
+
+
+@pytest.mark.parametrize("text", ["model: {name: mvitv2_s}\nclip: {frames: 16}\n", "a: 1\n", "{}\n"])
+def test_other_yaml_is_none_of_pyslowfast(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "ours.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"ours.yaml: is not a PySlowFast YAML: it has no section MODEL"):
         load_slowfast(path, CHECKPOINT)
 
 

@@ -45,7 +45,7 @@ loss on {loss["heldout_clips"]} held-out clips (mean squared error at hidden pos
   best constant prediction  {loss["heldout_constant"]:.5f}
   untrained model           {loss["heldout_untrained"]:.5f}
   trained model             {loss["heldout_trained"]:.5f}   ({share:.1f} % below the constant)
-top-1 on {ends["scratch"]["videos"]} test videos, fine-tuned with ten labels a class (chance 8.3 %)
+top-1 on {ends["scratch"]["videos"]} test videos, fine-tuned with 20 labels a class (chance 8.3 %)
   from scratch              {ends["scratch"]["top1"]:.1f} %
   from the trained model    {ends["finetuned"]["top1"]:.1f} %
 checkpoint  {loss["checkpoint"]}

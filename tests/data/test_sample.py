@@ -61,11 +61,11 @@ def test_sample_lists_agree_with_each_other(sample: Path) -> None:
 
 
 def test_few_labels_are_as_many_of_each_class(tmp_path: Path) -> None:
-    write_sample_data(tmp_path, videos=168, frames=1, size=32, ava_videos=0)
+    write_sample_data(tmp_path, videos=312, frames=1, size=32, ava_videos=0)
     few = (tmp_path / "train_few.csv").read_text().splitlines()
-    assert few == (tmp_path / "train.csv").read_text().splitlines()[:120]
+    assert few == (tmp_path / "train.csv").read_text().splitlines()[:240]
     assert sorted(row.split(" ")[1] for row in few) == sorted(
-        str(label) for label in range(12) for _ in range(10)
+        str(label) for label in range(12) for _ in range(20)
     )
 
 

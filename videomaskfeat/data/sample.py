@@ -20,7 +20,7 @@ from videomaskfeat.mp4 import write_mp4
 # What a generator draws, beside the user's seed and the video's number: a tag keeps the streams apart.
 _CLIP, _ACTORS, _DETECTOR = 1, 2, 3
 _HELD_OUT = 10  # one video in ten validates and one in ten tests
-_FEW = 10  # labelled videos a class in train_few.csv
+_FEW = 20  # labelled videos a class in train_few.csv
 AVA_FIRST_SECOND = (
     900  # AVA's cut videos begin at second 900 of the film, and its times count from the film's start
 )

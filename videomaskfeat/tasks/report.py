@@ -77,6 +77,7 @@ def read_run(run: Path) -> RunFacts:
         failures = list(_lines(run / "failures.jsonl", notes))
     elif "failures" in metrics and metrics["failures"][-1] == 0:
         failures = []  # the file is made by the first failure
+    held_out = run / "heldout_failures.jsonl"
     config = _text(run / "config.yaml")
     settings = _settings(config)
     epochs = settings.get("optim.epochs")
@@ -90,6 +91,7 @@ def read_run(run: Path) -> RunFacts:
         config=config,
         environment=_mapping(run / "environment.json", notes),
         failures=failures,
+        heldout_failures=list(_lines(held_out, notes)) if is_file(held_out) else [],
         media=_media(run / "pictures", notes),
         notes=notes,
     )

@@ -46,6 +46,7 @@ class RunFacts:
         config: the resolved config as text.
         environment: versions, machine, devices; may be nested.
         failures: a mapping each time a video could not be read, with ``path`` and ``cause``.
+        heldout_failures: likewise for held-out videos, which nothing stands in for.
         media: pictures and films.
         notes: what could not be read or was left out, a sentence each.
     """
@@ -59,6 +60,7 @@ class RunFacts:
     config: str | None = None
     environment: Mapping[str, Any] | None = None
     failures: Sequence[Mapping[str, Any]] | None = None
+    heldout_failures: Sequence[Mapping[str, Any]] = ()
     media: Sequence[Media] = ()
     notes: Sequence[str] = ()
 
@@ -81,7 +83,7 @@ def render_report(facts: RunFacts, *, version: str, beside: Sequence[RunFacts] =
         page.section("Run", _numbers(facts)),
         page.section("Curves", _curves(facts)),
         *([] if classifies and not facts.media else [page.section("Pictures", *pictures)]),
-        page.section("Videos that could not be read", _failures(facts.failures)),
+        page.section("Videos that could not be read", *_unreadable(facts)),
         page.section("Set-up", *_setup(facts)),
         f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
     ]
@@ -255,6 +257,18 @@ def _curves(facts: RunFacts) -> str:
             one("Peak memory, MB", {"memory_mb": "memory"}, from_zero=True, smooth=False),
         ]
     )
+
+
+def _unreadable(facts: RunFacts) -> list[str]:
+    """Training videos, which others stood in for, and held-out ones, which were left out."""
+    held_out = facts.heldout_failures
+    if not held_out:
+        return [_failures(facts.failures)]
+    rows = [(str(one.get("path", "")), str(one.get("cause", ""))) for one in held_out[:_FAILURES_SHOWN]]
+    more = f"<p>And {len(held_out) - len(rows)} more.</p>" if len(held_out) > len(rows) else ""
+    left_out = f"<p>{len(held_out)} held-out videos were left out of every score.</p>"
+    training = _failures(facts.failures) if facts.failures else "<p>Every training video could be read.</p>"
+    return [left_out + page.table(rows, ("Video", "Cause")) + more, training]
 
 
 def _failures(failures: Sequence[Mapping[str, Any]] | None) -> str:

@@ -79,7 +79,12 @@ def test_list_gives_paths_and_labels(
         ("a 9 3\nb 4\n", {}, r"train\.csv:2: 'b 4' has too few fields: 3 are needed .*`path count label`"),
         ("a.mp4\nb.mp4 3\n", {}, r"train\.csv:2: 'b\.mp4 3' ends with the label 3, but row 1 has no label"),
         ("a.mp4 3\n", {"labels": "no"}, r"train\.csv:1: .*labels=no"),
-        ("a.mp4\n", {"labels": "yes"}, r"train\.csv:1: 'a\.mp4' has 1 field.*labels=no"),
+        ("a.mp4\n", {"labels": "yes"}, r"train\.csv:1: 'a\.mp4' has 1 field.*add the label to every row$"),
+        (
+            "path,label\na.mp4,1\n",
+            {},
+            r"train\.csv:2: .*label 1, but row 1 has no label.*; row 1, 'path,label', looks like a header: remove",
+        ),
         (",3\n", {}, r"train\.csv:1: ',3' has no path"),
         ("a.mp4 3\n", {"separator": "comma", "labels": "yes"}, r"train\.csv:1: the label '3' is not|1 field"),
         ("a.mp4 3\n", {"separator": "spaces"}, r"separator='spaces' is not one of .*did you mean 'space'"),
@@ -95,6 +100,15 @@ def test_bad_list_is_refused_by_file_and_line(
     with pytest.raises(UserError, match=words) as caught:
         load_records(_write(tmp_path, text), **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "start", [b"\0\0\0\x20ftypisom", b"\x1aE\xdf\xa3\x9fB\x86\x81", b"RIFF\0\0\0\0AVI LIST"]
+)
+def test_video_is_no_list(tmp_path: Path, start: bytes) -> None:
+    path = _write(tmp_path, start + b"\n\0\0 3\n", "clip.mp4")
+    with pytest.raises(UserError, match=r"clip\.mp4: is a video, not a list; give a list file or a folder"):
+        load_records(path)
 
 
 def test_missing_list_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ _LONGEST_LABEL = 9  # digits that surely fit an int32
 _INTEGER = re.compile(r"-?\d{1,9}")
 # What a row looks like whose file name ends before the row does: name.ext, separator, one more field.
 _FIELD_AFTER_FILE = re.compile(r'\.\w{2,4}"?\s*[ ,\t]\s*([^ ,\t/]+)$')
+# What the names of columns look like: two words or more, none of them a file.
+_HEADER = re.compile(r'^"?[A-Za-z_]+"?(?:\s*[ ,\t]\s*"?[A-Za-z_]+"?)+$')
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _layout(table: _Table, labels: str, separator: str) -> _Layout:
     if extra is None and not any(c in first for c in candidates):
         raise UserError(
             f"{where}: '{row}' has 1 field, and `path label` has 2 (labels=yes, separator={separator}); "
-            "add the label, or say labels=no"
+            "add the label to every row"
         )
     label = extra.group(1) if extra else first.rpartition(next(c for c in candidates if c in first))[2]
     raise UserError(
@@ -195,9 +197,12 @@ def _check_unlabelled(table: _Table, labels: str) -> None:
     for row in np.flatnonzero(last <= 9):
         match = _FIELD_AFTER_FILE.search(table.text(int(row)))
         if match is not None and _is_integer(match.group(1)):
+            remedy = "give every row a label or none (labels=auto takes both)"
+            if labels == "auto" and _HEADER.search(table.text(0)):
+                remedy = f"row {table.lines[0]}, '{table.text(0)}', looks like a header: remove it"
             raise UserError(
                 f"{table.name}:{table.lines[row]}: '{table.text(int(row))}' ends with the label "
-                f"{match.group(1)}, but {rule}; give every row a label or none (labels=auto takes both)"
+                f"{match.group(1)}, but {rule}; {remedy}"
             )
 
 

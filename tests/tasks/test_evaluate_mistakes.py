@@ -26,6 +26,10 @@ from videomaskfeat.cli import main
         (["--videos-per-batch", "0"], "videos_per_batch=0: must be at least 1"),
         (["--reader", "pyva"], "'pyva' is not one of auto, decord, pyav"),
         (["--knn", "val.csv", "--k", "0"], "k=0, temperature=0.07: k must be at least 1"),
+        (
+            ["--knn", "val.csv", "--temperature", "0"],
+            "k=20, temperature=0: k must be at least 1",
+        ),
     ],
 )
 def test_choices_that_do_not_fit(
@@ -35,6 +39,7 @@ def test_choices_that_do_not_fit(
     code, out, err = run("evaluate", "best.safetensors", "val.csv", *arguments)
     assert (code, out) == (2, "")
     assert words in err
+    assert "scoring videos" not in err  # said before the work, not after it
     assert len([line for line in err.splitlines() if line.startswith("videomaskfeat")]) == 1
 
 
@@ -102,7 +107,9 @@ def test_no_readable_video_is_a_mistake(made: Path, run: Run) -> None:
     listing.write_text("gone.mp4 0\n")
     code, _, err = run("evaluate", made / "best.safetensors", listing)
     assert code == 2
-    assert "none of its 1 videos could be read" in err
+    assert "none of its 1 videos could be read; the first: " in err
+    assert "gone.mp4 (no such file); check the folder that the paths start from (--prefix)" in err
+    assert "scoring videos" not in err  # no file is there, so none is tried
 
 
 def test_classes_in_words_of_unknown_order_are_refused(made: Path, run: Run, tmp_path: Path) -> None:

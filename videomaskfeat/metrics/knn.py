@@ -39,8 +39,7 @@ def knn_scores(
     Raises:
         UserError: k or temperature out of its range, or a label outside the classes.
     """
-    if k < 1 or temperature <= 0:
-        raise UserError(f"k={k}, temperature={temperature:g}: k must be at least 1, temperature above 0")
+    check_neighbours(k=k, temperature=temperature)
     if train_labels.min() < 0 or train_labels.max() >= classes:
         raise UserError(
             f"the neighbours' labels are {train_labels.min()}..{train_labels.max()}, and there are {classes} "
@@ -61,6 +60,16 @@ def knn_scores(
         np.add.at(shares, (rows, train_labels[neighbours]), votes)
         scores[start : start + step] = shares / shares.sum(axis=1, keepdims=True)
     return scores
+
+
+def check_neighbours(*, k: int, temperature: float) -> None:
+    """Refuse what :func:`knn_scores` would, before features are made for it.
+
+    Raises:
+        UserError: k or temperature out of its range.
+    """
+    if k < 1 or temperature <= 0:
+        raise UserError(f"k={k}, temperature={temperature:g}: k must be at least 1, temperature above 0")
 
 
 def _directions(features: np.ndarray) -> np.ndarray:

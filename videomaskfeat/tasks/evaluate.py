@@ -20,7 +20,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, make_folder, make_parent
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy
-from videomaskfeat.metrics.knn import knn_scores
+from videomaskfeat.metrics.knn import check_neighbours, knn_scores
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.tasks.evaluate_output import listed_failures, write_evaluation, write_submission
 from videomaskfeat.tasks.evaluate_parts import (
@@ -29,6 +29,7 @@ from videomaskfeat.tasks.evaluate_parts import (
     Neighbours,
     ViewChoice,
     check_list,
+    check_some_exist,
     check_words,
     class_names_of,
     list_name,
@@ -207,6 +208,8 @@ class _Evaluation:
         self.weights, self.list_path = weights, list_path
         self.neighbours = neighbours
         self.machine, self.device, self.progress = machine, device, progress
+        if neighbours is not None:
+            check_neighbours(k=neighbours.k, temperature=neighbours.temperature)
         known = _classifier_recipe(weights) if neighbours is None else read_testing_recipe(weights)
         self.recipe = views.recipe(known)
         self.bf16 = uses_bf16(machine.precision, device)
@@ -225,6 +228,7 @@ class _Evaluation:
                 check_list(records, classes=self.classes, source=self.source)
                 if not names:
                     check_words(records, lists, classes=self.classes, source=self.source)
+                check_some_exist(records)
 
     @property
     def source(self) -> str:

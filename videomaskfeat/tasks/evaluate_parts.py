@@ -13,7 +13,7 @@ from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.records_kinetics import is_kinetics_header
 from videomaskfeat.data.records_table import first_row
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, open_file
+from videomaskfeat.io import exists, is_file, open_file
 from videomaskfeat.tasks.class_names import class_names_beside, read_class_names
 from videomaskfeat.tasks.multiview import videos_a_batch
 from videomaskfeat.tasks.recipe import ClassifyRecipe
@@ -179,6 +179,21 @@ def check_list(records: Records, *, classes: int, source: str) -> None:
         f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, and {source} "
         f"has {classes} classes (0..{classes - 1}; {outside.sum()} of {len(records)} rows are outside); give "
         "the list of the data set that it was trained for, or other weights"
+    )
+
+
+def check_some_exist(records: Records) -> None:
+    """Refuse a list none of whose files is there, as with a wrong prefix, before each of them is tried.
+
+    Raises:
+        UserError: so it is.
+    """
+    paths = (records[row].path for row in range(len(records)))
+    if any("://" in path or exists(path) for path in paths):  # ends at the first, of most lists
+        return
+    raise UserError(
+        f"{records.source}: none of its {len(records)} videos could be read; the first: {records[0].path} "
+        "(no such file); check the folder that the paths start from (--prefix)"
     )
 
 

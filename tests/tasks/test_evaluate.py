@@ -19,6 +19,7 @@ from tests.reference.accuracy import knn_shares, mean_class, sorted_classes, top
 from tests.tasks.scored_videos import BROKEN, LABELS, Run, write_list, write_words
 from tests.tasks.test_report import Page
 from tests.tasks.weights_files import NAMES, RECIPE, write_classifier
+from videomaskfeat.cli import build_parser
 from videomaskfeat.engine import distributed
 from videomaskfeat.tasks.evaluate import MachineChoice, Neighbours, evaluate
 from videomaskfeat.tasks.score_file import load_scores
@@ -291,7 +292,16 @@ def test_average_of_two_evaluations(made: Path, run: Run, tmp_path: Path) -> Non
         "2": str(tmp_path / "three" / "scores.npz"),
     }
     assert result["top1"] == pytest.approx(top_k(mean.scores.tolist(), mean.labels.tolist(), 1))
+    code, out, err = run("average-scores", tmp_path / "one", tmp_path / "one" / "scores.npz")
+    assert (code, out) == (2, "")
+    assert "one/scores.npz: is given twice, and an average takes each file once; leave one out" in err
     assert "Average of 2 evaluations" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_average_is_not_written_over_an_evaluation() -> None:
+    parser = build_parser()
+    assert parser.parse_args(["evaluate", "best.safetensors", "val.csv"]).out == "evaluation"
+    assert parser.parse_args(["average-scores", "a", "b"]).out == "ensemble"
 
 
 def test_classes_in_words_take_the_numbers_of_the_weights(made: Path, run: Run, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def add_evaluate(verbs: Any) -> None:
     )
     parser.add_argument("weights", help="weights (safetensors) of a fine-tuning run or of import-slowfast")
     parser.add_argument("list", metavar="LIST", help="list file or folder, with labels or without")
-    _add_out(parser)
+    _add_out(parser, default="evaluation")
     views = parser.add_argument_group("views", "default: as the weights were tested")
     views.add_argument("--views", type=int, help="clips a video, spread over its time")
     views.add_argument("--crops", type=int, help="crops a clip: 1 (centre) or 3 (along the longer side)")
@@ -104,7 +104,7 @@ def add_average_scores(verbs: Any) -> None:
     parser.add_argument(
         "scores", nargs="+", metavar="SCORES", help="folder of an evaluation, or its scores.npz"
     )
-    _add_out(parser)
+    _add_out(parser, default="ensemble")
 
 
 def run_average_scores(options: argparse.Namespace) -> int:
@@ -125,9 +125,9 @@ def _tell(result: Any, verb: str) -> int:
     return SOME_FAILED if result.failures else DONE
 
 
-def _add_out(parser: argparse.ArgumentParser) -> None:
+def _add_out(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument(
-        "--out", metavar="FOLDER", default="evaluation", help="folder to write (default: %(default)s)"
+        "--out", metavar="FOLDER", default=default, help="folder to write (default: %(default)s)"
     )
     parser.add_argument(
         "--submission", metavar="FILE", default="", help="also write a Something-Something-v2 submission"

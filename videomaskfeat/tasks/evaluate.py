@@ -136,9 +136,13 @@ def average_files(
         submission: as in :func:`evaluate`.
 
     Raises:
-        UserError: a file is missing, or they are of other videos, classes or kinds of scores.
+        UserError: a file is missing or given twice, or they are of other videos, classes or kinds of scores.
     """
     files = [scores_path(member) for member in members]
+    real = [os.path.realpath(file) for file in files]
+    for number, file in enumerate(files):
+        if real[number] in real[:number]:
+            raise UserError(f"{file}: is given twice, and an average takes each file once; leave one out")
     scored = average_scores([load_scores(file) for file in files], files)
     about = {
         "title": f"Average of {len(files)} evaluations",

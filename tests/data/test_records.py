@@ -83,7 +83,7 @@ def test_list_gives_paths_and_labels(
         (
             "path,label\na.mp4,1\n",
             {},
-            r"train\.csv:2: .*label 1, but row 1 has no label.*; row 1, 'path,label', looks like a header: remove",
+            r"train\.csv:2: .*label 1, but row 1 has no label.*; row 1, 'path,label', looks like a header",
         ),
         (",3\n", {}, r"train\.csv:1: ',3' has no path"),
         ("a.mp4 3\n", {"separator": "comma", "labels": "yes"}, r"train\.csv:1: the label '3' is not|1 field"),

@@ -43,3 +43,17 @@ def test_plan_says_where_no_two_videos_meet_to_be_mixed(overrides: list[str], to
     plan = describe_finetuning(config, model, loader, lists, device=torch.device("cpu"), bf16=False)
     words = "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the number of"
     assert (words in plan) == told
+
+
+@pytest.mark.parametrize(
+    ("learnt", "words"), [(1_285, "(1.28 K learnt"), (9_999, "(10.00 K learnt"), (10_000, "(0.01 M learnt")]
+)
+def test_plan_says_how_little_a_probe_learns(learnt: int, words: str) -> None:
+    config = load_config(FinetuneConfig, None, [])
+    config.clip.frames, config.clip.crop = 8, 64
+    lists = LabelledLists(Records.from_paths(["a.mp4"] * 64, [0] * 64, source="train.csv"), None, 5, ())
+    loader: Any = SimpleNamespace(batches_per_epoch=4)
+    model = create_model("maskfeat_mvitv2_nano_classifier", classes=5).requires_grad_(False)
+    model.probe = torch.nn.Parameter(torch.zeros(learnt))
+    plan = describe_finetuning(config, model, loader, lists, device=torch.device("cpu"), bf16=False)
+    assert words in plan

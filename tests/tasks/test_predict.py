@@ -179,6 +179,15 @@ def test_all_unreadable_is_the_users_mistake(
     assert "none of the 2 videos could be read; the first: " in capsys.readouterr().err
 
 
+def test_list_is_sent_to_evaluate(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("a.mp4 3\n")
+    assert main(["predict", str(weights), str(path), "--device", "cpu"]) == 2
+    assert "list.csv: is a list, and videos are needed here; score a list with `videomaskfeat evaluate" in (
+        capsys.readouterr().err
+    )
+
+
 def test_wrong_weights_are_refused(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = str(videos / "a.mp4")
     pretrained = write_pretrained(tmp_path / "pretrained.safetensors")

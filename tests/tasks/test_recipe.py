@@ -124,7 +124,9 @@ def test_encoders_recipe_is_for_testing_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", {ENCODER_KEY: recipe.to_json(), "model": "x"})
     assert read_testing_recipe(path) == recipe
     assert read_clip_recipe(path) == recipe.clip
-    with pytest.raises(UserError, match="an encoder without a head, and a classifier's are needed"):
+    with pytest.raises(
+        UserError, match="weights of an encoder without a head, and a classifier's are needed"
+    ):
         read_classify_recipe(path)
     assert recipe_texts(path) == {ENCODER_KEY: recipe.to_json()}
     assert recipe_texts(write(tmp_path / "b.safetensors", {"model": "x"})) == {}

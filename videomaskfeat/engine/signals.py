@@ -38,7 +38,7 @@ class StopSignals:
         self.requested = True
         self._restore()
         logger.warning(
-            "%s: the step is finished and a checkpoint saved; a second one stops at once",
+            "%s: the step will be finished and a checkpoint saved; a second one stops at once",
             signal.Signals(number).name,
         )
 

@@ -56,7 +56,8 @@ def describe_finetuning(
     size = (1, 3, clip.frames, clip.crop, clip.crop)
     parameters = [parameter.numel() for parameter in model.parameters()]
     learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    frozen = "" if learnt == sum(parameters) else f" ({learnt / 1e6:.2f} M learnt, the encoder is frozen)"
+    share = f"{learnt / 1e6:.2f} M" if learnt >= 10_000 else f"{learnt / 1e3:.2f} K"
+    frozen = "" if learnt == sum(parameters) else f" ({share} learnt, the encoder is frozen)"
     tokens = model.token_grid(size)  # type: ignore[operator]
     how = "segments" if clip.sampling == "segments" else f"stride {clip.stride}"
     held_out = "" if lists.validation is None else f", {len(lists.validation)} held out"

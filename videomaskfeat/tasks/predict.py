@@ -23,6 +23,7 @@ from videomaskfeat.tasks.video_models import Predictions, load_classifier
 from videomaskfeat.tasks.visualize import free_name
 from videomaskfeat.viz.labelled import Bar, write_labelled
 
+_LISTS = (".csv", ".tsv", ".txt", ".json")  # endings of list files, which no video has
 _BARS = 3  # classes drawn into a video
 _READ_BYTES = 64 << 20  # decoded frames held on the way into a film
 
@@ -142,6 +143,11 @@ def _listed(videos: Iterable[str]) -> Iterator[str]:
         if is_folder(video):
             # A folder that holds the pictures of one video lists itself, as ".".
             yield from (record.path.removesuffix(f"{os.sep}.") for record in load_records(video))
+        elif video.lower().endswith(_LISTS):
+            raise UserError(
+                f"{video}: is a list, and videos are needed here; score a list with `videomaskfeat evaluate "
+                "WEIGHTS LIST`"
+            )
         else:
             yield video
 

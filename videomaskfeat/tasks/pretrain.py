@@ -264,11 +264,12 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
     if "heldout_trained" in summary:
         constant, trained = summary["heldout_constant"], summary["heldout_trained"]
         share = 100 * (1 - trained / constant)
+        place = f"{abs(share):.1f} % {'below' if share >= 0 else 'above'} the constant"
         lines += [
             f"loss on {summary['heldout_clips']} held-out clips (mean squared error at hidden positions)",
             f"  best constant prediction  {constant:.5f}",
             f"  untrained model           {summary['heldout_untrained']:.5f}",
-            f"  trained model             {trained:.5f}   ({share:.1f} % below the constant)",
+            f"  trained model             {trained:.5f}   ({place})",
         ]
     lines += [
         f"checkpoint  {summary['checkpoint']}",

@@ -236,7 +236,10 @@ def read_classify_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     """
     metadata = _metadata(path)
     if CLASSIFY_KEY not in metadata:
-        kinds = {METADATA_KEY: "weights of a pre-training run", ENCODER_KEY: "an encoder without a head"}
+        kinds = {
+            METADATA_KEY: "weights of a pre-training run",
+            ENCODER_KEY: "weights of an encoder without a head",
+        }
         found = [kind for key, kind in kinds.items() if key in metadata]
         what = found[0] if found else "weights without a recipe"
         raise UserError(

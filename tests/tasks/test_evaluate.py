@@ -158,6 +158,12 @@ def test_unlabelled_list_gives_predictions_and_a_submission(made: Path, run: Run
     code, out, _ = run("evaluate", made / "best.safetensors", listing, "--submission", submission)
     assert code == 3
     assert "top-1" not in out
+    assert f"\nsubmission  {submission} (lacks 1 of 3 rows: unreadable videos)\n" in out
+    whole = made / "whole.csv"
+    whole.write_text("000.mp4\n007.mp4\n")
+    _, out, _ = run("evaluate", made / "best.safetensors", whole, "--submission", submission)
+    assert f"\nsubmission  {submission}\n" in out
+    run("evaluate", made / "best.safetensors", listing, "--submission", submission)
     scored = load_scores(tmp_path / "out")
     assert not scored.labelled
     assert "top1" not in result_of(tmp_path)

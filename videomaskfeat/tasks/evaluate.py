@@ -120,7 +120,7 @@ def evaluate(
         scored, train = work.scored()
         about = work.describe(train) | {"seconds": round(time.monotonic() - start, 1)}
         result = distributed.run_on_main(lambda: _write(Path(out), scored, about, submission))
-        text = closing_words(scored, result, Path(out), about) if distributed.is_main() else ""
+        text = closing_words(scored, result, Path(out), about, submission) if distributed.is_main() else ""
         failures = scored.failures + (() if train is None else train.failures)
         return Evaluated(Path(out), result, scored, failures, text)
 
@@ -152,11 +152,17 @@ def average_files(
     }
     _make_places(out, submission)
     result = _write(Path(out), scored, about, submission)
-    text = closing_words(scored, result, Path(out), about)
+    text = closing_words(scored, result, Path(out), about, submission)
     return Evaluated(Path(out), result, scored, scored.failures, text)
 
 
-def closing_words(scored: ScoredList, result: Accuracy | None, folder: Path, about: Mapping[str, Any]) -> str:
+def closing_words(
+    scored: ScoredList,
+    result: Accuracy | None,
+    folder: Path,
+    about: Mapping[str, Any],
+    submission: str = "",
+) -> str:
     """What the user reads at the end."""
     protocol = about["protocol"]
     how = f" ({protocol['views']} x {protocol['crops']} views)" if "views" in protocol else ""
@@ -167,6 +173,10 @@ def closing_words(scored: ScoredList, result: Accuracy | None, folder: Path, abo
             f"top-5       {result.top5:.2f} %",
             f"mean class  {result.mean_class:.2f} %",
         ]
+    if submission:
+        lacking = len(scored.failures)
+        short = f" (lacks {lacking} of {scored.listed} rows: unreadable videos)" if lacking else ""
+        lines.append(f"submission  {submission}{short}")
     return "\n".join([*lines, f"report      {folder / 'report.html'}"])
 
 

@@ -131,8 +131,8 @@ class _Reader:
 def _reader_of(path: str, written: Mapping[str, Any]) -> _Reader:
     if not any(key.startswith("MODEL.") for key in written):
         raise UserError(
-            f"{path}: is not a PySlowFast YAML: it has no section MODEL; give the YAML that the checkpoint was "
-            "trained with"
+            f"{path}: is not a PySlowFast YAML: it has no section MODEL; give the YAML that the checkpoint "
+            "was trained with"
         )
     name = written.get("MODEL.MODEL_NAME", "SlowFast")
     if name not in _READERS:

@@ -234,9 +234,10 @@ def test_no_space_left_ends_with_code_1_and_keeps_the_checkpoint(
     assert kept[-1].read_bytes() == content
 
 
-def test_folder_that_cannot_be_made_ends_with_code_1(pretrain: Pretrain, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_made_is_refused(pretrain: Pretrain, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert_refused(pretrain(f"run.folder={tmp_path / 'file' / 'run'}"), "file", code=1)
+    below = tmp_path / "file" / "run"
+    assert_refused(pretrain(f"run.folder={below}"), "cannot be a folder", "file is a file")
 
 
 def test_damaged_foreign_and_unsafe_checkpoints_are_refused(pretrain: Pretrain, tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ class CheckpointFolder:
             SaveFailed: the operating system refused to write; the temporary file is removed.
         """
         path = self.path(step)
-        make_folder(self.folder)
+        try:
+            make_folder(self.folder)
+        except UserError as error:  # in the midst of a run, whatever stands in the way came after its start
+            raise SaveFailed(f"{path}: the checkpoint could not be written: {error}") from error
         temporary = path.with_name(path.name + _TEMPORARY)
         try:
             with open_file(temporary, "wb") as file:

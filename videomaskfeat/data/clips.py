@@ -257,14 +257,8 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
         """Keep the parts, as `VideoClips` does.
 
         Args:
-            records: the list.
-            sampler: draws the frames of a clip.
-            transform: draws the crop of a clip.
-            mask: draws the mask of a clip.
-            reader: of video files: auto, decord or pyav.
-            seed: of everything drawn, at least 0.
-            samples_per_video: clips cut from one opening of a video, each with its own mask too.
-            tries: records to try for one sample before giving up on the list.
+            records, sampler, transform, reader, seed, samples_per_video, tries: see `VideoClips`.
+            mask: draws the mask of a clip; each clip of a video has its own.
 
         Raises:
             UserError: a number that cannot be.

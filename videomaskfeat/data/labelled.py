@@ -76,15 +76,9 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
         """Keep the parts, as `VideoClips` does.
 
         Args:
-            records: the list; every row with a label.
-            sampler: draws the frames of a clip, such as ``functools.partial(random_segments, frames=16)``.
-            transform: draws the crop of a clip, and whether it is flipped.
+            records, sampler, transform, reader, seed, samples_per_video, tries: see `VideoClips`; every row
+                of the list has a label.
             augment: changes the pixels of a clip; None leaves them alone.
-            reader: of video files: auto, decord or pyav.
-            seed: of everything drawn, at least 0.
-            samples_per_video: clips cut from one opening of a video ("repeated augmentation"), each with its
-                own frames, augmentation and crop.
-            tries: records to try for one sample before giving up on the list.
             flip_labels: the class that a flipped clip shows, by the class of the video, both ways round (see
                 `left_right_pairs`); a class that is not in it stays what it is.
             balanced: an epoch takes the same number of videos from each class that the list holds, give or

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava", "boxes"}
+GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava", "boxes", "tracking"}
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
     ("interop", "targets"),
     ("targets", "models"),
+    ("targets", "losses"),
     ("data", "masking"),
     ("viz", "targets"),
 }
@@ -29,6 +30,7 @@ ABOVE = {
     "csv_columns": {"errors", "io"},
     "ava": {"errors", "io", "csv_columns"},
     "boxes": set(),
+    "tracking": {"errors", "boxes"},
     "grid": {"errors"},
     "memory": set(),
 }

@@ -21,12 +21,14 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
 
     Args:
         name: one of ``videomaskfeat.models.zoo.MODELS``: maskfeat_mvitv2_s, maskfeat_mvitv2_l (pre-training),
-            maskfeat_mvitv2_s_classifier, maskfeat_mvitv2_l_classifier (their fine-tuning), mvitv2_s,
+            maskfeat_mvitv2_s_classifier, maskfeat_mvitv2_l_classifier (their fine-tuning),
+            maskfeat_mvitv2_s_detector, maskfeat_mvitv2_l_detector (actions of persons in boxes), mvitv2_s,
             mvitv2_b, mvitv2_l (supervised classifiers), and a nano of each kind for CPUs; mvitv2_encoder has
             no head.
         arguments: what differs from the named model; see :class:`~videomaskfeat.models.mvit.MViT`,
-            :class:`~videomaskfeat.models.maskfeat.MaskFeat` and
-            :class:`~videomaskfeat.models.heads.Classifier`. Lists are taken as tuples.
+            :class:`~videomaskfeat.models.maskfeat.MaskFeat`,
+            :class:`~videomaskfeat.models.heads.Classifier` and
+            :class:`~videomaskfeat.models.detector.Detector`. Lists are taken as tuples.
 
     Returns:
         The model in training mode. Its ``created_as`` holds the name and all arguments, for

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.maskfeat import MaskFeat
 from videomaskfeat.models.mvit import MViT
@@ -80,6 +81,10 @@ MODELS = {
     "maskfeat_mvitv2_l_classifier": NamedModel(
         Classifier, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8, 44), "head": "mean"}
     ),
+    # Detectors keep the maps of pre-training, a cell every 16 pixels: boxes are small.
+    "maskfeat_mvitv2_nano_detector": NamedModel(Detector, {**_NANO, "widen_in": "mlp", "q_pool_at": (1,)}),
+    "maskfeat_mvitv2_s_detector": NamedModel(Detector, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3)}),
+    "maskfeat_mvitv2_l_detector": NamedModel(Detector, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8)}),
     # What is left of any of them without its head; the file of such a one gives every argument.
     "mvitv2_encoder": NamedModel(MViT, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)}),
 }

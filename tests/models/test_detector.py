@@ -1,0 +1,222 @@
+"""Detectors: logits against their definition, any frame size, no boxes, weights to start from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.models.test_heads import SMALL, layer_norm
+from tests.reference.roi_align import plain_roi_align
+from videomaskfeat.errors import UserError
+from videomaskfeat.models import create_model
+from videomaskfeat.models.detector import TEMPORAL, Detector
+from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.weights import load_into, load_model, save_weights
+
+# Pixels of clips of 32x48: one inside, a larger one, one that leaves the frame, two of the second clip.
+BOXES = torch.tensor(
+    [
+        [0, 3.0, 4.0, 20.0, 30.0],
+        [0, 0.0, 0.0, 48.0, 32.0],
+        [1, -5.0, 10.0, 12.0, 40.0],
+        [1, 30.0, 2.0, 44.0, 14.0],
+        [1, 30.5, 2.5, 31.0, 3.0],
+    ]
+)
+
+
+def small(**changes: Any) -> Detector:
+    """A detector with weights so large that every part of them shows."""
+    torch.manual_seed(0)
+    model = create_model("maskfeat_mvitv2_nano_detector", **{**SMALL, "classes": 5, **changes})
+    assert isinstance(model, Detector)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def maps_of(model: Detector, clips: Tensor, **changes: Any) -> Tensor:
+    """Normalised tokens [B, t, h, w, D] from a plain encoder of the same weights."""
+    encoder = MViT(**{**SMALL, **changes}, final_norm=False).eval()
+    missing, _ = encoder.load_state_dict(model.state_dict(), strict=False)
+    assert not missing
+    return layer_norm(encoder(clips)[:, 1:], model.norm).unflatten(1, encoder.output_grid(clips.shape).shape)
+
+
+def cut(maps: Tensor, boxes: Tensor, stride: int, bins: int = 7) -> Tensor:
+    """Maps [B, h, w, D] -> [R, D], by the definition."""
+    return plain_roi_align(maps.permute(0, 3, 1, 2), boxes, (bins, bins), 1 / stride, -1, True).amax((2, 3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("q_pool_at", "stride"), [((1, 3), 16), ((1,), 8)])
+def test_logits_follow_the_definition_at_both_strides(q_pool_at: tuple[int, ...], stride: int) -> None:
+    model, clips = small(q_pool_at=q_pool_at).eval(), torch.randn(2, 3, 4, 32, 48)
+    features = cut(maps_of(model, clips, q_pool_at=q_pool_at).mean(1), BOXES, stride)
+    expected = features @ model.head.projection.weight.T + model.head.projection.bias
+    # Another order of summation in float32.
+    torch.testing.assert_close(model(clips, BOXES), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temporal", ["late_mean", "late_max"])
+def test_late_pooling_cuts_the_boxes_from_every_step(temporal: str) -> None:
+    model, clips = small(temporal=temporal).eval(), torch.randn(2, 3, 6, 32, 48)
+    maps = maps_of(model, clips)  # 3 steps
+    steps = torch.stack([cut(maps[:, step], BOXES, 16) for step in range(3)])
+    features = steps.amax(0) if temporal == "late_max" else steps.mean(0)
+    torch.testing.assert_close(model(clips, BOXES), model.head(features), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_scene_is_the_mean_of_the_box_own_clip() -> None:
+    model, clips = small(scene=True, bins=3).eval(), torch.randn(2, 3, 4, 32, 48)
+    maps = maps_of(model, clips)
+    whole = maps.mean((1, 2, 3))[[0, 0, 1, 1, 1]]
+    features = torch.cat([cut(maps.mean(1), BOXES, 16, bins=3), whole], dim=1)
+    torch.testing.assert_close(model(clips, BOXES), model.head(features), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temporal", TEMPORAL)
+def test_a_box_is_judged_alone_and_in_its_own_clip(temporal: str) -> None:
+    model, clips = small(temporal=temporal, scene=True).eval(), torch.randn(2, 3, 4, 32, 48)
+    logits = model(clips, BOXES)
+    order = torch.tensor([4, 0, 2, 3, 1])
+    torch.testing.assert_close(model(clips, BOXES[order]), logits[order], atol=1e-5, rtol=1e-5)
+    alone = BOXES[3:4].clone()
+    alone[:, 0] = 0
+    torch.testing.assert_close(model(clips[1:], alone), logits[3:4], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_whole_frames_are_seen_as_by_a_model_made_for_them() -> None:
+    """Interpolating position tables in forward equals resizing them once, for frames of another shape."""
+    square = small().eval()
+    wide = small(clip_size=(4, 48, 64)).eval()
+    report = load_into(wide, square.state_dict())
+    assert {name.rpartition(".")[2] for name in report.resized} == {"rel_pos_h", "rel_pos_w"}
+    clips = torch.randn(2, 3, 4, 48, 64)
+    torch.testing.assert_close(square(clips, BOXES), wide(clips, BOXES), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_odd_number_of_tokens_leaves_the_places_of_cells() -> None:
+    """Poolings start at the first token, so a longer frame only adds cells behind the last."""
+    model, clips = small(relative_space=False).eval(), torch.randn(1, 3, 4, 36, 52)
+    maps = model.maps(clips)
+    assert maps.shape[1:4] == (2, 3, 4)  # 9x13 tokens, halved twice
+    torch.testing.assert_close(maps, maps_of(model, clips, relative_space=False), atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_without_boxes_has_no_logits_and_a_gradient_of_zero() -> None:
+    """As after a crop that lost all of them: other ranks wait for the gradient of every parameter."""
+    for temporal in TEMPORAL:
+        model = small(temporal=temporal, scene=True)
+        logits = model(torch.randn(2, 3, 4, 32, 48), torch.zeros(0, 5))
+        assert logits.shape == (0, 5)
+        logits.sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert (parameter.grad == 0).all(), name
+
+
+@pytest.mark.parametrize("temporal", TEMPORAL)
+def test_training_reaches_every_parameter(temporal: str) -> None:
+    model = small(temporal=temporal, dropout=0.0)
+    model(torch.randn(2, 3, 4, 32, 48), BOXES).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # A bias of the keys' norm moves all scores of a query alike.
+        assert (parameter.grad != 0).any() or name.endswith("norm_k.bias"), name
+
+
+def test_parameters_have_pyslowfast_names() -> None:
+    names = {name for name in small().state_dict() if not name.startswith("blocks.")}
+    stem = {"cls_token", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    assert names == {*stem, "norm.weight", "norm.bias", "head.projection.weight", "head.projection.bias"}
+
+
+def test_initial_values_of_the_head_are_scaled() -> None:
+    torch.manual_seed(0)
+    model = create_model("maskfeat_mvitv2_nano_detector", classes=400, head_scale=0.001)
+    weight, bias = (model.get_parameter(f"head.projection.{kind}") for kind in ("weight", "bias"))
+    assert weight.std().item() == pytest.approx(0.02 * 0.001, rel=0.02)  # 51,200 draws
+    assert (bias == torch.tensor(0.02) * 0.001).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "stride"),
+    [
+        ("maskfeat_mvitv2_nano_detector", {}, (2, 16, 16)),
+        ("maskfeat_mvitv2_s_detector", {}, (2, 16, 16)),
+        ("maskfeat_mvitv2_l_detector", {}, (2, 16, 16)),
+        ("maskfeat_mvitv2_s_detector", {"q_pool_at": (1, 3, 14)}, (2, 32, 32)),
+    ],
+)
+def test_named_detectors_keep_the_maps_of_pre_training(
+    name: str, arguments: dict[str, Any], stride: tuple[int, int, int]
+) -> None:
+    with torch.device("meta"):
+        model = create_model(name, **arguments)
+        pretrained = create_model(name.removesuffix("_detector"))
+    assert isinstance(model, Detector)
+    assert model.classes == 80
+    assert model.output_stride == stride
+    own = {key: value.shape for key, value in model.state_dict().items()}
+    shared = {key: value.shape for key, value in pretrained.state_dict().items() if key in own}
+    assert set(own) - set(shared) == {
+        "norm.weight",
+        "norm.bias",
+        "head.projection.weight",
+        "head.projection.bias",
+    }
+    if not arguments:
+        assert all(own[key] == shape for key, shape in shared.items())
+
+
+def test_saved_detector_is_built_again(tmp_path: Any) -> None:
+    model = create_model("maskfeat_mvitv2_nano_detector", **SMALL, classes=5, temporal="late_max").eval()
+    save_weights(tmp_path / "detector.safetensors", model)
+    again = load_model(tmp_path / "detector.safetensors")
+    clips = torch.randn(2, 3, 4, 32, 48)
+    assert torch.equal(again(clips, BOXES), model(clips, BOXES))
+
+
+def test_bfloat16_autocast_stays_close() -> None:
+    torch.manual_seed(0)
+    model = create_model("maskfeat_mvitv2_nano_detector", classes=6).eval()
+    clips, boxes = torch.randn(2, 3, 8, 64, 64), F.pad(BOXES[:, 1:], (1, 0))
+    exact = model(clips, boxes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(clips, boxes)
+    assert (rounded.float() - exact).norm() < 5e-2 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"temporal": "late_men"},
+            "temporal 'late_men' is not one of early_mean, .* did you mean 'late_mean'",
+        ),
+        ({"classes": 0}, "classes 0 and bins 7 must be positive"),
+        ({"bins": 0}, "bins 0 must be positive"),
+        ({"dropout": 1.0}, r"dropout 1.0 in 0..1, 1 excluded"),
+        ({"mean_first": True}, "cannot be set on a detector, nor mean_first"),
+        ({"q_pool_stride": (1, 1, 2)}, "a cell every 4 rows and 16 columns of pixels"),
+        ({"casses": 5}, "has no argument 'casses'; did you mean 'classes'"),
+    ],
+)
+def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        create_model("maskfeat_mvitv2_nano_detector", **{**SMALL, **arguments})
+
+
+def test_a_place_outside_the_batch_is_named() -> None:
+    with pytest.raises(UserError, match="boxes name places 0 to 1 in a batch of 1"):
+        small()(torch.randn(1, 3, 4, 32, 48), BOXES)

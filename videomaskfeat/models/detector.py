@@ -9,7 +9,7 @@ from torch import Tensor
 
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models.heads import LinearHead
-from videomaskfeat.models.mvit import MViT, on_grid
+from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.roi_align import roi_align
 
 Temporal = Literal["early_mean", "late_mean", "late_max"]
@@ -110,7 +110,8 @@ class Detector(MViT):
     def maps(self, clips: Tensor) -> Tensor:
         """The encoder's normalised output as maps, [B, t, h, w, D]."""
         tokens, grid = self.through_blocks(*self.patch_embed(clips))
-        return self.norm(on_grid(tokens, grid)).unflatten(1, grid.shape)
+        tokens = tokens[:, tokens.shape[1] - grid.size :]  # the class token is no place
+        return self.norm(tokens).unflatten(1, grid.shape)
 
     def _of_boxes(self, maps: Tensor, boxes: Tensor) -> Tensor:
         """The features of each box, [R, D], from maps [B, t, h, w, D]."""

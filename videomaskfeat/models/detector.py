@@ -86,7 +86,7 @@ class Detector(MViT):
             self.out_width * (2 if scene else 1), classes, dropout=dropout, scale=head_scale
         )
 
-    def forward(self, clips: Tensor, boxes: Tensor) -> Tensor:
+    def forward(self, clips: Tensor, boxes: Tensor) -> Tensor:  # type: ignore[override]
         """Say what the person in each box does.
 
         Args:

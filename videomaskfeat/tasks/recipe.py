@@ -26,6 +26,8 @@ CLASSIFY_KEY = "classify"
 """Key of a classifier's recipe, likewise."""
 ENCODER_KEY = "encoder"
 """Key of an encoder's without a head: a :class:`ClassifyRecipe` that knows no classes."""
+DETECT_KEY = "detect"
+"""Key of a detector's of actions: a :class:`~videomaskfeat.tasks.detect_recipe.DetectRecipe`."""
 _TORCH_SUFFIXES = (".pyth", ".pt", ".pth", ".ckpt")
 
 
@@ -239,6 +241,7 @@ def read_classify_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
         kinds = {
             METADATA_KEY: "weights of a pre-training run",
             ENCODER_KEY: "weights of an encoder without a head",
+            DETECT_KEY: "weights of a detector of actions",
         }
         found = [kind for key, kind in kinds.items() if key in metadata]
         what = found[0] if found else "weights without a recipe"
@@ -273,10 +276,25 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     if METADATA_KEY in metadata:
         clip = read_recipe(path).clip
         return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
+    if DETECT_KEY in metadata:
+        clip = _read(clip_of_parts, metadata[DETECT_KEY], path, DETECT_KEY)
+        return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
     raise UserError(
         f"{os.fspath(path)}: weights without a recipe, so nothing says which clips they want; give the "
         "weights.safetensors of a run, or what `videomaskfeat import-slowfast` wrote"
     )
+
+
+def clip_of_parts(text: str) -> ClipRecipe:
+    """The clip in a recipe of any kind, as JSON.
+
+    Raises:
+        ValueError: no JSON, or no clip in it.
+    """
+    try:
+        return ClipRecipe(**json.loads(text)["clip"])
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"no recipe of a clip: {error}") from error
 
 
 def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -286,7 +304,8 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
         UserError: the file is missing or is no safetensors file.
     """
     metadata = _metadata(path)
-    return {key: metadata[key] for key in (METADATA_KEY, CLASSIFY_KEY, ENCODER_KEY) if key in metadata}
+    known = (METADATA_KEY, CLASSIFY_KEY, ENCODER_KEY, DETECT_KEY)
+    return {key: metadata[key] for key in known if key in metadata}
 
 
 def _metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:

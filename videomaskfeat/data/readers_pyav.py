@@ -13,18 +13,15 @@ read decodes from the start of the file. Slow, but the same picture for the same
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 
+from videomaskfeat.data.pyav_file import PyAvFile, decoded
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 
 
@@ -36,7 +33,7 @@ class _FrameIndex:
     key_times: np.ndarray
 
 
-class PyAvReader(VideoReader):
+class PyAvReader(PyAvFile, VideoReader):
     """Reads any file that FFmpeg reads.
 
     PyAV 18.1 keeps about a kilobyte of every file that was opened, for good: why ``ClipLoader`` renews its
@@ -55,15 +52,9 @@ class PyAvReader(VideoReader):
         Raises:
             VideoReadError: the file is missing, empty, damaged, or holds no pictures.
         """
-        self.path = path
-        self._threads = threads
+        super().__init__(path, threads=threads)
         self._info: VideoInfo | None = None
-        self._reformatter = VideoReformatter()
-        self._quarter_turns = 0  # counter-clockwise, as numpy counts them
-        self._container, self._stream = self._open()
         try:
-            # Noted before decoding: a stream may change its size half-way, the pictures of a clip may not.
-            self._size = (self._stream.codec_context.width, self._stream.codec_context.height)
             self._index = self._make_index()
             if self._index is None:
                 self.frames = sum(1 for _ in self._count_frames())
@@ -94,32 +85,6 @@ class PyAvReader(VideoReader):
             )
         return self._info
 
-    def close(self) -> None:
-        """Release the file and the decoder; may be called twice."""
-        self._container.close()
-
-    def _open(self) -> tuple[InputContainer, VideoStream]:
-        # FFmpeg's complaints about damaged files would fill the terminal; the errors below name the cause.
-        av.logging.set_level(None)
-        try:
-            container = av.open(self.path, metadata_errors="ignore")
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoReadError(self.path, _open_failure(self.path, error)) from error
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream) or stream.disposition & stream.disposition.attached_pic:
-            audio = bool(container.streams.audio)
-            container.close()
-            raise VideoReadError(self.path, "no video stream" + (", only audio" if audio else ""))
-        # Asking for 0 threads leaves the number to FFmpeg.
-        stream.codec_context.thread_count = self._threads
-        stream.codec_context.thread_type = "NONE" if self._threads == 1 else "AUTO"
-        return container, stream
-
-    def _reopen(self) -> None:
-        """Back to the very first packet, also where a container cannot seek."""
-        self._container.close()
-        self._container, self._stream = self._open()
-
     def _make_index(self) -> _FrameIndex | None:
         """None where packet times cannot be trusted."""
         times: list[int | None] = []
@@ -140,8 +105,7 @@ class PyAvReader(VideoReader):
             raise VideoReadError(self.path, f"damaged after frame {packets} ({error.strerror})") from error
         if not keys and packets:
             raise VideoReadError(self.path, f"no key frame in {packets} frames")
-        if self._container.format.name == "avi" and self._stream.codec_context.has_b_frames:
-            # AVI stores no presentation times, and FFmpeg's guess is off where frames are reordered.
+        if self._guesses_times():
             return None
         if None in times or None in keys or len(set(times)) < len(times):
             return None
@@ -198,17 +162,7 @@ class PyAvReader(VideoReader):
 
     def _decode_from(self, key_time: int, wanted: set[int]) -> Iterator[VideoFrame]:
         """Decode from a key frame on; the frames with ``wanted`` times."""
-        context = self._stream.codec_context
-        remaining = set(wanted)
-        for packet in self._packets_from(key_time):
-            # Non-reference pictures may be left out: no other picture depends on them.
-            context.skip_frame = "DEFAULT" if packet.pts in remaining else "NONREF"
-            remaining.discard(packet.pts)
-            yield from (frame for frame in _decoded(self._stream, packet) if frame.pts in wanted)
-            if not remaining:
-                break
-        # All wanted packets are in: what the decoder holds back for reordering comes out without more input.
-        yield from (frame for frame in _decoded(self._stream, None) if frame.pts in wanted)
+        return self._decode_wanted(self._packets_from(key_time), wanted)
 
     def _packets_from(self, key_time: int) -> Iterator[Packet]:
         """The packets from the key frame with this time on, wherever the container's own seek lands."""
@@ -225,29 +179,12 @@ class PyAvReader(VideoReader):
         yield first
         yield from packets
 
-    def _packets(self) -> Iterator[Packet]:
-        return (packet for packet in self._container.demux(self._stream) if packet.size)
-
     def _count_frames(self) -> Iterator[VideoFrame]:
         """All decodable frames from the start of the file, in the order in which the decoder shows them."""
         self._reopen()
         for packet in self._packets():
-            yield from _decoded(self._stream, packet)
-        yield from _decoded(self._stream, None)
-
-    def _picture(self, frame: VideoFrame) -> np.ndarray:
-        """RGB as displayed, uint8 [H, W, 3]: a view that lives as long as the frame.
-
-        The scaler's default flags: with them 4:2:0 pictures of even height go through the same unscaled
-        conversion as in decord, and are bit-equal to its.
-        """
-        width, height = self._size
-        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)[:, : 3 * width]
-        # Whole quarter turns only: any other angle is shown unturned, as in decord.
-        self._quarter_turns = 0 if frame.rotation % 90 else frame.rotation // 90 % 4
-        return np.rot90(rows.reshape(height, width, 3), self._quarter_turns)
+            yield from decoded(self._stream, packet)
+        yield from decoded(self._stream, None)
 
     def _frame_rate(self) -> float:
         rate = self._stream.average_rate or self._stream.guessed_rate
@@ -274,27 +211,3 @@ class PyAvReader(VideoReader):
         # Containers round times to their clock: Matroska's 30 fps is gaps of 33 and 34 ms.
         allowed = max(1.0, 0.1 * float(np.median(gaps)))
         return bool(np.abs(gaps - np.median(gaps)).max() > allowed)
-
-
-def _decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
-    """The frames that a packet (None: the end) brings out; none from one that is damaged."""
-    try:
-        yield from stream.decode(packet)
-    except av.error.FFmpegError:
-        # Not swallowed: a frame that was asked for and does not come is reported by the reader.
-        return
-
-
-def _open_failure(path: str, error: Exception) -> str:
-    """The cause, in words, of a file that does not open."""
-    if not os.path.exists(path):
-        return "no such file"
-    if not os.path.getsize(path):
-        return "empty file (0 bytes)"
-    if isinstance(error, av.error.InvalidDataError):
-        with open(path, "rb") as file:
-            brand = file.read(8)[4:]
-        if brand == b"ftyp":
-            return "truncated or damaged: an mp4 file without its index (moov)"
-        return "not a video file"
-    return str(getattr(error, "strerror", None) or error)

@@ -40,9 +40,9 @@ def test_unreadable_frames_are_read_errors(tmp_path: Path) -> None:
     (tmp_path / "3.png").touch()
     _write(tmp_path, "4.png", 1, (8, 8))
     video = FrameFolderReader(str(tmp_path))
-    with pytest.raises(VideoReadError, match=r"2\.png is no picture \(10 bytes\)"):
+    with pytest.raises(VideoReadError, match=r"2\.png: no picture, or a damaged one \(10 bytes\)"):
         video.read([1])
-    with pytest.raises(VideoReadError, match=r"3\.png is no picture \(0 bytes\)"):
+    with pytest.raises(VideoReadError, match=r"3\.png: empty file \(0 bytes\)"):
         video.read([2])
     with pytest.raises(VideoReadError, match=r"4\.png is 8x8, others are 6x4"):
         video.read([0, 3])

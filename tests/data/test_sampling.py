@@ -131,6 +131,8 @@ def test_policy_error_names_both_lengths() -> None:
     with pytest.raises(ShortVideoError, match="too short: 10 frames, and the clip spans 64"):
         clip_indices_view(10, 30.0, frames=16, stride=4, view=0, views=1, short="error")
     clip_indices_view(64, 30.0, frames=16, stride=4, view=0, views=1, short="error")
+    # A picture, or any video, is long enough for one frame of it.
+    assert clip_indices_view(1, 30.0, frames=1, stride=4, view=0, views=1, short="error").tolist() == [0]
 
 
 def test_impossible_arguments_are_named() -> None:

@@ -300,5 +300,5 @@ def test_video_damaged_where_no_view_looks_is_answered_without_film(
     assert main([*arguments, "--device", "cpu"]) == 3
     said = capsys.readouterr()
     assert said.out.splitlines()[0] == str(pictures)
-    assert "no annotated video: 18.png is no picture" in said.err
+    assert "no annotated video: 18.png: no picture" in said.err
     assert list((tmp_path / "films").iterdir()) == []

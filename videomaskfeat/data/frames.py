@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 
-import cv2
 import numpy as np
 
+from videomaskfeat.data.images import decode_picture, is_picture, picture_codec
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import list_folder, open_file
 
-PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -40,7 +39,7 @@ class FrameFolderReader(VideoReader):
             names = list_folder(path)
         except OSError as error:
             raise VideoReadError(path, f"no such folder of frames ({type(error).__name__})") from error
-        self._names = sorted((name for name in names if _is_picture(name)), key=_natural)
+        self._names = sorted((name for name in names if is_picture(name)), key=_natural)
         if not self._names:
             raise VideoReadError(path, f"no pictures among its {len(names)} files")
         self.frames = len(self._names)
@@ -49,7 +48,6 @@ class FrameFolderReader(VideoReader):
     def info(self) -> VideoInfo:
         """All facts; reads the first picture."""
         first = self._picture(0)
-        suffix = os.path.splitext(self._names[0])[1].lower()
         return VideoInfo(
             path=self.path,
             frames=self.frames,
@@ -58,7 +56,7 @@ class FrameFolderReader(VideoReader):
             width=first.shape[1],
             height=first.shape[0],
             rotation_degrees=0,
-            codec={".jpg": "mjpeg", ".jpeg": "mjpeg"}.get(suffix, suffix[1:]),
+            codec=picture_codec(self._names[0]),
             variable_frame_rate=False,
         )
 
@@ -82,17 +80,13 @@ class FrameFolderReader(VideoReader):
         name = self._names[index]
         try:
             with open_file(os.path.join(self.path, name), "rb") as file:
-                data = np.frombuffer(file.read(), np.uint8)
+                data = file.read()
         except (OSError, UserError) as error:
             raise VideoReadError(self.path, f"{name} cannot be opened ({error})") from error
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-        if picture is None:
-            raise VideoReadError(self.path, f"{name} is no picture ({data.size} bytes)")
-        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith(".")
+        try:
+            return decode_picture(data)
+        except ValueError as error:
+            raise VideoReadError(self.path, f"{name}: {error}") from error
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -60,7 +60,7 @@ class VideoReader(ABC):
 
     Attributes:
         path: of the local file.
-        decoder: which library decodes: ``decord``, ``pyav`` or, for folders of pictures, ``opencv``.
+        decoder: which library decodes: ``decord``, ``pyav`` or, for pictures, ``opencv``.
         frames: as ``VideoInfo.frames``; free, unlike the first look at ``info``.
         fps: as ``VideoInfo.fps``; free, unlike the first look at ``info``.
     """

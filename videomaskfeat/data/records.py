@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from videomaskfeat.data.images import PICTURE_SUFFIXES
 from videomaskfeat.data.records_folder import find_videos
+from videomaskfeat.data.records_images import image_names
 from videomaskfeat.data.records_kinetics import is_kinetics_header, kinetics_names
 from videomaskfeat.data.records_ssv2 import ssv2_names
 from videomaskfeat.data.records_table import LABELS, first_row, parse_table
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.io import is_folder, open_file
 
-FORMATS = ("auto", "kinetics", "ssv2", "folder", "frames")
+FORMATS = ("auto", "kinetics", "ssv2", "folder", "frames", "images")
+_FOLDERS = ("folder", "frames", "images")  # formats of folders
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a list: a video file, or a folder with a picture a frame."""
+    """One row of a list: a video file, a folder with a picture a frame, or a picture."""
 
     path: str
     label: int | None = None
@@ -37,7 +40,8 @@ class Records(Sequence[Record]):
     Attributes:
         source: the list file or folder, for messages.
         root: folder that relative paths start from.
-        class_names: a name a class, of a list that names classes in words (Kinetics' own CSV); else none.
+        class_names: a name a class, of a list that names classes in words (Kinetics' own CSV) or of class
+            folders; else none.
     """
 
     def __init__(
@@ -109,6 +113,19 @@ class Records(Sequence[Record]):
         """int32 [n], -1 for a row without a label, or None where the list has none."""
         return None if self._labels is None else self._labels.numpy()
 
+    def ends_with(self, suffixes: Collection[str]) -> np.ndarray:
+        """Which paths end with one of these suffixes (``.jpg``) in upper or lower case, bool [n]."""
+        buffer, lengths = self._buffer.numpy(), self._lengths.numpy()
+        ends = self._starts.numpy() + lengths
+        # The last letters of each path, the last one first. Those of a short one reach into the path before.
+        letters = [buffer[np.maximum(ends - back, 0)] | 32 for back in range(1, max(map(len, suffixes)) + 1)]
+        found = np.zeros(len(self), np.bool_)
+        for suffix in suffixes:
+            codes = os.fsencode(suffix.lower())[::-1]
+            same = [places == code | 32 for places, code in zip(letters, codes, strict=False)]
+            found |= np.logical_and.reduce(same) & (lengths >= len(codes))
+        return found
+
     def __repr__(self) -> str:
         return f"Records({len(self)} rows of {self.source}, labels={self._labels is not None})"
 
@@ -122,14 +139,16 @@ def load_records(
     separator: str = "auto",
     classes: str | os.PathLike[str] | None = None,
     known_classes: Sequence[str] = (),
+    stills: bool = False,
 ) -> Records:
-    """Read a list of videos, or look through a folder for them.
+    """Read a list of videos or pictures, or look through a folder for them.
 
     Args:
         path: a list file or a folder.
         format: ``kinetics`` (a row `path label`, or Kinetics' own CSV with its header), ``ssv2`` (Something-
             Something-v2's JSON), ``folder`` (of videos, at any depth), ``frames`` (a folder of folders of
-            pictures), or ``auto``: by what the path is and how its first row looks.
+            pictures, each a video), ``images`` (a folder of class folders of pictures, each by itself), or
+            ``auto``: by what the path is and how its first row looks.
         labels: ``auto`` (as the first row, and every row must agree), ``yes`` or ``no``.
         prefix: folder before relative paths (and before Something-Something's ids); default the list's own.
         separator: of a Kinetics list's columns: auto, space, comma or tab.
@@ -137,7 +156,9 @@ def load_records(
             (default: the one beside the list), or one name a line for Kinetics' own CSV (default: the list's
             own names, sorted).
         known_classes: the names themselves in the order of their numbers, for Kinetics' own CSV where no file
-            is given; a network that was trained on them knows them.
+            is given, and for class folders; a network that was trained on them knows them.
+        stills: clips are of one frame, so with ``auto`` the pictures in a folder are ``images``; otherwise
+            they are ``frames``.
 
     Raises:
         UserError: the list is missing, empty or wrong in a row, which is named by file and line.
@@ -147,13 +168,13 @@ def load_records(
         if value not in known:
             raise UserError(f"{argument}={value!r} is not one of {', '.join(known)}{nearest(value, known)}")
     if is_folder(source):
-        return load_folder(source, format=format, labels=labels)
-    if format in ("folder", "frames"):
+        return load_folder(source, format=format, labels=labels, known_classes=known_classes, stills=stills)
+    if format in _FOLDERS:
         raise UserError(f"{source}: format={format} needs a folder, and this is a file or missing")
     root = os.fspath(prefix) or os.path.dirname(source)
     with open_file(source, "rb") as file:
         start: bytes = file.read(12)
-        _refuse_video(start, source)
+        _refuse_media(start, source)
         data: bytes = start + file.read()
     class_file = None if classes is None else os.fspath(classes)
     if format == "ssv2" or (format == "auto" and source.endswith(".json")):
@@ -168,34 +189,73 @@ def load_records(
     return Records(rows.buffer, rows.starts, rows.ends, rows.labels, source=source, root=root)
 
 
-def _refuse_video(start: bytes, source: str) -> None:
-    """Tell a video, by its first 12 bytes, from a list: mp4 and its kin, Matroska and WebM, AVI."""
+def check_frames(records: Records, frames: int) -> None:
+    """Pictures make clips of one frame only.
+
+    Args:
+        records: the list.
+        frames: of a clip, T.
+
+    Raises:
+        UserError: clips have more frames, and a row is a picture.
+    """
+    if frames == 1:
+        return
+    pictures = records.ends_with(PICTURE_SUFFIXES)
+    if pictures.any():
+        row = int(pictures.argmax())
+        raise UserError(
+            f"{records.source}: row {row + 1} ({records[row].path}) is a picture, which is one frame, and "
+            f"clips have {frames} ({pictures.sum()} of {len(records)} rows are pictures); take clip.frames=1 "
+            "and a network for pictures, as configs/pretrain/sample_images.yaml, or give a list of videos"
+        )
+
+
+def _refuse_media(start: bytes, source: str) -> None:
+    """Tell a video (mp4 and its kin, Matroska, AVI) or a picture, by its first 12 bytes, from a list."""
     avi = start[:4] == b"RIFF" and start[8:11] == b"AVI"
     if start[4:8] == b"ftyp" or start[:4] == b"\x1aE\xdf\xa3" or avi:
         raise UserError(f"{source}: is a video, not a list; give a list file or a folder of videos")
+    if start[:3] == b"\xff\xd8\xff" or start[:4] == b"\x89PNG" or start[8:12] == b"WEBP":
+        raise UserError(f"{source}: is a picture, not a list; give a list file or a folder of pictures")
 
 
-def load_folder(path: str | os.PathLike[str], *, format: str = "auto", labels: str = "auto") -> Records:
-    """Every video, or every folder of pictures, below a folder, sorted by path; without labels.
+def load_folder(
+    path: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    labels: str = "auto",
+    known_classes: Sequence[str] = (),
+    stills: bool = False,
+) -> Records:
+    """Every video, folder of pictures or picture below a folder, sorted by path; see `load_records`.
+
+    Pictures by themselves have the classes that their folders are; all else is without labels.
 
     Raises:
-        UserError: the folder holds none, or (with ``auto``) both kinds, or labels are asked for.
+        UserError: the folder holds none, or (with ``auto``) both videos and pictures, or labels are asked for
+            where there are none.
     """
     source = os.fspath(path)
-    if format not in ("auto", "folder", "frames"):
+    if format not in ("auto", *_FOLDERS):
         raise UserError(
-            f"{source}: format={format} needs a list file, and this is a folder; take folder or frames"
+            f"{source}: format={format} needs a list file, and this is a folder; take {', '.join(_FOLDERS)}"
         )
-    if labels == "yes":
-        raise UserError(
-            f"{source}: a folder has no labels (labels=yes); "
-            "write a list with datasets/kinetics/make_list.py, which takes class folders"
-        )
+    if format == "images":
+        return _load_images(source, labels, known_classes)
     videos, frames = find_videos(source)
     if format == "auto" and videos and frames:
         raise UserError(
             f"{source}: holds videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); "
-            "say which to take: format=folder or format=frames"
+            f"say which to take: format=folder or format={'images' if stills else 'frames'}"
+        )
+    if format == "auto" and stills and not videos:
+        return _load_images(source, labels, known_classes)
+    if labels == "yes":
+        raise UserError(
+            f"{source}: a folder has no labels (labels=yes); write a list with "
+            "datasets/kinetics/make_list.py, which takes class folders, or, of class folders of pictures, "
+            "take format=images"
         )
     found, wanted = {
         "folder": (videos, "videos"),
@@ -205,3 +265,8 @@ def load_folder(path: str | os.PathLike[str], *, format: str = "auto", labels: s
     if not found:
         raise UserError(f"{source}: holds no {wanted}; check the path and the format")
     return Records.from_paths(found, None, source=source, root=source)
+
+
+def _load_images(source: str, labels: str, known_classes: Sequence[str]) -> Records:
+    names, numbers, words = image_names(source, labels=labels, known_classes=known_classes)
+    return Records.from_paths(names, numbers, source=source, root=source, class_names=words)

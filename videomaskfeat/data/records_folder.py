@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from videomaskfeat.data.frames import PICTURE_SUFFIXES
+from videomaskfeat.data.images import PICTURE_SUFFIXES
 from videomaskfeat.io import is_folder, list_folder
 
 VIDEO_SUFFIXES = frozenset(

@@ -59,7 +59,7 @@ def clip_indices_random(
         rng: this sample's own generator.
         target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
         short: what a video shorter than the span becomes: ``clamp`` repeats its last frame (the reference's
-            way), ``loop`` starts again from its first, ``error`` raises.
+            way), ``loop`` starts again from its first, ``error`` raises. No video is too short for one frame.
 
     Returns:
         int64 [T], in 0..num_frames-1, ascending except where ``loop`` wraps.
@@ -126,7 +126,7 @@ def _spread(start: float, span: float, num_frames: int, frames: int, short: Shor
         raise UserError(f"a video of {num_frames} frames has no clip; leave it out of the list")
     if short not in SHORT_VIDEO_POLICIES:
         raise UserError(f"short-video policy {short!r} is not one of {', '.join(SHORT_VIDEO_POLICIES)}")
-    if short == "error" and num_frames < span:
+    if short == "error" and frames > 1 and num_frames < span:
         raise ShortVideoError(f"too short: {num_frames} frames, and the clip spans {span:.4g}")
     # The ends are inclusive, so the step is a little above the stride: (span - 1) / (frames - 1).
     # float32 and counting from the nearer end are the reference's (torch.linspace): where a value should be

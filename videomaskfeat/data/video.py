@@ -15,6 +15,7 @@ import numpy as np
 
 from videomaskfeat import io
 from videomaskfeat.data.frames import FrameFolderReader
+from videomaskfeat.data.images import ImageReader, is_picture
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_decord import DecordReader, InexactIndexError
 from videomaskfeat.data.readers_pyav import PyAvReader
@@ -39,7 +40,8 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
     """Open a video for reading; one opening serves any number of clips.
 
     Args:
-        path: of the file, through the path manager, or of a folder with a picture a frame.
+        path: of the file, through the path manager, or of a folder with a picture a frame; a picture by its
+            suffix is a video of one frame.
         reader: ``decord``; ``pyav``; or ``auto``: decord, and PyAV for a file that decord refuses or where
             decord is not installed.
         threads: for decoding. 1 suits loader workers, which are processes already; 0 takes all cores.
@@ -53,6 +55,8 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
     local = io.local_path(path)
     if os.path.isdir(local):
         return FrameFolderReader(local)
+    if is_picture(local):
+        return ImageReader(local)
     if reader == "pyav":
         return PyAvReader(local, threads=threads)
     if reader == "auto":

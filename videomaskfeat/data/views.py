@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from videomaskfeat.data.batches import Failure, ViewsBatch, empty_clips
 from videomaskfeat.data.loader import end_workers, set_up_worker, start_method
 from videomaskfeat.data.reader import VideoReader, VideoReadError
-from videomaskfeat.data.records import Records
+from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import (
     SHORT_VIDEO_POLICIES,
     ShortVideo,
@@ -96,7 +96,7 @@ class EvaluationViews(Dataset[VideoViews]):
             reader: of video files: auto (here PyAV), decord or pyav.
 
         Raises:
-            UserError: views or crops that do not fit.
+            UserError: views or crops that do not fit, or pictures where clips have more than one frame.
         """
         if views < 1 or crops not in _CROPS:
             raise UserError(
@@ -115,6 +115,7 @@ class EvaluationViews(Dataset[VideoViews]):
         if short not in SHORT_VIDEO_POLICIES:
             raise UserError(f"short={short!r} is not one of {', '.join(SHORT_VIDEO_POLICIES)}")
         clip_span(30.0, frames=frames, stride=stride, target_fps=target_fps)  # refuses an empty clip
+        check_frames(records, frames)
         self.records = records
         self.views, self.crops = views, crops
         self.frames, self.crop, self.short_side = frames, crop, short_side

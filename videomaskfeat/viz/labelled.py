@@ -29,14 +29,14 @@ class Bar:
     share: float
 
 
-def drawn_size(height: int, width: int) -> tuple[int, int]:
+def drawn_size(height: int, width: int, *, least_width: int = _LEAST_WIDTH) -> tuple[int, int]:
     """(height, width) at which frames are drawn: their own, unless they are too large or too small.
 
-    Large ones are shrunk into 720x1280, and ones narrower than the sheet are enlarged as far as both limits
-    allow; the aspect stays, to a pixel, and neither side falls below 2.
+    Large ones are shrunk into 720x1280, and ones narrower than the sheet, ``least_width``, are enlarged as
+    far as both limits allow; the aspect stays, to a pixel, and neither side falls below 2.
     """
     limit = min(_LARGEST[0] / height, _LARGEST[1] / width)
-    scale = min(limit, max(1.0, _LEAST_WIDTH / width))
+    scale = min(limit, max(1.0, least_width / width))
     return max(2, round(height * scale)), max(2, round(width * scale))
 
 
@@ -76,8 +76,12 @@ def write_labelled(
         bars: from the top down.
         fps: frames a second; one that no player shows is taken as the nearest that it does, none as 30.
     """
-    rate = float(np.clip(fps, _SLOWEST, _FASTEST)) if np.isfinite(fps) and fps > 0 else 30.0
-    write_mp4(path, draw_labelled(frames, bars), fps=rate, crf=23)
+    write_mp4(path, draw_labelled(frames, bars), fps=film_rate(fps), crf=23)
+
+
+def film_rate(fps: float) -> float:
+    """Frames a second at which a film is written: the nearest rate that players show, 30 for none."""
+    return float(np.clip(fps, _SLOWEST, _FASTEST)) if np.isfinite(fps) and fps > 0 else 30.0
 
 
 def _sheet(height: int, width: int, bars: Sequence[Bar]) -> Sheet:

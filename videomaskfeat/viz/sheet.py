@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
 
 _BACKGROUND = "#12141c"
@@ -60,6 +63,18 @@ class Sheet:
         """Put a panel uint8 [h, w, 3] with its upper left corner at (top, left)."""
         height, width = panel.shape[:2]
         self.pixels[top : top + height, left : left + width] = panel
+
+
+def text_width(text: str, *, size: float, bold: bool = False) -> int:
+    """Pixels that a line of text takes on a sheet, rounded up."""
+    font = FontProperties(size=size * 72 / _DPI, weight="bold" if bold else "normal")
+    width, _, _ = _measuring_canvas().get_renderer().get_text_width_height_descent(text, font, ismath=False)
+    return math.ceil(width)
+
+
+@functools.lru_cache(maxsize=1)
+def _measuring_canvas() -> FigureCanvasAgg:
+    return FigureCanvasAgg(Figure(figsize=(1, 1), dpi=_DPI))
 
 
 def _fit(text: Text, width: int, canvas: FigureCanvasAgg) -> None:

@@ -1,4 +1,4 @@
-"""What a detector's weights file knows besides the model: how it sees key frames, and which actions it names."""
+"""What a detector's weights file knows besides the model: how it sees key frames, which actions it names."""
 
 from __future__ import annotations
 

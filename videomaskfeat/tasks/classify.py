@@ -23,6 +23,7 @@ from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
+from videomaskfeat.tasks.best_weights import BestWeights
 from videomaskfeat.tasks.classify_parts import (
     build_classifier,
     build_mixing,
@@ -119,35 +120,6 @@ class FinetuneStep:
         """Clips float [B, C, T, H, W] and targets float [B, L] -> loss float32 [] and logits [B, L]."""
         logits = self.model(clips)
         return soft_cross_entropy(logits, targets), logits
-
-
-class BestWeights:
-    """Keeps in a file the weights of the highest held-out top-1 so far; the first of equals stays.
-
-    Args:
-        path: of the safetensors file.
-        metadata: texts that go into it.
-    """
-
-    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
-        self.path = path
-        self.top1 = -1.0
-        self._metadata = metadata
-
-    def offer(self, top1: float, model: nn.Module) -> None:
-        """Write the model's present weights if they are better; all ranks must call it."""
-        if top1 <= self.top1:
-            return
-        self.top1 = top1
-        distributed.run_on_main(lambda: save_weights(self.path, model, metadata=self._metadata))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The highest top-1 so far."""
-        return {"top1": self.top1}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
-        self.top1 = state["top1"]
 
 
 def finetune(config: FinetuneConfig) -> FinetuneOutcome:
@@ -317,7 +289,7 @@ class _Run:
         if score is not None:
             summary |= {
                 "best_weights": str(self.best.path),
-                "validation_best_top1": self.best.top1,
+                "validation_best_top1": self.best.score,
                 "top1": score.top1,
                 "top5": score.top5,
                 "mean_class": score.mean_class,

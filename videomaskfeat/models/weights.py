@@ -82,7 +82,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
         UserError: no such file, a damaged one, one without model name, or weights that do not fit.
     """
     text = os.fspath(path)
-    metadata = _read_metadata(text)
+    metadata = read_metadata(text)
     if "model" not in metadata:
         raise UserError(
             f"{text}: has no model name inside, so it was not written by save_weights; "
@@ -182,6 +182,10 @@ def load_into(
     )
 
 
+class PickledCode(UserError):
+    """A file of weights holds code besides tensors, which is never run."""
+
+
 class _Misfit(Exception):
     """What is wrong with a state dict, and the remedy."""
 
@@ -269,7 +273,7 @@ def _read_torch_file(path: str) -> object:
         return torch.load(local_path(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "unsupported" in str(error).lower():  # a global or an operation that is not plain data
-            raise UserError(
+            raise PickledCode(
                 f"{path}: holds pickled code besides tensors, which is never run here; load it where you "
                 "trust it, keep only the tensors (torch.save({'model_state': state}, ...)), use that file"
             ) from error
@@ -282,7 +286,12 @@ def _read_torch_file(path: str) -> object:
         raise _damaged(path, error) from error
 
 
-def _read_metadata(path: str) -> dict[str, str]:
+def read_metadata(path: str) -> dict[str, str]:
+    """The texts in a safetensors file of weights, by key.
+
+    Raises:
+        UserError: no such file, a damaged one, or one of another format.
+    """
     _require_file(path)
     try:
         with safe_open(local_path(path), "pt") as file:

@@ -1,0 +1,144 @@
+"""The VQ tokenizer: codes and their updates against a slow loop, revival, gradients in closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.reference import codebook as reference
+from videomaskfeat.errors import UserError
+from videomaskfeat.models.vq import Codebook, VectorQuantizer, nearest_codes, straight_through
+
+TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1, "code_width": 6}
+
+
+def test_nearest_codes_equal_the_slow_version() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, 4, 5, generator=generator)
+    codes = torch.randn(17, 5, generator=generator)
+    expected = [[reference.nearest(one, codes.tolist()) for one in row] for row in latents.tolist()]
+    assert nearest_codes(latents, codes).tolist() == expected
+    assert nearest_codes(codes, codes).tolist() == list(range(17))
+
+
+@pytest.mark.parametrize(("decay", "revive_below"), [(0.9, 0.3), (0.5, 0.0)])
+def test_updates_equal_the_slow_loop(decay: float, revive_below: float) -> None:
+    """Six batches in float32 against Python's floats: codes of some 1, equal to 1e-5."""
+    torch.manual_seed(0)
+    book = Codebook(vocabulary=7, width=3, decay=decay, revive_below=revive_below)
+    counts, sums = [0.0] * 7, [[0.0] * 3 for _ in range(7)]
+    generator = torch.Generator().manual_seed(1)
+    revived = 0
+    for _ in range(6):
+        latents = torch.randn(2, 5, 3, generator=generator) * torch.tensor([1.0, 0.2, 2.0])
+        tokens, codes = book(latents)
+        torch.testing.assert_close(codes, book.codes[tokens])
+        batch = book.statistics(latents, tokens)
+        candidates = batch.candidates.tolist()
+        assert all(candidate in latents.view(-1, 3).tolist() for candidate in candidates)
+        counts, sums, expected = reference.update(
+            counts,
+            sums,
+            latents.view(-1, 3).tolist(),
+            tokens.view(-1).tolist(),
+            candidates,
+            decay=decay,
+            revive_below=revive_below,
+        )
+        revived += int(book.update(batch))
+        torch.testing.assert_close(book.codes, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(book.counts, torch.tensor(counts), atol=1e-5, rtol=1e-5)
+    assert revived > 0
+
+
+def test_code_converges_on_the_mean_of_what_falls_to_it() -> None:
+    """Two clusters, two codes: m_i / N_i is the mean of cluster i at once and ever after; float32, 1e-5."""
+    book = Codebook(vocabulary=2, width=1, decay=0.99)
+    book.codes.copy_(torch.tensor([[-1.0], [1.0]]))
+    latents = torch.tensor([[-3.0], [-5.0], [2.0], [3.0], [4.0]])
+    for _ in range(3):
+        book.update(book.statistics(latents, book(latents)[0]))
+        torch.testing.assert_close(book.codes, torch.tensor([[-4.0], [3.0]]), atol=1e-5, rtol=0)
+
+
+def test_unused_codes_come_to_life_on_latents_of_the_batch() -> None:
+    """All latents are nearest to code 0; the others are put on latents, and are used by the next batch."""
+    torch.manual_seed(0)
+    book = Codebook(vocabulary=8, width=2)
+    book.codes.copy_(torch.tensor([[0.0, 0.0]] + [[100.0, 100.0]] * 7))
+    latents = torch.randn(64, 2)
+    tokens = book(latents)[0]
+    assert tokens.unique().tolist() == [0]
+    assert book.update(book.statistics(latents, tokens)) == 7
+    distances = (book.codes[1:, None] - latents).norm(dim=2).min(1).values
+    assert distances.max() < 1e-6  # a division of a product rounds
+    assert len(book(latents)[0].unique()) > 5
+
+
+def test_code_out_of_use_dies_after_the_time_that_its_decay_gives() -> None:
+    """Unused from the second batch on, N falls by 0.9 a batch, the mean to 1/2: 0.9^k < 0.05 * 1.. at k = 28.
+
+    N_0 = 1 of the mean (2 codes, both used alike at first); then mean_k = (0.9^k + 2 - 0.9^k) / 2 = 1.
+    """
+    book = Codebook(vocabulary=2, width=1, decay=0.9, revive_below=0.05)
+    book.counts.fill_(1.0)
+    book.sums.copy_(torch.tensor([[-1.0], [1.0]]))
+    book.codes.copy_(book.sums)
+    latents = torch.tensor([[1.0], [1.0]])  # both fall to code 1
+    revived = [int(book.update(book.statistics(latents, book(latents)[0]))) for _ in range(29)]
+    first = next(number for number in range(100) if 0.9**number < 0.05)
+    assert revived == [0] * (first - 1) + [1] + [0] * (29 - first)
+
+
+def test_straight_through_gradient_is_that_of_the_codes() -> None:
+    """L = sum(w * x^2) at x = code: dL/dlatent = 2 w code; nothing reaches the codes. float32, 1e-6."""
+    latents = torch.tensor([[0.9, 2.1]], requires_grad=True)
+    codes = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    weights = torch.tensor([[3.0, -1.0]])
+    passed = straight_through(latents, codes)
+    torch.testing.assert_close(passed, codes, atol=1e-6, rtol=0)
+    (weights * passed.square()).sum().backward()
+    assert latents.grad is not None
+    torch.testing.assert_close(latents.grad, torch.tensor([[6.0, -4.0]]), atol=1e-6, rtol=0)
+    assert codes.grad is None
+
+
+def test_gradient_passes_the_codebook_and_every_parameter_learns() -> None:
+    torch.manual_seed(0)
+    model = VectorQuantizer(**TINY)
+    coding = model(torch.rand(4, 3, 16, 16))
+    assert coding.latents.shape == (4, 4, 4, 6)
+    assert coding.tokens.shape == (4, 4, 4)
+    coding.reconstruction.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    assert "codebook.codes" in model.state_dict()
+    assert {"codebook.counts", "codebook.sums"} < set(model.state_dict())
+
+
+@torch.no_grad()
+def test_tokens_decode_to_the_reconstruction() -> None:
+    torch.manual_seed(0)
+    model = VectorQuantizer(**TINY)
+    pictures = torch.rand(2, 3, 16, 24)
+    coding = model(pictures)
+    tokens: Tensor = model.tokens(pictures)
+    assert torch.equal(tokens, coding.tokens)
+    torch.testing.assert_close(model.decode(tokens), coding.reconstruction, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"decay": 1.0}, r"decay=1\.0: must be at least 0 and below 1"),
+        ({"revive_below": -0.1}, r"revive_below=-0\.1: must be at least 0"),
+        ({"code_width": 0}, "code_width=0: must be 1 or more"),
+    ],
+)
+def test_impossible_arguments_are_named(arguments: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        VectorQuantizer(**{**TINY, **arguments})

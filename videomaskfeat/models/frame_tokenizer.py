@@ -1,0 +1,86 @@
+"""What every tokenizer of frames has in common: pictures in, numbers of codes out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError
+
+
+class FrameTokenizer(nn.Module):
+    """A module that names each cell of a frame by one of ``vocabulary`` numbers.
+
+    Args:
+        vocabulary: how many numbers there are, V.
+        stride: pixels behind a cell.
+    """
+
+    def __init__(self, *, vocabulary: int, stride: int) -> None:
+        super().__init__()
+        if vocabulary < 2:
+            raise UserError(f"vocabulary={vocabulary}: must be 2 or more, or there is nothing to tell apart")
+        self.vocabulary = vocabulary
+        self.stride = stride
+
+    @abstractmethod
+    def tokens(self, pictures: Tensor) -> Tensor:
+        """Pictures float32 [B, C, H, W] in 0..1 -> int64 [B, H/stride, W/stride], each in 0..V-1."""
+
+
+class TrainedTokenizer(FrameTokenizer):
+    """A tokenizer with a decoder, which is trained by what it can make again of its numbers.
+
+    Args:
+        vocabulary: how many numbers there are, V.
+        stride: pixels behind a cell.
+        code_width: numbers a code.
+        mean: subtracted from pixels in 0..1: of every channel, or one a channel.
+        std: divides them after that, likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        stride: int,
+        code_width: int,
+        mean: float | Sequence[float] = 0.45,
+        std: float | Sequence[float] = 0.225,
+    ) -> None:
+        super().__init__(vocabulary=vocabulary, stride=stride)
+        if code_width < 1:
+            raise UserError(f"code_width={code_width}: must be 1 or more")
+        # Not among the weights: a weights file holds them as arguments.
+        for name, levels in (("mean", mean), ("std", std)):
+            values = [float(level) for level in (levels if isinstance(levels, Sequence) else [levels])]
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        if not bool((self.std > 0).all()):
+            raise UserError(f"std={std}: must be above 0: pixels are divided by it")
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Numbers int64 [B, h, w] -> normalised pictures float32 [B, C, h*stride, w*stride]."""
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """Pictures in 0..1 [B, C, H, W] -> as encoder and decoder see them.
+
+        Raises:
+            UserError: height or width is not a multiple of the stride.
+        """
+        height, width = pictures.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise UserError(
+                f"frames of {height}x{width} pixels are no multiple of the tokenizer's stride {self.stride}"
+            )
+        return (pictures - self.mean) / self.std
+
+    def denormalise(self, pictures: Tensor) -> Tensor:
+        """The way back to 0..1; what lies outside is cut off."""
+        return (pictures * self.std + self.mean).clamp(0, 1)

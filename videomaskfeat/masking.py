@@ -1,8 +1,9 @@
 """Which cubes are hidden: mask policies on a token grid.
 
 Every policy is ``(grid, ratio, rng) -> bool [t, h, w]``, True = hidden; it hides at least one cell and leaves
-at least one visible. Inside, a mask is one Python integer with a bit a cell (the last axis fastest): a block
-is tried, counted and hidden in under a microsecond, where slices of an array would take several.
+at least one visible (`varied` makes masks of changing ratios from any). Inside, a mask is one Python integer
+with a bit a cell (the last axis fastest): a block is tried, counted and hidden in under a microsecond, where
+slices of an array would take several.
 """
 
 from __future__ import annotations
@@ -116,6 +117,31 @@ def block(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
     for start in range(0, grid.size, frame_grid.size):
         hidden |= _fill(blocks, target, _TRIES_FRAME) << start
     return _as_array(_some(hidden, "block", grid, ratio), grid)
+
+
+def varied(
+    policy: MaskFunction,
+    grid: TokenGrid,
+    *,
+    ratios: tuple[float, float],
+    unmasked: float,
+    rng: np.random.Generator,
+) -> Mask:
+    """A mask of a ratio drawn for itself, or none at all (iBOT, arXiv 2111.07832, section 4.1).
+
+    Args:
+        policy: draws the mask.
+        grid: of the mask.
+        ratios: least and greatest ratio, between which it is drawn evenly.
+        unmasked: chance that nothing is hidden, 0..1.
+        rng: the sample's own generator.
+
+    Raises:
+        UserError: a ratio is out of range for the policy.
+    """
+    if rng.random() < unmasked:
+        return np.zeros(grid.shape, dtype=np.bool_)
+    return policy(grid, float(rng.uniform(*ratios)), rng)
 
 
 def hidden_count(grid: TokenGrid, ratio: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,6 +43,36 @@ class PretrainBatch:
     def pin_memory(self) -> PretrainBatch:
         """The batch with clips and mask in page-locked memory."""
         return replace(self, clips=self.clips.pin_memory(), mask=self.mask.pin_memory())
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A micro-batch of one rank, two clips of each video.
+
+    clips: uint8 [2V, T, H, W, C]; the two of a video stand together.
+    mask: bool [2V, t', h', w'], True = hidden; None: nothing is hidden.
+    local: uint8 [V*L, T, H', W', C], L small crops of each video, which stand together; None: none.
+    index: int64 [2V], the record each clip comes from; stays on the CPU.
+    failures: records that could not be read, replaced in this batch.
+    """
+
+    clips: Tensor
+    mask: Tensor | None
+    local: Tensor | None
+    index: Tensor
+    failures: tuple[Failure, ...] = ()
+
+    def to(self, device: torch.device | str) -> PairBatch:
+        """The batch with its pixels and mask on a device; without waiting, where they are pinned."""
+        return self._with(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PairBatch:
+        """The batch with its pixels and mask in page-locked memory."""
+        return self._with(lambda part: part.pin_memory())
+
+    def _with(self, move: Callable[[Tensor], Tensor]) -> PairBatch:
+        mask, local = (None if part is None else move(part) for part in (self.mask, self.local))
+        return replace(self, clips=move(self.clips), mask=mask, local=local)
 
 
 @dataclass(frozen=True)
@@ -92,6 +122,78 @@ class ViewsBatch:
     def pin_memory(self) -> ViewsBatch:
         """The batch with its clips in page-locked memory."""
         return replace(self, clips=self.clips.pin_memory())
+
+
+@dataclass(frozen=True)
+class ActionBatch:
+    """A micro-batch of one rank: clips around key frames, with persons' boxes and what they do.
+
+    clips: uint8 [B, T, H, W, C].
+    boxes: float32 [R, 5], of all clips: number of the clip in the batch, x1, y1, x2, y2 in its pixels.
+    labels: bool [R, L]; column i is the action with the id i + 1, and a row may have none.
+    index: int64 [B], the key frame each clip is around; stays on the CPU.
+    failures: key frames that could not be read, replaced in this batch.
+    """
+
+    clips: Tensor
+    boxes: Tensor
+    labels: Tensor
+    index: Tensor
+    failures: tuple[Failure, ...] = ()
+
+    def to(self, device: torch.device | str) -> ActionBatch:
+        """The batch with clips, boxes and labels on a device; without waiting, where they are pinned."""
+        return self._with(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> ActionBatch:
+        """The batch with clips, boxes and labels in page-locked memory."""
+        return self._with(lambda part: part.pin_memory())
+
+    def _with(self, move: Callable[[Tensor], Tensor]) -> ActionBatch:
+        return replace(self, clips=move(self.clips), boxes=move(self.boxes), labels=move(self.labels))
+
+
+@dataclass(frozen=True)
+class BoxedClips:
+    """One view of some key frames.
+
+    clips: uint8 [B, T, H, W, C].
+    boxes: float32 [R, 5], of all clips: number of the clip in the batch, x1, y1, x2, y2 in its pixels.
+    """
+
+    clips: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class KeyFrameBatch:
+    """All views of some key frames of one video, for testing; those that could not be read are missing.
+
+    views: a `BoxedClips` for each scale and mirror image, of equal B and R: row r is the same box in all.
+    index: int64 [B], which key frame each clip is around; stays on the CPU.
+    rows: int64 [R], which row each box is among those of all key frames (``KeyFrames.boxes``, ``.scores``,
+        ``.labels``), where it stands as the file has it; stays on the CPU.
+    failures: key frames that could not be read; nothing stands in for them. B is 0, and there is no view,
+        where that is all of them.
+    """
+
+    views: tuple[BoxedClips, ...]
+    index: Tensor
+    rows: Tensor
+    failures: tuple[Failure, ...] = ()
+
+    def to(self, device: torch.device | str) -> KeyFrameBatch:
+        """The batch with clips and boxes on a device; without waiting, where they are pinned."""
+        return self._with(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> KeyFrameBatch:
+        """The batch with clips and boxes in page-locked memory."""
+        return self._with(lambda part: part.pin_memory())
+
+    def _with(self, move: Callable[[Tensor], Tensor]) -> KeyFrameBatch:
+        return replace(
+            self, views=tuple(BoxedClips(move(view.clips), move(view.boxes)) for view in self.views)
+        )
 
 
 class SharedClips:

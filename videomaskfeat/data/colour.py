@@ -39,3 +39,31 @@ class ColourJitter:
             share = self.greatest[wanted[place]]
             frames = _CHANGES[wanted[place]](frames, rng.uniform(1 - share, 1 + share))
         return frames
+
+
+class RandomColour:
+    """Colour jitter for some clips, and grey for some: what makes two views of a video differ in colour.
+
+    BYOL's colours (arXiv 2006.07733, appendix B) but for hue, blur and solarisation, of which there are none
+    here.
+
+    Args:
+        jitter: what changes.
+        chance: of a jitter at all, 0..1.
+        grey: chance that a clip loses its colours, 0..1.
+
+    Raises:
+        UserError: a chance out of its range.
+    """
+
+    def __init__(self, jitter: ColourJitter, *, chance: float = 0.8, grey: float = 0.2) -> None:
+        for name, value in (("chance", chance), ("grey", grey)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name}={value}: a chance lies in 0..1")
+        self.jitter, self.chance, self.grey = jitter, chance, grey
+
+    def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Frames uint8 [T, H, W, 3], which stay as they are -> changed ones, or themselves."""
+        if rng.random() < self.chance:
+            frames = self.jitter.apply(frames, rng)
+        return saturation(frames, 0.0) if rng.random() < self.grey else frames

@@ -159,6 +159,21 @@ def test_runs_are_drawn_side_by_side_under_their_names(tmp_path: Path) -> None:
         report(tuned, beside=[scratch] * 4)
 
 
+def test_a_run_has_the_same_colour_in_charts_that_lack_another(tmp_path: Path) -> None:
+    """The first run recorded no accuracy: the second one's curve there keeps the second colour."""
+    tuned, scratch = (write_classifier_run(tmp_path / name, 42.5) for name in ("tuned", "scratch"))
+    lines = [{"step": step, "loss": 2 - step / 100} for step in range(1, 61)]
+    (tuned / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    html = report(tuned, beside=[scratch]).read_text(encoding="utf-8")
+    charts = {
+        words.split(". ")[0]: re.findall(r'class="line (c\d)"', body)
+        for words, body in re.findall(r'<svg class="chart"[^>]*aria-label="([^"]*)">(.*?)</svg>', html)
+        if "scratch:" in words
+    }
+    assert charts["Held-out top-1, percent"] == ["c1"]
+    assert charts["Training loss"] == ["c0", "c1"]
+
+
 def test_report_escapes_and_asks_for_nothing_outside(run: Path) -> None:
     html = report(run).read_text(encoding="utf-8")
     page = Page(html)

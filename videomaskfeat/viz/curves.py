@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
+
+from videomaskfeat.viz.page import COLOURS
 
 _WIDTH, _HEIGHT = 480, 250  # of the view box; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 10, 34
@@ -23,11 +25,13 @@ class Curve:
         name: shown in the legend.
         x: float [n], ascending.
         y: float [n]; values that are not finite are left out.
+        colour: its place among the page's colours; None: the curve's place in its chart.
     """
 
     name: str
     x: np.ndarray
     y: np.ndarray
+    colour: int | None = None
 
 
 def line_chart(
@@ -52,7 +56,11 @@ def line_chart(
     Returns:
         The element, or an empty string where there is nothing to draw.
     """
-    kept = [curve for curve in (_clean(curve, log=log) for curve in curves) if len(curve.x)]
+    numbered = [
+        replace(curve, colour=place if curve.colour is None else curve.colour)
+        for place, curve in enumerate(curves)
+    ]
+    kept = [curve for curve in (_clean(curve, log=log) for curve in numbered) if len(curve.x)]
     if not kept:
         return ""
     levels = {
@@ -65,7 +73,7 @@ def line_chart(
     frame = _Frame(x_range, y_range, log)
     parts = [_axes(frame)]
     parts += [_level(frame, name, level) for name, level in levels.items()]
-    parts += [_line(frame, curve, number, smooth) for number, curve in enumerate(kept)]
+    parts += [_line(frame, curve, smooth) for curve in kept]
     spoken = escape(f"{title}. " + " ".join(_spoken(curve) for curve in kept), quote=True)
     svg = f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{spoken}">'
     return svg + "".join(parts) + "</svg>"
@@ -129,7 +137,7 @@ def _clean(curve: Curve, *, log: bool) -> Curve:
     good = np.isfinite(curve.x) & np.isfinite(curve.y)
     if log:
         good &= curve.y > 0
-    return Curve(curve.name, curve.x[good].astype(np.float64), curve.y[good].astype(np.float64))
+    return replace(curve, x=curve.x[good].astype(np.float64), y=curve.y[good].astype(np.float64))
 
 
 def _vertical_range(
@@ -180,7 +188,8 @@ def _level(frame: _Frame, name: str, level: float) -> str:
     )
 
 
-def _line(frame: _Frame, curve: Curve, number: int, smooth: bool) -> str:
+def _line(frame: _Frame, curve: Curve, smooth: bool) -> str:
+    number = (curve.colour or 0) % len(COLOURS)
     bounds = np.unique(np.linspace(0, len(curve.y), min(_COLUMNS, len(curve.y)) + 1).astype(int))[:-1]
     count = np.diff(np.append(bounds, len(curve.y)))
     x = frame.x(np.add.reduceat(curve.x, bounds) / count)

@@ -25,7 +25,7 @@ _STYLE = """
 .curves { grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)); }
 .curves figure { margin: 0; padding: .5rem; }
 .curves figcaption { margin: 0 0 .3rem; color: var(--ink); }
-.chart .measured { fill: none; stroke: var(--second); stroke-width: 1; opacity: .7; }
+.chart .measured { fill: none; stroke: var(--c1); stroke-width: 1; opacity: .7; }
 """
 
 

@@ -11,14 +11,12 @@ _STYLE = """
 :root {
   color-scheme: light dark;
   --ground: #f6f7fa; --card: #ffffff; --ink: #1b1f2a; --faint: #626a7d; --rule: #e1e4ec;
-  --accent: #2f6fde; --warm: #b7791f; --good: #18794e; --bad: #c03030; --second: #c2571a;
-  --third: #2a8a6a; --fourth: #8a3fb5;
+  --accent: #2f6fde; --warm: #b7791f; --good: #18794e; --bad: #c03030;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #12141c; --card: #1a1d28; --ink: #e8eaf2; --faint: #9aa1b5; --rule: #2c3040;
-    --accent: #6fb1ff; --warm: #ffd166; --good: #4cc38a; --bad: #ff7b7b; --second: #ff9e64;
-    --third: #4fd1a5; --fourth: #d19cff;
+    --accent: #6fb1ff; --warm: #ffd166; --good: #4cc38a; --bad: #ff7b7b;
   }
 }
 * { box-sizing: border-box; }
@@ -63,16 +61,6 @@ figcaption { font-size: .85rem; margin-top: .5rem; overflow-wrap: anywhere; }
 .chart .spread { stroke-width: 1; opacity: .25; }
 .chart .level { stroke: var(--warm); stroke-dasharray: 5 4; fill: none; }
 .chart .level-name { fill: var(--warm); }
-.chart .line.c0 { stroke: var(--accent); } .chart .line.c1 { stroke: var(--second); }
-.chart .line.c2 { stroke: var(--third); } .chart .line.c3 { stroke: var(--fourth); }
-.chart .spread.c0 { stroke: var(--accent); fill: var(--accent); }
-.chart .spread.c1 { stroke: var(--second); fill: var(--second); }
-.chart .spread.c2 { stroke: var(--third); fill: var(--third); }
-.chart .spread.c3 { stroke: var(--fourth); fill: var(--fourth); }
-.chart .dot.c0, .key.c0 i { fill: var(--accent); background: var(--accent); }
-.chart .dot.c1, .key.c1 i { fill: var(--second); background: var(--second); }
-.chart .dot.c2, .key.c2 i { fill: var(--third); background: var(--third); }
-.chart .dot.c3, .key.c3 i { fill: var(--fourth); background: var(--fourth); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; }
@@ -86,12 +74,48 @@ footer { margin-top: 2.5rem; font-size: .85rem; }
 """
 
 
+COLOURS = (
+    ("#2f6fde", "#6fb1ff"),
+    ("#c2571a", "#ff9e64"),
+    ("#2a8a6a", "#4fd1a5"),
+    ("#8a3fb5", "#d19cff"),
+    ("#b0304f", "#ff8fa8"),
+    ("#6b6f1f", "#cfd45e"),
+    ("#1f7f95", "#63d3ea"),
+    ("#7a5230", "#d9a877"),
+    ("#5a5f70", "#b5bacb"),
+    ("#a8327f", "#f08fd0"),
+    ("#3f7a1d", "#9fdc7a"),
+    ("#4a4fc4", "#a3a7ff"),
+)
+"""Of curves, on a light page and on a dark one; a chart of more begins again."""
+
+
+def _colour_style() -> str:
+    """The style sheet's part that gives curve, spread, dot and key number n the colour of class ``c<n>``."""
+    light, dark = (
+        " ".join(f"--c{number}: {pair[shade]};" for number, pair in enumerate(COLOURS)) for shade in (0, 1)
+    )
+    rules = [
+        f":root {{ {light} }}",
+        f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}",
+    ]
+    for number in range(len(COLOURS)):
+        own = f"var(--c{number})"
+        rules += [
+            f".chart .line.c{number} {{ stroke: {own}; }}",
+            f".chart .spread.c{number} {{ stroke: {own}; fill: {own}; }}",
+            f".chart .dot.c{number}, .key.c{number} i {{ fill: {own}; background: {own}; }}",
+        ]
+    return "\n".join(rules) + "\n"
+
+
 def page(title: str, body: Iterable[str], *, style: str = "") -> str:
     """A whole HTML document with the style sheet, and ``style`` after it; ``body`` is HTML already."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{_colour_style()}{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -121,10 +145,18 @@ def cards(content: Iterable[str]) -> str:
     return '<div class="grid">' + "".join(content) + "</div>"
 
 
-def chart(title: str, svg: str, names: Sequence[str]) -> str:
-    """A curve with its title, and a key where it holds several."""
+def chart(title: str, svg: str, names: Sequence[str], *, colours: Sequence[int] | None = None) -> str:
+    """Curves with their title, and a key where there are several.
+
+    Args:
+        title: above the curves.
+        svg: of :func:`~videomaskfeat.viz.curves.line_chart`; empty says that nothing was recorded.
+        names: of the curves.
+        colours: places of their colours in :data:`COLOURS`; None: in the curves' order.
+    """
     keys = "".join(
-        f'<span class="key c{number}"><i></i>{escape(name)}</span>' for number, name in enumerate(names)
+        f'<span class="key c{number % len(COLOURS)}"><i></i>{escape(name)}</span>'
+        for number, name in zip(range(len(names)) if colours is None else colours, names, strict=True)
     )
     keys = keys if len(names) > 1 else ""
     return f"<figure><figcaption>{escape(title)}{keys}</figcaption>{svg or NOT_RECORDED}</figure>"

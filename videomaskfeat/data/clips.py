@@ -27,6 +27,7 @@ __all__ = [
     "MaskDraw",
     "PretrainClips",
     "PretrainSample",
+    "RecordClips",
     "SampleKey",
     "SampleT",
     "VideoClips",
@@ -130,11 +131,11 @@ def epoch_order(seed: int, epoch: int, records: int) -> np.ndarray:
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(records)
 
 
-class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
-    """Clips of the videos in a list; ``dataset[SampleKey(epoch, index)]`` gives a sample.
+class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
+    """Clips of the records of a list; ``dataset[SampleKey(epoch, index)]`` gives a sample.
 
-    What a sample holds, and how samples become a batch, is up to the class below: `PretrainClips`,
-    `LabelledClips`.
+    How a record is read, what a sample holds, and how samples become a batch, is up to the classes below:
+    `VideoClips` (a record is a video), `ActionClips` (a moment of one).
 
     A video that cannot be read, or is too short where that is an error, is replaced by another one, drawn by
     a generator that depends on (seed, epoch, index) alone: the stream stays the same for any number of
@@ -146,9 +147,7 @@ class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         self,
         records: Records,
         *,
-        sampler: FrameSampler,
         transform: ClipTransform,
-        reader: str = "auto",
         seed: int = 0,
         samples_per_video: int = 1,
         tries: int = 10,
@@ -157,12 +156,10 @@ class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
 
         Args:
             records: the list.
-            sampler: draws the frames of a clip.
             transform: draws the crop of a clip.
-            reader: of video files: auto, decord or pyav.
             seed: of everything drawn, at least 0.
-            samples_per_video: clips cut from one opening of a video ("repeated sampling"), each with its own
-                frames, crop and all else that is drawn.
+            samples_per_video: clips cut from one reading of a record ("repeated sampling"), each with its own
+                crop and all else that is drawn.
             tries: records to try for one sample before giving up on the list.
 
         Raises:
@@ -178,9 +175,8 @@ class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         self.records = records
         self.seed = seed
         self.samples_per_video = samples_per_video
-        self._sampler, self._transform = sampler, transform
+        self._transform = transform
         self._tries = tries
-        self._reader = reader
 
     def __len__(self) -> int:
         return len(self.records)
@@ -202,7 +198,7 @@ class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             path = self.records[index].path
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
-                frames = self._read(path, rng)
+                frames = self._read(index, rng)
             except VideoReadError as error:
                 failures.append(Failure(index, path, error.cause))
             except ShortVideoError as error:
@@ -213,8 +209,7 @@ class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         last = failures[-1]
         raise UserError(
             f"{self.records.source}: {len(failures)} videos in a row could not be read, the last one "
-            f"{last.path} ({last.cause}); check the folder that the paths start from (prefix), or scan the "
-            f"list with `videomaskfeat check-data {self.records.source}`"
+            f"{last.path} ({last.cause}); {self._remedy()}"
         )
 
     @abstractmethod
@@ -231,12 +226,63 @@ class VideoClips(Dataset[SampleT], Generic[SampleT, BatchT]):
     ) -> SampleT:
         """The sample of a video: ``frames`` holds a uint8 [T, H, W, C] for each clip."""
 
-    def _read(self, path: str, rng: np.random.Generator) -> list[np.ndarray]:
-        """The frames of each clip, uint8 [T, H, W, C], from one opening of a video."""
-        with open_video(path, self._reader) as video:
+    @abstractmethod
+    def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """The frames of each clip of a record, uint8 [T, H, W, C].
+
+        Raises:
+            VideoReadError: they cannot be read.
+            ShortVideoError: the video is too short, where that is an error.
+        """
+
+    @abstractmethod
+    def _remedy(self) -> str:
+        """What to do where many records in a row cannot be read."""
+
+
+class VideoClips(RecordClips[SampleT, BatchT]):
+    """Clips of the videos in a list: `PretrainClips`, `LabelledClips`."""
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        sampler: FrameSampler,
+        transform: ClipTransform,
+        reader: str = "auto",
+        seed: int = 0,
+        samples_per_video: int = 1,
+        tries: int = 10,
+    ) -> None:
+        """Keep the parts, as `RecordClips` does.
+
+        Args:
+            records, transform, seed, tries: see `RecordClips`.
+            sampler: draws the frames of a clip.
+            reader: of video files: auto, decord or pyav.
+            samples_per_video: clips cut from one opening of a video ("repeated sampling"), each with its own
+                frames, crop and all else that is drawn.
+
+        Raises:
+            UserError: a number that cannot be.
+        """
+        super().__init__(
+            records, transform=transform, seed=seed, samples_per_video=samples_per_video, tries=tries
+        )
+        self._sampler, self._reader = sampler, reader
+
+    def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """The frames of each clip, uint8 [T, H, W, C], from one opening of the video."""
+        with open_video(self.records[index].path, self._reader) as video:
             indices = [self._sampler(video.frames, video.fps, rng=rng) for _ in range(self.samples_per_video)]
             frames = video.read(np.concatenate(indices))  # [S*T, H, W, C]
         return np.split(frames, self.samples_per_video)
+
+    def _remedy(self) -> str:
+        return (
+            "check the folder that the paths start from (prefix), or scan the list with "
+            f"`videomaskfeat check-data {self.records.source}`"
+        )
 
 
 class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):

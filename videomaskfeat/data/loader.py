@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips
-from videomaskfeat.data.clips import BatchT, SampleKey, VideoClips, sample_generator
+from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey, sample_generator
 from videomaskfeat.errors import UserError
 from videomaskfeat.memory import keep_freed_memory
 
@@ -106,7 +106,7 @@ class ClipLoader(Generic[BatchT]):
 
     def __init__(
         self,
-        dataset: VideoClips[Any, BatchT],
+        dataset: RecordClips[Any, BatchT],
         *,
         batch_size: int,
         accumulate: int = 1,
@@ -172,7 +172,7 @@ class ClipLoader(Generic[BatchT]):
         """The batches of an epoch, from ``first_batch`` on; those before it cost nothing.
 
         Raises:
-            UserError: the list cannot be read (see `VideoClips`).
+            UserError: the list cannot be read (see `RecordClips`).
         """
         for batch in range(first_batch, self.batches_per_epoch):
             yield self._batch(epoch, batch)
@@ -212,7 +212,7 @@ def _own(batch: Any) -> Any:
     return replace(batch, clips=batch.clips.clone()) if batch.clips.is_shared() else batch
 
 
-def _videos_a_step(dataset: VideoClips[Any, Any], batch_size: int, parts: int) -> int:
+def _videos_a_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) -> int:
     """Videos an optimiser step, after checking that they divide evenly into so many parts."""
     unit = parts * dataset.samples_per_video
     if batch_size < 1 or batch_size % unit:
@@ -234,7 +234,7 @@ class _KeyStream(Sampler[_BatchKeys]):
 
     def __init__(
         self,
-        dataset: VideoClips[Any, Any],
+        dataset: RecordClips[Any, Any],
         videos: int,
         accumulate: int,
         rank: int,
@@ -289,7 +289,7 @@ class _BatchMaker(Dataset["BatchT | UserError"], Generic[BatchT]):
             one when the caller has received one, so one slot more than that is never overwritten too early.
     """
 
-    def __init__(self, dataset: VideoClips[Any, BatchT], *, ahead: int) -> None:
+    def __init__(self, dataset: RecordClips[Any, BatchT], *, ahead: int) -> None:
         self._dataset = dataset
         self._memory = SharedClips(ahead + 1)
 

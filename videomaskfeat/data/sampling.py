@@ -175,6 +175,29 @@ def segment_indices(num_frames: int, *, frames: int, rng: np.random.Generator | 
     return rng.integers(edges[:-1], edges[1:], endpoint=True)
 
 
+def key_frame_seconds(
+    fps: float, *, seconds: float, frames: int, stride: float, target_fps: float | None = 30.0
+) -> np.ndarray:
+    """The times of a clip around a key frame: those whose nearest frames ``key_frame_indices`` gives.
+
+    Args:
+        fps: of the video; of consequence only where ``target_fps`` is None.
+        seconds: the key frame's time after the video's first frame.
+        frames: in the clip, T; the key frame is number T / 2.
+        stride: from one frame of the clip to the next, in frames at ``target_fps``.
+        target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
+
+    Returns:
+        float64 [T], ascending; the first may lie before the video and the last beyond its end.
+
+    Raises:
+        UserError: the clip is empty.
+    """
+    clip_span(fps, frames=frames, stride=stride, target_fps=target_fps)  # refuses an empty clip
+    rate = fps if target_fps is None and np.isfinite(fps) and fps > 0 else target_fps or 30.0
+    return seconds + (np.arange(frames) * stride - frames * stride // 2) / rate
+
+
 def key_frame_indices(
     num_frames: int,
     fps: float,

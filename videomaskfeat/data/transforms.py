@@ -244,6 +244,35 @@ class UniformCrop:
         return ClipGeometry(Rectangle(0, 0, height, width), resized, window)
 
 
+@dataclass(frozen=True)
+class WholeFrame:
+    """The whole frame, its short side resized, in its aspect; for testing, no randomness.
+
+    Both sides are rounded to the nearest multiple of what the encoder can cut into cubes, so that each is off
+    by ``multiple / 2`` pixels at most; boxes are moved along each axis with its own scale.
+
+    Attributes:
+        short_side: pixels to which the short side is resized.
+        multiple: of which both sides become multiples (MViTv2: 4, a cube's height and width).
+    """
+
+    short_side: int
+    multiple: int = 4
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or self.short_side < self.multiple:
+            raise UserError(
+                f"short side {self.short_side} with sides in multiples of {self.multiple}: the multiple must "
+                "be at least 1, and the side no smaller"
+            )
+
+    def sample(self, height: int, width: int, rng: np.random.Generator | None = None) -> ClipGeometry:
+        """The geometry for a video of this size; ``rng`` is not used."""
+        sides = _short_side_size(height, width, self.short_side)
+        rounded = [max(math.floor(side / self.multiple + 0.5), 1) * self.multiple for side in sides]
+        return _whole(Rectangle(0, 0, height, width), rounded[0], rounded[1], flip=False)
+
+
 def uniform_crop_corner(height: int, width: int, *, size: int, crop: int) -> tuple[int, int]:
     """(top, left) of the first, middle or last square cut along the longer side (PySlowFast's rounding)."""
     # Rounded up where half a pixel is left over, as the reference does.

@@ -1,0 +1,272 @@
+"""Where the pictures of AVA's videos are: video files or extracted frames, and which second they begin at.
+
+All of it is found out once, before anything is trained: which videos are there, how long they are, and
+whether each of them reaches the times of its key frames. A file is opened for that, and not read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from videomaskfeat.data.frame_files import FrameFilesReader, frames_in_folder
+from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.readers_seeking import open_timed
+from videomaskfeat.data.readers_timed import CountedReader, TimedReader
+from videomaskfeat.data.records_ava import KeyFrames
+from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
+from videomaskfeat.data.records_frames import FrameFiles
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import is_folder, list_folder
+
+logger = logging.getLogger(__name__)
+
+CUT_START = 900.0  # second of the film at which AVA's cut videos and extracted frames begin
+FRAMES_FPS = 30.0  # at which they are extracted
+_SLACK = 0.1  # seconds that a key frame may lie beyond what a container states as its length
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """Where the pictures of a video are.
+
+    Attributes:
+        path: of the video file, or of the folder of its frames.
+        start_seconds: the time, as the key frames count it, of the first picture.
+        frames: the frames, where they are extracted.
+        fps: frames a second at which they were.
+    """
+
+    path: str
+    start_seconds: float
+    frames: FrameFiles | None = None
+    fps: float = FRAMES_FPS
+
+    def open(self) -> TimedReader:
+        """Open it; times count from its first picture.
+
+        Raises:
+            VideoReadError: it cannot be read.
+        """
+        if self.frames is None:
+            return open_timed(self.path)
+        return CountedReader(FrameFilesReader(self.frames, fps=self.fps))
+
+
+class OpenVideos:
+    """Keeps the readers of the videos that were read last, since opening one takes a part of a clip's time.
+
+    Each process has its own: on the way to a worker it leaves them behind.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Start with none.
+
+        Args:
+            limit: videos that stay open; each holds its container's index, some megabytes for an hour.
+        """
+        self._limit = limit
+        self._readers: OrderedDict[VideoSource, TimedReader] = OrderedDict()
+
+    def get(self, source: VideoSource) -> TimedReader:
+        """The reader of a video, open.
+
+        Raises:
+            VideoReadError: it cannot be read.
+        """
+        reader = self._readers.pop(source, None) or source.open()
+        self._readers[source] = reader
+        if len(self._readers) > self._limit:
+            self._readers.popitem(last=False)[1].close()
+        return reader
+
+    def drop(self, source: VideoSource) -> None:
+        """Close a video, as after an error."""
+        reader = self._readers.pop(source, None)
+        if reader is not None:
+            reader.close()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_limit": self._limit, "_readers": OrderedDict()}
+
+
+def sources_in_folder(
+    key_frames: KeyFrames,
+    folder: str | os.PathLike[str],
+    *,
+    start: float | None = None,
+    fps: float = FRAMES_FPS,
+) -> tuple[VideoSource, ...]:
+    """Find the videos of key frames in a folder: a file each, or a folder of extracted frames each.
+
+    Args:
+        key_frames: name the videos; with or without the suffix of the files.
+        folder: of files such as ``-5KQ66BBWC4.mkv``, and of folders with pictures such as
+            ``-5KQ66BBWC4/-5KQ66BBWC4_000001.jpg``.
+        start: the time of each first picture, as the key frames count it: 0 for whole films, 900 for AVA's
+            cuts and frames. None: of the two, for each video, the one with which all its key frames lie in it
+            (0 where both do).
+        fps: frames a second of extracted frames.
+
+    Returns:
+        One for each of ``key_frames.videos``.
+
+    Raises:
+        UserError: videos are missing, or there twice, or too short for their key frames; all are counted and
+            the first is named. A video that cannot be opened is none of these: it is warned of here, and
+            fails when it is read.
+    """
+    root = os.fspath(folder)
+    paths = _find(key_frames, root)
+    found = []
+    for path in paths:
+        try:
+            found.append(_measured(path, frames_in_folder(path) if is_folder(path) else None, fps))
+        except VideoReadError as error:
+            logger.warning("%s cannot be read: %s", path, error.cause)
+            found.append(_Found(path, None, fps, None))
+    return _placed(key_frames, found, start, root)
+
+
+def sources_of_lists(
+    key_frames: KeyFrames,
+    frames: Mapping[str, FrameFiles],
+    *,
+    start: float | None = None,
+    fps: float = FRAMES_FPS,
+) -> tuple[VideoSource, ...]:
+    """The extracted frames of the videos of key frames, as lists name them.
+
+    Args:
+        key_frames: name the videos.
+        frames: of each video, as ``load_frame_lists`` gives them.
+        start: as for ``sources_in_folder``.
+        fps: frames a second.
+
+    Returns:
+        One for each of ``key_frames.videos``.
+
+    Raises:
+        UserError: videos are not in the lists, or too short for their key frames; all are counted and the
+            first is named.
+    """
+    missing = [name for name in key_frames.videos if name not in frames]
+    if missing:
+        raise UserError(
+            f"the lists of frames lack {len(missing)} of the {len(key_frames.videos)} videos of "
+            f"{key_frames.source}, the first is {missing[0]!r}; give the lists of these videos, or take "
+            "their rows out"
+        )
+    found = [_measured(os.path.dirname(frames[name][0]), frames[name], fps) for name in key_frames.videos]
+    return _placed(key_frames, found, start, "the lists of frames")
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: str
+    frames: FrameFiles | None
+    fps: float
+    seconds: float | None  # None where the file does not tell
+
+
+def _measured(path: str, frames: FrameFiles | None, fps: float) -> _Found:
+    if frames is not None:
+        return _Found(path, frames, fps, len(frames) / fps)
+    with open_timed(path) as reader:
+        return _Found(path, None, fps, reader.duration_seconds)
+
+
+def _find(key_frames: KeyFrames, root: str) -> list[str]:
+    """The path of each video."""
+    try:
+        entries = list_folder(root)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"{root}: no such folder; give the one that holds the videos of {key_frames.source}"
+        ) from error
+    by_stem: dict[str, list[str]] = {}
+    for entry in entries:
+        stem, suffix = os.path.splitext(entry)
+        by_stem.setdefault(stem if suffix.lower() in VIDEO_SUFFIXES else entry, []).append(entry)
+    known = set(entries)
+    paths, missing = [], []
+    for name in key_frames.videos:
+        stem, suffix = os.path.splitext(name)
+        named = [name] if suffix.lower() in VIDEO_SUFFIXES and name in known else by_stem.get(name)
+        if named is None and suffix.lower() in VIDEO_SUFFIXES:
+            named = by_stem.get(stem)
+        if named is None:
+            missing.append(name)
+        elif len(named) > 1:
+            raise UserError(
+                f"{root}: the video {name!r} is there as {' and as '.join(named)}; keep one of them in this "
+                "folder"
+            )
+        else:
+            paths.append(os.path.join(root, named[0]))
+    if missing:
+        raise UserError(
+            f"{root}: {len(missing)} of the {len(key_frames.videos)} videos of {key_frames.source} are not "
+            f"there, the first is {missing[0]!r}; put them there, as video files or as folders of frames of "
+            "that name, or take their rows out"
+        )
+    return paths
+
+
+def _placed(
+    key_frames: KeyFrames, found: list[_Found], start: float | None, where: str
+) -> tuple[VideoSource, ...]:
+    """The sources with their starts, after checking that each reaches its key frames."""
+    sources, outside = [], []
+    reasons: Counter[str] = Counter()
+    for number, video in enumerate(found):
+        times = key_frames.seconds[key_frames.video == number]
+        own = _start(times, video.seconds) if start is None else start
+        if own is None:
+            own = 0.0
+            if video.seconds is None:
+                reasons["0, since their files do not tell how long they are"] += 1
+        elif start is None:
+            reasons[_reason(own)] += 1
+        sources.append(VideoSource(video.path, own, video.frames, video.fps))
+        if len(times) and video.seconds is not None:
+            beyond = (times < own - _SLACK) | (times - own > video.seconds + _SLACK)
+            outside += [(video, float(times[beyond][0]), int(beyond.sum()))] if beyond.any() else []
+    if outside:
+        raise UserError(_outside(key_frames, outside, start))
+    for reason, count in reasons.most_common():
+        logger.info("%s: %d of %d videos start at second %s", where, count, len(found), reason)
+    return tuple(sources)
+
+
+def _start(times: np.ndarray, seconds: float | None) -> float | None:
+    """0 or 900, whichever has all times in a video of so many seconds; None where neither or nobody knows."""
+    if seconds is None:
+        return None
+    for start in (0.0, CUT_START):
+        if not len(times) or (times.min() >= start - _SLACK and times.max() - start <= seconds + _SLACK):
+            return start
+    return None
+
+
+def _reason(start: float) -> str:
+    if start:
+        return f"{start:g}, since their key frames would lie beyond their ends if they started at 0"
+    return "0, since all their key frames lie inside them so"
+
+
+def _outside(key_frames: KeyFrames, outside: list[tuple[_Found, float, int]], start: float | None) -> str:
+    """What is wrong with key frames that lie outside their videos."""
+    video, second, _ = outside[0]
+    count = sum(number for _, _, number in outside)
+    tried = f"second {start:g}" if start is not None else f"second 0 or {CUT_START:g}"
+    return (
+        f"{key_frames.source}: {count} key frames of {len(outside)} videos lie outside them, the first at "
+        f"{second:g} s of {video.path}, which lasts {video.seconds:.1f} s and begins at {tried}; mend the "
+        "times, give the second at which the files start, or take the whole files"
+    )

@@ -50,6 +50,13 @@ def test_flat_and_key_table_name_every_key() -> None:
     assert all(meaning for _, _, meaning in key_table(PretrainConfig))
 
 
+def test_section_with_a_name_takes_the_name_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "target: pixels\nmodel: {arguments: {depth: 2}}")
+    config = load_config(PretrainConfig, path, ["model=vit_b"])
+    assert (config.target.name, config.target.arguments) == ("pixels", {})
+    assert (config.model.name, config.model.arguments) == ("vit_b", {"depth": 2})
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "words"),
     [
@@ -57,9 +64,11 @@ def test_flat_and_key_table_name_every_key() -> None:
         ("optm: {epochs: 3}", [], r"x\.yaml: unknown section 'optm'; did you mean 'optim'\?"),
         ("", ["epochs=3"], r"unknown section 'epochs'; did you mean 'optim\.epochs'\?"),
         ("", ["clip.batch_size=3"], r"unknown key 'clip\.batch_size'; did you mean 'optim\.batch_size'\?"),
+        ("", ["optim.lr=1"], r"unknown key 'optim\.lr'; optim has epochs, .*, learning_rate, .*--keys"),
         ("", ["optim.epochs=abc"], r"optim\.epochs.*'abc'.*Float"),
         ("", ["clip.crop=2.5"], r"clip\.crop.*'2\.5'.*Integer"),
         ("", ["run.compile=maybe"], r"run\.compile.*'maybe' is not a valid bool"),
+        ("", ["optim=adamw"], r"optim is a section of keys, and got 'adamw'; set optim\.KEY"),
         ("", ["optim=3"], r"optim is a section of keys, and got 3; set optim\.KEY"),
         ("", ["clip.crop_area=3"], r"clip\.crop_area is a list such as \[0\.5, 1\.0\], and got 3"),
         ("", ["clip.crop_area=[1]"], r"clip\.crop_area has 1 values, and needs 2"),
@@ -91,7 +100,7 @@ def test_config_files_load_and_hold_only_differences(path: Path) -> None:
     load_config(schema, str(path))
     defaults = flat(load_config(schema, None))
     for section, keys in yaml.safe_load(path.read_text()).items():
-        for item, value in keys.items():
+        for item, value in ({"name": keys} if isinstance(keys, str) else keys).items():
             assert defaults.get(f"{section}.{item}", "no such key") != value, (
                 f"{section}.{item} is the default"
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,14 +29,83 @@ def masked_mse(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     Raises:
         UserError: predictions and target differ in shape, or the mask's grid does not divide theirs.
     """
+    _check_shapes(predictions, target)
+    difference = predictions.float() - target.float()
+    return _mean_over_hidden(difference.square().mean(dim=-1), mask)
+
+
+def masked_l1(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute error over the hidden positions and their K values (SimMIM, section 3.4).
+
+    Shapes, weights and errors as :func:`masked_mse`.
+    """
+    _check_shapes(predictions, target)
+    difference = predictions.float() - target.float()
+    return _mean_over_hidden(difference.abs().mean(dim=-1), mask)
+
+
+def masked_smooth_l1(predictions: Tensor, target: Tensor, mask: Tensor, *, beta: float = 1.0) -> Tensor:
+    """The mean over hidden positions and values of d^2 / (2 beta) where abs(d) < beta, else abs(d) - beta/2.
+
+    Shapes, weights and errors as :func:`masked_mse`.
+
+    Args:
+        predictions: see :func:`masked_mse`.
+        target: see :func:`masked_mse`.
+        mask: see :func:`masked_mse`.
+        beta: difference at which the parabola becomes a line, above 0.
+    """
+    _check_shapes(predictions, target)
+    error = F.smooth_l1_loss(predictions.float(), target.float(), reduction="none", beta=beta)
+    return _mean_over_hidden(error.mean(dim=-1), mask)
+
+
+def masked_cosine(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """One minus the cosine between prediction and target, the mean over the hidden positions; 0 to 2.
+
+    Shapes, weights and errors as :func:`masked_mse`.
+    """
+    _check_shapes(predictions, target)
+    cosine = F.cosine_similarity(predictions.float(), target.float(), dim=-1)  # [B, t, h, w]
+    return _mean_over_hidden(1 - cosine, mask)
+
+
+def masked_cross_entropy(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of the right token, in nats, the mean over the hidden positions (BEiT, section 2.3).
+
+    Weights as :func:`masked_mse`.
+
+    Args:
+        predictions: logits, float [B, t, h, w, K] over a vocabulary of K.
+        target: int64 [B, t, h, w], the number of the right token, 0..K-1.
+        mask: see :func:`masked_mse`.
+
+    Returns:
+        A scalar, float32.
+
+    Raises:
+        UserError: predictions and target are not on one grid, or the mask's grid does not divide theirs.
+    """
+    if predictions.shape[:-1] != target.shape:
+        raise UserError(
+            f"predictions {tuple(predictions.shape)} and tokens {tuple(target.shape)} are not on one grid; "
+            "build the target with the model's output stride"
+        )
+    error = F.cross_entropy(predictions.float().flatten(0, -2), target.flatten(), reduction="none")
+    return _mean_over_hidden(error.unflatten(0, target.shape), mask)
+
+
+def _check_shapes(predictions: Tensor, target: Tensor) -> None:
     if predictions.shape != target.shape:
         raise UserError(
             f"predictions {tuple(predictions.shape)} and target {tuple(target.shape)} differ in shape; "
             "build the target with the model's output stride and values_per_token"
         )
-    hidden = resize_mask(mask, TokenGrid(*predictions.shape[1:4]))  # [B, t, h, w]
-    difference = predictions.float() - target.float()
-    error = difference.square().mean(dim=-1)  # [B, t, h, w]
+
+
+def _mean_over_hidden(error: Tensor, mask: Tensor) -> Tensor:
+    """The mean of float32 [B, t, h, w] where a mask [B, t', h', w'] hides, 0 where it hides nothing."""
+    hidden = resize_mask(mask, TokenGrid(*error.shape[1:4]))  # [B, t, h, w]
     weight = hidden.to(error.dtype)
     return (error * weight).sum() / weight.sum().clamp(min=1)
 
@@ -145,3 +216,96 @@ def _check_labels(logits: Tensor, labels: Tensor) -> None:
             f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} differ in shape; "
             "build the model with as many classes as the labels have"
         )
+
+
+def teacher_cross_entropy(cosines: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy of a student's softmax against a teacher's distribution, in nats, row by row.
+
+    ``-sum_k p_k log softmax(z / temperature)_k``, computed as ``logsumexp(z / temperature) - p.z /
+    temperature``: no tensor of logarithms is kept for the backward pass.
+
+    Args:
+        cosines: float [..., K], the student's outputs z before temperature and softmax.
+        teacher: float [..., K], the teacher's probabilities p; each row sums to 1.
+        temperature: the student's, above 0.
+
+    Returns:
+        Float32 [...].
+    """
+    logits = cosines.float() / temperature
+    return torch.logsumexp(logits, dim=-1) - (teacher.float() * logits).sum(dim=-1)
+
+
+def across_views(student: Tensor, local: Tensor | None, teacher: Tensor, *, temperature: float) -> Tensor:
+    """The mean cross-entropy between each view of a video and every *other* one that the teacher saw.
+
+    The class-token loss of DINO and iBOT (arXiv 2104.14294, equation 3): a view is never compared with
+    itself, and the small local crops only have a student.
+
+    Args:
+        student: float [V, G, K], the student's outputs for G views of each of V videos.
+        local: float [V, L, K], its outputs for the local crops; None: there are none.
+        teacher: float [V, G, K], the teacher's probabilities for the G views.
+        temperature: the student's.
+
+    Returns:
+        A scalar, float32: the mean over the videos and the G*(G-1) + G*L pairs.
+    """
+    views = student if local is None else torch.cat([student, local], dim=1)  # [V, S, K]
+    pairs = teacher_cross_entropy(views[:, None], teacher[:, :, None], temperature=temperature)  # [V, G, S]
+    other = 1.0 - torch.eye(teacher.shape[1], views.shape[1], device=pairs.device)
+    return (pairs * other).sum() / (other.sum() * len(pairs))
+
+
+def masked_teacher_cross_entropy(
+    cosines: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float
+) -> Tensor:
+    """The cross-entropy at the hidden cells, the mean over each clip's, then over the clips (iBOT, eq. 2).
+
+    A clip of which nothing is hidden counts as 0, as in the published code: where half of the clips are shown
+    whole, the others weigh half.
+
+    Args:
+        cosines: float [B, t, h, w, K], see :func:`teacher_cross_entropy`.
+        teacher: float [B, t, h, w, K], the teacher's probabilities for the same clips, unmasked.
+        mask: bool [B, t', h', w'], True = hidden, on a grid that divides (t, h, w).
+        temperature: the student's.
+
+    Returns:
+        A scalar, float32.
+
+    Raises:
+        UserError: the mask's grid does not divide the cells'.
+    """
+    error = teacher_cross_entropy(cosines, teacher, temperature=temperature)  # [B, t, h, w]
+    weight = resize_mask(mask, TokenGrid(*error.shape[1:])).to(error.dtype)
+    clips = (error * weight).flatten(1).sum(dim=1) / weight.flatten(1).sum(dim=1).clamp(min=1)
+    return clips.mean()
+
+
+def direction_error(predictions: Tensor, targets: Tensor) -> Tensor:
+    """``2 - 2 cos`` between prediction and target, the mean over the batch; 0 to 4 (BYOL, equation 2).
+
+    The squared distance of the two as unit vectors, in float32.
+
+    Args:
+        predictions: float [B, P].
+        targets: float [B, P].
+
+    Returns:
+        A scalar, float32.
+    """
+    return 2.0 - 2.0 * F.cosine_similarity(predictions.float(), targets.float(), dim=-1).mean()
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """KL divergence of categorical distributions to the uniform one, the mean over all, in nats and float32.
+
+    Args:
+        logits: float [B, V, ...], the distributions over axis 1.
+
+    Returns:
+        A scalar, float32: 0 where all V are alike, log V where each distribution is a single one.
+    """
+    log_shares = torch.log_softmax(logits.float(), dim=1)
+    return (log_shares.exp() * log_shares).sum(dim=1).mean() + math.log(logits.shape[1])

@@ -22,6 +22,7 @@ from videomaskfeat.models.weights import load_model
 from videomaskfeat.tasks import classify_parts, pretrain_parts
 from videomaskfeat.tasks.import_slowfast import SlowFastImport, import_slowfast
 from videomaskfeat.tasks.recipe import normalise, read_classify_recipe, read_recipe
+from videomaskfeat.tasks.target_parts import build_target
 from videomaskfeat.tasks.video_models import load_classifier
 
 
@@ -241,7 +242,7 @@ def test_written_pre_training_config_builds_model_and_target(golden: Path, tmp_p
     outcome = import_slowfast(*recorded(golden, "maskfeat_mvitv2_video", tmp_path, changes), tmp_path / "out")
     config = load_config(PretrainConfig, str(outcome.config))
     assert (config.mask.kind, config.mask.cell) == ("tube", [2, 16, 16])
-    target = pretrain_parts.build_target(config)
+    target = build_target(config.target.name, config.target.arguments, mean=0.45, std=0.225)
     model = pretrain_parts.build_model(config, target)
     model.load_state_dict(load_model(outcome.weights).state_dict())
     assert "pred_head.projections.0.weight" in model.state_dict()

@@ -14,8 +14,7 @@ import torch
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.tasks.pretrain import PretrainStep
-from videomaskfeat.tasks.pretrain_parts import build_model, build_target
+from videomaskfeat.tasks.methods.masked import MaskedPrediction
 from videomaskfeat.tasks.recipe import normalise
 
 from .conftest import TINY
@@ -104,13 +103,13 @@ def test_losses_do_not_depend_on_workers_or_micro_batches(
 def test_step_loss_is_the_mean_over_hidden_cells() -> None:
     """Against a loop over the hidden positions; float32, 1e-5."""
     config = load_config(PretrainConfig, None, TINY)
-    target = build_target(config)
-    model = build_model(config, target).eval()
+    method = MaskedPrediction(config)
+    target, model = method.target, method.student.eval()
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
     mask = torch.rand(2, 2, 2, 2, generator=generator) < 0.5
     batch = PretrainBatch(clips, mask, torch.arange(2))
-    loss, _ = PretrainStep(model, target, mean=0.45, std=0.225)(batch)
+    loss, _ = method.loss(model, batch)
     pixels = normalise(clips, mean=0.45, std=0.225)
     assert pixels[1, 2, 3, 4, 5].item() == pytest.approx((clips[1, 3, 4, 5, 2].item() / 255 - 0.45) / 0.225)
     predictions, truth = model(pixels, mask), target(pixels)

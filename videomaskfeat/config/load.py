@@ -26,6 +26,8 @@ T = TypeVar("T")
 def load_config(schema: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
     """Read a config: the schema's defaults, then the YAML file, then ``section.key=value`` overrides.
 
+    A section with a ``name`` takes that name alone as well: ``target: pixels`` is ``target: {name: pixels}``.
+
     Raises:
         UserError: a file that is missing or no YAML, an unknown key (with the nearest known one), a value of
             the wrong type, an override without ``=``.
@@ -96,12 +98,21 @@ def _read_yaml(path: str) -> DictConfig:
 
 
 def _merge(config: DictConfig, tree: DictConfig, *, where: str) -> DictConfig:
+    tree = _with_names(config, tree)
     try:
         return typing.cast(DictConfig, OmegaConf.merge(config, tree))
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise UserError(_unknown_key(config, tree, where)) from error
     except ValidationError as error:
         raise UserError(_wrong_type(config, tree, where, error)) from error
+
+
+def _with_names(config: DictConfig, tree: DictConfig) -> DictConfig:
+    """A section that is a name with its arguments may be given as the name alone: ``method: masked``."""
+    for section in map(str, tree):
+        if section in config and "name" in config[section] and isinstance(tree[section], str):
+            tree[section] = {"name": tree[section]}
+    return tree
 
 
 def _wrong_type(config: DictConfig, tree: DictConfig, where: str, error: ValidationError) -> str:
@@ -143,7 +154,8 @@ def _unknown_key(config: DictConfig, tree: DictConfig, where: str) -> str:
         for item in map(str, tree[name] if isinstance(tree[name], DictConfig) else ()):
             if item not in sections[name]:
                 close = nearest(item, sections[name]) or _elsewhere(item, known)
-                return f"{where}: unknown key '{name}.{item}'{close or '; --keys lists every key'}"
+                there = f"; {name} has {', '.join(sections[name])} (--keys explains them)"
+                return f"{where}: unknown key '{name}.{item}'{close or there}"
     return f"{where}: unknown key; --keys lists every key"
 
 

@@ -50,6 +50,14 @@ class MaskConfig:
 
 
 @dataclass
+class MethodConfig:
+    """How it is pre-trained."""
+
+    name: str = key("masked", "a name in METHODS: masked (predict the target in the hidden places), ...")
+    arguments: dict[str, Any] = key({}, "what differs from that method's own arguments")
+
+
+@dataclass
 class ModelConfig:
     """Which network."""
 
@@ -59,7 +67,7 @@ class ModelConfig:
 
 @dataclass
 class TargetConfig:
-    """What is predicted."""
+    """What is predicted, by the method masked."""
 
     name: str = key("hog", "a name in TARGETS")
     arguments: dict[str, Any] = key({}, "what differs from that target's own arguments")
@@ -115,6 +123,7 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

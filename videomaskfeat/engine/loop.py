@@ -63,6 +63,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     on_failures: Callable[[Sequence[Any]], None] | None = None,
+    after_step: Callable[[float], None] | None = None,
     extra: Mapping[str, Stateful] | None = None,
 ) -> TrainResult:
     """Train, from the newest checkpoint in the run folder if there is one.
@@ -84,6 +85,9 @@ def train(
             logged as ``evaluation/NAME``. Random numbers that it draws do not disturb the training.
         on_failures: called on all ranks with the failures of all ranks, after the steps that had some; may
             raise to end the run.
+        after_step: called on all ranks after every optimiser step with the share of the run that is then
+            done, in 0..1; may raise to end the run, which nothing is saved of then. What it changes belongs
+            into ``extra``.
         extra: further state to save and restore, by name.
 
     Raises:
@@ -114,6 +118,7 @@ def train(
         ),
         evaluate=evaluate,
         on_failures=on_failures,
+        after_step=after_step,
     )
     torch.manual_seed(options.seed + distributed.rank())
     _resume(run, resume)
@@ -136,6 +141,7 @@ class _Run(Generic[BatchT]):
     checkpoints: CheckpointFolder
     evaluate: Callable[[], Mapping[str, float]] | None
     on_failures: Callable[[Sequence[Any]], None] | None
+    after_step: Callable[[float], None] | None
 
     @property
     def total_steps(self) -> int:
@@ -219,6 +225,8 @@ def _optimiser_step(
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update(state.model)
+    if run.after_step is not None:
+        run.after_step((state.progress.step + 1) / run.total_steps)
 
     failures = (
         [one for rank in distributed.gather_objects(gradients.failures) for one in rank] if failed else []

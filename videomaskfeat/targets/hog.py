@@ -6,10 +6,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.losses import masked_mse
+from videomaskfeat.targets.tally import LossTally, SquaredErrorTally
+from videomaskfeat.targets.target import Target
 
 # Where a horizontal gradient is zero in truth, rounding noise (about 1e-6 on normalised frames) alone would
 # decide between the first and the last bin. The smallest real gradient of an 8-bit frame is about 0.017.
@@ -87,7 +90,7 @@ def _sobel(frames: Tensor) -> tuple[Tensor, Tensor]:
     return gx, gy
 
 
-class HogTarget(nn.Module):
+class HogTarget(Target):
     """HOG of the first frame of each cube, gathered on the output grid of the encoder.
 
     An output position collects its cells (2 x 2 for stride 16 and cell 8) of each colour channel:
@@ -103,6 +106,8 @@ class HogTarget(nn.Module):
     Raises:
         UserError: the output stride is not a multiple of the cell in space, or not the cube's in time.
     """
+
+    loss_name = "mean squared error"
 
     def __init__(
         self,
@@ -146,6 +151,14 @@ class HogTarget(nn.Module):
             batch, grid.t, channels, self.bins, grid.h, height // self.cell // grid.h, grid.w, -1
         )  # [B, t, C, bins, h, cell rows, w, cell columns]
         return cells.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)
+
+    def loss(self, predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The mean squared error over the hidden positions."""
+        return masked_mse(predictions, target, mask)
+
+    def tally(self) -> LossTally:
+        """Its account over held-out batches."""
+        return SquaredErrorTally()
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, cell={self.cell}, output_stride={tuple(self.output_stride)}"

@@ -15,29 +15,27 @@ from videomaskfeat.config.pretrain import OptimConfig, RunConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.tasks.classify_parts import LabelledLists
-from videomaskfeat.tasks.pretrain_parts import mask_grid
+from videomaskfeat.tasks.methods.method import Method
 
 
 def describe_plan(
-    config: PretrainConfig, model: nn.Module, loader: ClipLoader[Any], *, device: torch.device, bf16: bool
+    config: PretrainConfig, method: Method, loader: ClipLoader[Any], *, device: torch.device, bf16: bool
 ) -> str:
     """Model, cost, tokens, data, batch and schedule of a pre-training run, a line each."""
-    clip, optim = config.clip, config.optim
+    clip = config.clip
     size = (1, 3, clip.frames, clip.crop, clip.crop)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    mask = mask_grid(clip, config.mask)
-    inputs = (torch.zeros(size), torch.zeros((1, *mask.shape), dtype=torch.bool))
-    tokens, output = model.token_grid(size), model.output_grid(size)  # type: ignore[operator]
+    parameters = sum(parameter.numel() for parameter in method.student.parameters())
+    encoder: Any = method.encoder
+    tokens, output = encoder.token_grid(size), encoder.output_grid(size)
     records = loader.dataset.records
     lines = [
         f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
-        f"{multiply_adds(model, inputs) / 1e9:.1f} G multiply-adds a clip",
+        f"{multiply_adds(method.student, method.example) / 1e9:.1f} G multiply-adds a clip",
         f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
         f"{tokens} = {tokens.size} tokens, predictions on {output}",
-        f"target    {config.target.name} at the positions that a {config.mask.kind} mask of "
-        f"{mask} cells hides, ratio {config.mask.ratio:g}",
+        f"target    {method.aim}",
         f"data      {records.source}: {len(records)} videos",
-        *_training_lines(optim, config.run, loader, device=device, bf16=bf16),
+        *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
     ]
     return "\n".join(lines)
 

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from videomaskfeat.config import PretrainConfig
-from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
+from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
-from videomaskfeat.losses import masked_mse
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
+from videomaskfeat.tasks.heldout import HeldOutLoss
+from videomaskfeat.tasks.methods import build_method
 from videomaskfeat.tasks.plan import describe_plan
-from videomaskfeat.tasks.pretrain_parts import (
-    build_model,
-    build_target,
-    heldout_loader,
-    recipe_of,
-    training_loader,
-)
-from videomaskfeat.tasks.recipe import METADATA_KEY, Levels, normalise
+from videomaskfeat.tasks.recipe import METADATA_KEY
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
 from videomaskfeat.tasks.training_parts import (
@@ -38,7 +30,7 @@ from videomaskfeat.tasks.training_parts import (
     build_schedule,
     loop_options,
 )
-from videomaskfeat.tasks.visualize import draw_videos
+from videomaskfeat.tasks.visualize import draw_videos, why_not_drawn
 
 logger = logging.getLogger(__name__)
 
@@ -76,39 +68,6 @@ class Outcome:
     failures: int
 
 
-class PretrainStep:
-    """Batch -> loss: normalise on the device, make the target, predict, compare where it was hidden.
-
-    Args:
-        model: (clips, mask) -> predictions [B, t, h, w, K], perhaps wrapped for several processes.
-        target: clips -> targets [B, t, h, w, K]; runs without gradient and in float32.
-        mean: subtracted from pixels in 0..1.
-        std: divides them after that.
-        compiled: compile network and loss with torch.compile. The target stays outside: on a CPU the compiled
-            HOG is several times slower than the eager one (docs/performance.md).
-    """
-
-    def __init__(
-        self, model: nn.Module, target: nn.Module, *, mean: Levels, std: Levels, compiled: bool = False
-    ) -> None:
-        self.model = model
-        self.target = target
-        self.mean = mean
-        self.std = std
-        self._compare: Callable[..., Tensor] = torch.compile(self.compare) if compiled else self.compare
-
-    def __call__(self, batch: PretrainBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The mean squared error over the hidden positions of a batch."""
-        pixels = normalise(batch.clips, mean=self.mean, std=self.std)
-        with torch.no_grad():
-            target = self.target(pixels)
-        return self._compare(pixels, target, batch.mask), {}
-
-    def compare(self, pixels: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Pixels [B, C, T, H, W], target [B, t, h, w, K], mask bool [B, t', h', w'] -> loss float32 []."""
-        return masked_mse(self.model(pixels, mask), target, mask)
-
-
 def pretrain(config: PretrainConfig) -> Outcome:
     """Pre-train as the config says; a run folder that holds a checkpoint is resumed.
 
@@ -134,18 +93,21 @@ class _Run:
         self.config, self.device = config, device
         self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
         self.folder = self.run_folder.path
-        self.recipe = recipe_of(config)
         torch.manual_seed(config.run.seed)
-        self.target = build_target(config)
-        self.model = build_model(config, self.target)
-        self.loader = training_loader(config, rank=distributed.rank(), world_size=distributed.world_size())
-        self.heldout = heldout_loader(config)
+        self.method = build_method(config)
+        self.student = self.method.student
+        self.loader = self.method.training_loader(
+            rank=distributed.rank(), world_size=distributed.world_size()
+        )
+        self.heldout = self.method.heldout_loader()
         self.bf16 = uses_bf16(config.run.precision, device)
-        self.network = distributed.parallel(self.model, device)
-        self.target.to(device)
+        self.network = distributed.parallel(self.student, device)
+        self.method.to(device)
         self.schedule = build_schedule(config.optim)
-        self.optimizer = build_optimizer(config.optim, self.model, base_lr=self.schedule.base_lr)
-        self.ema = build_average(config.optim, self.model)
+        self.optimizer = build_optimizer(
+            config.optim, self.student, base_lr=self.schedule.base_lr, encoder=self.method.encoder
+        )
+        self.ema = build_average(config.optim, self.student)
 
     def go(self) -> Outcome:
         """Train, then measure, save, draw and report."""
@@ -163,24 +125,17 @@ class _Run:
 
     def _open_folder(self) -> None:
         self.run_folder.open()
-        plan = describe_plan(self.config, self.model, self.loader, device=self.device, bf16=self.bf16)
+        plan = describe_plan(self.config, self.method, self.loader, device=self.device, bf16=self.bf16)
         self.run_folder.say(plan)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
-        config = self.config
-        step = PretrainStep(
-            self.network,
-            self.target,
-            mean=config.clip.mean,
-            std=config.clip.std,
-            compiled=config.run.compile,
-        )
+        config, method = self.config, self.method
         options = loop_options(
             config.optim, config.run, self.loader, evaluate_epochs=config.run.evaluate_epochs, bf16=self.bf16
         )
         return train(
             model=self.network,
-            step=step,
+            step=lambda batch: method.loss(self.network, batch),
             loader=self.loader,
             optimizer=self.optimizer,
             learning_rate=self.schedule,
@@ -188,33 +143,33 @@ class _Run:
             device=self.device,
             options=options,
             ema=self.ema,
-            fingerprint=self.run_folder.fingerprint,
+            fingerprint={**self.run_folder.fingerprint, **method.fingerprint},
             evaluate=self._evaluate if self.heldout and config.run.evaluate_epochs else None,
             on_failures=self.run_folder.count_failures(counter),
-            extra={"failures": counter},
+            after_step=method.after_step,
+            extra={"failures": counter, **method.state},
         )
 
     def _evaluate(self) -> dict[str, float]:
         """The held-out loss, computed by rank 0; every rank gets the same numbers."""
-        with nullcontext() if self.ema is None else self.ema.averaged(self.model):
+        with nullcontext() if self.ema is None else self.ema.averaged(self.student):
             loss = distributed.run_on_main(self._heldout_loss)
-        return {"heldout_loss": loss.model, "heldout_constant": loss.constant}
+        constant = {} if loss.constant is None else {"heldout_constant": loss.constant}
+        return {"heldout_loss": loss.model, **constant}
 
     def _heldout_loss(self) -> HeldOutLoss:
         assert self.heldout is not None
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-        return heldout_loss(self.model, self.target, self._heldout_batches(self.heldout), autocast=autocast)
+        return self.method.heldout(self._heldout_batches(self.heldout), autocast=autocast)
 
-    def _heldout_batches(self, loader: ClipLoader) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised clips and masks, the same in every call: epoch 0 of the held-out list."""
-        clip = self.config.clip
+    def _heldout_batches(self, loader: ClipLoader[Any]) -> Iterator[Any]:
+        """Batches on the device, the same in every call: epoch 0 of the held-out list."""
         left = min(self.config.run.evaluate_clips, len(loader.dataset))
         for batch in loader.epoch(0):
             if left <= 0:
                 return
             left -= len(batch.index)
-            on_device = batch.to(self.device)
-            yield normalise(on_device.clips, mean=clip.mean, std=clip.std), on_device.mask
+            yield batch.to(self.device)
 
     def _untrained(self) -> HeldOutLoss | None:
         """The held-out loss of the weights that the run starts from."""
@@ -223,21 +178,23 @@ class _Run:
     def _finish(self, before: HeldOutLoss | None, result: TrainResult) -> None:
         """Weights (the averaged ones where they are kept), held-out loss, pictures and report."""
         if self.ema is not None:
-            self.model.load_state_dict(self.ema.state_dict())
-        weights = self.folder / "weights.safetensors"
-        save_weights(weights, self.model, metadata={METADATA_KEY: self.recipe.to_json()})
+            self.student.load_state_dict(self.ema.state_dict())
+        for name, model in self.method.weights().items():
+            metadata = {METADATA_KEY: self.method.recipe.to_json()}
+            save_weights(self.folder / name, model, metadata=metadata)
         summary: dict[str, Any] = {
             "steps": result.progress.step,
             "clips": result.progress.samples,
             "failures": result.progress.failures,
             "seconds": result.progress.seconds,
             "checkpoint": str(result.checkpoint),
-            "weights": str(weights),
+            "weights": str(self.folder / "weights.safetensors"),
         }
         if before is not None:
             after = self._heldout_loss()
             summary |= {
                 "heldout_clips": after.clips,
+                "heldout_measure": self.method.loss_name,
                 "heldout_constant": after.constant,
                 "heldout_untrained": before.model,
                 "heldout_trained": after.model,
@@ -252,8 +209,14 @@ class _Run:
         videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
         if not videos:
             return
+        reason = why_not_drawn(self.method.recipe)
+        if reason is not None:
+            logger.info("no pictures: %s", reason)
+            return
         reader = self.config.data.reader
-        drawn = draw_videos(self.model, videos, self.folder / "pictures", recipe=self.recipe, reader=reader)
+        drawn = draw_videos(
+            self.student, videos, self.folder / "pictures", recipe=self.method.recipe, reader=reader
+        )
         for failure in drawn.failures:
             logger.warning("not drawn: %s", failure)
 
@@ -263,13 +226,16 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
     lines = []
     if "heldout_trained" in summary:
         constant, trained = summary["heldout_constant"], summary["heldout_trained"]
-        share = 100 * (1 - trained / constant)
-        place = f"{abs(share):.1f} % {'below' if share >= 0 else 'above'} the constant"
+        measure = summary.get("heldout_measure", "mean squared error")
+        lines.append(f"loss on {summary['heldout_clips']} held-out clips ({measure} at hidden positions)")
+        place = ""
+        if constant is not None:
+            share = 100 * (1 - trained / constant)
+            place = f"   ({abs(share):.1f} % {'below' if share >= 0 else 'above'} the constant)"
+            lines.append(f"  best constant prediction  {constant:.5f}")
         lines += [
-            f"loss on {summary['heldout_clips']} held-out clips (mean squared error at hidden positions)",
-            f"  best constant prediction  {constant:.5f}",
             f"  untrained model           {summary['heldout_untrained']:.5f}",
-            f"  trained model             {trained:.5f}   ({place})",
+            f"  trained model             {trained:.5f}{place}",
         ]
     lines += [
         f"checkpoint  {summary['checkpoint']}",

@@ -20,8 +20,9 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Unif
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import MASKS, MaskFunction
-from videomaskfeat.models import create_model
-from videomaskfeat.targets import TARGETS
+from videomaskfeat.models import arguments_of, create_model
+from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.targets.target import Target
 from videomaskfeat.tasks.recipe import MaskRecipe, PretrainRecipe
 from videomaskfeat.tasks.training_parts import clip_recipe
 
@@ -36,57 +37,48 @@ def recipe_of(config: PretrainConfig) -> PretrainRecipe:
         mask=MaskRecipe(kind=mask.kind, ratio=mask.ratio, cell=(mask.cell[0], mask.cell[1], mask.cell[2])),
         target=config.target.name,
         target_arguments=dict(config.target.arguments),
+        method=config.method.name,
     )
 
 
-def build_target(config: PretrainConfig) -> nn.Module:
-    """The target by its name.
-
-    Raises:
-        UserError: an unknown name, or arguments that it does not take.
-    """
-    name = config.target.name
-    if name not in TARGETS:
-        known = ", ".join(TARGETS)
-        raise UserError(f"target.name {name!r} is unknown{nearest(name, TARGETS)}; there are {known}")
-    try:
-        return TARGETS[name](**config.target.arguments)
-    except TypeError as error:
-        raise UserError(f"target.arguments: {error}") from error
-
-
-def build_model(config: PretrainConfig, target: nn.Module) -> nn.Module:
+def build_model(config: PretrainConfig, target: Target) -> nn.Module:
     """The model by its name, made for the config's clips, and checked against mask and target.
 
     Raises:
-        UserError: an unknown name or argument, a clip that the cubes do not tile, a mask grid that does not
-            divide the output grid, or a target on another grid.
+        UserError: an unknown name or argument, a model that predicts nothing, a clip that the cubes do not
+            tile, a mask grid that does not divide the output grid, or a target on another grid.
     """
-    clip = config.clip
+    clip, name = config.clip, config.model.name
+    if name in MODELS and "values_per_token" not in arguments_of(name):
+        known = [other for other in MODELS if "values_per_token" in arguments_of(other)]
+        raise UserError(
+            f"model.name {name!r} predicts no target, so it cannot learn {config.target.name!r}; "
+            f"take one of {', '.join(known)}"
+        )
     size = (clip.frames, clip.crop, clip.crop)
     arguments: dict[str, Any] = {
         "clip_size": size,
         "values_per_token": target.values_per_token,
         "checkpoint_blocks": config.run.activation_checkpointing,
     }
-    model = create_model(config.model.name, **{**arguments, **config.model.arguments})
+    model = create_model(name, **{**arguments, **config.model.arguments})
     output = model.output_grid((1, 3, *size))  # type: ignore[operator]
     wanted = TokenGrid.from_clip(
         frames=clip.frames,
         height=clip.crop,
         width=clip.crop,
-        stride=target.output_stride,  # type: ignore[arg-type]
+        stride=target.output_stride,
     )
     if wanted != output:
         raise UserError(
-            f"target.name {config.target.name!r} gives values on a grid of {wanted}, and {config.model.name} "
-            f"predicts on {output}; set the target's output_stride, or the model's q_pool_at"
+            f"target.name {config.target.name!r} gives values on a grid of {wanted}, and {name} predicts on "
+            f"{output}; {target.grid_remedy}, or the model's q_pool_at"
         )
     mask = mask_grid(config.clip, config.mask)
     if not mask.divides(output):
         raise UserError(
             f"mask.cell {list(config.mask.cell)} gives a mask of {mask} cells, which does not divide the "
-            f"{output} positions that {config.model.name} predicts; each axis of the positions must be a "
+            f"{output} positions that {name} predicts; each axis of the positions must be a "
             "multiple of the mask's"
         )
     return model
@@ -105,6 +97,21 @@ def mask_grid(clip: ClipConfig, mask: MaskConfig) -> TokenGrid:
             "pixels: each of its sizes must divide the clip's (clip.frames, clip.crop, clip.crop)"
         )
     return TokenGrid(*(length // step for length, step in zip(size, mask.cell, strict=True)))
+
+
+def check_mask(config: PretrainConfig) -> None:
+    """Draw one mask, so that a kind, a ratio or a cell that cannot be is known before the run starts.
+
+    Raises:
+        UserError: an unknown kind, cells that do not tile the clip, or a ratio that would leave nothing
+            visible or nothing hidden.
+    """
+    mask = config.mask
+    draw, grid = mask_function(mask.kind), mask_grid(config.clip, mask)
+    try:
+        draw(grid, mask.ratio, np.random.default_rng(0))
+    except UserError as error:
+        raise UserError(f"mask.ratio {mask.ratio:g} with mask.cell {list(mask.cell)}: {error}") from error
 
 
 def mask_function(name: str) -> MaskFunction:

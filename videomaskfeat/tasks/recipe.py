@@ -92,12 +92,14 @@ class PretrainRecipe:
         mask: see :class:`MaskRecipe`.
         target: a name in ``TARGETS``.
         target_arguments: what differs from that target's own arguments.
+        method: a name in ``METHODS``; of another than "masked" mask and target may say nothing.
     """
 
     clip: ClipRecipe
     mask: MaskRecipe = MaskRecipe()
     target: str = "hog"
     target_arguments: Mapping[str, Any] = field(default_factory=dict)
+    method: str = "masked"
 
     def to_json(self) -> str:
         """The recipe as the text that belongs under :data:`METADATA_KEY`."""
@@ -105,6 +107,7 @@ class PretrainRecipe:
             "clip": dataclasses.asdict(self.clip),
             "mask": dataclasses.asdict(self.mask),
             "target": {"name": self.target, **self.target_arguments},
+            "method": self.method,
         }
         return json.dumps(parts)
 
@@ -121,7 +124,8 @@ class PretrainRecipe:
             mask = dict(parts.get("mask", {}))
             if "cell" in mask:
                 mask["cell"] = tuple(mask["cell"])
-            return cls(ClipRecipe(**parts["clip"]), MaskRecipe(**mask), target.pop("name"), target)
+            name, method = target.pop("name"), parts.get("method", "masked")
+            return cls(ClipRecipe(**parts["clip"]), MaskRecipe(**mask), name, target, method)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"no pre-training recipe: {error}") from error
 

@@ -36,8 +36,16 @@ def build_schedule(optim: OptimConfig) -> WarmupCosine:
     return schedule.scaled(optim.batch_size, optim.base_batch_size)
 
 
-def build_optimizer(optim: OptimConfig, model: nn.Module, *, base_lr: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    optim: OptimConfig, model: nn.Module, *, base_lr: float, encoder: nn.Module | None = None
+) -> torch.optim.Optimizer:
     """The optimiser over the model's parameter groups: AdamW, or what a fine-tuning names.
+
+    Args:
+        optim: of the config.
+        model: all that learns.
+        base_lr: peak learning rate.
+        encoder: the part of the model whose blocks are its layers; None: the model itself.
 
     Raises:
         UserError: an unknown optimiser, or betas or momentum out of their range.
@@ -47,7 +55,7 @@ def build_optimizer(optim: OptimConfig, model: nn.Module, *, base_lr: float) -> 
         base_lr=base_lr,
         weight_decay=optim.weight_decay,
         layer_decay=optim.layer_decay,
-        depth=len(model.blocks),  # type: ignore[arg-type]
+        depth=len((encoder or model).blocks),  # type: ignore[arg-type]
     )
     name = optim.optimizer if isinstance(optim, FinetuneOptimConfig) else "adamw"
     if name not in OPTIMIZERS:

@@ -27,6 +27,9 @@ from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.tasks.recipe import PretrainRecipe, normalise, read_recipe
 from videomaskfeat.viz.pictures import ClipDrawing, stretch_mask, write_film, write_picture
 
+DRAWN = ("hog",)
+"""Targets of which there are pictures."""
+
 
 @dataclass(frozen=True)
 class Visualized:
@@ -130,12 +133,23 @@ def draw_videos(
     return Visualized(written, failures)
 
 
-def _drawable_target(recipe: PretrainRecipe) -> HogTarget:
+def why_not_drawn(recipe: PretrainRecipe) -> str | None:
+    """Why pictures cannot be made of what a recipe predicts; None where they can."""
+    if recipe.method != "masked":
+        return f"method {recipe.method!r} predicts nothing that can be drawn"
     if recipe.target not in TARGETS:
-        raise UserError(f"target {recipe.target!r} is unknown{nearest(recipe.target, TARGETS)}")
+        return f"target {recipe.target!r} is unknown{nearest(recipe.target, TARGETS)}"
+    if recipe.target not in DRAWN:
+        return f"target {recipe.target!r} cannot be drawn; pictures are of {' and '.join(DRAWN)} only"
+    return None
+
+
+def _drawable_target(recipe: PretrainRecipe) -> HogTarget:
+    reason = why_not_drawn(recipe)
+    if reason is not None:
+        raise UserError(reason)
     target = TARGETS[recipe.target](**recipe.target_arguments)
-    if not isinstance(target, HogTarget):
-        raise UserError(f"target {recipe.target!r} cannot be drawn; pictures are of hog only")
+    assert isinstance(target, HogTarget)
     return target
 
 

@@ -132,10 +132,21 @@ def _verdict(summary: Mapping[str, Any]) -> str:
         clips = _number(summary.get("heldout_clips"))
         on = f"on {clips:.0f} clips that it never saw, " if clips else ""
         sentence = (
-            f"<p>Mean squared error over the hidden positions {on}{abs(change):.0%} {word} the best constant "
-            "(the mean of the very targets it is measured on).</p>"
+            f"<p>{_measure(summary)} over the hidden positions {on}{abs(change):.0%} {word} the best "
+            "constant (in hindsight, of the very targets it is measured on).</p>"
+        )
+    elif trained is not None:
+        sentence = (
+            f"<p>{_measure(summary)} over the hidden positions; which constant would do best at it is not "
+            "known.</p>"
         )
     return page.cards(cards) + sentence
+
+
+def _measure(summary: Mapping[str, Any]) -> str:
+    """What the held-out loss is called, as the start of a sentence."""
+    name = str(summary.get("heldout_measure") or "mean squared error")
+    return escape(name[:1].upper() + name[1:])
 
 
 def _accuracy(summary: Mapping[str, Any]) -> str:
@@ -172,11 +183,14 @@ def side_by_side(runs: Sequence[RunFacts]) -> str:
     drawn = []
     for key, title in charts.items():
         curves = [
-            Curve(run.name, run.metrics["step"], run.metrics[key]) for run in runs if len(_finite(run, key))
+            Curve(run.name, run.metrics["step"], run.metrics[key], place)
+            for place, run in enumerate(runs)
+            if len(_finite(run, key))
         ]
         if curves:
             svg = line_chart(curves, title=title, from_zero=True, smooth=not key.startswith("evaluation/"))
-            drawn.append(page.chart(title, svg, [curve.name for curve in curves]))
+            names, places = zip(*((curve.name, curve.colour) for curve in curves), strict=True)
+            drawn.append(page.chart(title, svg, names, colours=places))
     ends = [
         (run.name, *(_percent((run.summary or {}).get(key)) for key in ("top1", "top5", "mean_class")))
         for run in runs

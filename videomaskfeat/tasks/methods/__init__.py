@@ -1,0 +1,35 @@
+"""How an encoder is pre-trained: one file a method.
+
+Each is a :class:`~videomaskfeat.tasks.methods.method.Method`, built from a config; ``pretrain`` runs it. A
+new one is one more file and one more line here.
+"""
+
+from __future__ import annotations
+
+from videomaskfeat.config import PretrainConfig
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.tasks.methods.masked import MaskedPrediction
+from videomaskfeat.tasks.methods.method import Method
+from videomaskfeat.tasks.target_parts import check_arguments
+
+METHODS: dict[str, type[Method]] = {
+    "masked": MaskedPrediction,
+}
+
+
+def build_method(config: PretrainConfig) -> Method:
+    """The config's method with all its parts, on the CPU.
+
+    Raises:
+        UserError: an unknown name or argument, or parts that cannot be or do not fit each other.
+    """
+    name, arguments = config.method.name, config.method.arguments
+    if name not in METHODS:
+        raise UserError(
+            f"method.name {name!r} is unknown{nearest(name, METHODS)}; there are {', '.join(METHODS)}"
+        )
+    check_arguments("method.arguments", name, METHODS[name], arguments, supplied=("config",))
+    try:
+        return METHODS[name](config, **arguments)
+    except TypeError as error:
+        raise UserError(f"method.arguments of {name!r}: {error}") from error

@@ -1,0 +1,74 @@
+"""Targets from the words of a config or of a weights file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.targets import TARGETS
+from videomaskfeat.targets.target import Target
+from videomaskfeat.tasks.recipe import Levels
+
+
+def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: Levels) -> Target:
+    """The target by its name.
+
+    Args:
+        name: a key of ``TARGETS``.
+        arguments: what differs from its own.
+        mean: of the run's clips, given to a target that asks for ``clip_mean``.
+        std: likewise, for ``clip_std``.
+
+    Raises:
+        UserError: an unknown name, or arguments that it does not take.
+    """
+    if name not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise UserError(f"target.name {name!r} is unknown{nearest(name, TARGETS)}; there are {known}")
+    build = TARGETS[name]
+    normalisation = {"clip_mean": mean, "clip_std": std}
+    asked = inspect.signature(build).parameters
+    supplied = {key: value for key, value in normalisation.items() if key in asked}
+    check_arguments("target.arguments", name, build, arguments, supplied=supplied)
+    try:
+        return build(**{key: _as_tuple(value) for key, value in arguments.items()}, **supplied)
+    except TypeError as error:
+        raise UserError(f"target.arguments of {name!r}: {error}") from error
+
+
+def check_arguments(
+    where: str,
+    name: str,
+    build: Callable[..., object],
+    given: Mapping[str, Any],
+    *,
+    supplied: Collection[str] = (),
+) -> None:
+    """Refuse arguments that a constructor does not take, and the lack of one that it needs.
+
+    Args:
+        where: the config key that holds them.
+        name: what the config calls the thing to be built.
+        build: builds it.
+        given: by the user.
+        supplied: names of arguments that are not the user's to give.
+
+    Raises:
+        UserError: names the first such argument.
+    """
+    parameters = inspect.signature(build).parameters
+    own = [key for key in parameters if key not in supplied]
+    takes = f"it takes {', '.join(own)}" if own else "it takes none"
+    for key in given:
+        if key not in own:
+            raise UserError(f"{where}: {name!r} has no argument {key!r}{nearest(key, own)}; {takes}")
+    for key in own:
+        if parameters[key].default is inspect.Parameter.empty and key not in given:
+            raise UserError(f"{where}: {name!r} needs {key!r}, and none is given; set {where}.{key}")
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists, as YAML and JSON bring them, become tuples all the way down."""
+    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value

@@ -16,7 +16,7 @@ def add_sample_data(verbs: Any) -> None:
         verbs,
         "sample-data",
         run_sample_data,
-        summary="write the built-in sample data set: mp4 files whose classes are motions, and their lists",
+        summary="write the built-in sample data set: videos of motions, pictures of shapes, and their lists",
         examples="""\
   videomaskfeat sample-data demo/sample
   videomaskfeat sample-data small --videos 40 --size 64 --frames 16 --seed 7""",
@@ -29,6 +29,9 @@ def add_sample_data(verbs: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="equal seeds, equal files (default: %(default)s)")
     parser.add_argument(
         "--ava-videos", type=int, default=12, help="longer videos with boxes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--images", type=int, default=600, help="pictures whose class is a shape (default: %(default)s)"
     )
 
 
@@ -45,6 +48,7 @@ def run_sample_data(options: argparse.Namespace) -> int:
             fps=options.fps,
             seed=options.seed,
             ava_videos=options.ava_videos,
+            images=options.images,
             progress=update,
         )
     print(os.path.join(options.directory, "README.txt"))
@@ -63,7 +67,7 @@ def add_check_data(verbs: Any) -> None:
   videomaskfeat check-data my_videos/ --min-frames 32 --json report.json""",
     )
     parser.add_argument("list", metavar="LIST", help="list file or folder")
-    parser.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames")
+    parser.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames | images")
     parser.add_argument("--labels", default="auto", help="auto | yes | no")
     parser.add_argument("--separator", default="auto", help="auto | space | comma | tab")
     parser.add_argument("--prefix", default="", help="folder put before every relative path")

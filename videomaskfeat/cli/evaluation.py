@@ -35,7 +35,7 @@ def add_evaluate(verbs: Any) -> None:
     views.add_argument("--average", help="softmax | logits: what is averaged over the views")
     lists = parser.add_argument_group("list")
     lists.add_argument("--prefix", default="", help="folder put before every relative path")
-    lists.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames")
+    lists.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames | images")
     lists.add_argument("--labels", default="auto", help="auto | yes | no")
     lists.add_argument("--separator", default="auto", help="auto | space | comma | tab")
     lists.add_argument(

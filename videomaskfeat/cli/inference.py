@@ -86,7 +86,7 @@ then, in Python:
     parser.add_argument("--grid", action="store_true", help="a feature a token instead of their mean")
     _add_views(parser, 1)
     parser.add_argument("--dtype", default="float32", help="float32 | float16 on disk (default: %(default)s)")
-    parser.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames")
+    parser.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames | images")
     parser.add_argument("--labels", default="auto", help="auto | yes | no")
     parser.add_argument("--separator", default="auto", help="auto | space | comma | tab")
     parser.add_argument("--prefix", default="", help="folder put before every relative path")

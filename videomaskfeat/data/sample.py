@@ -1,4 +1,6 @@
-"""The built-in sample data set: small H.264 videos whose class is their motion, and lists in three forms."""
+"""The built-in sample data set: small H.264 videos whose class is their motion, and lists in three forms; and
+pictures whose class is a shape.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videomaskfeat.data.sample_images import make_image_folders, write_image, write_image_lists
 from videomaskfeat.data.sample_scene import MOTIONS, Scene, copies_in_view, make_scene
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder, open_file
@@ -42,6 +45,9 @@ senses of turning are classes, so never flip or rotate when training on labels.
     annotations/ava_{{train,val}}_predicted_boxes.csv           video,second,x1,y1,x2,y2,,score
     annotations/ava_{{train,val}}_excluded_timestamps_v2.2.csv  video,second: not scored
     annotations/ava_action_list_v2.2.pbtxt                    the actions
+  images/                       {images} pictures whose class is a shape; flip and turn them as you like
+    train/star/000008.png ...   class folders, as ImageNet has them (data.train=images/train), and val/
+    train.csv val.csv           the same as lists, `path label`; classes.txt: the names in their order
 """
 
 
@@ -69,6 +75,7 @@ def write_sample_data(
     seed: int = 0,
     ava_videos: int = 12,
     ava_seconds: int = 8,
+    images: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -78,11 +85,12 @@ def write_sample_data(
         directory: created where needed; files of an earlier call are replaced.
         videos: number of classified clips; the label of number i is i modulo 12.
         frames: frames a clip.
-        size: side of the square pictures in pixels, even and at least 32.
+        size: side of the square frames and pictures in pixels, even and at least 32.
         fps: frames a second.
         seed: of everything random.
         ava_videos: longer videos with several actors, for detection; 0 leaves ``ava/`` out.
         ava_seconds: length of each of them; every second but the first and the last is a key frame.
+        images: pictures with classes of their own, one in five held out; 0 leaves ``images/`` out.
         workers: threads that draw and encode (both leave Python's lock); default the number of CPUs.
         progress: called with (videos written, videos in all) after each video.
 
@@ -103,14 +111,24 @@ def write_sample_data(
             partial(_write_actors, root, number, seconds=ava_seconds, size=size, fps=fps, seed=seed)
             for number in range(ava_videos)
         ]
+    if images:
+        make_image_folders(root / "images", images)
+        jobs += [
+            partial(_write_image, root / "images", number, images=images, size=size, seed=seed)
+            for number in range(images)
+        ]
     results = _run_all(jobs, workers or os.cpu_count() or 1, progress)
     _write_kinetics_lists(root, videos)
     _write_ssv2_lists(root, videos)
     if ava_videos:
-        _write_ava_lists(root / "ava" / "annotations", results[videos:], ava_seconds, seed)
+        _write_ava_lists(
+            root / "ava" / "annotations", results[videos : videos + ava_videos], ava_seconds, seed
+        )
+    if images:
+        write_image_lists(root / "images", images)
     text = _README.format(
         videos=videos, frames=frames, size=size, fps=fps, seed=seed, ava_videos=ava_videos,
-        first_second=AVA_FIRST_SECOND, few=_FEW,
+        first_second=AVA_FIRST_SECOND, few=_FEW, images=images,
     )  # fmt: skip
     _write_text(root / "README.txt", text)
 
@@ -161,6 +179,11 @@ def _run_all(
 def _write_clip(root: Path, number: int, *, frames: int, size: int, fps: float, seed: int) -> list[_Actor]:
     scene = sample_scene(number, frames=frames, size=size, fps=fps, seed=seed)
     write_mp4(root / "videos" / f"{number:06d}.mp4", scene.frames(), fps=fps)
+    return []
+
+
+def _write_image(folder: Path, number: int, *, images: int, size: int, seed: int) -> list[_Actor]:
+    write_image(folder, number, images=images, size=size, seed=seed)
     return []
 
 

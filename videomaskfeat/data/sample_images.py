@@ -1,0 +1,141 @@
+"""The pictures of the sample data: one textured shape before soft clouds; its outline is the class.
+
+Colours, texture, place, size and turn are drawn without a look at the class, and all shapes cover the same
+area, so neither the colours of a picture nor their shares tell the class: only the shape does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from videomaskfeat.data.sample_scene import draw_background, draw_texture
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import make_folder, open_file
+
+_IMAGE = 4  # tag of the pictures' streams; those of the videos are in sample.py
+_VALIDATES = 5  # one picture in so many is held out
+_SMALLEST_RADIUS, _LARGEST_RADIUS = 0.2, 0.3  # of a disc of a shape's area, in picture sides
+_LARGEST_TURN = 30.0  # degrees, to either side
+_FINE = 4  # points a pixel and axis, whose mean is the opacity: soft edges
+_GRID = 400  # points an axis on which a shape's area is measured
+
+Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Whether points lie in a polygon, corners [n, 2]: a ray to the right meets an odd number of edges."""
+    inside = np.zeros(x.shape, np.bool_)
+    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        if y1 != y2:
+            inside ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
+    return inside
+
+
+def _spikes(*lengths: float) -> np.ndarray:
+    """Corners around the centre at equal angles, the first at the top, [n, 2]."""
+    angles = 2 * np.pi * np.arange(len(lengths)) / len(lengths)
+    return np.array(lengths)[:, None] * np.stack([np.sin(angles), -np.cos(angles)], axis=1)
+
+
+# Whether points (x, y) lie in the shape, which fills about -1..1; y points down. Sorted, so that the place is
+# the label in class folders as well.
+SHAPES: dict[str, Inside] = {
+    "bar": lambda x, y: (abs(x) < 1) & (abs(y) < 0.28),
+    "corner": lambda x, y: (np.maximum(abs(x), abs(y)) < 1) & ((x < -0.35) | (y > 0.35)),
+    "crescent": lambda x, y: (x**2 + y**2 < 1) & ((x - 0.5) ** 2 + y**2 > 0.64),
+    "cross": lambda x, y: (np.maximum(abs(x), abs(y)) < 1) & (np.minimum(abs(x), abs(y)) < 0.3),
+    "disc": lambda x, y: x**2 + y**2 < 1,
+    "heart": lambda x, y: (1.44 * (x**2 + y**2) - 1) ** 3 + 2.5 * x**2 * y**3 < 0,
+    "ring": lambda x, y: abs(x**2 + y**2 - 0.7) < 0.3,
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) < 1,
+    "star": lambda x, y: _polygon(x, y, _spikes(*(1.0, 0.42) * 5)),
+    "triangle": lambda x, y: _polygon(x, y, _spikes(1.0, 1.0, 1.0)),
+}
+
+
+def sample_image(number: int, *, size: int, seed: int) -> np.ndarray:
+    """Picture ``number``, uint8 [size, size, 3], RGB; its class is ``number`` modulo 10."""
+    rng = np.random.default_rng([_IMAGE, seed, number])
+    background = draw_background(rng, size)
+    texture = draw_texture(rng, background.reshape(-1, 3).mean(axis=0))
+    radius = rng.uniform(_SMALLEST_RADIUS, _LARGEST_RADIUS) * size
+    room = 1.3 * radius  # the farthest corners of most shapes stay inside
+    centre = rng.uniform(room, size - room, size=2)
+    turn = np.deg2rad(rng.uniform(-_LARGEST_TURN, _LARGEST_TURN))
+    name = list(SHAPES)[number % len(SHAPES)]
+    points = (np.arange(size * _FINE) + 0.5) / _FINE  # pixels of the picture
+    x, y = np.meshgrid(points - centre[0], points - centre[1])
+    scale = _disc_over_shape(name) * radius
+    across = (x * np.cos(turn) + y * np.sin(turn)) / scale
+    down = (y * np.cos(turn) - x * np.sin(turn)) / scale
+    inside = SHAPES[name](across, down).astype(np.float32)
+    alpha = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA)[..., None]
+    middle = (len(texture) - 1) / 2
+    places = [
+        cv2.resize((1 + axis / 2) * middle, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+        for axis in (across, down)
+    ]
+    cover = cv2.remap(texture, *places, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return np.rint(background + alpha * (cover.astype(np.float32) - background)).astype(np.uint8)
+
+
+def write_image(folder: Path, number: int, *, images: int, size: int, seed: int) -> None:
+    """Write picture ``number`` of ``images`` as a PNG into its class folder, which exists."""
+    picture = cv2.cvtColor(sample_image(number, size=size, seed=seed), cv2.COLOR_RGB2BGR)
+    with open_file(folder / _path(number, images), "wb") as file:
+        file.write(cv2.imencode(".png", picture)[1].tobytes())
+
+
+def make_image_folders(folder: str | os.PathLike[str], images: int) -> None:
+    """Create the class folders of both splits.
+
+    Raises:
+        UserError: too few pictures for one of each class in each split.
+    """
+    least = _VALIDATES * len(SHAPES)
+    if images < least:
+        raise UserError(
+            f"images={images}: take 0 pictures, or at least {least}, which validates on one a class"
+        )
+    for split in ("train", "val"):
+        for name in SHAPES:
+            make_folder(Path(folder, split, name))
+
+
+def write_image_lists(folder: Path, images: int) -> None:
+    """The lists `path label` of both splits, and the names of the classes."""
+    for split in ("train", "val"):
+        rows = [
+            f"{_path(number, images)} {number % len(SHAPES)}\n"
+            for number in range(images)
+            if _split(number, images) == split
+        ]
+        with open_file(folder / f"{split}.csv", "w") as file:
+            file.writelines(rows)
+    with open_file(folder / "classes.txt", "w") as file:
+        file.writelines(f"{name}\n" for name in SHAPES)
+
+
+@cache
+def _disc_over_shape(name: str) -> float:
+    """The radius at which a shape covers as much as a disc of radius 1."""
+    points = (np.arange(_GRID) + 0.5) * 2.4 / _GRID - 1.2
+    area = SHAPES[name](*np.meshgrid(points, points)).mean() * 2.4**2
+    return float(np.sqrt(np.pi / area))
+
+
+def _split(number: int, images: int) -> str:
+    """Labels go round and round, so both parts are balanced."""
+    return "train" if number < images - images // _VALIDATES else "val"
+
+
+def _path(number: int, images: int) -> str:
+    """Of a picture, from the folder of the pictures on."""
+    name = list(SHAPES)[number % len(SHAPES)]
+    return os.path.join(_split(number, images), name, f"{number:06d}.png")

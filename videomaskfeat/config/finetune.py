@@ -13,9 +13,9 @@ from videomaskfeat.config.pretrain import OptimConfig, RunConfig
 class LabelledDataConfig:
     """Which labelled videos, and how they are read."""
 
-    train: str = key("", "list file to train on (required)")
+    train: str = key("", "list file, or folder of class folders of pictures, to train on (required)")
     validation: str = key("", "held-out list; empty: no validation")
-    format: str = key("auto", "auto | kinetics | ssv2: format of the lists")
+    format: str = key("auto", "auto | kinetics | ssv2 | images: format of the lists")
     separator: str = key("auto", "auto | space | comma | tab: what parts the columns of a Kinetics list")
     prefix: str = key("", "folder put before every relative path of the lists")
     classes: int = key(0, "number of classes; 0: as the class names, or one more than the largest label")

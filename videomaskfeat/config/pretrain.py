@@ -12,9 +12,9 @@ from videomaskfeat.config.key import key
 class DataConfig:
     """Which videos, and how they are read."""
 
-    train: str = key("", "list file, or folder of videos or of frame folders, to train on (required)")
+    train: str = key("", "list file, or folder of videos, frame folders or pictures, to train on (required)")
     validation: str = key("", "held-out list or folder; empty: no held-out loss")
-    format: str = key("auto", "auto | kinetics | ssv2 | folder | frames: format of the lists")
+    format: str = key("auto", "auto | kinetics | ssv2 | folder | frames | images: of the lists")
     labels: str = key("auto", "auto | yes | no: whether rows end with a label (not used here, but checked)")
     separator: str = key("auto", "auto | space | comma | tab: what parts the columns of a Kinetics list")
     prefix: str = key("", "folder put before every relative path of the lists")

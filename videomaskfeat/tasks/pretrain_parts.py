@@ -14,7 +14,7 @@ from videomaskfeat.config import PretrainConfig
 from videomaskfeat.config.pretrain import ClipConfig, MaskConfig
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.records import load_records
+from videomaskfeat.data.records import Records, check_frames, load_records
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.errors import UserError, nearest
@@ -125,6 +125,25 @@ def mask_function(name: str) -> MaskFunction:
     return MASKS[name]
 
 
+def records_of(config: PretrainConfig, path: str) -> Records:
+    """The rows of a list of the run.
+
+    Raises:
+        UserError: the list is wrong, or holds pictures and clips have more than one frame.
+    """
+    data, frames = config.data, config.clip.frames
+    records = load_records(
+        path,
+        format=data.format,
+        labels=data.labels,
+        prefix=data.prefix,
+        separator=data.separator,
+        stills=frames == 1,
+    )
+    check_frames(records, frames)
+    return records
+
+
 def _dataset(
     config: PretrainConfig,
     path: str,
@@ -134,7 +153,7 @@ def _dataset(
     samples: int,
 ) -> PretrainClips:
     """The clips of a list; ``choose`` says which frames, as clip_indices_random does."""
-    data, mask, clip = config.data, config.mask, config.clip
+    mask, clip = config.mask, config.clip
     sampler: FrameSampler = functools.partial(
         choose,
         frames=clip.frames,
@@ -142,16 +161,14 @@ def _dataset(
         target_fps=clip.target_fps,
         short=short_video(clip),
     )
-    records = load_records(
-        path, format=data.format, labels=data.labels, prefix=data.prefix, separator=data.separator
-    )
+    records = records_of(config, path)
     grid = mask_grid(config.clip, mask)
     return PretrainClips(
         records,
         sampler=sampler,
         transform=transform,
         mask=functools.partial(mask_function(mask.kind), grid, mask.ratio),
-        reader=data.reader,
+        reader=config.data.reader,
         seed=config.run.seed,
         samples_per_video=samples,
     )

@@ -63,7 +63,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     on_failures: Callable[[Sequence[Any]], None] | None = None,
-    after_step: Callable[[float], None] | None = None,
+    after_step: Callable[[float], Mapping[str, float] | None] | None = None,
     extra: Mapping[str, Stateful] | None = None,
 ) -> TrainResult:
     """Train, from the newest checkpoint in the run folder if there is one.
@@ -87,7 +87,7 @@ def train(
             raise to end the run.
         after_step: called on all ranks after every optimiser step with the share of the run that is then
             done, in 0..1; may raise to end the run, which nothing is saved of then. What it changes belongs
-            into ``extra``.
+            into ``extra``; numbers that it returns, the same on every rank, are logged by their names.
         extra: further state to save and restore, by name.
 
     Raises:
@@ -141,7 +141,7 @@ class _Run(Generic[BatchT]):
     checkpoints: CheckpointFolder
     evaluate: Callable[[], Mapping[str, float]] | None
     on_failures: Callable[[Sequence[Any]], None] | None
-    after_step: Callable[[float], None] | None
+    after_step: Callable[[float], Mapping[str, float] | None] | None
 
     @property
     def total_steps(self) -> int:
@@ -225,8 +225,7 @@ def _optimiser_step(
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update(state.model)
-    if run.after_step is not None:
-        run.after_step((state.progress.step + 1) / run.total_steps)
+    further = run.after_step((state.progress.step + 1) / run.total_steps) if run.after_step else None
 
     failures = (
         [one for rank in distributed.gather_objects(gradients.failures) for one in rank] if failed else []
@@ -243,6 +242,7 @@ def _optimiser_step(
         "lr": lr,
         "grad_norm": grad_norm,
         **dict(zip(gradients.names, metrics, strict=True)),
+        **(further or {}),
         "data_ms": 1e3 * data_seconds,
         "step_ms": 1e3 * seconds,
         "samples_per_second": samples / seconds,

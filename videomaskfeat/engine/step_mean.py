@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from videomaskfeat.engine import distributed
+from videomaskfeat.errors import UserError
 
 
 class StepMean:
@@ -45,14 +46,23 @@ class RunningCentre:
     Args:
         size: values an output, K.
         momentum: share m of itself that it keeps in a step, 0..1.
-        device: where it is kept.
+
+    Raises:
+        UserError: a momentum outside 0..1.
     """
 
-    def __init__(self, size: int, *, momentum: float = 0.9, device: torch.device | str = "cpu") -> None:
-        self.value = torch.zeros(size, device=device)
+    def __init__(self, size: int, *, momentum: float = 0.9) -> None:
+        if not 0 <= momentum <= 1:
+            raise UserError(f"a centre's momentum of {momentum:g} is not between 0 and 1; 0.9 is usual")
+        self.value = torch.zeros(size)
         """float32 [K]."""
         self.momentum = momentum
-        self._outputs = StepMean(size, device=device)
+        self._outputs = StepMean(size)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move to a device, before the first step."""
+        self.value = self.value.to(device)
+        self._outputs = StepMean(len(self.value), device=device)
 
     def add(self, outputs: Tensor) -> None:
         """Take in outputs [n, K] of this step, before they are centred."""

@@ -21,6 +21,7 @@ from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.heldout import HeldOutLoss
 from videomaskfeat.tasks.methods import build_method
 from videomaskfeat.tasks.plan import describe_plan
+from videomaskfeat.tasks.probe import FeatureProbe
 from videomaskfeat.tasks.recipe import METADATA_KEY
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
@@ -40,6 +41,11 @@ FREE_KEYS = (
     "data.workers",
     "data.failure_share",
     "optim.accumulate",
+    "probe.train",
+    "probe.test",
+    "probe.k",
+    "probe.temperature",
+    "probe.penalty",
     "run.folder",
     "run.device",
     "run.compile",
@@ -108,11 +114,12 @@ class _Run:
             config.optim, self.student, base_lr=self.schedule.base_lr, encoder=self.method.encoder
         )
         self.ema = build_average(config.optim, self.student)
+        self.probe = self._build_probe()
 
     def go(self) -> Outcome:
         """Train, then measure, save, draw and report."""
         distributed.run_on_main(self._open_folder)
-        before = self._untrained()
+        before, probed_before = self._untrained(), self._probe()
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
         result = self._train(counter)
         self.loader.close()
@@ -120,7 +127,8 @@ class _Run:
         if result.status == "interrupted":
             logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
             return Outcome(self.folder, finished=False, failures=failures)
-        distributed.run_on_main(lambda: self._finish(before, result))
+        probed = {f"{name}_untrained": value for name, value in probed_before.items()} | self._probe()
+        distributed.run_on_main(lambda: self._finish(before, result, probed))
         return Outcome(self.folder, finished=True, failures=failures)
 
     def _open_folder(self) -> None:
@@ -144,18 +152,36 @@ class _Run:
             options=options,
             ema=self.ema,
             fingerprint={**self.run_folder.fingerprint, **method.fingerprint},
-            evaluate=self._evaluate if self.heldout and config.run.evaluate_epochs else None,
+            evaluate=self._evaluate if (self.heldout or self.probe) and config.run.evaluate_epochs else None,
             on_failures=self.run_folder.count_failures(counter),
             after_step=method.after_step,
             extra={"failures": counter, **method.state},
         )
 
     def _evaluate(self) -> dict[str, float]:
-        """The held-out loss, computed by rank 0; every rank gets the same numbers."""
+        """The held-out loss, computed by rank 0, and the probe; every rank gets the same numbers."""
+        results = self._probe()
+        if self.heldout:
+            with nullcontext() if self.ema is None else self.ema.averaged(self.student):
+                loss = distributed.run_on_main(self._heldout_loss)
+            constant = {} if loss.constant is None else {"heldout_constant": loss.constant}
+            results |= {"heldout_loss": loss.model, **constant}
+        return results
+
+    def _build_probe(self) -> FeatureProbe | None:
+        config = self.config
+        if not (config.probe.train or config.probe.test):
+            return None
+        return FeatureProbe(
+            config.probe, config.data, self.method.recipe.clip, device=self.device, bf16=self.bf16
+        )
+
+    def _probe(self) -> dict[str, float]:
+        """What the features of the weights that would be saved now are worth; empty without a probe."""
+        if self.probe is None:
+            return {}
         with nullcontext() if self.ema is None else self.ema.averaged(self.student):
-            loss = distributed.run_on_main(self._heldout_loss)
-        constant = {} if loss.constant is None else {"heldout_constant": loss.constant}
-        return {"heldout_loss": loss.model, **constant}
+            return self.probe(self.method.weights()["weights.safetensors"])
 
     def _heldout_loss(self) -> HeldOutLoss:
         assert self.heldout is not None
@@ -175,8 +201,14 @@ class _Run:
         """The held-out loss of the weights that the run starts from."""
         return self._heldout_loss() if self.heldout and distributed.is_main() else None
 
-    def _finish(self, before: HeldOutLoss | None, result: TrainResult) -> None:
-        """Weights (the averaged ones where they are kept), held-out loss, pictures and report."""
+    def _finish(self, before: HeldOutLoss | None, result: TrainResult, probed: Mapping[str, float]) -> None:
+        """Weights (the averaged ones where they are kept), held-out loss, pictures and report.
+
+        Args:
+            before: the held-out loss of the untrained weights.
+            result: of the training.
+            probed: what the probe said of the untrained weights and of the trained ones.
+        """
         if self.ema is not None:
             self.student.load_state_dict(self.ema.state_dict())
         for name, model in self.method.weights().items():
@@ -189,6 +221,7 @@ class _Run:
             "seconds": result.progress.seconds,
             "checkpoint": str(result.checkpoint),
             "weights": str(self.folder / "weights.safetensors"),
+            **probed,
         }
         if before is not None:
             after = self._heldout_loss()
@@ -226,8 +259,8 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
     lines = []
     if "heldout_trained" in summary:
         constant, trained = summary["heldout_constant"], summary["heldout_trained"]
-        measure = summary.get("heldout_measure", "mean squared error")
-        lines.append(f"loss on {summary['heldout_clips']} held-out clips ({measure} at hidden positions)")
+        measure = summary.get("heldout_measure", "mean squared error at hidden positions")
+        lines.append(f"loss on {summary['heldout_clips']} held-out clips ({measure})")
         place = ""
         if constant is not None:
             share = 100 * (1 - trained / constant)
@@ -236,6 +269,12 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
         lines += [
             f"  untrained model           {summary['heldout_untrained']:.5f}",
             f"  trained model             {trained:.5f}{place}",
+        ]
+    if "knn_top1" in summary:
+        lines.append("frozen features, top-1 of the probe's videos (before training)")
+        lines += [
+            f"  {name}  {summary[key]:.1f} %   ({summary[f'{key}_untrained']:.1f} %)"
+            for name, key in (("k-NN        ", "knn_top1"), ("linear probe", "linear_top1"))
         ]
     lines += [
         f"checkpoint  {summary['checkpoint']}",

@@ -63,25 +63,34 @@ def build_model(config: PretrainConfig, target: Target) -> nn.Module:
     }
     model = create_model(name, **{**arguments, **config.model.arguments})
     output = model.output_grid((1, 3, *size))  # type: ignore[operator]
-    wanted = TokenGrid.from_clip(
-        frames=clip.frames,
-        height=clip.crop,
-        width=clip.crop,
-        stride=target.output_stride,
-    )
+    try:
+        wanted = TokenGrid.from_clip(
+            frames=clip.frames, height=clip.crop, width=clip.crop, stride=target.output_stride
+        )
+    except UserError as error:
+        raise UserError(f"target.name {config.target.name!r}: {error}; or {target.grid_remedy}") from error
     if wanted != output:
         raise UserError(
             f"target.name {config.target.name!r} gives values on a grid of {wanted}, and {name} predicts on "
             f"{output}; {target.grid_remedy}, or the model's q_pool_at"
         )
+    check_mask_grid(config, output)
+    return model
+
+
+def check_mask_grid(config: PretrainConfig, output: TokenGrid) -> None:
+    """Refuse masks that do not fit the grid of a network's output.
+
+    Raises:
+        UserError: the mask grid does not divide it.
+    """
     mask = mask_grid(config.clip, config.mask)
     if not mask.divides(output):
         raise UserError(
             f"mask.cell {list(config.mask.cell)} gives a mask of {mask} cells, which does not divide the "
-            f"{output} positions that {name} predicts; each axis of the positions must be a "
+            f"{output} positions that {config.model.name} predicts; each axis of the positions must be a "
             "multiple of the mask's"
         )
-    return model
 
 
 def mask_grid(clip: ClipConfig, mask: MaskConfig) -> TokenGrid:
@@ -144,6 +153,28 @@ def records_of(config: PretrainConfig, path: str) -> Records:
     return records
 
 
+def frame_sampler(config: PretrainConfig, choose: Callable[..., np.ndarray]) -> FrameSampler:
+    """Which frames make a clip; ``choose`` draws them, as clip_indices_random does."""
+    clip = config.clip
+    return functools.partial(
+        choose,
+        frames=clip.frames,
+        stride=clip.stride,
+        target_fps=clip.target_fps,
+        short=short_video(clip),
+    )
+
+
+def training_crop(clip: ClipConfig) -> RandomResizedCrop:
+    """The random crop of a training clip."""
+    return RandomResizedCrop(
+        clip.crop,
+        area=(clip.crop_area[0], clip.crop_area[1]),
+        aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
+        flip=clip.flip,
+    )
+
+
 def _dataset(
     config: PretrainConfig,
     path: str,
@@ -153,19 +184,11 @@ def _dataset(
     samples: int,
 ) -> PretrainClips:
     """The clips of a list; ``choose`` says which frames, as clip_indices_random does."""
-    mask, clip = config.mask, config.clip
-    sampler: FrameSampler = functools.partial(
-        choose,
-        frames=clip.frames,
-        stride=clip.stride,
-        target_fps=clip.target_fps,
-        short=short_video(clip),
-    )
-    records = records_of(config, path)
+    mask = config.mask
     grid = mask_grid(config.clip, mask)
     return PretrainClips(
-        records,
-        sampler=sampler,
+        records_of(config, path),
+        sampler=frame_sampler(config, choose),
         transform=transform,
         mask=functools.partial(mask_function(mask.kind), grid, mask.ratio),
         reader=config.data.reader,
@@ -180,19 +203,12 @@ def training_loader(config: PretrainConfig, *, rank: int, world_size: int) -> Cl
     Raises:
         UserError: the list, the batch or a clip setting is wrong.
     """
-    clip = config.clip
-    transform = RandomResizedCrop(
-        clip.crop,
-        area=(clip.crop_area[0], clip.crop_area[1]),
-        aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
-        flip=clip.flip,
-    )
     dataset = _dataset(
         config,
         config.data.train,
         choose=clip_indices_random,
-        transform=transform,
-        samples=clip.samples_per_video,
+        transform=training_crop(config.clip),
+        samples=config.clip.samples_per_video,
     )
     return ClipLoader(
         dataset,
@@ -216,11 +232,7 @@ def heldout_loader(config: PretrainConfig) -> ClipLoader | None:
     clip = config.clip
     transform = UniformCrop(clip.crop, clip.crop)
     dataset = _dataset(config, config.data.validation, choose=middle_clip, transform=transform, samples=1)
-    if config.run.evaluate_clips < 1:
-        raise UserError(
-            f"run.evaluate_clips {config.run.evaluate_clips} must be at least 1; "
-            "empty data.validation to do without a held-out loss"
-        )
+    check_heldout_clips(config)
     clips = min(config.run.evaluate_clips, len(dataset))
     return ClipLoader(
         dataset,
@@ -230,6 +242,19 @@ def heldout_loader(config: PretrainConfig) -> ClipLoader | None:
         shuffle=False,
         read_ahead=False,
     )
+
+
+def check_heldout_clips(config: PretrainConfig) -> None:
+    """Refuse a held-out loss over no clips.
+
+    Raises:
+        UserError: there are none.
+    """
+    if config.run.evaluate_clips < 1:
+        raise UserError(
+            f"run.evaluate_clips {config.run.evaluate_clips} must be at least 1; "
+            "empty data.validation to do without a held-out loss"
+        )
 
 
 def short_video(clip: ClipConfig) -> ShortVideo:

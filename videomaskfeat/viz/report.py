@@ -132,20 +132,17 @@ def _verdict(summary: Mapping[str, Any]) -> str:
         clips = _number(summary.get("heldout_clips"))
         on = f"on {clips:.0f} clips that it never saw, " if clips else ""
         sentence = (
-            f"<p>{_measure(summary)} over the hidden positions {on}{abs(change):.0%} {word} the best "
+            f"<p>{_measure(summary)} {on}{abs(change):.0%} {word} the best "
             "constant (in hindsight, of the very targets it is measured on).</p>"
         )
     elif trained is not None:
-        sentence = (
-            f"<p>{_measure(summary)} over the hidden positions; which constant would do best at it is not "
-            "known.</p>"
-        )
+        sentence = f"<p>{_measure(summary)}; which constant would do best at it is not known.</p>"
     return page.cards(cards) + sentence
 
 
 def _measure(summary: Mapping[str, Any]) -> str:
     """What the held-out loss is called, as the start of a sentence."""
-    name = str(summary.get("heldout_measure") or "mean squared error")
+    name = str(summary.get("heldout_measure") or "mean squared error at hidden positions")
     return escape(name[:1].upper() + name[1:])
 
 
@@ -255,6 +252,9 @@ def _curves(facts: RunFacts) -> str:
     if "train_top1" in facts.metrics:
         names = {"train_top1": "training top-1", "evaluation/top1": "held-out top-1"}
         accuracy = [one("Accuracy, percent", names, from_zero=True)]
+    if "evaluation/knn_top1" in facts.metrics:
+        names = {"evaluation/knn_top1": "k-NN", "evaluation/linear_top1": "linear probe"}
+        accuracy.append(one("Frozen features, top-1, percent", names, from_zero=True, smooth=False))
     return page.charts(
         [
             one(

@@ -27,12 +27,12 @@ class MaskedPrediction(Method):
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
-        check_mask(config)
         self.target = build_target(
             config.target.name, config.target.arguments, mean=self.recipe.clip.mean, std=self.recipe.clip.std
         )
         self.student = build_model(config, self.target)
-        self.loss_name = self.target.loss_name
+        check_mask(config)
+        self.loss_name = f"{self.target.loss_name} at hidden positions"
         compare: Callable[..., tuple[Tensor, Mapping[str, Tensor]]] = self.compare
         self._compare = torch.compile(compare) if config.run.compile else compare
 
@@ -63,9 +63,11 @@ class MaskedPrediction(Method):
     def loss(self, network: nn.Module, batch: PretrainBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The target's loss over the hidden positions of a batch."""
         pixels = self._pixels(batch)
-        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
-            target = self.target(pixels)
-        return self._compare(network, pixels, target, batch.mask)
+        return self._compare(network, pixels, self._target_of(pixels), batch.mask)
+
+    def make_target(self, batch: PretrainBatch) -> Any:
+        """The target of a batch."""
+        return self._target_of(self._pixels(batch))
 
     def compare(
         self, network: nn.Module, pixels: Tensor, target: Any, mask: Tensor
@@ -77,6 +79,10 @@ class MaskedPrediction(Method):
         """The target's loss over the hidden positions of all batches together."""
         pairs = ((self._pixels(batch), batch.mask) for batch in batches)
         return heldout_loss(self.student, self.target, pairs, autocast=autocast)
+
+    def _target_of(self, pixels: Tensor) -> Any:
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+            return self.target(pixels)
 
     def _pixels(self, batch: PretrainBatch) -> Tensor:
         """The clips of a batch, normalised, float [B, C, T, H, W]."""

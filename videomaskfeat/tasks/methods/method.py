@@ -83,12 +83,27 @@ class Method(ABC):
             batch: one of :meth:`training_loader`, on the device. Runs under the run's autocast.
         """
 
-    def after_step(self, progress: float) -> None:  # noqa: B027 - most have nothing to do
+    def make_target(self, batch: Any) -> Any:
+        """What :meth:`loss` makes of a batch without gradient to compare with; to tell what it costs.
+
+        Args:
+            batch: as for :meth:`loss`.
+
+        Returns:
+            None where there is no such part.
+        """
+        return None
+
+    def after_step(self, progress: float) -> Mapping[str, float]:
         """Called on all ranks after every optimiser step with the share of the run that is done, in 0..1.
+
+        Returns:
+            Numbers for the log by name, the same on every rank.
 
         Raises:
             RunFailed: the run cannot go on, as where it has collapsed; on all ranks alike.
         """
+        return {}
 
     @abstractmethod
     def heldout(self, batches: Iterable[Any], *, autocast: torch.autocast) -> HeldOutLoss:

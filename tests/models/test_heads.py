@@ -14,7 +14,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.heads import HEADS, PROBES, AttentiveHead, Classifier, FeatureNorm
-from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.maskfeat import MViTMaskFeat
 from videomaskfeat.models.mvit import MViT
 
 SMALL: dict[str, Any] = {
@@ -221,7 +221,7 @@ def test_pooled_features_are_normalised_where_the_head_was_trained_so(head: str,
 
 @torch.no_grad()
 def test_features_of_a_pre_trained_model_have_no_final_norm() -> None:
-    model = MaskFeat(**SMALL).eval()
+    model = MViTMaskFeat(**SMALL).eval()
     clips = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(model.features(clips), model.features(clips, depth=4))
     assert model.features(clips, pooled=False).shape == (1, 2, 2, 2, 32)

@@ -190,8 +190,8 @@ def test_clips_of_another_form_are_refused() -> None:
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="model 'mvit_s' is not known; did you mean 'mvitv2_s'"):
-        create_model("mvit_s")
+    with pytest.raises(UserError, match="model 'mvitv_s' is not known; did you mean 'mvitv2_s'"):
+        create_model("mvitv_s")
     with pytest.raises(UserError, match="has no argument 'drop_paths'; did you mean 'drop_path'"):
         create_model("maskfeat_mvitv2_s", drop_paths=0.1)
     with pytest.raises(UserError, match="final_norm cannot be set"):

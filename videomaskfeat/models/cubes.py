@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.dense import linear
 
 Triple = tuple[int, int, int]
 
@@ -47,6 +48,7 @@ class CubeEmbed(nn.Module):
                     "not give one token a cube; take padding = (kernel - stride + 1) // 2"
                 )
         self.in_channels = in_channels
+        self.width = width
         self.stride = stride
         self.proj = nn.Conv3d(in_channels, width, kernel, stride, padding)
 
@@ -62,10 +64,38 @@ class CubeEmbed(nn.Module):
             UserError: the clips are not five-dimensional, have other channels than the stem, or an axis is
                 not a multiple of the cube.
         """
+        self.check(clips)
+        grid = self.grid(clips.shape)
+        return self.proj(clips).flatten(2).transpose(1, 2), grid  # [B, D, t, h, w] -> [B, N, D]
+
+    def check(self, clips: Tensor) -> None:
+        """Refuse what is not [B, C, T, H, W] with the stem's channels.
+
+        Raises:
+            UserError: it is not.
+        """
         if clips.ndim != 5 or clips.shape[1] != self.in_channels:
             raise UserError(
                 f"clips of shape {tuple(clips.shape)} are not [B, {self.in_channels}, T, H, W]; "
                 "put the channels before the frames"
             )
-        grid = self.grid(clips.shape)
-        return self.proj(clips).flatten(2).transpose(1, 2), grid  # [B, D, t, h, w] -> [B, N, D]
+
+    def embed_cubes(self, cubes: Tensor) -> Tensor:
+        """Cubes of :func:`cut_cubes` [..., C*kt*kh*kw] -> tokens [..., D], where the kernel is the cube."""
+        return linear(cubes, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def cut_cubes(clips: Tensor, stride: Triple) -> Tensor:
+    """The pixels of each cube.
+
+    Args:
+        clips: float [B, C, T, H, W].
+        stride: frames, rows and columns of a cube.
+
+    Returns:
+        [B, N, C*kt*kh*kw], in the order of a convolution's kernel: channel, frame, row, column.
+    """
+    cut = clips
+    for axis, step in zip((2, 4, 6), stride, strict=True):
+        cut = cut.unflatten(axis, (-1, step))  # at the end [B, C, t, kt, h, kh, w, kw]
+    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)

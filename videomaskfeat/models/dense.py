@@ -30,12 +30,16 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D']."""
-        if not _ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32:
-            return super().forward(x)
-        if torch.is_autocast_enabled("cpu") or self.weight.dtype != torch.float32 or is_exporting():
-            return super().forward(x)
-        rows = _linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
-        return rows.view(*x.shape[:-1], self.out_features)
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What :class:`Linear` does, x [..., D] and weight [D', D] -> [..., D']."""
+    if not _ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled("cpu") or weight.dtype != torch.float32 or is_exporting():
+        return F.linear(x, weight, bias)
+    return _linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
 
 class GeluLinear(nn.Linear):
@@ -54,6 +58,25 @@ class GeluLinear(nn.Linear):
         with torch.autocast("cpu", enabled=False):
             rows = _gelu_linear(x.to(kind).reshape(-1, x.shape[-1]), self.weight.to(kind), bias)
         return rows.view(*x.shape[:-1], self.out_features)
+
+
+class Perceptron(nn.Module):
+    """Linear, GELU, linear.
+
+    Args:
+        in_width: width of the incoming tokens.
+        hidden_width: width between the two layers.
+        out_width: width of the outgoing tokens.
+    """
+
+    def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(in_width, hidden_width)
+        self.fc2 = GeluLinear(hidden_width, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D']."""
+        return self.fc2(self.fc1(x))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

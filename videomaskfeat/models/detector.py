@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import LinearHead
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.roi_align import roi_align
+from videomaskfeat.models.vit import ViT
 
 Temporal = Literal["early_mean", "late_mean", "late_max"]
 TEMPORAL: tuple[Temporal, ...] = get_args(Temporal)
 
 
-class Detector(MViT):
-    """A clip and boxes of persons to a logit a box and action: an MViTv2 encoder and AVA's usual head.
+class Detector(Encoder):
+    """A clip and boxes of persons to a logit a box and action: AVA's usual head on an encoder.
 
     The last block's tokens are normalised and laid out as maps without the class token; of each box
     `roi_align` (aligned, as many samples as a bin has cells) takes bins x bins cells, whose maximum goes
@@ -31,8 +33,8 @@ class Detector(MViT):
     "late_max"   likewise; maximum over steps and cells
     ============ ======================================================================================
 
-    ``q_pool_at`` decides how fine the maps are: with the last query pooling they have a cell every 32 pixels,
-    without it (as the named detectors have it) every 16.
+    On MViTv2 ``q_pool_at`` decides how fine the maps are: with the last query pooling they have a cell every
+    32 pixels, without it (as the named detectors have it) every 16.
 
     Args:
         classes: number of actions, L.
@@ -41,7 +43,7 @@ class Detector(MViT):
         bins: cells along each side of a box.
         dropout: chance of dropping a feature before the linear layer in training.
         head_scale: factor on the linear layer's initial weight and bias.
-        encoder: the arguments of :class:`~videomaskfeat.models.mvit.MViT`, except ``final_norm`` and
+        encoder: the arguments of the encoder, which the classes below name, except ``final_norm`` and
             ``mean_first``.
 
     Raises:
@@ -110,8 +112,7 @@ class Detector(MViT):
     def maps(self, clips: Tensor) -> Tensor:
         """The encoder's normalised output as maps, [B, t, h, w, D]."""
         tokens, grid = self.through_blocks(*self.patch_embed(clips))
-        tokens = tokens[:, tokens.shape[1] - grid.size :]  # the class token is no place
-        return self.norm(tokens).unflatten(1, grid.shape)
+        return self.norm(on_grid(tokens, grid)).unflatten(1, grid.shape)
 
     def _of_boxes(self, maps: Tensor, boxes: Tensor) -> Tensor:
         """The features of each box, [R, D], from maps [B, t, h, w, D]."""
@@ -138,3 +139,11 @@ class Detector(MViT):
             aligned=True,
         )
         return cells.amax(dim=(2, 3))
+
+
+class MViTDetector(Detector, MViT):
+    """:class:`Detector` on an MViTv2 encoder."""
+
+
+class ViTDetector(Detector, ViT):
+    """:class:`Detector` on a plain vision transformer."""

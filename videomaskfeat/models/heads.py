@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.models.mvit import MViT, Perceptron, on_grid
+from videomaskfeat.models.dense import Perceptron
+from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
+from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.vit import ViT
 
 HeadKind = Literal["mean", "token", "linear", "attentive"]
 HEADS: tuple[HeadKind, ...] = ("mean", "token", "linear", "attentive")
@@ -161,8 +164,8 @@ class AttentiveHead(LinearHead):
         return super().forward(query[:, 0])
 
 
-class Classifier(MViT):
-    """A clip to logits: an MViTv2 encoder and a head. Parameter names are PySlowFast's.
+class Classifier(Encoder):
+    """A clip to logits: a head on an encoder, which the classes below name. Parameter names are PySlowFast's.
 
     ============= =====================================================================================
     head          logits
@@ -180,8 +183,7 @@ class Classifier(MViT):
         head: see the table.
         dropout: chance of dropping a feature before the linear layer in training.
         head_scale: factor on the linear layer's initial weight and bias.
-        encoder: the arguments of :class:`~videomaskfeat.models.mvit.MViT`, except ``final_norm`` and
-            ``mean_first``.
+        encoder: the arguments of the encoder, except ``final_norm`` and ``mean_first``.
 
     Raises:
         UserError: an unknown head, a value outside its range, or a class token asked of an encoder without.
@@ -207,7 +209,7 @@ class Classifier(MViT):
                 "final_norm cannot be set on a classifier, nor mean_first: every head takes normalised "
                 "features, and says what comes first, the norm or the mean"
             )
-        super().__init__(**encoder, mean_first=head in ("mean", "linear"))
+        super().__init__(**{**encoder, "mean_first": head in ("mean", "linear")})
         if head == "token" and self.cls_token is None:
             raise UserError("head 'token' needs class_token true: without one, take head 'mean'")
         self.head_kind = head
@@ -259,8 +261,16 @@ class Classifier(MViT):
 
     def _head_input(self, clips: Tensor) -> Tensor:
         """[B, D], or all of the grid's tokens [B, N, D] for the attentive head."""
-        tokens, grid = self.through_blocks(*self.patch_embed(clips))
+        tokens, grid = self.through_blocks(*self.patch_embed(as_clips(clips)))
         if self.head_kind == "token":
             return self.norm(tokens[:, 0])
         tokens = on_grid(tokens, grid)
         return self.norm(tokens) if self.head_kind == "attentive" else self.pool(tokens)
+
+
+class MViTClassifier(Classifier, MViT):
+    """:class:`Classifier` on an MViTv2 encoder."""
+
+
+class ViTClassifier(Classifier, ViT):
+    """:class:`Classifier` on a plain vision transformer."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.models.heads import Classifier
-from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.masked import MaskedModel
+from videomaskfeat.models.vit import ViT
 from videomaskfeat.models.zoo import MODELS, NamedModel
 
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
@@ -31,7 +32,7 @@ class Outline(NamedTuple):
 
 
 def outline_of(shapes: Mapping[str, torch.Size]) -> Outline | None:
-    """The outline of an MViT by its weights' shapes, or None for what is no MViT."""
+    """The outline of an encoder by its weights' shapes, or None for what is none."""
     stem = shapes.get("patch_embed.proj.weight")
     blocks = {int(found.group(1)) for name in shapes if (found := _BLOCK.match(name))}
     if stem is None or blocks != set(range(len(blocks))) or not blocks:
@@ -49,7 +50,7 @@ def other_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     """Where a state dict is of another depth or other widths than the model: how they differ, and its name.
 
     Returns:
-        A clause for an error message; None where the encoders are alike or one is no MViT.
+        A clause for an error message; None where the encoders are alike or one is none of ours.
     """
     own = outline_of({name: value.shape for name, value in model.state_dict().items()})
     theirs = outline_of({name: value.shape for name, value in state.items()})
@@ -70,7 +71,7 @@ def _advice(kind: type[nn.Module], outline: Outline, *, pretrained: bool) -> str
     theirs = [
         name
         for name, named in alike.items()
-        if issubclass(named.build, MaskFeat if pretrained else Classifier)
+        if issubclass(named.build, MaskedModel if pretrained else Classifier)
     ]
     build = [name for name, named in alike.items() if issubclass(named.build, kind)]
     likely = f"; it is likely {_either(theirs or alike)}"
@@ -81,6 +82,8 @@ def _outline_of_named(named: NamedModel) -> Outline:
     """From the arguments alone: building a large model takes seconds."""
     arguments = named.arguments
     width, widths = arguments["width"], []
+    if issubclass(named.build, ViT):
+        return Outline(arguments["depth"], width, ((width, width),) * arguments["depth"])
     for block in range(arguments["depth"]):
         inner = width * 2 if block in arguments["widen_at"] else width
         # In the perceptron a width changes before the block, in attention within it.

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.models.mvit import MViT, on_grid
+from videomaskfeat.models.encoder_base import on_grid
+from videomaskfeat.models.masked import MaskedModel
+from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.vit import ViT
 
 
 class PredictionHead(nn.Module):
@@ -35,59 +38,60 @@ class PredictionHead(nn.Module):
         return self.projections[0](self.transforms[0](tokens))
 
 
-class MaskFeat(MViT):
-    """Masked prediction with an MViTv2 encoder (MaskFeat, arXiv 2112.09133).
+class MaskFeat(MaskedModel):
+    """Masked prediction by an encoder that sees a mask token in hidden places (MaskFeat, arXiv 2112.09133).
 
     Every token is computed, hidden or not: the shapes are static, and the mask decides in the loss what
-    counts. The encoder has no final norm, as the head brings its own. Parameter names are PySlowFast's.
+    counts. The encoder, which the classes below name, has no final norm, as the head brings its own.
+    Parameter names are PySlowFast's.
 
     Args:
         values_per_token: predicted values an output position, K: the target's ``values_per_token``.
-        blank_hidden: set the pixels of hidden cubes to 0 before the stem. The stem's kernel overlaps the
-            cubes, so without this a visible token sees a rim of its hidden neighbours, as in the published
-            method (False).
-        encoder: the arguments of :class:`~videomaskfeat.models.mvit.MViT`, except ``final_norm``.
+        blank_hidden: set the pixels of hidden cubes to 0 before the stem. Where its kernel overlaps the
+            cubes, as MViTv2's does, a visible token without this sees a rim of its hidden neighbours, as in
+            the published method (False).
+        encoder: the arguments of the encoder, except ``final_norm``.
 
     Raises:
-        UserError: see :class:`~videomaskfeat.models.mvit.MViT`.
+        UserError: see the encoder.
     """
 
     def __init__(self, *, values_per_token: int = 108, blank_hidden: bool = False, **encoder: Any) -> None:
         if "final_norm" in encoder:
             raise UserError("final_norm cannot be set on a MaskFeat model: its head normalises by itself")
-        super().__init__(**encoder, final_norm=False)
+        super().__init__(**{**encoder, "final_norm": False})
         if values_per_token < 1:
             raise UserError(f"values_per_token {values_per_token} must be positive")
         self.blank_hidden = blank_hidden
         self.values_per_token = values_per_token
-        self.mask_token = nn.Parameter(torch.empty(1, 1, self.patch_embed.proj.out_channels))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, self.patch_embed.width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.pred_head = PredictionHead(self.out_width, values_per_token)
 
-    def forward(self, clips: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        """Predict the target everywhere.
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            mask: bool [B, t', h', w'], True = hidden; its grid divides the token grid.
-
-        Returns:
-            [B, t, h, w, K] on :meth:`output_grid`.
-
-        Raises:
-            UserError: the clip is not a multiple of the cube, or the mask's grid does not divide the token
-                grid.
-        """
-        hidden = resize_mask(mask, self.token_grid(clips.shape))  # [B, t, h, w]
-        if self.blank_hidden:
-            clips = clips.masked_fill(self._pixels(hidden, clips), 0.0)
-        tokens, grid = self.patch_embed(clips)
-        tokens = torch.where(hidden.flatten(1)[..., None], self.mask_token.to(tokens.dtype), tokens)
+    def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """As :meth:`forward`, for clips alone."""
+        tokens, grid = self.masked_tokens(clips, mask)
         encoded = self.encode(tokens, grid)
         out_grid = self.output_grid(clips.shape)
         predictions = self.pred_head(on_grid(encoded, out_grid))
         return predictions.unflatten(1, out_grid.shape)
 
+    def masked_tokens(self, clips: Tensor, mask: Tensor) -> tuple[Tensor, TokenGrid]:
+        """The stem's tokens [B, N, D], the mask token where the clip is hidden, and their grid."""
+        hidden = resize_mask(mask, self.token_grid(clips.shape))  # [B, t, h, w]
+        if self.blank_hidden:
+            clips = clips.masked_fill(self._pixels(hidden, clips), 0.0)
+        tokens, grid = self.patch_embed(clips)
+        return torch.where(hidden.flatten(1)[..., None], self.mask_token.to(tokens.dtype), tokens), grid
+
     def _pixels(self, hidden: Tensor, clips: Tensor) -> Tensor:
         """A mask of cubes [B, t, h, w] as a mask of pixels [B, 1, T, H, W]."""
         return resize_mask(hidden, TokenGrid(*clips.shape[2:]))[:, None]
+
+
+class MViTMaskFeat(MaskFeat, MViT):
+    """:class:`MaskFeat` on an MViTv2 encoder."""
+
+
+class ViTMaskFeat(MaskFeat, ViT):
+    """:class:`MaskFeat` on a plain vision transformer."""

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.attention import PooledAttention
 from videomaskfeat.models.block_plan import WidenIn, plan_blocks
 from videomaskfeat.models.cubes import CubeEmbed, Triple, as_triple
-from videomaskfeat.models.dense import GeluLinear, Linear
-from videomaskfeat.models.positions import joint_positions, separable_positions
-
-AbsolutePositions = Literal["none", "joint", "separable"]
-
-
-class Perceptron(nn.Module):
-    """Linear, GELU, linear.
-
-    Args:
-        in_width: width of the incoming tokens.
-        hidden_width: width between the two layers.
-        out_width: width of the outgoing tokens.
-    """
-
-    def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(in_width, hidden_width)
-        self.fc2 = GeluLinear(hidden_width, out_width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D']."""
-        return self.fc2(self.fc1(x))
+from videomaskfeat.models.dense import Linear, Perceptron
+from videomaskfeat.models.encoder_base import AbsolutePositions, Encoder, check_choice
 
 
 class MultiScaleBlock(nn.Module):
@@ -129,7 +104,7 @@ class MultiScaleBlock(nn.Module):
         return torch.cat([first, pooled.flatten(2).transpose(1, 2)], dim=1)
 
 
-class MViT(nn.Module):
+class MViT(Encoder):
     """MViTv2 encoder: a clip to tokens, for any clip whose axes are multiples of the cube.
 
     The defaults are those of MViTv2-S for 16 frames of 224x224 (MViTv2, table 10) in the form used by
@@ -168,11 +143,7 @@ class MViT(nn.Module):
         UserError: a value outside its range, or cubes that do not tile the clip.
     """
 
-    cls_token: nn.Parameter | None
-    pos_embed: nn.Parameter | None
-    pos_embed_spatial: nn.Parameter | None
-    pos_embed_temporal: nn.Parameter | None
-    pos_embed_class: nn.Parameter | None
+    encoder_name = "mvitv2_encoder"
 
     def __init__(
         self,
@@ -204,19 +175,17 @@ class MViT(nn.Module):
         linear_std: float = 0.02,
         checkpoint_blocks: bool = False,
     ) -> None:
-        super().__init__()
-        _check_choice("widen_in", widen_in, ("mlp", "attention"))
-        _check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable"))
+        check_choice("widen_in", widen_in, ("mlp", "attention"))
+        check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable"))
         plans = plan_blocks(depth, width, heads, widen_at, widen_in, q_pool_at, q_pool_stride, kv_stride)
-        self.checkpoint_blocks = checkpoint_blocks
-        self.mean_first = mean_first
-        self.patch_embed = CubeEmbed(
-            in_channels, width, kernel=cube_kernel, stride=cube_stride, padding=cube_padding
+        super().__init__(
+            CubeEmbed(in_channels, width, kernel=cube_kernel, stride=cube_stride, padding=cube_padding),
+            clip_size,
+            class_token=class_token,
+            absolute_positions=absolute_positions,
+            mean_first=mean_first,
+            checkpoint_blocks=checkpoint_blocks,
         )
-        self.native_grid = self.patch_embed.grid(clip_size)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
-        self._make_absolute_positions(absolute_positions, width, class_token)
-
         self.blocks = nn.ModuleList()
         grid = self.native_grid
         for index, plan in enumerate(plans):
@@ -246,121 +215,3 @@ class MViT(nn.Module):
         )
         self.norm = nn.LayerNorm(self.out_width, eps=1e-6) if final_norm else nn.Identity()
         self._initialise(linear_std)
-
-    def token_grid(self, clip_shape: Sequence[int]) -> TokenGrid:
-        """The grid of cubes of a clip whose shape ends in (T, H, W).
-
-        Raises:
-            UserError: an axis is not a positive multiple of the cube.
-        """
-        return self.patch_embed.grid(clip_shape)
-
-    def output_grid(self, clip_shape: Sequence[int]) -> TokenGrid:
-        """The grid of the tokens that leave the last block, for a clip whose shape ends in (T, H, W)."""
-        grid = self.token_grid(clip_shape)
-        steps = zip(self.output_stride, self.patch_embed.stride, strict=True)
-        return grid.pooled(as_triple(whole // cube for whole, cube in steps))
-
-    def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalised -> tokens [B, P+N', D'], the class token (P = 1) first.
-
-        N' is the size of :meth:`output_grid`.
-        """
-        tokens, grid = self.patch_embed(clips)
-        return self.encode(tokens, grid)
-
-    def encode(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
-        """The encoder after the stem: tokens [B, N, D] on ``grid`` -> [B, P+N', D']."""
-        tokens, _ = self.through_blocks(tokens, grid)
-        return self.norm(tokens)
-
-    def features(self, clips: Tensor, *, depth: int | None = None, pooled: bool = True) -> Tensor:
-        """What the encoder makes of clips, without a head; the class token is left out.
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            depth: after how many blocks, 1..number of blocks; None: after the last, with the final norm.
-            pooled: the mean over the grid's tokens instead of the tokens.
-
-        Returns:
-            [B, D'], or on the grid [B, t, h, w, D'].
-
-        Raises:
-            UserError: no such depth, or the clip is not a multiple of the cube.
-        """
-        if depth is not None and not 1 <= depth <= len(self.blocks):
-            raise UserError(f"depth {depth}: the encoder has blocks 1..{len(self.blocks)}")
-        tokens, grid = self.through_blocks(*self.patch_embed(clips), depth=depth)
-        tokens = on_grid(tokens, grid)  # [B, N', D']
-        if pooled:
-            return tokens.mean(dim=1) if depth is not None else self.pool(tokens)
-        tokens = tokens if depth is not None else self.norm(tokens)
-        return tokens.unflatten(1, grid.shape)
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """The last block's tokens [B, N, D] -> normalised and averaged [B, D]."""
-        return self.norm(tokens.mean(dim=1)) if self.mean_first else self.norm(tokens).mean(dim=1)
-
-    def through_blocks(
-        self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None
-    ) -> tuple[Tensor, TokenGrid]:
-        """Stem tokens [B, N, D] on ``grid`` through the first blocks, or all -> [B, P+N', D'] and grid."""
-        if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        positions = self._absolute_positions(grid)
-        if positions is not None:
-            tokens = tokens + positions
-        for block in self.blocks[:depth]:
-            if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
-                tokens, grid = checkpoint(block, tokens, grid, use_reentrant=False)
-            else:
-                tokens, grid = block(tokens, grid)
-        return tokens, grid
-
-    def _make_absolute_positions(self, kind: AbsolutePositions, width: int, class_token: bool) -> None:
-        """Create the position parameters under PySlowFast's names; absent ones are None."""
-        grid = self.native_grid
-        lengths = {
-            "none": {},
-            "joint": {"pos_embed": class_token + grid.size},
-            "separable": {
-                "pos_embed_spatial": grid.h * grid.w,
-                "pos_embed_temporal": grid.t,
-                "pos_embed_class": int(class_token),
-            },
-        }[kind]
-        for name in ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"):
-            length = lengths.get(name, 0)
-            self.register_parameter(name, nn.Parameter(torch.empty(1, length, width)) if length else None)
-
-    def _absolute_positions(self, grid: TokenGrid) -> Tensor | None:
-        """Absolute positions [1, P+N, D] on ``grid``, or None for a model without."""
-        if self.pos_embed is not None:
-            prefix = self.pos_embed.shape[1] - self.native_grid.size
-            first, rest = self.pos_embed.split([prefix, self.native_grid.size], dim=1)
-            return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)
-        if self.pos_embed_spatial is None or self.pos_embed_temporal is None:
-            return None
-        rest = separable_positions(self.pos_embed_spatial, self.pos_embed_temporal, self.native_grid, grid)
-        return rest if self.pos_embed_class is None else torch.cat([self.pos_embed_class, rest], dim=1)
-
-    def _initialise(self, linear_std: float) -> None:
-        """Draw the initial weights from torch's global generator (seed it first), as PySlowFast does."""
-        for parameter in self.parameters(recurse=False):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv3d):
-                std = linear_std if isinstance(module, nn.Linear) else 0.02
-                nn.init.trunc_normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
-                nn.init.constant_(module.bias, 0.02)
-
-
-def on_grid(tokens: Tensor, grid: TokenGrid) -> Tensor:
-    """The grid's tokens alone: [B, P+N, D] -> [B, N, D]."""
-    return tokens[:, tokens.shape[1] - grid.size :]
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"{name} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")

@@ -78,6 +78,35 @@ def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: To
     return joint_positions(table.flatten(1, 2), native, grid)
 
 
+def sincos_positions(width: int, grid: TokenGrid, *, prefix: int, device: torch.device) -> Tensor:
+    """Fixed absolute positions [1, prefix + N, D]; zeros for the tokens before the grid's.
+
+    A quarter of the channels tells the time, 3/8 the column and 3/8 the row, each by sines and then cosines
+    of the index over 10000^(i/n) (MAE on video, arXiv 2205.09113, in its published code).
+
+    Args:
+        width: channels, D; a multiple of 16.
+        grid: the token grid, of any size.
+        prefix: tokens before the grid's.
+        device: where the positions go.
+    """
+    return _constant(_sincos, width, grid, prefix, device=device)
+
+
+def _sincos(width: int, grid: TokenGrid, prefix: int) -> Tensor:
+    time, place = width // 4, width * 3 // 8
+    parts = []
+    for axis, channels in ((0, time), (2, place), (1, place)):
+        rates = 10000.0 ** -(torch.arange(channels // 2, dtype=torch.float64) / (channels // 2))
+        angles = torch.arange(grid.shape[axis], dtype=torch.float64)[:, None] * rates
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [t or h or w, channels]
+        shape = [1, 1, 1, channels]
+        shape[axis] = grid.shape[axis]
+        parts.append(waves.reshape(shape).expand(*grid.shape, -1))
+    table = torch.cat(parts, dim=-1).flatten(0, 2)  # [N, D]
+    return F.pad(table, (0, 0, prefix, 0))[None].float()
+
+
 def _relative_index(queries: int, keys: int) -> Tensor:
     """Rows of the relative table, int64 [queries, keys]."""
     query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)

@@ -30,9 +30,9 @@ from videomaskfeat.interop.slowfast import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_options, slowfast_state
 from videomaskfeat.io import make_folder
 from videomaskfeat.models import create_model
+from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.heads import Classifier
-from videomaskfeat.models.maskfeat import MaskFeat
-from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.masked import MaskedModel
 from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
 from videomaskfeat.tasks.export_parts import Subject, read_subject, slowfast_clip_keys
 from videomaskfeat.tasks.recipe import ENCODER_KEY, recipe_texts
@@ -225,7 +225,7 @@ def _write(
     """Write the file, and read it again: what it makes of inputs."""
     if format == "safetensors":
         save_weights(path, subject.alone(), metadata=metadata)
-        return dataclasses.replace(subject, model=cast(MViT, load_model(path))).graph().run
+        return dataclasses.replace(subject, model=cast(Encoder, load_model(path))).graph().run
     if format == "slowfast":
         return _write_slowfast(path, subject)
     name, arguments = _created_as(subject.model)
@@ -260,16 +260,16 @@ def _write_slowfast(path: Path, subject: Subject) -> Run:
     content = io.BytesIO()
     torch.save({"model_state": slowfast_state(model)}, content)
     path.write_bytes(content.getbuffer())
-    if isinstance(model, Classifier | MaskFeat):
+    if isinstance(model, Classifier | MaskedModel):
         loaded = load_slowfast(config, path).model
     else:  # an encoder alone, which no YAML of PySlowFast means
         name, arguments = _created_as(model)
         loaded = create_model(name, **arguments).eval()
         load_into(loaded, read_state(path), source=path.name)
-    return dataclasses.replace(subject, model=cast(MViT, loaded)).graph().run
+    return dataclasses.replace(subject, model=cast(Encoder, loaded)).graph().run
 
 
-def _created_as(model: MViT) -> tuple[str, dict[str, Any]]:
+def _created_as(model: Encoder) -> tuple[str, dict[str, Any]]:
     return cast("tuple[str, dict[str, Any]]", model.created_as)
 
 

@@ -15,9 +15,9 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.interop.export import Graph
 from videomaskfeat.models.cubes import as_triple
 from videomaskfeat.models.encoder import encoder_of
+from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
-from videomaskfeat.models.maskfeat import MaskFeat
-from videomaskfeat.models.mvit import MViT, on_grid
+from videomaskfeat.models.masked import MaskedModel
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.tasks.recipe import (
     METADATA_KEY,
@@ -42,7 +42,7 @@ class Subject:
         mask: the grid on which the mask of a pre-training model is given.
     """
 
-    model: MViT
+    model: Encoder
     part: str
     input: str
     recipe: ClassifyRecipe | None
@@ -59,7 +59,7 @@ class Subject:
         if self.input == "uint8":
             assert self.recipe is not None
             prepare = _Normalise(self.recipe.clip.mean, self.recipe.clip.std)
-        if self.part == "model" and isinstance(self.model, MaskFeat):
+        if self.part == "model" and isinstance(self.model, MaskedModel):
             return Graph(_Predict(prepare, self.model).eval(), ("clips", "mask"), ("predictions",))
         if self.part == "model" and isinstance(self.model, Classifier):
             return Graph(_Classify(prepare, self.model).eval(), ("clips",), ("logits",))
@@ -82,7 +82,7 @@ class Subject:
         graph, inputs = self.graph(), self.inputs(1, seed=0)
         return _in_words(graph.inputs, inputs, batch), _in_words(graph.outputs, graph.run(inputs), batch)
 
-    def alone(self) -> MViT:
+    def alone(self) -> Encoder:
         """The part itself: the model, or a copy of its encoder."""
         return self.model if self.part == "model" else encoder_of(self.model)
 
@@ -102,7 +102,7 @@ class _Normalise(nn.Module):
 class _Exportable(nn.Module):
     """A model behind the preparation of its clips."""
 
-    def __init__(self, prepare: nn.Module, model: MViT) -> None:
+    def __init__(self, prepare: nn.Module, model: Encoder) -> None:
         super().__init__()
         self.prepare = prepare
         self.model = model
@@ -123,7 +123,7 @@ class _Predict(_Exportable):
 
 
 class _Encode(_Exportable):
-    """Clips -> features [B, D] and tokens [B, t, h, w, D], both of `MViT.features`, in one pass."""
+    """Clips -> features [B, D] and tokens [B, t, h, w, D], both of `Encoder.features`, in one pass."""
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         tokens, grid = self.model.through_blocks(*self.model.patch_embed(self.prepare(clips)))
@@ -143,7 +143,7 @@ def read_subject(weights: str | os.PathLike[str], *, part: str, input: str) -> S
             f"{os.fspath(weights)}: weights without a recipe, so nothing says how pixels are normalised; "
             "take --input float, and normalise clips as in training"
         )
-    model = cast(MViT, load_model(weights))
+    model = cast(Encoder, load_model(weights))
     recipe = read_testing_recipe(weights) if texts else None
     clip = _clip_size(model, recipe)
     mask = model.output_grid(clip)
@@ -176,7 +176,7 @@ def slowfast_clip_keys(recipe: ClassifyRecipe) -> dict[str, dict[str, Any]]:
     return keys | ({"MODEL": {"HEAD_ACT": "none"}} if recipe.average == "logits" else {})
 
 
-def _clip_size(model: MViT, recipe: ClassifyRecipe | None) -> tuple[int, int, int]:
+def _clip_size(model: Encoder, recipe: ClassifyRecipe | None) -> tuple[int, int, int]:
     if recipe is not None:
         return recipe.clip.frames, recipe.clip.crop, recipe.clip.crop
     cubes, steps = model.native_grid.shape, model.patch_embed.stride

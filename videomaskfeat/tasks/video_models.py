@@ -17,7 +17,7 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import open_video
 from videomaskfeat.engine.distributed import choose_device
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.tasks.multiview import ClipPass, evaluating
 from videomaskfeat.tasks.protocol import views_of
@@ -92,7 +92,7 @@ class VideoEncoder:
 
     def __init__(
         self,
-        model: MViT,
+        model: Encoder,
         recipe: ClassifyRecipe,
         *,
         device: str | torch.device = "cpu",
@@ -320,5 +320,5 @@ def _load(
 ) -> Any:
     place = choose_device(device)
     bf16 = uses_bf16(precision, place)
-    model = cast(MViT, load_model(weights, device=place))
+    model = cast(Encoder, load_model(weights, device=place))
     return kind(model, recipe, device=place, bf16=bf16, reader=reader, clips_at_once=clips_at_once)

@@ -1,0 +1,207 @@
+"""Masked autoencoders: the encoder sees what is visible, and a small decoder predicts the rest."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.grid import TokenGrid, resize_mask
+from videomaskfeat.models.cubes import cut_cubes
+from videomaskfeat.models.dense import Linear
+from videomaskfeat.models.encoder_base import check_choice, on_grid
+from videomaskfeat.models.masked import MaskedModel
+from videomaskfeat.models.positions import joint_positions, sincos_positions
+from videomaskfeat.models.vit import Block, ViT
+
+DecoderPositions = Literal["joint", "sincos"]
+
+
+class DecoderHead(nn.Module):
+    """Blocks, a layer norm and a linear layer. The containers carry PySlowFast's parameter names.
+
+    Args:
+        depth: number of blocks.
+        width: width of the tokens.
+        heads: attention heads.
+        values_per_token: predicted values a token, K.
+        mlp_ratio, qkv_bias: see :class:`~videomaskfeat.models.vit.Block`.
+        linear_std: standard deviation of the blocks' initial weights; biases start at 0.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        values_per_token: int,
+        *,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        linear_std: float,
+    ) -> None:
+        super().__init__()
+        blocks = [Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias) for _ in range(depth)]
+        self.transforms = nn.ModuleList([nn.Sequential(*blocks, nn.LayerNorm(width, eps=1e-6))])
+        self.projections = nn.ModuleList([Linear(width, values_per_token)])
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02 if "projections" in name else linear_std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
+        """[B, P+N, D] on ``grid`` -> [B, N, K]."""
+        *blocks, norm = self.transforms[0]
+        for block in blocks:
+            tokens, grid = block(tokens, grid)
+        return self.projections[0](norm(on_grid(tokens, grid)))
+
+
+class MAE(MaskedModel, ViT):
+    """Masked autoencoder (arXiv 2111.06377, on video 2205.09113): a ViT that sees the visible cubes alone.
+
+    What is hidden is cut away before the stem, so a mask of 90 % leaves a tenth of the encoder's work. The
+    decoder gets the encoded tokens in their places and a mask token in all others, and predicts everywhere.
+    Every sample must hide equally many cubes. Parameter names are PySlowFast's.
+
+    Args:
+        values_per_token: predicted values a cube, K: the target's ``values_per_token``. The default is one
+            frame of 16x16 pixels.
+        decoder_depth: blocks of the decoder (MAE on images has 8).
+        decoder_width: width of its tokens.
+        decoder_heads: its attention heads.
+        decoder_positions: "joint" (one learned table) or "sincos" (fixed).
+        mlp_ratio, qkv_bias, linear_std: of encoder and decoder; see :class:`~videomaskfeat.models.vit.ViT`.
+        encoder: the other arguments of :class:`~videomaskfeat.models.vit.ViT`, except ``final_norm``.
+
+    Raises:
+        UserError: a value outside its range; see also :class:`~videomaskfeat.models.vit.ViT`.
+    """
+
+    equal_masks = True  # every sample of a batch must hide equally many cubes
+    decoder_pos_embed: nn.Parameter | None
+
+    def __init__(
+        self,
+        *,
+        values_per_token: int = 768,
+        decoder_depth: int = 4,
+        decoder_width: int = 512,
+        decoder_heads: int = 8,
+        decoder_positions: DecoderPositions = "joint",
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        linear_std: float = 0.02,
+        **encoder: Any,
+    ) -> None:
+        if "final_norm" in encoder:
+            raise UserError("final_norm cannot be set on an MAE model: its encoder always ends in one")
+        check_choice("decoder_positions", decoder_positions, ("joint", "sincos"))
+        if values_per_token < 1 or decoder_depth < 0:
+            raise UserError(
+                f"values_per_token {values_per_token} must be positive and decoder_depth {decoder_depth} at "
+                "least 0"
+            )
+        if decoder_width < 1 or decoder_heads < 1 or decoder_width % decoder_heads:
+            raise UserError(
+                f"decoder_width {decoder_width}, decoder_heads {decoder_heads}: both must be positive, the "
+                "heads a divisor of the width"
+            )
+        if decoder_positions == "sincos" and decoder_width % 16:
+            raise UserError(f"decoder_positions 'sincos': decoder_width {decoder_width} is no multiple of 16")
+        super().__init__(**encoder, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, linear_std=linear_std)
+        nn.init.zeros_(self.norm.bias)
+        self.values_per_token = values_per_token
+        self.decoder_width = decoder_width
+        self.decoder_pos_embed = None
+        if decoder_positions == "joint":
+            length = self.prefix + self.native_grid.size
+            self.decoder_pos_embed = nn.Parameter(torch.empty(1, length, decoder_width))
+            nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.pred_head = DecoderHead(
+            decoder_depth,
+            decoder_width,
+            decoder_heads,
+            values_per_token,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            linear_std=linear_std,
+        )
+        self.decoder_embed = Linear(self.out_width, decoder_width)
+
+    def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """As :meth:`forward`, for clips alone.
+
+        Raises:
+            UserError: the samples hide different numbers of cubes, all or none.
+        """
+        self.patch_embed.check(clips)
+        grid = self.token_grid(clips.shape)
+        visible = visible_places(resize_mask(mask, grid))  # [B, V]
+        encoded = self.encode_visible(clips, visible)  # [B, P+V, D]
+        return self.decode(encoded, visible, grid).unflatten(1, grid.shape)
+
+    def encode_visible(self, clips: Tensor, visible: Tensor) -> Tensor:
+        """Only the cubes at these places go through stem and blocks.
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            visible: places on the token grid, int64 [B, V]; see :func:`visible_places`.
+
+        Returns:
+            Normalised tokens [B, P+V, D].
+        """
+        grid = self.token_grid(clips.shape)
+        cubes = cut_cubes(clips, self.patch_embed.stride)  # [B, N, values of a cube]
+        cubes = cubes.gather(1, visible[..., None].expand(-1, -1, cubes.shape[2]))
+        tokens = self.placed(self.patch_embed.embed_cubes(cubes), grid, at=visible)
+        return self.norm(self.run_blocks(tokens, grid)[0])
+
+    def decode(self, encoded: Tensor, visible: Tensor, grid: TokenGrid) -> Tensor:
+        """Predictions [B, N, K] from encoded tokens [B, P+V, D] and their places [B, V] on ``grid``."""
+        tokens = self.decoder_embed(encoded)
+        first, seen = tokens.split([self.prefix, visible.shape[1]], dim=1)
+        everywhere = self.mask_token.to(seen.dtype).expand(seen.shape[0], grid.size, -1)
+        placed = everywhere.scatter(1, visible[..., None].expand_as(seen), seen)  # [B, N, D']
+        tokens = torch.cat([first, placed], dim=1) + self._decoder_positions(grid)
+        return self.pred_head(tokens, grid)
+
+    def _decoder_positions(self, grid: TokenGrid) -> Tensor:
+        """[1, P+N, D'] on ``grid``."""
+        if self.decoder_pos_embed is None:
+            device = self.mask_token.device
+            return sincos_positions(self.decoder_width, grid, prefix=self.prefix, device=device)
+        first, rest = self.decoder_pos_embed.split([self.prefix, self.native_grid.size], dim=1)
+        return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)
+
+
+def visible_places(hidden: Tensor) -> Tensor:
+    """The places that are not hidden, in the order of the grid.
+
+    Args:
+        hidden: bool [B, t, h, w].
+
+    Returns:
+        int64 [B, V].
+
+    Raises:
+        UserError: the samples hide different numbers of cubes, all or none.
+    """
+    hidden = hidden.flatten(1)
+    counts, total = hidden.sum(dim=1).tolist(), hidden.shape[1]
+    if min(counts) != max(counts):
+        raise UserError(
+            f"the masks of a batch hide {min(counts)} to {max(counts)} of {total} cubes, and an MAE encoder "
+            "computes the visible ones alone, equally many of each clip; take a mask that hides a fixed "
+            "number, such as mask.kind 'random'"
+        )
+    if counts[0] in (0, total):
+        left = "nothing hidden" if counts[0] == 0 else "nothing visible to the encoder"
+        raise UserError(f"the masks leave {left} among {total} cubes; change mask.ratio")
+    # Sorting is stable: visible places come first, and stay in order.
+    return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : total - counts[0]]

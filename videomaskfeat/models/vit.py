@@ -1,0 +1,169 @@
+"""The plain vision transformer, for clips and for images."""
+
+from __future__ import annotations
+
+import torch
+from pytorchvideo.layers.drop_path import DropPath
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.cubes import CubeEmbed, Triple
+from videomaskfeat.models.dense import Linear, Perceptron, attention
+from videomaskfeat.models.encoder_base import AbsolutePositions, Encoder, check_choice
+
+
+class Attention(nn.Module):
+    """Multi-head attention of all tokens to all, fused: no matrix of scores is stored.
+
+    Args:
+        width: width of the tokens, D.
+        heads: number of heads, M, a divisor of ``width``.
+        qkv_bias: whether the layer that makes queries, keys and values has a bias.
+    """
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, N, M, d] each
+        return self.proj(attention(q * self.scale, k, v).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer perceptron, each behind a layer norm and added to its input.
+
+    Args:
+        width: width of the tokens, D.
+        heads: attention heads.
+        mlp_ratio: hidden width of the perceptron over D.
+        qkv_bias: see :class:`Attention`.
+        drop_path: chance of dropping each half for a sample in training.
+        layer_scale: initial value of a learned factor a channel on each half (CaiT, arXiv 2103.17239), or
+            None for none.
+    """
+
+    gamma_1: nn.Parameter | None
+    gamma_2: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Perceptron(width, int(width * mlp_ratio), width)
+        for name in ("gamma_1", "gamma_2"):
+            gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
+            self.register_parameter(name, gamma)
+
+    def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
+        """Tokens [B, P+N, D], of which ``grid`` only says where they lie -> the same shape, and ``grid``."""
+        tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens)), self.gamma_1))
+        return tokens + self.drop_path(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), grid
+
+
+def _scaled(tokens: Tensor, gamma: nn.Parameter | None) -> Tensor:
+    return tokens if gamma is None else tokens * gamma
+
+
+class ViT(Encoder):
+    """Vision transformer (arXiv 2010.11929): a clip or an image to tokens, on one grid throughout.
+
+    The defaults are those of ViT-B for 16 frames of 224x224, as MAE on video has it (arXiv 2205.09113). Cubes
+    of one frame, ``cube_stride=(1, 16, 16)``, and a clip of one make the model for images. Parameter names
+    are PySlowFast's.
+
+    Args:
+        clip_size: native frames, height and width; sets the lengths of the position tables. Other sizes work,
+            learned tables are then interpolated.
+        in_channels: colour channels.
+        depth: number of blocks.
+        width: token width, D.
+        heads: attention heads.
+        cube_stride: frames, rows and columns of a cube; the stem's kernel, so no token sees beyond its own.
+        mlp_ratio: hidden width of the perceptrons over D.
+        qkv_bias: bias in the layer that makes queries, keys and values.
+        class_token: prepend a learned token.
+        absolute_positions: "joint" (one learned table over time and space), "separable" (a sum of two),
+            "sincos" (fixed: see :func:`~videomaskfeat.models.positions.sincos_positions`) or "none".
+        layer_scale: initial value of the factors on each half of a block, or None for none.
+        drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
+        final_norm: layer norm over the last block's tokens.
+        mean_first: pooled :meth:`features` are averaged before that norm instead of after it.
+        linear_std: standard deviation of the linear layers' initial weights. The published 0.02 suits widths
+            of 384 and more; narrow models start slowly with it.
+        checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
+
+    Raises:
+        UserError: a value outside its range, or cubes that do not tile the clip.
+    """
+
+    encoder_name = "vit_encoder"
+
+    def __init__(
+        self,
+        *,
+        clip_size: Triple = (16, 224, 224),
+        in_channels: int = 3,
+        depth: int = 12,
+        width: int = 768,
+        heads: int = 12,
+        cube_stride: Triple = (2, 16, 16),
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        class_token: bool = True,
+        absolute_positions: AbsolutePositions = "separable",
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        final_norm: bool = True,
+        mean_first: bool = False,
+        linear_std: float = 0.02,
+        checkpoint_blocks: bool = False,
+    ) -> None:
+        check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable", "sincos"))
+        if depth < 1 or width < 1 or heads < 1 or width % heads:
+            raise UserError(
+                f"depth {depth}, width {width}, heads {heads}: all must be positive, heads a divisor of width"
+            )
+        if absolute_positions == "sincos" and width % 16:
+            raise UserError(
+                f"absolute_positions 'sincos' needs a width that is a multiple of 16, and {width} is none; "
+                "take another width, or learned positions ('joint', 'separable')"
+            )
+        super().__init__(
+            CubeEmbed(in_channels, width, kernel=cube_stride, stride=cube_stride, padding=(0, 0, 0)),
+            clip_size,
+            class_token=class_token,
+            absolute_positions=absolute_positions,
+            mean_first=mean_first,
+            checkpoint_blocks=checkpoint_blocks,
+        )
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_path=drop_path * index / max(depth - 1, 1),
+                layer_scale=layer_scale,
+            )
+            for index in range(depth)
+        )
+        self.out_width, self.out_heads, self.output_stride = width, heads, cube_stride
+        self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
+        self._initialise(linear_std)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from videomaskfeat import __version__
 from videomaskfeat.cli.data import add_check_data, add_sample_data
-from videomaskfeat.cli.detection import add_score_ava
+from videomaskfeat.cli.detection import add_detect_evaluate, add_detect_train, add_score_ava
 from videomaskfeat.cli.evaluation import add_average_scores, add_evaluate
 from videomaskfeat.cli.export import add_export
 from videomaskfeat.cli.inference import add_extract_features, add_predict
@@ -61,6 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_finetune(verbs)
     add_evaluate(verbs)
     add_average_scores(verbs)
+    add_detect_train(verbs)
+    add_detect_evaluate(verbs)
     add_score_ava(verbs)
     add_predict(verbs)
     add_extract_features(verbs)

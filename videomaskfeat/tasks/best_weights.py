@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.ema import ExponentialMovingAverage
+from videomaskfeat.errors import UserError
 from videomaskfeat.models.weights import save_weights
+
+WEIGHT_SETS = ("auto", "trained", "averaged", "both")
+
+
+def check_weight_sets(wanted: str, *, averaged: bool) -> None:
+    """Refuse a choice of weights that cannot be.
+
+    Args:
+        wanted: one of ``WEIGHT_SETS``.
+        averaged: whether an average is kept.
+
+    Raises:
+        UserError: an unknown choice, or an average that is not kept.
+    """
+    if wanted not in WEIGHT_SETS:
+        raise UserError(f"evaluate.weights {wanted!r} is not one of {', '.join(WEIGHT_SETS)}")
+    if not averaged and wanted in ("averaged", "both"):
+        raise UserError(f"evaluate.weights is {wanted}, and no average is kept; set optim.ema_decay")
+
+
+def weight_sets(
+    wanted: str, model: nn.Module, average: ExponentialMovingAverage | None
+) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
+    """Prefix of the metrics' names, and the context in which the model holds these weights."""
+    if average is not None and wanted in ("auto", "averaged", "both"):
+        yield ("averaged_" if wanted == "both" else ""), average.averaged(model)
+    if average is None or wanted in ("trained", "both"):
+        yield "", nullcontext()
 
 
 class BestWeights:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.tasks.best_weights import BestWeights
+from videomaskfeat.tasks.best_weights import BestWeights, check_weight_sets, weight_sets
 from videomaskfeat.tasks.classify_parts import (
     build_classifier,
     build_mixing,
@@ -46,8 +46,6 @@ from videomaskfeat.tasks.training_parts import (
 )
 
 logger = logging.getLogger(__name__)
-
-WEIGHT_SETS = ("auto", "trained", "averaged", "both")
 
 # What may change between a run and its resumption without changing what is learnt.
 FREE_KEYS = (
@@ -133,14 +131,7 @@ def finetune(config: FinetuneConfig) -> FinetuneOutcome:
         raise UserError("data.train is not set: give a labelled list, such as data.train=train.csv")
     if not config.run.folder:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
-    if config.evaluate.weights not in WEIGHT_SETS:
-        raise UserError(
-            f"evaluate.weights {config.evaluate.weights!r} is not one of {', '.join(WEIGHT_SETS)}"
-        )
-    if config.optim.ema_decay is None and config.evaluate.weights in ("averaged", "both"):
-        raise UserError(
-            f"evaluate.weights is {config.evaluate.weights}, and no average is kept; set optim.ema_decay"
-        )
+    check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     device = distributed.choose_device(config.run.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -231,21 +222,15 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         """One view a video, for each set of weights asked for; the first one competes for the best."""
         results: dict[str, float] = {}
-        for number, (name, weights) in enumerate(self._weight_sets()):
+        for number, (name, weights) in enumerate(
+            weight_sets(self.config.evaluate.weights, self.model, self.ema)
+        ):
             with weights:
                 score, _ = self._score(views=1, crops=1)
                 results |= {f"{name}top1": score.top1, f"{name}top5": score.top5}
                 if number == 0:
                     self.best.offer(score.top1, self.model)
         return results
-
-    def _weight_sets(self) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
-        """Prefix of the metrics' names, and the context in which the model holds these weights."""
-        wanted = self.config.evaluate.weights
-        if self.ema is not None and wanted in ("auto", "averaged", "both"):
-            yield ("averaged_" if wanted == "both" else ""), self.ema.averaged(self.model)
-        if self.ema is None or wanted in ("trained", "both"):
-            yield "", nullcontext()
 
     def _score(self, *, views: int, crops: int) -> tuple[Accuracy, tuple[Failure, ...]]:
         """Accuracy of the model's present weights on the held-out list, and its unreadable videos."""

@@ -11,6 +11,7 @@ from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 from videomaskfeat.config import FinetuneConfig, PretrainConfig
+from videomaskfeat.config.detect import DetectConfig
 from videomaskfeat.config.pretrain import OptimConfig, RunConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine import distributed
@@ -67,6 +68,36 @@ def describe_finetuning(
         f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes",
         *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
         *_mixing_lines(config),
+    ]
+    return "\n".join(lines)
+
+
+def describe_detection(
+    config: DetectConfig,
+    model: nn.Module,
+    loader: ClipLoader[Any],
+    *,
+    boxes: int,
+    classes: int,
+    held_out: int | None,
+    device: torch.device,
+    bf16: bool,
+) -> str:
+    """Model, cost, tokens, data, batch and schedule of training a detector, a line each."""
+    clip = config.clip
+    size = (1, 3, clip.frames, clip.crop, clip.crop)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    inputs = (torch.zeros(size), torch.tensor([[0.0, 0.0, 0.0, clip.crop, clip.crop]]))
+    tokens, maps = model.token_grid(size), model.output_grid(size)  # type: ignore[operator]
+    tested = "" if held_out is None else f", {held_out} held out"
+    lines = [
+        f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
+        f"{multiply_adds(model, inputs) / 1e9:.1f} G multiply-adds a clip of one box",
+        f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: {tokens} = "
+        f"{tokens.size} tokens, boxes are cut from maps of {maps}",
+        f"data      {loader.dataset.records.source}: {len(loader.dataset)} key frames with {boxes} boxes"
+        f"{tested}, {classes} actions",
+        *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
     ]
     return "\n".join(lines)
 

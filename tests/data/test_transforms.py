@@ -14,6 +14,7 @@ from videomaskfeat.data.transforms import (
     RandomResizedCrop,
     ShortSideJitterCrop,
     UniformCrop,
+    WholeFrame,
     clip_boxes,
     uniform_crop_corner,
 )
@@ -27,6 +28,8 @@ TRANSFORMS: list[ClipTransform] = [
     UniformCrop(96, 120, 0),
     UniformCrop(96, 96, 1),
     UniformCrop(96, 120, 2),
+    WholeFrame(90),
+    WholeFrame(100, multiple=32),
 ]
 SIZES = [(120, 160), (241, 135), (90, 90), (97, 301)]
 
@@ -145,3 +148,22 @@ def test_impossible_transforms_are_named() -> None:
         RandomResizedCrop(224, flip=1.5)
     with pytest.raises(UserError, match="crop 3 is not 0"):
         UniformCrop(224, 224, 3)
+
+
+def test_whole_frame_keeps_its_aspect_to_a_multiple() -> None:
+    def size(transform: WholeFrame, height: int, width: int) -> tuple[int, int]:
+        return transform.sample(height, width).size
+
+    assert size(WholeFrame(224), 480, 854) == (224, 400)  # 398.5 -> 398, and 99.5 fours are 100
+    assert size(WholeFrame(312), 854, 480) == (556, 312)  # 555.1
+    assert size(WholeFrame(256), 360, 640) == (256, 456)  # 455.1
+    assert size(WholeFrame(312, multiple=32), 480, 640) == (320, 416)  # 9.75 and 13 times 32
+    assert size(WholeFrame(64), 64, 64) == (64, 64)
+    for height, width in SIZES:
+        rows, columns = size(WholeFrame(100), height, width)
+        assert (rows % 4, columns % 4) == (0, 0)
+        scale = 100 / min(height, width)
+        assert abs(rows - scale * height) < 3  # half a multiple, and the pixel that the reference cuts off
+        assert abs(columns - scale * width) < 3
+    with pytest.raises(UserError, match=r"short side 16 with sides in multiples of 32: .* no smaller"):
+        WholeFrame(16, multiple=32)

@@ -19,3 +19,19 @@ def decode_all(path: Path) -> np.ndarray:
                 for frame in packet.decode():
                     pictures.append(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
     return np.stack(pictures)
+
+
+def decode_all_timed(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds after the start of the stream, float64 [N], and the pictures of ``decode_all``, with times."""
+    seconds, pictures = [], []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.time_base is not None
+        assert stream.start_time is not None
+        for packet in container.demux(stream):
+            with suppress(av.error.FFmpegError):  # a packet before the first key frame
+                for frame in packet.decode():
+                    assert frame.pts is not None
+                    seconds.append(float((frame.pts - stream.start_time) * stream.time_base))
+                    pictures.append(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
+    return np.array(seconds), np.stack(pictures)

@@ -9,6 +9,7 @@ import numpy as np
 
 from videomaskfeat.data.images import decode_picture, is_picture, picture_codec
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
+from videomaskfeat.data.readers_timed import check_size
 from videomaskfeat.data.records_frames import FrameFiles
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists, list_folder, open_file
@@ -57,6 +58,8 @@ class FrameFilesReader(VideoReader):
     def _read(self, indices: np.ndarray) -> np.ndarray:
         wanted, places = np.unique(indices, return_inverse=True)
         pictures = [self._picture(int(index)) for index in wanted]
+        for picture in pictures:
+            check_size(self.path, picture, pictures[0].shape[:2])
         return np.stack([pictures[place] for place in places])  # [T, H, W, 3]
 
     def _picture(self, index: int) -> np.ndarray:

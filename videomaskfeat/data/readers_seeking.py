@@ -149,6 +149,7 @@ class SeekingReader(PyAvFile, TimedReader):
         """The packets from the next key frame on, as `_window` returns them; there may be none."""
         packets: list[Packet] = []
         beyond: int | None = None  # the first time met that is at or after the last wanted one
+        keys_beyond = 0
         try:
             for packet in self._packets():
                 if not packets and not packet.is_keyframe:
@@ -160,10 +161,12 @@ class SeekingReader(PyAvFile, TimedReader):
                 packets.append(packet)
                 if time >= last and not packet.is_discard:
                     beyond = time if beyond is None else min(beyond, time)
-                # Nothing is shown before it is decoded: no later packet has a time before this one's.
-                decoded_at = time if packet.dts is None else packet.dts
-                if beyond is not None and decoded_at >= beyond:
-                    return packets, False
+                if beyond is not None:
+                    keys_beyond += packet.is_keyframe and time > beyond
+                    # Nothing is shown before it is decoded: no later packet has a time before this one's dts.
+                    # After a jump some have none; then the second key frame ends all that came before.
+                    if keys_beyond > 1 or (packet.dts is not None and packet.dts >= beyond):
+                        return packets, False
         except av.error.FFmpegError as error:
             raise VideoReadError(self.path, f"damaged ({error.strerror})") from error
         except _NoTimeError as error:

@@ -111,9 +111,22 @@ class RunConfig:
 class PretrainRunConfig(RunConfig):
     """Where and how pre-training runs, and what it shows."""
 
-    evaluate_epochs: float = key(0.0, "epochs from one held-out loss to the next; 0: only at the end")
+    evaluate_epochs: float = key(
+        0.0, "epochs from one held-out loss and probe to the next; 0: only at the end"
+    )
     evaluate_clips: int = key(256, "greatest number of held-out clips")
     pictures: int = key(4, "held-out videos drawn at the end")
+
+
+@dataclass
+class ProbeConfig:
+    """Labelled videos by which frozen features are judged while they are learnt; the labels teach nothing."""
+
+    train: str = key("", "labelled list whose features are known; empty: no probe")
+    test: str = key("", "labelled list whose classes are asked for")
+    k: int = key(20, "neighbours that vote")
+    temperature: float = key(0.07, "of their votes' weights")
+    penalty: float = key(1e-2, "on the squared weights of the linear fit")
 
 
 @dataclass
@@ -127,4 +140,5 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     run: PretrainRunConfig = field(default_factory=PretrainRunConfig)

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.tasks.methods.byol import Byol
+from videomaskfeat.tasks.methods.ibot import Ibot
+from videomaskfeat.tasks.methods.latent import Latent
 from videomaskfeat.tasks.methods.masked import MaskedPrediction
 from videomaskfeat.tasks.methods.method import Method
 from videomaskfeat.tasks.target_parts import check_arguments
 
 METHODS: dict[str, type[Method]] = {
     "masked": MaskedPrediction,
+    "ibot": Ibot,
+    "byol": Byol,
+    "latent": Latent,
 }
 
 

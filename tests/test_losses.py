@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.losses import masked_mse, soft_cross_entropy
+from videomaskfeat.losses import (
+    masked_cosine,
+    masked_cross_entropy,
+    masked_l1,
+    masked_mse,
+    masked_smooth_l1,
+    soft_cross_entropy,
+)
 
 
 def test_loss_is_the_mean_over_hidden_positions_and_values() -> None:
@@ -56,6 +63,39 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         masked_mse(ones, torch.ones(1, 1, 4, 4, 27), torch.ones(1, 1, 1, 1, dtype=torch.bool))
     with pytest.raises(UserError, match="mask on the grid 1x3x3 does not divide"):
         masked_mse(ones, ones, torch.ones(1, 1, 3, 3, dtype=torch.bool))
+
+
+def masked_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(2, 2, 4, 6, 5), torch.randn(2, 2, 4, 6, 5), torch.rand(2, 2, 4, 6) < 0.3
+
+
+def test_other_losses_are_torchs_own_over_the_hidden_positions() -> None:
+    predictions, target, mask = masked_batch()
+    p, t = predictions[mask], target[mask]
+    tokens = target.argmax(-1)
+    pairs = [
+        (masked_l1(predictions, target, mask), F.l1_loss(p, t)),
+        (masked_smooth_l1(predictions, target, mask, beta=0.3), F.smooth_l1_loss(p, t, beta=0.3)),
+        (masked_cosine(predictions, target, mask), (1 - F.cosine_similarity(p, t)).mean()),
+        (masked_cross_entropy(predictions, tokens, mask), F.cross_entropy(p, tokens[mask])),
+    ]
+    for own, expected in pairs:
+        assert own.dtype == torch.float32
+        torch.testing.assert_close(own, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_other_losses_are_zero_where_nothing_is_hidden() -> None:
+    predictions, target, mask = masked_batch()
+    for loss in (masked_l1, masked_smooth_l1, masked_cosine):
+        assert loss(predictions, target, torch.zeros_like(mask)).item() == 0
+    assert masked_cross_entropy(predictions, target.argmax(-1), torch.zeros_like(mask)).item() == 0
+
+
+def test_tokens_on_another_grid_are_named() -> None:
+    predictions, _, mask = masked_batch()
+    with pytest.raises(UserError, match=r"\(2, 2, 4, 6, 5\) and tokens \(2, 2, 4, 3\) are not on one grid"):
+        masked_cross_entropy(predictions, torch.zeros(2, 2, 4, 3, dtype=torch.int64), mask)
 
 
 def test_soft_cross_entropy_of_hard_and_smoothed_labels_is_torchs_own() -> None:

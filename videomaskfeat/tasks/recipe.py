@@ -212,6 +212,12 @@ def normalise(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Se
     return pixels.sub(_by_channel(mean, pixels)).div(_by_channel(std, pixels))
 
 
+def denormalise(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Sequence[float]) -> Tensor:
+    """The way back from :func:`normalise`: float [B, C, T, H, W] -> uint8 [B, T, H, W, C], cut to 0..255."""
+    pixels = clips.float().mul(_by_channel(std, clips)).add(_by_channel(mean, clips)).mul(255.0)
+    return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+
+
 def _by_channel(levels: Levels | Sequence[float], pixels: Tensor) -> float | Tensor:
     """A number, or numbers in the shape that meets pixels [B, C, T, H, W]."""
     if isinstance(levels, int | float):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.io import is_file
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.targets.target import Target
-from videomaskfeat.tasks.recipe import Levels
+from videomaskfeat.tasks.recipe import Levels, read_clip_recipe, recipe_texts
 
 
 def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: Levels) -> Target:
@@ -19,7 +21,7 @@ def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: 
         name: a key of ``TARGETS``.
         arguments: what differs from its own.
         mean: of the run's clips, given to a target that asks for ``clip_mean``.
-        std: likewise, for ``clip_std``.
+        std: likewise, for ``clip_std``. One that asks for ``build`` is given this function.
 
     Raises:
         UserError: an unknown name, or arguments that it does not take.
@@ -28,14 +30,29 @@ def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: 
         known = ", ".join(TARGETS)
         raise UserError(f"target.name {name!r} is unknown{nearest(name, TARGETS)}; there are {known}")
     build = TARGETS[name]
-    normalisation = {"clip_mean": mean, "clip_std": std}
     asked = inspect.signature(build).parameters
-    supplied = {key: value for key, value in normalisation.items() if key in asked}
+    offered = {
+        "clip_mean": mean,
+        "clip_std": std,
+        "build": functools.partial(build_target, mean=mean, std=std),
+    }
+    supplied = {key: value for key, value in offered.items() if key in asked}
     check_arguments("target.arguments", name, build, arguments, supplied=supplied)
+    if "teacher_mean" in asked:
+        arguments = {**_teacher_levels(arguments.get("teacher")), **arguments}
     try:
         return build(**{key: _as_tuple(value) for key, value in arguments.items()}, **supplied)
     except TypeError as error:
         raise UserError(f"target.arguments of {name!r}: {error}") from error
+
+
+def _teacher_levels(teacher: Any) -> dict[str, Levels]:
+    """What the clips of a teacher of this framework are normalised with, where its file says so."""
+    path = str(teacher)
+    if not path.endswith(".safetensors") or not is_file(path) or not recipe_texts(path):
+        return {}
+    clip = read_clip_recipe(path)
+    return {"teacher_mean": clip.mean, "teacher_std": clip.std}
 
 
 def check_arguments(

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from videomaskfeat.data.clips import sample_generator
 from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
@@ -24,10 +24,19 @@ from videomaskfeat.masking import MASKS
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.targets.hog import HogTarget
-from videomaskfeat.tasks.recipe import PretrainRecipe, normalise, read_recipe
-from videomaskfeat.viz.pictures import ClipDrawing, stretch_mask, write_film, write_picture
+from videomaskfeat.targets.pixels import PixelTarget
+from videomaskfeat.tasks.recipe import PretrainRecipe, denormalise, normalise, read_recipe
+from videomaskfeat.tasks.target_parts import build_target
+from videomaskfeat.viz.pictures import (
+    ClipDrawing,
+    Row,
+    hidden_error,
+    stretch_mask,
+    write_film,
+    write_picture,
+)
 
-DRAWN = ("hog",)
+DRAWN = ("hog", "pixels")
 """Targets of which there are pictures."""
 
 
@@ -144,12 +153,13 @@ def why_not_drawn(recipe: PretrainRecipe) -> str | None:
     return None
 
 
-def _drawable_target(recipe: PretrainRecipe) -> HogTarget:
+def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
     reason = why_not_drawn(recipe)
     if reason is not None:
         raise UserError(reason)
-    target = TARGETS[recipe.target](**recipe.target_arguments)
-    assert isinstance(target, HogTarget)
+    clip = recipe.clip
+    target = build_target(recipe.target, recipe.target_arguments, mean=clip.mean, std=clip.std)
+    assert isinstance(target, HogTarget | PixelTarget)
     return target
 
 
@@ -183,22 +193,43 @@ def _draw_mask(recipe: PretrainRecipe, rng: np.random.Generator) -> np.ndarray:
 
 @torch.inference_mode()
 def _predict(
-    model: nn.Module, target: HogTarget, frames: np.ndarray, mask: np.ndarray, recipe: PretrainRecipe
+    model: nn.Module,
+    target: HogTarget | PixelTarget,
+    frames: np.ndarray,
+    mask: np.ndarray,
+    recipe: PretrainRecipe,
 ) -> ClipDrawing:
     device = next(model.parameters()).device
     pixels = torch.from_numpy(frames)[None].to(device)
     clip = normalise(pixels, mean=recipe.clip.mean, std=recipe.clip.std)  # [1, C, T, H, W]
+    prediction = model(clip, torch.from_numpy(mask)[None].to(device)).float()
     truth = target(clip)[0].float().cpu().numpy()  # [t, h, w, K]
-    prediction = model(clip, torch.from_numpy(mask)[None].to(device))[0].float().cpu().numpy()
     hidden = stretch_mask(mask, truth.shape[:3])
-    return ClipDrawing(
+    drawing = ClipDrawing(
         title="",
         frames=frames,
         mask=mask,
         target=truth,
-        prediction=prediction,
+        prediction=prediction[0].cpu().numpy(),
         constant=truth[hidden].mean(axis=0),  # the best for this very clip, in hindsight
-        bins=target.bins,
+    )
+    if isinstance(target, HogTarget):
+        return replace(drawing, bins=target.bins)
+    return replace(drawing, pictures=_pixel_rows(drawing, target.as_clips(prediction, clip), recipe))
+
+
+def _pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe) -> tuple[Row, ...]:
+    """Predicted pixels, normalised [1, C, n, H, W] for n frames, as panels: alone, and in the gaps only."""
+    assert drawing.prediction is not None
+    steps = drawing.target.shape[0]
+    pixels = denormalise(predicted, mean=recipe.clip.mean, std=recipe.clip.std)[0]  # uint8 [n, H, W, C]
+    panels = pixels[:: len(pixels) // steps].cpu().numpy()  # of the first frame of each position
+    true = drawing.frames[:: len(drawing.frames) // steps]
+    hidden = stretch_mask(drawing.mask, true.shape[:3])[..., None]
+    error = hidden_error(drawing, drawing.prediction)
+    return (
+        Row("prediction", f"hidden error {error:.4f}", panels),
+        Row("filled in", "prediction in the gaps", np.where(hidden, panels, true)),
     )
 
 

@@ -1,11 +1,11 @@
-"""One clip as a picture and as a film: frames, what the encoder sees, the HOG target, the prediction."""
+"""One clip as a picture and as a film: frames, what the encoder sees, the target, the prediction."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -28,6 +28,15 @@ _GAP = 8  # pixels between panels
 
 
 @dataclass(frozen=True)
+class Row:
+    """One line of a picture: a name, a note under it, and uint8 [t, H, W, 3] panels over time."""
+
+    name: str
+    note: str
+    panels: np.ndarray
+
+
+@dataclass(frozen=True)
 class ClipDrawing:
     """What is drawn of one clip.
 
@@ -35,12 +44,15 @@ class ClipDrawing:
         title: one line above the picture, such as the name of the video.
         frames: uint8 [T, H, W, 3], RGB, as the model saw them before normalising.
         mask: bool [t', h', w'], True = hidden, on any grid that divides the frames.
-        target: float [t, h, w, K], HOG (see :func:`videomaskfeat.viz.strokes.cell_histograms`).
+        target: float [t, h, w, K], HOG (see :func:`videomaskfeat.viz.strokes.cell_histograms`) unless there
+            are ``pictures``.
         prediction: float [t, h, w, K], or None to leave that row out.
         constant: float [K], the best constant prediction, or None to leave that row out.
         frame_labels: one text a frame, such as its number in the video; None counts from 0.
         bins: orientations in half a turn.
         channels: colour channels.
+        pictures: rows of panels, a panel a step of the target's grid, to draw instead of strokes: of targets
+            that are pictures themselves.
     """
 
     title: str
@@ -52,6 +64,7 @@ class ClipDrawing:
     frame_labels: tuple[str, ...] | None = None
     bins: int = 9
     channels: int = 3
+    pictures: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the parts fit together.
@@ -72,15 +85,6 @@ class ClipDrawing:
             )
         if self.frame_labels is not None and len(self.frame_labels) != size[0]:
             raise UserError(f"{len(self.frame_labels)} frame labels for {size[0]} frames")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a picture: a name, a note under it, and uint8 [t, H, W, 3] panels over time."""
-
-    name: str
-    note: str
-    panels: np.ndarray
 
 
 def stretch_mask(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -165,7 +169,7 @@ def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | N
     chosen = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
     first_frames = chosen * (len(drawing.frames) // steps)  # HOG is taken of the first frame of each cube
     cell_pixels = cell_pixels or _cell_pixels(drawing, len(chosen))
-    rows = [_only(row, chosen) for row in stroke_rows(drawing, cell_pixels)]
+    rows = [_only(row, chosen) for row in _value_rows(drawing, cell_pixels)]
     height, width = rows[0].panels.shape[1:3]
     rows = _frame_rows(drawing, first_frames, height, width) + rows
 
@@ -181,7 +185,7 @@ def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | N
         middle = top + line * (height + _GAP) + height // 2
         labels.append(Label(16, middle - 4, row.name, bold=True))
         labels.append(Label(16, middle + 16, row.note, size=12, faint=True))
-    for line, text in enumerate(_LEGEND):
+    for line, text in enumerate(_PICTURE_LEGEND if drawing.pictures else _LEGEND):
         base = sheet_height - 32 + 17 * line
         labels.append(Label(left, base, text, size=12, faint=True, width=sheet_width - left - _GAP))
     sheet = Sheet(sheet_height, sheet_width, labels)
@@ -198,8 +202,9 @@ def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterat
         uint8 [H, W, 3], both even, as H.264 needs.
     """
     T, steps = len(drawing.frames), drawing.target.shape[0]
-    panels_wide = 3 + (drawing.prediction is not None) + (drawing.constant is not None)
-    rows = stroke_rows(drawing, cell_pixels or _cell_pixels(drawing, panels_wide))
+    strokes_wide = 1 + (drawing.prediction is not None) + (drawing.constant is not None)
+    panels_wide = 2 + (len(drawing.pictures) or strokes_wide)
+    rows = _value_rows(drawing, cell_pixels or _cell_pixels(drawing, panels_wide))
     height, width = rows[0].panels.shape[1:3]
     frames = _frame_rows(drawing, np.arange(T), height, width)
     top = 84
@@ -234,6 +239,18 @@ _LEGEND = (
     "Chequered: cubes hidden from the encoder. Strokes run along the edges, the brighter the stronger.",
     "Lit ground: hidden places, which the prediction is trained on; dim: visible places, which it is not.",
 )
+_PICTURE_LEGEND = ("Chequered: cubes hidden from the encoder, the places that the prediction is trained on.",)
+
+
+def _value_rows(drawing: ClipDrawing, cell_pixels: int) -> list[Row]:
+    """The rows below the frames: the drawing's own pictures, or strokes."""
+    if not drawing.pictures:
+        return stroke_rows(drawing, cell_pixels)
+    height, width = (cells * cell_pixels for cells in drawing.target.shape[1:3])
+    return [
+        replace(row, panels=np.stack([_resized(panel, height, width) for panel in row.panels]))
+        for row in drawing.pictures
+    ]
 
 
 def _frame_rows(drawing: ClipDrawing, chosen: np.ndarray, height: int, width: int) -> list[Row]:
@@ -254,7 +271,8 @@ def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 def _cell_pixels(drawing: ClipDrawing, panels_wide: int) -> int:
     """Pixels a drawn HOG cell, so that the panels side by side take some 1600 pixels; 8 at least."""
     K = drawing.target.shape[-1]
-    cells = drawing.target.shape[2] * math.isqrt(K // (drawing.bins * drawing.channels))
+    inside = 1 if drawing.pictures else math.isqrt(K // (drawing.bins * drawing.channels))
+    cells = drawing.target.shape[2] * inside
     return max(8, round(min(400, 1600 / panels_wide) / max(1, cells)))
 
 

@@ -1,0 +1,236 @@
+"""The feature target: what the teacher sees, what becomes of its features, and that it never learns."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.models import create_model
+from videomaskfeat.models.weights import save_weights
+from videomaskfeat.targets.features import FeatureTarget
+from videomaskfeat.targets.tally import CosineTally
+from videomaskfeat.targets.teachers import EncoderTeacher, load_teacher
+
+SMALL: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 4, "width": 8, "widen_at": (1, 3)}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of a pre-training with drop path: cubes 2x8x8, 2x16x16 behind block 2, 16 wide, then 32."""
+    path = tmp_path_factory.mktemp("teacher") / "weights.safetensors"
+    torch.manual_seed(0)
+    save_weights(path, create_model("maskfeat_mvitv2_nano", **SMALL, drop_path=0.5))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An encoder of single frames: patches of 8x8, pooled to 16x16."""
+    path = tmp_path_factory.mktemp("teacher") / "image.safetensors"
+    torch.manual_seed(1)
+    frames: dict[str, Any] = {"cube_kernel": (1, 8, 8), "cube_stride": (1, 8, 8), "cube_padding": (0, 0, 0)}
+    arguments = {**SMALL, **frames, "clip_size": (1, 32, 32), "pool_kernel": (1, 3, 3)}
+    save_weights(path, create_model("maskfeat_mvitv2_nano", **arguments))
+    return str(path)
+
+
+def test_target_is_the_normalised_feature_of_the_whole_clip(teacher: str) -> None:
+    target = FeatureTarget(teacher=teacher, teacher_mean=0.4, teacher_std=0.2, clip_mean=0.5, clip_std=0.25)
+    encoder = target.teacher.encoder
+    clips = torch.randn(2, 3, 4, 32, 32)
+    seen = (clips * 0.25 + 0.5 - 0.4) / 0.2
+    features = encoder.features(seen, pooled=False)  # type: ignore[operator,union-attr]
+    mean = features.mean(-1, keepdim=True)
+    deviation = features.var(-1, keepdim=True, unbiased=False).add(1e-5).sqrt()
+    torch.testing.assert_close(target(clips), (features - mean) / deviation, atol=1e-5, rtol=1e-5)
+    assert target(clips).shape[-1] == target.values_per_token == 32
+    assert target.output_stride == (2, 16, 16)
+    assert target.files == (teacher,)
+    unit = FeatureTarget(
+        teacher=teacher, normalise="l2", clip_mean=0.5, clip_std=0.25
+    )  # the run's own levels
+    plain = encoder.features(clips, pooled=False)  # type: ignore[operator,union-attr]
+    torch.testing.assert_close(unit(clips), F.normalize(plain, dim=-1), atol=1e-5, rtol=1e-5)
+
+
+def test_levels_of_each_channel_are_told_apart(teacher: str) -> None:
+    means = [0.485, 0.456, 0.406]
+    target = FeatureTarget(teacher=teacher, normalise="none", teacher_mean=means, teacher_std=[0.2, 0.3, 0.4])
+    clips = torch.randn(1, 3, 4, 32, 32)
+    seen = [(clips[:, c] * 0.225 + 0.45 - means[c]) / (0.2, 0.3, 0.4)[c] for c in range(3)]
+    expected = target.teacher(torch.stack(seen, dim=1))
+    torch.testing.assert_close(target(clips), expected, atol=1e-4, rtol=1e-4)  # of values up to 10
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_depth_sets_width_and_grid(teacher: str, depth: int) -> None:
+    target = FeatureTarget(teacher=teacher, depth=depth)
+    made = target(torch.zeros(1, 3, 4, 32, 32))
+    wanted = [size // step for size, step in zip((4, 32, 32), target.output_stride, strict=True)]
+    assert list(made.shape) == [1, *wanted, target.values_per_token]
+    assert target.output_stride == ((2, 8, 8) if depth == 1 else (2, 16, 16))
+
+
+def test_teacher_of_images_sees_the_first_frame_of_each_cube(image_teacher: str) -> None:
+    target = FeatureTarget(teacher=image_teacher, frame_stride=2, normalise="none", clip_mean=0, clip_std=1)
+    assert target.output_stride == (2, 16, 16)
+    clips = torch.randn(2, 3, 4, 32, 32)
+    made = target(clips)
+    encoder = target.teacher.encoder
+    for time in (0, 1):
+        frame = clips[:, :, 2 * time][:, :, None]
+        alone = encoder.features(frame, pooled=False)  # type: ignore[operator,union-attr]
+        torch.testing.assert_close(made[:, time], alone[:, 0], atol=1e-5, rtol=1e-5)
+    changed = clips.clone()
+    changed[:, :, 1::2] += 1
+    assert torch.equal(target(changed), made)
+
+
+def test_teacher_gets_no_gradient_and_never_drops(teacher: str) -> None:
+    target = FeatureTarget(teacher=teacher, loss="mse").train()
+    clips = torch.randn(1, 3, 4, 32, 32, requires_grad=True)
+    made = target(clips)
+    assert torch.equal(target(clips), made)  # drop path 0.5 would tell
+    assert not made.requires_grad
+    predictions = torch.randn_like(made, requires_grad=True)
+    target.loss(predictions, made, torch.ones(1, 2, 2, 2, dtype=torch.bool)).backward()
+    assert predictions.grad is not None
+    assert clips.grad is None
+    assert all(not parameter.requires_grad for parameter in target.parameters())
+    assert all(parameter.grad is None for parameter in target.parameters())
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"), [("smooth_l1", "smooth L1 error"), ("cosine", "one minus the cosine")]
+)
+def test_chosen_loss_is_torchs_own(teacher: str, loss: str, name: str) -> None:
+    target = FeatureTarget(teacher=teacher, loss=loss, beta=0.5)
+    predictions, truth = torch.randn(2, 2, 2, 2, 32), torch.randn(2, 2, 2, 2, 32)
+    mask = torch.rand(2, 2, 2, 2) < 0.5
+    own = target.loss(predictions, truth, mask)
+    p, t = predictions[mask], truth[mask]
+    expected = (
+        F.smooth_l1_loss(p, t, beta=0.5) if loss == "smooth_l1" else (1 - F.cosine_similarity(p, t)).mean()
+    )
+    torch.testing.assert_close(own, expected, atol=1e-6, rtol=1e-6)
+    assert target.loss_name == name
+    assert isinstance(target.tally(), CosineTally) == (loss == "cosine")
+
+
+class HuggingFaceLike(nn.Module):
+    """A class token, then each patch's mean colours; a second block adds 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(patch_size=8, hidden_size=3)
+
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool = False, interpolate_pos_encoding: bool = False
+    ) -> Any:
+        assert interpolate_pos_encoding
+        patches = F.avg_pool2d(pixel_values, 8).flatten(2).transpose(1, 2)
+        tokens = torch.cat([torch.full_like(patches[:, :1], 99.0), patches], dim=1)
+        states = (tokens - 1, tokens, tokens + 1)
+        return SimpleNamespace(
+            last_hidden_state=10 * tokens, hidden_states=states if output_hidden_states else None
+        )
+
+
+class TimmLike(nn.Module):
+    """The same in timm's words, with ImageNet's levels; two prefix tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Module()
+        self.patch_embed.patch_size = (8, 8)  # type: ignore[assignment]
+        self.embed_dim = 3
+        self.pretrained_cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+    def forward_features(self, frames: Tensor) -> Tensor:
+        patches = F.avg_pool2d(frames, 8).flatten(2).transpose(1, 2)
+        return torch.cat([torch.full_like(patches[:, :2], 99.0), patches], dim=1)
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("foreign_models")
+    module.hugging_face, module.timm = HuggingFaceLike, TimmLike  # type: ignore[attr-defined]
+    module.no_module, module.number = dict, 3  # type: ignore[attr-defined]
+    module.linear = lambda: nn.Linear(2, 2)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "foreign_models", module)
+
+
+@pytest.mark.usefixtures("foreign")
+def test_models_of_others_are_read_frame_by_frame() -> None:
+    clips = torch.randn(2, 3, 4, 16, 24)
+    means = F.avg_pool3d(clips[:, :, ::2], (1, 8, 8)).permute(0, 2, 3, 4, 1)  # [B, t, h, w, C]
+    whole = load_teacher("foreign_models:hugging_face")
+    assert (whole.output_stride, whole.width, whole.mean) == ((2, 8, 8), 3, None)
+    torch.testing.assert_close(whole(clips), 10 * means)
+    torch.testing.assert_close(load_teacher("foreign_models:hugging_face", depth=2)(clips), means + 1)
+    timm = load_teacher("foreign_models:timm")
+    assert timm.std == (0.229, 0.224, 0.225)
+    torch.testing.assert_close(timm(clips), means)
+    target = FeatureTarget(teacher="foreign_models:timm", normalise="none")
+    scaled = [(means[..., c] * 0.225 + 0.45 - timm.mean[c]) / timm.std[c] for c in range(3)]  # type: ignore[index]
+    torch.testing.assert_close(target(clips), torch.stack(scaled, dim=-1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("foreign")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"teacher": "gone/weights.safetensors"}, r"gone/weights\.safetensors: no such file of weights"),
+        ({"teacher": "gone_models:vit"}, r"gone_models cannot be imported .*install its package"),
+        ({"teacher": "foreign_models:vit"}, r"foreign_models has no callable 'vit'"),
+        ({"teacher": "foreign_models:number"}, r"foreign_models has no callable 'number'"),
+        ({"teacher": "foreign_models:no_module"}, r"gave a dict, and a torch module is needed"),
+        (
+            {"teacher": "foreign_models:linear"},
+            r"a Linear is no vision transformer in the manner of Hugging Face",
+        ),
+        (
+            {"teacher": "foreign_models:timm", "depth": 2},
+            r"depth can be chosen of Hugging Face's models only",
+        ),
+        ({"teacher": "hf:gone"}, r"hf:gone: no folder with a config\.json; .*nothing is downloaded"),
+        ({"teacher": "foreign_models:timm", "frame_stride": 0}, r"frame_stride 0 must be 1 or more"),
+        ({"teacher": "foreign_models:timm", "loss": "cosin"}, r"feature loss 'cosin'.*did you mean 'cosine'"),
+        ({"teacher": "foreign_models:timm", "normalise": "layr"}, r"feature normalise 'layr'.*mean 'layer'"),
+        ({"teacher": "foreign_models:timm", "beta": 0}, r"feature beta 0 must be above 0"),
+    ],
+)
+def test_teacher_that_cannot_be_is_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        FeatureTarget(**arguments)
+
+
+def test_folder_without_the_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        UserError, match=r"needs the package transformers.*pip install 'videomaskfeat\[teachers\]'"
+    ):
+        load_teacher(f"hf:{tmp_path}")
+
+
+def test_depth_beyond_the_teacher_is_refused(teacher: str) -> None:
+    with pytest.raises(UserError, match=r"teacher depth 5: the teacher has blocks 1\.\.4"):
+        load_teacher(teacher, depth=5)
+
+
+def test_remedy_says_which_blocks_have_which_grid(teacher: str) -> None:
+    made = load_teacher(teacher)
+    assert isinstance(made, EncoderTeacher)
+    words = (
+        "set target.arguments.depth (the teacher's features are 2x8x8 up to block 1, 2x16x16 up to block 4"
+    )
+    assert made.grid_remedy.startswith(words)

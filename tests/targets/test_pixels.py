@@ -1,0 +1,79 @@
+"""The pixel target against recorded values, a slow version, and its own way back to pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.reference.pixels import pixel_target
+from videomaskfeat.errors import UserError
+from videomaskfeat.losses import masked_l1
+from videomaskfeat.targets.pixels import PixelTarget
+
+
+def test_target_equals_the_recorded_targets_of_mae(golden: Path) -> None:
+    """Float32 sums of 768 values in another order: 1e-5."""
+    recorded = torch.load(golden / "mae_vit_video" / "expected.pt", weights_only=True)
+    target = PixelTarget()(recorded["clip"])
+    torch.testing.assert_close(target[recorded["mask"]], recorded["target_masked"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("frames", ["first", "all"])
+def test_target_equals_the_slow_one(normalised: bool, frames: str) -> None:
+    """Float32 against float64, values of order 1: 1e-5; raw pixels are only moved."""
+    torch.manual_seed(0)
+    clips = torch.randn(2, 3, 4, 8, 12)
+    module = PixelTarget(normalised=normalised, frames=frames, output_stride=(2, 4, 6))
+    target = module(clips)
+    count = 2 if frames == "all" else 1
+    slow = pixel_target(clips, stride=(2, 4, 6), frames=count, normalised=normalised)
+    assert target.shape == (2, 2, 2, 2, module.values_per_token)
+    assert module.values_per_token == count * 4 * 6 * 3
+    expected = torch.tensor(slow).view_as(target)
+    torch.testing.assert_close(target, expected, atol=1e-5 if normalised else 0, rtol=0)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_true_values_come_back_as_the_clip(normalised: bool) -> None:
+    clips = torch.randn(2, 3, 4, 32, 48)
+    whole = PixelTarget(normalised=normalised, frames="all")
+    torch.testing.assert_close(whole.as_clips(whole(clips), clips), clips, atol=1e-5, rtol=0)
+    first = PixelTarget(normalised=normalised)
+    torch.testing.assert_close(first.as_clips(first(clips), clips), clips[:, :, ::2], atol=1e-5, rtol=0)
+
+
+def test_image_is_a_clip_of_one_frame() -> None:
+    images = torch.randn(2, 3, 1, 32, 32)
+    target = PixelTarget(output_stride=(1, 16, 16), normalised=False)(images)
+    assert target.shape == (2, 1, 2, 2, 768)
+    torch.testing.assert_close(target[1, 0, 1, 0], images[1, :, 0, 16:, :16].permute(1, 2, 0).flatten())
+
+
+def test_flat_position_gives_zeros_and_no_infinity() -> None:
+    assert (PixelTarget()(torch.ones(1, 3, 2, 16, 16)) == 0).all()
+
+
+def test_simmim_is_the_mean_of_absolute_errors_of_raw_pixels() -> None:
+    target = PixelTarget(normalised=False, loss="l1")
+    predictions, truth = torch.randn(1, 2, 2, 2, 768), torch.randn(1, 2, 2, 2, 768)
+    mask = torch.tensor([[[[True, False], [False, True]]]])  # both time steps
+    hidden = (predictions - truth).abs()[:, :, [0, 1], [0, 1]]
+    loss = target.loss(predictions, truth, mask)
+    torch.testing.assert_close(loss, hidden.mean())
+    torch.testing.assert_close(loss, masked_l1(predictions, truth, mask))
+    assert target.loss_name == "mean absolute error"
+    assert target.tally().constant is None
+
+
+def test_words_and_sizes_that_are_not_are_named() -> None:
+    with pytest.raises(UserError, match=r"pixel frames 'last' must be first or all"):
+        PixelTarget(frames="last")
+    with pytest.raises(UserError, match=r"pixel loss 'l1 ' is not one of mse, l1; did you mean 'l1'\?"):
+        PixelTarget(loss="l1 ")
+    with pytest.raises(UserError, match=r"output_stride \(0, 16, 16\) and channels 3 must be 1 or more"):
+        PixelTarget(output_stride=(0, 16, 16))
+    with pytest.raises(UserError, match="clip height 20 is not a positive multiple"):
+        PixelTarget()(torch.zeros(1, 3, 2, 20, 16))

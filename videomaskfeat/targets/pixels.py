@@ -1,0 +1,124 @@
+"""The pixel targets: what MAE and SimMIM predict in the hidden places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.losses import masked_l1, masked_mse
+from videomaskfeat.targets.tally import LossTally, SquaredErrorTally
+from videomaskfeat.targets.target import Target, Triple
+
+_EPS = 1e-6  # added to a cube's variance (MAE's code)
+_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
+    "mse": (masked_mse, "mean squared error"),
+    "l1": (masked_l1, "mean absolute error"),
+}
+
+
+class PixelTarget(Target):
+    """The pixels behind each output position, of the first frame or of all.
+
+    K = frames * rows * columns * channels values, ordered frame, row, column, colour, the last one fastest,
+    as PySlowFast's MAE has them. Normalised ones have the mean and the variance (unbiased) of their own
+    position taken off: MAE, arXiv 2111.06377, section 3. Raw ones stand in the run's own normalisation:
+    SimMIM, arXiv 2111.09886, section 3.4, with ``loss="l1"``.
+
+    Args:
+        normalised: bring each position's values to mean 0 and variance 1.
+        frames: "first" frame behind each position (as MAE for video does it), or "all".
+        loss: "mse" or "l1".
+        output_stride: frames, rows and columns of the clip behind one output position; frames of 1 for
+            images.
+        channels: colour channels of the clips.
+
+    Raises:
+        UserError: an unknown word, or a size below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        normalised: bool = True,
+        frames: str = "first",
+        loss: str = "mse",
+        output_stride: Triple = (2, 16, 16),
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if frames not in ("first", "all"):
+            raise UserError(f"pixel frames {frames!r} must be first or all")
+        if loss not in _LOSSES:
+            raise UserError(f"pixel loss {loss!r} is not one of {', '.join(_LOSSES)}{nearest(loss, _LOSSES)}")
+        if min(*output_stride, channels) < 1:
+            raise UserError(
+                f"pixel output_stride {tuple(output_stride)} and channels {channels} must be 1 or more"
+            )
+        self.normalised = normalised
+        self.frames_read = output_stride[0] if frames == "all" else 1
+        self.output_stride = output_stride
+        self.values_per_token = self.frames_read * output_stride[1] * output_stride[2] * channels
+        self._loss, self.loss_name = _LOSSES[loss]
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips float [B, C, T, H, W], normalised -> targets float32 [B, t, h, w, K].
+
+        Raises:
+            UserError: an axis of the clip is not a multiple of the output stride.
+        """
+        cubes = self._cubes(clips)
+        if not self.normalised:
+            return cubes
+        mean, deviation = _mean_and_deviation(cubes)
+        return (cubes - mean) / deviation
+
+    def loss(self, predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """The squared or absolute error over the hidden positions."""
+        return self._loss(predictions, target, mask)
+
+    def tally(self) -> LossTally:
+        """Its account over held-out batches; of the absolute error the best constant is not kept."""
+        return SquaredErrorTally() if self._loss is masked_mse else LossTally(self._loss)
+
+    def as_clips(self, values: Tensor, clips: Tensor) -> Tensor:
+        """Values, such as a prediction, as pictures; normalised ones get their position's own level back.
+
+        Args:
+            values: float [B, t, h, w, K].
+            clips: float [B, C, T, H, W], the whole clips in the run's normalisation.
+
+        Returns:
+            float32 [B, C, t * u, H, W] in the run's normalisation, for u frames read of each position.
+        """
+        values = values.float()
+        if self.normalised:
+            mean, deviation = _mean_and_deviation(self._cubes(clips))
+            values = values * deviation + mean
+        batch, t, h, w, _ = values.shape
+        _, rows, columns = self.output_stride
+        cubes = values.reshape(batch, t, h, w, self.frames_read, rows, columns, -1)
+        return cubes.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(
+            batch, -1, t * self.frames_read, h * rows, w * columns
+        )
+
+    def _cubes(self, clips: Tensor) -> Tensor:
+        """The pixels behind each position: float [B, C, T, H, W] -> float32 [B, t, h, w, K]."""
+        batch, channels, frames, height, width = clips.shape
+        step, rows, columns = self.output_stride
+        grid = TokenGrid.from_clip(frames=frames, height=height, width=width, stride=self.output_stride)
+        cubes = clips.float().reshape(batch, channels, grid.t, step, grid.h, rows, grid.w, columns)
+        cubes = cubes[:, :, :, : self.frames_read]  # [B, C, t, u, h, rows, w, columns]
+        return cubes.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
+
+    def extra_repr(self) -> str:
+        return f"normalised={self.normalised}, output_stride={tuple(self.output_stride)}"
+
+
+def _mean_and_deviation(cubes: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each position: [B, t, h, w, K] -> [B, t, h, w, 1] twice."""
+    variance, mean = torch.var_mean(cubes, dim=-1, keepdim=True)
+    return mean, (variance + _EPS).sqrt()

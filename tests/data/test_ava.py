@@ -1,0 +1,265 @@
+"""Training clips around key frames: boxes that still frame their objects, one stream, and what is wrong."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.data.ava_parts import CLASSES, extract, make_actions, write_numbered, write_truth
+from tests.data.make_videos import read_number
+from videomaskfeat.data import ava_sources
+from videomaskfeat.data.augment import Augmentation
+from videomaskfeat.data.ava import ActionBatch, VideoSource, sources_in_folder
+from videomaskfeat.data.clips import SampleKey
+from videomaskfeat.data.colour import ColourJitter
+from videomaskfeat.data.loader import ClipLoader, FailureCounter
+from videomaskfeat.data.randaugment import RandAugment
+from videomaskfeat.data.records_ava import KeyFrames, training_key_frames
+from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop, UniformCrop
+from videomaskfeat.errors import UserError
+from videomaskfeat.mp4 import write_mp4
+
+NAMES = ("a", "b", "c")
+Parts = tuple[KeyFrames, tuple[VideoSource, ...]]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Three videos of 5 s, in each of which four seconds have two boxes."""
+    root = tmp_path_factory.mktemp("ava")
+    write_numbered(root / "videos", NAMES)
+    key_frames = write_truth(root / "truth.csv", NAMES, [901, 902, 903, 904])
+    return key_frames, sources_in_folder(key_frames, root / "videos")
+
+
+def equal(left: ActionBatch, right: ActionBatch) -> bool:
+    return left.failures == right.failures and all(
+        torch.equal(getattr(left, name), getattr(right, name))
+        for name in ("clips", "boxes", "labels", "index")
+    )
+
+
+# Rectangles of one colour each, in shares of the frame: red has the action 1, green 2, blue 3.
+DRAWN = ("0.10,0.10,0.40,0.50", "0.50,0.60,0.90,0.95", "0.70,0.05,0.95,0.45")
+CROPS: list[ClipTransform] = [
+    RandomResizedCrop(64, area=(0.3, 1.0)),
+    RandomResizedCrop(96, area=(0.08, 0.3), flip=1.0),
+    ShortSideJitterCrop(72, (80, 110)),
+    UniformCrop(80, 90),
+]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """A wide and an upright video with three rectangles."""
+    root = tmp_path_factory.mktemp("drawn")
+    for name, (height, width) in (("tall", (160, 120)), ("wide", (120, 160))):
+        picture = np.zeros((height, width, 3), np.uint8)
+        for colour, box in enumerate(DRAWN):
+            x1, y1, x2, y2 = (float(part) for part in box.split(","))
+            rows = slice(round(y1 * height), round(y2 * height))
+            picture[rows, round(x1 * width) : round(x2 * width), colour] = 255
+        write_mp4(root / f"{name}.mp4", [picture] * 60, crf=4)
+    key_frames = write_truth(root / "truth.csv", ["tall", "wide"], [1], DRAWN)
+    return key_frames, sources_in_folder(key_frames, root)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("transform", CROPS, ids=str)
+def test_boxes_still_frame_what_is_drawn(drawn: Parts, transform: ClipTransform, augmented: bool) -> None:
+    """Each box by its colour, which its label tells; boxes that a crop cuts frame what is left."""
+    augment = (
+        Augmentation(colour=ColourJitter(brightness=0.2, contrast=0.2, saturation=0.2)) if augmented else None
+    )
+    dataset = make_actions(*drawn, transform=transform, augment=augment)
+    seen = 0
+    for epoch in range(12):
+        for index in range(2):
+            sample = dataset[SampleKey(epoch, index)]
+            picture = sample.clips[0, 2].astype(int)  # the key frame is number T / 2
+            for box, labels in zip(sample.boxes[0], sample.labels[0], strict=True):
+                (colour,) = np.flatnonzero(labels)
+                others = np.delete(picture, colour, axis=2).max(axis=2)
+                rows, columns = np.nonzero(picture[..., colour] - others > 90)
+                if len(rows) == 0:  # less is left of it than the blur of its edge
+                    assert min(box[2] - box[0], box[3] - box[1]) < 4
+                    continue
+                found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                # Half-resolution colour blurs an edge over two pixels of the video, which the crop enlarges
+                # up to threefold; rounding to whole pixels adds one.
+                assert np.abs(box - found).max() <= 4, (epoch, index, box, found)
+                seen += 1
+    assert seen > 24
+
+
+def test_clip_is_the_frames_around_the_key_frame(parts: Parts) -> None:
+    """With every box and label of it; four frames every fifth, the key frame third."""
+    dataset = make_actions(*parts, transform=UniformCrop(64, 64))
+    sample = dataset[SampleKey(0, 6)]  # b at 903
+    assert sample.clips.shape == (1, 4, 64, 64, 3)
+    wide = make_actions(*parts)._read(6, np.random.default_rng(0))[0]
+    assert [read_number(picture) for picture in wide] == [80, 85, 90, 95]
+    assert np.array_equal(sample.clips[0], wide[:, :, 16:80])
+    # 96x64, of which columns 16 to 80 are left; corners in shares times 96 and 64.
+    assert sample.boxes[0] == pytest.approx(
+        np.array([[0, 12.8, 27.2, 57.6], [41.6, 6.4, 64, 44.8]], np.float32), abs=1e-4
+    )
+    assert sample.boxes[0].dtype == np.float32
+    assert (np.argwhere(sample.labels[0]) == [[0, 0], [1, 1]]).all()
+
+
+def test_boxes_that_leave_the_crop_are_cut_or_dropped(parts: Parts) -> None:
+    crop = UniformCrop(
+        64, 64
+    )  # cuts off 6.4 of the 33.6 columns of the first box, 22.4 of 28.8 stay of the other
+    for visible, widths in ((0.0, [27.2, 22.4]), (0.79, [27.2]), (0.9, [28.8])):
+        sample = make_actions(*parts, transform=crop, visible=visible)[SampleKey(0, 0)]
+        boxes = sample.boxes[0]
+        # Where both would be dropped, the crop moves to one of them, here the second, and cuts the other off.
+        assert (boxes[:, 2] - boxes[:, 0]).tolist() == pytest.approx(widths, abs=1e-4), visible
+        assert len(sample.labels[0]) == len(widths)
+
+
+def test_batch_numbers_its_boxes_by_clip(parts: Parts) -> None:
+    dataset = make_actions(*parts, samples_per_video=2)
+    samples = [dataset[SampleKey(0, index)] for index in (3, 8)]
+    batch = dataset.collate(samples)
+    assert batch.clips.shape == (4, 4, 32, 32, 3)
+    assert batch.index.tolist() == [3, 3, 8, 8]
+    assert (batch.boxes.dtype, batch.labels.dtype) == (torch.float32, torch.bool)
+    assert batch.labels.shape == (len(batch.boxes), CLASSES)
+    expected = [part for sample in samples for part in sample.boxes]
+    assert batch.boxes[:, 0].tolist() == [clip for clip, part in enumerate(expected) for _ in part]
+    assert np.array_equal(batch.boxes[:, 1:].numpy(), np.concatenate(expected))
+    assert not np.array_equal(samples[0].clips[0], samples[0].clips[1])  # a crop of its own each
+    moved = batch.to("cpu")
+    assert isinstance(moved, ActionBatch)
+    assert equal(moved, batch)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has CPUs
+def test_stream_is_the_same_for_workers_ranks_and_after_a_resume(parts: Parts) -> None:
+    dataset = make_actions(*parts)
+    expected = list(ClipLoader(dataset, batch_size=4).epoch(1))
+    assert [len(batch.clips) for batch in expected] == [4, 4, 4]
+    assert sorted(int(index) for batch in expected for index in batch.index) == list(range(12))
+    loader = ClipLoader(make_actions(*parts, open_videos=1), batch_size=4, workers=2)
+    assert all(equal(*pair) for pair in zip(loader.epoch(1), expected, strict=True))
+    loader.close()
+    resumed = list(ClipLoader(make_actions(*parts), batch_size=4).epoch(1, first_batch=2))
+    assert len(resumed) == 1
+    assert equal(resumed[0], expected[2])
+    halves = [list(ClipLoader(dataset, batch_size=4, rank=rank, world_size=2).epoch(1)) for rank in (0, 1)]
+    for step, whole in enumerate(expected):
+        joined = torch.cat([half[step].clips for half in halves])
+        assert torch.equal(joined, whole.clips)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("fps", [30.0, 25.0])
+def test_video_and_extracted_frames_give_the_same_clips(tmp_path: Path, suffix: str, fps: float) -> None:
+    """At 30 fps and at another rate, of which frames at 30 repeat some."""
+    write_numbered(tmp_path / "videos", ["a"], seconds=4, fps=fps)
+    extract(tmp_path / "videos" / "a.mp4", tmp_path / "frames", suffix=suffix, fps=30.0)
+    key_frames = write_truth(tmp_path / "truth.csv", ["a"], [901, 902, 903])
+    videos, frames = (
+        make_actions(key_frames, sources_in_folder(key_frames, tmp_path / name))
+        for name in ("videos", "frames")
+    )
+    for index in range(3):
+        left, right = (dataset[SampleKey(0, index)] for dataset in (videos, frames))
+        assert np.array_equal(left.boxes[0], right.boxes[0])
+        difference = np.abs(left.clips.astype(int) - right.clips)
+        # PNG keeps every pixel. JPEG at quality 95 with half-resolution colour moves flat areas by a level or
+        # two and edges by more; another frame would differ by 200 where the patches of its number do.
+        assert difference.max() <= (0 if suffix == "png" else 60)
+        assert difference.mean() <= (0 if suffix == "png" else 3)
+
+
+def test_unreadable_videos_are_replaced_and_counted(tmp_path: Path) -> None:
+    write_numbered(tmp_path, ["a", "b"], seconds=3)
+    (tmp_path / "c.mp4").write_bytes(b"this is text")
+    key_frames = write_truth(tmp_path / "truth.csv", ["a", "b", "c"], [1, 2])
+    dataset = make_actions(key_frames, sources_in_folder(key_frames, tmp_path))
+    batches = list(ClipLoader(dataset, batch_size=6).epoch(0))
+    failed = {failure.index: failure for batch in batches for failure in batch.failures}
+    assert set(failed) == {4, 5}
+    assert (failed[4].path, failed[4].cause) == (str(tmp_path / "c.mp4"), "not a video file")
+    assert not {4, 5} & set(batches[0].index.tolist())
+    assert len(batches[0].index) == 6
+    with pytest.raises(UserError, match="2 of 6 videos could not be read, and 1 may fail"):
+        FailureCounter(len(dataset), share=0.01).add(failed.values())
+
+
+def test_missing_frame_fails_only_the_clips_that_need_it(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "videos", ["a"])
+    extract(tmp_path / "videos" / "a.mp4", tmp_path / "frames")
+    (tmp_path / "frames" / "a" / "a_000091.png").unlink()  # the frame at second 3
+    key_frames = write_truth(tmp_path / "truth.csv", ["a"], [901, 902, 903])
+    dataset = make_actions(key_frames, sources_in_folder(key_frames, tmp_path / "frames"), tries=30)
+    assert [dataset[SampleKey(0, index)].failures for index in (0, 1)] == [(), ()]
+    sample = dataset[SampleKey(0, 2)]
+    assert sample.index in (0, 1)
+    assert sample.failures[0].cause == (
+        "a_000091.png is missing, frame 90 of 150; frames count on without a gap, 30 a second: extract them "
+        "again, or read the video file itself"
+    )
+
+
+def test_list_without_a_readable_video_says_what_to_look_at(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"this is text")
+    key_frames = write_truth(tmp_path / "truth.csv", ["a"], [1])
+    dataset = make_actions(key_frames, sources_in_folder(key_frames, tmp_path), tries=3)
+    words = r"truth\.csv: 3 videos in a row could not be read, .* check the folder of the videos or frames"
+    with pytest.raises(UserError, match=words):
+        dataset[SampleKey(0, 0)]
+
+
+def test_boxes_without_an_action_are_negatives(tmp_path: Path) -> None:
+    write_numbered(tmp_path, ["a"], seconds=3)
+    (tmp_path / "truth.csv").write_text("a,1,0.1,0.1,0.4,0.4,2,0\n")
+    (tmp_path / "found.csv").write_text("a,1,0.6,0.6,0.9,0.9,,0.95\n")
+    key_frames = training_key_frames([tmp_path / "truth.csv"], [tmp_path / "found.csv"], classes=CLASSES)
+    dataset = make_actions(
+        key_frames,
+        sources_in_folder(key_frames, tmp_path),
+        transform=RandomResizedCrop(32, area=(1, 1), aspect=(1, 2)),
+    )
+    labels = dataset[SampleKey(0, 0)].labels[0]
+    assert labels.astype(int).tolist() == [[0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
+
+
+def test_readers_are_kept_and_bounded(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    open_timed = ava_sources.open_timed
+    monkeypatch.setattr(ava_sources, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
+    dataset = make_actions(*parts, open_videos=2)
+    for index in (0, 1, 4, 2, 5, 8, 0, 9):  # a a b a b c a c
+        dataset[SampleKey(0, index)]
+    assert opened == ["a.mp4", "b.mp4", "c.mp4", "a.mp4"]
+
+
+def test_arguments_that_cannot_be_are_named(parts: Parts) -> None:
+    key_frames, sources = parts
+    with pytest.raises(UserError, match=r"visible=1\.5 is not between 0 and 1; it is a share of a box"):
+        make_actions(*parts, visible=1.5)
+    with pytest.raises(UserError, match="RandAugment turns and shifts pictures, and boxes do not follow"):
+        make_actions(*parts, augment=Augmentation(randaugment=RandAugment()))
+    with pytest.raises(UserError, match=r"2 sources for the 3 videos of .*truth\.csv"):
+        make_actions(key_frames, sources[:2])
+    with pytest.raises(UserError, match="a clip of 0 frames at stride 5 is empty"):
+        make_actions(*parts, frames=0)
+
+
+def test_words_of_the_log_say_where_videos_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_numbered(tmp_path, ["a"], seconds=3)
+    with caplog.at_level(logging.INFO):
+        key_frames = write_truth(tmp_path / "truth.csv", ["a"], [901])
+        sources_in_folder(key_frames, tmp_path)
+    assert (
+        "1 of 1 videos start at second 900, since their key frames would lie beyond their ends" in caplog.text
+    )

@@ -1,0 +1,148 @@
+"""Finding AVA's videos: by any spelling of their names, where each begins, and what is wrong, all at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.data.ava_parts import extract, write_numbered, write_truth
+from tests.data.make_videos import copy_packets
+from videomaskfeat.data.ava import sources_in_folder, sources_of_lists
+from videomaskfeat.data.records_ava import KeyFrames, truth_key_frames
+from videomaskfeat.data.records_frames import FrameFiles, load_frame_lists
+from videomaskfeat.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video of 4 s as a.mp4 and b.mkv, and its frames in c/."""
+    root = tmp_path_factory.mktemp("videos")
+    write_numbered(root, ["a"], seconds=4)
+    copy_packets(root / "a.mp4", root / "b.mkv", lambda _: True)
+    extract(root / "a.mp4", root).rename(root / "c")
+    (root / "notes.txt").touch()
+    return root
+
+
+def key_frames(folder: Path, names: Sequence[str], seconds: Sequence[float]) -> KeyFrames:
+    return write_truth(folder / "truth.csv", names, seconds)
+
+
+def test_names_match_with_or_without_a_suffix(folder: Path, tmp_path: Path) -> None:
+    for names in (["a", "b", "c"], ["a.mp4", "b.mkv", "c"], ["a.webm", "b.mp4", "c.mp4"]):
+        sources = sources_in_folder(key_frames(tmp_path, names, [901]), folder)
+        assert [source.path for source in sources] == [str(folder / name) for name in ("a.mp4", "b.mkv", "c")]
+        assert [source.frames is None for source in sources] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "start"), [([1, 3], 0.0), ([901, 903], 900.0), ([4], 0.0), ([900, 904], 900.0)]
+)
+def test_start_is_found_from_lengths_and_times(
+    folder: Path, tmp_path: Path, seconds: list[int], start: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        sources = sources_in_folder(key_frames(tmp_path, ["a", "b", "c"], seconds), folder)
+    assert {source.start_seconds for source in sources} == {start}
+    why = (
+        "900, since their key frames would lie beyond their ends if they started at 0"
+        if start
+        else "0, since all their key frames lie inside them so"
+    )
+    assert f"{folder}: 3 of 3 videos start at second {why}" in caplog.text
+
+
+def test_each_video_has_its_own_start(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "truth.csv").write_text("a,2,0.1,0.1,0.5,0.5,1,0\nb,902,0.1,0.1,0.5,0.5,1,0\n")
+    with caplog.at_level(logging.INFO):
+        sources = sources_in_folder(truth_key_frames([tmp_path / "truth.csv"], classes=1), folder)
+    assert [source.start_seconds for source in sources] == [0.0, 900.0]
+    assert "1 of 2 videos start at second 900" in caplog.text
+    assert "1 of 2 videos start at second 0" in caplog.text
+
+
+def test_start_that_is_given_is_taken(folder: Path, tmp_path: Path) -> None:
+    sources = sources_in_folder(key_frames(tmp_path, ["a", "c"], [12]), folder, start=10.5)
+    assert [source.start_seconds for source in sources] == [10.5, 10.5]
+
+
+def test_missing_videos_are_counted_and_the_first_is_named(folder: Path, tmp_path: Path) -> None:
+    words = (
+        r"2 of the 4 videos of .*truth\.csv are not there, the first is 'n1'; put them there, as video files "
+        "or as folders of frames of that name, or take their rows out"
+    )
+    with pytest.raises(UserError, match=words):
+        sources_in_folder(key_frames(tmp_path, ["a", "n1", "c", "n2"], [1]), folder)
+    with pytest.raises(UserError, match=r"nowhere: no such folder; give the one that holds the videos of"):
+        sources_in_folder(key_frames(tmp_path, ["a"], [1]), tmp_path / "nowhere")
+
+
+def test_video_that_is_there_twice_is_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("a.mkv", "a.mp4"):
+        (tmp_path / name).write_bytes((folder / "a.mp4").read_bytes())
+    rows = key_frames(tmp_path, ["a"], [1])
+    with pytest.raises(UserError, match=r"'a' is there as a\.mkv and as a\.mp4; keep one of them"):
+        sources_in_folder(rows, tmp_path)
+    (source,) = sources_in_folder(key_frames(tmp_path, ["a.mkv"], [1]), tmp_path)
+    assert source.path == str(tmp_path / "a.mkv")
+
+
+def test_times_beyond_the_end_are_counted_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
+    rows = key_frames(tmp_path, ["a", "b", "c"], [901, 905, 906])
+    words = (
+        r"6 key frames of 3 videos lie outside them, the first at 901 s of .*a\.mp4, which lasts 4\.0 s and "
+        "begins at second 0 or 900; mend the times, give the second at which the files start, or take the "
+        "whole files"
+    )
+    with pytest.raises(UserError, match=words.replace("6 key", "9 key")):  # with 0 none lies inside
+        sources_in_folder(rows, folder)
+    with pytest.raises(
+        UserError, match=words.replace("first at 901", "first at 905").replace("0 or 900", "900")
+    ):
+        sources_in_folder(rows, folder, start=900)
+    with pytest.raises(
+        UserError, match=r"1 key frames of 1 videos .* the first at 2 s of .* begins at second 3"
+    ):
+        sources_in_folder(key_frames(tmp_path, ["a"], [2, 5]), folder, start=3)
+
+
+def test_file_that_cannot_be_opened_is_warned_of(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.mp4").write_bytes((folder / "a.mp4").read_bytes())
+    (tmp_path / "b.mp4").write_bytes(b"this is text")
+    (tmp_path / "c").mkdir()
+    with caplog.at_level(logging.INFO):
+        sources = sources_in_folder(key_frames(tmp_path, ["a", "b", "c"], [902]), tmp_path)
+    assert f"{tmp_path}/b.mp4 cannot be read: not a video file" in caplog.text
+    assert f"{tmp_path}/c cannot be read: no pictures in it" in caplog.text
+    assert len(sources) == 3
+
+
+def test_frames_come_from_lists(folder: Path, tmp_path: Path) -> None:
+    rows = [f'v 0 {number} c/a_{number + 1:06d}.png ""\n' for number in range(120)]
+    path = tmp_path / "frames.csv"
+    path.write_text("original_vido_id video_id frame_id path labels\n" + "".join(rows))
+    frames = load_frame_lists([path], prefix=folder)
+    (source,) = sources_of_lists(key_frames(tmp_path, ["v"], [902]), frames)
+    assert (source.start_seconds, source.path) == (900.0, str(folder / "c"))
+    with source.open() as reader:
+        assert reader.duration_seconds == 4.0
+        assert reader.read_at([2.0]).shape == (1, 64, 96, 3)
+    words = (
+        r"the lists of frames lack 2 of the 3 videos of .*truth\.csv, the first is 'n1'; give the lists of "
+        "these videos, or take their rows out"
+    )
+    with pytest.raises(UserError, match=words):
+        sources_of_lists(key_frames(tmp_path, ["n1", "n2", "v"], [902]), frames)
+    with pytest.raises(UserError, match=r"1 key frames of 1 videos lie outside them, the first at 930 s of"):
+        sources_of_lists(key_frames(tmp_path, ["v"], [930]), frames, start=900)
+
+
+def test_frames_at_another_rate_last_as_long(tmp_path: Path) -> None:
+    files = FrameFiles(str(tmp_path), "f_", ".jpg", 1, 6, 100)
+    (source,) = sources_of_lists(key_frames(tmp_path, ["v"], [909]), {"v": files}, fps=10.0)
+    assert (source.start_seconds, source.fps) == (900.0, 10.0)

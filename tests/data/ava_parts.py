@@ -56,7 +56,7 @@ def extract(video: Path, folder: Path, *, suffix: str = "png", fps: float | None
         stream = container.streams.video[0]
         decoded = [(frame.time, frame.to_ndarray(format="bgr24")) for frame in container.decode(stream)]
     times = np.array([time for time, _ in decoded])
-    wanted = range(len(decoded))
+    wanted = list(range(len(decoded)))
     if fps is not None:
         ends = times[-1] + times[1]
         wanted = [int(np.abs(times - number / fps).argmin()) for number in range(round(ends * fps))]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from videomaskfeat.config import FinetuneConfig, PretrainConfig, config_text, flat, key_table, load_config
+from videomaskfeat.config.detect import DetectConfig
 from videomaskfeat.errors import UserError
 
 
@@ -90,7 +91,11 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         load_config(PretrainConfig, str(tmp_path / "gone.yaml"))
 
 
-SCHEMAS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+SCHEMAS: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "detect": DetectConfig,
+}
 CONFIGS = sorted(path for task in SCHEMAS for path in Path("configs", task).glob("*.yaml"))
 
 

@@ -109,10 +109,16 @@ class DetectStep:
         self._compare = torch.compile(self.compare) if compiled else self.compare
 
     def __call__(self, batch: ActionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The mean loss of a batch's boxes, and how many boxes there are, as ``boxes``."""
+        """The loss of a batch, and how many boxes a process has, as ``boxes``.
+
+        A box weighs the same on every process, whichever of them has more: their losses and gradients are
+        averaged, so each loss is scaled by the process' share of the boxes.
+        """
         clips = normalise(batch.clips, mean=self.mean, std=self.std)
         loss = self._compare(clips, batch.boxes, batch.labels)
-        return loss, {"boxes": torch.tensor(float(len(batch.boxes)), device=loss.device)}
+        own = torch.tensor(float(len(batch.boxes)), device=loss.device)
+        mean = distributed.mean_over_ranks(own)
+        return loss * (own / mean.clamp(min=1e-6)), {"boxes": mean}
 
     def compare(self, clips: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], boxes [R, 5], labels bool [R, L] -> loss float32 []."""

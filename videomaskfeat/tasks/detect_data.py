@@ -132,7 +132,7 @@ def key_frame_loader(
         UserError: a number that cannot be.
     """
     area: Any = recipe.area  # checked by the recipe and by the views
-    cube: Any = model.patch_embed.stride  # type: ignore[union-attr]
+    cube: Any = model.patch_embed.stride
     views = KeyFrameViews(
         key_frames,
         sources,

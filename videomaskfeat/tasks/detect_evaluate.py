@@ -59,13 +59,12 @@ class FrameChoice:
         Raises:
             UserError: an unknown area.
         """
-        chosen = {
-            "area": self.area,
-            "short_side": self.short_side,
-            "score_threshold": self.score_threshold,
-        }
+        threshold = self.score_threshold
         return dataclasses.replace(
-            known, **{key: value for key, value in chosen.items() if value is not None}
+            known,
+            area=known.area if self.area is None else self.area,
+            short_side=known.short_side if self.short_side is None else self.short_side,
+            score_threshold=known.score_threshold if threshold is None else threshold,
         )
 
 

@@ -74,15 +74,20 @@ def render_report(facts: RunFacts, *, version: str, beside: Sequence[RunFacts] =
         beside: other runs whose curves are drawn together with this one's, 3 at most.
     """
     classifies = "top1" in (facts.summary or {}) or "train_top1" in facts.metrics
-    verdict = (_accuracy if classifies else _verdict)(facts.summary or {})
+    detects = "mean_ap" in (facts.summary or {}) or "boxes" in facts.metrics
+    heading, tell = "Held-out loss", _verdict
+    if classifies:
+        heading, tell = "Held-out accuracy", _accuracy
+    elif detects:
+        heading, tell = "Held-out detection", _detection
     pictures = list(map(_figure, facts.media)) if facts.media else [page.NOT_RECORDED]
     body = [
         _header(facts),
-        page.section("Held-out accuracy" if classifies else "Held-out loss", verdict),
+        page.section(heading, tell(facts.summary or {})),
         *([page.section("Side by side", side_by_side([facts, *beside]))] if beside else []),
         page.section("Run", _numbers(facts)),
         page.section("Curves", _curves(facts)),
-        *([] if classifies and not facts.media else [page.section("Pictures", *pictures)]),
+        *([] if (classifies or detects) and not facts.media else [page.section("Pictures", *pictures)]),
         page.section("Videos that could not be read", *_unreadable(facts)),
         page.section("Set-up", *_setup(facts)),
         f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
@@ -169,10 +174,27 @@ def _accuracy(summary: Mapping[str, Any]) -> str:
     return page.cards(cards) + sentence
 
 
+def _detection(summary: Mapping[str, Any]) -> str:
+    """The frame mAP of a detector of actions, and what it is of."""
+    value = _number(summary.get("mean_ap"))
+    if value is None:
+        return f"<p>{page.NOT_RECORDED}</p>"
+    read, listed = _number(summary.get("key_frames")), _number(summary.get("listed"))
+    sentence = ""
+    if read is not None and listed is not None:
+        seen = "centre crops" if summary.get("area") == "centre" else "whole frames"
+        sentence = (
+            f"<p>Of {read:.0f} of {listed:.0f} held-out key frames, {seen}, with the weights that did best "
+            "in validation. The folder <code>score</code> has each action's and the detections.</p>"
+        )
+    return page.cards([page.card("Frame mAP", f"{100 * value:.2f} %", share=value, best=True)]) + sentence
+
+
 def side_by_side(runs: Sequence[RunFacts]) -> str:
     """Held-out accuracy or loss, and training loss, of several runs over their steps, as HTML."""
     charts = {
         "evaluation/top1": "Held-out top-1, percent",
+        "evaluation/mean_ap": "Held-out mAP, share of 1",
         "evaluation/heldout_loss": "Held-out loss",
         "train_top1": "Training top-1, percent",
         "loss": "Training loss",
@@ -252,6 +274,9 @@ def _curves(facts: RunFacts) -> str:
     if "train_top1" in facts.metrics:
         names = {"train_top1": "training top-1", "evaluation/top1": "held-out top-1"}
         accuracy = [one("Accuracy, percent", names, from_zero=True)]
+    if "evaluation/mean_ap" in facts.metrics:
+        names = {"evaluation/mean_ap": "held-out mAP"}
+        accuracy.append(one("Frame mAP, share of 1", names, from_zero=True, smooth=False))
     if "evaluation/knn_top1" in facts.metrics:
         names = {"evaluation/knn_top1": "k-NN", "evaluation/linear_top1": "linear probe"}
         accuracy.append(one("Frozen features, top-1, percent", names, from_zero=True, smooth=False))

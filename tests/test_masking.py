@@ -7,7 +7,7 @@ import pytest
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import MASKS, Mask, hidden_count
+from videomaskfeat.masking import EXACT, MASKS, Mask, hidden_count
 
 GRID = TokenGrid(8, 7, 7)
 DRAWS = 4000
@@ -98,6 +98,19 @@ def test_random_hides_single_cells_uniformly() -> None:
     masks = draw("random", DRAWS, ratio=0.9)
     assert set(masks.sum((1, 2, 3))) == {353}
     assert np.abs(masks.mean(0) - 0.9).max() < 0.022  # more than four standard deviations
+
+
+def test_random_tube_hides_the_same_cells_of_every_frame() -> None:
+    masks = draw("random_tube", DRAWS, ratio=0.9)
+    assert np.array_equal(masks, np.broadcast_to(masks[:, :1], masks.shape))
+    assert set(masks[:, 0].sum((1, 2))) == {44}  # round(49 * 0.9)
+    assert np.abs(masks[:, 0].mean(0) - 44 / 49).max() < 0.022  # more than four standard deviations
+
+
+@pytest.mark.parametrize("policy", MASKS)
+def test_exact_policies_hide_equally_many_in_every_draw(policy: str) -> None:
+    counts = set(draw(policy, 300).sum((1, 2, 3)))
+    assert (len(counts) == 1) == (policy in EXACT)
 
 
 @pytest.mark.parametrize("policy", MASKS)

@@ -100,6 +100,16 @@ def random(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
     return mask.reshape(grid.shape)
 
 
+def random_tube(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
+    """Exactly ``round(ratio * h * w)`` single cells of a frame, the same in all (VideoMAE, arXiv 2203.12602).
+
+    Raises:
+        UserError: the ratio is out of range for one frame (see `hidden_count`).
+    """
+    one = random(TokenGrid(1, grid.h, grid.w), ratio, rng)
+    return np.repeat(one, grid.t, axis=0)
+
+
 def block(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
     """BEiT's block-wise masks, drawn for each frame by itself; on a grid of one frame, image MaskFeat's.
 
@@ -252,11 +262,15 @@ def _as_array(hidden: int, grid: TokenGrid) -> Mask:
     return np.unpackbits(octets, count=grid.size, bitorder="little").view(np.bool_).reshape(grid.shape)
 
 
+EXACT = ("cube_exact", "frame", "random", "random_tube")
+"""Policies that hide equally many cells in every draw."""
+
 MASKS: dict[str, MaskFunction] = {
     "cube": cube,
     "cube_exact": cube_exact,
     "tube": tube,
     "frame": frame,
     "random": random,
+    "random_tube": random_tube,
     "block": block,
 }

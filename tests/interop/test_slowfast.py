@@ -138,7 +138,7 @@ def test_report_names_what_had_no_part() -> None:
     assert not report.weights.new
     assert {"SOLVER.BASE_LR", "AUG.RE_PROB", "NUM_GPUS"} <= set(report.ignored_keys)
     assert "MVIT.DEPTH" not in report.ignored_keys
-    assert "video MaskFeat pre-training: 108 weights loaded" in str(report)
+    assert "MaskFeat pre-training: 108 weights loaded" in str(report)
 
 
 def test_numbers_and_tuples_written_as_strings_are_read(tmp_path: Path) -> None:
@@ -183,9 +183,17 @@ def test_shortened_encoder_predicts_from_the_block_asked_for(tmp_path: Path) -> 
     ("changes", "words"),
     [
         ({"MODEL.MODEL_NAME": "SlowFast"}, r"MODEL_NAME 'SlowFast' .*is not read; known kinds: MaskMViT"),
-        ({"MVIT.PATCH_2D": True}, r"MVIT.PATCH_2D is True and only False is read"),
-        ({"MASK.MAE_ON": True}, r"MASK.MAE_ON is True and only False"),
-        ({"MASK.PRED_HOG": False}, r"MASK.PRED_HOG is False and only True"),
+        ({"MVIT.PATCH_2D": True}, r"MVIT.PATCH_2D is True and only False is read with pooling"),
+        ({"MASK.ENABLE": False}, r"MASK.ENABLE is False and only True"),
+        (
+            {"MASK.PRED_HOG": False, "MASK.TIME_STRIDE_LOSS": False},
+            r"MASK.TIME_STRIDE_LOSS False is read with MASK.MAE_ON True alone",
+        ),
+        (
+            {"MASK.MAE_ON": True, "MASK.PRED_HOG": False, "MASK.HEAD_TYPE": "separate_xformer"},
+            r"MASK.MAE_ON True with pooling .*: an MAE encoder sees the visible tokens alone, and MViTv2's "
+            r"pooling needs the whole grid; take the dense form, .*: model maskfeat_mvitv2_s",
+        ),
         ({"MASK.HEAD_TYPE": "separate_xformer"}, r"MASK.HEAD_TYPE is 'separate_xformer'"),
         ({"MVIT.MODE": "avg"}, r"MVIT.MODE 'avg' is not supported; only 'conv' is"),
         ({"MVIT.REV": {"ENABLE": True}}, r"MVIT.REV.ENABLE True is not supported"),
@@ -244,7 +252,7 @@ def test_yaml_of_a_resnet_is_refused(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(content))
     words = (
         r"resnet.yaml: MODEL.MODEL_NAME 'ResNet' \(MODEL.ARCH 'slow'\) is not read; known kinds: MaskMViT "
-        r"\(video MaskFeat pre-training\), MViT \(clip classification with MViTv2\)"
+        r"\(MaskFeat pre-training\), MViT \(classification\)"
     )
     with pytest.raises(UserError, match=words):
         load_slowfast(path, CHECKPOINT)

@@ -44,7 +44,7 @@ class ClipConfig:
 class MaskConfig:
     """What is hidden."""
 
-    kind: str = key("cube", "cube | cube_exact | tube | frame | random | block")
+    kind: str = key("cube", "cube | cube_exact | tube | frame | random | random_tube | block")
     ratio: float = key(0.4, "share of the mask's cells to hide, between 0 and 1")
     cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels")
 

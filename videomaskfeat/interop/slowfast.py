@@ -12,21 +12,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.interop.slowfast_arguments import encoder_arguments, head_arguments, shortened
+from videomaskfeat.interop.slowfast_arguments import (
+    decoder_arguments,
+    encoder_arguments,
+    head_arguments,
+    is_plain,
+    shortened,
+)
 from videomaskfeat.interop.slowfast_clips import ClipFacts, MaskFacts, clip_facts, mask_facts
-from videomaskfeat.interop.slowfast_keys import CLASSIFICATION, CLIP, ENCODER, PRETRAINING
+from videomaskfeat.interop.slowfast_keys import CLASSIFICATION, CLIP, DECODER, ENCODER, PRETRAINING
 from videomaskfeat.interop.slowfast_yaml import read_yaml, typed_options
 from videomaskfeat.models import create_unset
-from videomaskfeat.models.cubes import as_triple
+from videomaskfeat.models.cubes import Triple, as_triple
+from videomaskfeat.models.encoder_base import as_clips
 from videomaskfeat.models.weights import LoadReport, load_into, read_state
-from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.models.zoo import MODELS, dense_form
 from videomaskfeat.targets.hog import HogTarget
+from videomaskfeat.targets.pixels import PixelTarget
+from videomaskfeat.targets.target import Target
 
 _HOG_CELL = 8  # pixels; fixed in PySlowFast
 _HOG_BINS = 9
+_STEM = "patch_embed.proj.weight"
 # The Sobel kernels of PySlowFast's HOG layer travel in its checkpoints; ours are part of the target.
 _TARGET_BUFFERS = ("hogs.*.weight_x", "hogs.*.weight_y")
 
@@ -50,21 +61,39 @@ class ImportReport:
         return f"{self.kind}: {self.weights}; {len(self.ignored_keys)} keys have no part in the model"
 
 
+class ImageTarget(nn.Module):
+    """A target of images, [B, C, H, W] -> [B, h, w, K].
+
+    Attributes:
+        of_clips: the target of the same as clips of one frame.
+    """
+
+    def __init__(self, of_clips: Target) -> None:
+        super().__init__()
+        self.of_clips = of_clips
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Clips of one frame [B, C, 1, H, W] are taken, too, and give the target of clips."""
+        target: Tensor = self.of_clips(as_clips(images))
+        return target[:, 0] if images.ndim == 4 else target
+
+
 @dataclass(frozen=True)
 class Imported:
     """A model of PySlowFast's.
 
     Attributes:
         model: pre-training: ``model(clips, mask) -> predictions [B, t, h, w, K]``; classification:
-            ``model(clips) -> logits [B, L]``.
-        target: ``target(clips) -> [B, t, h, w, K]``; None for a classifier.
+            ``model(clips) -> logits [B, L]``. A model for images takes [B, C, H, W] and a mask [B, h, w], and
+            predicts [B, h, w, K]; it also takes clips of one frame.
+        target: ``target(clips) -> [B, t, h, w, K]``, of images [B, h, w, K]; None for a classifier.
         report: what was loaded and what had no part.
         clip: how its clips are cut and tested.
         mask: what pre-training hides; None for a classifier.
     """
 
     model: nn.Module
-    target: nn.Module | None
+    target: Target | ImageTarget | None
     report: ImportReport
     clip: ClipFacts
     mask: MaskFacts | None
@@ -73,9 +102,10 @@ class Imported:
 def load_slowfast(config_path: str | os.PathLike[str], checkpoint_path: str | os.PathLike[str]) -> Imported:
     """Build the model of a PySlowFast YAML and load its checkpoint (``.pyth``).
 
-    Read so far: video MaskFeat pre-training (``MODEL.MODEL_NAME: MaskMViT`` with ``MASK.PRED_HOG``) and clip
-    classification with MViTv2 (``MViT``). An option that would change the model and is not built here is
-    refused by name, never passed over.
+    Read so far, of MViTv2 and of plain vision transformers, of these for images too (``MVIT.PATCH_2D``):
+    pre-training by mask tokens (``MODEL.MODEL_NAME: MaskMViT``, HOG or pixels), classification (``MViT``),
+    and the masked autoencoders of video (``MASK.MAE_ON``). An option that would change the model and is not
+    built here is refused by name, never passed over.
 
     Args:
         config_path: the YAML; keys that it leaves out have PySlowFast's defaults.
@@ -98,15 +128,18 @@ def load_slowfast(config_path: str | os.PathLike[str], checkpoint_path: str | os
                 f"{path}: {key} is {options[key]!r} and only {wanted!r} is read here ({reader.kind})"
             )
     model, target = reader.build(path, options)
+    state = read_state(checkpoint_path)
+    if options["MVIT.PATCH_2D"] and state.get(_STEM, torch.empty(0)).ndim == 4:
+        state[_STEM] = state[_STEM].unsqueeze(2)  # [D, C, h, w] as of clips of one frame [D, C, 1, h, w]
     weights = load_into(
         model,
-        read_state(checkpoint_path),
+        state,
         allow_unused=reader.allow_unused,
         source=os.fspath(checkpoint_path),
     )
     return Imported(
         model.eval(),
-        target,
+        ImageTarget(target) if target is not None and options["MVIT.PATCH_2D"] else target,
         ImportReport(reader.kind, weights, ignored),
         clip_facts(path, options),
         None if target is None else mask_facts(path, options),
@@ -124,7 +157,7 @@ class _Reader:
     kind: str
     keys: Mapping[str, Any]
     required: Mapping[str, Any]
-    build: Callable[[str, Mapping[str, Any]], tuple[nn.Module, nn.Module | None]]
+    build: Callable[[str, Mapping[str, Any]], tuple[nn.Module, Target | None]]
     allow_unused: tuple[str, ...] = ()
 
 
@@ -140,58 +173,115 @@ def _reader_of(path: str, written: Mapping[str, Any]) -> _Reader:
         detail = f" (MODEL.ARCH {architecture!r})" if architecture else ""
         raise UserError(
             f"{path}: MODEL.MODEL_NAME {name!r}{detail} is not read; known kinds: "
-            + ", ".join(f"{key} ({reader.kind})" for key, reader in _READERS.items())
+            + ", ".join(f"{key} ({reader.kind})" for key, reader in _READERS.items() if key != "MAE")
         )
-    return _READERS[name]
+    return _READERS["MAE" if name == "MaskMViT" and written.get("MASK.MAE_ON") is True else name]
 
 
-def _build_video_maskfeat(path: str, options: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """MaskFeat on MViTv2 with the HOG target."""
+def _build_maskfeat(path: str, options: Mapping[str, Any]) -> tuple[nn.Module, Target]:
+    """Mask tokens before MViTv2 or a vision transformer, with the HOG or the pixel target."""
     encoder = shortened(path, options, encoder_arguments(path, options))
-    pools = len(encoder["q_pool_at"])
-    strides = zip(encoder["cube_stride"], encoder["q_pool_stride"], strict=True)
-    output_stride = as_triple(cube * step**pools for cube, step in strides)
-    target = HogTarget(_HOG_BINS, _HOG_CELL, encoder["cube_stride"], output_stride)
-    name = _nearest_name(encoder, ("maskfeat_mvitv2_s", "maskfeat_mvitv2_l"))
+    output_stride = encoder["cube_stride"]
+    names = tuple(f"maskfeat_vit_{size}{_image(options)}" for size in "bslh")
+    if not is_plain(options):
+        pools = len(encoder["q_pool_at"])
+        strides = zip(output_stride, encoder["q_pool_stride"], strict=True)
+        output_stride = as_triple(cube * step**pools for cube, step in strides)
+        names = ("maskfeat_mvitv2_s", "maskfeat_mvitv2_l")
+    target: Target
+    if options["MASK.PRED_HOG"]:
+        target = HogTarget(_HOG_BINS, _HOG_CELL, encoder["cube_stride"], output_stride)
+    else:
+        target = _pixels(path, options, output_stride)
+    name = _nearest_name(encoder, names)
     return create_unset(name, **encoder, values_per_token=target.values_per_token), target
 
 
+def _build_mae(path: str, options: Mapping[str, Any]) -> tuple[nn.Module, Target]:
+    """A masked autoencoder on a vision transformer."""
+    if not is_plain(options):
+        raise UserError(f"{path}: MASK.MAE_ON True with pooling (MVIT.POOL_Q_STRIDE): {dense_form()}")
+    encoder = shortened(path, options, encoder_arguments(path, options))
+    target = _pixels(path, options, encoder["cube_stride"])
+    decoder = decoder_arguments(path, options)
+    name = _nearest_name(encoder, tuple(f"mae_vit_{size}" for size in "bslh"))
+    return create_unset(name, **encoder, **decoder, values_per_token=target.values_per_token), target
+
+
+def _pixels(path: str, options: Mapping[str, Any], output_stride: Triple) -> PixelTarget:
+    """The pixel target.
+
+    Raises:
+        UserError: pixels of images, whose order differs, or of all frames where PySlowFast reads one.
+    """
+    if options["MVIT.PATCH_2D"]:
+        raise UserError(
+            f"{path}: MASK.PRED_HOG False with MVIT.PATCH_2D True: pixels of images lie in another order "
+            "there and are not read; HOG is"
+        )
+    first = options["MASK.TIME_STRIDE_LOSS"]
+    if not first and not options["MASK.MAE_ON"]:
+        raise UserError(f"{path}: MASK.TIME_STRIDE_LOSS False is read with MASK.MAE_ON True alone")
+    return PixelTarget(
+        normalised=options["MASK.NORM_PRED_PIXEL"],
+        frames="first" if first else "all",
+        output_stride=output_stride,
+    )
+
+
 def _build_classifier(path: str, options: Mapping[str, Any]) -> tuple[nn.Module, None]:
-    """A classifier on MViTv2, in MaskFeat's form or in that of the supervised models."""
+    """A classifier on MViTv2, in MaskFeat's form or in that of the supervised models, or on a ViT."""
     encoder = encoder_arguments(path, options)
     head = head_arguments(path, options)
-    names = {
-        "mlp": ("maskfeat_mvitv2_s_classifier", "maskfeat_mvitv2_l_classifier"),
-        "attention": ("mvitv2_s", "mvitv2_b", "mvitv2_l"),
-    }[encoder["widen_in"]]
+    if is_plain(options):
+        names = tuple(f"vit_{size}{_image(options)}" for size in "bslh")
+    elif encoder["widen_in"] == "mlp":
+        names = ("maskfeat_mvitv2_s_classifier", "maskfeat_mvitv2_l_classifier")
+    else:
+        names = ("mvitv2_s", "mvitv2_b", "mvitv2_l")
     return create_unset(_nearest_name(encoder, names), **encoder, **head), None
 
 
+def _image(options: Mapping[str, Any]) -> str:
+    """The ending of the names of models for images."""
+    return "_image" if options["MVIT.PATCH_2D"] else ""
+
+
 def _nearest_name(encoder: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The named model of this depth, or the first; the arguments are given in full either way."""
+    """The named model of this depth and width or this depth, or the first; all arguments are given anyway."""
     same = [name for name in names if MODELS[name].arguments["depth"] == encoder["depth"]]
+    same.sort(key=lambda name: MODELS[name].arguments["width"] != encoder["width"])
     return same[0] if same else names[0]
 
 
 _READERS = {
     "MaskMViT": _Reader(
-        kind="video MaskFeat pre-training",
+        kind="MaskFeat pre-training",
         keys={**ENCODER, **PRETRAINING, **CLIP},
         required={
-            "MVIT.PATCH_2D": False,
             "MASK.ENABLE": True,
             "MASK.MAE_ON": False,
-            "MASK.PRED_HOG": True,
             "MASK.MAE_RND_MASK": False,
             "MASK.HEAD_TYPE": "separate",
         },
-        build=_build_video_maskfeat,
+        build=_build_maskfeat,
         allow_unused=_TARGET_BUFFERS,
     ),
+    "MAE": _Reader(
+        kind="MAE pre-training",
+        keys={**ENCODER, **PRETRAINING, **DECODER, **CLIP},
+        required={
+            "MASK.ENABLE": True,
+            "MASK.MAE_ON": True,
+            "MASK.PRED_HOG": False,
+            "MASK.HEAD_TYPE": "separate_xformer",
+        },
+        build=_build_mae,
+    ),
     "MViT": _Reader(
-        kind="clip classification with MViTv2",
+        kind="classification",
         keys={**ENCODER, **CLASSIFICATION, **CLIP},
-        required={"MVIT.PATCH_2D": False},
+        required={},
         build=_build_classifier,
     ),
 }

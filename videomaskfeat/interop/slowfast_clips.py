@@ -66,7 +66,7 @@ class MaskFacts:
     """What a pre-training YAML hides.
 
     Attributes:
-        kind: "cube", "tube" or "frame", as our masks are called.
+        kind: "cube", "tube", "frame", "block", "random" or "random_tube", as our masks are called.
         ratio: share of the window's cells.
         window: cells over frames, height and width of a clip.
     """
@@ -119,14 +119,23 @@ def clip_facts(path: str, options: Mapping[str, Any]) -> ClipFacts:
 
 
 def mask_facts(path: str, options: Mapping[str, Any]) -> MaskFacts:
-    """What the loader of pre-training hides.
+    """What the loader of pre-training hides, or an MAE model by itself.
 
     Raises:
         UserError: a window that is not three numbers.
     """
+    ratio, tube = options["AUG.MASK_RATIO"], options["AUG.MASK_TUBE"]
+    if options["MVIT.PATCH_2D"] or options["MASK.MAE_ON"]:
+        # Drawn on the grid of tokens whatever the window.
+        step = _numbers(path, options, "MVIT.PATCH_STRIDE")[-2:]
+        rows, columns = (int(options["DATA.TRAIN_CROP_SIZE"] // length) for length in step)
+        if options["MVIT.PATCH_2D"]:
+            return MaskFacts("block", ratio, (1, rows, columns))
+        frames = int(options["DATA.NUM_FRAMES"] // options["MVIT.PATCH_STRIDE"][0])
+        return MaskFacts("random_tube" if tube else "random", ratio, (frames, rows, columns))
     window = _numbers(path, options, "AUG.MASK_WINDOW_SIZE", 3)
-    kind = "tube" if options["AUG.MASK_TUBE"] else "frame" if options["AUG.MASK_FRAMES"] else "cube"
-    return MaskFacts(kind, options["AUG.MASK_RATIO"], (int(window[0]), int(window[1]), int(window[2])))
+    kind = "tube" if tube else "frame" if options["AUG.MASK_FRAMES"] else "cube"
+    return MaskFacts(kind, ratio, (int(window[0]), int(window[1]), int(window[2])))
 
 
 def _colours(path: str, options: Mapping[str, Any], key: str) -> Colours:

@@ -48,10 +48,17 @@ PRETRAINING: dict[str, Any] = {
     "MASK.PRETRAIN_DEPTH": (15,),
     "MASK.HEAD_TYPE": "separate",
     "MASK.PRED_HOG": False,
+    "MASK.NORM_PRED_PIXEL": True,
+    "MASK.TIME_STRIDE_LOSS": True,
     "AUG.MASK_TUBE": False,
     "AUG.MASK_FRAMES": False,
     "AUG.MASK_WINDOW_SIZE": (8, 7, 7),
     "AUG.MASK_RATIO": 0.0,
+}
+DECODER: dict[str, Any] = {
+    "MASK.DECODER_DEPTH": 0,
+    "MASK.DECODER_EMBED_DIM": 512,
+    "MASK.DECODER_SEP_POS_EMBED": False,
 }
 CLASSIFICATION: dict[str, Any] = {
     "MODEL.NUM_CLASSES": 400,
@@ -109,14 +116,9 @@ NO_EFFECT: frozenset[str] = frozenset(
         "MVIT.REV.RES_PATH",
         "MVIT.REV.PRE_Q_FUSION",
         "MASK.PER_FRAME_MASKING",
-        "MASK.TIME_STRIDE_LOSS",
-        "MASK.NORM_PRED_PIXEL",
         "MASK.SCALE_INIT_BY_DEPTH",
-        "MASK.DECODER_EMBED_DIM",
-        "MASK.DECODER_SEP_POS_EMBED",
         "MASK.DEC_KV_KERNEL",
         "MASK.DEC_KV_STRIDE",
-        "MASK.DECODER_DEPTH",
         *(f"TRAIN.{key}" for key in ("ENABLE", "BATCH_SIZE", "AUTO_RESUME", "MIXED_PRECISION")),
         *(f"TRAIN.{key}" for key in ("EVAL_PERIOD", "CHECKPOINT_PERIOD", "KILL_LOSS_EXPLOSION_FACTOR")),
         *(f"TRAIN.CHECKPOINT_{key}" for key in ("FILE_PATH", "TYPE", "INFLATE", "EPOCH_RESET", "IN_INIT")),

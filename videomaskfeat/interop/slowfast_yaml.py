@@ -12,6 +12,7 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.interop.slowfast_keys import (
     CLASSIFICATION,
     CLIP,
+    DECODER,
     ENCODER,
     FIXED,
     IGNORED_SECTIONS,
@@ -20,7 +21,7 @@ from videomaskfeat.interop.slowfast_keys import (
 )
 from videomaskfeat.io import open_file
 
-_KNOWN = {**ENCODER, **PRETRAINING, **CLASSIFICATION, **CLIP}
+_KNOWN = {**ENCODER, **PRETRAINING, **DECODER, **CLASSIFICATION, **CLIP}
 
 
 def read_yaml(path: str) -> Mapping[str, Any]:

@@ -23,10 +23,13 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         name: one of ``videomaskfeat.models.zoo.MODELS``: maskfeat_mvitv2_s, maskfeat_mvitv2_l (pre-training),
             maskfeat_mvitv2_s_classifier, maskfeat_mvitv2_l_classifier (their fine-tuning),
             maskfeat_mvitv2_s_detector, maskfeat_mvitv2_l_detector (actions of persons in boxes), mvitv2_s,
-            mvitv2_b, mvitv2_l (supervised classifiers), and a nano of each kind for CPUs; mvitv2_encoder has
-            no head.
+            mvitv2_b, mvitv2_l (supervised classifiers); maskfeat_vit_{s,b,l,h}, mae_vit_{s,b,l,h}
+            (pre-training), vit_{s,b,l,h} (their fine-tuning), vit_{s,b,l,h}_detector, and with the ending
+            _image those for images, but for detectors; a nano of each kind for CPUs; mvitv2_encoder and
+            vit_encoder have no head.
         arguments: what differs from the named model; see :class:`~videomaskfeat.models.mvit.MViT`,
-            :class:`~videomaskfeat.models.maskfeat.MaskFeat`,
+            :class:`~videomaskfeat.models.vit.ViT`, :class:`~videomaskfeat.models.maskfeat.MaskFeat`,
+            :class:`~videomaskfeat.models.mae.MAE`,
             :class:`~videomaskfeat.models.heads.Classifier` and
             :class:`~videomaskfeat.models.detector.Detector`. Lists are taken as tuples.
 
@@ -37,8 +40,10 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     Raises:
         UserError: unknown name or argument, or a value outside its range.
     """
-    from videomaskfeat.models.zoo import MODELS
+    from videomaskfeat.models.zoo import MODELS, dense_form
 
+    if name.startswith("mae_mvit"):
+        raise UserError(f"model {name!r}: {dense_form()}")
     if name not in MODELS:
         raise UserError(f"model {name!r} is not known{nearest(name, MODELS)}; known: {', '.join(MODELS)}")
     named = MODELS[name]

@@ -142,3 +142,12 @@ MODELS = {
         for size, image in _VIT_IMAGE.items()
     },
 }
+
+
+def dense_form() -> str:
+    """Why MViTv2 has no masked autoencoder here, and what there is instead, for messages."""
+    return (
+        "an MAE encoder sees the visible tokens alone, and MViTv2's pooling needs the whole grid; take the "
+        "dense form, a mask token in the hidden places and pixels predicted: model maskfeat_mvitv2_s or "
+        "maskfeat_mvitv2_l with target pixels"
+    )

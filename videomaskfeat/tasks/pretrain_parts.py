@@ -19,7 +19,7 @@ from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_in
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import MASKS, MaskFunction
+from videomaskfeat.masking import EXACT, MASKS, Mask, MaskFunction
 from videomaskfeat.models import arguments_of, create_model
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.targets.target import Target
@@ -75,6 +75,11 @@ def build_model(config: PretrainConfig, target: Target) -> nn.Module:
             f"{output}; {target.grid_remedy}, or the model's q_pool_at"
         )
     check_mask_grid(config, output)
+    if getattr(model, "equal_masks", False) and config.mask.kind not in EXACT:
+        raise UserError(
+            f"mask.kind {config.mask.kind!r} does not hide equally many places of every clip, and {name} "
+            f"computes the visible ones alone, equally many of each; take one of {', '.join(EXACT)}"
+        )
     return model
 
 
@@ -108,8 +113,8 @@ def mask_grid(clip: ClipConfig, mask: MaskConfig) -> TokenGrid:
     return TokenGrid(*(length // step for length, step in zip(size, mask.cell, strict=True)))
 
 
-def check_mask(config: PretrainConfig) -> None:
-    """Draw one mask, so that a kind, a ratio or a cell that cannot be is known before the run starts.
+def draw_mask(config: PretrainConfig) -> Mask:
+    """One mask, always the same, so that what cannot be is known before the run starts.
 
     Raises:
         UserError: an unknown kind, cells that do not tile the clip, or a ratio that would leave nothing
@@ -118,7 +123,7 @@ def check_mask(config: PretrainConfig) -> None:
     mask = config.mask
     draw, grid = mask_function(mask.kind), mask_grid(config.clip, mask)
     try:
-        draw(grid, mask.ratio, np.random.default_rng(0))
+        return draw(grid, mask.ratio, np.random.default_rng(0))
     except UserError as error:
         raise UserError(f"mask.ratio {mask.ratio:g} with mask.cell {list(mask.cell)}: {error}") from error
 

@@ -17,7 +17,7 @@ from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.masked_encoder import MaskedEncoder, check_last_blocks, last_blocks
 from videomaskfeat.models.predictor import MlpPredictor, TransformerPredictor
 from videomaskfeat.tasks.methods.teaching import Comparison, TeacherMethod, build_encoder, call, compiled
-from videomaskfeat.tasks.pretrain_parts import check_mask, check_mask_grid, mask_grid
+from videomaskfeat.tasks.pretrain_parts import check_mask_grid, draw_mask, mask_grid
 
 PREDICTORS = ("transformer", "mlp")
 
@@ -85,7 +85,7 @@ class Latent(TeacherMethod):
         collapse_grace: float = 0.1,
     ) -> None:
         super().__init__(config)
-        check_mask(config)
+        draw_mask(config)
         if predictor not in PREDICTORS:
             raise UserError(
                 f"method.arguments.predictor {predictor!r} is not {' or '.join(PREDICTORS)}"

@@ -12,7 +12,7 @@ from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
 from videomaskfeat.tasks.methods.method import Method
-from videomaskfeat.tasks.pretrain_parts import build_model, check_mask, mask_grid
+from videomaskfeat.tasks.pretrain_parts import build_model, draw_mask, mask_grid
 from videomaskfeat.tasks.protocol import file_sha256
 from videomaskfeat.tasks.recipe import normalise
 from videomaskfeat.tasks.target_parts import build_target
@@ -31,7 +31,7 @@ class MaskedPrediction(Method):
             config.target.name, config.target.arguments, mean=self.recipe.clip.mean, std=self.recipe.clip.std
         )
         self.student = build_model(config, self.target)
-        check_mask(config)
+        self._mask = torch.from_numpy(draw_mask(config))[None]
         self.loss_name = f"{self.target.loss_name} at hidden positions"
         compare: Callable[..., tuple[Tensor, Mapping[str, Tensor]]] = self.compare
         self._compare = torch.compile(compare) if config.run.compile else compare
@@ -39,8 +39,7 @@ class MaskedPrediction(Method):
     @property
     def example(self) -> tuple[Tensor, ...]:
         """A clip and a mask."""
-        mask = mask_grid(self.config.clip, self.config.mask)
-        return (*super().example, torch.zeros((1, *mask.shape), dtype=torch.bool))
+        return (*super().example, self._mask)
 
     @property
     def aim(self) -> str:

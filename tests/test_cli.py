@@ -62,6 +62,7 @@ def test_module_runs_as_the_command() -> None:
     [
         "pretrain",
         "finetune",
+        "train_tokenizer",
         "evaluate",
         "score_ava",
         "predict",

@@ -20,7 +20,7 @@ from videomaskfeat.cli.inference import add_extract_features, add_predict
 from videomaskfeat.cli.interop import add_import_slowfast
 from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
-from videomaskfeat.cli.training import add_finetune, add_pretrain
+from videomaskfeat.cli.training import add_finetune, add_pretrain, add_train_tokenizer
 from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, one_line
 from videomaskfeat.errors import RunFailed, UserError
 
@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_pretrain(verbs)
     add_finetune(verbs)
+    add_train_tokenizer(verbs)
     add_evaluate(verbs)
     add_average_scores(verbs)
     add_detect_train(verbs)

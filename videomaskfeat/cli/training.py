@@ -70,6 +70,36 @@ def run_finetune(options: argparse.Namespace) -> int:
     return SOME_FAILED if outcome.failures else DONE
 
 
+def add_train_tokenizer(verbs: Any) -> None:
+    """``train-tokenizer``: train what names frames by tokens, for the targets dvae and codebook."""
+    parser = add_verb(
+        verbs,
+        "train-tokenizer",
+        run_train_tokenizer,
+        summary="train a tokenizer of frames on videos, whose tokens a pre-training can predict (BEiT, PeCo)",
+        examples="""\
+  videomaskfeat train-tokenizer --config configs/tokenizer/sample_dvae.yaml
+  videomaskfeat train-tokenizer --config configs/tokenizer/sample_vq.yaml \\
+      perceptual.weights=demo/run/weights.safetensors perceptual.depths=[2,4]
+  videomaskfeat pretrain --config configs/pretrain/sample_dvae.yaml      predicts its tokens
+  videomaskfeat train-tokenizer --keys        every key, its default and its meaning""",
+    )
+    add_config_arguments(parser)
+
+
+def run_train_tokenizer(options: argparse.Namespace) -> int:
+    """Run ``train-tokenizer``."""
+    from videomaskfeat.config import TokenizerConfig, load_config
+
+    if options.keys:
+        return print_keys(TokenizerConfig)
+    config = load_config(TokenizerConfig, options.config, options.overrides)
+    from videomaskfeat.tasks.tokenizer import train_tokenizer
+
+    outcome = train_tokenizer(config)
+    return SOME_FAILED if outcome.failures else DONE
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """What every verb takes that is run by a config."""
     parser.add_argument("--config", metavar="YAML", help="config file; only what differs from the defaults")

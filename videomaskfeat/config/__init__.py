@@ -7,5 +7,14 @@ read once, written whole into the run folder, and never changed; no module below
 from videomaskfeat.config.finetune import FinetuneConfig
 from videomaskfeat.config.load import config_text, flat, key_table, load_config
 from videomaskfeat.config.pretrain import PretrainConfig
+from videomaskfeat.config.tokenizer import TokenizerConfig
 
-__all__ = ["FinetuneConfig", "PretrainConfig", "config_text", "flat", "key_table", "load_config"]
+__all__ = [
+    "FinetuneConfig",
+    "PretrainConfig",
+    "TokenizerConfig",
+    "config_text",
+    "flat",
+    "key_table",
+    "load_config",
+]

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError
 
 
+def channel_levels(value: float | Sequence[float]) -> Tensor:
+    """A number, or one a channel, float32 in the shape that meets pictures [B, C, H, W]."""
+    return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+
+
 class FrameTokenizer(nn.Module):
     """A module that names each cell of a frame by one of ``vocabulary`` numbers.
 
@@ -58,9 +63,8 @@ class TrainedTokenizer(FrameTokenizer):
         if code_width < 1:
             raise UserError(f"code_width={code_width}: must be 1 or more")
         # Not among the weights: a weights file holds them as arguments.
-        for name, levels in (("mean", mean), ("std", std)):
-            values = [float(level) for level in (levels if isinstance(levels, Sequence) else [levels])]
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", channel_levels(mean), persistent=False)
+        self.register_buffer("std", channel_levels(std), persistent=False)
         if not bool((self.std > 0).all()):
             raise UserError(f"std={std}: must be above 0: pixels are divided by it")
 
@@ -82,5 +86,5 @@ class TrainedTokenizer(FrameTokenizer):
         return (pictures - self.mean) / self.std
 
     def denormalise(self, pictures: Tensor) -> Tensor:
-        """The way back to 0..1; what lies outside is cut off."""
-        return (pictures * self.std + self.mean).clamp(0, 1)
+        """The way back: what a decoder gives, as pixels that are meant to lie in 0..1."""
+        return pictures.float() * self.std + self.mean

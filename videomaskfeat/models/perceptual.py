@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.models.frame_tokenizer import channel_levels
 from videomaskfeat.models.mvit import MViT
 
 
@@ -59,9 +60,8 @@ class PerceptualDistance(nn.Module):
         self.depths = tuple(depths)
         self.size = size
         self.frames = cast(MViT, encoder).output_stride[0]
-        for name, levels in (("mean", mean), ("std", std)):
-            values = [float(level) for level in (levels if isinstance(levels, Sequence) else [levels])]
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", channel_levels(mean), persistent=False)
+        self.register_buffer("std", channel_levels(std), persistent=False)
 
     def forward(self, pictures: Tensor, reconstructions: Tensor) -> Tensor:
         """Both float32 [B, C, H, W], in 0..1 -> float32 [], the mean over depths, tokens and values."""

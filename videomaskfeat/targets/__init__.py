@@ -7,12 +7,18 @@ with its loss. A new one is one more file and one more line here.
 from __future__ import annotations
 
 from videomaskfeat.targets.codebook import CodebookTarget
+from videomaskfeat.targets.combined import CombinedTarget
+from videomaskfeat.targets.features import FeatureTarget
 from videomaskfeat.targets.hog import HogTarget
+from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.targets.target import Target
 from videomaskfeat.targets.tokens import DvaeTarget
 
 TARGETS: dict[str, type[Target]] = {
     "hog": HogTarget,
+    "pixels": PixelTarget,
+    "features": FeatureTarget,
+    "combined": CombinedTarget,
     "dvae": DvaeTarget,
     "codebook": CodebookTarget,
 }

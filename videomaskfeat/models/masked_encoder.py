@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ class ClipEncoder(nn.Module):
         super().__init__()
         check_choice("summary", summary, ("token", "mean"))
         if summary == "token" and encoder.cls_token is None:
-            raise UserError("summary 'token' needs an encoder with class_token true; without one, take 'mean'")
+            raise UserError("summary 'token' needs an encoder with class_token true; else take 'mean'")
         self.summary = summary
         self.encoder = encoder
 
@@ -115,7 +116,7 @@ def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
     """Refuse blocks whose features are not of the size of the last one's.
 
     Args:
-        encoder: on the CPU.
+        encoder: to be asked; it is not changed.
         count: how many blocks, from the last one back.
         clip_size: frames, height and width.
 
@@ -125,10 +126,14 @@ def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
     depth = len(encoder.blocks)
     if not 1 <= count <= depth:
         raise UserError(f"blocks {count}: the encoder has {depth}, and at least 1 must be taken")
-    tokens, grid = encoder.patch_embed(torch.zeros(1, encoder.patch_embed.in_channels, *clip_size))
-    tokens = encoder.placed(tokens, grid)
+    if count == 1:
+        return
+    shapes = copy.deepcopy(encoder).to("meta")  # computes the shapes alone
+    clips = torch.zeros(1, encoder.patch_embed.in_channels, *clip_size, device="meta")
+    tokens, grid = shapes.patch_embed(clips)
+    tokens = shapes.placed(tokens, grid)
     sizes = []
-    for block in encoder.blocks:
+    for block in shapes.blocks:
         tokens, grid = block(tokens, grid)
         sizes.append(f"{grid} cells of {tokens.shape[-1]} values")
     fit = next((n for n in range(depth) if sizes[depth - 1 - n] != sizes[-1]), depth)

@@ -53,7 +53,7 @@ class MaskConfig:
 class MethodConfig:
     """How it is pre-trained."""
 
-    name: str = key("masked", "a name in METHODS: masked (predict the target in the hidden places), ...")
+    name: str = key("masked", "masked (predict the target in the hidden places) | ibot | byol | latent")
     arguments: dict[str, Any] = key({}, "what differs from that method's own arguments")
 
 

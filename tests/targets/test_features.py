@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -211,6 +212,26 @@ def test_models_of_others_are_read_frame_by_frame() -> None:
 def test_teacher_that_cannot_be_is_named(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         FeatureTarget(**arguments)
+
+
+def test_hugging_face_folder_is_read_with_its_normalisation(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.ViTConfig(image_size=32, patch_size=8, **sizes)
+    model = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    model.save_pretrained(tmp_path)
+    facts = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(facts))
+    teacher = load_teacher(f"hf:{tmp_path}")
+    assert (teacher.mean, teacher.std) == (facts["image_mean"], facts["image_std"])
+    assert {Path(path).name for path in teacher.files} >= {"config.json", "model.safetensors"}
+    clips = torch.randn(1, 3, 4, 32, 48)  # wider than the model's own pictures
+    for depth in (None, 1):
+        states = model(clips[:, :, 2], output_hidden_states=True, interpolate_pos_encoding=True)
+        tokens = states.last_hidden_state if depth is None else states.hidden_states[depth]
+        made = load_teacher(f"hf:{tmp_path}", depth=depth)(clips)
+        torch.testing.assert_close(made[:, 1], tokens[:, 1:].unflatten(1, (4, 6)), atol=1e-5, rtol=1e-5)
 
 
 def test_folder_without_the_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

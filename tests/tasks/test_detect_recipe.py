@@ -80,7 +80,7 @@ def test_a_classifier_is_asked_for_elsewhere(tmp_path: Path) -> None:
 
 def test_recipe_and_model_of_two_files_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "best.safetensors", RECIPE.to_json(), classes=5)
-    with pytest.raises(UserError, match="that of a detector of 4 actions, and its model a Detector of 5;"):
+    with pytest.raises(UserError, match=r"of a detector of 4 actions, and its model a .*Detector of 5;"):
         load_detector(path)
     write(path, RECIPE.to_json(), name="maskfeat_mvitv2_nano_classifier", classes=4)
     with pytest.raises(UserError, match=r"a detector of 4 actions, and its model a .*Classifier of 4;"):

@@ -160,11 +160,8 @@ class Byol(TeacherMethod):
 
     def compare(self, network: nn.Module, batch: PairBatch, *, progress: float) -> Comparison:
         """Predict the projection of each clip's partner."""
-        # [2V] pair by pair -> view by view.
-        clips = batch.clips.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
-        pixels = self._pixels(clips)
-        with torch.no_grad():
-            features, projections = self.teacher.module(pixels, 2)
+        pixels = self._by_view(batch)
+        features, projections = self.teach(pixels)
         predictions = self._call(network, pixels, 2)
         partners = torch.cat(projections.chunk(2)[::-1])
         loss = 2.0 * direction_error(predictions, partners)  # the mean of both directions, twice
@@ -172,11 +169,25 @@ class Byol(TeacherMethod):
             loss, {}, {"feature_std": directions(features), "projection_std": directions(projections)}
         )
 
+    @torch.no_grad()
+    def teach(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips float [2V, C, T, H, W], view after view -> the teacher's features and projections."""
+        features, projections = self.teacher.module(pixels, 2)
+        return features, projections
+
+    def make_target(self, batch: PairBatch) -> Tensor:
+        """The teacher's projections, float [2V, P]."""
+        return self.teach(self._by_view(batch))[1]
+
     def teacher_encoder(self) -> Encoder:
         """The teacher's encoder."""
         module = self.teacher.module
         assert isinstance(module, Projecting)
         return module.encoder.encoder
+
+    def _by_view(self, batch: PairBatch) -> Tensor:
+        """The pixels of a batch, whose clips come pair by pair, view by view: float [2V, C, T, H, W]."""
+        return self._pixels(batch.clips.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
 
     def figures(self) -> dict[str, Tensor]:
         """How far features and projections of the teacher spread."""

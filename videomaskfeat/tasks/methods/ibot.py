@@ -237,6 +237,10 @@ class Ibot(TeacherMethod):
         loss = weight * class_loss + cube_weight * cube_loss
         return Comparison(loss, {"class_loss": class_loss, "cube_loss": cube_loss}, rows)
 
+    def make_target(self, batch: PairBatch) -> dict[str, Tensor]:
+        """The teacher's distributions of a batch."""
+        return self.teach(self._pixels(batch.clips), progress=self.progress)[0]
+
     @torch.no_grad()
     def teach(self, pixels: Tensor, *, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What the teacher says of whole clips.

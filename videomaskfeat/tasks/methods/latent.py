@@ -150,6 +150,10 @@ class Latent(TeacherMethod):
         rows = {"feature_std": directions(target), "clip_std": directions(target.flatten(1, 3).mean(dim=1))}
         return Comparison(loss, {}, rows)
 
+    def make_target(self, batch: PretrainBatch) -> Tensor:
+        """The teacher's features of a batch."""
+        return self.target(self._pixels(batch.clips))
+
     @torch.no_grad()
     def target(self, pixels: Tensor) -> Tensor:
         """Whole clips float [B, C, T, H, W] -> what the teacher makes of them, float32 [B, t, h, w, D']."""

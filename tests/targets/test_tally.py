@@ -71,6 +71,7 @@ def test_no_constant_beats_the_best_one_of_the_cosine() -> None:
     def loss(constant: Tensor) -> float:
         return (1 - torch.nn.functional.cosine_similarity(constant[None], true, dim=-1)).mean().item()
 
+    assert tally.constant is not None
     assert tally.constant == pytest.approx(loss(best), abs=1e-6)
     assert all(loss(best + 0.1 * torch.randn(5)) >= tally.constant - 1e-6 for _ in range(50))
 

@@ -11,6 +11,7 @@ import pytest
 from tests.data.ava_parts import extract, write_numbered, write_truth
 from tests.data.make_videos import copy_packets
 from videomaskfeat.data.ava import sources_in_folder, sources_of_lists
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records_ava import KeyFrames, truth_key_frames
 from videomaskfeat.data.records_frames import FrameFiles, load_frame_lists
 from videomaskfeat.errors import UserError
@@ -119,7 +120,9 @@ def test_file_that_cannot_be_opened_is_warned_of(
         sources = sources_in_folder(key_frames(tmp_path, ["a", "b", "c"], [902]), tmp_path)
     assert f"{tmp_path}/b.mp4 cannot be read: not a video file" in caplog.text
     assert f"{tmp_path}/c cannot be read: no pictures in it" in caplog.text
-    assert len(sources) == 3
+    for source, cause in zip(sources[1:], ("not a video file", "no pictures in it"), strict=True):
+        with pytest.raises(VideoReadError, match=cause):  # and again when it is read
+            source.open()
 
 
 def test_frames_come_from_lists(folder: Path, tmp_path: Path) -> None:

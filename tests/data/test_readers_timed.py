@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from av.packet import Packet
@@ -169,19 +170,31 @@ def test_unreadable_file_names_its_cause(tmp_path: Path) -> None:
                 open_timed(path)
 
 
-def test_file_cut_short_is_an_error_where_pictures_are_missing(tmp_path: Path) -> None:
-    """Not the last picture there is, again and again."""
+@pytest.mark.parametrize(
+    ("inside", "words"),
+    [
+        (True, r"truncated or damaged at 2\.\d\d s"),
+        (False, r"truncated or damaged: the pictures end at 2\.\d\d s, not at 5\.00 s"),
+    ],
+)
+def test_file_cut_short_is_an_error_where_pictures_are_missing(
+    tmp_path: Path, inside: bool, words: str
+) -> None:
+    """In the middle of a picture or between two; not the last picture there is, again and again."""
     pictures = [numbered_picture(number, 96, 64) for number in range(150)]
     write_mp4(tmp_path / "whole.mp4", pictures, keyframe_interval=12)
     front = copy_packets(
         tmp_path / "whole.mp4", tmp_path / "front.mp4", lambda _: True, {"movflags": "faststart"}
     )
+    with av.open(str(front)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
     path = tmp_path / "cut.mp4"
-    path.write_bytes(front.read_bytes()[: front.stat().st_size * 3 // 5])
+    path.write_bytes(front.read_bytes()[: places[85] + 20 * inside])
     with open_timed(path) as reader:
         assert read_number(reader.read_at([1.0])[0]) == 30
-        with pytest.raises(VideoReadError, match="truncated or damaged"):
-            reader.read_at([4.5])
+        for second in (2.9, 4.5):
+            with pytest.raises(VideoReadError, match=words):
+                reader.read_at([second])
         assert read_number(reader.read_at([1.0])[0]) == 30  # an error leaves the reader usable
 
 

@@ -53,9 +53,10 @@ class VideoSource:
         Raises:
             VideoReadError: it cannot be read.
         """
-        if self.frames is None:
+        frames = self.frames
+        if frames is None and not is_folder(self.path):
             return open_timed(self.path)
-        return CountedReader(FrameFilesReader(self.frames, fps=self.fps))
+        return CountedReader(FrameFilesReader(frames or frames_in_folder(self.path), fps=self.fps))
 
 
 class OpenVideos:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.targets.hog import hog_features
 
-SMALL = {"videos": 12, "frames": 1, "size": 32, "ava_videos": 0, "images": 100}
+SMALL: dict[str, Any] = {"videos": 12, "frames": 1, "size": 32, "ava_videos": 0, "images": 100}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def test_lists_and_class_folders_say_the_same(images: Path) -> None:
         assert len(listed) == count
         assert sorted((r.path, r.label) for r in listed) == [(r.path, r.label) for r in folders]
         assert folders.class_names == names
+        assert folders.labels is not None
         assert np.bincount(folders.labels).tolist() == [count // 10] * 10
 
 

@@ -77,11 +77,11 @@ def sample_image(number: int, *, size: int, seed: int) -> np.ndarray:
     inside = SHAPES[name](across, down).astype(np.float32)
     alpha = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA)[..., None]
     middle = (len(texture) - 1) / 2
-    places = [
+    column, row = (
         cv2.resize((1 + axis / 2) * middle, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
         for axis in (across, down)
-    ]
-    cover = cv2.remap(texture, *places, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    )
+    cover = cv2.remap(texture, column, row, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     return np.rint(background + alpha * (cover.astype(np.float32) - background)).astype(np.uint8)
 
 

@@ -36,7 +36,7 @@ def check_data(
     Args:
         json_path: where to write the findings as JSON.
         clean_path: where to write the rows that are fit for training, as they stand in the list; of a folder,
-            their paths from the new list's own place, one a line and quoted.
+            their paths from the new list's own place, one a line and quoted, with labels of class folders.
 
     Raises:
         UserError: the list is wrong, or a file cannot be written where it is asked for.
@@ -66,7 +66,11 @@ def _write_clean_list(path: str, clean_path: str, records: Records, report: Chec
     if is_folder(path):
         start = os.path.dirname(os.path.abspath(clean_path))
         # In quotes, since a path such as "clips/day 2" would otherwise end with a label.
-        rows = [f'"{os.path.relpath(os.path.abspath(record.path), start)}"' for record in records]
+        rows = [
+            f'"{os.path.relpath(os.path.abspath(record.path), start)}"'
+            + ("" if record.label is None else f" {record.label}")
+            for record in records
+        ]
         report.write_clean_list(clean_path, rows)
         return
     with open_file(path) as file:

@@ -20,7 +20,7 @@ from videomaskfeat.data.labelled import LabelledClips, check_labels, left_right_
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.mixing import Mixing
 from videomaskfeat.data.randaugment import RandAugment
-from videomaskfeat.data.records import Records
+from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
 from videomaskfeat.data.views import SAMPLINGS, EvaluationViews, Sampling
@@ -59,7 +59,8 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
     """Read the lists and settle the number of classes.
 
     Raises:
-        UserError: a list is wrong or without labels, a label outside the classes, or names of another number.
+        UserError: a list is wrong or without labels, a label outside the classes, names of another number, or
+            pictures where clips have more than one frame.
     """
     data = config.data
     names_path = data.class_names or class_names_beside(data.train)
@@ -71,10 +72,11 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
         prefix=data.prefix,
         class_names=data.class_names,
     )
-    train = choice.load(data.train, known_classes=names)
+    stills = config.clip.frames == 1
+    train = choice.load(data.train, known_classes=names, stills=stills)
     names = names or train.class_names
     # Words are numbered as in training, also where the held-out list lacks some of them.
-    validation = choice.load(data.validation, known_classes=names) if data.validation else None
+    validation = choice.load(data.validation, known_classes=names, stills=stills) if data.validation else None
     if names and data.classes and len(names) != data.classes:
         raise UserError(
             f"{names_path or data.train}: holds {len(names)} class names, and data.classes is "
@@ -85,6 +87,7 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
     for records in (train, validation):
         if records is not None:
             check_labels(records, classes)
+            check_frames(records, config.clip.frames)
     return LabelledLists(train, validation, classes, names)
 
 

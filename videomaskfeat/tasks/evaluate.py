@@ -17,7 +17,7 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, make_folder, make_parent
+from videomaskfeat.io import is_file, is_folder, make_folder, make_parent
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy
 from videomaskfeat.metrics.knn import check_neighbours, knn_scores
@@ -231,10 +231,16 @@ class _Evaluation:
         self.model = model
         own = int(model.classes) if neighbours is None else None
         names = class_names_of(known.class_names, list_path, lists, classes=own, source=weights)
-        self.records = lists.load(list_path, known_classes=names)
+        stills = self.recipe.clip.frames == 1
         self.train: Records | None = None
         if neighbours is not None:
-            self.train = lists.load(neighbours.list_path, labels="yes", known_classes=names)
+            # Class folders number themselves: these may be of another data set than the weights.
+            known_there = () if is_folder(neighbours.list_path) else names
+            self.train = lists.load(
+                neighbours.list_path, labels="yes", known_classes=known_there, stills=stills
+            )
+            names = self.train.class_names or names
+        self.records = lists.load(list_path, known_classes=names, stills=stills)
         self.classes, self.names = self._settle(own, names)
         for records in (self.records, self.train):
             if records is not None:

@@ -52,7 +52,7 @@ class ListChoice:
     """How a list is read; see :func:`~videomaskfeat.data.records.load_records`.
 
     Attributes:
-        format: auto, kinetics, ssv2, folder or frames.
+        format: auto, kinetics, ssv2, folder, frames or images.
         labels: auto, yes or no.
         separator: auto, space, comma or tab.
         prefix: folder before relative paths.
@@ -65,13 +65,21 @@ class ListChoice:
     prefix: str = ""
     class_names: str = ""
 
-    def load(self, path: str, *, labels: str | None = None, known_classes: Sequence[str] = ()) -> Records:
+    def load(
+        self,
+        path: str,
+        *,
+        labels: str | None = None,
+        known_classes: Sequence[str] = (),
+        stills: bool = False,
+    ) -> Records:
         """Read a list.
 
         Args:
             path: the list.
             labels: instead of the choice's own.
             known_classes: names in their order, for a list of classes in words.
+            stills: clips are of one frame.
 
         Raises:
             UserError: it is missing or wrong in a row.
@@ -85,6 +93,7 @@ class ListChoice:
             prefix=self.prefix,
             classes=(self.class_names or None) if templates else None,
             known_classes=known_classes,
+            stills=stills,
         )
 
 
@@ -200,17 +209,19 @@ def check_some_exist(records: Records) -> None:
 def check_words(records: Records, choice: ListChoice, *, classes: int, source: str) -> None:
     """Classes in words have the numbers of the training, of a list whose classes nobody named.
 
-    The words of Kinetics' own CSV are then numbered in alphabetical order. That is the order of the training
-    only where all of its classes are in this list, too.
+    The words of Kinetics' own CSV, and class folders, are then numbered in alphabetical order. That is the
+    order of the training only where all of its classes are in this list, too.
 
     Raises:
         UserError: the list has other classes than the network.
     """
     labels, path = records.labels, records.source
-    if labels is None or choice.format == "ssv2" or not is_file(path):
+    if labels is None or choice.format == "ssv2":
         return
-    with open_file(path, "rb") as file:
-        words = is_kinetics_header(first_row(file.read(4096)), path)
+    words = bool(records.class_names)  # of class folders
+    if is_file(path):
+        with open_file(path, "rb") as file:
+            words = is_kinetics_header(first_row(file.read(4096)), path)
     found = len(np.unique(labels))
     if words and found != classes:
         raise UserError(

@@ -103,7 +103,14 @@ def extract_features(
         )
         recipe = encoder.recipe.with_views(views=views, crops=crops)
         encoder.check_output(recipe, depth=depth, pooled=not grid)
-        records = load_records(list_path, format=format, labels=labels, prefix=prefix, separator=separator)
+        records = load_records(
+            list_path,
+            format=format,
+            labels=labels,
+            prefix=prefix,
+            separator=separator,
+            stills=recipe.clip.frames == 1,
+        )
         views_of(records, recipe)  # refuses views and crops that cannot be, before the folder is made
         settings = {
             "depth": depth,

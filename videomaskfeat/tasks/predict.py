@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.data.batches import Failure
+from videomaskfeat.data.images import is_picture
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
@@ -21,7 +22,7 @@ from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, views_of
 from videomaskfeat.tasks.video_models import Predictions, load_classifier
 from videomaskfeat.tasks.visualize import free_name
-from videomaskfeat.viz.labelled import Bar, write_labelled
+from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
 
 _LISTS = (".csv", ".tsv", ".txt", ".json")  # endings of list files, which no video has
 _BARS = 3  # classes drawn into a video
@@ -35,7 +36,7 @@ class Predicted:
     Attributes:
         predictions: of each video that could be read, in the order asked for.
         failures: one error, with path and cause, for each that could not, or whose film could not be made.
-        films: the annotated videos.
+        films: the annotated videos and pictures.
         protocol: weights, views and crops that the predictions depend on.
     """
 
@@ -64,12 +65,13 @@ def predict(
 
     Args:
         checkpoint: weights file (safetensors) of a classifier.
-        videos: paths, at least one; a folder stands for all videos below it, a folder with a picture a frame
-            for that video.
+        videos: paths, at least one, of pictures where the classifier takes clips of one frame; a folder
+            stands for all videos (or pictures) below it, a folder with a picture a frame for that video.
         top: classes a video in the JSON file.
         views: clips a video; None: as the classifier was tested.
         crops: crops a clip, 1 or 3; None likewise.
-        out: folder for an annotated mp4 of each video, ``NAME_labels.mp4``; None writes none.
+        out: folder for an annotated mp4 of each video, ``NAME_labels.mp4``, or of a picture
+            ``NAME_labels.png``; None writes none.
         json_path: file for :func:`as_json`; None writes none.
         device: auto, cpu, cuda or cuda:N.
         precision: auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.
@@ -85,7 +87,8 @@ def predict(
         raise UserError(f"top {top}: ask for at least 1 class")
     classifier = load_classifier(checkpoint, device=device, precision=precision, reader=reader)
     recipe = classifier.recipe.with_views(views=views, crops=crops)
-    records = Records.from_paths(list(_listed(videos)), None, source="the videos")
+    paths = list(_listed(videos, stills=recipe.clip.frames == 1))
+    records = Records.from_paths(paths, None, source="the videos")
     loader = ViewLoader(views_of(records, recipe, reader=reader), videos_per_batch=1, workers=workers)
     if out:  # made now, so that a folder that cannot be is not found out after all the work
         make_folder(out)
@@ -137,12 +140,13 @@ def as_json(result: Predicted, top: int = 5) -> str:
     return json.dumps(videos, indent=2)
 
 
-def _listed(videos: Iterable[str]) -> Iterator[str]:
+def _listed(videos: Iterable[str], *, stills: bool) -> Iterator[str]:
     """The paths, with the videos below a folder in its place."""
     for video in videos:
         if is_folder(video):
             # A folder that holds the pictures of one video lists itself, as ".".
-            yield from (record.path.removesuffix(f"{os.sep}.") for record in load_records(video))
+            records = load_records(video, labels="no", stills=stills)
+            yield from (record.path.removesuffix(f"{os.sep}.") for record in records)
         elif video.lower().endswith(_LISTS):
             raise UserError(
                 f"{video}: is a list, and videos are needed here; score a list with `videomaskfeat evaluate "
@@ -154,11 +158,15 @@ def _listed(videos: Iterable[str]) -> Iterator[str]:
 
 def _add_film(result: Predicted, predictions: Predictions, out: Path, reader: str) -> None:
     name = free_name(f"{Path(predictions.path).stem}_labels", {film.stem for film in result.films})
-    film = out / f"{name}.mp4"
+    picture = is_picture(predictions.path)
+    film = out / f"{name}{'.png' if picture else '.mp4'}"
     bars = [Bar(entry.text, entry.probability) for entry in predictions.top(_BARS)]
     try:
         with open_video(predictions.path, reader, threads=0) as video:
-            write_labelled(film, _frames(video), bars, fps=video.fps)
+            if picture:
+                write_labelled_picture(film, video.read([0])[0], bars)
+            else:
+                write_labelled(film, _frames(video), bars, fps=video.fps)
     except VideoReadError as error:  # damaged beyond the frames that the views needed
         result.failures.append(VideoReadError(error.path, f"no annotated video: {error.cause}"))
         return

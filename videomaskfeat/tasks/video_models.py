@@ -25,7 +25,8 @@ from videomaskfeat.tasks.recipe import ClassifyRecipe, read_classify_recipe, rea
 from videomaskfeat.tasks.run_folder import uses_bf16
 
 Video = str | os.PathLike[str] | np.ndarray | Tensor
-"""A path (a file, or a folder with a picture a frame), or all frames decoded, uint8 [T, H, W, 3], RGB."""
+"""A path (a file, or a folder with a picture a frame), or all frames decoded, uint8 [T, H, W, 3], RGB; for a
+network whose clips are one frame also a picture, uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,27 @@ class VideoEncoder:
             source = open_video(video, self.reader)
             name = os.fspath(video)
         else:
+            frames = np.asarray(video)
+            if frames.ndim == 3:
+                frames, fps = self._still(frames), fps or 1.0  # of no consequence: there is one frame
             if fps is None:
                 raise UserError("decoded frames do not tell how fast they are: give their fps=")
-            source = MemoryReader(np.asarray(video), fps=fps)
+            source = MemoryReader(frames, fps=fps)
             name = source.path
         with source:
             cutter = views_of(Records.from_paths([name], None, source=name), recipe, reader=self.reader)
             return torch.from_numpy(cutter.clips(source)), name
+
+    def _still(self, picture: np.ndarray) -> np.ndarray:
+        """A picture [H, W, 3] as a video of one frame."""
+        frames = self.recipe.clip.frames
+        if frames > 1:
+            shape = "x".join(map(str, picture.shape))
+            raise UserError(
+                f"an array {shape} is one picture, and this network takes clips of {frames} frames; give all "
+                "frames of a video, [T, H, W, 3]"
+            )
+        return picture[None]
 
     def _run(self, network: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         """Clips uint8 [B, T, H, W, C] -> float64 [B, ...] on the CPU."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from videomaskfeat.io import open_file
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.viz.sheet import Label, Sheet
 
@@ -82,6 +83,19 @@ def write_labelled(
 def film_rate(fps: float) -> float:
     """Frames a second at which a film is written: the nearest rate that players show, 30 for none."""
     return float(np.clip(fps, _SLOWEST, _FASTEST)) if np.isfinite(fps) and fps > 0 else 30.0
+
+
+def write_labelled_picture(path: str | os.PathLike[str], picture: np.ndarray, bars: Sequence[Bar]) -> None:
+    """Write :func:`draw_labelled` of one picture as a PNG.
+
+    Args:
+        path: of the file.
+        picture: uint8 [H, W, 3], RGB.
+        bars: from the top down.
+    """
+    drawn = next(draw_labelled([picture], bars))
+    with open_file(path, "wb") as file:
+        file.write(cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
 def _sheet(height: int, width: int, bars: Sequence[Bar]) -> Sheet:

@@ -147,6 +147,20 @@ def test_an_unreadable_video_is_listed_and_counts_as_not_found(
     assert all(row["found"] <= 2 / 5 for row in result_of(out)["actions"] if row["groundtruth"])
 
 
+def test_boxes_of_videos_without_ground_truth_are_counted_and_said(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    boxes, out = tmp_path / "boxes.csv", tmp_path / "out"
+    boxes.write_text(Path(actions.boxes).read_text() + "a,0001,0.1,0.1,0.5,0.5,,0.9\n")
+    weights = write_detector(tmp_path / "d.safetensors")
+    arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
+    code, said, text = verb("detect-evaluate", *arguments)
+    assert code == 0, text
+    assert "3 detections are of 1 videos that the ground truth does not have (a): false positives all" in said
+    found = result_of(out)["detections"]
+    assert (found["of_unknown_videos"], found["unknown_videos"]) == (3, ["a"])
+
+
 def test_resumed_run_equals_the_uninterrupted_one(
     verb: Verb, actions: ActionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,7 +135,7 @@ def test_classifier_gives_all_but_its_last_layer_even_of_as_many_classes(
     model, report = build_detector(config_of(f"model.weights={path}"), CLASSES)
     assert report is not None
     assert set(report.new) == {"head.projection.weight", "head.projection.bias"}
-    assert torch.equal(model.norm.weight, read_state(path)["norm.weight"])
+    assert torch.equal(model.get_parameter("norm.weight"), read_state(path)["norm.weight"])
     assert not torch.equal(model.head.projection.weight, read_state(path)["head.projection.weight"])
 
 

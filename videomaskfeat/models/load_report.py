@@ -21,6 +21,8 @@ class LoadReport:
         new: the model's own initial values stay: the file lacks them, or has them in another shape.
         unused: weights in the file that the model does not have.
         reset: those of ``new`` that the file has in another shape, such as the layer for other classes.
+        inflated: made of an image model's: the stem's kernel, and positions repeated over time.
+        inflation: how that kernel was made, "repeated" or "centred"; empty where nothing was inflated.
     """
 
     loaded: tuple[str, ...]
@@ -28,9 +30,14 @@ class LoadReport:
     new: tuple[str, ...]
     unused: tuple[str, ...]
     reset: tuple[str, ...] = ()
+    inflated: tuple[str, ...] = ()
+    inflation: str = ""
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} weights loaded"]
+        if self.inflated:
+            what = f"{len(self.inflated)} inflated from images, the kernel {self.inflation}"
+            parts.append(f"{what} ({some(self.inflated)})")
         for kind in ("resized", "new", "unused"):
             names = getattr(self, kind)
             if names:
@@ -51,11 +58,15 @@ class LoadReport:
         for kind in ("loaded", "resized", "new", "unused"):
             names = getattr(self, kind)
             rows.append(f"{kind:8s} {len(names):5d}  {self._grouped(names)}".rstrip())
+        if self.inflated:
+            how = f"{self._grouped(self.inflated)}, from images: the kernel {self.inflation} over the frames"
+            rows.insert(1, f"inflated {len(self.inflated):5d}  {how}")
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, list[str]]:
         """Kind -> names, for JSON."""
-        return {kind: list(getattr(self, kind)) for kind in ("loaded", "resized", "new", "unused", "reset")}
+        kinds = ("loaded", "resized", "new", "unused", "reset", *["inflated"] * bool(self.inflated))
+        return {kind: list(getattr(self, kind)) for kind in kinds}
 
     def _grouped(self, names: Iterable[str]) -> str:
         """The kinds of names, as many as fit a row."""

@@ -20,6 +20,8 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, is_folder, local_path, open_file
 from videomaskfeat.models import create_unset
+from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.inflate import Inflate, inflated
 from videomaskfeat.models.likely import other_encoder
 from videomaskfeat.models.load_report import LoadReport, some
 from videomaskfeat.models.positions import joint_positions, resize_table
@@ -136,12 +138,14 @@ def load_into(
     allow_missing: Iterable[str] = (),
     allow_unused: Iterable[str] = (),
     allow_reset: Iterable[str] = (),
+    inflate: Inflate = "repeated",
     source: str = "the weights",
 ) -> LoadReport:
     """Load weights into a model; whatever does not match must be allowed by name.
 
     Relative position tables of another length are linearly interpolated, as the model itself does for
-    another clip size, and so are separable absolute ones. Nothing is loaded when an error is raised.
+    another clip size, and so are separable absolute ones. Weights of a model for images are inflated for one
+    for clips. Nothing is loaded when an error is raised.
 
     Args:
         model: the model; changed in place.
@@ -150,15 +154,18 @@ def load_into(
         allow_unused: names or patterns that ``state`` may have and the model lacks.
         allow_reset: names or patterns that may have another shape in ``state``: the model keeps its own
             initial values, such as those of a layer for other classes.
+        inflate: "repeated" or "centred": how the kernel of an image's stem becomes one of several frames; see
+            :func:`~videomaskfeat.models.inflate.inflated`.
         source: what to call ``state`` in error messages, such as its path.
 
     Returns:
-        What was loaded, resized, new and unused.
+        What was loaded, inflated, resized, new and unused.
 
     Raises:
         UserError: a name is missing or unused without permission, or a shape differs.
     """
     own = model.state_dict()
+    state, from_image = inflated(model, state, inflate)
     missing = tuple(name for name in own if name not in state)
     unused = tuple(name for name in state if name not in own)
     try:
@@ -172,13 +179,15 @@ def load_into(
             raise UserError(f"{source} {misfit.what}: {other}") from None
         raise UserError(f"{source} {misfit.what}; {misfit.remedy}") from None
     model.load_state_dict(fitted, strict=False)
-    taken = set(resized)
+    taken = {*resized, *from_image}
     return LoadReport(
         loaded=tuple(name for name in own if name in fitted and name not in taken),
-        resized=resized,
+        resized=tuple(name for name in resized if name not in from_image),
         new=tuple(name for name in own if name not in fitted),
         unused=unused,
         reset=reset,
+        inflated=from_image,
+        inflation=inflate if from_image else "",
     )
 
 
@@ -238,13 +247,10 @@ def _resized(model: nn.Module, name: str, value: Tensor, wanted: torch.Size) -> 
     if kind == "pos_embed_temporal" and value.shape[::2] == wanted[::2]:
         return resize_table(value[0].float(), wanted[1])[None].to(value.dtype)
     has, needs = tuple(value.shape), tuple(wanted)
-    if kind == "pos_embed_spatial" and value.shape[::2] == wanted[::2]:
-        height, width = cast(TokenGrid, model.native_grid).shape[1:]
-        factor = (value.shape[1] / wanted[1]) ** 0.5
-        native = TokenGrid(1, round(height * factor), round(width * factor))
-        if native.size == value.shape[1]:  # of the same shape of frame
-            grid = TokenGrid(1, height, width)
-            return joint_positions(value.float(), native, grid).to(value.dtype)
+    if kind in ("pos_embed_spatial", "pos_embed") and value.shape[::2] == wanted[::2]:
+        table = _resized_in_space(cast(Encoder, model), value, prefix=kind == "pos_embed")
+        if table is not None:
+            return table
     if kind.startswith("pos_embed"):
         raise _Misfit(
             f"has {name} in shape {has} and the model needs {needs}: the grid that it was made for cannot be "
@@ -255,6 +261,25 @@ def _resized(model: nn.Module, name: str, value: Tensor, wanted: torch.Size) -> 
         f"has {name} in shape {has} and the model needs {needs}",
         "build the model with the arguments of the one that was saved",
     )
+
+
+def _resized_in_space(model: Encoder, value: Tensor, *, prefix: bool) -> Tensor | None:
+    """A table over the places of a frame, of the same shape of frame, or None: nothing tells its grid.
+
+    Args:
+        model: its native grid is the wanted one.
+        value: float [1, P+N0, D].
+        prefix: whether P is the model's number of class tokens; else it is 0. Such a table is over time, too,
+            so that only an image's can be told.
+    """
+    frames, height, width = model.native_grid.shape
+    first, places = value.split([model.prefix * prefix, value.shape[1] - model.prefix * prefix], dim=1)
+    grid = TokenGrid(1, height, width)
+    factor = (places.shape[1] / grid.size) ** 0.5
+    native = TokenGrid(1, round(height * factor), round(width * factor))
+    if native.size != places.shape[1] or (prefix and frames != 1):
+        return None
+    return torch.cat([first, joint_positions(places.float(), native, grid).to(value.dtype)], dim=1)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

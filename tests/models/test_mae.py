@@ -1,0 +1,181 @@
+"""Masked autoencoders: what reaches the encoder, numbers by hand, and masks that cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.models import create_model
+from videomaskfeat.models.cubes import CubeEmbed, cut_cubes
+from videomaskfeat.models.mae import MAE
+
+SMALL: dict[str, Any] = {
+    "depth": 2,
+    "width": 16,
+    "heads": 2,
+    "clip_size": (4, 16, 24),
+    "cube_stride": (2, 8, 8),
+    "values_per_token": 5,
+    "decoder_depth": 1,
+    "decoder_width": 16,
+    "decoder_heads": 1,
+}
+
+
+def small(**changes: Any) -> MAE:
+    torch.manual_seed(0)
+    model = create_model("mae_vit_nano", **{**SMALL, **changes}).eval()
+    assert isinstance(model, MAE)
+    for parameter in model.parameters():  # large values, so that every path matters
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def masks(batch: int, *, hidden: int, grid: tuple[int, int, int] = (2, 2, 3)) -> Tensor:
+    """Each sample hides other places, equally many."""
+    mask = torch.zeros(batch, grid[0] * grid[1] * grid[2], dtype=torch.bool)
+    for sample in mask:
+        sample[torch.randperm(len(sample))[:hidden]] = True
+    return mask.reshape(batch, *grid)
+
+
+def pixels_of(mask: Tensor) -> Tensor:
+    """[B, t, h, w] -> [B, 1, T, H, W]."""
+    for axis, step in ((1, 2), (2, 8), (3, 8)):
+        mask = mask.repeat_interleave(step, dim=axis)
+    return mask[:, None]
+
+
+@pytest.mark.parametrize("changes", [{}, {"class_token": False, "absolute_positions": "sincos"}])
+def test_hidden_pixels_change_no_prediction(changes: dict[str, Any]) -> None:
+    model, clips, mask = small(**changes), torch.randn(3, 3, 4, 16, 24), masks(3, hidden=9)
+    spoiled = clips.masked_fill(pixels_of(mask), float("nan"))
+    predictions = model(clips, mask)
+    assert torch.equal(model(spoiled, mask), predictions)
+    assert predictions.isfinite().all()
+    changed = clips.clone()
+    changed[~pixels_of(mask).expand_as(clips)] += 1
+    assert (model(changed, mask) != predictions).all()
+
+
+def test_blocks_compute_the_visible_tokens_alone() -> None:
+    model, widths = small(), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _block, inputs, _output: widths.append(inputs[0].shape[1]))
+    model(torch.randn(2, 3, 4, 16, 24), masks(2, hidden=9))
+    assert widths == [4, 4]  # 12 - 9 and the class token
+
+
+@pytest.mark.parametrize("decoder_positions", ["joint", "sincos"])
+def test_predictions_are_those_of_one_sample_by_hand(decoder_positions: str) -> None:
+    """Token by token in places of its own, with the model's blocks and norms alone in common."""
+    model = small(decoder_positions=decoder_positions)
+    clips, mask = torch.randn(2, 3, 4, 16, 24), masks(2, hidden=8)
+    predictions = model(clips, mask)
+    for sample in range(2):
+        stem = model.patch_embed.proj(clips[sample : sample + 1])[0]  # [D, t, h, w]
+        tokens = [model.cls_token[0, 0] + model.pos_embed_class[0, 0]]
+        places = [tuple(place) for place in (~mask[sample]).nonzero().tolist()]
+        for t, h, w in places:
+            position = model.pos_embed_spatial[0, h * 3 + w] + model.pos_embed_temporal[0, t]
+            tokens.append(stem[:, t, h, w] + position)
+        encoded = torch.stack(tokens)[None]
+        for block in model.blocks:
+            encoded, _ = block(encoded, model.native_grid)
+        encoded = model.decoder_embed(model.norm(encoded))[0]
+        table = model._decoder_positions(model.native_grid)[0]
+        whole = [encoded[0] + table[0]]
+        for index, place in enumerate((t, h, w) for t in range(2) for h in range(2) for w in range(3)):
+            token = encoded[1 + places.index(place)] if place in places else model.mask_token[0, 0]
+            whole.append(token + table[1 + index])
+        block, norm = model.pred_head.transforms[0]
+        decoded = norm(block(torch.stack(whole)[None], model.native_grid)[0])
+        by_hand = model.pred_head.projections[0](decoded)[0, 1:].reshape(2, 2, 3, 5)
+        torch.testing.assert_close(
+            predictions[sample], by_hand, atol=1e-4, rtol=1e-4
+        )  # float32, values of 10
+
+
+def test_cubes_are_cut_as_the_stem_takes_them() -> None:
+    stem = CubeEmbed(3, 6, kernel=(2, 4, 8), stride=(2, 4, 8), padding=(0, 0, 0))
+    clips = torch.randn(2, 3, 4, 8, 24)
+    tokens, _ = stem(clips)
+    found = stem.embed_cubes(cut_cubes(clips, (2, 4, 8)))
+    torch.testing.assert_close(found, tokens, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    model = small()
+    model(torch.randn(2, 3, 4, 16, 24), masks(2, hidden=9)).square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("clip", [(2, 16, 16), (6, 24, 40)])
+def test_other_clip_sizes_and_coarser_masks_are_taken(clip: tuple[int, int, int]) -> None:
+    model, grid = small(), (clip[0] // 2, clip[1] // 8, clip[2] // 8)
+    predictions = (
+        model(torch.randn(2, 3, *clip), masks(2, hidden=grid[0] // 2 or 1, grid=(grid[0], 1, 1)))
+        if (grid[0] > 1)
+        else model(torch.randn(2, 3, *clip), masks(2, hidden=1, grid=(1, 2, 1)))
+    )
+    assert predictions.shape == (2, *grid, 5)
+
+
+def test_images_are_clips_of_one_frame() -> None:
+    model = create_model("mae_vit_nano_image").eval()
+    images, mask = torch.randn(2, 3, 64, 64), masks(2, hidden=48, grid=(1, 8, 8))
+    predictions = model(images, mask[:, 0])
+    assert predictions.shape == (2, 8, 8, 192)
+    assert torch.equal(model(images[:, :, None], mask)[:, 0], predictions)
+
+
+def test_bfloat16_autocast_stays_close() -> None:
+    torch.manual_seed(0)
+    model = create_model("mae_vit_nano")
+    clips, mask = torch.randn(2, 3, 8, 64, 64), masks(2, hidden=230, grid=(4, 8, 8))
+    exact = model(clips, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model(clips, mask)
+    # Some thirty layers in a row round to eight bits (2e-3 relative).
+    assert (rounded.float() - exact).norm() < 2e-2 * exact.norm()
+
+
+def test_masks_of_unequal_size_are_refused() -> None:
+    mask = masks(2, hidden=6)
+    mask[1].view(-1)[:] = False
+    mask[1, 0, 0, :2] = True
+    with pytest.raises(UserError, match=r"masks of a batch hide 2 to 6 of 12 cubes.*mask.kind 'random'"):
+        small()(torch.randn(2, 3, 4, 16, 24), mask)
+
+
+@pytest.mark.parametrize(("hidden", "left"), [(0, "nothing hidden"), (12, "nothing visible to the encoder")])
+def test_masks_of_nothing_and_of_everything_are_refused(hidden: int, left: str) -> None:
+    with pytest.raises(UserError, match=rf"masks leave {left} among 12 cubes; change mask.ratio"):
+        small()(torch.randn(2, 3, 4, 16, 24), masks(2, hidden=hidden))
+
+
+def test_mvit_has_no_such_form() -> None:
+    with pytest.raises(
+        UserError, match=r"model 'mae_mvitv2_s': .*pooling needs the whole grid; .*dense form"
+    ):
+        create_model("mae_mvitv2_s")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"decoder_heads": 3}, "decoder_width 16, decoder_heads 3: both must be positive"),
+        ({"decoder_depth": -1}, "decoder_depth -1 at least 0"),
+        ({"values_per_token": 0}, "values_per_token 0 must be positive"),
+        ({"decoder_positions": "separable"}, "decoder_positions 'separable' is not one of joint, sincos"),
+        ({"decoder_positions": "sincos", "decoder_width": 24}, "decoder_width 24 is no multiple of 16"),
+        ({"final_norm": False}, "final_norm cannot be set on an MAE model"),
+    ],
+)
+def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        create_model("mae_vit_nano", **{**SMALL, **arguments})

@@ -55,6 +55,54 @@ def test_training_equals_one_written_out(tmp_path: Path, accumulate: int) -> Non
     assert losses[-1] < 0.8 * losses[0]
 
 
+class Follower:
+    """A teacher in small: follows the model's first bias, faster towards the end of the run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.value = self.before = torch.zeros(12)
+        self.shares: list[float] = []
+
+    def __call__(self, progress: float) -> dict[str, float]:
+        self.shares.append(progress)
+        bias = dict(self.model.named_parameters())["0.bias"].detach()
+        self.before = self.value
+        self.value = 0.9 * self.value + 0.1 * progress * bias
+        return {"followed": float(self.value.norm())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.value = state["value"]
+
+
+def test_after_step_gets_the_share_done_and_sees_the_new_weights(tmp_path: Path) -> None:
+    model = toy_model()
+    follower = Follower(model)
+    train_toy(tmp_path, model=model, after_step=follower, extra={"follower": follower})
+    assert follower.shares == [step / 18 for step in range(1, 19)]
+    last = dict(model.named_parameters())["0.bias"].detach()
+    assert torch.equal(last, final_state(tmp_path)["model"]["0.bias"])
+    assert torch.equal(follower.value, 0.9 * follower.before + 0.1 * last)  # the step's own weights
+    assert metrics(tmp_path)[-1]["followed"] == float(follower.value.norm())
+
+
+def test_what_after_step_changes_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    """From step 8 of 18 on; the share that is left to follow shows every earlier value."""
+    model = toy_model()
+    whole = Follower(model)
+    train_toy(tmp_path / "whole", model=model, after_step=whole, extra={"follower": whole})
+    for checkpoint in (tmp_path / "whole" / "checkpoints").iterdir():
+        if checkpoint.name > "step_00000008.pt":
+            checkpoint.unlink()
+    model = toy_model()
+    resumed = Follower(model)
+    train_toy(tmp_path / "whole", model=model, after_step=resumed, extra={"follower": resumed})
+    assert resumed.shares == [step / 18 for step in range(9, 19)]
+    assert torch.equal(resumed.value, whole.value)
+
+
 def test_record_holds_every_number(tmp_path: Path) -> None:
     record = train_toy(tmp_path, epochs=0.5).metrics
     assert list(record) == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,10 +17,11 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.mp4 import write_mp4
+from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.tasks import visualize as task
 from videomaskfeat.tasks.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe
 from videomaskfeat.tasks.visualize import draw_videos, visualize
-from videomaskfeat.viz.pictures import ClipDrawing
+from videomaskfeat.viz.pictures import ClipDrawing, draw_film, draw_picture
 
 RECIPE = PretrainRecipe(
     ClipRecipe(frames=4, stride=2, crop=32), MaskRecipe("cube_exact", 0.5, (2, 16, 16)), "hog", {}
@@ -29,14 +31,16 @@ RECIPE = PretrainRecipe(
 class Oracle(nn.Module):
     """Predicts the target itself, and remembers what it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: nn.Module | None = None) -> None:
         super().__init__()
+        self.target = target or task.HogTarget()
         self.weight = nn.Parameter(torch.zeros(1))
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         self.seen.append((clips, mask))
-        return task.HogTarget()(clips)
+        made: Tensor = self.target(clips)
+        return made
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,42 @@ def test_drawing_holds_what_the_model_was_given(
     assert model.training
 
 
+@pytest.mark.parametrize("arguments", [{}, {"normalised": False, "frames": "all"}])
+def test_true_pixels_are_drawn_as_the_frames_that_they_are(
+    videos: Path, tmp_path: Path, drawings: list[ClipDrawing], arguments: dict[str, Any]
+) -> None:
+    """Eight-bit pixels there and back; what is predicted as it is fills every gap without a seam."""
+    recipe = replace(RECIPE, target="pixels", target_arguments=arguments)
+    draw_videos(Oracle(PixelTarget(**arguments)), [str(videos / "pictures")], tmp_path, recipe=recipe)
+    (drawing,) = drawings
+    prediction, filled = drawing.pictures
+    first = drawing.frames[::2]  # of each cube
+    np.testing.assert_array_equal(prediction.panels, first)
+    np.testing.assert_array_equal(filled.panels, first)
+    assert prediction.note == "hidden error 0.0000"
+    picture, film = draw_picture(drawing), next(draw_film(drawing))
+    assert picture.dtype == film.dtype == np.uint8
+    flat = replace(drawing, pictures=(replace(prediction, panels=prediction.panels * 0), filled))
+    assert (draw_picture(flat) != picture).any()
+
+
+def test_visible_pixels_are_kept_where_gaps_are_filled(
+    videos: Path, tmp_path: Path, drawings: list[ClipDrawing]
+) -> None:
+    recipe = replace(RECIPE, target="pixels", target_arguments={"normalised": False})
+
+    class Black(Oracle):
+        def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
+            return torch.full_like(super().forward(clips, mask), -0.45 / 0.225)
+
+    draw_videos(Black(PixelTarget(normalised=False)), [str(videos / "pictures")], tmp_path, recipe=recipe)
+    (drawing,) = drawings
+    hidden = drawing.mask.repeat(16, axis=1).repeat(16, axis=2)  # [t, H, W]
+    filled = drawing.pictures[1].panels
+    assert (filled[hidden] == 0).all()
+    np.testing.assert_array_equal(filled[~hidden], drawing.frames[::2][~hidden])
+
+
 def test_constant_is_the_mean_of_the_hidden_targets(
     videos: Path, tmp_path: Path, drawings: list[ClipDrawing]
 ) -> None:
@@ -156,6 +196,13 @@ def test_weights_without_recipe_are_refused(checkpoint: Path, videos: Path, tmp_
 def test_target_without_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="target 'hogg' is unknown; did you mean 'hog'"):
         draw_videos(Oracle(), [], tmp_path, recipe=replace(RECIPE, target="hogg"))
+
+
+def test_what_has_no_picture_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'features' cannot be drawn; pictures are of hog and pixels only"):
+        draw_videos(Oracle(), [], tmp_path, recipe=replace(RECIPE, target="features"))
+    with pytest.raises(UserError, match="method 'ibot' predicts nothing that can be drawn"):
+        draw_videos(Oracle(), [], tmp_path, recipe=replace(RECIPE, method="ibot"))
 
 
 def test_picture_covers_the_share_that_is_hidden(checkpoint: Path, videos: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.reference import tracking as reference
 from videomaskfeat.errors import UserError
-from videomaskfeat.tracking import best_pairs, link_boxes, pairwise_overlaps
+from videomaskfeat.tracking import best_pairs, link_boxes, pairwise_overlaps, smooth_scores
 
 
 def person(x: float, *, y: float = 0.0, height: float = 20.0) -> list[float]:
@@ -116,3 +116,31 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> Non
     given = {"seconds": np.array([0.0, 1.0]), **arguments}
     with pytest.raises(UserError, match=words):
         link_boxes([np.array([person(0)])] * 2, **given)
+
+
+def test_smoothing_is_a_gaussian_average_over_the_track() -> None:
+    """Two tracks, one of them with a gap; weights exp(-1/2 (dt / sigma)^2) by hand."""
+    tracks = [np.array([0, 1]), np.array([1]), np.array([1, 0])]
+    scores = [np.array([[1.0, 0], [0.2, 0.8]]), np.array([[0.5, 0.5]]), np.array([[0.8, 0.2], [0, 1.0]])]
+    found = smooth_scores(scores, tracks, np.array([0.0, 1.0, 2.0]), sigma_seconds=1.0)
+    one, two = np.exp(-0.5), np.exp(-2.0)
+    first = 1 / (1 + two)  # track 0: at 0 s and at 2 s
+    np.testing.assert_allclose(found[0][0], [first, 1 - first], atol=1e-12)
+    np.testing.assert_allclose(found[2][1], [1 - first, first], atol=1e-12)
+    edge = (0.2 + 0.5 * one + 0.8 * two) / (1 + one + two)
+    np.testing.assert_allclose(found[0][1], [edge, 1 - edge], atol=1e-12)
+    np.testing.assert_allclose(found[1][0], [0.5, 0.5], atol=1e-12)  # the same on both sides
+    np.testing.assert_allclose(found[2][0], [1 - edge, edge], atol=1e-12)
+
+
+def test_smoothing_leaves_single_key_frames_and_its_input_alone() -> None:
+    scores = [np.array([[0.1, 0.9]], np.float32), np.empty((0, 2), np.float32)]
+    tracks = [np.array([0]), np.array([], np.int64)]
+    for sigma in (0.0, 2.0):
+        found = smooth_scores(scores, tracks, np.array([0.0, 1.0]), sigma_seconds=sigma)
+        np.testing.assert_allclose(found[0], scores[0], atol=1e-7)
+        assert found[0] is not scores[0]
+        assert found[0].dtype == np.float32
+        assert found[1].shape == (0, 2)
+    with pytest.raises(UserError, match="smoothing over -1 must be a number of seconds, 0 or more"):
+        smooth_scores(scores, tracks, np.array([0.0, 1.0]), sigma_seconds=-1.0)

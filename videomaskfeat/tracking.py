@@ -109,3 +109,41 @@ def best_pairs(gains: np.ndarray) -> list[tuple[int, int]]:
             column = int(previous)
     pairs = [(int(row), column) for column, row in enumerate(row_of) if row >= 0 and gains[row, column] > 0]
     return sorted(pairs)
+
+
+def smooth_scores(
+    scores: Sequence[np.ndarray], tracks: Sequence[np.ndarray], seconds: np.ndarray, *, sigma_seconds: float
+) -> list[np.ndarray]:
+    """Scores averaged over the key frames of the same track, the nearer ones counting more.
+
+    The weights are a Gaussian's of the time between two key frames, and sum to 1 over the track: scores that
+    sum to 1 still do.
+
+    Args:
+        scores: of each key frame, float [k, L].
+        tracks: of each key frame, int [k], as :func:`link_boxes` gives them.
+        seconds: float [n], when each key frame is.
+        sigma_seconds: standard deviation; 0 leaves all as they are.
+
+    Returns:
+        Of each key frame [k, L], in the dtype of ``scores``.
+
+    Raises:
+        UserError: a deviation that is none.
+    """
+    if not 0 <= sigma_seconds < np.inf:
+        raise UserError(f"smoothing over {sigma_seconds:g} must be a number of seconds, 0 or more")
+    smooth = [np.array(part) for part in scores]
+    if sigma_seconds == 0:
+        return smooth
+    numbers = np.concatenate([np.empty(0, np.int64), *tracks])
+    steps = np.repeat(np.arange(len(tracks)), [len(part) for part in tracks])
+    rows = np.concatenate([np.empty(0, np.int64), *(np.arange(len(part)) for part in tracks)])
+    for number in np.unique(numbers):
+        places = np.flatnonzero(numbers == number)
+        times = np.asarray(seconds, np.float64)[steps[places]]
+        weights = np.exp(-0.5 * ((times[:, None] - times) / sigma_seconds) ** 2)
+        own = np.stack([scores[steps[place]][rows[place]] for place in places])  # [m, L]
+        for place, values in zip(places, weights @ own / weights.sum(axis=1, keepdims=True), strict=True):
+            smooth[steps[place]][rows[place]] = values
+    return smooth

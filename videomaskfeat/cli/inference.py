@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
@@ -22,7 +23,9 @@ def add_predict(verbs: Any) -> None:
   videomaskfeat predict best.safetensors *.mp4 --views 1 --json - | jq""",
     )
     parser.add_argument("checkpoint", help="weights (safetensors) of a fine-tuning run or of import-slowfast")
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file, or a folder: all videos below it")
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="a video or picture, or a folder: all below it"
+    )
     parser.add_argument("--top", type=int, default=5, help="classes a video (default: %(default)s)")
     _add_views(parser, None)
     parser.add_argument("--json", metavar="FILE", help="also write JSON; - prints it instead of the text")
@@ -61,6 +64,93 @@ def run_predict(options: argparse.Namespace) -> int:
             print(printable(str(film)))
     for failure in result.failures:
         print(f"videomaskfeat predict: {one_line(failure)}", file=sys.stderr)
+    return SOME_FAILED if result.failures else DONE
+
+
+def add_detect(verbs: Any) -> None:
+    """``detect``: who does what in videos."""
+    parser = add_verb(
+        verbs,
+        "detect",
+        run_detect,
+        summary="say what each person in videos does, as JSON and drawn into the videos",
+        examples="""\
+  videomaskfeat detect runs/ava/best.safetensors my_video.mp4 --boxes my_boxes.csv --out found
+  videomaskfeat detect best.safetensors *.mp4 --detector my_boxes:find_persons --every 0.5
+  videomaskfeat detect best.safetensors my_video.mp4 --detector-option model=hustvl/yolos-tiny \\
+      --detector videomaskfeat.interop.huggingface:PersonDetector""",
+    )
+    parser.add_argument("checkpoint", help="weights (safetensors) of a run of detect-train")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a file")
+    persons = parser.add_argument_group("where the persons are (one of the two)")
+    persons.add_argument(
+        "--boxes", metavar="FILE", help="rows video,second,x1,y1,x2,y2,,score; the video is a file's name"
+    )
+    persons.add_argument(
+        "--detector", metavar="MODULE:NAME", help="a Python callable: pictures -> boxes; see the manual"
+    )
+    persons.add_argument(
+        "--detector-option", metavar="KEY=VALUE", action="append", default=[], help="what makes the detector"
+    )
+    for name, meaning in (
+        ("--box-score", "least score of a box (default: as the detector of actions was tested)"),
+        ("--every", "seconds from one key frame to the next (default: 1)"),
+        ("--start-second", "of the video's first picture in FILE (default: 0 or 900, found out)"),
+    ):
+        persons.add_argument(name, metavar="N", type=float, help=meaning)
+    told = parser.add_argument_group("what is told")
+    numbers: tuple[tuple[str, type, str], ...] = (
+        ("--threshold", float, "least score of an action (default: 0.4)"),
+        ("--top", int, "actions drawn a person, at most (default: 3)"),
+        ("--smooth-seconds", float, "over which scores of a track are averaged; 0: not (default: 0.7)"),
+        ("--min-iou", float, "least overlap of two boxes of a track (default: 0.3)"),
+        ("--max-gap-seconds", float, "that a track may miss (default: twice --every)"),
+    )
+    for option, kind, words in numbers:
+        told.add_argument(option, metavar="N", type=kind, help=words)
+    told.add_argument("--out", metavar="FOLDER", default=".", help="to write NAME_actions.* (default: here)")
+    told.add_argument(
+        "--no-film", dest="film", action="store_const", const=False, help="write no mp4 (it has no sound)"
+    )
+    told.add_argument("--csv", action="store_const", const=True, help="write rows for score-ava too")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML with the same in sections: persons, told, machine"
+    )
+    parser.add_argument("--device", help="auto | cpu | cuda | cuda:N (default: auto)")
+    parser.add_argument("--precision", help="auto (bf16 on a GPU) | fp32 | bf16 (default: auto)")
+
+
+def run_detect(options: argparse.Namespace) -> int:
+    """Run ``detect``."""
+    from pathlib import Path
+
+    from videomaskfeat.config import DetectVideoConfig, load_config
+    from videomaskfeat.console import progress
+
+    overrides = [
+        f"{section}.{name}={value}"
+        for section, keys in vars(DetectVideoConfig()).items()
+        for name in vars(keys)
+        if (value := getattr(options, name, None)) is not None
+    ]
+    overrides += [f"persons.detector_options.{option}" for option in options.detector_option]
+    settings = vars(load_config(DetectVideoConfig, options.config, overrides))
+    from videomaskfeat.tasks.detect_video import detect_videos
+
+    def say(words: str, files: Sequence[Path]) -> None:
+        print(printable("\n".join([words, *map(str, files)])), flush=True)
+
+    with progress("detecting") as update:
+        result = detect_videos(
+            options.checkpoint,
+            options.videos,
+            options.out,
+            **{name: value for section in settings.values() for name, value in vars(section).items()},
+            progress=update,
+            on_video=say,
+        )
+    for failure in result.failures:
+        print(f"videomaskfeat detect: {one_line(failure)}", file=sys.stderr)
     return SOME_FAILED if result.failures else DONE
 
 

@@ -4,12 +4,14 @@ Every key has a default and one line of meaning with its unit; a file holds only
 read once, written whole into the run folder, and never changed; no module below ``tasks/`` sees one.
 """
 
+from videomaskfeat.config.detect_video import DetectVideoConfig
 from videomaskfeat.config.finetune import FinetuneConfig
 from videomaskfeat.config.load import config_text, flat, key_table, load_config
 from videomaskfeat.config.pretrain import PretrainConfig
 from videomaskfeat.config.tokenizer import TokenizerConfig
 
 __all__ = [
+    "DetectVideoConfig",
     "FinetuneConfig",
     "PretrainConfig",
     "TokenizerConfig",

@@ -1,0 +1,131 @@
+"""The boxes of one video out of a file of AVA's form."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from videomaskfeat.ava import AVA_ACTIONS
+from videomaskfeat.data.ava_sources import CUT_START
+from videomaskfeat.data.records_ava import detected_key_frames
+from videomaskfeat.errors import UserError
+
+_SLACK = 0.1  # seconds that a key frame may lie beyond the length that a container states
+_NAMED = 5  # videos, in a message
+
+
+@dataclass(frozen=True)
+class FileBoxes:
+    """Where the persons of a video are.
+
+    Attributes:
+        seconds: float64 [n], key frames after the first picture, ascending.
+        start_second: the time that the file gives to the first picture.
+        boxes: of each, float32 [k, 4], x1, y1, x2, y2 in shares of the frame.
+        scores: of each, float32 [k].
+        notes: sentences on what was found out or left out.
+    """
+
+    seconds: np.ndarray
+    start_second: float
+    boxes: tuple[np.ndarray, ...]
+    scores: tuple[np.ndarray, ...]
+    notes: tuple[str, ...]
+
+
+def read_boxes(
+    path: str | os.PathLike[str],
+    video: str,
+    *,
+    duration_seconds: float,
+    every: float,
+    score_threshold: float,
+    start_second: float | None = None,
+) -> FileBoxes:
+    """The boxes of a video, told by its file's name with or without its ending.
+
+    Args:
+        path: rows `video,second,x1,y1,x2,y2,action,score`, the action empty or not.
+        video: path of the video file.
+        duration_seconds: of it.
+        every: seconds from one key frame to the next, at least; those in between are left out.
+        score_threshold: the least score of a box. A key frame that is left without any stays.
+        start_second: the time of the first picture, as the file counts; None: 900, where its times fit the
+            video so and not otherwise (AVA's videos are cut out of films from second 900 on), else 0.
+
+    Raises:
+        UserError: no such file, or no box of this video in it; with file and line a row that is wrong; or all
+            key frames lie outside the video.
+    """
+    name = os.fspath(path)
+    listed = detected_key_frames([path], classes=AVA_ACTIONS, score_threshold=score_threshold)
+    known = {listed.videos[number] for number in set(listed.video.tolist())}
+    known |= {other for other, _ in listed.boxless}
+    own = next((word for word in (Path(video).name, Path(video).stem) if word in known), None)
+    if own is None:
+        raise UserError(_unknown(name, video, sorted(known)))
+    times: dict[float, int] = {second: -1 for other, second in listed.boxless if other == own}
+    for number in np.flatnonzero(listed.video == listed.videos.index(own)) if own in listed.videos else ():
+        times[float(listed.seconds[number])] = int(number)
+    seconds = np.array(sorted(times))
+    notes = []
+    start = _start(seconds, duration_seconds) if start_second is None else start_second
+    if start_second is None and start:
+        notes.append(
+            f"The times of {name} fit the video only if its first picture is second {start:g}: taken so."
+        )
+    inside = (seconds >= start - _SLACK) & (seconds - start <= duration_seconds + _SLACK)
+    if not inside.any():
+        raise UserError(
+            f"{name}: all {len(seconds)} key frames of {own}, from {seconds[0]:g} to {seconds[-1]:g} s, lie "
+            f"outside {video}, which lasts {duration_seconds:.1f} s and begins at second {start:g}; mend the "
+            "times, or give the second at which the video starts"
+        )
+    if not inside.all():
+        notes.append(
+            f"{int((~inside).sum())} of the {len(seconds)} key frames of {name} lie outside the video, the "
+            f"first at {seconds[~inside][0]:g} s, and are left out: it lasts {duration_seconds:.1f} s and "
+            f"begins at second {start:g}."
+        )
+    kept = _thinned(seconds[inside], every)
+    if len(kept) < inside.sum():
+        notes.append(
+            f"{int(inside.sum()) - len(kept)} of {int(inside.sum())} key frames are left out, as they come "
+            f"within {every:g} s of the one before."
+        )
+    frames = [listed[times[second]] if times[second] >= 0 else None for second in kept.tolist()]
+    return FileBoxes(
+        seconds=kept - start,
+        start_second=start,
+        boxes=tuple(np.empty((0, 4), np.float32) if frame is None else frame.boxes for frame in frames),
+        scores=tuple(np.empty(0, np.float32) if frame is None else frame.scores for frame in frames),
+        notes=tuple(notes),
+    )
+
+
+def _start(seconds: np.ndarray, duration: float) -> float:
+    fits = seconds[-1] <= duration + _SLACK
+    fits_cut = seconds[0] >= CUT_START - _SLACK and seconds[-1] - CUT_START <= duration + _SLACK
+    return CUT_START if fits_cut and not fits else 0.0
+
+
+def _thinned(seconds: np.ndarray, every: float) -> np.ndarray:
+    """Ascending times without those too close to the one kept before, to the rounding of a millisecond."""
+    kept: list[float] = []
+    for second in seconds.tolist():
+        if not kept or second - kept[-1] >= every - 1e-3:
+            kept.append(second)
+    return np.array(kept)
+
+
+def _unknown(name: str, video: str, known: list[str]) -> str:
+    if not known:
+        return f"{name}: holds no box at all; a row is `video,second,x1,y1,x2,y2,,score`"
+    listed = ", ".join(known[:_NAMED]) + (f" and {len(known) - _NAMED} more" if len(known) > _NAMED else "")
+    return (
+        f"{name}: has no box of {Path(video).stem!r}; its videos are {listed}: a row begins with the name of "
+        "the video's file without its ending, so rename one of the two"
+    )

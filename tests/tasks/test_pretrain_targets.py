@@ -13,11 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from videomaskfeat.cli import main
+from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.models import create_model
+from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.targets.features import FeatureTarget
-from videomaskfeat.tasks.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
+from videomaskfeat.tasks.methods.masked import MaskedPrediction
+from videomaskfeat.tasks.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalise
 from videomaskfeat.tasks.target_parts import build_target
+
+from .conftest import TINY
 
 Pretrain = Callable[..., tuple[int, str]]
 NANO: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 4, "width": 8, "widen_at": (1, 3)}
@@ -62,6 +68,25 @@ def test_teachers_own_normalisation_is_read_from_its_file(teacher: Path) -> None
     assert target.get_buffer("shift").item() == pytest.approx((0.5 - 0.4) / 0.2)
     other = build_target("features", {"teacher": str(teacher), "teacher_mean": 0.5}, mean=0.5, std=0.25)
     assert other.get_buffer("shift").item() == 0
+
+
+def test_target_is_made_of_the_whole_clip_whatever_the_mask(teacher: Path) -> None:
+    """Against the cosine written out; float32, 1e-5."""
+    arguments = f"target.arguments={{teacher: {teacher}, normalise: none, loss: cosine}}"
+    method = MaskedPrediction(load_config(PretrainConfig, None, [*TINY, "target=features", arguments]))
+    torch.manual_seed(0)
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    masks = torch.rand(2, 2, 2, 2, 2) < 0.5
+    whole = (clips.permute(0, 4, 1, 2, 3) / 255 - 0.4) / 0.2  # as the teacher's file says
+    features = encoder_of(load_model(teacher)).features(whole, pooled=False)
+    model = method.student.eval()
+    for mask in masks:
+        batch = PretrainBatch(clips, mask, torch.arange(2))
+        loss, _ = method.loss(model, batch)
+        predictions = model(normalise(clips, mean=0.45, std=0.225), mask)
+        cosine = torch.nn.functional.cosine_similarity(predictions[mask], features[mask], dim=-1)
+        assert loss.item() == pytest.approx((1 - cosine).mean().item(), rel=1e-5)
+        torch.testing.assert_close(method.make_target(batch), features, atol=1e-4, rtol=1e-4)
 
 
 def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(

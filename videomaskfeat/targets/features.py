@@ -41,6 +41,7 @@ class FeatureTarget(Target):
             "none".
         loss: "smooth_l1", "cosine" or "mse".
         beta: of the smooth L1 loss, where the parabola becomes a line.
+        bf16: run the teacher under bf16 autocast, whatever the student runs in: for large ones on a GPU.
         teacher_mean: what the teacher's clips are normalised with, of every channel or one a channel; None:
             what its file says, or else ``clip_mean``.
         teacher_std: likewise.
@@ -60,6 +61,7 @@ class FeatureTarget(Target):
         normalise: str = "layer",
         loss: str = "smooth_l1",
         beta: float = 1.0,
+        bf16: bool = False,
         teacher_mean: float | Sequence[float] | None = None,
         teacher_std: float | Sequence[float] | None = None,
         clip_mean: float | Sequence[float] = 0.45,
@@ -78,6 +80,7 @@ class FeatureTarget(Target):
         self.values_per_token = self.teacher.width
         self.files = self.teacher.files
         self.grid_remedy = self.teacher.grid_remedy
+        self.bf16 = bf16
         self.loss_name = _NAMES[loss]
         self._normalise = _NORMALISE[normalise]
         losses: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -96,7 +99,8 @@ class FeatureTarget(Target):
     def forward(self, clips: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], normalised -> features float32 [B, t, h, w, K]."""
         scale, shift = self.get_buffer("scale"), self.get_buffer("shift")
-        features = self.teacher(clips.float() * scale + shift)
+        with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.teacher(clips.float() * scale + shift)
         return self._normalise(features.float())
 
     def train(self, mode: bool = True) -> FeatureTarget:

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import arguments_of
+from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.heads import PROBES, Classifier
+from videomaskfeat.models.mae import MAE
+from videomaskfeat.models.masked import MaskedModel
 from videomaskfeat.models.maskfeat import MaskFeat
 from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.vit import ViT
 
+_STEM = "patch_embed.proj.weight"
+_HEAD_WIDTH = 64  # of its decoders
 _SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 
 
@@ -41,6 +47,8 @@ def slowfast_state(model: nn.Module) -> dict[str, Tensor]:
         kernel = torch.tensor(_SOBEL).expand(encoder.patch_embed.in_channels, 1, 3, 3)
         state["hogs.0.weight_x"] = kernel.contiguous()
         state["hogs.0.weight_y"] = kernel.transpose(2, 3).contiguous()
+    if _of_images(encoder):
+        state[_STEM] = state[_STEM].squeeze(2)  # [D, C, h, w]
     return state
 
 
@@ -67,7 +75,7 @@ def slowfast_options(model: nn.Module) -> dict[str, dict[str, Any]]:
     frames, height, width = arguments["clip_size"]
     if height != width:
         raise UserError(f"clip_size {arguments['clip_size']}: PySlowFast's models take square clips alone")
-    pretraining = isinstance(encoder, MaskFeat)
+    pretraining = isinstance(encoder, MaskedModel)
     model_keys = {
         "MODEL_NAME": "MaskMViT" if pretraining else "MViT",
         "ARCH": "maskmvit" if pretraining else "mvit",
@@ -83,19 +91,24 @@ def slowfast_options(model: nn.Module) -> dict[str, dict[str, Any]]:
             "INPUT_CHANNEL_NUM": [arguments["in_channels"]],
         },
         "MODEL": model_keys,
-        "MVIT": _encoder_keys(arguments),
+        "MVIT": _encoder_keys(arguments, plain=isinstance(encoder, ViT), image=_of_images(encoder)),
     }
     if pretraining:
-        options["MASK"] = {
-            "ENABLE": True,
-            "PRED_HOG": True,
-            "HEAD_TYPE": "separate",
-            "PRETRAIN_DEPTH": [arguments["depth"] - 1],
-        }
+        options["MASK"] = {"ENABLE": True, "PRETRAIN_DEPTH": [arguments["depth"] - 1]}
+        options["MASK"] |= (
+            _decoder_keys(arguments)
+            if isinstance(encoder, MAE)
+            else {"PRED_HOG": True, "HEAD_TYPE": "separate"}
+        )
     return options
 
 
-def _known_to_slowfast(model: nn.Module) -> MViT:
+def _of_images(encoder: Encoder) -> bool:
+    """Whether it is one of PySlowFast's models with two axes."""
+    return isinstance(encoder, ViT) and encoder.patch_embed.stride[0] == encoder.native_grid.t == 1
+
+
+def _known_to_slowfast(model: nn.Module) -> Encoder:
     """The model, if PySlowFast has one like it."""
     if isinstance(model, Classifier) and model.head_kind in PROBES:
         raise UserError(f"head {model.head_kind!r}: PySlowFast has no such head; 'mean' and 'token' go back")
@@ -103,22 +116,81 @@ def _known_to_slowfast(model: nn.Module) -> MViT:
         raise UserError(
             "blank_hidden true: PySlowFast does not blank hidden pixels, so the model would differ"
         )
-    if not isinstance(model, MViT):
-        raise UserError(f"a {type(model).__name__} is none of the models that PySlowFast has; an MViT is")
+    if not isinstance(model, MViT | ViT):
+        raise UserError(
+            f"a {type(model).__name__} is none of the models that PySlowFast has; an MViT or a ViT is"
+        )
+    if isinstance(model, ViT) and (model.fixed_positions or "blocks.0.gamma_1" in model.state_dict()):
+        raise UserError(
+            "absolute_positions 'sincos' and layer_scale do not go back to PySlowFast; a ViT with learned "
+            "positions and without layer scale does"
+        )
+    if isinstance(model, MAE) and (
+        model.decoder_pos_embed is None or model.decoder_width // model.decoder_heads != _HEAD_WIDTH
+    ):
+        raise UserError(
+            f"decoder_width {model.decoder_width}, decoder_heads {model.decoder_heads}, fixed positions "
+            f"{model.decoder_pos_embed is None}: PySlowFast's decoders have heads of {_HEAD_WIDTH} and "
+            "learned positions"
+        )
+    if isinstance(model, MAE) and _of_images(model):
+        raise UserError(
+            "an MAE for images: PySlowFast's predict pixels in another order; those of clips go back"
+        )
     return model
 
 
-def _encoder_keys(arguments: dict[str, Any]) -> dict[str, Any]:
+def _decoder_keys(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The MASK section of an MAE; pixels are taken to be normalised, as by default."""
+    _, rows, columns = arguments["cube_stride"]
+    return {
+        "MAE_ON": True,
+        "MAE_RND_MASK": True,
+        "PRED_HOG": False,
+        "HEAD_TYPE": "separate_xformer",
+        "DECODER_DEPTH": arguments["decoder_depth"],
+        "DECODER_EMBED_DIM": arguments["decoder_width"],
+        "TIME_STRIDE_LOSS": arguments["values_per_token"] == rows * columns * arguments["in_channels"],
+    }
+
+
+def _encoder_keys(arguments: dict[str, Any], *, plain: bool, image: bool) -> dict[str, Any]:
     """The MVIT section, the inverse of ``slowfast_arguments.encoder_arguments``."""
+    keys = {
+        "DEPTH": arguments["depth"],
+        "EMBED_DIM": arguments["width"],
+        "NUM_HEADS": arguments["heads"],
+        "MLP_RATIO": float(arguments["mlp_ratio"]),
+        "QKV_BIAS": arguments["qkv_bias"],
+        "CLS_EMBED_ON": arguments["class_token"],
+        "USE_ABS_POS": arguments["absolute_positions"] != "none",
+        "SEP_POS_EMBED": arguments["absolute_positions"] == "separable",
+        "DROPPATH_RATE": float(arguments["drop_path"]),
+    }
+    if "head" in arguments:
+        keys |= {
+            "USE_MEAN_POOLING": arguments["head"] == "mean",
+            "HEAD_INIT_SCALE": float(arguments["head_scale"]),
+        }
+    if not plain:
+        return keys | _pooling_keys(arguments)
+    cube = list(arguments["cube_stride"])[int(image) :]
+    return keys | {
+        "PATCH_2D": image,
+        "PATCH_KERNEL": cube,
+        "PATCH_STRIDE": cube,
+        "PATCH_PADDING": [0] * len(cube),
+    }
+
+
+def _pooling_keys(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What MViTv2 has beyond a plain vision transformer."""
     pool = list(arguments["q_pool_stride"])
     rows = [
         [block, *(pool if block in arguments["q_pool_at"] else (1, 1, 1))]
         for block in range(arguments["depth"])
     ]
-    keys = {
-        "DEPTH": arguments["depth"],
-        "EMBED_DIM": arguments["width"],
-        "NUM_HEADS": arguments["heads"],
+    return {
         "DIM_MUL": [[block, 2.0] for block in arguments["widen_at"]],
         "HEAD_MUL": [[block, 2.0] for block in arguments["widen_at"]],
         "DIM_MUL_IN_ATT": arguments["widen_in"] == "attention",
@@ -128,19 +200,7 @@ def _encoder_keys(arguments: dict[str, Any]) -> dict[str, Any]:
         "PATCH_KERNEL": list(arguments["cube_kernel"]),
         "PATCH_STRIDE": list(arguments["cube_stride"]),
         "PATCH_PADDING": list(arguments["cube_padding"]),
-        "MLP_RATIO": float(arguments["mlp_ratio"]),
-        "QKV_BIAS": arguments["qkv_bias"],
-        "CLS_EMBED_ON": arguments["class_token"],
-        "USE_ABS_POS": arguments["absolute_positions"] != "none",
-        "SEP_POS_EMBED": arguments["absolute_positions"] == "separable",
         "REL_POS_SPATIAL": arguments["relative_space"],
         "REL_POS_TEMPORAL": arguments["relative_time"],
         "RESIDUAL_POOLING": arguments["residual_pooling"],
-        "DROPPATH_RATE": float(arguments["drop_path"]),
     }
-    if "head" in arguments:
-        keys |= {
-            "USE_MEAN_POOLING": arguments["head"] == "mean",
-            "HEAD_INIT_SCALE": float(arguments["head_scale"]),
-        }
-    return keys

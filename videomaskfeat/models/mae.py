@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class DecoderHead(nn.Module):
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """[B, P+N, D] on ``grid`` -> [B, N, K]."""
-        *blocks, norm = self.transforms[0]
+        *blocks, norm = cast(nn.Sequential, self.transforms[0])
         for block in blocks:
             tokens, grid = block(tokens, grid)
         return self.projections[0](norm(on_grid(tokens, grid)))
@@ -113,9 +113,10 @@ class MAE(MaskedModel, ViT):
         if decoder_positions == "sincos" and decoder_width % 16:
             raise UserError(f"decoder_positions 'sincos': decoder_width {decoder_width} is no multiple of 16")
         super().__init__(**encoder, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, linear_std=linear_std)
-        nn.init.zeros_(self.norm.bias)
+        nn.init.zeros_(cast(nn.LayerNorm, self.norm).bias)
         self.values_per_token = values_per_token
         self.decoder_width = decoder_width
+        self.decoder_heads = decoder_heads
         self.decoder_pos_embed = None
         if decoder_positions == "joint":
             length = self.prefix + self.native_grid.size

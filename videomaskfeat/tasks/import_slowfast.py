@@ -16,12 +16,13 @@ from torch import nn
 
 from videomaskfeat.config import FinetuneConfig, PretrainConfig
 from videomaskfeat.errors import UserError
-from videomaskfeat.interop.slowfast import Imported, load_slowfast
+from videomaskfeat.interop.slowfast import ImageTarget, Imported, load_slowfast
 from videomaskfeat.interop.slowfast_clips import ClipFacts, Colours, MaskFacts
 from videomaskfeat.io import exists, make_folder, open_file
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.targets.hog import HogTarget
+from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.tasks.class_names import read_class_names
 from videomaskfeat.tasks.classify_parts import recipe_of as classify_recipe_of
 from videomaskfeat.tasks.pretrain_parts import recipe_of as pretrain_recipe_of
@@ -208,8 +209,10 @@ def _pretrain_config(path: str, imported: Imported) -> PretrainConfig:
     clip, config = imported.clip, PretrainConfig()
     name, arguments = _name_and_arguments(imported.model)
     assert imported.mask is not None
-    assert isinstance(imported.target, HogTarget)
+    target = imported.target
     _set_clip(config.clip, clip)
+    if isinstance(target, ImageTarget):
+        target, config.data.format, config.clip.stride = target.of_clips, "images", 1
     config.mask.kind = imported.mask.kind
     config.mask.ratio = imported.mask.ratio
     config.mask.cell = _mask_cell(path, imported.mask, clip)
@@ -217,13 +220,28 @@ def _pretrain_config(path: str, imported: Imported) -> PretrainConfig:
     config.model.arguments = _own_arguments(
         name, arguments, ("clip_size", "values_per_token", "checkpoint_blocks")
     )
-    if imported.target.output_stride != HogTarget().output_stride:
+    if isinstance(target, PixelTarget):
+        config.target.name = "pixels"
+        config.target.arguments = _pixel_arguments(target)
+    elif isinstance(target, HogTarget) and target.output_stride != HogTarget().output_stride:
         config.target.arguments = {
             "cube_stride": list(arguments["cube_stride"]),
-            "output_stride": list(imported.target.output_stride),
+            "output_stride": list(target.output_stride),
         }
     config.run.activation_checkpointing = arguments["checkpoint_blocks"]
     return config
+
+
+def _pixel_arguments(target: PixelTarget) -> dict[str, Any]:
+    """What differs from the target's defaults."""
+    default, arguments = PixelTarget(), dict[str, Any]()
+    if target.normalised != default.normalised:
+        arguments["normalised"] = target.normalised
+    if target.frames_read != default.frames_read:
+        arguments["frames"] = "all"
+    if target.output_stride != default.output_stride:
+        arguments["output_stride"] = list(target.output_stride)
+    return arguments
 
 
 def _set_clip(config: Any, clip: ClipFacts) -> None:

@@ -1,0 +1,154 @@
+"""A training step of MAE on ViT-B, 16 frames of 224x224, 90 % hidden, batch 2, against the dense form.
+
+The encoder of MAE computes the visible tenth of the tokens. Two dense forms stand beside it: "all tokens" is
+the same model, weights and decoder with every token through the encoder, and "mask tokens" is the form that
+MViTv2 has: a mask token in the hidden places before the encoder, a linear head behind it. Each runs in a
+process of its own, with freed memory kept as the package runs; the steps go in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import Row, extra_memory, synchronise
+from videomaskfeat.grid import TokenGrid, resize_mask
+from videomaskfeat.masking import MASKS
+from videomaskfeat.memory import keep_freed_memory
+from videomaskfeat.models import create_model
+from videomaskfeat.models.mae import MAE, visible_places
+from videomaskfeat.targets.pixels import PixelTarget
+
+BATCH = 2
+RATIO = 0.9
+OURS, ALL, TOKENS = SIDES = ("mae", "all-tokens", "mask-tokens")
+PRECISIONS = ("fp32", "bf16")
+
+
+class AllTokens(nn.Module):
+    """The same model with every token through its encoder; the decoder gets the visible ones, as in MAE."""
+
+    def __init__(self, model: MAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """Predictions [B, t, h, w, K]."""
+        model = self.model
+        tokens, grid = model.patch_embed(clips)
+        encoded = model.encode(tokens, grid)  # [B, 1+N, D]
+        visible = visible_places(resize_mask(mask, grid))
+        chosen = encoded[:, 1:].gather(1, visible[..., None].expand(-1, -1, encoded.shape[2]))
+        kept = torch.cat([encoded[:, :1], chosen], dim=1)
+        return model.decode(kept, visible, grid).unflatten(1, grid.shape)
+
+
+class Side:
+    """One form on given data; calling it runs one step and gives its seconds."""
+
+    def __init__(self, name: str, precision: str, device: str) -> None:
+        torch.manual_seed(0)
+        self.target = PixelTarget()
+        if name == TOKENS:
+            model = create_model("maskfeat_vit_b", values_per_token=self.target.values_per_token)
+        else:
+            model = create_model("mae_vit_b", values_per_token=self.target.values_per_token)
+        self.model = (AllTokens(model) if name == ALL else model).to(device)  # type: ignore[arg-type]
+        self.device, self.precision = device, precision
+        self.clips = torch.randn(BATCH, 3, 16, 224, 224).to(device)
+        rng = np.random.default_rng(0)
+        masks = [MASKS["random"](TokenGrid(8, 14, 14), RATIO, rng) for _ in range(BATCH)]
+        self.mask = torch.from_numpy(np.stack(masks)).to(device)
+
+    def __call__(self) -> float:
+        """Target, forward, loss, backward."""
+        synchronise(self.device)
+        start = time.perf_counter()
+        with torch.no_grad():
+            target = self.target(self.clips)
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
+            predictions = self.model(self.clips, self.mask)
+        self.target.loss(predictions, target, self.mask).backward()
+        self.model.zero_grad(set_to_none=True)
+        synchronise(self.device)
+        return time.perf_counter() - start
+
+
+class SideProcess:
+    """A side in a process of its own, asked over its standard streams (see :func:`_serve`)."""
+
+    def __init__(self, name: str, precision: str, device: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.bench_mae_step", name, precision, device]
+        root = Path(__file__).resolve().parents[1]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True)
+
+    def ask(self, request: str) -> float:
+        """Send one line and wait for the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(request + "\n")
+        self._process.stdin.flush()
+        answer: float = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def run(*, device: str) -> list[Row]:
+    """Steps and their memory in both precisions."""
+    rows = []
+    for precision in PRECISIONS:
+        sides = {name: SideProcess(name, precision, device) for name in SIDES}
+        memory = {name: side.ask("memory") for name, side in sides.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+        for _ in range(5 if device == "cpu" else 30):
+            for name, side in sides.items():
+                seconds[name].append(side.ask("step"))
+        for side in sides.values():
+            side.close()
+        median = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+        note = f"batch {BATCH}, {RATIO:.0%} hidden"
+        for other, title in ((ALL, "all tokens"), (TOKENS, "mask tokens")):
+            faster, less = (">= 3x faster", "<= 0.5 of the dense form") if other == ALL else ("", "")
+            step, peak = f"step against {title}, {precision}", f"peak memory against {title}, {precision}"
+            rows.append(Row(step, median[OURS], median[other], "ms", target=faster, note=note))
+            rows.append(Row(peak, memory[OURS], memory[other], "MiB", target=less, note=note))
+    return rows
+
+
+def _serve(name: str, precision: str, device: str) -> None:
+    """Answer requests, one a line: "memory" (of the first step, MiB) and "step" (seconds)."""
+    if device == "cpu":
+        keep_freed_memory()
+    side: Any = Side(name, precision, device)
+    for line in sys.stdin:
+        answer = extra_memory(side, device) if line.strip() == "memory" else side()
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="One side of the benchmark; it waits for requests.")
+    parser.add_argument("side", choices=SIDES)
+    parser.add_argument("precision", choices=PRECISIONS)
+    parser.add_argument("device")
+    options = parser.parse_args()
+    _serve(options.side, options.precision, options.device)
+
+
+if __name__ == "__main__":
+    _main()

@@ -14,6 +14,7 @@ import numpy as np
 
 from videomaskfeat.viz import page
 from videomaskfeat.viz.curves import Curve, line_chart
+from videomaskfeat.viz.tokenizer import TOKEN_CHARTS, token_verdict
 
 _FAILURES_SHOWN = 200
 _NOW = 50  # steps behind "loss now"
@@ -80,6 +81,8 @@ def render_report(facts: RunFacts, *, version: str, beside: Sequence[RunFacts] =
         heading, tell = "Held-out accuracy", _accuracy
     elif detects:
         heading, tell = "Held-out detection", _detection
+    elif "used_codes" in facts.metrics:
+        heading, tell = "Held-out reconstruction", token_verdict
     pictures = list(map(_figure, facts.media)) if facts.media else [page.NOT_RECORDED]
     body = [
         _header(facts),
@@ -269,7 +272,9 @@ def _curves(facts: RunFacts) -> str:
         svg = line_chart(curves, title=title, **options)
         return page.chart(title, svg, [curve.name for curve in curves])
 
-    levels = {} if constant is None else {"best constant": constant}
+    tokens = [one(*chart) for chart in TOKEN_CHARTS if any(len(_finite(facts, key)) for key in chart[1])]
+    # A tokenizer's constant is one of the reconstruction, of which the loss is more than that.
+    levels = {} if constant is None or tokens else {"best constant": constant}
     accuracy = []
     if "train_top1" in facts.metrics:
         names = {"train_top1": "training top-1", "evaluation/top1": "held-out top-1"}
@@ -289,6 +294,7 @@ def _curves(facts: RunFacts) -> str:
                 levels=levels,
             ),
             *accuracy,
+            *tokens,
             one("Learning rate", {"lr": "learning rate"}, from_zero=True, smooth=False),
             one("Gradient norm, before clipping", {"grad_norm": "gradient norm"}, log=True),
             one("Milliseconds a step", {"step_ms": "in all", "data_ms": "data"}, log=True),
@@ -344,10 +350,10 @@ def _figure(media: Media) -> str:
             f'and prediction over time" src="data:video/mp4;base64,{data}"></video>'
         )
     else:
-        shown = (
-            f'<img class="wide" alt="{name}: frames, visible cubes, HOG target and prediction, a column a '
-            f'time step" src="data:image/png;base64,{data}">'
-        )
+        what = "frames, visible cubes, HOG target and prediction, a column a time step"
+        if media.name.startswith("reconstructions"):
+            what = "frames, their tokens and what is decoded from these, a column a frame"
+        shown = f'<img class="wide" alt="{name}: {what}" src="data:image/png;base64,{data}">'
     return f'<figure><div class="scroll">{shown}</div><figcaption>{name}</figcaption></figure>'
 
 

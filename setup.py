@@ -38,6 +38,7 @@ setup(
     extras_require={
         "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],
         "teachers": ["transformers>=4.40"],  # vision models of others, whose features are predicted
+        "detector": ["transformers>=4.40"],  # detection models of others, which find the persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23
     },
     entry_points={"console_scripts": ["videomaskfeat = videomaskfeat.cli:main"]},

@@ -9,7 +9,9 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "create_model": "videomaskfeat.models",
+    "find_actions": "videomaskfeat.tasks.video_actions",
     "load_classifier": "videomaskfeat.tasks.video_models",
+    "load_detector": "videomaskfeat.tasks.detectors",
     "load_encoder": "videomaskfeat.tasks.video_models",
     "load_model": "videomaskfeat.models.weights",
     "load_slowfast": "videomaskfeat.interop.slowfast",

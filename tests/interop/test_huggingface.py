@@ -1,0 +1,110 @@
+"""Hugging Face's detection models as plug-ins: our preparation and reading of their outputs, and words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.interop.huggingface import PersonDetector, _chances, _resized
+from videomaskfeat.tasks.box_detectors import find_boxes, load_box_detector
+
+
+@pytest.fixture(scope="module")
+def yolos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A YOLOS of random weights with three classes, as `save_pretrained` writes it, and a preprocessor."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=[32, 48],
+        patch_size=16,
+        num_detection_tokens=6,
+        id2label={0: "cat", 1: "Person", 2: "dog"},
+        label2id={"cat": 0, "Person": 1, "dog": 2},
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("yolos")
+    model = transformers.YolosForObjectDetection(config)
+    for parameter in model.parameters():  # some begin at 0, and all objects would be alike
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    settings = {
+        "size": {"shortest_edge": 32, "longest_edge": 48},
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_boxes_are_those_of_the_model(yolos: Path) -> None:
+    """Against the network called by hand on a picture of the size it wants: no resizing, so float32 equal."""
+    detect = PersonDetector(model=str(yolos), threshold=0.0, device="cpu")
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    found = detect(pictures)
+    pixels = (pictures / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.25, 0.5]
+    with torch.no_grad():
+        output = detect.model(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32))
+    for own, logits, boxes in zip(found, output.logits, output.pred_boxes, strict=True):
+        expected = []
+        for row, (x, y, w, h) in zip(logits.tolist(), boxes.tolist(), strict=True):
+            weights = np.exp(np.array(row))
+            expected.append([(x - w / 2) * 48, (y - h / 2) * 32, (x + w / 2) * 48, (y + h / 2) * 32])
+            expected[-1].append(weights[1] / weights.sum())
+        np.testing.assert_allclose(own, expected, atol=1e-4)
+    assert len(found[0]) == 6
+    scores = np.sort(found[0][:, 4])
+    few = PersonDetector(model=str(yolos), threshold=float(scores[3]), device="cpu")(pictures[:1])
+    assert len(few[0]) == 3
+    assert np.ptp(found[0], axis=0).min() > 1e-3  # six different objects
+
+
+def test_it_is_a_plug_in(yolos: Path) -> None:
+    name = "videomaskfeat.interop.huggingface:PersonDetector"
+    detect = load_box_detector(name, {"model": str(yolos), "threshold": 0.0, "device": "cpu"})
+    pictures = np.zeros((1, 64, 100, 3), np.uint8)
+    ((boxes, scores),) = find_boxes(detect, pictures, name=name, score_threshold=0.0)
+    assert len(boxes) == len(scores) > 0
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1
+
+
+def test_a_class_or_model_that_is_not_there_is_named(yolos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"knows no class 'persons'; did you mean 'person'.*cat, person, dog"):
+        PersonDetector(model=str(yolos), label="persons")
+    with pytest.raises(UserError, match=r"model '.*nothing' does not load \(.*hustvl/yolos-tiny"):
+        PersonDetector(model=str(tmp_path / "nothing"))
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"need transformers; pip install videomaskfeat\[detector\]"):
+        PersonDetector(model="hustvl/yolos-tiny")
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"shortest_edge": 800, "longest_edge": 1333}, (750, 1333)),  # 1080 x 1920: the long side decides
+        ({"shortest_edge": 512}, (512, 910)),
+        ({"height": 640, "width": 640}, (640, 640)),
+    ],
+)
+def test_pictures_are_resized_as_the_model_wants(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    assert _resized(1080, 1920, settings) == size
+
+
+def test_both_kinds_of_logits_are_read() -> None:
+    logits = torch.tensor([[0.0, 1.0, -1.0]])
+    torch.testing.assert_close(_chances(logits, 3), torch.sigmoid(logits))
+    weights = torch.tensor([[1.0, np.e, 1 / np.e]], dtype=torch.float32)
+    torch.testing.assert_close(_chances(logits, 2), (weights / weights.sum())[:, :2])

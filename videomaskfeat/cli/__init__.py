@@ -16,7 +16,7 @@ from videomaskfeat.cli.data import add_check_data, add_sample_data
 from videomaskfeat.cli.detection import add_detect_evaluate, add_detect_train, add_score_ava
 from videomaskfeat.cli.evaluation import add_average_scores, add_evaluate
 from videomaskfeat.cli.export import add_export
-from videomaskfeat.cli.inference import add_extract_features, add_predict
+from videomaskfeat.cli.inference import add_detect, add_extract_features, add_predict
 from videomaskfeat.cli.interop import add_import_slowfast
 from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_detect_evaluate(verbs)
     add_score_ava(verbs)
     add_predict(verbs)
+    add_detect(verbs)
     add_extract_features(verbs)
     add_import_slowfast(verbs)
     add_export(verbs)

@@ -46,10 +46,11 @@ def token_verdict(summary: Mapping[str, Any]) -> str:
         )
         for key, error in errors.items()
     ]
-    use = {key: summary.get(key) for key in ("vocabulary", "heldout_used_codes", "heldout_perplexity")}
-    if all(map(_is_number, use.values())):
-        vocabulary, used, perplexity = use.values()
-        cards.append(page.card("Codes in use", f"{used} of {vocabulary}", share=used / vocabulary)  # type: ignore[operator])
+    vocabulary: Any = summary.get("vocabulary")
+    used: Any = summary.get("heldout_used_codes")
+    perplexity: Any = summary.get("heldout_perplexity")
+    if all(map(_is_number, (vocabulary, used, perplexity))):
+        cards.append(page.card("Codes in use", f"{used} of {vocabulary}", share=used / vocabulary))
         cards.append(page.card("Perplexity", f"{perplexity:.1f}", "codes that would say as much, used alike"))
     frames = summary.get("heldout_frames")
     on = f" of {frames} frames that it never saw" if frames else ""

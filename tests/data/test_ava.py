@@ -101,7 +101,8 @@ def test_clip_is_the_frames_around_the_key_frame(parts: Parts) -> None:
     dataset = make_actions(*parts, transform=UniformCrop(64, 64))
     sample = dataset[SampleKey(0, 6)]  # b at 903
     assert sample.clips.shape == (1, 4, 64, 64, 3)
-    wide = make_actions(*parts)._read(6, np.random.default_rng(0))[0]
+    with parts[1][1].open() as reader:
+        wide = reader.read_at([80 / 30, 85 / 30, 3.0, 95 / 30])
     assert [read_number(picture) for picture in wide] == [80, 85, 90, 95]
     assert np.array_equal(sample.clips[0], wide[:, :, 16:80])
     # 96x64, of which columns 16 to 80 are left; corners in shares times 96 and 64.

@@ -21,10 +21,11 @@ from videomaskfeat.data.boxed_crops import boxes_in_pixels, crop_with_boxes, vis
 from videomaskfeat.data.clips import RecordClips, stack_clips
 from videomaskfeat.data.labelled import ClipAugmentation
 from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.readers_timed import TimedReader, check_size
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.records_ava import KeyFrames
 from videomaskfeat.data.sampling import key_frame_seconds
-from videomaskfeat.data.transforms import ClipTransform
+from videomaskfeat.data.transforms import ClipGeometry, ClipTransform
 from videomaskfeat.errors import UserError
 
 __all__ = [
@@ -133,34 +134,59 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
             failures=tuple(failure for sample in samples for failure in sample.failures),
         )
 
-    def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The frames around a key frame, once for all its clips; nothing about them is drawn."""
+    def _load(self, index: int, failures: tuple[Failure, ...], rng: np.random.Generator) -> ActionSample:
         source = self.sources[self.key_frames.video[index]]
-        at = float(self.key_frames.seconds[index]) - source.start_seconds
+        key_frame = self.key_frames[index]
         try:
             reader = self._open.get(source)
             seconds = key_frame_seconds(
-                reader.fps, seconds=at, frames=self._frames, stride=self._stride, target_fps=self._target_fps
+                reader.fps,
+                seconds=key_frame.seconds - source.start_seconds,
+                frames=self._frames,
+                stride=self._stride,
+                target_fps=self._target_fps,
             )
-            frames = reader.read_at(seconds)
+            pixels, geometries, clips = self._clips(reader, seconds, key_frame.boxes, rng)
         except VideoReadError:
             self._open.drop(source)
             raise
-        return [frames] * self.samples_per_video
+        boxes, labels = [], []
+        for geometry in geometries:
+            cut, rows = visible_boxes(geometry, pixels, visible=self._visible)
+            if not len(rows):  # the crop is smaller than the only boxes: what it shows of them
+                cut, rows = visible_boxes(geometry, pixels)
+            boxes.append(cut.astype(np.float32))
+            labels.append(key_frame.labels[rows])
+        return ActionSample(stack_clips(clips), tuple(boxes), tuple(labels), index, failures)
 
-    def _sample(
-        self,
-        frames: list[np.ndarray],
-        index: int,
-        failures: tuple[Failure, ...],
-        rng: np.random.Generator,
-    ) -> ActionSample:
-        key_frame = self.key_frames[index]
-        height, width = frames[0].shape[1:3]
-        pixels = boxes_in_pixels(key_frame.boxes, height, width)
-        clips, boxes, labels = [], [], []
-        for part in frames:
-            geometry = crop_with_boxes(
+    def _clips(
+        self, reader: TimedReader, seconds: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[ClipGeometry], list[np.ndarray]]:
+        """The boxes in pixels of the frame, float64 [R, 4], and each crop and its clip uint8 [T, h, w, C]."""
+        if self._augment is not None:
+            frames = reader.read_at(seconds)
+            pixels, geometries = self._crops(frames[0], boxes, rng)
+            return pixels, geometries, [self._augment.apply(frames, crop, rng) for crop in geometries]
+        geometries, clips = [], []
+        # Each picture is cut as it comes: to collect whole frames in fresh memory takes as long as decoding.
+        for places, picture in reader.each_at(seconds):
+            if not geometries:
+                size = picture.shape[:2]
+                pixels, geometries = self._crops(picture, boxes, rng)
+                clips = [np.empty((len(seconds), *crop.size, 3), np.uint8) for crop in geometries]
+            check_size(reader.path, picture, size)
+            for crop, clip in zip(geometries, clips, strict=True):
+                clip[places] = crop.apply_clip(picture[None])
+        return pixels, geometries, clips
+
+    def _crops(
+        self, picture: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[ClipGeometry]]:
+        """The boxes in pixels of a frame, and a crop that shows some of them for each clip."""
+        height, width = picture.shape[:2]
+        pixels = boxes_in_pixels(boxes, height, width)
+        return pixels, [
+            crop_with_boxes(
                 self._transform,
                 pixels,
                 height=height,
@@ -169,16 +195,8 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
                 visible=self._visible,
                 tries=self._tries,
             )
-            cut, rows = visible_boxes(geometry, pixels, visible=self._visible)
-            if not len(rows):  # the crop is smaller than the only boxes: what it shows of them
-                cut, rows = visible_boxes(geometry, pixels)
-            if self._augment is None:
-                clips.append(geometry.apply_clip(part))
-            else:
-                clips.append(self._augment.apply(part, geometry, rng))
-            boxes.append(cut.astype(np.float32))
-            labels.append(key_frame.labels[rows])
-        return ActionSample(stack_clips(clips), tuple(boxes), tuple(labels), index, failures)
+            for _ in range(self.samples_per_video)
+        ]
 
     def _remedy(self) -> str:
         return "check the folder of the videos or frames, and the second at which they start"

@@ -198,13 +198,11 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             path = self.records[index].path
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
-                frames = self._read(index, rng)
+                return self._load(index, tuple(failures), rng)
             except VideoReadError as error:
                 failures.append(Failure(index, path, error.cause))
             except ShortVideoError as error:
                 failures.append(Failure(index, path, str(error)))
-            else:
-                return self._sample(frames, index, tuple(failures), rng)
             index = int(replacements.integers(len(self.records)))
         last = failures[-1]
         raise UserError(
@@ -217,21 +215,11 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         """Join samples to a batch whose clips lie in ``memory``; None takes memory of their own."""
 
     @abstractmethod
-    def _sample(
-        self,
-        frames: list[np.ndarray],
-        index: int,
-        failures: tuple[Failure, ...],
-        rng: np.random.Generator,
-    ) -> SampleT:
-        """The sample of a video: ``frames`` holds a uint8 [T, H, W, C] for each clip."""
-
-    @abstractmethod
-    def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The frames of each clip of a record, uint8 [T, H, W, C].
+    def _load(self, index: int, failures: tuple[Failure, ...], rng: np.random.Generator) -> SampleT:
+        """The sample of a record, which ``rng`` draws.
 
         Raises:
-            VideoReadError: they cannot be read.
+            VideoReadError: it cannot be read.
             ShortVideoError: the video is too short, where that is an error.
         """
 
@@ -270,6 +258,19 @@ class VideoClips(RecordClips[SampleT, BatchT]):
             records, transform=transform, seed=seed, samples_per_video=samples_per_video, tries=tries
         )
         self._sampler, self._reader = sampler, reader
+
+    @abstractmethod
+    def _sample(
+        self,
+        frames: list[np.ndarray],
+        index: int,
+        failures: tuple[Failure, ...],
+        rng: np.random.Generator,
+    ) -> SampleT:
+        """The sample of a video: ``frames`` holds a uint8 [T, H, W, C] for each clip."""
+
+    def _load(self, index: int, failures: tuple[Failure, ...], rng: np.random.Generator) -> SampleT:
+        return self._sample(self._read(index, rng), index, failures, rng)
 
     def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
         """The frames of each clip, uint8 [T, H, W, C], from one opening of the video."""

@@ -13,6 +13,7 @@ import pytest
 import simplejson
 
 from videomaskfeat import __version__, cli
+from videomaskfeat.config import FinetuneConfig, PretrainConfig, TokenizerConfig, load_config
 from videomaskfeat.errors import RunFailed, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -157,8 +158,10 @@ def commands() -> list[str]:
 def test_documented_command_is_understood(command: str) -> None:
     """It parses, and the config that it names is there and takes its overrides."""
     options = cli.build_parser().parse_args(command.split()[1:])
-    if options.verb in ("pretrain", "finetune") and options.config:
-        from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
-
-        schema = PretrainConfig if options.verb == "pretrain" else FinetuneConfig
-        load_config(schema, str(ROOT / options.config), options.overrides)
+    schemas: dict[str, type] = {
+        "pretrain": PretrainConfig,
+        "finetune": FinetuneConfig,
+        "train-tokenizer": TokenizerConfig,
+    }
+    if options.verb in schemas and options.config:
+        load_config(schemas[options.verb], str(ROOT / options.config), options.overrides)

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from videomaskfeat.config import FinetuneConfig, PretrainConfig, config_text, flat, key_table, load_config
+from videomaskfeat.config import (
+    FinetuneConfig,
+    PretrainConfig,
+    TokenizerConfig,
+    config_text,
+    flat,
+    key_table,
+    load_config,
+)
 from videomaskfeat.config.detect import DetectConfig
 from videomaskfeat.errors import UserError
 
@@ -95,6 +103,7 @@ SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "detect": DetectConfig,
+    "tokenizer": TokenizerConfig,
 }
 CONFIGS = sorted(path for task in SCHEMAS for path in Path("configs", task).glob("*.yaml"))
 

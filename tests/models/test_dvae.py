@@ -85,9 +85,10 @@ def test_every_parameter_learns() -> None:
         ({"vocabulary": 1}, "vocabulary=1: must be 2 or more"),
         ({"blocks": 0}, "blocks=0: must be 1 or more"),
         ({"std": 0.0}, r"std=0\.0: must be above 0"),
+        ({"mean": [0.4, 0.5]}, "mean of 2 numbers: must be one, or one for each of 3"),
     ],
 )
-def test_impossible_arguments_are_named(arguments: dict[str, float], words: str) -> None:
+def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         DiscreteVAE(**{**TINY, **arguments})
 

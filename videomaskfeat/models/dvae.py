@@ -88,7 +88,14 @@ class DiscreteVAE(TrainedTokenizer):
         mean: float | Sequence[float] = 0.45,
         std: float | Sequence[float] = 0.225,
     ) -> None:
-        super().__init__(vocabulary=vocabulary, stride=stride, code_width=code_width, mean=mean, std=std)
+        super().__init__(
+            vocabulary=vocabulary,
+            stride=stride,
+            code_width=code_width,
+            channels=channels,
+            mean=mean,
+            std=std,
+        )
         self.straight_through = straight_through
         self.encoder = FrameEncoder(
             stride=stride, width=width, blocks=blocks, out_width=vocabulary, in_channels=channels

@@ -43,6 +43,7 @@ class TrainedTokenizer(FrameTokenizer):
         vocabulary: how many numbers there are, V.
         stride: pixels behind a cell.
         code_width: numbers a code.
+        channels: colour channels.
         mean: subtracted from pixels in 0..1: of every channel, or one a channel.
         std: divides them after that, likewise.
     """
@@ -56,6 +57,7 @@ class TrainedTokenizer(FrameTokenizer):
         vocabulary: int,
         stride: int,
         code_width: int,
+        channels: int,
         mean: float | Sequence[float] = 0.45,
         std: float | Sequence[float] = 0.225,
     ) -> None:
@@ -65,6 +67,11 @@ class TrainedTokenizer(FrameTokenizer):
         # Not among the weights: a weights file holds them as arguments.
         self.register_buffer("mean", channel_levels(mean), persistent=False)
         self.register_buffer("std", channel_levels(std), persistent=False)
+        for name, levels in (("mean", self.mean), ("std", self.std)):
+            if levels.numel() not in (1, channels):
+                raise UserError(
+                    f"{name} of {levels.numel()} numbers: must be one, or one for each of {channels}"
+                )
         if not bool((self.std > 0).all()):
             raise UserError(f"std={std}: must be above 0: pixels are divided by it")
 

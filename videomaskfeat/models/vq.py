@@ -160,7 +160,14 @@ class VectorQuantizer(TrainedTokenizer):
         mean: float | Sequence[float] = 0.45,
         std: float | Sequence[float] = 0.225,
     ) -> None:
-        super().__init__(vocabulary=vocabulary, stride=stride, code_width=code_width, mean=mean, std=std)
+        super().__init__(
+            vocabulary=vocabulary,
+            stride=stride,
+            code_width=code_width,
+            channels=channels,
+            mean=mean,
+            std=std,
+        )
         self.encoder = FrameEncoder(
             stride=stride, width=width, blocks=blocks, out_width=code_width, in_channels=channels
         )

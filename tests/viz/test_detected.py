@@ -96,6 +96,16 @@ def test_panels_stay_inside_and_off_each_other() -> None:
             assert (shared <= 0).any()
 
 
+def test_panels_of_neighbours_leave_each_other_free() -> None:
+    """Both are best above their boxes, which are narrower than the panels: the second gives way."""
+    boxes = np.array([[200, 150, 260, 350], [270, 150, 330, 350]])
+    corners, places = place_panels(boxes, np.array([[60, 150]] * 2), 500, 640, [-1, -1])
+    assert places[0] == 0
+    assert places[1] != 0
+    top, left = np.abs(corners[1] - corners[0])
+    assert top >= 60 or left >= 150
+
+
 def test_panels_keep_their_place_while_it_is_as_good() -> None:
     """Above is best at first; a box that rises keeps its panel above, until there is no room at all."""
     size, before = np.array([[60, 100]]), [-1]

@@ -49,6 +49,7 @@ NETWORKS = {
 SHORT = [
     "clip.crop=32", "optim.epochs=2", "optim.batch_size=16", "optim.base_batch_size=16", "data.workers=0",
 ]  # fmt: skip
+SHORTEST = ["optim.epochs=1", "optim.warmup_epochs=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,40 @@ def test_pictures_go_the_whole_way(network: str, shapes: Path, tmp_path: Path, c
     drawn = cv2.imread(str(tmp_path / "drawn/000058_labels.png"))
     assert drawn is not None
     assert drawn.shape[1] == 320  # the picture above the bars
+
+
+# What shrinks the networks of each config to these tests' size.
+SMALL = {
+    "mae": [f"model.arguments={json.dumps({**VIT, 'decoder_width': 16})}"],
+    "simmim": [f"model.arguments={json.dumps(VIT)}"],
+    "ibot": [
+        f"model.arguments={json.dumps(VIT)}", "method.arguments.temperature_warmup_epochs=1",
+        "method.arguments.head={prototypes: 16, hidden_width: 16, bottleneck: 8}",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_other_methods_learn_from_pictures(method: str, shapes: Path, tmp_path: Path, call: Call) -> None:
+    code, _, err = call(
+        "pretrain", "--config", f"configs/pretrain/sample_images_{method}.yaml",
+        f"data.train={shapes / 'train'}", f"data.validation={shapes / 'val'}",
+        f"run.folder={tmp_path / 'run'}", *SHORT, *SHORTEST, *SMALL[method],
+    )  # fmt: skip
+    assert code == 0, err
+    assert all(np.isfinite(row["loss"]) for row in rows(tmp_path / "run"))
+    weights = tmp_path / "run/weights.safetensors"
+    code, _, err = call(
+        *finetuning(shapes, tmp_path / "finetuned", "vit", f"model.weights={weights}", *SHORTEST)
+    )
+    assert code == 0, err
+    loaded = simplejson.loads((tmp_path / "finetuned/weights_loaded.json").read_text())
+    assert set(loaded["new"]) <= {
+        "head.projection.weight",
+        "head.projection.bias",
+        "norm.weight",
+        "norm.bias",
+    }
 
 
 def test_neighbours_and_features_take_class_folders(shapes: Path, tmp_path: Path, call: Call) -> None:

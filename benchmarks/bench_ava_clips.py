@@ -28,7 +28,7 @@ from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
 
 SECONDS, FPS, HEIGHT, WIDTH = 1800, 30, 480, 854
-CLIPS = {(16, 4): 10, (40, 3): 6}  # (frames, stride) -> key frames timed
+CLIPS = {(16, 4): 8, (40, 3): 4}  # (frames, stride) -> key frames timed
 ROUNDS = 3
 RUN = 4  # consecutive key frames that a test batch holds
 

@@ -26,6 +26,7 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Shor
 from videomaskfeat.data.views import SAMPLINGS, EvaluationViews, Sampling
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models import create_model
+from videomaskfeat.models.inflate import Inflate
 from videomaskfeat.models.weights import LoadReport, load_into, read_state
 from videomaskfeat.tasks.class_names import class_names_beside, read_class_names
 from videomaskfeat.tasks.evaluate_parts import ListChoice
@@ -134,6 +135,7 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
         allow_missing=(*NEW_IN_A_CLASSIFIER, *keys.allow_missing),
         allow_unused=(*LEFT_FROM_PRETRAINING, *keys.allow_unused),
         allow_reset=OTHER_CLASSES,
+        inflate=typing.cast(Inflate, keys.inflate),
         source=keys.weights,
     )
     return model, report

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import Detector
+from videomaskfeat.models.inflate import Inflate
 from videomaskfeat.models.weights import LoadReport, load_into, read_state
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.tasks.classify_parts import LEFT_FROM_PRETRAINING, NEW_IN_A_CLASSIFIER, OTHER_CLASSES
@@ -229,6 +230,7 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
         allow_missing=(*NEW_IN_A_CLASSIFIER, *keys.allow_missing),
         allow_unused=(*LEFT_FROM_PRETRAINING, *keys.allow_unused),
         allow_reset=OTHER_CLASSES,
+        inflate=cast(Inflate, keys.inflate),
         source=keys.weights,
     )
     return model, report

@@ -32,6 +32,7 @@ from videomaskfeat.io import make_folder
 from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.heads import Classifier
+from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.masked import MaskedModel
 from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
 from videomaskfeat.tasks.export_parts import Subject, read_subject, slowfast_clip_keys
@@ -144,6 +145,11 @@ def export(
     if format == "onnx":
         require_onnx(opset or OPSET)
     subject = read_subject(weights, part=part, input=(input or "uint8") if format in GRAPHS else "float")
+    if part == "model" and format in GRAPHS and isinstance(subject.model, MAE):
+        raise UserError(
+            f"{os.fspath(weights)}: an MAE model counts the visible cubes of its mask while it runs, which "
+            "no graph can; take --part encoder, or a format of weights"
+        )
     make_folder(target.absolute().parent)
     logger.info("writing %s and comparing it with the model", target)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.absolute().parent) as folder:

@@ -17,6 +17,7 @@ from videomaskfeat.models.cubes import as_triple
 from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
+from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.masked import MaskedModel
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.tasks.recipe import (
@@ -74,7 +75,11 @@ class Subject:
             clips = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
         else:
             clips = torch.randn(batch, channels, *self.clip, generator=generator)
-        mask = torch.rand(batch, *self.mask.shape, generator=generator) < 0.4
+        draws = torch.rand(batch, self.mask.size, generator=generator)
+        # Of an MAE each sample hides equally many, not all and not none.
+        ranks = draws.argsort(dim=1).argsort(dim=1)
+        exact = ranks < min(max(round(0.4 * self.mask.size), 1), max(self.mask.size - 1, 1))
+        mask = (exact if isinstance(self.model, MAE) else draws < 0.4).unflatten(1, self.mask.shape)
         return (clips, mask)[: len(self.graph().inputs)]
 
     def signature(self, batch: int | None) -> tuple[dict[str, str], dict[str, str]]:

@@ -87,7 +87,7 @@ def add_detect(verbs: Any) -> None:
         "--boxes", metavar="FILE", help="rows video,second,x1,y1,x2,y2,,score; the video is a file's name"
     )
     persons.add_argument(
-        "--detector", metavar="MODULE:NAME", help="a Python callable: pictures -> boxes; see the manual"
+        "--detector", metavar="MODULE:NAME", help="Python: uint8 [n,H,W,3] -> n x [k,5], pixels and score"
     )
     persons.add_argument(
         "--detector-option", metavar="KEY=VALUE", action="append", default=[], help="what makes the detector"
@@ -116,8 +116,19 @@ def add_detect(verbs: Any) -> None:
     parser.add_argument(
         "--config", metavar="FILE", help="YAML with the same in sections: persons, told, machine"
     )
+    parser.add_argument("--keys", action=_DetectKeys, nargs=0, help="print every key of the YAML, and exit")
     parser.add_argument("--device", help="auto | cpu | cuda | cuda:N (default: auto)")
     parser.add_argument("--precision", help="auto (bf16 on a GPU) | fp32 | bf16 (default: auto)")
+
+
+class _DetectKeys(argparse.Action):
+    """Prints the keys of ``detect`` without asking for weights and videos."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from videomaskfeat.cli.training import print_keys
+        from videomaskfeat.config import DetectVideoConfig
+
+        parser.exit(print_keys(DetectVideoConfig))
 
 
 def run_detect(options: argparse.Namespace) -> int:

@@ -217,7 +217,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
         ),
         (
             "ibot",
-            "method.arguments={ratios: [0.2, 0.5]}",
+            "method.arguments={temperature_warmup_epochs: 30}",
             ["temperature_warmup_epochs 30", "(optim.epochs 2)"],
         ),
         (

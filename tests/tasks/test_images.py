@@ -155,10 +155,12 @@ def test_other_methods_learn_from_pictures(method: str, shapes: Path, tmp_path: 
     code, _, err = call(
         "pretrain", "--config", f"configs/pretrain/sample_images_{method}.yaml",
         f"data.train={shapes / 'train'}", f"data.validation={shapes / 'val'}",
+        f"probe.train={shapes / 'train'}", f"probe.test={shapes / 'val'}", "run.evaluate_epochs=1",
         f"run.folder={tmp_path / 'run'}", *SHORT, *SHORTEST, *SMALL[method],
     )  # fmt: skip
     assert code == 0, err
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path / "run"))
+    assert 0 <= rows(tmp_path / "run")[-1]["evaluation/knn_top1"] <= 100
     weights = tmp_path / "run/weights.safetensors"
     code, _, err = call(
         *finetuning(shapes, tmp_path / "finetuned", "vit", f"model.weights={weights}", *SHORTEST)

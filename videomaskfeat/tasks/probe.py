@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,9 @@ class FeatureProbe:
             )
         check_neighbours(k=config.k, temperature=config.temperature)
         self.config = config
-        self._known, self._asked = (_labelled(path, data) for path in (config.train, config.test))
+        self._known = _labelled(config.train, data, clip)
+        # Class folders are numbered as those of the training are, also where some are lacking.
+        self._asked = _labelled(config.test, data, clip, self._known.class_names)
         self._classes = 1 + max(int(_labels(part).max()) for part in (self._known, self._asked))
         # The shorter side is the crop itself, so that the square shows all that it can of the frame.
         recipe = ClassifyRecipe(clip=clip, views=1, crops=1, short_side=clip.crop)
@@ -95,9 +98,15 @@ class FeatureProbe:
         }
 
 
-def _labelled(path: str, data: DataConfig) -> Records:
+def _labelled(path: str, data: DataConfig, clip: ClipRecipe, known_classes: Sequence[str] = ()) -> Records:
     return load_records(
-        path, format=data.format, labels="yes", separator=data.separator, prefix=data.prefix
+        path,
+        format=data.format,
+        labels="yes",
+        separator=data.separator,
+        prefix=data.prefix,
+        known_classes=known_classes,
+        stills=clip.frames == 1,
     )
 
 

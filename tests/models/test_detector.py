@@ -220,3 +220,22 @@ def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -
 def test_a_place_outside_the_batch_is_named() -> None:
     with pytest.raises(UserError, match="boxes name places 0 to 1 in a batch of 1"):
         small()(torch.randn(1, 3, 4, 32, 48), BOXES)
+
+
+@pytest.mark.slow
+def test_compiled_detector_takes_any_number_of_boxes() -> None:
+    """Without a graph break, for another number of boxes too, and backward."""
+    model = small(dropout=0.0, scene=True, depth=2, widen_at=(1,), q_pool_at=(1,))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    clips = torch.randn(2, 3, 4, 32, 48)
+    for rows in (5, 3):
+        model.zero_grad()
+        expected = model(clips, BOXES[:rows])
+        expected.square().sum().backward()
+        gradient = model.get_parameter("blocks.0.attn.qkv.weight").grad
+        model.zero_grad()
+        logits = compiled(clips, BOXES[:rows])
+        logits.square().sum().backward()
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        again = model.get_parameter("blocks.0.attn.qkv.weight").grad
+        torch.testing.assert_close(again, gradient, atol=1e-3, rtol=1e-3)

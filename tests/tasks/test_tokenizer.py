@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from tests.engine.toy import TIMES
 from videomaskfeat.cli import main
 from videomaskfeat.data.batches import PretrainBatch
+from videomaskfeat.engine import distributed
 from videomaskfeat.engine.ramps import CosineRamp
 from videomaskfeat.models import create_model
 from videomaskfeat.models.dvae import DiscreteVAE
 from videomaskfeat.models.tokenizers import create_tokenizer, load_tokenizer
-from videomaskfeat.models.vq import Codebook, VectorQuantizer
+from videomaskfeat.models.vq import Codebook, CodeStatistics, VectorQuantizer
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
 from videomaskfeat.tasks.tokenizer_steps import (
@@ -29,6 +30,7 @@ from videomaskfeat.tasks.tokenizer_steps import (
     VqStep,
     heldout_frames,
     pictures_of,
+    sum_over_ranks,
 )
 
 TINY = [
@@ -256,3 +258,25 @@ def test_impossible_settings_are_named(train: Train, sample: Path, override: str
     line = text.strip().splitlines()[-1]
     assert line.startswith("videomaskfeat train-tokenizer: ")
     assert words in line
+
+
+def test_statistics_of_ranks_and_micro_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks of two micro-batches: sums of all, and each code's candidate from exactly one of the four."""
+    given = [CodeStatistics(*(torch.rand(shape) + 1 for shape in ((6,), (6, 3), (6, 3)))) for _ in range(4)]
+    shares = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "mean_over_ranks", lambda values: values)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(sum_over_ranks(given[2 * rank : 2 * rank + 2]))  # what this rank adds, twice
+    counts, sums, candidates = (
+        sum(getattr(share, name) for share in shares) / 2 for name in ("counts", "sums", "candidates")
+    )
+    torch.testing.assert_close(counts, sum(one.counts for one in given))
+    torch.testing.assert_close(sums, sum(one.sums for one in given))
+    sources = [
+        [number for number, one in enumerate(given) if torch.equal(one.candidates[code], candidates[code])]
+        for code in range(6)
+    ]
+    assert all(len(found) == 1 for found in sources)
+    assert {found[0] for found in sources} == {0, 1, 2, 3}

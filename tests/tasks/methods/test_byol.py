@@ -62,3 +62,15 @@ def test_teacher_normalises_by_the_batch_in_training_only() -> None:
     method.heldout([batch], autocast=torch.autocast("cpu", enabled=False))
     assert torch.equal(teacher.projector.norm.running_mean, running)
     assert teacher.projector.training
+
+
+def test_best_constant_points_along_the_mean_direction() -> None:
+    """Against the loss with that prediction everywhere; float32, 1e-4."""
+    method = tiny_byol()
+    batch = make_batch(method)
+    found = method.heldout([batch], autocast=torch.autocast("cpu", enabled=False)).constant
+    method._train(False)
+    directions = method.compare(method.student, batch, progress=1.0).rows["projection_std"]
+    mean = F.normalize(directions.mean(dim=0), dim=0)
+    distances = (mean - directions).square().sum(dim=1)
+    assert found == pytest.approx(2 * distances.mean().item(), rel=1e-4)

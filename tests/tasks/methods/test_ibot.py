@@ -9,6 +9,8 @@ import torch
 
 from tests.reference import self_distillation as reference
 from tests.tasks.methods.parts import make_batch, tiny_method
+from videomaskfeat.grid import resize_mask
+from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
 from videomaskfeat.tasks.methods.ibot import Ibot
 
 
@@ -123,3 +125,35 @@ def test_figures_are_entropies_of_the_steps_distributions() -> None:
     std = (features - features.mean(dim=0)).square().sum(dim=1).mean().sqrt().item()
     assert figures["feature_std"] == pytest.approx(std, rel=1e-4)
     assert figures["teacher_temperature"] == pytest.approx(0.04 + 0.03 * 0.2)
+
+
+def test_best_constant_is_the_loss_of_the_mean_distributions() -> None:
+    """Against the losses with that student, which is better than one that differs a little; float32, 1e-4."""
+    method = tiny_ibot()
+    batch = make_batch(method)
+    rows = method.compare(method.student, batch, progress=1.0).rows
+    found = method.heldout([batch], autocast=torch.autocast("cpu", enabled=False)).constant
+    grid = method.student.masked.encoder.output_grid((4, 32, 32))
+    taught = {
+        "class": rows["class_distribution"].unflatten(0, (-1, 2)),
+        "cube": rows["cube_distribution"].unflatten(0, (len(batch.clips), *grid.shape)),
+    }
+
+    def constant(whole: torch.Tensor, cells: torch.Tensor) -> float:
+        student = {
+            "class": (whole.log() * 0.1).expand_as(taught["class"]),
+            "cube": (cells.log() * 0.1).expand_as(taught["cube"]),
+        }
+        local = student["class"]  # as many local crops as clips
+        one = across_views(student["class"], local, taught["class"], temperature=0.1)
+        two = masked_teacher_cross_entropy(student["cube"], taught["cube"], batch.mask, temperature=0.1)
+        return float(one + two)
+
+    hidden = resize_mask(batch.mask, grid).float()
+    weight = hidden / hidden.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    cells = (weight[..., None] * taught["cube"]).sum(dim=(0, 1, 2, 3)) / 5  # of 6 clips one is shown whole
+    whole = taught["class"].mean(dim=(0, 1))
+    assert found == pytest.approx(constant(whole, cells), rel=1e-4)
+    other = torch.softmax(torch.arange(12) / 20, dim=0)
+    assert found < constant(0.9 * whole + 0.1 * other, cells)
+    assert found < constant(whole, 0.9 * cells + 0.1 * other)

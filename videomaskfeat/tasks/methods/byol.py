@@ -179,6 +179,14 @@ class Byol(TeacherMethod):
         """The teacher's projections, float [2V, P]."""
         return self.teach(self._by_view(batch))[1]
 
+    def wanted(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The directions of the projections."""
+        return {"direction": rows["projection_std"]}
+
+    def best_constant(self, wanted: Mapping[str, Tensor]) -> float:
+        """The mean of 2 - 2 c.u over unit vectors u is least for c along their mean: 2 - 2 |mean|."""
+        return 2 * (2 - 2 * float(wanted["direction"].norm()))
+
     def teacher_encoder(self) -> Encoder:
         """The teacher's encoder."""
         module = self.teacher.module

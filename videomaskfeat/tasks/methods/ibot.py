@@ -18,6 +18,7 @@ from videomaskfeat.engine.collapse import Monitor
 from videomaskfeat.engine.ramps import CosineRamp, LinearRamp
 from videomaskfeat.engine.step_mean import RunningCentre
 from videomaskfeat.errors import UserError
+from videomaskfeat.grid import resize_mask
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
 from videomaskfeat.masking import varied
 from videomaskfeat.metrics.spread import directions, entropy
@@ -264,6 +265,22 @@ class Ibot(TeacherMethod):
             rows[f"{kind}_distribution"] = taught[kind].flatten(0, -2)
             rows[f"{kind}_uncertainty"] = entropy(taught[kind]).reshape(-1, 1)
         return taught, rows
+
+    def wanted(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The distributions of clips, and the mean of those of their hidden cells (0 where none is)."""
+        assert batch.mask is not None
+        grid = self.student.masked.encoder.output_grid(batch.clips.shape[1:4])  # of [T, H, W]
+        hidden = resize_mask(batch.mask, grid).flatten(1).float()  # [B, N]
+        share = hidden / hidden.sum(dim=1, keepdim=True).clamp(min=1)
+        cells = rows["cube_distribution"].unflatten(0, share.shape)  # [B, N, K]
+        return {"class": rows["class_distribution"], "cube": torch.einsum("bn,bnk->bk", share, cells)}
+
+    def best_constant(self, wanted: Mapping[str, Tensor]) -> float:
+        """Cross-entropy is least for the mean of the distributions; clips shown whole have none of cells."""
+        hidden = wanted["cube"].sum().clamp(min=1e-12)  # the share of clips of which something is hidden
+        weight, cube_weight = self.weights_of_losses
+        cubes = hidden * torch.special.entr(wanted["cube"] / hidden).sum()
+        return float(weight * torch.special.entr(wanted["class"]).sum() + cube_weight * cubes)
 
     def teacher_encoder(self) -> Encoder:
         """The teacher's encoder."""

@@ -138,15 +138,29 @@ class TeacherMethod(Method):
         was_training = self.student.training
         self._train(False)
         total, clips = 0.0, 0
+        sums: dict[str, Tensor] = {}
         for batch in batches:
             with autocast:
-                loss = self.compare(self.student, batch, progress=1.0).loss
-            total += float(loss) * len(batch.index)
+                compared = self.compare(self.student, batch, progress=1.0)
+            total += float(compared.loss) * len(batch.index)
             clips += len(batch.index)
+            for name, rows in self.wanted(batch, compared.rows).items():
+                sums[name] = sums.get(name, 0.0) + rows.double().sum(dim=0)
         self._train(was_training)
         if not clips:
             raise ValueError("no held-out batches")
-        return HeldOutLoss(total / clips, None, clips)
+        constant = self.best_constant({name: value / clips for name, value in sums.items()}) if sums else None
+        return HeldOutLoss(total / clips, constant, clips)
+
+    def wanted(self, batch: Any, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the teacher wants of each clip of a held-out batch, [B, K] a name; nothing, where the constant
+        that would do best is not known.
+        """
+        return {}
+
+    def best_constant(self, wanted: Mapping[str, Tensor]) -> float | None:
+        """The loss of the one prediction that does best everywhere, from the means [K] of what is wanted."""
+        return None
 
     def weights(self) -> Mapping[str, nn.Module]:
         """The teacher's encoder."""

@@ -175,6 +175,26 @@ def test_other_methods_learn_from_pictures(method: str, shapes: Path, tmp_path: 
     }
 
 
+def test_tokens_of_pictures_are_learnt_and_predicted(shapes: Path, tmp_path: Path, call: Call) -> None:
+    lists = [f"data.train={shapes / 'train'}", f"data.validation={shapes / 'val'}"]
+    code, _, err = call(
+        "train-tokenizer", "--config", "configs/tokenizer/sample_images_dvae.yaml", *lists,
+        f"run.folder={tmp_path / 'dvae'}", "frames.size=32", "data.workers=0", "optim.epochs=1",
+        "optim.warmup_epochs=0.5", "optim.batch_size=16",
+        "model.arguments={vocabulary: 16, width: 16, code_width: 8}",
+    )  # fmt: skip
+    assert code == 0, err
+    tokens = {"weights": str(tmp_path / "dvae/weights.safetensors"), "output_stride": [1, 8, 8]}
+    code, _, err = call(
+        "pretrain", "--config", "configs/pretrain/sample_images_beit.yaml", *lists,
+        f"run.folder={tmp_path / 'run'}", *SHORT, *SHORTEST, f"model.arguments={json.dumps(VIT)}",
+        f"target.arguments={json.dumps({**tokens, 'vocabulary': 16})}",
+    )  # fmt: skip
+    assert code == 0, err
+    # Cross-entropy of 16 tokens; an untrained network spreads its guesses.
+    assert rows(tmp_path / "run")[0]["loss"] == pytest.approx(np.log(16), rel=0.3)
+
+
 def test_neighbours_and_features_take_class_folders(shapes: Path, tmp_path: Path, call: Call) -> None:
     weights = _classifier(tmp_path / "w.safetensors", names=("one", "two", "three"))
     # The folders are of another data set than the weights, and the held-out ones lack a class.

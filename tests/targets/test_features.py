@@ -264,3 +264,13 @@ def test_remedy_says_which_blocks_have_which_grid(teacher: str) -> None:
         "set target.arguments.depth (the teacher's features are 2x8x8 up to block 1, 2x16x16 up to block 4"
     )
     assert made.grid_remedy.startswith(words)
+
+
+def test_remedy_of_a_teacher_of_one_grid_is_another_teacher(tmp_path: Path) -> None:
+    path = tmp_path / "vit.safetensors"
+    sizes: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 2, "width": 8, "heads": 2}
+    save_weights(path, create_model("maskfeat_vit_nano", **sizes))
+    made = load_teacher(str(path), depth=1)
+    assert made(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2, 4, 4, 8)
+    words = "take another teacher (the features of this one are 2x8x8 frames, rows and columns apart)"
+    assert made.grid_remedy == words

@@ -156,6 +156,27 @@ def test_pixels_are_learnt_and_drawn(pretrain: Pretrain, tmp_path: Path, argumen
     assert picture.stat().st_size > 1000
 
 
+def test_vision_transformer_learns_simmim_with_masks_of_several_of_its_positions(
+    sample: Path, tmp_path: Path
+) -> None:
+    """Positions of 8 pixels, masks of 16."""
+    settings = [setting for setting in TINY if not setting.startswith("model.")]
+    settings += [
+        "model.name=maskfeat_vit_nano",
+        "target=pixels",
+        "target.arguments={normalised: false, loss: l1, output_stride: [2, 8, 8]}",
+        "mask.kind=random",
+        "mask.ratio=0.6",
+        f"data.train={sample / 'train.csv'}",
+        f"data.validation={sample / 'val.csv'}",
+        f"run.folder={tmp_path / 'run'}",
+    ]
+    assert main(["pretrain", *settings]) == 0
+    summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["heldout_trained"] < summary["heldout_untrained"]
+    assert summary["heldout_measure"] == "mean absolute error at hidden positions"
+
+
 @pytest.mark.parametrize("name", ["pixels", "simmim", "features", "hog_features"])
 def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
     """Two steps of each."""

@@ -73,11 +73,7 @@ class EncoderTeacher(Teacher):
         self.output_stride = (frame_stride if self.frame_wise else time, rows, columns)
         last = encoder.blocks[(blocks if depth is None else depth) - 1]
         self.width = cast(Any, last).mlp.fc2.weight.shape[0]
-        ends = {stride: index for index, stride in enumerate(strides) if index}  # stride -> its last block
-        text = ", ".join(f"{'x'.join(map(str, stride))} up to block {end}" for stride, end in ends.items())
-        self.grid_remedy = (
-            f"set target.arguments.depth (the teacher's features are {text} frames, rows and columns apart)"
-        )
+        self.grid_remedy = _remedy(strides)
 
     def forward(self, clips: Tensor) -> Tensor:
         """See :meth:`Teacher.forward`."""
@@ -258,6 +254,19 @@ def _strides(encoder: Encoder) -> list[Triple]:
         pooled = cast(Triple, getattr(block, "q_stride", (1, 1, 1)))
         strides.append(as_triple(step * more for step, more in zip(strides[-1], pooled, strict=True)))
     return strides
+
+
+def _remedy(strides: Sequence[Triple]) -> str:
+    """How to bring a teacher to a model's grid, given :func:`_strides`."""
+    ends = {stride: index for index, stride in enumerate(strides) if index}  # stride -> its last block
+    texts = [f"{'x'.join(map(str, stride))} up to block {end}" for stride, end in ends.items()]
+    if len(texts) == 1:
+        apart = "x".join(map(str, strides[-1]))
+        return f"take another teacher (the features of this one are {apart} frames, rows and columns apart)"
+    return (
+        f"set target.arguments.depth (the teacher's features are {', '.join(texts)} frames, rows and columns "
+        "apart)"
+    )
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

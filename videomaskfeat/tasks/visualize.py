@@ -229,7 +229,7 @@ def _pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe)
     error = hidden_error(drawing, drawing.prediction)
     return (
         Row("prediction", f"hidden error {error:.4f}", panels),
-        Row("filled in", "prediction in the gaps", np.where(hidden, panels, true)),
+        Row("filled in", "only in the gaps", np.where(hidden, panels, true)),
     )
 
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: set-up demo proof test lint types test-fast test-slow benchmarks format clean
+.PHONY: set-up demo demo-detect proof proof-detect test lint types test-fast test-slow benchmarks format clean
 
 set-up:
 	@$(PYTHON) tools/set_up.py
@@ -10,9 +10,17 @@ set-up:
 demo: set-up
 	$(BIN)/python tools/demo.py
 
+# Who does what, where: goes on from `make demo`'s encoder, which it trains first where there is none.
+demo-detect: set-up
+	$(BIN)/python tools/demo_detect.py
+
 # The careful version of the demo's end: docs/proof.md. Resumable; `make proof` again goes on.
 proof: set-up
 	$(BIN)/python benchmarks/proof.py
+
+# The same of detection; takes the proof's encoders where they are there.
+proof-detect: set-up
+	$(BIN)/python benchmarks/proof_detection.py
 
 test: lint types test-fast
 

@@ -118,6 +118,14 @@ def test_target_equals_the_recorded_targets_of_the_reference_model(golden: Path)
     torch.testing.assert_close(target[hidden], recorded["target_masked"], atol=1e-5, rtol=0)
 
 
+def test_target_of_pictures_equals_the_recorded_one(golden: Path) -> None:
+    """A picture is a clip of one frame; a patch of 16 pixels holds 2x2 cells."""
+    recorded = torch.load(golden / "maskfeat_vit_image" / "expected.pt", weights_only=True)
+    target = HogTarget(cube_stride=(1, 16, 16), output_stride=(1, 16, 16))(recorded["clip"][:, :, None])
+    hidden = recorded["mask"].view(len(target), 1, *target.shape[2:4])
+    torch.testing.assert_close(target[hidden], recorded["target_masked"], atol=1e-5, rtol=0)
+
+
 def test_every_target_of_the_table_says_how_many_values_it_gives() -> None:
     clips = torch.rand(1, 3, 2, 32, 32)
     for name in ("hog", "pixels"):  # the others need files or other targets

@@ -6,6 +6,7 @@ import os
 
 import cv2
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 
 from videomaskfeat.io import make_folder, open_file
 from videomaskfeat.viz.sheet import Label, Sheet
@@ -20,10 +21,11 @@ def token_colours(tokens: np.ndarray) -> np.ndarray:
 
     The numbers of codes mean nothing, so neighbours get colours far apart: hues go round by the golden ratio.
     """
-    hues = (tokens.astype(np.float64) * 0.61803398875) % 1.0
-    levels = 145 + 55 * np.cos(2 * np.pi * (tokens.astype(np.float64) * 0.41421356237 % 1.0))  # brightness
-    hsv = np.stack([hues * 180, np.full(hues.shape, 150.0), levels], axis=-1).astype(np.uint8)
-    return cv2.cvtColor(hsv.reshape(1, -1, 3), cv2.COLOR_HSV2RGB).reshape(*tokens.shape, 3)
+    numbers = tokens.astype(np.float64)
+    hues = numbers * 0.61803398875 % 1.0
+    brightness = 0.57 + 0.22 * np.cos(2 * np.pi * (numbers * 0.41421356237 % 1.0))
+    rgb = hsv_to_rgb(np.stack([hues, np.full(hues.shape, 0.6), brightness], axis=-1))
+    return np.rint(rgb * 255).astype(np.uint8)
 
 
 def draw_reconstructions(
@@ -44,7 +46,7 @@ def draw_reconstructions(
     height, width = height * scale, width * scale
     used = len(np.unique(tokens))
     rows = (
-        ("frames", "held out or unseen crops", frames),
+        ("frames", f"{frames.shape[2]} x {frames.shape[1]} pixels", frames),
         ("tokens", f"{used} codes of {tokens.size} cells", token_colours(tokens)),
         ("reconstruction", "from the tokens alone", reconstructions),
     )

@@ -63,9 +63,9 @@ def test_shapes_cover_equal_areas(name: str, area: float) -> None:
 
 # The mean colour of three pictures and one pixel of each. The generator is frozen, as that of the videos is.
 FROZEN: dict[int, tuple[tuple[float, ...], tuple[int, ...]]] = {
-    0: ((136.16, 110.0, 105.86), (121, 144, 241)),
-    8: ((109.27, 116.79, 131.38), (144, 141, 177)),
-    25: ((155.46, 158.65, 147.55), (240, 149, 45)),
+    0: ((102.9, 163.27, 54.61), (43, 196, 142)),
+    8: ((150.71, 99.84, 169.29), (11, 27, 64)),
+    25: ((142.69, 114.35, 168.96), (161, 75, 211)),
 }
 
 

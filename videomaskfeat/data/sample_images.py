@@ -1,6 +1,6 @@
-"""The pictures of the sample data: one textured shape before soft clouds; its outline is the class.
+"""The pictures of the sample: a shape before a background, each a ramp of colours; its outline is the class.
 
-Colours, texture, place, size and turn are drawn without a look at the class, and all shapes cover the same
+Colours, ramps, place, size and turn are drawn without a look at the class, and all shapes cover the same
 area, so neither the colours of a picture nor their shares tell the class: only the shape does.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from videomaskfeat.data.sample_scene import draw_background, draw_texture
+from videomaskfeat.data.sample_scene import far_colour
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder, open_file
 
@@ -62,8 +62,13 @@ SHAPES: dict[str, Inside] = {
 def sample_image(number: int, *, size: int, seed: int) -> np.ndarray:
     """Picture ``number``, uint8 [size, size, 3], RGB; its class is ``number`` modulo 10."""
     rng = np.random.default_rng([_IMAGE, seed, number])
-    background = draw_background(rng, size)
-    texture = draw_texture(rng, background.reshape(-1, 3).mean(axis=0))
+    colours = [rng.uniform(0, 255, size=3)]
+    for distance in (
+        120,
+        110,
+        90,
+    ):  # the background runs from the first to the second, the shape on to the others
+        colours.append(far_colour(rng, np.stack(colours), distance))
     radius = rng.uniform(_SMALLEST_RADIUS, _LARGEST_RADIUS) * size
     room = 1.3 * radius  # the farthest corners of most shapes stay inside
     centre = rng.uniform(room, size - room, size=2)
@@ -76,13 +81,29 @@ def sample_image(number: int, *, size: int, seed: int) -> np.ndarray:
     down = (y * np.cos(turn) - x * np.sin(turn)) / scale
     inside = SHAPES[name](across, down).astype(np.float32)
     alpha = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA)[..., None]
-    middle = (len(texture) - 1) / 2
-    column, row = (
-        cv2.resize((1 + axis / 2) * middle, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-        for axis in (across, down)
-    )
-    cover = cv2.remap(texture, column, row, interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    return np.rint(background + alpha * (cover.astype(np.float32) - background)).astype(np.uint8)
+    background = _ramp(rng, colours[0], colours[1], size=size, centre=(size / 2, size / 2), reach=size / 2)
+    cover = _ramp(rng, colours[2], colours[3], size=size, centre=(centre[0], centre[1]), reach=scale)
+    return np.rint(background + alpha * (cover - background)).astype(np.uint8)
+
+
+def _ramp(
+    rng: np.random.Generator,
+    first: np.ndarray,
+    last: np.ndarray,
+    *,
+    size: int,
+    centre: tuple[float, float],
+    reach: float,
+) -> np.ndarray:
+    """Colours from ``first`` to ``last`` along a random line through the centre, [size, size, 3].
+
+    Such a ramp has one direction of gradients all over, so the HOG of a hidden part of it can be predicted.
+    """
+    angle = rng.uniform(0, 2 * np.pi)
+    points = np.arange(size) + 0.5
+    x, y = np.meshgrid(points - centre[0], points - centre[1])
+    along = (x * np.cos(angle) + y * np.sin(angle)) / reach
+    return first + np.clip(0.5 + along / 2, 0, 1)[..., None] * (last - first)
 
 
 def write_image(folder: Path, number: int, *, images: int, size: int, seed: int) -> None:

@@ -124,7 +124,7 @@ def make_scene(motions: list[str], rng: np.random.Generator, *, frames: int, siz
         fps: frames a second; speeds are given a second.
     """
     seconds = np.arange(frames) / fps
-    background = draw_background(rng, size)
+    background = _background(rng, size)
     direction, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25) * size
     drift = seconds[:, None] * speed * np.array([np.cos(direction), np.sin(direction)])  # [T, 2]
     sprites = tuple(_make_sprite(motion, rng, seconds, background) for motion in motions)
@@ -140,7 +140,7 @@ def _make_sprite(
     x, y, turns, size_phase = (start + offsets).T
     radii = SMALLEST_RADIUS * (LARGEST_RADIUS / SMALLEST_RADIUS) ** (size_phase % 1.0)
     centres = np.stack([x, y], axis=1) % 1.0
-    texture = draw_texture(rng, background.reshape(-1, 3).mean(axis=0))
+    texture = _sprite_texture(rng, background.reshape(-1, 3).mean(axis=0))
     outline = _outline(rng)
     return Sprite(motion, texture, _fill(outline), outline, centres, turns, radii)
 
@@ -206,7 +206,7 @@ def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray
     return fine[margin : margin + side, margin : margin + side]
 
 
-def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Soft clouds and a little fine noise around a random dim colour, uint8 [size, size, 3].
 
     The clouds have contrast enough to carry gradients that survive compression: HOG is normalised a cell, so
@@ -220,10 +220,10 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def draw_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
+def _sprite_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
     """Stripes, checks or blotches of two colours far from the background's, uint8 [64, 64, 3]."""
-    base = _far_colour(rng, background[None], 110)
-    accent = _far_colour(rng, np.stack([background, base]), 90)
+    base = far_colour(rng, background[None], 110)
+    accent = far_colour(rng, np.stack([background, base]), 90)
     axis = np.linspace(-1, 1, _TEXTURE_SIDE, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)
     angle = rng.uniform(0, np.pi)
@@ -241,7 +241,7 @@ def draw_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndarray
     return np.clip(np.rint(base + share * (accent - base)), 0, 255).astype(np.uint8)
 
 
-def _far_colour(rng: np.random.Generator, others: np.ndarray, distance: float) -> np.ndarray:
+def far_colour(rng: np.random.Generator, others: np.ndarray, distance: float) -> np.ndarray:
     """A colour, float [3], at least ``distance`` from each of ``others`` [n, 3], or the farthest of 20."""
     draws = rng.uniform(0, 255, size=(20, 3))
     gaps = np.linalg.norm(draws[:, None] - others[None], axis=2).min(axis=1)  # [20]

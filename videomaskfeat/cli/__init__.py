@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from videomaskfeat import __version__
+from videomaskfeat.cli.comparison import add_compare
 from videomaskfeat.cli.data import add_check_data, add_sample_data
 from videomaskfeat.cli.detection import add_detect_evaluate, add_detect_train, add_score_ava
 from videomaskfeat.cli.evaluation import add_average_scores, add_evaluate
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_pretrain(verbs)
     add_finetune(verbs)
     add_train_tokenizer(verbs)
+    add_compare(verbs)
     add_evaluate(verbs)
     add_average_scores(verbs)
     add_detect_train(verbs)

@@ -83,5 +83,5 @@ def _fit(features: Tensor, labels: Tensor, classes: int, penalty: float) -> tupl
             value.backward()
         return value
 
-    solver.step(loss)  # type: ignore[arg-type]  # a loss is a tensor, and the solver takes it as a number
+    solver.step(loss)
     return weight.detach(), bias.detach()

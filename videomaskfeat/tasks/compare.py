@@ -1,0 +1,179 @@
+"""``compare``: several targets under one budget, on one page."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import simplejson
+import torch
+
+from videomaskfeat import __version__
+from videomaskfeat.config.compare import CompareConfig
+from videomaskfeat.engine import distributed
+from videomaskfeat.io import is_file, make_folder, open_file
+from videomaskfeat.memory import keep_freed_memory
+from videomaskfeat.tasks.compare_plan import TargetRuns, plan_runs
+from videomaskfeat.tasks.doctor import diagnose
+from videomaskfeat.tasks.methods import build_method
+from videomaskfeat.tasks.report import read_run
+from videomaskfeat.tasks.run_folder import uses_bf16
+from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
+
+TIMED_STEPS = 5
+"""Steps of which the median counts; two come before them."""
+
+
+def compare(
+    config: CompareConfig,
+    *,
+    targets: Sequence[str] = (),
+    say: Any = print,
+) -> Path:
+    """Run what is left to run, then write the page, ``table.json`` and ``table.md`` into the folder.
+
+    The same number of steps, batches and clips for each; times and memory stand beside what they bought.
+
+    Args:
+        config: see :class:`~videomaskfeat.config.compare.CompareSettings`.
+        targets: entries to run; none: all.
+        say: told a line whenever a run is done.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the config is wrong; said before the first run.
+        RunFailed: a run did not finish; the same command goes on.
+    """
+    settings = config.compare
+    runs = plan_runs(settings, targets)
+    folder = Path(settings.folder)
+    make_folder(folder)
+    for one in _first_of_each(runs):
+        _cost_of(one, say)
+    threads = max((os.cpu_count() or 1) // settings.jobs, 1) if settings.jobs > 1 else None
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        futures = [pool.submit(_run_all, one, threads) for one in runs]
+        for number, (one, future) in enumerate(zip(runs, futures, strict=True), start=1):
+            try:
+                future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            say(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
+    return write_page(runs, folder)
+
+
+def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
+    """The page of finished runs, and its table as JSON and as Markdown."""
+    results = [
+        TargetResults(
+            name=first.target,
+            model=first.pretrain_config().model.name,
+            cost=TargetCost(**json.loads(_cost_path(first).read_text(encoding="utf-8"))),
+            seeds=[_seed_result(one) for one in runs if one.target == first.target],
+        )
+        for first in _first_of_each(runs)
+    ]
+    content = {"machine": json.loads(diagnose(folder).to_json()), "targets": [one.row() for one in results]}
+    for name, text in (
+        ("table.json", simplejson.dumps(content, indent=2, ignore_nan=True)),
+        ("table.md", TargetResults.markdown(results)),
+        ("report.html", render_comparison(results, version=__version__, title=folder.name)),
+    ):
+        with open_file(folder / name, "w") as file:
+            file.write(text)
+    return folder / "report.html"
+
+
+def _run_all(runs: TargetRuns, threads: int | None) -> None:
+    for command in runs:
+        if not command.finished:
+            command.run(threads=threads)
+
+
+def _first_of_each(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
+    """The first seed of each target, in the targets' order."""
+    firsts: dict[str, TargetRuns] = {}
+    for one in runs:
+        firsts.setdefault(one.target, one)
+    return list(firsts.values())
+
+
+def _seed_result(runs: TargetRuns) -> SeedResult:
+    facts = read_run(runs.pretrain.folder)
+    tuned = read_run(runs.finetune.folder).summary if runs.finetune is not None else None
+    return SeedResult(
+        seed=runs.seed,
+        metrics=facts.metrics,
+        summary=facts.summary or {},
+        finetuned=tuned or {},
+    )
+
+
+def _cost_path(runs: TargetRuns) -> Path:
+    return runs.pretrain.folder.parent.parent / "cost.json"
+
+
+def _cost_of(runs: TargetRuns, say: Any) -> None:
+    """Time a step and its target in this process, before any run; kept beside the target's runs.
+
+    What the target needs first (a tokenizer, a teacher) is made first.
+    """
+    path = _cost_path(runs)
+    if is_file(path):
+        return
+    for command in runs.before:
+        if not command.finished:
+            command.run()
+            say(f"{runs.target}: {command.folder.name} is ready")
+    config = runs.pretrain_config()
+    device = distributed.choose_device(config.run.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(config.run.seed)
+    config.data.workers = 0
+    method = build_method(config)
+    method.student.to(device)
+    method.to(device)
+    loader = method.training_loader(rank=0, world_size=1)
+    batch = next(iter(loader.epoch(0))).to(device)
+    loader.close()
+    bf16 = uses_bf16(config.run.precision, device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss, _ = method.loss(method.student, batch)
+        loss.backward()
+        method.student.zero_grad(set_to_none=True)
+
+    def target() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            method.make_target(batch)
+
+    parameters = sum(part.numel() for part in method.student.parameters() if part.requires_grad)
+    cost = TargetCost(
+        step_ms=_median_ms(step, device), target_ms=_median_ms(target, device), parameters=parameters
+    )
+    make_folder(path.parent)
+    with open_file(path, "w") as file:
+        file.write(json.dumps(vars(cost)))
+    say(f"{runs.target}: a step takes {cost.step_ms:.0f} ms, its target {cost.target_ms:.1f} ms of them")
+
+
+def _median_ms(work: Any, device: torch.device) -> float:
+    """Milliseconds of a call, the median of several after two that do not count."""
+    times = []
+    for _ in range(2 + TIMED_STEPS):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return sorted(times[2:])[TIMED_STEPS // 2]

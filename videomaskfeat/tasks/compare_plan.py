@@ -1,0 +1,212 @@
+"""What a comparison runs: each target's runs with each seed, as commands of the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
+from videomaskfeat.config.compare import CompareSettings
+from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.io import is_file, make_folder
+
+ENTRY_KEYS = ("pretrain", "finetune", "before")
+BEFORE_KEYS = ("verb", "config", "keys")
+BEFORE_VERBS = ("pretrain", "train-tokenizer")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One run: a verb of the package with its config.
+
+    Attributes:
+        folder: of the run; it holds ``summary.json`` once the run is finished.
+        verb: pretrain, finetune or train-tokenizer.
+        config: config file; empty: the defaults.
+        overrides: ``section.key=value`` on top.
+    """
+
+    folder: Path
+    verb: str
+    config: str
+    overrides: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end."""
+        return is_file(self.folder / "summary.json")
+
+    def run(self, *, threads: int | None = None) -> None:
+        """Run it in a process of its own, from where it was stopped; what it says goes to ``FOLDER.log``.
+
+        Raises:
+            RunFailed: it did not finish.
+        """
+        make_folder(self.folder.parent)
+        log_path = self.folder.with_suffix(".log")
+        environment = dict(os.environ)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        command = [sys.executable, "-m", "videomaskfeat", self.verb]
+        command += ["--config", self.config] if self.config else []
+        with log_path.open("a", encoding="utf-8") as log:
+            code = subprocess.run(
+                [*command, *self.overrides], env=environment, stdout=log, stderr=log
+            ).returncode
+        if not self.finished:
+            raise RunFailed(
+                f"{self.folder}: ended with code {code} and is not finished: "
+                f"{_last_line(log_path)} (all of it in {log_path}); mend that, and the same command goes on"
+            )
+
+
+@dataclass(frozen=True)
+class TargetRuns:
+    """The runs of one target with one seed, to be done in this order.
+
+    Attributes:
+        target: its name in the comparison.
+        seed: of all its runs.
+        before: what must be there first, such as a tokenizer.
+        pretrain: the run that is compared.
+        finetune: of its encoder, or None.
+    """
+
+    target: str
+    seed: int
+    before: tuple[Command, ...]
+    pretrain: Command
+    finetune: Command | None
+
+    def __iter__(self) -> Iterator[Command]:
+        yield from self.before
+        yield self.pretrain
+        if self.finetune is not None:
+            yield self.finetune
+
+    def pretrain_config(self) -> PretrainConfig:
+        """The resolved config of the pre-training.
+
+        Raises:
+            UserError: a key or a value is wrong.
+        """
+        return load_config(PretrainConfig, self.pretrain.config, self.pretrain.overrides)
+
+
+def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[TargetRuns]:
+    """All runs, target by target, and each target's by seed.
+
+    Args:
+        settings: see :class:`~videomaskfeat.config.compare.CompareSettings`.
+        targets: names of the entries to run; none: all of them.
+
+    Raises:
+        UserError: a key is missing or unknown, a target is unknown, or a config does not load.
+    """
+    _check_settings(settings)
+    names = list(targets) or list(settings.targets)
+    for name in names:
+        if name not in settings.targets:
+            known = ", ".join(settings.targets)
+            raise UserError(
+                f"--targets: {name!r} is no entry of compare.targets{nearest(name, settings.targets)}; "
+                f"there are {known}"
+            )
+    runs = [_runs(settings, name, seed) for name in names for seed in range(1, settings.seeds + 1)]
+    for one in runs:  # a mistake in the last of them is said before the first has begun
+        one.pretrain_config()
+        if one.finetune is not None:
+            load_config(FinetuneConfig, one.finetune.config, one.finetune.overrides)
+    return runs
+
+
+def overrides_of(tree: Mapping[str, Any]) -> list[str]:
+    """Section -> key -> value as ``section.key=value`` arguments; a section may be its name alone."""
+    arguments = []
+    for section, values in tree.items():
+        if not isinstance(values, Mapping):
+            arguments.append(f"{section}={json.dumps(values)}")
+            continue
+        arguments += [f"{section}.{name}={json.dumps(value)}" for name, value in values.items()]
+    return arguments
+
+
+def _check_settings(settings: CompareSettings) -> None:
+    for name in ("folder", "pretrain", "targets"):
+        if not getattr(settings, name):
+            raise UserError(f"compare.{name} is not set; see configs/compare/sample.yaml for an example")
+    for name, least in (("seeds", 1), ("jobs", 1), ("probes", 0)):
+        value = getattr(settings, name)
+        if value < least:
+            raise UserError(f"compare.{name}={value}: must be at least {least}")
+    _check_keys("compare.shared", settings.shared, ENTRY_KEYS[:2])
+    for name, entry in settings.targets.items():
+        _check_keys(f"compare.targets.{name}", entry, ENTRY_KEYS)
+        for step, run in (entry or {}).get("before", {}).items():
+            where = f"compare.targets.{name}.before.{step}"
+            _check_keys(where, run, BEFORE_KEYS)
+            if run.get("verb") not in BEFORE_VERBS:
+                raise UserError(
+                    f"{where}.verb is {run.get('verb')!r}, and must be {' or '.join(BEFORE_VERBS)}"
+                )
+
+
+def _check_keys(where: str, entry: Any, known: Sequence[str]) -> None:
+    if entry is None:
+        return
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where} is {entry!r}, and must be a mapping of {', '.join(known)}")
+    for key in entry:
+        if key not in known:
+            raise UserError(
+                f"{where}: unknown key {key!r}{nearest(key, known)}; there are {', '.join(known)}"
+            )
+
+
+def _runs(settings: CompareSettings, name: str, seed: int) -> TargetRuns:
+    folder = Path(settings.folder)
+    run = folder / name / f"seed_{seed}"
+    entry = settings.targets[name] or {}
+    places = {"{folder}": str(folder), "{run}": str(run), "{seed}": str(seed)}
+
+    def command(verb: str, config: str, part: str, *trees: Mapping[str, Any]) -> Command:
+        own = {"run": {"seed": seed, "folder": str(run / part)}}
+        overrides = [text for tree in (*trees, own) for text in overrides_of(tree)]
+        for place, value in places.items():
+            overrides = [text.replace(place, value) for text in overrides]
+        return Command(run / part, verb, config.replace("{run}", str(run)), tuple(overrides))
+
+    shared = settings.shared
+    before = tuple(
+        command(step["verb"], step.get("config", ""), part, step.get("keys", {}))
+        for part, step in entry.get("before", {}).items()
+    )
+    keys = (shared.get("pretrain", {}), entry.get("pretrain", {}))
+    pretrain = command("pretrain", settings.pretrain, "pretrained", *keys)
+    if settings.probes:
+        epochs = load_config(PretrainConfig, pretrain.config, pretrain.overrides).optim.epochs
+        rhythm = {"run": {"evaluate_epochs": epochs / settings.probes}}
+        pretrain = command("pretrain", settings.pretrain, "pretrained", *keys, rhythm)
+    weights = {"model": {"weights": str(run / "pretrained" / "weights.safetensors")}}
+    finetune = None
+    if settings.finetune:
+        finetune = command(
+            "finetune",
+            settings.finetune,
+            "finetuned",
+            shared.get("finetune", {}),
+            entry.get("finetune", {}),
+            weights,
+        )
+    return TargetRuns(name, seed, before, pretrain, finetune)
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it said nothing"

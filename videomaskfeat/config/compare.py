@@ -16,7 +16,7 @@ class CompareSettings:
 
     - ``pretrain`` and ``finetune``: section -> key -> value, on top of the shared configs;
     - ``before``: runs that must come first, such as a tokenizer's or a teacher's, a name each -> ``{verb,
-      config, keys}``.
+      config, keys, folder}``; they lie under ``{run}``, or under a folder that several entries share.
 
     In every value ``{folder}`` is the comparison's folder, ``{run}`` that of the entry's runs with this seed,
     and ``{seed}`` the seed.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import simplejson
@@ -58,8 +59,9 @@ def compare(
     for one in _first_of_each(runs):
         _cost_of(one, say)
     threads = max((os.cpu_count() or 1) // settings.jobs, 1) if settings.jobs > 1 else None
+    turns = {command.folder: Lock() for one in runs for command in one}
     with ThreadPoolExecutor(settings.jobs) as pool:
-        futures = [pool.submit(_run_all, one, threads) for one in runs]
+        futures = [pool.submit(_run_all, one, threads, turns) for one in runs]
         for number, (one, future) in enumerate(zip(runs, futures, strict=True), start=1):
             try:
                 future.result()
@@ -92,10 +94,11 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _run_all(runs: TargetRuns, threads: int | None) -> None:
+def _run_all(runs: TargetRuns, threads: int | None, turns: Mapping[Path, Lock]) -> None:
     for command in runs:
-        if not command.finished:
-            command.run(threads=threads)
+        with turns[command.folder]:  # one run may come before several others
+            if not command.finished:
+                command.run(threads=threads)
 
 
 def _first_of_each(runs: Sequence[TargetRuns]) -> list[TargetRuns]:

@@ -17,7 +17,7 @@ from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.io import is_file, make_folder
 
 ENTRY_KEYS = ("pretrain", "finetune", "before")
-BEFORE_KEYS = ("verb", "config", "keys")
+BEFORE_KEYS = ("verb", "config", "keys", "folder")
 BEFORE_VERBS = ("pretrain", "train-tokenizer")
 
 
@@ -175,16 +175,24 @@ def _runs(settings: CompareSettings, name: str, seed: int) -> TargetRuns:
     entry = settings.targets[name] or {}
     places = {"{folder}": str(folder), "{run}": str(run), "{seed}": str(seed)}
 
-    def command(verb: str, config: str, part: str, *trees: Mapping[str, Any]) -> Command:
-        own = {"run": {"seed": seed, "folder": str(run / part)}}
-        overrides = [text for tree in (*trees, own) for text in overrides_of(tree)]
-        for place, value in places.items():
-            overrides = [text.replace(place, value) for text in overrides]
-        return Command(run / part, verb, config.replace("{run}", str(run)), tuple(overrides))
+    def command(
+        verb: str, config: str, part: str, *trees: Mapping[str, Any], place: str = "{run}"
+    ) -> Command:
+        own = {"run": {"seed": seed, "folder": f"{place}/{part}"}}
+        texts = [f"{place}/{part}", config, *(text for tree in (*trees, own) for text in overrides_of(tree))]
+        for word, value in places.items():
+            texts = [text.replace(word, value) for text in texts]
+        return Command(Path(texts[0]), verb, texts[1], tuple(texts[2:]))
 
     shared = settings.shared
     before = tuple(
-        command(step["verb"], step.get("config", ""), part, step.get("keys", {}))
+        command(
+            step["verb"],
+            step.get("config", ""),
+            part,
+            step.get("keys", {}),
+            place=step.get("folder", "{run}"),
+        )
         for part, step in entry.get("before", {}).items()
     )
     keys = (shared.get("pretrain", {}), entry.get("pretrain", {}))

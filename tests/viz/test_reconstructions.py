@@ -31,7 +31,9 @@ def test_panels_hold_their_pixels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(picture[343, left + 159], token_colours(tokens[number, 1, 1]))
     path = tmp_path / "pictures" / "x.png"
     write_reconstructions(path, frames=frames, reconstructions=decoded, tokens=tokens)
-    np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], picture)
+    written = cv2.imread(str(path))
+    assert written is not None
+    np.testing.assert_array_equal(written[..., ::-1], picture)
 
 
 def test_verdict_says_what_was_measured_and_what_was_not() -> None:

@@ -12,8 +12,10 @@ import yaml
 from torch import Tensor
 from torch.nn import functional
 
+from tests.engine.toy import metrics
 from tests.tasks.test_export import SMALL_CLIP, frames, normalised, onnx_run, program_run, write
 from videomaskfeat import load_classifier, load_encoder
+from videomaskfeat.cli import main
 from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
@@ -26,6 +28,7 @@ from videomaskfeat.tasks.methods.masked import MaskedPrediction
 from videomaskfeat.tasks.plan import multiply_adds
 from videomaskfeat.tasks.recipe import ClassifyRecipe, MaskRecipe, PretrainRecipe
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "clip_size": (4, 32, 32)}
 CLASSIFY = ClassifyRecipe(SMALL_CLIP, views=1, short_side=32, class_names=("a", "b", "c"))
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}  # float32, sums in another order
@@ -121,6 +124,37 @@ def test_mae_multiply_adds_are_those_of_the_visible_tokens() -> None:
     assert found == pytest.approx(by_hand + layer_norms, rel=2e-3)
     dense = MaskedPrediction(masked_config("maskfeat_vit_nano"))
     assert found < 0.3 * multiply_adds(dense.student, dense.example)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "giga"), [("vit_b", 180), ("vit_l", 598)])
+def test_multiply_adds_are_the_published_ones(name: str, giga: int) -> None:
+    """PySlowFast's MAE page."""
+    found = multiply_adds(create_model(name, classes=400), (torch.zeros(1, 3, 16, 224, 224),))
+    assert found / 1e9 == pytest.approx(giga, rel=0.005)
+
+
+def test_sample_config_trains_and_its_weights_start_a_classifier(sample: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"data.train={sample / 'train.csv'}",
+        f"data.validation={sample / 'val.csv'}",
+        f"run.folder={tmp_path / 'run'}",
+        "data.workers=0",
+        "optim.epochs=1",
+        "optim.warmup_epochs=0",
+        "run.evaluate_clips=2",
+        "run.pictures=1",
+    ]
+    assert main(["pretrain", "--config", str(CONFIGS / "sample_mae.yaml"), *overrides]) == 0
+    losses = [row["loss"] for row in metrics(tmp_path / "run") if "loss" in row]
+    assert losses
+    assert all(0 < loss < 2 for loss in losses)  # of values of variance 1
+    config = FinetuneConfig()
+    config.clip.frames, config.clip.crop = 8, 64
+    config.model.name, config.model.weights = "vit_nano", str(tmp_path / "run" / "weights.safetensors")
+    _, report = build_classifier(config, 5)
+    assert report is not None
+    assert {entry.partition(".")[0] for entry in report.new} == {"head"}
 
 
 @pytest.mark.parametrize(

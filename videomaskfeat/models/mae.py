@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid, resize_mask
@@ -29,6 +30,9 @@ class DecoderHead(nn.Module):
         values_per_token: predicted values a token, K.
         mlp_ratio, qkv_bias: see :class:`~videomaskfeat.models.vit.Block`.
         linear_std: standard deviation of the blocks' initial weights; biases start at 0.
+        checkpoint_blocks: recompute each block in the backward pass instead of storing its activations. On
+            the CPU that is done anyway: behind an encoder of a tenth of the tokens the decoder's are most of
+            the memory.
     """
 
     def __init__(
@@ -41,8 +45,10 @@ class DecoderHead(nn.Module):
         mlp_ratio: float,
         qkv_bias: bool,
         linear_std: float,
+        checkpoint_blocks: bool,
     ) -> None:
         super().__init__()
+        self.checkpoint_blocks = checkpoint_blocks
         blocks = [Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias) for _ in range(depth)]
         self.transforms = nn.ModuleList([nn.Sequential(*blocks, nn.LayerNorm(width, eps=1e-6))])
         self.projections = nn.ModuleList([Linear(width, values_per_token)])
@@ -55,8 +61,12 @@ class DecoderHead(nn.Module):
     def forward(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """[B, P+N, D] on ``grid`` -> [B, N, K]."""
         *blocks, norm = cast(nn.Sequential, self.transforms[0])
+        recompute = torch.is_grad_enabled() and (self.checkpoint_blocks or tokens.device.type == "cpu")
         for block in blocks:
-            tokens, grid = block(tokens, grid)
+            if recompute:
+                tokens, grid = checkpoint(block, tokens, grid, use_reentrant=False)
+            else:
+                tokens, grid = block(tokens, grid)
         return self.projections[0](norm(on_grid(tokens, grid)))
 
 
@@ -132,6 +142,7 @@ class MAE(MaskedModel, ViT):
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
             linear_std=linear_std,
+            checkpoint_blocks=self.checkpoint_blocks,
         )
         self.decoder_embed = Linear(self.out_width, decoder_width)
 

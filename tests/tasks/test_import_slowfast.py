@@ -268,7 +268,7 @@ def test_verb_prints_what_became_of_everything(
     ]
     assert cli.main([str(argument) for argument in arguments]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("clip classification with MViTv2\nloaded     107  cls_token, ")
+    assert text.startswith("classification\nloaded     107  cls_token, ")
     assert "\n  SOLVER       BASE_LR, BASE_LR_SCALE_NUM_SHARDS, " in text
     assert "\n  (top)        NUM_GPUS, " in text
     assert "turned from blue, green, red to red, green, blue" in text

@@ -192,8 +192,11 @@ def test_unreadable_videos_are_replaced_and_counted(tmp_path: Path) -> None:
     assert (failed[4].path, failed[4].cause) == (str(tmp_path / "c.mp4"), "not a video file")
     assert not {4, 5} & set(batches[0].index.tolist())
     assert len(batches[0].index) == 6
-    with pytest.raises(UserError, match="2 of 6 videos could not be read, and 1 may fail"):
-        FailureCounter(len(dataset), share=0.01).add(failed.values())
+    counter = FailureCounter(len(dataset), share=0.01, unit=dataset.unit, remedy="look at the folder")
+    with pytest.raises(
+        UserError, match=r"2 of 6 key frames could not be read, and 1 may fail .*; look at the folder$"
+    ):
+        counter.add(failed.values())
 
 
 def test_missing_frame_fails_only_the_clips_that_need_it(tmp_path: Path) -> None:
@@ -215,7 +218,7 @@ def test_list_without_a_readable_video_says_what_to_look_at(tmp_path: Path) -> N
     (tmp_path / "a.mp4").write_bytes(b"this is text")
     key_frames = write_truth(tmp_path / "truth.csv", ["a"], [1])
     dataset = make_actions(key_frames, sources_in_folder(key_frames, tmp_path), tries=3)
-    words = r"truth\.csv: 3 videos in a row could not be read, .* check the folder of the videos or frames"
+    words = r"truth\.csv: 3 key frames in a row could not be read, .* check the folder of the videos or"
     with pytest.raises(UserError, match=words):
         dataset[SampleKey(0, 0)]
 

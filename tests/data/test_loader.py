@@ -260,7 +260,8 @@ def test_counter_logs_each_record_once_and_stops_past_the_share(caplog: pytest.L
     ]
     assert len(counter) == 2
     with pytest.raises(
-        UserError, match=r"3 of 200 videos .* 2 may fail .* 7\.mp4 \(empty file\); 8\.mp4 .*9\.mp4"
+        UserError,
+        match=r"3 of 200 videos .* 2 may fail .* 7\.mp4 \(empty file\); 8\.mp4 .*9\.mp4 .*`videomaskf",
     ):
         counter.add(_failures(9))
 

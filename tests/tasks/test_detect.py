@@ -147,6 +147,17 @@ def test_an_unreadable_video_is_listed_and_counts_as_not_found(
     assert all(row["found"] <= 2 / 5 for row in result_of(out)["actions"] if row["groundtruth"])
 
 
+def test_unreadable_training_key_frames_are_named_as_such(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    videos = Path(shutil.copytree(actions.videos, tmp_path / "videos"))
+    (videos / "d.mp4").write_bytes(b"no video")
+    code, _, text = verb("detect-train", *actions.overrides(tmp_path / "run"), f"data.videos={videos}")
+    assert f"unreadable key frame, replaced: {videos / 'd.mp4'}: " in text
+    words = ("of 12 key frames could not be read, and 1 may fail", "list these key frames in data.train_excl")
+    refused((code, "", text), *words)
+
+
 def test_boxes_of_videos_without_ground_truth_are_counted_and_said(
     verb: Verb, actions: ActionSet, tmp_path: Path
 ) -> None:

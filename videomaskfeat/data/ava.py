@@ -65,6 +65,8 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
     out, and a crop without any box is drawn again. Every clip has at least one box.
     """
 
+    unit = "key frame"
+
     def __init__(
         self,
         key_frames: KeyFrames,

@@ -141,7 +141,12 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
     a generator that depends on (seed, epoch, index) alone: the stream stays the same for any number of
     workers and ranks, and one missing folder in a sorted list does not use up the tries, as it would if the
     next rows stood in. All that is drawn about the replacement, the asked sample's own generator draws.
+
+    Attributes:
+        unit: what a record is called in messages.
     """
+
+    unit = "video"
 
     def __init__(
         self,
@@ -206,8 +211,8 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             index = int(replacements.integers(len(self.records)))
         last = failures[-1]
         raise UserError(
-            f"{self.records.source}: {len(failures)} videos in a row could not be read, the last one "
-            f"{last.path} ({last.cause}); {self._remedy()}"
+            f"{self.records.source}: {len(failures)} {self.unit}s in a row could not be read, the last "
+            f"one {last.path} ({last.cause}); {self._remedy()}"
         )
 
     @abstractmethod

@@ -41,12 +41,21 @@ _BatchKeys = tuple[SampleKey, ...]
 class FailureCounter:
     """Counts the records of a list that could not be read, and stops the run when they are too many."""
 
-    def __init__(self, total_records: int, share: float = 0.01) -> None:
+    def __init__(
+        self,
+        total_records: int,
+        share: float = 0.01,
+        *,
+        unit: str = "video",
+        remedy: str = "`videomaskfeat check-data` writes a list without them",
+    ) -> None:
         """Start at none.
 
         Args:
             total_records: rows of the list.
             share: of the list that may fail, 0..1; where it is above 0, at least one record may.
+            unit: what a record is called, see `RecordClips.unit`.
+            remedy: what to do where too many have failed, as the end of a message.
 
         Raises:
             UserError: the share is not between 0 and 1.
@@ -54,6 +63,7 @@ class FailureCounter:
         if not 0 <= share <= 1:
             raise UserError(f"failure share {share:g} is not between 0 and 1; 0.01 lets 1 % of the list fail")
         self.total_records, self.share = total_records, share
+        self._unit, self._remedy = unit, remedy
         self.allowed = max(int(share * total_records), 1) if share else 0
         self.failures: dict[int, Failure] = {}
 
@@ -78,15 +88,14 @@ class FailureCounter:
         for failure in failures:
             if failure.index not in self.failures:
                 self.failures[failure.index] = failure
-                logger.warning("unreadable video, replaced: %s: %s", failure.path, failure.cause)
+                logger.warning("unreadable %s, replaced: %s: %s", self._unit, failure.path, failure.cause)
         if len(self.failures) > self.allowed:
             shown = [f"{failure.path} ({failure.cause})" for failure in list(self.failures.values())[:10]]
             more = len(self.failures) - len(shown)
             raise UserError(
-                f"{len(self.failures)} of {self.total_records} videos could not be read, and {self.allowed} "
-                f"may fail (failure share {self.share:g}): {'; '.join(shown)}"
-                f"{f'; and {more} more' if more else ''}; "
-                "`videomaskfeat check-data` writes a list without them"
+                f"{len(self.failures)} of {self.total_records} {self._unit}s could not be read, and "
+                f"{self.allowed} may fail (failure share {self.share:g}): {'; '.join(shown)}"
+                f"{f'; and {more} more' if more else ''}; {self._remedy}"
             )
 
 
@@ -223,8 +232,8 @@ def _videos_a_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) 
     videos = batch_size // dataset.samples_per_video
     if videos > len(dataset):
         raise UserError(
-            f"{dataset.records.source}: holds {len(dataset)} videos, fewer than the {videos} of one step "
-            f"(batch_size={batch_size}); take a smaller batch"
+            f"{dataset.records.source}: holds {len(dataset)} {dataset.unit}s, fewer than the {videos} of one "
+            f"step (batch_size={batch_size}); take a smaller batch"
         )
     return videos
 

@@ -188,7 +188,12 @@ class _Run:
     def go(self) -> DetectOutcome:
         """Train, then score the best weights on all held-out key frames and report."""
         distributed.run_on_main(self._open_folder)
-        counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
+        counter = FailureCounter(
+            len(self.loader.dataset),
+            share=self.config.data.failure_share,
+            unit=self.loader.dataset.unit,
+            remedy="check the folder of the videos, or list these key frames in data.train_exclusions",
+        )
         result = self._train(counter)
         self.loader.close()
         failures = result.progress.failures

@@ -154,7 +154,7 @@ def test_both_spellings_of_a_label_map(tmp_path: Path) -> None:
 def test_written_detections_are_read_as_they_were(tmp_path: Path, files: dict[str, Path]) -> None:
     """float32 boxes and scores to the bit, tiny ones too."""
     rng = np.random.default_rng(0)
-    key_frames = [("vidA", 902.0), ("vidA", 1000.0), ("vidB", 903.0), ("vidB", 12.5)]
+    key_frames = [("vidA", 902.0), ("vidA", 1000.0000000001), ("vidB", 903.0), ("vidB", 1012.125)]
     corners = np.concatenate([rng.random((40, 2)) * 0.4, 0.5 + rng.random((40, 2)) * 0.4], axis=1)
     scores = (rng.random((40, 2)) * 10.0 ** rng.integers(-9, 1, (40, 1))).astype(np.float32)
     rows = Detections.of_box_scores(
@@ -163,14 +163,14 @@ def test_written_detections_are_read_as_they_were(tmp_path: Path, files: dict[st
     write_detections(files["found"], key_frames, rows)
     lines = files["found"].read_text().splitlines()
     assert len(lines) == 80
-    assert {line.split(",")[1] for line in lines} == {"0902", "1000", "0903", "12.5"}
+    assert {line.split(",")[1] for line in lines} == {"0902", "1000", "0903", "1012.125"}
     read = read_ava(*files.values()).detections
     np.testing.assert_array_equal(read.boxes.astype(np.float32), rows.boxes)
     np.testing.assert_array_equal(read.scores.astype(np.float32), rows.scores)
     np.testing.assert_array_equal(read.actions, rows.actions)
     assert len(np.unique(read.frames)) == 4
     np.testing.assert_array_equal(
-        np.unique(read.frames, return_inverse=True)[1], np.array([0, 1, 3, 2])[rows.frames]
+        np.unique(read.frames, return_inverse=True)[1], np.array([0, 1, 2, 3])[rows.frames]
     )
 
 

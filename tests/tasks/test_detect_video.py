@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.actions_film import Timeline
+from videomaskfeat.tasks.actions_output import write_rows
 from videomaskfeat.tasks.detect_recipe import DetectRecipe
 from videomaskfeat.tasks.detect_video import detect_videos
 from videomaskfeat.tasks.detectors import LoadedDetector, load_detector
@@ -81,7 +83,7 @@ def test_scores_are_those_of_the_clip_around_each_key_frame(detector: LoadedDete
         middle = round(frame.seconds * 30)
         with open_video(videos / "a.mp4") as video:
             pictures = video.read(np.clip(middle + np.array([-4, -2, 0, 2]), 0, FRAMES - 1))
-        boxes = geometry.apply_boxes(frame.boxes * np.float32([96, 64, 96, 64]))
+        boxes = geometry.apply_boxes(frame.boxes * np.array([96, 64, 96, 64], np.float32))
         numbered = torch.from_numpy(np.pad(boxes, ((0, 0), (1, 0))))
         expected = detector.scores(torch.from_numpy(geometry.apply_clip(pictures))[None], numbered)
         # One clip at a time instead of three: other orders of summation in float32.
@@ -136,8 +138,16 @@ def test_json_and_rows_hold_what_was_found(
     rows = read_detections(tmp_path / "a_actions.csv", VideoNames())
     assert rows.actions.tolist() == [1, 2, 4] * 5  # the actions that have a name
     scores = np.concatenate([frame.scores[:, [0, 1, 3]] for frame in found.key_frames])
-    np.testing.assert_allclose(rows.scores, scores.ravel(), atol=1e-6)  # six digits, not smoothed
+    np.testing.assert_allclose(rows.scores, scores.ravel(), atol=1e-6)  # not smoothed
     assert sorted(set(rows.times.tolist())) == [0, 1000, 2000]
+
+
+def test_rows_of_long_films_keep_milliseconds(tmp_path: Path) -> None:
+    """So that they meet the key frames of the file of boxes."""
+    write_rows(tmp_path / "rows.csv", replace(person_at(0, 2), start_second=1000.333))
+    rows = read_detections(tmp_path / "rows.csv", VideoNames())
+    assert rows.times.tolist() == [1_000_333, 1_000_333, 1_002_333, 1_002_333]
+    assert rows.scores.tolist() == pytest.approx([0.5, 0.0, 0.5, 0.2])
 
 
 def test_plug_in_finds_the_persons_each_second(detector: LoadedDetector, videos: Path) -> None:

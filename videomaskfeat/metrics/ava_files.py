@@ -193,5 +193,6 @@ def _nothing_to_find(groundtruth: str, labelmap: str, counts: SideCounts) -> str
 
 
 def _second(second: float) -> str:
-    """Whole seconds as four digits, as AVA writes them; others as they are, to a millisecond."""
-    return f"{second:04.0f}" if second == round(second) else f"{second:.3f}".rstrip("0")
+    """Whole seconds as four digits, as AVA writes them; others as they are; all to a millisecond."""
+    second = round(float(second), 3)
+    return f"{second:04.0f}" if second.is_integer() else f"{second:.3f}".rstrip("0")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import simplejson
 
 from videomaskfeat.io import open_file
+from videomaskfeat.metrics.ava_files import write_detections
+from videomaskfeat.metrics.ava_matching import Detections
 from videomaskfeat.tasks.video_actions import KeyFrameActions, VideoActions
 
 _COMMONEST = 3  # actions that the closing words name
@@ -60,8 +63,19 @@ def write_rows(path: str | os.PathLike[str], found: VideoActions) -> None:
 
     The second is that of the file of boxes, so that ``score-ava`` can judge the rows.
     """
-    with open_file(path, "w") as file:
-        file.writelines(_rows(found))
+    name, actions = Path(found.path).stem, list(found.actions)
+    frames = np.repeat(np.arange(len(found.key_frames)), [len(frame.boxes) for frame in found.key_frames])
+    scores = np.concatenate([frame.scores for frame in found.key_frames])  # [R, L]
+    write_detections(
+        path,
+        [(name, frame.seconds + found.start_second) for frame in found.key_frames],
+        Detections.of_box_scores(
+            frames,
+            np.concatenate([frame.boxes for frame in found.key_frames]),
+            scores[:, [number - 1 for number in actions]],
+            actions,
+        ),
+    )
 
 
 def closing_words(found: VideoActions, *, threshold: float) -> str:
@@ -99,17 +113,6 @@ def _person(found: VideoActions, frame: KeyFrameActions, row: int, *, threshold:
             for action in found.actions_of(frame, row, threshold=threshold)
         ],
     }
-
-
-def _rows(found: VideoActions) -> Iterator[str]:
-    name = Path(found.path).stem
-    for frame in found.key_frames:
-        second = round(frame.seconds + found.start_second, 3)
-        when = f"{second:04.0f}" if second.is_integer() else f"{second:g}"
-        for row, box in enumerate(frame.boxes.tolist()):
-            where = ",".join(f"{share:.6f}" for share in box)
-            for number in found.actions:
-                yield f"{name},{when},{where},{number},{frame.scores[row, number - 1]:.6f}\n"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 CUT_START = 900.0  # second of the film at which AVA's cut videos and extracted frames begin
 FRAMES_FPS = 30.0  # at which they are extracted
-_SLACK = 0.1  # seconds that a key frame may lie beyond what a container states as its length
+LENGTH_SLACK = 0.1  # seconds that a key frame may lie beyond what a container states as its length
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _placed(
     reasons: Counter[str] = Counter()
     for number, video in enumerate(found):
         times = key_frames.seconds[key_frames.video == number]
-        own = _start(times, video.seconds) if start is None else start
+        own = start_of(times, video.seconds) if start is None else start
         if own is None:
             own = 0.0
             if video.seconds is None:
@@ -236,7 +236,7 @@ def _placed(
             reasons[_reason(own)] += 1
         sources.append(VideoSource(video.path, own, video.frames, video.fps))
         if len(times) and video.seconds is not None:
-            beyond = (times < own - _SLACK) | (times - own > video.seconds + _SLACK)
+            beyond = (times < own - LENGTH_SLACK) | (times - own > video.seconds + LENGTH_SLACK)
             outside += [(video, float(times[beyond][0]), int(beyond.sum()))] if beyond.any() else []
     if outside:
         raise UserError(_outside(key_frames, outside, start))
@@ -245,12 +245,22 @@ def _placed(
     return tuple(sources)
 
 
-def _start(times: np.ndarray, seconds: float | None) -> float | None:
-    """0 or 900, whichever has all times in a video of so many seconds; None where neither or nobody knows."""
+def start_of(times: np.ndarray, seconds: float | None) -> float | None:
+    """The time of a video's first picture: 0, or `CUT_START` where only that puts all key frames into it.
+
+    Args:
+        times: float [n], of the key frames, in seconds.
+        seconds: the video's length; None: the file does not tell.
+
+    Returns:
+        None where neither does, or nobody knows.
+    """
     if seconds is None:
         return None
     for start in (0.0, CUT_START):
-        if not len(times) or (times.min() >= start - _SLACK and times.max() - start <= seconds + _SLACK):
+        if not len(times) or (
+            times.min() >= start - LENGTH_SLACK and times.max() - start <= seconds + LENGTH_SLACK
+        ):
             return start
     return None
 

@@ -31,8 +31,8 @@ class Timeline:
 
     Between two key frames of a track the box moves in a straight line, over key frames without it too; the
     actions are those of the nearer key frame, so that they can be read. Before the first and after the last
-    key frame of a track the box stands still for half the time between two key frames, or as far as the
-    beginning or end of the video where no key frame comes in between.
+    key frame of a track the box stands still for half of ``found.every``, and for all of it before the
+    video's first key frame and after its last.
     """
 
     def __init__(self, found: VideoActions, *, threshold: float, top: int) -> None:

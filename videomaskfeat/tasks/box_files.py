@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from videomaskfeat.ava import AVA_ACTIONS
-from videomaskfeat.data.ava_sources import CUT_START
+from videomaskfeat.data.ava_sources import LENGTH_SLACK, start_of
 from videomaskfeat.data.records_ava import detected_key_frames
 from videomaskfeat.errors import UserError
 
-_SLACK = 0.1  # seconds that a key frame may lie beyond the length that a container states
 _NAMED = 5  # videos, in a message
 
 
@@ -72,12 +71,12 @@ def read_boxes(
         times[float(listed.seconds[number])] = int(number)
     seconds = np.array(sorted(times))
     notes = []
-    start = _start(seconds, duration_seconds) if start_second is None else start_second
+    start = (start_of(seconds, duration_seconds) or 0.0) if start_second is None else start_second
     if start_second is None and start:
         notes.append(
             f"The times of {name} fit the video only if its first picture is second {start:g}: taken so."
         )
-    inside = (seconds >= start - _SLACK) & (seconds - start <= duration_seconds + _SLACK)
+    inside = (seconds >= start - LENGTH_SLACK) & (seconds - start <= duration_seconds + LENGTH_SLACK)
     if not inside.any():
         raise UserError(
             f"{name}: all {len(seconds)} key frames of {own}, from {seconds[0]:g} to {seconds[-1]:g} s, lie "
@@ -104,12 +103,6 @@ def read_boxes(
         scores=tuple(np.empty(0, np.float32) if frame is None else frame.scores for frame in frames),
         notes=tuple(notes),
     )
-
-
-def _start(seconds: np.ndarray, duration: float) -> float:
-    fits = seconds[-1] <= duration + _SLACK
-    fits_cut = seconds[0] >= CUT_START - _SLACK and seconds[-1] - CUT_START <= duration + _SLACK
-    return CUT_START if fits_cut and not fits else 0.0
 
 
 def _thinned(seconds: np.ndarray, every: float) -> np.ndarray:

@@ -95,27 +95,16 @@ def detect_videos(
         UserError: the checkpoint or an argument is wrong, or no video could be read.
         RunFailed: a score is not finite.
     """
-    if not videos:
-        raise UserError("no video: give at least one file")
-    if not 0 <= threshold <= 1:
-        raise UserError(f"threshold {threshold:g} is not between 0 and 1; it is an action's least score")
-    if top < 1:
-        raise UserError(f"top {top}: ask for at least 1 action")
+    options = dict(detector_options or {})
+    _check(videos, detector, options, threshold=threshold, top=top)
     place = choose_device(device)
     loaded = load_detector(checkpoint, device=place, bf16=uses_bf16(precision, place))
-    options = dict(detector_options or {})
-    if options and detector is None:
-        raise UserError(
-            f"options {', '.join(options)}: without a detector of persons nothing takes them; name it"
-        )
     finder = None if detector is None else load_box_detector(detector, options)
     make_folder(out)
     if place.type == "cpu":
         keep_freed_memory()
     about = {
-        "weights": os.fspath(checkpoint),
-        "weights_sha256": file_sha256(checkpoint),
-        "boxes": _boxes_of(boxes, detector, options),
+        **_files_of(checkpoint, boxes, detector, options),
         "box_score": loaded.recipe.score_threshold if box_score is None else box_score,
         "every": every,
         "threshold": threshold,
@@ -187,12 +176,37 @@ def _write(
     return files
 
 
-def _boxes_of(
-    boxes: str | os.PathLike[str] | None, detector: str | None, options: Mapping[str, Any]
+def _check(
+    videos: Sequence[str], detector: str | None, options: Mapping[str, Any], *, threshold: float, top: int
+) -> None:
+    """Refuse what cannot be before anything is read."""
+    if not videos:
+        raise UserError("no video: give at least one file")
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold {threshold:g} is not between 0 and 1; it is an action's least score")
+    if top < 1:
+        raise UserError(f"top {top}: ask for at least 1 action")
+    if options and detector is None:
+        raise UserError(
+            f"options {', '.join(options)}: without a detector of persons nothing takes them; name it"
+        )
+
+
+def _files_of(
+    checkpoint: str | os.PathLike[str],
+    boxes: str | os.PathLike[str] | None,
+    detector: str | None,
+    options: Mapping[str, Any],
 ) -> dict[str, Any]:
+    """Whose weights are used, and who says where the persons are."""
+    found_by: dict[str, Any] = {"detector": detector, "options": dict(options)}
     if boxes is not None:
-        return {"file": os.fspath(boxes), "sha256": file_sha256(boxes)}
-    return {"detector": detector, "options": dict(options)}
+        found_by = {"file": os.fspath(boxes), "sha256": file_sha256(boxes)}
+    return {
+        "weights": os.fspath(checkpoint),
+        "weights_sha256": file_sha256(checkpoint),
+        "boxes": found_by,
+    }
 
 
 def _sight_of(detector: LoadedDetector) -> dict[str, Any]:

@@ -158,6 +158,21 @@ def test_unreadable_training_key_frames_are_named_as_such(
     refused((code, "", text), *words)
 
 
+def test_ground_truth_without_a_detected_box_is_counted_and_said(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    boxes, out = tmp_path / "boxes.csv", tmp_path / "out"
+    rows = Path(actions.boxes).read_text().splitlines(keepends=True)
+    boxes.write_text("".join(row for row in rows if not row.startswith(("w,0002", "w,0003"))))
+    weights = write_detector(tmp_path / "d.safetensors")
+    arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
+    code, said, text = verb("detect-evaluate", *arguments)
+    assert code == 0, text
+    assert "2 key frames of the ground truth have no detected box: what there is to find in them" in said
+    assert result_of(out)["undetected_key_frames"] == 2
+    assert all(row["found"] <= 3 / 5 for row in result_of(out)["actions"] if row["groundtruth"])
+
+
 def test_boxes_of_videos_without_ground_truth_are_counted_and_said(
     verb: Verb, actions: ActionSet, tmp_path: Path
 ) -> None:

@@ -115,10 +115,11 @@ class KeyFrames(Sequence[KeyFrame]):
 
     def absent_from(self, other: KeyFrames) -> list[tuple[str, float]]:
         """Video and second of the key frames that ``other`` lacks, as those where nobody was detected."""
-        there = set(other._moments())
-        return [moment for moment in self._moments() if moment not in there]
+        there = set(other.moments())
+        return [moment for moment in self.moments() if moment not in there]
 
-    def _moments(self) -> list[tuple[str, float]]:
+    def moments(self) -> list[tuple[str, float]]:
+        """Video and second of each key frame."""
         names = [self.videos[video] for video in self.video.tolist()]
         return list(zip(names, self.seconds.tolist(), strict=True))
 

@@ -328,7 +328,7 @@ class _Run:
             kind = "detected" if self.files.boxes else "ground-truth"
             lines += [
                 closing_words(scored, self.folder / "score"),
-                words_on_key_frames(found, self.recipe, kind),
+                words_on_key_frames(found, self.recipe, kind, undetected=self._undetected()),
                 f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             ]
             self.run_folder.write_failures("heldout_failures.jsonl", found.failures)
@@ -345,6 +345,11 @@ class _Run:
         self.run_folder.say("\n".join(lines))
         return None if scored is None else scored.result
 
+    def _undetected(self) -> int:
+        """Key frames of the ground truth in which no box is tested."""
+        tested, truth = self.lists.tested, self.lists.truth
+        return 0 if tested is None or truth is None else len(truth.absent_from(tested))
+
     def _write_score(self, found: BoxScores) -> ScoredDetections:
         """Score the best weights' detections into the folder ``score``."""
         assert self.lists.tested is not None
@@ -355,6 +360,7 @@ class _Run:
             "weights": str(self.best.path),
             "weights_sha256": file_sha256(self.best.path),
             "files": hashes_of(self.files),
+            "undetected_key_frames": self._undetected(),
             "seen": protocol_of(self.recipe, self.testing, self.files),
         }
         return write_score(self.folder / "score", self.files, self.lists.tested, found, about)

@@ -148,14 +148,14 @@ def detect_evaluate(
         detector = load_detector(weights, device=device, bf16=bf16)
         recipe = frames.recipe(detector.recipe)
         check_actions(read_label_map(files.label_map), files.label_map, recipe, os.fspath(weights))
-        _, tested = read_tested(
+        truth, tested = read_tested(
             files.groundtruth,
             files.boxes,
             given(files.exclusions),
             classes=recipe.classes,
             score_threshold=recipe.score_threshold,
         )
-        sources = places.find(tested)
+        sources, undetected = places.find(tested), len(truth.absent_from(tested))
         distributed.run_on_main(lambda: make_folder(out))  # rather than after all the work
         choice = PassChoice(
             scales=frames.scales,
@@ -174,6 +174,7 @@ def detect_evaluate(
             "model": name,
             "weights": os.fspath(weights),
             "seen": protocol_of(recipe, choice, files),
+            "undetected_key_frames": undetected,
             "starts": sorted({source.start_seconds for source in sources}),
             "seconds": round(time.monotonic() - start, 1),
         }
@@ -190,7 +191,7 @@ def detect_evaluate(
                 rows_per_frame=rows_per_frame,
             )
             kind = "detected" if files.boxes else "ground-truth"
-            words = words_on_key_frames(found, recipe, kind)
+            words = words_on_key_frames(found, recipe, kind, undetected=undetected)
             return scored.result, f"{words}\n{closing_words(scored, Path(out))}"
 
         result, text = distributed.run_on_main(write)

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videomaskfeat.data.ava_views import AREAS
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.tasks.recipe import DETECT_KEY, ClipRecipe, recipe_texts
-
-AREAS = ("whole", "centre")
-"""What of a frame is tested on: all of it, in its own aspect, or the square in its middle."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from videomaskfeat.tasks.key_frame_scores import (
     BoxScores,
     Progress,
     detections_of,
-    moments,
     score_key_frames,
 )
 from videomaskfeat.tasks.protocol import file_sha256
@@ -137,7 +136,7 @@ def write_score(
     make_folder(folder)
     path = folder / "detections.csv"
     actions = read_label_map(files.label_map)
-    write_detections(path, moments(key_frames), detections_of(key_frames, found, actions))
+    write_detections(path, key_frames.moments(), detections_of(key_frames, found, actions))
     data = read_ava(files.groundtruth, path, files.label_map, files.exclusions or None)
     scored = score_detections(data, iou_threshold=iou_threshold, rows_per_frame=rows_per_frame)
     write_detection_result(folder, scored, {**about, **_about_key_frames(key_frames, found)})
@@ -175,12 +174,24 @@ def hashes_of(files: ScoredFiles) -> dict[str, Any]:
     return {name: {"path": path, "sha256": file_sha256(path)} for name, path in named.items() if path}
 
 
-def words_on_key_frames(found: BoxScores, recipe: DetectRecipe, boxes: str) -> str:
-    """How many key frames and boxes the score is of, and what of the frames was seen."""
+def words_on_key_frames(found: BoxScores, recipe: DetectRecipe, boxes: str, *, undetected: int) -> str:
+    """How many key frames and boxes the score is of, and what of the frames was seen.
+
+    Args:
+        found: the scores.
+        recipe: how key frames were seen.
+        boxes: "detected" or "ground-truth".
+        undetected: key frames of the ground truth in which no box was tested.
+    """
     seen = "whole frames" if recipe.area == "whole" else "centre crops"
     lines = [
         f"{boxes} boxes on {seen}: {int(found.scored.sum())} in {found.read} of {found.listed} key frames"
     ]
+    if undetected:
+        lines.append(
+            f"{undetected} key frames of the ground truth have no detected box: what there is to find in "
+            "them counts as not found"
+        )
     if found.failures:
         lines.append(
             f"{len(found.failures)} key frames could not be read: what there is to find in them counts "

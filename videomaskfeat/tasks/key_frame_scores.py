@@ -34,8 +34,7 @@ class BoxScores:
 
     Attributes:
         scores: float32 [R, L], 0 to 1; of boxes that were not scored all zero.
-        scored: bool [R], whether a box was: its key frame was read, and the frame's part that is tested
-            shows it.
+        scored: bool [R], whether a box was: its key frame was read.
         failures: key frames that could not be read, by row; nothing stands in for them.
         listed: key frames in all.
     """
@@ -223,15 +222,9 @@ def score_in_memory(
     """
     ids = list(actions)
     detections = detections_of(tested, found, ids)
-    numbers = {moment: number for number, moment in enumerate(moments(tested))}
-    frames = np.array([numbers.setdefault(moment, len(numbers)) for moment in moments(truth)], np.int64)
+    numbers = {moment: number for number, moment in enumerate(tested.moments())}
+    frames = np.array([numbers.setdefault(moment, len(numbers)) for moment in truth.moments()], np.int64)
     boxes, columns = np.nonzero(truth.labels)
     own = np.repeat(frames, np.diff(truth.starts))
     groundtruth = GroundTruth(own[boxes], truth.boxes[boxes], columns + 1)
     return average_precision(groundtruth, detections, actions=ids)
-
-
-def moments(key_frames: KeyFrames) -> list[tuple[str, float]]:
-    """Video and second of each key frame."""
-    names = [key_frames.videos[video] for video in key_frames.video.tolist()]
-    return list(zip(names, key_frames.seconds.tolist(), strict=True))

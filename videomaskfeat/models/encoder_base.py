@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,18 @@ class Encoder(nn.Module):
         grid = self.token_grid(clip_shape)
         steps = zip(self.output_stride, self.patch_embed.stride, strict=True)
         return grid.pooled(as_triple(whole // cube for whole, cube in steps))
+
+    def strides(self) -> list[Triple]:
+        """Frames, rows and columns from a token to the next, before the first block and behind each."""
+        strides = [self.patch_embed.stride]
+        for block in self.blocks:
+            pooled = cast(Triple, getattr(block, "q_stride", (1, 1, 1)))
+            strides.append(as_triple(step * more for step, more in zip(strides[-1], pooled, strict=True)))
+        return strides
+
+    def widths(self) -> list[int]:
+        """Width of the tokens behind each block."""
+        return [cast(Any, block).mlp.fc2.weight.shape[0] for block in self.blocks]
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], normalised -> tokens [B, P+N', D'], the class token (P = 1) first.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -111,7 +110,6 @@ def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
     return outputs
 
 
-@torch.no_grad()
 def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
     """Refuse blocks whose features are not of the size of the last one's.
 
@@ -128,14 +126,12 @@ def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
         raise UserError(f"blocks {count}: the encoder has {depth}, and at least 1 must be taken")
     if count == 1:
         return
-    shapes = copy.deepcopy(encoder).to("meta")  # computes the shapes alone
-    clips = torch.zeros(1, encoder.patch_embed.in_channels, *clip_size, device="meta")
-    tokens, grid = shapes.patch_embed(clips)
-    tokens = shapes.placed(tokens, grid)
-    sizes = []
-    for block in shapes.blocks:
-        tokens, grid = block(tokens, grid)
-        sizes.append(f"{grid} cells of {tokens.shape[-1]} values")
+    frames, height, width = clip_size
+    grids = [
+        TokenGrid.from_clip(frames=frames, height=height, width=width, stride=stride)
+        for stride in encoder.strides()[1:]
+    ]
+    sizes = [f"{grid} cells of {values} values" for grid, values in zip(grids, encoder.widths(), strict=True)]
     fit = next((n for n in range(depth) if sizes[depth - 1 - n] != sizes[-1]), depth)
     if fit < count:
         raise UserError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder, list_folder, local_path, open_file
-from videomaskfeat.models.cubes import Triple, as_triple
+from videomaskfeat.models.cubes import Triple
 from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.weights import load_model, read_metadata
@@ -66,13 +66,12 @@ class EncoderTeacher(Teacher):
         if depth is not None and not 1 <= depth <= blocks:
             raise UserError(f"teacher depth {depth}: the teacher has blocks 1..{blocks}")
         self.encoder, self.depth = encoder, depth
-        strides = _strides(encoder)
+        strides = encoder.strides()
         time, rows, columns = strides[blocks if depth is None else depth]
         self.frame_wise = encoder.native_grid.t == 1 and encoder.patch_embed.stride[0] == 1
         self.frame_stride = frame_stride
         self.output_stride = (frame_stride if self.frame_wise else time, rows, columns)
-        last = encoder.blocks[(blocks if depth is None else depth) - 1]
-        self.width = cast(Any, last).mlp.fc2.weight.shape[0]
+        self.width = encoder.widths()[(blocks if depth is None else depth) - 1]
         self.grid_remedy = _remedy(strides)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -247,17 +246,8 @@ def _from_callable(name: str) -> nn.Module:
     return model
 
 
-def _strides(encoder: Encoder) -> list[Triple]:
-    """Frames, rows and columns from a token to the next, before the first block and behind each."""
-    strides = [encoder.patch_embed.stride]
-    for block in encoder.blocks:
-        pooled = cast(Triple, getattr(block, "q_stride", (1, 1, 1)))
-        strides.append(as_triple(step * more for step, more in zip(strides[-1], pooled, strict=True)))
-    return strides
-
-
 def _remedy(strides: Sequence[Triple]) -> str:
-    """How to bring a teacher to a model's grid, given :func:`_strides`."""
+    """How to bring a teacher to a model's grid, given the strides of its encoder."""
     ends = {stride: index for index, stride in enumerate(strides) if index}  # stride -> its last block
     texts = [f"{'x'.join(map(str, stride))} up to block {end}" for stride, end in ends.items()]
     if len(texts) == 1:

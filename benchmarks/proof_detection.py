@@ -3,7 +3,8 @@
 For each seed, its own data sets and encoder, those of `make proof` (benchmarks/proof.py), and videos of
 several actors in AVA's form. The pre-trained encoder and the same network from scratch are trained on the key
 frames of three quarters of the videos with the same steps; the weights of the last step are scored on the
-others by the official rules, on a detector's boxes. No setting was chosen on these seeds.
+others by the official rules, on a detector's boxes. No setting was chosen on these seeds. What chance
+gives is the score of the same boxes with random numbers for scores, the mean of 20 draws.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import os
 import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
@@ -23,9 +26,12 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
 from benchmarks.proof import SEEDS, Job, Place, data_sets  # noqa: E402
+from videomaskfeat.metrics.ava_files import read_ava  # noqa: E402
+from videomaskfeat.metrics.ava_map import average_precision  # noqa: E402
 
 AVA_VIDEOS = 240
 WAYS = {"pre-trained": "detector", "from scratch": "detector_scratch"}
+DRAWS = 20
 
 
 def main() -> None:
@@ -55,6 +61,7 @@ def main() -> None:
         ]
         for title, way in WAYS.items()
     }
+    table["random scores"] = [round(100 * chance(place), 2) for place in places]
     content = {"machine": machine("cpu"), "ava_videos": AVA_VIDEOS, "mean_ap": table}
     options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     console.print(f"written: {options.out}", highlight=False)
@@ -103,6 +110,22 @@ def training(place: Place, way: str) -> Job:
     score += ["--boxes", str(lists / "ava_val_predicted_boxes.csv")]
     score += ["--exclusions", str(lists / "ava_val_excluded_timestamps_v2.2.csv")]
     return Job(result(place, way), [train, [*score, "--workers", "1", "--out", str(run / "measured")]])
+
+
+def chance(place: Place) -> float:
+    """The frame mAP of the pre-trained detector's rows with random scores, the mean of some draws."""
+    lists = place.path / "actors" / "ava" / "annotations"
+    data = read_ava(
+        lists / "ava_val_v2.2.csv",
+        result(place, WAYS["pre-trained"]).with_name("detections.csv"),
+        lists / "ava_action_list_v2.2.pbtxt",
+        lists / "ava_val_excluded_timestamps_v2.2.csv",
+    )
+    rng, count = np.random.default_rng(place.seed), len(data.detections.scores)
+    draws = [replace(data.detections, scores=rng.random(count)) for _ in range(DRAWS)]
+    return statistics.mean(
+        average_precision(data.groundtruth, drawn, actions=list(data.actions)).mean_ap for drawn in draws
+    )
 
 
 def result(place: Place, way: str) -> Path:

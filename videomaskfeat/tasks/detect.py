@@ -112,7 +112,9 @@ class DetectStep:
         """The loss of a batch, and how many boxes a process has, as ``boxes``.
 
         A box weighs the same on every process, whichever of them has more: their losses and gradients are
-        averaged, so each loss is scaled by the process' share of the boxes.
+        averaged, so each loss is scaled by the process' share of the boxes. (A softmax over poses is a mean
+        over the boxes that have a pose, so there the scale is near enough and not exact.) Micro-batches of
+        one process weigh alike.
         """
         clips = normalise(batch.clips, mean=self.mean, std=self.std)
         loss = self._compare(clips, batch.boxes, batch.labels)

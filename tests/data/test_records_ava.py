@@ -94,6 +94,28 @@ def test_detected_boxes_take_labels_by_overlap_and_negatives_stay(tmp_path: Path
     assert contents(loose)["vidB", 903.0] == [(corners(SHIFTED), [], 0.899), (corners(OTHER), [1], 1.0)]
 
 
+def test_boxes_of_videos_without_ground_truth_are_counted_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth = write(tmp_path, TRUTH)
+    found = write(tmp_path, f"vidC,902,{BOX},,0.95\nvidC,903,{BOX},,0.95\n", "found.csv")
+    with pytest.raises(
+        UserError, match=r"found\.csv: all its boxes are of videos that the .* \(vidC, \.\.\.\)"
+    ):
+        training_key_frames([truth], [found], classes=80)
+    found.write_text(found.read_text() + f"vidA,902,{SHIFTED},,0.95\n")
+    key_frames = training_key_frames([truth], [found], classes=80)
+    assert (
+        "2 boxes are of 1 videos that the ground truth does not have (vidC, ...): they are trained on as "
+        "persons who do nothing"
+    ) in caplog.text
+    assert contents(key_frames)["vidC", 902.0] == [(corners(BOX), [], 0.95)]
+    caplog.clear()
+    found.write_text(f"vidC,902,{BOX},7,0.95\n")  # with an action of its own
+    assert contents(training_key_frames([truth], [found], classes=80))["vidC", 902.0][0][1] == [7]
+    assert "1 boxes are of 1 videos that the ground truth does not have (vidC, ...)\n" in caplog.text
+
+
 def test_detected_boxes_of_a_labelled_list_keep_its_labels(tmp_path: Path) -> None:
     """As in the published lists: actions by overlap are in the list already, and negatives have none."""
     found = write(

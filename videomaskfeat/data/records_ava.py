@@ -193,12 +193,16 @@ def training_key_frames(
         exclusions: files of `video,second` to leave out.
 
     Raises:
-        UserError: a file is missing; or, with file and line, a row is wrong; or no box is left.
+        UserError: a file is missing; or, with file and line, a row is wrong; or no box is left; or detected
+            boxes without actions are all of other videos.
     """
     _check_shares(score_threshold=score_threshold, iou_threshold=iou_threshold)
     names = VideoNames()
     truth = [read_groundtruth(path, names, largest=classes) for path in groundtruth]
+    true_videos = len(names)
     found = [_read_found(path, names, classes) for path in detections]
+    for rows in found if truth else ():
+        _tell_of_other_videos(rows, names, true_videos)
     closed = _excluded(exclusions, names)
     known = _merged([_grouped(rows, names, classes) for rows in truth], classes)
     parts = [known]
@@ -238,6 +242,32 @@ def _read_found(path: str | os.PathLike[str], names: VideoNames, classes: int) -
             "a file of ground truth, whose last column counts persons?"
         )
     return rows
+
+
+def _tell_of_other_videos(rows: AvaRows, names: VideoNames, true_videos: int) -> None:
+    """Warn of detected boxes of videos that the ground truth lacks: without actions they all are negatives.
+
+    Raises:
+        UserError: all are.
+    """
+    other = rows.videos >= true_videos
+    if not other.any():
+        return
+    videos = np.unique(rows.videos[other])
+    first, idle = names.texts()[videos[0]], (rows.actions == NO_ACTION).all()
+    if idle and other.all():
+        raise UserError(
+            f"{rows.source}: all its boxes are of videos that the ground truth does not have ({first}, ...), "
+            "so nobody in them would do anything; give the boxes of the same split and version"
+        )
+    logger.warning(
+        "%s: %d boxes are of %d videos that the ground truth does not have (%s, ...)%s",
+        rows.source,
+        int(other.sum()),
+        len(videos),
+        first,
+        ": they are trained on as persons who do nothing" if idle else "",
+    )
 
 
 def _excluded(files: Files, names: VideoNames) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.ava import read_action_kinds, read_label_map
+from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
 from videomaskfeat.config.detect import DetectConfig
 from videomaskfeat.data.records_ava import (
     KeyFrames,
@@ -31,7 +31,6 @@ from videomaskfeat.tasks.detect_recipe import DetectRecipe
 from videomaskfeat.tasks.recipe import DETECT_KEY, ClipRecipe, recipe_texts
 
 LOSSES = ("sigmoid", "poses")
-AVA_CLASSES = 80
 AVA_POSES = tuple(range(1, 15))
 _POSE_KIND = "PERSON_MOVEMENT"  # the label_type of AVA's poses
 
@@ -256,7 +255,7 @@ def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
         return ()
     kinds = read_action_kinds(config.data.label_map)
     poses = tuple(loss.poses) or tuple(number for number, kind in kinds.items() if kind == _POSE_KIND)
-    if not poses and classes == AVA_CLASSES:
+    if not poses and classes == AVA_ACTIONS:
         poses = AVA_POSES
     if len(poses) < 2:
         raise UserError(

@@ -97,6 +97,18 @@ def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: Action
     assert (result["starts"], result["tested"]["boxes"]) == ([0.0], 15)
 
 
+@pytest.mark.parametrize("mean", [0.45, 0.5])
+def test_weights_that_saw_other_pixels_are_told_of(
+    verb: Verb, actions: ActionSet, tmp_path: Path, mean: float
+) -> None:
+    weights = write_detector(tmp_path / "d.safetensors")
+    options = [f"model.weights={weights}", f"clip.mean={mean}", "data.validation=", "optim.warmup_epochs=0"]
+    code, _, text = verb("detect-train", *actions.overrides(tmp_path / "run"), *options)
+    assert code == 0, text
+    assert f"weights from {weights}" in text
+    assert ("these weights saw pixels less 0.45, by 0.225; here clip.mean is 0.5" in text) == (mean == 0.5)
+
+
 def test_choices_of_frames_and_boxes_are_named_in_the_result(
     verb: Verb, actions: ActionSet, tmp_path: Path
 ) -> None:

@@ -188,7 +188,7 @@ class _Run:
         if self.load_report is not None:
             self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
             self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
-            if told := other_levels(self.config):
+            if told := other_levels(self.config.model.weights, self.recipe.clip):
                 self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:

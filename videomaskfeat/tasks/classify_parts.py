@@ -30,7 +30,7 @@ from videomaskfeat.models.inflate import Inflate
 from videomaskfeat.models.weights import LoadReport, load_into, read_state
 from videomaskfeat.tasks.class_names import class_names_beside, read_class_names
 from videomaskfeat.tasks.evaluate_parts import ListChoice
-from videomaskfeat.tasks.recipe import ClassifyRecipe, read_clip_recipe, recipe_texts
+from videomaskfeat.tasks.recipe import ClassifyRecipe, ClipRecipe, read_clip_recipe, recipe_texts
 from videomaskfeat.tasks.training_parts import clip_recipe
 
 # What pre-training weights have and a classifier lacks, and the other way round.
@@ -141,18 +141,22 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     return model, report
 
 
-def other_levels(config: FinetuneConfig) -> str:
-    """A sentence where the weights' clips were normalised otherwise, or nobody knows how; else nothing."""
-    path = config.model.weights
+def other_levels(path: str, own: ClipRecipe) -> str:
+    """A sentence where clips were normalised otherwise for weights, or nobody knows how; else nothing.
+
+    Args:
+        path: of the weights.
+        own: how clips are normalised now.
+    """
     if not path.endswith(".safetensors"):
         return (
             f"{path} does not say in which order its model takes colours, nor how they were normalised; red, "
-            f"green, blue, clip.mean {config.clip.mean} and clip.std {config.clip.std} are taken here. "
+            f"green, blue, clip.mean {own.mean} and clip.std {own.std} are taken here. "
             "`videomaskfeat import-slowfast` reads a YAML along, which knows"
         )
     if not recipe_texts(path):
         return ""
-    theirs, own = read_clip_recipe(path), clip_recipe(config.clip)
+    theirs = read_clip_recipe(path)
     if (theirs.mean, theirs.std) == (own.mean, own.std):
         return ""
     return (

@@ -22,6 +22,7 @@ from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.models.weights import load_into, read_state, save_weights
 from videomaskfeat.tasks.best_weights import BestWeights, check_weight_sets, weight_sets
+from videomaskfeat.tasks.classify_parts import other_levels
 from videomaskfeat.tasks.detect_data import VideoPlaces, training_loader
 from videomaskfeat.tasks.detect_parts import (
     ActionLoss,
@@ -224,6 +225,8 @@ class _Run:
         if self.load_report is not None:
             self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
             self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
+            if told := other_levels(self.config.model.weights, self.recipe.clip):
+                self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
         config = self.config

@@ -132,8 +132,10 @@ def test_whole_pixels_move_without_change() -> None:
     assert (moved[:, :2] == 128).all()
 
 
-def test_a_shift_beyond_the_frame_leaves_the_fill() -> None:
-    assert (operations.translate_x(noisy_frames(), 1.0, "bicubic") == 128).all()
+@pytest.mark.parametrize("share", [1.0, 1.6, -1.6])
+def test_a_shift_beyond_the_frame_leaves_the_fill(share: float) -> None:
+    assert (operations.translate_x(noisy_frames(), share, "bicubic") == 128).all()
+    assert (operations.translate_y(noisy_frames(), share, "bicubic") == 128).all()
 
 
 @pytest.mark.parametrize("degrees", [21.0, -21.0, 30.0, 3.3, 0.0])

@@ -23,6 +23,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.actions_film import Timeline
 from videomaskfeat.tasks.actions_output import write_rows
+from videomaskfeat.tasks.box_files import read_boxes
 from videomaskfeat.tasks.detect_recipe import DetectRecipe
 from videomaskfeat.tasks.detect_video import detect_videos
 from videomaskfeat.tasks.detectors import LoadedDetector, load_detector
@@ -273,6 +274,17 @@ def test_times_of_ava_cuts_are_found_out(detector: LoadedDetector, videos: Path,
     assert found.start_second == 900
     assert "fit the video only if its first picture is second 900: taken so." in found.notes[0]
     assert found.notes[1] == "1 of 2 key frames are left out, as they come within 2 s of the one before."
+
+
+def test_boxes_may_have_any_action_that_the_detector_knows(
+    detector: LoadedDetector, videos: Path, tmp_path: Path
+) -> None:
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("a,1,0.1,0.1,0.5,0.9,95,0.9\n")
+    with pytest.raises(UserError, match=r"boxes\.csv:1: the action '95' .* from 1 to 80"):
+        find_actions(detector, videos / "a.mp4", boxes=boxes)
+    listed = read_boxes(boxes, "a.mp4", duration_seconds=2.5, every=1, score_threshold=0.8, classes=100)
+    assert [len(own) for own in listed.boxes] == [1]
 
 
 def test_video_without_persons_gets_its_film(

@@ -42,6 +42,7 @@ def read_boxes(
     duration_seconds: float,
     every: float,
     score_threshold: float,
+    classes: int = AVA_ACTIONS,
     start_second: float | None = None,
 ) -> FileBoxes:
     """The boxes of a video, told by its file's name with or without its ending.
@@ -52,6 +53,7 @@ def read_boxes(
         duration_seconds: of it.
         every: seconds from one key frame to the next, at least; those in between are left out.
         score_threshold: the least score of a box. A key frame that is left without any stays.
+        classes: the largest action that a row may have; nothing else is made of it.
         start_second: the time of the first picture, as the file counts; None: 900, where its times fit the
             video so and not otherwise (AVA's videos are cut out of films from second 900 on), else 0.
 
@@ -60,7 +62,7 @@ def read_boxes(
             key frames lie outside the video.
     """
     name = os.fspath(path)
-    listed = detected_key_frames([path], classes=AVA_ACTIONS, score_threshold=score_threshold)
+    listed = detected_key_frames([path], classes=classes, score_threshold=score_threshold)
     known = {listed.videos[number] for number in set(listed.video.tolist())}
     known |= {other for other, _ in listed.boxless}
     own = next((word for word in (Path(video).name, Path(video).stem) if word in known), None)

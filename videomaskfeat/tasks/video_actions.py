@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 import torch
 
+from videomaskfeat.ava import AVA_ACTIONS
 from videomaskfeat.data.key_clips import KeyClip, key_clips
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.readers_timed import TimedReader
@@ -167,6 +168,7 @@ def find_actions(
                     duration_seconds=duration,
                     every=every,
                     score_threshold=threshold,
+                    classes=max(AVA_ACTIONS, detector.recipe.classes),
                     start_second=start_second,
                 )
             )

@@ -73,6 +73,14 @@ def _ava_rows(sample: Path, name: str) -> Iterator[list[str]]:
     return (line.split(",") for line in (sample / "ava/annotations" / name).read_text().splitlines())
 
 
+def test_boxes_between_key_frames_are_those_of_the_key_frames_there(sample: Path) -> None:
+    """Five times a second; at whole seconds the very corners of the ground truth."""
+    truth = {(row[0], float(row[1]), *row[2:6]) for row in _ava_rows(sample, "ava_val_v2.2.csv")}
+    tracked = {(row[0], float(row[1]), *row[2:6]) for row in _ava_rows(sample, "ava_val_tracked_boxes.csv")}
+    assert {row for row in tracked if row[1].is_integer()} == truth
+    assert sorted({row[1] for row in tracked}) == [901, 901.2, 901.4, 901.6, 901.8, 902]
+
+
 def test_sample_ava_rows_hold_boxes_inside_the_picture(sample: Path) -> None:
     keys: dict[tuple[str, int], set[str]] = {}
     for video, second, *corners, action, person in _ava_rows(sample, "ava_train_v2.2.csv"):

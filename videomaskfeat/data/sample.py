@@ -24,6 +24,7 @@ from videomaskfeat.mp4 import write_mp4
 _CLIP, _ACTORS, _DETECTOR = 1, 2, 3
 _HELD_OUT = 10  # one video in ten validates and one in ten tests
 _FEW = 20  # labelled videos a class in train_few.csv
+_DENSE = 5  # times a second at which ava_val_tracked_boxes.csv has boxes: actors travel far within a second
 AVA_FIRST_SECOND = (
     900  # AVA's cut videos begin at second 900 of the film, and its times count from the film's start
 )
@@ -43,6 +44,7 @@ senses of turning are classes, so never flip or rotate when training on labels.
     videos/                     file time 0 is second {first_second} of the annotations
     annotations/ava_{{train,val}}_v2.2.csv                      video,second,x1,y1,x2,y2,action,person
     annotations/ava_{{train,val}}_predicted_boxes.csv           video,second,x1,y1,x2,y2,,score
+    annotations/ava_val_tracked_boxes.csv                       the true boxes, {dense} times a second
     annotations/ava_{{train,val}}_excluded_timestamps_v2.2.csv  video,second: not scored
     annotations/ava_action_list_v2.2.pbtxt                    the actions
   images/                       {images} pictures whose class is a shape; flip and turn them as you like
@@ -53,10 +55,10 @@ senses of turning are classes, so never flip or rotate when training on labels.
 
 @dataclass(frozen=True)
 class _Actor:
-    """A box of one actor at one second, corners as fractions of the picture."""
+    """A box of one actor at one moment, corners as fractions of the picture."""
 
     video: str
-    second: int
+    second: float
     box: tuple[float, float, float, float]
     action: int
     person: int
@@ -128,7 +130,7 @@ def write_sample_data(
         write_image_lists(root / "images", images)
     text = _README.format(
         videos=videos, frames=frames, size=size, fps=fps, seed=seed, ava_videos=ava_videos,
-        first_second=AVA_FIRST_SECOND, few=_FEW, images=images,
+        first_second=AVA_FIRST_SECOND, few=_FEW, images=images, dense=_DENSE,
     )  # fmt: skip
     _write_text(root / "README.txt", text)
 
@@ -197,13 +199,14 @@ def _write_actors(root: Path, number: int, *, seconds: int, size: int, fps: floa
     video = f"actors_{number:03d}"
     write_mp4(root / "ava" / "videos" / f"{video}.mp4", scene.frames(), fps=fps)
     boxes: list[_Actor] = []
-    for second in range(1, seconds - 1):
+    for moment in range(_DENSE, (seconds - 2) * _DENSE + 1):
+        second = moment / _DENSE
         boxes += _actors_at(scene, video, second, min(round(second * fps), frames - 1))
     return boxes
 
 
-def _actors_at(scene: Scene, video: str, second: int, frame: int) -> list[_Actor]:
-    """The boxes in one key frame; an actor that shows at two borders of the torus counts as two persons."""
+def _actors_at(scene: Scene, video: str, second: float, frame: int) -> list[_Actor]:
+    """The boxes at one moment; an actor that shows at two borders of the torus counts as two persons."""
     names = list(MOTIONS)
     found = []
     for person, sprite in enumerate(scene.sprites):
@@ -271,7 +274,8 @@ def _write_ava_lists(folder: Path, actors: list[list[_Actor]], seconds: int, see
     rng = np.random.default_rng([_DETECTOR, seed])
     val = max(len(actors) // 4, 1)
     for split, parts in {"train": actors[:-val], "val": actors[-val:]}.items():
-        boxes = [actor for part in parts for actor in part]
+        everywhere = [actor for part in parts for actor in part]
+        boxes = [actor for actor in everywhere if actor.second.is_integer()]  # in the key frames
         rows = [f"{_place(a)},{_corners(a.box)},{a.action},{a.person}\n" for a in boxes]
         _write_text(folder / f"ava_{split}_v2.2.csv", "".join(rows))
         detected = [row for actor in boxes for row in _detections(actor, rng)]
@@ -280,6 +284,9 @@ def _write_ava_lists(folder: Path, actors: list[list[_Actor]], seconds: int, see
         excluded = sorted({a.video for a in boxes})[::2]
         text = "".join(f"{video},{AVA_FIRST_SECOND + 1:04d}\n" for video in excluded)
         _write_text(folder / f"ava_{split}_excluded_timestamps_v2.2.csv", text)
+        if split == "val":
+            every = [f"{_place(a)},{_corners(a.box)},,1.000000\n" for a in everywhere]
+            _write_text(folder / "ava_val_tracked_boxes.csv", "".join(every))
     items = [
         f'item {{\n  name: "{name}"\n  id: {number}\n}}\n' for number, name in enumerate(MOTIONS, start=1)
     ]
@@ -299,7 +306,8 @@ def _detections(actor: _Actor, rng: np.random.Generator) -> list[str]:
 
 
 def _place(actor: _Actor) -> str:
-    return f"{actor.video},{actor.second:04d}"
+    second = f"{actor.second:04.0f}" if actor.second.is_integer() else f"{actor.second:.1f}"
+    return f"{actor.video},{second}"
 
 
 def _corners(box: tuple[float, ...]) -> str:

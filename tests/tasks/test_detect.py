@@ -6,8 +6,6 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import simplejson
 import torch
 
 from tests.tasks.action_set import ACTIONS, ActionSet, make_action_set, write_detector
+from tests.tasks.ranks import run_verb
 from videomaskfeat.cli import main
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.metrics.ava_map import evaluate_files
@@ -272,22 +271,16 @@ def test_impossible_evaluations_are_refused_in_one_line(
 @pytest.mark.slow
 def test_processes_learn_and_score_what_one_does(actions: ActionSet, tmp_path: Path) -> None:
     """Sums in another order: losses and scores equal to 1e-4, the mAP of so few boxes exactly."""
-
-    def call(count: int, port: int, *arguments: str) -> None:
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}"]
-        command = [sys.executable, *(launcher if count > 1 else []), "-m", "videomaskfeat", *arguments]
-        subprocess.run(command, check=True, capture_output=True)
-
     still = ["model.drop_path=0.0", "model.dropout=0.0"]
     for count in (1, 2):
         overrides = actions.overrides(tmp_path / f"run{count}")
-        call(count, 29541, "detect-train", *overrides, *still)
+        run_verb(count, "detect-train", *overrides, *still)
     one, two = ([row["loss"] for row in rows(tmp_path / f"run{count}")] for count in (1, 2))
     assert one == pytest.approx(two, rel=1e-4)
     weights = str(tmp_path / "run1" / "best.safetensors")
     arguments = [weights, *actions.evaluation(), "--boxes", actions.boxes, "--clips-at-once", "2"]
     for count in (1, 2, 3):
-        call(count, 29540 + count, "detect-evaluate", *arguments, "--out", str(tmp_path / str(count)))
+        run_verb(count, "detect-evaluate", *arguments, "--out", str(tmp_path / str(count)))
     files = [list(csv.reader((tmp_path / str(count) / "detections.csv").open())) for count in (1, 2, 3)]
     for file in files[1:]:
         assert [row[:7] for row in file] == [row[:7] for row in files[0]]

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import simplejson
 
+from .ranks import run_verb
 from .test_finetune import TINY
 
 # Each rank draws its own drop path and mixing.
 SAME = ["model.drop_path=0.0", "mix.mixup=0", "mix.cutmix=0", "data.balanced=true", "optim.ema_decay=0.9"]
 
 
-def command(sample: Path, run: Path, launcher: Sequence[str] = ()) -> list[str]:
-    """A tiny run in a process of its own; 3 held-out videos, so that one rank has one more than the other."""
+def finetune(count: int, sample: Path, run: Path) -> None:
+    """A tiny run on so many ranks; 3 held-out videos, so that one rank has one more than the other."""
     rows = (sample / "val.csv").read_text() + (sample / "test.csv").read_text().splitlines()[0] + "\n"
     (sample / "three.csv").write_text(rows)
     data = [f"data.train={sample / 'train.csv'}", f"data.validation={sample / 'three.csv'}"]
     overrides = [*TINY, *SAME, *data, f"run.folder={run}"]
-    return [sys.executable, *launcher, "-m", "videomaskfeat", "finetune", *overrides]
+    run_verb(count, "finetune", *overrides)
 
 
 @pytest.mark.slow
 def test_two_ranks_learn_and_score_what_one_does(sample: Path, tmp_path: Path) -> None:
     """Sums of gradients in another order: losses equal to 1e-4; accuracies of 3 videos exactly."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29519"]
-    subprocess.run(command(sample, tmp_path / "one"), check=True, capture_output=True)
-    subprocess.run(command(sample, tmp_path / "two", launcher), check=True, capture_output=True)
+    finetune(1, sample, tmp_path / "one")
+    finetune(2, sample, tmp_path / "two")
     one, two = (
         [simplejson.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
         for name in ("one", "two")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,17 @@ import simplejson
 from safetensors.torch import load_file
 
 from .conftest import TINY
+from .ranks import command, run_verb
 
 # A checkpoint after every step, drop path so that random states matter, and a moving average of the weights.
 SETTINGS = ["optim.epochs=3", "run.checkpoint_minutes=0", "optim.ema_decay=0.9", "run.pictures=0"]
 
 
-def command(sample: Path, run: Path, launcher: Sequence[str] = ()) -> list[str]:
-    """A tiny run in a process of its own."""
+def arguments(sample: Path, folder: Path) -> list[str]:
+    """Of a tiny run."""
     model = "model.arguments={depth: 4, width: 8, widen_at: [1, 3], drop_path: 0.3}"
-    overrides = [*TINY, *SETTINGS, model, f"data.train={sample / 'train.csv'}", f"run.folder={run}"]
-    return [sys.executable, *launcher, "-m", "videomaskfeat", "pretrain", *overrides]
+    data = [f"data.train={sample / 'train.csv'}", f"run.folder={folder}"]
+    return ["pretrain", *TINY, *SETTINGS, model, *data]
 
 
 def steps(run: Path) -> int:
@@ -35,7 +34,8 @@ def steps(run: Path) -> int:
 
 def start_and_signal(sample: Path, run: Path, number: signal.Signals, after: int) -> int:
     """Start a run, signal it once it has made some steps, and return its exit code."""
-    process = subprocess.Popen(command(sample, run), stderr=subprocess.DEVNULL, start_new_session=True)
+    line = command(1, arguments(sample, run))
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while steps(run) < after and process.poll() is None:
         assert time.monotonic() < deadline, "the run makes no steps"
@@ -47,7 +47,7 @@ def start_and_signal(sample: Path, run: Path, number: signal.Signals, after: int
 @pytest.fixture
 def whole(sample: Path, tmp_path: Path) -> Path:
     """The run folder of an uninterrupted run."""
-    subprocess.run(command(sample, tmp_path / "whole"), check=True, capture_output=True)
+    run_verb(1, *arguments(sample, tmp_path / "whole"))
     return tmp_path / "whole"
 
 
@@ -67,7 +67,7 @@ def test_killed_run_resumes_to_the_same_weights(sample: Path, tmp_path: Path, wh
     assert start_and_signal(sample, run, signal.SIGKILL, after=2) == -signal.SIGKILL
     assert start_and_signal(sample, run, signal.SIGKILL, after=7) == -signal.SIGKILL  # in the second epoch
     assert 0 < steps(run) < 12
-    subprocess.run(command(sample, run), check=True, capture_output=True)
+    run_verb(1, *arguments(sample, run))
     assert_equal_runs(run, whole)
 
 
@@ -76,7 +76,7 @@ def test_terminated_run_saves_exits_with_0_and_resumes(sample: Path, tmp_path: P
     assert start_and_signal(sample, run, signal.SIGTERM, after=3) == 0
     assert 3 <= steps(run) < 12
     assert not (run / "weights.safetensors").exists()
-    subprocess.run(command(sample, run), check=True, capture_output=True)
+    run_verb(1, *arguments(sample, run))
     assert_equal_runs(run, whole)
 
 
@@ -84,9 +84,8 @@ def test_terminated_run_saves_exits_with_0_and_resumes(sample: Path, tmp_path: P
 def test_two_ranks_learn_what_one_does(sample: Path, tmp_path: Path) -> None:
     """Sums of gradients in another order: losses equal to 1e-4. Exact counts make both ranks weigh alike."""
     same = ["mask.kind=cube_exact", "model.arguments.drop_path=0.0"]  # each rank draws its own drop path
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29517"]
-    subprocess.run([*command(sample, tmp_path / "one"), *same], check=True, capture_output=True)
-    subprocess.run([*command(sample, tmp_path / "two", launcher), *same], check=True, capture_output=True)
+    run_verb(1, *arguments(sample, tmp_path / "one"), *same)
+    run_verb(2, *arguments(sample, tmp_path / "two"), *same)
     one, two = (
         [simplejson.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").open()]
         for name in ("one", "two")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from tests.engine.toy import metrics
 from tests.tasks.conftest import TINY
 from tests.tasks.methods.parts import ARGUMENTS
+from tests.tasks.ranks import run_verb
 
 
 @pytest.mark.slow
@@ -26,10 +25,8 @@ def test_two_ranks_learn_what_one_does(name: str, sample: Path, tmp_path: Path) 
         "run.pictures=0",
         f"data.train={sample / 'train.csv'}",
     ]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29523"]
-    for folder, start in (("one", []), ("two", launcher)):
-        command = [sys.executable, *start, "-m", "videomaskfeat", "pretrain", *overrides]
-        subprocess.run([*command, f"run.folder={tmp_path / folder}"], check=True, capture_output=True)
+    for folder, count in (("one", 1), ("two", 2)):
+        run_verb(count, "pretrain", *overrides, f"run.folder={tmp_path / folder}")
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == len(two) == 8
     for first, second in zip(one, two, strict=True):

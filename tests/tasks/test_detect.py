@@ -133,6 +133,14 @@ def test_choices_of_frames_and_boxes_are_named_in_the_result(
     assert "ground-truth boxes on centre crops: 10 in 5 of 5 key frames" in scores["centre"][2]
     assert [scores[name][0]["tested"]["boxes"] for name in scores] == [10, 10, 10, 10]
     assert len({text for _, text, _ in scores.values()}) == 4
+    pages = {name: (tmp_path / name / "report.html").read_text() for name in scores}
+    for name, words in {
+        "plain": "Boxes ground truth · Frames whole · Short side 32 · Flip no",
+        "centre": "Boxes ground truth · Frames centre crop · Short side 32 · Flip no",
+        "views": "Boxes ground truth · Frames whole · Short sides 32, 40 · Flip yes",
+        "detected": "Boxes detected of score 0.93 and up · Frames whole · Short side 32 · Flip no",
+    }.items():
+        assert f"<p>{words}</p></header>" in pages[name]
     lines = list(csv.reader(scores["plain"][1].splitlines()))
     boxes: dict[tuple[str, ...], dict[int, float]] = {tuple(line[:6]): {} for line in lines}
     for line in lines:

@@ -119,6 +119,18 @@ def test_page_says_everything_and_asks_for_nothing() -> None:
     assert "Rows of a key frame the 50 best" in limited.text
 
 
+def test_how_it_was_tested_stands_under_the_heading_and_in_the_protocol() -> None:
+    """Two reports of one file of weights can be told apart; a mere file of detections says nothing of it."""
+    tested = [("Boxes", "detected <of> 0.8", "tested"), ("Short sides", "224, 256", "pixels")]
+    text = Page(render_detection(replace(FACTS, tested=tested), version="1.2.3")).text
+    heading, rest = text[: text.index("Score")], text[text.index("Protocol") : text.index("Rows")]
+    assert "Boxes detected <of> 0.8 · Short sides 224, 256" in heading
+    assert "Boxes detected <of> 0.8 tested Short sides 224, 256 pixels IoU of a hit" in rest
+    plain = render_detection(FACTS, version="1.2.3")
+    assert "Short side" not in plain
+    assert "</div></header>" in plain
+
+
 def test_actions_stand_the_worst_first_and_curves_the_most_frequent_first() -> None:
     text = Page(render_detection(FACTS, version="1.2.3")).text
     table = text[text.index("Id Action Ground truth AP") : text.index("Precision over recall")]

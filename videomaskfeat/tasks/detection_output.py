@@ -234,4 +234,17 @@ def _facts(scored: ScoredDetections, summary: Mapping[str, Any]) -> DetectionFac
         persons=[PartRow(**asdict(part)) for part in scored.persons],
         sizes=[PartRow(**asdict(part)) for part in scored.sizes],
         summary={key: value for key, value in summary.items() if key not in shown_elsewhere},
+        tested=_tested(summary["seen"]) if "seen" in summary else (),
     )
+
+
+def _tested(seen: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """How key frames were tested: name, value and note of each fact that tells two scores of a model apart."""
+    sides = [str(side) for side in seen["short_sides"]]
+    threshold = f"of score {seen['score_threshold']:g} and up" if "score_threshold" in seen else ""
+    return [
+        ("Boxes", f"{seen['boxes']} {threshold}".rstrip(), "of the persons that were tested"),
+        ("Frames", "whole" if seen["area"] == "whole" else "centre crop", "what of them the network saw"),
+        (f"Short side{'s' * (len(sides) > 1)}", ", ".join(sides), "pixels" + ", averaged" * (len(sides) > 1)),
+        ("Flip", "yes" if seen["flip"] else "no", "averaged with the mirror image" if seen["flip"] else ""),
+    ]

@@ -83,6 +83,8 @@ class DetectionFacts:
         persons: the score by persons a key frame.
         sizes: the score by the size of the boxes.
         summary: everything that identifies the result; may be nested.
+        tested: how the key frames were tested: name, value and note of each fact; none: not known, of a file
+            of detections.
     """
 
     title: str
@@ -96,6 +98,7 @@ class DetectionFacts:
     persons: Sequence[PartRow]
     sizes: Sequence[PartRow]
     summary: Mapping[str, Any]
+    tested: Sequence[tuple[str, str, str]] = ()
 
 
 def render_detection(facts: DetectionFacts, *, version: str) -> str:
@@ -107,9 +110,12 @@ def render_detection(facts: DetectionFacts, *, version: str) -> str:
     """
     known = [row for row in facts.actions if row.truths]
     notes = "".join(f"<p>{escape(note)}</p>" for note in facts.notes)
+    tested = " · ".join(f"{name} {value}" for name, value, _ in facts.tested)
     body = [
         f'<header><div class="head"><h1>{escape(facts.title)}</h1>'
-        f'<span class="status finished">frame mAP at IoU {facts.iou_threshold:g}</span></div></header>',
+        f'<span class="status finished">frame mAP at IoU {facts.iou_threshold:g}</span></div>'
+        + (f"<p>{escape(tested)}</p>" if tested else "")
+        + "</header>",
         page.section("Score", _headline(facts, known)),
         page.section("Protocol", _protocol(facts)),
         page.section(
@@ -157,6 +163,7 @@ def _protocol(facts: DetectionFacts) -> str:
     kept = "all" if facts.rows_per_frame is None else f"the {facts.rows_per_frame} best"
     return page.cards(
         [
+            *(page.card(*fact) for fact in facts.tested),
             page.card("IoU of a hit", f"{facts.iou_threshold:g} or more", "with the box overlapped most"),
             page.card("Area under the curve", "all points", "interpolated precision"),
             page.card("Rows of a key frame", kept, "the official script: the 50 best"),

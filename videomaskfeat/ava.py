@@ -170,8 +170,8 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[int, str]:
     action, on any number of lines; other fields are passed over.
 
     Raises:
-        UserError: no such file; no action in it; one without an id; an id that is no whole number above 0; or
-            one that stands twice.
+        UserError: no such file, or no text; no action in it; one without an id; an id that is no whole number
+            above 0; or one that stands twice.
     """
     return {number: fields.get("name", f"action {number}") for number, fields in _items(path).items()}
 
@@ -246,10 +246,11 @@ def _boxes(rows: CsvRows) -> np.ndarray:
 def _actions(rows: CsvRows, largest: int) -> np.ndarray:
     """int64 [n]."""
     actions = rows.numbers(6, blank=np.nan)
+    whose = "AVA's" if largest == AVA_ACTIONS else "those of the label map"
     rows.fail(
         ~np.isnan(actions) & ((actions != np.rint(actions)) | (actions < 1) | (actions > largest)),
-        f"the action '{{value}}' of '{{row}}' is unknown; ids are whole numbers from 1 to {largest}, those "
-        "of the label map, and an empty field is a person without an action",
+        f"the action '{{value}}' of '{{row}}' is unknown; ids are whole numbers from 1 to {largest}, "
+        f"{whose}, and an empty field is a person without an action",
         column=6,
     )
     return np.where(np.isnan(actions), NO_ACTION, actions).astype(np.int64)
@@ -258,8 +259,14 @@ def _actions(rows: CsvRows, largest: int) -> np.ndarray:
 def _items(path: str | os.PathLike[str]) -> dict[int, dict[str, str]]:
     """The fields of each action of a label map, by number."""
     name = os.fspath(path)
-    with open_file(path) as file:
-        text = file.read()
+    try:
+        with open_file(path) as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}: is not a text file (UTF-8); give a label map, "
+            'which holds `item { name: "stand" id: 12 }` for each action'
+        ) from error
     items: dict[int, dict[str, str]] = {}
     open_at, fields = 0, dict[str, str]()
     for token in _TOKEN.finditer(text):

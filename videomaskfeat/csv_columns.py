@@ -17,6 +17,8 @@ _BLANKS = np.isin(np.arange(256), [9, 11, 12, 13, 32])  # by byte: what is strip
 _QUOTE, _COMMA, _NEWLINE = ord('"'), ord(","), ord("\n")
 _LONGEST_NUMBER = 64  # characters; a longer field is no number
 _LONGEST_WORD = 255
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # no line of words and numbers has these
+_BEGINNING = 1 << 12  # bytes in which a file shows whether it is text
 _HEADING = re.compile(r"[A-Za-z_ ]+")
 
 
@@ -127,10 +129,12 @@ def read_csv(
         numbers: columns that hold numbers, by which a line of headings is told.
 
     Raises:
-        UserError: no such file; or, with file and line, a row with too few or too many columns.
+        UserError: no such file, or no text; or, with file and line, a row with too few or too many columns.
     """
     name, found, first_line = os.fspath(path), 0, 1
     for data in _whole_lines(path):
+        if first_line == 1 and _NO_TEXT.search(data, 0, _BEGINNING):
+            raise UserError(f"{name}: is not a text file (UTF-8); give a CSV file with rows `{form}`")
         buffer = np.frombuffer(data, np.uint8)
         lines, starts, ends, seen = _rows(buffer, skipped=len(_MARK) * data.startswith(_MARK))
         lines += first_line

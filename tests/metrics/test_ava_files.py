@@ -211,7 +211,7 @@ def test_written_detections_have_the_same_score(golden: Path, tmp_path: Path) ->
         ("vidA,902,0.1,0.6,0.5,0.5,12,0.5", r":3: y2 of 'vidA,.*' is not above y1; a box is x1,y1,x2,y2"),
         (
             "vidA,902,0.1,0.1,0.5,0.5,0,0.5",
-            r":3: the action '0' of 'vidA.*' is unknown; .* from 1 to 80, those of",
+            r":3: the action '0' of 'vidA.*' is unknown; .* from 1 to 80, AVA's, and",
         ),
         (
             "vidA,902,0.1,0.1,0.5,0.5,81,0.5",
@@ -291,6 +291,27 @@ def test_headings_further_down_are_a_mistake(files: dict[str, Path], monkeypatch
 def test_box_rounded_across_the_border_is_inside(files: dict[str, Path]) -> None:
     files["found"].write_text("vidB,903,-0.0000001,0.2,1.0000001,0.9,12,0.5\n")
     assert read_ava(*files.values()).detection_counts.used == 1
+
+
+@pytest.mark.parametrize("side", ["truth", "found", "excluded", "labels"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xd0\x04\0\0\0\0\0\0{"x":{"dtype":"F32"}}\n\x1f\x85\xebQ',  # of weights, safetensors
+        b"\x1f\x8b\x08\x08\xa7\xc1\xd4e\n,,,,,,,",  # packed by gzip
+        "vidA,902,0.1,0.1,0.5,0.5,12,0.5\n".encode("utf-16"),
+    ],
+    ids=["weights", "gzip", "utf-16"],
+)
+def test_file_that_is_no_text(files: dict[str, Path], side: str, content: bytes) -> None:
+    """Named by its path and what belongs there; none of its bytes is shown."""
+    files[side].write_bytes(content)
+    form = {"excluded": "a CSV file with rows `video,second`", "labels": "a label map, which holds `item {"}
+    words = form.get(side, "a CSV file with rows `video,second,x1,")
+    with pytest.raises(UserError) as caught:
+        score(files)
+    assert str(caught.value).startswith(f"{files[side]}: is not a text file (UTF-8); give {words}")
+    assert str(caught.value).isprintable()
 
 
 def test_file_of_another_kind(files: dict[str, Path]) -> None:

@@ -224,7 +224,9 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         ),
         (
             ["target=features", "target.arguments={teacher: gone.safetensors}"],
-            ["gone.safetensors: no such file"],
+            [
+                "target.arguments.teacher gone.safetensors: no such file of weights; run the training that makes"
+            ],
         ),
         (
             ["target=features", "target.arguments={teacher: LIST}"],

@@ -61,7 +61,11 @@ def test_tokenizers_that_do_not_fit_are_refused_before_training(pretrain: Pretra
         (f"{{weights: {weights}, vocabulary: 8192}}", "a vocabulary of 12, and target.arguments want 8192"),
         (f"{{weights: {weights}, output_stride: [2, 4, 4]}}", "would have to be enlarged"),
         (f"{{weights: {weights}, output_stride: [2, 8, 8]}}", "2x4x4"),  # against the 2x2x2 of the model
-        ("{weights: gone.safetensors}", "gone.safetensors: no such file of weights"),
+        (
+            "{weights: gone.safetensors}",
+            "target.arguments.weights gone.safetensors: no such file of weights; train the tokenizer first "
+            "(videomaskfeat train-tokenizer), or check the path",
+        ),
         ("{}", "'dvae' needs 'weights'"),
     ):
         code, text = pretrain("target.name=dvae", f"target.arguments={arguments}")

@@ -173,12 +173,17 @@ def load_teacher(name: str, *, depth: int | None = None, frame_stride: int = 2) 
         raise UserError(f"teacher frame_stride {frame_stride} must be 1 or more")
     if name.startswith(_FOLDER):
         teacher = _from_folder(name[len(_FOLDER) :], depth=depth, frame_stride=frame_stride)
-    elif ":" in name and "/" not in name and not is_file(name):
+    elif not is_path(name):
         model = _from_callable(name)
         teacher = FrameTeacher(model, depth=depth, frame_stride=frame_stride, name=name)
     else:
         teacher = _from_weights(name, depth=depth, frame_stride=frame_stride)
     return teacher.requires_grad_(False).eval()
+
+
+def is_path(name: str) -> bool:
+    """Whether a teacher's name is that of a weights file, be it there or not."""
+    return not name.startswith(_FOLDER) and (":" not in name or "/" in name or is_file(name))
 
 
 def _from_weights(path: str, *, depth: int | None, frame_stride: int) -> Teacher:

@@ -8,10 +8,17 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.io import is_file
+from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.targets.target import Target
+from videomaskfeat.targets.teachers import is_path
 from videomaskfeat.tasks.recipe import Levels, read_clip_recipe, recipe_texts
+
+_MAKERS = {
+    "weights": "train the tokenizer first (videomaskfeat train-tokenizer)",
+    "teacher": "run the training that makes the teacher first (its run folder's weights.safetensors)",
+}
+"""Arguments of targets that are files of weights, and how to come by them."""
 
 
 def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: Levels) -> Target:
@@ -24,7 +31,8 @@ def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: 
         std: likewise, for ``clip_std``. One that asks for ``build`` is given this function.
 
     Raises:
-        UserError: an unknown name, or arguments that it does not take.
+        UserError: an unknown name, arguments that it does not take, or a tokenizer's or teacher's file that
+            is not there.
     """
     if name not in TARGETS:
         known = ", ".join(TARGETS)
@@ -38,6 +46,12 @@ def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: 
     }
     supplied = {key: value for key, value in offered.items() if key in asked}
     check_arguments("target.arguments", name, build, arguments, supplied=supplied)
+    for key, remedy in _MAKERS.items():
+        path = arguments.get(key) if key in asked else None
+        if isinstance(path, str) and is_path(path) and not is_file(path) and not is_folder(path):
+            raise UserError(
+                f"target.arguments.{key} {path}: no such file of weights; {remedy}, or check the path"
+            )
     if "teacher_mean" in asked:
         arguments = {**_teacher_levels(arguments.get("teacher")), **arguments}
     try:

@@ -23,8 +23,24 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one.
+
+    >>> counted(1, "key frame"), counted(2, "video")
+    ('1 key frame', '2 videos')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class RunFailed(RuntimeError):
     """A run that cannot go on and is not the user's mistake to mend: no space left, a non-finite loss.
 
     The command line prints the message alone on stderr and exits with code 1.
+    """
+
+
+class PlugInFailed(RunFailed):
+    """Python code that the user gave raised an error, which is this one's cause.
+
+    The command line prints the message and below it the cause's traceback, and exits with code 1.
     """

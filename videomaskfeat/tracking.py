@@ -36,10 +36,7 @@ def link_boxes(
     Raises:
         UserError: an argument out of range, or times that do not ascend.
     """
-    if not 0 < min_iou <= 1:
-        raise UserError(f"min IoU {min_iou:g} must be above 0, and at most 1")
-    if not max_gap_seconds >= 0:
-        raise UserError(f"max gap {max_gap_seconds:g} must be a number of seconds, 0 or more")
+    check_linking(min_iou, max_gap_seconds)
     if len(boxes) != len(seconds) or (np.diff(seconds) <= 0).any():
         raise UserError(f"{len(boxes)} key frames need as many times, each later than the one before")
     tracks: list[np.ndarray] = []
@@ -60,6 +57,20 @@ def link_boxes(
         last[numbers], seen[numbers] = found, now
         tracks.append(numbers.astype(np.int64))
     return tracks
+
+
+def check_linking(min_iou: float, max_gap_seconds: float) -> None:
+    """Refuse numbers that :func:`link_boxes` would, before there are boxes."""
+    if not 0 < min_iou <= 1:
+        raise UserError(f"min IoU {min_iou:g} must be above 0, and at most 1")
+    if not max_gap_seconds >= 0:
+        raise UserError(f"max gap {max_gap_seconds:g} must be a number of seconds, 0 or more")
+
+
+def check_smoothing(sigma_seconds: float) -> None:
+    """Refuse what :func:`smooth_scores` would, before there are scores."""
+    if not 0 <= sigma_seconds < np.inf:
+        raise UserError(f"smoothing over {sigma_seconds:g} must be a number of seconds, 0 or more")
 
 
 def pairwise_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -131,8 +142,7 @@ def smooth_scores(
     Raises:
         UserError: a deviation that is none.
     """
-    if not 0 <= sigma_seconds < np.inf:
-        raise UserError(f"smoothing over {sigma_seconds:g} must be a number of seconds, 0 or more")
+    check_smoothing(sigma_seconds)
     smooth = [np.array(part) for part in scores]
     if sigma_seconds == 0:
         return smooth

@@ -343,7 +343,10 @@ def test_keys_are_listed_and_unknown_ones_named(
         ("", "boxes.csv: holds no box at all; a row is `video,second,x1,y1,x2,y2,,score`"),
         ("a,1,0,0,1,1.5,,0.9\n", "boxes.csv:1: the box of 'a,1,0,0,1,1.5,,0.9' leaves the frame"),
         ("a,1,0.5,0,0.4,1,,0.9\n", "boxes.csv:1: x2 of .* is not above x1"),
-        ("a,9,0,0,1,1,,0.9\n", "boxes.csv: all 1 key frames of a, from 9 to 9 s, lie outside .* lasts 2.5 s"),
+        (
+            "a,9,0,0,1,1,,0.9\n",
+            "boxes.csv: all 1 key frames of a, from 9 to 9 s, lie outside .* \\(--start-second\\)",
+        ),
         ("a,1,0,0,1,1,,7\n", "boxes.csv:1: the score 7 is not in 0..1"),
     ],
 )
@@ -358,7 +361,10 @@ def test_wrong_boxes_are_named(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"boxes": None}, "no boxes and no detector of persons: give a file of boxes, or a detector"),
+        (
+            {"boxes": None},
+            r"no boxes and no detector of persons: give a file of boxes \(--boxes\), or .* \(--detector\)",
+        ),
         (
             {"detector": "tests.tasks.test_detect_video:left_half"},
             "boxes and a detector of persons: .* not both",
@@ -370,6 +376,8 @@ def test_wrong_boxes_are_named(
         ({"top": 0}, "top 0: ask for at least 1 action"),
         ({"smooth_seconds": -1.0}, "smoothing over -1 must be a number of seconds"),
         ({"min_iou": 0.0}, "min IoU 0 must be above 0"),
+        ({"min_iou": 3.0}, "min IoU 3 must be above 0, and at most 1"),
+        ({"max_gap_seconds": -1.0}, "max gap -1 must be a number of seconds, 0 or more"),
         ({"clips_at_once": 0}, "clips at once 0: there must be at least 1"),
         ({"boxes": "nowhere.csv"}, "nowhere.csv: no such file"),
     ],
@@ -395,3 +403,62 @@ def test_bad_videos_are_reported_and_the_others_done(
     assert f"videomaskfeat detect: {tmp_path / 'bad.mp4'}: not a video file" in capsys.readouterr().err
     assert main(["detect", str(weights), str(tmp_path), *plug_in, "--device", "cpu"]) == 2
     assert "is a folder, and a video file is needed here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [("--smooth-seconds", "-1"), ("--min-iou", "3"), ("--max-gap-seconds", "-2")]
+)
+def test_what_is_told_is_checked_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
+) -> None:
+    """Before anything is opened: there are neither weights nor a video."""
+    assert main(["detect", str(tmp_path / "w.safetensors"), "a.mp4", "--detector", "no:where", *option]) == 2
+    assert f" {option[1]} must be " in capsys.readouterr().err
+
+
+def test_file_of_boxes_must_have_every_video_before_the_first(
+    weights: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["detect", str(weights), str(videos / "a.mp4"), "c.mp4", "e/d.mp4", "--device", "cpu"]
+    command += ["--boxes", str(videos / "boxes.csv"), "--out", str(tmp_path / "out"), "--no-film"]
+    assert main(command) == 2
+    assert "boxes.csv: has no box of 'c', 'd'; its videos are a, b: a row" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/*.json"))
+
+
+def test_detector_that_raises_is_named_above_its_traceback(
+    weights: Path,
+    videos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "det_that_raises.py").write_text(
+        "def raises(frames):\n    raise ValueError('no model')\n"
+        "class Unmade:\n    def __init__(self):\n        raise KeyError('weights')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    path = str(videos / "a.mp4")
+    command = ["detect", str(weights), path, "--device", "cpu", "--detector"]
+    assert main([*command, "det_that_raises:raises"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    words = f"videomaskfeat detect: detector 'det_that_raises:raises' failed on {path}: ValueError: no model"
+    assert words in lines
+    below = lines[lines.index(words) + 1 :]
+    assert below[0] == "Traceback (most recent call last):"
+    assert any('det_that_raises.py", line 2, in raises' in line for line in below)
+    assert main([*command, "det_that_raises:Unmade"]) == 1
+    said = capsys.readouterr().err
+    assert "detector 'det_that_raises:Unmade' could not be made: KeyError: 'weights'\nTraceback" in said
+
+
+def test_persons_are_linked_over_the_steps_of_the_file(weights: Path, videos: Path, tmp_path: Path) -> None:
+    """Key frames 1 s apart and --every 0.2: twice that is less than a step."""
+    video, boxes = str(videos / "a.mp4"), videos / "boxes.csv"
+    result = detect_videos(weights, [video], tmp_path, boxes=boxes, every=0.2, film=False, device="cpu")
+    (found,) = result.found
+    assert (found.persons, found.every) == (2, 1.0)
+    told = simplejson.loads((tmp_path / "a_actions.json").read_text())["protocol"]
+    assert (told["every"], told["max_gap_seconds"]) == (0.2, 2.0)
+    found = find_actions(load_detector(weights), video, boxes=boxes, every=2)
+    assert found.every == 2  # thinned to 0 and 2 s

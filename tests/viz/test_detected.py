@@ -118,6 +118,15 @@ def test_panels_keep_their_place_while_it_is_as_good() -> None:
     assert place_panels(np.array([[300, 50, 400, 250]]), size, 500, 640, [-1])[1] == [1]
 
 
+def test_panels_leave_their_own_box_free_where_there_is_room() -> None:
+    """A tall person: the only room is at its right side's foot, as another person stands at its head."""
+    boxes = np.array([[0, 0, 200, 360], [210, 0, 640, 150]])
+    corners, _ = place_panels(boxes, np.array([[100, 180], [100, 180]]), 360, 640, [-1, -1])
+    assert corners[0].tolist() == [260, 203]
+    # The person has risen until half of the panel above covers them: it does not stay there.
+    assert place_panels(np.array([[300, 30, 400, 230]]), np.array([[60, 100]]), 500, 640, [0])[1] == [1]
+
+
 def test_long_names_are_cut_and_not_the_percents() -> None:
     name = "a name that goes on and on " * 4
     picture = drawn([DrawnPerson(0, (0.1, 0.5, 0.4, 0.9), "person 1", (Bar(name, 0.5),))], 320, 480)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 
 from videomaskfeat import __version__
@@ -23,7 +24,7 @@ from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
 from videomaskfeat.cli.training import add_finetune, add_pretrain, add_train_tokenizer
 from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, one_line
-from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.errors import PlugInFailed, RunFailed, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return MISTAKE
     except RunFailed as error:
         print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
+        if isinstance(error, PlugInFailed):  # the user's own code: where in it is theirs to see
+            traceback.print_exception(error.__cause__)
         return FAILED
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         sys.stderr.close()

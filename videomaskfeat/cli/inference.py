@@ -104,7 +104,7 @@ def add_detect(verbs: Any) -> None:
         ("--top", int, "actions drawn a person, at most (default: 3)"),
         ("--smooth-seconds", float, "over which scores of a track are averaged; 0: not (default: 0.7)"),
         ("--min-iou", float, "least overlap of two boxes of a track (default: 0.3)"),
-        ("--max-gap-seconds", float, "that a track may miss (default: twice --every)"),
+        ("--max-gap-seconds", float, "that a track may miss (default: two key frames' steps)"),
     )
     for option, kind, words in numbers:
         told.add_argument(option, metavar="N", type=kind, help=words)

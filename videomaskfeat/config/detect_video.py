@@ -28,7 +28,7 @@ class ToldConfig:
     top: int = key(3, "actions a person that are drawn, at most")
     smooth_seconds: float = key(0.7, "standard deviation of the average over a track; 0: none")
     min_iou: float = key(0.3, "least overlap of two boxes of a track, above 0, at most 1")
-    max_gap_seconds: float | None = key(None, "that a track may miss; null: twice persons.every")
+    max_gap_seconds: float | None = key(None, "that a track may miss; null: twice the key frames' step")
     film: bool = key(True, "write the annotated mp4")
     csv: bool = key(False, "write rows for score-ava")
 

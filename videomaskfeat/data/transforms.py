@@ -262,8 +262,8 @@ class WholeFrame:
     def __post_init__(self) -> None:
         if self.multiple < 1 or self.short_side < self.multiple:
             raise UserError(
-                f"short side {self.short_side} with sides in multiples of {self.multiple}: the multiple must "
-                "be at least 1, and the side no smaller"
+                f"short side {self.short_side} must be at least {max(self.multiple, 1)}: both sides become "
+                f"multiples of {self.multiple}, the height and width of the network's cubes"
             )
 
     def sample(self, height: int, width: int, rng: np.random.Generator | None = None) -> ClipGeometry:

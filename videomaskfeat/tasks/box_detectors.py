@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, nearest
 
 BoxDetector = Callable[[np.ndarray], Sequence[Any]]
 
@@ -39,6 +39,7 @@ def load_box_detector(name: str, options: Mapping[str, Any] | None = None) -> Bo
     Raises:
         UserError: no such module or name, a module that cannot be imported, wrong options, or the result is
             not callable.
+        PlugInFailed: the class or function raised an error.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
@@ -64,7 +65,12 @@ def load_box_detector(name: str, options: Mapping[str, Any] | None = None) -> Bo
 
 
 def find_boxes(
-    detector: BoxDetector, pictures: np.ndarray, *, name: str, score_threshold: float
+    detector: BoxDetector,
+    pictures: np.ndarray,
+    *,
+    name: str,
+    score_threshold: float,
+    video: str = "pictures",
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The persons in pictures, checked.
 
@@ -75,6 +81,7 @@ def find_boxes(
         pictures: uint8 [n, H, W, 3].
         name: of the detector, for messages.
         score_threshold: the least score.
+        video: that the pictures are of, for messages.
 
     Returns:
         Of each picture float32 [k, 4], x1, y1, x2, y2 in shares of its width and height, and float32 [k],
@@ -82,8 +89,14 @@ def find_boxes(
 
     Raises:
         UserError: the detector returns something else than it should.
+        PlugInFailed: the detector raised an error.
     """
-    found = detector(pictures)
+    try:
+        found = detector(pictures)
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:  # whatever the user's own code does
+        raise PlugInFailed(f"detector {name!r} failed on {video}: {_told(error)}") from error
     if not isinstance(found, Sequence | np.ndarray) or len(found) != len(pictures):
         many = f"{len(found)} results" if hasattr(found, "__len__") else _kind(found)
         raise UserError(f"detector {name!r} returned {many} for {len(pictures)} pictures; {_PROMISE}")
@@ -123,13 +136,21 @@ def _made(maker: Any, options: dict[str, Any], name: str) -> Any:
     try:
         signature = inspect.signature(maker)
     except ValueError:  # written in C: it will say itself what is wrong
-        return maker(**options)
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(**options)
+        except TypeError as error:
+            known = ", ".join(signature.parameters) or "none"
+            raise UserError(
+                f"detector {name!r}: its options do not fit ({error}); it takes: {known}"
+            ) from error
     try:
-        signature.bind(**options)
-    except TypeError as error:
-        known = ", ".join(signature.parameters) or "none"
-        raise UserError(f"detector {name!r}: its options do not fit ({error}); it takes: {known}") from error
-    return maker(**options)
+        return maker(**options)
+    except (UserError, RunFailed):
+        raise
+    except Exception as error:  # whatever the user's own code does
+        raise PlugInFailed(f"detector {name!r} could not be made: {_told(error)}") from error
 
 
 def _checked(
@@ -170,6 +191,10 @@ def _checked(
     kept = (scores >= score_threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     order = np.flatnonzero(kept)[np.argsort(-scores[kept], kind="stable")]
     return boxes[order].astype(np.float32), scores[order].astype(np.float32)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _kind(thing: Any) -> str:

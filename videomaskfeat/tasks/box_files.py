@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from videomaskfeat.ava import AVA_ACTIONS
+from videomaskfeat.ava import AVA_ACTIONS, VideoNames, read_detections
 from videomaskfeat.data.ava_sources import LENGTH_SLACK, start_of
 from videomaskfeat.data.records_ava import detected_key_frames
 from videomaskfeat.errors import UserError
@@ -33,6 +34,25 @@ class FileBoxes:
     boxes: tuple[np.ndarray, ...]
     scores: tuple[np.ndarray, ...]
     notes: tuple[str, ...]
+
+
+def check_boxes(path: str | os.PathLike[str], videos: Sequence[str], *, classes: int = AVA_ACTIONS) -> None:
+    """See that a file of boxes has all of some videos, before the first of them is worked on.
+
+    Args:
+        path: as in :func:`read_boxes`, and so are the others.
+        videos: paths of the video files.
+        classes: the largest action that a row may have.
+
+    Raises:
+        UserError: no such file, a row that is wrong, or no box of some of the videos, which are named.
+    """
+    names = VideoNames()
+    read_detections(path, names, largest=classes)
+    known = set(names.texts())
+    lacking = [video for video in videos if _name_in(known, video) is None]
+    if lacking:
+        raise UserError(_unknown(os.fspath(path), lacking, sorted(known)))
 
 
 def read_boxes(
@@ -65,9 +85,9 @@ def read_boxes(
     listed = detected_key_frames([path], classes=classes, score_threshold=score_threshold)
     known = {listed.videos[number] for number in set(listed.video.tolist())}
     known |= {other for other, _ in listed.boxless}
-    own = next((word for word in (Path(video).name, Path(video).stem) if word in known), None)
+    own = _name_in(known, video)
     if own is None:
-        raise UserError(_unknown(name, video, sorted(known)))
+        raise UserError(_unknown(name, [video], sorted(known)))
     times: dict[float, int] = {second: -1 for other, second in listed.boxless if other == own}
     for number in np.flatnonzero(listed.video == listed.videos.index(own)) if own in listed.videos else ():
         times[float(listed.seconds[number])] = int(number)
@@ -83,7 +103,7 @@ def read_boxes(
         raise UserError(
             f"{name}: all {len(seconds)} key frames of {own}, from {seconds[0]:g} to {seconds[-1]:g} s, lie "
             f"outside {video}, which lasts {duration_seconds:.1f} s and begins at second {start:g}; mend the "
-            "times, or give the second at which the video starts"
+            "times, or give the second at which the video starts (--start-second)"
         )
     if not inside.all():
         notes.append(
@@ -116,11 +136,17 @@ def _thinned(seconds: np.ndarray, every: float) -> np.ndarray:
     return np.array(kept)
 
 
-def _unknown(name: str, video: str, known: list[str]) -> str:
+def _name_in(known: set[str], video: str) -> str | None:
+    """What a file of boxes calls a video: its file's name with or without its ending."""
+    return next((word for word in (Path(video).name, Path(video).stem) if word in known), None)
+
+
+def _unknown(name: str, videos: Sequence[str], known: list[str]) -> str:
     if not known:
         return f"{name}: holds no box at all; a row is `video,second,x1,y1,x2,y2,,score`"
     listed = ", ".join(known[:_NAMED]) + (f" and {len(known) - _NAMED} more" if len(known) > _NAMED else "")
+    lacking = ", ".join(repr(Path(video).stem) for video in videos)
     return (
-        f"{name}: has no box of {Path(video).stem!r}; its videos are {listed}: a row begins with the name of "
+        f"{name}: has no box of {lacking}; its videos are {listed}: a row begins with the name of "
         "the video's file without its ending, so rename one of the two"
     )

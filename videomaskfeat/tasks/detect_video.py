@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from videomaskfeat import __version__
+from videomaskfeat.ava import AVA_ACTIONS
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.engine.distributed import choose_device
 from videomaskfeat.errors import UserError
@@ -17,10 +18,11 @@ from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.actions_film import write_film
 from videomaskfeat.tasks.actions_output import closing_words, write_json, write_rows
 from videomaskfeat.tasks.box_detectors import load_box_detector
+from videomaskfeat.tasks.box_files import check_boxes
 from videomaskfeat.tasks.detectors import LoadedDetector, load_detector
 from videomaskfeat.tasks.protocol import file_sha256
 from videomaskfeat.tasks.run_folder import uses_bf16
-from videomaskfeat.tasks.video_actions import Progress, VideoActions, find_actions
+from videomaskfeat.tasks.video_actions import Progress, VideoActions, check_told, find_actions
 from videomaskfeat.tasks.visualize import free_name
 
 _SUFFIX = "_actions"  # of every file that is written
@@ -92,14 +94,18 @@ def detect_videos(
         on_video: told of each video in words, with its files.
 
     Raises:
-        UserError: the checkpoint or an argument is wrong, or no video could be read.
-        RunFailed: a score is not finite.
+        UserError: the checkpoint or an argument is wrong, the file of boxes lacks a video, or no video could
+            be read.
+        RunFailed: a score is not finite, or the detector raised an error.
     """
     options = dict(detector_options or {})
     _check(videos, detector, options, threshold=threshold, top=top)
+    check_told(smooth_seconds=smooth_seconds, min_iou=min_iou, max_gap_seconds=max_gap_seconds)
     place = choose_device(device)
     loaded = load_detector(checkpoint, device=place, bf16=uses_bf16(precision, place))
     finder = None if detector is None else load_box_detector(detector, options)
+    if boxes is not None:
+        check_boxes(boxes, videos, classes=max(AVA_ACTIONS, loaded.recipe.classes))
     make_folder(out)
     if place.type == "cpu":
         keep_freed_memory()
@@ -110,7 +116,6 @@ def detect_videos(
         "threshold": threshold,
         "smooth_seconds": smooth_seconds,
         "min_iou": min_iou,
-        "max_gap_seconds": 2 * every if max_gap_seconds is None else max_gap_seconds,
         **_sight_of(loaded),
         "version": __version__,
     }
@@ -137,8 +142,10 @@ def detect_videos(
         result.found.append(found)
         name = free_name(Path(video).stem + _SUFFIX, names)
         names.add(name)
+        gap = 2 * found.every if max_gap_seconds is None else max_gap_seconds
+        protocol = {**about, "max_gap_seconds": gap}
         files = _write(
-            found, Path(out) / name, result, about, threshold=threshold, top=top, film=film, csv=csv
+            found, Path(out) / name, result, protocol, threshold=threshold, top=top, film=film, csv=csv
         )
         result.files.extend(files)
         if on_video is not None:

@@ -22,7 +22,7 @@ from videomaskfeat.io import is_folder
 from videomaskfeat.tasks.box_detectors import BoxDetector, find_boxes, load_box_detector
 from videomaskfeat.tasks.box_files import FileBoxes, read_boxes
 from videomaskfeat.tasks.detectors import LoadedDetector
-from videomaskfeat.tracking import link_boxes, smooth_scores
+from videomaskfeat.tracking import check_linking, check_smoothing, link_boxes, smooth_scores
 
 Progress = Callable[[int, int], None]
 """(key frames done, key frames in all)"""
@@ -79,7 +79,8 @@ class VideoActions:
         fps: average frames a second; 0 where the file does not tell.
         duration_seconds: from the first picture to the end of the last.
         start_second: the time that the file of boxes gives to the first picture, else 0.
-        every: seconds from one key frame to the next.
+        every: seconds from one key frame to the next; where a file's are further apart than asked for, their
+            median.
         actions: id to name; only these are told of.
         key_frames: by time; those without a person too.
         notes: sentences on what was found out or left out.
@@ -144,16 +145,17 @@ def find_actions(
         start_second: the time that the file of boxes gives to the first picture; None: found out.
         smooth_seconds: standard deviation of the average over a track; 0 for none.
         min_iou: see :func:`~videomaskfeat.tracking.link_boxes`.
-        max_gap_seconds: likewise; None: twice ``every``.
+        max_gap_seconds: likewise; None: twice the seconds from one key frame to the next.
         clips_at_once: clips that go through the network together.
         progress: told after each of these.
 
     Raises:
         UserError: an argument is wrong, or the file of boxes, or what the box detector returns.
         VideoReadError: the video cannot be read.
-        RunFailed: a score is not finite.
+        RunFailed: a score is not finite, or the box detector raised an error.
     """
     path = os.fspath(video)
+    check_told(smooth_seconds=smooth_seconds, min_iou=min_iou, max_gap_seconds=max_gap_seconds)
     threshold = detector.recipe.score_threshold if box_score is None else box_score
     _check(boxes, box_detector, every, threshold, clips_at_once)
     if is_folder(path):
@@ -174,7 +176,7 @@ def find_actions(
             )
         else:
             assert box_detector is not None  # checked above
-            source = _of_detector(box_detector, duration, every, threshold)
+            source = _of_detector(box_detector, path, duration, every, threshold)
         size, found = (0, 0), list[Persons]()
         scores: list[np.ndarray] = []
         for clips in _some(_clips(reader, source.seconds, detector), clips_at_once):
@@ -184,7 +186,8 @@ def find_actions(
             scores += _scores(detector, clips, [own for own, _ in persons], path)
             if progress is not None:
                 progress(len(found), len(source.seconds))
-        gap = 2 * every if max_gap_seconds is None else max_gap_seconds
+        step = _step(source.seconds, every)
+        gap = 2 * step if max_gap_seconds is None else max_gap_seconds
         tracks = link_boxes([own for own, _ in found], source.seconds, min_iou=min_iou, max_gap_seconds=gap)
         smoothed = smooth_scores(scores, tracks, source.seconds, sigma_seconds=smooth_seconds)
         rows = zip(source.seconds.tolist(), found, tracks, scores, smoothed, strict=True)
@@ -195,7 +198,7 @@ def find_actions(
             fps=reader.fps,
             duration_seconds=duration,
             start_second=source.start_second,
-            every=every,
+            every=step,
             actions=_named(detector),
             key_frames=tuple(
                 KeyFrameActions(second, own, sure, numbers, raw, smooth)
@@ -203,6 +206,12 @@ def find_actions(
             ),
             notes=(*source.notes, *_empty(found, threshold)),
         )
+
+
+def check_told(*, smooth_seconds: float, min_iou: float, max_gap_seconds: float | None) -> None:
+    """Refuse what cannot be told, before the work that it would be told of."""
+    check_linking(min_iou, 0.0 if max_gap_seconds is None else max_gap_seconds)
+    check_smoothing(smooth_seconds)
 
 
 @dataclass(frozen=True)
@@ -222,17 +231,30 @@ def _of_file(listed: FileBoxes) -> _Source:
     return _Source(listed.seconds, persons, listed.start_second, listed.notes)
 
 
-def _of_detector(detector: BoxDetector | str, duration: float, every: float, threshold: float) -> _Source:
-    name = detector if isinstance(detector, str) else getattr(detector, "__name__", type(detector).__name__)
+def _of_detector(
+    detector: BoxDetector | str, path: str, duration: float, every: float, threshold: float
+) -> _Source:
+    name = detector if isinstance(detector, str) else _name_of(detector)
     find = load_box_detector(detector) if isinstance(detector, str) else detector
 
     def persons(clips: Sequence[KeyClip]) -> list[Persons]:
         pictures = np.stack([clip.picture for clip in clips])
-        return find_boxes(find, pictures, name=name, score_threshold=threshold)
+        return find_boxes(find, pictures, name=name, score_threshold=threshold, video=path)
 
     # A time that rounding puts at the very end has no picture of its own.
     count = max(math.ceil(duration / every - 1e-3), 1)
     return _Source(np.arange(count) * every, persons)
+
+
+def _name_of(detector: BoxDetector) -> str:
+    """As one would write it: ``module:name``."""
+    named = detector if hasattr(detector, "__qualname__") else type(detector)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _step(seconds: np.ndarray, every: float) -> float:
+    """Seconds from one key frame to the next: those asked for, or a file's own where these are more."""
+    return max(every, float(np.median(np.diff(seconds)))) if len(seconds) > 1 else every
 
 
 def _clips(reader: TimedReader, seconds: np.ndarray, detector: LoadedDetector) -> Iterator[KeyClip]:
@@ -305,7 +327,7 @@ def _check(
     if (boxes is None) == (box_detector is None):
         raise UserError(
             f"{'no boxes and no' if boxes is None else 'boxes and a'} detector of persons: give a file of "
-            "boxes, or a detector that finds them, and not both"
+            "boxes (--boxes), or a detector that finds them (--detector), and not both"
         )
     if not 0 < every < math.inf:
         raise UserError(f"every {every:g} must be a number of seconds above 0")

@@ -111,16 +111,17 @@ def place_panels(
 ) -> tuple[np.ndarray, list[int]]:
     """Where panels go: beside their boxes, inside the picture, and on as little as can be of the others.
 
-    Each takes the best of seven places: above the box, below it, to its right, to its left, inside it at the
-    top, at the bottom and half-way. Places that cover panels cost most, then other boxes, then the own box;
-    the place in the frame before is kept until another is plainly better, so that panels do not jump.
+    Each takes the best of eleven places: above the box, below it, to its right, to its left, inside it at the
+    top, at the bottom and half-way, and the first four again at the box's far end: its right or bottom edge.
+    Places that cover panels cost most, then other boxes, then, a little less, the own box; the place in the
+    frame before is kept until another is plainly better, so that panels do not jump.
 
     Args:
         boxes: int [n, 4], x1, y1, x2, y2 in pixels.
         sizes: int [n, 2], height and width of the panels.
         height: of the picture in pixels.
         width: likewise.
-        before: the place of each in the frame before, 0..6; -1 for none.
+        before: the place of each in the frame before, 0..10; -1 for none.
 
     Returns:
         int [n, 2], top and left of each, and their places.
@@ -138,12 +139,16 @@ def place_panels(
                 (y1 + _GAP, x1 + _GAP),
                 (y2 - tall - _GAP, x1 + _GAP),
                 ((y1 + y2 - tall) // 2, x1 + _GAP),
+                (y1 - tall - _GAP, x2 - wide),
+                (y2 + _GAP, x2 - wide),
+                (y2 - tall, x2 + _GAP),
+                (y2 - tall, x1 - wide - _GAP),
             ]
         )
         candidates = np.clip(candidates, 0, np.maximum([height - tall, width - wide], 0))
         others = np.delete(boxes, number, axis=0)
         covered = [
-            20 * _covered(panel, taken) + _covered(panel, others) + 0.5 * _covered(panel, box[None])
+            20 * _covered(panel, taken) + _covered(panel, others) + 0.9 * _covered(panel, box[None])
             for panel in np.column_stack([candidates[:, ::-1], candidates[:, ::-1] + (wide, tall)])
         ]
         costs = np.array(covered) / (tall * wide) + 0.01 * np.arange(len(candidates))

@@ -60,8 +60,8 @@ class VideoPlaces:
         """
         if bool(self.videos) == bool(self.frame_lists):
             raise UserError(
-                "give one of two places: a folder of the videos (videos), or lists of extracted frames "
-                "(frame lists)"
+                "give one of two places: a folder of the videos (--videos, or the key data.videos), or lists "
+                "of extracted frames (--frame-lists, or data.frame_lists)"
             )
         if self.frames_fps <= 0:
             raise UserError(f"frames a second of extracted frames must be above 0, not {self.frames_fps:g}")

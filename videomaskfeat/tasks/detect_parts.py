@@ -66,6 +66,9 @@ def read_lists(config: DetectConfig) -> ActionLists:
         UserError: a file is missing or wrong, or an action outside the classes.
     """
     data, boxes = config.data, config.boxes
+    for key in ("train_score", "train_iou", "score"):
+        if not 0 <= (value := getattr(boxes, key)) <= 1:
+            raise UserError(f"boxes.{key}={value:g} is not in 0..1")
     actions = read_label_map(data.label_map)
     classes = settle_classes(data.classes, actions, data.label_map)
     train = training_key_frames(

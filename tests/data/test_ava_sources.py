@@ -12,7 +12,7 @@ from tests.data.ava_parts import extract, write_numbered, write_truth
 from tests.data.make_videos import copy_packets
 from videomaskfeat.data.ava import sources_in_folder, sources_of_lists
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.records_ava import KeyFrames, truth_key_frames
+from videomaskfeat.data.records_ava import KeyFrames, detected_key_frames, truth_key_frames
 from videomaskfeat.data.records_frames import FrameFiles, load_frame_lists
 from videomaskfeat.errors import UserError
 
@@ -94,20 +94,48 @@ def test_video_that_is_there_twice_is_named(folder: Path, tmp_path: Path) -> Non
 def test_times_beyond_the_end_are_counted_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
     rows = key_frames(tmp_path, ["a", "b", "c"], [901, 905, 906])
     words = (
-        r"6 key frames of 3 videos lie outside them, the first at 901 s of .*a\.mp4, which lasts 4\.0 s and "
-        "begins at second 0 or 900; mend the times, give the second at which the files start, or take the "
-        "whole files"
+        r"truth\.csv:3: 6 key frames of 3 videos lie outside them, the first at 905 s of .*a\.mp4, which "
+        "lasts 4\\.0 s and begins at second 900; mend the times, give the second at which the files start, "
+        "or take the whole files"
     )
-    with pytest.raises(UserError, match=words.replace("6 key", "9 key")):  # with 0 none lies inside
-        sources_in_folder(rows, folder)
-    with pytest.raises(
-        UserError, match=words.replace("first at 901", "first at 905").replace("0 or 900", "900")
-    ):
+    with pytest.raises(UserError, match=words):
         sources_in_folder(rows, folder, start=900)
     with pytest.raises(
-        UserError, match=r"1 key frames of 1 videos .* the first at 2 s of .* begins at second 3"
+        UserError, match=r"truth\.csv:1: 1 key frame of 1 video lies outside it, .* 2 s of .* at second 3;"
     ):
         sources_in_folder(key_frames(tmp_path, ["a"], [2, 5]), folder, start=3)
+    with pytest.raises(
+        UserError, match=r"truth\.csv:1: 2 key frames of 1 video lie outside it, the first at 9 .* 0 or 900;"
+    ):
+        sources_in_folder(key_frames(tmp_path, ["a"], [9, 930]), folder)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "line", "second", "start"),
+    [([901, 902, 999, 903], 5, 999, 900), ([901, 3, 902], 3, 3, 900), ([1, 2, 902], 5, 902, 0)],
+)
+def test_stray_time_is_named_and_not_the_right_ones(
+    folder: Path, tmp_path: Path, seconds: list[int], line: int, second: int, start: int
+) -> None:
+    """The start is the one that most of the key frames fit; two rows a second."""
+    words = (
+        rf"truth\.csv:{line}: 1 key frame of 1 video lies outside it, the first at {second} s of .*a\.mp4, "
+        rf"which lasts 4\.0 s and begins at second {start} \(the start that fits most of its key frames\); "
+    )
+    with pytest.raises(UserError, match=words):
+        sources_in_folder(key_frames(tmp_path, ["a"], seconds), folder)
+
+
+def test_further_key_frames_lie_in_the_videos_too(folder: Path, tmp_path: Path) -> None:
+    truth = key_frames(tmp_path, ["a", "b"], [901, 903])
+    row = ",0.1,0.1,0.5,0.5,,0.9\n"
+    (tmp_path / "boxes.csv").write_text(f"c,902{row}b,902{row}b,930{row}")
+    boxes = detected_key_frames([tmp_path / "boxes.csv"], classes=1).of_videos(truth.videos)
+    assert (boxes.videos, boxes.moments()) == (("a", "b"), [("b", 902.0), ("b", 930.0)])
+    with pytest.raises(UserError, match=r"boxes\.csv:3: 1 key frame of 1 video .* 930 s of .*b\.mkv, which"):
+        sources_in_folder(truth, folder, also=[boxes])
+    inside = boxes.select(boxes.seconds < 930)
+    assert sources_in_folder(truth, folder, also=[inside]) == sources_in_folder(truth, folder)
 
 
 def test_file_that_cannot_be_opened_is_warned_of(
@@ -141,7 +169,7 @@ def test_frames_come_from_lists(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=words):
         sources_of_lists(key_frames(tmp_path, ["n1", "n2", "v"], [902]), frames)
-    with pytest.raises(UserError, match=r"1 key frames of 1 videos lie outside them, the first at 930 s of"):
+    with pytest.raises(UserError, match=r"1 key frame of 1 video lies outside it, the first at 930 s of"):
         sources_of_lists(key_frames(tmp_path, ["v"], [930]), frames, start=900)
 
 

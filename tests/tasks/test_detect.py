@@ -159,7 +159,8 @@ def test_an_unreadable_video_is_listed_and_counts_as_not_found(
     assert code == 3, text
     assert "4 in 2 of 5 key frames" in said
     assert "3 key frames could not be read: what there is to find in them counts as not found" in said
-    assert text.count("w.mp4: ") >= 3
+    assert f"detect-evaluate: {videos / 'w.mp4'}: not a video file (3 key frames)" in text
+    assert text.count("detect-evaluate: ") == 1
     tested = result_of(out)["tested"]
     assert (tested["key_frames"], tested["listed"], len(tested["unreadable"])) == (2, 5, 3)
     assert len((out / "failures.jsonl").read_text().splitlines()) == 3
@@ -201,9 +202,40 @@ def test_boxes_of_videos_without_ground_truth_are_counted_and_said(
     arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
     code, said, text = verb("detect-evaluate", *arguments)
     assert code == 0, text
-    assert "3 detections are of 1 videos that the ground truth does not have (a): false positives all" in said
-    found = result_of(out)["detections"]
-    assert (found["of_unknown_videos"], found["unknown_videos"]) == (3, ["a"])
+    words = "1 detected box is of 1 video that the ground truth does not have (a), and left out"
+    assert words in said
+    assert f"{boxes}: {words}" in text
+    assert result_of(out)["left_out"] == {"boxes": 1, "videos": ["a"]}
+    assert result_of(out)["detections"]["of_unknown_videos"] == 0
+    boxes.write_text(boxes.read_text() + "nowhere,0001,0.1,0.1,0.5,0.5,,0.9\n")  # there or not: alike
+    code, _, text = verb(
+        "detect-train", *actions.overrides(tmp_path / "run"), f"data.validation_boxes=[{boxes}]"
+    )
+    assert code == 0, text
+    words = "2 detected boxes are of 2 videos that the ground truth does not have (a, nowhere), and left out"
+    assert text.count(words) == 2  # at once, and in the end
+    score = tmp_path / "run" / "score"
+    assert result_of(score)["left_out"] == {"boxes": 2, "videos": ["a", "nowhere"]}
+
+
+def test_ground_truth_is_looked_for_beside_detected_boxes(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    """A video that is not there, or a time beyond the end, though no box is there: before the first step."""
+    weights, truth = write_detector(tmp_path / "d.safetensors"), tmp_path / "truth.csv"
+    for row, words in (
+        ("zz,0001", ("1 of the 3 videos of", "truth.csv is not there, the first is 'zz'")),
+        ("v,0099", ("truth.csv:19: 1 key frame of 1 video lies outside it", "the first at 99 s of")),
+    ):
+        truth.write_text(Path(actions.truth).read_text() + f"{row},0.1,0.1,0.5,0.5,1,0\n")
+        arguments = [weights, *actions.evaluation(), "--groundtruth", truth, "--out", tmp_path / "out"]
+        refused(verb("detect-evaluate", *arguments, "--boxes", actions.boxes), *words)
+        refused(verb("detect-evaluate", *arguments), *words)
+        refused(
+            verb("detect-train", *actions.overrides(tmp_path / "run"), f"data.validation={truth}"), *words
+        )
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_resumed_run_equals_the_uninterrupted_one(
@@ -264,7 +296,8 @@ def test_impossible_evaluations_are_refused_in_one_line(
     for changes, words in (
         (["--labels", tmp_path / "more.pbtxt"], ("lists the action 9 (swim)", "d.safetensors knows 4")),
         (["--labels", tmp_path / "other.pbtxt"], ("calls the action 1 'swim'", "was trained with 'stand'")),
-        (["--groundtruth", tmp_path / "none.csv"], ("none.csv", "no box is left")),
+        (["--groundtruth", tmp_path / "none.csv"], ("none.csv: has no rows; ground truth has a row",)),
+        (["--score-threshold", "95"], ("score_threshold=95 is not in 0..1",)),
         (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
         (["--area", "square"], ("area 'square' is not one of whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),

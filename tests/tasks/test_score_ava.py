@@ -114,6 +114,11 @@ def test_options_are_the_metrics_own(golden: Path, capsys: pytest.CaptureFixture
             "7 detections are of 7 videos that the ground truth does not have (v0, v1, v2, v3, v4 and 2 more)"
             ": false positives all; compare the two files' videos.",
         ),
+        (
+            f"{PERSON},4,0.5\nvid00-cbZ-X_,1700,0.1,0.1,0.5,0.5,4,0.5\n",
+            "1 detection is in 1 key frame without ground truth, of videos that have some elsewhere: false "
+            "positives all; compare the two files' times.",
+        ),
         (f"{PERSON},4\n", "The detections have no scores, so all are equally sure."),
         (
             f"{PERSON},4,0.5\n{PERSON},,0.5\n{PERSON},5,0.5\n",

@@ -148,7 +148,7 @@ def run_detect_evaluate(options: argparse.Namespace) -> int:
     from videomaskfeat.console import progress
     from videomaskfeat.tasks.detect_data import VideoPlaces
     from videomaskfeat.tasks.detect_evaluate import DetectMachine, FrameChoice, detect_evaluate
-    from videomaskfeat.tasks.detect_scoring import ScoredFiles
+    from videomaskfeat.tasks.detect_scoring import ScoredFiles, lines_on
 
     with progress("scoring key frames") as update:
         result = detect_evaluate(
@@ -182,8 +182,8 @@ def run_detect_evaluate(options: argparse.Namespace) -> int:
     if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
         return DONE
     print(printable(result.text))
-    for failure in result.failures:
-        print(f"videomaskfeat detect-evaluate: {failure.path}: {failure.cause}", file=sys.stderr)
+    for line in lines_on(result.failures):
+        print(f"videomaskfeat detect-evaluate: {line}", file=sys.stderr)
     return SOME_FAILED if result.failures else DONE
 
 

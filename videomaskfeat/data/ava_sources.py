@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from videomaskfeat.data.readers_timed import CountedReader, TimedReader
 from videomaskfeat.data.records_ava import KeyFrames
 from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
 from videomaskfeat.data.records_frames import FrameFiles
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import is_folder, list_folder
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ def sources_in_folder(
     key_frames: KeyFrames,
     folder: str | os.PathLike[str],
     *,
+    also: Sequence[KeyFrames] = (),
     start: float | None = None,
     fps: float = FRAMES_FPS,
 ) -> tuple[VideoSource, ...]:
@@ -107,11 +108,12 @@ def sources_in_folder(
 
     Args:
         key_frames: name the videos; with or without the suffix of the files.
+        also: further key frames of just these ``videos``, which have to lie inside them as well.
         folder: of files such as ``-5KQ66BBWC4.mkv``, and of folders with pictures such as
             ``-5KQ66BBWC4/-5KQ66BBWC4_000001.jpg``.
         start: the time of each first picture, as the key frames count it: 0 for whole films, 900 for AVA's
             cuts and frames. None: of the two, for each video, the one with which all its key frames lie in it
-            (0 where both do).
+            (0 where both do; where neither does, the one with which most do decides which are wrong).
         fps: frames a second of extracted frames.
 
     Returns:
@@ -119,8 +121,8 @@ def sources_in_folder(
 
     Raises:
         UserError: videos are missing, or there twice, or too short for their key frames; all are counted and
-            the first is named. A video that cannot be opened is none of these: it is warned of here, and
-            fails when it is read.
+            the first is named, a key frame by file and line. A video that cannot be opened is none of these:
+            it is warned of here, and fails when it is read.
     """
     root = os.fspath(folder)
     paths = _find(key_frames, root)
@@ -131,13 +133,14 @@ def sources_in_folder(
         except VideoReadError as error:
             logger.warning("%s cannot be read: %s", path, error.cause)
             found.append(_Found(path, None, fps, None))
-    return _placed(key_frames, found, start, root)
+    return _placed((key_frames, *also), found, start, root)
 
 
 def sources_of_lists(
     key_frames: KeyFrames,
     frames: Mapping[str, FrameFiles],
     *,
+    also: Sequence[KeyFrames] = (),
     start: float | None = None,
     fps: float = FRAMES_FPS,
 ) -> tuple[VideoSource, ...]:
@@ -146,6 +149,7 @@ def sources_of_lists(
     Args:
         key_frames: name the videos.
         frames: of each video, as ``load_frame_lists`` gives them.
+        also: as for ``sources_in_folder``.
         start: as for ``sources_in_folder``.
         fps: frames a second.
 
@@ -159,12 +163,12 @@ def sources_of_lists(
     missing = [name for name in key_frames.videos if name not in frames]
     if missing:
         raise UserError(
-            f"the lists of frames lack {len(missing)} of the {len(key_frames.videos)} videos of "
+            f"the lists of frames lack {len(missing)} of the {counted(len(key_frames.videos), 'video')} of "
             f"{key_frames.source}, the first is {missing[0]!r}; give the lists of these videos, or take "
             "their rows out"
         )
     found = [_measured(os.path.dirname(frames[name][0]), frames[name], fps) for name in key_frames.videos]
-    return _placed(key_frames, found, start, "the lists of frames")
+    return _placed((key_frames, *also), found, start, "the lists of frames")
 
 
 @dataclass(frozen=True)
@@ -212,37 +216,67 @@ def _find(key_frames: KeyFrames, root: str) -> list[str]:
             paths.append(os.path.join(root, named[0]))
     if missing:
         raise UserError(
-            f"{root}: {len(missing)} of the {len(key_frames.videos)} videos of {key_frames.source} are not "
-            f"there, the first is {missing[0]!r}; put them there, as video files or as folders of frames of "
-            "that name, or take their rows out"
+            f"{root}: {len(missing)} of the {counted(len(key_frames.videos), 'video')} of "
+            f"{key_frames.source} {'is' if len(missing) == 1 else 'are'} not there, the first is "
+            f"{missing[0]!r}; put them there, as video files or as folders of frames of that name, or take "
+            "their rows out"
         )
     return paths
 
 
+@dataclass(frozen=True)
+class _Outside:
+    """Key frames, int64 [n] rows of a list, that lie outside a video which begins at ``start``."""
+
+    key_frames: KeyFrames
+    rows: np.ndarray
+    video: _Found
+    start: str
+
+
 def _placed(
-    key_frames: KeyFrames, found: list[_Found], start: float | None, where: str
+    lists: Sequence[KeyFrames], found: list[_Found], start: float | None, where: str
 ) -> tuple[VideoSource, ...]:
-    """The sources with their starts, after checking that each reaches its key frames."""
-    sources, outside = [], []
+    """The sources with their starts, after checking that each reaches the key frames of all lists."""
+    sources: list[VideoSource] = []
+    outside: list[_Outside] = []
     reasons: Counter[str] = Counter()
     for number, video in enumerate(found):
-        times = key_frames.seconds[key_frames.video == number]
+        rows = [np.flatnonzero(one.video == number) for one in lists]
+        times = np.concatenate([one.seconds[own] for one, own in zip(lists, rows, strict=True)])
         own = start_of(times, video.seconds) if start is None else start
-        if own is None:
+        begins = f"second {own:g}" if own is not None else ""
+        if own is None and video.seconds is not None:
+            own, begins = _fitting_most(times, video.seconds)
+        elif own is None:
             own = 0.0
-            if video.seconds is None:
-                reasons["0, since their files do not tell how long they are"] += 1
+            reasons["0, since their files do not tell how long they are"] += 1
         elif start is None:
             reasons[_reason(own)] += 1
         sources.append(VideoSource(video.path, own, video.frames, video.fps))
-        if len(times) and video.seconds is not None:
-            beyond = (times < own - LENGTH_SLACK) | (times - own > video.seconds + LENGTH_SLACK)
-            outside += [(video, float(times[beyond][0]), int(beyond.sum()))] if beyond.any() else []
+        if video.seconds is not None:
+            for one, part in zip(lists, rows, strict=True):
+                beyond = part[~_inside(one.seconds[part], own, video.seconds)]
+                outside += [_Outside(one, beyond, video, begins)] if len(beyond) else []
     if outside:
-        raise UserError(_outside(key_frames, outside, start))
+        raise UserError(_words_on_outside(outside))
     for reason, count in reasons.most_common():
         logger.info("%s: %d of %d videos start at second %s", where, count, len(found), reason)
     return tuple(sources)
+
+
+def _inside(times: np.ndarray, start: float, seconds: float) -> np.ndarray:
+    """Which times lie in a video that begins at ``start``, bool [n]."""
+    return (times >= start - LENGTH_SLACK) & (times - start <= seconds + LENGTH_SLACK)
+
+
+def _fitting_most(times: np.ndarray, seconds: float) -> tuple[float, str]:
+    """The start with which most times lie in a video, where some do not with any; and its name."""
+    fitting = {start: int(_inside(times, start, seconds).sum()) for start in (0.0, CUT_START)}
+    best = max(fitting, key=lambda start: fitting[start])
+    if not fitting[best]:
+        return best, f"second 0 or {CUT_START:g}"
+    return best, f"second {best:g} (the start that fits most of its key frames)"
 
 
 def start_of(times: np.ndarray, seconds: float | None) -> float | None:
@@ -258,9 +292,7 @@ def start_of(times: np.ndarray, seconds: float | None) -> float | None:
     if seconds is None:
         return None
     for start in (0.0, CUT_START):
-        if not len(times) or (
-            times.min() >= start - LENGTH_SLACK and times.max() - start <= seconds + LENGTH_SLACK
-        ):
+        if _inside(times, start, seconds).all():
             return start
     return None
 
@@ -271,13 +303,14 @@ def _reason(start: float) -> str:
     return "0, since all their key frames lie inside them so"
 
 
-def _outside(key_frames: KeyFrames, outside: list[tuple[_Found, float, int]], start: float | None) -> str:
-    """What is wrong with key frames that lie outside their videos."""
-    video, second, _ = outside[0]
-    count = sum(number for _, _, number in outside)
-    tried = f"second {start:g}" if start is not None else f"second 0 or {CUT_START:g}"
+def _words_on_outside(outside: list[_Outside]) -> str:
+    """What is wrong with key frames that lie outside their videos: those of the first list that has any."""
+    first = outside[0]
+    own = [part for part in outside if part.key_frames is first.key_frames]
+    count, row, length = sum(len(part.rows) for part in own), int(first.rows[0]), first.video.seconds
     return (
-        f"{key_frames.source}: {count} key frames of {len(outside)} videos lie outside them, the first at "
-        f"{second:g} s of {video.path}, which lasts {video.seconds:.1f} s and begins at {tried}; mend the "
-        "times, give the second at which the files start, or take the whole files"
+        f"{first.key_frames.place(row)}: {counted(count, 'key frame')} of {counted(len(own), 'video')} "
+        f"{'lies' if count == 1 else 'lie'} outside {'it' if len(own) == 1 else 'them'}, the first at "
+        f"{first.key_frames.seconds[row]:g} s of {first.video.path}, which lasts {length:.1f} s and begins "
+        f"at {first.start}; mend the times, give the second at which the files start, or take the whole files"
     )

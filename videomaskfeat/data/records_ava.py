@@ -14,6 +14,7 @@ import numpy as np
 
 from videomaskfeat.ava import (
     NO_ACTION,
+    TRUTH_FORM,
     AvaRows,
     VideoNames,
     read_detections,
@@ -60,6 +61,8 @@ class KeyFrames(Sequence[KeyFrame]):
         boxes: float32 [R, 4], of all key frames one after the other.
         scores: float32 [R].
         boxless: video and second of key frames that the files name, and that are left with no box.
+        files: that they come from; none: not known.
+        origin: int32 [n, 2], in which of ``files`` and at which line each is named first.
     """
 
     def __init__(
@@ -74,12 +77,15 @@ class KeyFrames(Sequence[KeyFrame]):
         labels: np.ndarray,
         scores: np.ndarray,
         boxless: Sequence[tuple[str, float]] = (),
+        files: Sequence[str] = (),
+        origin: np.ndarray | None = None,
     ) -> None:
         """Keep the arrays, see the attributes; ``labels`` is bool [R, L]."""
         self.source, self.classes, self.videos = source, labels.shape[1], tuple(videos)
         self.video, self.seconds, self.starts = video.astype(np.int32), seconds, starts
         self.boxes, self.scores = boxes.astype(np.float32), scores.astype(np.float32)
-        self.boxless = tuple(boxless)
+        self.boxless, self.files = tuple(boxless), tuple(files)
+        self.origin = np.zeros((len(video), 2), np.int32) if origin is None else origin
         self._labels = np.packbits(labels, axis=1)
 
     def __len__(self) -> int:
@@ -111,7 +117,23 @@ class KeyFrames(Sequence[KeyFrame]):
             labels=self.labels[rows],
             scores=self.scores[rows],
             boxless=self.boxless,
+            files=self.files,
+            origin=self.origin[kept],
         )
+
+    def of_videos(self, videos: Sequence[str]) -> KeyFrames:
+        """Those of the given videos, sorted by name, which become its ``videos`` even where it lacks some."""
+        places = {name: place for place, name in enumerate(videos)}
+        video = np.array([places.get(name, -1) for name in self.videos], np.int32)[self.video]
+        result = self.select(video >= 0)
+        result.video, result.videos = video[video >= 0], tuple(videos)
+        result.boxless = tuple(moment for moment in self.boxless if moment[0] in places)
+        return result
+
+    def place(self, index: int) -> str:
+        """Where key frame ``index`` stands, ``file:line``, for messages."""
+        file, line = self.origin[index].tolist()
+        return f"{self.files[file]}:{line}" if self.files else self.source
 
     def absent_from(self, other: KeyFrames) -> list[tuple[str, float]]:
         """Video and second of the key frames that ``other`` lacks, as those where nobody was detected."""
@@ -200,6 +222,11 @@ def training_key_frames(
     names = VideoNames()
     truth = [read_groundtruth(path, names, largest=classes) for path in groundtruth]
     true_videos = len(names)
+    for rows in truth:
+        if not len(rows.videos):
+            raise UserError(
+                f"{rows.source}: has no rows; ground truth has a row `{TRUTH_FORM}` for each box and action"
+            )
     found = [_read_found(path, names, classes) for path in detections]
     for rows in found if truth else ():
         _tell_of_other_videos(rows, names, true_videos)
@@ -341,8 +368,8 @@ def _key_frames(
     excluded = names.key_frames(*closed)
     kept = ~np.isin(table.keys, excluded)
     keys, starts = np.unique(table.keys[kept], return_index=True)
-    named = [excluded, *(names.key_frames(part.videos, part.times) for part in rows)]
-    gone = np.setdiff1d(np.concatenate(named), np.concatenate([keys, excluded]))
+    named = np.concatenate([excluded, *(names.key_frames(part.videos, part.times) for part in rows)])
+    gone = np.setdiff1d(named, np.concatenate([keys, excluded]))
     boxless = names.moments(gone)
     moments = names.moments(keys)
     videos = sorted({video for video, _ in moments})
@@ -357,6 +384,8 @@ def _key_frames(
         labels=table.labels[kept],
         scores=table.scores[kept],
         boxless=boxless,
+        files=[part.source for part in rows],
+        origin=_origin(keys, named[len(excluded) :], rows),
     )
     acting = int(result.labels.any(axis=1).sum())
     logger.info(
@@ -377,6 +406,15 @@ def _key_frames(
             *boxless[0],
         )
     return result
+
+
+def _origin(keys: np.ndarray, named: np.ndarray, rows: Sequence[AvaRows]) -> np.ndarray:
+    """File and line, int32 [n, 2], of the first row of each key frame; ``named`` has those of all rows."""
+    files = np.repeat(np.arange(len(rows)), np.array([len(part.lines) for part in rows], int))
+    lines = np.concatenate([np.empty(0, np.int64), *(part.lines for part in rows)])
+    known, first = np.unique(named, return_index=True)
+    own = first[np.searchsorted(known, keys)]
+    return np.column_stack([files[own], lines[own]]).astype(np.int32)
 
 
 def _check_shares(**values: float) -> None:

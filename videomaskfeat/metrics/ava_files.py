@@ -60,6 +60,9 @@ class AvaData:
         detection_counts: of the detections' rows.
         unknown_videos: names of videos that the detections have and the ground truth has not.
         unknown_rows: their detections among those used: they are false positives all.
+        bare_rows: detections among those used in other key frames without a row of the ground truth: they are
+            false positives as well.
+        bare_frames: how many such key frames there are.
         scored: whether the detections came with scores; else each has the score 1.
     """
 
@@ -72,6 +75,8 @@ class AvaData:
     detection_counts: SideCounts
     unknown_videos: list[str]
     unknown_rows: int
+    bare_rows: int
+    bare_frames: int
     scored: bool
 
 
@@ -118,6 +123,7 @@ def read_ava(
     if not truth_counts.used:
         raise UserError(_nothing_to_find(os.fspath(groundtruth), os.fspath(labelmap), truth_counts))
     unknown, texts = found.videos >= known, names.texts()
+    bare = found_kept & ~unknown & ~np.isin(found_frames, truth_frames)
     person_frames, persons = _persons(truth_frames[truth_open], truth.boxes[truth_open])
     return AvaData(
         groundtruth=GroundTruth(truth_frames[truth_kept], truth.boxes[truth_kept], truth.actions[truth_kept]),
@@ -134,6 +140,8 @@ def read_ava(
         detection_counts=found_counts,
         unknown_videos=[texts[video] for video in np.unique(found.videos[unknown]).tolist()],
         unknown_rows=int((unknown & found_kept).sum()),
+        bare_rows=int(bare.sum()),
+        bare_frames=len(np.unique(found_frames[bare])),
         scored=found.scored,
     )
 

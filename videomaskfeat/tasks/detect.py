@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from videomaskfeat.tasks.detect_scoring import (
     ScoredFiles,
     detect_in_key_frames,
     hashes_of,
+    lines_on,
     protocol_of,
     words_on_key_frames,
     write_score,
@@ -179,7 +180,8 @@ class _Run:
             workers=config.data.workers,
         )
         if self.lists.tested is not None:  # what is wrong is said now rather than after the training
-            self.sources = VideoPlaces.of_config(config).find(self.lists.tested)
+            assert self.lists.truth is not None
+            self.sources = VideoPlaces.of_config(config).find(self.lists.truth, self.lists.tested)
             self._part_of_seconds()
         self.network = distributed.parallel(self.model, device)
         self.schedule = build_schedule(config.optim)
@@ -334,13 +336,11 @@ class _Run:
             lines += [
                 closing_words(scored, self.folder / "score"),
                 words_on_key_frames(found, self.recipe, kind, undetected=self._undetected()),
+                *filter(None, [self.lists.other.words()]),
                 f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             ]
             self.run_folder.write_failures("heldout_failures.jsonl", found.failures)
-            lines += [
-                f"unreadable key frame, left out: {failure.path}: {failure.cause}"
-                for failure in found.failures
-            ]
+            lines += [f"unreadable, left out: {line}" for line in lines_on(found.failures)]
         self.run_folder.write_json("summary.json", summary)
         lines += [
             f"checkpoint  {summary['checkpoint']}",
@@ -366,6 +366,7 @@ class _Run:
             "weights_sha256": file_sha256(self.best.path),
             "files": hashes_of(self.files),
             "undetected_key_frames": self._undetected(),
+            "left_out": asdict(self.lists.other),
             "seen": protocol_of(self.recipe, self.testing, self.files),
         }
         return write_score(self.folder / "score", self.files, self.lists.tested, found, about)

@@ -52,8 +52,13 @@ class VideoPlaces:
         data = config.data
         return cls(data.videos, tuple(data.frame_lists), data.frames, data.frames_fps, data.start_second)
 
-    def find(self, key_frames: KeyFrames) -> tuple[VideoSource, ...]:
+    def find(self, key_frames: KeyFrames, *also: KeyFrames) -> tuple[VideoSource, ...]:
         """The videos of key frames.
+
+        Args:
+            key_frames: name them.
+            also: further key frames of just these ``videos``; they have to lie inside them as well. They may
+                be the same ones.
 
         Raises:
             UserError: no place is given, or both are; or a video is not there or too short.
@@ -65,10 +70,13 @@ class VideoPlaces:
             )
         if self.frames_fps <= 0:
             raise UserError(f"frames a second of extracted frames must be above 0, not {self.frames_fps:g}")
+        also = tuple(one for one in also if one is not key_frames)
         if self.videos:
-            return sources_in_folder(key_frames, self.videos, start=self.start_second, fps=self.frames_fps)
+            return sources_in_folder(
+                key_frames, self.videos, also=also, start=self.start_second, fps=self.frames_fps
+            )
         lists = load_frame_lists(self.frame_lists, prefix=self.frames)
-        return sources_of_lists(key_frames, lists, start=self.start_second, fps=self.frames_fps)
+        return sources_of_lists(key_frames, lists, also=also, start=self.start_second, fps=self.frames_fps)
 
 
 def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[Any]:

@@ -57,7 +57,7 @@ class FrameChoice:
         """The recipe of the weights with what is chosen otherwise.
 
         Raises:
-            UserError: an unknown area.
+            UserError: an unknown area, or a score that is none.
         """
         threshold = self.score_threshold
         return dataclasses.replace(
@@ -148,14 +148,14 @@ def detect_evaluate(
         detector = load_detector(weights, device=device, bf16=bf16)
         recipe = frames.recipe(detector.recipe)
         check_actions(read_label_map(files.label_map), files.label_map, recipe, os.fspath(weights))
-        truth, tested = read_tested(
+        truth, tested, other = read_tested(
             files.groundtruth,
             files.boxes,
             given(files.exclusions),
             classes=recipe.classes,
             score_threshold=recipe.score_threshold,
         )
-        sources, undetected = places.find(tested), len(truth.absent_from(tested))
+        sources, undetected = places.find(truth, tested), len(truth.absent_from(tested))
         distributed.run_on_main(lambda: make_folder(out))  # rather than after all the work
         choice = PassChoice(
             scales=frames.scales,
@@ -175,6 +175,7 @@ def detect_evaluate(
             "weights": os.fspath(weights),
             "seen": protocol_of(recipe, choice, files),
             "undetected_key_frames": undetected,
+            "left_out": dataclasses.asdict(other),
             "starts": sorted({source.start_seconds for source in sources}),
             "seconds": round(time.monotonic() - start, 1),
         }
@@ -192,7 +193,8 @@ def detect_evaluate(
             )
             kind = "detected" if files.boxes else "ground-truth"
             words = words_on_key_frames(found, recipe, kind, undetected=undetected)
-            return scored.result, f"{words}\n{closing_words(scored, Path(out))}"
+            parts = [words, other.words(), closing_words(scored, Path(out))]
+            return scored.result, "\n".join(filter(None, parts))
 
         result, text = distributed.run_on_main(write)
         return EvaluatedDetector(Path(out), result, found, text if distributed.is_main() else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from videomaskfeat.data.records_ava import (
     training_key_frames,
     truth_key_frames,
 )
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, counted, nearest
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import Detector
@@ -30,12 +31,42 @@ from videomaskfeat.tasks.classify_parts import LEFT_FROM_PRETRAINING, NEW_IN_A_C
 from videomaskfeat.tasks.detect_recipe import DetectRecipe
 from videomaskfeat.tasks.recipe import DETECT_KEY, ClipRecipe, recipe_texts
 
+logger = logging.getLogger(__name__)
+
 LOSSES = ("sigmoid", "poses")
 AVA_POSES = tuple(range(1, 15))
 _POSE_KIND = "PERSON_MOVEMENT"  # the label_type of AVA's poses
 
 ActionLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits float [R, L], labels bool [R, L]) -> scalar"""
+
+
+_NAMED_VIDEOS = 5
+
+
+@dataclass(frozen=True)
+class OtherVideos:
+    """Detected boxes of videos that the ground truth lacks, which are not tested on.
+
+    Attributes:
+        boxes: how many.
+        videos: their names.
+    """
+
+    boxes: int = 0
+    videos: tuple[str, ...] = ()
+
+    def words(self) -> str:
+        """What the user reads; empty where there are none."""
+        if not self.boxes:
+            return ""
+        more = len(self.videos) - _NAMED_VIDEOS
+        names = ", ".join(self.videos[:_NAMED_VIDEOS]) + (f" and {more} more" if more > 0 else "")
+        which = "1 detected box is" if self.boxes == 1 else f"{self.boxes} detected boxes are"
+        return (
+            f"{which} of {counted(len(self.videos), 'video')} that the ground truth does not have ({names}), "
+            "and left out"
+        )
 
 
 @dataclass(frozen=True)
@@ -46,6 +77,7 @@ class ActionLists:
         train: to train on.
         tested: whose boxes are tested on, a detector's or those of the ground truth; None: no validation.
         truth: what there is to find in them; None: no validation.
+        other: detected boxes that are left out of the validation.
         actions: id to name of those that are scored.
         classes: L, ids count from 1 to this.
         poses: ids of which a person has exactly one; empty where the loss knows of none.
@@ -54,6 +86,7 @@ class ActionLists:
     train: KeyFrames
     tested: KeyFrames | None
     truth: KeyFrames | None
+    other: OtherVideos
     actions: dict[int, str]
     classes: int
     poses: tuple[int, ...]
@@ -80,8 +113,9 @@ def read_lists(config: DetectConfig) -> ActionLists:
         exclusions=given(data.train_exclusions),
     )
     tested = truth = None
+    other = OtherVideos()
     if data.validation:
-        truth, tested = read_tested(
+        truth, tested, other = read_tested(
             data.validation,
             data.validation_boxes,
             given(data.validation_exclusions),
@@ -89,7 +123,7 @@ def read_lists(config: DetectConfig) -> ActionLists:
             score_threshold=boxes.score,
         )
     poses = _poses(config, classes)
-    return ActionLists(train, tested, truth, actions, classes, poses)
+    return ActionLists(train, tested, truth, other, actions, classes, poses)
 
 
 def read_tested(
@@ -99,25 +133,33 @@ def read_tested(
     *,
     classes: int,
     score_threshold: float,
-) -> tuple[KeyFrames, KeyFrames]:
+) -> tuple[KeyFrames, KeyFrames, OtherVideos]:
     """What there is to find, and the boxes that are tested on: a detector's, or those of the ground truth.
+
+    Returns:
+        Both have the ``videos`` of the ground truth; detected boxes of others are left out, and counted.
 
     Raises:
         UserError: a file is missing or wrong, or detected boxes that are all of other key frames.
     """
     truth = truth_key_frames([groundtruth], classes=classes, exclusions=exclusions)
     if not boxes:
-        return truth, truth
+        return truth, truth, OtherVideos()
     tested = detected_key_frames(
         boxes, classes=classes, score_threshold=score_threshold, exclusions=exclusions
     )
     if len(tested) and len(truth.absent_from(tested)) == len(truth):
         video, seconds = tested.videos[tested.video[0]], tested.seconds[0]
         raise UserError(
-            f"{tested.source}: none of its {len(tested)} key frames ({video} at {seconds:g} s, ...) has "
-            f"ground truth in {groundtruth}; give the boxes of the same split and version"
+            f"{tested.source}: none of its {counted(len(tested), 'key frame')} ({video} at {seconds:g} s, "
+            f"...) has ground truth in {groundtruth}; give the boxes of the same split and version"
         )
-    return truth, tested
+    own = tested.of_videos(truth.videos)
+    names = sorted(set(tested.videos) - set(truth.videos))
+    other = OtherVideos(len(tested.boxes) - len(own.boxes), tuple(names))
+    if other.boxes:
+        logger.warning("%s: %s", tested.source, other.words())
+    return truth, own, other
 
 
 def settle_classes(asked: int, actions: Mapping[int, str], label_map: str) -> int:

@@ -44,10 +44,14 @@ class DetectRecipe:
         """Refuse what cannot be.
 
         Raises:
-            UserError: an area or an id that is unknown.
+            UserError: an area or an id that is unknown, or a score that is none.
         """
         if self.area not in AREAS:
             raise UserError(f"area {self.area!r} is not one of {', '.join(AREAS)}{nearest(self.area, AREAS)}")
+        if not 0 <= self.score_threshold <= 1:
+            raise UserError(
+                f"score_threshold={self.score_threshold:g} is not in 0..1; it is a detected box's least score"
+            )
         wrong = [number for number in (*self.actions, *self.poses) if not 1 <= number <= self.classes]
         if wrong:
             raise UserError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 
 from videomaskfeat.ava import read_label_map
 from videomaskfeat.data.ava import VideoSource
+from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.records_ava import KeyFrames
+from videomaskfeat.errors import counted
 from videomaskfeat.io import make_folder, open_file
 from videomaskfeat.metrics.ava_files import read_ava, write_detections
 from videomaskfeat.models.detector import Detector
@@ -189,15 +192,21 @@ def words_on_key_frames(found: BoxScores, recipe: DetectRecipe, boxes: str, *, u
     ]
     if undetected:
         lines.append(
-            f"{undetected} key frames of the ground truth have no detected box: what there is to find in "
-            "them counts as not found"
+            f"{counted(undetected, 'key frame')} of the ground truth {'has' if undetected == 1 else 'have'} "
+            "no detected box: what there is to find in them counts as not found"
         )
     if found.failures:
         lines.append(
-            f"{len(found.failures)} key frames could not be read: what there is to find in them counts "
-            "as not found"
+            f"{counted(len(found.failures), 'key frame')} could not be read: what there is to find in them "
+            "counts as not found"
         )
     return "\n".join(lines)
+
+
+def lines_on(failures: Iterable[Failure]) -> list[str]:
+    """A line for each video and cause of key frames that could not be read, with their number."""
+    counts = Counter((failure.path, failure.cause) for failure in failures)
+    return [f"{path}: {cause} ({counted(count, 'key frame')})" for (path, cause), count in counts.items()]
 
 
 def _about_key_frames(key_frames: KeyFrames, found: BoxScores) -> dict[str, Any]:

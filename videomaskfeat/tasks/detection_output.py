@@ -13,6 +13,7 @@ import numpy as np
 import simplejson
 
 from videomaskfeat import __version__
+from videomaskfeat.errors import counted
 from videomaskfeat.io import open_file
 from videomaskfeat.metrics.ava_breakdown import Part, by_persons, by_size
 from videomaskfeat.metrics.ava_files import AvaData, SideCounts
@@ -108,6 +109,7 @@ def summary_of(scored: ScoredDetections, about: Mapping[str, Any]) -> dict[str, 
             "judged": sum(row.detections for row in scored.actions),
             "of_unknown_videos": scored.data.unknown_rows,
             "unknown_videos": scored.data.unknown_videos,
+            "in_key_frames_without_groundtruth": scored.data.bare_rows,
         },
         "key_frames": len(np.unique(scored.data.groundtruth.frames)),
         "actions": [
@@ -161,8 +163,13 @@ def notes(scored: ScoredDetections) -> list[str]:
         more = len(data.unknown_videos) - _NAMED_VIDEOS
         names += f" and {more} more" if more > 0 else ""
         found.append(
-            f"{data.unknown_rows} detections are of {len(data.unknown_videos)} videos that the ground truth "
-            f"does not have ({names}): false positives all; compare the two files' videos."
+            f"{_are(data.unknown_rows)} of {counted(len(data.unknown_videos), 'video')} that the ground "
+            f"truth does not have ({names}): false positives all; compare the two files' videos."
+        )
+    if data.bare_rows:
+        found.append(
+            f"{_are(data.bare_rows)} in {counted(data.bare_frames, 'key frame')} without ground truth, of "
+            "videos that have some elsewhere: false positives all; compare the two files' times."
         )
     if not data.detection_counts.rows:
         found.append("There are no detections, so every action with ground truth scores 0.")
@@ -171,10 +178,14 @@ def notes(scored: ScoredDetections) -> list[str]:
     judged = sum(row.detections for row in scored.actions)
     if judged < data.detection_counts.used:
         found.append(
-            f"{data.detection_counts.used - judged} detections are not among the {scored.rows_per_frame} "
+            f"{_are(data.detection_counts.used - judged)} not among the {scored.rows_per_frame} "
             "best rows of their key frames."
         )
     return found
+
+
+def _are(detections: int) -> str:
+    return f"{counted(detections, 'detection')} {'is' if detections == 1 else 'are'}"
 
 
 def _left_out(counts: SideCounts) -> str:
@@ -239,7 +250,7 @@ def _facts(scored: ScoredDetections, summary: Mapping[str, Any]) -> DetectionFac
 
 
 def _tested(seen: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """How key frames were tested: name, value and note of each fact that tells two scores of a model apart."""
+    """How key frames were tested: name, value and note of what tells two scores of a model apart."""
     sides = [str(side) for side in seen["short_sides"]]
     threshold = f"of score {seen['score_threshold']:g} and up" if "score_threshold" in seen else ""
     return [

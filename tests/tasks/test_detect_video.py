@@ -21,7 +21,7 @@ from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.tasks.actions_film import Timeline
+from videomaskfeat.tasks.actions_film import Timeline, write_film
 from videomaskfeat.tasks.actions_output import write_rows
 from videomaskfeat.tasks.box_files import read_boxes
 from videomaskfeat.tasks.detect_recipe import DetectRecipe
@@ -218,6 +218,20 @@ def test_any_kind_of_video_plays_at_its_speed(weights: Path, tmp_path: Path) -> 
         numbers = [read_number(film.read([frame])[0][:320]) for frame in (10, 20, 30)]
         expected = [int(np.abs(times - frame / film.fps).argmin()) for frame in (10, 20, 30)]
     assert numbers == expected
+
+
+def test_second_of_the_film_is_second_of_the_video_however_uneven(tmp_path: Path) -> None:
+    """A second at 50 fps, eight at 2, one at 40: each moment shows the picture nearest in time."""
+    milliseconds = [*range(0, 1000, 20), *range(1000, 9000, 500), *range(9000, 10000, 25)]
+    path = write_video(tmp_path / "a.mp4", frames=len(milliseconds), milliseconds=milliseconds)
+    fps, times = len(milliseconds) / 10, np.array(milliseconds) / 1000
+    write_film(tmp_path / "film.mp4", replace(person_at(), path=str(path), fps=fps, duration_seconds=10.0))
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        shown = [(frame.time, read_number(frame.to_ndarray(format="rgb24")[:320])) for frame in film.decode()]
+    assert len(shown) == len(milliseconds)
+    for second, number in shown:
+        # The rate is rounded to a ratio of small numbers: near half-way the other picture may be taken.
+        assert abs(times[number] - second) <= np.abs(times - second).min() + 0.015
 
 
 def person_at(*seconds: float) -> VideoActions:

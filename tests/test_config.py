@@ -18,6 +18,7 @@ from videomaskfeat.config import (
     load_config,
 )
 from videomaskfeat.config.detect import DetectConfig
+from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.errors import UserError
 
 
@@ -34,6 +35,14 @@ def test_overrides_win_over_file_and_file_over_defaults(tmp_path: Path) -> None:
     # PyYAML alone reads 1e-6 as a string.
     assert config.optim.learning_rate == 1e-6
     assert config.model.arguments == {"depth": 3}
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, DetectConfig, TokenizerConfig])
+def test_key_of_failures_says_that_one_may_always_fail(kind: type) -> None:
+    """As the counter of failures has it, in a list of any length."""
+    meanings = {name: meaning for name, _, meaning in key_table(kind)}
+    assert meanings["data.failure_share"].endswith("; above 0, one always may")
+    assert [FailureCounter(10, share=share).allowed for share in (0.0, 0.01, 0.5)] == [0, 1, 5]
 
 
 def test_empty_override_is_empty_text() -> None:

@@ -225,7 +225,8 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         (
             ["target=features", "target.arguments={teacher: gone.safetensors}"],
             [
-                "target.arguments.teacher gone.safetensors: no such file of weights; run the training that makes"
+                "target.arguments.teacher gone.safetensors: no such file",
+                "run the training that makes the teacher",
             ],
         ),
         (

@@ -38,7 +38,8 @@ def compare(
 ) -> Path:
     """Run what is left to run, then write the page, ``table.json`` and ``table.md`` into the folder.
 
-    The same number of steps, batches and clips for each; times and memory stand beside what they bought.
+    All have the schedule of the shared config unless their entries differ; times and memory stand beside what
+    they bought.
 
     Args:
         config: see :class:`~videomaskfeat.config.compare.CompareSettings`.
@@ -162,7 +163,10 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
 
     parameters = sum(part.numel() for part in method.student.parameters() if part.requires_grad)
     cost = TargetCost(
-        step_ms=_median_ms(step, device), target_ms=_median_ms(target, device), parameters=parameters
+        step_ms=_median_ms(step, device),
+        clips=config.optim.batch_size // config.optim.accumulate,
+        target_ms=_median_ms(target, device),
+        parameters=parameters,
     )
     make_folder(path.parent)
     with open_file(path, "w") as file:

@@ -17,6 +17,7 @@ HEADER = (
     "Target",
     "Model",
     "Step, ms",
+    "of clips",
     "Target, share of it",
     "Peak memory, MB",
     "Pre-training, s",
@@ -34,11 +35,13 @@ class TargetCost:
 
     Attributes:
         step_ms: forward and backward of a micro-batch, its target included, without data and optimiser.
+        clips: in that micro-batch.
         target_ms: making the target alone.
         parameters: that learn.
     """
 
     step_ms: float
+    clips: int
     target_ms: float
     parameters: int
 
@@ -124,6 +127,7 @@ class TargetResults:
             self.name,
             self.model,
             f"{self.cost.step_ms:.0f}",
+            str(self.cost.clips),
             f"{share:.1%}",
             f"{row['memory_mb']:.0f}",
             _spread(row["seconds"]),
@@ -149,8 +153,8 @@ def render_comparison(results: Sequence[TargetResults], *, version: str, title: 
     """
     seeds = max(len(one.seeds) for one in results)
     words = (
-        f"<p>{len(results)} targets, {seeds} seed{'s' if seeds > 1 else ''} each, the same steps, batches "
-        "and clips for all. Numbers of several seeds are mean ± standard deviation. k-NN and linear probe "
+        f"<p>{len(results)} targets, {seeds} seed{'s' if seeds > 1 else ''} each, under the budget "
+        "that the comparison's config gives. Numbers of several seeds are mean ± standard deviation. k-NN and linear probe "
         "see the frozen encoder; the random encoder beside them is the same one before its first step, and "
         "in brackets stands in how many seeds training beat it. Times are of this machine.</p>"
     )
@@ -190,7 +194,7 @@ def _costs(results: Sequence[TargetResults]) -> str:
         page.card(
             one.name,
             f"{one.cost.step_ms:.0f} ms",
-            f"a step; {one.cost.target_ms:.1f} ms of it the target",
+            f"a step of {one.cost.clips} clips; {one.cost.target_ms:.1f} ms of it the target",
             share=one.cost.step_ms / slowest,
         )
         for one in results

@@ -153,10 +153,10 @@ def render_comparison(results: Sequence[TargetResults], *, version: str, title: 
     """
     seeds = max(len(one.seeds) for one in results)
     words = (
-        f"<p>{len(results)} targets, {seeds} seed{'s' if seeds > 1 else ''} each, under the budget "
-        "that the comparison's config gives. Numbers of several seeds are mean ± standard deviation. k-NN and linear probe "
-        "see the frozen encoder; the random encoder beside them is the same one before its first step, and "
-        "in brackets stands in how many seeds training beat it. Times are of this machine.</p>"
+        f"<p>{len(results)} targets, {seeds} seed{'s' if seeds > 1 else ''} each, under the budget that the "
+        "comparison's config gives. Numbers of several seeds are mean ± standard deviation. k-NN and linear "
+        "probe see the frozen encoder; the random encoder beside them is the same one before its first step, "
+        "and in brackets stands in how many seeds training beat it. Times are of this machine.</p>"
     )
     body = [
         f'<header><div class="head"><h1>{escape(title)}</h1></div></header>',

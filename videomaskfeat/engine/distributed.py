@@ -5,6 +5,7 @@ Every function also works in a single process that never called :func:`process_g
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -98,6 +99,9 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
     try:
         yield
     finally:
+        # A wrapped network that lives on in a cycle would hold the group's threads until the interpreter
+        # ends, which aborts where they still run.
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor
 
 from videomaskfeat.models.encoder_base import Encoder, as_clips
 
 
-class MaskedModel(Encoder):
+class MaskedModel(Encoder, ABC):
     """An encoder with a head that predicts the target of hidden places; the base of
     :class:`~videomaskfeat.models.maskfeat.MaskFeat` and :class:`~videomaskfeat.models.mae.MAE`.
 
@@ -36,6 +38,6 @@ class MaskedModel(Encoder):
             return self.predict(as_clips(clips), mask[:, None])[:, 0]
         return self.predict(clips, mask)
 
+    @abstractmethod
     def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
         """As :meth:`forward`, for clips alone."""
-        raise NotImplementedError

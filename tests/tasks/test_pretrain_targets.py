@@ -12,11 +12,13 @@ import simplejson
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.autograd import saved_for_backward
 from videomaskfeat.cli import main
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder import encoder_of
+from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.targets.features import FeatureTarget
 from videomaskfeat.tasks.methods.masked import MaskedPrediction
@@ -87,6 +89,25 @@ def test_target_is_made_of_the_whole_clip_whatever_the_mask(teacher: Path) -> No
         cosine = torch.nn.functional.cosine_similarity(predictions[mask], features[mask], dim=-1)
         assert loss.item() == pytest.approx((1 - cosine).mean().item(), rel=1e-5)
         torch.testing.assert_close(method.make_target(batch), features, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hog", "features", "dvae"])
+def test_making_the_target_keeps_nothing_for_a_backward(name: str, teacher: Path, tmp_path: Path) -> None:
+    """Not a tensor is saved, where the student's forward on the same clips saves many."""
+    torch.manual_seed(0)
+    tokenizer = tmp_path / "tokenizer.safetensors"
+    save_weights(tokenizer, create_tokenizer("dvae", vocabulary=8, width=8, stride=16))
+    arguments = {
+        "hog": "{}",
+        "features": f"{{teacher: {teacher}}}",
+        "dvae": f"{{weights: {tokenizer}, vocabulary: 8}}",
+    }
+    settings = [*TINY, f"target={name}", f"target.arguments={arguments[name]}"]
+    method = MaskedPrediction(load_config(PretrainConfig, None, settings))
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    batch = PretrainBatch(clips, torch.rand(2, 2, 2, 2) < 0.5, torch.arange(2))
+    assert saved_for_backward(lambda: method.make_target(batch)) == 0
+    assert saved_for_backward(lambda: method.loss(method.student, batch)) > 10
 
 
 def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,22 +11,15 @@ from threading import Lock
 from typing import Any
 
 import simplejson
-import torch
 
 from videomaskfeat import __version__
 from videomaskfeat.config.compare import CompareConfig
-from videomaskfeat.engine import distributed
 from videomaskfeat.io import is_file, make_folder, open_file
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.compare_plan import TargetRuns, plan_runs
 from videomaskfeat.tasks.doctor import diagnose
-from videomaskfeat.tasks.methods import build_method
+from videomaskfeat.tasks.method_cost import method_cost
 from videomaskfeat.tasks.report import read_run
-from videomaskfeat.tasks.run_folder import uses_bf16
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
-
-TIMED_STEPS = 5
-"""Steps of which the median counts; two come before them."""
 
 
 def compare(
@@ -137,50 +129,8 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
         if not command.finished:
             command.run()
             say(f"{runs.target}: {command.folder.name} is ready")
-    config = runs.pretrain_config()
-    device = distributed.choose_device(config.run.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    torch.manual_seed(config.run.seed)
-    config.data.workers = 0
-    method = build_method(config)
-    method.student.to(device)
-    method.to(device)
-    loader = method.training_loader(rank=0, world_size=1)
-    batch = next(iter(loader.epoch(0))).to(device)
-    loader.close()
-    bf16 = uses_bf16(config.run.precision, device)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss, _ = method.loss(method.student, batch)
-        loss.backward()
-        method.student.zero_grad(set_to_none=True)
-
-    def target() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            method.make_target(batch)
-
-    parameters = sum(part.numel() for part in method.student.parameters() if part.requires_grad)
-    cost = TargetCost(
-        step_ms=_median_ms(step, device),
-        clips=config.optim.batch_size // config.optim.accumulate,
-        target_ms=_median_ms(target, device),
-        parameters=parameters,
-    )
+    cost = method_cost(runs.pretrain_config())
     make_folder(path.parent)
     with open_file(path, "w") as file:
         file.write(json.dumps(vars(cost)))
     say(f"{runs.target}: a step takes {cost.step_ms:.0f} ms, its target {cost.target_ms:.1f} ms of them")
-
-
-def _median_ms(work: Any, device: torch.device) -> float:
-    """Milliseconds of a call, the median of several after two that do not count."""
-    times = []
-    for _ in range(2 + TIMED_STEPS):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(1e3 * (time.perf_counter() - start))
-    return sorted(times[2:])[TIMED_STEPS // 2]

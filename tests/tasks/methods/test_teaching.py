@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.autograd import saved_for_backward
 from tests.engine.toy import differences, metrics
 from tests.tasks.methods.parts import ARGUMENTS, make_batch, tiny_method
 from tests.tasks.test_pretrain import assert_refused
@@ -43,6 +44,15 @@ def test_every_weight_of_the_student_learns_and_none_of_the_teacher(name: str, m
     assert not [key for key, weight in method.teacher.module.named_parameters() if weight.grad is not None]
     learnt = sum(weight.grad.abs().sum() for weight in method.encoder.parameters() if weight.grad is not None)
     assert learnt > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_making_the_target_keeps_nothing_for_a_backward(name: str) -> None:
+    """Not a tensor is saved, where the student's forward on the same clips saves many."""
+    method = tiny_method(name)
+    batch = make_batch(method)
+    assert saved_for_backward(lambda: method.make_target(batch)) == 0
+    assert saved_for_backward(lambda: method.loss(method.student, batch)) > 10
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,188 @@
+"""What a method's target costs in a pre-training step at full size, and what its teacher keeps for autograd.
+
+The configs are those of Kinetics-400 (MViTv2-S, or ViT-B for MAE, 16 frames of 224x224) with two clips a
+step, four where a method compares two clips of a video. Tokenizers and teachers have the sizes that the
+configs name and random weights, which cost the same. A step is target, forward, loss and backward.
+
+Peak memory of making a target is measured in a process of its own: as the package makes it, and with the
+same teacher run as a network that learns would be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.bench_loader import FPS, pictures_with_grain
+from benchmarks.harness import Row, extra_memory
+from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.models import create_model
+from videomaskfeat.models.published_dvae import PublishedEncoder
+from videomaskfeat.models.tokenizers import create_tokenizer
+from videomaskfeat.models.weights import save_weights
+from videomaskfeat.mp4 import write_mp4
+from videomaskfeat.tasks.method_cost import method_cost, method_on_batch
+from videomaskfeat.tasks.methods.masked import MaskedPrediction
+from videomaskfeat.tasks.methods.teaching import TeacherMethod
+from videomaskfeat.tasks.recipe import normalise
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
+STEPS = 3
+TEACHER = "teacher.safetensors"
+OURS, LEARNING = WAYS = ("as it is", "with autograd")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A config of Kinetics-400 and what it needs here.
+
+    Attributes:
+        name: of the row.
+        config: file name.
+        clips: a step.
+        overrides: on top; "{folder}" is where the made files lie.
+        aim: what is aimed for, in words.
+    """
+
+    name: str
+    config: str
+    clips: int = 2
+    overrides: tuple[str, ...] = ()
+    aim: str = ""
+
+
+def _weights(file: str) -> str:
+    return f"target.arguments.weights={{folder}}/{file}"
+
+
+_FEATURES = "{teacher: '{folder}/teacher.safetensors', normalise: l2, loss: cosine}"
+CASES = (
+    Case("hog", "k400_maskfeat_mvitv2_s", aim="under 3 % of the step"),
+    Case("pixels", "k400_pixels_mvitv2_s"),
+    Case("pixels (SimMIM)", "k400_simmim_mvitv2_s"),
+    Case("pixels (MAE)", "k400_mae_vit_b", overrides=("clip.samples_per_video=1",)),
+    Case("dvae, published size", "k400_beit_mvitv2_s", overrides=(_weights("published.pt"),)),
+    Case("dvae, our own", "k400_beit_mvitv2_s", overrides=(_weights("dvae.safetensors"),)),
+    Case("codebook", "k400_peco_mvitv2_s", overrides=(_weights("vq.safetensors"),)),
+    Case("features of a ViT-B", "k400_features_mvitv2_s", overrides=(f"target.arguments={_FEATURES}",)),
+    Case(
+        "hog + features",
+        "k400_hog_features_mvitv2_s",
+        overrides=(
+            f"target.arguments.parts={{hog: {{}}, features: {{weight: 0.1, arguments: {_FEATURES}}}}}",
+        ),
+    ),
+    Case("latent", "k400_latent_mvitv2_s"),
+    Case("ibot", "k400_ibot_mvitv2_s", clips=4),
+    Case("byol", "k400_byol_mvitv2_s", clips=4),
+)
+REMEMBERED = ("features of a ViT-B", "latent")
+"""Cases whose memory is measured: an offline teacher and an online one."""
+
+
+def run(*, device: str) -> list[Row]:
+    """Costs of all, then the memory of two teachers."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _make_files(folder)
+        for case in CASES:
+            cost = method_cost(_config(case, folder, device), steps=STEPS)
+            note = f"{cost.target_ms / cost.step_ms:.1%} of the step, {case.clips} clips"
+            title = f"target {case.name} / whole step"
+            rows.append(Row(title, cost.target_ms, cost.step_ms, "ms", target=case.aim, note=note))
+        for case in CASES:
+            if case.name in REMEMBERED:
+                ours, learning = (_memory(case, folder, device, way) for way in WAYS)
+                title = f"memory of target {case.name} / its teacher with autograd"
+                rows.append(Row(title, ours, learning, "MiB", note=f"{case.clips} clips"))
+    return rows
+
+
+def _make_files(folder: Path) -> None:
+    """A video with its list, tokenizers and a teacher."""
+    write_mp4(folder / "video.mp4", pictures_with_grain(256, 340), fps=FPS, crf=23)
+    (folder / "train.csv").write_text(f"{folder / 'video.mp4'} 0\n" * 4, encoding="utf-8")
+    torch.manual_seed(0)
+    torch.save(PublishedEncoder().state_dict(), folder / "published.pt")
+    for kind in ("dvae", "vq"):
+        save_weights(folder / f"{kind}.safetensors", create_tokenizer(kind))
+    save_weights(folder / TEACHER, create_model("vit_b_image"))
+
+
+def _config(case: Case, folder: Path, device: str) -> PretrainConfig:
+    overrides = [text.replace("{folder}", str(folder)) for text in case.overrides]
+    return load_config(
+        PretrainConfig,
+        str(CONFIGS / f"{case.config}.yaml"),
+        [
+            *overrides,
+            f"data.train={folder / 'train.csv'}",
+            f"optim.batch_size={case.clips}",
+            f"run.device={device}",
+            f"run.folder={folder / 'run'}",
+        ],
+    )
+
+
+def _memory(case: Case, folder: Path, device: str, way: str) -> float:
+    """MiB of one target, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.bench_targets", case.name, str(folder), device, way]
+    root = Path(__file__).resolve().parents[1]
+    return float(json.loads(subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True).stdout))
+
+
+def _measure(case: Case, folder: Path, device: str, way: str) -> float:
+    method, batch, _ = method_on_batch(_config(case, folder, device))
+    if way == OURS:
+        return extra_memory(lambda: method.make_target(batch), device)
+    clip = method.recipe.clip
+    pixels = normalise(batch.clips, mean=clip.mean, std=clip.std)
+    teacher = _teacher(method).requires_grad_(True)
+    kept: list[Tensor] = []  # its output holds what a backward would need
+    return extra_memory(lambda: kept.append(teacher(pixels)), device)
+
+
+def _teacher(method: Any) -> nn.Module:
+    """The network that makes the target of clips."""
+    if isinstance(method, TeacherMethod):
+        return _Tokens(method.teacher_encoder())
+    return cast(nn.Module, cast(MaskedPrediction, method).target.get_submodule("teacher"))
+
+
+class _Tokens(nn.Module):
+    """An encoder's tokens on the grid."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> [B, t, h, w, D']."""
+        features = cast(Callable[..., Tensor], self.encoder.features)
+        return features(pixels, pooled=False)
+
+
+def _main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Memory of making one target; MiB on standard output.")
+    parser.add_argument("case", choices=REMEMBERED)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("device")
+    parser.add_argument("way", choices=WAYS)
+    options = parser.parse_args(arguments)
+    case = next(case for case in CASES if case.name == options.case)
+    sys.stdout.write(json.dumps(_measure(case, options.folder, options.device, options.way)) + "\n")
+
+
+if __name__ == "__main__":
+    _main()

@@ -157,7 +157,7 @@ def _teacher(method: Any) -> nn.Module:
     """The network that makes the target of clips."""
     if isinstance(method, TeacherMethod):
         return _Tokens(method.teacher_encoder())
-    return cast(nn.Module, cast(MaskedPrediction, method).target.get_submodule("teacher"))
+    return cast(MaskedPrediction, method).target.get_submodule("teacher")
 
 
 class _Tokens(nn.Module):

@@ -17,12 +17,12 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -65,7 +65,7 @@ def main() -> None:
     for run in options.runs:
         trained = encoder_of(load_model(run / "weights.safetensors"))
         torch.manual_seed(0)
-        name, arguments = trained.created_as
+        name, arguments = cast(Any, trained).created_as
         fresh = encoder_of(create_model(name, **arguments))
         for title, encoder in (("pre-trained", trained), ("fresh", fresh)):
             knows = ask(encoder, run)
@@ -91,7 +91,7 @@ def ask(encoder: Encoder, run: Path) -> dict[str, float]:
     }
 
 
-def clips_of(encoder: nn.Module, path: str, clip: ClipRecipe) -> Clips:
+def clips_of(encoder: Encoder, path: str, clip: ClipRecipe) -> Clips:
     """Features, colours and labels of a list."""
     recipe = ClassifyRecipe(clip=clip, views=TIMES, crops=1, short_side=clip.crop)
     views = views_of(load_records(path, labels="yes"), recipe)

@@ -8,11 +8,13 @@ of the run's ``probe``: two clips a video at two times, tokens averaged.
 - class: top-1 of the exact linear fit on one list, asked on the other, in percent.
 - colour: share of the variance (R2) of a clip's mean red, green and blue that a linear fit explains.
 - video: how often, of all clips at the other time, the nearest one (cosine) is of the same video, in percent.
+- change: share of the variance of all tokens that is change in time at one place of one clip, in percent.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from dataclasses import dataclass
@@ -47,11 +49,15 @@ RIDGE = 1e-3  # of the linear fit to colours, on features of deviation 1
 
 @dataclass(frozen=True)
 class Clips:
-    """Features [n, TIMES, D] of a list's clips, their mean colours [n, TIMES, 3] and labels [n]."""
+    """Of a list's clips: features [n, TIMES, D], mean colours [n, TIMES, 3] and labels [n]; and the variance
+    of all tokens, in time [D] and altogether [D].
+    """
 
     features: np.ndarray
     colours: np.ndarray
     labels: np.ndarray
+    in_time: np.ndarray
+    altogether: np.ndarray
 
 
 def main() -> None:
@@ -60,7 +66,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of pretrain with probe.train set")
     parser.add_argument("--out", type=Path, help="JSON file for machine and figures")
     options = parser.parse_args()
-    table = Table("run", "encoder", "class, %", "colour, R2", "video, %")
+    table = Table("run", "encoder", "class, %", "colour, R2", "video, %", "change, %")
     results = {}
     for run in options.runs:
         trained = encoder_of(load_model(run / "weights.safetensors"))
@@ -88,6 +94,7 @@ def ask(encoder: Encoder, run: Path) -> dict[str, float]:
         "class_top1": accuracy(scores, asked.labels).top1,
         "colour_r2": explained(known, asked),
         "same_video": 100 * same_video(asked.features),
+        "change": float(100 * asked.in_time.sum() / asked.altogether.sum()),
     }
 
 
@@ -95,16 +102,27 @@ def clips_of(encoder: Encoder, path: str, clip: ClipRecipe) -> Clips:
     """Features, colours and labels of a list."""
     recipe = ClassifyRecipe(clip=clip, views=TIMES, crops=1, short_side=clip.crop)
     views = views_of(load_records(path, labels="yes"), recipe)
-    device = torch.device("cpu")
-    network = ClipPass(encoder.features, device, bf16=False, mean=clip.mean, std=clip.std, at_once=8)
-    parts: list[tuple[np.ndarray, ...]] = []
+    on_grid = functools.partial(encoder.features, pooled=False)  # [B, t, h, w, D]
+    network = ClipPass(on_grid, torch.device("cpu"), bf16=False, mean=clip.mean, std=clip.std, at_once=8)
+    features, colours, labels, in_time = [], [], [], []
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
     with evaluating(encoder):
         for batch in ViewLoader(views, videos_per_batch=4, workers=0):
-            shape = (len(batch.index), TIMES, -1)
-            colours = batch.clips.float().mean(dim=(1, 2, 3)).numpy()
-            features = network(batch.clips).numpy()
-            parts.append((features.reshape(shape), colours.reshape(shape), batch.labels.numpy()))
-    return Clips(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+            tokens = network(batch.clips)
+            features.append(tokens.mean(dim=(1, 2, 3)))
+            colours.append(batch.clips.float().mean(dim=(1, 2, 3)))
+            labels.append(batch.labels)
+            in_time.append(tokens.var(dim=1, correction=0).mean(dim=(1, 2)))
+            rows = tokens.flatten(0, 3)
+            count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
+    mean = total / count
+    return Clips(
+        torch.cat(features).unflatten(0, (-1, TIMES)).numpy(),
+        torch.cat(colours).unflatten(0, (-1, TIMES)).numpy(),
+        torch.cat(labels).numpy(),
+        torch.cat(in_time).mean(dim=0).numpy(),
+        (squares / count - mean**2).numpy(),
+    )
 
 
 def explained(known: Clips, asked: Clips) -> float:

@@ -126,13 +126,34 @@ def test_gelu_linear_stores_nothing_that_it_can_compute() -> None:
     assert wide == {x.data_ptr()}
 
 
+def test_gelu_linear_under_autocast_stores_no_copy_of_its_weights() -> None:
+    layer = GeluLinear(64, 2)
+    stored: list[Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: stored.append(t) or t, lambda t: t)
+    with hooks, torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(100, 64, requires_grad=True))
+    weights = [tensor for tensor in stored if tensor.shape == layer.weight.shape]
+    assert [tensor.data_ptr() for tensor in weights] == [layer.weight.data_ptr()]
+
+
 def test_gelu_linear_follows_autocast() -> None:
+    """Values and gradients are those of the two in turn on what autocast makes of weights and inputs."""
     layer = GeluLinear(16, 3)
-    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         narrow = layer(x)
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow.float(), layer(x), atol=2e-2, rtol=0)
+    plain = F.linear(F.gelu(x.bfloat16()), layer.weight.bfloat16(), layer.bias.bfloat16())
+    leaves = [x, *layer.parameters()]
+    pairs = zip(
+        torch.autograd.grad(narrow.float().square().sum(), leaves),
+        torch.autograd.grad(plain.float().square().sum(), leaves),
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, atol=2e-2, rtol=2e-2)  # three digits of bfloat16
 
 
 def test_linear_with_parts_frozen_gives_the_other_gradients() -> None:
@@ -165,6 +186,12 @@ def test_custom_operators_are_registered_soundly(operator: str) -> None:
     if operator != "attention":
         arguments = [torch.randn(shape).requires_grad_() for shape in [(6, 5), (4, 5), (4,)]]
     torch.library.opcheck(getattr(torch.ops.videomaskfeat, operator).default, tuple(arguments))
+
+
+def test_gelu_linear_with_weights_of_a_wider_type_is_registered_soundly() -> None:
+    shapes = {(6, 5): torch.bfloat16, (4, 5): torch.float32, (4,): torch.bfloat16}
+    arguments = [torch.randn(shape, dtype=kind).requires_grad_() for shape, kind in shapes.items()]
+    torch.library.opcheck(torch.ops.videomaskfeat.gelu_linear.default, tuple(arguments))
 
 
 @pytest.mark.cuda

@@ -46,7 +46,8 @@ class GeluLinear(nn.Linear):
     """GELU, then a linear layer.
 
     On the CPU the activated values are computed again in the backward pass instead of being stored: they and
-    what they are computed from are the largest tensors of a perceptron. First derivatives only there.
+    what they are computed from are the largest tensors of a perceptron. So is the low-precision copy of the
+    weights under autocast, which else would be held until then. First derivatives only there.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class GeluLinear(nn.Linear):
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         bias = None if self.bias is None else self.bias.to(kind)
         with torch.autocast("cpu", enabled=False):
-            rows = _gelu_linear(x.to(kind).reshape(-1, x.shape[-1]), self.weight.to(kind), bias)
+            rows = _gelu_linear(x.to(kind).reshape(-1, x.shape[-1]), self.weight, bias)
         return rows.view(*x.shape[:-1], self.out_features)
 
 
@@ -145,8 +146,8 @@ def _linear_backward(
 
 @torch.library.custom_op("videomaskfeat::gelu_linear", mutates_args=(), device_types="cpu")
 def _gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [n, D] before the activation, weight [D', D]."""
-    return _product(F.gelu(x), weight, bias)
+    """x [n, D] before the activation, weight [D', D] perhaps of a wider type than x and bias."""
+    return _product(F.gelu(x), weight.to(x.dtype), bias)
 
 
 @torch.library.custom_op("videomaskfeat::gelu_linear_backward", mutates_args=(), device_types="cpu")
@@ -154,9 +155,11 @@ def _gelu_linear_backward(
     grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor]:
     """As `_linear_backward`."""
-    none = x.new_empty(0)
-    grad_x = torch.ops.aten.gelu_backward(_product(grad, weight.t()), x) if needs_input else none
-    grad_weight = _outer_sum(grad, F.gelu(x)).contiguous() if needs_weight else none
+    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
+    if needs_input:
+        grad_x = torch.ops.aten.gelu_backward(_product(grad, weight.to(x.dtype).t()), x)
+    if needs_weight:
+        grad_weight = _outer_sum(grad, F.gelu(x)).to(weight.dtype).contiguous()
     return grad_x, grad_weight
 
 
@@ -171,7 +174,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _(
     grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if needs_input else 0), x.new_empty(weight.shape if needs_weight else 0)
+    return x.new_empty(x.shape if needs_input else 0), weight.new_empty(weight.shape if needs_weight else 0)
 
 
 def _save_linear(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -31,9 +31,9 @@ from videomaskfeat.models.published_dvae import PublishedEncoder
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.tasks.method_cost import method_cost, method_on_batch
 from videomaskfeat.tasks.methods.masked import MaskedPrediction
 from videomaskfeat.tasks.methods.teaching import TeacherMethod
+from videomaskfeat.tasks.pretraining.method_cost import method_cost, method_on_batch
 from videomaskfeat.tasks.recipe import normalise
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"

@@ -39,7 +39,7 @@ from videomaskfeat.models import create_model  # noqa: E402
 from videomaskfeat.models.encoder import encoder_of  # noqa: E402
 from videomaskfeat.models.encoder_base import Encoder  # noqa: E402
 from videomaskfeat.models.weights import load_model  # noqa: E402
-from videomaskfeat.tasks.multiview import ClipPass, evaluating  # noqa: E402
+from videomaskfeat.tasks.classification.multiview import ClipPass, evaluating  # noqa: E402
 from videomaskfeat.tasks.protocol import views_of  # noqa: E402
 from videomaskfeat.tasks.recipe import ClassifyRecipe, ClipRecipe, read_recipe  # noqa: E402
 

@@ -13,7 +13,7 @@ import torch
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop.huggingface import PersonDetector, _chances, _resized
-from videomaskfeat.tasks.box_detectors import find_boxes, load_box_detector
+from videomaskfeat.tasks.detection.box_detectors import find_boxes, load_box_detector
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.targets.combined import CombinedTarget
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
-from videomaskfeat.tasks.target_parts import build_target
+from videomaskfeat.tasks.pretraining.target_parts import build_target
 
 build = functools.partial(build_target, mean=0.45, std=0.225)
 RAW = {"name": "pixels", "weight": 0.25, "arguments": {"normalised": False, "loss": "l1"}}

@@ -11,7 +11,7 @@ import torch
 from tests.data.ava_parts import write_numbered
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.tasks.detect_recipe import DetectRecipe
+from videomaskfeat.tasks.detection.detect_recipe import DetectRecipe
 from videomaskfeat.tasks.recipe import DETECT_KEY, ClipRecipe
 
 TRAIN, HELD_OUT = ("a", "b", "c", "d"), ("v", "w")

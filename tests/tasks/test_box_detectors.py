@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.tasks.box_detectors import find_boxes, load_box_detector
+from videomaskfeat.tasks.detection.box_detectors import find_boxes, load_box_detector
 
 PLUG_INS = '''
 import numpy as np

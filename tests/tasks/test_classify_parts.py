@@ -9,7 +9,7 @@ import pytest
 
 from videomaskfeat.config import FinetuneConfig, load_config
 from videomaskfeat.errors import UserError
-from videomaskfeat.tasks.classify_parts import LabelledLists, read_lists
+from videomaskfeat.tasks.classification.classify_parts import LabelledLists, read_lists
 
 
 @pytest.fixture

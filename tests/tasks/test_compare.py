@@ -13,7 +13,7 @@ from tests.tasks.conftest import TINY
 from videomaskfeat.cli import main
 from videomaskfeat.config.compare import CompareSettings
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.tasks.compare_plan import Command, overrides_of, plan_runs
+from videomaskfeat.tasks.pretraining.compare_plan import Command, overrides_of, plan_runs
 
 SETTINGS: dict[str, Any] = {
     "folder": "out",

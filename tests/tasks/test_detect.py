@@ -20,8 +20,8 @@ from videomaskfeat.cli import main
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.metrics.ava_map import evaluate_files
 from videomaskfeat.models.weights import read_state
-from videomaskfeat.tasks.detect import DetectStep
-from videomaskfeat.tasks.detect_recipe import read_detect_recipe
+from videomaskfeat.tasks.detection.detect import DetectStep
+from videomaskfeat.tasks.detection.detect_recipe import read_detect_recipe
 
 from .test_pretrain import last_line, rows
 

@@ -17,9 +17,9 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import read_state, save_weights
-from videomaskfeat.tasks.detect import DetectStep
-from videomaskfeat.tasks.detect_data import VideoPlaces, training_loader
-from videomaskfeat.tasks.detect_parts import (
+from videomaskfeat.tasks.detection.detect import DetectStep
+from videomaskfeat.tasks.detection.detect_data import VideoPlaces, training_loader
+from videomaskfeat.tasks.detection.detect_parts import (
     build_detector,
     build_loss,
     class_weights,

@@ -12,8 +12,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.metrics.action_scores import action_scores
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.tasks.detect_recipe import DetectRecipe, read_detect_recipe
-from videomaskfeat.tasks.detectors import load_detector
+from videomaskfeat.tasks.detection.detect_recipe import DetectRecipe, read_detect_recipe
+from videomaskfeat.tasks.detection.detectors import load_detector
 from videomaskfeat.tasks.recipe import (
     DETECT_KEY,
     METADATA_KEY,

@@ -21,14 +21,14 @@ from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.tasks.actions_film import Timeline, write_film
-from videomaskfeat.tasks.actions_output import write_rows
-from videomaskfeat.tasks.box_files import read_boxes
-from videomaskfeat.tasks.detect_recipe import DetectRecipe
-from videomaskfeat.tasks.detect_video import detect_videos
-from videomaskfeat.tasks.detectors import LoadedDetector, load_detector
+from videomaskfeat.tasks.detection.actions_film import Timeline, write_film
+from videomaskfeat.tasks.detection.actions_output import write_rows
+from videomaskfeat.tasks.detection.box_files import read_boxes
+from videomaskfeat.tasks.detection.detect_recipe import DetectRecipe
+from videomaskfeat.tasks.detection.detect_video import detect_videos
+from videomaskfeat.tasks.detection.detectors import LoadedDetector, load_detector
+from videomaskfeat.tasks.detection.video_actions import KeyFrameActions, VideoActions, find_actions
 from videomaskfeat.tasks.recipe import DETECT_KEY, ClipRecipe
-from videomaskfeat.tasks.video_actions import KeyFrameActions, VideoActions, find_actions
 
 RECIPE = DetectRecipe(
     ClipRecipe(frames=4, stride=2, crop=32),

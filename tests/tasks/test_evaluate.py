@@ -21,9 +21,9 @@ from tests.tasks.test_report import Page
 from tests.tasks.weights_files import NAMES, RECIPE, write_classifier
 from videomaskfeat.cli import build_parser
 from videomaskfeat.engine import distributed
-from videomaskfeat.tasks.evaluate import MachineChoice, Neighbours, evaluate
-from videomaskfeat.tasks.score_file import load_scores
-from videomaskfeat.tasks.video_models import load_classifier, load_encoder
+from videomaskfeat.tasks.classification.evaluate import MachineChoice, Neighbours, evaluate
+from videomaskfeat.tasks.classification.score_file import load_scores
+from videomaskfeat.tasks.classification.video_models import load_classifier, load_encoder
 
 
 def result_of(folder: Path) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.export import Graph
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
-from videomaskfeat.tasks import export as task
-from videomaskfeat.tasks.export import export
+from videomaskfeat.tasks.classification.video_models import load_encoder
+from videomaskfeat.tasks.conversion import export as task
+from videomaskfeat.tasks.conversion.export import export
 from videomaskfeat.tasks.recipe import (
     CLASSIFY_KEY,
     ENCODER_KEY,
@@ -38,7 +39,6 @@ from videomaskfeat.tasks.recipe import (
     PretrainRecipe,
     read_testing_recipe,
 )
-from videomaskfeat.tasks.video_models import load_encoder
 
 ROOT = Path(__file__).parent.parent.parent
 CLIP = ClipRecipe(frames=8, stride=2, crop=64)

@@ -21,8 +21,8 @@ from tests.tasks.weights_files import RECIPE, write_classifier, write_pretrained
 from videomaskfeat import load_encoder, read_features
 from videomaskfeat.cli import main
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.tasks import feature_folder
-from videomaskfeat.tasks.extract_features import extract_features
+from videomaskfeat.tasks.classification import feature_folder
+from videomaskfeat.tasks.classification.extract_features import extract_features
 
 FILES = ("features.npy", "index.csv", "failures.csv", "meta.json")
 

@@ -18,9 +18,9 @@ from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.mixing import Mixing
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import load_model, read_state, save_weights
-from videomaskfeat.tasks.best_weights import BestWeights
-from videomaskfeat.tasks.classify import FinetuneStep
-from videomaskfeat.tasks.classify_parts import read_lists
+from videomaskfeat.tasks.classification.best_weights import BestWeights
+from videomaskfeat.tasks.classification.classify import FinetuneStep
+from videomaskfeat.tasks.classification.classify_parts import read_lists
 from videomaskfeat.tasks.recipe import (
     METADATA_KEY,
     ClipRecipe,

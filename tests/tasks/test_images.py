@@ -21,7 +21,8 @@ from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.tasks.feature_folder import read_features
+from videomaskfeat.tasks.classification.feature_folder import read_features
+from videomaskfeat.tasks.classification.video_models import load_classifier
 from videomaskfeat.tasks.recipe import (
     CLASSIFY_KEY,
     ClassifyRecipe,
@@ -29,7 +30,6 @@ from videomaskfeat.tasks.recipe import (
     read_classify_recipe,
     read_recipe,
 )
-from videomaskfeat.tasks.video_models import load_classifier
 
 from .test_pretrain import last_line, rows
 

@@ -19,11 +19,12 @@ from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_state
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.tasks import classify_parts, pretrain_parts
-from videomaskfeat.tasks.import_slowfast import SlowFastImport, import_slowfast
+from videomaskfeat.tasks.classification import classify_parts
+from videomaskfeat.tasks.classification.video_models import load_classifier
+from videomaskfeat.tasks.conversion.import_slowfast import SlowFastImport, import_slowfast
+from videomaskfeat.tasks.pretraining import pretrain_parts
+from videomaskfeat.tasks.pretraining.target_parts import build_target
 from videomaskfeat.tasks.recipe import normalise, read_classify_recipe, read_recipe
-from videomaskfeat.tasks.target_parts import build_target
-from videomaskfeat.tasks.video_models import load_classifier
 
 
 def recorded(golden: Path, case: str, folder: Path, changes: dict[str, Any]) -> tuple[Path, Path]:

@@ -26,11 +26,16 @@ from videomaskfeat.data.records_ava import KeyFrames
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.metrics.action_scores import action_scores
-from videomaskfeat.tasks import key_frame_scores
-from videomaskfeat.tasks.detect_parts import read_tested
-from videomaskfeat.tasks.detect_scoring import PassChoice, ScoredFiles, detect_in_key_frames, write_score
-from videomaskfeat.tasks.detectors import load_detector
-from videomaskfeat.tasks.key_frame_scores import (
+from videomaskfeat.tasks.detection import key_frame_scores
+from videomaskfeat.tasks.detection.detect_parts import read_tested
+from videomaskfeat.tasks.detection.detect_scoring import (
+    PassChoice,
+    ScoredFiles,
+    detect_in_key_frames,
+    write_score,
+)
+from videomaskfeat.tasks.detection.detectors import load_detector
+from videomaskfeat.tasks.detection.key_frame_scores import (
     BoxPass,
     BoxScores,
     detections_of,

@@ -16,8 +16,8 @@ from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.tasks.evaluate import VideoScores, evaluate_model
-from videomaskfeat.tasks.multiview import evaluating, video_features
+from videomaskfeat.tasks.classification.evaluate import VideoScores, evaluate_model
+from videomaskfeat.tasks.classification.multiview import evaluating, video_features
 
 CPU = torch.device("cpu")
 BROKEN = (4, 9)

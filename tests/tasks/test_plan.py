@@ -11,7 +11,7 @@ import torch
 from videomaskfeat.config import FinetuneConfig, load_config
 from videomaskfeat.data.records import Records
 from videomaskfeat.models import create_model
-from videomaskfeat.tasks.classify_parts import LabelledLists
+from videomaskfeat.tasks.classification.classify_parts import LabelledLists
 from videomaskfeat.tasks.plan import describe_finetuning, multiply_adds
 
 

@@ -21,8 +21,8 @@ from tests.tasks.weights_files import NAMES, RECIPE, write_classifier, write_pre
 from videomaskfeat.cli import main
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.errors import UserError
-from videomaskfeat.tasks.predict import predict
-from videomaskfeat.tasks.video_models import load_classifier
+from videomaskfeat.tasks.classification.predict import predict
+from videomaskfeat.tasks.classification.video_models import load_classifier
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.targets.features import FeatureTarget
 from videomaskfeat.tasks.methods.masked import MaskedPrediction
+from videomaskfeat.tasks.pretraining.target_parts import build_target
 from videomaskfeat.tasks.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalise
-from videomaskfeat.tasks.target_parts import build_target
 
 from .conftest import TINY
 

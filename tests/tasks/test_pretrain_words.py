@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from videomaskfeat.tasks.pretrain import closing_words
+from videomaskfeat.tasks.pretraining.pretrain import closing_words
 
 
 @pytest.mark.parametrize(

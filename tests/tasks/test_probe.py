@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import simplejson
 
-from videomaskfeat.tasks.evaluate import Neighbours, ViewChoice, evaluate
+from videomaskfeat.tasks.classification.evaluate import Neighbours, ViewChoice, evaluate
 
 from .test_pretrain import Pretrain, rows
 

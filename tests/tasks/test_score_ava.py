@@ -15,7 +15,7 @@ from tests.metrics.test_ava_map import golden_files
 from tests.tasks.test_report import Page
 from videomaskfeat import cli
 from videomaskfeat.metrics.ava_map import evaluate_files
-from videomaskfeat.tasks.score_ava import score_ava
+from videomaskfeat.tasks.detection.score_ava import score_ava
 
 PERSON = "vid00-cbZ-X_,902,0.1,0.1,0.5,0.5"
 

@@ -10,7 +10,7 @@ import pytest
 
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.errors import UserError
-from videomaskfeat.tasks.score_file import ScoredList, average_scores, load_scores, save_scores
+from videomaskfeat.tasks.classification.score_file import ScoredList, average_scores, load_scores, save_scores
 
 NAMES = ("push", "pull", "Zähne putzen")
 

@@ -24,7 +24,7 @@ from videomaskfeat.models.tokenizers import create_tokenizer, load_tokenizer
 from videomaskfeat.models.vq import Codebook, CodeStatistics, VectorQuantizer
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
-from videomaskfeat.tasks.tokenizer_steps import (
+from videomaskfeat.tasks.tokenizing.tokenizer_steps import (
     DvaeStep,
     Relaxation,
     VqStep,

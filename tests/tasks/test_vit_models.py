@@ -21,9 +21,9 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.weights import load_model, save_weights
-from videomaskfeat.tasks.classify_parts import build_classifier
-from videomaskfeat.tasks.export import export
-from videomaskfeat.tasks.import_slowfast import import_slowfast
+from videomaskfeat.tasks.classification.classify_parts import build_classifier
+from videomaskfeat.tasks.conversion.export import export
+from videomaskfeat.tasks.conversion.import_slowfast import import_slowfast
 from videomaskfeat.tasks.methods.masked import MaskedPrediction
 from videomaskfeat.tasks.plan import multiply_adds
 from videomaskfeat.tasks.recipe import ClassifyRecipe, MaskRecipe, PretrainRecipe

@@ -36,7 +36,7 @@ def run_compare(options: argparse.Namespace) -> int:
         return print_keys(CompareConfig)
     seeds = [] if options.seeds is None else [f"compare.seeds={options.seeds}"]
     config = load_config(CompareConfig, options.config, [*options.overrides, *seeds])
-    from videomaskfeat.tasks.compare import compare
+    from videomaskfeat.tasks.pretraining.compare import compare
 
     targets = [name.strip() for name in (options.targets or "").split(",") if name.strip()]
     print(f"report  {compare(config, targets=targets)}")

@@ -41,7 +41,7 @@ def add_score_ava(verbs: Any) -> None:
 
 def run_score_ava(options: argparse.Namespace) -> int:
     """Run ``score-ava``."""
-    from videomaskfeat.tasks.score_ava import score_ava
+    from videomaskfeat.tasks.detection.score_ava import score_ava
 
     scored = score_ava(
         options.groundtruth,
@@ -81,7 +81,7 @@ def run_detect_train(options: argparse.Namespace) -> int:
     if options.keys:
         return print_keys(DetectConfig)
     config = load_config(DetectConfig, options.config, options.overrides)
-    from videomaskfeat.tasks.detect import detect_train
+    from videomaskfeat.tasks.detection.detect import detect_train
 
     outcome = detect_train(config)
     return SOME_FAILED if outcome.failures else DONE
@@ -146,9 +146,9 @@ def add_detect_evaluate(verbs: Any) -> None:
 def run_detect_evaluate(options: argparse.Namespace) -> int:
     """Run ``detect-evaluate``."""
     from videomaskfeat.console import progress
-    from videomaskfeat.tasks.detect_data import VideoPlaces
-    from videomaskfeat.tasks.detect_evaluate import DetectMachine, FrameChoice, detect_evaluate
-    from videomaskfeat.tasks.detect_scoring import ScoredFiles, lines_on
+    from videomaskfeat.tasks.detection.detect_data import VideoPlaces
+    from videomaskfeat.tasks.detection.detect_evaluate import DetectMachine, FrameChoice, detect_evaluate
+    from videomaskfeat.tasks.detection.detect_scoring import ScoredFiles, lines_on
 
     with progress("scoring key frames") as update:
         result = detect_evaluate(

@@ -55,7 +55,13 @@ def add_evaluate(verbs: Any) -> None:
 def run_evaluate(options: argparse.Namespace) -> int:
     """Run ``evaluate``."""
     from videomaskfeat.console import progress
-    from videomaskfeat.tasks.evaluate import ListChoice, MachineChoice, Neighbours, ViewChoice, evaluate
+    from videomaskfeat.tasks.classification.evaluate import (
+        ListChoice,
+        MachineChoice,
+        Neighbours,
+        ViewChoice,
+        evaluate,
+    )
 
     with progress("scoring videos") as update:
         result = evaluate(
@@ -109,7 +115,7 @@ def add_average_scores(verbs: Any) -> None:
 
 def run_average_scores(options: argparse.Namespace) -> int:
     """Run ``average-scores``."""
-    from videomaskfeat.tasks.evaluate import average_files
+    from videomaskfeat.tasks.classification.evaluate import average_files
 
     result = average_files(options.scores, options.out, submission=options.submission)
     return _tell(result, "average-scores")

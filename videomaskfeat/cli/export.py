@@ -56,7 +56,7 @@ def add_export(verbs: Any) -> None:
 
 def run_export(options: argparse.Namespace) -> int:
     """Run ``export``."""
-    from videomaskfeat.tasks.export import export
+    from videomaskfeat.tasks.conversion.export import export
 
     exported = export(
         options.weights,

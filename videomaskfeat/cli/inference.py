@@ -37,7 +37,7 @@ def add_predict(verbs: Any) -> None:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Run ``predict``."""
-    from videomaskfeat.tasks.predict import Predictions, as_json, as_text, predict
+    from videomaskfeat.tasks.classification.predict import Predictions, as_json, as_text, predict
 
     def say(found: Predictions) -> None:
         print(printable(as_text(found, options.top)), flush=True)
@@ -146,7 +146,7 @@ def run_detect(options: argparse.Namespace) -> int:
     ]
     overrides += [f"persons.detector_options.{option}" for option in options.detector_option]
     settings = vars(load_config(DetectVideoConfig, options.config, overrides))
-    from videomaskfeat.tasks.detect_video import detect_videos
+    from videomaskfeat.tasks.detection.detect_video import detect_videos
 
     def say(words: str, files: Sequence[Path]) -> None:
         print(printable("\n".join([words, *map(str, files)])), flush=True)
@@ -203,7 +203,7 @@ then, in Python:
 def run_extract_features(options: argparse.Namespace) -> int:
     """Run ``extract-features``."""
     from videomaskfeat.console import progress
-    from videomaskfeat.tasks.extract_features import extract_features
+    from videomaskfeat.tasks.classification.extract_features import extract_features
 
     with progress("extracting features") as update:
         result = extract_features(

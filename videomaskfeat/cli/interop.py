@@ -33,7 +33,7 @@ def add_import_slowfast(verbs: Any) -> None:
 
 def run_import_slowfast(options: argparse.Namespace) -> int:
     """Run ``import-slowfast``."""
-    from videomaskfeat.tasks.import_slowfast import import_slowfast
+    from videomaskfeat.tasks.conversion.import_slowfast import import_slowfast
 
     outcome = import_slowfast(
         options.config, options.checkpoint, options.out, class_names=options.class_names

@@ -32,7 +32,7 @@ def run_pretrain(options: argparse.Namespace) -> int:
     if options.keys:
         return print_keys(PretrainConfig)
     config = load_config(PretrainConfig, options.config, options.overrides)
-    from videomaskfeat.tasks.pretrain import pretrain
+    from videomaskfeat.tasks.pretraining.pretrain import pretrain
 
     outcome = pretrain(config)
     return SOME_FAILED if outcome.failures else DONE
@@ -64,7 +64,7 @@ def run_finetune(options: argparse.Namespace) -> int:
     if options.keys:
         return print_keys(FinetuneConfig)
     config = load_config(FinetuneConfig, options.config, options.overrides)
-    from videomaskfeat.tasks.classify import finetune
+    from videomaskfeat.tasks.classification.classify import finetune
 
     outcome = finetune(config)
     return SOME_FAILED if outcome.failures else DONE
@@ -94,7 +94,7 @@ def run_train_tokenizer(options: argparse.Namespace) -> int:
     if options.keys:
         return print_keys(TokenizerConfig)
     config = load_config(TokenizerConfig, options.config, options.overrides)
-    from videomaskfeat.tasks.tokenizer import train_tokenizer
+    from videomaskfeat.tasks.tokenizing.tokenizer import train_tokenizer
 
     outcome = train_tokenizer(config)
     return SOME_FAILED if outcome.failures else DONE

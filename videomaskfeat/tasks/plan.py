@@ -15,7 +15,7 @@ from videomaskfeat.config.detect import DetectConfig
 from videomaskfeat.config.pretrain import OptimConfig, RunConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine import distributed
-from videomaskfeat.tasks.classify_parts import LabelledLists
+from videomaskfeat.tasks.classification.classify_parts import LabelledLists
 from videomaskfeat.tasks.methods.method import Method
 
 

@@ -27,7 +27,7 @@ CLASSIFY_KEY = "classify"
 ENCODER_KEY = "encoder"
 """Key of an encoder's without a head: a :class:`ClassifyRecipe` that knows no classes."""
 DETECT_KEY = "detect"
-"""Key of a detector's of actions: a :class:`~videomaskfeat.tasks.detect_recipe.DetectRecipe`."""
+"""Key of a detector's of actions: a :class:`~videomaskfeat.tasks.detection.detect_recipe.DetectRecipe`."""
 _TORCH_SUFFIXES = (".pyth", ".pt", ".pth", ".ckpt")
 
 

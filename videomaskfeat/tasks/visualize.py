@@ -25,8 +25,8 @@ from videomaskfeat.models.weights import load_model
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
+from videomaskfeat.tasks.pretraining.target_parts import build_target
 from videomaskfeat.tasks.recipe import PretrainRecipe, denormalise, normalise, read_recipe
-from videomaskfeat.tasks.target_parts import build_target
 from videomaskfeat.viz.pictures import (
     ClipDrawing,
     Row,

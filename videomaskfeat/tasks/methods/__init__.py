@@ -13,7 +13,7 @@ from videomaskfeat.tasks.methods.ibot import Ibot
 from videomaskfeat.tasks.methods.latent import Latent
 from videomaskfeat.tasks.methods.masked import MaskedPrediction
 from videomaskfeat.tasks.methods.method import Method
-from videomaskfeat.tasks.target_parts import check_arguments
+from videomaskfeat.tasks.pretraining.target_parts import check_arguments
 
 METHODS: dict[str, type[Method]] = {
     "masked": MaskedPrediction,

@@ -34,7 +34,7 @@ from videomaskfeat.tasks.methods.teaching import (
     compiled,
     settings,
 )
-from videomaskfeat.tasks.pretrain_parts import check_mask_grid, mask_function, mask_grid
+from videomaskfeat.tasks.pretraining.pretrain_parts import check_mask_grid, mask_function, mask_grid
 
 _KINDS = ("class", "cube")
 

@@ -17,7 +17,7 @@ from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.masked_encoder import MaskedEncoder, check_last_blocks, last_blocks
 from videomaskfeat.models.predictor import MlpPredictor, TransformerPredictor
 from videomaskfeat.tasks.methods.teaching import Comparison, TeacherMethod, build_encoder, call, compiled
-from videomaskfeat.tasks.pretrain_parts import check_mask_grid, draw_mask, mask_grid
+from videomaskfeat.tasks.pretraining.pretrain_parts import check_mask_grid, draw_mask, mask_grid
 
 PREDICTORS = ("transformer", "mlp")
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import PretrainBatch
-from videomaskfeat.tasks.heldout import HeldOutLoss, heldout_loss
 from videomaskfeat.tasks.methods.method import Method
-from videomaskfeat.tasks.pretrain_parts import build_model, draw_mask, mask_grid
+from videomaskfeat.tasks.pretraining.heldout import HeldOutLoss, heldout_loss
+from videomaskfeat.tasks.pretraining.pretrain_parts import build_model, draw_mask, mask_grid
+from videomaskfeat.tasks.pretraining.target_parts import build_target
 from videomaskfeat.tasks.protocol import file_sha256
 from videomaskfeat.tasks.recipe import normalise
-from videomaskfeat.tasks.target_parts import build_target
 
 
 class MaskedPrediction(Method):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine.contracts import Stateful
-from videomaskfeat.tasks.heldout import HeldOutLoss
-from videomaskfeat.tasks.pretrain_parts import heldout_loader, recipe_of, training_loader
+from videomaskfeat.tasks.pretraining.heldout import HeldOutLoss
+from videomaskfeat.tasks.pretraining.pretrain_parts import heldout_loader, recipe_of, training_loader
 from videomaskfeat.tasks.recipe import PretrainRecipe
 
 

@@ -14,7 +14,7 @@ from videomaskfeat.data.pairs import LocalCrops, PairClips
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.errors import UserError
-from videomaskfeat.tasks.pretrain_parts import (
+from videomaskfeat.tasks.pretraining.pretrain_parts import (
     HELDOUT_BATCH,
     check_heldout_clips,
     frame_sampler,

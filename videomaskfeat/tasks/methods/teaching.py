@@ -20,10 +20,10 @@ from videomaskfeat.metrics.spread import direction_std
 from videomaskfeat.models import arguments_of, create_model
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.zoo import MODELS
-from videomaskfeat.tasks.heldout import HeldOutLoss
 from videomaskfeat.tasks.methods.method import Method
+from videomaskfeat.tasks.pretraining.heldout import HeldOutLoss
+from videomaskfeat.tasks.pretraining.target_parts import check_arguments
 from videomaskfeat.tasks.recipe import normalise
-from videomaskfeat.tasks.target_parts import check_arguments
 
 T = TypeVar("T")
 

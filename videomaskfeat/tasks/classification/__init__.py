@@ -1,0 +1,1 @@
+"""Classifiers and features: the verbs ``finetune``, ``evaluate``, ``predict`` and ``extract-features``."""

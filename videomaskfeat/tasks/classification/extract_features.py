@@ -1,0 +1,223 @@
+"""``extract-features``: what an encoder makes of a list's videos, on disk; resumable, on any ranks."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from videomaskfeat.data.batches import ViewsBatch
+from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
+from videomaskfeat.data.views import ViewLoader
+from videomaskfeat.engine import distributed
+from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.io import is_file
+from videomaskfeat.memory import keep_freed_memory
+from videomaskfeat.tasks.classification.feature_folder import FeatureFolder, Shard
+from videomaskfeat.tasks.classification.video_models import VideoEncoder, load_encoder
+from videomaskfeat.tasks.protocol import file_sha256, protocol_of, records_sha256, views_of
+from videomaskfeat.tasks.recipe import ClassifyRecipe
+
+Progress = Callable[[int, int], None]
+
+DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What ``extract_features`` did.
+
+    Attributes:
+        folder: of the features; read it with
+            :func:`~videomaskfeat.tasks.classification.feature_folder.read_features`.
+        shape: of the array: videos first.
+        failures: one error, with path and cause, for each video that could not be read.
+    """
+
+    folder: Path
+    shape: tuple[int, ...]
+    failures: Sequence[Exception]
+
+
+def extract_features(
+    weights: str | os.PathLike[str],
+    list_path: str,
+    out: str | os.PathLike[str],
+    *,
+    depth: int | None = None,
+    grid: bool = False,
+    views: int = 1,
+    crops: int = 1,
+    dtype: str = "float32",
+    format: str = "auto",
+    labels: str = "auto",
+    prefix: str = "",
+    separator: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    reader: str = "auto",
+    workers: int = 0,
+    clips_at_once: int = 8,
+    videos_per_shard: int = 128,
+    progress: Progress | None = None,
+) -> Extracted:
+    """Write the features of every video of a list; what an earlier call has done is kept.
+
+    A call that goes on, after whatever end, gives the same bytes as one that was left alone, on the same
+    device and with the same ``clips_at_once``; other ones change the rounding alone.
+
+    Args:
+        weights: safetensors file of a pre-training or fine-tuning run, or of ``import-slowfast``.
+        list_path: list or folder of videos; ``format``, ``labels``, ``prefix`` and ``separator`` as in
+            :func:`~videomaskfeat.data.records.load_records`.
+        out: folder to write, see :mod:`~videomaskfeat.tasks.classification.feature_folder`.
+        depth: after how many blocks, from 1; None: after the last, with the final norm.
+        grid: on the token grid instead of averaged over it.
+        views: clips a video, over which pooled features are averaged.
+        crops: crops a clip, 1 or 3, likewise.
+        dtype: on disk: float32 or float16.
+        device: auto, cpu, cuda or cuda:N.
+        precision: auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.
+        reader: auto, decord or pyav.
+        workers: processes of each rank that read videos; 0 reads in the rank's own.
+        clips_at_once: clips that go through the network together.
+        videos_per_shard: videos after which what is done is safe.
+        progress: told how many videos are done, of how many.
+
+    Raises:
+        UserError: an argument, the list or the weights are wrong, the folder holds something else, or no
+            video could be read.
+        RunFailed: a feature is not finite.
+    """
+    _check(list_path, dtype=dtype, clips_at_once=clips_at_once, videos_per_shard=videos_per_shard)
+    place = distributed.choose_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
+    with distributed.process_group(place):
+        encoder = load_encoder(
+            weights, device=str(place), precision=precision, reader=reader, clips_at_once=clips_at_once
+        )
+        recipe = encoder.recipe.with_views(views=views, crops=crops)
+        encoder.check_output(recipe, depth=depth, pooled=not grid)
+        records = load_records(
+            list_path,
+            format=format,
+            labels=labels,
+            prefix=prefix,
+            separator=separator,
+            stills=recipe.clip.frames == 1,
+        )
+        views_of(records, recipe)  # refuses views and crops that cannot be, before the folder is made
+        settings = {
+            "depth": depth,
+            "grid": grid,
+            **protocol_of(recipe),
+            "precision": "bf16" if encoder.bf16 else "fp32",
+            "dtype": dtype,
+            "videos_per_shard": videos_per_shard,
+            "list_sha256": records_sha256(records),
+            "weights_sha256": file_sha256(weights),
+        }
+        about = {"weights": os.fspath(weights), "list": list_path, "videos": len(records)}
+        folder = FeatureFolder(out, dtype=dtype)
+        count = math.ceil(len(records) / videos_per_shard)
+        pending = distributed.run_on_main(lambda: folder.open(settings, about, count))
+        work = _Work(encoder, recipe, records, folder, depth=depth, pooled=not grid, size=videos_per_shard)
+        _in_step(lambda: work.do(pending, workers=workers, progress=progress))
+        shape, failures = distributed.run_on_main(lambda: folder.finish(records, count))
+    return Extracted(Path(out), shape, failures)
+
+
+def _check(list_path: str, *, dtype: str, **positive: int) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    for argument, value in positive.items():
+        if value < 1:
+            raise UserError(f"{argument}={value}: must be at least 1")
+    if os.path.splitext(list_path)[1].lower() in VIDEO_SUFFIXES and is_file(list_path):
+        raise UserError(f"{list_path}: is a video, and a list or a folder of videos is needed here")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the shards of one call share."""
+
+    encoder: VideoEncoder
+    recipe: ClassifyRecipe
+    records: Records
+    folder: FeatureFolder
+    depth: int | None
+    pooled: bool
+    size: int
+
+    def do(self, pending: Sequence[int], *, workers: int, progress: Progress | None) -> None:
+        """Fill this rank's part of the shards, reading ahead from one to the next."""
+        shards = pending[distributed.rank() :: distributed.world_size()]
+        total = len(self.records)
+        rows = [
+            row for shard in shards for row in range(shard * self.size, min((shard + 1) * self.size, total))
+        ]
+        if not rows:
+            return
+        already = total - sum(min(self.size, total - shard * self.size) for shard in pending)
+        done, first = 0, 0
+        features: list[np.ndarray] = []
+        good: list[int] = []
+        failures: list[tuple[int, str]] = []
+        for batch in self._loader(rows, workers):
+            features += self._features(batch)
+            good += [rows[index] for index in batch.index.tolist()]
+            failures += [(rows[failure.index], failure.cause) for failure in batch.failures]
+            done += len(batch.index) + len(batch.failures)
+            if done % self.size == 0 or done == len(rows):
+                shape = list(features[0].shape[1:]) if features else []
+                self.folder.save(shards[first // self.size], Shard(good, failures, shape), features)
+                features, good, failures, first = [], [], [], done
+            if progress is not None and distributed.is_main():
+                progress(min(already + done * distributed.world_size(), total), total)
+
+    def _loader(self, rows: Sequence[int], workers: int) -> ViewLoader:
+        """Batches that never reach over a shard's end: then what is in a batch is the same after a resume."""
+        clips = self.recipe.views * self.recipe.crops
+        most = max(self.encoder.clips_at_once // clips, 1)
+        fitting = max(number for number in range(1, min(most, self.size) + 1) if self.size % number == 0)
+        paths = [self.records[row].path for row in rows]
+        return ViewLoader(
+            views_of(
+                Records.from_paths(paths, None, source=self.records.source),
+                self.recipe,
+                reader=self.encoder.reader,
+            ),
+            videos_per_batch=fitting,
+            workers=workers,
+            pin_memory=self.encoder.device.type == "cuda",
+        )
+
+    def _features(self, batch: ViewsBatch) -> list[np.ndarray]:
+        """Of the videos of a batch that could be read, [k, ...]; of none, none."""
+        if not len(batch.index):
+            return []
+        clips = self.recipe.views * self.recipe.crops
+        found = self.encoder.clip_features(batch.clips, depth=self.depth, pooled=self.pooled, views=clips)
+        if self.folder.dtype == np.float16:
+            found = found.half()
+            if not found.isfinite().all():
+                raise RunFailed("a feature is too large for float16 (65504); take float32")
+        return [found.numpy()]
+
+
+def _in_step(work: Callable[[], None]) -> None:
+    """Do a rank's part; where one rank's ends in a mistake, all ranks end, and none waits for it."""
+    mistake: UserError | RunFailed | None = None
+    try:
+        work()
+    except (UserError, RunFailed) as error:
+        mistake = error
+    mistakes = [error for error in distributed.gather_objects(mistake) if error is not None]
+    if mistakes:
+        raise mistakes[0]

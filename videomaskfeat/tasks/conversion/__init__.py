@@ -1,0 +1,1 @@
+"""Weights of and for other programs: the verbs ``import-slowfast`` and ``export``."""

@@ -1,0 +1,317 @@
+"""The parts of training a detector of actions, each built from the keys that concern it, and checked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
+from videomaskfeat.config.detect import DetectConfig
+from videomaskfeat.data.records_ava import (
+    KeyFrames,
+    detected_key_frames,
+    training_key_frames,
+    truth_key_frames,
+)
+from videomaskfeat.errors import UserError, counted, nearest
+from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
+from videomaskfeat.models import create_model
+from videomaskfeat.models.detector import Detector
+from videomaskfeat.models.inflate import Inflate
+from videomaskfeat.models.weights import LoadReport, load_into, read_state
+from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.tasks.classification.classify_parts import (
+    LEFT_FROM_PRETRAINING,
+    NEW_IN_A_CLASSIFIER,
+    OTHER_CLASSES,
+)
+from videomaskfeat.tasks.detection.detect_recipe import DetectRecipe
+from videomaskfeat.tasks.recipe import DETECT_KEY, ClipRecipe, recipe_texts
+
+logger = logging.getLogger(__name__)
+
+LOSSES = ("sigmoid", "poses")
+AVA_POSES = tuple(range(1, 15))
+_POSE_KIND = "PERSON_MOVEMENT"  # the label_type of AVA's poses
+
+ActionLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits float [R, L], labels bool [R, L]) -> scalar"""
+
+
+_NAMED_VIDEOS = 5
+
+
+@dataclass(frozen=True)
+class OtherVideos:
+    """Detected boxes of videos that the ground truth lacks, which are not tested on.
+
+    Attributes:
+        boxes: how many.
+        videos: their names.
+    """
+
+    boxes: int = 0
+    videos: tuple[str, ...] = ()
+
+    def words(self) -> str:
+        """What the user reads; empty where there are none."""
+        if not self.boxes:
+            return ""
+        more = len(self.videos) - _NAMED_VIDEOS
+        names = ", ".join(self.videos[:_NAMED_VIDEOS]) + (f" and {more} more" if more > 0 else "")
+        which = "1 detected box is" if self.boxes == 1 else f"{self.boxes} detected boxes are"
+        return (
+            f"{which} of {counted(len(self.videos), 'video')} that the ground truth does not have ({names}), "
+            "and left out"
+        )
+
+
+@dataclass(frozen=True)
+class ActionLists:
+    """Key frames to train and to test on, and the actions that all of them speak of.
+
+    Attributes:
+        train: to train on.
+        tested: whose boxes are tested on, a detector's or those of the ground truth; None: no validation.
+        truth: what there is to find in them; None: no validation.
+        other: detected boxes that are left out of the validation.
+        actions: id to name of those that are scored.
+        classes: L, ids count from 1 to this.
+        poses: ids of which a person has exactly one; empty where the loss knows of none.
+    """
+
+    train: KeyFrames
+    tested: KeyFrames | None
+    truth: KeyFrames | None
+    other: OtherVideos
+    actions: dict[int, str]
+    classes: int
+    poses: tuple[int, ...]
+
+
+def read_lists(config: DetectConfig) -> ActionLists:
+    """Read the files and settle the number of actions.
+
+    Raises:
+        UserError: a file is missing or wrong, or an action outside the classes.
+    """
+    data, boxes = config.data, config.boxes
+    for key in ("train_score", "train_iou", "score"):
+        if not 0 <= (value := getattr(boxes, key)) <= 1:
+            raise UserError(f"boxes.{key}={value:g} is not in 0..1")
+    actions = read_label_map(data.label_map)
+    classes = settle_classes(data.classes, actions, data.label_map)
+    train = training_key_frames(
+        [data.train],
+        data.train_boxes,
+        classes=classes,
+        score_threshold=boxes.train_score,
+        iou_threshold=boxes.train_iou,
+        exclusions=given(data.train_exclusions),
+    )
+    tested = truth = None
+    other = OtherVideos()
+    if data.validation:
+        truth, tested, other = read_tested(
+            data.validation,
+            data.validation_boxes,
+            given(data.validation_exclusions),
+            classes=classes,
+            score_threshold=boxes.score,
+        )
+    poses = _poses(config, classes)
+    return ActionLists(train, tested, truth, other, actions, classes, poses)
+
+
+def read_tested(
+    groundtruth: str,
+    boxes: Sequence[str],
+    exclusions: Sequence[str],
+    *,
+    classes: int,
+    score_threshold: float,
+) -> tuple[KeyFrames, KeyFrames, OtherVideos]:
+    """What there is to find, and the boxes that are tested on: a detector's, or those of the ground truth.
+
+    Returns:
+        Both have the ``videos`` of the ground truth; detected boxes of others are left out, and counted.
+
+    Raises:
+        UserError: a file is missing or wrong, or detected boxes that are all of other key frames.
+    """
+    truth = truth_key_frames([groundtruth], classes=classes, exclusions=exclusions)
+    if not boxes:
+        return truth, truth, OtherVideos()
+    tested = detected_key_frames(
+        boxes, classes=classes, score_threshold=score_threshold, exclusions=exclusions
+    )
+    if len(tested) and len(truth.absent_from(tested)) == len(truth):
+        video, seconds = tested.videos[tested.video[0]], tested.seconds[0]
+        raise UserError(
+            f"{tested.source}: none of its {counted(len(tested), 'key frame')} ({video} at {seconds:g} s, "
+            f"...) has ground truth in {groundtruth}; give the boxes of the same split and version"
+        )
+    own = tested.of_videos(truth.videos)
+    names = sorted(set(tested.videos) - set(truth.videos))
+    other = OtherVideos(len(tested.boxes) - len(own.boxes), tuple(names))
+    if other.boxes:
+        logger.warning("%s: %s", tested.source, other.words())
+    return truth, own, other
+
+
+def settle_classes(asked: int, actions: Mapping[int, str], label_map: str) -> int:
+    """The number of actions: as asked, or the label map's largest id.
+
+    Raises:
+        UserError: the label map has a larger id than asked.
+    """
+    largest = max(actions)
+    if asked and asked < largest:
+        raise UserError(
+            f"{label_map}: lists the action {largest} ({actions[largest]}), and data.classes is {asked}; "
+            f"leave data.classes out, or set it to {largest} or more"
+        )
+    return asked or largest
+
+
+def given(path: str) -> list[str]:
+    """The path as a list, empty where it is not set."""
+    return [path] if path else []
+
+
+def recipe_of(config: DetectConfig, lists: ActionLists) -> DetectRecipe:
+    """What the weights file will know of clips, frames and actions."""
+    clip, evaluate = config.clip, config.evaluate
+    return DetectRecipe(
+        clip=ClipRecipe(
+            frames=clip.frames,
+            stride=clip.stride,
+            crop=clip.crop,
+            target_fps=clip.target_fps,
+            mean=clip.mean,
+            std=clip.std,
+        ),
+        actions=lists.actions,
+        classes=lists.classes,
+        poses=lists.poses,
+        short_side=evaluate.short_side,
+        area=evaluate.area,
+        score_threshold=config.boxes.score,
+    )
+
+
+def build_loss(config: DetectConfig, lists: ActionLists, device: torch.device) -> ActionLoss:
+    """What is minimised.
+
+    Raises:
+        UserError: an unknown loss, or a number out of its range.
+    """
+    loss = config.loss
+    if loss.focusing < 0 or not 0 <= loss.balance <= 1:
+        raise UserError(
+            f"loss.focusing {loss.focusing:g} must be 0 or more, and loss.balance {loss.balance:g} in 0..1"
+        )
+    weights = class_weights(lists.train.labels, power=loss.balance).to(device) if loss.balance else None
+    if loss.name == "poses":
+        poses = torch.zeros(lists.classes, dtype=torch.bool)
+        poses[[number - 1 for number in lists.poses]] = True
+        return partial(
+            pose_cross_entropy, poses=poses.to(device), focusing=loss.focusing, class_weights=weights
+        )
+    return partial(binary_cross_entropy, focusing=loss.focusing, class_weights=weights)
+
+
+def class_weights(labels: np.ndarray, *, power: float) -> Tensor:
+    """A factor an action, count^-power, of mean 1; an action that never happens counts as one that does once.
+
+    Args:
+        labels: bool [R, L].
+        power: 0 (all alike) to 1 (every action counts the same in all).
+
+    Returns:
+        float32 [L].
+    """
+    weights = torch.from_numpy(labels.sum(axis=0)).clamp(min=1).double() ** -power
+    return (weights / weights.mean()).float()
+
+
+def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadReport | None]:
+    """The model by its name, made for the config's clips, with the weights that it starts from.
+
+    The last layer of our classifiers is not taken over, whatever its size: their classes are others.
+
+    Returns:
+        The model, and what became of the weights (None from scratch).
+
+    Raises:
+        UserError: an unknown name or argument, a model that is no detector, or weights that do not fit.
+    """
+    clip, keys = config.clip, config.model
+    if keys.name in MODELS and not issubclass(MODELS[keys.name].build, Detector):
+        known = [name for name, named in MODELS.items() if issubclass(named.build, Detector)]
+        raise UserError(f"model.name {keys.name!r} is no detector of actions; take one of {', '.join(known)}")
+    arguments: dict[str, Any] = {
+        "clip_size": (clip.frames, clip.crop, clip.crop),
+        "classes": classes,
+        "drop_path": keys.drop_path,
+        "dropout": keys.dropout,
+        "head_scale": keys.head_scale,
+        "checkpoint_blocks": config.run.activation_checkpointing,
+    }
+    model = create_model(keys.name, **{**arguments, **keys.arguments})
+    assert isinstance(model, Detector)
+    if not keys.weights:
+        return model, None
+    state = read_state(keys.weights)
+    if not _of_detector(keys.weights):
+        state = {name: value for name, value in state.items() if not name.startswith("head.")}
+    report = load_into(
+        model,
+        state,
+        allow_missing=(*NEW_IN_A_CLASSIFIER, *keys.allow_missing),
+        allow_unused=(*LEFT_FROM_PRETRAINING, *keys.allow_unused),
+        allow_reset=OTHER_CLASSES,
+        inflate=cast(Inflate, keys.inflate),
+        source=keys.weights,
+    )
+    return model, report
+
+
+def _of_detector(path: str) -> bool:
+    """Whether the last layer in a file speaks of actions; what others saved counts if it fits."""
+    return not path.endswith(".safetensors") or DETECT_KEY in recipe_texts(path)
+
+
+def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
+    """The ids of the poses where the loss asks for them.
+
+    Raises:
+        UserError: an unknown loss, no poses known, or one outside the classes.
+    """
+    loss = config.loss
+    if loss.name not in LOSSES:
+        raise UserError(
+            f"loss.name {loss.name!r} is not one of {', '.join(LOSSES)}{nearest(loss.name, LOSSES)}"
+        )
+    if loss.name != "poses":
+        return ()
+    kinds = read_action_kinds(config.data.label_map)
+    poses = tuple(loss.poses) or tuple(number for number, kind in kinds.items() if kind == _POSE_KIND)
+    if not poses and classes == AVA_ACTIONS:
+        poses = AVA_POSES
+    if len(poses) < 2:
+        raise UserError(
+            f"loss.name=poses needs the ids of two poses or more, and {config.data.label_map} has no "
+            f"label_type {_POSE_KIND}: set loss.poses, such as loss.poses=[1,2,3]"
+        )
+    wrong = [number for number in poses if not 1 <= number <= classes]
+    if wrong:
+        raise UserError(f"loss.poses holds {wrong[0]}, and there are the actions 1 to {classes}")
+    return poses

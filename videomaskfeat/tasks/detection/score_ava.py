@@ -1,0 +1,77 @@
+"""Score a file of detections by AVA's official rules."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from videomaskfeat.io import make_folder
+from videomaskfeat.metrics.ava_files import read_ava
+from videomaskfeat.metrics.ava_map import AvaResult
+from videomaskfeat.tasks.detection.detection_output import (
+    closing_words,
+    score_detections,
+    write_detection_result,
+)
+from videomaskfeat.tasks.protocol import file_sha256
+
+
+@dataclass(frozen=True)
+class ScoredFile:
+    """The score of a file.
+
+    Attributes:
+        result: the score, in shares of 1.
+        folder: where its report lies; None where none was asked for.
+        text: what the user reads.
+    """
+
+    result: AvaResult
+    folder: Path | None
+    text: str
+
+
+def score_ava(
+    groundtruth: str,
+    detections: str,
+    labels: str,
+    exclusions: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    iou_threshold: float = 0.5,
+    rows_per_frame: int | None = None,
+) -> ScoredFile:
+    """Score a file of detections; for the files see :func:`~videomaskfeat.metrics.ava_files.read_ava`.
+
+    Args:
+        groundtruth: CSV file of what there is to find.
+        detections: CSV file of what was found.
+        labels: label map; only its actions count.
+        exclusions: CSV file of times that do not count.
+        out: folder to write result.json, per_class.csv and report.html into.
+        iou_threshold: the least overlap of a hit.
+        rows_per_frame: judge only so many rows a key frame, the best; the official script takes 50.
+
+    Raises:
+        UserError: a file that is not there; a row that is wrong, with file and line; an option out of range.
+    """
+    data = read_ava(groundtruth, detections, labels, exclusions)
+    scored = score_detections(data, iou_threshold=iou_threshold, rows_per_frame=rows_per_frame)
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        make_folder(folder)
+        paths = {
+            "groundtruth": groundtruth,
+            "detections": detections,
+            "labels": labels,
+            "exclusions": exclusions,
+        }
+        files = {
+            name: {"path": path, "sha256": file_sha256(path)}
+            for name, path in paths.items()
+            if path is not None
+        }
+        title = f"{os.path.basename(detections)} on {os.path.basename(groundtruth)}"
+        write_detection_result(folder, scored, {"title": title, "files": files})
+    return ScoredFile(scored.result, folder, closing_words(scored, folder))

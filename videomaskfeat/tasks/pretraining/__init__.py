@@ -1,0 +1,1 @@
+"""Pre-training: the verbs ``pretrain`` and ``compare``; what is learnt is in ``tasks/methods``."""

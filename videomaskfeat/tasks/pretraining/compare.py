@@ -1,0 +1,136 @@
+"""``compare``: several targets under one budget, on one page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import simplejson
+
+from videomaskfeat import __version__
+from videomaskfeat.config.compare import CompareConfig
+from videomaskfeat.io import is_file, make_folder, open_file
+from videomaskfeat.tasks.doctor import diagnose
+from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, plan_runs
+from videomaskfeat.tasks.pretraining.method_cost import method_cost
+from videomaskfeat.tasks.report import read_run
+from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
+
+
+def compare(
+    config: CompareConfig,
+    *,
+    targets: Sequence[str] = (),
+    say: Any = print,
+) -> Path:
+    """Run what is left to run, then write the page, ``table.json`` and ``table.md`` into the folder.
+
+    All have the schedule of the shared config unless their entries differ; times and memory stand beside what
+    they bought.
+
+    Args:
+        config: see :class:`~videomaskfeat.config.compare.CompareSettings`.
+        targets: entries to run; none: all.
+        say: told a line whenever a run is done.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: the config is wrong; said before the first run.
+        RunFailed: a run did not finish; the same command goes on.
+    """
+    settings = config.compare
+    runs = plan_runs(settings, targets)
+    folder = Path(settings.folder)
+    make_folder(folder)
+    for one in _first_of_each(runs):
+        _cost_of(one, say)
+    threads = max((os.cpu_count() or 1) // settings.jobs, 1) if settings.jobs > 1 else None
+    turns = {command.folder: Lock() for one in runs for command in one}
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        futures = [pool.submit(_run_all, one, threads, turns) for one in runs]
+        for number, (one, future) in enumerate(zip(runs, futures, strict=True), start=1):
+            try:
+                future.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            say(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
+    return write_page(runs, folder)
+
+
+def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
+    """The page of finished runs, and its table as JSON and as Markdown."""
+    results = [
+        TargetResults(
+            name=first.target,
+            model=first.pretrain_config().model.name,
+            cost=TargetCost(**json.loads(_cost_path(first).read_text(encoding="utf-8"))),
+            seeds=[_seed_result(one) for one in runs if one.target == first.target],
+        )
+        for first in _first_of_each(runs)
+    ]
+    content = {"machine": json.loads(diagnose(folder).to_json()), "targets": [one.row() for one in results]}
+    for name, text in (
+        ("table.json", simplejson.dumps(content, indent=2, ignore_nan=True)),
+        ("table.md", TargetResults.markdown(results)),
+        ("report.html", render_comparison(results, version=__version__, title=folder.name)),
+    ):
+        with open_file(folder / name, "w") as file:
+            file.write(text)
+    return folder / "report.html"
+
+
+def _run_all(runs: TargetRuns, threads: int | None, turns: Mapping[Path, Lock]) -> None:
+    for command in runs:
+        with turns[command.folder]:  # one run may come before several others
+            if not command.finished:
+                command.run(threads=threads)
+
+
+def _first_of_each(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
+    """The first seed of each target, in the targets' order."""
+    firsts: dict[str, TargetRuns] = {}
+    for one in runs:
+        firsts.setdefault(one.target, one)
+    return list(firsts.values())
+
+
+def _seed_result(runs: TargetRuns) -> SeedResult:
+    facts = read_run(runs.pretrain.folder)
+    tuned = read_run(runs.finetune.folder).summary if runs.finetune is not None else None
+    return SeedResult(
+        seed=runs.seed,
+        metrics=facts.metrics,
+        summary=facts.summary or {},
+        finetuned=tuned or {},
+    )
+
+
+def _cost_path(runs: TargetRuns) -> Path:
+    return runs.pretrain.folder.parent.parent / "cost.json"
+
+
+def _cost_of(runs: TargetRuns, say: Any) -> None:
+    """Time a step and its target in this process, before any run; kept beside the target's runs.
+
+    What the target needs first (a tokenizer, a teacher) is made first.
+    """
+    path = _cost_path(runs)
+    if is_file(path):
+        return
+    for command in runs.before:
+        if not command.finished:
+            command.run()
+            say(f"{runs.target}: {command.folder.name} is ready")
+    cost = method_cost(runs.pretrain_config())
+    make_folder(path.parent)
+    with open_file(path, "w") as file:
+        file.write(json.dumps(vars(cost)))
+    say(f"{runs.target}: a step takes {cost.step_ms:.0f} ms, its target {cost.target_ms:.1f} ms of them")

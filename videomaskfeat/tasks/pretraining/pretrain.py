@@ -1,0 +1,284 @@
+"""``pretrain``: from a config to a trained encoder, its held-out loss, its pictures and its report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from videomaskfeat.config import PretrainConfig
+from videomaskfeat.data.loader import ClipLoader, FailureCounter
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.errors import UserError
+from videomaskfeat.memory import keep_freed_memory
+from videomaskfeat.models.weights import save_weights
+from videomaskfeat.tasks.methods import build_method
+from videomaskfeat.tasks.plan import describe_plan
+from videomaskfeat.tasks.pretraining.heldout import HeldOutLoss
+from videomaskfeat.tasks.pretraining.probe import FeatureProbe
+from videomaskfeat.tasks.recipe import METADATA_KEY
+from videomaskfeat.tasks.report import report
+from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.training_parts import (
+    build_average,
+    build_optimizer,
+    build_schedule,
+    loop_options,
+)
+from videomaskfeat.tasks.visualize import draw_videos, why_not_drawn
+
+logger = logging.getLogger(__name__)
+
+# What may change between a run and its resumption without changing what is learnt.
+FREE_KEYS = (
+    "data.validation",
+    "data.workers",
+    "data.failure_share",
+    "optim.accumulate",
+    "probe.train",
+    "probe.test",
+    "probe.k",
+    "probe.temperature",
+    "probe.penalty",
+    "run.folder",
+    "run.device",
+    "run.compile",
+    "run.activation_checkpointing",
+    "run.checkpoint_minutes",
+    "run.checkpoint_epochs",
+    "run.keep_checkpoints",
+    "run.evaluate_epochs",
+    "run.evaluate_clips",
+    "run.pictures",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a pre-training ended.
+
+    Attributes:
+        folder: the run folder.
+        finished: False where a signal stopped the run, which is saved and can be resumed.
+        failures: videos that could not be read and were replaced, all epochs together.
+    """
+
+    folder: Path
+    finished: bool
+    failures: int
+
+
+def pretrain(config: PretrainConfig) -> Outcome:
+    """Pre-train as the config says; a run folder that holds a checkpoint is resumed.
+
+    Raises:
+        UserError: the config, the lists, the videos or the run folder are wrong.
+        RunFailed: the loss is not finite, or nothing can be saved.
+    """
+    if not config.data.train:
+        raise UserError("data.train is not set: give a list file or a folder, such as data.train=videos.csv")
+    if not config.run.folder:
+        raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
+    device = distributed.choose_device(config.run.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    with distributed.process_group(device):
+        return _Run(config, device).go()
+
+
+class _Run:
+    """The parts of one run, built from its config."""
+
+    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.folder = self.run_folder.path
+        torch.manual_seed(config.run.seed)
+        self.method = build_method(config)
+        self.student = self.method.student
+        self.loader = self.method.training_loader(
+            rank=distributed.rank(), world_size=distributed.world_size()
+        )
+        self.heldout = self.method.heldout_loader()
+        self.bf16 = uses_bf16(config.run.precision, device)
+        self.network = distributed.parallel(self.student, device)
+        self.method.to(device)
+        self.schedule = build_schedule(config.optim)
+        self.optimizer = build_optimizer(
+            config.optim, self.student, base_lr=self.schedule.base_lr, encoder=self.method.encoder
+        )
+        self.ema = build_average(config.optim, self.student)
+        self.probe = self._build_probe()
+
+    def go(self) -> Outcome:
+        """Train, then measure, save, draw and report."""
+        distributed.run_on_main(self._open_folder)
+        before, probed_before = self._untrained(), self._probe()
+        counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
+        result = self._train(counter)
+        self.loader.close()
+        failures = result.progress.failures
+        if result.status == "interrupted":
+            logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
+            return Outcome(self.folder, finished=False, failures=failures)
+        probed = {f"{name}_untrained": value for name, value in probed_before.items()} | self._probe()
+        distributed.run_on_main(lambda: self._finish(before, result, probed))
+        return Outcome(self.folder, finished=True, failures=failures)
+
+    def _open_folder(self) -> None:
+        self.run_folder.open()
+        plan = describe_plan(self.config, self.method, self.loader, device=self.device, bf16=self.bf16)
+        self.run_folder.say(plan)
+
+    def _train(self, counter: FailureCounter) -> TrainResult:
+        config, method = self.config, self.method
+        options = loop_options(
+            config.optim, config.run, self.loader, evaluate_epochs=config.run.evaluate_epochs, bf16=self.bf16
+        )
+        return train(
+            model=self.network,
+            step=lambda batch: method.loss(self.network, batch),
+            loader=self.loader,
+            optimizer=self.optimizer,
+            learning_rate=self.schedule,
+            folder=self.folder,
+            device=self.device,
+            options=options,
+            ema=self.ema,
+            fingerprint={**self.run_folder.fingerprint, **method.fingerprint},
+            evaluate=self._evaluate if (self.heldout or self.probe) and config.run.evaluate_epochs else None,
+            on_failures=self.run_folder.count_failures(counter),
+            after_step=method.after_step,
+            extra={"failures": counter, **method.state},
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        """The held-out loss, computed by rank 0, and the probe; every rank gets the same numbers."""
+        results = self._probe()
+        if self.heldout:
+            with nullcontext() if self.ema is None else self.ema.averaged(self.student):
+                loss = distributed.run_on_main(self._heldout_loss)
+            constant = {} if loss.constant is None else {"heldout_constant": loss.constant}
+            results |= {"heldout_loss": loss.model, **constant}
+        return results
+
+    def _build_probe(self) -> FeatureProbe | None:
+        config = self.config
+        if not (config.probe.train or config.probe.test):
+            return None
+        return FeatureProbe(
+            config.probe, config.data, self.method.recipe.clip, device=self.device, bf16=self.bf16
+        )
+
+    def _probe(self) -> dict[str, float]:
+        """What the features of the weights that would be saved now are worth; empty without a probe."""
+        if self.probe is None:
+            return {}
+        with nullcontext() if self.ema is None else self.ema.averaged(self.student):
+            return self.probe(self.method.weights()["weights.safetensors"])
+
+    def _heldout_loss(self) -> HeldOutLoss:
+        assert self.heldout is not None
+        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        return self.method.heldout(self._heldout_batches(self.heldout), autocast=autocast)
+
+    def _heldout_batches(self, loader: ClipLoader[Any]) -> Iterator[Any]:
+        """Batches on the device, the same in every call: epoch 0 of the held-out list."""
+        left = min(self.config.run.evaluate_clips, len(loader.dataset))
+        for batch in loader.epoch(0):
+            if left <= 0:
+                return
+            left -= len(batch.index)
+            yield batch.to(self.device)
+
+    def _untrained(self) -> HeldOutLoss | None:
+        """The held-out loss of the weights that the run starts from."""
+        return self._heldout_loss() if self.heldout and distributed.is_main() else None
+
+    def _finish(self, before: HeldOutLoss | None, result: TrainResult, probed: Mapping[str, float]) -> None:
+        """Weights (the averaged ones where they are kept), held-out loss, pictures and report.
+
+        Args:
+            before: the held-out loss of the untrained weights.
+            result: of the training.
+            probed: what the probe said of the untrained weights and of the trained ones.
+        """
+        if self.ema is not None:
+            self.student.load_state_dict(self.ema.state_dict())
+        for name, model in self.method.weights().items():
+            metadata = {METADATA_KEY: self.method.recipe.to_json()}
+            save_weights(self.folder / name, model, metadata=metadata)
+        summary: dict[str, Any] = {
+            "steps": result.progress.step,
+            "clips": result.progress.samples,
+            "failures": result.progress.failures,
+            "seconds": result.progress.seconds,
+            "checkpoint": str(result.checkpoint),
+            "weights": str(self.folder / "weights.safetensors"),
+            **probed,
+        }
+        if before is not None:
+            after = self._heldout_loss()
+            summary |= {
+                "heldout_clips": after.clips,
+                "heldout_measure": self.method.loss_name,
+                "heldout_constant": after.constant,
+                "heldout_untrained": before.model,
+                "heldout_trained": after.model,
+            }
+        self.run_folder.write_json("summary.json", summary)
+        self._draw()
+        self.run_folder.say(closing_words(summary, report(self.folder)))
+
+    def _draw(self) -> None:
+        """Pictures of the first held-out videos (or of the training list's)."""
+        records = (self.heldout or self.loader).dataset.records
+        videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
+        if not videos:
+            return
+        reason = why_not_drawn(self.method.recipe)
+        if reason is not None:
+            logger.info("no pictures: %s", reason)
+            return
+        reader = self.config.data.reader
+        drawn = draw_videos(
+            self.student, videos, self.folder / "pictures", recipe=self.method.recipe, reader=reader
+        )
+        for failure in drawn.failures:
+            logger.warning("not drawn: %s", failure)
+
+
+def closing_words(summary: Mapping[str, Any], page: Path) -> str:
+    """What the user reads at the end of a run."""
+    lines = []
+    if "heldout_trained" in summary:
+        constant, trained = summary["heldout_constant"], summary["heldout_trained"]
+        measure = summary.get("heldout_measure", "mean squared error at hidden positions")
+        lines.append(f"loss on {summary['heldout_clips']} held-out clips ({measure})")
+        place = ""
+        if constant is not None:
+            share = 100 * (1 - trained / constant)
+            place = f"   ({abs(share):.1f} % {'below' if share >= 0 else 'above'} the constant)"
+            lines.append(f"  best constant prediction  {constant:.5f}")
+        lines += [
+            f"  untrained model           {summary['heldout_untrained']:.5f}",
+            f"  trained model             {trained:.5f}{place}",
+        ]
+    if "knn_top1" in summary:
+        lines.append("frozen features, top-1 of the probe's videos (before training)")
+        lines += [
+            f"  {name}  {summary[key]:.1f} %   ({summary[f'{key}_untrained']:.1f} %)"
+            for name, key in (("k-NN        ", "knn_top1"), ("linear probe", "linear_top1"))
+        ]
+    lines += [
+        f"checkpoint  {summary['checkpoint']}",
+        f"weights     {summary['weights']}",
+        f"report      {page}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Tokenizers of frames: the verb ``train-tokenizer``."""

@@ -166,6 +166,7 @@ def test_the_start_of_a_run_is_not_judged() -> None:
 def test_a_limit_of_zero_never_stops() -> None:
     stop = CollapseStop((Monitor("feature_std", 0.0, ""),), grace=0.0, remedy="")
     stop.watch({"feature_std": 0.0}, 1.0)
+    stop.watch({"feature_std": -1e-6}, 1.0)  # a difference of entropies, rounded
 
 
 def test_collapse_stop_goes_on_where_it_was() -> None:

@@ -35,6 +35,14 @@ def test_prototype_head_has_the_layers_of_the_paper() -> None:
     assert len([m for m in PrototypeHead(4, **SMALL).perceptron if isinstance(m, nn.GELU)]) == 2
 
 
+def test_prototypes_start_as_a_linear_layers_rows_so_that_steps_turn_them() -> None:
+    """Uniform within 1/sqrt(bottleneck): rows of length sqrt(1/3), however wide; 4096 rows, 1 %."""
+    torch.manual_seed(0)
+    rows = PrototypeHead(4, prototypes=4096, hidden_width=4, bottleneck=64).directions
+    assert rows.abs().max() <= 1 / 8
+    assert rows.norm(dim=1).mean().item() == pytest.approx(3**-0.5, rel=0.01)
+
+
 def test_prototypes_that_are_not_learnt_get_a_gradient_of_zero_and_the_rest_its_own() -> None:
     head, features = PrototypeHead(6, **SMALL), torch.randn(3, 6)
     head(features).square().sum().backward()

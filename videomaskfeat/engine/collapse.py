@@ -75,7 +75,7 @@ class CollapseStop:
             value = values[monitor.name]
             mean = value + self._smoothing * (self._means.get(monitor.name, value) - value)
             self._means[monitor.name] = mean
-            if mean < monitor.limit:
+            if monitor.limit > 0 and mean < monitor.limit:  # what is 0 in truth may come out below it
                 raise RunFailed(
                     f"step {self._steps}: the features have collapsed: {monitor.name} is {mean:.3g}, below "
                     f"its limit of {monitor.limit:g} ({monitor.meaning}); {self._remedy}"

@@ -63,6 +63,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     on_failures: Callable[[Sequence[Any]], None] | None = None,
+    before_step: Callable[[], None] | None = None,
     after_step: Callable[[float], Mapping[str, float] | None] | None = None,
     extra: Mapping[str, Stateful] | None = None,
 ) -> TrainResult:
@@ -85,6 +86,8 @@ def train(
             logged as ``evaluation/NAME``. Random numbers that it draws do not disturb the training.
         on_failures: called on all ranks with the failures of all ranks, after the steps that had some; may
             raise to end the run.
+        before_step: called on all ranks when the gradients of a step are complete, before the optimiser; a
+            gradient that it sets to None leaves its weight and the optimiser's state of it alone.
         after_step: called on all ranks after every optimiser step with the share of the run that is then
             done, in 0..1; may raise to end the run, which nothing is saved of then. What it changes belongs
             into ``extra``; numbers that it returns, the same on every rank, are logged by their names.
@@ -118,6 +121,7 @@ def train(
         ),
         evaluate=evaluate,
         on_failures=on_failures,
+        before_step=before_step,
         after_step=after_step,
     )
     torch.manual_seed(options.seed + distributed.rank())
@@ -141,6 +145,7 @@ class _Run(Generic[BatchT]):
     checkpoints: CheckpointFolder
     evaluate: Callable[[], Mapping[str, float]] | None
     on_failures: Callable[[Sequence[Any]], None] | None
+    before_step: Callable[[], None] | None
     after_step: Callable[[float], Mapping[str, float] | None] | None
 
     @property
@@ -221,6 +226,8 @@ def _optimiser_step(
     loss = sum(losses) / len(losses)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise TrainingStopped(_not_finite(run, gradients, loss, grad_norm))
+    if run.before_step is not None:
+        run.before_step()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:

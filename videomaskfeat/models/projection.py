@@ -75,7 +75,10 @@ class PrototypeHead(nn.Module):
             nn.init.zeros_(layer.bias)
             parts += [nn.GELU(), layer] if parts else [layer]
         self.perceptron = nn.Sequential(*parts)
-        self.directions = nn.Parameter(torch.randn(prototypes, bottleneck))
+        # As a linear layer starts: a cosine has no use for their length, but the longer they are, the less a
+        # step of AdamW turns them.
+        self.directions = nn.Parameter(torch.empty(prototypes, bottleneck))
+        nn.init.uniform_(self.directions, -(bottleneck**-0.5), bottleneck**-0.5)
 
     def forward(self, features: Tensor, *, learn_prototypes: bool = True) -> Tensor:
         """Cosines to the prototypes.

@@ -95,6 +95,22 @@ def test_prototypes_are_not_learnt_in_the_first_epoch() -> None:
         assert bool(head.directions.grad.any()) == learns
 
 
+def test_frozen_prototypes_are_not_even_decayed() -> None:
+    method = tiny_ibot()
+    directions = method.student.class_head.directions
+    before = directions.detach().clone()
+    optimizer = torch.optim.AdamW(method.student.parameters(), lr=1e-2, weight_decay=0.5)
+    for progress, moves in ((0.0, False), (0.5, True)):
+        if progress:
+            method.after_step(progress)
+        optimizer.zero_grad()
+        method.loss(method.student, make_batch(method))[0].backward()
+        method.before_step()
+        optimizer.step()
+        assert torch.equal(directions, before) != moves
+    assert optimizer.state[directions]["step"] == 1
+
+
 def test_heads_may_be_separate() -> None:
     method = tiny_ibot(
         "vit",

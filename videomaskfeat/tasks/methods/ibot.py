@@ -223,7 +223,7 @@ class Ibot(TeacherMethod):
         pixels = self._pixels(batch.clips)
         local = None if batch.local is None else self._pixels(batch.local)
         taught, rows = self.teach(pixels, progress=progress)
-        learn = progress * self.config.optim.epochs >= self.freeze_epochs
+        learn = self._learns_prototypes(progress)
         classes, cubes, small = self._call(network, pixels, batch.mask, local, learn)
         class_loss = across_views(
             classes.unflatten(0, (-1, 2)),  # [V, 2, K]
@@ -237,6 +237,15 @@ class Ibot(TeacherMethod):
         weight, cube_weight = self.weights_of_losses
         loss = weight * class_loss + cube_weight * cube_loss
         return Comparison(loss, {"class_loss": class_loss, "cube_loss": cube_loss}, rows)
+
+    def before_step(self) -> None:
+        """Leave frozen prototypes alone: a gradient of 0 would decay them and count in Adam's averages."""
+        if not self._learns_prototypes(self.progress):
+            for head in (self.student.class_head, self.student.cube_head):
+                head.directions.grad = None
+
+    def _learns_prototypes(self, progress: float) -> bool:
+        return progress * self.config.optim.epochs >= self.freeze_epochs
 
     def make_target(self, batch: PairBatch) -> dict[str, Tensor]:
         """The teacher's distributions of a batch."""

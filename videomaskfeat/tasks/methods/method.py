@@ -94,6 +94,9 @@ class Method(ABC):
         """
         return None
 
+    def before_step(self) -> None:  # noqa: B027 - most learn all weights all the time
+        """Called on all ranks when a step's gradients are complete; one set to None spares its weight."""
+
     def after_step(self, progress: float) -> Mapping[str, float]:
         """Called on all ranks after every optimiser step with the share of the run that is done, in 0..1.
 

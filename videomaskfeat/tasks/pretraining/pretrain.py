@@ -154,6 +154,7 @@ class _Run:
             fingerprint={**self.run_folder.fingerprint, **method.fingerprint},
             evaluate=self._evaluate if (self.heldout or self.probe) and config.run.evaluate_epochs else None,
             on_failures=self.run_folder.count_failures(counter),
+            before_step=method.before_step,
             after_step=method.after_step,
             extra={"failures": counter, **method.state},
         )

@@ -3,7 +3,7 @@
     python benchmarks/what_features_know.py runs/compare/*/seed_1/pretrained --out knows.json
 
 For each pre-training run, its encoder and the same network with fresh weights, frozen, on the labelled lists
-of the run's ``probe``: two clips a video at two times, tokens averaged.
+of the run's ``probe`` (Kinetics CSVs): two clips a video at two times, tokens averaged.
 
 - class: top-1 of the exact linear fit on one list, asked on the other, in percent.
 - colour: share of the variance (R2) of a clip's mean red, green and blue that a linear fit explains.
@@ -89,7 +89,8 @@ def ask(encoder: Encoder, run: Path) -> dict[str, float]:
     recipe = read_recipe(run / "weights.safetensors").clip
     known, asked = (clips_of(encoder, path, recipe) for path in (config.probe.train, config.probe.test))
     averaged, labels = known.features.mean(axis=1), known.labels
-    scores = linear_probe_scores(averaged, labels, asked.features.mean(axis=1), classes=1 + labels.max())
+    classes = 1 + max(labels.max(), asked.labels.max())
+    scores = linear_probe_scores(averaged, labels, asked.features.mean(axis=1), classes=classes)
     return {
         "class_top1": accuracy(scores, asked.labels).top1,
         "colour_r2": explained(known, asked),

@@ -11,8 +11,11 @@ import yaml
 
 from tests.tasks.conftest import TINY
 from videomaskfeat.cli import main
-from videomaskfeat.config.compare import CompareSettings
+from videomaskfeat.config import config_text, load_config
+from videomaskfeat.config.compare import CompareConfig, CompareSettings
 from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.targets import TARGETS
+from videomaskfeat.tasks.methods import METHODS
 from videomaskfeat.tasks.pretraining.compare_plan import Command, overrides_of, plan_runs
 
 SETTINGS: dict[str, Any] = {
@@ -89,6 +92,31 @@ def test_keys_become_overrides() -> None:
             r"targets\.a\.before\.t\.verb is 'finetune', and must be pretrain or train-tokenizer",
         ),
         ({"targets": {"a": {"pretrain": {"optim": {"epoch": 1}}}}}, [], r"unknown key 'optim\.epoch'"),
+        (
+            {"targets": {"a": {"pretrain": ["x"]}}},
+            [],
+            r"targets\.a\.pretrain is \['x'\], and must",
+        ),
+        (
+            {"targets": {"a": {"before": None}}},
+            [],
+            r"targets\.a\.before is None, and must be a",
+        ),
+        (
+            {"targets": {"a": {"before": {"t": None}}}},
+            [],
+            r"before\.t is None, and must be a mapping",
+        ),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "keys": {"optim": {"epoch": 1}}}}}}},
+            [],
+            r"unknown key 'optim\.epoch'",
+        ),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "train-tokenizer", "config": "nope.yaml"}}}}},
+            [],
+            r"nope\.yaml",
+        ),
     ],
 )
 def test_mistakes_are_said_before_the_first_run(
@@ -96,6 +124,32 @@ def test_mistakes_are_said_before_the_first_run(
 ) -> None:
     with pytest.raises(UserError, match=words):
         plan_runs(settings(**changes), targets)
+
+
+def test_shipped_comparison_has_every_target_of_the_family() -> None:
+    config = load_config(CompareConfig, "configs/compare/sample.yaml")
+    runs = {one.target: one for one in plan_runs(config.compare)}
+    named = {one.pretrain_config().target.name for one in runs.values()}
+    methods = {one.pretrain_config().method.name for one in runs.values()}
+    assert named == set(TARGETS)
+    assert methods == set(METHODS)
+    teachers = {runs[name].before[0].folder for name in ("codebook", "features_byol", "hog_features")}
+    assert len(teachers) == 1  # trained once for all three
+
+
+def test_finished_run_of_another_config_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """Budgets must not be mixed in one table; how often it is probed may differ."""
+    shared = {"pretrain": {"optim": {"epochs": 2}}}
+    (one,) = plan_runs(settings(folder=str(tmp_path), shared=shared, targets={"hog": {}}, finetune=""))
+    one.pretrain.folder.mkdir(parents=True)
+    (one.pretrain.folder / "config.yaml").write_text(config_text(one.pretrain_config()))
+    (one.pretrain.folder / "summary.json").write_text("{}")
+    same = {"folder": str(tmp_path), "targets": {"hog": {}}, "finetune": ""}
+    assert plan_runs(settings(**same, shared=shared, probes=1))[0].pretrain.finished
+    with pytest.raises(
+        UserError, match=r"config\.yaml: belongs to a run of another config: optim\.epochs is 2.* and 9"
+    ):
+        plan_runs(settings(**same, shared={"pretrain": {"optim": {"epochs": 9}}}))
 
 
 def test_a_run_that_fails_is_named_with_its_last_word(tmp_path: Path) -> None:
@@ -144,3 +198,5 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
     assert main(["compare", "--config", str(path)]) == 0
     assert (tmp_path / "out" / "report.html").exists()
     assert (tmp_path / "out" / "hog" / "seed_1" / "pretrained.log").read_text() == before
+    assert main(["compare", "--config", str(path), "--targets", "fine_hog"]) == 0
+    assert (tmp_path / "out" / "table.md").read_text() == markdown  # what is finished stays on the page

@@ -123,7 +123,7 @@ class MAE(MaskedModel, ViT):
         if decoder_positions == "sincos" and decoder_width % 16:
             raise UserError(f"decoder_positions 'sincos': decoder_width {decoder_width} is no multiple of 16")
         super().__init__(**encoder, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, linear_std=linear_std)
-        nn.init.zeros_(cast(nn.LayerNorm, self.norm).bias)
+        nn.init.zeros_(cast(nn.LayerNorm, self.norm).bias)  # PySlowFast makes it after initialising
         self.values_per_token = values_per_token
         self.decoder_width = decoder_width
         self.decoder_heads = decoder_heads

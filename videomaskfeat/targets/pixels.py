@@ -62,6 +62,8 @@ class PixelTarget(Target):
         self.frames_read = output_stride[0] if frames == "all" else 1
         self.output_stride = output_stride
         self.values_per_token = self.frames_read * output_stride[1] * output_stride[2] * channels
+        if normalised and self.values_per_token == 1:
+            raise UserError("pixels: one value a position has no variance; give normalised: false")
         self._loss, self.loss_name = _LOSSES[loss]
 
     def forward(self, clips: Tensor) -> Tensor:

@@ -118,6 +118,9 @@ class FrameTeacher(Teacher):
             raise UserError(
                 f"teacher {name}: depth can be chosen of Hugging Face's models only; leave it out"
             )
+        layers = getattr(config, "num_hidden_layers", None)
+        if depth is not None and layers is not None and not 1 <= depth <= layers:
+            raise UserError(f"teacher depth {depth}: {name} has blocks 1..{layers}")
         source: Any = config if self.hugging_face else cast(Any, model).patch_embed
         rows, columns = _pair(source.patch_size)
         self.output_stride = (frame_stride, rows, columns)

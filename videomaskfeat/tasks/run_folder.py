@@ -47,20 +47,27 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run of another config or of another task.
         """
-        config_path = self.path / "config.yaml"
-        if CheckpointFolder(self.path / "checkpoints").steps() and is_file(config_path):
-            try:
-                earlier = load_config(type(self._config), str(config_path))
-            except UserError as error:
-                raise UserError(
-                    f"{self.path}: holds a run of another task or version ({error}); "
-                    "choose another run.folder"
-                ) from error
-            check_fingerprint(self._without_free_keys(earlier), self.fingerprint, config_path)
+        if CheckpointFolder(self.path / "checkpoints").steps() and is_file(self.path / "config.yaml"):
+            self.check()
         make_folder(self.path)
         self.write("config.yaml", config_text(self._config))
         self.write("environment.json", diagnose(self.path).to_json())
         Path(self.path, "summary.json").unlink(missing_ok=True)  # of an earlier end; the run goes on
+
+    def check(self) -> None:
+        """Compare the config that lies in the folder with this one.
+
+        Raises:
+            UserError: it is that of another run or of another task.
+        """
+        config_path = self.path / "config.yaml"
+        try:
+            earlier = load_config(type(self._config), str(config_path))
+        except UserError as error:
+            raise UserError(
+                f"{self.path}: holds a run of another task or version ({error}); choose another run.folder"
+            ) from error
+        check_fingerprint(self._without_free_keys(earlier), self.fingerprint, config_path)
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder."""

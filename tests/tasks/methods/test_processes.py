@@ -13,7 +13,7 @@ from tests.tasks.ranks import run_verb
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ibot", "byol"])
+@pytest.mark.parametrize("name", ["ibot", "byol", "latent"])
 def test_two_ranks_learn_what_one_does(name: str, sample: Path, tmp_path: Path) -> None:
     """Sums in another order: every logged number but the gradient's norm equal to 1e-3."""
     overrides = [

@@ -75,7 +75,8 @@ class Byol(TeacherMethod):
     """Bootstrap your own latent (arXiv 2006.07733) on two clips of each video, at two times.
 
     The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS, no hue,
-    blur and solarisation among the colours. The teacher's encoder is what is saved.
+    blur and solarisation among the colours; in evaluation, which only held-out losses are, the teacher's
+    projector normalises by the student's running statistics. The teacher's encoder is what is saved.
 
     Args:
         config: of the run.

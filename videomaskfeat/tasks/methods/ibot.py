@@ -335,6 +335,11 @@ def _mask_draw(config: PretrainConfig, ratios: Sequence[float] | None, unmasked:
     """
     mask = config.mask
     policy, grid = mask_function(mask.kind), mask_grid(config.clip, mask)
+    if ratios is not None and len(ratios) != 2:
+        raise UserError(
+            f"method.arguments.ratios {list(ratios)} must be two numbers, the least ratio and the greatest, "
+            "such as [0.1, 0.5]; or null"
+        )
     low, high = (mask.ratio, mask.ratio) if ratios is None else ratios
     if low > high:
         raise UserError(

@@ -44,9 +44,12 @@ class Latent(TeacherMethod):
     """Features of the clip's own moving-average encoder as target: data2vec's and V-JEPA's family.
 
     The teacher sees the whole clip; its last blocks' outputs, each layer-normalised without scale and shift,
-    are averaged (data2vec, arXiv 2202.03555, section 3.3, does so over 10 of a ViT-B's 12 blocks; V-JEPA,
+    are averaged (data2vec, arXiv 2202.03555, section 3.3: of images the last 6 of a ViT-B's 12; V-JEPA,
     arXiv 2404.08471, takes the last). The student sees mask tokens in the hidden places, in the dense form,
     and a predictor goes from its features to the teacher's. The teacher's encoder is what is saved.
+
+    Deviations from the published codes: the momentum rises along half a cosine, not along a line; the last
+    block's output is taken before the encoder's own final norm.
 
     Args:
         config: of the run.
@@ -91,7 +94,7 @@ class Latent(TeacherMethod):
                 f"method.arguments.predictor {predictor!r} is not {' or '.join(PREDICTORS)}"
                 f"{nearest(predictor, PREDICTORS)}"
             )
-        if beta < 0:
+        if not beta >= 0:
             raise UserError(f"method.arguments.beta {beta:g} must not be negative; 0 is plain L1")
         encoder = build_encoder(config)
         size = (config.clip.frames, config.clip.crop, config.clip.crop)

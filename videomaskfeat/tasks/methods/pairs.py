@@ -70,6 +70,11 @@ def pair_dataset(
             "from each video; leave it at 1"
         )
     crops = None
+    if len(local.area) != 2:
+        raise UserError(
+            f"method.arguments.local.area {list(local.area)} must be two shares of the frame, the least and "
+            "the greatest, such as [0.05, 0.4]"
+        )
     if local.count:
         transform = RandomResizedCrop(
             local.size,

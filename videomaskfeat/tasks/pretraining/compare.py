@@ -30,6 +30,7 @@ def compare(
 ) -> Path:
     """Run what is left to run, then write the page, ``table.json`` and ``table.md`` into the folder.
 
+    They hold every entry that is finished, also those that were not asked for this time.
     All have the schedule of the shared config unless their entries differ; times and memory stand beside what
     they bought.
 
@@ -47,9 +48,11 @@ def compare(
     """
     settings = config.compare
     runs = plan_runs(settings, targets)
+    all_runs = plan_runs(settings)
     folder = Path(settings.folder)
     make_folder(folder)
-    for one in _first_of_each(runs):
+    # Those that need nothing first come first: a mistake in a target's arguments is said before hours pass.
+    for one in sorted(_first_of_each(runs), key=lambda one: bool(one.before)):
         _cost_of(one, say)
     threads = max((os.cpu_count() or 1) // settings.jobs, 1) if settings.jobs > 1 else None
     turns = {command.folder: Lock() for one in runs for command in one}
@@ -62,7 +65,7 @@ def compare(
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
             say(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
-    return write_page(runs, folder)
+    return write_page([one for one in all_runs if all(command.finished for command in one)], folder)
 
 
 def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
@@ -71,7 +74,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
         TargetResults(
             name=first.target,
             model=first.pretrain_config().model.name,
-            cost=TargetCost(**json.loads(_cost_path(first).read_text(encoding="utf-8"))),
+            cost=TargetCost(**json.loads(_cost_path(first).read_text(encoding="utf-8"))["cost"]),
             seeds=[_seed_result(one) for one in runs if one.target == first.target],
         )
         for first in _first_of_each(runs)
@@ -122,8 +125,8 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
 
     What the target needs first (a tokenizer, a teacher) is made first.
     """
-    path = _cost_path(runs)
-    if is_file(path):
+    path, fingerprint = _cost_path(runs), runs.pretrain.run_folder.fingerprint
+    if is_file(path) and json.loads(path.read_text(encoding="utf-8")).get("of") == fingerprint:
         return
     for command in runs.before:
         if not command.finished:
@@ -132,5 +135,5 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
     cost = method_cost(runs.pretrain_config())
     make_folder(path.parent)
     with open_file(path, "w") as file:
-        file.write(json.dumps(vars(cost)))
+        file.write(json.dumps({"of": fingerprint, "cost": vars(cost)}))
     say(f"{runs.target}: a step takes {cost.step_ms:.0f} ms, its target {cost.target_ms:.1f} ms of them")

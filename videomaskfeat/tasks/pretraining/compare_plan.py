@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
+from videomaskfeat.config import FinetuneConfig, PretrainConfig, TokenizerConfig, load_config
 from videomaskfeat.config.compare import CompareSettings
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.io import is_file, make_folder
+from videomaskfeat.tasks.classification import classify
+from videomaskfeat.tasks.pretraining import pretrain
+from videomaskfeat.tasks.run_folder import RunFolder
+from videomaskfeat.tasks.tokenizing import tokenizer
 
+CONFIGS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "pretrain": (PretrainConfig, pretrain.FREE_KEYS),
+    "finetune": (FinetuneConfig, classify.FREE_KEYS),
+    "train-tokenizer": (TokenizerConfig, tokenizer.FREE_KEYS),
+}
+"""Config class of a verb, and the keys that a run which goes on may change."""
 ENTRY_KEYS = ("pretrain", "finetune", "before")
 BEFORE_KEYS = ("verb", "config", "keys", "folder")
 BEFORE_VERBS = ("pretrain", "train-tokenizer")
@@ -41,6 +51,27 @@ class Command:
     def finished(self) -> bool:
         """Whether it has come to its end."""
         return is_file(self.folder / "summary.json")
+
+    @property
+    def run_folder(self) -> RunFolder:
+        """Its folder with its resolved config.
+
+        Raises:
+            UserError: a key or a value is wrong.
+        """
+        kind, free_keys = CONFIGS[self.verb]
+        config: Any = load_config(kind, self.config, self.overrides)
+        return RunFolder(str(self.folder), config, free_keys=free_keys)
+
+    def check(self) -> None:
+        """Whether it can be run, and where it was run already, that it was this run.
+
+        Raises:
+            UserError: a key or a value is wrong, or the folder holds a finished run of another config.
+        """
+        folder = self.run_folder
+        if self.finished:
+            folder.check()
 
     def run(self, *, threads: int | None = None) -> None:
         """Run it in a process of its own, from where it was stopped; what it says goes to ``FOLDER.log``.
@@ -107,7 +138,8 @@ def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[Ta
         targets: names of the entries to run; none: all of them.
 
     Raises:
-        UserError: a key is missing or unknown, a target is unknown, or a config does not load.
+        UserError: a key is missing or unknown, a target is unknown, a config does not load, or a finished run
+            is one of another config.
     """
     _check_settings(settings)
     names = list(targets) or list(settings.targets)
@@ -120,9 +152,8 @@ def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[Ta
             )
     runs = [_runs(settings, name, seed) for name in names for seed in range(1, settings.seeds + 1)]
     for one in runs:  # a mistake in the last of them is said before the first has begun
-        one.pretrain_config()
-        if one.finetune is not None:
-            load_config(FinetuneConfig, one.finetune.config, one.finetune.overrides)
+        for command in one:
+            command.check()
     return runs
 
 
@@ -147,26 +178,36 @@ def _check_settings(settings: CompareSettings) -> None:
             raise UserError(f"compare.{name}={value}: must be at least {least}")
     _check_keys("compare.shared", settings.shared, ENTRY_KEYS[:2])
     for name, entry in settings.targets.items():
-        _check_keys(f"compare.targets.{name}", entry, ENTRY_KEYS)
-        for step, run in (entry or {}).get("before", {}).items():
-            where = f"compare.targets.{name}.before.{step}"
-            _check_keys(where, run, BEFORE_KEYS)
+        where = f"compare.targets.{name}"
+        _check_keys(where, entry, ENTRY_KEYS)
+        for part in (entry or {}).keys() & {"pretrain", "finetune"}:
+            _check_mapping(f"{where}.{part}", entry[part], "of sections such as optim")
+        before = (entry or {}).get("before", {})
+        _check_mapping(f"{where}.before", before, "of names to runs")
+        for step, run in before.items():
+            _check_mapping(f"{where}.before.{step}", run, f"of {', '.join(BEFORE_KEYS)}")
+            _check_keys(f"{where}.before.{step}", run, BEFORE_KEYS)
             if run.get("verb") not in BEFORE_VERBS:
                 raise UserError(
-                    f"{where}.verb is {run.get('verb')!r}, and must be {' or '.join(BEFORE_VERBS)}"
+                    f"{where}.before.{step}.verb is {run.get('verb')!r}, and must be "
+                    f"{' or '.join(BEFORE_VERBS)}"
                 )
 
 
 def _check_keys(where: str, entry: Any, known: Sequence[str]) -> None:
     if entry is None:
         return
-    if not isinstance(entry, Mapping):
-        raise UserError(f"{where} is {entry!r}, and must be a mapping of {', '.join(known)}")
+    _check_mapping(where, entry, f"of {', '.join(known)}")
     for key in entry:
         if key not in known:
             raise UserError(
                 f"{where}: unknown key {key!r}{nearest(key, known)}; there are {', '.join(known)}"
             )
+
+
+def _check_mapping(where: str, value: Any, content: str) -> None:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {value!r}, and must be a mapping {content}")
 
 
 def _runs(settings: CompareSettings, name: str, seed: int) -> TargetRuns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def method_on_batch(config: PretrainConfig) -> tuple[Method, Any, torch.device]:
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.run.seed)
-    config.data.workers = 0
+    config = replace(config, data=replace(config.data, workers=0))
     method = build_method(config)
     method.student.to(device)
     method.to(device)

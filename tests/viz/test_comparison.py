@@ -1,0 +1,60 @@
+"""The page of a comparison: means, spreads and wins over seeds, and the curves over their common steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from videomaskfeat.viz.comparison import HEADER, SeedResult, TargetCost, TargetResults, render_comparison
+
+COST = TargetCost(step_ms=50.0, clips=8, target_ms=5.0, parameters=10)
+
+
+def seed_result(
+    seed: int, steps: Sequence[float], linear: float, untrained: float, top1: float
+) -> SeedResult:
+    """A run with one probe in its course, at the second of its steps."""
+    metrics = {
+        "step": np.array(steps),
+        "loss": 1 / np.array(steps),
+        "memory_mb": np.array([100.0 * seed] * len(steps)),
+        "evaluation/linear_top1": np.array([np.nan, linear, *[np.nan] * (len(steps) - 2)]),
+    }
+    summary = {"seconds": 60.0 * seed, "linear_top1": linear, "linear_top1_untrained": untrained}
+    return SeedResult(seed, metrics, summary, {"top1": top1} if top1 else {})
+
+
+RESULTS = TargetResults(
+    "hog",
+    "nano",
+    COST,
+    [seed_result(1, [1, 2, 3], 30.0, 10.0, 40.0), seed_result(2, [1, 2], 20.0, 20.0, 44.0)],
+)
+
+
+def test_row_has_the_seeds_mean_spread_and_wins() -> None:
+    """Mean and sample deviation by hand; a draw is no win; of the probe that was not run nothing stands."""
+    cells = dict(zip(HEADER, RESULTS.cells(), strict=False))
+    assert cells["Target, share of it"] == "10.0%"
+    assert cells["Peak memory, MB"] == "200"
+    assert cells["Pre-training, s"] == "90.0 ± 42.4"
+    assert cells["Linear top-1"] == "25.0 ± 7.1 (1 of 2)"
+    assert cells["k-NN top-1"] == ""
+    assert RESULTS.cells()[-2:] == ["15.0 ± 7.1", "42.0 ± 2.8"]
+    assert RESULTS.row()["linear_top1_wins"] == "1 of 2"
+
+
+def test_one_seed_has_no_spread_and_without_finetuning_there_is_no_figure() -> None:
+    alone = TargetResults("hog", "nano", COST, [seed_result(1, [1, 2], 30.0, 10.0, 0.0)])
+    assert alone.cells()[-3:] == ["30.0", "10.0", ""]
+    markdown = TargetResults.markdown([alone, RESULTS])
+    assert [line.count("|") for line in markdown.splitlines()] == [len(HEADER) + 1] * 4
+
+
+def test_page_shows_finetuned_bars_and_a_loss_curve_a_target() -> None:
+    html = render_comparison([RESULTS], version="1", title="compare")
+    assert "1 targets, 2 seeds each" in html
+    assert "42.0 ± 2.8 %" in html
+    assert "a step of 8 clips; 5.0 ms of it the target" in html
+    assert html.count("<svg") == 2  # the linear probe and the loss

@@ -6,6 +6,9 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,32 @@ def epochs(videos: Path) -> list[list[PretrainBatch]]:
     """Two epochs of steps of 8 clips, made in this process."""
     loader = ClipLoader(make_clips(videos), batch_size=8)
     return [list(loader.epoch(epoch)) for epoch in (0, 1)]
+
+
+LOADER_THAT_IS_KILLED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from tests.data.clip_parts import make_clips
+from videomaskfeat.data.loader import ClipLoader
+
+batches = ClipLoader(make_clips(Path(sys.argv[1])), batch_size=8, workers=2).epoch(0)
+next(batches)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_when_the_training_is_killed(videos: Path) -> None:
+    command = [sys.executable, "-c", LOADER_THAT_IS_KILLED, str(videos)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    workers = [Path("/proc", pid) for pid in ended.stdout.split()]
+    assert len(workers) == 2
+    for _ in range(100):
+        if not any(worker.exists() for worker in workers):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{workers} are there ten seconds later")
 
 
 def test_epoch_is_whole_steps_of_different_records(epochs: list[list[PretrainBatch]]) -> None:

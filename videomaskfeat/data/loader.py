@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import count
@@ -314,13 +316,30 @@ def set_up_worker(worker: int) -> None:
     """One thread a worker, since the workers themselves are the parallelism; and no end by a signal.
 
     Ctrl-C and a cluster's SIGTERM reach the whole process group: the training process then finishes its step,
-    for which it needs its workers, and ends them itself.
+    for which it needs its workers, and ends them itself. Where it is killed it cannot: then they end with it.
     """
+    _end_with_the_training()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()  # for the frames of the next video
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _end_with_the_training() -> None:
+    """End this worker when the process that asked for it is gone.
+
+    torch's own watch looks at the parent: with a "forkserver" that is the server, which lives on for as long
+    as one of its workers does.
+    """
+    training = multiprocessing.parent_process()
+    if training is not None:
+
+        def wait() -> None:
+            training.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def end_workers(stream: Any) -> None:

@@ -91,7 +91,11 @@ def test_keys_become_overrides() -> None:
             [],
             r"targets\.a\.before\.t\.verb is 'finetune', and must be pretrain or train-tokenizer",
         ),
-        ({"targets": {"a": {"pretrain": {"optim": {"epoch": 1}}}}}, [], r"unknown key 'optim\.epoch'"),
+        (
+            {"targets": {"a": {"pretrain": {"optim": {"epoch": 1}}}}},
+            [],
+            r"compare\.targets\.a: unknown key 'optim\.epoch'",
+        ),
         (
             {"targets": {"a": {"pretrain": ["x"]}}},
             [],

@@ -21,7 +21,7 @@ def seed_result(
         "memory_mb": np.array([100.0 * seed] * len(steps)),
         "evaluation/linear_top1": np.array([np.nan, linear, *[np.nan] * (len(steps) - 2)]),
     }
-    summary = {"seconds": 60.0 * seed, "linear_top1": linear, "linear_top1_untrained": untrained}
+    summary = {"steps": 3, "seconds": 60.0 * seed, "linear_top1": linear, "linear_top1_untrained": untrained}
     return SeedResult(seed, metrics, summary, {"top1": top1} if top1 else {})
 
 
@@ -35,13 +35,15 @@ RESULTS = TargetResults(
 
 def test_row_has_the_seeds_mean_spread_and_wins() -> None:
     """Mean and sample deviation by hand; a draw is no win; of the probe that was not run nothing stands."""
-    cells = dict(zip(HEADER, RESULTS.cells(), strict=False))
+    cells = dict(zip(HEADER, RESULTS.cells(), strict=True))
+    assert (cells["Steps"], cells["of clips"], cells["Step, ms"]) == ("3", "8", "50")
     assert cells["Target, share of it"] == "10.0%"
     assert cells["Peak memory, MB"] == "200"
     assert cells["Pre-training, s"] == "90.0 ± 42.4"
     assert cells["Linear top-1"] == "25.0 ± 7.1 (1 of 2)"
     assert cells["k-NN top-1"] == ""
-    assert RESULTS.cells()[-2:] == ["15.0 ± 7.1", "42.0 ± 2.8"]
+    assert cells["linear, random encoder"] == "15.0 ± 7.1"
+    assert cells["Fine-tuned top-1"] == "42.0 ± 2.8"
     assert RESULTS.row()["linear_top1_wins"] == "1 of 2"
 
 

@@ -35,10 +35,18 @@ def describe_plan(
         f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
         f"{tokens} = {tokens.size} tokens, predictions on {output}",
         f"target    {method.aim}",
+        *_unused_lines(config, method),
         f"data      {records.source}: {len(records)} videos",
         *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
     ]
     return "\n".join(lines)
+
+
+def _unused_lines(config: PretrainConfig, method: Method) -> list[str]:
+    """Sections that are set and that the method does not read."""
+    values = {name: getattr(config, name) for name in method.unused}
+    names = [name for name, value in values.items() if value != type(value)()]
+    return [f"ignored   {', '.join(names)}: method {config.method.name} has no use for it"] if names else []
 
 
 def describe_finetuning(

@@ -16,15 +16,16 @@ from videomaskfeat.viz.curves import Curve, line_chart
 HEADER = (
     "Target",
     "Model",
-    "Step, ms",
+    "Steps",
     "of clips",
+    "Step, ms",
     "Target, share of it",
     "Peak memory, MB",
     "Pre-training, s",
     "k-NN top-1",
-    "random encoder",
+    "k-NN, random encoder",
     "Linear top-1",
-    "random encoder",
+    "linear, random encoder",
     "Fine-tuned top-1",
 )
 
@@ -109,6 +110,7 @@ class TargetResults:
             "model": self.model,
             **vars(self.cost),
             "memory_mb": max((one.memory_mb or 0.0 for one in self.seeds), default=0.0),
+            "steps": self.numbers("steps"),
             "seconds": self.numbers("seconds"),
             **{key: self.numbers(key) for key in (*probes, *(f"{probe}_untrained" for probe in probes))},
             **{f"{probe}_wins": "{} of {}".format(*self.wins(probe)) for probe in probes},
@@ -126,8 +128,9 @@ class TargetResults:
         return [
             self.name,
             self.model,
-            f"{self.cost.step_ms:.0f}",
+            f"{max(self.numbers('steps'), default=0):.0f}",
             str(self.cost.clips),
+            f"{self.cost.step_ms:.0f}",
             f"{share:.1%}",
             f"{row['memory_mb']:.0f}",
             _spread(row["seconds"]),

@@ -128,10 +128,9 @@ def _verdict(summary: Mapping[str, Any]) -> str:
     cards = []
     for key, name in names.items():
         loss = losses[key]
-        share = None if loss is None else loss / (max(known) or 1.0)
-        text = None if loss is None else f"{loss:.4f}"
-        best = key == "heldout_trained" and loss is not None and loss == min(known)
-        cards.append(page.card(name, text, share=share, best=best))
+        if loss is not None:
+            best = key == "heldout_trained" and loss == min(known)
+            cards.append(page.card(name, f"{loss:.4f}", share=loss / (max(known) or 1.0), best=best))
     trained, constant = losses["heldout_trained"], losses["heldout_constant"]
     sentence = ""
     if trained is not None and constant:

@@ -95,6 +95,7 @@ class Byol(TeacherMethod):
 
     loss_name = "2 - 2 cos, both directions"
     student: ByolStudent
+    unused = ("target", "mask")
 
     def __init__(
         self,

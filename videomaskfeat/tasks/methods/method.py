@@ -32,6 +32,10 @@ class Method(ABC):
     student: nn.Module
     loss_name: str = "loss"
     """What its loss is called where held-out figures are shown."""
+    unused: tuple[str, ...] = ()
+    """Sections of the config that it has no use for."""
+    fixed_target: bool = True
+    """Whether losses of different times of a run compare: not where a teacher learns along."""
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config

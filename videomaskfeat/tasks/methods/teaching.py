@@ -76,6 +76,8 @@ class TeacherMethod(Method):
 
     teacher: Teacher
     followed: nn.Module
+    unused: tuple[str, ...] = ("target",)
+    fixed_target = False
 
     @abstractmethod
     def compare(self, network: nn.Module, batch: Any, *, progress: float) -> Comparison:

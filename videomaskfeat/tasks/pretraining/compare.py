@@ -16,7 +16,7 @@ from videomaskfeat import __version__
 from videomaskfeat.config.compare import CompareConfig
 from videomaskfeat.io import is_file, make_folder, open_file
 from videomaskfeat.tasks.doctor import diagnose
-from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, plan_runs
+from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, naming, plan_runs
 from videomaskfeat.tasks.pretraining.method_cost import method_cost
 from videomaskfeat.tasks.report import read_run
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
@@ -132,7 +132,8 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
         if not command.finished:
             command.run()
             say(f"{runs.target}: {command.folder.name} is ready")
-    cost = method_cost(runs.pretrain_config())
+    with naming(runs.target):
+        cost = method_cost(runs.pretrain_config())
     make_folder(path.parent)
     with open_file(path, "w") as file:
         file.write(json.dumps({"of": fingerprint, "cost": vars(cost)}))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,11 +152,22 @@ def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[Ta
                 f"--targets: {name!r} is no entry of compare.targets{nearest(name, settings.targets)}; "
                 f"there are {known}"
             )
-    runs = [_runs(settings, name, seed) for name in names for seed in range(1, settings.seeds + 1)]
-    for one in runs:  # a mistake in the last of them is said before the first has begun
-        for command in one:
-            command.check()
+    runs = []
+    for name in names:  # a mistake in the last of them is said before the first has begun
+        with naming(name):
+            runs += [_runs(settings, name, seed) for seed in range(1, settings.seeds + 1)]
+            for command in itertools.chain(*runs[-settings.seeds :]):
+                command.check()
     return runs
+
+
+@contextmanager
+def naming(target: str) -> Iterator[None]:
+    """Say in which entry a mistake is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"compare.targets.{target}: {error}") from error
 
 
 def overrides_of(tree: Mapping[str, Any]) -> list[str]:

@@ -230,7 +230,7 @@ class _Run:
                 "heldout_clips": after.clips,
                 "heldout_measure": self.method.loss_name,
                 "heldout_constant": after.constant,
-                "heldout_untrained": before.model,
+                "heldout_untrained": before.model if self.method.fixed_target else None,
                 "heldout_trained": after.model,
             }
         self.run_folder.write_json("summary.json", summary)
@@ -267,10 +267,9 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
             share = 100 * (1 - trained / constant)
             place = f"   ({abs(share):.1f} % {'below' if share >= 0 else 'above'} the constant)"
             lines.append(f"  best constant prediction  {constant:.5f}")
-        lines += [
-            f"  untrained model           {summary['heldout_untrained']:.5f}",
-            f"  trained model             {trained:.5f}{place}",
-        ]
+        if summary["heldout_untrained"] is not None:
+            lines.append(f"  untrained model           {summary['heldout_untrained']:.5f}")
+        lines.append(f"  trained model             {trained:.5f}{place}")
     if "knn_top1" in summary:
         lines.append("frozen features, top-1 of the probe's videos (before training)")
         lines += [

@@ -94,7 +94,7 @@ def test_keys_become_overrides() -> None:
         (
             {"targets": {"a": {"pretrain": {"optim": {"epoch": 1}}}}},
             [],
-            r"compare\.targets\.a: unknown key 'optim\.epoch'",
+            r"compare\.targets\.a: .*unknown key 'optim\.epoch'",
         ),
         (
             {"targets": {"a": {"pretrain": ["x"]}}},

@@ -50,7 +50,7 @@ def test_still_clip_gives_the_tokens_of_its_picture(absolute: str, inflate: str)
     assert f"inflated from images, the kernel {inflate} (patch_embed.proj.weight, pos_embed" in str(report)
     row = report.table().splitlines()[1]
     assert row.startswith(f"inflated     {len(report.inflated)}  patch_embed.proj.weight, pos_embed")
-    assert row.endswith(f"from images: the kernel {inflate} over the frames")
+    assert row.endswith(f"from images: the kernel {inflate} over the frames, positions repeated over time")
     assert report.to_dict()["inflated"] == list(report.inflated)
 
 

@@ -59,8 +59,8 @@ class LoadReport:
             names = getattr(self, kind)
             rows.append(f"{kind:8s} {len(names):5d}  {self._grouped(names)}".rstrip())
         if self.inflated:
-            how = f"{self._grouped(self.inflated)}, from images: the kernel {self.inflation} over the frames"
-            rows.insert(1, f"inflated {len(self.inflated):5d}  {how}")
+            how = f"from images: the kernel {self.inflation} over the frames, positions repeated over time"
+            rows.insert(1, f"inflated {len(self.inflated):5d}  {self._grouped(self.inflated)}, {how}")
         return "\n".join(rows)
 
     def to_dict(self) -> dict[str, list[str]]:

@@ -373,7 +373,7 @@ def _teacher_temperature(config: PretrainConfig, ends: Sequence[float], warmup_e
     if not 0 <= warmup_epochs <= epochs:
         raise UserError(
             f"method.arguments.temperature_warmup_epochs {warmup_epochs:g} must lie between 0 and the length "
-            f"of the run (optim.epochs {epochs:g})"
+            f"of the run (optim.epochs {epochs:g}); lower it with the epochs"
         )
     return LinearRamp(ends[0], ends[1], warmup_epochs / epochs)
 

@@ -65,7 +65,10 @@ def compare(
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
             say(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
-    return write_page([one for one in all_runs if all(command.finished for command in one)], folder)
+    finished = [one for one in all_runs if all(command.finished for command in one)]
+    for one in _first_of_each(finished):  # one of another time may have been moved here without its cost
+        _cost_of(one, say)
+    return write_page(finished, folder)
 
 
 def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:

@@ -13,8 +13,8 @@ from tests.tasks.ranks import run_verb
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ibot", "byol", "latent"])
-def test_two_ranks_learn_what_one_does(name: str, sample: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "steps"), [("ibot", 8), ("byol", 8), ("latent", 4)])
+def test_two_ranks_learn_what_one_does(name: str, steps: int, sample: Path, tmp_path: Path) -> None:
     """Sums in another order: every logged number but the gradient's norm equal to 1e-3."""
     overrides = [
         *TINY,
@@ -28,7 +28,7 @@ def test_two_ranks_learn_what_one_does(name: str, sample: Path, tmp_path: Path) 
     for folder, count in (("one", 1), ("two", 2)):
         run_verb(count, "pretrain", *overrides, f"run.folder={tmp_path / folder}")
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert len(one) == len(two) == 8
+    assert len(one) == len(two) == steps
     for first, second in zip(one, two, strict=True):
         for rows in (first, second):
             del rows["grad_norm"]

@@ -23,7 +23,7 @@ from videomaskfeat.mp4 import write_mp4
 # What a generator draws, beside the user's seed and the video's number: a tag keeps the streams apart.
 _CLIP, _ACTORS, _DETECTOR = 1, 2, 3
 _HELD_OUT = 10  # one video in ten validates and one in ten tests
-_FEW = 20  # labelled videos a class in train_few.csv
+_FEW = 20  # labelled videos or pictures a class in train_few.csv
 _DENSE = 5  # times a second at which ava_val_tracked_boxes.csv has boxes: actors travel far within a second
 AVA_FIRST_SECOND = (
     900  # AVA's cut videos begin at second 900 of the film, and its times count from the film's start
@@ -50,6 +50,7 @@ senses of turning are classes, so never flip or rotate when training on labels.
   images/                       {images} pictures whose class is a shape; flip and turn them as you like
     train/star/000008.png ...   class folders, as ImageNet has them (data.train=images/train), and val/
     train.csv val.csv           the same as lists, `path label`; classes.txt: the names in their order
+    train_few.csv               the first {few} pictures of each class in train.csv
 """
 
 
@@ -127,7 +128,7 @@ def write_sample_data(
             root / "ava" / "annotations", results[videos : videos + ava_videos], ava_seconds, seed
         )
     if images:
-        write_image_lists(root / "images", images)
+        write_image_lists(root / "images", images, few=_FEW)
     text = _README.format(
         videos=videos, frames=frames, size=size, fps=fps, seed=seed, ava_videos=ava_videos,
         first_second=AVA_FIRST_SECOND, few=_FEW, images=images, dense=_DENSE,

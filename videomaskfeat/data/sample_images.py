@@ -1,6 +1,6 @@
-"""The pictures of the sample: a shape before a background, each a ramp of colours; its outline is the class.
+"""The pictures of the sample: a light shape on a dark ground, both striped; the shape is the class.
 
-Colours, ramps, place, size and turn are drawn without a look at the class, and all shapes cover the same
+Colours, stripes, place, size and turn are drawn without a look at the class, and all shapes cover the same
 area, so neither the colours of a picture nor their shares tell the class: only the shape does.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from videomaskfeat.data.sample_scene import far_colour
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder, open_file
 
@@ -22,6 +21,9 @@ _IMAGE = 4  # tag of the pictures' streams; those of the videos are in sample.py
 _VALIDATES = 5  # one picture in so many is held out
 _SMALLEST_RADIUS, _LARGEST_RADIUS = 0.2, 0.3  # of a disc of a shape's area, in picture sides
 _LARGEST_TURN = 30.0  # degrees, to either side
+_DARK, _LIGHT = (40, 110), (145, 215)  # levels of the ground's and of the shape's colour, before stripes
+_STRIPE_DEPTH = 35  # levels, to either side
+_SHORTEST_STRIPE, _LONGEST_STRIPE = 0.08, 0.14  # in picture sides; at 64 pixels at most a HOG cell and a bit
 _FINE = 4  # points a pixel and axis, whose mean is the opacity: soft edges
 _GRID = 400  # points an axis on which a shape's area is measured
 
@@ -62,13 +64,6 @@ SHAPES: dict[str, Inside] = {
 def sample_image(number: int, *, size: int, seed: int) -> np.ndarray:
     """Picture ``number``, uint8 [size, size, 3], RGB; its class is ``number`` modulo 10."""
     rng = np.random.default_rng([_IMAGE, seed, number])
-    colours = [rng.uniform(0, 255, size=3)]
-    for distance in (
-        120,
-        110,
-        90,
-    ):  # the background runs from the first to the second, the shape on to the others
-        colours.append(far_colour(rng, np.stack(colours), distance))
     radius = rng.uniform(_SMALLEST_RADIUS, _LARGEST_RADIUS) * size
     room = 1.3 * radius  # the farthest corners of most shapes stay inside
     centre = rng.uniform(room, size - room, size=2)
@@ -81,29 +76,22 @@ def sample_image(number: int, *, size: int, seed: int) -> np.ndarray:
     down = (y * np.cos(turn) - x * np.sin(turn)) / scale
     inside = SHAPES[name](across, down).astype(np.float32)
     alpha = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA)[..., None]
-    background = _ramp(rng, colours[0], colours[1], size=size, centre=(size / 2, size / 2), reach=size / 2)
-    cover = _ramp(rng, colours[2], colours[3], size=size, centre=(centre[0], centre[1]), reach=scale)
-    return np.rint(background + alpha * (cover - background)).astype(np.uint8)
+    ground = rng.uniform(*_DARK, size=3) + _stripes(rng, size)
+    cover = rng.uniform(*_LIGHT, size=3) + _stripes(rng, size)
+    return np.rint(ground + alpha * (cover - ground)).astype(np.uint8)
 
 
-def _ramp(
-    rng: np.random.Generator,
-    first: np.ndarray,
-    last: np.ndarray,
-    *,
-    size: int,
-    centre: tuple[float, float],
-    reach: float,
-) -> np.ndarray:
-    """Colours from ``first`` to ``last`` along a random line through the centre, [size, size, 3].
+def _stripes(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Waves of brightness along a random line, of random length and phase, [size, size, 1].
 
-    Such a ramp has one direction of gradients all over, so the HOG of a hidden part of it can be predicted.
+    Their direction is the same all over, so the HOG of a hidden part can be told from the parts beside it.
     """
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = rng.uniform(0, np.pi)
+    length = rng.uniform(_SHORTEST_STRIPE, _LONGEST_STRIPE) * size
     points = np.arange(size) + 0.5
-    x, y = np.meshgrid(points - centre[0], points - centre[1])
-    along = (x * np.cos(angle) + y * np.sin(angle)) / reach
-    return first + np.clip(0.5 + along / 2, 0, 1)[..., None] * (last - first)
+    along = points * np.cos(angle) + points[:, None] * np.sin(angle)
+    wave = np.sin(2 * np.pi * (along / length + rng.uniform()))
+    return _STRIPE_DEPTH * wave[..., None]
 
 
 def write_image(folder: Path, number: int, *, images: int, size: int, seed: int) -> None:
@@ -129,8 +117,8 @@ def make_image_folders(folder: str | os.PathLike[str], images: int) -> None:
             make_folder(Path(folder, split, name))
 
 
-def write_image_lists(folder: Path, images: int) -> None:
-    """The lists `path label` of both splits, and the names of the classes."""
+def write_image_lists(folder: Path, images: int, *, few: int) -> None:
+    """The lists `path label` of both splits and of ``few`` training pictures a class; the classes' names."""
     for split in ("train", "val"):
         rows = [
             f"{_path(number, images)} {number % len(SHAPES)}\n"
@@ -139,6 +127,9 @@ def write_image_lists(folder: Path, images: int) -> None:
         ]
         with open_file(folder / f"{split}.csv", "w") as file:
             file.writelines(rows)
+        if split == "train":  # the labels of its rows go round and round
+            with open_file(folder / "train_few.csv", "w") as file:
+                file.writelines(rows[: few * len(SHAPES)])
     with open_file(folder / "classes.txt", "w") as file:
         file.writelines(f"{name}\n" for name in SHAPES)
 

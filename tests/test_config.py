@@ -69,10 +69,28 @@ def test_flat_and_key_table_name_every_key() -> None:
 
 
 def test_section_with_a_name_takes_the_name_alone(tmp_path: Path) -> None:
-    path = write(tmp_path, "target: pixels\nmodel: {arguments: {depth: 2}}")
-    config = load_config(PretrainConfig, path, ["model=vit_b"])
+    path = write(tmp_path, "target: pixels\nmodel: {name: vit_s, arguments: {depth: 2}}")
+    config = load_config(PretrainConfig, path, ["method=byol"])
     assert (config.target.name, config.target.arguments) == ("pixels", {})
-    assert (config.model.name, config.model.arguments) == ("vit_b", {"depth": 2})
+    assert (config.model.name, config.model.arguments) == ("vit_s", {"depth": 2})
+    assert config.method.name == "byol"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arguments"),
+    [
+        (["model.name=vit_s"], {"depth": 2}),
+        (["model.arguments.heads=3"], {"depth": 2, "heads": 3}),
+        (["model=vit_b"], {}),
+        (["model.name=vit_b"], {}),
+        (["model.arguments.heads=3", "model.name=vit_b"], {"heads": 3}),
+    ],
+)
+def test_arguments_in_the_file_are_not_those_of_another_name(
+    tmp_path: Path, overrides: list[str], arguments: dict[str, int]
+) -> None:
+    path = write(tmp_path, "model: {name: vit_s, arguments: {depth: 2}}")
+    assert load_config(PretrainConfig, path, overrides).model.arguments == arguments
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def test_list_of_few_labels_is_a_balanced_part_of_the_training_pictures(tmp_path
     few = load_records(tmp_path / "images/train_few.csv")
     listed = load_records(tmp_path / "images/train.csv")
     assert few.labels is not None
-    assert np.bincount(few.labels).tolist() == [20] * 10 and len(listed) == 240
+    assert np.bincount(few.labels).tolist() == [20] * 10
+    assert len(listed) == 240
     assert {r.path for r in few} < {r.path for r in listed}
 
 

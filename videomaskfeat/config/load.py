@@ -27,6 +27,8 @@ def load_config(schema: type[T], path: str | None, overrides: Sequence[str] = ()
     """Read a config: the schema's defaults, then the YAML file, then ``section.key=value`` overrides.
 
     A section with a ``name`` takes that name alone as well: ``target: pixels`` is ``target: {name: pixels}``.
+    The file's ``arguments`` are those of the name that it gives: an override with another name does not get
+    them.
 
     Raises:
         UserError: a file that is missing or no YAML, an unknown key (with the nearest known one), a value of
@@ -34,20 +36,13 @@ def load_config(schema: type[T], path: str | None, overrides: Sequence[str] = ()
     """
     config = OmegaConf.structured(schema)
     if path:
-        config = _merge(config, _read_yaml(path), where=path)
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals or not name.strip():
-            raise UserError(
-                f"argument {override!r} is not of the form section.key=value, such as run.seed=1 "
-                "(see --keys for every key)"
-            )
-        try:
-            # `key=` is the empty text, as a shell would have it; `key=null` is none.
-            tree = OmegaConf.from_dotlist([override if value else f"{name}=''"])
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"argument {override!r}: the value is not YAML: {_first_line(error)}") from error
-        config = _merge(config, tree, where=f"argument {override!r}")
+        config = _merge(config, _with_names(config, _read_yaml(path)), where=path)
+    trees = [
+        (f"argument {override!r}", _with_names(config, _read_override(override))) for override in overrides
+    ]
+    _drop_arguments_of_others(config, [tree for _, tree in trees])
+    for where, tree in trees:
+        config = _merge(config, tree, where=where)
     _check_lengths(config, OmegaConf.structured(schema), where=path or "the arguments")
     return typing.cast(T, OmegaConf.to_object(config))
 
@@ -97,8 +92,33 @@ def _read_yaml(path: str) -> DictConfig:
     return tree
 
 
+def _read_override(override: str) -> DictConfig:
+    """``section.key=value`` as a tree."""
+    name, equals, value = override.partition("=")
+    if not equals or not name.strip():
+        raise UserError(
+            f"argument {override!r} is not of the form section.key=value, such as run.seed=1 "
+            "(see --keys for every key)"
+        )
+    try:
+        # `key=` is the empty text, as a shell would have it; `key=null` is none.
+        return OmegaConf.from_dotlist([override if value else f"{name}=''"])
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"argument {override!r}: the value is not YAML: {_first_line(error)}") from error
+
+
+def _drop_arguments_of_others(config: DictConfig, trees: Sequence[DictConfig]) -> None:
+    """Empty the ``arguments`` of each section that the trees give another name."""
+    for tree in trees:
+        for section in map(str, tree):
+            given = tree[section]
+            if section not in config or "arguments" not in config[section]:
+                continue
+            if isinstance(given, DictConfig) and given.get("name") not in (None, config[section].name):
+                config[section].arguments = {}
+
+
 def _merge(config: DictConfig, tree: DictConfig, *, where: str) -> DictConfig:
-    tree = _with_names(config, tree)
     try:
         return typing.cast(DictConfig, OmegaConf.merge(config, tree))
     except (ConfigKeyError, ConfigAttributeError) as error:

@@ -121,6 +121,19 @@ def test_keys_are_listed_with_meanings(capsys: pytest.CaptureFixture[str]) -> No
     assert line.split(maxsplit=2)[1:] == ["0.4", "share of the mask's cells to hide, between 0 and 1"]
 
 
+def test_keys_say_which_arguments_targets_methods_and_tokenizers_take(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["pretrain", "--keys"]) == 0
+    text = capsys.readouterr().out
+    assert "target.arguments of features\n  teacher, depth=None, frame_stride=2," in text
+    assert "method.arguments of byol\n  projection=256," in text
+    assert "method.arguments of masked\n  none\n" in text
+    assert "clip_mean" not in text
+    assert cli.main(["train-tokenizer", "--keys"]) == 0
+    assert "model.arguments of vq\n  vocabulary=8192," in capsys.readouterr().out
+
+
 def test_doctor_speaks_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     assert "decodes" in capsys.readouterr().out

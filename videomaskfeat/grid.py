@@ -30,9 +30,10 @@ class TokenGrid:
         """
         for axis, length, step in zip(_AXES, (frames, height, width), stride, strict=True):
             if length <= 0 or length % step:
+                below, above = length // step * step, (max(length, 0) // step + 1) * step
+                fits = f"{below} or {above}" if below > 0 else f"{above}"
                 raise UserError(
-                    f"clip {axis} {length} is not a positive multiple of the cube stride {step}; "
-                    f"take {max(step, length // step * step)} or {(max(length, 0) // step + 1) * step}"
+                    f"clip {axis} {length} is not a positive multiple of the cube stride {step}; take {fits}"
                 )
         return cls(frames // stride[0], height // stride[1], width // stride[2])
 

@@ -274,3 +274,9 @@ def test_remedy_of_a_teacher_of_one_grid_is_another_teacher(tmp_path: Path) -> N
     assert made(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2, 4, 4, 8)
     words = "take another teacher (the features of this one are 2x8x8 frames, rows and columns apart)"
     assert made.grid_remedy == words
+
+
+def test_remedy_of_a_teacher_of_images_is_its_frame_stride(image_teacher: str) -> None:
+    assert load_teacher(image_teacher).grid_remedy.startswith(
+        "set target.arguments.frame_stride to the frames of the model's cubes"
+    )

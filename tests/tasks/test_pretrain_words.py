@@ -22,3 +22,25 @@ def test_trained_model_is_placed_beside_the_constant(trained: float, words: str)
         "weights": "w",
     }
     assert f"({words})" in closing_words(summary, Path("report.html"))
+
+
+def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() -> None:
+    summary = {
+        "heldout_clips": 4,
+        "heldout_constant": None,
+        "heldout_untrained": None,
+        "heldout_trained": 0.5,
+        "probe_videos": 120,
+        "probe_classes": 12,
+        **{f"{probe}_top1{when}": 10.0 for probe in ("knn", "linear") for when in ("", "_untrained")},
+        "not_drawn": "target 'dvae' cannot be drawn",
+        "checkpoint": "c",
+        "weights": "w",
+    }
+    text = closing_words(summary, Path("report.html"))
+    for words in (
+        "best constant prediction  not known of this loss",
+        "top-1 on 120 videos of 12 classes (before training)",
+        "no pictures: target 'dvae' cannot be drawn",
+    ):
+        assert words in text

@@ -174,6 +174,22 @@ def test_a_run_has_the_same_colour_in_charts_that_lack_another(tmp_path: Path) -
     assert charts["Training loss"] == ["c0", "c1"]
 
 
+def test_monitors_and_parts_of_the_loss_have_their_charts(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_metrics(folder, loss_hog=0.1, loss_features=0.4, feature_std=0.8, cube_entropy=4.0)
+    text = Page(report(folder).read_text(encoding="utf-8")).text
+    for words in (
+        "Parts of the loss hog features",
+        "Spread of features, near 0 when collapsed",
+        "Entropy of the teacher's mean distribution, nats",
+    ):
+        assert words in text
+    assert "tell inputs apart" not in text
+    write_metrics(folder)
+    assert "Spread of features" not in report(folder).read_text(encoding="utf-8")
+
+
 def test_report_escapes_and_asks_for_nothing_outside(run: Path) -> None:
     html = report(run).read_text(encoding="utf-8")
     page = Page(html)

@@ -21,8 +21,16 @@ def seed_result(
         "memory_mb": np.array([100.0 * seed] * len(steps)),
         "evaluation/linear_top1": np.array([np.nan, linear, *[np.nan] * (len(steps) - 2)]),
     }
-    summary = {"steps": 3, "seconds": 60.0 * seed, "linear_top1": linear, "linear_top1_untrained": untrained}
-    return SeedResult(seed, metrics, summary, {"top1": top1} if top1 else {})
+    summary = {
+        "steps": 3,
+        "seconds": 60.0 * seed,
+        "linear_top1": linear,
+        "linear_top1_untrained": untrained,
+        "probe_videos": 120,
+        "probe_classes": 12,
+    }
+    reports = [f"hog/seed_{seed}/{run}/report.html" for run in ("pretrained", "finetuned")]
+    return SeedResult(seed, reports, metrics, summary, {"top1": top1} if top1 else {})
 
 
 RESULTS = TargetResults(
@@ -60,3 +68,18 @@ def test_page_shows_finetuned_bars_and_a_loss_curve_a_target() -> None:
     assert "42.0 ± 2.8 %" in html
     assert "a step of 8 clips; 5.0 ms of it the target" in html
     assert html.count("<svg") == 2  # the linear probe and the loss
+
+
+def test_page_says_what_was_asked_and_links_to_every_run() -> None:
+    html = render_comparison([RESULTS], version="1", title="compare")
+    assert "They were asked for 120 videos of 12 classes (chance 8.3)." in html
+    for seed in (1, 2):
+        for run in ("pretrained", "finetuned"):
+            path = f"hog/seed_{seed}/{run}"
+            assert f'<a href="{path}/report.html">{path}</a>' in html
+
+
+def test_page_does_not_count_for_seeds_that_were_asked_differently() -> None:
+    other = SeedResult(3, [], RESULTS.seeds[0].metrics, {"probe_videos": 60, "probe_classes": 12}, {})
+    both = TargetResults("hog", "nano", COST, [*RESULTS.seeds, other])
+    assert "They were asked" not in render_comparison([both], version="1", title="compare")

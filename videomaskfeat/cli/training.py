@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb
@@ -30,7 +32,10 @@ def run_pretrain(options: argparse.Namespace) -> int:
     from videomaskfeat.config import PretrainConfig, load_config
 
     if options.keys:
-        return print_keys(PretrainConfig)
+        from videomaskfeat.tasks.arguments import pretrain_arguments
+
+        print_keys(PretrainConfig)
+        return _print_arguments(pretrain_arguments())
     config = load_config(PretrainConfig, options.config, options.overrides)
     from videomaskfeat.tasks.pretraining.pretrain import pretrain
 
@@ -92,7 +97,10 @@ def run_train_tokenizer(options: argparse.Namespace) -> int:
     from videomaskfeat.config import TokenizerConfig, load_config
 
     if options.keys:
-        return print_keys(TokenizerConfig)
+        from videomaskfeat.tasks.arguments import tokenizer_arguments
+
+        print_keys(TokenizerConfig)
+        return _print_arguments(tokenizer_arguments())
     config = load_config(TokenizerConfig, options.config, options.overrides)
     from videomaskfeat.tasks.tokenizing.tokenizer import train_tokenizer
 
@@ -116,4 +124,12 @@ def print_keys(schema: type) -> int:
     default_width = max(len(default) for _, default, _ in rows)
     for name, default, meaning in rows:
         print(f"{name:<{width}}  {default:<{default_width}}  {meaning}")
+    return DONE
+
+
+def _print_arguments(arguments: Mapping[str, Sequence[str]]) -> int:
+    """What may be set below a key that holds arguments, a title and its names each."""
+    for title, names in arguments.items():
+        print(f"\n{title}")
+        print(textwrap.indent(textwrap.fill(", ".join(names) or "none", 100), "  "))
     return DONE

@@ -23,6 +23,10 @@ from videomaskfeat.models.zoo import MODELS
 
 _FOLDER = "hf:"
 _FACTS = "preprocessor_config.json"
+_FRAME_REMEDY = (
+    "set target.arguments.frame_stride to the frames of the model's cubes, take a teacher of other patches, "
+    "or change clip.crop"
+)
 
 
 class Teacher(nn.Module, ABC):
@@ -72,7 +76,7 @@ class EncoderTeacher(Teacher):
         self.frame_stride = frame_stride
         self.output_stride = (frame_stride if self.frame_wise else time, rows, columns)
         self.width = encoder.widths()[(blocks if depth is None else depth) - 1]
-        self.grid_remedy = _remedy(strides)
+        self.grid_remedy = _FRAME_REMEDY if self.frame_wise else _remedy(strides)
 
     def forward(self, clips: Tensor) -> Tensor:
         """See :meth:`Teacher.forward`."""
@@ -128,10 +132,7 @@ class FrameTeacher(Teacher):
         told = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
         if isinstance(told, dict):
             self.mean, self.std = told.get("mean"), told.get("std")
-        self.grid_remedy = (
-            "set target.arguments.frame_stride to the frames of the model's cubes, take a teacher of other "
-            "patches, or change clip.crop"
-        )
+        self.grid_remedy = _FRAME_REMEDY
 
     def forward(self, clips: Tensor) -> Tensor:
         """See :meth:`Teacher.forward`."""

@@ -53,6 +53,7 @@ class SeedResult:
 
     Attributes:
         seed: of all of them.
+        reports: of its runs, as the page links to them.
         metrics: float [n] a name, of the pre-training: ``step``, ``loss``, ``memory_mb``,
             ``evaluation/knn_top1``, ``evaluation/linear_top1``.
         summary: of the pre-training: ``seconds``, and ``knn_top1``, ``linear_top1`` (percent) of the trained
@@ -61,6 +62,7 @@ class SeedResult:
     """
 
     seed: int
+    reports: Sequence[str]
     metrics: Mapping[str, np.ndarray]
     summary: Mapping[str, Any]
     finetuned: Mapping[str, Any]
@@ -159,7 +161,8 @@ def render_comparison(results: Sequence[TargetResults], *, version: str, title: 
         f"<p>{len(results)} targets, {seeds} seed{'s' if seeds > 1 else ''} each, under the budget that the "
         "comparison's config gives. Numbers of several seeds are mean ± standard deviation. k-NN and linear "
         "probe see the frozen encoder; the random encoder beside them is the same one before its first step, "
-        "and in brackets stands in how many seeds training beat it. Times are of this machine.</p>"
+        "and in brackets stands in how many seeds training beat it."
+        f"{_asked(results)} Times are of this machine.</p>"
     )
     body = [
         f'<header><div class="head"><h1>{escape(title)}</h1></div></header>',
@@ -167,9 +170,31 @@ def render_comparison(results: Sequence[TargetResults], *, version: str, title: 
         page.section("Features in the course of pre-training", _probes(results)),
         page.section("Cost", _costs(results)),
         page.section("Training losses", _losses(results)),
+        page.section("Runs", *(_links(one) for one in results)),
         f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
     ]
     return page.page(f"{title} · videomaskfeat", body)
+
+
+def _asked(results: Sequence[TargetResults]) -> str:
+    """How many videos the probes were asked for, where all asked for as many."""
+    counts = {
+        (one.number("probe_videos"), one.number("probe_classes")) for all in results for one in all.seeds
+    }
+    videos, classes = counts.pop() if len(counts) == 1 else (None, None)
+    if not (videos and classes):
+        return ""
+    return f" They were asked for {videos:.0f} videos of {classes:.0f} classes (chance {100 / classes:.1f})."
+
+
+def _links(result: TargetResults) -> str:
+    """The reports of a target's runs."""
+    links = [
+        f'<a href="{escape(path, quote=True)}">{escape(path.removesuffix("/report.html"))}</a>'
+        for one in result.seeds
+        for path in one.reports
+    ]
+    return f"<p>{' · '.join(links)}</p>"
 
 
 def _probes(results: Sequence[TargetResults]) -> str:

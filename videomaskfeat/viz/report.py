@@ -14,6 +14,7 @@ import numpy as np
 
 from videomaskfeat.viz import page
 from videomaskfeat.viz.curves import Curve, line_chart
+from videomaskfeat.viz.methods import method_charts
 from videomaskfeat.viz.tokenizer import TOKEN_CHARTS, token_verdict
 
 _FAILURES_SHOWN = 200
@@ -40,7 +41,8 @@ class RunFacts:
             ``evaluation/top1`` and ``evaluation/top5`` (percent) where recorded.
         summary: written when a run ends: ``heldout_trained``, ``heldout_constant``, ``heldout_untrained``,
             ``heldout_clips``, or of a classifier ``top1``, ``top5``, ``mean_class`` (percent), ``videos``,
-            ``listed``, ``views``, ``crops``; whatever else it holds is listed.
+            ``listed``, ``views``, ``crops``; ``not_drawn``, why there are no pictures; whatever else it holds
+            is listed.
         model: name of the model.
         data: list or folder that was trained on.
         epochs: passes over the data that the run is to make.
@@ -83,7 +85,7 @@ def render_report(facts: RunFacts, *, version: str, beside: Sequence[RunFacts] =
         heading, tell = "Held-out detection", _detection
     elif "used_codes" in facts.metrics:
         heading, tell = "Held-out reconstruction", token_verdict
-    pictures = list(map(_figure, facts.media)) if facts.media else [page.NOT_RECORDED]
+    pictures = list(map(_figure, facts.media)) or [_no_pictures(facts.summary or {})]
     body = [
         _header(facts),
         page.section(heading, tell(facts.summary or {})),
@@ -96,6 +98,11 @@ def render_report(facts: RunFacts, *, version: str, beside: Sequence[RunFacts] =
         f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
     ]
     return page.page(f"{facts.name} · videomaskfeat", body)
+
+
+def _no_pictures(summary: Mapping[str, Any]) -> str:
+    reason = summary.get("not_drawn")
+    return f"<p>None: {escape(str(reason))}.</p>" if reason else f"<p>{page.NOT_RECORDED}</p>"
 
 
 def _header(facts: RunFacts) -> str:
@@ -294,6 +301,7 @@ def _curves(facts: RunFacts) -> str:
             ),
             *accuracy,
             *tokens,
+            *(one(*chart, from_zero=True) for chart in method_charts(facts.metrics)),
             one("Learning rate", {"lr": "learning rate"}, from_zero=True, smooth=False),
             one("Gradient norm, before clipping", {"grad_norm": "gradient norm"}, log=True),
             one("Milliseconds a step", {"step_ms": "in all", "data_ms": "data"}, log=True),

@@ -78,7 +78,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
             name=first.target,
             model=first.pretrain_config().model.name,
             cost=TargetCost(**json.loads(_cost_path(first).read_text(encoding="utf-8"))["cost"]),
-            seeds=[_seed_result(one) for one in runs if one.target == first.target],
+            seeds=[_seed_result(one, folder) for one in runs if one.target == first.target],
         )
         for first in _first_of_each(runs)
     ]
@@ -108,11 +108,13 @@ def _first_of_each(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
     return list(firsts.values())
 
 
-def _seed_result(runs: TargetRuns) -> SeedResult:
+def _seed_result(runs: TargetRuns, folder: Path) -> SeedResult:
     facts = read_run(runs.pretrain.folder)
+    reports = [os.path.relpath(one.folder / "report.html", folder) for one in runs]
     tuned = read_run(runs.finetune.folder).summary if runs.finetune is not None else None
     return SeedResult(
         seed=runs.seed,
+        reports=reports,
         metrics=facts.metrics,
         summary=facts.summary or {},
         finetuned=tuned or {},

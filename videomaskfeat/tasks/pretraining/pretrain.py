@@ -233,8 +233,14 @@ class _Run:
                 "heldout_untrained": before.model if self.method.fixed_target else None,
                 "heldout_trained": after.model,
             }
+        not_drawn = why_not_drawn(self.method.recipe)
+        if not_drawn is not None:
+            summary["not_drawn"] = not_drawn
+        if self.probe is not None:
+            summary |= self.probe.facts()
         self.run_folder.write_json("summary.json", summary)
-        self._draw()
+        if not_drawn is None:
+            self._draw()
         self.run_folder.say(closing_words(summary, report(self.folder)))
 
     def _draw(self) -> None:
@@ -242,10 +248,6 @@ class _Run:
         records = (self.heldout or self.loader).dataset.records
         videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
         if not videos:
-            return
-        reason = why_not_drawn(self.method.recipe)
-        if reason is not None:
-            logger.info("no pictures: %s", reason)
             return
         reader = self.config.data.reader
         drawn = draw_videos(
@@ -267,15 +269,20 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
             share = 100 * (1 - trained / constant)
             place = f"   ({abs(share):.1f} % {'below' if share >= 0 else 'above'} the constant)"
             lines.append(f"  best constant prediction  {constant:.5f}")
+        else:
+            lines.append("  best constant prediction  not known of this loss")
         if summary["heldout_untrained"] is not None:
             lines.append(f"  untrained model           {summary['heldout_untrained']:.5f}")
         lines.append(f"  trained model             {trained:.5f}{place}")
     if "knn_top1" in summary:
-        lines.append("frozen features, top-1 of the probe's videos (before training)")
+        asked = f"{summary['probe_videos']} videos of {summary['probe_classes']} classes"
+        lines.append(f"frozen features, top-1 on {asked} (before training)")
         lines += [
             f"  {name}  {summary[key]:.1f} %   ({summary[f'{key}_untrained']:.1f} %)"
             for name, key in (("k-NN        ", "knn_top1"), ("linear probe", "linear_top1"))
         ]
+    if "not_drawn" in summary:
+        lines.append(f"no pictures: {summary['not_drawn']}")
     lines += [
         f"checkpoint  {summary['checkpoint']}",
         f"weights     {summary['weights']}",

@@ -80,6 +80,10 @@ class FeatureProbe:
         asked = video_features(encoder, self._asked_views, **self._options)
         return distributed.run_on_main(lambda: self._accuracies(known, asked))
 
+    def facts(self) -> dict[str, int]:
+        """How many videos are asked for, of how many classes."""
+        return {"probe_videos": len(self._asked), "probe_classes": self._classes}
+
     def _accuracies(self, known: VideoScores, asked: VideoScores) -> dict[str, float]:
         votes = knn_scores(
             known.scores,

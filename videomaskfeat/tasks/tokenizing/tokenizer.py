@@ -38,6 +38,7 @@ from videomaskfeat.viz.reconstructions import write_reconstructions
 
 logger = logging.getLogger(__name__)
 
+_FEW_CODES = 0.25  # share of the vocabulary, below which a word is said
 # What may change between a run and its resumption without changing what is learnt.
 FREE_KEYS = (
     "data.validation",
@@ -272,6 +273,11 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
             f"codes used there       {summary['heldout_used_codes']} of {summary['vocabulary']}, "
             f"perplexity {summary['heldout_perplexity']:.1f}",
         ]
+        if summary["heldout_used_codes"] < _FEW_CODES * summary["vocabulary"]:
+            lines.append(
+                "few codes in use, and a target of few tokens says little: take more epochs, or a smaller "
+                "model.arguments.vocabulary"
+            )
     lines += [
         f"checkpoint  {summary['checkpoint']}",
         f"weights     {summary['weights']}",

@@ -59,7 +59,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_image_folders(folder, IMAGES)
     for number in range(IMAGES):
         write_image(folder, number, images=IMAGES, size=40, seed=0)
-    write_image_lists(folder, IMAGES)
+    write_image_lists(folder, IMAGES, few=2)
     return folder
 
 
@@ -104,7 +104,10 @@ def test_pictures_go_the_whole_way(network: str, shapes: Path, tmp_path: Path, c
     assert summary["heldout_clips"] == 12
     weights = tmp_path / "pretrained/weights.safetensors"
     assert read_recipe(weights).clip.frames == 1
-    assert list((tmp_path / "pretrained/pictures").glob("*.png"))
+    drawings = list((tmp_path / "pretrained/pictures").iterdir())
+    assert {path.suffix for path in drawings} == {".png"}  # a film of one frame shows nothing
+    height, width = cv2.imread(str(drawings[0])).shape[:2]
+    assert width > 2 * height  # what is drawn of one frame lies side by side
 
     # Augmented and mixed as published pictures are: all of it works on one frame.
     augmented = [
@@ -301,6 +304,12 @@ def test_check_data_reads_class_folders_and_writes_a_clean_list(
     lines = clean.read_text().splitlines()
     assert len(lines) == 46
     assert lines[0] == '"spoilt images/train/bar/000000.png" 0'
+
+
+def test_check_data_says_that_it_takes_class_folders_for_videos(shapes: Path, call: Call) -> None:
+    _, out, err = call("check-data", shapes / "train", "--workers", "0")
+    assert "10 rows" in out
+    assert "10 folders of pictures, each taken for the frames of a video; format=images takes them" in err
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from videomaskfeat.data.records_ssv2 import ssv2_names
 from videomaskfeat.data.records_table import LABELS, first_row, parse_table
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.io import is_folder, open_file
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("auto", "kinetics", "ssv2", "folder", "frames", "images")
 _FOLDERS = ("folder", "frames", "images")  # formats of folders
@@ -264,6 +267,13 @@ def load_folder(
     }[format]
     if not found:
         raise UserError(f"{source}: holds no {wanted}; check the path and the format")
+    if format == "auto" and not videos:
+        logger.info(
+            "%s: %d folders of pictures, each taken for the frames of a video; format=images takes them for "
+            "classes of pictures",
+            source,
+            len(found),
+        )
     return Records.from_paths(found, None, source=source, root=source)
 
 

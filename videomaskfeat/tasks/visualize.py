@@ -70,7 +70,7 @@ def visualize(
     Args:
         checkpoint: weights file (safetensors) of a pre-training run.
         videos: paths, at least one; a folder is taken for a video that was extracted into pictures.
-        out: folder to write ``NAME.png`` and ``NAME.mp4`` into.
+        out: folder to write ``NAME.png`` into, and ``NAME.mp4`` where clips have more than one frame.
         mask: kind of mask; None takes the run's own.
         ratio: share to hide; None takes the run's own.
         seed: of the masks.
@@ -133,10 +133,13 @@ def draw_videos(
                 frame_labels=tuple(f"frame {number}" for number in indices),
             )
             name = free_name(Path(video).stem, {path.stem for path in written})
-            picture, film = Path(out, f"{name}.png"), Path(out, f"{name}.mp4")
+            picture = Path(out, f"{name}.png")
             write_picture(picture, drawing, columns=columns)
-            write_film(film, drawing)
-            written += [picture, film]
+            written.append(picture)
+            if len(frames) > 1:
+                film = Path(out, f"{name}.mp4")
+                write_film(film, drawing)
+                written.append(film)
     finally:
         model.train(was_training)
     return Visualized(written, failures)

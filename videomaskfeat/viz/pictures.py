@@ -222,8 +222,9 @@ def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterat
 
 
 def write_picture(path: str | os.PathLike[str], drawing: ClipDrawing, *, columns: int = 8) -> None:
-    """Write :func:`draw_picture` as a PNG file."""
-    picture = draw_picture(drawing, columns=columns)
+    """Write :func:`draw_picture` as a PNG file; one frame lies there as in a film, its rows side by side."""
+    single = len(drawing.frames) == 1
+    picture = next(draw_film(drawing)) if single else draw_picture(drawing, columns=columns)
     done, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 5])
     assert done, "a uint8 picture can always be encoded"
     with open_file(path, "wb") as file:

@@ -90,6 +90,19 @@ def test_positions_of_smaller_pictures_are_resized_in_space() -> None:
     torch.testing.assert_close(image.pos_embed[0, 1:, 0].reshape(4, 4), found[0])
 
 
+def test_class_token_that_the_picture_lacks_keeps_its_own_position() -> None:
+    state = image_state(class_token=False)
+    video = create_model("vit_nano", **VIDEO, absolute_positions="joint")
+    with torch.no_grad():
+        video.pos_embed.normal_()
+    own = video.pos_embed[:, :1].clone()
+    report = load_into(video, state, inflate="repeated", **{**HEADS, "allow_missing": ["*"]})
+    assert report.inflated == ("patch_embed.proj.weight", "pos_embed")
+    assert report.new[0] == "cls_token"
+    assert torch.equal(video.pos_embed[:, :1], own)
+    assert torch.equal(video.pos_embed[:, 1:], state["pos_embed"].repeat(1, 3, 1))
+
+
 def test_an_image_model_trains_on_from_a_classifier_of_videos_only_by_name() -> None:
     video = create_model("vit_nano", **VIDEO).state_dict()
     with pytest.raises(UserError, match=r"has patch_embed.proj.weight in shape \(16, 3, 2, 8, 8\)"):

@@ -90,6 +90,8 @@ def _repeated_positions(model: Encoder, state: Mapping[str, Tensor]) -> dict[str
         return {}  # another shape of frame: the shapes do not fit, and the loader says so
     places = joint_positions(places.float(), native, frame).to(table.dtype)  # [1, h*w, D]
     if _TABLE in own:
+        if prefix < model.prefix:  # the image had no class token: that of the clip stays as it was drawn
+            first = own[_TABLE][:, : model.prefix].to(table.dtype)
         return {_TABLE: torch.cat([first, places.repeat(1, grid.t, 1)], dim=1)}
     if _SPACE not in own:
         return {}

@@ -63,7 +63,7 @@ class TokenizerStep(ABC):
             distance = self.perceptual(pictures, self.tokenizer.denormalise(reconstruction))
             loss = loss + self.perceptual_weight * distance
             figures["perceptual"] = distance
-        counts = code_counts(tokens, self.tokenizer.vocabulary)
+        counts = distributed.mean_over_ranks(code_counts(tokens, self.tokenizer.vocabulary).float())
         return loss, {**figures, "perplexity": perplexity(counts), "used_codes": used_codes(counts)}
 
     @abstractmethod

@@ -10,6 +10,7 @@ import simplejson
 import yaml
 
 from tests.tasks.conftest import TINY
+from tests.tasks.test_finetune import TINY as TINY_FINETUNE
 from videomaskfeat.cli import main
 from videomaskfeat.config import config_text, load_config
 from videomaskfeat.config.compare import CompareConfig, CompareSettings
@@ -48,7 +49,7 @@ def test_every_target_has_its_runs_with_each_seed_in_their_order() -> None:
         ("hog", 2),
     ]
     second = runs[1]
-    assert [command.folder.name for command in second] == ["teacher", "pretrained", "finetuned"]
+    assert [command.folder.name for command in second] == ["teacher", "pretrained", "finetuned", "scratch"]
     assert 'data.train="out/pixels/seed_2/list.csv"' in second.before[0].overrides
     config = second.pretrain_config()
     assert (config.target.name, config.optim.epochs, config.run.seed) == ("pixels", 2, 2)
@@ -57,6 +58,18 @@ def test_every_target_has_its_runs_with_each_seed_in_their_order() -> None:
     assert second.finetune is not None
     assert "optim.layer_decay=1.0" in second.finetune.overrides
     assert 'model.weights="out/pixels/seed_2/pretrained/weights.safetensors"' in second.finetune.overrides
+
+
+def test_entries_that_fine_tune_alike_share_what_is_trained_from_scratch() -> None:
+    alike = {"finetune": {"model": {"name": "vit_nano"}}}
+    runs = plan_runs(settings(targets={"hog": {}, "mae": alike, "pixels": {}, "hog_vit": alike}))
+    scratch = [one.scratch for one in runs]
+    folders = [str(one.folder) for one in scratch if one is not None]
+    assert folders == [f"out/{name}/seed_1/scratch" for name in ("hog", "mae", "hog", "mae")]
+    assert scratch[0] == scratch[2]
+    assert scratch[1] == scratch[3]
+    assert scratch[1] is not None
+    assert {'model.name="vit_nano"', 'model.weights=""'} < set(scratch[1].overrides)
 
 
 def test_keys_become_overrides() -> None:
@@ -174,9 +187,16 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
         shared.setdefault(section, {})[item] = yaml.safe_load(value)
     base = tmp_path / "base.yaml"
     base.write_text(yaml.safe_dump(shared))
+    tuning = tmp_path / "finetune.yaml"
+    shared = {"data": {"train": lists["train"], "validation": lists["test"]}}
+    for name, value in (item.split("=", 1) for item in TINY_FINETUNE):
+        section, item = name.split(".")
+        shared.setdefault(section, {})[item] = yaml.safe_load(value)
+    tuning.write_text(yaml.safe_dump(shared))
     config = {
         "folder": str(tmp_path / "out"),
         "pretrain": str(base),
+        "finetune": str(tuning),
         "probes": 2,
         "targets": {"hog": {}, "fine_hog": {"pretrain": {"target": {"arguments": {"bins": 12}}}}},
     }
@@ -191,6 +211,10 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
         assert 0 < row["target_ms"] < row["step_ms"]
         assert len(row["knn_top1"]) == len(row["linear_top1_untrained"]) == 1
         summary = tmp_path / "out" / row["target"] / "seed_1" / "pretrained" / "summary.json"
+        tuned = summary.parents[1] / "finetuned" / "summary.json"
+        assert row["finetuned_top1"] == [simplejson.loads(tuned.read_text())["top1"]]
+        scratch = tmp_path / "out" / "hog" / "seed_1" / "scratch" / "summary.json"
+        assert row["scratch_top1"] == [simplejson.loads(scratch.read_text())["top1"]]
         assert row["knn_top1"] == [simplejson.loads(summary.read_text())["knn_top1"]]
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert markdown.count("\n") == 4

@@ -30,7 +30,8 @@ def seed_result(
         "probe_classes": 12,
     }
     reports = [f"hog/seed_{seed}/{run}/report.html" for run in ("pretrained", "finetuned")]
-    return SeedResult(seed, reports, metrics, summary, {"top1": top1} if top1 else {})
+    tuned, scratch = ({"top1": top1}, {"top1": 42.0}) if top1 else ({}, {})
+    return SeedResult(seed, reports, metrics, summary, tuned, scratch)
 
 
 RESULTS = TargetResults(
@@ -51,21 +52,23 @@ def test_row_has_the_seeds_mean_spread_and_wins() -> None:
     assert cells["Linear top-1"] == "25.0 ± 7.1 (1 of 2)"
     assert cells["k-NN top-1"] == ""
     assert cells["linear, random encoder"] == "15.0 ± 7.1"
-    assert cells["Fine-tuned top-1"] == "42.0 ± 2.8"
+    assert cells["Fine-tuned top-1"] == "42.0 ± 2.8 (1 of 2)"
+    assert cells["fine-tuned from scratch"] == "42.0 ± 0.0"
     assert RESULTS.row()["linear_top1_wins"] == "1 of 2"
 
 
 def test_one_seed_has_no_spread_and_without_finetuning_there_is_no_figure() -> None:
     alone = TargetResults("hog", "nano", COST, [seed_result(1, [1, 2], 30.0, 10.0, 0.0)])
-    assert alone.cells()[-3:] == ["30.0", "10.0", ""]
+    assert alone.cells()[-4:] == ["30.0", "10.0", "", ""]
     markdown = TargetResults.markdown([alone, RESULTS])
     assert [line.count("|") for line in markdown.splitlines()] == [len(HEADER) + 1] * 4
 
 
 def test_page_shows_finetuned_bars_and_a_loss_curve_a_target() -> None:
     html = render_comparison([RESULTS], version="1", title="compare")
-    assert "1 targets, 2 seeds each" in html
+    assert "1 target, 2 seeds each" in html
     assert "42.0 ± 2.8 %" in html
+    assert "from scratch 42.0 ± 0.0 %" in html
     assert "a step of 8 clips; 5.0 ms of it the target" in html
     assert html.count("<svg") == 2  # the linear probe and the loss
 
@@ -80,6 +83,6 @@ def test_page_says_what_was_asked_and_links_to_every_run() -> None:
 
 
 def test_page_does_not_count_for_seeds_that_were_asked_differently() -> None:
-    other = SeedResult(3, [], RESULTS.seeds[0].metrics, {"probe_videos": 60, "probe_classes": 12}, {})
+    other = SeedResult(3, [], RESULTS.seeds[0].metrics, {"probe_videos": 60, "probe_classes": 12}, {}, {})
     both = TargetResults("hog", "nano", COST, [*RESULTS.seeds, other])
     assert "They were asked" not in render_comparison([both], version="1", title="compare")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -27,6 +27,7 @@ HEADER = (
     "Linear top-1",
     "linear, random encoder",
     "Fine-tuned top-1",
+    "fine-tuned from scratch",
 )
 
 
@@ -59,6 +60,7 @@ class SeedResult:
         summary: of the pre-training: ``seconds``, and ``knn_top1``, ``linear_top1`` (percent) of the trained
             encoder and ``knn_top1_untrained``, ``linear_top1_untrained`` of the same encoder at its start.
         finetuned: summary of the fine-tuning: ``top1``; empty without one.
+        scratch: likewise of the same fine-tuning from random weights.
     """
 
     seed: int
@@ -66,6 +68,7 @@ class SeedResult:
     metrics: Mapping[str, np.ndarray]
     summary: Mapping[str, Any]
     finetuned: Mapping[str, Any]
+    scratch: Mapping[str, Any]
 
     def number(self, key: str) -> float | None:
         """A number of the summary."""
@@ -98,11 +101,19 @@ class TargetResults:
         """Top-1 after fine-tuning, in percent, one a seed."""
         return [float(one.finetuned["top1"]) for one in self.seeds if "top1" in one.finetuned]
 
+    @property
+    def scratch(self) -> list[float]:
+        """Top-1 of the same fine-tuning from random weights, in percent, one a seed."""
+        return [float(one.scratch["top1"]) for one in self.seeds if "top1" in one.scratch]
+
     def wins(self, probe: str) -> tuple[int, int]:
         """Seeds in which the trained encoder beats itself untrained by ``knn_top1``, say; of how many."""
-        pairs = [(one.number(probe), one.number(f"{probe}_untrained")) for one in self.seeds]
-        known = [(after, before) for after, before in pairs if after is not None and before is not None]
-        return sum(after > before for after, before in known), len(known)
+        return _wins((one.number(probe), one.number(f"{probe}_untrained")) for one in self.seeds)
+
+    @property
+    def finetuned_wins(self) -> tuple[int, int]:
+        """Seeds in which fine-tuning the pre-trained encoder beats fine-tuning a random one; of how many."""
+        return _wins((one.finetuned.get("top1"), one.scratch.get("top1")) for one in self.seeds)
 
     def row(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -117,6 +128,8 @@ class TargetResults:
             **{key: self.numbers(key) for key in (*probes, *(f"{probe}_untrained" for probe in probes))},
             **{f"{probe}_wins": "{} of {}".format(*self.wins(probe)) for probe in probes},
             "finetuned_top1": self.finetuned,
+            "scratch_top1": self.scratch,
+            "finetuned_wins": "{} of {}".format(*self.finetuned_wins),
         }
 
     def cells(self) -> list[str]:
@@ -138,7 +151,8 @@ class TargetResults:
             _spread(row["seconds"]),
             *knn,
             *linear,
-            _spread(row["finetuned_top1"]),
+            _spread(row["finetuned_top1"], self.finetuned_wins),
+            _spread(row["scratch_top1"]),
         ]
 
     @staticmethod
@@ -158,11 +172,11 @@ def render_comparison(results: Sequence[TargetResults], *, version: str, title: 
     """
     seeds = max(len(one.seeds) for one in results)
     words = (
-        f"<p>{len(results)} targets, {seeds} seed{'s' if seeds > 1 else ''} each, under the budget that the "
+        f"<p>{_count(len(results), 'target')}, {_count(seeds, 'seed')} each, under the budget that the "
         "comparison's config gives. Numbers of several seeds are mean ± standard deviation. k-NN and linear "
-        "probe see the frozen encoder; the random encoder beside them is the same one before its first step, "
-        "and in brackets stands in how many seeds training beat it."
-        f"{_asked(results)} Times are of this machine.</p>"
+        "probe see the frozen encoder; the random encoder beside them is the same one before its first step. "
+        "In brackets stands in how many seeds the pre-trained encoder beat it, and beat what the same "
+        f"fine-tuning makes of random weights.{_asked(results)} Times are of this machine.</p>"
     )
     body = [
         f'<header><div class="head"><h1>{escape(title)}</h1></div></header>',
@@ -174,6 +188,10 @@ def render_comparison(results: Sequence[TargetResults], *, version: str, title: 
         f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
     ]
     return page.page(f"{title} · videomaskfeat", body)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _asked(results: Sequence[TargetResults]) -> str:
@@ -207,9 +225,14 @@ def _probes(results: Sequence[TargetResults]) -> str:
         charts.append(_chart(name, [curve for curve in curves if curve is not None]))
     tuned = [one for one in results if one.finetuned]
     if tuned:
-        most = max(max(one.finetuned) for one in tuned)
+        most = max(max(one.finetuned) for one in tuned) or 1.0
         bars = [
-            page.card(one.name, f"{_spread(one.finetuned)} %", share=statistics.mean(one.finetuned) / most)
+            page.card(
+                one.name,
+                f"{_spread(one.finetuned)} %",
+                f"from scratch {_spread(one.scratch)} %" if one.scratch else "",
+                share=statistics.mean(one.finetuned) / most,
+            )
             for one in tuned
         ]
         return page.charts(charts) + "<h3>Fine-tuned top-1</h3>" + page.cards(bars)
@@ -263,6 +286,12 @@ def _mean_curve(result: TargetResults, key: str, place: int, *, start: str = "")
         return None
     mean = [statistics.mean(column[step] for column in columns) for step in common]
     return Curve(result.name, np.array(common), np.array(mean), place)
+
+
+def _wins(pairs: Iterable[tuple[float | None, float | None]]) -> tuple[int, int]:
+    """In how many pairs the first is more; of how many that are known."""
+    known = [(after, before) for after, before in pairs if after is not None and before is not None]
+    return sum(after > before for after, before in known), len(known)
 
 
 def _spread(values: Sequence[float], wins: tuple[int, int] | None = None) -> str:

@@ -111,13 +111,17 @@ def _first_of_each(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
 def _seed_result(runs: TargetRuns, folder: Path) -> SeedResult:
     facts = read_run(runs.pretrain.folder)
     reports = [os.path.relpath(one.folder / "report.html", folder) for one in runs]
-    tuned = read_run(runs.finetune.folder).summary if runs.finetune is not None else None
+    tuned, scratch = (
+        (read_run(one.folder).summary or {}) if one is not None else {}
+        for one in (runs.finetune, runs.scratch)
+    )
     return SeedResult(
         seed=runs.seed,
         reports=reports,
         metrics=facts.metrics,
         summary=facts.summary or {},
-        finetuned=tuned or {},
+        finetuned=tuned,
+        scratch=scratch,
     )
 
 

@@ -109,6 +109,7 @@ class TargetRuns:
         before: what must be there first, such as a tokenizer.
         pretrain: the run that is compared.
         finetune: of its encoder, or None.
+        scratch: the same fine-tuning from random weights, or None; entries that fine-tune alike share it.
     """
 
     target: str
@@ -116,12 +117,14 @@ class TargetRuns:
     before: tuple[Command, ...]
     pretrain: Command
     finetune: Command | None
+    scratch: Command | None
 
     def __iter__(self) -> Iterator[Command]:
         yield from self.before
         yield self.pretrain
-        if self.finetune is not None:
-            yield self.finetune
+        for command in (self.finetune, self.scratch):
+            if command is not None:
+                yield command
 
     def pretrain_config(self) -> PretrainConfig:
         """The resolved config of the pre-training.
@@ -255,18 +258,27 @@ def _runs(settings: CompareSettings, name: str, seed: int) -> TargetRuns:
         epochs = load_config(PretrainConfig, pretrain.config, pretrain.overrides).optim.epochs
         rhythm = {"run": {"evaluate_epochs": epochs / settings.probes}}
         pretrain = command("pretrain", settings.pretrain, "pretrained", *keys, rhythm)
-    weights = {"model": {"weights": str(run / "pretrained" / "weights.safetensors")}}
-    finetune = None
-    if settings.finetune:
-        finetune = command(
-            "finetune",
-            settings.finetune,
-            "finetuned",
-            shared.get("finetune", {}),
-            entry.get("finetune", {}),
-            weights,
-        )
-    return TargetRuns(name, seed, before, pretrain, finetune)
+    if not settings.finetune:
+        return TargetRuns(name, seed, before, pretrain, None, None)
+
+    def tuned(part: str, weights: str, place: str) -> Command:
+        trees = (shared.get("finetune", {}), entry.get("finetune", {}), {"model": {"weights": weights}})
+        return command("finetune", settings.finetune, part, *trees, place=place)
+
+    first = next(
+        other
+        for other in settings.targets
+        if _finetune_keys(settings, other) == _finetune_keys(settings, name)
+    )
+    finetune = tuned("finetuned", "{run}/pretrained/weights.safetensors", "{run}")
+    return TargetRuns(
+        name, seed, before, pretrain, finetune, tuned("scratch", "", f"{{folder}}/{first}/seed_{seed}")
+    )
+
+
+def _finetune_keys(settings: CompareSettings, name: str) -> Mapping[str, Any]:
+    """What an entry's fine-tuning has that others' may not have."""
+    return (settings.targets[name] or {}).get("finetune", {})
 
 
 def _last_line(path: Path) -> str:

@@ -187,7 +187,7 @@ def render_comparison(results: Sequence[TargetResults], *, version: str, title: 
         page.section("Runs", *(_links(one) for one in results)),
         f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
     ]
-    return page.page(f"{title} · videomaskfeat", body)
+    return page.page(f"{title} · videomaskfeat", body, style="td:first-child { white-space: nowrap; }\n")
 
 
 def _count(number: int, thing: str) -> str:

@@ -143,14 +143,15 @@ def test_mistakes_are_said_before_the_first_run(
         plan_runs(settings(**changes), targets)
 
 
-def test_shipped_comparison_has_every_target_of_the_family() -> None:
-    config = load_config(CompareConfig, "configs/compare/sample.yaml")
+@pytest.mark.parametrize("name", ["sample", "sample_images"])
+def test_shipped_comparison_has_every_target_of_the_family(name: str) -> None:
+    config = load_config(CompareConfig, f"configs/compare/{name}.yaml")
     runs = {one.target: one for one in plan_runs(config.compare)}
     named = {one.pretrain_config().target.name for one in runs.values()}
     methods = {one.pretrain_config().method.name for one in runs.values()}
     assert named == set(TARGETS)
     assert methods == set(METHODS)
-    teachers = {runs[name].before[0].folder for name in ("codebook", "features_byol", "hog_features")}
+    teachers = {runs[entry].before[0].folder for entry in ("codebook", "features_byol", "hog_features")}
     assert len(teachers) == 1  # trained once for all three
 
 

@@ -70,10 +70,8 @@ def losses_of(run: Path) -> dict[str, float]:
     for batch in loader.epoch(0):
         if left < 2:
             break
-        clips, mask = (
-            normalise(batch.clips, mean=config.clip.mean, std=config.clip.std)[:left],
-            batch.mask[:left],
-        )
+        clips = normalise(batch.clips, mean=config.clip.mean, std=config.clip.std)[:left]
+        mask = batch.mask[:left]
         left -= len(clips)
         if len(clips) < 2:
             break  # there is no other video to show
@@ -102,7 +100,8 @@ def shown(clips: Tensor, seen: str, time: int, times: int) -> Tensor:
         mixed = clips.clone()
         mixed[:, :, places] = clips[:, :, places.roll(-frames)]
         return mixed
-    kept = {"clip": own | True, "own time": own, "other times": ~own, "none": own & False}[seen]
+    everything = torch.ones_like(own)
+    kept = {"clip": everything, "own time": own, "other times": ~own, "none": ~everything}[seen]
     return torch.where(kept[:, None, None], clips, clips.roll(1, dims=0))
 
 

@@ -90,7 +90,10 @@ def test_arguments_in_the_file_are_not_those_of_another_name(
     tmp_path: Path, overrides: list[str], arguments: dict[str, int]
 ) -> None:
     path = write(tmp_path, "model: {name: vit_s, arguments: {depth: 2}}")
-    assert load_config(PretrainConfig, path, overrides).model.arguments == arguments
+    said: list[str] = []
+    assert load_config(PretrainConfig, path, overrides, say=said.append).model.arguments == arguments
+    words = f"{path}: model.arguments (depth) are those of vit_s, and not given to vit_b"
+    assert said == ([] if "depth" in arguments else [words])
 
 
 @pytest.mark.parametrize(

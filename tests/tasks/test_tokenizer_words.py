@@ -9,10 +9,13 @@ import pytest
 from videomaskfeat.tasks.tokenizing.tokenizer import closing_words
 
 
-@pytest.mark.parametrize(("used", "few"), [(63, True), (64, False)])
-def test_few_codes_in_use_are_remarked_on(used: int, few: bool) -> None:
+@pytest.mark.parametrize(
+    ("used", "tokens", "few"), [(63, 1000, True), (64, 1000, False), (24, 100, True), (25, 100, False)]
+)
+def test_few_codes_in_use_are_remarked_on(used: int, tokens: int, few: bool) -> None:
     summary = {
         "heldout_frames": 4,
+        "heldout_tokens": tokens,
         "heldout_constant": 1.0,
         "heldout_untrained": 3.0,
         "heldout_trained": 0.5,

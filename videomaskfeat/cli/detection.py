@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from typing import Any
 
 from videomaskfeat.cli.training import add_config_arguments, print_keys
 from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
+
+logger = logging.getLogger(__name__)
 
 
 def add_score_ava(verbs: Any) -> None:
@@ -80,7 +83,7 @@ def run_detect_train(options: argparse.Namespace) -> int:
 
     if options.keys:
         return print_keys(DetectConfig)
-    config = load_config(DetectConfig, options.config, options.overrides)
+    config = load_config(DetectConfig, options.config, options.overrides, say=logger.info)
     from videomaskfeat.tasks.detection.detect import detect_train
 
     outcome = detect_train(config)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb
+
+logger = logging.getLogger(__name__)
 
 
 def add_pretrain(verbs: Any) -> None:
@@ -36,7 +39,7 @@ def run_pretrain(options: argparse.Namespace) -> int:
 
         print_keys(PretrainConfig)
         return _print_arguments(pretrain_arguments())
-    config = load_config(PretrainConfig, options.config, options.overrides)
+    config = load_config(PretrainConfig, options.config, options.overrides, say=logger.info)
     from videomaskfeat.tasks.pretraining.pretrain import pretrain
 
     outcome = pretrain(config)
@@ -68,7 +71,7 @@ def run_finetune(options: argparse.Namespace) -> int:
 
     if options.keys:
         return print_keys(FinetuneConfig)
-    config = load_config(FinetuneConfig, options.config, options.overrides)
+    config = load_config(FinetuneConfig, options.config, options.overrides, say=logger.info)
     from videomaskfeat.tasks.classification.classify import finetune
 
     outcome = finetune(config)
@@ -101,7 +104,7 @@ def run_train_tokenizer(options: argparse.Namespace) -> int:
 
         print_keys(TokenizerConfig)
         return _print_arguments(tokenizer_arguments())
-    config = load_config(TokenizerConfig, options.config, options.overrides)
+    config = load_config(TokenizerConfig, options.config, options.overrides, say=logger.info)
     from videomaskfeat.tasks.tokenizing.tokenizer import train_tokenizer
 
     outcome = train_tokenizer(config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -23,12 +23,18 @@ from videomaskfeat.io import open_file
 T = TypeVar("T")
 
 
-def load_config(schema: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    schema: type[T],
+    path: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    say: Callable[[str], None] | None = None,
+) -> T:
     """Read a config: the schema's defaults, then the YAML file, then ``section.key=value`` overrides.
 
     A section with a ``name`` takes that name alone as well: ``target: pixels`` is ``target: {name: pixels}``.
     The file's ``arguments`` are those of the name that it gives: an override with another name does not get
-    them.
+    them, which ``say`` is told.
 
     Raises:
         UserError: a file that is missing or no YAML, an unknown key (with the nearest known one), a value of
@@ -40,7 +46,9 @@ def load_config(schema: type[T], path: str | None, overrides: Sequence[str] = ()
     trees = [
         (f"argument {override!r}", _with_names(config, _read_override(override))) for override in overrides
     ]
-    _drop_arguments_of_others(config, [tree for _, tree in trees])
+    for dropped in _drop_arguments_of_others(config, [tree for _, tree in trees]):
+        if say is not None:
+            say(f"{path}: {dropped}")
     for where, tree in trees:
         config = _merge(config, tree, where=where)
     _check_lengths(config, OmegaConf.structured(schema), where=path or "the arguments")
@@ -107,15 +115,21 @@ def _read_override(override: str) -> DictConfig:
         raise UserError(f"argument {override!r}: the value is not YAML: {_first_line(error)}") from error
 
 
-def _drop_arguments_of_others(config: DictConfig, trees: Sequence[DictConfig]) -> None:
-    """Empty the ``arguments`` of each section that the trees give another name."""
+def _drop_arguments_of_others(config: DictConfig, trees: Sequence[DictConfig]) -> list[str]:
+    """Empty the ``arguments`` of each section that the trees give another name; says which they were."""
+    dropped = []
     for tree in trees:
         for section in map(str, tree):
-            given = tree[section]
-            if section not in config or "arguments" not in config[section]:
+            given, own = tree[section], config.get(section, {})
+            if not isinstance(given, DictConfig) or given.get("name") in (None, own.get("name")):
                 continue
-            if isinstance(given, DictConfig) and given.get("name") not in (None, config[section].name):
-                config[section].arguments = {}
+            if own.get("arguments"):
+                names = ", ".join(map(str, own.arguments))
+                dropped.append(
+                    f"{section}.arguments ({names}) are those of {own.name}, and not given to {given.name}"
+                )
+                own.arguments = {}
+    return dropped
 
 
 def _merge(config: DictConfig, tree: DictConfig, *, where: str) -> DictConfig:

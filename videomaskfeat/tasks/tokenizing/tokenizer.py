@@ -38,7 +38,7 @@ from videomaskfeat.viz.reconstructions import write_reconstructions
 
 logger = logging.getLogger(__name__)
 
-_FEW_CODES = 0.25  # share of the vocabulary, below which a word is said
+_FEW_CODES = 0.25  # share of the codes that could be in use, below which a word is said
 # What may change between a run and its resumption without changing what is learnt.
 FREE_KEYS = (
     "data.validation",
@@ -223,6 +223,7 @@ class _Run:
             after = self._measure()
             summary |= {
                 "heldout_frames": after.frames,
+                "heldout_tokens": after.tokens,
                 "heldout_constant": after.constant,
                 "heldout_untrained": before.reconstruction,
                 "heldout_trained": after.reconstruction,
@@ -273,7 +274,8 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
             f"codes used there       {summary['heldout_used_codes']} of {summary['vocabulary']}, "
             f"perplexity {summary['heldout_perplexity']:.1f}",
         ]
-        if summary["heldout_used_codes"] < _FEW_CODES * summary["vocabulary"]:
+        # A short list cannot use more codes than it has tokens.
+        if summary["heldout_used_codes"] < _FEW_CODES * min(summary["vocabulary"], summary["heldout_tokens"]):
             lines.append(
                 "few codes in use, and a target of few tokens says little: take more epochs, or a smaller "
                 "model.arguments.vocabulary"

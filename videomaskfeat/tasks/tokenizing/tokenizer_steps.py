@@ -181,6 +181,7 @@ class HeldOutFrames:
         perplexity: of the codes used.
         used: how many codes were used.
         frames: how many frames there were.
+        tokens: how many tokens they have.
     """
 
     reconstruction: float
@@ -188,6 +189,7 @@ class HeldOutFrames:
     perplexity: float
     used: int
     frames: int
+    tokens: int
 
 
 @torch.no_grad()
@@ -220,4 +222,5 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
         perplexity=float(perplexity(counts)),
         used=int(used_codes(counts)),
         frames=frames,
+        tokens=int(counts.sum()),
     )

@@ -16,6 +16,7 @@ from tests.autograd import saved_for_backward
 from videomaskfeat.cli import main
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.tokenizers import create_tokenizer
@@ -233,7 +234,10 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         ),
         (
             ["target=pixels", "target.arguments={output_stride: [2, 8, 8]}"],
-            ["'pixels' gives values on a grid of 2x4x4", "predicts on 2x2x2; set the target's output_stride"],
+            [
+                "'pixels' gives values on a grid of 2x4x4",
+                "predicts on 2x2x2; set the target's output_stride, or the model's q_pool_at",
+            ],
         ),
         (
             ["target=pixels", "target.arguments={output_stride: [2, 12, 12]}"],
@@ -275,6 +279,14 @@ def test_what_cannot_be_is_named_before_training(
     for name, path in paths.items():
         overrides = [override.replace(name, path) for override in overrides]
     assert_refused(pretrain(*overrides), *words)
+
+
+def test_a_model_that_pools_nowhere_is_not_told_to_pool_elsewhere() -> None:
+    overrides = [item for item in TINY if not item.startswith("model.")]
+    overrides += ["target=pixels", "model.name=maskfeat_vit_nano"]
+    config = load_config(PretrainConfig, None, overrides)
+    with pytest.raises(UserError, match=r"predicts on 2x4x4; set the target's output_stride$"):
+        MaskedPrediction(config)
 
 
 def test_teacher_that_is_no_encoder_is_named(pretrain: Pretrain, tmp_path: Path) -> None:

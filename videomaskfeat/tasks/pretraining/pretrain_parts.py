@@ -21,6 +21,7 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import EXACT, MASKS, Mask, MaskFunction
 from videomaskfeat.models import arguments_of, create_model
+from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.targets.target import Target
 from videomaskfeat.tasks.recipe import MaskRecipe, PretrainRecipe
@@ -70,9 +71,10 @@ def build_model(config: PretrainConfig, target: Target) -> nn.Module:
     except UserError as error:
         raise UserError(f"target.name {config.target.name!r}: {error}; or {target.grid_remedy}") from error
     if wanted != output:
+        pools = ", or the model's q_pool_at" if isinstance(model, MViT) else ""
         raise UserError(
             f"target.name {config.target.name!r} gives values on a grid of {wanted}, and {name} predicts on "
-            f"{output}; {target.grid_remedy}, or the model's q_pool_at"
+            f"{output}; {target.grid_remedy}{pools}"
         )
     check_mask_grid(config, output)
     if getattr(model, "equal_masks", False) and config.mask.kind not in EXACT:

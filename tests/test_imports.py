@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava", "boxes", "tracking"}
+GROUND = {"errors", "io", "grid", "mp4", "memory", "cpu", "csv_columns", "ava", "boxes", "tracking"}
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
@@ -33,6 +33,7 @@ ABOVE = {
     "tracking": {"errors", "boxes"},
     "grid": {"errors"},
     "memory": set(),
+    "cpu": set(),
 }
 
 

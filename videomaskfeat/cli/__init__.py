@@ -24,6 +24,7 @@ from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
 from videomaskfeat.cli.training import add_finetune, add_pretrain, add_train_tokenizer
 from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, one_line
+from videomaskfeat.cpu import set_wait_policy, yielding_threads
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError
 
 
@@ -31,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     options = build_parser().parse_args(arguments)
+    set_wait_policy()
     try:
-        return int(options.run(options))
+        with yielding_threads():
+            return int(options.run(options))
     except UserError as error:
         print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
         return MISTAKE

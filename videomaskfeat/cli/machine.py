@@ -25,6 +25,6 @@ def run_doctor(options: argparse.Namespace) -> int:
     """Run ``doctor``."""
     from videomaskfeat.tasks.doctor import diagnose
 
-    diagnosis = diagnose(options.folder)
+    diagnosis = diagnose(options.folder, measure=True)
     print(diagnosis.to_json() if options.json else diagnosis.text())
     return DONE if diagnosis.healthy else FAILED

@@ -102,6 +102,7 @@ class RunConfig:
     seed: int = key(0, "of weights, order, clips, crops and whatever else is drawn")
     device: str = key("auto", "auto | cpu | cuda")
     precision: str = key("auto", "auto (bf16 on a GPU, fp32 on a CPU) | fp32 | bf16 (autocast)")
+    threads: int = key(0, "CPU threads per rank; 0: measured when a run starts, and kept when it is resumed")
     compile: bool = key(False, "torch.compile the step (needs a C++ compiler on a CPU)")
     activation_checkpointing: bool = key(False, "recompute activations in the backward: less memory, slower")
     checkpoint_minutes: float = key(10.0, "minutes from one checkpoint to the next")

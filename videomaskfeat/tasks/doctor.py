@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,10 @@ import numpy as np
 import torch
 
 import videomaskfeat
+from videomaskfeat.cpu import SPIN_COUNT, WAIT_POLICY, available_cores
 from videomaskfeat.data.video import available_readers, open_video
+from videomaskfeat.engine.threads import choose_threads
+from videomaskfeat.models import create_model
 from videomaskfeat.mp4 import write_mp4
 
 PACKAGES = (
@@ -27,6 +31,7 @@ PACKAGES = (
 EXTRAS = {"export": (("onnx", "onnxscript", "onnxruntime"), "`videomaskfeat export` to ONNX")}
 
 _FRAMES, _SIDE = 12, 96
+_NANO_CLIPS = (8, 3, 8, 64, 64)
 _LITTLE_SHARED_MEMORY = 1 << 30  # a batch of 16 clips of 16 x 224 x 224 is 39 MB, and several wait at a time
 _LITTLE_SPACE = 10 << 30  # a checkpoint of the large model with its optimiser state is 2.6 GB
 
@@ -68,11 +73,12 @@ class Diagnosis:
         return "\n".join(lines if self.broken or self.advice else [*lines, "nothing is missing"])
 
 
-def diagnose(data_folder: str | os.PathLike[str] = ".") -> Diagnosis:
+def diagnose(data_folder: str | os.PathLike[str] = ".", *, measure: bool = False) -> Diagnosis:
     """Examine this machine: versions, readers (each decodes a clip), GPU, threads, memory, space, compiler.
 
     Args:
         data_folder: where videos or runs are to lie; its free space is told. It need not exist yet.
+        measure: whether to measure which number of threads a training step would take; takes some seconds.
     """
     broken: list[str] = []
     advice: list[str] = []
@@ -80,7 +86,7 @@ def diagnose(data_folder: str | os.PathLike[str] = ".") -> Diagnosis:
         "versions": _versions(broken),
         "video readers": _readers(broken, advice),
         "devices": _devices(advice),
-        "machine": _machine(Path(data_folder), advice),
+        "machine": _machine(Path(data_folder), advice, measure=measure),
         "extras": _extras(advice),
     }
     return Diagnosis(facts, broken, advice)
@@ -153,11 +159,12 @@ def _devices(advice: list[str]) -> dict[str, str]:
     return found
 
 
-def _machine(folder: Path, advice: list[str]) -> dict[str, str]:
-    affinity = getattr(os, "sched_getaffinity", None)
-    usable = len(affinity(0)) if affinity else os.cpu_count()
-    cores = f"{usable} usable of {os.cpu_count()}; torch uses {torch.get_num_threads()} threads"
-    found = {"CPU cores": cores}
+def _machine(folder: Path, advice: list[str], *, measure: bool) -> dict[str, str]:
+    found = {"CPU cores": f"{available_cores()} usable of {os.cpu_count()}"}
+    if hasattr(os, "getloadavg"):
+        found["load"] = f"{os.getloadavg()[0]:.1f} processes at work, mean of the last minute"
+    threads = choose_threads(_nano_step()) if measure else torch.get_num_threads()
+    found["CPU threads"] = f"{threads}; waiting ones {_waiting_words()}"
     shared = Path("/dev/shm")
     if shared.is_dir():
         space = shutil.disk_usage(shared)
@@ -177,6 +184,26 @@ def _machine(folder: Path, advice: list[str]) -> dict[str, str]:
     if compiler is None:
         advice.append("no C++ compiler, so no torch.compile on the CPU: install g++ (apt: build-essential)")
     return found
+
+
+def _nano_step() -> Callable[[], None]:
+    """A training step of a small model on the CPU, of the kind whose threads wait for each other most."""
+    model = create_model("mvitv2_nano")
+    clips = torch.zeros(_NANO_CLIPS)
+
+    def step() -> None:
+        model(clips).sum().backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _waiting_words() -> str:
+    policy, spins = os.environ.get(WAIT_POLICY), os.environ.get(SPIN_COUNT)
+    if policy is None and spins is None:
+        return "spin for OpenMP's default time, which is slow on a busy machine"
+    values = {WAIT_POLICY: policy, SPIN_COUNT: spins}
+    return "wait by " + ", ".join(f"{name}={value}" for name, value in values.items() if value)
 
 
 def _extras(advice: list[str]) -> dict[str, str]:

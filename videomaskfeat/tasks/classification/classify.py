@@ -20,7 +20,6 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import soft_cross_entropy
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
 from videomaskfeat.tasks.classification.best_weights import BestWeights, check_weight_sets, weight_sets
@@ -38,6 +37,7 @@ from videomaskfeat.tasks.plan import describe_finetuning
 from videomaskfeat.tasks.recipe import CLASSIFY_KEY, Levels, normalise
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.threads import with_threads
 from videomaskfeat.tasks.training_parts import (
     build_average,
     build_optimizer,
@@ -56,6 +56,7 @@ FREE_KEYS = (
     "evaluate.average",
     "run.folder",
     "run.device",
+    "run.threads",
     "run.compile",
     "run.activation_checkpointing",
     "run.checkpoint_minutes",
@@ -133,9 +134,8 @@ def finetune(config: FinetuneConfig) -> FinetuneOutcome:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     device = distributed.choose_device(config.run.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     with distributed.process_group(device):
+        config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
 
@@ -158,6 +158,13 @@ class _Run:
         if self.lists.validation is not None:  # said now rather than after the training
             evaluation_views(config, self.lists.validation, views=self.recipe.views, crops=self.recipe.crops)
         self.network = distributed.parallel(self.model, device)
+        self.step = FinetuneStep(
+            self.network,
+            self.mixing,
+            mean=config.clip.mean,
+            std=config.clip.std,
+            compiled=config.run.compile,
+        )
         self.schedule = build_schedule(config.optim)
         self.optimizer = build_optimizer(config.optim, self.model, base_lr=self.schedule.base_lr)
         self.ema = build_average(config.optim, self.model)
@@ -193,19 +200,12 @@ class _Run:
 
     def _train(self, counter: FailureCounter) -> TrainResult:
         config = self.config
-        step = FinetuneStep(
-            self.network,
-            self.mixing,
-            mean=config.clip.mean,
-            std=config.clip.std,
-            compiled=config.run.compile,
-        )
         options = loop_options(
             config.optim, config.run, self.loader, evaluate_epochs=config.evaluate.epochs, bf16=self.bf16
         )
         return train(
             model=self.network,
-            step=step,
+            step=self.step,
             loader=self.loader,
             optimizer=self.optimizer,
             learning_rate=self.schedule,

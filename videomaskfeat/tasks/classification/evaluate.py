@@ -18,7 +18,6 @@ from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder, make_folder, make_parent
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.accuracy import Accuracy
 from videomaskfeat.metrics.knn import check_neighbours, knn_scores
 from videomaskfeat.models.weights import load_model
@@ -48,6 +47,7 @@ from videomaskfeat.tasks.recipe import (
     recipe_texts,
 )
 from videomaskfeat.tasks.run_folder import uses_bf16
+from videomaskfeat.tasks.threads import choose_inference_threads
 
 __all__ = [
     "Evaluated",
@@ -115,11 +115,10 @@ def evaluate(
         RunFailed: the network's output is not finite.
     """
     device = distributed.choose_device(machine.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     with distributed.process_group(device):
         work = _Evaluation(os.fspath(weights), list_path, views, lists, neighbours, machine, device, progress)
         distributed.run_on_main(lambda: _make_places(out, submission))  # rather than after all the work
+        work.choose_threads()
         start = time.monotonic()
         scored, train = work.scored()
         about = work.describe(train) | {"seconds": round(time.monotonic() - start, 1)}
@@ -258,6 +257,17 @@ class _Evaluation:
     def source(self) -> str:
         """What knows the classes."""
         return self.weights if self.neighbours is None else self.neighbours.list_path
+
+    def choose_threads(self) -> None:
+        """Compute with the number of CPU threads that is fastest for this network."""
+        choose_inference_threads(
+            self.model,
+            self.recipe.clip,
+            device=self.device,
+            bf16=self.bf16,
+            workers=self.machine.workers,
+            network=None if self.neighbours is None else self.model.features,
+        )
 
     def scored(self) -> tuple[ScoredList, VideoScores | None]:
         """The scores of the list, and the features of the training list where neighbours are asked."""

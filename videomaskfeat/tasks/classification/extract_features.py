@@ -17,11 +17,11 @@ from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.io import is_file
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.classification.feature_folder import FeatureFolder, Shard
 from videomaskfeat.tasks.classification.video_models import VideoEncoder, load_encoder
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, records_sha256, views_of
 from videomaskfeat.tasks.recipe import ClassifyRecipe
+from videomaskfeat.tasks.threads import choose_inference_threads
 
 Progress = Callable[[int, int], None]
 
@@ -96,8 +96,6 @@ def extract_features(
     """
     _check(list_path, dtype=dtype, clips_at_once=clips_at_once, videos_per_shard=videos_per_shard)
     place = distributed.choose_device(device)
-    if place.type == "cpu":
-        keep_freed_memory()
     with distributed.process_group(place):
         encoder = load_encoder(
             weights, device=str(place), precision=precision, reader=reader, clips_at_once=clips_at_once
@@ -127,6 +125,14 @@ def extract_features(
         folder = FeatureFolder(out, dtype=dtype)
         count = math.ceil(len(records) / videos_per_shard)
         pending = distributed.run_on_main(lambda: folder.open(settings, about, count))
+        choose_inference_threads(
+            encoder.model,
+            recipe.clip,
+            device=place,
+            bf16=encoder.bf16,
+            workers=workers,
+            network=encoder.model.features,
+        )
         work = _Work(encoder, recipe, records, folder, depth=depth, pooled=not grid, size=videos_per_shard)
         _in_step(lambda: work.do(pending, workers=workers, progress=progress))
         shape, failures = distributed.run_on_main(lambda: folder.finish(records, count))

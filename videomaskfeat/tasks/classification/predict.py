@@ -18,9 +18,9 @@ from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_folder, make_folder, make_parent, open_file
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.classification.video_models import Predictions, load_classifier
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, views_of
+from videomaskfeat.tasks.threads import choose_inference_threads
 from videomaskfeat.tasks.visualize import free_name
 from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
 
@@ -90,12 +90,13 @@ def predict(
     paths = list(_listed(videos, stills=recipe.clip.frames == 1))
     records = Records.from_paths(paths, None, source="the videos")
     loader = ViewLoader(views_of(records, recipe, reader=reader), videos_per_batch=1, workers=workers)
+    choose_inference_threads(
+        classifier.model, recipe.clip, device=classifier.device, bf16=classifier.bf16, workers=workers
+    )
     if out:  # made now, so that a folder that cannot be is not found out after all the work
         make_folder(out)
     if json_path:
         make_parent(json_path)
-    if classifier.device.type == "cpu":
-        keep_freed_memory()
     protocol = {
         "weights": os.fspath(checkpoint),
         "weights_sha256": file_sha256(checkpoint),

@@ -18,7 +18,6 @@ from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.models.weights import load_into, read_state, save_weights
 from videomaskfeat.tasks.classification.best_weights import BestWeights, check_weight_sets, weight_sets
@@ -48,6 +47,7 @@ from videomaskfeat.tasks.protocol import file_sha256
 from videomaskfeat.tasks.recipe import DETECT_KEY, Levels, normalise
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.threads import with_threads
 from videomaskfeat.tasks.training_parts import (
     build_average,
     build_optimizer,
@@ -65,6 +65,7 @@ FREE_KEYS = (
     "evaluate.scales",
     "run.folder",
     "run.device",
+    "run.threads",
     "run.compile",
     "run.activation_checkpointing",
     "run.checkpoint_minutes",
@@ -147,9 +148,8 @@ def detect_train(config: DetectConfig) -> DetectOutcome:
     if config.evaluate.every_seconds < 1:
         raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
     device = distributed.choose_device(config.run.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     with distributed.process_group(device):
+        config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
 
@@ -184,6 +184,13 @@ class _Run:
             self.sources = VideoPlaces.of_config(config).find(self.lists.truth, self.lists.tested)
             self._part_of_seconds()
         self.network = distributed.parallel(self.model, device)
+        self.step = DetectStep(
+            self.network,
+            self.loss,
+            mean=config.clip.mean,
+            std=config.clip.std,
+            compiled=config.run.compile,
+        )
         self.schedule = build_schedule(config.optim)
         self.optimizer = build_optimizer(config.optim, self.model, base_lr=self.schedule.base_lr)
         self.ema = build_average(config.optim, self.model)
@@ -232,16 +239,9 @@ class _Run:
 
     def _train(self, counter: FailureCounter) -> TrainResult:
         config = self.config
-        step = DetectStep(
-            self.network,
-            self.loss,
-            mean=config.clip.mean,
-            std=config.clip.std,
-            compiled=config.run.compile,
-        )
         return train(
             model=self.network,
-            step=step,
+            step=self.step,
             loader=self.loader,
             optimizer=self.optimizer,
             learning_rate=self.schedule,

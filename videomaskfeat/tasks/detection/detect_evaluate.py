@@ -14,7 +14,6 @@ from videomaskfeat.data.batches import Failure
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.tasks.detection.detect_data import VideoPlaces
 from videomaskfeat.tasks.detection.detect_parts import given, read_tested
@@ -141,8 +140,6 @@ def detect_evaluate(
         RunFailed: the network's output is not finite.
     """
     device = distributed.choose_device(machine.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     bf16 = uses_bf16(machine.precision, device)
     with distributed.process_group(device):
         detector = load_detector(weights, device=device, bf16=bf16)
@@ -164,6 +161,7 @@ def detect_evaluate(
             workers=machine.workers,
             clips_at_once=machine.clips_at_once,
         )
+        detector.choose_threads(workers=machine.workers)
         start = time.monotonic()
         found = detect_in_key_frames(
             detector.model, tested, sources, recipe, choice, device=device, progress=progress

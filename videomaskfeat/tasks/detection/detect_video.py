@@ -14,7 +14,6 @@ from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.engine.distributed import choose_device
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.detection.actions_film import write_film
 from videomaskfeat.tasks.detection.actions_output import closing_words, write_json, write_rows
 from videomaskfeat.tasks.detection.box_detectors import load_box_detector
@@ -107,8 +106,7 @@ def detect_videos(
     if boxes is not None:
         check_boxes(boxes, videos, classes=max(AVA_ACTIONS, loaded.recipe.classes))
     make_folder(out)
-    if place.type == "cpu":
-        keep_freed_memory()
+    loaded.choose_threads()
     about = {
         **_files_of(checkpoint, boxes, detector, options),
         "box_score": loaded.recipe.score_threshold if box_score is None else box_score,

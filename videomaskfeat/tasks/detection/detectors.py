@@ -14,6 +14,7 @@ from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.tasks.detection.detect_recipe import DetectRecipe, read_detect_recipe
 from videomaskfeat.tasks.recipe import normalise
+from videomaskfeat.tasks.threads import choose_inference_threads
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,22 @@ class LoadedDetector:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.model(pixels, boxes.to(self.device))
         return action_scores(logits.float(), self.recipe.pose_mask).cpu()
+
+    def choose_threads(self, *, workers: int = 0) -> None:
+        """Compute with the number of CPU threads that is fastest for this detector, for the whole process.
+
+        Args:
+            workers: loader processes of this rank.
+        """
+        whole = torch.tensor([[0.0, 0.0, 0.0, self.recipe.clip.crop, self.recipe.clip.crop]])
+        choose_inference_threads(
+            self.model,
+            self.recipe.clip,
+            device=self.device,
+            bf16=self.bf16,
+            workers=workers,
+            network=lambda clips: self.model(clips, whole),
+        )
 
 
 def load_detector(

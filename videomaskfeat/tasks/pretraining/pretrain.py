@@ -16,7 +16,6 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.methods import build_method
 from videomaskfeat.tasks.plan import describe_plan
@@ -25,6 +24,7 @@ from videomaskfeat.tasks.pretraining.probe import FeatureProbe
 from videomaskfeat.tasks.recipe import METADATA_KEY
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.threads import with_threads
 from videomaskfeat.tasks.training_parts import (
     build_average,
     build_optimizer,
@@ -48,6 +48,7 @@ FREE_KEYS = (
     "probe.penalty",
     "run.folder",
     "run.device",
+    "run.threads",
     "run.compile",
     "run.activation_checkpointing",
     "run.checkpoint_minutes",
@@ -86,9 +87,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
     if not config.run.folder:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
     device = distributed.choose_device(config.run.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     with distributed.process_group(device):
+        config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
 
@@ -115,6 +115,10 @@ class _Run:
         )
         self.ema = build_average(config.optim, self.student)
         self.probe = self._build_probe()
+
+    def step(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        """The method's loss of a batch, and what is logged with it."""
+        return self.method.loss(self.network, batch)
 
     def go(self) -> Outcome:
         """Train, then measure, save, draw and report."""
@@ -143,7 +147,7 @@ class _Run:
         )
         return train(
             model=self.network,
-            step=lambda batch: method.loss(self.network, batch),
+            step=self.step,
             loader=self.loader,
             optimizer=self.optimizer,
             learning_rate=self.schedule,

@@ -16,11 +16,11 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.protocol import file_sha256
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.threads import with_threads
 from videomaskfeat.tasks.tokenizing.tokenizer_parts import (
     RECIPE_KEY,
     build_optimizer,
@@ -46,6 +46,7 @@ FREE_KEYS = (
     "data.failure_share",
     "run.folder",
     "run.device",
+    "run.threads",
     "run.checkpoint_minutes",
     "run.checkpoint_epochs",
     "run.keep_checkpoints",
@@ -83,9 +84,8 @@ def train_tokenizer(config: TokenizerConfig) -> TokenizerOutcome:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/tokens")
     check_keys(config)
     device = distributed.choose_device(config.run.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     with distributed.process_group(device):
+        config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
 
@@ -143,7 +143,8 @@ class _Run:
             f"loss      squared error of the pixels{self._perceptual_words()}",
             f"data      {records.source}: {len(records)} videos",
             f"plan      {config.optim.epochs:g} epochs x {steps} steps of {config.optim.batch_size} frames",
-            f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}",
+            f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
+            f"{torch.get_num_threads()} threads",
             f"run       {config.run.folder}",
         ]
         return "\n".join(lines)

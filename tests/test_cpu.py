@@ -1,0 +1,170 @@
+"""Cores that may be used, and how threads wait on a busy machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from videomaskfeat import cpu
+
+VARIABLES = (cpu.WAIT_POLICY, cpu.SPIN_COUNT)
+
+
+def environment_of_torch(**given: str) -> str:
+    """What a verb's process has in the two variables once it has loaded torch."""
+    code = (
+        "import os, sys\n"
+        "from videomaskfeat import cli\n"
+        "assert 'torch' not in sys.modules, 'too late for OpenMP'\n"
+        "class Parser:\n"
+        "    def parse_args(self, arguments):\n"
+        "        import argparse\n"
+        "        return argparse.Namespace(verb='x', run=lambda options: 0)\n"
+        "cli.build_parser = Parser\n"
+        "cli.main([])\n"
+        f"print([os.environ.get(name) for name in {VARIABLES!r}])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_verb_sets_passive_waiting_before_torch_is_loaded() -> None:
+    assert environment_of_torch() == "['PASSIVE', '10000']"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({cpu.WAIT_POLICY: "ACTIVE"}, "['ACTIVE', None]"),
+        ({cpu.SPIN_COUNT: "7"}, "[None, '7']"),
+    ],
+)
+def test_verb_leaves_what_the_user_has_set(given: dict[str, str], expected: str) -> None:
+    assert environment_of_torch(**given) == expected
+
+
+def test_wait_policy_is_left_alone_once_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    cpu.set_wait_policy()
+    assert not any(name in os.environ for name in VARIABLES)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, 2),  # one and a half cores
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu.max": "what"}, 8),
+        ({}, 8),
+    ],
+)
+def test_available_cores_respects_the_quota(
+    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu.available_cores(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("load", "workers", "expected"), [(0.2, 0, 8), (3.4, 0, 5), (3.6, 2, 2), (30.0, 0, 1), (0.0, 9, 1)]
+)
+def test_free_cores_subtracts_load_and_workers(
+    load: float, workers: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert cpu.free_cores(8, workers=workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("3", 3), ("4,2", 4), ("", None), ("0", None), ("many", None), ("-1", None)]
+)
+def test_threads_from_environment(value: str, expected: int | None) -> None:
+    assert cpu.threads_from_environment({"OMP_NUM_THREADS": value}) == expected
+    assert cpu.threads_from_environment({}) is None
+
+
+def test_load_turns_busy_at_once_and_calm_after_three_idle_samples() -> None:
+    load = cpu.Load()
+    assert not load.update(delay=0.05, idle=0.0)
+    assert load.update(delay=0.3, idle=0.0)
+    assert load.update(delay=0.0, idle=0.0)  # waking threads get a core at once: no delay, and still busy
+    assert load.update(delay=0.0, idle=0.5)
+    assert load.update(delay=0.0, idle=0.05)  # counts from the start again
+    assert [load.update(delay=0.0, idle=0.5) for _ in range(3)] == [True, True, False]
+    assert not load.update(delay=0.05, idle=0.5)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_idle_threads_exceed_the_cores_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: a team of two per Python thread until there are more threads than cores."""
+    code = (
+        "import os, threading, torch\n"
+        "from videomaskfeat import cpu\n"
+        "cpu.available_cores = lambda: 5\n"
+        "torch.set_num_threads(2)\n"
+        "torch.zeros(1 << 20).add_(1)\n"
+        "def count():\n"
+        "    return len(os.listdir('/proc/self/task'))\n"
+        "before = count()\n"
+        "idle = cpu.IdleThreads(torch)\n"
+        "held = count() - before\n"
+        "idle.release()\n"
+        "print(held, threading.active_count(), torch.get_num_threads())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    # Two threads compute, and 4 teams add one each: 6 > 5. A team is two threads of the system.
+    assert done.stdout.split() == ["8", "1", "2"], done.stderr
+
+
+def test_yielding_threads_watches_only_with_its_own_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with cpu.yielding_threads():
+        alone = threading.active_count()
+    monkeypatch.setenv(cpu.WAIT_POLICY, "PASSIVE")
+    monkeypatch.setenv(cpu.SPIN_COUNT, "10000")
+    with cpu.yielding_threads():
+        watched = threading.active_count()
+    assert watched == alone + sys.platform.startswith("linux")
+    assert threading.active_count() == alone
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_watch_holds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With made-up samples: calm, busy, then idle for good."""
+    samples = iter(
+        [cpu._Sample(0, 0, 0), cpu._Sample(1, 0, 0), cpu._Sample(2, 0.5, 0)]
+        + [cpu._Sample(3 + n, 0.5, 1e3 * n) for n in range(20)]
+    )
+    monkeypatch.setattr(cpu._Sample, "take", lambda thread: next(samples))
+    monkeypatch.setattr(cpu, "_SAMPLE_SECONDS", 0.0)
+    ended, happened = threading.Event(), []
+
+    class Recorded(cpu.IdleThreads):
+        def __init__(self, loaded: object) -> None:
+            assert loaded is torch
+            happened.append("held")
+
+        def release(self) -> None:
+            happened.append("released")
+            ended.set()
+
+    monkeypatch.setattr(cpu, "IdleThreads", Recorded)
+    cpu._watch(ended, 0)
+    assert happened == ["held", "released"]

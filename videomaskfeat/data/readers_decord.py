@@ -7,6 +7,7 @@ import importlib
 import numpy as np
 
 from videomaskfeat.data.containers import is_exact_in_decord
+from videomaskfeat.data.packet_index import measure_timing
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvReader
 
@@ -45,17 +46,21 @@ class DecordReader(VideoReader):
         try:
             # A share of damaged frames above nothing raises: decord would repeat a neighbour in their place.
             self._reader = decord.VideoReader(path, num_threads=threads, fault_tol=1e-9)
-            starts = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
+            # [N, 2], the start and the end of each frame, in seconds by its packet.
+            times = self._reader.get_frame_timestamp(range(len(self._reader))).astype(np.float64)
             keys = self._reader.get_key_indices()
         except UnicodeEncodeError as error:
             raise VideoReadError(path, "decord opens no file whose name is not UTF-8") from error
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
             raise VideoReadError(path, _last_words(error)) from error
+        starts = times[:, 0]
         if keys[:1] != [0] or starts[0] < 0 or (np.diff(starts) <= 0).any():
             raise InexactIndexError(path)
         self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError)
         self.frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
+        self.fps = measure_timing(
+            starts, stated_fps=float(self._reader.get_avg_fps()), last=float(times[-1, 1] - times[-1, 0])
+        ).fps
 
     @property
     def info(self) -> VideoInfo:

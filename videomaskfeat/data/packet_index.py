@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from av.packet import Packet
@@ -16,6 +17,10 @@ _CLOCK_SECONDS = 0.002  # a clock of milliseconds, such as Matroska's, rounds bo
 _LONGEST_GAP = 10.0  # seconds; FFmpeg closes longer gaps in transport and program streams
 _UNKNOWN = -(2**63)  # a packet without a time
 _SHORTEST_RETURN = 0.1  # seconds by which times must go back between key frames to begin another recording
+
+
+Joins = Literal["recordings", "edits", "segments", "none"]
+"""How times repeat in a container: as transport and program streams, mp4, Matroska, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,15 @@ class PacketIndex:
 class PacketLog:
     """What the packets of a file say, noted one after the other in file order."""
 
-    def __init__(self, *, second: float, joined: bool, edited: bool) -> None:
+    def __init__(self, *, second: float, joins: Joins) -> None:
         """Start empty.
 
         Args:
             second: ticks per second.
-            joined: the container allows times to jump at any place, as transport and program streams do.
-            edited: the container has edit lists, whose edits overlap in hidden packets.
+            joins: what a file may consist of: joined recordings; edits, which overlap in hidden packets;
+                joined segments, whose decoding times are guesses from the join on.
         """
-        self._second, self._joined, self._edited = second, joined, edited
+        self._second, self._joins = second, joins
         self._times, self._decoding = array("q"), array("q")  # 64 bits each, since a film has 200,000 packets
         self._durations, self._positions = array("q"), array("q")
         self._keys, self._hidden = array("b"), array("b")
@@ -83,13 +88,12 @@ class PacketLog:
         self._hidden.append(packet.is_discard)
 
     def _begins_recording(self, time: int, due: int, *, key: bool) -> bool:
-        if not (self._joined or self._edited):
-            # As joined Matroska files are read. Their decoding times are guesses from the join on.
+        if self._joins == "segments":
             return key and _UNKNOWN < time < self._last_key
-        if _UNKNOWN in (due, self._decoding[-1]):
+        if self._joins == "none" or _UNKNOWN in (due, self._decoding[-1]):
             return False
         step = due - self._decoding[-1]
-        if self._edited:
+        if self._joins == "edits":
             return step < 0
         back = 0 if key else -_SHORTEST_RETURN * self._second
         return step < back or (key and step > _LONGEST_GAP * self._second)
@@ -133,9 +137,6 @@ class PacketLog:
         frames = frames[np.argsort(marks[frames], kind="stable")]
         if not len(frames) or (np.diff(marks[frames]) <= 0).any():
             return None
-        ticks = shown_at[frames]
-        if (np.diff(ticks) <= 0).any():
-            return None
         key_packets = places[keys][np.argsort(marks[keys], kind="stable")]
         return PacketIndex(
             marks=marks[frames],
@@ -144,7 +145,8 @@ class PacketLog:
             key_packets=key_packets,
             packet_marks=marks if len(self._starts) > 1 else None,
             positions=np.array(self._positions, np.int64),
-            ticks=ticks - shown_at[~hidden].min(),
+            # The first pictures after a join may be due before the last ones before it.
+            ticks=np.maximum.accumulate(shown_at[frames]) - shown_at[~hidden].min(),
         )
 
     def _separated(self, recording: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -157,10 +159,13 @@ class PacketLog:
             before, own = recording == number - 1, recording == number
             marks[own] += marks[before].max() + 1 - times[own].min()
             shown_before, shown_own = before & ~hidden, own & ~hidden
-            if not self._edited and shown_before.any() and shown_own.any():
-                last = shown_at[shown_before]
-                gap = self._durations[self._starts[number] - 1] or int(np.median(np.diff(np.sort(last)))) or 1
-                shown_at[own] += last.max() + gap - times[shown_own].min()
+            if self._joins == "recordings":  # go on as in FFmpeg: by the decoding times
+                first = self._starts[number]
+                due = self._decoding[first - 1] + int(shown_at[first - 1] - times[first - 1])
+                shown_at[own] += due + self._durations[first - 1] - self._decoding[first]
+            elif self._joins == "segments" and shown_before.any() and shown_own.any():
+                gap = self._durations[self._starts[number] - 1]
+                shown_at[own] += shown_at[shown_before].max() + gap - times[shown_own].min()
         return marks, shown_at
 
 
@@ -204,7 +209,8 @@ def measure_timing(
     usual = float(np.median(gaps)) if count > 1 else 0.0
     is_variable = count > 2 and bool(np.abs(gaps - usual).max() > max(1.01 * tick, 0.1 * usual))
     if span <= 0:
-        fps = count / last if last_is_stored and last > 0 else stated_fps
+        agrees = last <= 0 or (stated_fps > 0 and abs(1 / stated_fps - last) <= _CLOCK_SECONDS)
+        fps = stated_fps if agrees else count / last
         return Timing(fps, count / fps if fps > 0 else 0.0, False)
     if last_is_stored and last > 0:
         total, fps = span + last, count / (span + last)

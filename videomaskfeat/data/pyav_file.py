@@ -73,8 +73,8 @@ class PyAvFile:
         return (packet for packet in self._container.demux(self._stream) if packet.size)
 
     def _guesses_times(self) -> bool:
-        """AVI stores no presentation times, and FFmpeg's guess is off where frames are reordered."""
-        return self._container.format.name == "avi" and bool(self._stream.codec_context.has_b_frames)
+        """AVI and ASF store no presentation times, and FFmpeg's guess is off where frames are reordered."""
+        return self._container.format.name in ("avi", "asf") and bool(self._stream.codec_context.has_b_frames)
 
     def _decode_wanted(self, packets: Iterable[Packet], wanted: set[int]) -> Iterator[VideoFrame]:
         """Decode packets, which begin with a key frame; the frames with ``wanted`` times."""

@@ -22,17 +22,18 @@ from collections.abc import Iterator
 
 import av
 import numpy as np
-from av.format import Flags
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from videomaskfeat.data.packet_index import PacketIndex, PacketLog, Timing, close_gaps, measure_timing
+from videomaskfeat.data.packet_index import Joins, PacketIndex, PacketLog, Timing, close_gaps, measure_timing
 from videomaskfeat.data.pyav_file import PyAvFile, decoded
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 
 _BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames are found by place
-_STORED_DURATIONS = ("gif", "apng")
+_JOINS: dict[str, Joins] = {"mpeg": "recordings", "mov": "edits", "matroska": "segments"}
+STORED_DURATIONS = ("gif", "apng")
 DECODING_TIMES_ALONE = ("avi", "asf")  # FFmpeg guesses the times of showing from them
+_JOIN_LAG = 2  # packets after one that is marked as damaged in which the key frame of a joined stream comes
 _PACKETS_TO_KEY = 64  # read on from a jump by place, before the packets are counted from the start instead
 
 
@@ -44,6 +45,7 @@ class PyAvReader(PyAvFile, VideoReader):
     """
 
     decoder = "pyav"
+    timing: Timing
     seconds: np.ndarray | None
     """When each frame is shown, float64 [N] after the file's first packet; None if it has no times."""
 
@@ -79,14 +81,19 @@ class PyAvReader(PyAvFile, VideoReader):
                 path=self.path,
                 frames=self.frames,
                 fps=self.fps,
-                duration_seconds=self._timing.duration_seconds,
+                duration_seconds=self.timing.duration_seconds,
                 width=width,
                 height=height,
                 rotation_degrees=-90 * self._quarter_turns % 360,
                 codec=self._stream.codec_context.name,
-                variable_frame_rate=self._timing.is_variable,
+                variable_frame_rate=self.timing.is_variable,
             )
         return self._info
+
+    @property
+    def counts_steadily(self) -> bool:
+        """Whether frames can only be counted, and come at a steady rate."""
+        return self._index is None and not self.timing.is_variable
 
     def _log_packets(self) -> PacketLog:
         """All packets of the file, noted.
@@ -94,21 +101,25 @@ class PyAvReader(PyAvFile, VideoReader):
         Raises:
             VideoReadError: the file is damaged, or has packets and no key frame.
         """
-        joined = Flags.ts_discont in Flags(self._container.format.flags)
+        form = self._container.format.name
+        joins: Joins = next((kind for name, kind in _JOINS.items() if form.startswith(name)), "none")
         second = float(1 / self._stream.time_base) if self._stream.time_base else 1.0
-        log = PacketLog(second=second, joined=joined, edited=self._container.format.name.startswith("mov"))
-        damaged = False
+        log = PacketLog(second=second, joins=joins)
+        damaged: int | None = None
         try:
             for packet in self._packets():
-                # The end of a transport stream that another is joined to is marked so; a key frame follows.
-                if damaged and not (joined and packet.is_keyframe):
+                # The end of a transport stream that another is joined to is marked as damaged too.
+                if damaged is not None and joins == "recordings" and packet.is_keyframe:
+                    damaged = None
+                if damaged is not None and len(log) > damaged + _JOIN_LAG:
                     break
-                damaged = packet.is_corrupt
+                if damaged is None and packet.is_corrupt:
+                    damaged = len(log)
                 log.add(packet)
         except av.error.FFmpegError as error:
             raise VideoReadError(self.path, f"damaged after frame {len(log)} ({error.strerror})") from error
-        if damaged:
-            raise VideoReadError(self.path, f"truncated or damaged after frame {len(log) - 1}")
+        if damaged is not None:
+            raise VideoReadError(self.path, f"truncated or damaged after frame {damaged}")
         if not log.has_key and len(log):
             raise VideoReadError(self.path, f"no key frame in {len(log)} frames")
         return log
@@ -140,17 +151,17 @@ class PyAvReader(PyAvFile, VideoReader):
             # Of raw streams FFmpeg's average is a default of 25; the other is what the codec's header states.
             stated = guessed or average
             self.seconds = None
-            self._timing = Timing(stated, self.frames / stated if stated else 0.0, False)
+            self.timing = Timing(stated, self.frames / stated if stated else 0.0, False)
         else:
             self.seconds = ticks * tick
-            self._timing = measure_timing(
+            self.timing = measure_timing(
                 self.seconds,
                 stated_fps=average or guessed,
                 tick=tick,
                 last=last * tick,
-                last_is_stored=self._container.format.name in _STORED_DURATIONS,
+                last_is_stored=self._container.format.name in STORED_DURATIONS,
             )
-        self.fps = self._timing.fps
+        self.fps = self.timing.fps
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         unique = np.unique(indices)

@@ -79,7 +79,8 @@ class PyAvReader(PyAvFile, VideoReader):
                 duration_seconds=self._duration(),
                 width=width,
                 height=height,
-                rotation_degrees=-90 * self._quarter_turns % 360,
+                rotation_degrees=self.rotation_degrees,
+                mirrored=self.mirrored,
                 codec=self._stream.codec_context.name,
                 variable_frame_rate=self._has_variable_rate(),
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import IO, Any
 
 from iopath.common.file_io import PathManager
@@ -42,6 +43,17 @@ def exists(path: str | os.PathLike[str]) -> bool:
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file (not a folder) is there."""
     return bool(_manager.isfile(os.fspath(path)))
+
+
+def is_regular_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a local path is a regular file, symbolic links followed.
+
+    Not a folder, pipe, socket or device: reading one of the last three may block forever, or never end.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return False
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

@@ -21,10 +21,12 @@ class VideoInfo:
         duration_seconds: from the first picture to the end of the last.
         width: pixels as displayed, after rotation.
         height: pixels as displayed, after rotation.
-        rotation_degrees: clockwise turn from the stored to the displayed picture: 0, 90, 180 or 270. Decoded
-            pictures are already turned.
+        rotation_degrees: clockwise turn from the stored to the displayed picture, 0..359; nearly always a
+            multiple of 90. Decoded pictures are already turned, as FFmpeg shows them.
         codec: FFmpeg's name, such as ``h264``.
         variable_frame_rate: whether the gaps between pictures differ by more than the clock's rounding.
+        mirrored: whether left and right are exchanged between the stored and the displayed picture, before
+            the turn. Decoded pictures are already mirrored.
     """
 
     path: str
@@ -36,6 +38,7 @@ class VideoInfo:
     rotation_degrees: int
     codec: str
     variable_frame_rate: bool
+    mirrored: bool = False
 
 
 class VideoReadError(Exception):

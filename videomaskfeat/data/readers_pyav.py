@@ -84,7 +84,8 @@ class PyAvReader(PyAvFile, VideoReader):
                 duration_seconds=self.timing.duration_seconds,
                 width=width,
                 height=height,
-                rotation_degrees=-90 * self._quarter_turns % 360,
+                rotation_degrees=self.rotation_degrees,
+                mirrored=self.mirrored,
                 codec=self._stream.codec_context.name,
                 variable_frame_rate=self.timing.is_variable,
             )

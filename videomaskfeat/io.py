@@ -35,6 +35,19 @@ def local_path(path: str | os.PathLike[str]) -> str:
     return _manager.get_local_path(os.fspath(path))
 
 
+def ffmpeg_url(path: str | os.PathLike[str]) -> str:
+    """How FFmpeg must be given a local path: in a bare one it takes what precedes a colon for a protocol."""
+    return f"file:{os.fspath(path)}"
+
+
+def missing_cause(path: str | os.PathLike[str]) -> str:
+    """Why a path that does not exist does not, in words."""
+    scheme, mark, _ = os.fspath(path).partition("://")
+    if mark and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum():
+        return f"no handler for {scheme}://, only local files are read; copy it to a local folder"
+    return "no such file"
+
+
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there."""
     return bool(_manager.exists(os.fspath(path)))

@@ -86,7 +86,7 @@ def _scan(path: str, reader: str, decode: bool) -> Scan:
     """Everything that one file tells. Runs in a worker process."""
     local = io.local_path(path)
     if not os.path.exists(local):
-        return Scan(path, missing=True, cause="no such file")
+        return Scan(path, missing=True, cause=io.missing_cause(path))
     size = sum(os.path.getsize(file) for file in _files(local))
     try:
         started = time.perf_counter()

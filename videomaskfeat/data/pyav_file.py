@@ -21,12 +21,21 @@ from av.video.stream import VideoStream
 
 from videomaskfeat.data.pyav_rgb import RgbConverter, frame_kind
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.io import is_regular_file
+from videomaskfeat.io import ffmpeg_url, is_regular_file, missing_cause
 
 MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
 _MOST_STREAMS = 100
-# Files only: a playlist may name others, but nothing in the network.
-_OPTIONS = {"max_pixels": str(MOST_PIXELS), "max_streams": str(_MOST_STREAMS), "protocol_whitelist": "file"}
+# Formats that open what a file names: playlists, scripts, sessions; and text drawn as pictures.
+_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "tty"))
+_FORMATS = {name for names in av.formats_available for name in names.split(",")} - _OTHER_FILES
+# One local file is read and no other: a name such as %03d.tga is no pattern either.
+_OPTIONS = {
+    "max_pixels": str(MOST_PIXELS),
+    "max_streams": str(_MOST_STREAMS),
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(sorted(_FORMATS)),
+    "pattern_type": "none",
+}
 _MOST_SECONDS = 15.0  # for opening, and for reading a packet
 # What PyAV raises on damaged files: its own errors, and Python's where a count exceeds a type or the memory.
 FAILURES = (av.error.FFmpegError, OSError, OverflowError, MemoryError)
@@ -71,7 +80,9 @@ class PyAvFile:
         if os.path.exists(self.path) and not is_regular_file(self.path):
             raise VideoReadError(self.path, "not a regular file (a folder, pipe, socket or device)")
         try:
-            container = av.open(self.path, metadata_errors="ignore", options=_OPTIONS, timeout=_MOST_SECONDS)
+            container = av.open(
+                ffmpeg_url(self.path), metadata_errors="ignore", options=_OPTIONS, timeout=_MOST_SECONDS
+            )
         except (*FAILURES, ValueError) as error:
             raise VideoReadError(self.path, _open_failure(self.path, error)) from error
         try:
@@ -172,7 +183,7 @@ def decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
 def _open_failure(path: str, error: Exception) -> str:
     """The cause, in words, of a file that does not open."""
     if not os.path.exists(path):
-        return "no such file"
+        return missing_cause(path)
     if not os.path.getsize(path):
         return "empty file (0 bytes)"
     if isinstance(error, av.error.InvalidDataError):
@@ -181,6 +192,8 @@ def _open_failure(path: str, error: Exception) -> str:
         if brand == b"ftyp":
             return "truncated or damaged: an mp4 file without its index (moov)"
         return "not a video file"
+    if isinstance(error, av.error.ArgumentError):
+        return "not a video file, or one that names other files (a playlist, a script)"
     return failure_phrase(error)
 
 

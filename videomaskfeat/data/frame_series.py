@@ -2,7 +2,7 @@
 
 Extracted videos often have pictures beside them that were made from them, such as optical flow:
 ``img_00001.jpg``, ``flow_x_00001.jpg``, ``flow_y_00001.jpg``. These are left out, and so are single pictures
-beside a series of numbered ones, such as ``cover.jpg``. Any other two series of numbered pictures are refused,
+beside numbered ones, such as ``cover.jpg``. Any other two series of numbered pictures are refused,
 since only a person can tell which of them is the video.
 """
 

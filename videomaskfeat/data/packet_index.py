@@ -71,12 +71,13 @@ class PacketLog:
     def __len__(self) -> int:
         return len(self._times)
 
-    def add(self, packet: Packet) -> None:
-        """Note the next packet."""
+    def add(self, packet: Packet) -> bool:
+        """Note the next packet; whether another recording or edit begins with it."""
         time = _UNKNOWN if packet.pts is None else packet.pts
         due = _UNKNOWN if packet.dts is None else packet.dts
         key = packet.is_keyframe
-        if self._times and self._begins_recording(time, due, key=key):
+        begins = bool(self._times) and self._begins_recording(time, due, key=key)
+        if begins:
             self._starts.append(len(self._times))
         if key:
             self._last_key = time
@@ -86,6 +87,7 @@ class PacketLog:
         self._positions.append(-1 if packet.pos is None else packet.pos)
         self._keys.append(key)
         self._hidden.append(packet.is_discard)
+        return begins
 
     def _begins_recording(self, time: int, due: int, *, key: bool) -> bool:
         if self._joins == "segments":
@@ -194,8 +196,8 @@ def measure_timing(
 ) -> Timing:
     """The timing of pictures whose times are known.
 
-    The stated rate is kept if the pictures agree with it to the rounding of the clock, since it is the exact
-    one: 30000/1001 instead of 29.97. Otherwise the rate is the number of pictures by their time.
+    The stated rate is kept if the last picture, which has no next one, would then be shown for no longer than
+    another: it is the exact one, 30000/1001 instead of 29.97. Otherwise the rate is that of the gaps.
 
     Args:
         seconds: float64 [N], N >= 1, when the pictures are shown, ascending.
@@ -205,22 +207,18 @@ def measure_timing(
         last_is_stored: the container stores that, as GIF does; others derive it from the stated rate.
     """
     count, span = len(seconds), float(seconds[-1] - seconds[0])
-    gaps = np.diff(seconds)
-    usual = float(np.median(gaps)) if count > 1 else 0.0
-    is_variable = count > 2 and bool(np.abs(gaps - usual).max() > max(1.01 * tick, 0.1 * usual))
     if span <= 0:
         agrees = last <= 0 or (stated_fps > 0 and abs(1 / stated_fps - last) <= _CLOCK_SECONDS)
         fps = stated_fps if agrees else count / last
         return Timing(fps, count / fps if fps > 0 else 0.0, False)
+    gaps = np.diff(seconds)
+    usual = float(np.median(gaps))
+    is_variable = count > 2 and bool(np.abs(gaps - usual).max() > max(1.01 * tick, 0.1 * usual))
     if last_is_stored and last > 0:
-        total, fps = span + last, count / (span + last)
-        agrees = stated_fps > 0 and abs(count / stated_fps - total) <= _CLOCK_SECONDS
-        return Timing(stated_fps if agrees else fps, total, is_variable)
-    agrees = stated_fps > 0 and (
-        abs((count - 1) / stated_fps - span) <= _CLOCK_SECONDS
-        or abs(count / stated_fps - span - last) <= _CLOCK_SECONDS
-    )
-    fps = stated_fps if agrees else (count - 1) / span
+        fps = count / (span + last)
+        return Timing(stated_fps if abs(stated_fps - fps) < 1e-3 * fps else fps, span + last, is_variable)
+    left = count / stated_fps - span if stated_fps > 0 else 0.0
+    fps = stated_fps if 0 < left <= float(gaps.max()) + _CLOCK_SECONDS else (count - 1) / span
     return Timing(fps, span + 1 / fps, is_variable)
 
 

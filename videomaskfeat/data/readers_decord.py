@@ -48,21 +48,17 @@ class DecordReader(VideoReader):
             # A share of damaged frames above nothing raises: decord would repeat a neighbour in their place.
             # Absolute, because FFmpeg takes what stands before a colon in a relative path for a protocol.
             self._reader = decord.VideoReader(os.path.abspath(path), num_threads=threads, fault_tol=1e-9)
-            # [N, 2], the start and the end of each frame, in seconds by its packet.
-            times = self._reader.get_frame_timestamp(range(len(self._reader))).astype(np.float64)
+            starts = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0].astype(np.float64)
             keys = self._reader.get_key_indices()
         except UnicodeEncodeError as error:
             raise VideoReadError(path, "decord opens no file whose name is not UTF-8") from error
         except (decord.DECORDError, RuntimeError, AssertionError, LookupError, MemoryError) as error:
             raise VideoReadError(path, _last_words(error)) from error
-        starts = times[:, 0]
         if keys[:1] != [0] or starts[0] < 0 or (np.diff(starts) <= 0).any():
             raise InexactIndexError(path)
         self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, MemoryError)
         self.frames = len(self._reader)
-        self.fps = measure_timing(
-            starts, stated_fps=float(self._reader.get_avg_fps()), last=float(times[-1, 1] - times[-1, 0])
-        ).fps
+        self.fps = measure_timing(starts, stated_fps=float(self._reader.get_avg_fps())).fps
 
     @property
     def info(self) -> VideoInfo:

@@ -109,14 +109,14 @@ class PyAvReader(PyAvFile, VideoReader):
         damaged: int | None = None
         try:
             for packet in self._packets():
+                begins = log.add(packet) or packet.is_keyframe
                 # The end of a transport stream that another is joined to is marked as damaged too.
-                if damaged is not None and joins == "recordings" and packet.is_keyframe:
+                if damaged is not None and joins == "recordings" and begins:
                     damaged = None
-                if damaged is not None and len(log) > damaged + _JOIN_LAG:
+                if damaged is not None and len(log) > damaged + 1 + _JOIN_LAG:
                     break
                 if damaged is None and packet.is_corrupt:
-                    damaged = len(log)
-                log.add(packet)
+                    damaged = len(log) - 1
         except av.error.FFmpegError as error:
             raise VideoReadError(self.path, f"damaged after frame {len(log)} ({error.strerror})") from error
         if damaged is not None:

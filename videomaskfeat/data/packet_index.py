@@ -16,6 +16,8 @@ from av.packet import Packet
 _CLOCK_SECONDS = 0.002  # a clock of milliseconds, such as Matroska's, rounds both ends of a video
 _LONGEST_GAP = 10.0  # seconds; FFmpeg closes longer gaps in transport and program streams
 _UNKNOWN = -(2**63)  # a packet without a time
+_KEY, _HIDDEN, _DAMAGED = 1, 2, 4  # flags of a packet
+_JOIN_LAG = 2  # packets after one that is marked as damaged, before those of another recording
 _SHORTEST_RETURN = 0.1  # seconds by which times must go back between key frames to begin another recording
 
 
@@ -62,78 +64,127 @@ class PacketLog:
                 joined segments, whose decoding times are guesses from the join on.
         """
         self._second, self._joins = second, joins
-        self._times, self._decoding = array("q"), array("q")  # 64 bits each, since a film has 200,000 packets
-        self._durations, self._positions = array("q"), array("q")
-        self._keys, self._hidden = array("b"), array("b")
-        self._starts = [0]  # the first packet of each recording
-        self._last_key = _UNKNOWN
+        self._rows = array("q")  # five numbers of 64 bits each, since a film has 200,000 packets
 
     def __len__(self) -> int:
-        return len(self._times)
+        return len(self._rows) // 5
 
-    def add(self, packet: Packet) -> bool:
-        """Note the next packet; whether another recording or edit begins with it."""
-        time = _UNKNOWN if packet.pts is None else packet.pts
-        due = _UNKNOWN if packet.dts is None else packet.dts
-        key = packet.is_keyframe
-        begins = bool(self._times) and self._begins_recording(time, due, key=key)
-        if begins:
-            self._starts.append(len(self._times))
-        if key:
-            self._last_key = time
-        self._times.append(time)
-        self._decoding.append(due)
-        self._durations.append(packet.duration or 0)
-        self._positions.append(-1 if packet.pos is None else packet.pos)
-        self._keys.append(key)
-        self._hidden.append(packet.is_discard)
-        return begins
+    def add(self, packet: Packet) -> None:
+        """Note the next packet."""
+        time, due, position = packet.pts, packet.dts, packet.pos
+        self._rows.extend(
+            (
+                _UNKNOWN if time is None else time,
+                _UNKNOWN if due is None else due,
+                packet.duration or 0,
+                -1 if position is None else position,
+                _KEY * packet.is_keyframe + _HIDDEN * packet.is_discard + _DAMAGED * packet.is_corrupt,
+            )
+        )
 
-    def _begins_recording(self, time: int, due: int, *, key: bool) -> bool:
+    def close(self) -> PacketTable:
+        """All that was noted."""
+        table = np.array(self._rows).reshape(-1, 5)
+        times, due, durations, positions, flags = (np.ascontiguousarray(column) for column in table.T)
+        keys = (flags & _KEY) != 0
+        return PacketTable(
+            times=times,
+            due=due,
+            durations=durations,
+            positions=positions,
+            keys=keys,
+            hidden=(flags & _HIDDEN) != 0,
+            damaged=(flags & _DAMAGED) != 0,
+            starts=np.concatenate([[0], self._joints(times, due, keys)]).astype(np.int64),
+            joins=self._joins,
+        )
+
+    def _joints(self, times: np.ndarray, due: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """The first packet of each recording or edit after the first one."""
+        if self._joins == "none" or len(times) < 2:
+            return np.empty(0, np.int64)
         if self._joins == "segments":
-            return key and _UNKNOWN < time < self._last_key
-        if self._joins == "none" or _UNKNOWN in (due, self._decoding[-1]):
-            return False
-        step = due - self._decoding[-1]
-        if self._joins == "edits":
-            return step < 0
-        back = 0 if key else -_SHORTEST_RETURN * self._second
-        return step < back or (key and step > _LONGEST_GAP * self._second)
+            places = np.flatnonzero(keys)
+            before, after = times[places[:-1]], times[places[1:]]
+            return places[1:][(after < before) & (after != _UNKNOWN)]
+        step = np.diff(due)
+        begins = step < 0
+        if self._joins == "recordings":
+            key = keys[1:]
+            begins = step < np.where(key, 0, -_SHORTEST_RETURN * self._second)
+            begins |= key & (step > _LONGEST_GAP * self._second)
+        return 1 + np.flatnonzero(begins & (due[1:] != _UNKNOWN) & (due[:-1] != _UNKNOWN))
 
-    @property
-    def has_key(self) -> bool:
-        """Whether there is a key frame."""
-        return any(self._keys)
+
+@dataclass(frozen=True)
+class PacketTable:
+    """The packets of a file in its order.
+
+    Attributes:
+        times: int64 [P], presentation times, ``_UNKNOWN`` without one.
+        due: int64 [P], decoding times, likewise.
+        durations: int64 [P], 0 if unknown.
+        positions: int64 [P], where in the file each begins, -1 if unknown.
+        keys: bool [P], of key frames.
+        hidden: bool [P], not shown, by an edit list.
+        damaged: bool [P], by the container.
+        starts: int64 [R], the first packet of each recording or edit.
+        joins: as in ``PacketLog``.
+    """
+
+    times: np.ndarray
+    due: np.ndarray
+    durations: np.ndarray
+    positions: np.ndarray
+    keys: np.ndarray
+    hidden: np.ndarray
+    damaged: np.ndarray
+    starts: np.ndarray
+    joins: Joins
+
+    def first_damage(self) -> int | None:
+        """The first damaged packet.
+
+        The end of a transport stream that another is joined to is marked as damaged too, and is not.
+        """
+        for place in np.flatnonzero(self.damaged).tolist():
+            after = slice(place + 1, place + 2 + _JOIN_LAG)
+            joined = (
+                self.keys[after].any() or np.isin(self.starts[1:], np.arange(place + 1, after.stop)).any()
+            )
+            if self.joins != "recordings" or not joined:
+                return int(place)
+        return None
 
     def due_ticks(self) -> np.ndarray | None:
         """When the shown pictures are due by their decoding times, in order: int64 [n], from 0.
 
         For containers that store no other times. None if a packet has none, or two have the same.
         """
-        ticks = np.sort(np.array(self._decoding)[np.array(self._hidden) == 0])
+        ticks = np.sort(self.due[~self.hidden])
         if not len(ticks) or ticks[0] == _UNKNOWN or (np.diff(ticks) <= 0).any():
             return None
         return ticks - ticks[0]
 
     def last_duration(self) -> int:
         """Ticks for which the last picture is shown, by its packet; 0 if unknown."""
-        shown = np.flatnonzero(np.array(self._hidden) == 0)
-        if len(self._starts) > 1 or not len(shown):
+        shown = np.flatnonzero(~self.hidden)
+        if len(self.starts) > 1 or not len(shown):
             return 0
-        return int(self._durations[shown[np.argmax(np.array(self._times)[shown])]])
+        return int(self.durations[shown[np.argmax(self.times[shown])]])
 
     def index(self) -> PacketIndex | None:
         """The index; None if the times do not tell the pictures apart."""
-        hidden, keys = np.array(self._hidden, np.bool_), np.array(self._keys, np.bool_)
-        if not keys.any() or (np.array(self._times)[keys | ~hidden] == _UNKNOWN).any():
+        hidden, keys = self.hidden, self.keys
+        if not keys.any() or (self.times[keys | ~hidden] == _UNKNOWN).any():
             return None
         places = np.arange(len(keys))
-        recording = np.searchsorted(self._starts, places, side="right") - 1
-        marks, shown_at = self._separated(recording, hidden)
+        recording = np.searchsorted(self.starts, places, side="right") - 1
+        marks, shown_at = self._separated()
         # Pictures before the first key frame of their recording, in the file or as shown, lean on lost ones.
-        first_place = np.full(len(self._starts), len(keys))
+        first_place = np.full(len(self.starts), len(keys))
         np.minimum.at(first_place, recording[keys], places[keys])
-        first_mark = np.full(len(self._starts), np.iinfo(np.int64).max)
+        first_mark = np.full(len(self.starts), np.iinfo(np.int64).max)
         np.minimum.at(first_mark, recording[keys], marks[keys])
         frames = places[~hidden & (places >= first_place[recording]) & (marks >= first_mark[recording])]
         frames = frames[np.argsort(marks[frames], kind="stable")]
@@ -143,31 +194,29 @@ class PacketLog:
         return PacketIndex(
             marks=marks[frames],
             key_marks=marks[key_packets],
-            key_times=np.array(self._times)[key_packets],
+            key_times=self.times[key_packets],
             key_packets=key_packets,
-            packet_marks=marks if len(self._starts) > 1 else None,
-            positions=np.array(self._positions, np.int64),
+            packet_marks=marks if len(self.starts) > 1 else None,
+            positions=self.positions,
             # The first pictures after a join may be due before the last ones before it.
             ticks=np.maximum.accumulate(shown_at[frames]) - shown_at[~hidden].min(),
         )
 
-    def _separated(self, recording: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _separated(self) -> tuple[np.ndarray, np.ndarray]:
         """(marks, ticks at which they are shown) of all packets, int64 [P] each."""
-        times = np.array(self._times)
-        if len(self._starts) == 1:
-            return times, times
-        marks, shown_at = times.copy(), times.copy()
-        for number in range(1, len(self._starts)):
-            before, own = recording == number - 1, recording == number
-            marks[own] += marks[before].max() + 1 - times[own].min()
-            shown_before, shown_own = before & ~hidden, own & ~hidden
-            if self._joins == "recordings":  # go on as in FFmpeg: by the decoding times
-                first = self._starts[number]
-                due = self._decoding[first - 1] + int(shown_at[first - 1] - times[first - 1])
-                shown_at[own] += due + self._durations[first - 1] - self._decoding[first]
-            elif self._joins == "segments" and shown_before.any() and shown_own.any():
-                gap = self._durations[self._starts[number] - 1]
-                shown_at[own] += shown_at[shown_before].max() + gap - times[shown_own].min()
+        if len(self.starts) == 1:
+            return self.times, self.times
+        marks, shown_at = self.times.copy(), self.times.copy()
+        ends = [*self.starts[1:].tolist(), len(marks)]
+        for start, first, end in zip(self.starts[:-1].tolist(), ends[:-1], ends[1:], strict=True):
+            before, own = slice(start, first), slice(first, end)
+            marks[own] += marks[before].max() + 1 - marks[own].min()
+            last = first - 1
+            if self.joins == "recordings":  # go on as in FFmpeg: by the decoding times
+                due = self.due[last] + shown_at[last] - self.times[last]
+                shown_at[own] += due + self.durations[last] - self.due[first]
+            elif self.joins == "segments":
+                shown_at[own] += shown_at[before].max() + self.durations[last] - shown_at[own].min()
         return marks, shown_at
 
 
@@ -196,8 +245,8 @@ def measure_timing(
 ) -> Timing:
     """The timing of pictures whose times are known.
 
-    The stated rate is kept if the last picture, which has no next one, would then be shown for no longer than
-    another: it is the exact one, 30000/1001 instead of 29.97. Otherwise the rate is that of the gaps.
+    The stated rate is kept if the last picture, which has no next one, would then be shown for as long as
+    others: it is the exact one, 30000/1001 instead of 29.97. Otherwise the rate is that of the gaps.
 
     Args:
         seconds: float64 [N], N >= 1, when the pictures are shown, ascending.
@@ -217,9 +266,20 @@ def measure_timing(
     if last_is_stored and last > 0:
         fps = count / (span + last)
         return Timing(stated_fps if abs(stated_fps - fps) < 1e-3 * fps else fps, span + last, is_variable)
-    left = count / stated_fps - span if stated_fps > 0 else 0.0
-    fps = stated_fps if 0 < left <= float(gaps.max()) + _CLOCK_SECONDS else (count - 1) / span
+    fps = average_rate(seconds, stated_fps=stated_fps)
     return Timing(fps, span + 1 / fps, is_variable)
+
+
+def average_rate(seconds: np.ndarray, *, stated_fps: float) -> float:
+    """The average rate of pictures, as in ``measure_timing``, with the same arguments."""
+    count, span = len(seconds), float(seconds[-1] - seconds[0])
+    if span <= 0:
+        return stated_fps
+    left = count / stated_fps - span if stated_fps > 0 else 0.0  # for the last picture
+    gaps = np.diff(seconds)
+    if max(gaps.min() - _CLOCK_SECONDS, 0) < left <= gaps.max() + _CLOCK_SECONDS:
+        return stated_fps
+    return (count - 1) / span
 
 
 def close_gaps(times: np.ndarray) -> np.ndarray:

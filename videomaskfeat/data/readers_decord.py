@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from videomaskfeat.data.containers import is_exact_in_decord
-from videomaskfeat.data.packet_index import measure_timing
+from videomaskfeat.data.packet_index import average_rate
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvReader
 
@@ -58,7 +58,7 @@ class DecordReader(VideoReader):
             raise InexactIndexError(path)
         self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, MemoryError)
         self.frames = len(self._reader)
-        self.fps = measure_timing(starts, stated_fps=float(self._reader.get_avg_fps())).fps
+        self.fps = average_rate(starts, stated_fps=float(self._reader.get_avg_fps()))
 
     @property
     def info(self) -> VideoInfo:

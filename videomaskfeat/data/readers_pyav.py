@@ -25,7 +25,15 @@ import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from videomaskfeat.data.packet_index import Joins, PacketIndex, PacketLog, Timing, close_gaps, measure_timing
+from videomaskfeat.data.packet_index import (
+    Joins,
+    PacketIndex,
+    PacketLog,
+    PacketTable,
+    Timing,
+    close_gaps,
+    measure_timing,
+)
 from videomaskfeat.data.pyav_file import PyAvFile, decoded
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 
@@ -33,7 +41,6 @@ _BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames a
 _JOINS: dict[str, Joins] = {"mpeg": "recordings", "mov": "edits", "matroska": "segments"}
 STORED_DURATIONS = ("gif", "apng")
 DECODING_TIMES_ALONE = ("avi", "asf")  # FFmpeg guesses the times of showing from them
-_JOIN_LAG = 2  # packets after one that is marked as damaged in which the key frame of a joined stream comes
 _PACKETS_TO_KEY = 64  # read on from a jump by place, before the packets are counted from the start instead
 
 
@@ -62,15 +69,15 @@ class PyAvReader(PyAvFile, VideoReader):
         super().__init__(path, threads=threads)
         self._info: VideoInfo | None = None
         try:
-            log = self._log_packets()
-            self._index = None if self._guesses_times() else log.index()
-            ticks = self._count(log) if self._index is None else self._shown_ticks(log, self._index)
+            packets = self._read_packets()
+            self._index = None if self._guesses_times() else packets.index()
+            ticks = self._count(packets) if self._index is None else self._shown_ticks(packets, self._index)
             if not self.frames:
                 raise VideoReadError(path, "no frame can be decoded")
         except BaseException:
             self.close()
             raise
-        self._take_times(ticks, log.last_duration())
+        self._take_times(ticks, packets.last_duration())
 
     @property
     def info(self) -> VideoInfo:
@@ -96,8 +103,8 @@ class PyAvReader(PyAvFile, VideoReader):
         """Whether frames can only be counted, and come at a steady rate."""
         return self._index is None and not self.timing.is_variable
 
-    def _log_packets(self) -> PacketLog:
-        """All packets of the file, noted.
+    def _read_packets(self) -> PacketTable:
+        """All packets of the file.
 
         Raises:
             VideoReadError: the file is damaged, or has packets and no key frame.
@@ -106,40 +113,34 @@ class PyAvReader(PyAvFile, VideoReader):
         joins: Joins = next((kind for name, kind in _JOINS.items() if form.startswith(name)), "none")
         second = float(1 / self._stream.time_base) if self._stream.time_base else 1.0
         log = PacketLog(second=second, joins=joins)
-        damaged: int | None = None
         try:
             for packet in self._packets():
-                begins = log.add(packet) or packet.is_keyframe
-                # The end of a transport stream that another is joined to is marked as damaged too.
-                if damaged is not None and joins == "recordings" and begins:
-                    damaged = None
-                if damaged is not None and len(log) > damaged + 1 + _JOIN_LAG:
-                    break
-                if damaged is None and packet.is_corrupt:
-                    damaged = len(log) - 1
+                log.add(packet)
         except av.error.FFmpegError as error:
             raise VideoReadError(self.path, f"damaged after frame {len(log)} ({error.strerror})") from error
+        table = log.close()
+        damaged = table.first_damage()
         if damaged is not None:
             raise VideoReadError(self.path, f"truncated or damaged after frame {damaged}")
-        if not log.has_key and len(log):
+        if len(log) and not table.keys.any():
             raise VideoReadError(self.path, f"no key frame in {len(log)} frames")
-        return log
+        return table
 
-    def _shown_ticks(self, log: PacketLog, index: PacketIndex) -> np.ndarray:
+    def _shown_ticks(self, packets: PacketTable, index: PacketIndex) -> np.ndarray:
         """When each frame is shown, int64 [N] ticks after the first packet."""
         self.frames = len(index.marks)
         if self._container.format.name in DECODING_TIMES_ALONE:
-            due = log.due_ticks()
+            due = packets.due_ticks()
             if due is not None and len(due) >= self.frames:
                 return due[-self.frames :]
         return index.ticks
 
-    def _count(self, log: PacketLog) -> np.ndarray | None:
+    def _count(self, packets: PacketTable) -> np.ndarray | None:
         """Decode everything to count the frames; the ticks at which they are shown, None if unknown."""
         times = [frame.pts for frame in self._count_frames()]
         self.frames = len(times)
         if self._guesses_times():
-            due = log.due_ticks()
+            due = packets.due_ticks()
             return None if due is None or len(due) < self.frames else due[len(due) - self.frames :]
         known = [time for time in times if time is not None]
         return close_gaps(np.array(known, np.int64)) if known and len(known) == len(times) else None

@@ -25,9 +25,20 @@ from videomaskfeat.io import is_regular_file
 
 MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
 _MOST_STREAMS = 100
-# Files only: a playlist may name others, but nothing in the network.
-_OPTIONS = {"max_pixels": str(MOST_PIXELS), "max_streams": str(_MOST_STREAMS), "protocol_whitelist": "file"}
-_MOST_SECONDS = 15.0  # for opening, and for reading a packet
+# Kinds of files that name others to read, and inputs that are no files: these wait, for ever or on the network.
+_NAMING_OTHERS = frozenset(
+    ("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sdp", "webm_dash_manifest")
+)
+_OPTIONS = {
+    "max_pixels": str(MOST_PIXELS),
+    "max_streams": str(_MOST_STREAMS),
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(sorted(av.formats_available - _NAMING_OTHERS)),
+}
+_MOST_SECONDS = 8.0  # for opening, and for reading a packet
+_SPARSE = (
+    1 << 30
+)  # bytes; holes in a larger file are looked for, since FFmpeg may search them for a next picture
 # What PyAV raises on damaged files: its own errors, and Python's where a count exceeds a type or the memory.
 FAILURES = (av.error.FFmpegError, OSError, OverflowError, MemoryError)
 
@@ -68,8 +79,7 @@ class PyAvFile:
     def _open(self) -> tuple[InputContainer, VideoStream]:
         # FFmpeg's complaints about damaged files would fill the terminal; the errors below name the cause.
         av.logging.set_level(None)
-        if os.path.exists(self.path) and not is_regular_file(self.path):
-            raise VideoReadError(self.path, "not a regular file (a folder, pipe, socket or device)")
+        _check_file(self.path)
         try:
             container = av.open(self.path, metadata_errors="ignore", options=_OPTIONS, timeout=_MOST_SECONDS)
         except (*FAILURES, ValueError) as error:
@@ -169,6 +179,18 @@ def decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
         return
 
 
+def _check_file(path: str) -> None:
+    """VideoReadError if opening or reading what lies there might block forever, or take memory without end."""
+    if not os.path.exists(path):
+        return  # FFmpeg says so
+    if not is_regular_file(path):
+        raise VideoReadError(path, "not a regular file (a folder, pipe, socket or device)")
+    status = os.stat(path)
+    stored = 512 * status.st_blocks  # 0 on file systems that do not count
+    if status.st_size > _SPARSE and 0 < stored < status.st_size / 10:
+        raise VideoReadError(path, f"a sparse file: {status.st_size:,} bytes, of which {stored:,} are stored")
+
+
 def _open_failure(path: str, error: Exception) -> str:
     """The cause, in words, of a file that does not open."""
     if not os.path.exists(path):
@@ -181,6 +203,8 @@ def _open_failure(path: str, error: Exception) -> str:
         if brand == b"ftyp":
             return "truncated or damaged: an mp4 file without its index (moov)"
         return "not a video file"
+    if isinstance(error, av.error.ArgumentError):
+        return "not a video file, or a playlist that names others"
     return failure_phrase(error)
 
 
@@ -188,5 +212,7 @@ def failure_phrase(error: BaseException) -> str:
     """One of ``FAILURES`` in a few words, on one line."""
     if isinstance(error, MemoryError):
         return "more memory than there is"
+    if isinstance(error, av.error.ExitError):
+        return f"nothing to read within {_MOST_SECONDS:g} s"
     words = str(getattr(error, "strerror", None) or error or type(error).__name__)
     return " ".join(words.split())

@@ -99,7 +99,11 @@ class VideoReader(ABC):
             IndexError: an index is outside, or there is none.
             VideoReadError: a frame cannot be decoded.
         """
-        return self._read(self._checked(indices))
+        wanted = self._checked(indices)
+        try:
+            return self._read(wanted)
+        except MemoryError as error:
+            raise VideoReadError(self.path, f"{len(wanted)} frames need more memory than there is") from error
 
     def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Decode frames one after the other in one pass over the video, holding one of them at a time.

@@ -21,7 +21,7 @@ import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from videomaskfeat.data.pyav_file import PyAvFile, decoded
+from videomaskfeat.data.pyav_file import FAILURES, PyAvFile, decoded, failure_phrase
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 
 
@@ -102,8 +102,10 @@ class PyAvReader(PyAvFile, VideoReader):
                     keys.append(packet.pts)
                 if keys and not packet.is_discard:
                     times.append(packet.pts)
-        except av.error.FFmpegError as error:
-            raise VideoReadError(self.path, f"damaged after frame {packets} ({error.strerror})") from error
+        except FAILURES as error:
+            raise VideoReadError(
+                self.path, f"damaged after frame {packets} ({failure_phrase(error)})"
+            ) from error
         if not keys and packets:
             raise VideoReadError(self.path, f"no key frame in {packets} frames")
         if self._guesses_times():

@@ -289,7 +289,7 @@ def _hides_nothing(elst: bytes, shown: np.ndarray, media_ticks_per_movie_tick: f
     duration, start = edits[0]
     # The duration is rounded to the movie's coarser clock; 0 means to the end.
     end = start + (duration + 1) * media_ticks_per_movie_tick
-    return start <= shown.min() and (duration == 0 or end > shown.max())
+    return bool(start <= shown.min() and (duration == 0 or end > shown.max()))
 
 
 # Headers of the codecs: ITU-T H.264 sections 7.3.1 and 7.3.2.1, the VP9 bitstream 6.2, RFC 6386 section 9.1

@@ -9,7 +9,7 @@ import struct
 import cv2
 import numpy as np
 
-from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
+from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists, is_file, is_regular_file, open_file
 
@@ -37,7 +37,7 @@ class ImageReader(VideoReader):
         """
         self.path = path
         if not is_file(path):
-            raise VideoReadError(path, "no such file")
+            raise VideoReadError(path, NOT_REGULAR if exists(path) else "no such file")
 
     @property
     def info(self) -> VideoInfo:
@@ -79,7 +79,7 @@ def load_picture(path: str) -> np.ndarray:
         ValueError: the file cannot be read, or is no picture; the message is a short phrase for people.
     """
     if exists(path) and not is_regular_file(path):
-        raise ValueError("not a regular file (a folder, pipe, socket or device)")
+        raise ValueError(NOT_REGULAR)
     try:
         with open_file(path, "rb") as file:
             data = file.read(_LARGEST_FILE + 1)

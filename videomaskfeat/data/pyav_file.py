@@ -20,12 +20,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from videomaskfeat.data.pyav_rgb import RgbConverter, frame_kind
-from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.reader import NOT_REGULAR, VideoReadError
 from videomaskfeat.io import is_regular_file
 
 MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
 _MOST_STREAMS = 100
-# Kinds of files that name others to read, and inputs that are no files: these wait, for ever or on the network.
+# Kinds of files that name others to read, and inputs that are no files: these may wait forever.
 _NAMING_OTHERS = frozenset(
     ("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sdp", "webm_dash_manifest")
 )
@@ -118,7 +118,11 @@ class PyAvFile:
         self._container, self._stream = self._open()
 
     def _packets(self) -> Iterator[Packet]:
-        return (packet for packet in self._container.demux(self._stream) if packet.size)
+        """The packets from here on; VideoReadError where the container is damaged."""
+        try:
+            yield from (packet for packet in self._container.demux(self._stream) if packet.size)
+        except FAILURES as error:
+            raise VideoReadError(self.path, f"damaged ({failure_phrase(error)})") from error
 
     def _guesses_times(self) -> bool:
         """AVI stores no presentation times, and FFmpeg's guess is off where frames are reordered."""
@@ -180,11 +184,11 @@ def decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
 
 
 def _check_file(path: str) -> None:
-    """VideoReadError if opening or reading what lies there might block forever, or take memory without end."""
+    """Raise VideoReadError if reading what lies there may block forever, or take memory without end."""
     if not os.path.exists(path):
         return  # FFmpeg says so
     if not is_regular_file(path):
-        raise VideoReadError(path, "not a regular file (a folder, pipe, socket or device)")
+        raise VideoReadError(path, NOT_REGULAR)
     status = os.stat(path)
     stored = 512 * status.st_blocks  # 0 on file systems that do not count
     if status.st_size > _SPARSE and 0 < stored < status.st_size / 10:

@@ -9,6 +9,8 @@ from types import TracebackType
 
 import numpy as np
 
+NOT_REGULAR = "not a regular file (a folder, pipe, socket or device)"  # reading it may block forever
+
 
 @dataclass(frozen=True)
 class VideoInfo:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import av
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -173,12 +172,14 @@ class PyAvReader(PyAvFile, VideoReader):
             self._container.seek(key_time, stream=self._stream)
             packets = self._packets()
             first = next((p for p in packets if p.is_keyframe and (p.pts or 0) >= key_time), None)
-        except av.error.FFmpegError:
+        except (*FAILURES, VideoReadError):
             first = None
         if first is None or first.pts != key_time:  # not seekable, or landed too late (transport streams do)
             self._reopen()
             packets = self._packets()
-            first = next(p for p in packets if p.pts == key_time)
+            first = next((p for p in packets if p.pts == key_time), None)
+        if first is None:
+            raise VideoReadError(self.path, "damaged: a key frame that was there is gone")
         yield first
         yield from packets
 

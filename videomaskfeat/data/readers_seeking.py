@@ -18,7 +18,7 @@ import numpy as np
 from av.packet import Packet
 
 from videomaskfeat import io
-from videomaskfeat.data.pyav_file import FAILURES, PyAvFile, failure_phrase
+from videomaskfeat.data.pyav_file import FAILURES, PyAvFile
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvReader
 from videomaskfeat.data.readers_timed import CountedReader, TimedReader
@@ -141,7 +141,7 @@ class SeekingReader(PyAvFile, TimedReader):
     def _seek(self, target: float) -> bool:
         try:
             self._container.seek(max(int(target), self._start), stream=self._stream)
-        except av.error.FFmpegError:
+        except FAILURES:
             return False
         return True
 
@@ -167,8 +167,6 @@ class SeekingReader(PyAvFile, TimedReader):
                     # After a jump some have none; then the second key frame ends all that came before.
                     if keys_beyond > 1 or (packet.dts is not None and packet.dts >= beyond):
                         return packets, False
-        except FAILURES as error:
-            raise VideoReadError(self.path, f"damaged ({failure_phrase(error)})") from error
         except _NoTimeError as error:
             raise VideoReadError(self.path, "a picture without a time") from error
         return packets, beyond is None

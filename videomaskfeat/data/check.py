@@ -136,8 +136,10 @@ def _problems(
         info = scan.info
         if info.frames < min_frames:
             problems.append(Problem(row, path, "short", f"{info.frames} frames, fewer than {min_frames}"))
-        if info.rotation_degrees:
-            problems.append(Problem(row, path, "odd", f"turned by {info.rotation_degrees} degrees"))
+        if info.rotation_degrees or info.mirrored:
+            turn = f"turned by {info.rotation_degrees} degrees" if info.rotation_degrees else ""
+            words = " and ".join(filter(None, ("mirrored" if info.mirrored else "", turn)))
+            problems.append(Problem(row, path, "odd", words))
         if info.variable_frame_rate:
             problems.append(Problem(row, path, "odd", f"variable frame rate, {info.fps:.4g} on average"))
         if not info.fps > 0:

@@ -23,6 +23,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from videomaskfeat.io import is_regular_file
+
 _UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TURNED = ((0, 1, 0, -1, 0, 0, 0, 0, 1), (-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, -1, 0, 1, 0, 0, 0, 0, 1))
 _TOP_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"udta"))
@@ -39,6 +41,8 @@ Span = tuple[int, int]  # first byte and one past the last
 
 def is_exact_in_decord(path: str) -> bool:
     """Whether decord's index i is the i-th picture shown, and its RGB the same as FFmpeg's, for this file."""
+    if not is_regular_file(path):
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(12)
@@ -285,7 +289,7 @@ def _hides_nothing(elst: bytes, shown: np.ndarray, media_ticks_per_movie_tick: f
     duration, start = edits[0]
     # The duration is rounded to the movie's coarser clock; 0 means to the end.
     end = start + (duration + 1) * media_ticks_per_movie_tick
-    return start <= shown.min() and (duration == 0 or end > shown.max())
+    return bool(start <= shown.min() and (duration == 0 or end > shown.max()))
 
 
 # Headers of the codecs: ITU-T H.264 sections 7.3.1 and 7.3.2.1, the VP9 bitstream 6.2, RFC 6386 section 9.1

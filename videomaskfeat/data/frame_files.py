@@ -7,12 +7,11 @@ import os
 import numpy as np
 
 from videomaskfeat.data.frame_series import NUMBERED, choose_frames
-from videomaskfeat.data.images import decode_picture, is_picture, picture_codec
+from videomaskfeat.data.images import is_picture, load_picture, picture_codec
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_timed import check_size
 from videomaskfeat.data.records_frames import FrameFiles
-from videomaskfeat.errors import UserError
-from videomaskfeat.io import exists, list_folder, open_file
+from videomaskfeat.io import exists, list_folder
 
 
 class FrameFilesReader(VideoReader):
@@ -65,19 +64,14 @@ class FrameFilesReader(VideoReader):
         path = self._files[index]
         name = os.path.basename(path)
         try:
-            with open_file(path, "rb") as file:
-                data = file.read()
-        except (OSError, UserError) as error:
-            if exists(path):
-                raise VideoReadError(self.path, f"{name} cannot be opened ({error})") from error
-            raise VideoReadError(
-                self.path,
-                f"{name} is missing, frame {index} of {self.frames}; frames count on without a gap, "
-                f"{self.fps:g} a second: extract them again, or read the video file itself",
-            ) from error
-        try:
-            return decode_picture(data)
+            return load_picture(path)
         except ValueError as error:
+            if not exists(path):
+                raise VideoReadError(
+                    self.path,
+                    f"{name} is missing, frame {index} of {self.frames}; frames count on without a gap, "
+                    f"{self.fps:g} a second: extract them again, or read the video file itself",
+                ) from error
             raise VideoReadError(self.path, f"{name}: {error}") from error
 
 

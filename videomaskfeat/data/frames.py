@@ -8,10 +8,9 @@ import re
 import numpy as np
 
 from videomaskfeat.data.frame_series import choose_frames
-from videomaskfeat.data.images import decode_picture, is_picture, picture_codec
+from videomaskfeat.data.images import is_picture, load_picture, picture_codec
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
-from videomaskfeat.errors import UserError
-from videomaskfeat.io import list_folder, open_file
+from videomaskfeat.io import list_folder
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -84,12 +83,7 @@ class FrameFolderReader(VideoReader):
         """Frame ``index``, uint8 [H, W, 3], RGB."""
         name = self._names[index]
         try:
-            with open_file(os.path.join(self.path, name), "rb") as file:
-                data = file.read()
-        except (OSError, UserError) as error:
-            raise VideoReadError(self.path, f"{name} cannot be opened ({error})") from error
-        try:
-            return decode_picture(data)
+            return load_picture(os.path.join(self.path, name))
         except ValueError as error:
             raise VideoReadError(self.path, f"{name}: {error}") from error
 

@@ -20,23 +20,26 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from videomaskfeat.data.pyav_rgb import RgbConverter, frame_kind
-from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.reader import NOT_REGULAR, VideoReadError
 from videomaskfeat.io import ffmpeg_url, is_regular_file, missing_cause
 
 MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
 _MOST_STREAMS = 100
-# Formats that open what a file names: playlists, scripts, sessions; and text drawn as pictures.
-_OTHER_FILES = frozenset(("concat", "dash", "hls", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "tty"))
-_FORMATS = {name for names in av.formats_available for name in names.split(",")} - _OTHER_FILES
-# One local file is read and no other: a name such as %03d.tga is no pattern either.
+# Kinds of files that name others to read, and inputs that are no files: these may wait forever.
+_NAMING_OTHERS = frozenset(
+    ("concat", "dash", "hls", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "tty", "webm_dash_manifest")
+)
 _OPTIONS = {
     "max_pixels": str(MOST_PIXELS),
     "max_streams": str(_MOST_STREAMS),
     "protocol_whitelist": "file",
-    "format_whitelist": ",".join(sorted(_FORMATS)),
-    "pattern_type": "none",
+    "format_whitelist": ",".join(sorted(av.formats_available - _NAMING_OTHERS)),
+    "pattern_type": "none",  # a name such as %03d.tga is a file's, too
 }
-_MOST_SECONDS = 15.0  # for opening, and for reading a packet
+_MOST_SECONDS = 8.0  # for opening, and for reading a packet
+_SPARSE = (
+    1 << 30
+)  # bytes; holes in a larger file are looked for, since FFmpeg may search them for a next picture
 # What PyAV raises on damaged files: its own errors, and Python's where a count exceeds a type or the memory.
 FAILURES = (av.error.FFmpegError, OSError, OverflowError, MemoryError)
 
@@ -77,8 +80,7 @@ class PyAvFile:
     def _open(self) -> tuple[InputContainer, VideoStream]:
         # FFmpeg's complaints about damaged files would fill the terminal; the errors below name the cause.
         av.logging.set_level(None)
-        if os.path.exists(self.path) and not is_regular_file(self.path):
-            raise VideoReadError(self.path, "not a regular file (a folder, pipe, socket or device)")
+        _check_file(self.path)
         try:
             container = av.open(
                 ffmpeg_url(self.path), metadata_errors="ignore", options=_OPTIONS, timeout=_MOST_SECONDS
@@ -119,7 +121,11 @@ class PyAvFile:
         self._container, self._stream = self._open()
 
     def _packets(self) -> Iterator[Packet]:
-        return (packet for packet in self._container.demux(self._stream) if packet.size)
+        """The packets from here on; VideoReadError where the container is damaged."""
+        try:
+            yield from (packet for packet in self._container.demux(self._stream) if packet.size)
+        except FAILURES as error:
+            raise VideoReadError(self.path, f"damaged ({failure_phrase(error)})") from error
 
     def _guesses_times(self) -> bool:
         """AVI and ASF store no presentation times, and FFmpeg's guess is off where frames are reordered."""
@@ -180,6 +186,18 @@ def decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
         return
 
 
+def _check_file(path: str) -> None:
+    """Raise VideoReadError if reading what lies there may block forever, or take memory without end."""
+    if not os.path.exists(path):
+        return  # FFmpeg says so
+    if not is_regular_file(path):
+        raise VideoReadError(path, NOT_REGULAR)
+    status = os.stat(path)
+    stored = 512 * status.st_blocks  # 0 on file systems that do not count
+    if status.st_size > _SPARSE and 0 < stored < status.st_size / 10:
+        raise VideoReadError(path, f"a sparse file: {status.st_size:,} bytes, of which {stored:,} are stored")
+
+
 def _open_failure(path: str, error: Exception) -> str:
     """The cause, in words, of a file that does not open."""
     if not os.path.exists(path):
@@ -193,7 +211,7 @@ def _open_failure(path: str, error: Exception) -> str:
             return "truncated or damaged: an mp4 file without its index (moov)"
         return "not a video file"
     if isinstance(error, av.error.ArgumentError):
-        return "not a video file, or one that names other files (a playlist, a script)"
+        return "not a video file, or a playlist that names others"
     return failure_phrase(error)
 
 
@@ -201,5 +219,7 @@ def failure_phrase(error: BaseException) -> str:
     """One of ``FAILURES`` in a few words, on one line."""
     if isinstance(error, MemoryError):
         return "more memory than there is"
+    if isinstance(error, av.error.ExitError):
+        return f"nothing to read within {_MOST_SECONDS:g} s"
     words = str(getattr(error, "strerror", None) or error or type(error).__name__)
     return " ".join(words.split())

@@ -9,6 +9,8 @@ from types import TracebackType
 
 import numpy as np
 
+NOT_REGULAR = "not a regular file (a folder, pipe, socket or device)"  # reading it may block forever
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -99,7 +101,11 @@ class VideoReader(ABC):
             IndexError: an index is outside, or there is none.
             VideoReadError: a frame cannot be decoded.
         """
-        return self._read(self._checked(indices))
+        wanted = self._checked(indices)
+        try:
+            return self._read(wanted)
+        except MemoryError as error:
+            raise VideoReadError(self.path, f"{len(wanted)} frames need more memory than there is") from error
 
     def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Decode frames one after the other in one pass over the video, holding one of them at a time.

@@ -20,7 +20,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import av
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -34,7 +33,7 @@ from videomaskfeat.data.packet_index import (
     close_gaps,
     measure_timing,
 )
-from videomaskfeat.data.pyav_file import PyAvFile, decoded
+from videomaskfeat.data.pyav_file import FAILURES, PyAvFile, decoded, failure_phrase
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 
 _BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames are found by place
@@ -114,10 +113,13 @@ class PyAvReader(PyAvFile, VideoReader):
         second = float(1 / self._stream.time_base) if self._stream.time_base else 1.0
         log = PacketLog(second=second, joins=joins)
         try:
-            for packet in self._packets():
-                log.add(packet)
-        except av.error.FFmpegError as error:
-            raise VideoReadError(self.path, f"damaged after frame {len(log)} ({error.strerror})") from error
+            for packet in self._container.demux(self._stream):
+                if packet.size:
+                    log.add(packet)
+        except FAILURES as error:
+            raise VideoReadError(
+                self.path, f"damaged after frame {len(log)} ({failure_phrase(error)})"
+            ) from error
         table = log.close()
         damaged = table.first_damage()
         if damaged is not None:
@@ -249,7 +251,7 @@ class PyAvReader(PyAvFile, VideoReader):
                 self._container.seek(time, stream=self._stream)
                 packets = self._packets()
                 first = next((p for p in packets if p.is_keyframe and (p.pts or 0) >= time), None)
-        except av.error.FFmpegError:
+        except (*FAILURES, VideoReadError):
             return None
         return None if first is None or first.pts != time else itertools.chain([first], packets)
 

@@ -23,7 +23,7 @@ from av.format import Flags
 from av.packet import Packet
 
 from videomaskfeat import io
-from videomaskfeat.data.pyav_file import PyAvFile
+from videomaskfeat.data.pyav_file import FAILURES, PyAvFile
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_pyav import DECODING_TIMES_ALONE, STORED_DURATIONS, PyAvReader
 from videomaskfeat.data.readers_timed import (
@@ -143,10 +143,7 @@ class SeekingReader(PyAvFile, TimedReader):
 
     def _check_due(self) -> int:
         """The first packet's time, if it is its decoding time; FFmpeg guesses another for H.264."""
-        try:
-            first = next(self._packets(), None)
-        except av.error.FFmpegError as error:
-            raise VideoReadError(self.path, f"damaged ({error.strerror})") from error
+        first = next(self._packets(), None)
         if first is None or first.pts is None or first.pts != first.dts:
             raise UntimedError(self.path)
         return first.pts
@@ -175,19 +172,16 @@ class SeekingReader(PyAvFile, TimedReader):
         """The times of the last shown packets from here on, and the ticks for which the last one is shown."""
         times: deque[int] = deque(maxlen=_REORDERED)
         last_key, shown_for = None, 0
-        try:
-            for packet in self._packets():
-                if packet.is_corrupt:
-                    at = (_time(packet) - self._start) / self._second
-                    raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
-                if packet.is_keyframe:
-                    last_key = _later_key(packet, last_key)
-                if not packet.is_discard:
-                    if not times or _time(packet) > max(times):
-                        shown_for = packet.duration or 0
-                    times.append(_time(packet))
-        except av.error.FFmpegError as error:
-            raise VideoReadError(self.path, f"damaged ({error.strerror})") from error
+        for packet in self._packets():
+            if packet.is_corrupt:
+                at = (_time(packet) - self._start) / self._second
+                raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
+            if packet.is_keyframe:
+                last_key = _later_key(packet, last_key)
+            if not packet.is_discard:
+                if not times or _time(packet) > max(times):
+                    shown_for = packet.duration or 0
+                times.append(_time(packet))
         return list(times), shown_for
 
     def _shown_for(self, times: np.ndarray, stated: int) -> float:
@@ -265,7 +259,7 @@ class SeekingReader(PyAvFile, TimedReader):
     def _seek(self, target: float) -> bool:
         try:
             self._container.seek(max(int(target), self._start), stream=self._stream)
-        except av.error.FFmpegError:
+        except FAILURES:
             return False
         return True
 
@@ -274,27 +268,24 @@ class SeekingReader(PyAvFile, TimedReader):
         packets: list[Packet] = []
         beyond: int | None = None  # the first time met that is at or after the last wanted one
         keys_beyond, last_key = 0, None
-        try:
-            for packet in self._packets():
-                if not packets and not packet.is_keyframe:
-                    continue
-                time = _time(packet)
-                if packet.is_corrupt:
-                    at = (time - self._start) / self._second
-                    raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
-                packets.append(packet)
-                if packet.is_keyframe:
-                    last_key = _later_key(packet, last_key)
-                if time >= last and not packet.is_discard:
-                    beyond = time if beyond is None else min(beyond, time)
-                if beyond is not None:
-                    keys_beyond += packet.is_keyframe and time > beyond
-                    # Nothing is shown before it is decoded: no later packet has a time before this one's dts.
-                    # After a jump some have none; then the second key frame ends all that came before.
-                    if keys_beyond > 1 or (packet.dts is not None and packet.dts >= beyond):
-                        return packets, False
-        except av.error.FFmpegError as error:
-            raise VideoReadError(self.path, f"damaged ({error.strerror})") from error
+        for packet in self._packets():
+            if not packets and not packet.is_keyframe:
+                continue
+            time = _time(packet)
+            if packet.is_corrupt:
+                at = (time - self._start) / self._second
+                raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
+            packets.append(packet)
+            if packet.is_keyframe:
+                last_key = _later_key(packet, last_key)
+            if time >= last and not packet.is_discard:
+                beyond = time if beyond is None else min(beyond, time)
+            if beyond is not None:
+                keys_beyond += packet.is_keyframe and time > beyond
+                # Nothing is shown before it is decoded: no later packet has a time before this one's dts.
+                # After a jump some have none; then the second key frame ends all that came before.
+                if keys_beyond > 1 or (packet.dts is not None and packet.dts >= beyond):
+                    return packets, False
         return packets, beyond is None
 
     def _nearest(self, packets: list[Packet], ticks: np.ndarray, ended: bool) -> np.ndarray:

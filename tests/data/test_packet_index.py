@@ -202,10 +202,13 @@ def test_damage_in_a_transport_stream_is_still_an_error(tmp_path: Path) -> None:
         open_video(path)
 
 
-def test_joined_matroska_is_read_by_time_and_by_number(tmp_path: Path) -> None:
-    whole = write_video(tmp_path / "a.mkv").read_bytes()
-    path = joined(tmp_path / "twice.mkv", whole, whole)
-    assert numbers(path, "pyav") == [*range(FRAMES), *range(FRAMES)]
+@pytest.mark.parametrize("ending", ["mkv", "webm"])
+def test_joined_matroska_is_read_by_time_and_by_number(tmp_path: Path, ending: str) -> None:
+    options = VP9 if ending == "webm" else {}
+    whole = write_video(tmp_path / f"a.{ending}", **options).read_bytes()
+    path = joined(tmp_path / f"twice.{ending}", whole, whole)
+    for reader in READERS:
+        assert numbers(path, reader) == [*range(FRAMES), *range(FRAMES)]
     assert numbers_at(path, [0.005, 3.105]) == [0, 45]
 
 

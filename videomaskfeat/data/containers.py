@@ -468,6 +468,8 @@ def _is_plain_webm(file: BinaryIO, size: int) -> bool:
     parts: dict[int, Span] = {}
     for kind, span in _elements(file, (0, size)):
         if kind == _SEGMENT:
+            if span[1] != size:
+                return False  # another file is joined to it
             for part, content in _elements(file, span):
                 parts.setdefault(part, content)
                 if part == _CLUSTER:

@@ -14,7 +14,7 @@ from av.bitstream import BitStreamFilterContext
 
 from tests.data.make_videos import FRAMES, VP9, copy_packets, read_number, uneven_times, write_video
 from tests.reference.decode import decode_all_timed
-from videomaskfeat.data.packet_index import close_gaps, measure_timing
+from videomaskfeat.data.packet_index import complete_times, measure_timing
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_seeking import SeekingReader, open_timed
 from videomaskfeat.data.video import open_video, probe
@@ -52,8 +52,17 @@ def test_timing_of_a_single_picture_and_of_a_stored_pause() -> None:
     assert pause.fps == pytest.approx(10 / 3)
 
 
-def test_times_that_go_back_go_on() -> None:
-    assert close_gaps(np.array([5, 7, 9, 5, 7, 7])).tolist() == [0, 2, 4, 6, 8, 10]
+def test_times_that_go_back_or_are_missing_go_on() -> None:
+    for times, expected in (
+        ([5, 7, 9, 5, 7, 7], [0, 2, 4, 6, 8, 10]),
+        ([None, None, 7, 9, None, None, 15, None], [0, 2, 4, 6, 8, 10, 12, 14]),
+        ([3], [0]),
+    ):
+        ticks = complete_times(times)
+        assert ticks is not None
+        assert ticks.tolist() == expected
+    assert complete_times([None, 3]) is None
+    assert complete_times([]) is None
 
 
 @pytest.mark.parametrize("reader", READERS)

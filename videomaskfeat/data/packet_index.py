@@ -7,6 +7,7 @@ The packets say what is there, so everything here follows from the times of the 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -180,7 +181,8 @@ class PacketTable:
             return None
         places = np.arange(len(keys))
         recording = np.searchsorted(self.starts, places, side="right") - 1
-        marks, shown_at = self._separated()
+        with np.errstate(over="ignore"):  # by the times of a damaged file
+            marks, shown_at = self._separated()
         # Pictures before the first key frame of their recording, in the file or as shown, lean on lost ones.
         first_place = np.full(len(self.starts), len(keys))
         np.minimum.at(first_place, recording[keys], places[keys])
@@ -282,9 +284,21 @@ def average_rate(seconds: np.ndarray, *, stated_fps: float) -> float:
     return (count - 1) / span
 
 
-def close_gaps(times: np.ndarray) -> np.ndarray:
-    """Times int64 [N] in the order of showing as ascending ticks from 0: where they go back, they go on."""
-    steps = np.diff(times)
-    forward = steps[steps > 0]
-    steps = np.where(steps > 0, steps, int(np.median(forward)) if len(forward) else 1)
-    return np.concatenate([[0], np.cumsum(steps)])
+def complete_times(times: Sequence[int | None]) -> np.ndarray | None:
+    """Times in the order of showing as ascending ticks from 0, int64 [N]; None if they are unknown.
+
+    Where they go back, they go on by the usual step. Missing ones lie evenly between their neighbors.
+    """
+    known = np.array([place for place, time in enumerate(times) if time is not None], np.int64)
+    if len(known) < 2:
+        return np.zeros(1, np.int64) if len(times) == len(known) == 1 else None
+    values = np.array([time for time in times if time is not None], np.int64)
+    pictures, steps = np.diff(known), np.diff(values)
+    forward = steps > 0
+    usual = float(np.median(steps[forward] / pictures[forward])) if forward.any() else 1.0
+    steps = np.where(forward, steps, np.maximum(np.rint(usual * pictures), 1).astype(np.int64))
+    ticks = np.concatenate([[0], np.cumsum(steps)])
+    places = np.arange(len(times))
+    beyond = np.minimum(places - known[0], 0) + np.maximum(places - known[-1], 0)
+    filled = np.rint(np.interp(places, known, ticks) + usual * beyond).astype(np.int64)
+    return filled - filled[0]

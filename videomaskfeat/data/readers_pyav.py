@@ -30,7 +30,7 @@ from videomaskfeat.data.packet_index import (
     PacketLog,
     PacketTable,
     Timing,
-    close_gaps,
+    complete_times,
     measure_timing,
 )
 from videomaskfeat.data.pyav_file import FAILURES, PyAvFile, decoded, failure_phrase
@@ -144,8 +144,7 @@ class PyAvReader(PyAvFile, VideoReader):
         if self._guesses_times():
             due = packets.due_ticks()
             return None if due is None or len(due) < self.frames else due[len(due) - self.frames :]
-        known = [time for time in times if time is not None]
-        return close_gaps(np.array(known, np.int64)) if known and len(known) == len(times) else None
+        return complete_times(times)
 
     def _take_times(self, ticks: np.ndarray | None, last: int) -> None:
         """Set the timing, by the ticks at which the frames are shown; None: by the stated rate alone."""

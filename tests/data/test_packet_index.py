@@ -244,3 +244,23 @@ def test_gif_counts_the_pause_at_its_end(tmp_path: Path) -> None:
     with open_timed(path) as reader:
         assert reader.duration_seconds == pytest.approx(2.9, abs=0.01)
         assert reader.read_at([2.8]).shape == (1, 64, 96, 3)
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_stated_duration_is_not_believed(tmp_path: Path, ending: str, factor: float) -> None:
+    path = write_video(tmp_path / f"a.{ending}")
+    data = bytearray(path.read_bytes())
+    if ending == "mp4":
+        for kind, offset in ((b"mvhd", 20), (b"mdhd", 20), (b"tkhd", 24)):
+            place = data.index(kind) + offset
+            struct.pack_into(">I", data, place, int(struct.unpack_from(">I", data, place)[0] * factor))
+    else:
+        place = data.index(b"\x44\x89\x88") + 3  # the element Duration, of 8 bytes
+        struct.pack_into(">d", data, place, struct.unpack_from(">d", data, place)[0] * factor)
+    path.write_bytes(bytes(data))
+    for reader in READERS:
+        assert probe(path, reader).duration_seconds == pytest.approx(1.6, abs=0.002)
+    with open_timed(path) as timed:
+        assert timed.duration_seconds == pytest.approx(1.6, abs=0.002)
+    assert numbers_at(path, [1.505]) == [45]

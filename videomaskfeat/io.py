@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import IO, Any
 
 from iopath.common.file_io import PathManager
@@ -34,6 +35,19 @@ def local_path(path: str | os.PathLike[str]) -> str:
     return _manager.get_local_path(os.fspath(path))
 
 
+def ffmpeg_url(path: str | os.PathLike[str]) -> str:
+    """How FFmpeg must be given a local path: in a bare one it takes what precedes a colon for a protocol."""
+    return f"file:{os.fspath(path)}"
+
+
+def missing_cause(path: str | os.PathLike[str]) -> str:
+    """Why a path that does not exist does not, in words."""
+    scheme, mark, _ = os.fspath(path).partition("://")
+    if mark and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum():
+        return f"no handler for {scheme}://, only local files are read; copy it to a local folder"
+    return "no such file"
+
+
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there."""
     return bool(_manager.exists(os.fspath(path)))
@@ -42,6 +56,17 @@ def exists(path: str | os.PathLike[str]) -> bool:
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether a file (not a folder) is there."""
     return bool(_manager.isfile(os.fspath(path)))
+
+
+def is_regular_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a local path is a regular file, symbolic links followed.
+
+    Not a folder, pipe, socket or device: reading one of the last three may block forever, or never end.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return False
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.io import ffmpeg_url
 
 
 def write_mp4(
@@ -47,7 +48,7 @@ def write_mp4(
     # x264's macroblock tree reads memory it never wrote: with it, equal frames now and then give other bytes.
     options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
     try:
-        with av.open(str(partial), "w", format="mp4") as container:
+        with av.open(ffmpeg_url(partial), "w", format="mp4") as container:
             rate = Fraction(fps).limit_denominator(1001)
             stream = container.add_stream("libx264", rate=rate, options=options)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"

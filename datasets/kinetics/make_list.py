@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="list to write")
     parser.add_argument("--classes", help="file of class names, one a line: used if it exists, else written")
     arguments = parser.parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what was left out of a folder
     try:
         if is_folder(arguments.source):
             videos, names = rows_of_folder(arguments.source)

@@ -49,11 +49,15 @@ def write_video(
     b_frames: int = 2,
     milliseconds: Sequence[int] | None = None,
     rotation: float | None = None,
+    matrix: Sequence[int] | None = None,
     audio: bool = False,
     container_options: dict[str, str] | None = None,
     **options: str,
 ) -> Path:
-    """Write numbered frames at 30 fps, or at the given times; ``options`` go to the encoder."""
+    """Write numbered frames at 30 fps, or at the given times; ``options`` go to the encoder.
+
+    The display matrix is (a, b, c, d) in whole numbers; a rotation, in degrees, is counter-clockwise.
+    """
     if codec == "libx264":
         options = {"preset": "veryfast", "sc_threshold": "0", **options}  # key frames on time, none between
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -64,6 +68,9 @@ def write_video(
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotation is not None:
             stream.set_display_rotation(rotation)
+        if matrix is not None:
+            a, b, c, d = (value << 16 for value in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         sound: Any = container.add_stream("aac", rate=16000, layout="mono") if audio else None
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(numbered_picture(number, width, height), format="rgb24")

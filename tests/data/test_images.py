@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import smooth_frames
+from videomaskfeat.data import images
 from videomaskfeat.data.images import ImageReader, decode_picture, is_picture
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.video import open_video
@@ -107,10 +109,29 @@ def test_thumbnail_inside_a_jpeg_does_not_hide_that_the_jpeg_is_cut_off() -> Non
         decode_picture(whole[:-40])
 
 
-def test_picture_with_more_pixels_than_the_limit_is_refused() -> None:
-    header = b"P6 40000 40000 255\n"  # 1.6e9 pixels; OpenCV's limit is 2**30
-    with pytest.raises(ValueError, match=r"OpenCV refuses it|no picture, or a damaged one"):
-        decode_picture(header + bytes(100))
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".jpg", ".tif", ".webp", ".ppm", ".pgm"])
+def test_picture_with_more_pixels_than_the_limit_is_refused(
+    suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _opencv(PICTURE if suffix != ".pgm" else PICTURE[..., 0], suffix)
+    height, width = PICTURE.shape[:2]
+    decode_picture(data)
+    monkeypatch.setattr(images, "_MOST_PIXELS", height * width - 1)
+    with pytest.raises(ValueError, match=rf"a picture of {width}x{height}; at most [\d,]+ pixels are read"):
+        decode_picture(data)
+
+
+def test_declared_size_costs_no_memory() -> None:
+    with pytest.raises(ValueError, match=r"a picture of 40000x40000; at most 67,108,864 pixels are read"):
+        decode_picture(b"P6 40000 40000 255\n" + bytes(100))
+
+
+def test_picture_file_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(_bytes(Image.fromarray(PICTURE), "PNG"))
+    os.truncate(path, 20 << 30)
+    with open_video(path) as video, pytest.raises(VideoReadError, match=r"a\.png: larger than 256 MB"):
+        video.read([0])
 
 
 def test_picture_file_is_a_video_of_one_frame(tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from av.packet import Packet
 
 from tests.data.make_videos import (
     FRAMES,
+    VP9,
     make_all,
     make_unreadable,
     read_number,
@@ -19,8 +25,9 @@ from tests.data.make_videos import (
     write_video,
 )
 from tests.reference.decode import decode_all
-from videomaskfeat.data import readers_decord, video
+from videomaskfeat.data import pyav_file, readers_decord, video
 from videomaskfeat.data.readers_pyav import PyAvReader
+from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.video import VideoReadError, available_readers, open_video, probe
 from videomaskfeat.errors import UserError
 
@@ -318,3 +325,99 @@ def test_memory_stays_level_over_many_videos(files: dict[str, Path], reader: str
         if round_number in (100, 399):
             after.append(resident_megabytes())
     assert after[1] - after[0] < 5  # 1,500 openings; a leak of one small picture each would be 27 MB
+
+
+@pytest.fixture
+def strange_files(tmp_path: Path) -> dict[str, Path]:
+    """What is no regular file and would block, by its name in a folder of frames too."""
+    (tmp_path / "frames").mkdir()
+    for name in ("pipe.mp4", "pipe.png", "frames/0001.jpg"):
+        os.mkfifo(tmp_path / name)
+    for name, target in (("link.webm", "pipe.mp4"), ("zero.mp4", "/dev/zero"), ("zero.jpg", "/dev/zero")):
+        (tmp_path / name).symlink_to(target)
+    return {path.name: path for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_only_regular_files_are_read(strange_files: dict[str, Path], reader: str) -> None:
+    def stop(*_: object) -> None:
+        raise TimeoutError("still waiting for a pipe or a device")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        for path in strange_files.values():
+            with (
+                pytest.raises(VideoReadError, match="not a regular file"),
+                open_video(path, reader) as opened,
+            ):
+                opened.read([0])
+            if path.suffix in (".mp4", ".webm"):
+                with pytest.raises(VideoReadError, match="not a regular file"):
+                    open_timed(path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_playlist_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    """FFmpeg reads what a playlist names, and waits for more if that is a live recording."""
+    shutil.copy(files["plain.ts"], tmp_path / "part.ts")
+    (tmp_path / "live.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\npart.ts\n")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile part.ts\n")
+    for name in ("live.m3u8", "list.mp4"):
+        with pytest.raises(VideoReadError, match="not a video file, or a playlist"):
+            open_video(tmp_path / name, "pyav")
+
+
+def test_sparse_file_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "a.h264"
+    shutil.copy(files["raw.h264"], path)
+    os.truncate(path, 20 << 30)
+    if os.stat(path).st_blocks * 512 > 1 << 30:
+        pytest.skip("this file system stores holes")
+    with pytest.raises(VideoReadError, match="a sparse file: 21,474,836,480 bytes, of which"):
+        open_video(path)
+
+
+def test_pictures_beyond_the_limit_are_refused(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyav_file, "MOST_PIXELS", 96 * 64 - 1)
+    with pytest.raises(VideoReadError, match="pictures of 96x64; at most 6,143 pixels are read"):
+        open_video(files["plain.mp4"], "pyav")
+
+
+def test_clip_larger_than_the_memory_is_unreadable(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PyAvReader, "_read", lambda self, indices: np.empty((1 << 50, 3), np.uint8))
+    with (
+        open_video(files["plain.mp4"], "pyav") as opened,
+        pytest.raises(VideoReadError, match="2 frames need more memory than there is"),
+    ):
+        opened.read([0, 1])
+
+
+def test_size_that_changes_is_scaled_to_the_first(tmp_path: Path) -> None:
+    """As ffmpeg does, also if a later picture is read first."""
+    small = write_video(tmp_path / "small.mkv", frames=4, **VP9)
+    large = write_video(tmp_path / "large.mkv", frames=4, width=128, height=96, **VP9)
+    path = tmp_path / "both.mkv"
+    with av.open(str(path), "w") as target:
+        copy: Any = None
+        for part, source in enumerate((small, large)):
+            with av.open(str(source)) as opened:
+                stream = opened.streams.video[0]
+                copy = copy or target.add_stream_from_template(stream)
+                for number, packet in enumerate(packet for packet in opened.demux(stream) if packet.size):
+                    packet.stream = copy
+                    packet.pts = packet.dts = (4 * part + number) * 33
+                    target.mux(packet)
+    with open_video(path, "pyav") as opened:
+        later = opened.read([5])
+    with open_video(path, "pyav") as opened:
+        clip = opened.read(range(8))
+    assert clip.shape == (8, 64, 96, 3)
+    np.testing.assert_array_equal(clip[5:6], later)
+    assert [read_number(picture) for picture in clip] == [0, 1, 2, 3, 0, 1, 2, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,7 +18,7 @@ def decode_all(path: Path) -> np.ndarray:
         for packet in container.demux(stream):
             with suppress(av.error.FFmpegError):  # a packet before the first key frame
                 for frame in packet.decode():
-                    pictures.append(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
+                    pictures.append(_rgb(frame))
     return np.stack(pictures)
 
 
@@ -33,5 +34,18 @@ def decode_all_timed(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 for frame in packet.decode():
                     assert frame.pts is not None
                     seconds.append(float((frame.pts - stream.start_time) * stream.time_base))
-                    pictures.append(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
+                    pictures.append(_rgb(frame))
     return np.array(seconds), np.stack(pictures)
+
+
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    """uint8 [H, W, 3]: converted by the scaler that FFmpeg inserts by itself, then turned by numpy."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+    )
+    graph.link_nodes(source, graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    converted = graph.pull()
+    assert isinstance(converted, av.VideoFrame)
+    return np.rot90(converted.to_ndarray(), frame.rotation // 90)

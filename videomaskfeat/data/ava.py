@@ -142,7 +142,7 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
         try:
             reader = self._open.get(source)
             seconds = key_frame_seconds(
-                reader.fps,
+                reader.fps if self._target_fps is None else self._target_fps,
                 seconds=key_frame.seconds - source.start_seconds,
                 frames=self._frames,
                 stride=self._stride,

@@ -145,7 +145,7 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         seconds = np.stack(
             [
                 key_frame_seconds(
-                    reader.fps,
+                    reader.fps if self._target_fps is None else self._target_fps,
                     seconds=float(self.key_frames.seconds[index]) - source.start_seconds,
                     frames=self._frames,
                     stride=self._stride,

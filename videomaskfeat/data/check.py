@@ -86,7 +86,7 @@ def _scan(path: str, reader: str, decode: bool) -> Scan:
     """Everything that one file tells. Runs in a worker process."""
     local = io.local_path(path)
     if not os.path.exists(local):
-        return Scan(path, missing=True, cause="no such file")
+        return Scan(path, missing=True, cause=io.missing_cause(path))
     size = sum(os.path.getsize(file) for file in _files(local))
     try:
         started = time.perf_counter()
@@ -136,8 +136,10 @@ def _problems(
         info = scan.info
         if info.frames < min_frames:
             problems.append(Problem(row, path, "short", f"{info.frames} frames, fewer than {min_frames}"))
-        if info.rotation_degrees:
-            problems.append(Problem(row, path, "odd", f"turned by {info.rotation_degrees} degrees"))
+        if info.rotation_degrees or info.mirrored:
+            turn = f"turned by {info.rotation_degrees} degrees" if info.rotation_degrees else ""
+            words = " and ".join(filter(None, ("mirrored" if info.mirrored else "", turn)))
+            problems.append(Problem(row, path, "odd", words))
         if info.variable_frame_rate:
             problems.append(Problem(row, path, "odd", f"variable frame rate, {info.fps:.4g} on average"))
         if not info.fps > 0:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 
 import numpy as np
 
-from videomaskfeat.data.images import decode_picture, is_picture, picture_codec
+from videomaskfeat.data.frame_series import NUMBERED, choose_frames
+from videomaskfeat.data.images import is_picture, load_picture, picture_codec
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_timed import check_size
 from videomaskfeat.data.records_frames import FrameFiles
-from videomaskfeat.errors import UserError
-from videomaskfeat.io import exists, list_folder, open_file
-
-_NUMBER = re.compile(r"(.*?)(\d+)([^\d]*)", re.DOTALL)
+from videomaskfeat.io import exists, list_folder
 
 
 class FrameFilesReader(VideoReader):
@@ -67,19 +64,14 @@ class FrameFilesReader(VideoReader):
         path = self._files[index]
         name = os.path.basename(path)
         try:
-            with open_file(path, "rb") as file:
-                data = file.read()
-        except (OSError, UserError) as error:
-            if exists(path):
-                raise VideoReadError(self.path, f"{name} cannot be opened ({error})") from error
-            raise VideoReadError(
-                self.path,
-                f"{name} is missing, frame {index} of {self.frames}; frames count on without a gap, "
-                f"{self.fps:g} a second: extract them again, or read the video file itself",
-            ) from error
-        try:
-            return decode_picture(data)
+            return load_picture(path)
         except ValueError as error:
+            if not exists(path):
+                raise VideoReadError(
+                    self.path,
+                    f"{name} is missing, frame {index} of {self.frames}; frames count on without a gap, "
+                    f"{self.fps:g} a second: extract them again, or read the video file itself",
+                ) from error
             raise VideoReadError(self.path, f"{name}: {error}") from error
 
 
@@ -89,7 +81,7 @@ def frames_in_folder(folder: str) -> FrameFiles:
     A number between them that no file has is a frame all the same: reading it says that it is missing.
 
     Args:
-        folder: its pictures; other files are passed over.
+        folder: its pictures; other files are left out, and so is optical flow (see ``frame_series``).
 
     Raises:
         VideoReadError: there is no such folder, or no picture in it, or one has no number, or another name
@@ -101,7 +93,11 @@ def frames_in_folder(folder: str) -> FrameFiles:
         raise VideoReadError(folder, f"no such folder of frames ({type(error).__name__})") from error
     if not names:
         raise VideoReadError(folder, "no pictures in it")
-    parts = [_NUMBER.fullmatch(name) for name in names]
+    try:
+        names = choose_frames(names)
+    except ValueError as error:
+        raise VideoReadError(folder, str(error)) from error
+    parts = [NUMBERED.fullmatch(name) for name in names]
     kinds = {(part[1], part[3]) if part else (name, "") for name, part in zip(names, parts, strict=True)}
     if None in parts or len(kinds) > 1:
         shown = " and ".join(f"{head}N{tail}" if tail else head for head, tail in sorted(kinds)[:2])

@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 
-from videomaskfeat.data.images import decode_picture, is_picture, picture_codec
+from videomaskfeat.data.frame_series import choose_frames
+from videomaskfeat.data.images import is_picture, load_picture, picture_codec
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
-from videomaskfeat.errors import UserError
-from videomaskfeat.io import list_folder, open_file
+from videomaskfeat.io import list_folder
 
 _DIGITS = re.compile(r"(\d+)")
 
@@ -19,7 +19,7 @@ class FrameFolderReader(VideoReader):
     """The pictures of a folder as a video.
 
     Frames are numbered from 0 in the order of the names, whose numbers count as numbers: ``f2`` comes before
-    ``f10``. Files that are no pictures are passed over.
+    ``f10``. Files that are no pictures are left out, and so is optical flow (see ``frame_series``).
     """
 
     decoder = "opencv"
@@ -32,16 +32,20 @@ class FrameFolderReader(VideoReader):
             path: the folder.
 
         Raises:
-            VideoReadError: there is no such folder, or no picture in it.
+            VideoReadError: there is no such folder, or no picture in it, or several series of pictures.
         """
         self.path = path
         try:
             names = list_folder(path)
         except OSError as error:
             raise VideoReadError(path, f"no such folder of frames ({type(error).__name__})") from error
-        self._names = sorted((name for name in names if is_picture(name)), key=_natural)
-        if not self._names:
+        pictures = sorted((name for name in names if is_picture(name)), key=_natural)
+        if not pictures:
             raise VideoReadError(path, f"no pictures among its {len(names)} files")
+        try:
+            self._names = choose_frames(pictures)
+        except ValueError as error:
+            raise VideoReadError(path, str(error)) from error
         self.frames = len(self._names)
 
     @property
@@ -79,12 +83,7 @@ class FrameFolderReader(VideoReader):
         """Frame ``index``, uint8 [H, W, 3], RGB."""
         name = self._names[index]
         try:
-            with open_file(os.path.join(self.path, name), "rb") as file:
-                data = file.read()
-        except (OSError, UserError) as error:
-            raise VideoReadError(self.path, f"{name} cannot be opened ({error})") from error
-        try:
-            return decode_picture(data)
+            return load_picture(os.path.join(self.path, name))
         except ValueError as error:
             raise VideoReadError(self.path, f"{name}: {error}") from error
 

@@ -58,9 +58,10 @@ def key_clips(
         UserError: the clip is empty.
         VideoReadError: a picture cannot be decoded, or they differ in size.
     """
+    fps = video.fps if target_fps is None else target_fps
     times = np.array(
         [
-            key_frame_seconds(video.fps, seconds=second, frames=frames, stride=stride, target_fps=target_fps)
+            key_frame_seconds(fps, seconds=second, frames=frames, stride=stride, target_fps=target_fps)
             for second in key_seconds.tolist()
         ]
     )

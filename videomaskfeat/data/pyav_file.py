@@ -1,4 +1,10 @@
-"""A file open in PyAV: its packets, the pictures that they decode to, and why it does not open."""
+"""A file open in PyAV: its packets, the pictures that they decode to, and why it does not open.
+
+Memory and time are bounded whatever a file declares. FFmpeg's tables grow with the data that are really
+there; pictures of more than 35.7 million pixels are refused, and so are files with more than 100 streams.
+What is left is the decoder's own memory: at most some 17 pictures of 1.5 bytes per pixel, 6 MB at 360p,
+900 MB at the limit.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,35 @@ from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
+from av.codec.context import Flags
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.pyav_rgb import RgbConverter, frame_kind
+from videomaskfeat.data.reader import NOT_REGULAR, VideoReadError
+from videomaskfeat.io import ffmpeg_url, is_regular_file, missing_cause
+
+MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
+_MOST_STREAMS = 100
+# Kinds of files that name others to read, and inputs that are no files: these may wait forever.
+_NAMING_OTHERS = frozenset(
+    ("concat", "dash", "hls", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "tty", "webm_dash_manifest")
+)
+_OPTIONS = {
+    "max_pixels": str(MOST_PIXELS),
+    "max_streams": str(_MOST_STREAMS),
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(sorted(av.formats_available - _NAMING_OTHERS)),
+    "pattern_type": "none",  # a name such as %03d.tga is a file's, too
+}
+_MOST_SECONDS = 8.0  # for opening, and for reading a packet
+_SPARSE = (
+    1 << 30
+)  # bytes; holes in a larger file are looked for, since FFmpeg may search them for a next picture
+# What PyAV raises on damaged files: its own errors, and Python's where a count exceeds a type or the memory.
+FAILURES = (av.error.FFmpegError, OSError, OverflowError, MemoryError)
 
 
 class PyAvFile:
@@ -21,6 +49,8 @@ class PyAvFile:
 
     Attributes:
         path: of the local file.
+        rotation_degrees: as ``VideoInfo.rotation_degrees``; known after the first picture.
+        mirrored: as ``VideoInfo.mirrored``; known after the first picture.
     """
 
     path: str
@@ -37,8 +67,8 @@ class PyAvFile:
         """
         self.path = path
         self._threads = threads
-        self._reformatter = VideoReformatter()
-        self._quarter_turns = 0  # counter-clockwise, as numpy counts them
+        self._converter: RgbConverter | None = None
+        self.rotation_degrees, self.mirrored = 0, False
         self._container, self._stream = self._open()
         # Noted before decoding: a stream may change its size half-way, the pictures of a clip may not.
         self._size = (self._stream.codec_context.width, self._stream.codec_context.height)
@@ -50,19 +80,40 @@ class PyAvFile:
     def _open(self) -> tuple[InputContainer, VideoStream]:
         # FFmpeg's complaints about damaged files would fill the terminal; the errors below name the cause.
         av.logging.set_level(None)
+        _check_file(self.path)
         try:
-            container = av.open(self.path, metadata_errors="ignore")
-        except (av.error.FFmpegError, OSError, ValueError) as error:
+            container = av.open(
+                ffmpeg_url(self.path), metadata_errors="ignore", options=_OPTIONS, timeout=_MOST_SECONDS
+            )
+        except (*FAILURES, ValueError) as error:
             raise VideoReadError(self.path, _open_failure(self.path, error)) from error
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream) or stream.disposition & stream.disposition.attached_pic:
-            audio = bool(container.streams.audio)
+        try:
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream) or stream.disposition & stream.disposition.attached_pic:
+                audio = ", only audio" if container.streams.audio else ""
+                raise VideoReadError(self.path, f"no video stream{audio}")
+            self._prepare(stream)
+        except BaseException:
             container.close()
-            raise VideoReadError(self.path, "no video stream" + (", only audio" if audio else ""))
-        # Asking for 0 threads leaves the number to FFmpeg.
-        stream.codec_context.thread_count = self._threads
-        stream.codec_context.thread_type = "NONE" if self._threads == 1 else "AUTO"
+            raise
         return container, stream
+
+    def _prepare(self, stream: VideoStream) -> None:
+        """Set up the decoder, which opens with the first packet; refuse streams without one."""
+        decoder = stream.codec_context
+        if decoder is None:
+            raise VideoReadError(self.path, "damaged, or a video codec that FFmpeg does not know")
+        if decoder.width * decoder.height > MOST_PIXELS:
+            raise VideoReadError(
+                self.path,
+                f"pictures of {decoder.width}x{decoder.height}; at most {MOST_PIXELS:,} pixels are read",
+            )
+        decoder.options = {"max_pixels": str(MOST_PIXELS)}
+        # Exact crops: without this flag FFmpeg rounds the crop on the left down to what suits its memory.
+        decoder.flags |= Flags.unaligned
+        # Asking for 0 threads leaves the number to FFmpeg.
+        decoder.thread_count = self._threads
+        decoder.thread_type = "NONE" if self._threads == 1 else "AUTO"
 
     def _reopen(self) -> None:
         """Back to the very first packet, also where a container cannot seek."""
@@ -70,11 +121,15 @@ class PyAvFile:
         self._container, self._stream = self._open()
 
     def _packets(self) -> Iterator[Packet]:
-        return (packet for packet in self._container.demux(self._stream) if packet.size)
+        """The packets from here on; VideoReadError where the container is damaged."""
+        try:
+            yield from (packet for packet in self._container.demux(self._stream) if packet.size)
+        except FAILURES as error:
+            raise VideoReadError(self.path, f"damaged ({failure_phrase(error)})") from error
 
     def _guesses_times(self) -> bool:
-        """AVI stores no presentation times, and FFmpeg's guess is off where frames are reordered."""
-        return self._container.format.name == "avi" and bool(self._stream.codec_context.has_b_frames)
+        """AVI and ASF store no presentation times, and FFmpeg's guess is off where frames are reordered."""
+        return self._container.format.name in ("avi", "asf") and bool(self._stream.codec_context.has_b_frames)
 
     def _decode_wanted(self, packets: Iterable[Packet], wanted: set[int]) -> Iterator[VideoFrame]:
         """Decode packets, which begin with a key frame; the frames with ``wanted`` times."""
@@ -93,31 +148,60 @@ class PyAvFile:
     def _picture(self, frame: VideoFrame) -> np.ndarray:
         """RGB as displayed, uint8 [H, W, 3]: a view that lives as long as the frame.
 
-        The scaler's default flags: with them 4:2:0 pictures of even height go through the same unscaled
-        conversion as in decord, and are bit-equal to its.
+        Raises:
+            VideoReadError: the frame cannot be converted.
         """
-        width, height = self._size
-        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)[:, : 3 * width]
-        # Whole quarter turns only: any other angle is shown unturned, as in decord.
-        self._quarter_turns = 0 if frame.rotation % 90 else frame.rotation // 90 % 4
-        return np.rot90(rows.reshape(height, width, 3), self._quarter_turns)
+        try:
+            kind = frame_kind(frame)
+            if self._converter is None or self._converter.kind != kind:
+                if (frame.width, frame.height) != self._size:
+                    self._check_size()
+                self._converter = RgbConverter(frame, self._size)
+                self.rotation_degrees = self._converter.orientation.rotation_degrees
+                self.mirrored = self._converter.orientation.mirrored
+            return self._converter.convert(frame)
+        except (*FAILURES, ValueError) as error:
+            raise VideoReadError(
+                self.path, f"a frame cannot be converted to RGB ({failure_phrase(error)})"
+            ) from error
+
+    def _check_size(self) -> None:
+        """Take the size of the first picture in the file; crops may make it smaller than stated."""
+        container, stream = self._open()
+        with container:
+            frames = (frame for packet in container.demux(stream) for frame in decoded(stream, packet))
+            first = next(frames, None)
+            size = (first.width, first.height) if first is not None else self._size
+        if self._converter is not None and size != self._size:
+            raise VideoReadError(self.path, "pictures of several sizes, not the size that the file states")
+        self._size = size
 
 
 def decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
     """The frames that a packet (None: the end) brings out; none from one that is damaged."""
     try:
         yield from stream.decode(packet)
-    except av.error.FFmpegError:
+    except FAILURES:
         # Not swallowed: a frame that was asked for and does not come is reported by the reader.
         return
+
+
+def _check_file(path: str) -> None:
+    """Raise VideoReadError if reading what lies there may block forever, or take memory without end."""
+    if not os.path.exists(path):
+        return  # FFmpeg says so
+    if not is_regular_file(path):
+        raise VideoReadError(path, NOT_REGULAR)
+    status = os.stat(path)
+    stored = 512 * status.st_blocks  # 0 on file systems that do not count
+    if status.st_size > _SPARSE and 0 < stored < status.st_size / 10:
+        raise VideoReadError(path, f"a sparse file: {status.st_size:,} bytes, of which {stored:,} are stored")
 
 
 def _open_failure(path: str, error: Exception) -> str:
     """The cause, in words, of a file that does not open."""
     if not os.path.exists(path):
-        return "no such file"
+        return missing_cause(path)
     if not os.path.getsize(path):
         return "empty file (0 bytes)"
     if isinstance(error, av.error.InvalidDataError):
@@ -126,4 +210,16 @@ def _open_failure(path: str, error: Exception) -> str:
         if brand == b"ftyp":
             return "truncated or damaged: an mp4 file without its index (moov)"
         return "not a video file"
-    return str(getattr(error, "strerror", None) or error)
+    if isinstance(error, av.error.ArgumentError):
+        return "not a video file, or a playlist that names others"
+    return failure_phrase(error)
+
+
+def failure_phrase(error: BaseException) -> str:
+    """One of ``FAILURES`` in a few words, on one line."""
+    if isinstance(error, MemoryError):
+        return "more memory than there is"
+    if isinstance(error, av.error.ExitError):
+        return f"nothing to read within {_MOST_SECONDS:g} s"
+    words = str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return " ".join(words.split())

@@ -9,6 +9,8 @@ from types import TracebackType
 
 import numpy as np
 
+NOT_REGULAR = "not a regular file (a folder, pipe, socket or device)"  # reading it may block forever
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -21,10 +23,12 @@ class VideoInfo:
         duration_seconds: from the first picture to the end of the last.
         width: pixels as displayed, after rotation.
         height: pixels as displayed, after rotation.
-        rotation_degrees: clockwise turn from the stored to the displayed picture: 0, 90, 180 or 270. Decoded
-            pictures are already turned.
+        rotation_degrees: clockwise turn from the stored to the displayed picture, 0..359; nearly always a
+            multiple of 90. Decoded pictures are already turned, as FFmpeg shows them.
         codec: FFmpeg's name, such as ``h264``.
         variable_frame_rate: whether the gaps between pictures differ by more than the clock's rounding.
+        mirrored: whether left and right are exchanged between the stored and the displayed picture, before
+            the turn. Decoded pictures are already mirrored.
     """
 
     path: str
@@ -36,6 +40,7 @@ class VideoInfo:
     rotation_degrees: int
     codec: str
     variable_frame_rate: bool
+    mirrored: bool = False
 
 
 class VideoReadError(Exception):
@@ -96,7 +101,11 @@ class VideoReader(ABC):
             IndexError: an index is outside, or there is none.
             VideoReadError: a frame cannot be decoded.
         """
-        return self._read(self._checked(indices))
+        wanted = self._checked(indices)
+        try:
+            return self._read(wanted)
+        except MemoryError as error:
+            raise VideoReadError(self.path, f"{len(wanted)} frames need more memory than there is") from error
 
     def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Decode frames one after the other in one pass over the video, holding one of them at a time.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import numpy as np
 
 from videomaskfeat.data.containers import is_exact_in_decord
+from videomaskfeat.data.packet_index import average_rate
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvReader
 
@@ -44,18 +46,19 @@ class DecordReader(VideoReader):
             raise InexactIndexError(path)
         try:
             # A share of damaged frames above nothing raises: decord would repeat a neighbour in their place.
-            self._reader = decord.VideoReader(path, num_threads=threads, fault_tol=1e-9)
-            starts = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
+            # Absolute, because FFmpeg takes what stands before a colon in a relative path for a protocol.
+            self._reader = decord.VideoReader(os.path.abspath(path), num_threads=threads, fault_tol=1e-9)
+            starts = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0].astype(np.float64)
             keys = self._reader.get_key_indices()
         except UnicodeEncodeError as error:
             raise VideoReadError(path, "decord opens no file whose name is not UTF-8") from error
-        except (decord.DECORDError, RuntimeError, AssertionError) as error:
+        except (decord.DECORDError, RuntimeError, AssertionError, LookupError, MemoryError) as error:
             raise VideoReadError(path, _last_words(error)) from error
         if keys[:1] != [0] or starts[0] < 0 or (np.diff(starts) <= 0).any():
             raise InexactIndexError(path)
-        self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError)
+        self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, MemoryError)
         self.frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
+        self.fps = average_rate(starts, stated_fps=float(self._reader.get_avg_fps()))
 
     @property
     def info(self) -> VideoInfo:

@@ -1,11 +1,15 @@
 """Exact frames through PyAV.
 
 Opening reads the file's packets once, without decoding, and notes each one's presentation time. That gives
-the index: frame i is the i-th packet in the order of presentation, beginning with the first key frame (in a
-file cut out of a longer one nobody can decode the pictures before it) and without those that an edit list
-hides. A read then jumps to the key frame before each wanted frame, decodes from there, and recognises the
-wanted pictures by their time; only these are converted to RGB. Pictures that nobody asked for and on which no
-other depends are not even decoded: that is why this reader is faster than decoding every frame.
+the index (see ``packet_index``): frame i is the i-th packet in the order of presentation, beginning with the
+first key frame (in a file cut out of a longer one nobody can decode the pictures before it) and without those
+that an edit list hides. A read then jumps to the key frame before each wanted frame, decodes from there, and
+recognises the wanted pictures by their time; only these are converted to RGB. Pictures that nobody asked for
+and on which no other depends are not even decoded: that is why this reader is faster than decoding every
+frame.
+
+Joined recordings and several edits repeat times. There the packets are counted from the key frame on, and
+given times of their own before they are decoded.
 
 Where packets carry no trustworthy times (raw streams, AVI with B-frames), frames are counted instead: every
 read decodes from the start of the file. Slow, but the same picture for the same index.
@@ -13,24 +17,30 @@ read decodes from the start of the file. Slow, but the same picture for the same
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import av
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 
-from videomaskfeat.data.pyav_file import PyAvFile, decoded
+from videomaskfeat.data.packet_index import (
+    Joins,
+    PacketIndex,
+    PacketLog,
+    PacketTable,
+    Timing,
+    complete_times,
+    measure_timing,
+)
+from videomaskfeat.data.pyav_file import FAILURES, PyAvFile, decoded, failure_phrase
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 
-
-@dataclass(frozen=True)
-class _FrameIndex:
-    """Presentation times of all decodable frames and of the key frames, ascending, in stream ticks, int64."""
-
-    times: np.ndarray
-    key_times: np.ndarray
+_BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames are found by place
+_JOINS: dict[str, Joins] = {"mpeg": "recordings", "mov": "edits", "matroska": "segments"}
+STORED_DURATIONS = ("gif", "apng")
+DECODING_TIMES_ALONE = ("avi", "asf")  # FFmpeg guesses the times of showing from them
+_PACKETS_TO_KEY = 64  # read on from a jump by place, before the packets are counted from the start instead
 
 
 class PyAvReader(PyAvFile, VideoReader):
@@ -41,6 +51,9 @@ class PyAvReader(PyAvFile, VideoReader):
     """
 
     decoder = "pyav"
+    timing: Timing
+    seconds: np.ndarray | None
+    """When each frame is shown, float64 [N] after the file's first packet; None if it has no times."""
 
     def __init__(self, path: str, *, threads: int = 1) -> None:
         """Open and index a local file.
@@ -55,17 +68,15 @@ class PyAvReader(PyAvFile, VideoReader):
         super().__init__(path, threads=threads)
         self._info: VideoInfo | None = None
         try:
-            self._index = self._make_index()
-            if self._index is None:
-                self.frames = sum(1 for _ in self._count_frames())
-            else:
-                self.frames = len(self._index.times)
+            packets = self._read_packets()
+            self._index = None if self._guesses_times() else packets.index()
+            ticks = self._count(packets) if self._index is None else self._shown_ticks(packets, self._index)
             if not self.frames:
                 raise VideoReadError(path, "no frame can be decoded")
         except BaseException:
             self.close()
             raise
-        self.fps = self._frame_rate()
+        self._take_times(ticks, packets.last_duration())
 
     @property
     def info(self) -> VideoInfo:
@@ -76,43 +87,84 @@ class PyAvReader(PyAvFile, VideoReader):
                 path=self.path,
                 frames=self.frames,
                 fps=self.fps,
-                duration_seconds=self._duration(),
+                duration_seconds=self.timing.duration_seconds,
                 width=width,
                 height=height,
-                rotation_degrees=-90 * self._quarter_turns % 360,
+                rotation_degrees=self.rotation_degrees,
+                mirrored=self.mirrored,
                 codec=self._stream.codec_context.name,
-                variable_frame_rate=self._has_variable_rate(),
+                variable_frame_rate=self.timing.is_variable,
             )
         return self._info
 
-    def _make_index(self) -> _FrameIndex | None:
-        """None where packet times cannot be trusted."""
-        times: list[int | None] = []
-        keys: list[int | None] = []
-        packets = 0
+    @property
+    def counts_steadily(self) -> bool:
+        """Whether frames can only be counted, and come at a steady rate."""
+        return self._index is None and not self.timing.is_variable
+
+    def _read_packets(self) -> PacketTable:
+        """All packets of the file.
+
+        Raises:
+            VideoReadError: the file is damaged, or has packets and no key frame.
+        """
+        form = self._container.format.name
+        joins: Joins = next((kind for name, kind in _JOINS.items() if form.startswith(name)), "none")
+        second = float(1 / self._stream.time_base) if self._stream.time_base else 1.0
+        log = PacketLog(second=second, joins=joins)
         try:
             for packet in self._container.demux(self._stream):
-                if packet.is_corrupt and packet.size:
-                    raise VideoReadError(self.path, f"truncated or damaged after frame {packets}")
-                if not packet.size:
-                    continue
-                packets += 1
-                if packet.is_keyframe:
-                    keys.append(packet.pts)
-                if keys and not packet.is_discard:
-                    times.append(packet.pts)
-        except av.error.FFmpegError as error:
-            raise VideoReadError(self.path, f"damaged after frame {packets} ({error.strerror})") from error
-        if not keys and packets:
-            raise VideoReadError(self.path, f"no key frame in {packets} frames")
+                if packet.size:
+                    log.add(packet)
+        except FAILURES as error:
+            raise VideoReadError(
+                self.path, f"damaged after frame {len(log)} ({failure_phrase(error)})"
+            ) from error
+        table = log.close()
+        damaged = table.first_damage()
+        if damaged is not None:
+            raise VideoReadError(self.path, f"truncated or damaged after frame {damaged}")
+        if len(log) and not table.keys.any():
+            raise VideoReadError(self.path, f"no key frame in {len(log)} frames")
+        return table
+
+    def _shown_ticks(self, packets: PacketTable, index: PacketIndex) -> np.ndarray:
+        """When each frame is shown, int64 [N] ticks after the first packet."""
+        self.frames = len(index.marks)
+        if self._container.format.name in DECODING_TIMES_ALONE:
+            due = packets.due_ticks()
+            if due is not None and len(due) >= self.frames:
+                return due[-self.frames :]
+        return index.ticks
+
+    def _count(self, packets: PacketTable) -> np.ndarray | None:
+        """Decode everything to count the frames; the ticks at which they are shown, None if unknown."""
+        times = [frame.pts for frame in self._count_frames()]
+        self.frames = len(times)
         if self._guesses_times():
-            return None
-        if None in times or None in keys or len(set(times)) < len(times):
-            return None
-        key_times = np.sort(np.array(keys, np.int64))
-        shown = np.sort(np.array(times, np.int64))
-        # Pictures that come after the first key frame in the file but are shown before it lean on lost ones.
-        return _FrameIndex(shown[shown >= key_times[0]] if keys else shown, key_times)
+            due = packets.due_ticks()
+            return None if due is None or len(due) < self.frames else due[len(due) - self.frames :]
+        return complete_times(times)
+
+    def _take_times(self, ticks: np.ndarray | None, last: int) -> None:
+        """Set the timing, by the ticks at which the frames are shown; None: by the stated rate alone."""
+        average, guessed = float(self._stream.average_rate or 0), float(self._stream.guessed_rate or 0)
+        tick = float(self._stream.time_base or 0)
+        if ticks is None or not tick:
+            # Of raw streams FFmpeg's average is a default of 25; the other is what the codec's header states.
+            stated = guessed or average
+            self.seconds = None
+            self.timing = Timing(stated, self.frames / stated if stated else 0.0, False)
+        else:
+            self.seconds = ticks * tick
+            self.timing = measure_timing(
+                self.seconds,
+                stated_fps=average or guessed,
+                tick=tick,
+                last=last * tick,
+                last_is_stored=self._container.format.name in STORED_DURATIONS,
+            )
+        self.fps = self.timing.fps
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         unique = np.unique(indices)
@@ -147,14 +199,14 @@ class PyAvReader(PyAvFile, VideoReader):
                 if count == indices[-1]:
                     return
             return
-        times = self._index.times[indices]
+        times = self._index.marks[indices]
         number = dict(zip(times.tolist(), indices.tolist(), strict=True))
-        starts = np.searchsorted(self._index.key_times, times, side="right") - 1
+        starts = np.searchsorted(self._index.key_marks, times, side="right") - 1
         for start in np.unique(starts):
             wanted = set(times[starts == start].tolist())
             # A key frame of an intra refresh gives whole pictures only later: then from the key frame before.
             for key in range(start, -1, -1):
-                for frame in self._decode_from(int(self._index.key_times[key]), wanted):
+                for frame in self._decode_from(int(self._index.key_marks[key]), wanted):
                     wanted.discard(frame.pts)
                     yield number[frame.pts], frame
                 if not wanted:
@@ -165,19 +217,42 @@ class PyAvReader(PyAvFile, VideoReader):
         return self._decode_wanted(self._packets_from(key_time), wanted)
 
     def _packets_from(self, key_time: int) -> Iterator[Packet]:
-        """The packets from the key frame with this time on, wherever the container's own seek lands."""
-        try:
-            self._container.seek(key_time, stream=self._stream)
-            packets = self._packets()
-            first = next((p for p in packets if p.is_keyframe and (p.pts or 0) >= key_time), None)
-        except av.error.FFmpegError:
-            first = None
-        if first is None or first.pts != key_time:  # not seekable, or landed too late (transport streams do)
+        """The packets from the key frame with this mark on, wherever the container's own seek lands."""
+        index = self._index
+        assert index is not None  # only then there are marks
+        number = int(np.searchsorted(index.key_marks, key_time))
+        place, time = int(index.key_packets[number]), int(index.key_times[number])
+        packets = self._jump(index, place, time)
+        if packets is None:  # not seekable, or landed too late (transport streams do)
             self._reopen()
-            packets = self._packets()
-            first = next(p for p in packets if p.pts == key_time)
-        yield first
-        yield from packets
+            packets = itertools.islice(self._packets(), place, None)
+        if index.packet_marks is None:
+            yield from packets
+            return
+        for mark, packet in zip(index.packet_marks[place:].tolist(), packets, strict=False):
+            packet.pts = mark
+            yield packet
+
+    def _jump(self, index: PacketIndex, place: int, time: int) -> Iterator[Packet] | None:
+        """The packets from a key frame on, by its place among the packets and its time; None: not found."""
+        by_byte = self._container.format.name in _BYTE_SEEKS
+        if index.packet_marks is not None and not by_byte:
+            return None  # times repeat, so a jump to one may lead anywhere
+        try:
+            if by_byte:
+                known = index.positions[: place + 1]
+                start = int(known[known >= 0][-1]) if (known >= 0).any() else 0
+                self._container.seek(start, unsupported_byte_offset=True)
+                packets = self._packets()
+                near = itertools.islice(packets, _PACKETS_TO_KEY)
+                first = next((p for p in near if p.is_keyframe and p.pts == time), None)
+            else:
+                self._container.seek(time, stream=self._stream)
+                packets = self._packets()
+                first = next((p for p in packets if p.is_keyframe and (p.pts or 0) >= time), None)
+        except (*FAILURES, VideoReadError):
+            return None
+        return None if first is None or first.pts != time else itertools.chain([first], packets)
 
     def _count_frames(self) -> Iterator[VideoFrame]:
         """All decodable frames from the start of the file, in the order in which the decoder shows them."""
@@ -185,29 +260,3 @@ class PyAvReader(PyAvFile, VideoReader):
         for packet in self._packets():
             yield from decoded(self._stream, packet)
         yield from decoded(self._stream, None)
-
-    def _frame_rate(self) -> float:
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if rate:
-            return float(rate)
-        span = self._span_seconds()
-        return (self.frames - 1) / span if span > 0 else 0.0
-
-    def _duration(self) -> float:
-        last = 1.0 / self.fps if self.fps > 0 else 0.0
-        span = self._span_seconds()
-        return span + last if span > 0 else self.frames * last
-
-    def _span_seconds(self) -> float:
-        """From the first picture's start to the last one's; 0 where times are unknown."""
-        if self._index is None or self._stream.time_base is None:
-            return 0.0
-        return float((self._index.times[-1] - self._index.times[0]) * self._stream.time_base)
-
-    def _has_variable_rate(self) -> bool:
-        if self._index is None or self.frames < 3:
-            return False
-        gaps = np.diff(self._index.times)
-        # Containers round times to their clock: Matroska's 30 fps is gaps of 33 and 34 ms.
-        allowed = max(1.0, 0.1 * float(np.median(gaps)))
-        return bool(np.abs(gaps - np.median(gaps)).max() > allowed)

@@ -11,34 +11,49 @@ that clip.
 from __future__ import annotations
 
 import os
+import struct
+from collections import deque
 from collections.abc import Iterator
+from functools import cached_property
+from typing import BinaryIO
 
 import av
 import numpy as np
+from av.format import Flags
 from av.packet import Packet
 
 from videomaskfeat import io
-from videomaskfeat.data.pyav_file import PyAvFile
+from videomaskfeat.data.pyav_file import FAILURES, PyAvFile
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.readers_pyav import PyAvReader
-from videomaskfeat.data.readers_timed import CountedReader, TimedReader
+from videomaskfeat.data.readers_pyav import DECODING_TIMES_ALONE, STORED_DURATIONS, PyAvReader
+from videomaskfeat.data.readers_timed import (
+    MISSING_END,
+    CountedReader,
+    IndexedReader,
+    TimedReader,
+    check_inside,
+    nearest_places,
+)
 
 _FURTHER_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time at which to look for a key frame
 _LONGEST_GAP = 10.0  # seconds between two wanted times over which packets are read rather than jumped
 _EARLIER_KEYS = 3  # key frames to go back where pictures do not come out
-_LATER = 0.48  # from which part of the way between two pictures on the later one is taken: see _nearest
-_MISSING_END = 1.0  # seconds of pictures that a whole file may lack against what it says
+_WHOLE_INDEX = ("mov", "matroska")  # their index lists no more than the file holds, unless it is cut short
+_REORDERED = 32  # packets in which pictures that are shown one after the other are stored, at most
+_MOST_BOXES = 1000  # next to each other in an mp4 file
 
 
 class UntimedError(Exception):
-    """A file whose packets carry no trustworthy times: its frames can only be counted."""
+    """A file of which a time alone does not lead to the picture: its packets must be read from the start."""
 
 
 def open_timed(path: str | os.PathLike[str], *, threads: int = 1) -> TimedReader:
     """Open a video file for reading by time.
 
-    Files without trustworthy times (raw streams, AVI with B-frames) are counted from their start, at the
-    frame rate that they state.
+    mp4, Matroska, WebM, AVI and FLV files are not read from their start. Others are: transport and program
+    streams have no index and may be several recordings joined, several edits of an mp4 file repeat times,
+    and in AVI and ASF files with B-frames only the order of the pictures tells their times. Raw streams have
+    no times at all: their frames are counted, at the rate that the stream states, or else at 25 per second.
 
     Args:
         path: of the file, through the path manager.
@@ -51,17 +66,28 @@ def open_timed(path: str | os.PathLike[str], *, threads: int = 1) -> TimedReader
     try:
         return SeekingReader(local, threads=threads)
     except UntimedError:
-        return CountedReader(PyAvReader(local, threads=threads))
+        return _open_indexed(local, threads)
+
+
+def _open_indexed(path: str, threads: int) -> TimedReader:
+    """Read all packets of a file, and tell its pictures' times from them."""
+    video = PyAvReader(path, threads=threads)
+    if video.seconds is None or video.counts_steadily:
+        return CountedReader(video)
+    return IndexedReader(
+        video, video.seconds, end_seconds=float(video.seconds[0]) + video.timing.duration_seconds
+    )
 
 
 class SeekingReader(PyAvFile, TimedReader):
-    """Reads by time any file whose packets have times.
+    """Reads by time any file whose packets have times and whose container has an index.
 
-    The first picture's time is that which the file states for the start of its stream.
+    Times count from the first packet's. Where the index leads astray after all, the file is read from its
+    start.
     """
 
     def __init__(self, path: str, *, threads: int = 1) -> None:
-        """Open a local file; no more than its header is read.
+        """Open a local file; no more than its header and its first packets are read.
 
         Args:
             path: of the file.
@@ -72,18 +98,105 @@ class SeekingReader(PyAvFile, TimedReader):
             UntimedError: its times cannot be trusted.
         """
         super().__init__(path, threads=threads)
-        start, base = self._stream.start_time, self._stream.time_base
-        if start is None or not base or self._guesses_times():
+        self._indexed: TimedReader | None = None
+        try:
+            base, form = self._stream.time_base, self._container.format
+            joined = Flags.ts_discont in Flags(form.flags)
+            if joined or not base or self._stream.start_time is None or self._guesses_times():
+                raise UntimedError(path)
+            if form.name.startswith("mov") and _has_several_edits(path):
+                raise UntimedError(path)
+            self._second = float(1 / base)  # ticks
+            self._start = self._stream.start_time
+            if form.name in DECODING_TIMES_ALONE:
+                self._start = self._check_due()
+        except BaseException:
             self.close()
-            raise UntimedError(path)
-        self._start, self._second = start, float(1 / base)  # ticks
-        self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
-        # None in Matroska, which knows the length of the whole alone, sound included.
-        self._stated = None if self._stream.duration is None else self._stream.duration / self._second
-        whole = self._container.duration
-        self.duration_seconds = self._stated or (whole / av.time_base if whole else None)
+            raise
+
+    @cached_property
+    def fps(self) -> float:
+        """Average frames per second; reads all packets of the file once."""
+        with PyAvReader(self.path) as reader:
+            return reader.fps
+
+    @cached_property
+    def duration_seconds(self) -> float:
+        """From the first packet's time to the end of the last picture; reads the end of the file."""
+        try:
+            last, shown_for = self._end
+        except UntimedError:
+            return self._by_index().duration_seconds
+        return (last + shown_for - self._start) / self._second
+
+    def close(self) -> None:
+        """Release the file and the decoder; may be called twice."""
+        super().close()
+        if self._indexed is not None:
+            self._indexed.close()
+
+    def _by_index(self) -> TimedReader:
+        """The same file, read from its start."""
+        if self._indexed is None:
+            self._indexed = _open_indexed(self.path, self._threads)
+        return self._indexed
+
+    def _check_due(self) -> int:
+        """The first packet's time, if it is its decoding time; FFmpeg guesses another for H.264."""
+        first = next(self._packets(), None)
+        if first is None or first.pts is None or first.pts != first.dts:
+            raise UntimedError(self.path)
+        return first.pts
+
+    @cached_property
+    def _end(self) -> tuple[int, float]:
+        """The time of the last picture, and for how long it is shown, in ticks."""
+        for target in (self._stated_end(), self._start):
+            if not self._seek(target):
+                self._reopen()
+            times, last = self._times_to_end()
+            if times:
+                self._check_complete(max(times))
+                return max(times), self._shown_for(np.unique(times), last)
+        raise VideoReadError(self.path, "no picture is shown")
+
+    def _stated_end(self) -> int:
+        """Where the header and the index put the end of the pictures, in ticks: where to look for it."""
+        entries, whole = self._stream.index_entries, self._container.duration
+        ends = [self._start, self._start + (self._stream.duration or 0)]
+        ends += [int(entries[-1].timestamp)] if len(entries) else []
+        ends += [self._start + int(whole / av.time_base * self._second)] if whole else []
+        return max(ends)  # a jump beyond the end leads to the last key frame
+
+    def _times_to_end(self) -> tuple[list[int], int]:
+        """The times of the last shown packets from here on, and the ticks for which the last one is shown."""
+        times: deque[int] = deque(maxlen=_REORDERED)
+        last_key, shown_for = None, 0
+        for packet in self._packets():
+            if packet.is_corrupt:
+                at = (_time(packet) - self._start) / self._second
+                raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
+            if packet.is_keyframe:
+                last_key = _later_key(packet, last_key)
+            if not packet.is_discard:
+                if not times or _time(packet) > max(times):
+                    shown_for = packet.duration or 0
+                times.append(_time(packet))
+        return list(times), shown_for
+
+    def _shown_for(self, times: np.ndarray, stated: int) -> float:
+        """For how many ticks the last picture is shown, of ascending times."""
+        if len(times) < 2 or (stated and self._container.format.name in STORED_DURATIONS):
+            return float(stated)
+        gap = float(np.median(np.diff(times)))
+        rate = float(self._stream.average_rate or 0)
+        # The exact gap, where the clock rounds it.
+        return self._second / rate if rate and abs(self._second / rate - gap) <= 1 else gap
 
     def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if self._indexed is not None:
+            yield from self._indexed._each_at(seconds)
+            return
         ticks = self._start + seconds * self._second
         groups = np.cumsum(np.diff(ticks, prepend=ticks[0]) > _LONGEST_GAP * self._second)
         for group in np.unique(groups):
@@ -96,8 +209,13 @@ class SeekingReader(PyAvFile, TimedReader):
         places = np.arange(len(ticks))
         landing = ticks[0]
         for _ in range(1 + _EARLIER_KEYS):
-            packets, ended = self._window(landing, ticks[-1])
-            nearest = self._nearest(packets, ticks[places], ended)
+            try:
+                packets, ended = self._window(landing, ticks[-1])
+                nearest = self._nearest(packets, ticks[places], ended)
+            except UntimedError:
+                for own, picture in self._by_index()._each_at((ticks[places] - self._start) / self._second):
+                    yield places[own], picture
+                return
             missing = set(nearest.tolist())
             for time, picture in self._pictures(packets, nearest):
                 missing.discard(time)
@@ -141,7 +259,7 @@ class SeekingReader(PyAvFile, TimedReader):
     def _seek(self, target: float) -> bool:
         try:
             self._container.seek(max(int(target), self._start), stream=self._stream)
-        except av.error.FFmpegError:
+        except FAILURES:
             return False
         return True
 
@@ -149,60 +267,56 @@ class SeekingReader(PyAvFile, TimedReader):
         """The packets from the next key frame on, as `_window` returns them; there may be none."""
         packets: list[Packet] = []
         beyond: int | None = None  # the first time met that is at or after the last wanted one
-        keys_beyond = 0
-        try:
-            for packet in self._packets():
-                if not packets and not packet.is_keyframe:
-                    continue
-                time = _time(packet)
-                if packet.is_corrupt:
-                    at = (time - self._start) / self._second
-                    raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
-                packets.append(packet)
-                if time >= last and not packet.is_discard:
-                    beyond = time if beyond is None else min(beyond, time)
-                if beyond is not None:
-                    keys_beyond += packet.is_keyframe and time > beyond
-                    # Nothing is shown before it is decoded: no later packet has a time before this one's dts.
-                    # After a jump some have none; then the second key frame ends all that came before.
-                    if keys_beyond > 1 or (packet.dts is not None and packet.dts >= beyond):
-                        return packets, False
-        except av.error.FFmpegError as error:
-            raise VideoReadError(self.path, f"damaged ({error.strerror})") from error
-        except _NoTimeError as error:
-            raise VideoReadError(self.path, "a picture without a time") from error
+        keys_beyond, last_key = 0, None
+        for packet in self._packets():
+            if not packets and not packet.is_keyframe:
+                continue
+            time = _time(packet)
+            if packet.is_corrupt:
+                at = (time - self._start) / self._second
+                raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
+            packets.append(packet)
+            if packet.is_keyframe:
+                last_key = _later_key(packet, last_key)
+            if time >= last and not packet.is_discard:
+                beyond = time if beyond is None else min(beyond, time)
+            if beyond is not None:
+                keys_beyond += packet.is_keyframe and time > beyond
+                # Nothing is shown before it is decoded: no later packet has a time before this one's dts.
+                # After a jump some have none; then the second key frame ends all that came before.
+                if keys_beyond > 1 or (packet.dts is not None and packet.dts >= beyond):
+                    return packets, False
         return packets, beyond is None
 
     def _nearest(self, packets: list[Packet], ticks: np.ndarray, ended: bool) -> np.ndarray:
-        """The times of the pictures nearest to ascending ticks, int64 [n].
-
-        Where two are equally near, the later one, as in ``key_frame_indices``; a little before the middle
-        too, because containers round times to their clock (Matroska's is a millisecond).
-        """
+        """The times of the pictures nearest to ascending ticks, int64 [n]."""
         shown = [_time(packet) for packet in packets if not packet.is_discard]
         # Pictures stored after the first key frame and shown before it lean on ones that were not read.
         times = np.unique([time for time in shown if time >= _time(packets[0])])
         if not len(times):
             raise VideoReadError(self.path, "no picture is shown here")
         if ended:
-            self._check_end(max(_time(packet) for packet in packets), ticks)
-        later = np.searchsorted(times, ticks).clip(0, len(times) - 1)
-        earlier = np.maximum(later - 1, 0)
-        middle = times[earlier] + _LATER * (times[later] - times[earlier])
-        return times[np.where(ticks >= middle, later, earlier)]
+            self._check_complete(max(_time(packet) for packet in packets))
+            if (ticks[0] - times[-1]) / self._second > MISSING_END:
+                last, shown_for = self._end  # looks for another recording behind this one
+                first, latest, end = (
+                    (tick - self._start) / self._second for tick in (ticks[0], last, last + shown_for)
+                )
+                check_inside(self.path, first, last=latest, end=end)
+        return times[nearest_places(times, ticks)]
 
-    def _check_end(self, last: int, ticks: np.ndarray) -> None:
-        """The pictures end where the file says; else what lies beyond is missing, and not over."""
-        found = (last - self._start) / self._second
-        if self._stated is None:
-            # The whole may be longer for its sound: only what lies wholly beyond the pictures is refused.
-            if (ticks[0] - last) / self._second > _MISSING_END:
-                at = (ticks[0] - self._start) / self._second
-                raise VideoReadError(self.path, f"the pictures end at {found:.2f} s, before {at:.2f} s")
-        elif self._stated - found > _MISSING_END + (1 / self.fps if self.fps else 0):
+    def _check_complete(self, last: int) -> None:
+        """The file holds all pictures that its index lists; else some are missing, and it is not over."""
+        entries = self._stream.index_entries
+        if not self._container.format.name.startswith(_WHOLE_INDEX) or not len(entries):
+            return
+        listed = int(entries[-1].timestamp)
+        if (listed - last) / self._second > MISSING_END:
+            found = (last - self._start) / self._second
+            stated = (max(listed, self._start + (self._stream.duration or 0)) - self._start) / self._second
             raise VideoReadError(
                 self.path,
-                f"truncated or damaged: the pictures end at {found:.2f} s, not at {self._stated:.2f} s",
+                f"truncated or damaged: the pictures end at {found:.2f} s, not at {stated:.2f} s",
             )
 
     def _pictures(self, packets: list[Packet], times: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -219,11 +333,52 @@ class SeekingReader(PyAvFile, TimedReader):
                 yield frame.pts, self._picture(frame)
 
 
-class _NoTimeError(Exception):
-    """A packet without a time."""
-
-
 def _time(packet: Packet) -> int:
     if packet.pts is None:
-        raise _NoTimeError
+        raise UntimedError
     return packet.pts
+
+
+def _later_key(packet: Packet, before: int | None) -> int:
+    """The time of a key frame, which comes after the key frame before; UntimedError if it does not."""
+    time = _time(packet)
+    if before is not None and time < before:
+        raise UntimedError  # another recording begins
+    return time
+
+
+def _has_several_edits(path: str) -> bool:
+    """Whether an edit list of an mp4 file shows more than one stretch of its pictures."""
+    with open(path, "rb") as file:
+        spans = [(0, file.seek(0, 2))]
+        for kind in (b"moov", b"trak", b"edts", b"elst"):
+            spans = [own for span in spans for own in _boxes(file, *span, kind)]
+        for start, end in spans:
+            file.seek(start)
+            version, count = struct.unpack(">BxxxI", file.read(8).ljust(8, b"\0"))
+            form = ">qq4x" if version == 1 else ">ii4x"
+            width = struct.calcsize(form)
+            data = file.read(min(count * width, end - start, 1000 * width))
+            edits = struct.iter_unpack(form, data[: len(data) // width * width])
+            if sum(begin != -1 for _, begin in edits) > 1:  # -1 is a pause
+                return True
+    return False
+
+
+def _boxes(file: BinaryIO, start: int, end: int, kind: bytes) -> Iterator[tuple[int, int]]:
+    """The contents of the boxes of one kind in a span, as first byte and one past the last."""
+    for _ in range(_MOST_BOXES):
+        file.seek(start)
+        head = file.read(16)
+        if start + 8 > end or len(head) < 8:
+            return
+        size, own = struct.unpack_from(">I4s", head)
+        before = 8
+        if size == 1 and len(head) == 16:
+            size, before = struct.unpack_from(">Q", head, 8)[0], 16
+        stop = end if size == 0 else min(start + size, end)
+        if stop < start + before:
+            return
+        if own == kind:
+            yield start + before, stop
+        start = stop

@@ -14,19 +14,32 @@ import numpy as np
 
 from videomaskfeat.data.reader import VideoReader, VideoReadError
 
+_LATER = 0.48  # from which part of the way between two pictures on the later one is taken: see nearest
+MISSING_END = 1.0  # seconds beyond the end of the last picture at which it is still taken
+
 
 class TimedReader(ABC):
     """An open video whose pictures are asked for by time. Use it in a ``with`` statement, or call ``close``.
 
     Attributes:
         path: of the local file, or of the frames.
-        fps: average frames a second; 0 where the file does not tell.
-        duration_seconds: from the first picture to the end of the last; None where the file does not tell.
     """
 
     path: str
-    fps: float
-    duration_seconds: float | None
+
+    @property
+    @abstractmethod
+    def fps(self) -> float:
+        """Average frames per second; 0 if unknown. The first look may read the whole file."""
+
+    @property
+    @abstractmethod
+    def duration_seconds(self) -> float:
+        """From the first picture to the end of the last. The first look may read the end of the file.
+
+        Raises:
+            VideoReadError: the file is damaged there.
+        """
 
     @abstractmethod
     def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -104,8 +117,17 @@ class CountedReader(TimedReader):
             video.close()
             raise VideoReadError(video.path, "has neither times nor a frame rate, so no second can be found")
         self._video = video
-        self.path, self.fps = video.path, video.fps
-        self.duration_seconds = video.frames / video.fps
+        self.path = video.path
+
+    @property
+    def fps(self) -> float:
+        """Of the video."""
+        return self._video.fps
+
+    @property
+    def duration_seconds(self) -> float:
+        """Of all frames."""
+        return self._video.frames / self._video.fps
 
     def close(self) -> None:
         """Close the video."""
@@ -116,6 +138,69 @@ class CountedReader(TimedReader):
         indices = np.clip(np.floor(seconds * self.fps + 0.5), 0, self._video.frames - 1).astype(np.int64)
         for index, picture in self._video.each(np.unique(indices)):
             yield np.flatnonzero(indices == index), picture
+
+
+class IndexedReader(TimedReader):
+    """Frames of which each one's time is known."""
+
+    def __init__(self, video: VideoReader, seconds: np.ndarray, *, end_seconds: float) -> None:
+        """Take over an open video.
+
+        Args:
+            video: is closed with this one; its rate is known.
+            seconds: float64 [N], when its frames are shown, ascending.
+            end_seconds: until when the last one is shown.
+        """
+        self._video, self._seconds, self._end = video, seconds, end_seconds
+        self.path = video.path
+
+    @property
+    def fps(self) -> float:
+        """Of the video."""
+        return self._video.fps
+
+    @property
+    def duration_seconds(self) -> float:
+        """From 0 to the end of the last frame."""
+        return self._end
+
+    def close(self) -> None:
+        """Close the video."""
+        self._video.close()
+
+    def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        check_inside(self.path, seconds[0], last=float(self._seconds[-1]), end=self._end)
+        indices = nearest_places(self._seconds, seconds)
+        for index, picture in self._video.each(np.unique(indices)):
+            yield np.flatnonzero(indices == index), picture
+
+
+def nearest_places(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The places of the ascending times that are nearest to wanted ones, int64 [n].
+
+    Of two that are equally near it is the later one, as in ``key_frame_indices``; a little before the middle
+    too, because containers round times to their clock (Matroska's is a millisecond).
+    """
+    later = np.searchsorted(times, wanted).clip(0, len(times) - 1)
+    earlier = np.maximum(later - 1, 0)
+    middle = times[earlier] + _LATER * (times[later] - times[earlier])
+    return np.where(wanted >= middle, later, earlier)
+
+
+def check_inside(path: str, second: float, *, last: float, end: float) -> None:
+    """A time lies at most a little beyond the pictures.
+
+    Args:
+        path: for the message.
+        second: the time.
+        last: when the last picture begins.
+        end: when it ends.
+
+    Raises:
+        VideoReadError: it lies further beyond them.
+    """
+    if second - end > MISSING_END:
+        raise VideoReadError(path, f"the pictures end at {last:.2f} s, before {second:.2f} s")
 
 
 def check_size(path: str, picture: np.ndarray, size: Sequence[int]) -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from videomaskfeat.data.images import PICTURE_SUFFIXES
-from videomaskfeat.data.records_folder import find_videos
+from videomaskfeat.data.records_folder import find_videos, report_left_out
 from videomaskfeat.data.records_images import image_names
 from videomaskfeat.data.records_kinetics import is_kinetics_header, kinetics_names
 from videomaskfeat.data.records_ssv2 import ssv2_names
 from videomaskfeat.data.records_table import LABELS, first_row, parse_table
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, counted, nearest
 from videomaskfeat.io import is_folder, open_file
 
 logger = logging.getLogger(__name__)
@@ -246,7 +246,8 @@ def load_folder(
         )
     if format == "images":
         return _load_images(source, labels, known_classes)
-    videos, frames = find_videos(source)
+    all_found = find_videos(source)
+    videos, frames = all_found.videos, all_found.frames
     if format == "auto" and videos and frames:
         raise UserError(
             f"{source}: holds videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); "
@@ -266,7 +267,11 @@ def load_folder(
         "auto": (videos or frames, "videos or pictures"),
     }[format]
     if not found:
-        raise UserError(f"{source}: holds no {wanted}; check the path and the format")
+        raise UserError(
+            f"{source}: holds no {wanted} ({counted(len(all_found.left_out), 'other file')}); check the path "
+            "and the format"
+        )
+    report_left_out(source, all_found.left_out)
     if format == "auto" and not videos:
         logger.info(
             "%s: %d folders of pictures, each taken for the frames of a video; format=images takes them for "

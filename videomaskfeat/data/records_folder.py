@@ -2,36 +2,227 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from videomaskfeat.data.images import PICTURE_SUFFIXES
-from videomaskfeat.io import is_folder, list_folder
+from videomaskfeat.errors import UserError, counted
+from videomaskfeat.io import local_path
+
+logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = frozenset(
-    (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
+    f".{name}"
+    for name in (
+        *("264", "265", "3g2", "3gp", "amv", "asf", "avi", "divx", "dv", "f4v", "flv", "gif", "h264", "h265"),
+        *(
+            "hevc",
+            "ivf",
+            "m1v",
+            "m2t",
+            "m2ts",
+            "m2v",
+            "m4v",
+            "mkv",
+            "mov",
+            "mp4",
+            "mpe",
+            "mpeg",
+            "mpg",
+            "mpv",
+        ),
+        *(
+            "mts",
+            "mxf",
+            "nut",
+            "ogm",
+            "ogv",
+            "qt",
+            "rm",
+            "rmvb",
+            "tp",
+            "trp",
+            "ts",
+            "vob",
+            "webm",
+            "wmv",
+            "wtv",
+        ),
+        *("xvid", "y4m"),
+    )
 )
 
 
-def find_videos(root: str) -> tuple[list[str], list[str]]:
-    """Paths below ``root``, relative to it and sorted: (video files, folders that hold pictures).
+@dataclass(frozen=True)
+class FoundVideos:
+    """What lies below a folder; hidden files and folders (a leading dot) are left out.
 
-    Hidden files and folders (a leading dot) are left out. A folder with pictures is taken whole: what lies
-    below it is not looked at.
+    Attributes:
+        videos: paths of the video files, relative to the folder and sorted.
+        frames: of the folders that hold pictures, likewise.
+        left_out: of the other files, likewise.
     """
-    videos: list[str] = []
-    frames: list[str] = []
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        names = [name for name in list_folder(os.path.join(root, folder)) if not name.startswith(".")]
-        suffixes = [os.path.splitext(name)[1].lower() for name in names]
-        if PICTURE_SUFFIXES.intersection(suffixes):
-            frames.append(folder or ".")
+
+    videos: list[str]
+    frames: list[str]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that was looked into.
+
+    Attributes:
+        path: relative to the root, empty for the root.
+        files: names of its files, sorted; hidden ones are left out.
+        folders: of its folders, likewise.
+    """
+
+    path: str
+    files: list[str]
+    folders: list[str]
+
+
+def find_videos(root: str) -> FoundVideos:
+    """Look for videos and folders of pictures below a folder, at any depth.
+
+    A folder with pictures and without a video is taken whole: what lies below it is not looked at. Of links
+    to a file that is found without them, or by an earlier link, none is taken.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    videos, frames, left_out = list[str](), list[str](), list[str]()
+    for folder in walk_folders(root):
+        kinds: dict[str, list[str]] = {"video": [], "picture": [], "other": []}
+        for name in folder.files:
+            suffix = os.path.splitext(name)[1].lower()
+            kind = (
+                "video" if suffix in VIDEO_SUFFIXES else "picture" if suffix in PICTURE_SUFFIXES else "other"
+            )
+            kinds[kind].append(os.path.join(folder.path, name))
+        videos += kinds["video"]
+        left_out += kinds["other"]
+        if kinds["picture"]:
+            frames.append(folder.path or ".")
+            if not kinds["video"]:
+                folder.folders.clear()
+    videos, repeated = _without_repeats(root, sorted(videos))
+    if repeated:
+        words = counted(len(repeated), "link")
+        logger.info("%s: %s left out, to videos found already (%s, ...)", root, words, repeated[0])
+    return FoundVideos(videos, sorted(frames), sorted(left_out))
+
+
+def report_left_out(root: str, paths: Sequence[str]) -> None:
+    """Log in one line how many files were left out, by suffix."""
+    if not paths:
+        return
+    kinds = Counter(os.path.splitext(path)[1].lower() or "without a suffix" for path in paths)
+    ordered = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = ", ".join(f"{count} {kind}" for kind, count in ordered)
+    logger.info("%s: %s left out: %s", root, counted(len(paths), "file"), shown)
+
+
+def walk_folders(root: str) -> Iterator[Folder]:
+    """The folders below a folder, itself the first, each real folder once however many links lead to it.
+
+    Links are followed after the real folders, in the order of their paths, so that no result depends on the
+    file system's order. A link that leads to a folder that was looked into, or to one that holds the root, is
+    not followed; one line of the log says so.
+
+    Args:
+        root: the folder.
+
+    Yields:
+        Each folder; names taken out of its ``folders`` are not looked into.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    local = local_path(root)
+    real = os.path.realpath(local)
+    seen = set[tuple[int, int]]()
+    while real != os.path.dirname(real):
+        real = os.path.dirname(real)
+        seen.add(_identity(real))
+    dropped: list[str] = []
+    pending, links = [""], list[str]()
+    while pending or links:
+        path = pending.pop() if pending else heappop(links)
+        identity = _identity(os.path.join(local, path))
+        if identity in seen:
+            dropped.append(path)
             continue
-        for name, suffix in zip(names, suffixes, strict=True):
-            path = os.path.join(folder, name)
-            if suffix in VIDEO_SUFFIXES:
-                videos.append(path)
-            elif is_folder(os.path.join(root, path)):
-                pending.append(path)
-    return sorted(videos), sorted(frames)
+        seen.add(identity)
+        folder, linked = _look_into(local, path)
+        yield folder
+        for name in folder.folders:
+            own = os.path.join(path, name)
+            if name in linked:
+                heappush(links, own)
+            else:
+                pending.append(own)
+    if dropped:
+        logger.info(
+            "%s: %s not followed, to folders that are read already or hold this one (%s, ...)",
+            root,
+            counted(len(dropped), "link"),
+            min(dropped),
+        )
+
+
+def _look_into(root: str, path: str) -> tuple[Folder, set[str]]:
+    """A folder, and which of its folders are links."""
+    folder, linked = Folder(path, [], []), set[str]()
+    try:
+        with os.scandir(os.path.join(root, path)) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith("."):
+                    continue
+                if not _is_folder(entry):
+                    folder.files.append(entry.name)
+                    continue
+                folder.folders.append(entry.name)
+                if entry.is_symlink():
+                    linked.add(entry.name)
+    except OSError as error:
+        where = os.path.join(root, path)
+        raise UserError(f"{where}: cannot be listed ({error.strerror}); check its permissions") from error
+    return folder, linked
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Device and inode of a folder."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be looked into ({error.strerror})") from error
+    return status.st_dev, status.st_ino
+
+
+def _without_repeats(root: str, videos: list[str]) -> tuple[list[str], list[str]]:
+    """Sorted paths, without links to files that another of the paths leads to; and those links."""
+    local = local_path(root)
+    links = [path for path in videos if os.path.islink(os.path.join(local, path))]
+    if not links:
+        return videos, []
+    linked, repeated = set(links), set[str]()
+    taken = {os.path.realpath(os.path.join(local, path)) for path in videos if path not in linked}
+    for path in links:
+        target = os.path.realpath(os.path.join(local, path))
+        if target in taken:
+            repeated.add(path)
+        taken.add(target)
+    return [path for path in videos if path not in repeated], sorted(repeated)

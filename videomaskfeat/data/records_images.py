@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from videomaskfeat.data.images import PICTURE_SUFFIXES, is_picture
+from videomaskfeat.data.records_folder import walk_folders
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.io import is_folder, list_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,21 +33,12 @@ class FoundImages:
 def find_images(root: str) -> FoundImages:
     """Look for pictures below a folder, at any depth."""
     found = FoundImages([], [], [])
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        for name in list_folder(os.path.join(root, folder)):
-            if name.startswith("."):
-                continue
-            path = os.path.join(folder, name)
-            if is_picture(name):  # nobody asks whether it is a file: of a million that would take minutes
-                found.paths.append(path)
-            elif is_folder(os.path.join(root, path)):
-                pending.append(path)
-                if not folder:
-                    found.folders.append(name)
-            else:
-                found.passed_over.append(path)
+    for folder in walk_folders(root):
+        if not folder.path:
+            found.folders.extend(folder.folders)
+        for name in folder.files:
+            kind = found.paths if is_picture(name) else found.passed_over
+            kind.append(os.path.join(folder.path, name))
     found.paths.sort()
     return found
 

@@ -16,7 +16,6 @@ from videomaskfeat.data.key_clips import KeyClip, key_clips
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.readers_timed import TimedReader
 from videomaskfeat.data.transforms import WholeFrame
-from videomaskfeat.data.video import probe
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import is_folder
 from videomaskfeat.tasks.detection.box_detectors import BoxDetector, find_boxes, load_box_detector
@@ -162,7 +161,7 @@ def find_actions(
     if is_folder(path):
         raise UserError(f"{path}: is a folder, and a video file is needed here")
     with open_timed(path) as reader:
-        duration = _duration(reader)
+        duration = reader.duration_seconds
         if boxes is not None:
             source = _of_file(
                 read_boxes(
@@ -306,12 +305,6 @@ def _named(detector: LoadedDetector) -> dict[int, str]:
     recipe = detector.recipe
     numbers = sorted(recipe.actions) or range(1, recipe.classes + 1)
     return {number: recipe.name_of(number - 1) for number in numbers}
-
-
-def _duration(reader: TimedReader) -> float:
-    if reader.duration_seconds is not None:
-        return reader.duration_seconds
-    return probe(reader.path).duration_seconds  # reads the whole file
 
 
 def _empty(found: Sequence[Persons], threshold: float) -> list[str]:

@@ -1,0 +1,90 @@
+"""A path is one local file: whatever its name looks like, and whatever the file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.data.make_videos import read_number, write_video
+from videomaskfeat.data.readers_seeking import open_timed
+from videomaskfeat.data.video import VideoReadError, available_readers, open_video, probe
+from videomaskfeat.mp4 import write_mp4
+
+HAS_DECORD = not available_readers()["decord"].startswith("missing")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return {
+        "one_frame.mp4": write_video(folder / "one_frame.mp4", frames=1),
+        "plain.ts": write_video(folder / "plain.ts", frames=12),
+    }
+
+
+NAMES_OF_FILES = [
+    "2024-01-01T12:00:00.mp4", "-x.mp4", "a%03d.mp4", "concat:x.mp4", "pipe:0", "@a.mp4", "#1.mp4", "q?.mp4",
+    "new\nline.mp4", "caf\udce9.mp4", "x" * 251 + ".mp4", "file:a.mp4", "http:a.mp4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES_OF_FILES, ids=ascii)
+def test_any_name_is_a_file_and_nothing_else(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(files["one_frame.mp4"].read_bytes())
+    for reader in ("auto", "decord", "pyav") if HAS_DECORD and name.isprintable() else ("auto", "pyav"):
+        assert probe(name, reader).frames == 1
+    with open_timed(name) as timed:
+        assert read_number(timed.read_at([0.0])[0]) == 0
+
+
+def test_videos_are_written_under_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mp4("10:00:00.mp4", np.zeros((2, 32, 64, 3), np.uint8))
+    assert [path.name for path in tmp_path.iterdir()] == ["10:00:00.mp4"]
+    assert probe("10:00:00.mp4").frames == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile one.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\none.ts\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
+        "a=rtpmap:96 H264/90000\n",
+    ],
+    ids=["concat", "hls", "sdp"],
+)
+@pytest.mark.parametrize("suffix", ["mp4", "m3u8"])
+def test_file_that_names_others_is_refused(
+    files: dict[str, Path], tmp_path: Path, text: str, suffix: str
+) -> None:
+    (tmp_path / "one.mp4").write_bytes(files["one_frame.mp4"].read_bytes())
+    (tmp_path / "one.ts").write_bytes(files["plain.ts"].read_bytes())
+    path = tmp_path / f"list.{suffix}"
+    path.write_text(text)
+    for reader in ("auto", "pyav"):
+        with pytest.raises(VideoReadError, match="not a video file"):
+            open_video(path, reader)
+
+
+def test_number_in_a_name_is_no_pattern(tmp_path: Path) -> None:
+    for number, name in enumerate(("a001.jp2", "a002.jp2", "a%03d.jp2")):
+        assert cv2.imwrite(str(tmp_path / name), np.full((64, 64, 3), 50 * number, np.uint8))
+    with open_video(tmp_path / "a%03d.jp2") as opened:
+        assert opened.frames == 1
+        assert opened.read([0]).mean() == pytest.approx(100, abs=2)
+
+
+def test_remote_path_names_what_is_missing() -> None:
+    with pytest.raises(
+        VideoReadError, match=r"s3://a/b\.mp4: no handler for s3://, only local files are read"
+    ):
+        open_video("s3://a/b.mp4")
+    with pytest.raises(VideoReadError, match=r"1:2\.mp4: no such file"):
+        open_video("1:2.mp4")

@@ -1,0 +1,304 @@
+"""The pictures of a file, told from its packets: which they are, when they are shown, and how fast.
+
+A header can state any frame rate and any duration, and a file can be several recordings one after the other.
+The packets say what is there, so everything here follows from the times of the packets.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from av.packet import Packet
+
+_CLOCK_SECONDS = 0.002  # a clock of milliseconds, such as Matroska's, rounds both ends of a video
+_LONGEST_GAP = 10.0  # seconds; FFmpeg closes longer gaps in transport and program streams
+_UNKNOWN = -(2**63)  # a packet without a time
+_KEY, _HIDDEN, _DAMAGED = 1, 2, 4  # flags of a packet
+_JOIN_LAG = 2  # packets after one that is marked as damaged, before those of another recording
+_SHORTEST_RETURN = 0.1  # seconds by which times must go back between key frames to begin another recording
+
+
+Joins = Literal["recordings", "edits", "segments", "none"]
+"""How times repeat in a container: as transport and program streams, mp4, Matroska, or not at all."""
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """The frames of a file and the key frames to decode them from.
+
+    A file is one or more recordings: joined transport streams, or the edits of an edit list. Marks are the
+    packets' presentation times, shifted from the second recording on so that no two recordings overlap.
+
+    Attributes:
+        marks: int64 [N], of the frames, ascending.
+        key_marks: int64 [K], of the key frames, ascending.
+        key_times: int64 [K], presentation times of their packets.
+        key_packets: int64 [K], their places among the packets of the file.
+        packet_marks: int64 [P], of all packets in file order; None for a single recording, where a mark is
+            the packet's own time.
+        positions: int64 [P], where in the file each packet begins, -1 if unknown.
+        ticks: int64 [N], when each frame is shown, after the first packet's.
+    """
+
+    marks: np.ndarray
+    key_marks: np.ndarray
+    key_times: np.ndarray
+    key_packets: np.ndarray
+    packet_marks: np.ndarray | None
+    positions: np.ndarray
+    ticks: np.ndarray
+
+
+class PacketLog:
+    """What the packets of a file say, noted one after the other in file order."""
+
+    def __init__(self, *, second: float, joins: Joins) -> None:
+        """Start empty.
+
+        Args:
+            second: ticks per second.
+            joins: what a file may consist of: joined recordings; edits, which overlap in hidden packets;
+                joined segments, whose decoding times are guesses from the join on.
+        """
+        self._second, self._joins = second, joins
+        self._rows = array("q")  # five numbers of 64 bits each, since a film has 200,000 packets
+
+    def __len__(self) -> int:
+        return len(self._rows) // 5
+
+    def add(self, packet: Packet) -> None:
+        """Note the next packet."""
+        time, due, position = packet.pts, packet.dts, packet.pos
+        self._rows.extend(
+            (
+                _UNKNOWN if time is None else time,
+                _UNKNOWN if due is None else due,
+                packet.duration or 0,
+                -1 if position is None else position,
+                _KEY * packet.is_keyframe + _HIDDEN * packet.is_discard + _DAMAGED * packet.is_corrupt,
+            )
+        )
+
+    def close(self) -> PacketTable:
+        """All that was noted."""
+        table = np.array(self._rows).reshape(-1, 5)
+        times, due, durations, positions, flags = (np.ascontiguousarray(column) for column in table.T)
+        keys = (flags & _KEY) != 0
+        return PacketTable(
+            times=times,
+            due=due,
+            durations=durations,
+            positions=positions,
+            keys=keys,
+            hidden=(flags & _HIDDEN) != 0,
+            damaged=(flags & _DAMAGED) != 0,
+            starts=np.concatenate([[0], self._joints(times, due, keys)]).astype(np.int64),
+            joins=self._joins,
+        )
+
+    def _joints(self, times: np.ndarray, due: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """The first packet of each recording or edit after the first one."""
+        if self._joins == "none" or len(times) < 2:
+            return np.empty(0, np.int64)
+        if self._joins == "segments":
+            places = np.flatnonzero(keys)
+            before, after = times[places[:-1]], times[places[1:]]
+            return places[1:][(after < before) & (after != _UNKNOWN)]
+        step = np.diff(due)
+        begins = step < 0
+        if self._joins == "recordings":
+            key = keys[1:]
+            begins = step < np.where(key, 0, -_SHORTEST_RETURN * self._second)
+            begins |= key & (step > _LONGEST_GAP * self._second)
+        return 1 + np.flatnonzero(begins & (due[1:] != _UNKNOWN) & (due[:-1] != _UNKNOWN))
+
+
+@dataclass(frozen=True)
+class PacketTable:
+    """The packets of a file in its order.
+
+    Attributes:
+        times: int64 [P], presentation times, ``_UNKNOWN`` without one.
+        due: int64 [P], decoding times, likewise.
+        durations: int64 [P], 0 if unknown.
+        positions: int64 [P], where in the file each begins, -1 if unknown.
+        keys: bool [P], of key frames.
+        hidden: bool [P], not shown, by an edit list.
+        damaged: bool [P], by the container.
+        starts: int64 [R], the first packet of each recording or edit.
+        joins: as in ``PacketLog``.
+    """
+
+    times: np.ndarray
+    due: np.ndarray
+    durations: np.ndarray
+    positions: np.ndarray
+    keys: np.ndarray
+    hidden: np.ndarray
+    damaged: np.ndarray
+    starts: np.ndarray
+    joins: Joins
+
+    def first_damage(self) -> int | None:
+        """The first damaged packet.
+
+        The end of a transport stream that another is joined to is marked as damaged too, and is not.
+        """
+        for place in np.flatnonzero(self.damaged).tolist():
+            after = slice(place + 1, place + 2 + _JOIN_LAG)
+            joined = (
+                self.keys[after].any() or np.isin(self.starts[1:], np.arange(place + 1, after.stop)).any()
+            )
+            if self.joins != "recordings" or not joined:
+                return int(place)
+        return None
+
+    def due_ticks(self) -> np.ndarray | None:
+        """When the shown pictures are due by their decoding times, in order: int64 [n], from 0.
+
+        For containers that store no other times. None if a packet has none, or two have the same.
+        """
+        ticks = np.sort(self.due[~self.hidden])
+        if not len(ticks) or ticks[0] == _UNKNOWN or (np.diff(ticks) <= 0).any():
+            return None
+        return ticks - ticks[0]
+
+    def last_duration(self) -> int:
+        """Ticks for which the last picture is shown, by its packet; 0 if unknown."""
+        shown = np.flatnonzero(~self.hidden)
+        if len(self.starts) > 1 or not len(shown):
+            return 0
+        return int(self.durations[shown[np.argmax(self.times[shown])]])
+
+    def index(self) -> PacketIndex | None:
+        """The index; None if the times do not tell the pictures apart."""
+        hidden, keys = self.hidden, self.keys
+        if not keys.any() or (self.times[keys | ~hidden] == _UNKNOWN).any():
+            return None
+        places = np.arange(len(keys))
+        recording = np.searchsorted(self.starts, places, side="right") - 1
+        with np.errstate(over="ignore"):  # by the times of a damaged file
+            marks, shown_at = self._separated()
+        # Pictures before the first key frame of their recording, in the file or as shown, lean on lost ones.
+        first_place = np.full(len(self.starts), len(keys))
+        np.minimum.at(first_place, recording[keys], places[keys])
+        first_mark = np.full(len(self.starts), np.iinfo(np.int64).max)
+        np.minimum.at(first_mark, recording[keys], marks[keys])
+        frames = places[~hidden & (places >= first_place[recording]) & (marks >= first_mark[recording])]
+        frames = frames[np.argsort(marks[frames], kind="stable")]
+        if not len(frames) or (np.diff(marks[frames]) <= 0).any():
+            return None
+        key_packets = places[keys][np.argsort(marks[keys], kind="stable")]
+        return PacketIndex(
+            marks=marks[frames],
+            key_marks=marks[key_packets],
+            key_times=self.times[key_packets],
+            key_packets=key_packets,
+            packet_marks=marks if len(self.starts) > 1 else None,
+            positions=self.positions,
+            # The first pictures after a join may be due before the last ones before it.
+            ticks=np.maximum.accumulate(shown_at[frames]) - shown_at[~hidden].min(),
+        )
+
+    def _separated(self) -> tuple[np.ndarray, np.ndarray]:
+        """(marks, ticks at which they are shown) of all packets, int64 [P] each."""
+        if len(self.starts) == 1:
+            return self.times, self.times
+        marks, shown_at = self.times.copy(), self.times.copy()
+        ends = [*self.starts[1:].tolist(), len(marks)]
+        for start, first, end in zip(self.starts[:-1].tolist(), ends[:-1], ends[1:], strict=True):
+            before, own = slice(start, first), slice(first, end)
+            marks[own] += marks[before].max() + 1 - marks[own].min()
+            last = first - 1
+            if self.joins == "recordings":  # go on as in FFmpeg: by the decoding times
+                due = self.due[last] + shown_at[last] - self.times[last]
+                shown_at[own] += due + self.durations[last] - self.due[first]
+            elif self.joins == "segments":
+                shown_at[own] += shown_at[before].max() + self.durations[last] - shown_at[own].min()
+        return marks, shown_at
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast the pictures of a video follow each other.
+
+    Attributes:
+        fps: pictures per second, on average; 0 if unknown.
+        duration_seconds: from the first picture to the end of the last.
+        is_variable: whether the gaps between pictures differ by more than the rounding of the clock.
+    """
+
+    fps: float
+    duration_seconds: float
+    is_variable: bool
+
+
+def measure_timing(
+    seconds: np.ndarray,
+    *,
+    stated_fps: float,
+    tick: float = 0.0,
+    last: float = 0.0,
+    last_is_stored: bool = False,
+) -> Timing:
+    """The timing of pictures whose times are known.
+
+    The stated rate is kept if the last picture, which has no next one, would then be shown for as long as
+    others: it is the exact one, 30000/1001 instead of 29.97. Otherwise the rate is that of the gaps.
+
+    Args:
+        seconds: float64 [N], N >= 1, when the pictures are shown, ascending.
+        stated_fps: by the header; 0 if it has none.
+        tick: seconds between two ticks of the container's clock.
+        last: seconds for which the last picture is shown, by its packet; 0 if unknown.
+        last_is_stored: the container stores that, as GIF does; others derive it from the stated rate.
+    """
+    count, span = len(seconds), float(seconds[-1] - seconds[0])
+    if span <= 0:
+        agrees = last <= 0 or (stated_fps > 0 and abs(1 / stated_fps - last) <= _CLOCK_SECONDS)
+        fps = stated_fps if agrees else count / last
+        return Timing(fps, count / fps if fps > 0 else 0.0, False)
+    gaps = np.diff(seconds)
+    usual = float(np.median(gaps))
+    is_variable = count > 2 and bool(np.abs(gaps - usual).max() > max(1.01 * tick, 0.1 * usual))
+    if last_is_stored and last > 0:
+        fps = count / (span + last)
+        return Timing(stated_fps if abs(stated_fps - fps) < 1e-3 * fps else fps, span + last, is_variable)
+    fps = average_rate(seconds, stated_fps=stated_fps)
+    return Timing(fps, span + 1 / fps, is_variable)
+
+
+def average_rate(seconds: np.ndarray, *, stated_fps: float) -> float:
+    """The average rate of pictures, as in ``measure_timing``, with the same arguments."""
+    count, span = len(seconds), float(seconds[-1] - seconds[0])
+    if span <= 0:
+        return stated_fps
+    left = count / stated_fps - span if stated_fps > 0 else 0.0  # for the last picture
+    gaps = np.diff(seconds)
+    if max(gaps.min() - _CLOCK_SECONDS, 0) < left <= gaps.max() + _CLOCK_SECONDS:
+        return stated_fps
+    return (count - 1) / span
+
+
+def complete_times(times: Sequence[int | None]) -> np.ndarray | None:
+    """Times in the order of showing as ascending ticks from 0, int64 [N]; None if they are unknown.
+
+    Where they go back, they go on by the usual step. Missing ones lie evenly between their neighbors.
+    """
+    known = np.array([place for place, time in enumerate(times) if time is not None], np.int64)
+    if len(known) < 2:
+        return np.zeros(1, np.int64) if len(times) == len(known) == 1 else None
+    values = np.array([time for time in times if time is not None], np.int64)
+    pictures, steps = np.diff(known), np.diff(values)
+    forward = steps > 0
+    usual = float(np.median(steps[forward] / pictures[forward])) if forward.any() else 1.0
+    steps = np.where(forward, steps, np.maximum(np.rint(usual * pictures), 1).astype(np.int64))
+    ticks = np.concatenate([[0], np.cumsum(steps)])
+    places = np.arange(len(times))
+    beyond = np.minimum(places - known[0], 0) + np.maximum(places - known[-1], 0)
+    filled = np.rint(np.interp(places, known, ticks) + usual * beyond).astype(np.int64)
+    return filled - filled[0]

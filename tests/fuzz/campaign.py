@@ -159,7 +159,8 @@ class Victim:
 
     def last_lines(self, count: int = 40) -> str:
         """The end of what it wrote."""
-        return "\n".join(self.output.read_text(errors="replace").splitlines()[-count:])
+        lines = self.output.read_text(errors="replace").splitlines()
+        return "\n".join([line for line in lines if not line.startswith("Extension modules:")][-count:])
 
     def stop_with_stack(self) -> None:
         """Have it write its stack, which its fault handler does on SIGABRT, and end it."""

@@ -100,15 +100,6 @@ def make_case(rng: random.Random, material: Path, folder: Path) -> Case:
     return make(rng, material, folder)
 
 
-def _write(name: str, content: bytes, rng: random.Random) -> str:
-    """Write a list; seldom as something that is no plain file."""
-    if rng.random() < 0.01:
-        os.mkfifo(name)
-    else:
-        Path(name).write_bytes(content)
-    return name
-
-
 def _damaged(name: str, rng: random.Random) -> bytes:
     if name in _TREES:
         return mutate_document(_TREES[name], rng)
@@ -128,7 +119,7 @@ def _videos(rng: random.Random, material: Path, folder: Path) -> Case:
     """Lists of videos, read by the library and by two verbs."""
     names = [name for name in (*_TABLES, *_TREES) if not name.startswith(("names", "frames"))]
     name = rng.choice(names)
-    _write(name, _damaged(name, rng), rng)
+    Path(name).write_bytes(_damaged(name, rng))
     if name.startswith("something"):
         other = next(other for other in _TREES if other.startswith("something") and other != name)
         Path(other).write_bytes(to_text(_TREES[other]))
@@ -156,10 +147,10 @@ def _all_rows(name: str, choices: dict[str, str]) -> None:
 def _frames(rng: random.Random, material: Path, folder: Path) -> Case:
     from videomaskfeat.data.records_frames import load_frame_lists
 
-    name = _write("frames.csv", _damaged("frames.csv", rng), rng)
+    Path("frames.csv").write_bytes(_damaged("frames.csv", rng))
 
     def run() -> None:
-        for frames in load_frame_lists([name], prefix="").values():
+        for frames in load_frame_lists(["frames.csv"], prefix="").values():
             assert len([frames[index] for index in range(min(len(frames), 100))]) > 0
 
     return Case("load_frame_lists frames.csv", run)
@@ -169,7 +160,7 @@ def _names(rng: random.Random, material: Path, folder: Path) -> Case:
     from videomaskfeat.tasks.classification.class_names import read_class_names
 
     name = rng.choice(["names.txt", "names.json", "something-labels.json"])
-    _write(name, _damaged(name, rng), rng)
+    Path(name).write_bytes(_damaged(name, rng))
     if rng.random() < 0.15:
         made = material / "scored"
         return verb(
@@ -187,8 +178,7 @@ def _ava(rng: random.Random, material: Path, folder: Path) -> Case:
         data = damaged_table(Path(name).read_bytes(), b" ", rng)
     else:
         data = damaged_table(Path(name).read_bytes(), b",", rng)
-    Path(name).unlink()
-    _write(name, data, rng)
+    Path(name).write_bytes(data)
     choice = rng.random()
     if choice < 0.5:
         return verb(
@@ -239,7 +229,7 @@ def _scores(rng: random.Random, material: Path, folder: Path) -> Case:
         data = buffer.getvalue()
         if rng.random() < 0.2:
             data = _without_member(data, rng)
-    _write("a.npz", data, rng)
+    Path("a.npz").write_bytes(data)
     return verb("average-scores", "a.npz", material / "b.npz", "--out", "out")
 
 
@@ -298,6 +288,5 @@ def _features(rng: random.Random, material: Path, folder: Path) -> Case:
         data = damaged_table(data, b",", rng)
     else:
         data = mutate_bytes(data, rng)
-    Path(name).unlink()
-    _write(name, data, rng)
+    Path(name).write_bytes(data)
     return Case(f"read_features {name}", lambda: read_features(folder))

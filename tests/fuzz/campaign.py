@@ -5,6 +5,7 @@ The parent imports nothing of the package: it survives whatever a case does to t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -166,19 +167,15 @@ class Victim:
         """Have it write its stack, which its fault handler does on SIGABRT, and end it."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGABRT)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(2.0)
-            except subprocess.TimeoutExpired:
-                pass
         self.close()
 
     def close(self) -> None:
         """End it and all that it started."""
         self.pipe.close()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
 
@@ -253,7 +250,9 @@ def _run(
         if what:
             victim.stop_with_stack()
             outcome.entries[entry.split()[0]] += 1
-            return _kept(victim, Finding(kind, seed, entry, what, victim.last_lines(), keep / f"{kind}-{seed}"))
+            return _kept(
+                victim, Finding(kind, seed, entry, what, victim.last_lines(), keep / f"{kind}-{seed}")
+            )
     outcome.entries[entry.split()[0]] += 1
     outcome.refused += message["outcome"] == "refused"
     if message["outcome"] == "failed":

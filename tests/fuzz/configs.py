@@ -17,7 +17,12 @@ from tests.tasks.conftest import TINY
 from tests.tasks.weights_files import write_pretrained
 from videomaskfeat.data.sample import write_sample_data
 
-_VERBS = {"pretrain": "pretrain", "finetune": "finetune", "detect": "detect-train", "tokenizer": "train-tokenizer"}
+_VERBS = {
+    "pretrain": "pretrain",
+    "finetune": "finetune",
+    "detect": "detect-train",
+    "tokenizer": "train-tokenizer",
+}
 _SAMPLES = {folder: sorted((ROOT / "configs" / folder).glob("sample*.yaml")) for folder in _VERBS}
 _GOLDEN = ("maskfeat_mvitv2_video", "mvitv2_kinetics", "mae_vit_video", "maskfeat_vit_image")
 _DETECT = {
@@ -28,15 +33,16 @@ _DETECT = {
 _BOUNDED = ("data.workers=0", "run.device=cpu", "run.compile=false", "run.folder=run")
 """Last on the command line, whatever a damaged config says: no processes, and no other folder."""
 _OVERRIDES = (
-    "", "=", "a", "optim", "optim=", "optim.epochs", "optim.epochs=", ".=1", "optim..epochs=1", "optim.epochs=x",
-    "optim.epochs=[", "optim.epochs={a", "optim.epochs=${data.train}", "optim.epochs=${", "optim=3", "model=",
+    "", "=", "a", "optim", "optim=", "optim.epochs", "optim.epochs=", ".=1", "optim..epochs=1",
+    "optim.epochs=x",    "optim.epochs=[", "optim.epochs={a", "optim.epochs=${data.train}", "optim.epochs=${", "optim=3", "model=",
     "model.arguments=[]", "model.arguments={depth: x}", "model.arguments={depth: -1}", "clip.crop=1e400",
     "model.arguments={width: 1000000000000}", "target.arguments={bins: 1000000000}", "clip.frames=nan",
     "target.arguments={bins: -3}", "optim.betas=[]", "mask.cell=null", "mask.ratio=.nan", "data.train=\x01",
     "data.train=caf\udce9", "model=caf\udce9", "\udce9=1", "optim.epochs=" + "9" * 6000, "optim.a[0]=1",
     "mask.cell=" + "[" * 500 + "]" * 500, "run.seed=-1", "run.seed=" + "9" * 30, "model.name=", "target=null",
     "clip.frames=9223372036854775807", "optim.batch_size=9223372036854775807", "optim.epochs=1e18",
-    "optim.epochs=.inf", "run.precision=[1]", "mask={}", "clip={}", "data={}", "model.arguments.depth=!!set {a}",
+    "optim.epochs=.inf", "run.precision=[1]", "mask={}", "clip={}", "data={}",
+    "model.arguments.depth=!!set {a}",
 )  # fmt: skip
 
 
@@ -49,8 +55,9 @@ def prepare(material: Path) -> None:
     write_pretrained(material / "pretrained.safetensors")
 
 
-def make_case(rng: random.Random, material: Path, folder: Path) -> Case:
+def make_case(seed: int, material: Path, folder: Path) -> Case:
     """A damaged config, and the verb that takes it."""
+    rng = random.Random(f"configs {seed}")
     make = rng.choices((_config, _overrides, _training, _compare, _detect, _slowfast), (8, 3, 1, 2, 1, 3))[0]
     return make(rng, material)
 
@@ -84,7 +91,13 @@ def _training(rng: random.Random, material: Path) -> Case:
     tree["optim"].update(learning_rate=1e-3, betas=[0.9, 0.95], gradient_clip=1.0, weight_decay=0.05)
     tree["target"] = {"name": "hog", "arguments": {"bins": 9}}
     Path("config.yaml").write_bytes(to_text(mutate_tree(tree, rng)))
-    bounds = ("optim.epochs=1", "optim.batch_size=2", "optim.base_batch_size=2", "clip.frames=4", "clip.crop=32")
+    bounds = (
+        "optim.epochs=1",
+        "optim.batch_size=2",
+        "optim.base_batch_size=2",
+        "clip.frames=4",
+        "clip.crop=32",
+    )
     train = f"data.train={material / 'sample' / 'train.csv'}"
     return verb("pretrain", "--config", "config.yaml", train, *bounds, *_BOUNDED)
 
@@ -112,7 +125,9 @@ def _detect(rng: random.Random, material: Path) -> Case:
     Path("detect.yaml").write_bytes(mutate_document(_DETECT, rng))
     Path("boxes.csv").write_text("missing,1,0.1,0.1,0.9,0.9,,0.9\n")
     weights = material / "detector.safetensors"
-    return verb("detect", weights, "missing.mp4", "--config", "detect.yaml", "--device", "cpu", "--out", "out")
+    return verb(
+        "detect", weights, "missing.mp4", "--config", "detect.yaml", "--device", "cpu", "--out", "out"
+    )
 
 
 def _slowfast(rng: random.Random, material: Path) -> Case:

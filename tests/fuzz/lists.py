@@ -42,7 +42,9 @@ _TABLES: dict[str, tuple[str, str]] = {
     "frames.csv": (
         " ",
         "original_vido_id video_id frame_id path labels\n"
-        + "".join(f'v {video} {frame} v/v_{frame + 1:06d}.jpg ""\n' for video in (0, 1) for frame in range(5)),
+        + "".join(
+            f'v {video} {frame} v/v_{frame + 1:06d}.jpg ""\n' for video in (0, 1) for frame in range(5)
+        ),
     ),
     "names.txt": (" ", "push\npull\nturn left\nturn right\nstand\nfall\nZähne putzen\n"),
 }
@@ -92,8 +94,9 @@ def prepare(material: Path) -> None:
         save_scores(material / f"{member}.npz", scored_list)
 
 
-def make_case(rng: random.Random, material: Path, folder: Path) -> Case:
+def make_case(seed: int, material: Path, folder: Path) -> Case:
     """A damaged list, and who reads it."""
+    rng = random.Random(f"lists {seed}")
     make = rng.choices(
         (_videos, _frames, _names, _ava, _scores, _run_folder, _features), (8, 1, 2, 5, 2, 2, 1)
     )[0]

@@ -57,8 +57,9 @@ def prepare(material: Path) -> None:
     write_detector(material / "detector.safetensors")
 
 
-def make_case(rng: random.Random, material: Path, folder: Path) -> Case:
+def make_case(seed: int, material: Path, folder: Path) -> Case:
     """A damaged video, picture or folder of frames, and who reads it."""
+    rng = random.Random(f"media {seed}")
     name = rng.choice([*_VIDEOS, *_VIDEOS, *_PICTURES, "frames"])
     path = folder / f"{rng.choice(_STEMS)}.{name}"
     if name == "frames":
@@ -131,7 +132,19 @@ def _damaged(data: bytes, name: str, rng: random.Random) -> bytes:
 
 def _mp4_places(data: bytes) -> Iterator[tuple[int, int]]:
     """(start, size) of the fields of an mp4's boxes: sizes, counts, times and table entries."""
-    inner = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"moof", b"traf", b"mvex", b"dinf", b"udta"}
+    inner = {
+        b"moov",
+        b"trak",
+        b"mdia",
+        b"minf",
+        b"stbl",
+        b"edts",
+        b"moof",
+        b"traf",
+        b"mvex",
+        b"dinf",
+        b"udta",
+    }
 
     def walk(start: int, end: int) -> Iterator[tuple[int, int]]:
         while start + 8 <= end:
@@ -155,7 +168,19 @@ def _mp4_places(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _ebml_places(data: bytes) -> Iterator[tuple[int, int]]:
     """(start, size) of the sizes and short values of a Matroska file's elements."""
-    inner = {0x18538067, 0x1549A966, 0x1654AE6B, 0xAE, 0xE0, 0x1F43B675, 0x1C53BB6B, 0xBB, 0xB7, 0xA0, 0x1A45DFA3}
+    inner = {
+        0x18538067,
+        0x1549A966,
+        0x1654AE6B,
+        0xAE,
+        0xE0,
+        0x1F43B675,
+        0x1C53BB6B,
+        0xBB,
+        0xB7,
+        0xA0,
+        0x1A45DFA3,
+    }
 
     def number(place: int, *, keep: bool) -> tuple[int, int]:
         width = 9 - data[place].bit_length() if data[place] else 9
@@ -253,12 +278,16 @@ def _damage_frames(folder: Path, rng: random.Random) -> None:
         if choice == 0 and path.is_file():
             path.write_bytes(_damaged(path.read_bytes() or b"\x00", path.name, rng))
         elif choice == 1:
-            path.rename(folder / rng.choice(["flow_x_00001.jpg", "img_9.jpg", "x.jpg", "img_0\udce9.jpg", "a.txt"]))
+            path.rename(
+                folder / rng.choice(["flow_x_00001.jpg", "img_9.jpg", "x.jpg", "img_0\udce9.jpg", "a.txt"])
+            )
         elif choice == 2 and path.is_file():
             path.unlink()
             os.mkfifo(path)
         elif choice == 3:
-            (folder / "img_99999999999999999999.jpg").write_bytes(path.read_bytes() if path.is_file() else b"")
+            (folder / "img_99999999999999999999.jpg").write_bytes(
+                path.read_bytes() if path.is_file() else b""
+            )
         elif choice == 4 and path.is_file():
             path.unlink()
             path.symlink_to(rng.choice([path.name, ".", "nowhere.jpg"]))

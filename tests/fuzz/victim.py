@@ -1,7 +1,7 @@
 """The child process of a campaign: ``python -m tests.fuzz.victim MODULE FOLDER PIPE``.
 
 MODULE makes the cases: ``prepare(material)`` writes whole sample files into a folder, once, and
-``make_case(rng, material, folder)`` writes a damaged input into an empty folder and returns a Case.
+``make_case(seed, material, folder)`` writes an input into an empty folder and returns a Case.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import faulthandler
 import importlib
 import io
 import os
-import random
 import re
 import resource
 import shutil
@@ -84,7 +83,7 @@ def run_case(case: Case) -> dict[str, Any]:
         outcome, detail = "failed", traceback.format_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    output = Path(f"/proc/self/fd/{2}").read_text(errors="replace")
+    output = Path("/proc/self/fd/2").read_text(errors="replace")
     if outcome != "failed" and re.search(r"^Traceback \(most recent call last\)", output, re.MULTILINE):
         outcome, detail = "failed", f"a traceback in the output:\n{output[-8000:]}"
     return {"type": "done", "outcome": outcome, "detail": detail, "growth": _memory("VmHWM") - before}
@@ -95,13 +94,13 @@ def _memory(name: str) -> int:
     return int(re.search(rf"{name}:\s+(\d+)", status)[1]) << 10  # type: ignore[index]
 
 
-def make_case(maker: Any, kind: str, seed: int, material: Path, folder: Path) -> Case:
-    """The case of a kind and a seed; the folder is emptied and becomes the current one."""
+def make_case(maker: Any, seed: int, material: Path, folder: Path) -> Case:
+    """The case of a seed; the folder is emptied and becomes the current one."""
     os.chdir(material)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     os.chdir(folder)
-    return maker.make_case(random.Random(f"{kind} {seed}"), material, folder)
+    return maker.make_case(seed, material, folder)
 
 
 def main(module: str, folder: Path, descriptor: int) -> None:
@@ -125,7 +124,7 @@ def main(module: str, folder: Path, descriptor: int) -> None:
         except EOFError:
             return
         os.ftruncate(1, 0)
-        case = make_case(maker, module.rpartition(".")[2], seed, material, folder / "case")
+        case = make_case(maker, seed, material, folder / "case")
         pipe.send({"type": "start", "entry": case.entry})
         pipe.send(run_case(case))
 

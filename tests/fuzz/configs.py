@@ -34,7 +34,8 @@ _BOUNDED = ("data.workers=0", "run.device=cpu", "run.compile=false", "run.folder
 """Last on the command line, whatever a damaged config says: no processes, and no other folder."""
 _OVERRIDES = (
     "", "=", "a", "optim", "optim=", "optim.epochs", "optim.epochs=", ".=1", "optim..epochs=1",
-    "optim.epochs=x",    "optim.epochs=[", "optim.epochs={a", "optim.epochs=${data.train}", "optim.epochs=${", "optim=3", "model=",
+    "optim.epochs=x", "optim.epochs=[", "optim.epochs={a", "optim.epochs=${data.train}", "optim.epochs=${",
+    "optim=3", "model=",
     "model.arguments=[]", "model.arguments={depth: x}", "model.arguments={depth: -1}", "clip.crop=1e400",
     "model.arguments={width: 1000000000000}", "target.arguments={bins: 1000000000}", "clip.frames=nan",
     "target.arguments={bins: -3}", "optim.betas=[]", "mask.cell=null", "mask.ratio=.nan", "data.train=\x01",

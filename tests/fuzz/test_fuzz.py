@@ -18,6 +18,8 @@ from tests.fuzz.victim import Case, Refused, verb
 from videomaskfeat import cli
 from videomaskfeat.errors import UserError
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="victims are watched through Linux' /proc")
+
 SECONDS = float(os.environ.get("VIDEOMASKFEAT_FUZZ_SECONDS", "60"))
 """For all kinds together."""
 CASES = {"media": 400, "lists": 300, "configs": 200, "checkpoints": 100, "weights": 300}

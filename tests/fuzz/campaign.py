@@ -23,6 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 KINDS = ("media", "lists", "configs", "checkpoints", "weights")
 _POLL_SECONDS = 0.02
+_STALL_SECONDS = 0.2  # from one look at a victim to the next; what is longer is no fault of the victim
 _READY_SECONDS = 180.0  # imports and sample files, on a busy machine
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -228,41 +229,58 @@ def fuzz(
 def _run(
     victim: Victim, kind: str, seed: int, bounds: Bounds, outcome: Outcome, keep: Path
 ) -> Finding | None:
+    """Run a case and watch it; a victim that does not answer is ended."""
+
+    def finding(what: str, detail: str) -> Finding:
+        return _kept(victim, Finding(kind, seed, entry, what, detail, keep / f"{kind}-{seed}"))
+
     victim.pipe.send(seed)
-    entry, start = "the making of the input", time.monotonic()
-    waited = base = None
+    entry = "the making of the input"
+    clock, base = _Clock(victim.process.pid), _memory(victim.process.pid)
     while (message := victim.receive()) is None or message["type"] == "start":
         if message is not None:
-            entry, start = message["entry"], time.monotonic()
-            base, waited = _memory(victim.process.pid), _waited_seconds(victim.process.pid)
+            entry = message["entry"]
+            clock, base = _Clock(victim.process.pid), _memory(victim.process.pid)
             continue
-        used = time.monotonic() - start
         what = ""
-        if victim.process.poll() is not None:
-            code = victim.process.returncode
+        if (code := victim.process.poll()) is not None:
             what = f"crash ({signal.Signals(-code).name if code < 0 else f'exit {code}'})"
-        elif used > bounds.seconds and (
-            used - _waited_seconds(victim.process.pid) + (waited or 0.0) > bounds.seconds
-        ):
+        elif clock.passed(bounds.seconds):
             what = "hang"
-        elif base is not None and _memory(victim.process.pid) - base > bounds.growth_bytes:
+        elif _memory(victim.process.pid) - base > bounds.growth_bytes:
             what = "growth"
         if what:
             victim.stop_with_stack()
             outcome.entries[entry.split()[0]] += 1
-            return _kept(
-                victim, Finding(kind, seed, entry, what, victim.last_lines(), keep / f"{kind}-{seed}")
-            )
+            return finding(what, victim.last_lines())
     outcome.entries[entry.split()[0]] += 1
     outcome.refused += message["outcome"] == "refused"
     if message["outcome"] == "failed":
-        return _kept(
-            victim, Finding(kind, seed, entry, "traceback", message["detail"], keep / f"{kind}-{seed}")
-        )
+        return finding("traceback", message["detail"])
     if message["growth"] > bounds.growth_bytes:
-        what = f"growth ({message['growth'] >> 20} MB)"
-        return _kept(victim, Finding(kind, seed, entry, what, victim.last_lines(), keep / f"{kind}-{seed}"))
+        return finding(f"growth ({message['growth'] >> 20} MB)", victim.last_lines())
     return None
+
+
+class _Clock:
+    """The time that a process has had: not that in which the machine stood, or others had the processor."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._last = time.monotonic()
+        self._seen = 0.0
+        self._waited = _waited_seconds(pid)
+
+    def passed(self, seconds: float) -> bool:
+        """Whether it has had that much, or four times as much with its waiting. Call it often."""
+        now = time.monotonic()
+        # If the machine stands still or is too busy for this process, too, that says nothing of the case.
+        self._seen += min(now - self._last, _STALL_SECONDS)
+        self._last = now
+        if self._seen <= seconds:
+            return False
+        waited = _waited_seconds(self._pid) - self._waited
+        return self._seen - waited > seconds or self._seen > 4 * seconds
 
 
 def _kept(victim: Victim, finding: Finding) -> Finding:

@@ -38,6 +38,11 @@ def prepare(material: Path) -> None:
         content = torch.load(path, weights_only=True)
         content["progress"]["seconds"] = 1.0
         torch.save(content, path)
+    for path in Path("run").iterdir():  # what only the report needs, and what differs from run to run
+        if path.name == "tensorboard":
+            shutil.rmtree(path)
+        elif path.name not in ("config.yaml", "checkpoints"):
+            path.unlink()
 
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:

@@ -12,7 +12,7 @@ from tests.fuzz.campaign import KINDS, fuzz
 def main() -> int:
     """Returns 1 if a case failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("kind", nargs="?", choices=KINDS, help="kind of input (default: all)")
+    parser.add_argument("kind", nargs="?", choices=(*KINDS, "known"), help="kind of input (default: all)")
     parser.add_argument("seed", nargs="?", type=int, help="repeat this case alone")
     parser.add_argument("--seconds", type=float, default=600.0, help="for all kinds (default: %(default)s)")
     parser.add_argument("--first", type=int, default=100_000, help="first seed (default: %(default)s)")

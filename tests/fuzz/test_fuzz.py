@@ -62,7 +62,7 @@ def test_what_a_victim_does_wrong_is_found(tmp_path: Path) -> None:
         seconds=200.0,
         keep=tmp_path,
         cases=len(STUBS),
-        bounds=Bounds(seconds=1.0, growth_bytes=100 << 20),
+        bounds=Bounds(seconds=2.0, growth_bytes=100 << 20),
         module=__name__,
     )
     names = list(STUBS)

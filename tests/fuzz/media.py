@@ -292,6 +292,8 @@ def _damage_frames(folder: Path, rng: random.Random) -> None:
             path.unlink()
             path.symlink_to(rng.choice([path.name, ".", "nowhere.jpg"]))
         elif choice == 5:
-            cv2.imwrite(str(folder / "img_00003.jpg"), numbered_picture(3, 32, 100))
+            other = folder / "img_00003.jpg"
+            other.unlink(missing_ok=True)
+            other.write_bytes(cv2.imencode(".jpg", numbered_picture(3, 32, 100))[1].tobytes())
         if not any(folder.iterdir()):
             return

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: set-up demo demo-detect proof proof-detect test lint types test-fast test-slow benchmarks format clean
+.PHONY: set-up demo demo-detect proof proof-detect test lint types test-fast test-slow fuzz benchmarks format clean
 
 set-up:
 	@$(PYTHON) tools/set_up.py
@@ -37,6 +37,12 @@ test-fast: set-up
 
 test-slow: set-up
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -q
+
+# Damaged files for longer than in `make test`, and other ones; FIRST=N starts from another seed.
+SECONDS ?= 600
+FIRST ?= 100000
+fuzz: set-up
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --first $(FIRST)
 
 benchmarks: set-up
 	$(BIN)/python benchmarks/run.py

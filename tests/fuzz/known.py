@@ -1,0 +1,32 @@
+"""Files on which a reader once aborted, or used gigabytes or minutes; each is read by every reader."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from tests.fuzz.media import read_video
+from tests.fuzz.victim import Case
+
+CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
+READERS = ("auto", "decord", "pyav")
+UNREADABLE = ("no_codec.mp4",)
+
+
+def prepare(material: Path) -> None:
+    """Import what reads, so that the memory of the modules is not counted."""
+    for name in ("decord", "av", "videomaskfeat.data.video"):
+        importlib.import_module(name)
+
+
+def make_case(seed: int, material: Path, folder: Path) -> Case:
+    """File and reader by number."""
+    from videomaskfeat.data.video import VideoReadError
+
+    path, reader = CORPUS[seed // len(READERS)], READERS[seed % len(READERS)]
+
+    def run() -> None:
+        read_video(str(path), reader)
+        assert path.name not in UNREADABLE, f"{path.name} was read"
+
+    return Case(f"{path.name} {reader}", run, allowed=(VideoReadError,))

@@ -112,6 +112,6 @@ def test_inference_verbs_measure(
     made: Path, run: Any, two_cores: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, _, text = run("evaluate", made / "best.safetensors", made / "val.csv")
-    assert code == 0, text
+    assert code == 3, text  # one of its videos is not one
     assert two_cores == [2, 1]
     assert "threads   1 (measured per step" in text

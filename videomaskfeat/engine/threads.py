@@ -61,10 +61,13 @@ def choose_threads(work: Callable[[], object] | None, *, workers: int = 0) -> Th
     seconds: dict[int, float] = {}
     best = candidates[0]
     torch.set_num_threads(best)
-    work()  # the first call builds what later ones reuse
+    first = _time_once(work)  # builds what later calls reuse, so it counts only if it takes long anyway
+    if first > _TRY_SECONDS:
+        seconds[best] = first
     for threads in candidates:
         torch.set_num_threads(threads)
-        seconds[threads] = _time(work)
+        if threads not in seconds:
+            seconds[threads] = _time(work)
         if _WORTH * seconds[threads] > seconds[best]:
             break
         best = threads
@@ -91,11 +94,15 @@ def _time(work: Callable[[], object]) -> float:
     """Seconds of a call, the median of a few; the same number on every rank."""
     times: list[float] = []
     while not times or (len(times) < _TRIES and sum(times) < _TRY_SECONDS):
-        started = time.perf_counter()
-        work()
-        taken = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
-        times.append(float(distributed.mean_over_ranks(taken)))
+        times.append(_time_once(work))
     return statistics.median(times)
+
+
+def _time_once(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    taken = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
+    return float(distributed.mean_over_ranks(taken))
 
 
 def _ranks_here() -> int:

@@ -2,8 +2,8 @@
 
 The parts run one after the other, the most valuable first: the `cuda` tests, two pre-trainings, benchmarks.
 Each is a process of its own with a time limit. One that fails or takes too long does not stop the others; the
-exit code and the table at the end name it. Every part writes a JSON file of its own, and `gpu_summary.json`
-holds the state and the output of all, written anew after each.
+exit code and the table at the end name it. Every part writes a JSON file of its own; `gpu_summary.json` holds
+the counts of the tests and the state and output of all parts, and is written anew after each.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from benchmarks.harness import ROOT, machine, now, other_load, write_json
 
+TESTS = "tests"
 KEPT_OUTPUT = 20_000  # characters of the end of a part's output, in the summary
 SHOWN_OUTPUT = 3_000  # of one that went wrong, on the console
 Status = Literal["passed", "failed", "timed out", "not run"]
@@ -33,7 +34,7 @@ class Part:
     """One program.
 
     Attributes:
-        name: of the part; it writes gpu_<name>.json.
+        name: of the part; all but the tests write gpu_<name>.json.
         command: arguments of Python.
         seconds: time limit.
     """
@@ -79,7 +80,7 @@ def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
 
     tests = ["-m", "pytest", "-q", "-m", "cuda", "-rfE", "-p", "no:cacheprovider", *files_of_cuda_tests()]
     return [
-        Part("tests", tests, 150),
+        Part(TESTS, tests, 150),
         pretraining("mvitv2_s", 150),
         pretraining("mae_vit_b", 100),
         benchmark("step", 90),
@@ -138,19 +139,12 @@ def _end_group(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def summarize_tests(outcome: Outcome) -> dict[str, Any]:
-    """Counts and names out of pytest's last lines; without counts if it did not get that far."""
-    counts = {
-        word: int(number)
-        for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", _last_line(outcome))
-    }
-    failures = re.findall(r"^(?:FAILED|ERROR) (\S+)", outcome.output, flags=re.MULTILINE)
-    return {"counts": counts, "failures": failures, "status": outcome.status, "output": outcome.output}
-
-
-def _last_line(outcome: Outcome) -> str:
-    lines = outcome.output.strip().splitlines()
-    return lines[-1] if lines else ""
+def summarize_tests(output: str) -> dict[str, Any]:
+    """Counts and names of failures out of pytest's output; no counts if it did not reach its end."""
+    lines = output.strip().splitlines() or [""]
+    counted = re.findall(r"(\d+) (passed|failed|skipped|errors?)", lines[-1])
+    failures = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
+    return {**{word: int(number) for number, word in counted}, "failures": failures}
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -208,8 +202,8 @@ def run_parts(
         print(f"{part.name}: {last.status} after {last.seconds} s", flush=True)
         if last.status != "passed":
             print(last.output[-SHOWN_OUTPUT:], flush=True)
-        if part.name == "tests":
-            write_json(out / "gpu_tests.json", {**about, **summarize_tests(last)})
+        if part.name == TESTS:
+            about["tests"] = summarize_tests(last.output)
         write_json(out / "gpu_summary.json", {**about, "parts": [asdict(one) for one in outcomes]})
     print(table(outcomes), flush=True)
     return 0 if all(one.status == "passed" for one in outcomes) else 1

@@ -162,7 +162,7 @@ def main() -> int:
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results"
     )
     parser.add_argument("--only", nargs="+", metavar="PART", help="some parts instead of all")
-    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of all parts together")
+    parser.add_argument("--minutes", type=float, default=7.5, help="time limit of all parts together")
     parser.add_argument("--part-seconds", type=float, help="time limit of each part, instead of its own")
     parser.add_argument("--dry", action="store_true", help="tiny inputs on the CPU; the figures mean nothing")
     options = parser.parse_args()

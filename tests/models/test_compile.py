@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch._dynamo.utils
 from torch import Tensor, nn
 
 from videomaskfeat.engine.optim import adamw
+from videomaskfeat.grid import TokenGrid
 from videomaskfeat.losses import masked_mse
-from videomaskfeat.models import create_model
+from videomaskfeat.models import create_model, positions
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
@@ -35,6 +38,23 @@ def test_step_compiles_without_graph_breaks() -> None:
     torch.testing.assert_close(compiled, loss, atol=1e-6, rtol=1e-5)
     for ours, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments"),
+    [
+        (positions._relative_index, (4, 2)),
+        (positions._key_codes, (TokenGrid(2, 3, 4), "thw", 1)),
+        (positions._key_codes, (TokenGrid(2, 3, 4), "", 1)),
+        (positions._sincos, (48, TokenGrid(2, 3, 4), 1)),
+    ],
+)
+def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) -> None:
+    """A compiled step on a GPU builds them anew each time: none of it may happen on the CPU."""
+    found = build(*arguments, device=torch.device("meta"))
+    expected = build(*arguments, device=torch.device("cpu"))
+    assert found.is_meta
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
 
 
 @pytest.mark.cuda

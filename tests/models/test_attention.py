@@ -114,6 +114,17 @@ def test_parameters_have_pyslowfast_names() -> None:
     }
 
 
+def test_float64_stays_float64() -> None:
+    """Against float32, whose rounding it does not have."""
+    grid = TokenGrid(3, 6, 4)
+    layer = make(grid, heads=2, kv_stride=(1, 2, 2))
+    tokens = torch.randn(2, layer.prefix + grid.size, 16)
+    single, _ = layer(tokens, grid)
+    double, _ = layer.double()(tokens.double(), grid)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["plain", "two heads, queries pooled", "no class token"])
 def test_cuda_equals_cpu(name: str) -> None:

@@ -292,12 +292,3 @@ def test_run_on_a_gpu_is_compiled_and_leaves_what_a_run_on_the_cpu_does(
     assert len(list((run / "pictures").glob("*.png"))) == 1
     model = load_model(run / "weights.safetensors")  # on the CPU
     assert next(model.parameters()).device.type == "cpu"
-
-
-@pytest.mark.cuda
-def test_mae_runs_on_a_gpu(pretrain: Pretrain, tmp_path: Path) -> None:
-    mae = ["model.name=mae_vit_nano", "mask.kind=random", "mask.ratio=0.75", "target.name=pixels"]
-    sizes = ["model.arguments={depth: 2, width: 32, heads: 2, cube_stride: [2, 16, 16]}"]
-    code, text = pretrain("run.device=cuda", "run.compile=true", *mae, *sizes)
-    assert code == 0, text
-    assert rows(tmp_path / "run")[-1]["loss"] > 0

@@ -70,7 +70,9 @@ def test_compiled_bf16_step_on_cuda_equals_the_eager_one(name: str) -> None:
     losses = {}
     for compiled in (False, True):
         torch.manual_seed(0)
-        arguments = {} if name.startswith("maskfeat") else {"cube_stride": (2, 16, 16)}
+        arguments: dict[str, Any] = {"depth": 2}  # compiling takes longer than everything else
+        if name.startswith("mae"):
+            arguments |= {"cube_stride": (2, 16, 16), "decoder_depth": 1}
         model = create_model(name, values_per_token=target.values_per_token, **arguments).cuda()
         optimizer = adamw([{"params": list(model.parameters())}])
 

@@ -139,16 +139,17 @@ class PlainEncoder(nn.Module):
 
     Args:
         q_pool_at: blocks that pool their queries.
+        depth: number of blocks.
+        grid: tokens of a clip behind the stem.
     """
 
-    def __init__(self, q_pool_at: tuple[int, ...]) -> None:
+    def __init__(self, q_pool_at: tuple[int, ...], *, depth: int = 16, grid: Grid = (8, 56, 56)) -> None:
         super().__init__()
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, 96, (3, 7, 7), (2, 4, 4), (1, 3, 3))})
         self.cls_token = nn.Parameter(torch.empty(1, 1, 96))
         self.blocks = nn.ModuleList()
-        grid: Grid = (8, 56, 56)
         width, kv_step = 96, 8
-        for index in range(16):
+        for index in range(depth):
             q_step = 2 if index in q_pool_at else 1
             kv_step //= q_step
             out_width = width * 2 if index + 1 in (1, 3, 14) else width
@@ -176,8 +177,8 @@ class PlainEncoder(nn.Module):
 class PlainMaskFeat(PlainEncoder):
     """MViTv2-S pre-training: (clips, mask [B, 8, 7, 7]) -> predictions."""
 
-    def __init__(self, values_per_token: int = 108) -> None:
-        super().__init__(q_pool_at=(1, 3))
+    def __init__(self, values_per_token: int = 108, *, depth: int = 16, grid: Grid = (8, 56, 56)) -> None:
+        super().__init__((1, 3), depth=depth, grid=grid)
         self.mask_token = nn.Parameter(torch.empty(1, 1, 96))
         self.head_norm = nn.Sequential(nn.LayerNorm(self.out_width, eps=1e-6))
         self.head = nn.Linear(self.out_width, values_per_token)
@@ -200,8 +201,8 @@ class PlainMaskFeat(PlainEncoder):
 class PlainClassifier(PlainEncoder):
     """MViTv2-S fine-tuning as MaskFeat has it: clips -> logits [B, L]."""
 
-    def __init__(self, classes: int = 400) -> None:
-        super().__init__(q_pool_at=(1, 3, 14))
+    def __init__(self, classes: int = 400, *, depth: int = 16, grid: Grid = (8, 56, 56)) -> None:
+        super().__init__((1, 3, 14), depth=depth, grid=grid)
         self.norm = nn.LayerNorm(self.out_width, eps=1e-6)
         self.head = nn.Linear(self.out_width, classes)
 

@@ -1,4 +1,4 @@
-"""The pooled attention of the first, a strided and a late block of MViTv2-S at 16x224, batch 2."""
+"""The pooled attention of the first, a strided and a late block of MViTv2-S at 16x224."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baseline import PlainAttention
-from benchmarks.harness import Row, alternate
+from benchmarks.harness import SIZES, Row, alternate, full_float32, size_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.attention import PooledAttention
 
@@ -21,30 +21,32 @@ BLOCKS: dict[str, tuple[int, int, Triple, Triple, Triple]] = {
 }
 
 
-def run(*, device: str) -> list[Row]:
+def run(*, device: str, dry: bool = False) -> list[Row]:
     """Forward and backward of both, with the same weights, in both precisions."""
     rows = []
+    size = SIZES[size_name(device, dry)]
     for block, (width, heads, grid, q_stride, kv_stride) in BLOCKS.items():
+        if dry:
+            grid = (2, 16, 16)
         torch.manual_seed(0)
         ours = PooledAttention(
             width, width, heads, grid=TokenGrid(*grid), q_stride=q_stride, kv_stride=kv_stride
         ).to(device)
         plain = PlainAttention(width, heads, grid, q_stride, kv_stride).to(device)
         plain.load_state_dict(ours.state_dict())
-        tokens = torch.randn(2, 1 + TokenGrid(*grid).size, width, device=device)
-        with torch.no_grad():
+        tokens = torch.randn(size.batch, 1 + TokenGrid(*grid).size, width, device=device)
+        with torch.no_grad(), full_float32():
             expected = plain(tokens, grid)[0]
             torch.testing.assert_close(ours(tokens, TokenGrid(*grid))[0], expected, atol=1e-4, rtol=0)
-        for precision in ("fp32", "bf16"):
+        for precision in size.precisions:
             functions = {
                 "ours": _step(ours, tokens, TokenGrid(*grid), precision),
                 "baseline": _step(plain, tokens, grid, precision),
             }
-            seconds = alternate(functions, rounds=5 if device == "cpu" else 50, warmup=2, device=device)
+            seconds = alternate(functions, rounds=size.rounds, warmup=2, device=device)
             figures = (1e3 * seconds["ours"], 1e3 * seconds["baseline"], "ms")
-            rows.append(
-                Row(f"attention of block {block}, {precision}", *figures, note="forward and backward")
-            )
+            note = f"forward and backward, batch {size.batch}"
+            rows.append(Row(f"attention of block {block}, {precision}", *figures, note=note))
     return rows
 
 

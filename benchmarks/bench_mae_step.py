@@ -1,4 +1,4 @@
-"""A training step of MAE on ViT-B, 16 frames of 224x224, 90 % hidden, batch 2, against the dense form.
+"""A training step of MAE on ViT-B, 16 frames of 224x224, 90 % hidden, against the dense form.
 
 The encoder of MAE computes the visible tenth of the tokens. Two dense forms stand beside it: "all tokens" is
 the same model, weights and decoder with every token through the encoder, and "mask tokens" is the form that
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Row, extra_memory, synchronise
+from benchmarks.harness import SIZES, Row, Size, extra_memory, size_name, synchronise
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.masking import MASKS
 from videomaskfeat.memory import keep_freed_memory
@@ -31,10 +31,9 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.mae import MAE, visible_places
 from videomaskfeat.targets.pixels import PixelTarget
 
-BATCH = 2
 RATIO = 0.9
 OURS, ALL, TOKENS = SIDES = ("mae", "all-tokens", "mask-tokens")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = SIZES["cpu"].precisions
 
 
 class AllTokens(nn.Module):
@@ -58,18 +57,19 @@ class AllTokens(nn.Module):
 class Side:
     """One form on given data; calling it runs one step and gives its seconds."""
 
-    def __init__(self, name: str, precision: str, device: str) -> None:
+    def __init__(self, name: str, precision: str, device: str, size: Size) -> None:
         torch.manual_seed(0)
         self.target = PixelTarget()
-        if name == TOKENS:
-            model = create_model("maskfeat_vit_b", values_per_token=self.target.values_per_token)
-        else:
-            model = create_model("mae_vit_b", values_per_token=self.target.values_per_token)
+        arguments: dict[str, Any] = {"values_per_token": self.target.values_per_token}
+        if size.depth < 12:  # of the whole ViT-B
+            arguments |= {"depth": 2, "width": 64, "heads": 2, "clip_size": size.clip}
+        model = create_model("maskfeat_vit_b" if name == TOKENS else "mae_vit_b", **arguments)
         self.model = (AllTokens(model) if name == ALL else model).to(device)  # type: ignore[arg-type]
         self.device, self.precision = device, precision
-        self.clips = torch.randn(BATCH, 3, 16, 224, 224).to(device)
+        self.clips = torch.randn(size.batch, 3, *size.clip).to(device)
         rng = np.random.default_rng(0)
-        masks = [MASKS["random"](TokenGrid(8, 14, 14), RATIO, rng) for _ in range(BATCH)]
+        grid = TokenGrid(size.clip[0] // 2, size.clip[1] // 16, size.clip[2] // 16)
+        masks = [MASKS["random"](grid, RATIO, rng) for _ in range(size.batch)]
         self.mask = torch.from_numpy(np.stack(masks)).to(device)
 
     def warm_up(self) -> None:
@@ -101,11 +101,11 @@ class Side:
 class SideProcess:
     """A side in a process of its own, asked over its standard streams (see :func:`_serve`)."""
 
-    def __init__(self, name: str, precision: str, device: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.bench_mae_step", name, precision, device]
+    def __init__(self, *arguments: str) -> None:
+        self._command = [sys.executable, "-m", "benchmarks.bench_mae_step", *arguments]
         root = Path(__file__).resolve().parents[1]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True)
+        self._process = subprocess.Popen(self._command, cwd=root, stdin=pipe, stdout=pipe, text=True)
 
     def ask(self, request: str) -> float:
         """Send one line and wait for the answer."""
@@ -113,7 +113,10 @@ class SideProcess:
         assert self._process.stdout is not None
         self._process.stdin.write(request + "\n")
         self._process.stdin.flush()
-        answer: float = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"`{' '.join(self._command)}` ended with {self._process.wait()}")
+        answer: float = json.loads(line)
         return answer
 
     def close(self) -> None:
@@ -121,20 +124,23 @@ class SideProcess:
         self._process.communicate()
 
 
-def run(*, device: str) -> list[Row]:
+def run(*, device: str, dry: bool = False) -> list[Row]:
     """Steps and their memory in both precisions."""
     rows = []
-    for precision in PRECISIONS:
-        sides = {name: SideProcess(name, precision, device) for name in SIDES}
-        memory = {name: side.ask("memory") for name, side in sides.items()}
+    size = SIZES[size_name(device, dry)]
+    for precision in size.precisions:
+        sides = {name: SideProcess(name, precision, device, size_name(device, dry)) for name in SIDES}
         seconds: dict[str, list[float]] = {name: [] for name in SIDES}
-        for _ in range(5 if device == "cpu" else 30):
-            for name, side in sides.items():
-                seconds[name].append(side.ask("step"))
-        for side in sides.values():
-            side.close()
+        try:
+            memory = {name: side.ask("memory") for name, side in sides.items()}
+            for _ in range(size.rounds):
+                for name, side in sides.items():
+                    seconds[name].append(side.ask("step"))
+        finally:
+            for side in sides.values():
+                side.close()
         median = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
-        note = f"batch {BATCH}, {RATIO:.0%} hidden"
+        note = f"batch {size.batch}, {RATIO:.0%} hidden"
         for other, title in ((ALL, "all tokens"), (TOKENS, "mask tokens")):
             faster, less = (">= 3x faster", "<= 0.5 of the dense form") if other == ALL else ("", "")
             step, peak = f"step against {title}, {precision}", f"peak memory against {title}, {precision}"
@@ -143,9 +149,9 @@ def run(*, device: str) -> list[Row]:
     return rows
 
 
-def _serve(name: str, precision: str, device: str) -> None:
+def _serve(name: str, precision: str, device: str, size: Size) -> None:
     """Answer requests, one a line: "memory" (of the first step, MiB) and "step" (seconds)."""
-    side: Any = Side(name, precision, device)
+    side: Any = Side(name, precision, device, size)
     side.warm_up()
     if device == "cpu":
         keep_freed_memory()
@@ -160,8 +166,9 @@ def _main() -> None:
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("precision", choices=PRECISIONS)
     parser.add_argument("device")
+    parser.add_argument("size", choices=SIZES)
     options = parser.parse_args()
-    _serve(options.side, options.precision, options.device)
+    _serve(options.side, options.precision, options.device, SIZES[options.size])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""A training step of MViTv2-S, 16 frames of 224x224, batch 2: target, forward, loss, backward.
+"""A training step of MViTv2-S, 16 frames of 224x224: target, forward, loss, backward.
 
 ``bench_step`` is pre-training; ``bench_finetune_step`` is fine-tuning by the same means.
 
-Both sides hold the same weights, and their predictions are compared before anything is timed. Each runs in a
-process of its own, as the package runs (on the CPU it keeps the memory of freed tensors) and as plain torch
-does; a third process, the baseline with memory kept, shows what that alone brings. The steps go in turns.
+Both sides hold the same weights, and their predictions are compared before anything is timed. Each runs in
+a process of its own, as the package runs without torch.compile (on the CPU it keeps the memory of freed
+tensors) and as plain torch does; a third process, the baseline with memory kept, shows what that alone
+brings. The steps go in turns.
 """
 
 from __future__ import annotations
@@ -25,15 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.baseline import PlainClassifier, PlainMaskFeat, plain_hog_target, plain_loss
-from benchmarks.harness import Row, extra_memory, synchronise
+from benchmarks.harness import SIZES, Row, Size, extra_memory, full_float32, size_name, synchronise
 from videomaskfeat.losses import masked_mse, soft_cross_entropy
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget
 
-BATCH = 2
 OURS, BASELINE, BASELINE_KEEPING = SIDES = ("ours", "baseline", "baseline-keeping-memory")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = SIZES["cpu"].precisions
 PARTS = ("target", "forward", "backward")
 
 
@@ -41,18 +41,20 @@ class Pretraining:
     """What one side needs for a step of pre-training.
 
     Args:
+        size: of a step.
         ours: this package's parts, or the plain ones.
     """
 
-    def __init__(self, *, ours: bool) -> None:
-        self.model: nn.Module = create_model("maskfeat_mvitv2_s")
+    def __init__(self, size: Size, *, ours: bool) -> None:
+        self.model: nn.Module = create_model("maskfeat_mvitv2_s", **_arguments(size, q_pool_at=(1, 3)))
         self.make_target: Callable[[Tensor], Tensor] = HogTarget()
         self._loss: Callable[[Tensor, Tensor, Tensor], Tensor] = masked_mse
         if not ours:
-            plain = PlainMaskFeat()
+            plain = PlainMaskFeat(depth=size.depth, grid=_grid(size))
             plain.load_ours(self.model.state_dict())
             self.model, self.make_target, self._loss = plain, plain_hog_target, plain_loss
-        self._mask = torch.rand(BATCH, 8, 7, 7, generator=torch.Generator().manual_seed(1)) < 0.4
+        shape = size.batch, size.clip[0] // 2, size.clip[1] // 32, size.clip[2] // 32
+        self._mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.4
 
     def predict(self, clips: Tensor) -> Tensor:
         """Predictions [B, t, h, w, K]."""
@@ -67,17 +69,19 @@ class FineTuning:
     """What one side needs for a step of fine-tuning, without drop path, so that both sides do the same.
 
     Args:
+        size: of a step.
         ours: this package's parts, or the plain ones.
     """
 
-    def __init__(self, *, ours: bool) -> None:
-        self.model: nn.Module = create_model("maskfeat_mvitv2_s_classifier", classes=400)
+    def __init__(self, size: Size, *, ours: bool) -> None:
+        arguments = _arguments(size, q_pool_at=(1, 3, 14))
+        self.model: nn.Module = create_model("maskfeat_mvitv2_s_classifier", classes=400, **arguments)
         self.loss: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy
         if not ours:
-            plain = PlainClassifier()
+            plain = PlainClassifier(depth=size.depth, grid=_grid(size))
             plain.load_ours(self.model.state_dict())
             self.model, self.loss = plain, F.cross_entropy
-        self._labels = torch.rand(BATCH, 400, generator=torch.Generator().manual_seed(1)).softmax(-1)
+        self._labels = torch.rand(size.batch, 400, generator=torch.Generator().manual_seed(1)).softmax(-1)
 
     def predict(self, clips: Tensor) -> Tensor:
         """Logits [B, L]."""
@@ -88,19 +92,31 @@ class FineTuning:
         return self._labels.to(clips.device)
 
 
+def _arguments(size: Size, *, q_pool_at: tuple[int, ...]) -> dict[str, Any]:
+    """Arguments of our MViTv2-S, cut to the size."""
+    kept = {"widen_at": (1, 3, 14), "q_pool_at": q_pool_at}
+    cut = {name: tuple(block for block in blocks if block < size.depth) for name, blocks in kept.items()}
+    return {"depth": size.depth, "clip_size": size.clip, **cut}
+
+
+def _grid(size: Size) -> tuple[int, int, int]:
+    """Tokens behind the stem."""
+    return size.clip[0] // 2, size.clip[1] // 4, size.clip[2] // 4
+
+
 TASKS: dict[str, type[Pretraining | FineTuning]] = {"pretrain": Pretraining, "finetune": FineTuning}
 
 
 class Side:
     """One implementation of a task on given data; calling it runs one step."""
 
-    def __init__(self, task: str, name: str, precision: str, device: str) -> None:
+    def __init__(self, task: str, name: str, precision: str, device: str, size: Size) -> None:
         torch.manual_seed(0)
-        self.work = TASKS[task](ours=name == OURS)
+        self.work = TASKS[task](size, ours=name == OURS)
         self.work.model.to(device)
         self.device, self.precision = device, precision
         data = torch.Generator().manual_seed(0)  # the same for all sides
-        self.clips = torch.randn(BATCH, 3, 16, 224, 224, generator=data).to(device)
+        self.clips = torch.randn(size.batch, 3, *size.clip, generator=data).to(device)
 
     def predict(self) -> Tensor:
         """What the model makes of the clips."""
@@ -128,11 +144,11 @@ class Side:
 class SideProcess:
     """A side in a process of its own, asked over its standard streams (see :func:`_serve`)."""
 
-    def __init__(self, task: str, name: str, precision: str, device: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.bench_step", task, name, precision, device]
+    def __init__(self, *arguments: str) -> None:
+        self._command = [sys.executable, "-m", "benchmarks.bench_step", *arguments]
         root = Path(__file__).resolve().parents[1]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True)
+        self._process = subprocess.Popen(self._command, cwd=root, stdin=pipe, stdout=pipe, text=True)
 
     def ask(self, request: str) -> Any:
         """Send one line and wait for the answer."""
@@ -141,32 +157,43 @@ class SideProcess:
         assert streams.stdout is not None
         streams.stdin.write(request + "\n")
         streams.stdin.flush()
-        return json.loads(streams.stdout.readline())
+        answer = streams.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"`{' '.join(self._command)}` ended with {streams.wait()}")
+        return json.loads(answer)
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
 
 
-def run(*, device: str) -> list[Row]:
+def run(*, device: str, dry: bool = False) -> list[Row]:
     """Steps of pre-training and their parts in both precisions, and memory."""
-    return run_task("pretrain", device=device)
+    return run_task("pretrain", device=device, dry=dry)
 
 
-def run_task(task: str, *, device: str) -> list[Row]:
+def run_task(task: str, *, device: str, dry: bool) -> list[Row]:
     """The same for a task of TASKS."""
     rows = []
-    for precision in PRECISIONS:
-        sides = {name: SideProcess(task, name, precision, device) for name in SIDES}
-        memory = {name: side.ask("memory") for name, side in sides.items()}
-        _check_equal(sides, precision)
-        seconds = _in_turns(sides, rounds=5 if device == "cpu" else 30)
-        for side in sides.values():
-            side.close()
-        rows += _rows(seconds, precision, device)
+    size = SIZES[size_name(device, dry)]
+    names = SIDES if device == "cpu" else (OURS, BASELINE)
+    for precision in size.precisions:
+        sides = {name: SideProcess(task, name, precision, device, size_name(device, dry)) for name in names}
+        try:
+            memory = {name: side.ask("memory") for name, side in sides.items()}
+            _check_equal(sides, precision)
+            seconds = _in_turns(sides, rounds=size.rounds)
+        finally:
+            for side in sides.values():
+                side.close()
+        rows += _rows(seconds, precision, device, size)
         name, target = f"peak memory of a step, {precision}", "<= 0.75 of the baseline"
-        rows.append(Row(name, memory[OURS], memory[BASELINE], "MiB", target=target, note=f"batch {BATCH}"))
+        rows.append(Row(name, memory[OURS], memory[BASELINE], "MiB", target=target, note=_note(size)))
     return rows
+
+
+def _note(size: Size) -> str:
+    return f"batch {size.batch}"
 
 
 def _in_turns(sides: dict[str, SideProcess], *, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -178,13 +205,13 @@ def _in_turns(sides: dict[str, SideProcess], *, rounds: int) -> dict[str, list[d
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def _rows(seconds: dict[str, list[dict[str, float]]], precision: str, device: str) -> list[Row]:
+def _rows(seconds: dict[str, list[dict[str, float]]], precision: str, device: str, size: Size) -> list[Row]:
     def median(name: str, parts: tuple[str, ...]) -> float:
         return 1e3 * statistics.median(sum(each[part] for part in parts) for each in seconds[name])
 
     def row(title: str, baseline: str, parts: tuple[str, ...], target: str = "") -> Row:
         figures = median(OURS, parts), median(baseline, parts)
-        return Row(f"{title}, {precision}", *figures, "ms", target=target, note=f"batch {BATCH}")
+        return Row(f"{title}, {precision}", *figures, "ms", target=target, note=_note(size))
 
     rows = [row("step", BASELINE, PARTS, ">= 2x faster")]
     rows += [row(f"  {part}", BASELINE, (part,)) for part in PARTS]
@@ -205,17 +232,17 @@ def _check_equal(sides: dict[str, SideProcess], precision: str) -> None:
         torch.testing.assert_close(ours, other, atol=tolerance, rtol=0)
 
 
-def _serve(task: str, name: str, precision: str, device: str) -> None:
+def _serve(task: str, name: str, precision: str, device: str, size: Size) -> None:
     """Answer requests, one a line: "memory" (of the first step, MiB), "predict PATH" and "step" (seconds)."""
     if device == "cpu" and name != BASELINE:
         keep_freed_memory()
-    side = Side(task, name, precision, device)
+    side = Side(task, name, precision, device, size)
     for line in sys.stdin:
         request, _, path = line.strip().partition(" ")
         if request == "memory":
             answer: Any = extra_memory(side, device)
         elif request == "predict":
-            with torch.no_grad():
+            with torch.no_grad(), full_float32():
                 torch.save(side.predict().float().cpu(), path)
             answer = path
         else:
@@ -230,8 +257,9 @@ def _main() -> None:
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("precision", choices=PRECISIONS)
     parser.add_argument("device")
+    parser.add_argument("size", choices=SIZES)
     options = parser.parse_args()
-    _serve(options.task, options.side, options.precision, options.device)
+    _serve(options.task, options.side, options.precision, options.device, SIZES[options.size])
 
 
 if __name__ == "__main__":

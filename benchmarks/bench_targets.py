@@ -1,8 +1,9 @@
 """What a method's target costs in a pre-training step at full size, and what its teacher keeps for autograd.
 
-The configs are those of Kinetics-400 (MViTv2-S, or ViT-B for MAE, 16 frames of 224x224) with two clips a
-step, four where a method compares two clips of a video. Tokenizers and teachers have the sizes that the
-configs name and random weights, which cost the same. A step is target, forward, loss and backward.
+The configs are those of Kinetics-400 (MViTv2-S, or ViT-B for MAE, 16 frames of 224x224) with two clips per
+step, four if a method compares two clips of a video; on a GPU eight times as many, in bfloat16. Tokenizers
+and teachers have the sizes that the configs name and random weights, which cost the same. A step is target,
+forward, loss and backward.
 
 Peak memory of making a target is measured in a process of its own: as the package makes it, and with the
 same teacher run as a network that learns would be.
@@ -86,33 +87,43 @@ CASES = (
     Case("ibot", "k400_ibot_mvitv2_s", clips=4),
     Case("byol", "k400_byol_mvitv2_s", clips=4),
 )
+DRY_CASES = (Case("hog", "sample"), Case("latent", "sample_latent"))
 REMEMBERED = ("features of a ViT-B", "latent")
 """Cases whose memory is measured: an offline teacher and an online one."""
 
 
-def run(*, device: str) -> list[Row]:
+def run(*, device: str, dry: bool = False) -> list[Row]:
     """Costs of all, then the memory of two teachers."""
     rows = []
+    cases = DRY_CASES if dry else CASES
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _make_files(folder)
-        for case in CASES:
-            cost = method_cost(_config(case, folder, device), steps=STEPS)
-            note = f"{cost.target_ms / cost.step_ms:.1%} of the step, {case.clips} clips"
+        _make_files(folder, teachers=not dry)
+        for case in cases:
+            cost = method_cost(_config(case, folder, device), steps=1 if dry else STEPS)
+            note = f"{cost.target_ms / cost.step_ms:.1%} of the step, {cost.clips} clips"
             title = f"target {case.name} / whole step"
             rows.append(Row(title, cost.target_ms, cost.step_ms, "ms", target=case.aim, note=note))
-        for case in CASES:
+        for case in cases:
             if case.name in REMEMBERED:
-                ours, learning = (_memory(case, folder, device, way) for way in WAYS)
+                ours, learning = (_memory(case, folder, device, way, dry) for way in WAYS)
                 title = f"memory of target {case.name} / its teacher with autograd"
-                rows.append(Row(title, ours, learning, "MiB", note=f"{case.clips} clips"))
+                note = f"{case.clips * _factor(device)} clips"
+                rows.append(Row(title, ours, learning, "MiB", note=note))
     return rows
 
 
-def _make_files(folder: Path) -> None:
-    """A video with its list, tokenizers and a teacher."""
+def _factor(device: str) -> int:
+    """Times as many clips as on the CPU."""
+    return 1 if device == "cpu" else 8
+
+
+def _make_files(folder: Path, *, teachers: bool) -> None:
+    """A video with its list; tokenizers and a teacher."""
     write_mp4(folder / "video.mp4", pictures_with_grain(256, 340), fps=FPS, crf=23)
-    (folder / "train.csv").write_text(f"{folder / 'video.mp4'} 0\n" * 4, encoding="utf-8")
+    (folder / "train.csv").write_text(f"{folder / 'video.mp4'} 0\n" * 32, encoding="utf-8")
+    if not teachers:
+        return
     torch.manual_seed(0)
     torch.save(PublishedEncoder().state_dict(), folder / "published.pt")
     for kind in ("dvae", "vq"):
@@ -128,16 +139,17 @@ def _config(case: Case, folder: Path, device: str) -> PretrainConfig:
         [
             *overrides,
             f"data.train={folder / 'train.csv'}",
-            f"optim.batch_size={case.clips}",
+            f"optim.batch_size={case.clips * _factor(device)}",
             f"run.device={device}",
             f"run.folder={folder / 'run'}",
         ],
     )
 
 
-def _memory(case: Case, folder: Path, device: str, way: str) -> float:
+def _memory(case: Case, folder: Path, device: str, way: str, dry: bool) -> float:
     """MiB of one target, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.bench_targets", case.name, str(folder), device, way]
+    command += ["--dry"] if dry else []
     root = Path(__file__).resolve().parents[1]
     return float(json.loads(subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True).stdout))
 
@@ -179,8 +191,9 @@ def _main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("device")
     parser.add_argument("way", choices=WAYS)
+    parser.add_argument("--dry", action="store_true")
     options = parser.parse_args(arguments)
-    case = next(case for case in CASES if case.name == options.case)
+    case = next(case for case in (DRY_CASES if options.dry else CASES) if case.name == options.case)
     sys.stdout.write(json.dumps(_measure(case, options.folder, options.device, options.way)) + "\n")
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,37 @@ class Row:
         return ratio if self.better == "lower" or not ratio else 1 / ratio
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much work a step is.
+
+    Attributes:
+        batch: clips.
+        clip: frames, rows and columns of pixels.
+        depth: blocks of the network; 16 is MViTv2-S whole.
+        rounds: timed steps.
+        precisions: that are measured.
+    """
+
+    batch: int
+    clip: tuple[int, int, int]
+    depth: int
+    rounds: int
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+
+
+SIZES = {
+    "cpu": Size(2, (16, 224, 224), 16, 5),
+    "cuda": Size(16, (16, 224, 224), 16, 30),  # two clips would measure how fast Python starts kernels
+    "dry": Size(1, (4, 64, 64), 4, 1, ("fp32",)),
+}
+
+
+def size_name(device: str, dry: bool) -> str:
+    """Which of SIZES is measured."""
+    return "dry" if dry else torch.device(device).type
+
+
 def alternate(
     functions: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1, device: str = "cpu"
 ) -> dict[str, float]:
@@ -66,6 +101,17 @@ def _seconds(function: Callable[[], object], device: str) -> float:
     function()
     synchronise(device)
     return time.perf_counter() - start
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products of float32 in float32, for comparisons: on a GPU cuDNN's convolutions use TF32 by default."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def synchronise(device: str) -> None:
@@ -101,6 +147,7 @@ def _resident_kibibytes(field: str) -> int:
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
+    on_gpu = device.startswith("cuda")
     description: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -109,9 +156,61 @@ def machine(device: str) -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "commit": commit(),
     }
+    if on_gpu:
+        description["cuda"] = torch.version.cuda
+        description["gpu_memory_mib"] = torch.cuda.get_device_properties().total_memory // 2**20
     return description
+
+
+def commit() -> str:
+    """The commit that is measured; a copy without its history gets it from VIDEOMASKFEAT_COMMIT."""
+    known = os.environ.get("VIDEOMASKFEAT_COMMIT")
+    if known:
+        return known
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def other_load(device: str) -> dict[str, Any]:
+    """What else runs on the machine; take it before anything is measured.
+
+    Returns:
+        ``cpu_busy_share`` (0..1 over all cores, None where /proc/stat does not count),
+        ``gpu_memory_in_use_mib`` (on a GPU), and ``busy``: a fifth of the processor or 1 GiB of the GPU is
+        in use.
+    """
+    share = _cpu_busy_share()
+    found: dict[str, Any] = {"cpu_busy_share": share}
+    used = 0
+    if device.startswith("cuda"):
+        free, total = torch.cuda.mem_get_info()
+        used = (total - free) // 2**20  # the context of this process is some 500 MiB of it
+        found["gpu_memory_in_use_mib"] = used
+    return {**found, "busy": (share or 0.0) > 0.2 or used > 1024}
+
+
+def _cpu_busy_share(seconds: float = 0.3) -> float | None:
+    try:
+        before = _cpu_times()
+        time.sleep(seconds)
+        after = _cpu_times()
+    except (OSError, ValueError):
+        return None
+    total, idle = (later - sooner for sooner, later in zip(before, after, strict=True))
+    return round(1 - idle / total, 3) if total > 0 else None
+
+
+def _cpu_times() -> tuple[int, int]:
+    """Ticks of all cores since the start, and those that they were idle."""
+    first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    ticks = [int(value) for value in first.split()[1:]]
+    return sum(ticks[:8]), sum(ticks[3:5])
 
 
 def _cpu_name() -> str:
@@ -136,12 +235,41 @@ def show(rows: list[Row], device: str) -> None:
     Console().print(table)
 
 
-def save(rows: list[Row], device: str, path: Path) -> None:
-    """Write machine, time and rows as JSON."""
+def save(
+    rows: list[Row],
+    device: str,
+    path: Path,
+    *,
+    other: Mapping[str, Any],
+    failed: Mapping[str, str] | None = None,
+    dry: bool = False,
+) -> None:
+    """Write machine, time and rows as JSON.
+
+    Args:
+        rows: measured so far.
+        device: they were measured on.
+        path: of the file.
+        other: from :func:`other_load`, before the first was measured.
+        failed: benchmarks that failed, and why.
+        dry: whether the sizes are those of a dry run, whose figures mean nothing.
+    """
     content = {
-        "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(device),
+        "measured": now(),
+        "machine": {**machine(device), **other},
+        **({"dry": True} if dry else {}),
         "rows": [{**asdict(row), "times_better": round(row.times_better, 3)} for row in rows],
+        **({"failed": dict(failed)} if failed else {}),
     }
+    write_json(path, content)
+
+
+def now() -> str:
+    """The date and time of a measurement."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data for people and programs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -8,8 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+import videomaskfeat
+
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory", "cpu", "csv_columns", "ava", "boxes", "tracking"}
+TOP_LEVEL = {"__version__", "import_submodule"}  # not modules
+GROUND = {
+    "errors", "io", "grid", "mp4", "memory", "cpu", "csv_columns", "ava", "boxes", "tracking", "durations",
+}  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
@@ -24,6 +31,7 @@ ABOVE = {
     "tasks": {"config", *ROOMS, *GROUND},
     "config": {"errors", "io"},
     "console": {"errors"},
+    "durations": set(),
     "errors": set(),
     "io": {"errors"},
     "mp4": {"errors", "io"},
@@ -53,7 +61,7 @@ def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
             names = [alias.name for alias in node.names]
         for name in names:
             parts = name.split(".")
-            if parts[0] == "videomaskfeat" and len(parts) > 1 and parts[1] != "__version__":
+            if parts[0] == "videomaskfeat" and len(parts) > 1 and parts[1] not in TOP_LEVEL:
                 yield parts[1], node.lineno
 
 
@@ -83,6 +91,51 @@ def test_package_import_is_quick() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def run_python(code: str) -> str:
+    """What a fresh process prints."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_every_module_is_reached_from_the_package() -> None:
+    """`import videomaskfeat` is enough for `videomaskfeat.metrics.ava_map.evaluate_files`."""
+    code = """
+import videomaskfeat
+package = videomaskfeat
+print(package.interop.load_slowfast.__name__, package.targets.hog.hog_features.__name__)
+print(package.models.create_model.__name__, package.data.video.open_video.__name__)
+print(package.metrics.ava_map.evaluate_files.__name__)
+print(package.tasks.detection.detectors.load_detector.__name__)
+"""
+    expected = "load_slowfast hog_features create_model open_video evaluate_files load_detector"
+    assert run_python(code).split() == expected.split()
+
+
+def test_packages_offer_their_modules() -> None:
+    missing = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("__init__.py")
+        if path.parent.name != "cli" and "__getattr__" not in path.read_text(encoding="utf-8")
+    ]
+    assert not missing
+
+
+def test_dir_lists_submodules_and_imports_nothing() -> None:
+    code = "import sys, videomaskfeat; print(*dir(videomaskfeat)); print('torch' in sys.modules)"
+    names, imported = run_python(code).splitlines()
+    assert {"interop", "targets", "models", "data", "masking", "create_model"} <= set(names.split())
+    assert imported == "False"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "data.video", "_private"])
+def test_unknown_names_are_an_attribute_error(name: str) -> None:
+    for package in (videomaskfeat, videomaskfeat.data):
+        with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute '{name}'"):
+            getattr(package, name)
+    assert not hasattr(videomaskfeat, name)
 
 
 def test_no_drawer_modules() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from typing import Any
 
 __version__ = "0.1.0"
@@ -28,8 +28,27 @@ def __getattr__(name: str) -> Any:
     """Import a public name on its first use, so that ``import videomaskfeat`` stays quick (PEP 562)."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'videomaskfeat' has no attribute {name!r}")
+    return import_submodule(__name__, name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    import pkgutil  # takes longer than importing this package
+
+    modules = {module.name for module in pkgutil.iter_modules(__path__)} - {"__main__"}
+    return sorted({*__all__, *modules})
+
+
+def import_submodule(package: str, name: str) -> Any:
+    """What ``package.name`` means where nothing of that name was imported yet: a module of the package.
+
+    Every package here has it as ``__getattr__``, so ``videomaskfeat.data.video.open_video`` works after
+    ``import videomaskfeat``.
+
+    Raises:
+        AttributeError: there is no such module.
+    """
+    module = f"{package}.{name}"
+    # Python itself looks for private names, for which there is no need to search the disk.
+    if name.startswith("_") or not name.isidentifier() or importlib.util.find_spec(module) is None:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return importlib.import_module(module)

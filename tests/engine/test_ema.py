@@ -62,3 +62,20 @@ def test_state_goes_on_where_it_was() -> None:
 def test_impossible_decay_is_refused(decay: float) -> None:
     with pytest.raises(UserError, match="must be at least 0 and less than 1"):
         ExponentialMovingAverage(nn.Linear(1, 1), decay=decay)
+
+
+@pytest.mark.cuda
+def test_average_on_a_gpu_stays_there_and_equals_the_cpus() -> None:
+    torch.manual_seed(0)
+    averages = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 4).to(device)
+        ema = ExponentialMovingAverage(model, decay=0.9)
+        for step in range(5):
+            with torch.no_grad():
+                model.weight.add_(step)
+            ema.update(model)
+        assert ema.state_dict()["weight"].device.type == device
+        averages.append(ema.state_dict()["weight"].cpu())
+    torch.testing.assert_close(*averages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def open_log(
 
 
 def test_line_names_every_number() -> None:
-    expected = "epoch 0.25  loss 0.5000  lr 1.00e-04  grad 0.123  data 4 ms  step 211 ms  38.1 clips/s"
+    expected = "epoch 0.25  loss 0.5000  lr 1.00e-04  grad 0.123  data 4.2 ms  step 211 ms  38.1 clips/s"
     assert describe(RECORD, unit="clips") == expected + "  memory 812 MB  failures 2"
 
 
@@ -48,10 +49,27 @@ def test_plain_console_gets_lines_with_time_left(tmp_path: Path, caplog: pytest.
     progress = [record.message for record in caplog.records if "step" in record.message]
     assert len(progress) == 2  # the first and the last; those between came too soon after
     assert progress[0].startswith(" 12.5%  step 1/8  epoch 0.25  loss 0.5000")
-    assert "left 0:00:0" in progress[0]
+    assert progress[0].endswith("time left unknown")
+    assert progress[1].endswith("time left 0 s")
     text = (tmp_path / "log.txt").read_text()
     assert "100.0%  step 8/8" in text
     assert "WARNING videomaskfeat.data: a bad video" in text
+
+
+def test_time_left_counts_what_comes_between_the_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a first step of a minute, steps of 10 s with 5 s of evaluation and saving after each."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    with caplog.at_level("INFO"), open_log(tmp_path, first_step=4) as log:
+        for step, seconds in ((5, 60.0), (6, 10.0), (7, 10.0), (8, 10.0)):
+            clock[0] += seconds
+            log.write({"step": step, **RECORD, "step_ms": 1e3 * seconds})
+            clock[0] += 5.0
+    lines = [record.message for record in caplog.records if "time left" in record.message]
+    # Two steps of 10 s + 5 / 2 s; one of 10 s + 10 / 3 s; none.
+    assert [line.rsplit("time left ", 1)[1] for line in lines] == ["unknown", "25 s", "13 s", "0 s"]
 
 
 def test_log_leaves_the_loggers_as_they_were(tmp_path: Path) -> None:

@@ -187,3 +187,28 @@ def test_extra_state_is_restored(tmp_path: Path) -> None:
     fresh = Counter()
     train_toy(tmp_path, epochs=1, extra={"counter": fresh})
     assert fresh.seen == 5
+
+
+@pytest.mark.cuda
+def test_run_on_a_gpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """Weights, optimiser, average and the GPU's random state; sums on a GPU may differ in their last bits."""
+    gpu = torch.device("cuda", 0)
+    train_toy(tmp_path / "whole", device=gpu)
+    train_toy(tmp_path / "parts", device=gpu, epochs=1.5)
+    train_toy(tmp_path / "parts", device=gpu)
+    whole, parts = (final_state(tmp_path / name) for name in ("whole", "parts"))
+    assert whole["random"][0].keys() == {"cpu", "cuda"}
+    for part in ("model", "ema"):
+        for name, value in whole[part].items():
+            torch.testing.assert_close(parts[part][name], value, atol=1e-5, rtol=1e-4, msg=f"{part}.{name}")
+    for number, state in whole["optimizer"]["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(parts["optimizer"]["state"][number][name], value, atol=1e-5, rtol=1e-3)
+    one, two = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("whole", "parts"))
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.cuda
+def test_checkpoint_of_a_gpu_is_resumed_on_the_cpu(tmp_path: Path) -> None:
+    train_toy(tmp_path, device=torch.device("cuda", 0), epochs=1.5)
+    assert train_toy(tmp_path).progress.step == 18

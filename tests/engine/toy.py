@@ -81,11 +81,12 @@ def train_toy(
     model: nn.Module | None = None,
     save_minutes: float = 1e9,
     milestone_every: int = 4,
+    device: torch.device = CPU,
     **arguments: Any,
 ) -> TrainResult:
-    """Train on the CPU; ``before_forward`` is called with the number of each forward from 0."""
+    """Train; ``before_forward`` is called with the number of each forward from 0."""
     plain = toy_model(dropout) if model is None else model
-    model = distributed.parallel(plain, CPU)
+    model = distributed.parallel(plain, device)
     calls = iter(range(10**9))
 
     def step(batch: ToyBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,7 +107,7 @@ def train_toy(
         optimizer=adamw(parameter_groups(plain.named_parameters(), base_lr=0.02, weight_decay=0.05)),
         learning_rate=schedule,
         folder=folder,
-        device=CPU,
+        device=device,
         ema=ExponentialMovingAverage(plain, decay=0.9) if with_ema else None,
         fingerprint={"width": 12} if fingerprint is None else fingerprint,
         options=LoopOptions(

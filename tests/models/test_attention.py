@@ -112,3 +112,33 @@ def test_parameters_have_pyslowfast_names() -> None:
         *(f"pool_{part}.weight" for part in "qkv"),
         *(f"norm_{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")),
     }
+
+
+def test_float64_stays_float64() -> None:
+    """Against float32, whose rounding it does not have."""
+    grid = TokenGrid(3, 6, 4)
+    layer = make(grid, heads=2, kv_stride=(1, 2, 2))
+    tokens = torch.randn(2, layer.prefix + grid.size, 16)
+    single, _ = layer(tokens, grid)
+    double, _ = layer.double()(tokens.double(), grid)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["plain", "two heads, queries pooled", "no class token"])
+def test_cuda_equals_cpu(name: str) -> None:
+    """In float64, so that TF32 plays no part."""
+    grid = TokenGrid(3, 6, 4)
+    layer = make(grid, **CASES[name]).double()
+    tokens = torch.randn(2, layer.prefix + grid.size, 16, dtype=torch.float64, requires_grad=True)
+    result, _ = layer(tokens, grid)
+    expected = gradients(layer, tokens, result)
+    layer.cuda()
+    on_gpu = tokens.detach().cuda().requires_grad_()
+    found, _ = layer(on_gpu, grid)
+    torch.testing.assert_close(found.cpu(), result, atol=1e-9, rtol=1e-9)
+    weight = torch.rand(result.shape, generator=torch.Generator().manual_seed(1)).cuda()
+    ours = torch.autograd.grad((found * weight).sum(), [on_gpu, *layer.parameters()])
+    for value, (parameter, right) in zip(ours, expected.items(), strict=True):
+        torch.testing.assert_close(value.cpu(), right, atol=1e-8, rtol=1e-8, msg=parameter)

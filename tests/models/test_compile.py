@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 import torch._dynamo.utils
-from torch import Tensor
+from torch import Tensor, nn
 
+from videomaskfeat.engine.optim import adamw
+from videomaskfeat.grid import TokenGrid
 from videomaskfeat.losses import masked_mse
-from videomaskfeat.models import create_model
+from videomaskfeat.models import create_model, positions
 from videomaskfeat.targets.hog import HogTarget
+from videomaskfeat.targets.pixels import PixelTarget
 
 
 def test_step_compiles_without_graph_breaks() -> None:
@@ -32,3 +38,57 @@ def test_step_compiles_without_graph_breaks() -> None:
     torch.testing.assert_close(compiled, loss, atol=1e-6, rtol=1e-5)
     for ours, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments"),
+    [
+        (positions._relative_index, (4, 2)),
+        (positions._key_codes, (TokenGrid(2, 3, 4), "thw", 1)),
+        (positions._key_codes, (TokenGrid(2, 3, 4), "", 1)),
+        (positions._sincos, (48, TokenGrid(2, 3, 4), 1)),
+    ],
+)
+def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) -> None:
+    """A compiled step on a GPU builds them anew each time: none of it may happen on the CPU."""
+    found = build(*arguments, device=torch.device("meta"))
+    expected = build(*arguments, device=torch.device("cpu"))
+    assert found.is_meta
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["maskfeat_mvitv2_nano", "mae_vit_nano"])
+def test_compiled_bf16_step_on_cuda_equals_the_eager_one(name: str) -> None:
+    """Compiled and eager losses agree to bfloat16's precision, and both fall alike over ten steps."""
+    target = HogTarget() if name.startswith("maskfeat") else PixelTarget()
+    clips = torch.randn(4, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    grid = (4, 2, 2) if name.startswith("maskfeat") else (4, 4, 4)
+    mask = torch.zeros(4, *grid, dtype=torch.bool)
+    mask.flatten(1)[:, ::2] = True  # equally many in each sample, as an MAE wants it
+    mask = mask.cuda()
+    losses = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        arguments: dict[str, Any] = {"depth": 2}  # compiling takes longer than everything else
+        if name.startswith("mae"):
+            arguments |= {"cube_stride": (2, 16, 16), "decoder_depth": 1}
+        model = create_model(name, values_per_token=target.values_per_token, **arguments).cuda()
+        optimizer = adamw([{"params": list(model.parameters())}])
+
+        def compare(clips: Tensor, truth: Tensor, mask: Tensor, model: nn.Module = model) -> Tensor:
+            return target.loss(model(clips, mask), truth, mask)
+
+        step = torch.compile(compare) if compiled else compare
+        truth = target(clips)
+        losses[compiled] = []
+        for _ in range(10):
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = step(clips, truth, mask)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[compiled].append(loss.item())
+    assert losses[True][0] == pytest.approx(losses[False][0], rel=2e-2)
+    assert losses[True][-1] == pytest.approx(losses[False][-1], rel=5e-2)
+    assert losses[True][-1] < losses[True][0]

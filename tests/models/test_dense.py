@@ -197,6 +197,22 @@ def test_gelu_linear_with_weights_of_a_wider_type_is_registered_soundly() -> Non
 @pytest.mark.cuda
 def test_attention_on_cuda_equals_the_cpu() -> None:
     heads = make_heads(width=30, value_width=24)
-    torch.testing.assert_close(
-        attention(*(x.cuda() for x in heads)).cpu(), attention(*heads), atol=1e-4, rtol=1e-4
-    )
+    cpu, cuda = attention(*heads), attention(*(x.cuda() for x in heads)).cpu()
+    torch.testing.assert_close(cuda, cpu, atol=1e-4, rtol=1e-4)
+    upstream = torch.linspace(-1, 1, cpu.numel()).view(cpu.shape)
+    for ours, expected in zip(*(torch.autograd.grad(x, heads, upstream) for x in (cuda, cpu)), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.cuda
+def test_attention_on_cuda_is_fused_under_autocast() -> None:
+    """In bfloat16, to its precision, and without a matrix of scores: 2 x 3 x 4096 x 4096 would be 200 MB."""
+    heads = make_heads(queries=4096, keys=4096, width=30, value_width=24)
+    on_gpu = [x.detach().cuda() for x in heads]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.autocast("cuda", torch.bfloat16):
+        found = attention(*on_gpu)
+    assert torch.cuda.max_memory_allocated() - before < 50e6
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float().cpu(), attention(*heads).detach(), atol=3e-2, rtol=3e-2)

@@ -239,3 +239,20 @@ def test_compiled_detector_takes_any_number_of_boxes() -> None:
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
         again = model.get_parameter("blocks.0.attn.qkv.weight").grad
         torch.testing.assert_close(again, gradient, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.cuda
+def test_cuda_equals_cpu() -> None:
+    """Logits and gradients, in float64."""
+    model = small(dropout=0.0).double()
+    clips, boxes = torch.randn(2, 3, 4, 32, 48, dtype=torch.float64), BOXES.double()
+    expected = model(clips, boxes)
+    expected.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.cuda()
+    logits = model(clips.cuda(), boxes.cuda())
+    torch.testing.assert_close(logits.cpu(), expected, atol=1e-8, rtol=1e-8)
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad.cpu(), gradients[name], atol=1e-6, rtol=1e-6, msg=name)

@@ -179,3 +179,21 @@ def test_mvit_has_no_such_form() -> None:
 def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         create_model("mae_vit_nano", **{**SMALL, **arguments})
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("positions", ["joint", "sincos"])
+def test_cuda_equals_cpu(positions: str) -> None:
+    """Predictions and gradients, in float64 but for the positions, whose sines are rounded to float32."""
+    model = small(decoder_positions=positions).double().train()
+    clips, mask = torch.randn(3, 3, 4, 16, 24, dtype=torch.float64), masks(3, hidden=9)
+    expected = model(clips, mask)
+    right = torch.autograd.grad(expected.square().mean(), list(model.parameters()), allow_unused=True)
+    model.cuda()
+    predictions = model(clips.cuda(), mask.cuda())
+    torch.testing.assert_close(predictions.cpu(), expected, atol=1e-6, rtol=1e-6)
+    found = torch.autograd.grad(predictions.square().mean(), list(model.parameters()), allow_unused=True)
+    for ours, theirs in zip(found, right, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=1e-5)

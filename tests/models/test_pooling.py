@@ -125,8 +125,23 @@ def test_compiles_whole_with_gradients() -> None:
 
 
 @pytest.mark.cuda
-def test_cuda_equals_cpu() -> None:
-    x, weight = make_inputs((4, 6, 6), (3, 3, 3), channels=16, dtype=torch.float64)
-    cpu = depthwise_conv3d(x, weight, (1, 2, 2))
-    cuda = depthwise_conv3d(x.cuda(), weight.cuda(), (1, 2, 2))
-    torch.testing.assert_close(cuda.cpu(), cpu)
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (1, 4, 4)])
+def test_cuda_equals_cpu(stride: tuple[int, int, int]) -> None:
+    x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=16, dtype=torch.float64)
+    cpu = depthwise_conv3d(x, weight, stride)
+    cuda = depthwise_conv3d(x.cuda(), weight.cuda(), stride).cpu()
+    torch.testing.assert_close(cuda, cpu)
+    for ours, expected in zip(gradients(cuda, x, weight), gradients(cpu, x, weight), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.cuda
+def test_cuda_convolves_in_the_type_of_the_tokens_under_autocast() -> None:
+    """Sums of 27 products in float32 of bfloat16 values: 1e-2."""
+    x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=16)
+    low = x.detach().cuda().bfloat16()
+    with torch.autocast("cuda", torch.bfloat16):
+        found = depthwise_conv3d(low, weight.detach().cuda(), (1, 2, 2))
+    assert found.dtype == torch.bfloat16
+    expected = depthwise_conv3d(low.float().cpu(), weight.detach().bfloat16().float(), (1, 2, 2))
+    torch.testing.assert_close(found.float().cpu(), expected, atol=1e-2, rtol=1e-2)

@@ -211,5 +211,8 @@ def test_cuda_equals_cpu() -> None:
     features = make_features(2, 3, 9, 13).requires_grad_()
     boxes = random_boxes(8, batch=2, height=144, width=208, spread=0.3)
     cpu = roi_align(features, boxes, 7, 1 / 16, 0, True)
-    cuda = roi_align(features.cuda(), boxes.cuda(), 7, 1 / 16, 0, True)
-    torch.testing.assert_close(cuda.cpu(), cpu)
+    with torch.autocast("cuda", torch.bfloat16):  # of no effect
+        cuda = roi_align(features.cuda(), boxes.cuda(), 7, 1 / 16, 0, True).cpu()
+    torch.testing.assert_close(cuda, cpu)
+    ours, expected = (torch.autograd.grad(x.square().sum(), features)[0] for x in (cuda, cpu))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)

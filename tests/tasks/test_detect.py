@@ -330,3 +330,19 @@ def test_processes_learn_and_score_what_one_does(actions: ActionSet, tmp_path: P
         assert [row[:7] for row in file] == [row[:7] for row in files[0]]
         assert [float(row[7]) for row in file] == pytest.approx([float(row[7]) for row in files[0]], abs=1e-5)
     assert len({result_of(tmp_path / str(count))["mean_ap"] for count in (1, 2, 3)}) == 1
+
+
+@pytest.mark.cuda
+def test_detector_is_trained_and_scored_on_a_gpu(verb: Verb, actions: ActionSet, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, _, text = verb(
+        "detect-train",
+        *actions.overrides(run),
+        "run.device=cuda",
+        "run.precision=bf16",
+        "optim.ema_decay=0.5",
+    )
+    assert code == 0, text
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
+    summary = simplejson.loads((run / "summary.json").read_text())
+    assert (summary["key_frames"], summary["listed"]) == (5, 5)

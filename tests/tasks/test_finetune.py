@@ -311,3 +311,14 @@ def test_weights_that_do_not_know_their_colours_say_so(finetune: Finetune, tmp_p
     assert code == 0, text
     assert "slowfast.pyth does not say in which order its model takes colours" in text
     assert "import-slowfast" in text
+
+
+@pytest.mark.cuda
+def test_run_on_a_gpu_mixes_averages_and_scores(finetune: Finetune, pretrained: Path, tmp_path: Path) -> None:
+    more = ["optim.ema_decay=0.5", "data.workers=1"]
+    code, text = finetune(f"model.weights={pretrained}", "run.device=cuda", *more)
+    assert code == 0, text
+    run = tmp_path / "run"
+    assert [row["step"] for row in rows(run) if "evaluation/top1" in row] == [4, 8]
+    assert simplejson.loads((run / "summary.json").read_text())["videos"] == 2
+    assert load_model(run / "weights.safetensors")(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 12)

@@ -275,3 +275,20 @@ def test_file_above_the_run_folder_is_named(pretrain: Callable[..., tuple[int, s
     code, err = pretrain(f"run.folder={tmp_path}/file/run")
     assert code == 2
     assert f"file/run: cannot be a folder, since {tmp_path}/file is a file; choose another path" in err
+
+
+@pytest.mark.cuda
+def test_run_on_a_gpu_is_compiled_and_leaves_what_a_run_on_the_cpu_does(
+    pretrain: Pretrain, sample: Path, tmp_path: Path
+) -> None:
+    more = ["run.compile=true", "optim.ema_decay=0.5", "run.evaluate_epochs=1", "data.workers=1"]
+    code, text = pretrain("run.device=cuda", f"data.validation={sample / 'val.csv'}", *more)
+    assert code == 0, text
+    run = tmp_path / "run"
+    assert [row["step"] for row in rows(run)] == list(range(1, 9))
+    assert rows(run)[-1]["evaluation/heldout_loss"] < rows(run)[0]["loss"]
+    summary = simplejson.loads((run / "summary.json").read_text())
+    assert summary["heldout_trained"] < summary["heldout_untrained"]
+    assert len(list((run / "pictures").glob("*.png"))) == 1
+    model = load_model(run / "weights.safetensors")  # on the CPU
+    assert next(model.parameters()).device.type == "cpu"

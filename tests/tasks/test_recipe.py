@@ -171,3 +171,11 @@ def test_mean_and_deviation_may_be_given_a_channel(tmp_path: Path) -> None:
 def test_levels_that_are_no_numbers_are_named(levels: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         ClipRecipe(16, 4, 224, **levels)
+
+
+@pytest.mark.cuda
+def test_pixels_are_normalized_on_the_gpu_as_on_the_cpu() -> None:
+    clips = torch.randint(0, 256, (2, 4, 8, 8, 3), dtype=torch.uint8)
+    found = normalise(clips.pin_memory().to("cuda", non_blocking=True), mean=0.45, std=0.225)
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), normalise(clips, mean=0.45, std=0.225), atol=1e-6, rtol=1e-6)

@@ -101,7 +101,7 @@ def test_report_of_a_whole_run_holds_everything(run: Path) -> None:
         "0.1200",
         "3 of 3",
         "mean of 50 steps; the first was 0.1990",
-        "5.0% of it waiting for data",
+        "Time per step 40 ms 5.0% of it waiting for data",
         "1.50 GB",
         '<script>alert(1)</script>.mp4 zero "bytes" 2',
         "torch.version <2>",
@@ -111,6 +111,14 @@ def test_report_of_a_whole_run_holds_everything(run: Path) -> None:
         assert expected in page.text
     assert MISSING not in page.text
     assert sum(tag == "svg" for tag, _ in page.tags) == 6
+
+
+def test_report_of_slow_steps_gives_seconds(run: Path) -> None:
+    """Not 4.01e+03 ms."""
+    write_metrics(run, data_ms=2.0, step_ms=4010.0)
+    page = Page(report(run).read_text(encoding="utf-8"))
+    assert "Time per step 4.0 s" in page.text
+    assert "e+03" not in page.text
 
 
 def write_classifier_run(folder: Path, top1: float) -> Path:
@@ -285,4 +293,4 @@ def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
     page = Page(report(tmp_path).read_text(encoding="utf-8"))
     assert sum(tag == "svg" for tag, _ in page.tags) == 6
     assert "held out" in page.text
-    assert f"Clips a second {MISSING}" not in page.text
+    assert f"Clips per second {MISSING}" not in page.text

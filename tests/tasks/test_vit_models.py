@@ -134,8 +134,12 @@ def test_multiply_adds_are_the_published_ones(name: str, giga: int) -> None:
     assert found / 1e9 == pytest.approx(giga, rel=0.005)
 
 
-def test_sample_config_trains_and_its_weights_start_a_classifier(sample: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_sample_config_trains_and_its_weights_start_a_classifier(
+    device: str, sample: Path, tmp_path: Path
+) -> None:
     overrides = [
+        f"run.device={device}",
         f"data.train={sample / 'train.csv'}",
         f"data.validation={sample / 'val.csv'}",
         f"run.folder={tmp_path / 'run'}",

@@ -45,10 +45,10 @@ RESULTS = TargetResults(
 def test_row_has_the_seeds_mean_spread_and_wins() -> None:
     """Mean and sample deviation by hand; a draw is no win; of the probe that was not run nothing stands."""
     cells = dict(zip(HEADER, RESULTS.cells(), strict=True))
-    assert (cells["Steps"], cells["of clips"], cells["Step, ms"]) == ("3", "8", "50")
+    assert (cells["Steps"], cells["of clips"], cells["Time per step"]) == ("3", "8", "50 ms")
     assert cells["Target, share of it"] == "10.0%"
     assert cells["Peak memory, MB"] == "200"
-    assert cells["Pre-training, s"] == "90.0 ± 42.4"
+    assert cells["Pre-training time"] == "1 min 30 s ± 42 s"
     assert cells["Linear top-1"] == "25.0 ± 7.1 (1 of 2)"
     assert cells["k-NN top-1"] == ""
     assert cells["linear, random encoder"] == "15.0 ± 7.1"
@@ -69,7 +69,7 @@ def test_page_shows_finetuned_bars_and_a_loss_curve_a_target() -> None:
     assert "1 target, 2 seeds each" in html
     assert "42.0 ± 2.8 %" in html
     assert "from scratch 40.0 ± 0.0 %" in html
-    assert "a step of 8 clips; 5.0 ms of it the target" in html
+    assert "per step of 8 clips; 5 ms of it for the target" in html
     assert html.count("<svg") == 2  # the linear probe and the loss
 
 

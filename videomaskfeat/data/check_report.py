@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from videomaskfeat.data.reader import VideoInfo
+from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import open_file
 
@@ -151,15 +152,17 @@ class CheckReport:
     def text(self) -> str:
         """The report for people: the summary, then the first problems of each kind."""
         summary = self.summary()
+        read_seconds = {name: value / 1000 for name, value in summary["read_milliseconds"].items()}
         lines = [
             f"{self.rows} rows, {summary['files']} different files, {summary['readable']} readable, "
-            f"{summary['gigabytes']:.4g} GB, {summary['hours']:.4g} hours",
-            f"length   {_span_words(summary['seconds'])} s; {_span_words(summary['frames'])} frames",
+            f"{summary['gigabytes']:.4g} GB, {duration_text(3600 * summary['hours'])} of video",
+            f"length   {_span_words(summary['seconds'], duration_text)}; "
+            f"{_span_words(summary['frames'])} frames",
             f"size     {_count_words(summary['sizes'])}",
             f"rate     {_count_words(summary['fps'])} frames a second",
             f"codec    {_count_words(summary['codecs'])}",
             f"decoder  {_count_words(summary['decoders'])}",
-            f"reading  {_span_words(summary['read_milliseconds'])} ms a video and process",
+            f"reading  {_span_words(read_seconds, duration_text)} per video and process",
         ]
         for kind, meaning in KINDS.items():
             found = [problem for problem in self.problems if problem.kind == kind]
@@ -191,5 +194,5 @@ def _count_words(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{value} ({count})" for value, count in counts.items()) or "none"
 
 
-def _span_words(spread: Mapping[str, float]) -> str:
-    return f"{spread['min']:.4g} to {spread['max']:.4g}, half of them up to {spread['median']:.4g}"
+def _span_words(spread: Mapping[str, float], form: Callable[[float], str] = "{:.4g}".format) -> str:
+    return f"{form(spread['min'])} to {form(spread['max'])}, half of them up to {form(spread['median'])}"

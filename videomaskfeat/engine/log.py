@@ -7,9 +7,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,9 +17,10 @@ import simplejson
 import torch
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from videomaskfeat.durations import TimeLeft, duration_text
 from videomaskfeat.io import is_file, make_folder, open_file
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class RunLog:
     ) -> None:
         folder = Path(folder)
         make_folder(folder)
-        self._first_step, self._total_steps = first_step, total_steps
+        self._total_steps = total_steps
         self._unit = unit
         self._seconds_between_lines = seconds_between_lines
         drop_later_lines(folder / "metrics.jsonl", first_step)
@@ -73,7 +73,8 @@ class RunLog:
         self._board = _tensorboard(folder, first_step, self._open) if tensorboard else None
         show_bar = sys.stderr.isatty() if terminal is None else terminal
         self._bar = _Bar(first_step, total_steps, self._open) if show_bar else None
-        self._started = time.perf_counter()
+        self._left = TimeLeft()
+        self._last_write = time.perf_counter()
         self._last_line = 0.0
 
     def __enter__(self) -> RunLog:
@@ -93,20 +94,27 @@ class RunLog:
             for key, value in record.items():
                 if key != "step" and isinstance(value, (int, float)):
                     self._board.add_scalar(key, value, step)
+        now = time.perf_counter()
+        self._count_time(record, now - self._last_write)
+        self._last_write = now
         numbers = describe(record, unit=self._unit)
         if self._bar is not None:
-            self._bar.update(step, numbers)
-        now = time.perf_counter()
+            self._bar.update(step, numbers, self._left.text(self._total_steps - step))
         if now - self._last_line >= self._seconds_between_lines or step == self._total_steps:
             self._last_line = now
-            left = (now - self._started) / max(step - self._first_step, 1) * (self._total_steps - step)
             line = f"{100 * step / self._total_steps:5.1f}%  step {step}/{self._total_steps}  {numbers}"
-            line += f"  left {timedelta(seconds=round(left))}"
+            line += f"  time left {self._left.text(self._total_steps - step)}"
             if self._bar is None:
                 logger.info(line)
             else:  # the terminal shows the same as a bar
                 self._text.write(line + "\n")
                 self._text.flush()
+
+    def _count_time(self, record: Record, seconds: float) -> None:
+        """Take in a step that is written so many seconds after the one before."""
+        own = record.get("step_ms")
+        step_seconds = own / 1e3 if isinstance(own, (int, float)) else seconds
+        self._left.add(step_seconds, between_seconds=seconds - step_seconds)
 
     def flush(self) -> None:
         """Bring metrics.jsonl to the disk, so that it is never behind a checkpoint."""
@@ -117,21 +125,25 @@ class RunLog:
 def describe(record: Record, *, unit: str = "samples") -> str:
     """The numbers of a record as one short line; those it lacks are left out.
 
-    >>> describe({"step": 3, "epoch": 0.5, "loss": 0.25, "failures": 0})
-    'epoch 0.50  loss 0.2500  failures 0'
+    >>> describe({"step": 3, "epoch": 0.5, "loss": 0.25, "step_ms": 4010.0, "failures": 0})
+    'epoch 0.50  loss 0.2500  step 4.0 s  failures 0'
     """
-    forms = {
-        "epoch": "epoch {:.2f}",
-        "loss": "loss {:.4f}",
-        "lr": "lr {:.2e}",
-        "grad_norm": "grad {:.3g}",
-        "data_ms": "data {:.0f} ms",
-        "step_ms": "step {:.0f} ms",
-        "samples_per_second": "{:.1f} " + unit + "/s",
-        "memory_mb": "memory {:.0f} MB",
-        "failures": "failures {}",
+
+    def duration(milliseconds: float) -> str:
+        return duration_text(milliseconds / 1e3)
+
+    forms: dict[str, Callable[[Any], str]] = {
+        "epoch": "epoch {:.2f}".format,
+        "loss": "loss {:.4f}".format,
+        "lr": "lr {:.2e}".format,
+        "grad_norm": "grad {:.3g}".format,
+        "data_ms": lambda value: f"data {duration(value)}",
+        "step_ms": lambda value: f"step {duration(value)}",
+        "samples_per_second": lambda value: f"{value:.1f} {unit}/s",
+        "memory_mb": "memory {:.0f} MB".format,
+        "failures": "failures {}".format,
     }
-    return "  ".join(form.format(record[key]) for key, form in forms.items() if record.get(key) is not None)
+    return "  ".join(form(record[key]) for key, form in forms.items() if record.get(key) is not None)
 
 
 def peak_memory_mb(device: torch.device) -> float:
@@ -171,9 +183,10 @@ class _Bar:
 
     def __init__(self, first_step: int, total_steps: int, stack: ExitStack) -> None:
         self._numbers = Text("", overflow="ellipsis", no_wrap=True)
-        columns = (BarColumn(None), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, expand=True, speed_estimate_period=60.0)
-        self._task = self._progress.add_task("", total=total_steps, completed=first_step)
+        left = TextColumn("time left {task.fields[left]}")
+        columns = (BarColumn(None), TaskProgressColumn(), MofNCompleteColumn(), left)
+        self._progress = Progress(*columns, expand=True)
+        self._task = self._progress.add_task("", total=total_steps, completed=first_step, left="unknown")
         group = Group(self._numbers, self._progress)
         plain = sys.stderr
         stack.enter_context(Live(group, console=Console(stderr=True), refresh_per_second=4, transient=True))
@@ -183,9 +196,9 @@ class _Bar:
                 handler.setStream(sys.stderr)
                 stack.callback(handler.setStream, plain)
 
-    def update(self, step: int, numbers: str) -> None:
+    def update(self, step: int, numbers: str, left: str) -> None:
         self._numbers.plain = numbers
-        self._progress.update(self._task, completed=step)
+        self._progress.update(self._task, completed=step, left=left)
 
 
 def _attach(stack: ExitStack, handler: logging.Handler) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from videomaskfeat.cpu import available_cores, free_cores, threads_from_environment
+from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 
 _TRIES = 3  # per number of threads, after one that does not count
@@ -71,7 +72,7 @@ def choose_threads(work: Callable[[], object] | None, *, workers: int = 0) -> Th
         if _WORTH * seconds[threads] > seconds[best]:
             break
         best = threads
-    shown = ", ".join(f"{_counted(threads)} {_words(value)}" for threads, value in seconds.items())
+    shown = ", ".join(f"{_counted(threads)} {duration_text(value)}" for threads, value in seconds.items())
     return _set(best, seconds, f"measured per step: {shown}")
 
 
@@ -112,7 +113,3 @@ def _ranks_here() -> int:
 
 def _counted(threads: int) -> str:
     return f"{threads} thread" + ("s" if threads > 1 else "")
-
-
-def _words(seconds: float) -> str:
-    return f"{1e3 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from videomaskfeat import import_submodule
 from videomaskfeat.errors import UserError, nearest
+
+__getattr__ = partial(import_submodule, __name__)
 
 __all__ = ["arguments_of", "create_model", "create_unset"]
 

@@ -34,7 +34,7 @@ class HeadNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., d], in the type of ``x``."""
-        if x.dtype == torch.float32 or x.device.type != "cpu":
+        if x.dtype in (torch.float32, torch.float64) or x.device.type != "cpu":
             return super().forward(x)
         return super().forward(x.float()).to(x.dtype)
 

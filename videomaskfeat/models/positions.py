@@ -93,12 +93,13 @@ def sincos_positions(width: int, grid: TokenGrid, *, prefix: int, device: torch.
     return _constant(_sincos, width, grid, prefix, device=device)
 
 
-def _sincos(width: int, grid: TokenGrid, prefix: int) -> Tensor:
+def _sincos(width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
     time, place = width // 4, width * 3 // 8
     parts = []
     for axis, channels in ((0, time), (2, place), (1, place)):
-        rates = 10000.0 ** -(torch.arange(channels // 2, dtype=torch.float64) / (channels // 2))
-        angles = torch.arange(grid.shape[axis], dtype=torch.float64)[:, None] * rates
+        count = torch.arange(channels // 2, dtype=torch.float64, device=device)
+        rates = 10000.0 ** -(count / (channels // 2))
+        angles = torch.arange(grid.shape[axis], dtype=torch.float64, device=device)[:, None] * rates
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [t or h or w, channels]
         shape = [1, 1, 1, channels]
         shape[axis] = grid.shape[axis]
@@ -107,34 +108,35 @@ def _sincos(width: int, grid: TokenGrid, prefix: int) -> Tensor:
     return F.pad(table, (0, 0, prefix, 0))[None].float()
 
 
-def _relative_index(queries: int, keys: int) -> Tensor:
+def _relative_index(queries: int, keys: int, *, device: torch.device) -> Tensor:
     """Rows of the relative table, int64 [queries, keys]."""
     query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
-    query = torch.arange(queries)[:, None] * query_step
-    key = torch.arange(keys)[None, :] * key_step
+    query = torch.arange(queries, device=device)[:, None] * query_step
+    key = torch.arange(keys, device=device)[None, :] * key_step
     # The last key as seen from the first query is row 0.
     return (query - key + (keys - 1) * key_step).long()
 
 
-def _key_codes(grid: TokenGrid, axes: str, prefix: int) -> Tensor:
+def _key_codes(grid: TokenGrid, axes: str, prefix: int, *, device: torch.device) -> Tensor:
     parts = []
     for dim, axis in enumerate("thw"):
         if axis in axes:
             length = grid.shape[dim]
             shape = [1, 1, 1, length]
             shape[dim] = length
-            parts.append(torch.eye(length).reshape(shape).expand(*grid.shape, -1))
-    codes = torch.cat(parts, dim=-1).flatten(0, 2) if parts else torch.empty(grid.size, 0)
+            parts.append(torch.eye(length, device=device).reshape(shape).expand(*grid.shape, -1))
+    codes = torch.cat(parts, dim=-1).flatten(0, 2) if parts else torch.empty(grid.size, 0, device=device)
     return F.pad(codes, (0, 0, prefix, 0))
 
 
 def _constant(build: Callable[..., Tensor], *arguments: Hashable, device: torch.device) -> Tensor:
     """A table that depends on shapes alone, built once per shape and device.
 
-    While a graph is traced it is built anew: a cached tracer's tensor would outlive its trace.
+    While a graph is traced it is built anew: a cached tracer's tensor would outlive its trace. It is built on
+    the device itself then, or a compiled step on a GPU would build every table on the CPU and copy it.
     """
     if torch.compiler.is_compiling():
-        return build(*arguments).to(device)
+        return build(*arguments, device=device)
     return _cached_constant(build, arguments, device)
 
 
@@ -143,5 +145,5 @@ def _cached_constant(
     build: Callable[..., Tensor], arguments: tuple[Hashable, ...], device: torch.device
 ) -> Tensor:
     # Made outside inference mode, so that autograd may save it later.
-    with torch.inference_mode(False), torch.device("cpu"):
-        return build(*arguments).to(device)
+    with torch.inference_mode(False):
+        return build(*arguments, device=torch.device("cpu")).to(device)

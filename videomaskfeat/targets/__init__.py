@@ -6,6 +6,9 @@ with its loss. A new one is one more file and one more line here.
 
 from __future__ import annotations
 
+from functools import partial
+
+from videomaskfeat import import_submodule
 from videomaskfeat.targets.codebook import CodebookTarget
 from videomaskfeat.targets.combined import CombinedTarget
 from videomaskfeat.targets.features import FeatureTarget
@@ -13,6 +16,8 @@ from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.targets.target import Target
 from videomaskfeat.targets.tokens import DvaeTarget
+
+__getattr__ = partial(import_submodule, __name__)
 
 TARGETS: dict[str, type[Target]] = {
     "hog": HogTarget,

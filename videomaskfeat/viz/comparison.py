@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
 
+from videomaskfeat.durations import duration_text
 from videomaskfeat.viz import page
 from videomaskfeat.viz.curves import Curve, line_chart
 
@@ -18,10 +19,10 @@ HEADER = (
     "Model",
     "Steps",
     "of clips",
-    "Step, ms",
+    "Time per step",
     "Target, share of it",
     "Peak memory, MB",
-    "Pre-training, s",
+    "Pre-training time",
     "k-NN top-1",
     "k-NN, random encoder",
     "Linear top-1",
@@ -145,10 +146,10 @@ class TargetResults:
             self.model,
             f"{max(self.numbers('steps'), default=0):.0f}",
             str(self.cost.clips),
-            f"{self.cost.step_ms:.0f}",
+            duration_text(self.cost.step_ms / 1e3),
             f"{share:.1%}",
             f"{row['memory_mb']:.0f}",
-            _spread(row["seconds"]),
+            _spread(row["seconds"], form=duration_text),
             *knn,
             *linear,
             _spread(row["finetuned_top1"], self.finetuned_wins),
@@ -244,8 +245,9 @@ def _costs(results: Sequence[TargetResults]) -> str:
     return page.cards(
         page.card(
             one.name,
-            f"{one.cost.step_ms:.0f} ms",
-            f"a step of {one.cost.clips} clips; {one.cost.target_ms:.1f} ms of it the target",
+            duration_text(one.cost.step_ms / 1e3),
+            f"per step of {one.cost.clips} clips; {duration_text(one.cost.target_ms / 1e3)} of it for the "
+            "target",
             share=one.cost.step_ms / slowest,
         )
         for one in results
@@ -294,11 +296,16 @@ def _wins(pairs: Iterable[tuple[float | None, float | None]]) -> tuple[int, int]
     return sum(after > before for after, before in known), len(known)
 
 
-def _spread(values: Sequence[float], wins: tuple[int, int] | None = None) -> str:
+def _spread(
+    values: Sequence[float],
+    wins: tuple[int, int] | None = None,
+    *,
+    form: Callable[[float], str] = "{:.1f}".format,
+) -> str:
     """Mean and standard deviation of several, or the one value; nothing where there is none."""
     if not values:
         return ""
-    text = f"{statistics.mean(values):.1f}"
+    text = form(statistics.mean(values))
     if len(values) > 1:
-        text += f" ± {statistics.stdev(values):.1f}"
+        text += f" ± {form(statistics.stdev(values))}"
     return f"{text} ({wins[0]} of {wins[1]})" if wins and wins[1] > 1 else text

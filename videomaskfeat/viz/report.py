@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from videomaskfeat.durations import duration_text
 from videomaskfeat.viz import page
 from videomaskfeat.viz.curves import Curve, line_chart
 from videomaskfeat.viz.methods import method_charts
@@ -255,11 +256,13 @@ def _numbers(facts: RunFacts) -> str:
                 f"mean of {len(loss[-_NOW:])} steps; the first was {loss[0]:.4f}" if len(loss) else "",
             ),
             page.card(
-                "Clips a second",
+                "Clips per second",
                 f"{np.median(speed):.3g}" if len(speed) else None,
                 "median over the steps" if len(speed) else "",
             ),
-            page.card("A step", f"{np.median(step):.3g} ms" if len(step) else None, waiting),
+            page.card(
+                "Time per step", duration_text(float(np.median(step)) / 1e3) if len(step) else None, waiting
+            ),
             page.card("Peak memory", f"{memory.max() / 1000:.2f} GB" if len(memory) else None),
             page.card("Unreadable videos", unreadable),
         ]
@@ -304,8 +307,8 @@ def _curves(facts: RunFacts) -> str:
             *(one(*chart, from_zero=True) for chart in method_charts(facts.metrics)),
             one("Learning rate", {"lr": "learning rate"}, from_zero=True, smooth=False),
             one("Gradient norm, before clipping", {"grad_norm": "gradient norm"}, log=True),
-            one("Milliseconds a step", {"step_ms": "in all", "data_ms": "data"}, log=True),
-            one("Clips a second", {"samples_per_second": "clips a second"}, from_zero=True),
+            one("Time per step, ms", {"step_ms": "in all", "data_ms": "data"}, log=True),
+            one("Clips per second", {"samples_per_second": "clips per second"}, from_zero=True),
             one("Peak memory, MB", {"memory_mb": "memory"}, from_zero=True, smooth=False),
         ]
     )

@@ -6,6 +6,9 @@ new one is one more file and one more line here.
 
 from __future__ import annotations
 
+from functools import partial
+
+from videomaskfeat import import_submodule
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.tasks.methods.byol import Byol
@@ -14,6 +17,8 @@ from videomaskfeat.tasks.methods.latent import Latent
 from videomaskfeat.tasks.methods.masked import MaskedPrediction
 from videomaskfeat.tasks.methods.method import Method
 from videomaskfeat.tasks.pretraining.target_parts import check_arguments
+
+__getattr__ = partial(import_submodule, __name__)
 
 METHODS: dict[str, type[Method]] = {
     "masked": MaskedPrediction,

@@ -14,6 +14,7 @@ import simplejson
 
 from videomaskfeat import __version__
 from videomaskfeat.config.compare import CompareConfig
+from videomaskfeat.durations import duration_text
 from videomaskfeat.io import is_file, make_folder, open_file
 from videomaskfeat.tasks.doctor import diagnose
 from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, naming, plan_runs
@@ -146,4 +147,5 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
     make_folder(path.parent)
     with open_file(path, "w") as file:
         file.write(json.dumps({"of": fingerprint, "cost": vars(cost)}))
-    say(f"{runs.target}: a step takes {cost.step_ms:.0f} ms, its target {cost.target_ms:.1f} ms of them")
+    step, target = duration_text(cost.step_ms / 1e3), duration_text(cost.target_ms / 1e3)
+    say(f"{runs.target}: time per step {step}, of which the target takes {target}")

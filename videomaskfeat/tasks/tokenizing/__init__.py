@@ -1,1 +1,7 @@
 """Tokenizers of frames: the verb ``train-tokenizer``."""
+
+from functools import partial
+
+from videomaskfeat import import_submodule
+
+__getattr__ = partial(import_submodule, __name__)

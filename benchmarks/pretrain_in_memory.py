@@ -1,0 +1,252 @@
+"""Pre-train on clips held in memory: `python -m benchmarks.pretrain_in_memory MODEL --out results.json`.
+
+The engine's own loop with a published config, compiled and in bfloat16 on a GPU, and a loader that only hands
+out batches which lie ready (in pinned memory for a GPU). So the figures are those of the step: its target,
+the copy to the device, the network and the optimizer. The loss must fall: the clips are smooth patterns that
+move, and there are few of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from benchmarks.harness import ROOT, machine, now, other_load, write_json
+from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.data.batches import PretrainBatch
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.loop import train
+from videomaskfeat.engine.options import LoopOptions
+from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.memory import keep_freed_memory
+from videomaskfeat.tasks.methods import build_method
+from videomaskfeat.tasks.pretraining.pretrain_parts import mask_function, mask_grid
+from videomaskfeat.tasks.run_folder import uses_bf16
+from videomaskfeat.tasks.training_parts import build_optimizer, build_schedule
+
+TIMED = 100
+"""Steps at the end of which the median counts."""
+COMPARED = 10
+"""Steps at both ends whose mean losses are compared."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and how it is trained here.
+
+    Attributes:
+        config: file below configs/pretrain.
+        dry_config: of a model that a CPU trains in a second.
+        batch_size: clips per step on one GPU.
+        learning_rate: peak, for that batch.
+    """
+
+    config: str
+    dry_config: str
+    batch_size: int
+    learning_rate: float = 5e-4
+
+
+CASES = {
+    "mvitv2_s": Case("k400_maskfeat_mvitv2_s", "sample", 32),
+    "mae_vit_b": Case("k400_mae_vit_b", "sample_mae", 64),
+}
+
+
+class MemoryLoader:
+    """Batches that lie ready; each epoch hands them out in another order.
+
+    Args:
+        batches: on the CPU, in pinned memory for a GPU.
+        seed: of the order.
+    """
+
+    def __init__(self, batches: list[PretrainBatch], *, seed: int = 0) -> None:
+        self._batches, self._seed = batches, seed
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return len(self._batches)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[PretrainBatch]:
+        """The batches of an epoch."""
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._batches))
+        for number in order[first_batch:]:
+            yield self._batches[number]
+
+
+def moving_patterns(count: int, frames: int, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Clips of smooth random patterns that move steadily, uint8 [B, T, H, W, C]."""
+    clips = np.empty((count, frames, side, side, 3), np.uint8)
+    for clip in clips:
+        noise = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        pattern = cv2.resize(noise, (2 * side, 2 * side), interpolation=cv2.INTER_CUBIC)
+        x, y = rng.uniform(0, side, 2)
+        speed = rng.uniform(-side / frames / 2, side / frames / 2, 2)
+        for number in range(frames):
+            left, top = np.clip([x + number * speed[0], y + number * speed[1]], 0, side).astype(int)
+            clip[number] = pattern[top : top + side, left : left + side]
+    return clips
+
+
+def make_loader(config: PretrainConfig, *, batches: int, pin: bool) -> MemoryLoader:
+    """Batches of moving patterns with masks as the config draws them."""
+    rng = np.random.default_rng(0)
+    draw, grid = mask_function(config.mask.kind), mask_grid(config.clip, config.mask)
+    size = config.optim.batch_size
+    made = []
+    for number in range(batches):
+        clips = moving_patterns(size, config.clip.frames, config.clip.crop, rng)
+        masks = np.stack([draw(grid, config.mask.ratio, rng) for _ in range(size)])
+        index = torch.arange(number * size, (number + 1) * size)
+        batch = PretrainBatch(torch.from_numpy(clips), torch.from_numpy(masks), index)
+        made.append(batch.pin_memory() if pin else batch)
+    return MemoryLoader(made)
+
+
+def build_config(case: Case, *, device: str, steps: int, batches: int, dry: bool) -> PretrainConfig:
+    """The published config with a schedule of so many steps."""
+    batch_size = 2 if dry else case.batch_size
+    return load_config(
+        PretrainConfig,
+        str(ROOT / "configs" / "pretrain" / f"{case.dry_config if dry else case.config}.yaml"),
+        [
+            f"optim.batch_size={batch_size}",
+            f"optim.base_batch_size={batch_size}",
+            f"optim.learning_rate={case.learning_rate}",
+            f"optim.epochs={steps / batches}",
+            f"optim.warmup_epochs={steps / batches / 10}",
+            f"run.device={device}",
+            f"run.compile={str(not dry).lower()}",
+        ],
+    )
+
+
+def pretrain(name: str, *, device: str, steps: int, dry: bool) -> dict[str, Any]:
+    """Train, and say how fast it went.
+
+    Raises:
+        RunFailed: the loss is not finite.
+    """
+    batches = 2 if dry else 4
+    config = build_config(CASES[name], device=device, steps=steps, batches=batches, dry=dry)
+    place = distributed.choose_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(config.run.seed)
+    method = build_method(config)
+    network = distributed.parallel(method.student, place)
+    method.to(place)
+    schedule = build_schedule(config.optim)
+    optimizer = build_optimizer(
+        config.optim, method.student, base_lr=schedule.base_lr, encoder=method.encoder
+    )
+    bf16 = uses_bf16(config.run.precision, place)
+    loader = make_loader(config, batches=batches, pin=place.type == "cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        train(
+            model=network,
+            step=lambda batch: method.loss(network, batch),
+            loader=loader,
+            optimizer=optimizer,
+            learning_rate=schedule,
+            folder=folder,
+            device=place,
+            options=LoopOptions(
+                epochs=config.optim.epochs,
+                clip_norm=config.optim.gradient_clip,
+                precision="bf16" if bf16 else "fp32",
+                unit="clips",
+                tensorboard=False,
+            ),
+        )
+        seconds = time.perf_counter() - started
+        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    facts = {
+        "config": CASES[name].dry_config if dry else CASES[name].config,
+        "model": config.model.name,
+        "target": config.target.name,
+        "mask_ratio": config.mask.ratio,
+        "precision": "bf16" if bf16 else "fp32",
+        "compiled": config.run.compile,
+        "batch_size": config.optim.batch_size,
+        "clip": [config.clip.frames, config.clip.crop, config.clip.crop],
+        "parameters": sum(p.numel() for p in method.student.parameters() if p.requires_grad),
+        "training_seconds": round(seconds, 2),
+    }
+    return facts | summarize([json.loads(line) for line in lines], config.optim.batch_size)
+
+
+def summarize(records: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+    """What the records of the steps come to.
+
+    Args:
+        records: lines of metrics.jsonl.
+        batch_size: clips per step.
+    """
+    losses = [record["loss"] for record in records]
+    times = [record["step_ms"] for record in records]
+    few = min(COMPARED, max(len(losses) // 2, 1))
+    first, last = statistics.mean(losses[:few]), statistics.mean(losses[-few:])
+    step = statistics.median(times[-TIMED:])
+    every = max(len(records) // 20, 1)
+    return {
+        "steps": len(records),
+        "loss_first": first,
+        "loss_last": last,
+        "loss_fell": last < first,
+        "loss_curve": {record["step"]: record["loss"] for record in records[::every]},
+        "step_ms": step,
+        "step_ms_worst": max(times[-TIMED:]),
+        "data_ms": statistics.median(record["data_ms"] for record in records[-TIMED:]),
+        "clips_per_second": 1e3 * batch_size / step,
+        "first_step_seconds": times[0] / 1e3,
+        # Kernels are compiled in the first steps; what those cost beyond the others is counted as compiling.
+        "compile_seconds": sum(max(value - step, 0.0) for value in times[:3]) / 1e3,
+        "peak_memory_mb": max(record["memory_mb"] for record in records),
+    }
+
+
+def main() -> int:
+    """Run one model, write the JSON; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=CASES)
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 200, or 3 with --dry)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for machine and figures")
+    parser.add_argument("--dry", action="store_true", help="nano model, tiny batch, not compiled")
+    options = parser.parse_args()
+    steps = options.steps or (3 if options.dry else 200)
+    if steps < 1:
+        parser.error(f"--steps {steps}: must be at least 1")
+    content: dict[str, Any] = {"measured": now(), "dry": options.dry}
+    try:
+        other = other_load(options.device)
+        content["machine"] = {**machine(options.device), **other}
+        content |= pretrain(options.model, device=options.device, steps=steps, dry=options.dry)
+        if not (content["loss_fell"] or options.dry):
+            content["error"] = "the loss did not fall"
+    except (RunFailed, UserError, RuntimeError) as error:
+        content["error"] = f"{type(error).__name__}: {error}"
+    write_json(options.out, content)
+    shown = {key: value for key, value in content.items() if key not in ("machine", "loss_curve")}
+    sys.stdout.write(json.dumps(shown, indent=1) + "\n")
+    return 1 if "error" in content else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

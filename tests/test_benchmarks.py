@@ -1,0 +1,232 @@
+"""The script for a GPU: its logic on the CPU, and each of its programs on tiny inputs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import run
+from benchmarks.gpu import Part, files_of_cuda_tests, list_parts, run_parts, summarize_tests
+from benchmarks.pretrain_in_memory import CASES, MemoryLoader, pretrain, summarize
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+
+
+def python_part(name: str, code: str, seconds: float = 60) -> Part:
+    return Part(name, ["-c", code], seconds)
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives; one that has ended and that nobody asked about yet does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def run_script(
+    *arguments: str, python: Path | None = None, timeout: float = 280
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": str(python or sys.executable), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def test_failing_part_is_named_and_the_others_still_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = tmp_path / "child"
+    hanging = (
+        "import subprocess, time\n"
+        f"open({str(started)!r}, 'w').write(str(subprocess.Popen(['sleep', '60']).pid))\n"
+        "print('started', flush=True)\n"
+        "time.sleep(60)"
+    )
+    parts = [
+        python_part("bad", "import sys; print('why it failed'); sys.exit(3)"),
+        python_part("hanging", hanging, seconds=4),
+        python_part("good", "import os; print(os.environ.get('VIDEOMASKFEAT_REQUIRE_CUDA'))"),
+    ]
+    before = time.monotonic()
+    assert run_parts(parts, tmp_path, deadline=before + 60, part_seconds=None, dry=True) == 1
+    summary = read(tmp_path / "gpu_summary.json")
+    assert summary["dry"] is True
+    assert {"torch", "device", "commit", "busy"} <= summary["machine"].keys()
+    found = {one["part"]: (one["status"], one["exit_code"], one["output"]) for one in summary["parts"]}
+    assert found == {
+        "bad": ("failed", 3, "why it failed\n"),
+        "hanging": ("timed out", None, "started\n"),
+        "good": ("passed", 0, "None\n"),
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "1 of 3 parts passed"
+    assert [line.split()[:2] for line in lines[-4:-1]] == [
+        ["bad", "failed"],
+        ["hanging", "timed"],
+        ["good", "passed"],
+    ]
+    assert "why it failed" in lines
+    assert not is_running(int(started.read_text()))  # the part's own children are ended with it
+
+
+def test_parts_past_the_deadline_do_not_run(tmp_path: Path) -> None:
+    parts = [python_part("first", "import time; time.sleep(60)"), python_part("second", "")]
+    assert run_parts(parts, tmp_path, deadline=time.monotonic() + 2, part_seconds=None, dry=True) == 1
+    summary = read(tmp_path / "gpu_summary.json")
+    assert [(one["part"], one["status"]) for one in summary["parts"]] == [
+        ("first", "timed out"),
+        ("second", "not run"),
+    ]
+
+
+def test_parts_come_in_order_of_their_worth_within_the_time(tmp_path: Path) -> None:
+    parts = list_parts(tmp_path, device="cuda", dry=False)
+    names = [part.name for part in parts]
+    assert names[:3] == ["tests", "pretrain_mvitv2_s", "pretrain_mae_vit_b"]
+    assert len(names) <= 8  # so many files: the tests write none of their own, but there is the summary
+    for part in parts:
+        assert "--dry" not in part.command
+        assert part.name == "tests" or "cuda" in part.command
+    assert "tests/targets/test_hog.py" in files_of_cuda_tests()
+
+
+def test_counts_and_names_of_tests_are_read() -> None:
+    lines = (
+        "..F",
+        "FAILED tests/a.py::test_b[c-d] - assert 1",
+        "ERROR tests/e.py",
+        "=== 1 failed, 12 passed, 1 error in 9.1s ===",
+    )
+    names = ["tests/a.py::test_b[c-d]", "tests/e.py"]
+    expected = {"failed": 1, "passed": 12, "error": 1, "failures": names}
+    assert summarize_tests("\n".join(lines) + "\n") == expected
+    assert summarize_tests("") == {"failures": []}
+
+
+def test_benchmark_that_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*, device: str, dry: bool) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("benchmarks.bench_attention.run", fail)
+    out = tmp_path / "figures.json"
+    monkeypatch.setattr(sys, "argv", ["run.py", "attention", "hog", "--dry", "--out", str(out)])
+    assert run.main() == 1
+    content = read(out)
+    assert content["failed"] == {"attention": "RuntimeError: no memory"}
+    assert content["dry"] is True
+    assert len(content["rows"]) == 1
+    assert {"device", "torch", "commit", "busy", "cpu_busy_share"} <= content["machine"].keys()
+    assert "attention failed: RuntimeError: no memory" in capsys.readouterr().err
+
+
+def test_benchmarks_for_a_gpu_have_a_dry_run() -> None:
+    for name in run.GPU_NAMES:
+        assert "dry" in inspect.signature(import_module(f"benchmarks.bench_{name}").run).parameters
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pretraining_in_memory_reports_speed_and_losses(name: str) -> None:
+    found = pretrain(name, device="cpu", steps=3, dry=True)
+    assert found["steps"] == 3
+    assert found["loss_last"] > 0
+    assert found["loss_fell"] == (found["loss_last"] < found["loss_first"])
+    assert list(found["loss_curve"]) == [1, 2, 3]
+    assert found["clips_per_second"] == pytest.approx(2000 / found["step_ms"])
+    assert found["target"] == {"mvitv2_s": "hog", "mae_vit_b": "pixels"}[name]
+
+
+def test_summary_of_a_training_takes_the_last_hundred_steps() -> None:
+    """A first step of 30 s, 99 of 100 ms and 100 of 50 ms; the loss falls from 1 to 0.005 in equal steps."""
+    times = [30_000.0] + [100.0] * 99 + [50.0] * 99 + [70.0]
+    records = [
+        {"step": i + 1, "loss": 1 - i / 200, "step_ms": time, "data_ms": 0.1, "memory_mb": i}
+        for i, time in enumerate(times)
+    ]
+    found = summarize(records, batch_size=32)
+    assert (found["step_ms"], found["step_ms_worst"], found["clips_per_second"]) == (50.0, 70.0, 640.0)
+    assert found["loss_first"] == pytest.approx(1 - 4.5 / 200)
+    assert found["loss_last"] == pytest.approx(1 - 194.5 / 200)
+    assert found["loss_fell"]
+    assert found["compile_seconds"] == pytest.approx(29.95 + 2 * 0.05)
+    assert found["peak_memory_mb"] == 199
+    assert len(found["loss_curve"]) == 20
+
+
+def test_batches_in_memory_come_in_another_order_each_epoch() -> None:
+    loader: Any = MemoryLoader([f"batch {i}" for i in range(20)])  # type: ignore[misc]
+    first, second = list(loader.epoch(0)), list(loader.epoch(1))
+    assert first == list(loader.epoch(0)) != second
+    assert sorted(first) == sorted(second)
+    assert list(loader.epoch(1, 7)) == second[7:]
+
+
+def test_script_names_what_is_missing(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    bare.chmod(0o755)
+    done = run_script("--dry", python=bare)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gpu.sh: missing packages: av decord fvcore")
+    done = run_script("--wheels", str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert "there is no such folder; make it with benchmarks/gpu.sh --prepare DIR" in done.stderr
+
+
+def test_script_runs_a_part(tmp_path: Path) -> None:
+    done = run_script("--dry", "--only", "pretrain_mae_vit_b", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("1 of 1 parts passed\n")
+    assert read(tmp_path / "gpu_pretrain_mae_vit_b.json")["steps"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_script_runs_every_part_and_names_the_one_that_fails(tmp_path: Path) -> None:
+    (tmp_path / "gpu_kernels.json").mkdir()  # so that this part cannot write its figures
+    limits = ["--minutes", "25", "--part-seconds", "600"]
+    done = run_script("--dry", "--out", str(tmp_path), *limits, timeout=1700)
+    assert done.returncode == 1
+    summary = read(tmp_path / "gpu_summary.json")
+    parts = summary["parts"]
+    failed = [one["part"] for one in parts if one["status"] != "passed"]
+    assert failed == ["kernels"], [one["output"] for one in parts if one["part"] in failed]
+    assert done.stdout.endswith("7 of 8 parts passed\n")
+    assert summary["tests"].keys() & {"passed", "skipped"}
+    assert summary["tests"]["failures"] == []
+    for name in ("mvitv2_s", "mae_vit_b"):
+        found = read(tmp_path / f"gpu_pretrain_{name}.json")
+        expected = {
+            "loss_first",
+            "loss_last",
+            "step_ms",
+            "clips_per_second",
+            "peak_memory_mb",
+            "compile_seconds",
+        }
+        assert expected <= found.keys()
+    for name in ("step", "mae_step", "finetune_step", "targets"):
+        content = read(tmp_path / f"gpu_{name}.json")
+        assert content["dry"] is True
+        assert content["rows"]
+        for row in content["rows"]:
+            assert row["ours"] > 0
+            assert row["baseline"] > 0

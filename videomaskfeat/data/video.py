@@ -1,7 +1,7 @@
 """Open a video file and read frames by index: the same index gives the same picture from every reader.
 
-``decord`` is the first choice and PyAV the second. decord is only given whole files for which its frame numbers
-and colors are exact (see ``containers``); the others are read by PyAV whatever the choice.
+``decord`` is the first choice and PyAV the second. decord is only given whole files for which its frame
+numbers and colors are exact (see ``containers``); the others are read by PyAV whatever the choice.
 """
 
 from __future__ import annotations

@@ -113,6 +113,29 @@ def test_damaged_header_is_not_exact_and_never_kills(
             opened.read([0])
 
 
+@pytest.mark.parametrize("count", [2**26, 2**31, 2**32 - 1])
+def test_declared_samples_without_a_table_are_refused(
+    plain: dict[str, bytes], tmp_path: Path, count: int
+) -> None:
+    """Two numbers declare them; FFmpeg would reserve 2 to 100 GB."""
+    path = tmp_path / "a.mp4"
+    for damages in ([MP4_DAMAGE["2^31 samples of one byte"], _set(b"stsz", 8, ">I", count)], []):
+        data = bytearray(plain["mp4"])
+        if not damages:  # in the sound's track
+            struct.pack_into(">II", data, data.rindex(b"stsz") + 8, 1, count)
+        for damage in damages:
+            damage(data)
+        path.write_bytes(data)
+        with pytest.raises(VideoReadError, match="more frames are declared than the file has bytes"):
+            open_video(path)
+    fragmented = write_video(path, frames=4, container_options={"movflags": "frag_keyframe+empty_moov"})
+    data = bytearray(fragmented.read_bytes())
+    _set(b"trun", 4, ">I", count)(data)
+    path.write_bytes(data)
+    with pytest.raises(VideoReadError, match="more frames are declared than the file has bytes"):
+        open_video(path)
+
+
 def test_cut_file_is_not_exact(plain: dict[str, bytes], tmp_path: Path) -> None:
     for ending, data in plain.items():
         path = tmp_path / f"cut.{ending}"

@@ -29,6 +29,8 @@ _UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TURNED = ((0, 1, 0, -1, 0, 0, 0, 0, 1), (-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, -1, 0, 1, 0, 0, 0, 0, 1))
 _TOP_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"udta"))
 _REPEATED_BOXES = frozenset((b"trak", b"mdat", b"free", b"skip", b"wide", b"uuid", b"udta", b"sgpd", b"sbgp"))
+_HOLDING_COUNTS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"))
+_DEEPEST = 6  # boxes in boxes
 _SMALLEST_WIDTH = 64  # below, decord takes padded rows for whole ones
 _LARGEST_SIDE = 8192  # pixels
 _MOST_UNITS = 16  # parameter sets and messages before the first slice of a picture
@@ -290,6 +292,34 @@ def _hides_nothing(elst: bytes, shown: np.ndarray, media_ticks_per_movie_tick: f
     # The duration is rounded to the movie's coarser clock; 0 means to the end.
     end = start + (duration + 1) * media_ticks_per_movie_tick
     return bool(start <= shown.min() and (duration == 0 or end > shown.max()))
+
+
+def declares_too_much(path: str) -> bool:
+    """Whether an mp4 file declares more samples than it has bytes, in a form for which FFmpeg believes it.
+
+    Samples of one size for all, and fragments whose samples are not listed, need no table: FFmpeg reserves
+    24 bytes and more for each that is declared, up to 100 GB.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        try:
+            return _declares_too_much(file, (0, size), size, 0)
+        except (OSError, struct.error, ValueError, LookupError):
+            return False  # FFmpeg stops there too
+
+
+def _declares_too_much(file: BinaryIO, span: Span, size: int, depth: int) -> bool:
+    for kind, (start, end) in _boxes(file, span):
+        if kind in _HOLDING_COUNTS and depth < _DEEPEST:
+            if _declares_too_much(file, (start, end), size, depth + 1):
+                return True
+        elif kind == b"stsz" and end - start >= 12:
+            each, count = struct.unpack(">II", _content(file, (start + 4, start + 12)))
+            if each and count * each > size:
+                return True
+        elif kind == b"trun" and int.from_bytes(_content(file, (start + 4, start + 8)), "big") > size:
+            return True
+    return False
 
 
 # Headers of the codecs: ITU-T H.264 sections 7.3.1 and 7.3.2.1, the VP9 bitstream 6.2, RFC 6386 section 9.1

@@ -19,6 +19,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from videomaskfeat.data.containers import declares_too_much
 from videomaskfeat.data.pyav_rgb import RgbConverter, frame_kind
 from videomaskfeat.data.reader import NOT_REGULAR, VideoReadError
 from videomaskfeat.io import ffmpeg_url, is_regular_file, missing_cause
@@ -36,7 +37,7 @@ _OPTIONS = {
     "format_whitelist": ",".join(sorted(av.formats_available - _NAMING_OTHERS)),
     "pattern_type": "none",  # a name such as %03d.tga is a file's, too
 }
-_MOST_SECONDS = 8.0  # for opening, and for reading a packet
+_MOST_SECONDS = 4.0  # for opening, and for reading a packet
 _SPARSE = (
     1 << 30
 )  # bytes; holes in a larger file are looked for, since FFmpeg may search them for a next picture
@@ -196,6 +197,8 @@ def _check_file(path: str) -> None:
     stored = 512 * status.st_blocks  # 0 on file systems that do not count
     if status.st_size > _SPARSE and 0 < stored < status.st_size / 10:
         raise VideoReadError(path, f"a sparse file: {status.st_size:,} bytes, of which {stored:,} are stored")
+    if declares_too_much(path):
+        raise VideoReadError(path, "damaged: more frames are declared than the file has bytes")
 
 
 def _open_failure(path: str, error: Exception) -> str:

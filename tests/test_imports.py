@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava", "boxes", "tracking"}
+GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava", "boxes", "tracking"} | {
+    "tensor_files",
+    "values",
+}
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
@@ -33,6 +36,8 @@ ABOVE = {
     "tracking": {"errors", "boxes"},
     "grid": {"errors"},
     "memory": set(),
+    "tensor_files": {"errors", "io"},
+    "values": {"errors"},
 }
 
 

@@ -54,7 +54,7 @@ def test_recipe_fills_in_what_an_older_file_lacks() -> None:
     [
         ("{", "no pre-training recipe"),
         ("[]", "no pre-training recipe"),
-        ('{"target": {"name": "hog"}}', "'clip'"),
+        ('{"target": {"name": "hog"}}', "clip is missing"),
         ('{"clip": {"frames": 1, "stride": 1, "crop": 1, "colour": 2}, "target": {"name": "hog"}}', "colour"),
     ],
 )

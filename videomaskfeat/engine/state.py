@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -102,6 +102,10 @@ class TrainState:
         """
         try:
             self._check(saved, where)
+            for name, part in self.extra.items():
+                if name in saved["extra"]:
+                    with _named_part(where, name):
+                        _check_extra(name, saved["extra"][name], part.state_dict())
             for name, part in self.extra.items():
                 if name in saved["extra"]:
                     part.load_state_dict(saved["extra"][name])
@@ -218,7 +222,7 @@ def _check_plain(key: str, value: Any, *, depth: int) -> None:
 
 def _check_progress(saved: Any) -> None:
     _require(isinstance(saved, Mapping), "it is no dictionary")
-    known = {part.name: type(part.default) for part in fields(Progress)}
+    known = {name: type(value) for name, value in asdict(Progress()).items()}
     for name in saved:
         _require(name in known, f"{str(name)[:50]} is unknown")
     for name, kind in known.items():
@@ -294,6 +298,23 @@ def _alike(value: Any, own: Any) -> bool:
     if isinstance(own, list | tuple):
         return isinstance(value, list | tuple) and len(value) == len(own) and all(map(_alike, value, own))
     return isinstance(value, type(own))
+
+
+def _check_extra(name: str, saved: Any, own: Any) -> None:
+    """A part of a task: mappings with the keys of its own, tensors and numbers of the same kind."""
+    if isinstance(own, torch.Tensor):
+        _check_tensor(name, saved, own.shape, own.dtype)
+    elif isinstance(own, Mapping):
+        _require(isinstance(saved, Mapping), f"{name} is no dictionary")
+        for key, value in own.items():
+            _require(key in saved, f"{key} is missing")
+            _check_extra(str(key), saved[key], value)
+    else:
+        _check_plain(name, saved, depth=0)
+        if isinstance(own, int | float | str):
+            _require(_alike(saved, own), f"{name} is {str(saved)[:50]}")
+        elif isinstance(own, list):
+            _require(isinstance(saved, list), f"{name} is no list")
 
 
 def _check_random(saved: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.models.limits import TRAINED, checked_arguments, on_meta, within_memory
 
 __all__ = ["arguments_of", "create_model", "create_unset"]
 
@@ -38,8 +39,14 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         :func:`~videomaskfeat.models.weights.save_weights`.
 
     Raises:
-        UserError: unknown name or argument, or a value outside its range.
+        UserError: unknown name or argument, a value of the wrong type or outside its range, or a model whose
+            training needs more memory than the machine has.
     """
+    return _create(name, arguments, times=1 if on_meta() else TRAINED)
+
+
+def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module:
+    """As :func:`create_model`; ``times`` says how often the memory of the weights is needed."""
     from videomaskfeat.models.zoo import MODELS, dense_form
 
     if name.startswith("mae_mvit"):
@@ -47,13 +54,18 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     if name not in MODELS:
         raise UserError(f"model {name!r} is not known{nearest(name, MODELS)}; known: {', '.join(MODELS)}")
     named = MODELS[name]
-    resolved = {**named.arguments, **{key: _as_tuple(value) for key, value in arguments.items()}}
+    resolved = {**named.arguments, **arguments}
     known = _argument_defaults(named.build)
     for key in resolved:
         if key not in known:
             raise UserError(f"model {name!r} has no argument {key!r}{nearest(key, known)}")
     try:
-        model = named.build(**resolved)
+        resolved = checked_arguments(named.build, resolved)
+    except UserError as error:
+        raise UserError(f"model {name!r}: {error}") from None
+    try:
+        with within_memory(f"model {name!r}", times=times):
+            model = named.build(**resolved)
     except TypeError as error:
         raise UserError(f"model {name!r}: an argument of the wrong type: {error}") from error
     model.created_as = (name, resolved)  # type: ignore[assignment]
@@ -66,7 +78,7 @@ def create_unset(name: str, **arguments: Any) -> nn.Module:
     Drawing the initial weights of a large model takes longer than reading it from disk.
     """
     with torch.device("meta"):
-        model = create_model(name, **arguments)
+        model = _create(name, arguments, times=1)
     return model.to_empty(device="cpu")
 
 
@@ -98,8 +110,3 @@ def _argument_defaults(build: type[nn.Module]) -> dict[str, Any]:
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
     return defaults
-
-
-def _as_tuple(value: Any) -> Any:
-    """Lists, as YAML and JSON bring them, become tuples all the way down."""
-    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value

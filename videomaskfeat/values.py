@@ -49,6 +49,8 @@ def conform(value: Any, kind: Any, name: str, *, limits: Limits | None = None) -
         return _of_sequence(value, kind, name, limits)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return _of_mapping(value, arguments, name, limits)
+    if kind not in (int, float, bool, str, None, type(None)):
+        return value  # a type that plain data does not have
     return _of_plain(value, kind, name, limits)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.models.limits import TRAINED, checked_arguments, on_meta, within_memory
+from videomaskfeat.models.limits import TRAINED, build_within_memory, checked_arguments
 
 __all__ = ["arguments_of", "create_model", "create_unset"]
 
@@ -42,7 +43,8 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         UserError: unknown name or argument, a value of the wrong type or outside its range, or a model whose
             training needs more memory than the machine has.
     """
-    return _create(name, arguments, times=1 if on_meta() else TRAINED)
+    without_memory = torch.get_default_device().type == "meta"
+    return _create(name, arguments, times=1 if without_memory else TRAINED)
 
 
 def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module:
@@ -64,8 +66,8 @@ def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from None
     try:
-        with within_memory(f"model {name!r}", times=times):
-            model = named.build(**resolved)
+        build = functools.partial(named.build, **resolved)
+        model = build_within_memory(build, f"model {name!r}", times=times)
     except TypeError as error:
         raise UserError(f"model {name!r}: an argument of the wrong type: {error}") from error
     model.created_as = (name, resolved)  # type: ignore[assignment]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -14,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from videomaskfeat.errors import UserError
 from videomaskfeat.memory import machine_memory
 from videomaskfeat.values import Limits, conform
+
+T = TypeVar("T")
 
 TRAINED = 4
 """Times the weights: they, their gradients, and the two moments of AdamW."""
@@ -86,13 +87,16 @@ def checked_arguments(build: Callable[..., Any], arguments: Mapping[str, Any]) -
     }
 
 
-@contextmanager
-def within_memory(what: str, *, times: int = TRAINED) -> Iterator[None]:
-    """Refuse tensors made in the context before memory is taken for them, if the machine does not have it.
+def build_within_memory(build: Callable[[], T], what: str, *, times: int = TRAINED) -> T:
+    """What ``build`` makes, unless it needs more memory than the machine has.
+
+    It is built without memory first (on torch's device "meta", which draws no random number), and only then
+    with it; once, where new tensors are made without memory anyway.
 
     Args:
+        build: makes a module; called once or twice.
         what: is built, for the message.
-        times: how often its memory will be needed; :data:`TRAINED` for what is trained.
+        times: how often the memory of its tensors will be needed; :data:`TRAINED` for what is trained.
 
     Raises:
         UserError: names what is needed and what there is.
@@ -101,20 +105,21 @@ def within_memory(what: str, *, times: int = TRAINED) -> Iterator[None]:
     purpose = " to be trained (weights, gradients and the two moments of AdamW)" if times == TRAINED else ""
     remedy = "make its arguments smaller, or use a machine with more memory"
     try:
-        with _Counted(math.inf if memory is None else memory / times):
-            yield
+        with torch.device("meta"), _Counted(math.inf if memory is None else memory / times):
+            planned = build()
     except _TooLarge as error:
         raise UserError(
             f"{what} needs {_in_words(error.size * times)} or more{purpose}, and this machine has "
             f"{_in_words(memory or 0)}; {remedy}"
         ) from None
-    except (RuntimeError, OverflowError, MemoryError) as error:  # a size that no tensor can have
-        if isinstance(error, RuntimeError) and not any(word in str(error).lower() for word in _SIZES):
+    except (RuntimeError, OverflowError, TypeError) as error:  # a size that no tensor can have
+        if not any(word in str(error).lower() for word in _SIZES):
             raise
         raise UserError(f"{what} has a size that no machine can hold; {remedy}") from error
+    return planned if torch.get_default_device().type == "meta" else build()
 
 
-_SIZES = ("overflow", "memory", "negative dimension", "too large", "storage size")
+_SIZES = ("overflow", "negative dimension", "too large", "storage size", "too big")
 
 
 class _TooLarge(Exception):
@@ -124,7 +129,7 @@ class _TooLarge(Exception):
 
 
 class _Counted(TorchFunctionMode):
-    """Adds up the bytes of new tensors, and raises before those that go beyond a limit are made."""
+    """Adds up the bytes of new tensors, which have no memory yet, and raises at those beyond a limit."""
 
     def __init__(self, limit: float) -> None:
         super().__init__()
@@ -134,13 +139,12 @@ class _Counted(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        made = func(*args, **(kwargs or {}))
         if func in _MAKERS:
-            planned = func(*args, **{**kwargs, "device": "meta"})
-            self.size += planned.numel() * planned.element_size()
+            self.size += made.numel() * made.element_size()
             if self.size > self.limit:
                 raise _TooLarge(self.size)
-        return func(*args, **kwargs)
+        return made
 
 
 def _in_words(size: float) -> str:
@@ -148,8 +152,3 @@ def _in_words(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
     return f"{size / 1e6:.3g} MB"
-
-
-def on_meta() -> bool:
-    """Whether new tensors are made without memory at present."""
-    return torch.get_default_device().type == "meta"

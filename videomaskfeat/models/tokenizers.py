@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models.dvae import DiscreteVAE
 from videomaskfeat.models.frame_tokenizer import TrainedTokenizer
-from videomaskfeat.models.limits import checked_arguments, within_memory
+from videomaskfeat.models.limits import build_within_memory, checked_arguments
 from videomaskfeat.models.vq import VectorQuantizer
 from videomaskfeat.models.weights import created_as, load_into, read_metadata, read_state
 
@@ -49,8 +50,8 @@ def create_tokenizer(kind: str, **arguments: Any) -> TrainedTokenizer:
     except UserError as error:
         raise UserError(f"tokenizer {kind!r}: {error}") from None
     try:
-        with within_memory(f"tokenizer {kind!r}"):
-            tokenizer = TOKENIZERS[kind](**arguments)
+        build = functools.partial(TOKENIZERS[kind], **arguments)
+        tokenizer = build_within_memory(build, f"tokenizer {kind!r}")
     except TypeError as error:
         raise UserError(f"tokenizer {kind!r}: an argument of the wrong type: {error}") from error
     tokenizer.created_as = (kind, arguments)  # type: ignore[assignment]

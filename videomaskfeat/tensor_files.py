@@ -228,6 +228,8 @@ def _check_archive(path: str, local: str) -> None:
         parts = {part.filename: part for part in archive.infolist()}
         if len(parts) != len(archive.infolist()):
             raise DamagedFile(path, "two parts of one name")
+        if any(name.endswith("/constants.pkl") for name in parts):
+            raise DamagedFile(path, "a TorchScript program, not weights: save the model's state_dict()")
         for name, part in parts.items():
             if part.flag_bits & 1:
                 raise DamagedFile(path, f"{name} is encrypted")
@@ -243,8 +245,6 @@ def _check_archive(path: str, local: str) -> None:
         if len(pickles) != 1:
             raise DamagedFile(path, "no file of torch.save: data.pkl is missing")
         folder = pickles[0].partition("/")[0]
-        if f"{folder}/constants.pkl" in parts:
-            raise DamagedFile(path, "a TorchScript program, not weights: save the model's state_dict()")
         order = archive.read(f"{folder}/byteorder") if f"{folder}/byteorder" in parts else b"little"
         if order not in (b"little", b"big"):
             raise DamagedFile(path, f"its byte order is {order[:20]!r}")

@@ -109,7 +109,7 @@ class CheckpointFolder:
                 be resumed from, which is then damaged, too.
 
         Raises:
-            UserError: there are checkpoints but none is whole, or one holds pickled code.
+            UserError: there are checkpoints but none is whole.
         """
         if not is_folder(self.folder):
             return None
@@ -149,14 +149,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint (to the CPU) as plain data; its check sums are verified and no code in it is run.
 
     Raises:
-        DamagedCheckpointError: the file is cut, altered or no checkpoint.
-        UserError: there is no such file, or it holds pickled code.
+        DamagedCheckpointError: the file is cut, altered or no checkpoint, or it holds pickled code.
+        UserError: there is no such file.
     """
     text = os.fspath(path)
     try:
         content = read_torch_file(text)
     except PickledCode as error:
-        raise UserError(_pickled(text, f" ({error.name})" if error.name else "")) from error
+        name = f" ({error.name})" if error.name else ""  # one changed byte makes another name of one
+        raise DamagedCheckpointError(_pickled(text, name)) from error
     except DamagedFile as error:
         raise DamagedCheckpointError(f"{text}: the checkpoint is damaged ({error.reason})") from error
     if not isinstance(content, dict):

@@ -97,8 +97,8 @@ class TrainState:
             where: the checkpoint's path, for messages.
 
         Raises:
-            DamagedCheckpointError: a part is missing, or is not what a run saves there.
-            UserError: another configuration, another model, or no averaged weights.
+            DamagedCheckpointError: a part is missing, or is not what this run would save there.
+            UserError: another configuration.
         """
         try:
             self._check(saved, where)
@@ -140,14 +140,17 @@ class TrainState:
             _check_progress(saved["progress"])
         with _named_part(where, "model"):
             _check_tensors(saved["model"], "the model")
-        check_weights(saved["model"], self.model, where)
+        try:
+            check_weights(saved["model"], self.model, where)
+        except UserError as error:  # under the same settings: the file is damaged
+            raise DamagedCheckpointError(str(error)) from error
         with _named_part(where, "model"):
             _check_like(saved["model"], self.model.state_dict())
         with _named_part(where, "optimizer"):
             _check_optimizer(saved["optimizer"], self.optimizer)
         if self.ema is not None:
             if saved["ema"] is None:
-                raise UserError(
+                raise DamagedCheckpointError(
                     f"{where}: holds no averaged weights; switch the ema off, or use another run folder"
                 )
             with _named_part(where, "ema"):

@@ -80,7 +80,9 @@ class Subject:
         else:
             clips = torch.randn(batch, channels, *self.clip, generator=generator)
         if isinstance(self.model, Detector):
-            return (clips, self._boxes(batch, generator))[: len(self.graph().inputs)]
+            # Never one box, which a tracer takes for a constant, and other numbers than it was traced with.
+            boxes = self._boxes(batch, 2 * batch + 1 + seed, generator)
+            return (clips, boxes)[: len(self.graph().inputs)]
         draws = torch.rand(batch, self.mask.size, generator=generator)
         # Of an MAE each sample hides equally many, not all and not none.
         ranks = draws.argsort(dim=1).argsort(dim=1)
@@ -88,9 +90,8 @@ class Subject:
         mask = (exact if isinstance(self.model, MAE) else draws < 0.4).unflatten(1, self.mask.shape)
         return (clips, mask)[: len(self.graph().inputs)]
 
-    def _boxes(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Random boxes [R, 5] in the clips of a batch, of another number than these."""
-        count = 2 * batch - 1
+    def _boxes(self, batch: int, count: int, generator: torch.Generator) -> Tensor:
+        """Random boxes [R, 5] in the clips of a batch."""
         _, height, width = self.clip
         corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values  # first and second, x and y
         corners = corners * torch.tensor([width, height])

@@ -250,6 +250,8 @@ def _check_archive(path: str, local: str) -> None:
             raise DamagedFile(path, f"its byte order is {order[:20]!r}")
         if parts[pickles[0]].file_size > _LARGEST_PICKLE:
             raise DamagedFile(path, f"a pickle of {parts[pickles[0]].file_size} bytes")
+        if archive.read(pickles[0])[-1:] != pickle.STOP:
+            raise DamagedFile(path, f"{pickles[0]} is cut")
 
 
 def _as_refusal(path: str, error: Exception) -> UserError:

@@ -192,9 +192,7 @@ def _chosen(path: str, checkpoint: object, key: str) -> Weights:
             for level in key.split("."):
                 value = value.get(level) if isinstance(value, Mapping) else None
         if not _is_state(value):
-            there = (
-                f"weights stand under {', '.join(map(shown, sets))}" if sets else "it holds no weights by key"
-            )
+            there = f"it holds {', '.join(map(shown, sets))}" if sets else "it holds none by key"
             raise UserError(f"{path}: there are no weights under the key {key!r}; {there}")
         return Weights(_named(value), key, tuple(name for name in sets if name != key))
     taken = next((name for name in _STATE_KEYS if isinstance(held.get(name), Mapping)), None)

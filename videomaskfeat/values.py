@@ -41,7 +41,7 @@ def conform(value: Any, kind: Any, name: str, *, limits: Limits | None = None) -
     if origin is Literal:
         if not (isinstance(value, str) and value in arguments):
             hint = nearest(value, arguments) if isinstance(value, str) else ""
-            raise _wrong(name, value, f"one of {', '.join(map(str, arguments))}{hint}")
+            raise _unknown(name, value, f"{', '.join(map(str, arguments))}{hint}")
         return value
     if origin in (Union, types.UnionType):
         return _of_union(value, arguments, name, limits)
@@ -106,7 +106,7 @@ def _of_plain(value: Any, kind: Any, name: str, limits: Limits | None) -> Any:
         raise _wrong(name, value, describe(kind))
     rule: tuple[Any, ...] = (limits or {}).get(name.rpartition(".")[2], ())
     if kind is str and rule and value not in rule:
-        raise _wrong(name, value, f"one of {', '.join(rule)}{nearest(value, rule)}")
+        raise _unknown(name, value, f"{', '.join(rule)}{nearest(value, rule)}")
     if kind in (int, float) and rule and not rule[0] <= value <= rule[1]:
         span = f"of at most {rule[1]:g}" if rule[0] == -math.inf else f"from {rule[0]:g} to {rule[1]:g}"
         raise _wrong(name, value, f"{describe(kind)} {span}")
@@ -157,6 +157,10 @@ def _of_mapping(value: Any, kinds: Sequence[Any], name: str, limits: Limits | No
 
 def _wrong(name: str, value: Any, rule: str) -> UserError:
     return UserError(f"{_cut(name)} {_cut(repr_of(value))} must be {rule}")
+
+
+def _unknown(name: str, value: Any, known: str) -> UserError:
+    return UserError(f"{_cut(name)} {_cut(repr_of(value))} is not one of {known}")
 
 
 def repr_of(value: Any) -> str:

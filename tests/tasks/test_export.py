@@ -596,8 +596,6 @@ def test_detector_goes_to_other_formats_with_its_head_or_says_why_not(tmp_path: 
     save_weights(weights, model, metadata={DETECT_KEY: recipe})
     assert export(weights, copy).difference.output == "logits"
     assert recipe_texts(copy) == {DETECT_KEY: recipe}
-    with pytest.raises(
-        UserError, match=r"a detector of actions: its head is not written .*take onnx"
-    ):
+    with pytest.raises(UserError, match=r"a detector of actions: its head is not written .*take onnx"):
         export(weights, tmp_path / "detector.pyth")
     assert export(weights, tmp_path / "encoder.pyth", part="encoder").difference.relative == 0

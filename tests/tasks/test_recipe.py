@@ -183,7 +183,7 @@ def test_levels_that_are_no_numbers_are_named(levels: dict[str, Any], words: str
         ({"clip": {"stride": "4"}}, "clip.stride '4' must be a finite number"),
         ({"clip": {"mean": [0.4, None]}}, r"clip.mean \[0.4, None\] must be"),
         ({"clip": {"std": 0}}, "clip.std 0 must be a finite number from"),
-        ({"clip": {"short_video": "clam"}}, "clip.short_video 'clam' must be one of .*did you mean 'clamp'"),
+        ({"clip": {"short_video": "clam"}}, "clip.short_video 'clam' is not one of .*did you mean 'clamp'"),
         ({"clip": [1]}, r"clip \[1\] must be an object of names and values"),
         ({"views": 10**30}, "views 10000.* must be an integer"),
         ({"crops": True}, "crops True must be an integer"),

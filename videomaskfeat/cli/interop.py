@@ -47,7 +47,7 @@ def run_import_slowfast(options: argparse.Namespace) -> int:
         options.checkpoint,
         options.out,
         class_names=options.class_names,
-        key=options.weights_key,
+        weights_key=options.weights_key,
     )
     print(outcome.text())
     return DONE

@@ -98,7 +98,7 @@ class Imported:
 
 
 def load_slowfast(
-    config_path: str | os.PathLike[str], checkpoint_path: str | os.PathLike[str], *, key: str = ""
+    config_path: str | os.PathLike[str], checkpoint_path: str | os.PathLike[str], *, weights_key: str = ""
 ) -> Imported:
     """Build the model of a PySlowFast YAML and load its checkpoint (``.pyth``).
 
@@ -110,7 +110,7 @@ def load_slowfast(
     Args:
         config_path: the YAML; keys that it leaves out have PySlowFast's defaults.
         checkpoint_path: a checkpoint of the same model. No code inside it is run.
-        key: which weights of a checkpoint that holds several; see
+        weights_key: which weights of a checkpoint that holds several; see
             :func:`~videomaskfeat.models.weights.read_weights`.
 
     Returns:
@@ -130,7 +130,7 @@ def load_slowfast(
                 f"{path}: {key} is {options[key]!r} and only {wanted!r} is read here ({reader.kind})"
             )
     model, target = reader.build(path, options)
-    weights = load_weights(model, checkpoint_path, key=key, allow_unused=reader.allow_unused)
+    weights = load_weights(model, checkpoint_path, key=weights_key, allow_unused=reader.allow_unused)
     return Imported(
         model.eval(),
         ImageTarget(target) if target is not None and options["MVIT.PATCH_2D"] else target,

@@ -89,6 +89,8 @@ def describe(kind: Any) -> str:
         return " or ".join(map(describe, arguments))
     if origin is tuple and arguments[-1] is not Ellipsis:
         return f"{len(arguments)} values, each {describe(arguments[0])}"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "an object of names and values"
     if arguments and origin is not Literal:
         return f"a list of values, each {describe(arguments[0])}"
     return "a list"

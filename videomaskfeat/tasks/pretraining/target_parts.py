@@ -102,7 +102,7 @@ def check_arguments(
     try:
         checked_arguments(build, given)
     except UserError as error:
-        raise UserError(f"{where} of {name!r}: {error}") from None
+        raise UserError(f"{where}.{error}") from None
 
 
 def _as_tuple(value: Any) -> Any:

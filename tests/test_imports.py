@@ -15,7 +15,8 @@ import videomaskfeat
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_submodule"}  # not modules
 GROUND = {
-    "errors", "io", "grid", "mp4", "memory", "cpu", "csv_columns", "ava", "boxes", "tracking", "durations",
+    "errors", "io", "grid", "mp4", "memory", "cpu", "tensor_files", "values", "csv_columns", "ava",
+    "boxes", "tracking", "durations",
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
@@ -42,6 +43,8 @@ ABOVE = {
     "grid": {"errors"},
     "memory": set(),
     "cpu": set(),
+    "tensor_files": {"errors", "io"},
+    "values": {"errors"},
 }
 
 

@@ -1,13 +1,16 @@
-"""How the process holds its memory."""
+"""How the process holds its memory, and how much the machine has."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 _LARGEST_KEPT = 2**30  # bytes
 _LARGEST_INT = 2**31 - 1
+# Of the control group that a container is in, by the second and the first version of such groups.
+_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def keep_freed_memory() -> bool:
@@ -24,3 +27,22 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _LARGEST_INT))
+
+
+def machine_memory() -> int | None:
+    """Bytes that a process may use: the machine's memory, or the limit of its control group if that is less.
+
+    Returns:
+        None if the system does not tell.
+    """
+    try:
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (ValueError, OSError):
+        found = []
+    for path in _GROUP_LIMITS:
+        try:
+            with open(path, encoding="ascii") as file:
+                found.append(int(file.read()))
+        except (OSError, ValueError):  # no such group, or "max": without a limit
+            continue
+    return min(found, default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.engine.processes import exit_code
-from tests.engine.toy import train_toy
+from tests.engine.toy import toy_model, train_toy
 from videomaskfeat.engine import checkpoint
 from videomaskfeat.engine.checkpoint import (
     CheckpointFolder,
@@ -222,3 +223,101 @@ def test_missing_average_is_refused(tmp_path: Path) -> None:
     train_toy(tmp_path, epochs=1, with_ema=False)
     with pytest.raises(UserError, match="holds no averaged weights"):
         train_toy(tmp_path, epochs=1)
+
+
+def changed(content: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """A copy of a checkpoint's content with another value at a place, or without it."""
+    part: Any = content
+    *above, last = (int(key) if key.isdecimal() else key for key in place.split("/"))
+    for key in above:
+        part = part[key]
+    if value is MISSING:
+        del part[last]
+    else:
+        part[last] = value
+    return content
+
+
+MISSING = object()
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("progress", MISSING, "'progress' is missing"),
+        ("progress", [], "'progress': it is no dictionary"),
+        ("progress/step", -3, "'progress': step is -3"),
+        ("progress/step", torch.tensor(3), r"'progress': step is tensor\(3\)"),
+        ("progress/seconds", NAN, "'progress': seconds is nan"),
+        ("fingerprint/width", torch.zeros(2), "'fingerprint': width is a Tensor"),
+        ("model", [1], "'model': the model is no dictionary"),
+        ("model/0.weight", torch.full((12, 6), NAN), "'model': 0.weight is not finite"),
+        ("model/0.weight", torch.zeros(12, 6).to_sparse(), "'model': 0.weight is sparse"),
+        ("model/0.weight", torch.zeros(12, 6, dtype=torch.complex64), "'model': 0.weight is torch.complex64"),
+        ("model/0.weight", torch.zeros(12, 6, device="meta"), "without values"),
+        ("model/0.weight", torch.zeros(1).expand(10**9), r"0.weight is \[1000000000\] there and \[12, 6\]"),
+        ("optimizer/param_groups", {}, "'optimizer': groups or state are missing"),
+        ("optimizer/param_groups/0/lr", "much", "'optimizer': lr is much in a group"),
+        ("optimizer/param_groups/0/betas", MISSING, "'optimizer': betas is missing in a group"),
+        ("optimizer/state/0/exp_avg", torch.zeros(3), r"exp_avg of parameter 0 has the shape \[3\]"),
+        ("optimizer/state/0/exp_avg_sq", MISSING, "exp_avg_sq of parameter 0 is missing"),
+        ("optimizer/state/0/step", torch.tensor(-1.0), "step of parameter 0 is negative"),
+        ("ema/0.weight", torch.zeros(12, 6).half(), "'ema': 0.weight is torch.float16"),
+        ("ema", None, "holds no averaged weights"),
+        ("random", {}, "'random': it is no list of a state per rank"),
+        ("random/0/cpu", torch.zeros(7, dtype=torch.uint8), "'random': cpu has the shape"),
+        ("extra", 3, "'extra': it is no dictionary"),
+    ],
+)
+def test_content_that_no_run_has_saved_is_damaged_and_the_one_before_is_taken(
+    tmp_path: Path, place: str, value: Any, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_toy(tmp_path, epochs=1, milestone_every=2, keep_last=9)  # steps 2, 4 and 6
+    newest, older = (CheckpointFolder(tmp_path / "checkpoints").path(step) for step in (6, 4))
+    content = load_checkpoint(newest)
+    torch.save(changed(content, place, value), newest)
+    with caplog.at_level("INFO"):
+        assert train_toy(tmp_path, epochs=1).progress.step == 6
+    assert f"resumed from {older}: step 4 of 6" in caplog.text
+    assert re.search(
+        rf"step_00000006\.pt: .*{words}.*; resuming from .*step_00000004\.pt instead", caplog.text
+    )
+    assert newest.with_name(newest.name + ".damaged").exists()
+
+
+def test_wrong_checkpoint_leaves_nothing_half_loaded(tmp_path: Path) -> None:
+    """The random states stand last in the file, and are found wrong before the model is touched."""
+    train_toy(tmp_path, epochs=1, milestone_every=0)
+    path = CheckpointFolder(tmp_path / "checkpoints").path(6)
+    torch.save(changed(load_checkpoint(path), "random", [{}]), path)
+    model = toy_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"'random': a rank without a state.*no other checkpoint in .* is whole"
+    ):
+        train_toy(tmp_path, epochs=1, model=model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("harm", ["folder", "fifo", "pickled code"])
+def test_what_is_no_checkpoint_is_skipped_too(tmp_path: Path, harm: str) -> None:
+    checkpoints = saved(tmp_path, 5)
+    if harm == "folder":
+        checkpoints.path(6).mkdir()
+    elif harm == "fifo":
+        os.mkfifo(checkpoints.path(6))
+    else:
+        torch.save({"model": Bomb(tmp_path / "exploded")}, checkpoints.path(6))
+    path, _ = checkpoints.load_newest() or pytest.fail("nothing found")
+    assert path == checkpoints.path(5)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_all_damaged_ones_are_named(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 1, 2, 3)
+    for step in (1, 2, 3):
+        damage(checkpoints.path(step), "cut")
+    words = r"step_00000003.pt: .* is whole \(step_00000002.pt, step_00000001.pt\): start in another folder"
+    with pytest.raises(UserError, match=words):
+        checkpoints.load_newest()

@@ -297,3 +297,16 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "other.pyth")
     with pytest.raises(UserError, match=r"other.pyth lacks 1 weights .*blocks.3.attn.qkv.weight"):
         load_slowfast(GOLDEN / "config.yaml", tmp_path / "other.pyth")
+
+
+def test_weights_beside_the_model_are_taken_by_their_key(tmp_path: Path) -> None:
+    """Names with a prefix, and an average beside the model, as other trainers save them."""
+    state = torch.load(CHECKPOINT, weights_only=True)["model_state"]
+    path = tmp_path / "both.pyth"
+    average = {f"module.{name}": value * 2 for name, value in state.items()}
+    torch.save({"model_state": state, "ema": average}, path)
+    plain = load_slowfast(GOLDEN / "config.yaml", path)
+    assert (plain.report.weights.key, plain.report.weights.beside) == ("model_state", ("ema",))
+    chosen = load_slowfast(GOLDEN / "config.yaml", path, weights_key="ema")
+    assert chosen.report.weights.prefix == "module."
+    assert torch.equal(chosen.model.mask_token, 2 * plain.model.mask_token)

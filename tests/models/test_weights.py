@@ -20,7 +20,7 @@ from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.maskfeat import MaskFeat
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.positions import resize_table
-from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
+from videomaskfeat.models.weights import load_into, load_model, load_weights, read_state, save_weights
 
 SMALL = {
     "depth": 2,
@@ -373,3 +373,135 @@ def test_joint_absolute_positions_of_another_grid_are_refused() -> None:
         UserError, match=r"has pos_embed in shape \(1, 129, 8\) .*build the model with the clip_size"
     ):
         load_into(other, source.state_dict())
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "module._orig_mod.", "model.", "backbone.", "encoder.", "student.backbone."],
+)
+def test_prefix_that_all_names_share_is_removed_and_reported(prefix: str) -> None:
+    model, other = small(), small()
+    report = load_into(other, {prefix + name: value for name, value in model.state_dict().items()})
+    assert_equal_weights(other, model)
+    assert report.prefix == prefix
+    assert report.unused == report.new == ()
+    assert f"names taken without the prefix {prefix!r} that all share" in report.table()
+    assert f"without the prefix {prefix!r}" in str(report)
+    assert report.to_dict()["prefix"] == [prefix]
+
+
+def assert_equal_weights(one: nn.Module, other: nn.Module) -> None:
+    for name, value in other.state_dict().items():
+        assert torch.equal(one.state_dict()[name], value), name
+
+
+def test_prefix_of_names_that_fit_is_kept() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))  # all names begin with "0.0."
+    report = load_into(model, model.state_dict())
+    assert report.prefix == ""
+
+
+def checkpoint_with_average(path: Path, model: nn.Module, *names: str) -> Path:
+    """Weights under each name, those of the second twice as large, and so on."""
+    sets = {
+        name: {key: value * (place + 1) for key, value in model.state_dict().items()}
+        for place, name in enumerate(names)
+    }
+    torch.save({**sets, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}}, path)
+    return path
+
+
+def test_average_beside_the_model_is_named_and_can_be_chosen(tmp_path: Path) -> None:
+    model, other = small(), small()
+    path = checkpoint_with_average(tmp_path / "a.pth", model, "model", "model_ema")
+    report = load_weights(other, path)
+    assert_equal_weights(other, model)
+    assert (report.key, report.beside) == ("model", ("model_ema",))
+    words = "weights taken from 'model'; the file also holds model_ema (weights_key chooses)"
+    assert words in report.table()
+    report = load_weights(other, path, key="model_ema")
+    assert torch.equal(other.mask_token, 2 * model.mask_token)
+    assert (report.key, report.beside) == ("model_ema", ("model",))
+    with pytest.raises(UserError, match=r"no weights under the key 'ema'; it holds model, model_ema"):
+        load_weights(other, path, key="ema")
+
+
+def test_several_sets_without_a_known_name_ask_for_the_key(tmp_path: Path) -> None:
+    model, other = small(), small()
+    path = checkpoint_with_average(tmp_path / "a.pth", model, "student", "teacher")
+    with pytest.raises(UserError, match=r"several sets of weights, under student, teacher; .*_key=stud"):
+        load_weights(other, path)
+    load_weights(other, path, key="teacher")
+    assert torch.equal(other.mask_token, 2 * model.mask_token)
+    only = checkpoint_with_average(tmp_path / "b.pth", model, "state_dict_ema")
+    load_weights(other, only)
+    assert_equal_weights(other, model)
+
+
+def test_nothing_loaded_is_an_error_whatever_is_allowed() -> None:
+    with pytest.raises(UserError, match=r"a\.pt: none of its 1 weights \(stranger\) is one of the model's"):
+        load_into(
+            small(),
+            {"stranger": torch.zeros(1)},
+            allow_missing=["*"],
+            allow_unused=["*"],
+            allow_reset=["*"],
+            source="a.pt",
+        )
+    state = {name: torch.zeros(1, 2, 3) for name in small().state_dict()}
+    with pytest.raises(UserError, match="so nothing would be loaded, whatever is allowed"):
+        load_into(small(), state, allow_reset=["*"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_blame_the_file(value: float) -> None:
+    model = small()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["mask_token"].view(-1)[0] = value
+    before = model.mask_token.clone()
+    with pytest.raises(UserError, match=r"^a\.pt has values in mask_token that are not finite"):
+        load_into(model, state, source="a.pt")
+    assert torch.equal(model.mask_token, before)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda value: value.to(torch.complex64), "as complex64 and the model needs plain float32"),
+        (lambda value: value.to_sparse(), "sparse, quantized or without values"),
+        (lambda value: value.to("meta"), "sparse, quantized or without values"),
+        (lambda value: value.to(torch.float8_e4m3fn), "as float8_e4m3fn"),
+        (lambda value: value.to(torch.int8), "as int8"),
+    ],
+)
+def test_tensors_that_no_model_has_are_refused(make: Callable[[Tensor], Tensor], words: str) -> None:
+    model = small()
+    state = {**model.state_dict(), "mask_token": make(model.mask_token.detach())}
+    with pytest.raises(UserError, match=f"has mask_token .*{words}"):
+        load_into(model, state)
+
+
+def test_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"mask_token": torch.zeros(1).expand(10**12)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: mask_token is declared in shape .*more than the whole file"):
+        read_state(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("{", "its metadata key 'arguments' is not JSON"),
+        ("[]", "its metadata key 'arguments' is not an object"),
+        (
+            '{"depth": 2.0}',
+            "the model that its metadata describes cannot be built: .*depth 2.0 must be",
+        ),
+        ('{"width": 131072}', "the model .* cannot be built: .*needs .*B or more, and this machine has"),
+    ],
+)
+def test_wrong_arguments_in_a_file_are_named(tmp_path: Path, arguments: str, words: str) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(1)}, path, {"model": "vit_h", "arguments": arguments})
+    with pytest.raises(UserError, match=rf"a\.safetensors: {words}") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)

@@ -91,7 +91,7 @@ def test_recipe_and_model_of_two_files_are_refused(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("{", "no detector's recipe"),
-        ('{"clip": {"frames": 4, "stride": 2, "crop": 32}}', "no detector's recipe: 'actions'"),
+        ('{"clip": {"frames": 4, "stride": 2, "crop": 32}}', "no detector's recipe: actions is missing"),
         (RECIPE.to_json().replace("short_side", "short_sides"), "no detector's recipe: .*short_sides"),
     ],
 )

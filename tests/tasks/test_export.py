@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.cli import main
 from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.interop import export as export_module
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.export import Graph
 from videomaskfeat.models import create_model
@@ -29,8 +30,10 @@ from videomaskfeat.models.weights import load_into, load_model, read_state, save
 from videomaskfeat.tasks.classification.video_models import load_encoder
 from videomaskfeat.tasks.conversion import export as task
 from videomaskfeat.tasks.conversion.export import export
+from videomaskfeat.tasks.detection.detect_recipe import DetectRecipe
 from videomaskfeat.tasks.recipe import (
     CLASSIFY_KEY,
+    DETECT_KEY,
     ENCODER_KEY,
     METADATA_KEY,
     ClassifyRecipe,
@@ -38,6 +41,7 @@ from videomaskfeat.tasks.recipe import (
     MaskRecipe,
     PretrainRecipe,
     read_testing_recipe,
+    recipe_texts,
 )
 
 ROOT = Path(__file__).parent.parent.parent
@@ -560,3 +564,38 @@ def test_full_size_is_exported(tmp_path: Path, part: str, ending: str) -> None:
     weights = write(tmp_path / "a.safetensors", name, recipe, drop_path=0.1)
     exported = export(weights, tmp_path / f"a.{ending}", part=part, batch=1 if ending != "pyth" else None)
     assert exported.difference.relative < 1e-5
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_detector_takes_clips_and_any_number_of_boxes(tmp_path: Path, format: str) -> None:
+    recipe = DetectRecipe(SMALL_CLIP, {1: "walk"}, 3)
+    torch.manual_seed(0)
+    model = create_model("maskfeat_mvitv2_nano_detector", classes=3, scene=True, **SMALL).eval()
+    weights = tmp_path / "best.safetensors"
+    save_weights(weights, model, metadata={DETECT_KEY: recipe.to_json()})
+    path = tmp_path / ("detector.pt2" if format == "torch" else "detector.onnx")
+    exported = export(weights, path)
+    assert exported.inputs == {"clips": "uint8 [batch, 4, 32, 32, 3]", "boxes": "float32 [boxes, 5]"}
+    assert exported.outputs == {"logits": "float32 [boxes, 3]"}
+    run = export_module.load_program(path) if format == "torch" else export_module.load_onnx(path)
+    pixels = frames(2, SMALL_CLIP)
+    boxes = torch.tensor([[1.0, 2, 3, 20, 30], [0, 0, 0, 31, 9], [1, 5.5, 5, 9, 28], [0, 8, 8, 24, 24]])
+    for count in (1, 2, 4):
+        with torch.no_grad():
+            expected = model(normalised(pixels), boxes[:count])
+        (found,) = run((torch.from_numpy(pixels), boxes[:count]))
+        torch.testing.assert_close(found, expected, **CLOSE)
+    if format == "torch":
+        assert run((torch.from_numpy(pixels), boxes[:0]))[0].shape == (0, 3)
+
+
+def test_detector_goes_to_other_formats_with_its_head_or_says_why_not(tmp_path: Path) -> None:
+    model = create_model("maskfeat_mvitv2_nano_detector", classes=3, **SMALL)
+    weights, copy = tmp_path / "best.safetensors", tmp_path / "copy.safetensors"
+    recipe = DetectRecipe(SMALL_CLIP, {1: "walk"}, 3).to_json()
+    save_weights(weights, model, metadata={DETECT_KEY: recipe})
+    assert export(weights, copy).difference.output == "logits"
+    assert recipe_texts(copy) == {DETECT_KEY: recipe}
+    with pytest.raises(UserError, match=r"a detector of actions: its head is not written .*take onnx"):
+        export(weights, tmp_path / "detector.pyth")
+    assert export(weights, tmp_path / "encoder.pyth", part="encoder").difference.relative == 0

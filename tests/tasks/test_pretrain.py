@@ -146,7 +146,7 @@ def test_missing_settings_are_asked_for(pretrain: Pretrain) -> None:
         ("optim.base_batch_size=0", ["base_batch_size=0", "1 or more"]),
         ("optim.betas=[2,2]", ["betas=(2.0, 2.0)", "below 1"]),
         ("target.arguments={cell: 0}", ["HOG cell 0 must be 1 or more"]),
-        ("model.arguments={depth: x}", ["an argument of the wrong type"]),
+        ("model.arguments={depth: x}", ["depth 'x' must be an integer"]),
         ("optim.accumulate=0", ["accumulate"]),
         ("run.device=tpu", ["device='tpu'"]),
         ("data.reader=opencv", ["opencv", "decord"]),

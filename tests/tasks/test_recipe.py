@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_recipe_fills_in_what_an_older_file_lacks() -> None:
     [
         ("{", "no pre-training recipe"),
         ("[]", "no pre-training recipe"),
-        ('{"target": {"name": "hog"}}', "'clip'"),
+        ('{"target": {"name": "hog"}}', "clip is missing"),
         ('{"clip": {"frames": 1, "stride": 1, "crop": 1, "colour": 2}, "target": {"name": "hog"}}', "colour"),
     ],
 )
@@ -179,3 +180,43 @@ def test_pixels_are_normalized_on_the_gpu_as_on_the_cpu() -> None:
     found = normalise(clips.pin_memory().to("cuda", non_blocking=True), mean=0.45, std=0.225)
     assert found.is_cuda
     torch.testing.assert_close(found.cpu(), normalise(clips, mean=0.45, std=0.225), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"clip": {"frames": 0.5}}, "clip.frames 0.5 must be an integer"),
+        ({"clip": {"frames": -1}}, "clip.frames -1 must be an integer from 1 to 10000"),
+        ({"clip": {"frames": 10_000, "crop": 8192}}, "a clip of 10000 frames of 8192x8192 has"),
+        ({"clip": {"stride": "4"}}, "clip.stride '4' must be a finite number"),
+        ({"clip": {"mean": [0.4, None]}}, r"clip.mean \[0.4, None\] must be"),
+        ({"clip": {"std": 0}}, "clip.std 0 must be a finite number from"),
+        ({"clip": {"short_video": "clam"}}, "clip.short_video 'clam' is not one of .*did you mean 'clamp'"),
+        ({"clip": [1]}, r"clip \[1\] must be an object of names and values"),
+        ({"views": 10**30}, "views 10000.* must be an integer"),
+        ({"crops": True}, "crops True must be an integer"),
+        ({"average": ["softmax"]}, r"average \['softmax'\] must be a text"),
+        ({"class_names": "abc"}, "class_names 'abc' must be a list of values, each a text"),
+        ({"class_names": [["a"]]}, r"class_names \['a'\] must be a text"),
+    ],
+)
+def test_values_of_a_recipe_are_checked_like_a_config(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    parts = json.loads(ClassifyRecipe(ClipRecipe(8, 4, 64)).to_json())
+    for key, value in change.items():
+        parts[key] = {**parts[key], **value} if isinstance(value, dict) else value
+    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: json.dumps(parts)})
+    with pytest.raises(UserError, match=rf"a\.safetensors: its metadata key 'classify' holds .*{words}"):
+        read_classify_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", '{"clip": ' + "[" * 100_000, '{"clip": {"frames": 1e400}}', "9" * 6000]
+)
+def test_no_json_is_no_traceback(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: text})
+    for read in (read_recipe, read_testing_recipe, read_clip_recipe):
+        with pytest.raises(UserError, match=r"a\.safetensors: its metadata key 'pretrain' holds") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)

@@ -29,6 +29,13 @@ def add_import_slowfast(verbs: Any) -> None:
         metavar="FILE",
         help="a name a line in the order of the labels, or SSv2's labels JSON",
     )
+    parser.add_argument(
+        "--weights-key",
+        default="",
+        metavar="KEY",
+        help="which weights of a checkpoint that holds several, such as model_ema (default: model_state, "
+        "state_dict, model or module, the first that is there)",
+    )
 
 
 def run_import_slowfast(options: argparse.Namespace) -> int:
@@ -36,7 +43,11 @@ def run_import_slowfast(options: argparse.Namespace) -> int:
     from videomaskfeat.tasks.conversion.import_slowfast import import_slowfast
 
     outcome = import_slowfast(
-        options.config, options.checkpoint, options.out, class_names=options.class_names
+        options.config,
+        options.checkpoint,
+        options.out,
+        class_names=options.class_names,
+        weights_key=options.weights_key,
     )
     print(outcome.text())
     return DONE

@@ -87,6 +87,7 @@ class ClassifierConfig:
     dropout: float = key(0.0, "before the last linear layer, 0..1")
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
     weights: str = key("", "weights to start from: ours, or a PySlowFast checkpoint; empty: from scratch")
+    weights_key: str = key("", "which weights of a checkpoint that holds several, such as model_ema")
     inflate: str = key("repeated", "repeated | centred: an image model's kernel over the frames of a cube")
     allow_missing: list[str] = key([], "further weights that the file may lack: names, or patterns (norm.*)")
     allow_unused: list[str] = key([], "further weights that the file may have in excess")

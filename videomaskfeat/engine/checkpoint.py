@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.io import is_folder, list_folder, local_path, make_folder, open_file
+from videomaskfeat.io import is_folder, list_folder, make_folder, open_file
+from videomaskfeat.tensor_files import DamagedFile, PickledCode, read_torch_file
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +22,7 @@ _NAME = re.compile(r"step_(\d{8,})\.pt")
 _TEMPORARY = ".tmp"
 _DAMAGED = ".damaged"
 _SHOWN = 4  # names listed in a message before "and N more"
+_LONGEST = 200  # characters of a value in a message
 
 
 class SaveFailed(RunFailed):
@@ -96,14 +96,20 @@ class CheckpointFolder:
         self._prune(step)
         return path
 
-    def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
+    def load_newest(
+        self, take: Callable[[dict[str, Any], str], None] | None = None
+    ) -> tuple[Path, dict[str, Any]] | None:
         """The path and content of the newest whole checkpoint; None if there is none yet.
 
         Left-over temporary files are removed. A damaged checkpoint is renamed to ``*.damaged`` with a warning
         that names it, and the one before it is taken.
 
+        Args:
+            take: is given the content and the path; raises DamagedCheckpointError for a content that cannot
+                be resumed from, which is then damaged, too.
+
         Raises:
-            UserError: there are checkpoints but none is whole, or one holds pickled code.
+            UserError: there are checkpoints but none is whole.
         """
         if not is_folder(self.folder):
             return None
@@ -112,7 +118,9 @@ class CheckpointFolder:
         damaged: list[DamagedCheckpointError] = []
         for step in reversed(self.steps()):
             try:
-                content = load_checkpoint(self.path(step))
+                content = _read_part(self.path(step))
+                if take is not None:
+                    take(content, str(self.path(step)))
             except DamagedCheckpointError as error:
                 damaged.append(error)
                 continue
@@ -123,8 +131,10 @@ class CheckpointFolder:
                     self.path(later).rename(f"{self.path(later)}{_DAMAGED}")
             return self.path(step), content
         if damaged:
+            others = ", ".join(self.path(step).name for step in reversed(self.steps()[:-1]))
             raise UserError(
-                f"{damaged[0]}; no other checkpoint in {self.folder} is whole: start in another folder"
+                f"{damaged[0]}; no other checkpoint in {self.folder} is whole"
+                f"{f' ({others})' if others else ''}: start in another folder"
             )
         return None
 
@@ -139,41 +149,29 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint (to the CPU) as plain data; its check sums are verified and no code in it is run.
 
     Raises:
-        DamagedCheckpointError: the file is cut, altered or no checkpoint.
-        UserError: there is no such file, or it holds pickled code.
+        DamagedCheckpointError: the file is cut, altered or no checkpoint, or it holds pickled code.
+        UserError: there is no such file.
     """
-    with open_file(path, "rb") as file:
-        first = file.read(2)
-    # A zip file's directory stands at its end: a cut file still starts as one but is none.
-    local = local_path(path)
-    whole = zipfile.is_zipfile(local)
-    if first == b"PK" and not whole:
-        raise DamagedCheckpointError(f"{path}: the checkpoint is cut (half-written or half-copied)")
-    if whole:
-        with zipfile.ZipFile(local) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise DamagedCheckpointError(
-                f"{path}: the checkpoint is damaged (check sum of {broken} is wrong)"
-            )
-    elif first[:1] == b"\x80":  # a bare pickle
-        raise UserError(_pickled(path))
-    else:
-        raise DamagedCheckpointError(
-            f"{path}: is no checkpoint ({'empty file' if not first else 'unknown format'})"
-        )
+    text = os.fspath(path)
     try:
-        content = torch.load(local, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        raise UserError(_pickled(path, f" ({found.group(1)})" if found else "")) from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise DamagedCheckpointError(f"{path}: the checkpoint is damaged ({type(error).__name__})") from error
+        content = read_torch_file(text)
+    except PickledCode as error:
+        name = f" ({error.name})" if error.name else ""  # one changed byte makes another name of one
+        raise DamagedCheckpointError(_pickled(text, name)) from error
+    except DamagedFile as error:
+        raise DamagedCheckpointError(f"{text}: the checkpoint is damaged ({error.reason})") from error
     if not isinstance(content, dict):
         raise DamagedCheckpointError(
-            f"{path}: is no checkpoint of a run (it holds a {type(content).__name__})"
+            f"{text}: is no checkpoint of a run (it holds a {type(content).__name__})"
         )
     return content
+
+
+def _read_part(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run's own folder: what is no file there, such as a folder or a pipe, is damaged."""
+    if not path.is_file():
+        raise DamagedCheckpointError(f"{path}: the checkpoint is damaged (not a regular file)")
+    return load_checkpoint(path)
 
 
 def check_fingerprint(
@@ -191,7 +189,10 @@ def check_fingerprint(
     """
     keys = [key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
     if keys:
-        shown = [f"{key} is {saved.get(key)!r} there and {current.get(key)!r} here" for key in keys[:_SHOWN]]
+        shown = [
+            f"{key} is {_short(saved.get(key))} there and {_short(current.get(key))} here"
+            for key in keys[:_SHOWN]
+        ]
         raise UserError(
             f"{where}: belongs to a run of another config: {_listed(shown, len(keys))};"
             " set them back, or use another run folder"
@@ -224,6 +225,11 @@ def _pickled(path: str | os.PathLike[str], what: str = "") -> str:
         f"{os.fspath(path)}: holds pickled code{what}, which is never executed here; resume only from"
         " checkpoints that this program wrote, and bring weights as .safetensors"
     )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _listed(shown: list[str], total: int) -> str:

@@ -334,9 +334,10 @@ def _resume(run: _Run[Any], resume: str | os.PathLike[str] | None) -> None:
 
     def find() -> str | None:
         nonlocal content
-        newest = run.checkpoints.load_newest()
+        newest = run.checkpoints.load_newest(run.state.load_state_dict)
         if newest is None and resume is not None:
             newest = Path(resume), load_checkpoint(resume)
+            run.state.load_state_dict(newest[1], str(resume))
         if newest is None:
             return None
         path, content = newest
@@ -345,7 +346,8 @@ def _resume(run: _Run[Any], resume: str | os.PathLike[str] | None) -> None:
     path = distributed.run_on_main(find)
     if path is None:
         return
-    run.state.load_state_dict(load_checkpoint(path) if content is None else content, path)
+    if content is None:  # on the other ranks
+        run.state.load_state_dict(load_checkpoint(path), path)
     progress = run.state.progress
     logger.info("resumed from %s: step %d of %d, epoch %.3f", path, progress.step, run.total_steps, run.epoch)
 

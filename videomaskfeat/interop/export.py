@@ -32,15 +32,17 @@ class Graph:
     """What is exported.
 
     Attributes:
-        module: in evaluation mode, on the CPU; tensors in, a tensor or a tuple of tensors out, all with the
-            batch first.
+        module: in evaluation mode, on the CPU; tensors in, a tensor or a tuple of tensors out.
         inputs: a name an input, those of the arguments of its ``forward``.
         outputs: a name an output.
+        boxes: those of both whose first axis counts boxes, of which there may be any number; that of all
+            others is the batch.
     """
 
     module: nn.Module
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    boxes: tuple[str, ...] = ()
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the module itself makes of the inputs, without any file."""
@@ -71,7 +73,7 @@ def save_program(
     content = io.BytesIO()  # where a disk is full, torch's own writer aborts the process
     with torch.no_grad(), _quiet():
         program = torch.export.export(
-            graph.module, tuple(example), dynamic_shapes=_dynamic_shapes(example, any_batch)
+            graph.module, tuple(example), dynamic_shapes=_dynamic_shapes(graph, any_batch)
         )
         torch.export.save(program, content, extra_files=dict(metadata))
     with open(path, "wb") as file:
@@ -127,7 +129,7 @@ def save_onnx(
             tuple(example),
             input_names=graph.inputs,
             output_names=graph.outputs,
-            dynamic_shapes=_dynamic_shapes(example, any_batch),
+            dynamic_shapes=_dynamic_shapes(graph, any_batch),
             opset_version=opset,
             dynamo=True,
             verbose=False,
@@ -169,9 +171,13 @@ def require_onnx(opset: int) -> None:
         raise UserError(f"opset {opset}: torch writes {OPSETS[0]} to {OPSETS[-1]}; take one of these")
 
 
-def _dynamic_shapes(example: Sequence[Tensor], any_batch: bool) -> Any:
-    batch = torch.export.Dim("batch")
-    return tuple({0: batch} for _ in example) if any_batch else None
+def _dynamic_shapes(graph: Graph, any_batch: bool) -> Any:
+    """Of each input the axes that may have any length, or None if there are none."""
+    batch, boxes = torch.export.Dim("batch"), torch.export.Dim("boxes")
+    if not any_batch and not graph.boxes:
+        return None
+    shapes = [{0: boxes} if name in graph.boxes else {0: batch} if any_batch else {} for name in graph.inputs]
+    return tuple(shapes)
 
 
 def _as_tuple(output: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
@@ -29,7 +28,7 @@ from videomaskfeat.interop.slowfast_yaml import read_yaml, typed_options
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.cubes import Triple, as_triple
 from videomaskfeat.models.encoder_base import as_clips
-from videomaskfeat.models.weights import LoadReport, load_into, read_state
+from videomaskfeat.models.weights import LoadReport, load_weights
 from videomaskfeat.models.zoo import MODELS, dense_form
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
@@ -37,7 +36,6 @@ from videomaskfeat.targets.target import Target
 
 _HOG_CELL = 8  # pixels; fixed in PySlowFast
 _HOG_BINS = 9
-_STEM = "patch_embed.proj.weight"
 # The Sobel kernels of PySlowFast's HOG layer travel in its checkpoints; ours are part of the target.
 _TARGET_BUFFERS = ("hogs.*.weight_x", "hogs.*.weight_y")
 
@@ -99,7 +97,9 @@ class Imported:
     mask: MaskFacts | None
 
 
-def load_slowfast(config_path: str | os.PathLike[str], checkpoint_path: str | os.PathLike[str]) -> Imported:
+def load_slowfast(
+    config_path: str | os.PathLike[str], checkpoint_path: str | os.PathLike[str], *, weights_key: str = ""
+) -> Imported:
     """Build the model of a PySlowFast YAML and load its checkpoint (``.pyth``).
 
     Read so far, of MViTv2 and of plain vision transformers, of these for images too (``MVIT.PATCH_2D``):
@@ -110,6 +110,8 @@ def load_slowfast(config_path: str | os.PathLike[str], checkpoint_path: str | os
     Args:
         config_path: the YAML; keys that it leaves out have PySlowFast's defaults.
         checkpoint_path: a checkpoint of the same model. No code inside it is run.
+        weights_key: which weights of a checkpoint that holds several; see
+            :func:`~videomaskfeat.models.weights.read_weights`.
 
     Returns:
         Model (in evaluation mode), target, report, and how clips are cut and hidden.
@@ -128,15 +130,7 @@ def load_slowfast(config_path: str | os.PathLike[str], checkpoint_path: str | os
                 f"{path}: {key} is {options[key]!r} and only {wanted!r} is read here ({reader.kind})"
             )
     model, target = reader.build(path, options)
-    state = read_state(checkpoint_path)
-    if options["MVIT.PATCH_2D"] and state.get(_STEM, torch.empty(0)).ndim == 4:
-        state[_STEM] = state[_STEM].unsqueeze(2)  # [D, C, h, w] as of clips of one frame [D, C, 1, h, w]
-    weights = load_into(
-        model,
-        state,
-        allow_unused=reader.allow_unused,
-        source=os.fspath(checkpoint_path),
-    )
+    weights = load_weights(model, checkpoint_path, key=weights_key, allow_unused=reader.allow_unused)
     return Imported(
         model.eval(),
         ImageTarget(target) if target is not None and options["MVIT.PATCH_2D"] else target,

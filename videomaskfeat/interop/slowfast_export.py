@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import arguments_of
+from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.heads import PROBES, Classifier
 from videomaskfeat.models.mae import MAE
@@ -115,6 +116,11 @@ def _known_to_slowfast(model: nn.Module) -> Encoder:
     if isinstance(model, MaskFeat) and model.blank_hidden:
         raise UserError(
             "blank_hidden true: PySlowFast does not blank hidden pixels, so the model would differ"
+        )
+    if isinstance(model, Detector):
+        raise UserError(
+            "a detector of actions: its head is not written in PySlowFast's format; take onnx, torch or "
+            "safetensors, or --part encoder"
         )
     if not isinstance(model, MViT | ViT):
         raise UserError(

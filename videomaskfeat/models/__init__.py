@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from functools import partial
@@ -12,6 +13,7 @@ from torch import nn
 
 from videomaskfeat import import_submodule
 from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.models.limits import TRAINED, build_within_memory, checked_arguments
 
 __getattr__ = partial(import_submodule, __name__)
 
@@ -42,8 +44,15 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         :func:`~videomaskfeat.models.weights.save_weights`.
 
     Raises:
-        UserError: unknown name or argument, or a value outside its range.
+        UserError: unknown name or argument, a value of the wrong type or outside its range, or a model whose
+            training needs more memory than the machine has.
     """
+    without_memory = torch.get_default_device().type == "meta"
+    return _create(name, arguments, times=1 if without_memory else TRAINED)
+
+
+def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module:
+    """As :func:`create_model`; ``times`` says how often the memory of the weights is needed."""
     from videomaskfeat.models.zoo import MODELS, dense_form
 
     if name.startswith("mae_mvit"):
@@ -51,13 +60,18 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     if name not in MODELS:
         raise UserError(f"model {name!r} is not known{nearest(name, MODELS)}; known: {', '.join(MODELS)}")
     named = MODELS[name]
-    resolved = {**named.arguments, **{key: _as_tuple(value) for key, value in arguments.items()}}
+    resolved = {**named.arguments, **arguments}
     known = _argument_defaults(named.build)
     for key in resolved:
         if key not in known:
             raise UserError(f"model {name!r} has no argument {key!r}{nearest(key, known)}")
     try:
-        model = named.build(**resolved)
+        resolved = checked_arguments(named.build, resolved)
+    except UserError as error:
+        raise UserError(f"model {name!r}: {error}") from None
+    try:
+        build = functools.partial(named.build, **resolved)
+        model = build_within_memory(build, f"model {name!r}", times=times)
     except TypeError as error:
         raise UserError(f"model {name!r}: an argument of the wrong type: {error}") from error
     model.created_as = (name, resolved)  # type: ignore[assignment]
@@ -70,7 +84,7 @@ def create_unset(name: str, **arguments: Any) -> nn.Module:
     Drawing the initial weights of a large model takes longer than reading it from disk.
     """
     with torch.device("meta"):
-        model = create_model(name, **arguments)
+        model = _create(name, arguments, times=1)
     return model.to_empty(device="cpu")
 
 
@@ -102,8 +116,3 @@ def _argument_defaults(build: type[nn.Module]) -> dict[str, Any]:
         if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
             break
     return defaults
-
-
-def _as_tuple(value: Any) -> Any:
-    """Lists, as YAML and JSON bring them, become tuples all the way down."""
-    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value

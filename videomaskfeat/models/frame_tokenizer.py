@@ -72,7 +72,7 @@ class TrainedTokenizer(FrameTokenizer):
                 raise UserError(
                     f"{name} of {levels.numel()} numbers: must be one, or one for each of {channels}"
                 )
-        if not bool((self.std > 0).all()):
+        if not min(std if isinstance(std, Sequence) else (std,)) > 0:
             raise UserError(f"std={std}: must be above 0: pixels are divided by it")
 
     @abstractmethod

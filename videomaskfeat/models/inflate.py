@@ -49,6 +49,9 @@ def inflated(
     kernel = state[_STEM] if state[_STEM].ndim == 5 else state[_STEM].unsqueeze(2)  # [D, C, kt, h, w]
     frames = model.patch_embed.proj.weight.shape[2]
     changed = {_STEM: kernel}
+    tables = [state[name] for name in (_TABLE, _SPACE, _TIME, _CLASS) if name in state]
+    if any(table.ndim != 3 or not table.numel() for table in tables):
+        return state, ()  # not positions at all: the loader reports the shapes
     if kernel.shape[2] != 1 or frames == 1:
         return {**state, **changed}, ()
     changed[_STEM] = _inflated_kernel(kernel, frames, how)

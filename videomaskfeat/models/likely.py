@@ -14,7 +14,7 @@ from videomaskfeat.models.masked import MaskedModel
 from videomaskfeat.models.vit import ViT
 from videomaskfeat.models.zoo import MODELS, NamedModel
 
-_BLOCK = re.compile(r"^blocks\.(\d+)\.")
+_BLOCK = re.compile(r"^blocks\.([0-9]{1,6})\.")
 
 
 class Outline(NamedTuple):

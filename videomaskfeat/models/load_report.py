@@ -23,6 +23,9 @@ class LoadReport:
         reset: those of ``new`` that the file has in another shape, such as the layer for other classes.
         inflated: made of an image model's: the stem's kernel, and positions repeated over time.
         inflation: how that kernel was made, "repeated" or "centred"; empty where nothing was inflated.
+        prefix: what all names in the file begin with and the model's do not, such as "module."; removed.
+        key: where in a checkpoint the weights stand; empty if the file holds nothing else.
+        beside: keys of other weights in it, which were not taken.
     """
 
     loaded: tuple[str, ...]
@@ -32,6 +35,9 @@ class LoadReport:
     reset: tuple[str, ...] = ()
     inflated: tuple[str, ...] = ()
     inflation: str = ""
+    prefix: str = ""
+    key: str = ""
+    beside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} weights loaded"]
@@ -42,7 +48,7 @@ class LoadReport:
             names = getattr(self, kind)
             if names:
                 parts.append(f"{len(names)} {kind} ({some(names)})")
-        return ", ".join(parts)
+        return ", ".join([*parts, *self._origin()])
 
     def table(self) -> str:
         """A row a kind: how many weights, and which, the members of lists together.
@@ -61,12 +67,25 @@ class LoadReport:
         if self.inflated:
             how = f"from images: the kernel {self.inflation} over the frames, positions repeated over time"
             rows.insert(1, f"inflated {len(self.inflated):5d}  {self._grouped(self.inflated)}, {how}")
-        return "\n".join(rows)
+        return "\n".join([*rows, *self._origin()])
 
     def to_dict(self) -> dict[str, list[str]]:
         """Kind -> names, for JSON."""
         kinds = ("loaded", "resized", "new", "unused", "reset", *["inflated"] * bool(self.inflated))
-        return {kind: list(getattr(self, kind)) for kind in kinds}
+        origin = {"prefix": [self.prefix] * bool(self.prefix), "key": [self.key] * bool(self.beside)}
+        return {kind: list(getattr(self, kind)) for kind in kinds} | {k: v for k, v in origin.items() if v}
+
+    def _origin(self) -> list[str]:
+        """Sentences on what was taken from the file, unless that goes without saying."""
+        sentences = []
+        if self.prefix:
+            sentences.append(f"names taken without the prefix {shown(self.prefix)!r} that all share")
+        if self.beside:
+            others = ", ".join(map(shown, self.beside))
+            sentences.append(
+                f"weights taken from {shown(self.key)!r}; the file also holds {others} (weights_key chooses)"
+            )
+        return sentences
 
     def _grouped(self, names: Iterable[str]) -> str:
         """The kinds of names, as many as fit a row."""
@@ -85,6 +104,13 @@ class LoadReport:
 
 def some(names: Iterable[str], count: int = 3) -> str:
     """The first names, and how many more there are."""
-    names = list(names)
+    names = [shown(name) for name in names]
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
+
+
+def shown(name: str) -> str:
+    """A name from a file as a message may have it: printable and not endless."""
+    if name.isprintable() and len(name) <= _WIDTH:
+        return name
+    return ascii(name[:_WIDTH])[1:-1] + ("..." if len(name) > _WIDTH else "")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import json
 import os
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models.dvae import DiscreteVAE
 from videomaskfeat.models.frame_tokenizer import TrainedTokenizer
+from videomaskfeat.models.limits import build_within_memory, checked_arguments
 from videomaskfeat.models.vq import VectorQuantizer
-from videomaskfeat.models.weights import load_into, read_metadata, read_state
+from videomaskfeat.models.weights import created_as, load_into, read_metadata, read_state
 
 TOKENIZERS: dict[str, type[TrainedTokenizer]] = {"dvae": DiscreteVAE, "vq": VectorQuantizer}
 
@@ -45,7 +46,12 @@ def create_tokenizer(kind: str, **arguments: Any) -> TrainedTokenizer:
                 f"{', '.join(known)}"
             )
     try:
-        tokenizer = TOKENIZERS[kind](**arguments)
+        arguments = checked_arguments(TOKENIZERS[kind], arguments)
+    except UserError as error:
+        raise UserError(f"tokenizer {kind!r}: {error}") from None
+    try:
+        build = functools.partial(TOKENIZERS[kind], **arguments)
+        tokenizer = build_within_memory(build, f"tokenizer {kind!r}")
     except TypeError as error:
         raise UserError(f"tokenizer {kind!r}: an argument of the wrong type: {error}") from error
     tokenizer.created_as = (kind, arguments)  # type: ignore[assignment]
@@ -79,7 +85,13 @@ def load_tokenizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
             f"{name}: holds a tokenizer of kind {held!r}, and one of kind {kind!r} is needed; give another "
             "file, or take the target that belongs to it"
         )
-    with torch.random.fork_rng(devices=[]):
-        tokenizer = create_tokenizer(held, **json.loads(metadata.get("arguments", "{}")))
+    _, arguments = created_as(name)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            tokenizer = create_tokenizer(held, **arguments)
+    except UserError as error:
+        raise UserError(
+            f"{name}: the tokenizer that its metadata describes cannot be built: {error}"
+        ) from error
     load_into(tokenizer, read_state(name), source=name)
     return tokenizer.eval()

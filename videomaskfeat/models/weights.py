@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-import errno
+import dataclasses
+import itertools
 import json
 import os
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.io import is_file, is_folder, local_path, open_file
+from videomaskfeat.io import local_path
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.inflate import Inflate, inflated
 from videomaskfeat.models.likely import other_encoder
-from videomaskfeat.models.load_report import LoadReport, some
+from videomaskfeat.models.load_report import LoadReport, shown, some
 from videomaskfeat.models.positions import joint_positions, resize_table
+from videomaskfeat.tensor_files import (
+    PickledCode,
+    parse_json,
+    read_metadata,
+    read_safetensors,
+    read_torch_file,
+    write_safetensors,
+)
+
+__all__ = [
+    "LoadReport",
+    "PickledCode",
+    "Weights",
+    "created_as",
+    "load_into",
+    "load_model",
+    "load_weights",
+    "read_metadata",
+    "read_state",
+    "read_weights",
+    "save_weights",
+    "without_prefix",
+]
 
 _RELATIVE_TABLES = ("rel_pos_t", "rel_pos_h", "rel_pos_w")
-# Where others keep the weights inside their checkpoints.
-_STATE_KEYS = ("model_state", "state_dict", "model")
-_TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, and a pickle of protocol 2 or later
+# Where others keep the weights inside their checkpoints; the first that is there is taken.
+_STATE_KEYS = ("model_state", "state_dict", "model", "module")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def save_weights(
@@ -56,18 +78,8 @@ def save_weights(
         )
     name, arguments = created_as
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.part")
     own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
-    partial.touch()
-    mode = partial.stat().st_mode  # as the umask has it; safetensors makes files for their owner alone
-    try:
-        save_file(state, partial, {**(metadata or {}), **own})
-        partial.chmod(mode)
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise RunFailed(f"{target}: the weights could not be written: {error}") from error
-    os.replace(partial, target)
+    write_safetensors(Path(path), state, {**(metadata or {}), **own})
 
 
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> nn.Module:
@@ -81,54 +93,167 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
         The model, in evaluation mode.
 
     Raises:
-        UserError: no such file, a damaged one, one without model name, or weights that do not fit.
+        UserError: no such file, a damaged one, one without model name or with arguments that cannot be, or
+            weights that do not fit.
     """
     text = os.fspath(path)
-    metadata = read_metadata(text)
-    if "model" not in metadata:
-        raise UserError(
-            f"{text}: has no model name inside, so it was not written by save_weights; "
-            "build the model with create_model and use load_into"
-        )
-    model = create_unset(metadata["model"], **json.loads(metadata.get("arguments", "{}")))
+    name, arguments = created_as(text)
+    try:
+        model = create_unset(name, **arguments)
+    except UserError as error:
+        raise UserError(f"{text}: the model that its metadata describes cannot be built: {error}") from error
     load_into(model, read_state(text), source=text)
     return model.to(device).eval()
 
 
-def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def created_as(path: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments in a file of :func:`save_weights`, as they stand there.
+
+    Raises:
+        UserError: no such file, a damaged one, or one without model name.
+    """
+    metadata = read_metadata(path)
+    if "model" not in metadata:
+        raise UserError(
+            f"{path}: has no model name inside, so it was not written by save_weights; "
+            "build the model with create_model and use load_into"
+        )
+    try:
+        arguments = parse_json(metadata.get("arguments", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: its metadata key 'arguments' is not JSON ({error}); take the file that the run wrote"
+        ) from error
+    if not isinstance(arguments, dict):
+        raise UserError(
+            f"{path}: its metadata key 'arguments' is not an object of names and values; take the file that "
+            "the run wrote"
+        )
+    return metadata["model"], arguments
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights in a file.
+
+    Attributes:
+        state: name -> tensor, on the CPU.
+        key: where in a checkpoint they stand; empty: the file holds nothing else.
+        beside: keys of other weights in it, such as a moving average.
+    """
+
+    state: dict[str, Tensor]
+    key: str = ""
+    beside: tuple[str, ...] = ()
+
+
+def read_state(path: str | os.PathLike[str], *, key: str = "") -> dict[str, Tensor]:
+    """The weights alone of :func:`read_weights`, name -> tensor, on the CPU."""
+    return read_weights(path, key=key).state
+
+
+def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
     """Read the weights in a file without running any code that it may hold.
 
     Args:
         path: ``.safetensors``, or a torch file (``.pyth``, ``.pt``, ``.pth``): a state dict, or a checkpoint
-            that holds one under "model_state" (PySlowFast), "state_dict" or "model".
-
-    Returns:
-        Name -> tensor, on the CPU.
+            that holds several things by key.
+        key: of the weights in such a checkpoint, with dots between levels. Empty: "model_state" (PySlowFast),
+            "state_dict", "model" or "module", the first that is there; else the only one that holds weights.
 
     Raises:
-        UserError: no such file, a damaged or cut one, pickled code, or no weights inside.
+        UserError: no such file, a damaged or cut one, pickled code, no weights inside, or several without a
+            key that says which.
     """
     text = os.fspath(path)
-    _require_file(text)
     if text.endswith(".safetensors"):
-        try:
-            return load_file(local_path(text))
-        except SafetensorError as error:
-            raise _damaged(text, error) from error
-    checkpoint = _read_torch_file(text)
-    for key in _STATE_KEYS:
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-            break
-    if not isinstance(checkpoint, Mapping) or not checkpoint:
-        raise UserError(f"{text}: holds no weights (a state dict, alone or under {', '.join(_STATE_KEYS)})")
-    strangers = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
-    if strangers:
+        if key:
+            raise UserError(f"{text}: a safetensors file holds one set of weights; leave the key {key!r} out")
+        return Weights(read_safetensors(text))
+    weights = _chosen(text, read_torch_file(text), key)
+    size = os.path.getsize(local_path(text))
+    for name, value in weights.state.items():
+        if value.numel() * value.element_size() > size:
+            raise UserError(
+                f"{text}: {shown(name)} is declared in shape {tuple(value.shape)}, more than the whole file "
+                "holds; it is damaged: copy or download it again"
+            )
+    return weights
+
+
+def _chosen(path: str, checkpoint: object, key: str) -> Weights:
+    """The weights under a key, or those that are meant where none is given."""
+    held = checkpoint if isinstance(checkpoint, Mapping) else {}
+    sets = tuple(name for name, value in held.items() if isinstance(name, str) and _is_state(value))
+    if key:
+        value: object = held.get(key)
+        if key not in held:
+            value = held
+            for level in key.split("."):
+                value = value.get(level) if isinstance(value, Mapping) else None
+        if not _is_state(value):
+            there = f"it holds {', '.join(map(shown, sets))}" if sets else "it holds none by key"
+            raise UserError(f"{path}: there are no weights under the key {key!r}; {there}")
+        return Weights(_named(value), key, tuple(name for name in sets if name != key))
+    taken = next((name for name in _STATE_KEYS if isinstance(held.get(name), Mapping)), None)
+    if taken is None and len(sets) == 1 and not _is_state(held):
+        taken = sets[0]
+    if taken is None and len(sets) > 1:
         raise UserError(
-            f"{text}: {strangers[0]!r} is not a tensor, so this is no state dict; "
+            f"{path}: holds several sets of weights, under {', '.join(map(shown, sets))}; choose one by its "
+            f"key (model.weights_key={sets[0]})"
+        )
+    state = held if taken is None else held[taken]
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"{path}: holds no weights (a state dict, alone or under {', '.join(_STATE_KEYS)})")
+    if not _is_state(state):
+        stranger = next(
+            name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+        )
+        raise UserError(
+            f"{path}: {_repr(stranger)} is not a tensor, so this is no state dict; "
             f"weights are looked for at the top and under {', '.join(_STATE_KEYS)}"
         )
-    return dict(checkpoint)
+    return Weights(_named(state), taken or "", tuple(name for name in sets if name != taken))
+
+
+def _is_state(value: object) -> bool:
+    """Whether something is a mapping of names to tensors that holds any."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(entry, Tensor) for name, entry in value.items())
+    )
+
+
+def _named(state: object) -> dict[str, Tensor]:
+    return dict(cast(Mapping[str, Tensor], state))
+
+
+def _repr(value: object) -> str:
+    return repr(value if isinstance(value, str | int) else type(value).__name__)[:100]
+
+
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, key: str = "", **options: Any
+) -> LoadReport:
+    """Read the weights in a file and load them into a model.
+
+    Args:
+        model: the model; changed in place.
+        path: see :func:`read_weights`.
+        key: likewise.
+        options: those of :func:`load_into`, except ``source``.
+
+    Returns:
+        What :func:`load_into` returns, with the key that was taken and those beside it.
+
+    Raises:
+        UserError: as of both.
+    """
+    weights = read_weights(path, key=key)
+    report = load_into(model, weights.state, source=os.fspath(path), **options)
+    return dataclasses.replace(report, key=weights.key, beside=weights.beside)
 
 
 def load_into(
@@ -138,12 +263,14 @@ def load_into(
     allow_missing: Iterable[str] = (),
     allow_unused: Iterable[str] = (),
     allow_reset: Iterable[str] = (),
+    leave_out: Iterable[str] = (),
     inflate: Inflate = "repeated",
     source: str = "the weights",
 ) -> LoadReport:
     """Load weights into a model; whatever does not match must be allowed by name.
 
-    Relative position tables of another length are linearly interpolated, as the model itself does for
+    A prefix that all names share, such as ``module.``, is removed if the names fit the model better without
+    it. Relative position tables of another length are linearly interpolated, as the model itself does for
     another clip size, and so are separable absolute ones. Weights of a model for images are inflated for one
     for clips. Nothing is loaded when an error is raised.
 
@@ -154,6 +281,7 @@ def load_into(
         allow_unused: names or patterns that ``state`` may have and the model lacks.
         allow_reset: names or patterns that may have another shape in ``state``: the model keeps its own
             initial values, such as those of a layer for other classes.
+        leave_out: names or patterns in ``state`` that are not used, and not reported.
         inflate: "repeated" or "centred": how the kernel of an image's stem becomes one of several frames; see
             :func:`~videomaskfeat.models.inflate.inflated`.
         source: what to call ``state`` in error messages, such as its path.
@@ -162,9 +290,12 @@ def load_into(
         What was loaded, inflated, resized, new and unused.
 
     Raises:
-        UserError: a name is missing or unused without permission, or a shape differs.
+        UserError: a name is missing or unused without permission, a shape differs, a value is not finite, or
+            nothing would be loaded, whatever is allowed.
     """
     own = model.state_dict()
+    state, prefix = without_prefix(own, state)
+    state = {name: value for name, value in state.items() if not _matches(name, tuple(leave_out))}
     state, from_image = inflated(model, state, inflate)
     missing = tuple(name for name in own if name not in state)
     unused = tuple(name for name in state if name not in own)
@@ -178,6 +309,11 @@ def load_into(
         if other is not None:
             raise UserError(f"{source} {misfit.what}: {other}") from None
         raise UserError(f"{source} {misfit.what}; {misfit.remedy}") from None
+    if own and not fitted:
+        raise UserError(
+            f"{source}: none of its {len(state)} weights ({some(state)}) is one of the model's {len(own)} "
+            f"({some(own)}), so nothing would be loaded, whatever is allowed; give weights of this model"
+        )
     model.load_state_dict(fitted, strict=False)
     taken = {*resized, *from_image}
     return LoadReport(
@@ -188,11 +324,28 @@ def load_into(
         reset=reset,
         inflated=from_image,
         inflation=inflate if from_image else "",
+        prefix=prefix,
     )
 
 
-class PickledCode(UserError):
-    """A file of weights holds code besides tensors, which is never run."""
+def without_prefix(own: Collection[str], state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+    """Weights without the prefix that all their names share, and the prefix, where they fit better so.
+
+    Args:
+        own: the names that are wanted.
+        state: name -> tensor; the names may begin with such as ``module._orig_mod.`` or
+            ``student.backbone.``.
+    """
+    pairs = zip(min(state, default=""), max(state, default=""), strict=False)
+    shared = "".join(one for one, other in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    best, prefix = sum(name in own for name in state), ""
+    end = shared.find(".") + 1
+    while end:
+        fitting = sum(name[end:] in own for name in state)
+        if fitting > best:
+            best, prefix = fitting, shared[:end]
+        end = shared.find(".", end) + 1
+    return {name[len(prefix) :]: value for name, value in state.items()} if prefix else state, prefix
 
 
 class _Misfit(Exception):
@@ -224,15 +377,34 @@ def _fitted(
         if name not in state:
             continue
         value = state[name]
+        if value.shape != wanted.shape and _matches(name, allow_reset):
+            reset.append(name)
+            continue
+        _check_values(name, value, wanted)
         if value.shape == wanted.shape:
             fitted[name] = value
-            continue
-        if _matches(name, allow_reset):
-            reset.append(name)
             continue
         fitted[name] = _resized(model, name, value, wanted.shape)
         resized.append(name)
     return fitted, tuple(resized), tuple(reset)
+
+
+def _check_values(name: str, value: Tensor, wanted: Tensor) -> None:
+    """Refuse a tensor that no model could have learned.
+
+    Raises:
+        _Misfit: not plain numbers of the kind that the model has there, or numbers that are not finite.
+    """
+    remedy = "the file is damaged or comes from a failed training: take another checkpoint"
+    kind = str(value.dtype).removeprefix("torch.")
+    plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
+    fits = value.dtype in _FLOATS if wanted.dtype.is_floating_point else value.dtype == wanted.dtype
+    if not plain or not fits:
+        what = kind if plain else f"{kind} that is sparse, quantized or without values"
+        needed = str(wanted.dtype).removeprefix("torch.")
+        raise _Misfit(f"has {name} as {what} and the model needs plain {needed}", remedy)
+    if value.dtype.is_floating_point and not bool(value.isfinite().all()):
+        raise _Misfit(f"has values in {name} that are not finite (NaN or infinity)", remedy)
 
 
 def _resized(model: nn.Module, name: str, value: Tensor, wanted: torch.Size) -> Tensor:
@@ -242,6 +414,8 @@ def _resized(model: nn.Module, name: str, value: Tensor, wanted: torch.Size) -> 
         _Misfit: another kind of weight, or a table whose own grid cannot be known.
     """
     kind = name.rpartition(".")[2]
+    if value.ndim != len(wanted) or not value.numel():
+        kind = ""  # nothing to resize
     if kind in _RELATIVE_TABLES and value.shape[1:] == wanted[1:]:
         return resize_table(value.float(), wanted[0]).to(value.dtype)
     if kind == "pos_embed_temporal" and value.shape[::2] == wanted[::2]:
@@ -273,6 +447,8 @@ def _resized_in_space(model: Encoder, value: Tensor, *, prefix: bool) -> Tensor 
             so that only an image's can be told.
     """
     frames, height, width = model.native_grid.shape
+    if value.shape[1] <= model.prefix * prefix:
+        return None
     first, places = value.split([model.prefix * prefix, value.shape[1] - model.prefix * prefix], dim=1)
     grid = TokenGrid(1, height, width)
     factor = (places.shape[1] / grid.size) ** 0.5
@@ -284,57 +460,3 @@ def _resized_in_space(model: Encoder, value: Tensor, *, prefix: bool) -> Tensor 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _read_torch_file(path: str) -> object:
-    with open_file(path, "rb") as file:
-        start: bytes = file.read(2)
-    if start and not start.startswith(_TORCH_STARTS):
-        raise UserError(
-            f"{path}: is no checkpoint: neither a zip archive nor a pickle, as torch writes them; give a "
-            ".pyth, .pt, .pth or .safetensors file of weights"
-        )
-    try:
-        return torch.load(local_path(path), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "unsupported" in str(error).lower():  # a global or an operation that is not plain data
-            raise PickledCode(
-                f"{path}: holds pickled code besides tensors, which is never run here; load it where you "
-                "trust it, keep only the tensors (torch.save({'model_state': state}, ...)), use that file"
-            ) from error
-        raise _damaged(path, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise _damaged(path, error) from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what torch's reader says of a zip archive without its end
-            raise
-        raise _damaged(path, error) from error
-
-
-def read_metadata(path: str) -> dict[str, str]:
-    """The texts in a safetensors file of weights, by key.
-
-    Raises:
-        UserError: no such file, a damaged one, or one of another format.
-    """
-    _require_file(path)
-    try:
-        with safe_open(local_path(path), "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
-
-
-def _require_file(path: str) -> None:
-    if is_file(path):
-        return
-    if is_folder(path):
-        inside = os.path.join(path, "weights.safetensors")
-        what = f"the weights in it, {inside}" if is_file(inside) else "the file of weights itself"
-        raise UserError(f"{path}: is a folder; give {what}")
-    raise UserError(f"{path}: no such file of weights; check the path")
-
-
-def _damaged(path: str, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{path}: is cut or damaged and cannot be read ({reason}); copy or download it again")

@@ -17,6 +17,7 @@ from videomaskfeat.targets.target import Target
 # Where a horizontal gradient is zero in truth, rounding noise (about 1e-6 on normalised frames) alone would
 # decide between the first and the last bin. The smallest real gradient of an 8-bit frame is about 0.017.
 _GRADIENT_NOISE = 5e-6
+_MOST_BINS = 360
 
 
 def hog_features(frames: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
@@ -121,6 +122,8 @@ class HogTarget(Target):
         for name, value in (("bins", bins), ("cell", cell), ("channels", channels)):
             if value < 1:
                 raise UserError(f"HOG {name} {value} must be 1 or more")
+        if bins > _MOST_BINS:
+            raise UserError(f"HOG bins {bins}: at most {_MOST_BINS}, half a degree each; 9 are usual")
         for axis, step in zip(("rows", "columns"), output_stride[1:], strict=True):
             if step < cell or step % cell:
                 raise UserError(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, is_folder, local_path
+from videomaskfeat.io import is_file, is_folder
+from videomaskfeat.masking import MASKS
+from videomaskfeat.tensor_files import DamagedFile, parse_json, read_metadata
+from videomaskfeat.values import Limits, conform, from_parts
 
 T = TypeVar("T")
 
@@ -28,6 +31,30 @@ ENCODER_KEY = "encoder"
 """Key of an encoder's without a head: a :class:`ClassifyRecipe` that knows no classes."""
 DETECT_KEY = "detect"
 """Key of a detector's of actions: a :class:`~videomaskfeat.tasks.detection.detect_recipe.DetectRecipe`."""
+LIMITS: Limits = {
+    "frames": (1, 10_000),
+    "stride": (1e-6, 1e6),
+    "target_fps": (1e-3, 1e4),
+    "crop": (1, 8192),
+    "mean": (-1e3, 1e3),
+    "std": (1e-6, 1e3),
+    "ratio": (0, 1),
+    "cell": (1, 10_000),
+    "views": (1, 10_000),
+    "crops": (1, 3),
+    "short_side": (1, 8192),
+    "classes": (1, 1e7),
+    "poses": (1, 1e7),
+    "score_threshold": (0, 1),
+    "short_video": ("clamp", "loop", "error"),
+    "sampling": ("clip", "segments"),
+    "average": ("softmax", "logits"),
+    "area": ("whole", "centre"),
+    "kind": tuple(MASKS),
+}
+"""Smallest and largest numbers, or the words, in a recipe that is read: what lies outside is damage, or asks
+for memory that no machine has."""
+_LARGEST_CLIP = 2**31  # pixels of a clip
 _TORCH_SUFFIXES = (".pyth", ".pt", ".pth", ".ckpt")
 
 
@@ -64,6 +91,13 @@ class ClipRecipe:
             raise UserError(f"std {self.std} must be above 0: pixels are divided by it")
         if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) != len(std):
             raise UserError(f"mean {mean} and std {std} must be of as many channels")
+        if isinstance(self.frames, int) and isinstance(self.crop, int):
+            pixels = self.frames * self.crop**2
+            if pixels > _LARGEST_CLIP:
+                raise UserError(
+                    f"a clip of {self.frames} frames of {self.crop}x{self.crop} has {pixels} pixels; at most "
+                    f"{_LARGEST_CLIP} can be used: take a smaller crop, or fewer frames"
+                )
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
 
@@ -118,16 +152,14 @@ class PretrainRecipe:
         Raises:
             ValueError: no JSON, a part that is missing, or a key that no part has.
         """
-        try:
-            parts = json.loads(text)
-            target = dict(parts["target"])
-            mask = dict(parts.get("mask", {}))
-            if "cell" in mask:
-                mask["cell"] = tuple(mask["cell"])
-            name, method = target.pop("name"), parts.get("method", "masked")
-            return cls(ClipRecipe(**parts["clip"]), MaskRecipe(**mask), name, target, method)
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"no pre-training recipe: {error}") from error
+        with _as_recipe("pre-training"):
+            parts = conform(parse_json(text), Mapping[str, Any], "it")
+            clip = _clip_of(parts)
+            mask = from_parts(MaskRecipe, parts.get("mask", {}), name="mask", limits=LIMITS)
+            target = conform(parts.get("target"), Mapping[str, Any], "target")
+            name = conform(target.pop("name", None), str, "target.name")
+            method = conform(parts.get("method", "masked"), str, "method")
+        return cls(clip, mask, name, target, method)
 
 
 @dataclass(frozen=True)
@@ -178,13 +210,8 @@ class ClassifyRecipe:
         Raises:
             ValueError: no JSON, a part that is missing, or a key that no part has.
         """
-        try:
-            parts = json.loads(text)
-            parts["clip"] = ClipRecipe(**parts["clip"])
-            parts["class_names"] = tuple(parts.get("class_names", ()))
-            return cls(**parts)
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"no classifier's recipe: {error}") from error
+        with _as_recipe("classifier's"):
+            return from_parts(cls, parse_json(text), limits=LIMITS)
 
 
 def as_levels(value: Any, name: str) -> Levels:
@@ -301,10 +328,23 @@ def clip_of_parts(text: str) -> ClipRecipe:
     Raises:
         ValueError: no JSON, or no clip in it.
     """
+    with _as_recipe("clip's"):
+        return _clip_of(conform(parse_json(text), Mapping[str, Any], "it"))
+
+
+def _clip_of(parts: Mapping[str, Any]) -> ClipRecipe:
+    if "clip" not in parts:
+        raise UserError("clip is missing")
+    return from_parts(ClipRecipe, parts["clip"], name="clip", limits=LIMITS)
+
+
+@contextmanager
+def _as_recipe(kind: str) -> Iterator[None]:
+    """Say of which kind a recipe is that cannot be read."""
     try:
-        return ClipRecipe(**json.loads(text)["clip"])
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"no recipe of a clip: {error}") from error
+        yield
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no {kind} recipe: {error}") from error
 
 
 def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -328,14 +368,15 @@ def _metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
         )
     if is_folder(name):
         raise UserError(f"{name}: is a folder; give the weights file in it, such as weights.safetensors")
-    if not is_file(name):
+    if not os.path.exists(name) and not is_file(name):
         raise UserError(f"{name}: no such weights file; give the weights.safetensors of a run")
     try:
-        with safe_open(local_path(name), framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+        return read_metadata(name)
+    except DamagedFile as error:
+        if error.reason == "unknown format":
+            raise
         raise UserError(
-            f"{name}: not a safetensors file ({error}); give the one a run has written"
+            f"{name}: not a safetensors file ({error.reason}); give the one a run has written"
         ) from error
 
 

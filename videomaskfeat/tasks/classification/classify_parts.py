@@ -27,7 +27,7 @@ from videomaskfeat.data.views import SAMPLINGS, EvaluationViews, Sampling
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models import create_model
 from videomaskfeat.models.inflate import Inflate
-from videomaskfeat.models.weights import LoadReport, load_into, read_state
+from videomaskfeat.models.weights import LoadReport, load_weights
 from videomaskfeat.tasks.classification.class_names import class_names_beside, read_class_names
 from videomaskfeat.tasks.classification.evaluate_parts import ListChoice
 from videomaskfeat.tasks.recipe import ClassifyRecipe, ClipRecipe, read_clip_recipe, recipe_texts
@@ -129,14 +129,14 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     model = create_model(keys.name, **{**arguments, **keys.arguments})
     if not keys.weights:
         return model, None
-    report = load_into(
+    report = load_weights(
         model,
-        read_state(keys.weights),
+        keys.weights,
+        key=keys.weights_key,
         allow_missing=(*NEW_IN_A_CLASSIFIER, *keys.allow_missing),
         allow_unused=(*LEFT_FROM_PRETRAINING, *keys.allow_unused),
         allow_reset=OTHER_CLASSES,
         inflate=typing.cast(Inflate, keys.inflate),
-        source=keys.weights,
     )
     return model, report
 

@@ -14,6 +14,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.interop.export import Graph
 from videomaskfeat.models.cubes import as_triple
+from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
@@ -64,6 +65,9 @@ class Subject:
             return Graph(_Predict(prepare, self.model).eval(), ("clips", "mask"), ("predictions",))
         if self.part == "model" and isinstance(self.model, Classifier):
             return Graph(_Classify(prepare, self.model).eval(), ("clips",), ("logits",))
+        if self.part == "model" and isinstance(self.model, Detector):
+            detect = _Detect(prepare, self.model).eval()
+            return Graph(detect, ("clips", "boxes"), ("logits",), boxes=("boxes", "logits"))
         return Graph(_Encode(prepare, self.model).eval(), ("clips",), ("features", "tokens"))
 
     def inputs(self, batch: int, seed: int) -> tuple[Tensor, ...]:
@@ -75,6 +79,10 @@ class Subject:
             clips = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
         else:
             clips = torch.randn(batch, channels, *self.clip, generator=generator)
+        if isinstance(self.model, Detector):
+            # Never one box, which a tracer takes for a constant, and other numbers than it was traced with.
+            boxes = self._boxes(batch, 2 * batch + 1 + seed, generator)
+            return (clips, boxes)[: len(self.graph().inputs)]
         draws = torch.rand(batch, self.mask.size, generator=generator)
         # Of an MAE each sample hides equally many, not all and not none.
         ranks = draws.argsort(dim=1).argsort(dim=1)
@@ -82,10 +90,23 @@ class Subject:
         mask = (exact if isinstance(self.model, MAE) else draws < 0.4).unflatten(1, self.mask.shape)
         return (clips, mask)[: len(self.graph().inputs)]
 
+    def _boxes(self, batch: int, count: int, generator: torch.Generator) -> Tensor:
+        """Random boxes [R, 5] in the clips of a batch."""
+        _, height, width = self.clip
+        corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values  # first and second, x and y
+        corners = corners * torch.tensor([width, height])
+        places = torch.arange(count) % batch
+        return torch.cat([places[:, None].float(), corners.flatten(1)], dim=1)
+
     def signature(self, batch: int | None) -> tuple[dict[str, str], dict[str, str]]:
         """The inputs and the outputs of the graph, name -> such as "float32 [batch, 400]"."""
         graph, inputs = self.graph(), self.inputs(1, seed=0)
-        return _in_words(graph.inputs, inputs, batch), _in_words(graph.outputs, graph.run(inputs), batch)
+        outputs = graph.run(inputs)
+        words = [
+            _in_words(graph, names, tensors, batch)
+            for names, tensors in ((graph.inputs, inputs), (graph.outputs, outputs))
+        ]
+        return words[0], words[1]
 
     def alone(self) -> Encoder:
         """The part itself: the model, or a copy of its encoder."""
@@ -125,6 +146,13 @@ class _Predict(_Exportable):
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         return self.model(self.prepare(clips), mask)
+
+
+class _Detect(_Exportable):
+    """Clips and boxes float [R, 5] (place in the batch, x1, y1, x2, y2 in pixels) -> logits [R, L]."""
+
+    def forward(self, clips: Tensor, boxes: Tensor) -> Tensor:
+        return self.model(self.prepare(clips), boxes)
 
 
 class _Encode(_Exportable):
@@ -188,10 +216,13 @@ def _clip_size(model: Encoder, recipe: ClassifyRecipe | None) -> tuple[int, int,
     return as_triple(count * step for count, step in zip(cubes, steps, strict=True))
 
 
-def _in_words(names: Iterable[str], tensors: Iterable[Tensor], batch: int | None) -> dict[str, str]:
+def _in_words(
+    graph: Graph, names: Iterable[str], tensors: Iterable[Tensor], batch: int | None
+) -> dict[str, str]:
     """Name -> type and shape, such as "float32 [batch, 400]"."""
     words = {}
     for name, tensor in zip(names, tensors, strict=True):
-        shape = ["batch" if batch is None else str(batch), *map(str, tensor.shape[1:])]
+        first = "boxes" if name in graph.boxes else "batch" if batch is None else str(batch)
+        shape = [first, *map(str, tensor.shape[1:])]
         words[name] = f"{str(tensor.dtype).removeprefix('torch.')} [{', '.join(shape)}]"
     return words

@@ -79,6 +79,7 @@ def import_slowfast(
     out: str | os.PathLike[str],
     *,
     class_names: str | os.PathLike[str] | None = None,
+    weights_key: str = "",
 ) -> SlowFastImport:
     """Write ``weights.safetensors``, ``config.yaml`` and ``import.json`` into a folder.
 
@@ -93,6 +94,7 @@ def import_slowfast(
         out: a folder, made if it is not there.
         class_names: a name a class, as
             :func:`~videomaskfeat.tasks.classification.class_names.read_class_names` reads them.
+        weights_key: which weights of a checkpoint that holds several, such as "model_ema".
 
     Raises:
         UserError: as :func:`~videomaskfeat.interop.load_slowfast`; a way of testing that we do not have; a
@@ -104,7 +106,7 @@ def import_slowfast(
         if exists(path):
             raise UserError(f"{path}: is there already; give another folder, or remove it")
     source = os.fspath(config_path)
-    imported = load_slowfast(config_path, checkpoint_path)
+    imported = load_slowfast(config_path, checkpoint_path, weights_key=weights_key)
     config, metadata = _config_and_recipe(source, imported, weights, class_names)
     notes = _turn_channels(imported) + _testing_notes(imported)
     make_folder(folder)

@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 # What may change between a run and its resumption without changing what is learnt.
 FREE_KEYS = (
+    "model.weights_key",
     "data.workers",
     "data.failure_share",
     "evaluate.flip",

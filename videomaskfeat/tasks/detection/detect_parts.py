@@ -25,7 +25,7 @@ from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.inflate import Inflate
-from videomaskfeat.models.weights import LoadReport, load_into, read_state
+from videomaskfeat.models.weights import LoadReport, load_weights
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.tasks.classification.classify_parts import (
     LEFT_FROM_PRETRAINING,
@@ -269,17 +269,15 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
     assert isinstance(model, Detector)
     if not keys.weights:
         return model, None
-    state = read_state(keys.weights)
-    if not _of_detector(keys.weights):
-        state = {name: value for name, value in state.items() if not name.startswith("head.")}
-    report = load_into(
+    report = load_weights(
         model,
-        state,
+        keys.weights,
+        key=keys.weights_key,
+        leave_out=() if _of_detector(keys.weights) else ("head.*",),
         allow_missing=(*NEW_IN_A_CLASSIFIER, *keys.allow_missing),
         allow_unused=(*LEFT_FROM_PRETRAINING, *keys.allow_unused),
         allow_reset=OTHER_CLASSES,
         inflate=cast(Inflate, keys.inflate),
-        source=keys.weights,
     )
     return model, report
 

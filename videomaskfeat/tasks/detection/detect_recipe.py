@@ -13,7 +13,9 @@ from torch import Tensor
 
 from videomaskfeat.data.ava_views import AREAS
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.tasks.recipe import DETECT_KEY, ClipRecipe, recipe_texts
+from videomaskfeat.tasks.recipe import DETECT_KEY, LIMITS, ClipRecipe, recipe_texts
+from videomaskfeat.tensor_files import parse_json
+from videomaskfeat.values import from_parts
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,8 @@ class DetectRecipe:
             ValueError: no JSON, a part that is missing, or a key that no part has.
         """
         try:
-            parts = json.loads(text)
-            parts["clip"] = ClipRecipe(**parts["clip"])
-            parts["actions"] = {int(number): name for number, name in parts["actions"].items()}
-            parts["poses"] = tuple(parts.get("poses", ()))
-            return cls(**parts)
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            return from_parts(cls, parse_json(text), limits=LIMITS)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"no detector's recipe: {error}") from error
 
 

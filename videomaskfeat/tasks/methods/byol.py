@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.losses import direction_error
 from videomaskfeat.metrics.spread import directions
 from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.masked_encoder import ClipEncoder
 from videomaskfeat.models.projection import Projector
 from videomaskfeat.tasks.methods.pairs import Colours, Local, heldout_pairs, training_pairs
@@ -114,8 +116,14 @@ class Byol(TeacherMethod):
         self._parts = {"colours": settings(Colours, "colour", colour), "mask": None, "local": Local()}
         encoder = ClipEncoder(build_encoder(config), summary=summary)
         width = encoder.encoder.out_width
-        online = Projecting(encoder, Projector(width, hidden_width=hidden_width, out_width=projection))
-        predictor = Projector(projection, hidden_width=hidden_width, out_width=projection)
+        heads = [
+            build_within_memory(
+                partial(Projector, before, hidden_width=hidden_width, out_width=projection),
+                "a head of method.arguments",
+            )
+            for before in (width, projection)
+        ]
+        online, predictor = Projecting(encoder, heads[0]), heads[1]
         self.student = ByolStudent(online, predictor)
         meaning = "all clips get nearly the same one"
         self._teach(

@@ -23,6 +23,7 @@ from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
 from videomaskfeat.masking import varied
 from videomaskfeat.metrics.spread import directions, entropy
 from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.limits import build_within_memory, checked_arguments
 from videomaskfeat.models.masked_encoder import MaskedEncoder
 from videomaskfeat.models.projection import PrototypeHead
 from videomaskfeat.tasks.methods.pairs import Colours, Local, heldout_pairs, training_pairs
@@ -322,8 +323,14 @@ def _network(
         raise UserError(
             f"method.arguments.head: there is no {unknown[0]!r}; there are {', '.join(sorted(known))}"
         )
-    class_head = PrototypeHead(masked.encoder.out_width, **head)
-    cube_head = class_head if shared_head else PrototypeHead(masked.encoder.out_width, **head)
+    where = "method.arguments.head"
+    try:
+        checked = checked_arguments(PrototypeHead, head)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    build = functools.partial(PrototypeHead, masked.encoder.out_width, **checked)
+    class_head = build_within_memory(build, where)
+    cube_head = class_head if shared_head else build_within_memory(build, where)
     return IbotNetwork(masked, class_head, cube_head)
 
 

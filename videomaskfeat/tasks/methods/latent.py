@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +18,7 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.losses import masked_l1, masked_smooth_l1
 from videomaskfeat.metrics.spread import directions
 from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.masked_encoder import MaskedEncoder, check_last_blocks, last_blocks
 from videomaskfeat.models.predictor import MlpPredictor, TransformerPredictor
 from videomaskfeat.tasks.methods.teaching import Comparison, TeacherMethod, build_encoder, call, compiled
@@ -101,13 +106,11 @@ class Latent(TeacherMethod):
         check_mask_grid(config, encoder.output_grid(size))
         check_last_blocks(encoder, blocks, size)
         width, grid = encoder.out_width, encoder.output_grid(size)
-        head: nn.Module = (
-            MlpPredictor(width, hidden_width=predictor_width)
-            if predictor == "mlp"
-            else TransformerPredictor(
-                width, hidden_width=predictor_width, depth=predictor_depth, heads=predictor_heads, grid=grid
-            )
-        )
+        build: Callable[[], nn.Module] = partial(MlpPredictor, width, hidden_width=predictor_width)
+        if predictor == "transformer":
+            sizes: dict[str, Any] = {"depth": predictor_depth, "heads": predictor_heads, "grid": grid}
+            build = partial(TransformerPredictor, width, hidden_width=predictor_width, **sizes)
+        head = build_within_memory(build, "the predictor of method.arguments")
         self.blocks, self.beta = blocks, beta
         self.student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head)
         self._teach(

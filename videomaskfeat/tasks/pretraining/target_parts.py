@@ -9,6 +9,7 @@ from typing import Any
 
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.io import is_file, is_folder
+from videomaskfeat.models.limits import checked_arguments
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.targets.target import Target
 from videomaskfeat.targets.teachers import is_path
@@ -77,7 +78,7 @@ def check_arguments(
     *,
     supplied: Collection[str] = (),
 ) -> None:
-    """Refuse arguments that a constructor does not take, and the lack of one that it needs.
+    """Refuse arguments that a constructor does not take, also by type or size, and the lack of one it needs.
 
     Args:
         where: the config key that holds them.
@@ -98,6 +99,10 @@ def check_arguments(
     for key in own:
         if parameters[key].default is inspect.Parameter.empty and key not in given:
             raise UserError(f"{where}: {name!r} needs {key!r}, and none is given; set {where}.{key}")
+    try:
+        checked_arguments(build, given)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from None
 
 
 def _as_tuple(value: Any) -> Any:

@@ -1,0 +1,101 @@
+"""Models that ask for more memory than there is, and arguments of the wrong type, are refused early."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import pytest
+import torch
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.memory import machine_memory
+from videomaskfeat.models import create_model, create_unset, limits
+from videomaskfeat.models.tokenizers import create_tokenizer
+from videomaskfeat.targets.hog import HogTarget
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"depth": 10**6}, "depth 1000000 must be an integer of at most 1000"),
+        ({"width": 10**9}, "width 1000000000 must be an integer of at most"),
+        ({"clip_size": [10**6, 64, 64]}, "clip_size 1000000 must be an integer of at most"),
+        ({"classes": 10**12}, "classes 1000000000000 must be an integer of at most"),
+        ({"classes": 10**8, "width": 2**14, "heads": 1}, "needs [0-9.]+ [GT]B or more to be trained"),
+        (
+            {"width": 2**17, "heads": 1},
+            r"needs .* and this machine has [0-9.]+ GB; make its arguments smaller",
+        ),
+        ({"depth": 6.0}, "depth 6.0 must be an integer"),
+        ({"width": "96"}, "width '96' must be an integer"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio nan must be a finite number"),
+        ({"class_token": 1}, "class_token 1 must be true or false"),
+        ({"clip_size": [8, 64]}, r"clip_size \[8, 64\] must be 3 values, each an integer"),
+        ({"head": ["mean"]}, r"head \['mean'\] is not one of mean, token, linear, attentive"),
+    ],
+)
+def test_impossible_arguments_are_refused_before_memory_is_taken(
+    arguments: dict[str, Any], words: str
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=f"^model 'vit_nano'.* ?{words}"):
+        create_model("vit_nano", **arguments)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # kB
+
+
+def test_widths_that_double_too_often_are_refused() -> None:
+    with pytest.raises(UserError, match="model 'mvitv2_nano' needs"):
+        create_model("mvitv2_nano", depth=300, widen_at=range_of(250))
+
+
+def range_of(count: int) -> list[int]:
+    return list(range(1, count))
+
+
+def test_memory_counts_training_four_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model to be trained weights, gradients and two moments; of one to be loaded the weights alone."""
+    model = create_model("vit_nano")
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    monkeypatch.setattr(limits, "machine_memory", lambda: 4 * size)
+    create_model("vit_nano")
+    monkeypatch.setattr(limits, "machine_memory", lambda: 4 * size - 1)
+    with pytest.raises(UserError, match="to be trained"):
+        create_model("vit_nano")
+    monkeypatch.setattr(limits, "machine_memory", lambda: size)
+    create_unset("vit_nano")
+    monkeypatch.setattr(limits, "machine_memory", lambda: size - 1)
+    with pytest.raises(UserError, match=r"model 'vit_nano' needs .* MB or more, and this machine has"):
+        create_unset("vit_nano")
+
+
+def test_counting_draws_no_random_number() -> None:
+    torch.manual_seed(3)
+    model = create_model("vit_nano", depth=1)
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    same = type(model)(**model.created_as[1])  # type: ignore[arg-type, index]
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_memory_of_the_machine_is_known() -> None:
+    memory = machine_memory()
+    assert memory is not None
+    assert 2**28 < memory < 2**50
+
+
+@pytest.mark.parametrize("kind", ["dvae", "vq"])
+def test_tokenizers_are_bounded_alike(kind: str) -> None:
+    with pytest.raises(UserError, match=f"tokenizer {kind!r}: vocabulary 1000000000000 must be"):
+        create_tokenizer(kind, vocabulary=10**12)
+    with pytest.raises(UserError, match=f"tokenizer {kind!r}: mean nan must be"):
+        create_tokenizer(kind, mean=float("nan"))
+    with pytest.raises(UserError, match=f"tokenizer {kind!r} needs .* [GT]B or more"):
+        create_tokenizer(kind, vocabulary=10**8, code_width=2**17)
+
+
+def test_hog_bins_are_bounded() -> None:
+    with pytest.raises(UserError, match="HOG bins 1000000000: at most 360"):
+        HogTarget(bins=10**9)

@@ -1,0 +1,164 @@
+"""What a model may ask for: arguments in their types and sizes, and memory that the machine has."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.memory import machine_memory
+from videomaskfeat.values import Limits, conform
+
+T = TypeVar("T")
+
+TRAINED = 4
+"""Times the weights: they, their gradients, and the two moments of AdamW."""
+
+_ANY = -math.inf  # where the model itself says which numbers are too small
+LIMITS: Limits = {
+    "depth": (_ANY, 1000),
+    "blocks": (_ANY, 1000),
+    "decoder_depth": (_ANY, 1000),
+    "width": (_ANY, 2**17),
+    "decoder_width": (_ANY, 2**17),
+    "code_width": (_ANY, 2**17),
+    "heads": (_ANY, 2**12),
+    "decoder_heads": (_ANY, 2**12),
+    "widen_at": (_ANY, 1000),
+    "q_pool_at": (_ANY, 1000),
+    "clip_size": (_ANY, 2**17),
+    "in_channels": (1, 1024),
+    "channels": (1, 1024),
+    "classes": (_ANY, 10**8),
+    "values_per_token": (_ANY, 10**8),
+    "vocabulary": (_ANY, 10**8),
+    "stride": (_ANY, 1024),
+    "prototypes": (_ANY, 10**7),
+    "hidden_width": (_ANY, 2**17),
+    "bottleneck": (_ANY, 2**17),
+    "layers": (_ANY, 1000),
+    "projection": (_ANY, 2**17),
+    "predictor_width": (_ANY, 2**17),
+    "predictor_depth": (_ANY, 1000),
+    "predictor_heads": (_ANY, 2**12),
+    "cell": (_ANY, 1024),
+    "output_stride": (_ANY, 1024),
+    "bins": (_ANY, 256),
+    "mlp_ratio": (0.01, 100),
+    "drop_path": (0, 1),
+    "layer_scale": (-1e3, 1e3),
+    "linear_std": (0, 1e3),
+    "head_scale": (-1e6, 1e6),
+    "pool_kernel": (1, 31),
+    "q_pool_stride": (1, 1024),
+    "kv_stride": (1, 1024),
+    "cube_kernel": (1, 1024),
+    "cube_stride": (1, 1024),
+    "cube_padding": (0, 1024),
+    "mean": (-1e3, 1e3),
+}
+"""Smallest and largest numbers in the arguments of models and tokenizers; each is far beyond any published
+one. What many large ones together ask for is compared with the machine's memory."""
+
+_MAKERS = frozenset(
+    [torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange]
+)
+
+
+def argument_types(build: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the keyword arguments of a class and, where it passes the rest on, of its parents."""
+    found: dict[str, Any] = {}
+    for cls in inspect.getmro(build) if inspect.isclass(build) else (build,):
+        function = vars(cls).get("__init__") if inspect.isclass(cls) else cls
+        if function is None:
+            continue
+        parameters, hints = inspect.signature(function).parameters, get_type_hints(function)
+        own = {name: hints[name] for name in parameters if name in hints}
+        found = {**own, **found}
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return found
+
+
+def checked_arguments(build: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments in the types of a class, lists as tuples.
+
+    Raises:
+        UserError: one of another type, or outside :data:`LIMITS`.
+    """
+    kinds = argument_types(build)
+    return {
+        name: conform(value, kinds.get(name, Any), name, limits=LIMITS) for name, value in arguments.items()
+    }
+
+
+def build_within_memory(build: Callable[[], T], what: str, *, times: int = TRAINED) -> T:
+    """What ``build`` makes, unless it needs more memory than the machine has.
+
+    It is built without memory first (on torch's device "meta", which draws no random number), and only then
+    with it; once, where new tensors are made without memory anyway.
+
+    Args:
+        build: makes a module; called once or twice.
+        what: is built, for the message.
+        times: how often the memory of its tensors will be needed; :data:`TRAINED` for what is trained.
+
+    Raises:
+        UserError: names what is needed and what there is.
+    """
+    memory = machine_memory()
+    purpose = " to be trained (weights, gradients and the two moments of AdamW)" if times == TRAINED else ""
+    remedy = "make its arguments smaller, or use a machine with more memory"
+    try:
+        with torch.device("meta"), _Counted(math.inf if memory is None else memory / times):
+            planned = build()
+    except _TooLarge as error:
+        raise UserError(
+            f"{what} needs {_in_words(error.size * times)} or more{purpose}, and this machine has "
+            f"{_in_words(memory or 0)}; {remedy}"
+        ) from None
+    except (RuntimeError, OverflowError, TypeError) as error:  # a size that no tensor can have
+        if not any(word in str(error).lower() for word in _SIZES):
+            raise
+        raise UserError(f"{what} has a size that no machine can hold; {remedy}") from error
+    return planned if torch.get_default_device().type == "meta" else build()
+
+
+_SIZES = ("overflow", "negative dimension", "too large", "storage size", "too big")
+
+
+class _TooLarge(Exception):
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class _Counted(TorchFunctionMode):
+    """Adds up the bytes of new tensors, which have no memory yet, and raises at those beyond a limit."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+        self.size = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in _MAKERS:
+            self.size += made.numel() * made.element_size()
+            if self.size > self.limit:
+                raise _TooLarge(self.size)
+        return made
+
+
+def _in_words(size: float) -> str:
+    for unit, factor in (("TB", 1e12), ("GB", 1e9)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size / 1e6:.3g} MB"

@@ -1,0 +1,284 @@
+"""Files of tensors: torch's and safetensors, checked before anything in them is believed.
+
+Every file of weights and every checkpoint is read here. Whatever is wrong with one is a :class:`DamagedFile`:
+sizes that a file declares are compared with what it holds before memory is taken for them, and no code in it
+is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.io import is_file, is_folder, local_path
+
+_LARGEST_HEADER = 32 * 2**20  # bytes of a safetensors header: some 250,000 tensors
+_LARGEST_PICKLE = 256 * 2**20  # bytes of the pickle in a torch file, which holds no tensor's values
+_DEEPEST = 50  # levels of lists and objects in JSON
+_LFS_POINTER = b"version https://git-lfs"
+
+
+class DamagedFile(UserError):
+    """A file that is cut, altered, or none of the format that is needed.
+
+    Attributes:
+        reason: what is wrong with it, without path and remedy.
+    """
+
+    def __init__(self, path: str, reason: str, *, message: str = "") -> None:
+        told = f"is cut or damaged and cannot be read ({reason}); copy or download it again"
+        super().__init__(f"{path}: {message or told}")
+        self.reason = reason
+
+
+class PickledCode(UserError):
+    """A file of tensors holds code besides them, which is never run.
+
+    Attributes:
+        name: of the function or class, where known.
+    """
+
+    def __init__(self, path: str, name: str = "") -> None:
+        super().__init__(
+            f"{path}: holds pickled code{f' ({name})' if name else ''} besides tensors, which is never run "
+            "here; load it where you trust it, keep only the tensors (torch.save({'model_state': state}, "
+            "...)), use that file"
+        )
+        self.name = name
+
+
+def require_file(path: str) -> None:
+    """Do nothing for a regular file that is not empty.
+
+    Raises:
+        UserError: there is none, or it is a folder, a pipe or a device.
+        DamagedFile: it is empty, or a small text that stands for a file.
+    """
+    if not is_file(path):
+        if is_folder(path):
+            inside = os.path.join(path, "weights.safetensors")
+            what = f"the weights in it, {inside}" if is_file(inside) else "the file of weights itself"
+            raise UserError(f"{path}: is a folder; give {what}")
+        if os.path.exists(path):
+            raise UserError(f"{path}: is not a regular file; give a file of weights")
+        raise UserError(f"{path}: no such file of weights; check the path")
+    start = _start_of(path)
+    if not start:
+        raise DamagedFile(path, "empty file")
+    if start.startswith(_LFS_POINTER):
+        words = "is a Git LFS pointer, not the file itself; run `git lfs pull`"
+        raise DamagedFile(path, "unknown format", message=words)
+    if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        words = "is a web page, not the file itself; use the link that downloads it"
+        raise DamagedFile(path, "unknown format", message=words)
+
+
+def read_torch_file(path: str) -> object:
+    """The content of a file that ``torch.save`` wrote, on the CPU.
+
+    Raises:
+        UserError: no such file, or one that cannot be opened.
+        DamagedFile: it is cut, altered, or no such file.
+        PickledCode: it holds more than plain data and tensors.
+    """
+    require_file(path)
+    start, local = _start_of(path), local_path(path)
+    if not start.startswith((b"PK", b"\x80")):  # a zip archive, and a pickle of protocol 2 or later
+        words = (
+            "is no checkpoint: neither a zip archive nor a pickle, as torch writes them; give a .pyth, .pt, "
+            ".pth or .safetensors file of weights"
+        )
+        raise DamagedFile(path, "unknown format", message=words)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols and old storages
+            if start.startswith(b"PK"):
+                _check_archive(path, local)
+            return torch.load(local, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
+    except Exception as error:  # whatever foreign bytes make zipfile, pickle or torch raise
+        raise _as_refusal(path, error) from error
+
+
+def read_safetensors(path: str) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, on the CPU.
+
+    Raises:
+        UserError: no such file, or one that cannot be opened.
+        DamagedFile: it is cut, altered, or no such file.
+    """
+    read_metadata(path)  # checks the header
+    try:
+        return load_file(local_path(path))
+    except Exception as error:  # likewise
+        raise DamagedFile(path, _first_line(error)) from error
+
+
+def read_metadata(path: str) -> dict[str, str]:
+    """The texts in a safetensors file, by key.
+
+    Raises:
+        UserError: as :func:`read_safetensors`.
+    """
+    require_file(path)
+    local = local_path(path)
+    try:
+        size = os.path.getsize(local)
+        with open(local, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise DamagedFile(path, f"a header of {length} bytes in a file of {size}")
+            if length > _LARGEST_HEADER:
+                raise DamagedFile(path, f"a header of {length} bytes; {_LARGEST_HEADER} are read")
+            header = parse_json(file.read(length).decode("utf-8"))
+        if not isinstance(header, dict):
+            raise DamagedFile(path, "its header is not an object of JSON")
+        with safe_open(local, "pt") as opened:  # checks types, sizes and places of the tensors
+            return opened.metadata() or {}
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
+    except Exception as error:  # likewise
+        raise DamagedFile(path, _first_line(error)) from error
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and texts; equal ones give equal bytes.
+
+    The file is written under a temporary name and then renamed.
+
+    Raises:
+        RunFailed: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask has it; safetensors makes files for their owner alone
+        save_file(dict(state), partial, dict(metadata))
+        _sort_header(partial)
+        partial.chmod(mode)
+        os.replace(partial, path)
+    except (SafetensorError, OSError) as error:
+        raise RunFailed(f"{path}: the weights could not be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def parse_json(text: str) -> Any:
+    """JSON of a limited depth, whose numbers are finite.
+
+    Raises:
+        ValueError: it is not JSON, deeper than 50 levels, or holds NaN, an infinity or an integer beyond any
+            use.
+    """
+    depth = deepest = 0
+    for mark in re.sub(r'"(?:[^"\\]|\\.)*"', "", text):
+        depth += (mark in "[{") - (mark in "]}")
+        deepest = max(deepest, depth)
+    if deepest > _DEEPEST:
+        raise ValueError(f"{deepest} levels of lists and objects; {_DEEPEST} are read")
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _refuse_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number
+
+
+def _start_of(path: str) -> bytes:
+    try:
+        with open(local_path(path), "rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _check_archive(path: str, local: str) -> None:
+    """Refuse a zip archive whose parts are not as torch writes them: whole, uncompressed, in plain sight.
+
+    Raises:
+        DamagedFile: names the part.
+    """
+    if not zipfile.is_zipfile(local):  # the directory stands at the end
+        raise DamagedFile(path, "it is cut: half-written or half-copied")
+    with zipfile.ZipFile(local) as archive:
+        parts = {part.filename: part for part in archive.infolist()}
+        if len(parts) != len(archive.infolist()):
+            raise DamagedFile(path, "two parts of one name")
+        if any(name.endswith("/constants.pkl") for name in parts):
+            raise DamagedFile(path, "a TorchScript program, not weights: save the model's state_dict()")
+        for name, part in parts.items():
+            if part.flag_bits & 1:
+                raise DamagedFile(path, f"{name} is encrypted")
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise DamagedFile(path, f"{name} is compressed, which torch never does")
+        total, size = sum(part.file_size for part in parts.values()), os.path.getsize(local)
+        if total > size:
+            raise DamagedFile(path, f"its parts take {total} bytes and the file has {size}")
+        broken = archive.testzip()
+        if broken is not None:
+            raise DamagedFile(path, f"the check sum of {broken} is wrong")
+        pickles = [name for name in parts if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise DamagedFile(path, "no file of torch.save: data.pkl is missing")
+        folder = pickles[0].partition("/")[0]
+        order = archive.read(f"{folder}/byteorder") if f"{folder}/byteorder" in parts else b"little"
+        if order not in (b"little", b"big"):
+            raise DamagedFile(path, f"its byte order is {order[:20]!r}")
+        if parts[pickles[0]].file_size > _LARGEST_PICKLE:
+            raise DamagedFile(path, f"a pickle of {parts[pickles[0]].file_size} bytes")
+        if archive.read(pickles[0])[-1:] != pickle.STOP:
+            raise DamagedFile(path, f"{pickles[0]} is cut")
+
+
+def _as_refusal(path: str, error: Exception) -> UserError:
+    """What is wrong with a torch file, by the error that reading it raised."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) and "unsupported" in text.lower():
+        found = re.search(r"GLOBAL (\S+)", text)  # a global or an operation that is not plain data
+        return PickledCode(path, found.group(1) if found else "")
+    return DamagedFile(path, _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _sort_header(path: Path) -> None:
+    """Bring the texts in a safetensors header into the order of their keys, in place.
+
+    safetensors writes them in the order of a hash table, which differs from process to process. The order
+    changes no length, so that the tensors stay where they are.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))

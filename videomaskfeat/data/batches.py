@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
+
+from videomaskfeat.data.workers import in_worker
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def join_clips(parts: Sequence[np.ndarray], memory: SharedClips | None = None) -
 def empty_clips(shape: tuple[int, ...]) -> Tensor:
     """uint8 memory; in a worker shared from the start, as torch's own collate has it, which saves a copy."""
     size = int(np.prod(shape))
-    if get_worker_info() is None or not size:
+    if not in_worker() or not size:
         return torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages: many fewer faults
     return _shared(size).view(shape)
 

@@ -17,6 +17,7 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError
 from videomaskfeat.data.transforms import ClipTransform
 from videomaskfeat.data.video import open_video
+from videomaskfeat.data.workers import begin_reading
 from videomaskfeat.errors import UserError
 
 __all__ = [
@@ -203,6 +204,7 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             path = self.records[index].path
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
+                begin_reading(path, key.epoch, key.index, key.turn, index)
                 return self._load(index, tuple(failures), rng)
             except VideoReadError as error:
                 failures.append(Failure(index, path, error.cause))

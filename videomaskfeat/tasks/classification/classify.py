@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 # What may change between a run and its resumption without changing what is learnt.
 FREE_KEYS = (
     "data.workers",
+    "data.read_seconds",
     "data.failure_share",
     "evaluate.views",
     "evaluate.crops",

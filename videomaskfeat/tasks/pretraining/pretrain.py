@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 FREE_KEYS = (
     "data.validation",
     "data.workers",
+    "data.read_seconds",
     "data.failure_share",
     "optim.accumulate",
     "probe.train",

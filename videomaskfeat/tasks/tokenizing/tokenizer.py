@@ -43,6 +43,7 @@ _FEW_CODES = 0.25  # share of the codes that could be in use, below which a word
 FREE_KEYS = (
     "data.validation",
     "data.workers",
+    "data.read_seconds",
     "data.failure_share",
     "run.folder",
     "run.device",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -84,16 +85,22 @@ def test_report_tells_sizes_lengths_and_causes(report: CheckReport) -> None:
     assert "duplicate  2 rows" in text
 
 
-def test_file_that_crashes_its_process_is_reported_and_the_others_are_scanned() -> None:
-    calls = [(f"{number}.mp4",) for number in range(12)]
-    results = dict(check._in_processes(_crash_on_seven, calls, workers=2))
-    assert results.pop("7.mp4") == "the decoder crashes on it"
-    assert results == {path: "fine" for (path,) in calls if path != "7.mp4"}
+@pytest.mark.parametrize(
+    ("deed", "cause"),
+    [("abort", "the decoder crashed (SIGABRT)"), ("hang", "not read within 0.5 seconds")],
+)
+def test_file_that_crashes_or_stops_its_process_is_reported_and_the_others_are_scanned(
+    deed: str, cause: str
+) -> None:
+    calls = [(f"{number}.mp4", deed) for number in range(12)]
+    results = dict(check._in_processes(_scan_seven_badly, calls, workers=2, read_seconds=0.5))
+    assert results.pop("7.mp4") == check._Lost(cause)
+    assert results == {path: "fine" for path, _ in calls if path != "7.mp4"}
 
 
-def _crash_on_seven(path: str) -> str:
+def _scan_seven_badly(path: str, deed: str) -> str:
     if path == "7.mp4":
-        os.abort()
+        os.abort() if deed == "abort" else time.sleep(3600)
     return "fine"
 
 

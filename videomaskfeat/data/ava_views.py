@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,6 @@ from videomaskfeat.data.transforms import ClipGeometry, UniformCrop, WholeFrame
 from videomaskfeat.data.workers import (
     READ_SECONDS,
     LostReadings,
-    Reading,
     WorkerPool,
     begin_reading,
     continue_reading,
@@ -295,30 +294,21 @@ class KeyFrameLoader:
         """Batches of this rank."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[KeyFrameBatch]:
+    def __iter__(self) -> Generator[KeyFrameBatch, None, None]:
         """The batches of this rank.
 
         Raises:
             UserError: a reader is not installed.
             RunFailed: worker processes end again and again.
         """
-        pool: WorkerPool[Sequence[int], KeyFrameBatch]
-        pool = WorkerPool(_BatchMaker(self.dataset), iter(self._batches), **self._options)
+        pool = WorkerPool(
+            self.dataset.batch,
+            iter(self._batches),
+            path_of=lambda reading: self.dataset.sources[reading[0]].path,
+            **self._options,
+        )
         try:
             while (batch := pool.take()) is not None:
                 yield batch
         finally:
             pool.close()
-
-
-class _BatchMaker:
-    """Makes a whole batch from its key frames."""
-
-    def __init__(self, dataset: KeyFrameViews) -> None:
-        self._dataset = dataset
-
-    def __call__(self, indices: Sequence[int]) -> KeyFrameBatch:
-        return self._dataset.batch(indices)
-
-    def path_of(self, reading: Reading) -> str:
-        return self._dataset.sources[reading[0]].path

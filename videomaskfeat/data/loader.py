@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import count
+from types import TracebackType
 from typing import Any, Generic, cast
 
 import numpy as np
@@ -199,13 +200,24 @@ class ClipLoader(Generic[BatchT]):
         if pool is not None:
             pool.close()
 
+    def __enter__(self) -> ClipLoader[BatchT]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _path_of(self, reading: Reading) -> str:
+        return self.dataset.records[reading[-1]].path
+
     def _batch(self, epoch: int, number: int, stop: Callable[[], bool]) -> BatchT | None:
         """A batch, or None if ``stop`` is true."""
         if self._pool is None or self._position != (epoch, number):
             self.close()
             self._keys.start = (epoch, number)
             self._keys.end_epoch = None if self._read_ahead else epoch + 1
-            self._pool = WorkerPool(self._make, iter(self._keys), **self._options)
+            self._pool = WorkerPool(self._make, iter(self._keys), path_of=self._path_of, **self._options)
         try:
             batch = self._pool.take(stop)
         except BaseException:
@@ -320,6 +332,3 @@ class _BatchMaker(Generic[BatchT]):
     def __call__(self, keys: _BatchKeys) -> BatchT:
         samples = [self._dataset[key] for key in keys]
         return self._dataset.collate(samples, self._memory if in_worker() else None)
-
-    def path_of(self, reading: Reading) -> str:
-        return self._dataset.records[reading[-1]].path

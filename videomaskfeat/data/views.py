@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +27,6 @@ from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import (
     READ_SECONDS,
     LostReadings,
-    Reading,
     WorkerPool,
     begin_reading,
     continue_reading,
@@ -295,30 +294,21 @@ class ViewLoader:
         """Batches of this rank."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[ViewsBatch]:
+    def __iter__(self) -> Generator[ViewsBatch, None, None]:
         """The batches of this rank.
 
         Raises:
             UserError: the reader is unknown or not installed.
             RunFailed: worker processes end again and again.
         """
-        pool: WorkerPool[Sequence[int], ViewsBatch]
-        pool = WorkerPool(_ViewsMaker(self.dataset), iter(self._batches), **self._options)
+        pool = WorkerPool(
+            self.dataset.batch,
+            iter(self._batches),
+            path_of=lambda reading: self.dataset.records[reading[0]].path,
+            **self._options,
+        )
         try:
             while (batch := pool.take()) is not None:
                 yield batch
         finally:
             pool.close()
-
-
-class _ViewsMaker:
-    """Makes a whole batch from its rows."""
-
-    def __init__(self, dataset: EvaluationViews) -> None:
-        self._dataset = dataset
-
-    def __call__(self, rows: Sequence[int]) -> ViewsBatch:
-        return self._dataset.batch(rows)
-
-    def path_of(self, reading: Reading) -> str:
-        return self._dataset.records[reading[0]].path

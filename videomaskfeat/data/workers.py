@@ -26,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import cv2
 import torch
@@ -44,9 +44,7 @@ READ_SECONDS = 120.0
 """Default time that a worker may spend on one record without progress."""
 
 TaskT = TypeVar("TaskT")
-TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
 ResultT = TypeVar("ResultT")
-ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 Reading = tuple[int, ...]
 """What identifies the reading of one record, at most `_LONGEST` integers."""
@@ -58,18 +56,6 @@ _START_SECONDS = 120.0  # a worker may take so long to start, on a busy machine 
 _CLOSE_SECONDS = 1.0  # then workers that have not ended by themselves are killed
 _TRIES = 3  # workers that may be lost on one task without any progress in it
 _READINGS_TO_SETTLE = 1_000  # then caches are full, and growth is measured from there
-
-
-class Maker(Protocol[TaskT_contra, ResultT_co]):
-    """What a pool asks for: makes results in worker processes, so it must be picklable."""
-
-    def __call__(self, task: TaskT_contra, /) -> ResultT_co:
-        """The result of a task. Calls `begin_reading` before it opens a record."""
-        ...
-
-    def path_of(self, reading: Reading, /) -> str:
-        """The path that a reading is about, for messages."""
-        ...
 
 
 @dataclass
@@ -102,9 +88,10 @@ class WorkerPool(Generic[TaskT, ResultT]):
 
     def __init__(
         self,
-        make: Maker[TaskT, ResultT],
+        make: Callable[[TaskT], ResultT],
         tasks: Iterator[TaskT],
         *,
+        path_of: Callable[[Reading], str],
         workers: int,
         ahead: int = 2,
         read_seconds: float = READ_SECONDS,
@@ -116,8 +103,9 @@ class WorkerPool(Generic[TaskT, ResultT]):
         """Start the workers.
 
         Args:
-            make: makes the result of a task.
+            make: makes the result of a task; picklable. It calls `begin_reading` before it opens a record.
             tasks: taken as they are needed, in this process.
+            path_of: the path that a reading is about, for messages.
             workers: processes; 0 makes the results in this one, where nothing can be replaced.
             ahead: tasks that each worker is given in advance.
             read_seconds: time without progress after which a worker is replaced.
@@ -126,7 +114,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
             pin_memory: copy results into page-locked memory, for fast copies to a GPU.
             lost: readings that have cost workers before; None: none.
         """
-        self._make, self._tasks = make, tasks
+        self._make, self._tasks, self._path_of = make, tasks, path_of
         self._count, self._ahead, self._read_seconds = workers, ahead, read_seconds
         self._poll_seconds = min(_POLL_SECONDS, read_seconds / 4)
         self._options = (renew_megabytes, readings_to_settle)
@@ -226,7 +214,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
         """
         worker.end()
         reading = worker.reading()
-        what = f" while reading {self._make.path_of(reading)}" if reading else ""
+        what = f" while reading {self._path_of(reading)}" if reading else ""
         logger.warning("worker %d is lost (%s)%s; a new one takes its place", worker.number, cause, what)
         task = worker.waiting[0][0] if worker.waiting else -1
         if reading and self._lost.add(reading, cause):
@@ -499,7 +487,7 @@ def _work(
     tasks: Any,
     results: Connection,
     shared: Any,
-    make: Maker[Any, Any],
+    make: Callable[[Any], Any],
     lost: dict[Reading, str],
     renew_megabytes: float,
     readings_to_settle: int,

@@ -14,7 +14,7 @@ import torch
 
 from tests.data.clip_parts import deadly_clips, equal, make_clips, write_videos
 from videomaskfeat.data.clips import SampleKey
-from videomaskfeat.data.loader import ClipLoader, PretrainBatch
+from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
 from videomaskfeat.data.records import load_records
 from videomaskfeat.data.views import EvaluationViews, ViewLoader
 from videomaskfeat.errors import RunFailed
@@ -189,3 +189,42 @@ class _DeadlyViews(EvaluationViews):
 
 def _plain(views: EvaluationViews) -> EvaluationViews:
     return EvaluationViews(views.records, frames=2, stride=1, views=1, crops=1, crop=16, short_side=16)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_lost_record_is_given_up_two_epochs_later_and_a_resumed_run_knows_it(
+    videos: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It costs workers in epochs 0 and 1, and none from 2 on; what stands in for it is drawn as ever."""
+
+    def run(start: int, end: int, counter: FailureCounter) -> list[PretrainBatch]:
+        loader = ClipLoader(
+            deadly_clips(videos, {3: "abort"} if start < 2 else {}), batch_size=4, workers=workers
+        )
+        loader.given_up = counter.given_up
+        batches = []
+        with loader:
+            for epoch in range(start, end):
+                for batch in loader.epoch(epoch):
+                    batches.append(batch)
+                    counter.add(batch.failures)
+        return batches
+
+    counter = FailureCounter(12, share=0.5)
+    whole = run(0, 4, counter)
+    lost = [message for message in caplog.messages if "is lost" in message]
+    assert len(lost) == 4 + 2 * (_asked(whole[:6]) - 2)
+    assert counter.failures[3].lost_in_epoch == 0
+    assert _asked(whole[6:]) >= 2
+    # A run resumed at epoch 2 would read the file, which has been mended here: the counter alone knows.
+    resumed = FailureCounter(12, share=0.5)
+    at_two = FailureCounter(12, share=0.5)
+    for batch in whole[:6]:
+        at_two.add(batch.failures)
+    resumed.load_state_dict(at_two.state_dict())
+    assert all(equal(*pair) for pair in zip(run(2, 4, resumed), whole[6:], strict=True))
+
+
+def _asked(batches: list[PretrainBatch]) -> int:
+    """How often record 3 was asked for, or drawn as a replacement, in vain."""
+    return sum(failure.index == 3 for batch in batches for failure in batch.failures)

@@ -14,11 +14,19 @@ from videomaskfeat.data.workers import in_worker
 
 @dataclass(frozen=True)
 class Failure:
-    """A record that could not be read: its row in the list from 0, its path, the cause in a few words."""
+    """A record that could not be read.
+
+    index: its row in the list, from 0.
+    path: its path.
+    cause: in a few words.
+    lost_in_epoch: the epoch of training in which its reading has ended or stopped two workers; None if it
+        failed in another way.
+    """
 
     index: int
     path: str
     cause: str
+    lost_in_epoch: int | None = None
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,17 @@ class FailureCounter:
         """Go on from what `state_dict` gave."""
         self.failures = {entry["index"]: Failure(**entry) for entry in state["failures"]}
 
+    def given_up(self, epoch: int) -> frozenset[int]:
+        """Records that are not tried in an epoch, since each try costs two workers and perhaps minutes.
+
+        Those that were lost two epochs before or earlier: by then their failure is counted on every rank and
+        in every checkpoint, so that a resumed run, and any rank, gives up the same ones at the same time.
+        """
+        failures = self.failures.values()
+        return frozenset(
+            one.index for one in failures if one.lost_in_epoch is not None and one.lost_in_epoch <= epoch - 2
+        )
+
     def add(self, failures: Iterable[Failure]) -> None:
         """Count failures; each record is counted and logged once, however often it comes.
 
@@ -79,9 +90,12 @@ class FailureCounter:
             UserError: more records have failed than may.
         """
         for failure in failures:
-            if failure.index not in self.failures:
+            known = self.failures.get(failure.index)
+            if known is None:
                 self.failures[failure.index] = failure
                 logger.warning("unreadable %s, replaced: %s: %s", self._unit, failure.path, failure.cause)
+            elif known.lost_in_epoch is None and failure.lost_in_epoch is not None:
+                self.failures[failure.index] = replace(known, lost_in_epoch=failure.lost_in_epoch)
         if len(self.failures) > self.allowed:
             shown = [f"{failure.path} ({failure.cause})" for failure in list(self.failures.values())[:10]]
             more = len(self.failures) - len(shown)
@@ -155,6 +169,8 @@ class ClipLoader(Generic[BatchT]):
         check_read_seconds(read_seconds)
         videos = _videos_a_step(dataset, batch_size, world_size * accumulate)
         self.dataset = dataset
+        self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
+        """Epoch -> records that are not tried in it: `FailureCounter.given_up` of a training's counter."""
         self.batches_per_epoch = len(dataset) // videos * accumulate
         """Micro-batches that this rank gets in an epoch."""
         self._read_ahead = read_ahead
@@ -215,9 +231,9 @@ class ClipLoader(Generic[BatchT]):
         """A batch, or None if ``stop`` is true."""
         if self._pool is None or self._position != (epoch, number):
             self.close()
-            self._keys.start = (epoch, number)
-            self._keys.end_epoch = None if self._read_ahead else epoch + 1
-            self._pool = WorkerPool(self._make, iter(self._keys), path_of=self._path_of, **self._options)
+            keys = self._keys.stream((epoch, number), end_epoch=None if self._read_ahead else epoch + 1)
+            self._pool = WorkerPool(self._make, keys, path_of=self._path_of, **self._options)
+        self._keys.now, self._keys.given_up = epoch, self.given_up
         try:
             batch = self._pool.take(stop)
         except BaseException:
@@ -269,7 +285,7 @@ def _videos_a_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) 
 
 
 class _KeyStream:
-    """The keys of this rank's batches from ``start`` on, epoch after epoch until ``end_epoch``."""
+    """The keys of this rank's batches."""
 
     def __init__(
         self,
@@ -280,20 +296,27 @@ class _KeyStream:
         world_size: int,
         shuffle: bool,
     ) -> None:
-        self.start = (0, 0)
-        self.end_epoch: int | None = None
+        self.now = 0  # the epoch that the caller is in
+        self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
         self._dataset, self._shuffle = dataset, shuffle
         self._videos, self._accumulate = videos, accumulate
         self._rank, self._world_size = rank, world_size
 
-    def __iter__(self) -> Iterator[_BatchKeys]:
-        first_epoch, first_batch = self.start
+    def stream(self, start: tuple[int, int], *, end_epoch: int | None) -> Iterator[_BatchKeys | None]:
+        """The keys from an epoch and batch on, epoch after epoch.
+
+        None for an epoch after the next one: which records are given up in it is not known yet.
+        """
+        first_epoch, first_batch = start
         for epoch in count(first_epoch):
-            if epoch == self.end_epoch:
+            if epoch == end_epoch:
                 return
+            while epoch > self.now + 1:
+                yield None
             parts = self._epoch(epoch)  # [batches, videos, 2]
+            given_up = self.given_up(epoch)
             for part in parts[first_batch:]:
-                yield tuple(SampleKey(epoch, int(index), int(turn)) for index, turn in part)
+                yield tuple(SampleKey(epoch, int(index), int(turn), given_up) for index, turn in part)
             first_batch = 0
 
     def _epoch(self, epoch: int) -> np.ndarray:

@@ -36,7 +36,7 @@ from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.memory import keep_freed_memory, private_bytes
 
-__all__ = ["READ_SECONDS", "WorkerPool", "begin_reading", "continue_reading", "in_worker"]
+__all__ = ["READ_SECONDS", "ReadingLost", "WorkerPool", "begin_reading", "continue_reading", "in_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ Reading = tuple[int, ...]
 _LONGEST = 5
 _TICKS, _STOP, _LENGTH, _READING = 0, 1, 2, 3  # fields of the memory that a worker shares with its pool
 _POLL_SECONDS = 0.5  # between two looks at the workers while the pool waits
-_START_SECONDS = 120.0  # a worker may take so long to start, on a busy machine too
+_START_SECONDS = 300.0  # a worker may take so long to start, on a busy machine too
 _CLOSE_SECONDS = 1.0  # then workers that have not ended by themselves are killed
 _TRIES = 3  # workers that may be lost on one task without any progress in it
 _READINGS_TO_SETTLE = 1_000  # then caches are full, and growth is measured from there
@@ -75,6 +75,10 @@ class LostReadings:
         return True
 
 
+class ReadingLost(VideoReadError):
+    """The reading of a record has ended or stopped two workers, and is not tried a third time."""
+
+
 class WorkerPool(Generic[TaskT, ResultT]):
     """Results of tasks from worker processes, in the order of the tasks.
 
@@ -89,7 +93,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
     def __init__(
         self,
         make: Callable[[TaskT], ResultT],
-        tasks: Iterator[TaskT],
+        tasks: Iterator[TaskT | None],
         *,
         path_of: Callable[[Reading], str],
         workers: int,
@@ -104,7 +108,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
 
         Args:
             make: makes the result of a task; picklable. It calls `begin_reading` before it opens a record.
-            tasks: taken as they are needed, in this process.
+            tasks: taken as they are needed, in this process; None for one that is not to be given yet.
             path_of: the path that a reading is about, for messages.
             workers: processes; 0 makes the results in this one, where nothing can be replaced.
             ahead: tasks that each worker is given in advance.
@@ -143,9 +147,8 @@ class WorkerPool(Generic[TaskT, ResultT]):
             RuntimeError: any other error of a task, with its traceback in the message.
         """
         if not self._count:
-            for task in self._tasks:
-                return _pinned(self._make(task), self._pin_device)
-            return None
+            task = next(self._tasks, None)
+            return None if task is None else cast(ResultT, _pinned(self._make(task), self._pin_device))
         self._send_tasks()
         if self._next == self._sent:
             return None
@@ -172,12 +175,11 @@ class WorkerPool(Generic[TaskT, ResultT]):
 
     def _send_tasks(self) -> None:
         while self._sent < self._next + self._count * self._ahead:
-            for task in self._tasks:
-                self._workers[self._sent % self._count].give(self._sent, task)
-                self._sent += 1
-                break
-            else:
+            task = next(self._tasks, None)
+            if task is None:
                 return
+            self._workers[self._sent % self._count].give(self._sent, task)
+            self._sent += 1
 
     def _note(self, arrival: _Arrival) -> None:
         """Keep a result, or replace the worker that it tells the end of."""
@@ -459,7 +461,7 @@ def begin_reading(path: str, *reading: int) -> None:
         reading: identifies the reading: the same numbers always read the same frames.
 
     Raises:
-        VideoReadError: this reading has cost two workers.
+        ReadingLost: this reading has cost two workers.
     """
     if _here is None:
         return
@@ -468,7 +470,7 @@ def begin_reading(path: str, *reading: int) -> None:
         os._exit(0)
     cause = _here.lost.get(reading)
     if cause is not None:
-        raise VideoReadError(path, cause)
+        raise ReadingLost(path, cause)
     shared[_LENGTH] = 0
     shared[_READING : _READING + len(reading)] = reading
     shared[_LENGTH] = len(reading)

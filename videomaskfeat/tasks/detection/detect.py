@@ -232,6 +232,7 @@ class _Run:
                 self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
+        self.loader.given_up = counter.given_up
         config = self.config
         step = DetectStep(
             self.network,

@@ -138,6 +138,7 @@ class _Run:
         self.run_folder.say(plan)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
+        self.loader.given_up = counter.given_up
         config, method = self.config, self.method
         options = loop_options(
             config.optim, config.run, self.loader, evaluate_epochs=config.run.evaluate_epochs, bf16=self.bf16

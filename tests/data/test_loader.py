@@ -80,7 +80,6 @@ def test_failures_come_with_the_batch_that_replaced_them(epochs: list[list[Pretr
     assert not {4, 13} & {int(i) for batches in epochs for batch in batches for i in batch.index}
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has CPUs
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_are_the_same_for_any_number_of_workers(
     videos: Path, epochs: list[list[PretrainBatch]], workers: int

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.data.make_videos import uneven_times, write_video
 from videomaskfeat.data import check
-from videomaskfeat.data.check import check_list
-from videomaskfeat.data.check_report import CheckReport
+from videomaskfeat.data.check import _scan, check_list
+from videomaskfeat.data.check_report import CheckReport, Scan
 from videomaskfeat.errors import UserError
 
 
@@ -85,23 +84,20 @@ def test_report_tells_sizes_lengths_and_causes(report: CheckReport) -> None:
     assert "duplicate  2 rows" in text
 
 
-@pytest.mark.parametrize(
-    ("deed", "cause"),
-    [("abort", "the decoder crashed (SIGABRT)"), ("hang", "not read within 0.5 seconds")],
-)
-def test_file_that_crashes_or_stops_its_process_is_reported_and_the_others_are_scanned(
-    deed: str, cause: str
+def test_file_that_crashes_its_process_is_reported_and_the_others_are_scanned(
+    rows: list[tuple[str, int | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = [(f"{number}.mp4", deed) for number in range(12)]
-    results = dict(check._in_processes(_scan_seven_badly, calls, workers=2, read_seconds=0.5))
-    assert results.pop("7.mp4") == check._Lost(cause)
-    assert results == {path: "fine" for path, _ in calls if path != "7.mp4"}
+    monkeypatch.setattr(check, "_scan", _scan_with_a_crash)
+    report = check_list(rows[:2], workers=1)
+    (problem,) = report.problems
+    assert (problem.row, problem.kind) == (1, "unreadable")
+    assert problem.detail == "the decoder crashed (SIGABRT)"
 
 
-def _scan_seven_badly(path: str, deed: str) -> str:
-    if path == "7.mp4":
-        os.abort() if deed == "abort" else time.sleep(3600)
-    return "fine"
+def _scan_with_a_crash(path: str, reader: str, decode: bool) -> Scan:
+    if path.endswith("long.mp4"):
+        os.abort()
+    return _scan(path, reader, decode)
 
 
 def test_empty_list_is_named() -> None:

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import torch
 from tests.data.clip_parts import deadly_clips, equal, make_clips, write_videos
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import load_records
 from videomaskfeat.data.views import EvaluationViews, ViewLoader
+from videomaskfeat.data.workers import call_apart
 from videomaskfeat.errors import RunFailed
 
 
@@ -228,3 +231,24 @@ def test_lost_record_is_given_up_two_epochs_later_and_a_resumed_run_knows_it(
 def _asked(batches: list[PretrainBatch]) -> int:
     """How often record 3 was asked for, or drawn as a replacement, in vain."""
     return sum(failure.index == 3 for batch in batches for failure in batch.failures)
+
+
+@pytest.mark.parametrize(
+    ("deed", "cause"),
+    [("abort", "the decoder crashed (SIGABRT)"), ("hang", "not read within 0.5 seconds")],
+)
+def test_calls_that_cost_two_workers_give_an_error_and_all_others_their_results(
+    deed: str, cause: str
+) -> None:
+    calls = [(f"{number}.mp4", deed) for number in range(12)]
+    results = list(call_apart(_read_seven_badly, calls, workers=2, ahead=4, read_seconds=0.5))
+    error = results[7]
+    assert isinstance(error, VideoReadError)
+    assert (error.path, error.cause) == ("7.mp4", cause)
+    assert [result for number, result in enumerate(results) if number != 7] == ["fine"] * 11
+
+
+def _read_seven_badly(path: str, deed: str) -> str:
+    if path == "7.mp4":
+        os.abort() if deed == "abort" else time.sleep(3600)
+    return "fine"

@@ -6,14 +6,11 @@ read to its end, costs a process and not the scan.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -21,14 +18,13 @@ from videomaskfeat import io
 from videomaskfeat.data.check_report import CheckReport, Problem, Scan
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, WorkerPool, begin_reading, continue_reading
+from videomaskfeat.data.workers import READ_SECONDS, call_apart, continue_reading
 from videomaskfeat.errors import UserError
 
 Progress = Callable[[int, int], None]
 
 DECODED_FRAMES = 16  # read from each video, first and last included
 _IN_FLIGHT = 4  # files handed to each process in advance
-Call = tuple[Any, ...]
 
 
 def check_list(
@@ -71,8 +67,9 @@ def check_list(
     paths = list(first_row)
     scans: dict[str, Scan] = {}
     calls = [(path, reader, decode) for path in paths]
-    for path, scan in _in_processes(_scan, calls, workers, read_seconds):
-        scans[path] = Scan(path, cause=scan.cause) if isinstance(scan, _Lost) else scan
+    results = call_apart(_scan, calls, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
+    for path, scan in zip(paths, results, strict=True):
+        scans[path] = Scan(path, cause=scan.cause) if isinstance(scan, VideoReadError) else scan
         if progress is not None:
             progress(len(scans), len(paths))
     problems = _problems(rows, scans, first_row, min_frames)
@@ -163,8 +160,9 @@ def _equal_contents(
             by_size[scan.size_bytes].append(path)
     suspects = [(path,) for paths in by_size.values() if len(paths) > 1 for path in paths]
     by_digest: dict[str, list[str]] = defaultdict(list)
-    for path, digest in _in_processes(_digest, suspects, workers, read_seconds):
-        if not isinstance(digest, _Lost):
+    digests = call_apart(_digest, suspects, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
+    for (path,), digest in zip(suspects, digests, strict=True):
+        if not isinstance(digest, VideoReadError):
             by_digest[digest].append(path)
     problems = []
     for paths in by_digest.values():
@@ -179,42 +177,3 @@ def _duplicate(rows: Sequence[tuple[str, int | None]], row: int, first: int, wha
     if label != other:
         detail += f", but label {label} and not {other}"
     return Problem(row, path, "duplicate", detail)
-
-
-@dataclass(frozen=True)
-class _Lost:
-    """What comes of a call that has ended or stopped two processes."""
-
-    cause: str
-
-
-def _in_processes(
-    function: Callable[..., Any], calls: Sequence[Call], workers: int, read_seconds: float
-) -> Iterator[tuple[str, Any]]:
-    """(path, result) of each call, whose first argument is the path, in order; the result may be `_Lost`."""
-    if workers == 0:
-        yield from ((call[0], function(*call)) for call in calls)
-        return
-    pool = WorkerPool(
-        functools.partial(_call, function),
-        enumerate(calls),
-        path_of=lambda reading: calls[reading[0]][0],
-        workers=min(workers, len(calls)),
-        ahead=_IN_FLIGHT,
-        read_seconds=read_seconds,
-    )
-    try:
-        for call in calls:
-            yield call[0], pool.take()
-    finally:
-        pool.close()
-
-
-def _call(function: Callable[..., Any], task: tuple[int, Call]) -> Any:
-    """Call the function. Runs in a worker process."""
-    number, call = task
-    try:
-        begin_reading(call[0], number)
-    except VideoReadError as error:
-        return _Lost(error.cause)
-    return function(*call)

@@ -12,6 +12,7 @@ its workers share one pipe, whose lock a killed worker can hold. Here each worke
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -23,7 +24,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar, cast
@@ -36,7 +37,17 @@ from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.memory import keep_freed_memory, private_bytes
 
-__all__ = ["READ_SECONDS", "ReadingLost", "WorkerPool", "begin_reading", "continue_reading", "in_worker"]
+__all__ = [
+    "READ_SECONDS",
+    "LostReadings",
+    "Reading",
+    "ReadingLost",
+    "WorkerPool",
+    "begin_reading",
+    "call_apart",
+    "continue_reading",
+    "in_worker",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +254,56 @@ class WorkerPool(Generic[TaskT, ResultT]):
             arrived=self._arrived,
             pin_device=self._pin_device,
         )
+
+
+def call_apart(
+    function: Callable[..., ResultT],
+    calls: Sequence[tuple[Any, ...]],
+    *,
+    workers: int,
+    ahead: int = 2,
+    read_seconds: float = READ_SECONDS,
+) -> Iterator[ResultT | VideoReadError]:
+    """Call a function that reads a file in worker processes; a file can end those, but not this one.
+
+    Args:
+        function: picklable; its first argument is the path of the file.
+        calls: the arguments of each call.
+        workers: processes; 0 calls it in this one.
+        ahead: calls that each worker is given in advance.
+        read_seconds: time without progress after which a call is given up.
+
+    Returns:
+        The result of each call in order, or an error for a call that has ended or stopped two workers.
+
+    Raises:
+        UserError, RunFailed: what the function raised, as it was raised.
+    """
+    pool = WorkerPool(
+        functools.partial(_call, function),
+        enumerate(calls),
+        path_of=lambda reading: str(calls[reading[0]][0]),
+        workers=min(workers, len(calls)),
+        ahead=ahead,
+        read_seconds=read_seconds,
+    )
+    try:
+        for _ in calls:
+            result = pool.take()
+            assert result is not None, "a result for each call"
+            yield result
+    finally:
+        pool.close()
+
+
+def _call(function: Callable[..., ResultT], task: tuple[int, tuple[Any, ...]]) -> ResultT | ReadingLost:
+    """Make one of the calls. Runs in a worker."""
+    number, call = task
+    try:
+        begin_reading(str(call[0]), number)
+    except ReadingLost as error:
+        return error
+    return function(*call)
 
 
 @dataclass(frozen=True)

@@ -251,9 +251,13 @@ class _Run:
         videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
         if not videos:
             return
-        reader = self.config.data.reader
         drawn = draw_videos(
-            self.student, videos, self.folder / "pictures", recipe=self.method.recipe, reader=reader
+            self.student,
+            videos,
+            self.folder / "pictures",
+            recipe=self.method.recipe,
+            reader=self.config.data.reader,
+            workers=min(self.config.data.workers, 1),
         )
         for failure in drawn.failures:
             logger.warning("not drawn: %s", failure)

@@ -154,9 +154,9 @@ class ClipLoader(Generic[BatchT]):
             prefetch_batches: batches that each worker makes ahead, or more if the workers together would
                 otherwise not hold a whole step; with the batch size, bounds the memory.
             read_seconds: time that a worker may spend on one record without progress before it is replaced.
-            renew_megabytes: growth of a worker's own memory after which a fresh process takes its place. PyAV
-                keeps some 5.5 kB of every opened video for good (decord next to nothing), which makes a
-                renewal every 18,000 videos; the other workers go on meanwhile.
+            renew_megabytes: growth of a worker's own memory after which a fresh process takes its place; the
+                others go on. PyAV keeps 0.5 to 5.9 kB of every opened video for good, depending on the file
+                (decord next to nothing): a renewal every 18,000 videos or more.
             readings_to_settle: records that a worker reads before its growth is measured.
 
         Raises:

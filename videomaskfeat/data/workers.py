@@ -230,7 +230,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
         what = f" while reading {self._path_of(reading)}" if reading else ""
         logger.warning("worker %d is lost (%s)%s; a new one takes its place", worker.number, cause, what)
         task = worker.waiting[0][0] if worker.waiting else -1
-        if reading and self._lost.add(reading, cause):
+        if reading and worker.signal != _SIGBUS and self._lost.add(reading, cause):
             self._losses.clear()
         else:
             self._losses[task] += 1
@@ -434,7 +434,8 @@ class _Worker:
         self._process.kill()
         self._process.join(timeout=5.0)  # a process that waits for a dead disk does not even end then
         self._tasks.close()
-        self._receiver.join(timeout=1.0)
+        if self._receiver is not threading.current_thread():  # which may be collecting garbage
+            self._receiver.join(timeout=1.0)
 
     def _receive(self, arrived: queue.SimpleQueue[_Arrival], pin_device: int | None) -> None:
         """Receive results until the worker ends. Runs in a thread."""
@@ -454,6 +455,7 @@ class _Worker:
                 arrived.put(_Arrival(self, task, result, grown))
 
 
+_SIGBUS = int(getattr(signal, "SIGBUS", 0))  # memory in /dev/shm that cannot be had: no record's fault
 _REMEDY = "see the messages above; data.workers=0 reads in the main process, where the error is shown"
 _REMEDIES = {
     int(signal.SIGKILL): "this machine is probably out of memory; lower data.workers or the batch size",

@@ -16,16 +16,11 @@ from videomaskfeat.data.boxed_crops import border_boxes, boxes_in_pixels
 from videomaskfeat.data.loader import check_read_seconds
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_timed import TimedReader, check_size
+from videomaskfeat.data.reading import begin_reading, continue_reading
 from videomaskfeat.data.records_ava import KeyFrames
 from videomaskfeat.data.sampling import clip_span, key_frame_seconds
 from videomaskfeat.data.transforms import ClipGeometry, UniformCrop, WholeFrame
-from videomaskfeat.data.workers import (
-    READ_SECONDS,
-    LostReadings,
-    WorkerPool,
-    begin_reading,
-    continue_reading,
-)
+from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool
 from videomaskfeat.errors import UserError, nearest
 
 Area = Literal["whole", "centre"]

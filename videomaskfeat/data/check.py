@@ -17,8 +17,9 @@ import numpy as np
 from videomaskfeat import io
 from videomaskfeat.data.check_report import CheckReport, Problem, Scan
 from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.reading import continue_reading
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, call_apart, continue_reading
+from videomaskfeat.data.workers import READ_SECONDS, call_apart
 from videomaskfeat.errors import UserError
 
 Progress = Callable[[int, int], None]

@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips, join_clips
 from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.reading import ReadingLost, begin_reading
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError
 from videomaskfeat.data.transforms import ClipTransform
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import ReadingLost, begin_reading
 from videomaskfeat.errors import UserError
 
 __all__ = [

@@ -17,37 +17,31 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.util
-import os
 import queue
 import signal
 import threading
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar, cast
 
-import cv2
 import torch
-import torch.multiprocessing  # its import teaches pipes to carry tensors in shared memory
 
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.memory import keep_freed_memory, private_bytes
-
-__all__ = [
-    "READ_SECONDS",
-    "LostReadings",
-    "Reading",
-    "ReadingLost",
-    "WorkerPool",
-    "begin_reading",
-    "call_apart",
-    "continue_reading",
-    "in_worker",
-]
+from videomaskfeat.data.reading import (
+    LENGTH,
+    LONGEST,
+    READING,
+    STOP,
+    TICKS,
+    Raised,
+    Reading,
+    ReadingLost,
+    begin_reading,
+    work,
+)
+from videomaskfeat.errors import RunFailed
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +51,6 @@ READ_SECONDS = 120.0
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
-Reading = tuple[int, ...]
-"""What identifies the reading of one record, at most `_LONGEST` integers."""
-
-_LONGEST = 5
-_TICKS, _STOP, _LENGTH, _READING = 0, 1, 2, 3  # fields of the memory that a worker shares with its pool
 _POLL_SECONDS = 0.5  # between two looks at the workers while the pool waits
 _START_SECONDS = 300.0  # a worker may take so long to start, on a busy machine too
 _CLOSE_SECONDS = 1.0  # then workers that have not ended by themselves are killed
@@ -84,10 +73,6 @@ class LostReadings:
             return False
         self.causes[reading] = cause
         return True
-
-
-class ReadingLost(VideoReadError):
-    """The reading of a record has ended or stopped two workers, and is not tried a third time."""
 
 
 class WorkerPool(Generic[TaskT, ResultT]):
@@ -176,7 +161,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
         self._losses.clear()
         self._next += 1
         self._send_tasks()
-        if isinstance(result, _Raised):
+        if isinstance(result, Raised):
             result.raise_again()
         return cast(ResultT, result)
 
@@ -230,7 +215,8 @@ class WorkerPool(Generic[TaskT, ResultT]):
         what = f" while reading {self._path_of(reading)}" if reading else ""
         logger.warning("worker %d is lost (%s)%s; a new one takes its place", worker.number, cause, what)
         task = worker.waiting[0][0] if worker.waiting else -1
-        if reading and worker.signal != _SIGBUS and self._lost.add(reading, cause):
+        # Memory in /dev/shm that cannot be had (SIGBUS) is no record's fault.
+        if reading and worker.signal != "SIGBUS" and self._lost.add(reading, cause):
             self._losses.clear()
         else:
             self._losses[task] += 1
@@ -316,24 +302,6 @@ class _Arrival:
     grown: bool = False
 
 
-@dataclass(frozen=True)
-class _Raised:
-    """An error that a task raised; one that is meant for people comes as itself."""
-
-    error: Exception | None
-    trace: str
-
-    @staticmethod
-    def of(error: Exception, where: str) -> _Raised:
-        """The error that is being handled."""
-        known = error if isinstance(error, UserError | RunFailed) else None
-        return _Raised(known, f"in {where}:\n{traceback.format_exc()}")
-
-    def raise_again(self) -> None:
-        """Raise it in this process."""
-        raise self.error or RuntimeError(self.trace)
-
-
 class _Worker:
     """One worker process as the main process sees it."""
 
@@ -348,7 +316,7 @@ class _Worker:
         context: Any = multiprocessing.get_context(_start_method())
         self.number = number
         self.waiting: deque[tuple[int, Any]] = deque()  # tasks that it has, the oldest first
-        self._shared = context.RawArray("q", _READING + _LONGEST)
+        self._shared = context.RawArray("q", READING + LONGEST)
         # A queue, unlike a pipe, never makes this process wait, even if the worker is stopped.
         self._tasks = context.Queue()
         self._tasks.cancel_join_thread()
@@ -356,7 +324,7 @@ class _Worker:
         self._ticks, self._silent, self._looked = 0, 0.0, time.monotonic()
         self._ended = False
         self._process = context.Process(
-            target=_work, args=(number, self._tasks, results, self._shared, *arguments), daemon=True
+            target=work, args=(number, self._tasks, results, self._shared, *arguments), daemon=True
         )
         self._process.start()
         results.close()  # so that the worker's end alone closes the pipe
@@ -368,12 +336,13 @@ class _Worker:
     @property
     def started(self) -> bool:
         """Whether it has begun to work."""
-        return bool(self._shared[_TICKS] > 0)
+        return bool(self._shared[TICKS] > 0)
 
     @property
-    def signal(self) -> int:
-        """The signal that has ended it, 0 if none has."""
-        return max(-(self._process.exitcode or 0), 0)
+    def signal(self) -> str:
+        """The name of the signal that has ended it, empty if none has."""
+        code = self._process.exitcode or 0
+        return _signal_name(-code) if code < 0 else ""
 
     def give(self, number: int, task: Any) -> None:
         """Give it a task; never waits."""
@@ -384,7 +353,7 @@ class _Worker:
 
     def reading(self) -> Reading:
         """What it was reading when it ended; empty if nothing."""
-        return tuple(self._shared[_READING : _READING + self._shared[_LENGTH]])
+        return tuple(self._shared[READING : READING + self._shared[LENGTH]])
 
     def silent_seconds(self, limit: float) -> float:
         """Time without progress although it has tasks, as far as this process has looked.
@@ -393,7 +362,7 @@ class _Worker:
             limit: a quarter of it is the most that a time between two looks counts: this process may itself
                 have been stopped (Ctrl-Z), or busy.
         """
-        now, ticks = time.monotonic(), self._shared[_TICKS]
+        now, ticks = time.monotonic(), self._shared[TICKS]
         self._silent += min(now - self._looked, limit / 4)
         if ticks != self._ticks or not self.waiting:
             self._silent = 0.0
@@ -413,14 +382,16 @@ class _Worker:
             return f"no answer: {error!r}"
         if code >= 0:
             return f"the worker process ended (exit code {code})"
-        name = _signal_name(-code)
-        if -code in (signal.SIGKILL, signal.SIGTERM):
-            return f"the worker process was killed ({name})"
-        return f"the decoder crashed ({name})"
+        how = (
+            "the worker process was killed"
+            if self.signal in ("SIGKILL", "SIGTERM")
+            else "the decoder crashed"
+        )
+        return f"{how} ({self.signal})"
 
     def ask_to_end(self) -> None:
         """Let it end before its next reading."""
-        self._shared[_STOP] = 1
+        self._shared[STOP] = 1
         if not self._ended:
             self._tasks.put(None)
 
@@ -451,17 +422,14 @@ class _Worker:
                 try:
                     result = _pinned(result, pin_device)
                 except Exception as error:
-                    result = _Raised.of(error, "copying to page-locked memory")
+                    result = Raised.of(error, "copying to page-locked memory")
                 arrived.put(_Arrival(self, task, result, grown))
 
 
-_SIGBUS = int(getattr(signal, "SIGBUS", 0))  # memory in /dev/shm that cannot be had: no record's fault
 _REMEDY = "see the messages above; data.workers=0 reads in the main process, where the error is shown"
 _REMEDIES = {
-    int(signal.SIGKILL): "this machine is probably out of memory; lower data.workers or the batch size",
-    int(
-        getattr(signal, "SIGBUS", 0)
-    ): "/dev/shm is probably full; raise it (docker: --shm-size=8g), or lower data.workers",
+    "SIGKILL": "this machine is probably out of memory; lower data.workers or the batch size",
+    "SIGBUS": "/dev/shm is probably full; raise it (docker: --shm-size=8g), or lower data.workers",
 }
 
 
@@ -494,121 +462,3 @@ def _start_method() -> str:
     # The server imports this once, before it forks any worker.
     multiprocessing.get_context("forkserver").set_forkserver_preload(["videomaskfeat.data.loader"])
     return "forkserver"
-
-
-# What follows runs in a worker.
-
-
-@dataclass
-class _Here:
-    """What a worker process knows of itself."""
-
-    shared: Any  # RawArray, see `_TICKS`
-    lost: dict[Reading, str]
-    readings: int = 0
-
-
-_here: _Here | None = None
-
-
-def in_worker() -> bool:
-    """Whether this process is a worker of a pool."""
-    return _here is not None
-
-
-def begin_reading(path: str, *reading: int) -> None:
-    """Note that this process is about to read a record; outside a worker do nothing.
-
-    Args:
-        path: of the record.
-        reading: identifies the reading: the same numbers always read the same frames.
-
-    Raises:
-        ReadingLost: this reading has cost two workers.
-    """
-    if _here is None:
-        return
-    shared = _here.shared
-    if shared[_STOP]:
-        os._exit(0)
-    cause = _here.lost.get(reading)
-    if cause is not None:
-        raise ReadingLost(path, cause)
-    shared[_LENGTH] = 0
-    shared[_READING : _READING + len(reading)] = reading
-    shared[_LENGTH] = len(reading)
-    shared[_TICKS] += 1
-    _here.readings += 1
-
-
-def continue_reading() -> None:
-    """Note progress within a long reading; outside a worker do nothing."""
-    if _here is not None:
-        _here.shared[_TICKS] += 1
-
-
-def _work(
-    number: int,
-    tasks: Any,
-    results: Connection,
-    shared: Any,
-    make: Callable[[Any], Any],
-    lost: dict[Reading, str],
-    renew_megabytes: float,
-    readings_to_settle: int,
-) -> None:
-    """The life of a worker."""
-    global _here
-    _here = _Here(shared, lost)
-    _set_up_worker()
-    settled: int | None = None  # bytes
-    while True:
-        shared[_TICKS] += 1
-        task = tasks.get()
-        if task is None or shared[_STOP]:
-            os._exit(0)
-        shared[_TICKS] += 1
-        try:
-            result = make(task[1])
-        except Exception as error:
-            result = _Raised.of(error, f"worker process {number}")
-        shared[_LENGTH] = 0  # what follows is no record's fault
-        grown = False
-        if _here.readings >= readings_to_settle:
-            own = private_bytes()
-            settled = own if settled is None else settled
-            grown = own - settled > renew_megabytes * 2**20
-        try:
-            results.send((task[0], result, grown))
-        except Exception as error:  # shared memory that is full, say
-            results.send((task[0], _Raised.of(error, f"worker process {number}"), grown))
-
-
-def _set_up_worker() -> None:
-    """One thread per worker, since the workers themselves are the parallelism; and no end by a signal.
-
-    Ctrl-C and a cluster's SIGTERM reach the whole process group: the training process then finishes its step,
-    for which it needs its workers, and ends them itself. If it is killed it cannot: then they end with it.
-    """
-    _end_with_the_training()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    keep_freed_memory()  # for the frames of the next video
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-def _end_with_the_training() -> None:
-    """End this worker when the process that asked for it is gone.
-
-    The parent is no help: with a "forkserver" it is the server, which lives on for as long as one of its
-    workers does.
-    """
-    training = multiprocessing.parent_process()
-    if training is not None:
-
-        def wait() -> None:
-            training.join()
-            os._exit(1)
-
-        threading.Thread(target=wait, daemon=True).start()

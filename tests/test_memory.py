@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from videomaskfeat.memory import private_bytes
 
 _COUNT_FAULTS = """
 import resource, sys
@@ -37,3 +41,17 @@ def test_large_tensors_are_not_mapped_anew_for_ever() -> None:
     # By default each of the 16 tensors is mapped anew, in small pages or large ones; kept memory may still
     # move to another place of the heap once or twice.
     assert 4 * page_faults("keep") < page_faults("default")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc: the peak of all memory is taken")
+def test_own_memory_is_what_this_process_has_written_and_shares_with_no_other() -> None:
+    sizes = [private_bytes()]
+    kept = []
+    for kind in (mmap.MAP_PRIVATE, mmap.MAP_SHARED):
+        memory = mmap.mmap(-1, 2**25, flags=kind | mmap.MAP_ANONYMOUS)  # 32 MiB
+        for page in range(0, 2**25, mmap.PAGESIZE):
+            memory[page] = 1
+        kept.append(memory)
+        sizes.append(private_bytes())
+    assert sizes[1] - sizes[0] == pytest.approx(2**25, abs=2**22)  # other threads may take or free some
+    assert sizes[2] - sizes[1] == pytest.approx(0, abs=2**22)

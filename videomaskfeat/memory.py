@@ -46,3 +46,19 @@ def machine_memory() -> int | None:
         except (OSError, ValueError):  # no such group, or "max": without a limit
             continue
     return min(found, default=None)
+
+
+def private_bytes() -> int:
+    """Resident memory that this process shares with no other, in bytes.
+
+    Where the system has no /proc: the peak of all its resident memory.
+    """
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            _, resident, shared, *_ = (int(word) for word in file.read().split())
+    except OSError:
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +55,36 @@ def equal(left: PretrainBatch, right: PretrainBatch) -> bool:
         and torch.equal(left.index, right.index)
         and left.failures == right.failures
     )
+
+
+class DeadlyClips(PretrainClips):
+    """Clips of which some records do to the process that reads them what bad files do to a decoder.
+
+    deeds: what the reading of a record does: abort, kill, stop, hang or leak.
+    """
+
+    deeds: dict[int, str]
+
+    def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
+        deed = self.deeds.get(index)
+        if deed == "hang":
+            time.sleep(3600)
+        elif deed == "leak":
+            _leaked.append(np.ones(2**21))  # 16 MiB
+        elif deed is not None:
+            os.kill(
+                os.getpid(), {"abort": signal.SIGABRT, "kill": signal.SIGKILL, "stop": signal.SIGSTOP}[deed]
+            )
+        return super()._read(index, rng)
+
+
+_leaked: list[np.ndarray] = []
+
+
+def deadly_clips(records: Path, deeds: dict[int, str], **arguments: object) -> DeadlyClips:
+    """As `make_clips`."""
+    dataset = make_clips(records, **arguments)
+    dataset.__class__ = DeadlyClips
+    dataset.deeds = deeds  # type: ignore[attr-defined]
+    assert isinstance(dataset, DeadlyClips)
+    return dataset

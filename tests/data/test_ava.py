@@ -142,7 +142,6 @@ def test_batch_numbers_its_boxes_by_clip(parts: Parts) -> None:
     assert equal(moved, batch)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has CPUs
 def test_stream_is_the_same_for_workers_ranks_and_after_a_resume(parts: Parts) -> None:
     dataset = make_actions(*parts)
     expected = list(ClipLoader(dataset, batch_size=4).epoch(1))

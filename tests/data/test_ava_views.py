@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,6 @@ def test_a_frame_is_decoded_once_and_a_video_opened_once(
     assert len(set(pictures)) == 16
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has CPUs
 @pytest.mark.parametrize("size", [3, 4, 50])
 def test_ranks_and_workers_take_every_key_frame_once(parts: Parts, size: int) -> None:
     views = make_views(parts)
@@ -182,6 +182,31 @@ def test_ranks_and_workers_take_every_key_frame_once(parts: Parts, size: int) ->
     if size == 3:
         loader = KeyFrameLoader(views, key_frames_per_batch=size, workers=2, rank=1, world_size=2)
         assert all(same(*pair) for pair in zip(loader, whole[3:], strict=True))
+
+
+class _DeadlyViews(KeyFrameViews):
+    """Video b crashes the decoder."""
+
+    def _views(self, reader, source, indices):  # type: ignore[no-untyped-def]
+        if source.path.endswith("b.mp4"):
+            os.abort()
+        return super()._views(reader, source, indices)
+
+
+def test_video_that_costs_two_workers_fails_with_all_its_key_frames(
+    parts: Parts, caplog: pytest.LogCaptureFixture
+) -> None:
+    views = make_views(parts)
+    whole = list(KeyFrameLoader(views, key_frames_per_batch=2, workers=0))
+    views.__class__ = _DeadlyViews
+    batches = list(KeyFrameLoader(views, key_frames_per_batch=2, workers=1))
+    assert [batch.index.tolist() for batch in batches] == [[0, 1], [2, 3], [], [], [8, 9], [10, 11]]
+    assert all(same(batches[number], whole[number]) for number in (0, 1, 4, 5))
+    failures = [failure for batch in batches for failure in batch.failures]
+    assert [(one.index, one.cause) for one in failures] == [
+        (index, "the decoder crashed (SIGABRT)") for index in (4, 5, 6, 7)
+    ]
+    assert sum("is lost" in message and "b.mp4" in message for message in caplog.messages) == 2
 
 
 def test_unreadable_key_frames_are_failures_that_nothing_stands_in_for(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from tests.data.make_videos import uneven_times, write_video
 from videomaskfeat.data import check
-from videomaskfeat.data.check import check_list
-from videomaskfeat.data.check_report import CheckReport
+from videomaskfeat.data.check import _scan, check_list
+from videomaskfeat.data.check_report import CheckReport, Scan
 from videomaskfeat.errors import UserError
 
 
@@ -84,17 +84,20 @@ def test_report_tells_sizes_lengths_and_causes(report: CheckReport) -> None:
     assert "duplicate  2 rows" in text
 
 
-def test_file_that_crashes_its_process_is_reported_and_the_others_are_scanned() -> None:
-    calls = [(f"{number}.mp4",) for number in range(12)]
-    results = dict(check._in_processes(_crash_on_seven, calls, workers=2))
-    assert results.pop("7.mp4") == "the decoder crashes on it"
-    assert results == {path: "fine" for (path,) in calls if path != "7.mp4"}
+def test_file_that_crashes_its_process_is_reported_and_the_others_are_scanned(
+    rows: list[tuple[str, int | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "_scan", _scan_with_a_crash)
+    report = check_list(rows[:2], workers=1)
+    (problem,) = report.problems
+    assert (problem.row, problem.kind) == (1, "unreadable")
+    assert problem.detail == "the decoder crashed (SIGABRT)"
 
 
-def _crash_on_seven(path: str) -> str:
-    if path == "7.mp4":
+def _scan_with_a_crash(path: str, reader: str, decode: bool) -> Scan:
+    if path.endswith("long.mp4"):
         os.abort()
-    return "fine"
+    return _scan(path, reader, decode)
 
 
 def test_empty_list_is_named() -> None:

@@ -126,7 +126,6 @@ def test_batches_hold_clips_labels_and_rows(videos: Path) -> None:
     assert _equal(batch, batch.to("cpu"))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("balanced", [False, True])
 def test_stream_is_the_same_for_workers_ranks_and_after_a_resume(videos: Path, balanced: bool) -> None:
     def loader(**arguments: int) -> ClipLoader[LabelledBatch]:

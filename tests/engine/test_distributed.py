@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.engine.processes import exit_code, exit_codes_of_ranks
-from tests.engine.toy import ToyLoader, final_state, metrics, train_toy
+from tests.engine.toy import ToyLoader, TroubledLoader, assert_same_run, final_state, metrics, train_toy
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainingStopped
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import RunFailed, UserError
 
 
 def train_evenly(folder: Path) -> None:
@@ -63,6 +63,25 @@ def meet_trouble_on_rank_1(folder: Path) -> None:
     assert (result.status, result.progress.step) == ("interrupted", 7)
 
 
+def wait_in_vain_on_rank_1(folder: Path) -> None:
+    """Its loader fails, or a signal reaches its wait, while rank 0 has all its batches: both end alike."""
+    for trouble in (signal.SIGTERM, RunFailed("workers end")):
+        loader = ToyLoader(accumulate=2)
+        if distributed.rank() == 1:
+            loader = TroubledLoader(accumulate=2, at=15, trouble=trouble)
+        if isinstance(trouble, RunFailed):
+            with pytest.raises(
+                RunFailed, match=r"workers end" if distributed.rank() else r"rank 1: workers end"
+            ):
+                train_toy(folder / "failed", loader=loader)
+        else:
+            result = train_toy(folder / "stopped", loader=loader)
+            assert (result.status, result.progress.step) == ("interrupted", 7)
+    for name in ("failed", "stopped"):
+        assert (folder / name / "checkpoints" / "step_00000007.pt").is_file()
+        assert train_toy(folder / name).status == "finished"
+
+
 def fail_to_save(folder: Path) -> None:
     """Only rank 0 writes; what it meets there ends both."""
     (folder / "blocked").mkdir(exist_ok=True)
@@ -105,6 +124,13 @@ def test_trouble_on_one_rank_stops_all_and_resumes_alone(
     train_toy(tmp_path / "one", dropout=0.0)
     one, two = (final_state(tmp_path / name) for name in ("one", "stopped"))
     torch.testing.assert_close(two["model"], one["model"], atol=1e-6, rtol=1e-5)
+
+
+def test_wait_of_one_rank_that_ends_leaves_all_at_the_same_whole_step(tmp_path: Path) -> None:
+    assert exit_codes_of_ranks(2, wait_in_vain_on_rank_1, tmp_path) == [0, 0]
+    assert exit_codes_of_ranks(2, train_toy, tmp_path / "whole") == [0, 0]
+    assert_same_run(tmp_path / "failed", tmp_path / "whole")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_failed_save_ends_all_ranks(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tests.engine.processes import exit_code
-from tests.engine.toy import assert_same_run, final_state, metrics, train_toy
+from tests.engine.toy import TroubledLoader, assert_same_run, final_state, metrics, train_toy
 from videomaskfeat.engine import checkpoint, log
+from videomaskfeat.errors import RunFailed, UserError
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,45 @@ def test_sigterm_finishes_step_saves_and_returns(tmp_path: Path, reference: Path
     assert signal.getsignal(signal.SIGTERM) is before
     assert train_toy(tmp_path).status == "finished"
     assert_same_run(tmp_path, reference)
+
+
+def test_signal_in_the_wait_for_data_saves_the_last_whole_step(tmp_path: Path, reference: Path) -> None:
+    """One micro-batch of step 8 is there, the other one never comes."""
+    loader = TroubledLoader(accumulate=2, at=15, trouble=signal.SIGTERM)
+    result = train_toy(tmp_path, loader=loader)
+    assert (result.status, result.progress.step) == ("interrupted", 7)
+    assert result.checkpoint == tmp_path / "checkpoints" / "step_00000007.pt"
+    assert result.checkpoint.is_file()
+    assert train_toy(tmp_path).status == "finished"
+    assert_same_run(tmp_path, reference)
+
+
+def test_signal_in_the_wait_for_the_first_batch_saves_the_beginning(tmp_path: Path, reference: Path) -> None:
+    result = train_toy(tmp_path, loader=TroubledLoader(accumulate=2, at=0, trouble=signal.SIGTERM))
+    assert (result.status, result.progress.step) == ("interrupted", 0)
+    assert result.checkpoint.is_file()
+    train_toy(tmp_path)
+    assert_same_run(tmp_path, reference)
+
+
+@pytest.mark.parametrize(
+    "error", [RunFailed("workers end"), UserError("10 videos in a row"), OSError("disk")]
+)
+def test_error_of_the_loader_comes_after_the_last_whole_step_is_saved(
+    tmp_path: Path, reference: Path, error: Exception
+) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        train_toy(tmp_path, loader=TroubledLoader(accumulate=2, at=15, trouble=error))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000004.pt", "step_00000007.pt"]
+    train_toy(tmp_path)
+    assert_same_run(tmp_path, reference)
+
+
+def test_error_of_the_loader_at_the_beginning_leaves_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="workers end"):
+        train_toy(tmp_path, loader=TroubledLoader(accumulate=2, at=1, trouble=RunFailed("workers end")))
+    assert not list((tmp_path / "checkpoints").glob("*"))
 
 
 def test_checkpoint_every_step_equals_few_checkpoints(tmp_path: Path, reference: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +52,9 @@ class ToyLoader:
     def batches_per_epoch(self) -> int:
         return STEPS_PER_EPOCH * self.accumulate
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[ToyBatch]:
+    def epoch(
+        self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[ToyBatch]:
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(epoch))
         parts = self.accumulate * distributed.world_size()
         for number in range(first_batch, self.batches_per_epoch):
@@ -60,6 +65,32 @@ class ToyLoader:
             if self.poisoned is not None:
                 inputs[index == self.poisoned] = float("nan")
             yield ToyBatch(inputs, index, tuple(f"bad {i}" for i in index.tolist() if i in self.failing))
+
+
+class TroubledLoader(ToyLoader):
+    """Before it gives batch number ``at``, counted over all epochs, it fails, or a signal reaches the wait.
+
+    Args:
+        trouble: the error that it raises, or the signal that it waits after.
+    """
+
+    def __init__(self, *, accumulate: int, at: int, trouble: Exception | signal.Signals) -> None:
+        super().__init__(accumulate=accumulate)
+        self.at, self.trouble, self.given = at, trouble, 0
+
+    def epoch(
+        self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[ToyBatch]:
+        for batch in super().epoch(epoch, first_batch):
+            if self.given == self.at:
+                if isinstance(self.trouble, Exception):
+                    raise self.trouble
+                os.kill(os.getpid(), self.trouble)
+                while not stop():
+                    time.sleep(0.01)
+                return
+            self.given += 1
+            yield batch
 
 
 def toy_model(dropout: float = 0.3) -> nn.Module:

@@ -6,15 +6,20 @@ import errno
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import simplejson
 import torch
+from safetensors.torch import load_file
 
+from tests.data.clip_parts import DeadlyClips
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.records import Records
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.tasks.methods.masked import MaskedPrediction
+from videomaskfeat.tasks.pretraining import pretrain_parts
 from videomaskfeat.tasks.recipe import normalise
 
 from .conftest import TINY
@@ -39,7 +44,11 @@ def assert_refused(result: tuple[int, str], *words: str, code: int = 2) -> None:
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
-    return [simplejson.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return rows_of(folder / "metrics.jsonl")
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [simplejson.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_run_leaves_everything_that_the_design_names(
@@ -194,6 +203,39 @@ def test_unreadable_videos_are_replaced_counted_and_listed(
         assert video.name in failures
         assert video.name in text
     assert rows(tmp_path / "run")[-1]["failures"] > 0
+
+
+def test_video_that_crashes_the_decoder_is_replaced_and_a_resumed_run_is_the_same(
+    pretrain: Pretrain, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(records: Records, **arguments: Any) -> DeadlyClips:
+        dataset = DeadlyClips(records, **arguments)
+        dataset.deeds = {5: "abort"}
+        return dataset
+
+    monkeypatch.setattr(pretrain_parts, "PretrainClips", make)
+    choices = ("optim.epochs=3", "run.checkpoint_minutes=0", "run.keep_checkpoints=12", "data.workers=1")
+    code, text = pretrain(*choices)
+    assert code == 3, text
+    run = tmp_path / "run"
+    (failure,) = rows_of(run / "failures.jsonl")
+    bad = (sample / "train.csv").read_text().splitlines()[5].split()[0]
+    assert failure["path"].endswith(bad)
+    assert failure["cause"] == "the decoder crashed (SIGABRT)"
+    assert "Traceback" not in text
+    assert (
+        text.count("is lost (the decoder crashed (SIGABRT)) while reading") == 4
+    )  # in epochs 0 and 1, not 2
+    weights, losses = load_file(run / "weights.safetensors"), [row["loss"] for row in rows(run)]
+    for checkpoint in (run / "checkpoints").iterdir():
+        if checkpoint.name > "step_00000005.pt":
+            checkpoint.unlink()
+    code, text = pretrain(*choices, "data.workers=2", "data.read_seconds=60")
+    assert code == 3, text
+    assert "step 5 of 12" in text
+    assert [row["loss"] for row in rows(run)] == losses
+    again = load_file(run / "weights.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 
 
 def test_too_many_unreadable_videos_stop_the_run(pretrain: Pretrain, sample: Path) -> None:

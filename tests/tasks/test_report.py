@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -271,7 +271,7 @@ class _Batch:
 class _Loader:
     batches_per_epoch = 4
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[_Batch]:
+    def epoch(self, epoch: int, first_batch: int, stop: Callable[[], bool]) -> Iterator[_Batch]:
         for _ in range(first_batch, 4):
             yield _Batch(torch.arange(2))
 

@@ -93,7 +93,7 @@ def run_check_data(options: argparse.Namespace) -> int:
             separator=options.separator,
             prefix=options.prefix,
             reader=options.reader,
-            workers=options.workers,
+            workers=options.workers or 1,  # never in this process, which a file could end
             min_frames=options.min_frames,
             decode=not options.quick,
             json_path=options.json,

@@ -30,6 +30,9 @@ class ActionDataConfig:
         None, "second, as the rows count, of each video's first frame (AVA: 0 or 900); null: found out"
     )
     workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process")
+    read_seconds: float = key(
+        120.0, "seconds without progress on one record after which a loader process is replaced"
+    )
     failure_share: float = key(
         0.01, "share of the key frames that may be unreadable before the run stops; above 0, one always may"
     )

@@ -23,6 +23,9 @@ class LabelledDataConfig:
     balanced: bool = key(False, "draw every class equally often in an epoch")
     reader: str = key("auto", "auto | decord | pyav: video reader; auto falls back to PyAV a file")
     workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process")
+    read_seconds: float = key(
+        120.0, "seconds without progress on one record after which a loader process is replaced"
+    )
     failure_share: float = key(
         0.01, "share of the list that may be unreadable before the run stops, 0..1; above 0, one always may"
     )

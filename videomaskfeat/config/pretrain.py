@@ -20,6 +20,9 @@ class DataConfig:
     prefix: str = key("", "folder put before every relative path of the lists")
     reader: str = key("auto", "auto | decord | pyav: video reader; auto falls back to PyAV a file")
     workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process")
+    read_seconds: float = key(
+        120.0, "seconds without progress on one record after which a loader process is replaced"
+    )
     failure_share: float = key(
         0.01, "share of the list that may be unreadable before the run stops, 0..1; above 0, one always may"
     )

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Generator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from videomaskfeat.data.ava_sources import OpenVideos, VideoSource
 from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch, empty_clips
 from videomaskfeat.data.boxed_crops import border_boxes, boxes_in_pixels
-from videomaskfeat.data.loader import end_workers, set_up_worker, start_method
+from videomaskfeat.data.loader import check_read_seconds
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_timed import TimedReader, check_size
+from videomaskfeat.data.reading import begin_reading, continue_reading
 from videomaskfeat.data.records_ava import KeyFrames
 from videomaskfeat.data.sampling import clip_span, key_frame_seconds
 from videomaskfeat.data.transforms import ClipGeometry, UniformCrop, WholeFrame
+from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool
 from videomaskfeat.errors import UserError, nearest
 
 Area = Literal["whole", "centre"]
@@ -124,6 +126,8 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
     ) -> tuple[list[int], tuple[BoxedClips, ...], list[Failure]]:
         """The key frames that can be read, all their views, and the others."""
         try:
+            # Of a video, since one that stops a worker would otherwise do so for hundreds of key frames.
+            begin_reading(source.path, int(self.key_frames.video[indices[0]]))
             return indices, self._views(self._open.get(source), source, indices), []
         except VideoReadError as error:
             self._open.drop(source)
@@ -157,6 +161,7 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         geometries: list[ClipGeometry] = []
         clips: list[Tensor] = []
         for places, picture in reader.each_at(seconds.reshape(-1)):
+            continue_reading()
             if not geometries:
                 geometries = [cut.sample(*picture.shape[:2]) for cut in self._cuts]
                 clips = [empty_clips((seconds.size, *geometry.size, 3)) for geometry in geometries]
@@ -244,6 +249,7 @@ class KeyFrameLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         prefetch_batches: int = 2,
+        read_seconds: float = READ_SECONDS,
     ) -> None:
         """Check the sizes; workers start with each iteration and end with it.
 
@@ -255,6 +261,7 @@ class KeyFrameLoader:
             world_size: processes that share the key frames.
             pin_memory: hand out page-locked batches, for fast copies to a GPU.
             prefetch_batches: batches that each worker makes ahead.
+            read_seconds: time that a worker may spend on one video without progress before it is replaced.
 
         Raises:
             UserError: a number that cannot be.
@@ -265,47 +272,38 @@ class KeyFrameLoader:
         ):
             if value < least:
                 raise UserError(f"{argument}={value}: must be at least {least}")
+        check_read_seconds(read_seconds)
         self.dataset = dataset
         every = dataset.batches(key_frames_per_batch) if len(dataset) else []
         first, last = (len(every) * part // world_size for part in (rank, rank + 1))
         self._batches = every[first:last]
-        self._loader: DataLoader[KeyFrameBatch | UserError] = DataLoader(
-            _BatchMaker(dataset),
-            batch_size=None,  # the sampler gives the key frames of whole batches
-            sampler=self._batches,
-            num_workers=workers,
-            prefetch_factor=prefetch_batches if workers else None,
-            pin_memory=pin_memory and torch.cuda.is_available(),
-            worker_init_fn=set_up_worker,
-            multiprocessing_context=start_method() if workers else None,
-            # Without a generator of its own, it would draw from torch's global one at every start.
-            generator=torch.Generator(),
-        )
+        self._options: dict[str, Any] = {
+            "workers": workers,
+            "ahead": prefetch_batches,
+            "read_seconds": read_seconds,
+            "pin_memory": pin_memory,
+            "lost": LostReadings(),
+        }
 
     def __len__(self) -> int:
         """Batches of this rank."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[KeyFrameBatch]:
-        """The batches of this rank."""
-        stream = iter(self._loader)
+    def __iter__(self) -> Generator[KeyFrameBatch, None, None]:
+        """The batches of this rank.
+
+        Raises:
+            UserError: a reader is not installed.
+            RunFailed: worker processes end again and again.
+        """
+        pool = WorkerPool(
+            self.dataset.batch,
+            iter(self._batches),
+            path_of=lambda reading: self.dataset.sources[reading[0]].path,
+            **self._options,
+        )
         try:
-            for result in stream:
-                if isinstance(result, UserError):
-                    raise result
-                yield result
+            while (batch := pool.take()) is not None:
+                yield batch
         finally:
-            end_workers(stream)
-
-
-class _BatchMaker(Dataset["KeyFrameBatch | UserError"]):
-    """Makes a whole batch from its key frames; a user's mistake comes back as a value, as in `ClipLoader`."""
-
-    def __init__(self, dataset: KeyFrameViews) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, indices: Sequence[int]) -> KeyFrameBatch | UserError:
-        try:
-            return self._dataset.batch(indices)
-        except UserError as error:
-            return error
+            pool.close()

@@ -8,16 +8,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
+
+from videomaskfeat.data.reading import in_worker
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A record that could not be read: its row in the list from 0, its path, the cause in a few words."""
+    """A record that could not be read.
+
+    index: its row in the list, from 0.
+    path: its path.
+    cause: in a few words.
+    lost_in_epoch: the epoch of training in which its reading has ended or stopped two workers; None if it
+        failed in another way.
+    """
 
     index: int
     path: str
     cause: str
+    lost_in_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -232,7 +241,7 @@ def join_clips(parts: Sequence[np.ndarray], memory: SharedClips | None = None) -
 def empty_clips(shape: tuple[int, ...]) -> Tensor:
     """uint8 memory; in a worker shared from the start, as torch's own collate has it, which saves a copy."""
     size = int(np.prod(shape))
-    if get_worker_info() is None or not size:
+    if not in_worker() or not size:
         return torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages: many fewer faults
     return _shared(size).view(shape)
 

@@ -1,34 +1,31 @@
 """Scan the videos of a list: what cannot be read, what is too short, odd, missing or there twice.
 
-The scan runs in processes of its own, so that a file on which a decoder crashes outright costs one process
-and not the scan.
+The scan runs in processes of its own, so that a file on which a decoder crashes outright, or which is never
+read to its end, costs a process and not the scan.
 """
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from videomaskfeat import io
 from videomaskfeat.data.check_report import CheckReport, Problem, Scan
+from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.reading import continue_reading
 from videomaskfeat.data.video import open_video
+from videomaskfeat.data.workers import READ_SECONDS, call_apart
 from videomaskfeat.errors import UserError
 
 Progress = Callable[[int, int], None]
 
 DECODED_FRAMES = 16  # read from each video, first and last included
 _IN_FLIGHT = 4  # files handed to each process in advance
-_CONTEXT = multiprocessing.get_context("spawn")  # not forked: a decoder's threads and locks do not survive it
-Call = tuple[Any, ...]
 
 
 def check_list(
@@ -38,6 +35,7 @@ def check_list(
     workers: int = 1,
     min_frames: int = 1,
     decode: bool = True,
+    read_seconds: float = READ_SECONDS,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Scan every video of a list.
@@ -45,10 +43,11 @@ def check_list(
     Args:
         records: (path, label or None) a row, in the list's order.
         reader: as in ``open_video``.
-        workers: processes that scan; 0 scans in this one.
+        workers: processes that scan; 0 scans in this one, which a file that crashes the decoder then ends.
         min_frames: a video with fewer is reported as ``short``.
         decode: whether 16 frames spread over each video are decoded too, first and last included. Without it
             only what the file says of itself is tested, which is much quicker.
+        read_seconds: time without progress on one file after which it counts as unreadable.
         progress: called with (files done, files in all), from this process.
 
     Returns:
@@ -68,12 +67,14 @@ def check_list(
     started = time.perf_counter()
     paths = list(first_row)
     scans: dict[str, Scan] = {}
-    for path, scan in _in_processes(_scan, [(path, reader, decode) for path in paths], workers):
-        scans[path] = scan if isinstance(scan, Scan) else Scan(path, cause=scan)
+    calls = [(path, reader, decode) for path in paths]
+    results = call_apart(_scan, calls, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
+    for path, scan in zip(paths, results, strict=True):
+        scans[path] = Scan(path, cause=scan.cause) if isinstance(scan, VideoReadError) else scan
         if progress is not None:
             progress(len(scans), len(paths))
     problems = _problems(rows, scans, first_row, min_frames)
-    problems += _equal_contents(rows, scans, first_row, workers)
+    problems += _equal_contents(rows, scans, first_row, workers, read_seconds)
     return CheckReport(
         rows=len(rows),
         scans=[scans[path] for path in paths],
@@ -107,6 +108,7 @@ def _digest(path: str) -> str:
     for name in _files(io.local_path(path)):
         with io.open_file(name, "rb") as file:
             while block := file.read(1 << 20):
+                continue_reading()
                 digest.update(block)
     return digest.hexdigest()
 
@@ -148,7 +150,11 @@ def _problems(
 
 
 def _equal_contents(
-    rows: Sequence[tuple[str, int | None]], scans: dict[str, Scan], first_row: dict[str, int], workers: int
+    rows: Sequence[tuple[str, int | None]],
+    scans: dict[str, Scan],
+    first_row: dict[str, int],
+    workers: int,
+    read_seconds: float,
 ) -> list[Problem]:
     """Files of different paths and the same bytes; only those of equal size are read for it."""
     by_size: dict[int, list[str]] = defaultdict(list)
@@ -157,8 +163,10 @@ def _equal_contents(
             by_size[scan.size_bytes].append(path)
     suspects = [(path,) for paths in by_size.values() if len(paths) > 1 for path in paths]
     by_digest: dict[str, list[str]] = defaultdict(list)
-    for path, digest in _in_processes(_digest, suspects, workers):
-        by_digest[digest].append(path)
+    digests = call_apart(_digest, suspects, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
+    for (path,), digest in zip(suspects, digests, strict=True):
+        if not isinstance(digest, VideoReadError):
+            by_digest[digest].append(path)
     problems = []
     for paths in by_digest.values():
         first, *others = sorted(paths, key=first_row.__getitem__)
@@ -172,56 +180,3 @@ def _duplicate(rows: Sequence[tuple[str, int | None]], row: int, first: int, wha
     if label != other:
         detail += f", but label {label} and not {other}"
     return Problem(row, path, "duplicate", detail)
-
-
-def _in_processes(
-    function: Callable[..., Any], calls: Sequence[Call], workers: int
-) -> Iterator[tuple[str, Any]]:
-    """(first argument, result) of each call, in the order in which they finish.
-
-    A call whose process dies is made again in a process of its own; if that dies too, the result is a
-    sentence that says so.
-    """
-    if workers == 0:
-        yield from ((call[0], function(*call)) for call in calls)
-        return
-    waiting = deque(calls)
-    while waiting:
-        crashed: list[Call] = []
-        with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=_CONTEXT) as pool:
-            yield from _until_crash(pool, function, waiting, workers * _IN_FLIGHT, crashed)
-        for call in crashed:
-            yield call[0], _alone(function, call)
-
-
-def _until_crash(
-    pool: ProcessPoolExecutor,
-    function: Callable[..., Any],
-    waiting: deque[Call],
-    in_flight: int,
-    crashed: list[Call],
-) -> Iterator[tuple[str, Any]]:
-    """Take calls from ``waiting`` until a process dies; those under way then go to ``crashed``."""
-    pending: dict[Future[Any], Call] = {}
-    while pending or (waiting and not crashed):
-        while waiting and not crashed and len(pending) < in_flight:
-            call = waiting.popleft()
-            try:
-                pending[pool.submit(function, *call)] = call
-            except BrokenProcessPool:
-                crashed.append(call)
-        done, _ = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            call = pending.pop(future)
-            if isinstance(future.exception(), BrokenProcessPool):
-                crashed.append(call)
-            else:
-                yield call[0], future.result()
-
-
-def _alone(function: Callable[..., Any], call: Call) -> Any:
-    with ProcessPoolExecutor(1, mp_context=_CONTEXT) as pool:
-        try:
-            return pool.submit(function, *call).result()
-        except BrokenProcessPool:
-            return "the decoder crashes on it"

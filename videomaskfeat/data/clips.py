@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips, join_clips
 from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.reading import ReadingLost, begin_reading
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError
 from videomaskfeat.data.transforms import ClipTransform
@@ -45,11 +46,13 @@ class SampleKey:
     """What a worker is asked for: a record of the list in an epoch.
 
     turn: how often the epoch has asked for this record before; above 0 only where classes are balanced.
+    given_up: records that are not tried, see `FailureCounter.given_up`.
     """
 
     epoch: int
     index: int
     turn: int = 0
+    given_up: frozenset[int] = frozenset()
 
 
 class ClipSample(Protocol):
@@ -203,7 +206,12 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             path = self.records[index].path
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
+                if index in key.given_up:
+                    raise VideoReadError(path, "its reading cost two workers in an earlier epoch")
+                begin_reading(path, key.epoch, key.index, key.turn, index)
                 return self._load(index, tuple(failures), rng)
+            except ReadingLost as error:
+                failures.append(Failure(index, path, error.cause, lost_in_epoch=key.epoch))
             except VideoReadError as error:
                 failures.append(Failure(index, path, error.cause))
             except ShortVideoError as error:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import count
-from typing import Any, Generic
+from types import TracebackType
+from typing import Any, Generic, cast
 
-import cv2
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips
 from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey, sample_generator
+from videomaskfeat.data.reading import Reading, in_worker
+from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool
 from videomaskfeat.errors import UserError
-from videomaskfeat.memory import keep_freed_memory
 
 __all__ = [
     "ClipLoader",
@@ -29,10 +24,7 @@ __all__ = [
     "FailureCounter",
     "PretrainBatch",
     "SampleKey",
-    "end_workers",
     "sample_generator",
-    "set_up_worker",
-    "start_method",
 ]
 
 logger = logging.getLogger(__name__)
@@ -81,6 +73,17 @@ class FailureCounter:
         """Go on from what `state_dict` gave."""
         self.failures = {entry["index"]: Failure(**entry) for entry in state["failures"]}
 
+    def given_up(self, epoch: int) -> frozenset[int]:
+        """Records that are not tried in an epoch, since each try costs two workers and perhaps minutes.
+
+        Those that were lost two epochs before or earlier: by then their failure is counted on every rank and
+        in every checkpoint, so that a resumed run, and any rank, gives up the same ones at the same time.
+        """
+        failures = self.failures.values()
+        return frozenset(
+            one.index for one in failures if one.lost_in_epoch is not None and one.lost_in_epoch <= epoch - 2
+        )
+
     def add(self, failures: Iterable[Failure]) -> None:
         """Count failures; each record is counted and logged once, however often it comes.
 
@@ -88,9 +91,12 @@ class FailureCounter:
             UserError: more records have failed than may.
         """
         for failure in failures:
-            if failure.index not in self.failures:
+            known = self.failures.get(failure.index)
+            if known is None:
                 self.failures[failure.index] = failure
                 logger.warning("unreadable %s, replaced: %s: %s", self._unit, failure.path, failure.cause)
+            elif known.lost_in_epoch is None and failure.lost_in_epoch is not None:
+                self.failures[failure.index] = replace(known, lost_in_epoch=failure.lost_in_epoch)
         if len(self.failures) > self.allowed:
             shown = [f"{failure.path} ({failure.cause})" for failure in list(self.failures.values())[:10]]
             more = len(self.failures) - len(shown)
@@ -109,10 +115,11 @@ class ClipLoader(Generic[BatchT]):
     number of workers nor that of ranks changes what a step holds, and any batch can be the first one to be
     made, so (epoch, batch number) is all the state that a resumed run needs.
 
-    Workers are forked from a server process that has imported the package and nothing else ("forkserver";
-    "spawn" where a system has none). Forking the training process itself, with its OpenMP, decoder, CUDA and
-    logging threads, can leave a worker with locks that nobody will ever release. Hence, as everywhere with
-    that start method, a script of one's own must start its work under ``if __name__ == "__main__":``.
+    Workers that end or hang are replaced, see `WorkerPool`, and the stream of batches goes on as if nothing
+    had happened. If the reading of a record ends or stops a second worker too, the record fails in this
+    sample and is replaced as an unreadable one is. That is decided for each sample by itself, by the same
+    file and the same draws, so it comes out alike in a resumed run, which knows nothing of it, and on any
+    rank.
     """
 
     def __init__(
@@ -128,7 +135,9 @@ class ClipLoader(Generic[BatchT]):
         shuffle: bool = True,
         read_ahead: bool = True,
         prefetch_batches: int = 2,
-        renew_after: int = 50_000,
+        read_seconds: float = READ_SECONDS,
+        renew_megabytes: float = 100.0,
+        readings_to_settle: int = 1_000,
     ) -> None:
         """Check the sizes; workers start with the first batch.
 
@@ -143,10 +152,13 @@ class ClipLoader(Generic[BatchT]):
             shuffle: a new order each epoch; otherwise the list's own.
             read_ahead: at the end of an epoch the workers go on with the next one, so that no time is lost
                 between epochs. Switch it off where epochs do not follow each other, as in evaluation.
-            prefetch_batches: batches that each worker makes ahead; with the batch size, bounds the memory.
-            renew_after: videos that a worker reads before a fresh process takes its place. PyAV keeps about a
-                kilobyte of each video for good (decord next to nothing); this holds it below 50 MB a worker,
-                for one short pause in half an hour or more.
+            prefetch_batches: batches that each worker makes ahead, or more if the workers together would
+                otherwise not hold a whole step; with the batch size, bounds the memory.
+            read_seconds: time that a worker may spend on one record without progress before it is replaced.
+            renew_megabytes: growth of a worker's own memory after which a fresh process takes its place; the
+                others go on. PyAV keeps 0.5 to 5.9 kB of every opened video for good, depending on the file
+                (decord next to nothing): a renewal every 18,000 videos or more.
+            readings_to_settle: records that a worker reads before its growth is measured.
 
         Raises:
             UserError: a number that cannot be, or a batch that does not divide evenly or is larger than the
@@ -155,64 +167,97 @@ class ClipLoader(Generic[BatchT]):
         for argument, value, least in (("accumulate", accumulate, 1), ("workers", workers, 0)):
             if value < least:
                 raise UserError(f"{argument}={value}: must be at least {least}")
+        check_read_seconds(read_seconds)
         videos = _videos_a_step(dataset, batch_size, world_size * accumulate)
         self.dataset = dataset
+        self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
+        """Epoch -> records that are not tried in it: `FailureCounter.given_up` of a training's counter."""
         self.batches_per_epoch = len(dataset) // videos * accumulate
         """Micro-batches that this rank gets in an epoch."""
         self._read_ahead = read_ahead
         self._keys = _KeyStream(dataset, videos, accumulate, rank, world_size, shuffle)
-        # Without a generator of its own, a loader would draw from torch's global one at every start.
-        self._loader: DataLoader[BatchT | UserError] = DataLoader(
-            _BatchMaker[BatchT](dataset, ahead=prefetch_batches),
-            batch_size=None,  # the sampler gives the keys of whole batches
-            sampler=self._keys,
-            num_workers=workers,
-            prefetch_factor=prefetch_batches if workers else None,
-            pin_memory=pin_memory and torch.cuda.is_available(),
-            worker_init_fn=set_up_worker,
-            multiprocessing_context=start_method() if workers else None,
-            generator=torch.Generator().manual_seed(dataset.seed),
-        )
-        self._stream: Iterator[BatchT | UserError] | None = None
-        self._position = (0, 0)  # epoch and batch that the stream gives next
-        videos_a_batch = videos // (world_size * accumulate)
-        self._batches_a_stream = max(renew_after * workers // videos_a_batch, 1) if workers else math.inf
-        self._batches_left = 0.0
+        # The training loop takes the batches of a whole step at once.
+        ahead = max(prefetch_batches, math.ceil(accumulate / max(workers, 1)))
+        self._make = _BatchMaker(dataset, ahead=ahead)
+        self._options: dict[str, Any] = {
+            "workers": workers,
+            "ahead": ahead,
+            "read_seconds": read_seconds,
+            "renew_megabytes": renew_megabytes,
+            "readings_to_settle": readings_to_settle,
+            "pin_memory": pin_memory,
+            "lost": LostReadings(),
+        }
+        self._pool: WorkerPool[_BatchKeys, BatchT] | None = None
+        self._position = (0, 0)  # epoch and batch that the pool gives next
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[BatchT]:
+    def epoch(
+        self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[BatchT]:
         """The batches of an epoch, from ``first_batch`` on; those before it cost nothing.
+
+        Args:
+            epoch: from 0.
+            first_batch: number of the first batch, from 0.
+            stop: asked about twice a second while a batch is waited for; once it is true, there are no more.
 
         Raises:
             UserError: the list cannot be read (see `RecordClips`).
+            RunFailed: worker processes end again and again.
         """
-        for batch in range(first_batch, self.batches_per_epoch):
-            yield self._batch(epoch, batch)
+        for number in range(first_batch, self.batches_per_epoch):
+            batch = self._batch(epoch, number, stop)
+            if batch is None:
+                return
+            yield batch
 
     def close(self) -> None:
         """End the workers; a later batch starts them anew."""
-        stream, self._stream = self._stream, None
-        end_workers(stream)
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
-    def _batch(self, epoch: int, batch: int) -> BatchT:
-        if self._stream is None or self._position != (epoch, batch) or not self._batches_left:
+    def __enter__(self) -> ClipLoader[BatchT]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _path_of(self, reading: Reading) -> str:
+        return self.dataset.records[reading[-1]].path
+
+    def _batch(self, epoch: int, number: int, stop: Callable[[], bool]) -> BatchT | None:
+        """A batch, or None if ``stop`` is true."""
+        if self._pool is None or self._position != (epoch, number):
             self.close()
-            self._keys.start = (epoch, batch)
-            self._keys.end_epoch = None if self._read_ahead else epoch + 1
-            self._stream = iter(self._loader)
-            self._batches_left = self._batches_a_stream
-        self._batches_left -= 1
+            keys = self._keys.stream((epoch, number), end_epoch=None if self._read_ahead else epoch + 1)
+            self._pool = WorkerPool(self._make, keys, path_of=self._path_of, **self._options)
+        self._keys.now, self._keys.given_up = epoch, self.given_up
         try:
-            result = next(self._stream)
-            if isinstance(result, UserError):
-                raise result
+            batch = self._pool.take(stop)
         except BaseException:
             self.close()
             raise
-        last = batch + 1 == self.batches_per_epoch
-        self._position = (epoch + 1, 0) if last else (epoch, batch + 1)
+        if batch is None:
+            self.close()
+            return None
+        last = number + 1 == self.batches_per_epoch
+        self._position = (epoch + 1, 0) if last else (epoch, number + 1)
         if last and not self._read_ahead:
             self.close()
-        return _own(result)
+        return cast(BatchT, _own(batch))
+
+
+def check_read_seconds(seconds: float) -> None:
+    """Refuse a time without meaning.
+
+    Raises:
+        UserError: it is not above 0.
+    """
+    if not seconds > 0:
+        raise UserError(f"read_seconds={seconds:g}: must be above 0; 120 is the default")
 
 
 def _own(batch: Any) -> Any:
@@ -240,8 +285,8 @@ def _videos_a_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) 
     return videos
 
 
-class _KeyStream(Sampler[_BatchKeys]):
-    """The keys of this rank's batches from ``start`` on, epoch after epoch until ``end_epoch``."""
+class _KeyStream:
+    """The keys of this rank's batches."""
 
     def __init__(
         self,
@@ -252,20 +297,27 @@ class _KeyStream(Sampler[_BatchKeys]):
         world_size: int,
         shuffle: bool,
     ) -> None:
-        self.start = (0, 0)
-        self.end_epoch: int | None = None
+        self.now = 0  # the epoch that the caller is in
+        self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
         self._dataset, self._shuffle = dataset, shuffle
         self._videos, self._accumulate = videos, accumulate
         self._rank, self._world_size = rank, world_size
 
-    def __iter__(self) -> Iterator[_BatchKeys]:
-        first_epoch, first_batch = self.start
+    def stream(self, start: tuple[int, int], *, end_epoch: int | None) -> Iterator[_BatchKeys | None]:
+        """The keys from an epoch and batch on, epoch after epoch.
+
+        None for an epoch after the next one: which records are given up in it is not known yet.
+        """
+        first_epoch, first_batch = start
         for epoch in count(first_epoch):
-            if epoch == self.end_epoch:
+            if epoch == end_epoch:
                 return
+            while epoch > self.now + 1:
+                yield None
             parts = self._epoch(epoch)  # [batches, videos, 2]
+            given_up = self.given_up(epoch)
             for part in parts[first_batch:]:
-                yield tuple(SampleKey(epoch, int(index), int(turn)) for index, turn in part)
+                yield tuple(SampleKey(epoch, int(index), int(turn), given_up) for index, turn in part)
             first_batch = 0
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -288,76 +340,19 @@ def _turns(order: np.ndarray) -> np.ndarray:
     return turns
 
 
-class _BatchMaker(Dataset["BatchT | UserError"], Generic[BatchT]):
+class _BatchMaker(Generic[BatchT]):
     """Makes a whole batch from its keys.
-
-    A user's mistake comes back as a value: raised in a worker it would reach the caller wrapped, with a
-    traceback in its message.
 
     Args:
         dataset: makes the samples.
-        ahead: batches that a worker makes before the first of them is taken. A worker is asked for another
-            one when the caller has received one, so one slot more than that is never overwritten too early.
+        ahead: batches that a worker makes before the first of them is taken. A worker is given another task
+            when the caller has received a batch, so one slot more than that is never overwritten too early.
     """
 
     def __init__(self, dataset: RecordClips[Any, BatchT], *, ahead: int) -> None:
         self._dataset = dataset
         self._memory = SharedClips(ahead + 1)
 
-    def __getitem__(self, keys: _BatchKeys) -> BatchT | UserError:
-        memory = None if get_worker_info() is None else self._memory
-        try:
-            return self._dataset.collate([self._dataset[key] for key in keys], memory)
-        except UserError as error:
-            return error
-
-
-def set_up_worker(worker: int) -> None:
-    """One thread a worker, since the workers themselves are the parallelism; and no end by a signal.
-
-    Ctrl-C and a cluster's SIGTERM reach the whole process group: the training process then finishes its step,
-    for which it needs its workers, and ends them itself. Where it is killed it cannot: then they end with it.
-    """
-    _end_with_the_training()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    keep_freed_memory()  # for the frames of the next video
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
-def _end_with_the_training() -> None:
-    """End this worker when the process that asked for it is gone.
-
-    torch's own watch looks at the parent: with a "forkserver" that is the server, which lives on for as long
-    as one of its workers does.
-    """
-    training = multiprocessing.parent_process()
-    if training is not None:
-
-        def wait() -> None:
-            training.join()
-            os._exit(1)
-
-        threading.Thread(target=wait, daemon=True).start()
-
-
-def end_workers(stream: Any) -> None:
-    """End the worker processes behind an iterator of a ``DataLoader``, if there are any.
-
-    Dropping the iterator would end them too, but only with the last reference, which the traceback of an
-    error may hold, and then after a wait of five seconds.
-    """
-    if hasattr(stream, "_shutdown_workers"):
-        stream._shutdown_workers()
-        for worker in stream._workers:
-            worker.kill()  # one that hangs in a read: they ignore the gentler signal that torch sends
-
-
-def start_method() -> str:
-    """How worker processes start: by a server that has imported this module, where the system has one."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    # The server imports this once, before it forks any worker.
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
-    return "forkserver"
+    def __call__(self, keys: _BatchKeys) -> BatchT:
+        samples = [self._dataset[key] for key in keys]
+        return self._dataset.collate(samples, self._memory if in_worker() else None)

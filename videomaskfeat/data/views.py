@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import Failure, ViewsBatch, empty_clips
-from videomaskfeat.data.loader import end_workers, set_up_worker, start_method
+from videomaskfeat.data.loader import check_read_seconds
 from videomaskfeat.data.reader import VideoReader, VideoReadError
+from videomaskfeat.data.reading import begin_reading, continue_reading
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import (
     SHORT_VIDEO_POLICIES,
@@ -24,6 +25,7 @@ from videomaskfeat.data.sampling import (
 )
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle, UniformCrop, resize_frame
 from videomaskfeat.data.video import open_video
+from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool
 from videomaskfeat.errors import UserError, nearest
 
 __all__ = ["EvaluationViews", "Failure", "VideoViews", "ViewLoader", "ViewsBatch"]
@@ -194,6 +196,7 @@ class EvaluationViews(Dataset[VideoViews]):
         record = self.records[index]
         label = -1 if record.label is None else record.label
         try:
+            begin_reading(record.path, index)
             with open_video(record.path, _READERS.get(self._reader, self._reader)) as video:
                 self._fill(clips[: self.views * self.crops], video)
         except VideoReadError as error:
@@ -208,6 +211,7 @@ class EvaluationViews(Dataset[VideoViews]):
         clips = clips.reshape(self.views, self.crops, *clips.shape[1:])
         geometries: list[ClipGeometry] = []  # of the crops; they differ in their windows alone
         for number, picture in video.each(np.unique(indices)):
+            continue_reading()
             height, width = picture.shape[:2]
             if not geometries:
                 geometries = [cut.sample(height, width) for cut in self._cuts]
@@ -247,6 +251,7 @@ class ViewLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         prefetch_batches: int = 2,
+        read_seconds: float = READ_SECONDS,
     ) -> None:
         """Check the sizes; workers start with each iteration and end with it.
 
@@ -258,6 +263,7 @@ class ViewLoader:
             world_size: processes that share the list.
             pin_memory: hand out page-locked batches, for fast copies to a GPU.
             prefetch_batches: batches that each worker makes ahead.
+            read_seconds: time that a worker may spend on one video without progress before it is replaced.
 
         Raises:
             UserError: a number that cannot be.
@@ -265,52 +271,39 @@ class ViewLoader:
         for argument, value, least in (("videos_per_batch", videos_per_batch, 1), ("workers", workers, 0)):
             if value < least:
                 raise UserError(f"{argument}={value}: must be at least {least}")
+        check_read_seconds(read_seconds)
         rows = range(rank, len(dataset), world_size)
         self.dataset = dataset
         self._batches = [
             rows[start : start + videos_per_batch] for start in range(0, len(rows), videos_per_batch)
         ]
-        self._loader: DataLoader[ViewsBatch | UserError] = DataLoader(
-            _ViewsMaker(dataset),
-            batch_size=None,  # the sampler gives the rows of whole batches
-            sampler=self._batches,
-            num_workers=workers,
-            prefetch_factor=prefetch_batches if workers else None,
-            pin_memory=pin_memory and torch.cuda.is_available(),
-            worker_init_fn=set_up_worker,
-            multiprocessing_context=start_method() if workers else None,
-            # Without a generator of its own, it would draw from torch's global one at every start.
-            generator=torch.Generator(),
-        )
+        self._options: dict[str, Any] = {
+            "workers": workers,
+            "ahead": prefetch_batches,
+            "read_seconds": read_seconds,
+            "pin_memory": pin_memory,
+            "lost": LostReadings(),
+        }
 
     def __len__(self) -> int:
         """Batches of this rank."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[ViewsBatch]:
+    def __iter__(self) -> Generator[ViewsBatch, None, None]:
         """The batches of this rank.
 
         Raises:
             UserError: the reader is unknown or not installed.
+            RunFailed: worker processes end again and again.
         """
-        stream = iter(self._loader)
+        pool = WorkerPool(
+            self.dataset.batch,
+            iter(self._batches),
+            path_of=lambda reading: self.dataset.records[reading[0]].path,
+            **self._options,
+        )
         try:
-            for result in stream:
-                if isinstance(result, UserError):
-                    raise result
-                yield result
+            while (batch := pool.take()) is not None:
+                yield batch
         finally:
-            end_workers(stream)
-
-
-class _ViewsMaker(Dataset["ViewsBatch | UserError"]):
-    """Makes a whole batch from its rows; a user's mistake comes back as a value, as in `ClipLoader`."""
-
-    def __init__(self, dataset: EvaluationViews) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, rows: Sequence[int]) -> ViewsBatch | UserError:
-        try:
-            return self._dataset.batch(rows)
-        except UserError as error:
-            return error
+            pool.close()

@@ -42,8 +42,11 @@ class Loader(Protocol[BatchT_co]):
         """Micro-batches that this rank gets in an epoch, the same on every rank."""
         ...
 
-    def epoch(self, epoch: int, first_batch: int = 0, /) -> Iterator[BatchT_co]:
-        """The batches of an epoch from ``first_batch`` on, a pure function of both numbers."""
+    def epoch(self, epoch: int, first_batch: int, stop: Callable[[], bool], /) -> Iterator[BatchT_co]:
+        """The batches of an epoch from ``first_batch`` on, a pure function of both numbers.
+
+        A wait for a batch ends soon after ``stop`` has become true; then there are no more batches.
+        """
         ...
 
 

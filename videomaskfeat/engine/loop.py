@@ -93,8 +93,11 @@ def train(
             into ``extra``; numbers that it returns, the same on every rank, are logged by their names.
         extra: further state to save and restore, by name.
 
+    A signal or an error of the loader ends the run after the last whole step has been saved.
+
     Raises:
         UserError: the run folder or checkpoint belongs to another config or model, or is damaged.
+        UserError, RunFailed: the loader raised it, on this rank or on another.
         TrainingStopped: the loss or the gradient is not finite.
         SaveFailed: a checkpoint could not be written.
     """
@@ -161,6 +164,19 @@ class _Run(Generic[BatchT]):
 
 
 @dataclass(frozen=True)
+class _StepBatches(Generic[BatchT]):
+    """The micro-batches of one step, or why there are none: then there are none on any rank."""
+
+    batches: list[BatchT]
+    seconds: float
+    """Time spent waiting for them."""
+    stopped: bool = False
+    """A signal ended the wait."""
+    error: Exception | None = None
+    """What the loader raised."""
+
+
+@dataclass(frozen=True)
 class _Gradients:
     """What the micro-batches of one step left behind, besides the gradients themselves."""
 
@@ -168,7 +184,6 @@ class _Gradients:
     names: list[str]  # of the metrics
     indices: list[Tensor]  # of each micro-batch
     failures: tuple[Any, ...]
-    data_seconds: float
 
 
 def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainResult:
@@ -176,12 +191,19 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
     progress, options = run.state.progress, run.options
     record: dict[str, Any] = {}
     path = run.checkpoints.path(progress.step)
-    saved_at = time.monotonic()
+    saved_at, saved_step = time.monotonic(), progress.step
     run.model.train()
-    with closing(_batches(run)) as batches:
+    with closing(_batches(run, stop)) as stream:
         while progress.step < run.total_steps:
+            step_batches = _fetch(run, stream)
+            if step_batches.error is not None or step_batches.stopped:
+                if step_batches.stopped or progress.step > saved_step:
+                    path = _save(run, log)
+                if step_batches.error is not None:
+                    raise step_batches.error
+                return TrainResult("interrupted", progress, path, record)
             minutes = (time.monotonic() - saved_at) / 60.0
-            record, failures, stopping, save_due = _optimiser_step(run, batches, stop, minutes)
+            record, failures, stopping, save_due = _optimiser_step(run, step_batches, stop, minutes)
             last = progress.step == run.total_steps
             if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
                 record |= _evaluate(run, run.evaluate)
@@ -191,14 +213,44 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
                 _report(run, run.on_failures, failures, log)
             if stopping or save_due or last or _is_multiple(progress.step, options.milestone_every):
                 path = _save(run, log)
-                saved_at = time.monotonic()
+                saved_at, saved_step = time.monotonic(), progress.step
             if stopping and not last:
                 return TrainResult("interrupted", progress, path, record)
     return TrainResult("finished", progress, path, record)
 
 
+def _fetch(run: _Run[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
+    """The micro-batches of the next step; all ranks must call it, and all go on or none.
+
+    They are taken before anything is computed. So a signal or an error while one rank waits for its data
+    leaves every rank at the end of the same whole step, with nothing of the next one in weights, buffers or
+    random states, and that is what is saved.
+    """
+    asked = time.perf_counter()
+    count = run.options.accumulate
+    batches: list[BatchT] = []
+    error: Exception | None = None
+    try:
+        batches.extend(itertools.islice(stream, count))
+    except Exception as caught:  # raised below, after the last whole step is saved
+        error = caught
+    seconds = time.perf_counter() - asked
+    own = torch.tensor([len(batches) < count, error is not None], dtype=torch.float32)
+    lacking, failed = distributed.mean_over_ranks(own).tolist()
+    if not lacking:
+        return _StepBatches(batches, seconds)
+    if failed:
+        told = distributed.gather_objects(
+            None if error is None else (isinstance(error, UserError), str(error))
+        )
+        if error is None:  # another rank's
+            number, (mistake, text) = next((rank, one) for rank, one in enumerate(told) if one is not None)
+            error = UserError(text) if mistake else RunFailed(f"rank {number}: {text}")
+    return _StepBatches([], seconds, stopped=not failed, error=error)
+
+
 def _optimiser_step(
-    run: _Run[BatchT], batches: Iterator[BatchT], stop: StopSignals, minutes_since_save: float
+    run: _Run[BatchT], data: _StepBatches[BatchT], stop: StopSignals, minutes_since_save: float
 ) -> tuple[dict[str, Any], list[Any], bool, bool]:
     """One step of the optimiser.
 
@@ -209,7 +261,7 @@ def _optimiser_step(
     state = run.state
     lr = run.learning_rate(run.epoch)
     set_learning_rate(state.optimizer, lr)
-    gradients = _accumulate(run, batches)
+    gradients = _accumulate(run, data.batches)
     norm = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
     if run.options.clip_norm is not None:
         clip_grads_with_norm_(run.parameters, run.options.clip_norm, norm)
@@ -218,7 +270,7 @@ def _optimiser_step(
     # step. The wait stands before the optimiser step, since a loss that is not finite must not reach the
     # weights; what it costs is the time to start the optimiser's few fused kernels.
     save_due = minutes_since_save >= run.options.save_minutes
-    own = [stop.requested, save_due, bool(gradients.failures), gradients.data_seconds]
+    own = [stop.requested, save_due, bool(gradients.failures), data.seconds]
     device = gradients.values.device
     values = torch.cat([gradients.values, norm.reshape(1).float(), torch.tensor(own, device=device)])
     *shared, grad_norm, stopping, saving, failed, data_seconds = distributed.mean_over_ranks(values).tolist()
@@ -237,7 +289,7 @@ def _optimiser_step(
     failures = (
         [one for rank in distributed.gather_objects(gradients.failures) for one in rank] if failed else []
     )
-    seconds = time.perf_counter() - started
+    seconds = data.seconds + time.perf_counter() - started
     samples = sum(index.numel() for index in gradients.indices) * distributed.world_size()
     state.progress.advance(
         steps_per_epoch=run.steps_per_epoch, samples=samples, failures=len(failures), seconds=seconds
@@ -259,18 +311,15 @@ def _optimiser_step(
     return record, failures, stopping > 0, saving > 0
 
 
-def _accumulate(run: _Run[BatchT], batches: Iterator[BatchT]) -> _Gradients:
-    """Forward and backward of the micro-batches of one step."""
+def _accumulate(run: _Run[BatchT], batches: list[BatchT]) -> _Gradients:
+    """Forward and backward of the micro-batches of one step, which are dropped from the list one by one."""
     count, device = run.options.accumulate, run.state.device
     losses: list[Tensor] = []
     metrics: list[Mapping[str, Tensor]] = []
     indices: list[Tensor] = []
     failures: list[Any] = []
-    data_seconds = 0.0
     for number in range(count):
-        asked = time.perf_counter()
-        batch = next(batches)
-        data_seconds += time.perf_counter() - asked
+        batch = batches.pop(0)
         indices.append(batch.index)
         failures += batch.failures
         # Gradients are averaged over the ranks once, in the backward of the last micro-batch.
@@ -282,7 +331,7 @@ def _accumulate(run: _Run[BatchT], batches: Iterator[BatchT]) -> _Gradients:
         metrics.append(further)
     names = list(metrics[0])
     means = [torch.stack([one[name].detach().float() for one in metrics]).mean() for name in names]
-    return _Gradients(torch.stack([*losses, *means]), names, indices, tuple(failures), data_seconds)
+    return _Gradients(torch.stack([*losses, *means]), names, indices, tuple(failures))
 
 
 def _not_finite(run: _Run[BatchT], gradients: _Gradients, loss: float, grad_norm: float) -> str:
@@ -302,14 +351,21 @@ def _not_finite(run: _Run[BatchT], gradients: _Gradients, loss: float, grad_norm
     )
 
 
-def _batches(run: _Run[BatchT]) -> Generator[BatchT, None, None]:
-    """All micro-batches from the present position on, epoch after epoch."""
+def _batches(run: _Run[BatchT], stop: StopSignals) -> Generator[BatchT, None, None]:
+    """All micro-batches from the present position on, epoch after epoch, until a signal ends a wait."""
     epoch = run.state.progress.epoch
     first = run.state.progress.epoch_step * run.options.accumulate
     while True:
         # An epoch's last micro-batches that make no whole step are left out.
         count = run.steps_per_epoch * run.options.accumulate - first
-        yield from itertools.islice(run.loader.epoch(epoch, first), count)
+        epoch_batches = run.loader.epoch(epoch, first, lambda: stop.requested)
+        given = 0
+        for batch in itertools.islice(epoch_batches, count):
+            yield batch
+            given += 1
+        if given < count:
+            assert stop.requested, "the loader has given fewer batches than it has"
+            return
         epoch, first = epoch + 1, 0
 
 

@@ -16,6 +16,7 @@ from videomaskfeat.data.clips import sample_generator
 from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
+from videomaskfeat.data.workers import call_apart
 from videomaskfeat.engine.distributed import choose_device
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
@@ -106,9 +107,13 @@ def draw_videos(
     recipe: PretrainRecipe,
     seed: int = 0,
     reader: str = "auto",
+    workers: int = 0,
     columns: int = 8,
 ) -> Visualized:
     """Draw videos with a model in memory; its training mode is restored. See :func:`visualize`.
+
+    Args:
+        workers: 1 reads the videos in another process, where one that crashes the decoder is a failure.
 
     Raises:
         UserError: the mask is wrong, or the target cannot be drawn.
@@ -120,12 +125,13 @@ def draw_videos(
     was_training = model.training
     model.eval()
     try:
-        for index, video in enumerate(videos):
-            try:
-                frames, indices = _middle_clip(video, recipe, reader)
-            except (VideoReadError, ShortVideoError) as error:
-                failures.append(error)
+        calls = [(video, recipe, reader) for video in videos]
+        clips = call_apart(_middle_clip, calls, workers=workers)
+        for index, ((video, *_), clip) in enumerate(zip(calls, clips, strict=True)):
+            if isinstance(clip, Exception):
+                failures.append(clip)
                 continue
+            frames, indices = clip
             mask = _draw_mask(recipe, sample_generator(seed, 0, index))
             drawing = replace(
                 _predict(model, target, frames, mask, recipe),
@@ -166,8 +172,17 @@ def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
     return target
 
 
-def _middle_clip(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.ndarray, np.ndarray]:
+def _middle_clip(
+    video: str, recipe: PretrainRecipe, reader: str
+) -> tuple[np.ndarray, np.ndarray] | VideoReadError | ShortVideoError:
     """Frames uint8 [T, H, W, 3] of the centre crop of the clip in the middle, and their numbers [T]."""
+    try:
+        return _read_middle(video, recipe, reader)
+    except (VideoReadError, ShortVideoError) as error:
+        return error
+
+
+def _read_middle(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.ndarray, np.ndarray]:
     clip = recipe.clip
     with open_video(video, reader) as source:
         indices = clip_indices_view(

@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 FREE_KEYS = (
     "model.weights_key",
     "data.workers",
+    "data.read_seconds",
     "data.failure_share",
     "evaluate.views",
     "evaluate.crops",
@@ -200,6 +201,7 @@ class _Run:
                 self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
+        self.loader.given_up = counter.given_up
         config = self.config
         options = loop_options(
             config.optim, config.run, self.loader, evaluate_epochs=config.evaluate.epochs, bf16=self.bf16

@@ -189,6 +189,7 @@ def training_loader(
         batch_size=config.optim.batch_size,
         accumulate=config.optim.accumulate,
         workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
         rank=rank,
         world_size=world_size,
         pin_memory=config.run.device != "cpu",

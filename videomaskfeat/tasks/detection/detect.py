@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 FREE_KEYS = (
     "model.weights_key",
     "data.workers",
+    "data.read_seconds",
     "data.failure_share",
     "evaluate.flip",
     "evaluate.scales",
@@ -239,6 +240,7 @@ class _Run:
                 self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
+        self.loader.given_up = counter.given_up
         config = self.config
         return train(
             model=self.network,

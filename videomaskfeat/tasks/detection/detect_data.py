@@ -105,6 +105,7 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
         batch_size=config.optim.batch_size,
         accumulate=config.optim.accumulate,
         workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=config.run.device != "cpu",

@@ -111,6 +111,7 @@ def training_pairs(config: PretrainConfig, *, rank: int, world_size: int, **part
         batch_size=config.optim.batch_size,
         accumulate=config.optim.accumulate,
         workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
         rank=rank,
         world_size=world_size,
         pin_memory=config.run.device != "cpu",
@@ -132,6 +133,7 @@ def heldout_pairs(config: PretrainConfig, **parts: Any) -> ClipLoader[Any] | Non
         dataset,
         batch_size=2 * max(size for size in range(1, HELDOUT_BATCH // 2 + 1) if videos % size == 0),
         workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
         shuffle=False,
         read_ahead=False,
     )

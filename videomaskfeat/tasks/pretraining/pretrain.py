@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 FREE_KEYS = (
     "data.validation",
     "data.workers",
+    "data.read_seconds",
     "data.failure_share",
     "optim.accumulate",
     "probe.train",
@@ -141,6 +142,7 @@ class _Run:
         self.run_folder.say(plan)
 
     def _train(self, counter: FailureCounter) -> TrainResult:
+        self.loader.given_up = counter.given_up
         config, method = self.config, self.method
         options = loop_options(
             config.optim, config.run, self.loader, evaluate_epochs=config.run.evaluate_epochs, bf16=self.bf16
@@ -253,9 +255,13 @@ class _Run:
         videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
         if not videos:
             return
-        reader = self.config.data.reader
         drawn = draw_videos(
-            self.student, videos, self.folder / "pictures", recipe=self.method.recipe, reader=reader
+            self.student,
+            videos,
+            self.folder / "pictures",
+            recipe=self.method.recipe,
+            reader=self.config.data.reader,
+            workers=min(self.config.data.workers, 1),
         )
         for failure in drawn.failures:
             logger.warning("not drawn: %s", failure)

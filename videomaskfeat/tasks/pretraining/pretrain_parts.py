@@ -222,6 +222,7 @@ def training_loader(config: PretrainConfig, *, rank: int, world_size: int) -> Cl
         batch_size=config.optim.batch_size,
         accumulate=config.optim.accumulate,
         workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
         rank=rank,
         world_size=world_size,
         pin_memory=config.run.device != "cpu",
@@ -246,6 +247,7 @@ def heldout_loader(config: PretrainConfig) -> ClipLoader | None:
         # A loader leaves out what does not fill a batch, so take one that divides the number of clips.
         batch_size=max(size for size in range(1, HELDOUT_BATCH + 1) if clips % size == 0),
         workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
         shuffle=False,
         read_ahead=False,
     )

@@ -43,6 +43,7 @@ _FEW_CODES = 0.25  # share of the codes that could be in use, below which a word
 FREE_KEYS = (
     "data.validation",
     "data.workers",
+    "data.read_seconds",
     "data.failure_share",
     "run.folder",
     "run.device",
@@ -159,6 +160,7 @@ class _Run:
         )
 
     def _train(self, counter: FailureCounter) -> TrainResult:
+        self.loader.given_up = counter.given_up
         config = self.config
         options = loop_options(
             config.optim, config.run, self.loader, evaluate_epochs=config.run.evaluate_epochs, bf16=self.bf16

@@ -169,6 +169,7 @@ def training_loader(config: TokenizerConfig) -> ClipLoader[Any]:
         batch_size=config.optim.batch_size,
         accumulate=config.optim.accumulate,
         workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=config.run.device != "cpu",
@@ -196,6 +197,7 @@ def heldout_loader(config: TokenizerConfig) -> ClipLoader[Any] | None:
         # A loader leaves out what does not fill a batch, so take one that divides the number of frames.
         batch_size=max(size for size in range(1, HELDOUT_BATCH + 1) if frames % size == 0),
         workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
         shuffle=False,
         read_ahead=False,
     )

@@ -1,0 +1,254 @@
+"""Workers that are killed, stopped or hang: they are replaced, and what is read stays the same."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.clip_parts import deadly_clips, equal, make_clips, write_videos
+from videomaskfeat.data.clips import SampleKey
+from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
+from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.records import load_records
+from videomaskfeat.data.views import EvaluationViews, ViewLoader
+from videomaskfeat.data.workers import call_apart
+from videomaskfeat.errors import RunFailed
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve videos."""
+    return write_videos(tmp_path_factory.mktemp("videos"), 12)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos: Path) -> list[PretrainBatch]:
+    """Two epochs of six batches, made in this process."""
+    loader = ClipLoader(make_clips(videos), batch_size=2)
+    return [*loader.epoch(0), *loader.epoch(1)]
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    before = set(_pids())
+    yield
+    left = set(_pids()) - before
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def _pids() -> list[int]:
+    return [process.pid for process in multiprocessing.active_children() if process.pid is not None]
+
+
+def _two_epochs(loader: ClipLoader[PretrainBatch], after_first: Callable[[], None]) -> list[PretrainBatch]:
+    batches = []
+    for epoch in (0, 1):
+        for batch in loader.epoch(epoch):
+            batches.append(batch)
+            if len(batches) == 1:
+                after_first()
+    loader.close()
+    return batches
+
+
+def _send(number: signal.Signals, workers: set[int]) -> None:
+    for pid in workers:
+        os.kill(pid, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("share", [1, 2])
+def test_killed_and_stopped_workers_are_replaced_and_the_stream_is_the_same(
+    videos: Path, undisturbed: list[PretrainBatch], number: signal.Signals, share: int
+) -> None:
+    before = set(_pids())
+    loader = ClipLoader(make_clips(videos), batch_size=2, workers=2, read_seconds=1.5)
+    batches = _two_epochs(loader, lambda: _send(number, set(sorted(set(_pids()) - before)[:share])))
+    assert all(equal(*pair) for pair in zip(batches, undisturbed, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("deed", "cause"),
+    [
+        ("abort", "the decoder crashed (SIGABRT)"),
+        ("kill", "the worker process was killed (SIGKILL)"),
+        ("hang", "not read within 0.6 seconds"),
+        ("stop", "not read within 0.6 seconds"),
+    ],
+)
+def test_record_that_costs_two_workers_fails_and_is_replaced(
+    videos: Path, undisturbed: list[PretrainBatch], deed: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its replacement is the one that an empty file gets, and all other samples are the undisturbed ones."""
+    loader = ClipLoader(
+        deadly_clips(videos, {5: deed}), batch_size=2, workers=2, read_seconds=0.6, shuffle=False
+    )
+    with caplog.at_level(logging.WARNING):
+        batches = list(loader.epoch(0))
+    loader.close()
+    assert sum("is lost" in message and "005.mp4" in message for message in caplog.messages) == 2
+    calm = list(ClipLoader(make_clips(videos), batch_size=2, shuffle=False).epoch(0))
+    hit = batches.pop(2), calm.pop(2)  # records 4 and 5
+    assert all(equal(*pair) for pair in zip(batches, calm, strict=True))
+    assert torch.equal(hit[0].clips[0], hit[1].clips[0])
+    (failure,) = hit[0].failures
+    assert (failure.index, failure.cause) == (5, cause)
+    with_empty = make_clips(_with_empty_file(videos, 5))
+    replaced = with_empty[SampleKey(0, 5)]
+    assert hit[0].index.tolist() == [4, replaced.index]
+    assert torch.equal(hit[0].clips[1], torch.from_numpy(replaced.clips[0]))
+
+
+def _with_empty_file(videos: Path, index: int) -> Path:
+    """The same list with a file that cannot be read."""
+    folder = videos.parent / "copy"
+    folder.mkdir(exist_ok=True)
+    for path in videos.parent.glob("*.mp4"):
+        (folder / path.name).write_bytes(b"" if path.stem == f"{index:03d}" else path.read_bytes())
+    (folder / "train.csv").write_text(videos.read_text())
+    return folder / "train.csv"
+
+
+def test_resumed_stream_finds_the_same_failures_by_itself(videos: Path) -> None:
+    """Record 3 is met in each epoch, wherever the stream starts and whatever the number of workers."""
+
+    def batches(first: int, workers: int) -> list[PretrainBatch]:
+        loader = ClipLoader(deadly_clips(videos, {3: "abort"}), batch_size=4, workers=workers)
+        try:
+            return [*loader.epoch(0, first), *loader.epoch(1)]
+        finally:
+            loader.close()
+
+    whole = batches(0, 1)
+    assert sum(failure.index == 3 for batch in whole for failure in batch.failures) >= 2
+    assert all(equal(*pair) for pair in zip(batches(1, 2), whole[1:], strict=True))
+
+
+def test_workers_that_end_again_and_again_end_the_run_with_the_likely_cause(videos: Path) -> None:
+    """Each is killed before it reads anything, so no record is to blame."""
+    dataset = make_clips(videos, transform=_KillsItsProcess())
+    loader = ClipLoader(dataset, batch_size=4, workers=1)
+    with pytest.raises(RunFailed, match=r"3 worker processes .* killed \(SIGKILL\); .*memory; lower data\.w"):
+        next(loader.epoch(0))
+
+
+class _KillsItsProcess:
+    """A transform that cannot be unpickled."""
+
+    def __setstate__(self, state: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"a": 1}
+
+
+def test_stop_is_heard_while_a_batch_is_waited_for(videos: Path) -> None:
+    loader = ClipLoader(deadly_clips(videos, {0: "hang"}), batch_size=12, workers=1)
+    assert list(loader.epoch(0, 0, lambda: True)) == []
+
+
+def test_closing_ends_stopped_workers(videos: Path) -> None:
+    before = set(_pids())
+    loader = ClipLoader(make_clips(videos), batch_size=2, workers=2)
+    next(loader.epoch(0))
+    _send(signal.SIGSTOP, set(_pids()) - before)
+    loader.close()
+    assert set(_pids()) == before
+
+
+def test_video_that_kills_workers_in_testing_is_a_failure_and_remembered(
+    videos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    views = _DeadlyViews(load_records(videos), frames=2, stride=1, views=1, crops=1, crop=16, short_side=16)
+    calm = list(ViewLoader(_plain(views), videos_per_batch=3, workers=0))
+    loader = ViewLoader(views, videos_per_batch=3, workers=2)
+    for _ in range(2):
+        batches = list(loader)
+        failures = [failure for batch in batches for failure in batch.failures]
+        assert [(f.index, f.cause) for f in failures] == [(7, "the decoder crashed (SIGABRT)")]
+        whole, kept = (torch.cat([batch.index for batch in part]).tolist() for part in (calm, batches))
+        assert kept == [row for row in whole if row != 7]
+        clips, others = (torch.cat([batch.clips for batch in part]) for part in (calm, batches))
+        assert torch.equal(clips[[row != 7 for row in whole]], others)
+    assert sum("is lost" in message for message in caplog.messages) == 2  # none in the second round
+
+
+class _DeadlyViews(EvaluationViews):
+    def _fill(self, clips, video):  # type: ignore[no-untyped-def]
+        if video.path.endswith("007.mp4"):
+            os.abort()
+        super()._fill(clips, video)
+
+
+def _plain(views: EvaluationViews) -> EvaluationViews:
+    return EvaluationViews(views.records, frames=2, stride=1, views=1, crops=1, crop=16, short_side=16)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_lost_record_is_given_up_two_epochs_later_and_a_resumed_run_knows_it(
+    videos: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It costs workers in epochs 0 and 1, and none from 2 on; what stands in for it is drawn as ever."""
+
+    def run(start: int, end: int, counter: FailureCounter) -> list[PretrainBatch]:
+        loader = ClipLoader(
+            deadly_clips(videos, {3: "abort"} if start < 2 else {}), batch_size=4, workers=workers
+        )
+        loader.given_up = counter.given_up
+        batches = []
+        with loader:
+            for epoch in range(start, end):
+                for batch in loader.epoch(epoch):
+                    batches.append(batch)
+                    counter.add(batch.failures)
+        return batches
+
+    counter = FailureCounter(12, share=0.5)
+    whole = run(0, 4, counter)
+    lost = [message for message in caplog.messages if "is lost" in message]
+    assert len(lost) == 4 + 2 * (_asked(whole[:6]) - 2)
+    assert counter.failures[3].lost_in_epoch == 0
+    assert _asked(whole[6:]) >= 2
+    # A run resumed at epoch 2 would read the file, which has been mended here: the counter alone knows.
+    resumed = FailureCounter(12, share=0.5)
+    at_two = FailureCounter(12, share=0.5)
+    for batch in whole[:6]:
+        at_two.add(batch.failures)
+    resumed.load_state_dict(at_two.state_dict())
+    assert all(equal(*pair) for pair in zip(run(2, 4, resumed), whole[6:], strict=True))
+
+
+def _asked(batches: list[PretrainBatch]) -> int:
+    """How often record 3 was asked for, or drawn as a replacement, in vain."""
+    return sum(failure.index == 3 for batch in batches for failure in batch.failures)
+
+
+@pytest.mark.parametrize(
+    ("deed", "cause"),
+    [("abort", "the decoder crashed (SIGABRT)"), ("hang", "not read within 0.5 seconds")],
+)
+def test_calls_that_cost_two_workers_give_an_error_and_all_others_their_results(
+    deed: str, cause: str
+) -> None:
+    calls = [(f"{number}.mp4", deed) for number in range(12)]
+    results = list(call_apart(_read_seven_badly, calls, workers=2, ahead=4, read_seconds=0.5))
+    error = results[7]
+    assert isinstance(error, VideoReadError)
+    assert (error.path, error.cause) == ("7.mp4", cause)
+    assert [result for number, result in enumerate(results) if number != 7] == ["fine"] * 11
+
+
+def _read_seven_badly(path: str, deed: str) -> str:
+    if path == "7.mp4":
+        os.abort() if deed == "abort" else time.sleep(3600)
+    return "fine"

@@ -1,0 +1,169 @@
+"""What a worker process does, and how it tells the process that started it what it is reading.
+
+`workers.py` is the other side. Data sets call `begin_reading` and `continue_reading`; outside a worker these
+do nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cv2
+import torch
+import torch.multiprocessing  # its import teaches pipes to carry tensors in shared memory
+
+from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.memory import keep_freed_memory, private_bytes
+
+Reading = tuple[int, ...]
+"""What identifies the reading of one record, at most `LONGEST` integers."""
+
+TICKS, STOP, LENGTH, READING, LONGEST = 0, 1, 2, 3, 5
+"""Fields of the memory that a worker shares: a count that grows with all progress, whether to end, the length
+of what is being read now and the numbers themselves; and how many those are at most."""
+
+
+class ReadingLost(VideoReadError):
+    """The reading of a record has ended or stopped two workers, and is not tried a third time."""
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An error that a task raised; one that is meant for people comes as itself."""
+
+    error: Exception | None
+    trace: str
+
+    @staticmethod
+    def of(error: Exception, where: str) -> Raised:
+        """The error that is being handled."""
+        known = error if isinstance(error, UserError | RunFailed) else None
+        return Raised(known, f"in {where}:\n{traceback.format_exc()}")
+
+    def raise_again(self) -> None:
+        """Raise it in this process."""
+        raise self.error or RuntimeError(self.trace)
+
+
+@dataclass
+class _Here:
+    """What a worker process knows of itself."""
+
+    shared: Any  # RawArray, see `TICKS`
+    lost: dict[Reading, str]
+    readings: int = 0
+
+
+_here: _Here | None = None
+
+
+def in_worker() -> bool:
+    """Whether this process is a worker of a pool."""
+    return _here is not None
+
+
+def begin_reading(path: str, *reading: int) -> None:
+    """Note that this process is about to read a record; outside a worker do nothing.
+
+    Args:
+        path: of the record.
+        reading: identifies the reading: the same numbers always read the same frames.
+
+    Raises:
+        ReadingLost: this reading has cost two workers.
+    """
+    if _here is None:
+        return
+    shared = _here.shared
+    if shared[STOP]:
+        os._exit(0)
+    cause = _here.lost.get(reading)
+    if cause is not None:
+        raise ReadingLost(path, cause)
+    shared[LENGTH] = 0
+    shared[READING : READING + len(reading)] = reading
+    shared[LENGTH] = len(reading)
+    shared[TICKS] += 1
+    _here.readings += 1
+
+
+def continue_reading() -> None:
+    """Note progress within a long reading; outside a worker do nothing."""
+    if _here is not None:
+        _here.shared[TICKS] += 1
+
+
+def work(
+    number: int,
+    tasks: Any,
+    results: Connection,
+    shared: Any,
+    make: Callable[[Any], Any],
+    lost: dict[Reading, str],
+    renew_megabytes: float,
+    readings_to_settle: int,
+) -> None:
+    """The life of a worker."""
+    global _here
+    _here = _Here(shared, lost)
+    _set_up_worker()
+    settled: int | None = None  # bytes
+    while True:
+        shared[TICKS] += 1
+        task = tasks.get()
+        if task is None or shared[STOP]:
+            os._exit(0)
+        shared[TICKS] += 1
+        try:
+            result = make(task[1])
+        except Exception as error:
+            result = Raised.of(error, f"worker process {number}")
+        shared[LENGTH] = 0  # what follows is no record's fault
+        grown = False
+        if _here.readings >= readings_to_settle:
+            own = private_bytes()
+            settled = own if settled is None else settled
+            grown = own - settled > renew_megabytes * 2**20
+        try:
+            results.send((task[0], result, grown))
+        except Exception as error:  # shared memory that is full, say
+            results.send((task[0], Raised.of(error, f"worker process {number}"), grown))
+
+
+def _set_up_worker() -> None:
+    """One thread per worker, since the workers themselves are the parallelism; and no end by a signal.
+
+    Ctrl-C and a cluster's SIGTERM reach the whole process group: the training process then finishes its step,
+    for which it needs its workers, and ends them itself. If it is killed it cannot: then they end with it.
+    """
+    _end_with_the_training()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()  # for the frames of the next video
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _end_with_the_training() -> None:
+    """End this worker when the process that asked for it is gone.
+
+    The parent is no help: with a "forkserver" it is the server, which lives on for as long as one of its
+    workers does.
+    """
+    training = multiprocessing.parent_process()
+    if training is not None:
+
+        def wait() -> None:
+            training.join()
+            os._exit(1)
+
+        threading.Thread(target=wait, daemon=True).start()

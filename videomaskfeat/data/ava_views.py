@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -286,7 +286,7 @@ class KeyFrameLoader:
         """Batches of this rank."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[KeyFrameBatch]:
+    def __iter__(self) -> Generator[KeyFrameBatch, None, None]:
         """The batches of this rank."""
         stream = iter(self._loader)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import multiprocessing
@@ -11,12 +12,14 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from itertools import count
+from types import TracebackType
 from typing import Any, Generic
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data._utils.worker import _worker_loop
 
 from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips
 from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey, sample_generator
@@ -193,6 +196,14 @@ class ClipLoader(Generic[BatchT]):
         stream, self._stream = self._stream, None
         end_workers(stream)
 
+    def __enter__(self) -> ClipLoader[BatchT]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _batch(self, epoch: int, batch: int) -> BatchT:
         if self._stream is None or self._position != (epoch, batch) or not self._batches_left:
             self.close()
@@ -352,6 +363,20 @@ def end_workers(stream: Any) -> None:
         stream._shutdown_workers()
         for worker in stream._workers:
             worker.kill()  # one that hangs in a read: they ignore the gentler signal that torch sends
+
+
+def _kill_workers() -> None:
+    """End the workers of loaders that nobody closed.
+
+    When the interpreter ends, multiprocessing asks its daemons by SIGTERM to end and waits for them; the
+    workers ignore that signal.
+    """
+    for process in multiprocessing.active_children():
+        if getattr(process, "_target", None) is _worker_loop:
+            process.kill()
+
+
+atexit.register(_kill_workers)
 
 
 def start_method() -> str:

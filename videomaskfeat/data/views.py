@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -287,7 +287,7 @@ class ViewLoader:
         """Batches of this rank."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[ViewsBatch]:
+    def __iter__(self) -> Generator[ViewsBatch, None, None]:
         """The batches of this rank.
 
         Raises:

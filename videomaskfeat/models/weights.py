@@ -8,7 +8,6 @@ import os
 import pickle
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.io import is_file, is_folder, local_path, open_file
+from videomaskfeat.io import is_file, is_folder, local_path, open_file, whole_path
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.inflate import Inflate, inflated
@@ -37,7 +36,7 @@ def save_weights(
 ) -> None:
     """Write a model's weights as safetensors, with its name and arguments inside.
 
-    The file is written under a temporary name and then renamed.
+    The file is written whole or not at all (:func:`~videomaskfeat.io.whole_path`).
 
     Args:
         path: a local file; ``.safetensors`` by custom.
@@ -56,18 +55,12 @@ def save_weights(
         )
     name, arguments = created_as
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.part")
     own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
-    partial.touch()
-    mode = partial.stat().st_mode  # as the umask has it; safetensors makes files for their owner alone
     try:
-        save_file(state, partial, {**(metadata or {}), **own})
-        partial.chmod(mode)
+        with whole_path(path) as temporary:
+            save_file(state, temporary, {**(metadata or {}), **own})
     except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise RunFailed(f"{target}: the weights could not be written: {error}") from error
-    os.replace(partial, target)
+        raise RunFailed(f"{os.fspath(path)}: the weights could not be written: {error}") from error
 
 
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> nn.Module:

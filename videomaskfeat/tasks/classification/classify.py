@@ -166,6 +166,10 @@ class _Run:
 
     def go(self) -> FinetuneOutcome:
         """Train, then score the best weights over all views and report."""
+        with self.run_folder.held(), self.loader:
+            return self._go()
+
+    def _go(self) -> FinetuneOutcome:
         distributed.run_on_main(self._open_folder)
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
         result = self._train(counter)

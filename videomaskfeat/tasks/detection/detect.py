@@ -192,6 +192,10 @@ class _Run:
 
     def go(self) -> DetectOutcome:
         """Train, then score the best weights on all held-out key frames and report."""
+        with self.run_folder.held(), self.loader:
+            return self._go()
+
+    def _go(self) -> DetectOutcome:
         distributed.run_on_main(self._open_folder)
         counter = FailureCounter(
             len(self.loader.dataset),

@@ -14,7 +14,7 @@ import simplejson
 
 from videomaskfeat import __version__
 from videomaskfeat.config.compare import CompareConfig
-from videomaskfeat.io import is_file, make_folder, open_file
+from videomaskfeat.io import is_file, make_folder, whole_file
 from videomaskfeat.tasks.doctor import diagnose
 from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, naming, plan_runs
 from videomaskfeat.tasks.pretraining.method_cost import method_cost
@@ -88,7 +88,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
         ("table.md", TargetResults.markdown(results)),
         ("report.html", render_comparison(results, version=__version__, title=folder.name)),
     ):
-        with open_file(folder / name, "w") as file:
+        with whole_file(folder / name) as file:
             file.write(text)
     return folder / "report.html"
 
@@ -144,6 +144,6 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
     with naming(runs.target):
         cost = method_cost(runs.pretrain_config())
     make_folder(path.parent)
-    with open_file(path, "w") as file:
+    with whole_file(path) as file:
         file.write(json.dumps({"of": fingerprint, "cost": vars(cost)}))
     say(f"{runs.target}: a step takes {cost.step_ms:.0f} ms, its target {cost.target_ms:.1f} ms of them")

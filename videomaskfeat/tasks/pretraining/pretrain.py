@@ -118,11 +118,15 @@ class _Run:
 
     def go(self) -> Outcome:
         """Train, then measure, save, draw and report."""
+        with self.run_folder.held(), self.loader, self.heldout or nullcontext():
+            return self._go()
+
+    def _go(self) -> Outcome:
         distributed.run_on_main(self._open_folder)
         before, probed_before = self._untrained(), self._probe()
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
         result = self._train(counter)
-        self.loader.close()
+        self.loader.close()  # their memory is free for what follows
         failures = result.progress.failures
         if result.status == "interrupted":
             logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,10 @@ class _Run:
 
     def go(self) -> TokenizerOutcome:
         """Train, then measure, save, draw and report."""
+        with self.run_folder.held(), self.loader, self.heldout or nullcontext():
+            return self._go()
+
+    def _go(self) -> TokenizerOutcome:
         distributed.run_on_main(self._open_folder)
         before = self._measure() if self.heldout and distributed.is_main() else None
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
@@ -242,7 +247,6 @@ class _Run:
             return
         loader = self.heldout or self.loader
         pictures = next(self._frames(loader, count))[:count]  # [n, C, H, W]
-        loader.close()
         tokens = self.tokenizer.tokens(pictures)
         decoded = self.tokenizer.denormalise(self.tokenizer.decode(tokens))
         write_reconstructions(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava", "boxes", "tracking"}
+GROUND = {"errors", "io", "processes", "grid", "mp4", "memory", "csv_columns", "ava", "boxes", "tracking"}
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
@@ -26,6 +26,7 @@ ABOVE = {
     "console": {"errors"},
     "errors": set(),
     "io": {"errors"},
+    "processes": {"errors"},
     "mp4": {"errors", "io"},
     "csv_columns": {"errors", "io"},
     "ava": {"errors", "io", "csv_columns"},

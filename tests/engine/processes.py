@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,3 +68,39 @@ def _as_rank(rank: int, count: int, port: int, function: Callable[..., None], *a
     }
     with distributed.process_group(torch.device("cpu"), timeout_seconds=60):
         function(*arguments)
+
+
+def processes_of_session(leader: int) -> list[int]:
+    """Processes of a session (``start_new_session=True``) that still run, without those only not reaped."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text(errors="replace").rpartition(")")[2].split()[:4]
+        except OSError:  # it ended meanwhile
+            continue
+        if int(session) == leader and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 120.0) -> None:
+    """Wait until something is so; fail if it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.02)
+
+
+@contextmanager
+def session(line: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command in a session of its own, of which nothing is left at the end."""
+    process = subprocess.Popen(
+        line, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+    try:
+        yield process
+    finally:
+        for left in processes_of_session(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+        process.communicate()

@@ -13,9 +13,11 @@ from typing import Any
 import simplejson
 
 from videomaskfeat import __version__
-from videomaskfeat.config.compare import CompareConfig
-from videomaskfeat.io import is_file, make_folder, whole_file
+from videomaskfeat.config.compare import CompareConfig, CompareSettings
+from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
+from videomaskfeat.processes import Verbs
 from videomaskfeat.tasks.doctor import diagnose
+from videomaskfeat.tasks.folder_lock import FolderLock
 from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, naming, plan_runs
 from videomaskfeat.tasks.pretraining.method_cost import method_cost
 from videomaskfeat.tasks.report import read_run
@@ -48,16 +50,21 @@ def compare(
     """
     settings = config.compare
     runs = plan_runs(settings, targets)
+    with FolderLock(settings.folder, remedy="choose another compare.folder"), Verbs() as verbs:
+        return _compare(settings, runs, verbs, say)
+
+
+def _compare(settings: CompareSettings, runs: Sequence[TargetRuns], verbs: Verbs, say: Any) -> Path:
     all_runs = plan_runs(settings)
     folder = Path(settings.folder)
-    make_folder(folder)
+    remove_temporary_files(folder)
     # Those that need nothing first come first: a mistake in a target's arguments is said before hours pass.
     for one in sorted(_first_of_each(runs), key=lambda one: bool(one.before)):
-        _cost_of(one, say)
+        _cost_of(one, verbs, say)
     threads = max((os.cpu_count() or 1) // settings.jobs, 1) if settings.jobs > 1 else None
     turns = {command.folder: Lock() for one in runs for command in one}
     with ThreadPoolExecutor(settings.jobs) as pool:
-        futures = [pool.submit(_run_all, one, threads, turns) for one in runs]
+        futures = [pool.submit(_run_all, one, verbs, threads, turns) for one in runs]
         for number, (one, future) in enumerate(zip(runs, futures, strict=True), start=1):
             try:
                 future.result()
@@ -67,7 +74,7 @@ def compare(
             say(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
     finished = [one for one in all_runs if all(command.finished for command in one)]
     for one in _first_of_each(finished):  # one of another time may have been moved here without its cost
-        _cost_of(one, say)
+        _cost_of(one, verbs, say)
     return write_page(finished, folder)
 
 
@@ -93,11 +100,11 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _run_all(runs: TargetRuns, threads: int | None, turns: Mapping[Path, Lock]) -> None:
+def _run_all(runs: TargetRuns, verbs: Verbs, threads: int | None, turns: Mapping[Path, Lock]) -> None:
     for command in runs:
         with turns[command.folder]:  # one run may come before several others
             if not command.finished:
-                command.run(threads=threads)
+                command.run(verbs, threads=threads)
 
 
 def _first_of_each(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
@@ -129,7 +136,7 @@ def _cost_path(runs: TargetRuns) -> Path:
     return runs.pretrain.folder.parent.parent / "cost.json"
 
 
-def _cost_of(runs: TargetRuns, say: Any) -> None:
+def _cost_of(runs: TargetRuns, verbs: Verbs, say: Any) -> None:
     """Time a step and its target in this process, before any run; kept beside the target's runs.
 
     What the target needs first (a tokenizer, a teacher) is made first.
@@ -139,7 +146,7 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
         return
     for command in runs.before:
         if not command.finished:
-            command.run()
+            command.run(verbs)
             say(f"{runs.target}: {command.folder.name} is ready")
     with naming(runs.target):
         cost = method_cost(runs.pretrain_config())

@@ -11,6 +11,8 @@ from typing import Any
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; Ctrl-C ends it with one line and 130, whenever it comes."""
+    # Torch's warnings about lost connections hold stack traces, and our own errors name the lost rank.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGINT, end_interrupted)  # while modules are imported, and at the end
     from videomaskfeat.cli import main
 

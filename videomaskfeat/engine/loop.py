@@ -181,6 +181,7 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
     with closing(_batches(run)) as batches:
         while progress.step < run.total_steps:
             minutes = (time.monotonic() - saved_at) / 60.0
+            distributed.note_step(progress.step)
             record, failures, stopping, save_due = _optimiser_step(run, batches, stop, minutes)
             last = progress.step == run.total_steps
             if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):

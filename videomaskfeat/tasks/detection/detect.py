@@ -53,6 +53,7 @@ from videomaskfeat.tasks.training_parts import (
     build_optimizer,
     build_schedule,
     loop_options,
+    rank_timeout_seconds,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ FREE_KEYS = (
     "run.compile",
     "run.activation_checkpointing",
     "run.checkpoint_minutes",
+    "run.rank_timeout_minutes",
     "run.checkpoint_epochs",
     "run.keep_checkpoints",
 )
@@ -149,7 +151,7 @@ def detect_train(config: DetectConfig) -> DetectOutcome:
     device = distributed.choose_device(config.run.device)
     if device.type == "cpu":
         keep_freed_memory()
-    with distributed.process_group(device):
+    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
         return _Run(config, device).go()
 
 

@@ -30,6 +30,7 @@ from videomaskfeat.tasks.training_parts import (
     build_optimizer,
     build_schedule,
     loop_options,
+    rank_timeout_seconds,
 )
 from videomaskfeat.tasks.visualize import draw_videos, why_not_drawn
 
@@ -51,6 +52,7 @@ FREE_KEYS = (
     "run.compile",
     "run.activation_checkpointing",
     "run.checkpoint_minutes",
+    "run.rank_timeout_minutes",
     "run.checkpoint_epochs",
     "run.keep_checkpoints",
     "run.evaluate_epochs",
@@ -88,7 +90,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     device = distributed.choose_device(config.run.device)
     if device.type == "cpu":
         keep_freed_memory()
-    with distributed.process_group(device):
+    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
         return _Run(config, device).go()
 
 

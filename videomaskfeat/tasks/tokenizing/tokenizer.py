@@ -34,7 +34,7 @@ from videomaskfeat.tasks.tokenizing.tokenizer_parts import (
     training_loader,
 )
 from videomaskfeat.tasks.tokenizing.tokenizer_steps import HeldOutFrames, heldout_frames, pictures_of
-from videomaskfeat.tasks.training_parts import build_schedule, loop_options
+from videomaskfeat.tasks.training_parts import build_schedule, loop_options, rank_timeout_seconds
 from videomaskfeat.viz.reconstructions import write_reconstructions
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ FREE_KEYS = (
     "run.folder",
     "run.device",
     "run.checkpoint_minutes",
+    "run.rank_timeout_minutes",
     "run.checkpoint_epochs",
     "run.keep_checkpoints",
     "run.evaluate_epochs",
@@ -86,7 +87,7 @@ def train_tokenizer(config: TokenizerConfig) -> TokenizerOutcome:
     device = distributed.choose_device(config.run.device)
     if device.type == "cpu":
         keep_freed_memory()
-    with distributed.process_group(device):
+    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
         return _Run(config, device).go()
 
 

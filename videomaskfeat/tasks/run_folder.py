@@ -57,7 +57,10 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run of another config or of another task.
         """
-        if CheckpointFolder(self.path / "checkpoints").steps() and is_file(self.path / "config.yaml"):
+        config = self.path / "config.yaml"
+        # Earlier versions left it empty if they were killed while they wrote it; checkpoints know theirs too.
+        written = is_file(config) and config.stat().st_size > 0
+        if written and CheckpointFolder(self.path / "checkpoints").steps():
             self.check()
         make_folder(self.path)
         for folder in (self.path, self.path / "pictures", self.path / "score"):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from videomaskfeat.engine.rank_watch import RankWatch
+from videomaskfeat.engine.signals import StopRequested
 from videomaskfeat.errors import RunFailed, UserError
 
 T = TypeVar("T")
@@ -241,7 +242,9 @@ def run_on_main(function: Callable[[], T]) -> T:
             message = ["result", function()]
         except Exception as caught:  # handed on to every rank and raised below, none is swallowed
             error = caught
-            message = ["mistake" if isinstance(caught, UserError) else "failure", str(caught)]
+            kinds = {UserError: "mistake", StopRequested: "stop"}
+            kind = next((name for one, name in kinds.items() if isinstance(caught, one)), "failure")
+            message = [kind, str(caught)]
     _note_call()
     dist.broadcast_object_list(message, src=0)
     if error is not None:
@@ -249,4 +252,6 @@ def run_on_main(function: Callable[[], T]) -> T:
     kind, value = message
     if kind == "result":
         return cast(T, value)
+    if kind == "stop":
+        raise StopRequested(value)
     raise UserError(value) if kind == "mistake" else RunFailed(f"rank 0: {value}")

@@ -39,6 +39,8 @@ class Progress:
     """Inputs that failed and were replaced, over all ranks; one that fails in two epochs counts twice."""
     seconds: float = 0.0
     """Time spent in steps, data waiting included."""
+    unevaluated: dict[str, Any] | None = None
+    """Record of the last step if a signal stopped its evaluation; a resumed run evaluates first."""
 
     def advance(self, *, steps_per_epoch: int, samples: int, failures: int, seconds: float) -> None:
         """Count one optimiser step."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.views import EvaluationViews, ViewLoader, ViewsBatch
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.tasks.recipe import Levels, normalise
 
@@ -222,6 +223,7 @@ def _over_list(
     try:
         with closing(iter(loader)) as batches:
             for number, batch in enumerate(batches, start=1):
+                stop_if_requested()
                 failures += batch.failures
                 if len(batch.index):
                     parts.append(_of_batch(network, mean_of, batch))

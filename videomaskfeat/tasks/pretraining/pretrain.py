@@ -15,6 +15,7 @@ from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import UserError
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models.weights import save_weights
@@ -201,6 +202,7 @@ class _Run:
         for batch in loader.epoch(0):
             if left <= 0:
                 return
+            stop_if_requested()
             left -= len(batch.index)
             yield batch.to(self.device)
 

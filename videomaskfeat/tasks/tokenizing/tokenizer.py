@@ -16,6 +16,7 @@ from videomaskfeat.config import TokenizerConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import UserError
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models.weights import save_weights
@@ -208,6 +209,7 @@ class _Run:
         for batch in loader.epoch(0):
             if left <= 0:
                 return
+            stop_if_requested()
             left -= len(batch.index)
             yield pictures_of(batch.to(self.device).clips)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import multiprocessing
@@ -19,7 +18,6 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
-from torch.utils.data._utils.worker import _worker_loop
 
 from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips
 from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey, sample_generator
@@ -332,6 +330,7 @@ def set_up_worker(worker: int) -> None:
     _end_with_the_training()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    _end_for_the_training()
     keep_freed_memory()  # for the frames of the next video
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -353,6 +352,24 @@ def _end_with_the_training() -> None:
         threading.Thread(target=wait, daemon=True).start()
 
 
+def _end_for_the_training() -> None:
+    """End this worker at a SIGTERM that the training process itself sends.
+
+    At its exit multiprocessing sends one to every worker that nobody has ended, and waits for its end.
+    """
+    training = multiprocessing.parent_process()
+    if training is None or not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the threads to come, too
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != training.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def end_workers(stream: Any) -> None:
     """End the worker processes behind an iterator of a ``DataLoader``, if there are any.
 
@@ -363,20 +380,6 @@ def end_workers(stream: Any) -> None:
         stream._shutdown_workers()
         for worker in stream._workers:
             worker.kill()  # one that hangs in a read: they ignore the gentler signal that torch sends
-
-
-def _kill_workers() -> None:
-    """End the workers of loaders that nobody closed.
-
-    When the interpreter ends, multiprocessing asks its daemons by SIGTERM to end and waits for them; the
-    workers ignore that signal.
-    """
-    for process in multiprocessing.active_children():
-        if getattr(process, "_target", None) is _worker_loop:
-            process.kill()
-
-
-atexit.register(_kill_workers)
 
 
 def start_method() -> str:

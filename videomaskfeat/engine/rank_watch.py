@@ -48,6 +48,7 @@ class RankWatch:
         self.position = Position()
         self._rank, self._world_size, self._limit_seconds = rank, world_size, limit_seconds
         self._store: dist.Store | None = None
+        self._reachable = True
         self._ended = threading.Event()
         self._beats = 0
         self._heard: dict[int, tuple[str, float]] = {}  # the last beat of each other rank, and since when
@@ -74,7 +75,7 @@ class RankWatch:
 
     def announce(self, error: BaseException) -> None:
         """Leave word for the other ranks of why this one ends."""
-        if self._store is None:
+        if self._store is None or not self._reachable:
             return
         store, words = self._store, " ".join(str(error).split()) or type(error).__name__
         _in_time(lambda: store.set(f"end/{self._rank}", words))
@@ -92,11 +93,14 @@ class RankWatch:
     def _causes(self) -> str:
         """Words on the ranks that are at fault."""
         others = [rank for rank in range(self._world_size) if rank != self._rank]
-        before = _in_time(lambda: self._read("beat", others))
-        time.sleep(_BEATS * BEAT_SECONDS)
-        after = _in_time(lambda: self._read("beat", others))
-        ended = _in_time(lambda: self._read("end", others))
+        before = after = ended = _in_time(lambda: self._read("beat", others))
+        if before is not None:
+            time.sleep(_BEATS * BEAT_SECONDS)
+            after = _in_time(lambda: self._read("beat", others))
+        if after is not None:
+            ended = _in_time(lambda: self._read("end", others))
         if before is None or after is None or ended is None:
+            self._reachable = False
             return (
                 "rank 0, which keeps the ranks in touch, does not answer: it was killed, stopped or cut off"
             )

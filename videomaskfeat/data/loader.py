@@ -327,10 +327,10 @@ def set_up_worker(worker: int) -> None:
     Ctrl-C and a cluster's SIGTERM reach the whole process group: the training process then finishes its step,
     for which it needs its workers, and ends them itself. Where it is killed it cannot: then they end with it.
     """
-    _end_with_the_training()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _end_for_the_training()
+    _end_for_the_training()  # first, since a thread that does not block SIGTERM would swallow it
+    _end_with_the_training()
     keep_freed_memory()  # for the frames of the next video
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

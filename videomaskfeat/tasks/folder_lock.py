@@ -141,7 +141,7 @@ class FolderLock:
             return
         with suppress(OSError), self._opened() as file:
             if _read(file) == own:
-                self.path.unlink()
+                os.unlink(self.path)
 
     def _refusal(self, holder: Holder, age: float) -> str:
         elsewhere = holder.machine != _machine()

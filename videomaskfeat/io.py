@@ -71,6 +71,7 @@ def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     owner = f"{os.getpid()}-{threading.get_ident()}"
     temporary = target.with_name(f".{target.name[:50]}.{owner}{_TEMPORARY}")
+    renamed = False
     try:
         temporary.touch()  # with the permissions of the umask, unless there is an old file that has others
         mode = (target if target.exists() else temporary).stat().st_mode
@@ -79,6 +80,7 @@ def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(mode)
         os.replace(temporary, target)
+        renamed = True
         flush_folder(target.parent)
     except OSError as error:
         if error.filename is not None and str(error.filename) != str(
@@ -92,8 +94,9 @@ def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             ) from error
         raise write_failed(path, error) from error
     finally:
-        with suppress(OSError):  # there still if the writer, or the disk, came to an early end
-            temporary.unlink(missing_ok=True)
+        if not renamed:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:

@@ -41,7 +41,7 @@ setup(
         "detector": ["transformers>=4.40"],  # detection models of others, which find the persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23
     },
-    entry_points={"console_scripts": ["videomaskfeat = videomaskfeat.cli:main"]},
+    entry_points={"console_scripts": ["videomaskfeat = videomaskfeat.__main__:run"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

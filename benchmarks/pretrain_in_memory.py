@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,8 @@ class MemoryLoader:
         """Batches of an epoch."""
         return len(self._batches)
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[PretrainBatch]:
-        """The batches of an epoch."""
+    def epoch(self, epoch: int, first_batch: int, stop: Callable[[], bool]) -> Iterator[PretrainBatch]:
+        """The batches of an epoch, without a wait that ``stop`` could end."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._batches))
         for number in order[first_batch:]:
             yield self._batches[number]

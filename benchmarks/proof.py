@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
+from videomaskfeat.errors import Stopped  # noqa: E402
+from videomaskfeat.processes import Verbs  # noqa: E402
 
 SEEDS = (1, 2, 3)  # settings were chosen on seed 100
 LABELS = (5, 10, 20, 40)  # a class
@@ -52,17 +53,16 @@ class Job:
     result: Path
     commands: list[list[str]]
 
-    def run(self, threads: int) -> None:
+    def run(self, verbs: Verbs, threads: int) -> None:
         """Do what is left to do; what the commands say goes into the job's log."""
         if self.result.exists():
             return
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {"OMP_NUM_THREADS": str(threads)}
         path = self.result.parent.with_suffix(".log")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
             for command in self.commands:
-                whole = [sys.executable, "-m", "videomaskfeat", *command]
-                if subprocess.run(whole, env=environment, stdout=log, stderr=log).returncode:
+                if verbs.run(command, log=log, environment=environment):
                     raise SystemExit(f"{' '.join(command)} failed; see {path}")
 
 
@@ -79,12 +79,7 @@ def main() -> None:
     console = Console(stderr=True)
     places = [Place(options.folder / f"seed_{seed}", seed) for seed in SEEDS]
     for stage in (data_sets, without_pretraining, with_pretraining):
-        jobs = stage(places)
-        with ThreadPoolExecutor(options.jobs) as pool:
-            futures = [pool.submit(job.run, threads) for job in jobs]
-            for number, (job, future) in enumerate(zip(jobs, futures, strict=True), start=1):
-                future.result()
-                console.print(f"{number} of {len(jobs)}: {job.result.parent}", highlight=False)
+        run_jobs(stage(places), options.jobs, threads, console)
         if stage is data_sets:
             for place in places:
                 place.write_lists()
@@ -98,6 +93,21 @@ def main() -> None:
     options.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     console.print(f"written: {options.out}", highlight=False)
     sys.stdout.write(markdown(table))
+
+
+def run_jobs(jobs: list[Job], at_once: int, threads: int, console: Console) -> None:
+    """Run jobs, some at a time; Ctrl-C and SIGTERM end those that run, which the same command resumes."""
+    with Verbs() as verbs, ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(job.run, verbs, threads) for job in jobs]
+        try:
+            for number, (job, future) in enumerate(zip(jobs, futures, strict=True), start=1):
+                future.result()
+                console.print(f"{number} of {len(jobs)}: {job.result.parent}", highlight=False)
+        except Stopped as stopped:
+            console.print(str(stopped), highlight=False)
+            raise SystemExit(stopped.exit_code) from stopped
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
-from benchmarks.proof import SEEDS, Job, Place, data_sets  # noqa: E402
+from benchmarks.proof import SEEDS, Job, Place, data_sets, run_jobs  # noqa: E402
 from videomaskfeat.metrics.ava_files import read_ava  # noqa: E402
 from videomaskfeat.metrics.ava_map import average_precision  # noqa: E402
 
@@ -50,10 +49,7 @@ def main() -> None:
         [training(place, way) for place in places for way in WAYS.values()],
     )
     for jobs in stages:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            for job, future in [(job, pool.submit(job.run, threads)) for job in jobs]:
-                future.result()
-                console.print(f"done: {job.result.parent}", highlight=False)
+        run_jobs(jobs, options.jobs, threads, console)
     table = {
         title: [
             round(100 * json.loads(result(place, way).read_text(encoding="utf-8"))["mean_ap"], 2)

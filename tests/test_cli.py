@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import simplejson
 
 from videomaskfeat import __version__, cli
 from videomaskfeat.config import FinetuneConfig, PretrainConfig, TokenizerConfig, load_config
-from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.errors import RunFailed, Stopped, UserError
 
 ROOT = Path(__file__).parent.parent
 VERBS = (
@@ -81,6 +83,7 @@ def test_tools_are_verbs(
     monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", "--help"])
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert f"videomaskfeat {tool.replace('_', '-')}" in capsys.readouterr().out
 
 
@@ -178,3 +181,54 @@ def test_documented_command_is_understood(command: str) -> None:
     }
     if options.verb in schemas and options.config:
         load_config(schemas[options.verb], str(ROOT / options.config), options.overrides)
+
+
+# A module that is imported when Ctrl-C comes, and turns it into an error of its own, as numpy does.
+INTERRUPTED = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(30)
+except KeyboardInterrupt:
+    raise ImportError("multiarray failed to import")
+"""
+
+
+@pytest.mark.parametrize(
+    ("start", "module", "name"),
+    [
+        (["-m", "videomaskfeat", "pretrain"], "argparse", "videomaskfeat"),
+        (["-m", "videomaskfeat", "pretrain"], "omegaconf", "videomaskfeat pretrain"),
+        (["tools/pretrain.py"], "argparse", "videomaskfeat"),
+    ],
+)
+def test_ctrl_c_during_imports_is_one_line(tmp_path: Path, start: list[str], module: str, name: str) -> None:
+    (tmp_path / f"{module}.py").write_text(INTERRUPTED)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    line = [sys.executable, *start, "data.train=list.csv", "run.folder=run"]
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{name}: interrupted\n")
+
+
+def test_error_that_ctrl_c_became_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def turn(folder: str) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise UserError("doctor needs a package that is not installed") from error
+
+    earlier = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("videomaskfeat.tasks.doctor.diagnose", turn)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "videomaskfeat doctor: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) == earlier
+
+
+def test_stopped_work_has_the_code_of_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(folder: str) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("videomaskfeat.tasks.doctor.diagnose", stop)
+    assert cli.main(["doctor"]) == 143

@@ -15,8 +15,8 @@ import videomaskfeat
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_submodule"}  # not modules
 GROUND = {
-    "errors", "io", "grid", "mp4", "memory", "cpu", "tensor_files", "values", "csv_columns", "ava",
-    "boxes", "tracking", "durations",
+    "errors", "io", "processes", "grid", "mp4", "memory", "cpu", "tensor_files", "values", "csv_columns",
+    "ava", "boxes", "tracking", "durations",
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
@@ -35,6 +35,7 @@ ABOVE = {
     "durations": set(),
     "errors": set(),
     "io": {"errors"},
+    "processes": {"errors"},
     "mp4": {"errors", "io"},
     "csv_columns": {"errors", "io"},
     "ava": {"errors", "io", "csv_columns"},

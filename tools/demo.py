@@ -1,9 +1,10 @@
 """What `make demo` runs: sample videos, pre-training, fine-tuning with it and without, a report."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+from videomaskfeat.processes import run_in_order
 
 DEMO = Path("demo")
 FINETUNE = ["finetune", "--config", "configs/finetune/sample.yaml"]
@@ -22,14 +23,11 @@ COMMANDS = [
 
 
 def main() -> int:
-    """Run the commands one after the other; the first that fails ends it."""
-    for command in COMMANDS:
-        print("\n$ videomaskfeat", *command, flush=True)
-        code = subprocess.run([sys.executable, "-m", "videomaskfeat", *command]).returncode
-        if code:
-            return code
-    print(closing_words())
-    return 0
+    """Run the commands one after the other; the first that fails or is stopped ends it."""
+    code = run_in_order(COMMANDS, again="make demo")
+    if code == 0:
+        print(closing_words())
+    return code
 
 
 def closing_words() -> str:

@@ -1,9 +1,10 @@
 """What `make demo-detect` runs: detectors of actions from the demo's encoder and from scratch, and a film."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+from videomaskfeat.processes import run_in_order
 
 DEMO = Path("demo")
 ANNOTATIONS = DEMO / "actors/ava/annotations"
@@ -12,11 +13,12 @@ FIRST = [
     ["sample-data", "demo/sample", "--videos", "600"],
     ["pretrain", "--config", "configs/pretrain/sample.yaml", "run.pictures=0"],
 ]
+AGAIN = "make demo-detect"
 TRAIN = ["detect-train", "--config", "configs/detect/sample.yaml"]
 
 
 def main() -> int:
-    """Run the commands one after the other; the first that fails ends it."""
+    """Run the commands one after the other; the first that fails or is stopped ends it."""
     commands = [] if ENCODER.exists() else FIRST
     commands = [
         *commands,
@@ -25,15 +27,14 @@ def main() -> int:
         # The lower rates of early layers would only hold back what knows nothing yet.
         [*TRAIN, "run.folder=demo/detector_scratch", "optim.layer_decay=1.0"],
     ]
-    for command in commands:
-        if code := run(command):
-            return code
+    if code := run_in_order(commands, again=AGAIN):
+        return code
     # The actors travel far within a second, so the film is drawn from boxes 5 times a second.
     boxes = ANNOTATIONS / "ava_val_tracked_boxes.csv"
     video = boxes.read_text(encoding="utf-8").split(",", 1)[0]
     film = ["detect", "demo/detector/best.safetensors", f"demo/actors/ava/videos/{video}.mp4"]
     film += ["--every", "0.2", "--threshold", "0.25", "--top", "2"]
-    if code := run([*film, "--boxes", str(boxes), "--out", "demo/film"]):
+    if code := run_in_order([[*film, "--boxes", str(boxes), "--out", "demo/film"]], again=AGAIN):
         return code
     ends = {
         name: json.loads((DEMO / name / "summary.json").read_text(encoding="utf-8"))["mean_ap"]
@@ -46,12 +47,6 @@ frame mAP at IoU 0.5 of 12 actions, detected boxes
 film        demo/film/{video}_actions.mp4
 report      demo/detector/report.html""")
     return 0
-
-
-def run(command: list[str]) -> int:
-    """Run a verb, and say which."""
-    print("\n$ videomaskfeat", *command, flush=True)
-    return subprocess.run([sys.executable, "-m", "videomaskfeat", *command]).returncode
 
 
 if __name__ == "__main__":

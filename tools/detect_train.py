@@ -2,7 +2,7 @@
 
 import sys
 
-from videomaskfeat.cli import main
+from videomaskfeat.__main__ import run
 
 if __name__ == "__main__":  # worker processes import this file
-    sys.exit(main(["detect-train", *sys.argv[1:]]))
+    sys.exit(run(["detect-train", *sys.argv[1:]]))

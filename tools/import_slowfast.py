@@ -2,7 +2,7 @@
 
 import sys
 
-from videomaskfeat.cli import main
+from videomaskfeat.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(["import-slowfast", *sys.argv[1:]]))
+    sys.exit(run(["import-slowfast", *sys.argv[1:]]))

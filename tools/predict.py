@@ -2,7 +2,7 @@
 
 import sys
 
-from videomaskfeat.cli import main
+from videomaskfeat.__main__ import run
 
 if __name__ == "__main__":  # worker processes import this file
-    sys.exit(main(["predict", *sys.argv[1:]]))
+    sys.exit(run(["predict", *sys.argv[1:]]))

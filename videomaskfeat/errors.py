@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -37,6 +38,26 @@ class RunFailed(RuntimeError):
 
     The command line prints the message alone on stderr and exits with code 1.
     """
+
+
+class Stopped(RunFailed):
+    """SIGTERM or Ctrl-C ended the work before its end.
+
+    The command line prints the message alone on stderr and exits with ``exit_code``.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        """Say which signal it was.
+
+        Args:
+            number: of the signal.
+            message: what is saved, and how to go on.
+        """
+        name = signal.Signals(number).name
+        super().__init__(
+            message or f"stopped by {name}; what is finished is kept, and the same command goes on"
+        )
+        self.exit_code = 128 + number
 
 
 class PlugInFailed(RunFailed):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 from iopath.common.file_io import PathManager
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import RunFailed, UserError
 
 _manager = PathManager()
+_TEMPORARY = ".tmp"
 
 
 def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> IO[Any]:
@@ -28,6 +33,108 @@ def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> I
         raise UserError(f"{text}: no such file; check the path, or the folder it is relative to") from error
     except IsADirectoryError as error:
         raise UserError(f"{text}: is a folder, and a file is needed here") from error
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], mode: str = "w", **kwargs: Any) -> Iterator[IO[Any]]:
+    """Open a file to write it whole: whoever reads ``path`` sees the old content or all of the new.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk, and takes the name when
+    the context ends without an error. A process that is killed leaves the old file, and a temporary one
+    (``.NAME.*.tmp``, see :func:`remove_temporary_files`) that no reader looks at.
+
+    Args:
+        path: of the file; a device or a pipe, such as /dev/stdout, is written directly.
+        mode: "w" (text as UTF-8) or "wb".
+        **kwargs: as for ``open``.
+
+    Raises:
+        RunFailed: the system refuses to write, as on a full disk; the old file is untouched.
+        UserError: the folder does not exist, or the path is a folder.
+    """
+    with whole_path(path) as temporary, open_file(temporary, mode, **kwargs) as file:
+        yield file
+
+
+@contextmanager
+def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path, for a writer that takes a path, whose file takes the name of ``path`` at the end.
+
+    Raises:
+        RunFailed: as :func:`whole_file`.
+        UserError: as :func:`whole_file`.
+    """
+    target = Path(os.path.realpath(path))  # behind a symbolic link, which stays one
+    if target.is_dir():
+        raise UserError(f"{os.fspath(path)}: is a folder, and a file is to be written; choose another path")
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    owner = f"{os.getpid()}-{threading.get_ident()}"
+    temporary = target.with_name(f".{target.name[:50]}.{owner}{_TEMPORARY}")
+    renamed = False
+    try:
+        temporary.touch()  # with the permissions of the umask, unless there is an old file that has others
+        mode = (target if target.exists() else temporary).stat().st_mode
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(mode)
+        os.replace(temporary, target)
+        renamed = True
+        flush_folder(target.parent)
+    except OSError as error:
+        if error.filename is not None and str(error.filename) != str(
+            temporary
+        ):  # of another file, which the caller reads
+            raise
+        if not target.parent.is_dir():
+            raise UserError(
+                f"{os.fspath(path)}: the folder {target.parent} does not exist; create it, or choose another"
+                " path"
+            ) from error
+        raise write_failed(path, error) from error
+    finally:
+        if not renamed:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def append_text(path: str | os.PathLike[str], text: str) -> None:
+    """Append to a text file, which is created if it is missing.
+
+    Raises:
+        RunFailed: the system refuses to write.
+        UserError: as :func:`open_file`.
+    """
+    try:
+        with open_file(path, "a") as file:
+            file.write(text)
+    except OSError as error:
+        raise write_failed(path, error) from error
+
+
+def write_failed(path: str | os.PathLike[str], error: OSError) -> RunFailed:
+    """The error of a run that can write no more, with the remedy."""
+    return RunFailed(
+        f"{os.fspath(path)}: could not be written: {error.strerror or error}; check the free space and the"
+        " folder, and start the same command again"
+    )
+
+
+def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
+    """Remove what writers that were killed left in a folder; nobody else may write there meanwhile."""
+    for leftover in Path(folder).glob(f".*{_TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
+
+
+def flush_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a rename last: the entry lives in the folder, which has its own place on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def local_path(path: str | os.PathLike[str]) -> str:

@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import ffmpeg_url
+from videomaskfeat.io import ffmpeg_url, whole_path
 
 
 def write_mp4(
@@ -26,7 +26,7 @@ def write_mp4(
     """Write RGB frames as an H.264 (yuv420p) mp4, on one thread so that equal frames give equal files.
 
     Args:
-        path: a local file; written under a temporary name and renamed when complete.
+        path: a local file; it appears when it is complete.
         frames: uint8 [H, W, 3] each, all of one size; H and W even, as yuv420p needs.
         fps: frames a second.
         crf: quality, 0 (lossless) to 51.
@@ -37,7 +37,6 @@ def write_mp4(
         UserError: no frames, or an odd height or width.
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.part")
     iterator = iter(frames)
     first = next(iterator, None)
     if first is None:
@@ -47,19 +46,15 @@ def write_mp4(
         raise UserError(f"{target}: H.264 needs an even height and width, not {height}x{width}")
     # x264's macroblock tree reads memory it never wrote: with it, equal frames now and then give other bytes.
     options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
-    try:
-        with av.open(ffmpeg_url(partial), "w", format="mp4") as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate, options=options)
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            stream.codec_context.gop_size = keyframe_interval
-            for picture in _chain(first, iterator):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)  # there still if the frames, or the disk, came to an early end
+    with whole_path(target) as temporary, av.open(ffmpeg_url(temporary), "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.codec_context.gop_size = keyframe_interval
+        for picture in _chain(first, iterator):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterable[np.ndarray]:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.io import is_file, is_folder, local_path
+from videomaskfeat.io import is_file, is_folder, local_path, whole_path
 
 _LARGEST_HEADER = 32 * 2**20  # bytes of a safetensors header: some 250,000 tensors
 _LARGEST_PICKLE = 256 * 2**20  # bytes of the pickle in a torch file, which holds no tensor's values
@@ -167,18 +167,12 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
     Raises:
         RunFailed: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.part")
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # as the umask has it; safetensors makes files for their owner alone
-        save_file(dict(state), partial, dict(metadata))
-        _sort_header(partial)
-        partial.chmod(mode)
-        os.replace(partial, path)
+        with whole_path(path) as temporary:
+            save_file(dict(state), temporary, dict(metadata))
+            _sort_header(temporary)
     except (SafetensorError, OSError) as error:
         raise RunFailed(f"{path}: the weights could not be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def parse_json(text: str) -> Any:

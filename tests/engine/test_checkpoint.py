@@ -16,7 +16,7 @@ from torch import nn
 
 from tests.engine.processes import exit_code
 from tests.engine.toy import toy_model, train_toy
-from videomaskfeat.engine import checkpoint
+from videomaskfeat import io
 from videomaskfeat.engine.checkpoint import (
     CheckpointFolder,
     DamagedCheckpointError,
@@ -137,7 +137,7 @@ def test_pickled_code_is_refused_and_never_run(tmp_path: Path, form: str, words:
 
 def test_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = saved(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "open_file", lambda path, mode: open_file("/dev/full", mode))
+    monkeypatch.setattr(io, "open_file", lambda path, mode: open_file("/dev/full", mode))
     with pytest.raises(
         SaveFailed, match=r"step_00000002.pt: .*No space left on device; earlier .* are whole"
     ):
@@ -166,7 +166,7 @@ def test_other_errors_of_saving_are_not_disguised(tmp_path: Path, monkeypatch: p
     def fail(*arguments: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(checkpoint.torch, "save", fail)
+    monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         CheckpointFolder(tmp_path).save(CONTENT, 1)
     assert os.listdir(tmp_path) == []
@@ -174,7 +174,7 @@ def test_other_errors_of_saving_are_not_disguised(tmp_path: Path, monkeypatch: p
 
 def test_leftover_temporary_file_is_removed(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
-    (tmp_path / "step_00000002.pt.tmp").write_bytes(b"half")
+    (tmp_path / ".step_00000002.pt.77-1.tmp").write_bytes(b"half")
     checkpoints.load_newest()
     assert os.listdir(tmp_path) == ["step_00000001.pt"]
 

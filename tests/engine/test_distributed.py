@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.engine.processes import exit_code, exit_codes_of_ranks
+from tests.engine.processes import end_of_survivor, exit_code, exit_codes_of_ranks
 from tests.engine.toy import ToyLoader, TroubledLoader, assert_same_run, final_state, metrics, train_toy
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainingStopped
@@ -95,6 +97,70 @@ def leave_early(folder: Path) -> None:
     if distributed.rank() == 1:
         os._exit(3)
     distributed.gather_objects(None)
+
+
+def train_until(folder: Path, rank: int, what: Callable[[], None]) -> None:
+    """Train, and do something on one rank in the forward of its third micro-batch, in the second step."""
+
+    def meet(number: int) -> None:
+        if distributed.rank() == rank and number == 3:
+            time.sleep(0.5)  # the other rank has beaten at this step
+            what()
+
+    train_toy(folder, before_forward=meet)
+
+
+def kill_rank_0(folder: Path) -> None:
+    train_until(folder, 0, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def kill_rank_1(folder: Path) -> None:
+    train_until(folder, 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def stop_rank_0(folder: Path) -> None:
+    train_until(folder, 0, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def stop_rank_1(folder: Path) -> None:
+    train_until(folder, 1, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def fail_on_rank_1(folder: Path) -> None:
+    train_until(folder, 1, lambda: raise_user_error("no space\nleft"))
+
+
+def stay_busy_on_rank_1(folder: Path) -> None:
+    if distributed.rank() == 1:
+        time.sleep(60)
+    distributed.barrier()
+
+
+KEEPER = r"rank 1, step 2: rank 0, which keeps the ranks in touch, does not answer: it was killed, stopped"
+SILENT = r"rank 0, step 2: rank 1 does not answer \(last heard of at step 2\): it was killed, stopped or cut"
+
+
+@pytest.mark.parametrize(
+    ("survivor", "function", "words"),
+    [
+        (1, kill_rank_0, KEEPER),
+        (0, kill_rank_1, SILENT),
+        (1, stop_rank_0, KEEPER),
+        (0, stop_rank_1, SILENT),
+        (
+            0,
+            fail_on_rank_1,
+            "rank 0, step 2: rank 1 ended: no space left; this rank ends too; start the same",
+        ),
+        (0, stay_busy_on_rank_1, "rank 0, step 1: rank 1 is busy at step 1; this rank ends too"),
+    ],
+)
+def test_lost_rank_is_named_and_ends_the_others(
+    tmp_path: Path, survivor: int, function: Callable[[Path], None], words: str
+) -> None:
+    code, error = end_of_survivor(survivor, function, tmp_path, timeout_seconds=3)
+    assert re.match(words, error), error
+    assert code == 1
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:

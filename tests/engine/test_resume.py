@@ -15,6 +15,7 @@ import torch
 from tests.engine.processes import exit_code
 from tests.engine.toy import TroubledLoader, assert_same_run, final_state, metrics, train_toy
 from videomaskfeat.engine import checkpoint, log
+from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError
 
 
@@ -252,3 +253,30 @@ def test_run_on_a_gpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 def test_checkpoint_of_a_gpu_is_resumed_on_the_cpu(tmp_path: Path) -> None:
     train_toy(tmp_path, device=torch.device("cuda", 0), epochs=1.5)
     assert train_toy(tmp_path).progress.step == 18
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_run_stopped_during_an_evaluation_evaluates_when_it_goes_on(tmp_path: Path, at: int) -> None:
+    """The signal does not wait for the end of the evaluation; ``at`` counts evaluations, 6 is the last."""
+    calls = 0
+
+    def evaluate(stop: bool = True) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        value = float(torch.rand(()))
+        if stop and calls == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        stop_if_requested()
+        return {"draw": value}
+
+    train_toy(tmp_path / "whole", evaluate=lambda: evaluate(stop=False), evaluate_every=3)
+    calls = 0
+    stopped = train_toy(tmp_path / "stopped", evaluate=evaluate, evaluate_every=3)
+    assert (stopped.status, stopped.progress.step, calls) == ("interrupted", 3 * at, at)
+    assert len(metrics(tmp_path / "stopped")) == 3 * at - 1
+    assert train_toy(tmp_path / "stopped", evaluate=evaluate, evaluate_every=3).status == "finished"
+    assert calls == 7
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    rows = [metrics(tmp_path / name) for name in ("stopped", "whole")]
+    assert [row["step"] for row in rows[0] if "evaluation/draw" in row] == [3, 6, 9, 12, 15, 18]
+    assert [row.get("evaluation/draw") for row in rows[0]] == [row.get("evaluation/draw") for row in rows[1]]

@@ -15,6 +15,7 @@ from videomaskfeat.cli import main
 from videomaskfeat.config import config_text, load_config
 from videomaskfeat.config.compare import CompareConfig, CompareSettings
 from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.processes import Verbs
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.tasks.methods import METHODS
 from videomaskfeat.tasks.pretraining.compare_plan import Command, overrides_of, plan_runs
@@ -174,7 +175,7 @@ def test_a_run_that_fails_is_named_with_its_last_word(tmp_path: Path) -> None:
     with pytest.raises(
         RunFailed, match=r"run: ended with code 2 .*data\.train is not set.*same command goes on"
     ):
-        Command(tmp_path / "run", "pretrain", "", ()).run()
+        Command(tmp_path / "run", "pretrain", "", ()).run(Verbs())
 
 
 def test_two_targets_end_on_one_page_and_are_not_run_twice(

@@ -1,7 +1,7 @@
 """The command line: ``videomaskfeat VERB ...``. Each verb reads its arguments and calls one function.
 
 Exit codes: 0 done; 2 the user's mistake (one line on stderr); 3 finished, but some inputs failed (they are
-listed); 1 anything else.
+listed); 130 Ctrl-C; 143 SIGTERM passed on to the runs of a comparison; 1 anything else.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from videomaskfeat.cli.interop import add_import_slowfast
 from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
 from videomaskfeat.cli.training import add_finetune, add_pretrain, add_train_tokenizer
-from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, one_line
+from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupts, one_line
 from videomaskfeat.cpu import set_wait_policy, yielding_threads
-from videomaskfeat.errors import PlugInFailed, RunFailed, UserError
+from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError
+from videomaskfeat.processes import end_with_parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,26 +34,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     options = build_parser().parse_args(arguments)
     set_wait_policy()
-    try:
-        with yielding_threads():
-            return int(options.run(options))
-    except UserError as error:
-        print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
-        return MISTAKE
-    except RunFailed as error:
-        print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
-        if isinstance(error, PlugInFailed):  # the user's own code: where in it is theirs to see
-            traceback.print_exception(error.__cause__)
-        return FAILED
-    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+    with Interrupts(options.verb) as interrupts:
+        try:
+            end_with_parent()
+            with yielding_threads():
+                return int(options.run(options))
+        except BaseException as error:
+            # A module that is imported when Ctrl-C comes may turn it into an error of its own.
+            if interrupts.came or isinstance(error, KeyboardInterrupt):
+                print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
+                return INTERRUPTED
+            return _explain(options.verb, error)
+
+
+def _explain(verb: str, error: BaseException) -> int:
+    """Print what a person needs of an error, and return the exit code; errors of the program are raised."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output, `head` say, has gone
         sys.stderr.close()
         return DONE
-    except OSError as error:  # a full disk, a folder that may not be written
-        print(f"videomaskfeat {options.verb}: {one_line(error)}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    if not isinstance(error, UserError | RunFailed | OSError):  # OSError: a folder that may not be written
+        raise error
+    print(f"videomaskfeat {verb}: {one_line(error)}", file=sys.stderr)
+    if isinstance(error, UserError):
+        return MISTAKE
+    if isinstance(error, PlugInFailed):  # the user's own code: where in it is theirs to see
+        traceback.print_exception(error.__cause__)
+    return error.exit_code if isinstance(error, Stopped) else FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:

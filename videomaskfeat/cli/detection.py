@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import Any
 
-from videomaskfeat.cli.training import add_config_arguments, print_keys
+from videomaskfeat.cli.training import add_config_arguments, exit_code, print_keys
 from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ def run_detect_train(options: argparse.Namespace) -> int:
     config = load_config(DetectConfig, options.config, options.overrides, say=logger.info)
     from videomaskfeat.tasks.detection.detect import detect_train
 
-    outcome = detect_train(config)
-    return SOME_FAILED if outcome.failures else DONE
+    return exit_code(detect_train(config))
 
 
 def add_detect_evaluate(verbs: Any) -> None:

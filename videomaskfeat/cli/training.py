@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb
+from videomaskfeat.cli.verb import DONE, INTERRUPTED, SOME_FAILED, add_verb
+from videomaskfeat.processes import started_by_verbs
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def run_pretrain(options: argparse.Namespace) -> int:
     from videomaskfeat.tasks.pretraining.pretrain import pretrain
 
     outcome = pretrain(config)
-    return SOME_FAILED if outcome.failures else DONE
+    return exit_code(outcome)
 
 
 def add_finetune(verbs: Any) -> None:
@@ -75,7 +76,7 @@ def run_finetune(options: argparse.Namespace) -> int:
     from videomaskfeat.tasks.classification.classify import finetune
 
     outcome = finetune(config)
-    return SOME_FAILED if outcome.failures else DONE
+    return exit_code(outcome)
 
 
 def add_train_tokenizer(verbs: Any) -> None:
@@ -108,6 +109,17 @@ def run_train_tokenizer(options: argparse.Namespace) -> int:
     from videomaskfeat.tasks.tokenizing.tokenizer import train_tokenizer
 
     outcome = train_tokenizer(config)
+    return exit_code(outcome)
+
+
+def exit_code(outcome: Any) -> int:
+    """Of a training that ended without an error.
+
+    One that a signal stopped has saved its last step and ends with 0; as a part of a longer command it must
+    be told from one that is finished.
+    """
+    if not outcome.finished and started_by_verbs():
+        return INTERRUPTED
     return SOME_FAILED if outcome.failures else DONE
 
 

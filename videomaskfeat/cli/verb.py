@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import threading
 from collections.abc import Callable
+from types import FrameType, TracebackType
 from typing import Any
 
 DONE, FAILED, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -22,6 +26,47 @@ def add_verb(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+class Interrupts:
+    """Raises KeyboardInterrupt at Ctrl-C and remembers that it came; a second one is the earlier handler's.
+
+    While a module is being imported, Ctrl-C ends the process at once with one line and 130: the import would
+    pass the exception over, or turn it into an error of its own.
+    """
+
+    def __init__(self, verb: str) -> None:
+        self.came = False
+        self._verb = verb
+        self._earlier: Any = None
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._earlier is not None:
+            signal.signal(signal.SIGINT, self._earlier)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            os.write(2, f"videomaskfeat {self._verb}: interrupted\n".encode())
+            os._exit(INTERRUPTED)
+        if self.came and callable(self._earlier):
+            self._earlier(number, frame)
+        self.came = True
+        raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def one_line(error: Exception) -> str:

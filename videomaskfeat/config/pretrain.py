@@ -111,6 +111,9 @@ class RunConfig:
     checkpoint_minutes: float = key(10.0, "minutes from one checkpoint to the next")
     checkpoint_epochs: float = key(10.0, "epochs from one milestone, kept for good, to the next")
     keep_checkpoints: int = key(2, "newest checkpoints kept besides the milestones")
+    rank_timeout_minutes: float = key(
+        30.0, "minutes that a rank waits for another one before the run ends; the other one is named"
+    )
 
 
 @dataclass

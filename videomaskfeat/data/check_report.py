@@ -14,7 +14,7 @@ import numpy as np
 from videomaskfeat.data.reader import VideoInfo
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import open_file
+from videomaskfeat.io import whole_file
 
 KINDS = {
     "missing": "no such file",
@@ -110,7 +110,7 @@ class CheckReport:
         if len(rows) != self.rows:
             raise UserError(f"{len(rows)} rows of text for {self.rows} scanned videos; give one a video")
         kept = self.clean_rows()
-        with open_file(path, "w") as file:
+        with whole_file(path) as file:
             if header is not None:
                 file.write(header.rstrip("\n") + "\n")
             file.writelines(rows[row].rstrip("\n") + "\n" for row in kept)

@@ -17,7 +17,7 @@ import numpy as np
 from videomaskfeat.data.sample_images import make_image_folders, write_image, write_image_lists
 from videomaskfeat.data.sample_scene import MOTIONS, Scene, copies_in_view, make_scene
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import make_folder, open_file
+from videomaskfeat.io import make_folder, whole_file
 from videomaskfeat.mp4 import write_mp4
 
 # What a generator draws, beside the user's seed and the video's number: a tag keeps the streams apart.
@@ -316,7 +316,7 @@ def _corners(box: tuple[float, ...]) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with open_file(path, "w") as file:
+    with whole_file(path) as file:
         file.write(text)
 
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import make_folder, open_file
+from videomaskfeat.io import make_folder, whole_file
 
 _IMAGE = 4  # tag of the pictures' streams; those of the videos are in sample.py
 _VALIDATES = 5  # one picture in so many is held out
@@ -97,7 +97,7 @@ def _stripes(rng: np.random.Generator, size: int) -> np.ndarray:
 def write_image(folder: Path, number: int, *, images: int, size: int, seed: int) -> None:
     """Write picture ``number`` of ``images`` as a PNG into its class folder, which exists."""
     picture = cv2.cvtColor(sample_image(number, size=size, seed=seed), cv2.COLOR_RGB2BGR)
-    with open_file(folder / _path(number, images), "wb") as file:
+    with whole_file(folder / _path(number, images), "wb") as file:
         file.write(cv2.imencode(".png", picture)[1].tobytes())
 
 
@@ -125,12 +125,12 @@ def write_image_lists(folder: Path, images: int, *, few: int) -> None:
             for number in range(images)
             if _split(number, images) == split
         ]
-        with open_file(folder / f"{split}.csv", "w") as file:
+        with whole_file(folder / f"{split}.csv") as file:
             file.writelines(rows)
         if split == "train":  # the labels of its rows go round and round
-            with open_file(folder / "train_few.csv", "w") as file:
+            with whole_file(folder / "train_few.csv") as file:
                 file.writelines(rows[: few * len(SHAPES)])
-    with open_file(folder / "classes.txt", "w") as file:
+    with whole_file(folder / "classes.txt") as file:
         file.writelines(f"{name}\n" for name in SHAPES)
 
 

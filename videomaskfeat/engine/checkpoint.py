@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.io import is_folder, list_folder, make_folder, open_file
+from videomaskfeat.io import (
+    is_folder,
+    list_folder,
+    make_folder,
+    remove_temporary_files,
+    whole_file,
+)
 from videomaskfeat.tensor_files import DamagedFile, PickledCode, read_torch_file
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8,})\.pt")
-_TEMPORARY = ".tmp"
 _DAMAGED = ".damaged"
 _SHOWN = 4  # names listed in a message before "and N more"
 _LONGEST = 200  # characters of a value in a message
@@ -65,8 +70,8 @@ class CheckpointFolder:
     def save(self, content: Mapping[str, Any], step: int) -> Path:
         """Write a checkpoint and remove those that need not be kept.
 
-        The content goes to a temporary name, is flushed to the disk, then renamed: at any moment, killed or
-        without power, the folder holds the old checkpoints whole, and the new one whole or not at all.
+        At any moment, killed or without power, the folder holds the old checkpoints whole, and the new one
+        whole or not at all (:func:`~videomaskfeat.io.whole_file`).
 
         Raises:
             SaveFailed: the operating system refused to write; the temporary file is removed.
@@ -76,16 +81,10 @@ class CheckpointFolder:
             make_folder(self.folder)
         except UserError as error:  # in the midst of a run, whatever stands in the way came after its start
             raise SaveFailed(f"{path}: the checkpoint could not be written: {error}") from error
-        temporary = path.with_name(path.name + _TEMPORARY)
         try:
-            with open_file(temporary, "wb") as file:
+            with whole_file(path, "wb") as file:
                 torch.save(dict(content), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            flush_folder(self.folder)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
+        except RuntimeError as error:
             cause = _system_error(error)
             if cause is None:
                 raise
@@ -113,8 +112,7 @@ class CheckpointFolder:
         """
         if not is_folder(self.folder):
             return None
-        for leftover in self.folder.glob(f"*{_TEMPORARY}"):
-            leftover.unlink()
+        remove_temporary_files(self.folder)
         damaged: list[DamagedCheckpointError] = []
         for step in reversed(self.steps()):
             try:
@@ -242,12 +240,3 @@ def _system_error(error: BaseException) -> OSError | None:
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     return cause
-
-
-def flush_folder(folder: Path) -> None:
-    """Make a rename last: the entry lives in the folder, which has its own place on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

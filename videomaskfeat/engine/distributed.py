@@ -5,11 +5,14 @@ Every function also works in a single process that never called :func:`process_g
 
 from __future__ import annotations
 
+import atexit
 import gc
 import inspect
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -18,9 +21,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.engine.rank_watch import RankWatch
+from videomaskfeat.engine.signals import StopRequested
+from videomaskfeat.errors import RunFailed, UserError
 
 T = TypeVar("T")
+
+_LEAVE_SECONDS = 10.0  # for the other ranks to leave the group too
 
 
 def rank() -> int:
@@ -74,6 +81,9 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
+_watch: RankWatch | None = None  # of this process, while it is a rank of several
+
+
 @contextmanager
 def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun do nothing.
@@ -84,25 +94,79 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
         device: where this process computes, from :func:`choose_device`.
         timeout_seconds: a collective that waits longer than this for another process ends with an error, so
             that a run of which one process died does not hang for ever.
+
+    Raises:
+        RunFailed: another rank was killed, ended with an error, or did not answer in time; it is named.
     """
+    global _watch
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        timeout=timedelta(seconds=timeout_seconds),
-        device_id=device if on_gpu else None,
-    )
     try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=timeout_seconds),
+            device_id=device if on_gpu else None,
+        )
+    except dist.DistError as error:
+        raise RunFailed(
+            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: not all ranks came to"
+            f" {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within {timeout_seconds:g} s;"
+            " check that all were started, with the same WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        ) from error
+    lost = False
+    _watch = RankWatch(rank=rank(), world_size=world_size(), limit_seconds=timeout_seconds)
+    try:
+        _watch.start()
         yield
+    except BaseException as error:
+        failure = _watch.explain(error)
+        lost = failure is not None
+        _watch.announce(failure or error)
+        if failure is None:
+            raise
+        raise failure from error
     finally:
+        _watch.stop()
+        _watch = None
+        _leave_group(others_are_there=not lost)
+
+
+def _leave_group(*, others_are_there: bool) -> None:
+    """Leave the process group; if that would wait for a rank that is gone, let the process end without it."""
+    if others_are_there:
         # A wrapped network that lives on in a cycle would hold the group's threads until the interpreter
         # ends, which aborts where they still run.
         gc.collect()
-        dist.destroy_process_group()
+        leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_SECONDS)
+        if not leaving.is_alive():
+            return
+    # The group's destructor, which the interpreter calls at its end, would wait for the other ranks.
+    atexit.register(_end_at_once)
+
+
+def _end_at_once() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed
+            stream.flush()
+    os._exit(1)
+
+
+def note_step(step: int) -> None:
+    """Say how many optimizer steps this rank has done; named if another rank waits for it in vain."""
+    if _watch is not None:
+        _watch.position.step = step
+
+
+def _note_call() -> None:
+    """Count a call that waits for the other ranks."""
+    if _watch is not None:
+        _watch.position.calls += 1
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
@@ -141,6 +205,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean of a tensor over all ranks, on every rank; the argument is not changed."""
     if world_size() == 1:
         return values
+    _note_call()
     total = values.clone()
     dist.all_reduce(total)
     return total / world_size()
@@ -150,6 +215,7 @@ def gather_objects(value: T) -> list[T]:
     """The value of every rank in order of rank, on every rank; it must be picklable."""
     if world_size() == 1:
         return [value]
+    _note_call()
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
@@ -164,7 +230,7 @@ def barrier() -> None:
 def run_on_main(function: Callable[[], T]) -> T:
     """Call ``function`` on rank 0 only and return its (picklable) result on every rank.
 
-    If it raises, every rank raises: rank 0 the error itself, the others a UserError or RuntimeError with the
+    If it raises, every rank raises: rank 0 the error itself, the others a UserError or RunFailed with the
     same message. So no rank waits for one that has stopped.
     """
     if world_size() == 1:
@@ -176,11 +242,16 @@ def run_on_main(function: Callable[[], T]) -> T:
             message = ["result", function()]
         except Exception as caught:  # handed on to every rank and raised below, none is swallowed
             error = caught
-            message = ["mistake" if isinstance(caught, UserError) else "failure", str(caught)]
+            kinds = {UserError: "mistake", StopRequested: "stop"}
+            kind = next((name for one, name in kinds.items() if isinstance(caught, one)), "failure")
+            message = [kind, str(caught)]
+    _note_call()
     dist.broadcast_object_list(message, src=0)
     if error is not None:
         raise error
     kind, value = message
     if kind == "result":
         return cast(T, value)
-    raise UserError(value) if kind == "mistake" else RuntimeError(f"rank 0: {value}")
+    if kind == "stop":
+        raise StopRequested(value)
+    raise UserError(value) if kind == "mistake" else RunFailed(f"rank 0: {value}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.text import Text
 
 from videomaskfeat.durations import TimeLeft, duration_text
-from videomaskfeat.io import is_file, make_folder, open_file
+from videomaskfeat.errors import RunFailed
+from videomaskfeat.io import is_file, make_folder, open_file, whole_file, write_failed
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class RunLog:
         tensorboard: bool = True,
         terminal: bool | None = None,
     ) -> None:
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
         make_folder(folder)
         self._total_steps = total_steps
         self._unit = unit
@@ -69,8 +72,12 @@ class RunLog:
         self._open = ExitStack()
         self._metrics = self._open.enter_context(open_file(folder / "metrics.jsonl", "a"))
         self._text = self._open.enter_context(open_file(folder / "log.txt", "a"))
-        _attach(self._open, logging.StreamHandler(self._text))
-        self._board = _tensorboard(folder, first_step, self._open) if tensorboard else None
+        _attach(self._open, _TextHandler(self._text))
+        self._board = (
+            self._open.enter_context(closing(_Board(folder / "tensorboard", first_step)))
+            if tensorboard
+            else None
+        )
         show_bar = sys.stderr.isatty() if terminal is None else terminal
         self._bar = _Bar(first_step, total_steps, self._open) if show_bar else None
         self._left = TimeLeft()
@@ -83,17 +90,35 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
+        try:
+            self._open.close()
+        except OSError as refused:  # what could not be written before cannot be written now
+            if error is None:
+                raise write_failed(self._folder, refused) from refused
 
     def write(self, record: Record) -> None:
-        """Take in one step's record."""
+        """Take in one step's record.
+
+        Raises:
+            RunFailed: the disk is full, or the run folder is gone.
+        """
+        # Writes into a file that was removed succeed, and are lost.
+        if not os.path.exists(self._metrics.name):
+            raise RunFailed(
+                f"{self._folder}: the run folder, or its metrics.jsonl, was removed while the run went on;"
+                " start the same command again, which goes on from the newest checkpoint that is left"
+            )
+        try:
+            self._write(record)
+        except OSError as error:
+            raise write_failed(self._folder, error) from error
+
+    def _write(self, record: Record) -> None:
         self._metrics.write(simplejson.dumps(dict(record), ignore_nan=True) + "\n")
         self._metrics.flush()
         step = int(record["step"] or 0)
         if self._board is not None:
-            for key, value in record.items():
-                if key != "step" and isinstance(value, (int, float)):
-                    self._board.add_scalar(key, value, step)
+            self._board.write(record, step)
         now = time.perf_counter()
         self._count_time(record, now - self._last_write)
         self._last_write = now
@@ -118,8 +143,11 @@ class RunLog:
 
     def flush(self) -> None:
         """Bring metrics.jsonl to the disk, so that it is never behind a checkpoint."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
+        try:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise write_failed(self._folder, error) from error
 
 
 def describe(record: Record, *, unit: str = "samples") -> str:
@@ -158,16 +186,12 @@ def peak_memory_mb(device: torch.device) -> float:
 def drop_later_lines(path: str | os.PathLike[str], step: int) -> None:
     """Keep the lines of a metrics file up to ``step``; a line cut by a kill goes too.
 
-    The shorter file is written beside the old one and takes its place at once.
+    The shorter file takes the place of the old one at once.
     """
     if not is_file(path):
         return
-    temporary = f"{os.fspath(path)}.tmp"
-    with open_file(path) as old, open_file(temporary, "w") as new:
+    with open_file(path) as old, whole_file(path) as new:
         new.writelines(line for line in old if _step_of(line) <= step)
-        new.flush()
-        os.fsync(new.fileno())
-    os.replace(temporary, path)
 
 
 def _step_of(line: str) -> float:
@@ -176,6 +200,13 @@ def _step_of(line: str) -> float:
         return int(simplejson.loads(line)["step"]) if line.endswith("\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+class _TextHandler(logging.StreamHandler):
+    """Messages into log.txt; those lost on a full disk do not count, the next line of metrics.jsonl does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Print no traceback for each message."""
 
 
 class _Bar:
@@ -211,10 +242,45 @@ def _attach(stack: ExitStack, handler: logging.Handler) -> None:
     package.setLevel(logging.INFO)
 
 
-def _tensorboard(folder: Path, first_step: int, stack: ExitStack) -> Any:
-    """A TensorBoard writer that hides the points behind ``first_step`` of an interrupted run."""
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every run wants it
+class _Board:
+    """A TensorBoard file of scalars, which hides the points behind ``first_step`` of an interrupted run.
 
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-    stack.callback(writer.close)
-    return writer
+    Records are written at once and in this thread. The thread of torch's SummaryWriter prints a traceback of
+    its own on a full disk, and the run would learn of it some steps later.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # Slow to import, and not every run wants it.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        make_folder(folder)
+        name = (
+            f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_BOARDS)}"
+        )
+        self._file = RecordWriter(open_file(folder / name, "wb"))
+        self._event, self._summary = Event, Summary
+        self._add(file_version="brain.Event:2")
+        if first_step:
+            self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, record: Record, step: int) -> None:
+        """Add a point to the curve of each number."""
+        values = [
+            self._summary.Value(tag=key, simple_value=value)
+            for key, value in record.items()
+            if key != "step" and isinstance(value, (int, float))
+        ]
+        self._add(step=step, summary=self._summary(value=values))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _add(self, **content: Any) -> None:
+        self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())
+        self._file.flush()
+
+
+_BOARDS = itertools.count()  # event files of this process

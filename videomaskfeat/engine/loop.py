@@ -24,7 +24,7 @@ from videomaskfeat.engine.ema import ExponentialMovingAverage
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
 from videomaskfeat.engine.optim import set_learning_rate
 from videomaskfeat.engine.options import LoopOptions
-from videomaskfeat.engine.signals import StopSignals
+from videomaskfeat.engine.signals import StopRequested, StopSignals
 from videomaskfeat.engine.state import Progress, TrainState
 from videomaskfeat.errors import RunFailed, UserError
 
@@ -84,6 +84,7 @@ def train(
         resume: a checkpoint to start from where the run folder holds none yet.
         evaluate: called on all ranks with the model in evaluation mode and without gradients; its results are
             logged as ``evaluation/NAME``. Random numbers that it draws do not disturb the training.
+            It may ask ``stop_if_requested`` of engine/signals.py; a resumed run then evaluates first.
         on_failures: called on all ranks with the failures of all ranks, after the steps that had some; may
             raise to end the run.
         before_step: called on all ranks when the gradients of a step are complete, before the optimiser; a
@@ -193,6 +194,10 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
     path = run.checkpoints.path(progress.step)
     saved_at, saved_step = time.monotonic(), progress.step
     run.model.train()
+    if progress.unevaluated is not None:
+        record, path = _evaluate_late(run, log)
+        if progress.unevaluated is not None:
+            return TrainResult("interrupted", progress, path, record)
     with closing(_batches(run, stop)) as stream:
         while progress.step < run.total_steps:
             step_batches = _fetch(run, stream)
@@ -203,18 +208,19 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
                     raise step_batches.error
                 return TrainResult("interrupted", progress, path, record)
             minutes = (time.monotonic() - saved_at) / 60.0
+            distributed.note_step(progress.step)
             record, failures, stopping, save_due = _optimiser_step(run, step_batches, stop, minutes)
             last = progress.step == run.total_steps
             if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
-                record |= _evaluate(run, run.evaluate)
-            if log is not None:
+                record, stopping = _evaluated(run, record, stopping)
+            if log is not None and progress.unevaluated is None:
                 log.write(record)
             if failures and run.on_failures is not None:
                 _report(run, run.on_failures, failures, log)
             if stopping or save_due or last or _is_multiple(progress.step, options.milestone_every):
                 path = _save(run, log)
                 saved_at, saved_step = time.monotonic(), progress.step
-            if stopping and not last:
+            if stopping and (not last or progress.unevaluated is not None):
                 return TrainResult("interrupted", progress, path, record)
     return TrainResult("finished", progress, path, record)
 
@@ -420,10 +426,35 @@ def _evaluate(run: _Run[Any], evaluate: Callable[[], Mapping[str, float]]) -> di
     """Evaluate without touching gradients, random states or the model's mode."""
     device = run.state.device
     run.model.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        results = evaluate()
-    run.model.train()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            results = evaluate()
+    finally:
+        run.model.train()
     return {f"evaluation/{name}": value for name, value in results.items()}
+
+
+def _evaluated(run: _Run[Any], record: dict[str, Any], stopping: bool) -> tuple[dict[str, Any], bool]:
+    """The record with the evaluation's results, and whether to stop: a signal does not wait for its end."""
+    assert run.evaluate is not None
+    try:
+        return record | _evaluate(run, run.evaluate), stopping
+    except StopRequested:
+        run.state.progress.unevaluated = record
+        return record, True
+
+
+def _evaluate_late(run: _Run[Any], log: RunLog | None) -> tuple[dict[str, Any], Path]:
+    """Evaluate the step at which a signal stopped the evaluation, before the next step; all ranks call it."""
+    progress = run.state.progress
+    record, progress.unevaluated = progress.unevaluated or {}, None
+    if run.evaluate is not None:
+        record, _ = _evaluated(run, record, False)
+    if progress.unevaluated is not None:
+        return record, run.checkpoints.path(progress.step)
+    if log is not None:
+        log.write(record)
+    return record, _save(run, log)
 
 
 def _report(

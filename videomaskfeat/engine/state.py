@@ -44,6 +44,8 @@ class Progress:
     """Inputs that failed and were replaced, over all ranks; one that fails in two epochs counts twice."""
     seconds: float = 0.0
     """Time spent in steps, data waiting included."""
+    unevaluated: dict[str, Any] | None = None
+    """Record of the last step if a signal stopped its evaluation; a resumed run evaluates first."""
 
     def advance(self, *, steps_per_epoch: int, samples: int, failures: int, seconds: float) -> None:
         """Count one optimiser step."""
@@ -225,10 +227,12 @@ def _check_plain(key: str, value: Any, *, depth: int) -> None:
 
 def _check_progress(saved: Any) -> None:
     _require(isinstance(saved, Mapping), "it is no dictionary")
-    known = {name: type(value) for name, value in asdict(Progress()).items()}
+    fresh = asdict(Progress())
     for name in saved:
-        _require(name in known, f"{str(name)[:50]} is unknown")
-    for name, kind in known.items():
+        _require(name in fresh, f"{str(name)[:50]} is unknown")
+    record = saved.get("unevaluated")  # missing in older checkpoints
+    _require(record is None or isinstance(record, dict), "unevaluated is no dictionary")
+    for name, kind in ((name, type(value)) for name, value in fresh.items() if name != "unevaluated"):
         value = saved.get(name)
         right = type(value) is kind and 0 <= value < _LARGEST_COUNT  # a NaN compares with nothing
         _require(right, f"{name} is {str(value)[:50]}")

@@ -21,7 +21,7 @@ from videomaskfeat.ava import (
     read_times,
 )
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import open_file
+from videomaskfeat.io import whole_file
 from videomaskfeat.metrics.ava_matching import Detections, GroundTruth
 
 _WRITTEN_AT_ONCE = 100_000  # rows
@@ -159,7 +159,7 @@ def write_detections(
         detections: boxes in shares of the frame, 0 to 1.
     """
     places = [f"{video},{_second(second)}" for video, second in key_frames]
-    with open_file(path, "w", errors="surrogateescape") as file:
+    with whole_file(path, errors="surrogateescape") as file:
         for first in range(0, len(detections.frames), _WRITTEN_AT_ONCE):
             rows = slice(first, first + _WRITTEN_AT_ONCE)
             columns = [

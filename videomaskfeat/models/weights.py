@@ -59,7 +59,7 @@ def save_weights(
 ) -> None:
     """Write a model's weights as safetensors, with its name and arguments inside.
 
-    The file is written under a temporary name and then renamed.
+    The file is written whole or not at all (:func:`~videomaskfeat.io.whole_path`).
 
     Args:
         path: a local file; ``.safetensors`` by custom.

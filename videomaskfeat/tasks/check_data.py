@@ -10,7 +10,7 @@ from videomaskfeat.data.check import Progress, check_list
 from videomaskfeat.data.check_report import CheckReport
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.records_kinetics import is_kinetics_header
-from videomaskfeat.io import is_folder, make_parent, open_file
+from videomaskfeat.io import is_folder, make_parent, open_file, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def check_data(
         progress=progress,
     )
     if json_path:
-        with open_file(json_path, "w") as file:
+        with whole_file(json_path) as file:
             file.write(report.to_json() + "\n")
     if clean_path:
         _write_clean_list(path, clean_path, records, report, format)
@@ -77,7 +77,7 @@ def _write_clean_list(path: str, clean_path: str, records: Records, report: Chec
         text = file.read()
     if format == "ssv2" or (format == "auto" and path.endswith(".json")):
         entries = json.loads(text)
-        with open_file(clean_path, "w") as file:
+        with whole_file(clean_path) as file:
             file.write(json.dumps([entries[row] for row in report.clean_rows()], indent=1) + "\n")
         return
     lines = [line for line in text.splitlines() if line.strip()]

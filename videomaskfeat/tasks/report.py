@@ -14,7 +14,7 @@ import yaml
 
 from videomaskfeat import __version__
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, is_folder, list_folder, open_file
+from videomaskfeat.io import is_file, is_folder, list_folder, open_file, whole_file
 from videomaskfeat.viz.report import Media, RunFacts, render_report
 
 MEDIA_BYTES = 32 * 2**20
@@ -50,7 +50,7 @@ def report(
     others = [read_run(Path(other)) for other in beside]
     html = render_report(read_run(run), version=__version__, beside=others)
     target = run / "report.html" if out is None else Path(out)
-    with open_file(target, "w") as file:
+    with whole_file(target) as file:
         file.write(html)
     return target
 

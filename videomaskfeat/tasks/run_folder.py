@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
-from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, make_folder, open_file
+from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.tasks.doctor import diagnose
+from videomaskfeat.tasks.folder_lock import lock_for_all_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +43,28 @@ class RunFolder:
         """The settings that a resumed run must share with what it resumes."""
         return self._without_free_keys(self._config)
 
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the folder for this run alone while the context is open; all ranks call it.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        return lock_for_all_ranks(self.path, remedy="choose another run.folder")
+
     def open(self) -> None:
         """Write config and environment; only rank 0 calls it.
 
         Raises:
             UserError: the folder holds a run of another config or of another task.
         """
-        if CheckpointFolder(self.path / "checkpoints").steps() and is_file(self.path / "config.yaml"):
+        config = self.path / "config.yaml"
+        # Earlier versions left it empty if they were killed while they wrote it; checkpoints know theirs too.
+        written = is_file(config) and config.stat().st_size > 0
+        if written and CheckpointFolder(self.path / "checkpoints").steps():
             self.check()
         make_folder(self.path)
+        for folder in (self.path, self.path / "pictures", self.path / "score"):
+            remove_temporary_files(folder)
         self.write("config.yaml", config_text(self._config))
         self.write("environment.json", diagnose(self.path).to_json())
         Path(self.path, "summary.json").unlink(missing_ok=True)  # of an earlier end; the run goes on
@@ -71,7 +86,9 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder."""
-        with open_file(self.path / name, "w") as file:
+        if not self.path.is_dir():
+            raise RunFailed(f"{self.path}: the run folder was removed while the run went on")
+        with whole_file(self.path / name) as file:
             file.write(text)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -81,8 +98,7 @@ class RunFolder:
     def say(self, text: str) -> None:
         """Tell the user, and keep it in the run's log, which is open only while the loop runs."""
         logger.info(text)
-        with open_file(self.path / "log.txt", "a") as file:
-            file.write(text + "\n")
+        append_text(self.path / "log.txt", text + "\n")
 
     def write_failures(self, name: str, failures: Iterable[Failure]) -> None:
         """Write path and cause of each as a line of JSON."""

@@ -90,6 +90,17 @@ def loop_options(
     )
 
 
+def rank_timeout_seconds(run: RunConfig) -> float:
+    """How long a rank waits for another one.
+
+    Raises:
+        UserError: not a positive time.
+    """
+    if not run.rank_timeout_minutes > 0:
+        raise UserError(f"run.rank_timeout_minutes {run.rank_timeout_minutes:g} must be above 0, such as 30")
+    return 60 * run.rank_timeout_minutes
+
+
 def clip_recipe(clip: ClipConfig | LabelledClipConfig) -> ClipRecipe:
     """What the weights file will know of clips."""
     return ClipRecipe(

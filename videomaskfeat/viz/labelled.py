@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from videomaskfeat.io import open_file
+from videomaskfeat.io import whole_file
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.viz.sheet import Label, Sheet
 
@@ -94,7 +94,7 @@ def write_labelled_picture(path: str | os.PathLike[str], picture: np.ndarray, ba
         bars: from the top down.
     """
     drawn = next(draw_labelled([picture], bars))
-    with open_file(path, "wb") as file:
+    with whole_file(path, "wb") as file:
         file.write(cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import open_file
+from videomaskfeat.io import whole_file
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.viz.sheet import Label, Sheet
 from videomaskfeat.viz.strokes import draw_strokes
@@ -227,7 +227,7 @@ def write_picture(path: str | os.PathLike[str], drawing: ClipDrawing, *, columns
     picture = next(draw_film(drawing)) if single else draw_picture(drawing, columns=columns)
     done, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 5])
     assert done, "a uint8 picture can always be encoded"
-    with open_file(path, "wb") as file:
+    with whole_file(path, "wb") as file:
         file.write(png.tobytes())
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
 
-from videomaskfeat.io import make_folder, open_file
+from videomaskfeat.io import make_folder, whole_file
 from videomaskfeat.viz.sheet import Label, Sheet
 
 _GAP = 8  # pixels between panels
@@ -71,5 +71,5 @@ def write_reconstructions(
     picture = draw_reconstructions(frames=frames, reconstructions=reconstructions, tokens=tokens)
     done, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 5])
     assert done, "a uint8 picture can always be encoded"
-    with open_file(path, "wb") as file:
+    with whole_file(path, "wb") as file:
         file.write(png.tobytes())

@@ -43,6 +43,7 @@ from videomaskfeat.tasks.training_parts import (
     build_optimizer,
     build_schedule,
     loop_options,
+    rank_timeout_seconds,
 )
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ FREE_KEYS = (
     "run.compile",
     "run.activation_checkpointing",
     "run.checkpoint_minutes",
+    "run.rank_timeout_minutes",
     "run.checkpoint_epochs",
     "run.keep_checkpoints",
 )
@@ -136,7 +138,7 @@ def finetune(config: FinetuneConfig) -> FinetuneOutcome:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     device = distributed.choose_device(config.run.device)
-    with distributed.process_group(device):
+    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
         config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
@@ -175,6 +177,10 @@ class _Run:
 
     def go(self) -> FinetuneOutcome:
         """Train, then score the best weights over all views and report."""
+        with self.run_folder.held(), self.loader:
+            return self._go()
+
+    def _go(self) -> FinetuneOutcome:
         distributed.run_on_main(self._open_folder)
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
         result = self._train(counter)

@@ -16,7 +16,7 @@ from videomaskfeat import __version__
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import open_file
+from videomaskfeat.io import whole_file
 from videomaskfeat.metrics.accuracy import (
     Accuracy,
     accuracy,
@@ -57,12 +57,12 @@ def write_evaluation(folder: Path, scored: ScoredList, about: Mapping[str, Any])
     save_scores(folder / "scores.npz", scored, **more)
     _write_csv(folder / "scores.csv", _video_lines(scored))
     summary = summary_of(scored, result, about)
-    with open_file(folder / "result.json", "w") as file:
+    with whole_file(folder / "result.json") as file:
         file.write(simplejson.dumps(summary, indent=2, ignore_nan=True) + "\n")
     html = render_evaluation(
         _facts(scored, result, rows, more.get("confusion"), summary), version=__version__
     )
-    with open_file(folder / "report.html", "w", errors="replace") as file:  # a path may not be UTF-8
+    with whole_file(folder / "report.html", errors="replace") as file:  # a path may not be UTF-8
         file.write(html)
     return result
 
@@ -126,13 +126,13 @@ def write_submission(path: str | os.PathLike[str], scored: ScoredList) -> None:
     if scored.classes < 5:
         raise UserError(f"a submission names the 5 best classes, and there are {scored.classes}")
     best = np.argsort(-scored.scores, axis=1, kind="stable")[:, :5]
-    with open_file(path, "w", errors="surrogateescape") as file:
+    with whole_file(path, errors="surrogateescape") as file:
         for video, classes in zip(scored.paths, best.tolist(), strict=True):
             file.write(";".join([Path(video).stem, *map(str, classes)]) + "\n")
 
 
 def _write_csv(path: Path, lines: Iterable[Sequence[object]]) -> None:
-    with open_file(path, "w", newline="", errors="surrogateescape") as file:
+    with whole_file(path, newline="", errors="surrogateescape") as file:
         csv.writer(file, lineterminator="\n").writerows(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.io import is_file
 from videomaskfeat.tasks.classification.feature_folder import FeatureFolder, Shard
 from videomaskfeat.tasks.classification.video_models import VideoEncoder, load_encoder
+from videomaskfeat.tasks.folder_lock import lock_for_all_ranks
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, records_sha256, views_of
 from videomaskfeat.tasks.recipe import ClassifyRecipe
 from videomaskfeat.tasks.threads import choose_inference_threads
@@ -124,18 +126,21 @@ def extract_features(
         about = {"weights": os.fspath(weights), "list": list_path, "videos": len(records)}
         folder = FeatureFolder(out, dtype=dtype)
         count = math.ceil(len(records) / videos_per_shard)
-        pending = distributed.run_on_main(lambda: folder.open(settings, about, count))
-        choose_inference_threads(
-            encoder.model,
-            recipe.clip,
-            device=place,
-            bf16=encoder.bf16,
-            workers=workers,
-            network=encoder.model.features,
-        )
-        work = _Work(encoder, recipe, records, folder, depth=depth, pooled=not grid, size=videos_per_shard)
-        _in_step(lambda: work.do(pending, workers=workers, progress=progress))
-        shape, failures = distributed.run_on_main(lambda: folder.finish(records, count))
+        with lock_for_all_ranks(out, remedy="choose another folder"):
+            pending = distributed.run_on_main(lambda: folder.open(settings, about, count))
+            choose_inference_threads(
+                encoder.model,
+                recipe.clip,
+                device=place,
+                bf16=encoder.bf16,
+                workers=workers,
+                network=encoder.model.features,
+            )
+            work = _Work(
+                encoder, recipe, records, folder, depth=depth, pooled=not grid, size=videos_per_shard
+            )
+            _in_step(lambda: work.do(pending, workers=workers, progress=progress))
+            shape, failures = distributed.run_on_main(lambda: folder.finish(records, count))
     return Extracted(Path(out), shape, failures)
 
 
@@ -175,17 +180,18 @@ class _Work:
         features: list[np.ndarray] = []
         good: list[int] = []
         failures: list[tuple[int, str]] = []
-        for batch in self._loader(rows, workers):
-            features += self._features(batch)
-            good += [rows[index] for index in batch.index.tolist()]
-            failures += [(rows[failure.index], failure.cause) for failure in batch.failures]
-            done += len(batch.index) + len(batch.failures)
-            if done % self.size == 0 or done == len(rows):
-                shape = list(features[0].shape[1:]) if features else []
-                self.folder.save(shards[first // self.size], Shard(good, failures, shape), features)
-                features, good, failures, first = [], [], [], done
-            if progress is not None and distributed.is_main():
-                progress(min(already + done * distributed.world_size(), total), total)
+        with closing(iter(self._loader(rows, workers))) as batches:
+            for batch in batches:
+                features += self._features(batch)
+                good += [rows[index] for index in batch.index.tolist()]
+                failures += [(rows[failure.index], failure.cause) for failure in batch.failures]
+                done += len(batch.index) + len(batch.failures)
+                if done % self.size == 0 or done == len(rows):
+                    shape = list(features[0].shape[1:]) if features else []
+                    self.folder.save(shards[first // self.size], Shard(good, failures, shape), features)
+                    features, good, failures, first = [], [], [], done
+                if progress is not None and distributed.is_main():
+                    progress(min(already + done * distributed.world_size(), total), total)
 
     def _loader(self, rows: Sequence[int], workers: int) -> ViewLoader:
         """Batches that never reach over a shard's end: then what is in a batch is the same after a resume."""

@@ -28,9 +28,17 @@ import simplejson
 
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
-from videomaskfeat.engine.checkpoint import flush_folder
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, list_folder, make_folder, open_file
+from videomaskfeat.io import (
+    flush_folder,
+    is_file,
+    list_folder,
+    make_folder,
+    open_file,
+    remove_temporary_files,
+    whole_file,
+)
+from videomaskfeat.tasks.folder_lock import LOCK_NAME
 
 _FORMAT = 1
 # Settings that are hashes, in words.
@@ -120,8 +128,8 @@ class FeatureFolder:
         make_folder(self.path)
         meta = _read_meta(self.path)
         if meta is None:
-            # A process may have been killed before the very first file had its name.
-            if set(list_folder(self.path)) - {_temporary(self.path / "meta.json").name}:
+            remove_temporary_files(self.path)  # of a process killed before the very first file had its name
+            if set(list_folder(self.path)) - {LOCK_NAME}:
                 raise UserError(
                     f"{self.path}: holds files and no features (no meta.json); choose another folder"
                 )
@@ -287,17 +295,8 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file under another name, bring it to the disk, then give it its own."""
-    temporary = _temporary(path)
-    with open_file(temporary, "wb") as file:
+    with whole_file(path, "wb") as file:
         file.write(content)
-        _flush(file)
-    os.replace(temporary, path)
-    flush_folder(path.parent)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 def _flush(file: Any) -> None:

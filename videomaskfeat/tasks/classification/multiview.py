@@ -9,7 +9,7 @@ sums: some 1e-6 of the largest logit in float32, 1e-2 in bf16.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.views import EvaluationViews, ViewLoader, ViewsBatch
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.tasks.recipe import Levels, normalise
 
@@ -220,12 +221,15 @@ def _over_list(
     failures: list[Failure] = []
     mistake: UserError | RunFailed | None = None
     try:
-        for number, batch in enumerate(loader, start=1):
-            failures += batch.failures
-            if len(batch.index):
-                parts.append(_of_batch(network, mean_of, batch))
-            if progress is not None and distributed.is_main():
-                progress(min(number * videos_per_batch * distributed.world_size(), len(views)), len(views))
+        with closing(iter(loader)) as batches:
+            for number, batch in enumerate(batches, start=1):
+                stop_if_requested()
+                failures += batch.failures
+                if len(batch.index):
+                    parts.append(_of_batch(network, mean_of, batch))
+                if progress is not None and distributed.is_main():
+                    done = number * videos_per_batch * distributed.world_size()
+                    progress(min(done, len(views)), len(views))
     except (UserError, RunFailed) as error:  # told to every rank, so that none waits for this one
         mistake = error
     mistakes = [error for error in distributed.gather_objects(mistake) if error is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_folder, make_folder, make_parent, open_file
+from videomaskfeat.io import is_folder, make_folder, make_parent, whole_file
 from videomaskfeat.tasks.classification.video_models import Predictions, load_classifier
 from videomaskfeat.tasks.protocol import file_sha256, protocol_of, views_of
 from videomaskfeat.tasks.threads import choose_inference_threads
@@ -105,19 +106,20 @@ def predict(
         "precision": "bf16" if classifier.bf16 else "fp32",
     }
     result = Predicted([], [], [], protocol)
-    for batch in loader:
-        result.failures.extend(_read_error(failure) for failure in batch.failures)
-        for index in batch.index.tolist():  # one, or none where it could not be read
-            predictions = classifier.predict_clips(batch.clips, records[index].path)
-            result.predictions.append(predictions)
-            if on_prediction is not None:
-                on_prediction(predictions)
-            if out is not None:
-                _add_film(result, predictions, Path(out), reader)
+    with closing(iter(loader)) as batches:
+        for batch in batches:
+            result.failures.extend(_read_error(failure) for failure in batch.failures)
+            for index in batch.index.tolist():  # one, or none where it could not be read
+                predictions = classifier.predict_clips(batch.clips, records[index].path)
+                result.predictions.append(predictions)
+                if on_prediction is not None:
+                    on_prediction(predictions)
+                if out is not None:
+                    _add_film(result, predictions, Path(out), reader)
     if not result.predictions:
         raise UserError(f"none of the {len(records)} videos could be read; the first: {result.failures[0]}")
     if json_path:
-        with open_file(json_path, "w") as file:
+        with whole_file(json_path) as file:
             file.write(as_json(result, top) + "\n")
     return result
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, is_folder, open_file
+from videomaskfeat.io import is_file, is_folder, open_file, whole_file
 
 KINDS = {"softmax": "probabilities", "logits": "logits", "knn": "shares of neighbours"}
 """What scores are, by what was averaged over the views."""
@@ -67,7 +67,7 @@ class ScoredList:
 def save_scores(path: str | os.PathLike[str], scored: ScoredList, **more: np.ndarray) -> None:
     """Write an npz file: the attributes of :class:`ScoredList` by name, and further arrays."""
     failures = scored.failures
-    with open_file(path, "wb") as file:
+    with whole_file(path, "wb") as file:
         np.savez_compressed(
             file,
             scores=scored.scores,

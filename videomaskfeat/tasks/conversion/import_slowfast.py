@@ -18,7 +18,7 @@ from videomaskfeat.config import FinetuneConfig, PretrainConfig
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop.slowfast import ImageTarget, Imported, load_slowfast
 from videomaskfeat.interop.slowfast_clips import ClipFacts, Colours, MaskFacts
-from videomaskfeat.io import exists, make_folder, open_file
+from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.targets.hog import HogTarget
@@ -321,5 +321,5 @@ def _differences(config: FinetuneConfig | PretrainConfig) -> dict[str, dict[str,
 
 
 def _write(path: Path, text: str) -> None:
-    with open_file(path, "w") as file:
+    with whole_file(path) as file:
         file.write(text)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import simplejson
 
-from videomaskfeat.io import open_file
+from videomaskfeat.io import whole_file
 from videomaskfeat.metrics.ava_files import write_detections
 from videomaskfeat.metrics.ava_matching import Detections
 from videomaskfeat.tasks.detection.video_actions import KeyFrameActions, VideoActions
@@ -53,7 +53,7 @@ def write_json(
     path: str | os.PathLike[str], found: VideoActions, *, threshold: float, protocol: Mapping[str, Any]
 ) -> None:
     """Write :func:`as_data`."""
-    with open_file(path, "w") as file:
+    with whole_file(path) as file:
         data = as_data(found, threshold=threshold, protocol=protocol)
         file.write(simplejson.dumps(data, indent=2, ignore_nan=True) + "\n")
 

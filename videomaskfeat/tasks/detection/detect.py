@@ -53,6 +53,7 @@ from videomaskfeat.tasks.training_parts import (
     build_optimizer,
     build_schedule,
     loop_options,
+    rank_timeout_seconds,
 )
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ FREE_KEYS = (
     "run.compile",
     "run.activation_checkpointing",
     "run.checkpoint_minutes",
+    "run.rank_timeout_minutes",
     "run.checkpoint_epochs",
     "run.keep_checkpoints",
 )
@@ -150,7 +152,7 @@ def detect_train(config: DetectConfig) -> DetectOutcome:
     if config.evaluate.every_seconds < 1:
         raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
     device = distributed.choose_device(config.run.device)
-    with distributed.process_group(device):
+    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
         config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
@@ -201,6 +203,10 @@ class _Run:
 
     def go(self) -> DetectOutcome:
         """Train, then score the best weights on all held-out key frames and report."""
+        with self.run_folder.held(), self.loader:
+            return self._go()
+
+    def _go(self) -> DetectOutcome:
         distributed.run_on_main(self._open_folder)
         counter = FailureCounter(
             len(self.loader.dataset),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from videomaskfeat.data.ava import VideoSource
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.records_ava import KeyFrames
 from videomaskfeat.errors import counted
-from videomaskfeat.io import make_folder, open_file
+from videomaskfeat.io import make_folder, whole_file
 from videomaskfeat.metrics.ava_files import read_ava, write_detections
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.tasks.detection.detect_data import key_frame_loader
@@ -110,7 +111,8 @@ def detect_in_key_frames(
         key_frames_per_batch=testing.clips_at_once,
         pin_memory=device.type == "cuda",
     )
-    return score_key_frames(network, model, loader, key_frames, progress=progress)
+    with closing(iter(loader)) as batches:
+        return score_key_frames(network, model, batches, key_frames, progress=progress)
 
 
 def write_score(
@@ -143,7 +145,7 @@ def write_score(
     data = read_ava(files.groundtruth, path, files.label_map, files.exclusions or None)
     scored = score_detections(data, iou_threshold=iou_threshold, rows_per_frame=rows_per_frame)
     write_detection_result(folder, scored, {**about, **_about_key_frames(key_frames, found)})
-    with open_file(folder / "failures.jsonl", "w") as file:
+    with whole_file(folder / "failures.jsonl") as file:
         file.writelines(
             simplejson.dumps({"path": failure.path, "cause": failure.cause}) + "\n"
             for failure in found.failures

@@ -14,7 +14,7 @@ import simplejson
 
 from videomaskfeat import __version__
 from videomaskfeat.errors import counted
-from videomaskfeat.io import open_file
+from videomaskfeat.io import whole_file
 from videomaskfeat.metrics.ava_breakdown import Part, by_persons, by_size
 from videomaskfeat.metrics.ava_files import AvaData, SideCounts
 from videomaskfeat.metrics.ava_map import AvaResult, result_of
@@ -84,11 +84,11 @@ def write_detection_result(folder: Path, scored: ScoredDetections, about: Mappin
         about: what it depends on besides, as plain data: ``title``, ``files`` and what else identifies it.
     """
     summary = summary_of(scored, about)
-    with open_file(folder / "result.json", "w") as file:
+    with whole_file(folder / "result.json") as file:
         file.write(simplejson.dumps(summary, indent=2, ignore_nan=True) + "\n")
-    with open_file(folder / "per_class.csv", "w", newline="") as file:
+    with whole_file(folder / "per_class.csv", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(_class_lines(scored.actions))
-    with open_file(folder / "report.html", "w", errors="replace") as file:  # a path may not be UTF-8
+    with whole_file(folder / "report.html", errors="replace") as file:  # a path may not be UTF-8
         file.write(render_detection(_facts(scored, summary), version=__version__))
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
 from videomaskfeat.data.records_ava import KeyFrames
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.metrics.action_scores import action_scores
 from videomaskfeat.metrics.ava_map import AvaResult, average_precision
@@ -136,6 +137,7 @@ def score_key_frames(
     try:
         with evaluating(model):
             for batch in batches:
+                stop_if_requested()
                 parts.append(_of_batch(network, batch))
                 done += len(batch.index) + len(batch.failures)
                 if progress is not None and distributed.is_main():

@@ -13,10 +13,12 @@ from typing import Any
 import simplejson
 
 from videomaskfeat import __version__
-from videomaskfeat.config.compare import CompareConfig
+from videomaskfeat.config.compare import CompareConfig, CompareSettings
 from videomaskfeat.durations import duration_text
-from videomaskfeat.io import is_file, make_folder, open_file
+from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
+from videomaskfeat.processes import Verbs
 from videomaskfeat.tasks.doctor import diagnose
+from videomaskfeat.tasks.folder_lock import FolderLock
 from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, naming, plan_runs
 from videomaskfeat.tasks.pretraining.method_cost import method_cost
 from videomaskfeat.tasks.report import read_run
@@ -49,16 +51,21 @@ def compare(
     """
     settings = config.compare
     runs = plan_runs(settings, targets)
+    with FolderLock(settings.folder, remedy="choose another compare.folder"), Verbs() as verbs:
+        return _compare(settings, runs, verbs, say)
+
+
+def _compare(settings: CompareSettings, runs: Sequence[TargetRuns], verbs: Verbs, say: Any) -> Path:
     all_runs = plan_runs(settings)
     folder = Path(settings.folder)
-    make_folder(folder)
+    remove_temporary_files(folder)
     # Those that need nothing first come first: a mistake in a target's arguments is said before hours pass.
     for one in sorted(_first_of_each(runs), key=lambda one: bool(one.before)):
-        _cost_of(one, say)
+        _cost_of(one, verbs, say)
     threads = max((os.cpu_count() or 1) // settings.jobs, 1) if settings.jobs > 1 else None
     turns = {command.folder: Lock() for one in runs for command in one}
     with ThreadPoolExecutor(settings.jobs) as pool:
-        futures = [pool.submit(_run_all, one, threads, turns) for one in runs]
+        futures = [pool.submit(_run_all, one, verbs, threads, turns) for one in runs]
         for number, (one, future) in enumerate(zip(runs, futures, strict=True), start=1):
             try:
                 future.result()
@@ -68,7 +75,7 @@ def compare(
             say(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
     finished = [one for one in all_runs if all(command.finished for command in one)]
     for one in _first_of_each(finished):  # one of another time may have been moved here without its cost
-        _cost_of(one, say)
+        _cost_of(one, verbs, say)
     return write_page(finished, folder)
 
 
@@ -89,16 +96,16 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
         ("table.md", TargetResults.markdown(results)),
         ("report.html", render_comparison(results, version=__version__, title=folder.name)),
     ):
-        with open_file(folder / name, "w") as file:
+        with whole_file(folder / name) as file:
             file.write(text)
     return folder / "report.html"
 
 
-def _run_all(runs: TargetRuns, threads: int | None, turns: Mapping[Path, Lock]) -> None:
+def _run_all(runs: TargetRuns, verbs: Verbs, threads: int | None, turns: Mapping[Path, Lock]) -> None:
     for command in runs:
         with turns[command.folder]:  # one run may come before several others
             if not command.finished:
-                command.run(threads=threads)
+                command.run(verbs, threads=threads)
 
 
 def _first_of_each(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
@@ -130,7 +137,7 @@ def _cost_path(runs: TargetRuns) -> Path:
     return runs.pretrain.folder.parent.parent / "cost.json"
 
 
-def _cost_of(runs: TargetRuns, say: Any) -> None:
+def _cost_of(runs: TargetRuns, verbs: Verbs, say: Any) -> None:
     """Time a step and its target in this process, before any run; kept beside the target's runs.
 
     What the target needs first (a tokenizer, a teacher) is made first.
@@ -140,12 +147,12 @@ def _cost_of(runs: TargetRuns, say: Any) -> None:
         return
     for command in runs.before:
         if not command.finished:
-            command.run()
+            command.run(verbs)
             say(f"{runs.target}: {command.folder.name} is ready")
     with naming(runs.target):
         cost = method_cost(runs.pretrain_config())
     make_folder(path.parent)
-    with open_file(path, "w") as file:
+    with whole_file(path) as file:
         file.write(json.dumps({"of": fingerprint, "cost": vars(cost)}))
     step, target = duration_text(cost.step_ms / 1e3), duration_text(cost.target_ms / 1e3)
     say(f"{runs.target}: time per step {step}, of which the target takes {target}")

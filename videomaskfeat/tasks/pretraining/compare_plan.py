@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from videomaskfeat.config import FinetuneConfig, PretrainConfig, TokenizerConfig
 from videomaskfeat.config.compare import CompareSettings
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.io import is_file, make_folder
+from videomaskfeat.processes import Verbs
 from videomaskfeat.tasks.classification import classify
 from videomaskfeat.tasks.pretraining import pretrain
 from videomaskfeat.tasks.run_folder import RunFolder
@@ -75,23 +73,22 @@ class Command:
         if self.finished:
             folder.check()
 
-    def run(self, *, threads: int | None = None) -> None:
+    def run(self, verbs: Verbs, *, threads: int | None = None) -> None:
         """Run it in a process of its own, from where it was stopped; what it says goes to ``FOLDER.log``.
 
+        Args:
+            verbs: runs it.
+            threads: of its computations; None: as many as it chooses.
+
         Raises:
-            RunFailed: it did not finish.
+            RunFailed: it did not finish, or a signal stopped it.
         """
         make_folder(self.folder.parent)
         log_path = self.folder.with_suffix(".log")
-        environment = dict(os.environ)
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
-        command = [sys.executable, "-m", "videomaskfeat", self.verb]
-        command += ["--config", self.config] if self.config else []
+        environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        config = ["--config", self.config] if self.config else []
         with log_path.open("a", encoding="utf-8") as log:
-            code = subprocess.run(
-                [*command, *self.overrides], env=environment, stdout=log, stderr=log
-            ).returncode
+            code = verbs.run([self.verb, *config, *self.overrides], log=log, environment=environment)
         if not self.finished:
             raise RunFailed(
                 f"{self.folder}: ended with code {code} and is not finished: "

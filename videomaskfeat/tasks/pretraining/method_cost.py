@@ -66,9 +66,8 @@ def method_on_batch(config: PretrainConfig) -> tuple[Method, Any, torch.device]:
     method = build_method(config)
     method.student.to(device)
     method.to(device)
-    loader = method.training_loader(rank=0, world_size=1)
-    batch = next(iter(loader.epoch(0))).to(device)
-    loader.close()
+    with method.training_loader(rank=0, world_size=1) as loader:
+        batch = next(iter(loader.epoch(0))).to(device)
     return method, batch, device
 
 

@@ -15,6 +15,7 @@ from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.methods import build_method
@@ -30,6 +31,7 @@ from videomaskfeat.tasks.training_parts import (
     build_optimizer,
     build_schedule,
     loop_options,
+    rank_timeout_seconds,
 )
 from videomaskfeat.tasks.visualize import draw_videos, why_not_drawn
 
@@ -53,6 +55,7 @@ FREE_KEYS = (
     "run.compile",
     "run.activation_checkpointing",
     "run.checkpoint_minutes",
+    "run.rank_timeout_minutes",
     "run.checkpoint_epochs",
     "run.keep_checkpoints",
     "run.evaluate_epochs",
@@ -88,7 +91,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     if not config.run.folder:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
     device = distributed.choose_device(config.run.device)
-    with distributed.process_group(device):
+    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
         config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
@@ -123,11 +126,15 @@ class _Run:
 
     def go(self) -> Outcome:
         """Train, then measure, save, draw and report."""
+        with self.run_folder.held(), self.loader, self.heldout or nullcontext():
+            return self._go()
+
+    def _go(self) -> Outcome:
         distributed.run_on_main(self._open_folder)
         before, probed_before = self._untrained(), self._probe()
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
         result = self._train(counter)
-        self.loader.close()
+        self.loader.close()  # their memory is free for what follows
         failures = result.progress.failures
         if result.status == "interrupted":
             logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
@@ -201,6 +208,7 @@ class _Run:
         for batch in loader.epoch(0):
             if left <= 0:
                 return
+            stop_if_requested()
             left -= len(batch.index)
             yield batch.to(self.device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from videomaskfeat.config import TokenizerConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.tasks.protocol import file_sha256
@@ -33,7 +35,7 @@ from videomaskfeat.tasks.tokenizing.tokenizer_parts import (
     training_loader,
 )
 from videomaskfeat.tasks.tokenizing.tokenizer_steps import HeldOutFrames, heldout_frames, pictures_of
-from videomaskfeat.tasks.training_parts import build_schedule, loop_options
+from videomaskfeat.tasks.training_parts import build_schedule, loop_options, rank_timeout_seconds
 from videomaskfeat.viz.reconstructions import write_reconstructions
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ FREE_KEYS = (
     "run.device",
     "run.threads",
     "run.checkpoint_minutes",
+    "run.rank_timeout_minutes",
     "run.checkpoint_epochs",
     "run.keep_checkpoints",
     "run.evaluate_epochs",
@@ -85,7 +88,7 @@ def train_tokenizer(config: TokenizerConfig) -> TokenizerOutcome:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/tokens")
     check_keys(config)
     device = distributed.choose_device(config.run.device)
-    with distributed.process_group(device):
+    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
         config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
@@ -112,6 +115,10 @@ class _Run:
 
     def go(self) -> TokenizerOutcome:
         """Train, then measure, save, draw and report."""
+        with self.run_folder.held(), self.loader, self.heldout or nullcontext():
+            return self._go()
+
+    def _go(self) -> TokenizerOutcome:
         distributed.run_on_main(self._open_folder)
         before = self._measure() if self.heldout and distributed.is_main() else None
         counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
@@ -205,6 +212,7 @@ class _Run:
         for batch in loader.epoch(0):
             if left <= 0:
                 return
+            stop_if_requested()
             left -= len(batch.index)
             yield pictures_of(batch.to(self.device).clips)
 
@@ -245,7 +253,6 @@ class _Run:
             return
         loader = self.heldout or self.loader
         pictures = next(self._frames(loader, count))[:count]  # [n, C, H, W]
-        loader.close()
         tokens = self.tokenizer.tokens(pictures)
         decoded = self.tokenizer.denormalise(self.tokenizer.decode(tokens))
         write_reconstructions(

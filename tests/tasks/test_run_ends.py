@@ -1,0 +1,119 @@
+"""However a training ends, its process ends with it, and so do the workers of its loader."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.engine.processes import processes_of_session, session, wait_until
+from tests.tasks.conftest import TINY
+from tests.tasks.ranks import command
+from tests.tasks.test_pretrain_processes import arguments, steps
+from videomaskfeat.data.loader import set_up_worker
+
+FULL_DISK = """
+import errno, os, sys
+from videomaskfeat.__main__ import run
+
+def refuse(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+if __name__ == "__main__":  # worker processes import this file
+    import torch
+    torch.save = refuse
+    sys.exit(run())
+"""
+
+
+def end_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Exit code and what stderr says after the plan; the workers are gone with the process."""
+    _, said = process.communicate(timeout=120)
+    wait_until(lambda: not processes_of_session(process.pid), seconds=10)
+    lines = said.splitlines()
+    assert not any(line.startswith("Traceback") for line in lines), said
+    return process.returncode, lines
+
+
+def be_a_worker(ready: str) -> None:
+    set_up_worker(0)
+    Path(ready).touch()
+    time.sleep(100)
+
+
+def test_worker_of_a_loader_that_nobody_closed_ends_with_the_interpreter(tmp_path: Path) -> None:
+    """Multiprocessing sends it SIGTERM then and waits; one of another process is not for it."""
+    ready = tmp_path / "ready"
+    worker = multiprocessing.get_context("forkserver").Process(target=be_a_worker, args=(str(ready),))
+    worker.start()
+    try:
+        wait_until(ready.exists)
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+        worker.join(timeout=0.5)
+        assert worker.exitcode is None
+        worker.terminate()
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
+    finally:
+        worker.kill()
+
+
+def test_full_disk_ends_the_run_and_its_workers(sample: Path, tmp_path: Path) -> None:
+    """At the first checkpoint, while a worker makes the next batches."""
+    script = tmp_path / "full.py"
+    script.write_text(FULL_DISK)
+    line = [sys.executable, str(script), *arguments(sample, tmp_path / "run"), "data.workers=1"]
+    with session(line) as process:
+        code, lines = end_of(process)
+    assert code == 1
+    assert lines[-1].startswith(f"videomaskfeat pretrain: {tmp_path}/run/checkpoints/step_00000001.pt: the")
+    assert "No space left on device; earlier checkpoints are whole" in lines[-1]
+
+
+def test_removed_run_folder_ends_the_run_and_its_workers(sample: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ["data.workers=1", "optim.epochs=500", "run.checkpoint_minutes=10"]
+    with session(command(1, [*arguments(sample, run), *more])) as process:
+        wait_until(lambda: steps(run) >= 2)
+        shutil.rmtree(run)
+        code, lines = end_of(process)
+    assert code == 1
+    assert lines[-1].startswith(
+        f"videomaskfeat pretrain: {run}: the run folder, or its metrics.jsonl, was removed while the run"
+    )
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_runs_of_a_comparison_end_with_it(
+    sample: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """They save what they have; the same command goes on, and is refused as long as another one runs."""
+    settings = {"folder": str(tmp_path / "out"), "probes": 0, "finetune": "", "targets": {"hog": {}}}
+    tiny = [*TINY, "optim.epochs=500", f"data.train={sample / 'train.csv'}"]
+    shared = OmegaConf.to_container(OmegaConf.from_dotlist(tiny))
+    OmegaConf.save(
+        {"compare": {**settings, "pretrain": str(tmp_path / "base.yaml")}}, tmp_path / "compare.yaml"
+    )
+    OmegaConf.save(shared, tmp_path / "base.yaml")
+    run = tmp_path / "out" / "hog" / "seed_1" / "pretrained"
+    line = ["compare", "--config", str(tmp_path / "compare.yaml")]
+    with session(command(1, line)) as process:
+        wait_until(lambda: steps(run) >= 2)
+        process.send_signal(number)
+        ended, lines = end_of(process)
+    assert ended == code
+    assert len(list((run / "checkpoints").iterdir())) == 1
+    assert not (run / "lock.json").exists()
+    if number == signal.SIGTERM:
+        assert lines[-1:] == [
+            "videomaskfeat compare: stopped by SIGTERM; what is finished is kept, and the same command goes"
+            " on"
+        ]

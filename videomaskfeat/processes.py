@@ -1,0 +1,152 @@
+"""Verbs of the package in processes of their own, which end with the process that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import IO, Any
+
+from videomaskfeat.errors import Stopped
+
+SAME_SIGNAL_SECONDS = 2.0
+"""Signals that come within this time are one wish to stop: a terminal and a launcher both pass them on."""
+_PARENT = "VIDEOMASKFEAT_PARENT"  # of the process that started a verb, in the verb's environment
+_PATIENCE_SECONDS = 120.0  # for an orderly end of a verb whose parent is gone
+_started_by_verbs = False
+
+
+class Verbs:
+    """Runs verbs; while the context is open, SIGTERM and Ctrl-C are passed on to those that run.
+
+    A training saves and ends then, and :meth:`run` raises Stopped; so does every later call. A second signal
+    kills the verbs. If this process is killed, they end as by SIGTERM (:func:`end_with_parent`).
+    """
+
+    _HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped: tuple[int, float] | None = None  # the first signal, and when it came
+        self._earlier: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Verbs:
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {number: signal.signal(number, self._pass_on) for number in self._HANDLED}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        for process in list(self._running):
+            process.kill()
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        log: IO[Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """Run ``videomaskfeat ARGUMENTS`` to its end; any thread may call it.
+
+        Args:
+            arguments: the verb and its arguments.
+            log: file for what it prints; None: where this process prints.
+            environment: variables to set besides those of this process.
+
+        Returns:
+            Its exit code; a training that a signal stopped has 130.
+
+        Raises:
+            Stopped: a signal came before it ended.
+        """
+        self._raise_if_stopped()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "videomaskfeat", *arguments],
+            env={**os.environ, **(environment or {}), _PARENT: str(os.getpid())},
+            stdout=log,
+            stderr=log,
+        )
+        self._running.add(process)
+        try:
+            if self._stopped is not None:  # the signal came while it was started
+                process.terminate()
+            code = process.wait()
+        finally:
+            self._running.discard(process)
+        self._raise_if_stopped()
+        return code
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        first = self._stopped is None
+        if self._stopped is None:
+            self._stopped = number, time.monotonic()
+        elif time.monotonic() - self._stopped[1] < SAME_SIGNAL_SECONDS:
+            return
+        running = list(self._running)
+        for process in running:
+            process.terminate() if first else process.kill()
+        if not running:
+            self._raise_if_stopped()
+
+    def _raise_if_stopped(self) -> None:
+        if self._stopped is not None:
+            raise Stopped(self._stopped[0])
+
+
+def run_in_order(commands: Sequence[Sequence[str]], *, again: str) -> int:
+    """Run verbs one after the other until one fails or is stopped; say which, and how to go on.
+
+    Args:
+        commands: a verb and its arguments each.
+        again: the command that goes on, such as "make demo".
+
+    Returns:
+        0, or the exit code of the verb that failed or was stopped.
+    """
+    with Verbs() as verbs:
+        for command in commands:
+            print("\n$ videomaskfeat", *command, flush=True)
+            try:
+                code = verbs.run(command)
+            except Stopped as stopped:
+                code = stopped.exit_code
+            if code:
+                how = "was stopped" if code in (130, 143, -signal.SIGTERM, -signal.SIGINT) else "failed"
+                print(
+                    f"\n`videomaskfeat {command[0]}` {how} (exit code {code}); `{again}` goes on from there",
+                    file=sys.stderr,
+                )
+                return code if code > 0 else 128 - code
+    return 0
+
+
+def end_with_parent() -> None:
+    """In a verb that :class:`Verbs` started: end as by SIGTERM when that process is gone."""
+    global _started_by_verbs
+    parent = os.environ.pop(_PARENT, "")
+    if not parent:
+        return
+    _started_by_verbs = True
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)  # a training saves its last step
+        time.sleep(_PATIENCE_SECONDS)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def started_by_verbs() -> bool:
+    """Whether this process is a verb that :class:`Verbs` started."""
+    return _started_by_verbs

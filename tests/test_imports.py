@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-GROUND = {"errors", "io", "grid", "mp4", "memory", "csv_columns", "ava", "boxes", "tracking"}
+GROUND = {"errors", "io", "texts", "grid", "mp4", "memory", "csv_columns", "ava", "boxes", "tracking"}
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
     ("interop", "models"),
@@ -22,13 +22,14 @@ SIDEWAYS = {
 ABOVE = {
     "cli": {"tasks", "config", "data", "console", *GROUND},
     "tasks": {"config", *ROOMS, *GROUND},
-    "config": {"errors", "io"},
+    "config": {"errors", "io", "texts"},
     "console": {"errors"},
     "errors": set(),
     "io": {"errors"},
+    "texts": {"errors", "io"},
     "mp4": {"errors", "io"},
-    "csv_columns": {"errors", "io"},
-    "ava": {"errors", "io", "csv_columns"},
+    "csv_columns": {"errors", "io", "texts"},
+    "ava": {"errors", "io", "texts", "csv_columns"},
     "boxes": set(),
     "tracking": {"errors", "boxes"},
     "grid": {"errors"},

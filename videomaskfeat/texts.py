@@ -7,7 +7,8 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
 import yaml
 
@@ -68,7 +69,7 @@ def read_text(path: str | os.PathLike[str], *, what: str, limit: int = JSON_BYTE
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_rows(path: str | os.PathLike[str], *, what: str = "a list") -> bytes:
+def read_rows(path: str | os.PathLike[str], *, what: str = "a list", remedy: str = "") -> bytes:
     """The bytes of a list, in UTF-8 if its encoding is known by its mark, with ``\\n`` as the only line end.
 
     Bytes that are not UTF-8 stay as they are, since file names may have any.
@@ -76,7 +77,27 @@ def read_rows(path: str | os.PathLike[str], *, what: str = "a list") -> bytes:
     Raises:
         UserError: as :func:`read_text`.
     """
-    return plain_rows(_read(path, what, LIST_BYTES), os.fspath(path), what=what)
+    return plain_rows(_read(path, what, LIST_BYTES, remedy), os.fspath(path), what=what)
+
+
+@contextmanager
+def open_rows(path: str | os.PathLike[str], *, what: str) -> Iterator[IO[str]]:
+    """A large list, to be read line by line; bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        UserError: as :func:`read_text`.
+    """
+    name = os.fspath(path)
+    with open_file(name, "rb") as file:
+        start: bytes = file.read(1 << 16)
+        size = file.seek(0, os.SEEK_END)
+    _check_start(start, name, what)
+    if size > LIST_BYTES:
+        raise UserError(f"{name}: has more than {LIST_BYTES} bytes, too many for {what}")
+    encoding = _marked_encoding(start) or "utf-8"
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
+    with open_file(name, encoding=encoding, errors=errors) as text:
+        yield text
 
 
 def plain_rows(data: bytes, name: str, *, what: str = "a list") -> bytes:
@@ -120,7 +141,7 @@ def decode_text(data: bytes, name: str, *, what: str) -> str:
     return text
 
 
-def refuse_other_kinds(data: bytes, name: str, *, what: str) -> None:
+def refuse_other_kinds(data: bytes, name: str, *, what: str, remedy: str = "") -> None:
     """See by its first bytes that a file is not an archive, a checkpoint, a video or another known kind.
 
     Raises:
@@ -128,7 +149,7 @@ def refuse_other_kinds(data: bytes, name: str, *, what: str) -> None:
     """
     kind = file_kind(data[:512])
     if kind:
-        raise UserError(f"{name}: is {kind[0]}, not {what}; {kind[1] or f'give {what}'}")
+        raise UserError(f"{name}: is {kind[0]}, not {what}; {kind[1] or remedy or f'give {what}'}")
 
 
 def file_kind(start: bytes) -> tuple[str, str] | None:
@@ -242,18 +263,22 @@ def show_text(value: object, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-(longest // 2 - 3) :]}"
 
 
-def _read(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
+def _read(path: str | os.PathLike[str], what: str, limit: int, remedy: str = "") -> bytes:
     """The bytes of a file; what is not text is refused before all of it is read."""
     name = os.fspath(path)
     with open_file(name, "rb") as file:
         start: bytes = file.read(1 << 16)
-        refuse_other_kinds(start, name, what=what)
-        if not _marked_encoding(start):
-            _refuse_nul(start, name, what)
+        _check_start(start, name, what, remedy)
         data = start + file.read(limit - len(start) + 1)
     if len(data) > limit:
         raise UserError(f"{name}: has more than {limit} bytes, too many for {what}")
     return data
+
+
+def _check_start(start: bytes, name: str, what: str, remedy: str = "") -> None:
+    refuse_other_kinds(start, name, what=what, remedy=remedy)
+    if not _marked_encoding(start):
+        _refuse_nul(start, name, what)
 
 
 def _marked_encoding(data: bytes) -> str:

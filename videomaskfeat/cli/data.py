@@ -69,7 +69,9 @@ def add_check_data(verbs: Any) -> None:
     parser.add_argument("list", metavar="LIST", help="list file or folder")
     parser.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames | images")
     parser.add_argument("--labels", default="auto", help="auto | yes | no")
-    parser.add_argument("--separator", default="auto", help="auto | space | comma | tab")
+    parser.add_argument(
+        "--separator", default="auto", help="auto | space | comma | tab | colons | semicolon | pipe"
+    )
     parser.add_argument("--prefix", default="", help="folder put before every relative path")
     parser.add_argument("--reader", default="auto", help="auto | decord | pyav")
     parser.add_argument(

@@ -37,7 +37,9 @@ def add_evaluate(verbs: Any) -> None:
     lists.add_argument("--prefix", default="", help="folder put before every relative path")
     lists.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames | images")
     lists.add_argument("--labels", default="auto", help="auto | yes | no")
-    lists.add_argument("--separator", default="auto", help="auto | space | comma | tab")
+    lists.add_argument(
+        "--separator", default="auto", help="auto | space | comma | tab | colons | semicolon | pipe"
+    )
     lists.add_argument(
         "--class-names", metavar="FILE", default="", help="a name a line, or SSv2's labels JSON"
     )

@@ -54,7 +54,7 @@ class ListChoice:
     Attributes:
         format: auto, kinetics, ssv2, folder, frames or images.
         labels: auto, yes or no.
-        separator: auto, space, comma or tab.
+        separator: as for ``load_records``.
         prefix: folder before relative paths.
         class_names: file of class names; empty: the weights' own, or those beside the list.
     """

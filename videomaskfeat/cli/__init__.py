@@ -7,6 +7,7 @@ listed); 1 anything else.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 import traceback
@@ -23,13 +24,16 @@ from videomaskfeat.cli.interop import add_import_slowfast
 from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
 from videomaskfeat.cli.training import add_finetune, add_pretrain, add_train_tokenizer
-from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, one_line
+from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, one_line, printable
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(_Printable("%(message)s"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     options = build_parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -50,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+class _Printable(logging.Formatter):
+    """Messages hold names of files, which may have any bytes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def build_parser() -> argparse.ArgumentParser:

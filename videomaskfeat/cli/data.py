@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
 from videomaskfeat.console import progress
 
 
@@ -51,7 +51,7 @@ def run_sample_data(options: argparse.Namespace) -> int:
             images=options.images,
             progress=update,
         )
-    print(os.path.join(options.directory, "README.txt"))
+    print(printable(os.path.join(options.directory, "README.txt")))
     return DONE
 
 
@@ -102,5 +102,5 @@ def run_check_data(options: argparse.Namespace) -> int:
             clean_path=options.clean,
             progress=update,
         )
-    print(report.text())
+    print(printable(report.text()))
     return SOME_FAILED if report.bad else DONE

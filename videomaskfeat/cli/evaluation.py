@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
 
 
 def add_evaluate(verbs: Any) -> None:
@@ -129,7 +129,7 @@ def _tell(result: Any, verb: str) -> int:
         return DONE
     print(printable(result.text))
     for failure in result.failures:
-        print(f"videomaskfeat {verb}: {failure.path}: {failure.cause}", file=sys.stderr)
+        print(one_line(f"videomaskfeat {verb}: {failure.path}: {failure.cause}"), file=sys.stderr)
     return SOME_FAILED if result.failures else DONE
 
 

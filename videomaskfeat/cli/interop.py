@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, add_verb
+from videomaskfeat.cli.verb import DONE, add_verb, printable
 
 
 def add_import_slowfast(verbs: Any) -> None:
@@ -38,5 +38,5 @@ def run_import_slowfast(options: argparse.Namespace) -> int:
     outcome = import_slowfast(
         options.config, options.checkpoint, options.out, class_names=options.class_names
     )
-    print(outcome.text())
+    print(printable(outcome.text()))
     return DONE

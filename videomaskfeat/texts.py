@@ -304,16 +304,14 @@ def _refuse_nul(data: bytes, name: str, what: str) -> None:
 
 
 def _likely_encoding(data: bytes) -> str:
-    """Letters of one byte stand alone between ASCII, those of two bytes make runs of even length."""
-    runs = re.findall(rb"[\x80-\xff][\x40-\xff]?", data[: 1 << 16])
-    pairs = sum(len(run) == 2 and run[1] >= 0x80 for run in runs)
-    if runs and pairs > 0.8 * len(runs):
-        try:
-            data.decode("gb18030")
-            return "gb18030"
-        except UnicodeDecodeError:
-            return "shift_jis"
-    return "windows-1252"
+    """Letters of one byte stand mostly alone between ASCII; two of two bytes are a run of four."""
+    if not re.search(rb"[\x81-\xfe]{4}", data):
+        return "windows-1252"
+    try:
+        data.decode("gb18030")
+        return "gb18030"
+    except UnicodeDecodeError:
+        return "shift_jis"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -299,7 +299,10 @@ def test_box_rounded_across_the_border_is_inside(files: dict[str, Path]) -> None
     [
         (b'\xd0\x04\0\0\0\0\0\0{"x":{"dtype":"F32"}}\n\x1f\x85\xebQ', "is a safetensors file, not "),
         (b"\x1f\x8b\x08\x08\xa7\xc1\xd4e\n,,,,,,,", "is a gzip file, not "),
-        ("vidA,902,0.1,0.1,0.5,0.5,12,0.5\n".encode("utf-16le"), "is probably UTF-16LE without a byte order "),
+        (
+            "vidA,902,0.1,0.1,0.5,0.5,12,0.5\n".encode("utf-16le"),
+            "is probably UTF-16LE without ",
+        ),
         (b"vidA,902,0.1,0.1,0.5,0.5,12,0\0\n", "1: NUL byte, so this is not text (UTF-8); give "),
     ],
     ids=["weights", "gzip", "utf-16", "nul"],
@@ -409,3 +412,17 @@ def test_label_map_that_is_wrong(files: dict[str, Path], text: str, words: str) 
     files["labels"].write_text(text)
     with pytest.raises(UserError, match=rf"labels\.pbtxt{words}"):
         score(files)
+
+
+def test_detections_where_nobody_is_are_false_positives(files: dict[str, Path]) -> None:
+    """Rows without a box name key frames of the ground truth: what is found in them is wrong, and known."""
+    files["found"].write_text(FOUND + "vidB,0905,0.2,0.2,0.9,0.8,12,0.99\nvidC,7,0.2,0.2,0.9,0.8,12,0.95\n")
+    before = read_ava(*files.values())
+    assert (before.bare_rows, before.unknown_videos) == (1, ["vidC"])
+    truth = TRUTH.replace(",0\n", "\n").replace(",1\n", "\n")  # seven columns
+    files["truth"].write_text("vidC,7\n" + truth + "vidB,905\n")
+    data = read_ava(*files.values())
+    assert (data.bare_rows, data.unknown_videos, data.detection_counts.used) == (0, [], 4)
+    assert data.groundtruth_counts.rows == 3
+    # of the four detections of standing, the two best are wrong: precision 1/3 at recall 1/2, 2/4 at 1
+    assert evaluate_files(*list(files.values())[:3]).ap[12] == pytest.approx(0.5)

@@ -107,13 +107,14 @@ def words_on_gaps(records: Records, classes: int) -> str:
     lowest, highest, found = int(present[0]), int(present[-1]), len(present)
     if not lowest and found == highest + 1:
         return ""
-    missing = np.setdiff1d(np.arange(highest + 1), present)
+    missing = highest + 1 - found
+    first = int((np.append(present, -1) != np.arange(found + 1)).argmax())
     remedy = "subtract 1 from every label" if lowest == 1 else "renumber the labels without gaps"
-    classless = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
+    classless = "1 class" if missing == 1 else f"{missing} classes"
     return (
         f"{records.source}: labels run from {lowest} to {highest}, {counted(found, 'different one')}, and "
         f"count from 0 (data.classes is {classes}): {classless} up to {highest} have no "
-        f"video, the first is {missing[0]}; if that is not intended, {remedy}"
+        f"video, the first is {first}; if that is not intended, {remedy}"
     )
 
 

@@ -86,7 +86,7 @@ def read_features(folder: str | os.PathLike[str]) -> Features:
         array = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
         if array.ndim < 2 or array.dtype.kind != "f" or len(array) != len(rows):
             raise ValueError(f"features.npy has {array.shape} {array.dtype}, and index.csv {len(rows)} rows")
-    except (ValueError, OverflowError, EOFError, FileNotFoundError, MemoryError) as error:
+    except Exception as error:  # numpy's reader of headers raises the errors of Python's tokenizer, too
         raise UserError(
             f"{path}: its features are damaged ({show_text(error)}); extract them again"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,7 +87,9 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, str) or len(value) > _LONGEST_LITERAL or value.count("(") > _MOST_BRACKETS:
         return value
     try:
-        return ast.literal_eval(value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the spelling of numbers
+            return ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
 

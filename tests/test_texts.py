@@ -179,3 +179,9 @@ def test_json_is_read_in_any_marked_encoding() -> None:
 def test_values_in_messages_are_short_and_printable() -> None:
     assert show_text("a\nb\x1b[31m\udce9") == "a\\nb\\x1b[31m\\udce9"
     assert len(show_text("x" * 10_000)) == 80
+
+
+def test_names_of_any_bytes_can_be_logged(tmp_path: Path) -> None:
+    with open_file(tmp_path / "log.txt", "a") as file:
+        file.write("\udce9 \ud800")
+    assert (tmp_path / "log.txt").read_bytes() == b"\\udce9 \\ud800"

@@ -283,7 +283,7 @@ def _mean_curve(result: TargetResults, key: str, place: int, *, start: str = "")
         if first is not None:
             steps, values = np.append(0.0, steps), np.append(first, values)
         columns.append(dict(zip(steps.tolist(), values.tolist(), strict=True)))
-    common = sorted(set.intersection(*(set(column) for column in columns)))
+    common = sorted(set.intersection(*map(set, columns))) if columns else []
     if not common:
         return None
     mean = [statistics.mean(column[step] for column in columns) for step in common]

@@ -43,6 +43,8 @@ def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> I
             raise
         shown = text if len(text) <= 200 else f"{text[:200]}..."
         raise UserError(f"{shown}: cannot be read ({error.strerror}); check the path") from error
+    except UserError:
+        raise
     except ValueError as error:  # a NUL character, or a surrogate that stands for no byte
         raise UserError(f"{text!r}: is no path ({error}); check it") from error
 

@@ -113,7 +113,7 @@ def _names(
     if unknown is not None:
         name = names[unknown]
         raise UserError(
-            f"{source}: class {name!r} ({files[unknown]}) is not in "
+            f"{source}: class {show_text(name)!r} ({show_text(files[unknown])}) is not in "
             f"{classes or f'the {len(numbers)} classes that are known'}{nearest(name, numbers)}"
         )
     return paths, [numbers[name] for name in names], tuple(numbers)

@@ -179,3 +179,64 @@ def test_no_two_configs_share_a_run_folder() -> None:
     """A fine-tuning in the folder of the pre-training that it starts from would be refused."""
     folders: list[str] = [flat(load_config(SCHEMAS[p.parent.name], str(p)))["run.folder"] for p in CONFIGS]
     assert len(set(folders)) == len(folders), sorted(folders)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        ("5", [], "holds the value '5', and a config is a mapping of sections"),
+        ("optim:", [], "optim is a section of keys, and got None; set optim.KEY"),
+        ("optim: ${optim}", [], r"optim is a section of keys, and got '\$\{optim\}'"),
+        ("optim: {epochs: 1, epochs: 2}", [], "line 1: .* the key 'epochs' stands twice"),
+        ("optim: {epochs: ${optim.epochs}}".replace("${", '"${').replace("s}}", 's}"}'), [], "Recursive"),
+        ('run: {seed: "${foo:1}"}', [], "run.seed: the interpolation .*Unsupported interpolation type"),
+        (
+            'run: {folder: "${oc.env:NO_SUCH_NAME}"}',
+            [],
+            "run.folder: the interpolation .* cannot be resolved",
+        ),
+        ('run: {folder: "${"}', [], "no viable alternative"),
+        ('run: {folder: "' + "${a" * 400 + "}" * 400 + '"}', [], "an interpolation of 1600 characters"),
+        ("optim: {betas: {}}", [], r"optim.betas is a list such as \[0.9, 0.999\], and got \{\}"),
+        ("optim: {betas: [0.9, {}]}", [], "optim.betas is a list of plain values, and one is {}"),
+        ("optim: {betas: [1, .nan]}", [], "optim.betas.1 is nan; a finite number is needed"),
+        ("optim: {epochs: .inf}", [], "optim.epochs is inf; a finite number is needed"),
+        ('optim: {epochs: "???"}', ["run.seed=1"], "optim.epochs is .*; give optim.epochs=VALUE"),
+        ('run: {folder: "a\\0"}', [], "run.folder is 'a.x00', which holds a character"),
+        (
+            "",
+            ["optim.epochs=" + "[" * 100_000],
+            "argument .*: the value is not YAML: YAML nested more than 16",
+        ),
+        ("", ["run.seed=" + "9" * 6000], "the value is not YAML: .* of at most 64 bits"),
+        ("", ["a" + ".a" * 1000 + "=1"], "a key has at most 16 parts"),
+        ("", ["optim.betas[0]=1"], "optim.betas is a list such as"),
+    ],
+)
+def test_odd_trees_are_refused_in_one_line(
+    tmp_path: Path, text: str, overrides: list[str], words: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=words) as caught:
+        load_config(PretrainConfig, path, overrides)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_values_that_the_environment_or_an_override_fills_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "/there")
+    path = write(
+        tmp_path, 'run: {folder: "${oc.env:PLACE}/run", seed: "???"}\ndata: {train: "${run.folder}"}'
+    )
+    config = load_config(PretrainConfig, path, ["run.seed=3"])
+    assert (config.run.folder, config.data.train, config.run.seed) == ("/there/run", "/there/run", 3)
+
+
+def test_name_of_any_bytes_is_kept_and_comes_back(tmp_path: Path) -> None:
+    config = load_config(PretrainConfig, None, ["data.train=/a/\udce9: [x.csv", "run.folder='1e-3'"])
+    assert config.data.train == "/a/\udce9: [x.csv"
+    path = tmp_path / "config.yaml"
+    path.write_text(config_text(config), encoding="utf-8")
+    assert load_config(PretrainConfig, str(path)) == config

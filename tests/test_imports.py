@@ -15,8 +15,8 @@ import videomaskfeat
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_submodule"}  # not modules
 GROUND = {
-    "errors", "io", "processes", "grid", "mp4", "memory", "cpu", "tensor_files", "values", "csv_columns",
-    "ava", "boxes", "tracking", "durations",
+    "errors", "io", "texts", "processes", "grid", "mp4", "memory", "cpu", "tensor_files", "values",
+    "csv_columns", "ava", "boxes", "tracking", "durations",
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
 SIDEWAYS = {
@@ -30,15 +30,16 @@ SIDEWAYS = {
 ABOVE = {
     "cli": {"tasks", "config", "data", "console", *GROUND},
     "tasks": {"config", *ROOMS, *GROUND},
-    "config": {"errors", "io"},
+    "config": {"errors", "io", "texts"},
     "console": {"errors"},
     "durations": set(),
     "errors": set(),
     "io": {"errors"},
     "processes": {"errors"},
+    "texts": {"errors", "io"},
     "mp4": {"errors", "io"},
-    "csv_columns": {"errors", "io"},
-    "ava": {"errors", "io", "csv_columns"},
+    "csv_columns": {"errors", "io", "texts"},
+    "ava": {"errors", "io", "texts", "csv_columns"},
     "boxes": set(),
     "tracking": {"errors", "boxes"},
     "grid": {"errors"},

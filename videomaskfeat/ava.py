@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from videomaskfeat.csv_columns import CsvRows, read_csv
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import open_file
+from videomaskfeat.texts import read_text, show_text
 
 AVA_ACTIONS = 80  # ids count from 1 to this
 NO_ACTION = -1  # of a row that is a person without an action
 TRUTH_FORM = "video,second,x1,y1,x2,y2,action,person"
 FOUND_FORM = "video,second,x1,y1,x2,y2,action,score"
 _CORNERS = ("x1", "y1", "x2", "y2")
+_BOX, _NO_BOX = (2, 3, 4, 5), 2  # columns of a box, and how many a row has that ends before it
+_LONGEST_ID = 9  # digits
+_LABEL_MAP_BYTES = 1 << 22
 _LONGEST = 10**9  # milliseconds that no video reaches (11 days): a key frame is video * _LONGEST + time
 _ROUNDING = 1e-6  # how far boxes computed in float32 may leave the frame
 # `name: value`, or a brace, of a protocol buffer's text; values may be quoted.
-_TOKEN = re.compile(r"""(\w+)\s*:\s*("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[^\s{}"']+)|([{}])|\#[^\n]*""")
+_TOKEN = re.compile(r"""\b(\w+)\s*:\s*("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[^\s{}"']+)|([{}])|\#[^\n]*""")
 
 
 class VideoNames:
@@ -79,6 +83,8 @@ class AvaRows:
         scores: float64 [n], 1 in a file without scores.
         scored: whether it has them.
         lines: int64 [n], where each row stands in the file.
+        empty_videos, empty_times, empty_lines: int64 [k], key frames that rows without a box name, as
+            AVA-Kinetics has them: nobody is there.
     """
 
     source: str
@@ -89,6 +95,9 @@ class AvaRows:
     scores: np.ndarray
     scored: bool
     lines: np.ndarray
+    empty_videos: np.ndarray
+    empty_times: np.ndarray
+    empty_lines: np.ndarray
 
 
 def read_groundtruth(
@@ -96,8 +105,9 @@ def read_groundtruth(
 ) -> AvaRows:
     """Rows `video,second,x1,y1,x2,y2,action,person`, or without the last column.
 
-    Seconds may be written 902, 0902 or 902.0. An empty action is a person without one. Numbers of persons are
-    not kept.
+    Seconds may be written 902, 0902 or 902.0. An empty action is a person without one. A row without a box,
+    `video,second` alone or with empty corners, is a key frame in which nobody is. Numbers of persons are not
+    kept.
 
     Args:
         path: of the file.
@@ -109,9 +119,9 @@ def read_groundtruth(
             the frame or has no area, or an unknown action.
     """
     parts: list[AvaRows] = []
-    for block in read_csv(path, form=TRUTH_FORM, columns=(7, 8), numbers=(1, 2, 3, 4, 5)):
+    for block, empty in _blocks(path, TRUTH_FORM, names):
         place, actions = _placed(block, names), _actions(block, largest)
-        parts.append(AvaRows(block.name, *place, actions, np.ones(len(block)), False, block.lines))
+        parts.append(AvaRows(block.name, *place, actions, np.ones(len(block)), False, block.lines, *empty))
     return _joined(os.fspath(path), parts, scored=False)
 
 
@@ -121,7 +131,8 @@ def read_detections(
     """Rows `video,second,x1,y1,x2,y2,action,score`, or with one of the last two columns.
 
     In a file of seven columns the last one is the action where its numbers are whole, as the official script
-    has it, and the score where they are not (the first rows of the file decide). The file may be empty.
+    has it, and the score where they are not (the first rows of the file decide). A row without a box is a
+    key frame in which nobody was found. The file may be empty.
 
     Args:
         path: of the file.
@@ -133,14 +144,16 @@ def read_detections(
     """
     parts: list[AvaRows] = []
     boxes_only = False
-    for block in read_csv(path, form=FOUND_FORM, columns=(7, 8), numbers=(1, 2, 3, 4, 5)):
-        if not parts and block.columns == 7:
+    first = True
+    for block, empty in _blocks(path, FOUND_FORM, names):
+        if first and len(block) and block.columns == 7:
             boxes_only = bool((block.numbers(6, blank=1.0) % 1 != 0).any())
         place, scored = _placed(block, names), boxes_only or block.columns == 8
         actions = np.full(len(block), NO_ACTION) if boxes_only else _actions(block, largest)
         scores = block.numbers(block.columns - 1, blank=np.nan) if scored else np.ones(len(block))
         block.fail(np.isnan(scores), "the score of '{row}' is empty; give a number, or leave the row out")
-        parts.append(AvaRows(block.name, *place, actions, scores, scored, block.lines))
+        first = first and not len(block)
+        parts.append(AvaRows(block.name, *place, actions, scores, scored, block.lines, *empty))
     return _joined(os.fspath(path), parts, scored=True)
 
 
@@ -189,6 +202,16 @@ def read_action_kinds(path: str | os.PathLike[str]) -> dict[int, str]:
     return {number: fields["label_type"] for number, fields in items.items() if "label_type" in fields}
 
 
+def _blocks(
+    path: str | os.PathLike[str], form: str, names: VideoNames
+) -> Iterator[tuple[CsvRows, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Rows with a box, and videos, milliseconds and lines of those without one."""
+    for block in read_csv(path, form=form, columns=(7, 8), numbers=(1, *_BOX), short=_NO_BOX):
+        no_box = block.is_empty(_BOX)
+        empty = block.select(no_box)
+        yield block.select(~no_box), (names.numbers(empty.words(0)), _times(empty), empty.lines)
+
+
 def _placed(block: CsvRows, names: VideoNames) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Videos, times and boxes."""
     return names.numbers(block.words(0)), _times(block), _boxes(block)
@@ -197,11 +220,12 @@ def _placed(block: CsvRows, names: VideoNames) -> tuple[np.ndarray, np.ndarray, 
 def _joined(source: str, parts: list[AvaRows], *, scored: bool) -> AvaRows:
     """All rows of a file; ``scored`` is what one without rows is taken for."""
     empty = np.empty(0, np.int64)
-    none = AvaRows(source, empty, empty, np.empty((0, 4)), empty, np.empty(0), scored, empty)
+    none = AvaRows(source, empty, empty, np.empty((0, 4)), empty, np.empty(0), scored, *(empty,) * 4)
 
     def column(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts or [none]])
 
+    lines = column("lines")
     return AvaRows(
         source,
         videos=column("videos"),
@@ -209,8 +233,11 @@ def _joined(source: str, parts: list[AvaRows], *, scored: bool) -> AvaRows:
         boxes=column("boxes"),
         actions=column("actions"),
         scores=column("scores"),
-        scored=all(part.scored for part in parts) if parts else scored,
-        lines=column("lines"),
+        scored=all(part.scored for part in parts if len(part.lines)) if len(lines) else scored,
+        lines=lines,
+        empty_videos=column("empty_videos"),
+        empty_times=column("empty_times"),
+        empty_lines=column("empty_lines"),
     )
 
 
@@ -227,9 +254,10 @@ def _times(rows: CsvRows) -> np.ndarray:
 
 def _boxes(rows: CsvRows) -> np.ndarray:
     """float64 [n, 4], checked."""
-    boxes = np.column_stack([rows.numbers(column) for column in (2, 3, 4, 5)])
+    boxes = np.column_stack([rows.numbers(column) for column in _BOX])
+    outside: np.ndarray = (boxes < -_ROUNDING) | (boxes > 1 + _ROUNDING)
     rows.fail(
-        (boxes.min(axis=1) < -_ROUNDING) | (boxes.max(axis=1) > 1 + _ROUNDING),
+        np.asarray(outside.any(axis=1)),
         "the box of '{row}' leaves the frame; x1, y1, x2, y2 are shares of its width and height, 0 to 1: "
         "divide pixels by these, and cut boxes off at the border",
     )
@@ -259,18 +287,17 @@ def _actions(rows: CsvRows, largest: int) -> np.ndarray:
 def _items(path: str | os.PathLike[str]) -> dict[int, dict[str, str]]:
     """The fields of each action of a label map, by number."""
     name = os.fspath(path)
-    try:
-        with open_file(path) as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name}: is not a text file (UTF-8); give a label map, "
-            'which holds `item { name: "stand" id: 12 }` for each action'
-        ) from error
+    text = read_text(
+        path,
+        what='a label map, which holds `item { name: "stand" id: 12 }` for each action',
+        limit=_LABEL_MAP_BYTES,
+    )
     items: dict[int, dict[str, str]] = {}
     open_at, fields = 0, dict[str, str]()
+    line, counted_to = 1, 0
     for token in _TOKEN.finditer(text):
-        line = text.count("\n", 0, token.start()) + 1
+        line += text.count("\n", counted_to, token.start())
+        counted_to = token.start()
         if token[3] == "{":
             open_at, fields = line, {}
         elif token[3] == "}":
@@ -295,11 +322,11 @@ def _unquoted(text: str) -> str:
 def _label_id(fields: dict[str, str], where: str) -> int:
     """The id of an item of a label map."""
     text = fields.get("id", fields.get("label_id"))
-    own = f"the action '{fields['name']}'" if "name" in fields else "an action"
+    own = f"the action {show_text(fields['name'])!r}" if "name" in fields else "an action"
     if text is None:
         raise UserError(
             f"{where}: {own} has no id; write `id: 12` (or `label_id: 12`), the number in the CSV files"
         )
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{where}: the id '{text}' of {own} is not a whole number from 1 up")
+    if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID) or int(text) < 1:
+        raise UserError(f"{where}: the id '{show_text(text, 40)}' of {own} is not a whole number from 1 up")
     return int(text)

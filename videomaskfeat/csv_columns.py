@@ -10,11 +10,12 @@ import numpy as np
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import open_file
+from videomaskfeat.texts import plain_rows
 
 _BLOCK = 1 << 23  # bytes: some 100,000 rows of boxes
-_MARK = b"\xef\xbb\xbf"  # a byte order mark, as spreadsheets write it
 _BLANKS = np.isin(np.arange(256), [9, 11, 12, 13, 32])  # by byte: what is stripped from both ends of a field
 _QUOTE, _COMMA, _NEWLINE = ord('"'), ord(","), ord("\n")
+_LONGEST_ROW = 1 << 26  # bytes without the end of a line
 _LONGEST_NUMBER = 64  # characters; a longer field is no number
 _LONGEST_WORD = 255
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")  # no line of words and numbers has these
@@ -78,6 +79,15 @@ class CsvRows:
         self.fail(~np.isfinite(values) & ~empty, f"{what} '{{value}}' of '{{row}}' {rule}", column=column)
         return values
 
+    def is_empty(self, columns: Sequence[int]) -> np.ndarray:
+        """Which rows have nothing in any of some columns, bool [n]."""
+        return np.asarray((self._ends[:, columns] <= self._starts[:, columns]).all(axis=1))
+
+    def select(self, kept: np.ndarray) -> CsvRows:
+        """Those rows where ``kept``, bool [n], is true."""
+        parts = (self._buffer, self.lines[kept], self._starts[kept], self._ends[kept])
+        return CsvRows(self.name, self.form, *parts)
+
     def words(self, column: int) -> np.ndarray:
         """The texts of a column as bytes, S [n].
 
@@ -115,7 +125,12 @@ class CsvRows:
 
 
 def read_csv(
-    path: str | os.PathLike[str], *, form: str, columns: Sequence[int], numbers: Sequence[int]
+    path: str | os.PathLike[str],
+    *,
+    form: str,
+    columns: Sequence[int],
+    numbers: Sequence[int],
+    short: int = 0,
 ) -> Iterator[CsvRows]:
     """The rows of a file, in blocks.
 
@@ -126,53 +141,84 @@ def read_csv(
         path: of the file.
         form: of its longest rows: the columns' names, with commas between them.
         columns: how many a row may have; the first one decides, and all others must agree.
-        numbers: columns that hold numbers, by which a line of headings is told.
+        numbers: columns that hold numbers, by which a line of headings is recognized.
+        short: columns of rows that end early, whose other fields are empty then; 0: there are no such rows.
 
     Raises:
         UserError: no such file, or no text; or, with file and line, a row with too few or too many columns.
     """
-    name, found, first_line = os.fspath(path), 0, 1
-    for data in _whole_lines(path):
+    name, found, first_line, heads = os.fspath(path), 0, 1, True
+    for data in _whole_lines(path, f"a CSV file with rows `{form}`"):
         if first_line == 1 and _NO_TEXT.search(data, 0, _BEGINNING):
             raise UserError(f"{name}: is not a text file (UTF-8); give a CSV file with rows `{form}`")
         buffer = np.frombuffer(data, np.uint8)
-        lines, starts, ends, seen = _rows(buffer, skipped=len(_MARK) * data.startswith(_MARK))
+        lines, starts, ends, seen = _rows(buffer)
         lines += first_line
         first_line += seen
         if not len(lines):
             continue
         commas = np.flatnonzero(buffer == _COMMA)
         counts = np.searchsorted(commas, ends) - np.searchsorted(commas, starts) + 1
-        _check_columns(name, form, columns, found, counts, lines, [buffer, starts, ends])
-        heads = not found
-        found = int(counts[0])
-        inner = commas.reshape(len(lines), found - 1)
-        starts = np.column_stack([starts, inner + 1])  # [n, columns]
-        ends = np.column_stack([inner, ends])
+        whole = counts[counts != short]
+        found = found or (int(whole[0]) if len(whole) else 0)
+        _check_columns(name, form, columns, found, counts, short, lines, [buffer, starts, ends])
+        starts, ends = _fields(starts, ends, commas, counts, found or columns[0])
         starts, ends = _bare(buffer, starts, ends)
         rows = slice(1 if heads and _is_heading(buffer, starts[0], ends[0], numbers) else 0, None)
+        heads = False
         yield CsvRows(name, form, buffer, lines[rows], starts[rows], ends[rows])
 
 
-def _whole_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """A file in pieces that end where a line does."""
+def _fields(
+    starts: np.ndarray, ends: np.ndarray, commas: np.ndarray, counts: np.ndarray, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the fields of rows start and end, int64 [n, columns]; those behind a row's end are empty."""
+    if (counts == columns).all():
+        inner = commas.reshape(len(counts), columns - 1)
+    else:
+        inner = np.repeat(ends[:, None], columns - 1, axis=1)
+        rows = np.repeat(np.arange(len(counts)), counts - 1)
+        inner[rows, np.arange(len(commas)) - np.repeat(np.cumsum(counts - 1) - (counts - 1), counts - 1)] = (
+            commas
+        )
+    ends = np.column_stack([inner, ends])
+    return np.minimum(np.column_stack([starts, inner + 1]), ends), ends
+
+
+def _whole_lines(path: str | os.PathLike[str], what: str) -> Iterator[bytes]:
+    """A file in pieces that end where a line does; the first one shows its kind and its encoding."""
+    name = os.fspath(path)
     with open_file(path, "rb") as file:
-        rest = b""
+        start: bytes = file.read(4)
+        if start[:2] in (b"\xff\xfe", b"\xfe\xff") or start == b"\x00\x00\xfe\xff":  # UTF-16, UTF-32
+            yield plain_rows(start + file.read(), name, what=what)
+            return
+        rest, first = start, True
         while piece := file.read(_BLOCK):
             whole, newline, after = piece.rpartition(b"\n")
             if newline:
-                yield rest + whole + newline
-                rest = after
+                yield _plain(rest + whole + newline, name, what, first=first)
+                rest, first = after, False
             else:
                 rest += piece
+            if len(rest) > _LONGEST_ROW and b"\r" not in rest:
+                raise UserError(f"{name}: a row has more than {_LONGEST_ROW} bytes; give {what}")
         if rest:
-            yield rest
+            yield _plain(rest, name, what, first=first)
 
 
-def _rows(buffer: np.ndarray, *, skipped: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def _plain(data: bytes, name: str, what: str, *, first: bool) -> bytes:
+    if first:
+        return plain_rows(data, name, what=what)
+    if b"\0" in data:
+        raise UserError(f"{name}: holds NUL bytes; give {what}")
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
+
+
+def _rows(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """The line (from 0), start and end of each row that is not blank; and how many lines there are."""
     stops = np.flatnonzero(buffer == _NEWLINE)
-    starts = np.concatenate([[skipped], stops + 1]).astype(np.int64)
+    starts = np.concatenate([[0], stops + 1]).astype(np.int64)
     ends = np.concatenate([stops, [len(buffer)]]).astype(np.int64)
     starts, ends = _stripped(buffer, starts, ends)
     kept = np.flatnonzero(ends > starts)
@@ -208,19 +254,21 @@ def _check_columns(
     columns: Sequence[int],
     found: int,
     counts: np.ndarray,
+    short: int,
     lines: np.ndarray,
     spans: Sequence[np.ndarray],
 ) -> None:
-    """Every row must have as many columns as the first one, ``found`` (0: this is it)."""
-    expected = found or int(counts[0])
-    bad = counts != expected if expected in columns else np.ones(len(counts), bool)
+    """Every row must have as many columns as the first one, ``found`` (0: all are short), or ``short``."""
+    expected = found or short
+    known_form = expected in columns or expected == short
+    bad = (counts != expected) & (counts != short) if known_form else np.ones(len(counts), bool)
     if not bad.any():
         return
     row = int(bad.argmax())
     buffer, starts, ends = spans
     text = _short(_text(buffer[starts[row] : ends[row]]))
     known = " or ".join(map(str, columns))
-    rule = f"the first row has {expected}" if expected in columns else f"{known} are needed"
+    rule = f"the first row has {expected}" if known_form else f"{known} are needed"
     count = int(counts[row])
     many = f"{count} column" + ("s" if count > 1 else "")
     raise UserError(

@@ -6,6 +6,8 @@ import difflib
 import signal
 from collections.abc import Iterable
 
+_LONGEST_NAME = 200  # characters
+
 
 class UserError(ValueError):
     """A mistake the user can mend: one line with what, where, the rule and the remedy.
@@ -20,6 +22,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("epoch", ["epochs", "seed"])
     "; did you mean 'epochs'?"
     """
+    if len(name) > _LONGEST_NAME:  # no name, and slow to compare
+        return ""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {match[0]!r}?" if match else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -16,23 +17,58 @@ from videomaskfeat.errors import RunFailed, UserError
 
 _manager = PathManager()
 _TEMPORARY = ".tmp"
+_BAD_PATHS = (errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> IO[Any]:
     """Open ``path`` (text as UTF-8) through the path manager.
 
+    What cannot be written as UTF-8 (a file name of other bytes, say) is written as an escape such as
+    ``\\udce9``, unless ``errors`` asks for another way.
+
     Raises:
-        UserError: the file is to be read and does not exist, or is a folder.
+        UserError: the file is to be read and does not exist, is a folder, or is not a regular file (a named
+            pipe would block, a device has no end); or the path cannot be one.
     """
     text = os.fspath(path)
     if "b" not in mode:
         kwargs.setdefault("encoding", "utf-8")
+        if "r" not in mode:
+            kwargs.setdefault("errors", "backslashreplace")
     try:
+        if "r" in mode:
+            _check_regular(text)
         return _manager.open(text, mode, **kwargs)
     except FileNotFoundError as error:
         raise UserError(f"{text}: no such file; check the path, or the folder it is relative to") from error
     except IsADirectoryError as error:
         raise UserError(f"{text}: is a folder, and a file is needed here") from error
+    except OSError as error:
+        if "r" not in mode or error.errno not in _BAD_PATHS:
+            raise
+        shown = text if len(text) <= 200 else f"{text[:200]}..."
+        raise UserError(f"{shown}: cannot be read ({error.strerror}); check the path") from error
+    except UserError:
+        raise
+    except ValueError as error:  # a NUL character, or a surrogate that stands for no byte
+        raise UserError(f"{text!r}: is no path ({error}); check it") from error
+
+
+def _check_regular(path: str) -> None:
+    """A local file that is to be read must be a regular one."""
+    if "://" in path:
+        return
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return
+    kinds = (
+        (stat.S_ISFIFO, "named pipe"),
+        (stat.S_ISSOCK, "socket"),
+        (stat.S_ISCHR, "device"),
+        (stat.S_ISBLK, "device"),
+    )
+    kind = next((words for test, words in kinds if test(mode)), "special file")
+    raise UserError(f"{path}: is a {kind}, and a regular file is needed; copy its content into one")
 
 
 @contextmanager

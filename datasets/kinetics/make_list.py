@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
 import os
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from videomaskfeat.data.records import load_records
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists, is_folder, open_file
+from videomaskfeat.texts import read_text
 
 
 def rows_of_folder(folder: str) -> tuple[list[str], list[str]]:
@@ -35,10 +35,10 @@ def rows_of_csv(path: str, videos: str) -> tuple[list[str], list[str]]:
     Raises:
         UserError: the CSV is wrong, has no labels, or no video of it is there.
     """
-    paths = [record.path for record in load_records(path, prefix=videos)]
-    with open_file(path) as file:
-        names = [row.get("label", "") for row in csv.DictReader(file, skipinitialspace=True)]
-    if not all(names):
+    records = load_records(path, prefix=videos)
+    paths = [record.path for record in records]
+    names = [records.class_names[label] for label in records.labels] if records.class_names else []
+    if not all(names) or len(names) != len(paths):
         raise UserError(
             f"{path}: has no column label, so a list of paths is all there is: use the CSV itself"
         )
@@ -55,8 +55,8 @@ def class_numbers(names: list[str], path: str | None) -> dict[str, int]:
         UserError: a class is not in the file.
     """
     if path is not None and exists(path):
-        with open_file(path) as file:
-            known = [line.strip() for line in file if line.strip()]
+        lines = read_text(path, what="a file of class names").split("\n")
+        known = [line.strip() for line in lines if line.strip()]
         strange = sorted(set(names) - set(known))
         if strange:
             raise UserError(
@@ -65,7 +65,7 @@ def class_numbers(names: list[str], path: str | None) -> dict[str, int]:
     else:
         known = sorted(set(names))
         if path is not None:
-            with open_file(path, "w") as file:
+            with open_file(path, "w", errors="surrogateescape") as file:
                 file.writelines(f"{name}\n" for name in known)
     return {name: number for number, name in enumerate(known)}
 
@@ -73,7 +73,7 @@ def class_numbers(names: list[str], path: str | None) -> dict[str, int]:
 def write_list(path: str, videos: list[str], labels: list[int]) -> None:
     """Write `path label` rows parted by a space, paths relative to the list's own folder."""
     folder = os.path.dirname(os.path.abspath(path))
-    with open_file(path, "w") as file:
+    with open_file(path, "w", errors="surrogateescape") as file:  # names of files may have any bytes
         for video, label in zip(videos, labels, strict=True):
             file.write(f"{os.path.relpath(os.path.abspath(video), folder)} {label}\n")
 

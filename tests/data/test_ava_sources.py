@@ -177,3 +177,41 @@ def test_frames_at_another_rate_last_as_long(tmp_path: Path) -> None:
     files = FrameFiles(str(tmp_path), "f_", ".jpg", 1, 6, 100)
     (source,) = sources_of_lists(key_frames(tmp_path, ["v"], [909]), {"v": files}, fps=10.0)
     assert (source.start_seconds, source.fps) == (900.0, 10.0)
+
+
+def clips(folder: Path, tmp_path: Path, *names: str) -> Path:
+    """Clips of Kinetics: the video of 4 s under their names."""
+    place = tmp_path / "clips"
+    place.mkdir()
+    for name in names:
+        (place / name).symlink_to(folder / "a.mp4")
+    return place
+
+
+def test_clip_of_kinetics_begins_at_the_second_in_its_name(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = clips(folder, tmp_path, "x_y_000010_000014.mp4", "z_000100_000104.mp4", "z_000200_000204.mp4")
+    (tmp_path / "truth.csv").write_text("x_y,11.5,0.1,0.1,0.5,0.5,1\nz,203,0.1,0.1,0.5,0.5,1\n")
+    found = truth_key_frames([tmp_path / "truth.csv"], classes=80)
+    with caplog.at_level(logging.INFO):
+        sources = sources_in_folder(found, place)
+    assert [Path(one.path).name for one in sources] == ["x_y_000010_000014.mp4", "z_000200_000204.mp4"]
+    assert [one.start_seconds for one in sources] == [10.0, 200.0]
+    assert "2 of 2 videos start at second that their file names give" in caplog.text
+
+
+@pytest.mark.parametrize(("second", "start"), [(12, 10.0), (3, 0.0)])
+def test_names_of_clips_in_the_files_count_either_way(
+    folder: Path, tmp_path: Path, second: int, start: float
+) -> None:
+    """Key frames named after the clip itself: in seconds of the original video, or of the clip."""
+    place = clips(folder, tmp_path, "x_000010_000014.mp4")
+    (source,) = sources_in_folder(key_frames(tmp_path, ["x_000010_000014"], [second]), place)
+    assert source.start_seconds == start
+
+
+def test_key_frames_outside_all_clips_of_a_video(folder: Path, tmp_path: Path) -> None:
+    place = clips(folder, tmp_path, "z_000100_000104.mp4", "z_000200_000204.mp4")
+    with pytest.raises(UserError, match=r"the video 'z' is there as z_000100.*, and no clip contains all"):
+        sources_in_folder(key_frames(tmp_path, ["z"], [102, 203]), place)

@@ -286,3 +286,108 @@ def test_folder_without_videos_or_with_labels_is_refused(tmp_path: Path) -> None
         load_records(tmp_path, labels="yes")
     with pytest.raises(UserError, match="format=ssv2 needs a list file"):
         load_records(tmp_path, format="ssv2")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.mp4::3\nb/c.mp4::0\n",
+        "a.mp4;3\nb/c.mp4; 0\n",
+        "a.mp4|3\nb/c.mp4|0\n",
+        "a.mp4,3,\nb/c.mp4,0,\n",
+        "a.mp4 3,\nb/c.mp4 0 ,,\n",
+        "a.mp4;3;\nb/c.mp4;0\n",
+        "a.mp4 3\rb/c.mp4 0\r",
+        "a.mp4 3\r\nb/c.mp4 0\r",
+        "a.mp4 3\nb/c.mp4 0\n".encode("utf-16"),
+        "a.mp4,3\r\nb/c.mp4,0\r\n".encode("utf-32"),
+    ],
+)
+def test_other_separators_encodings_and_line_ends(tmp_path: Path, text: str | bytes) -> None:
+    assert _rows(load_records(_write(tmp_path, text))) == TWO
+
+
+def test_separators_may_stand_in_paths(tmp_path: Path) -> None:
+    path = _write(tmp_path, "a;1|2::3.mp4 3\n")
+    assert _rows(load_records(path)) == [("a;1|2::3.mp4", 3)]
+    assert _rows(load_records(_write(tmp_path, "a.mp4,\nb.mp4,\n"))) == [("a.mp4", None), ("b.mp4", None)]
+    assert _rows(load_records(_write(tmp_path, "a.mp4:3\n"), labels="no")) == [("a.mp4:3", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "a.mp4:3\n",
+            r"csv:1: the label of 'a.mp4:3' follows ':', .*use one of tab, comma, colons",
+        ),
+        ("a.mp4 10 20 3\n", "csv:1: 'a.mp4 10 20 3' looks like `path start end label`, a list of segments"),
+        ("a.mp4 7 4 3\n", "csv:1: 'a.mp4 7 4 3' looks like a video with several labels"),
+        ("a.mp4 1,4\n", "looks like a video with several labels, and a list has one label per row"),
+        ("a.mp4 1,4,7\n", "looks like a video with several labels"),
+        ("a.mp4 0 3\nb.mp4 5 1\n", "csv:1: the count of frames of 'a.mp4 0 3' is below 1"),
+        ("a.mp4 3\nb.mp4 -5\n", "csv:2: the label of 'b.mp4 -5' is negative"),
+        ("a.mp4 3000000000\n", "csv:1: the label '3000000000' is not an integer of at most 9 digits"),
+        ("a.mp4 " + "9" * 6000 + "\n", "csv:1: the label '9+...9+' is not an integer of at most 9 digits"),
+        ("a.mp4 1e3\n", "csv:1: the label '1e3' is not an integer; a row is"),
+        (",3\n", "csv:1: ',3' has no path"),
+        (",,,\n,,\n", "has no path"),
+        ('"a.mp4 3\n', "csv:1: the path of '\"a.mp4 3' begins with a double quote that is not closed"),
+        (b"\x1f\x8b\x08", "is a gzip file, not a list; unpack it first"),
+        ("a.mp4 3\n".encode("utf-16be"), "is probably UTF-16BE without a byte order mark"),
+        ("a.mp4 3\nb\0.mp4 3\n", "csv:2: NUL byte"),
+    ],
+)
+def test_lists_of_other_forms_are_named(tmp_path: Path, text: str | bytes, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_records(_write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ('"' + "x" * 200_000, ":3: field larger than field limit"),
+        ("walk,b,inf,20", ":3: the times 'inf' and '20' are not both numbers"),
+        ("walk,b,1e400,20", ":3: the times"),
+        ("walk,b," + "9" * 6000 + ",20", ":3: the times"),
+        ("walk,,10,20", ":3: the youtube_id is empty"),
+    ],
+)
+def test_rows_of_kinetics_csv_that_are_odd(tmp_path: Path, row: str, words: str) -> None:
+    (tmp_path / "a_000010_000020.mp4").touch()
+    text = f"label,youtube_id,time_start,time_end\nwalk,a,10,20\n{row}\n"
+    with pytest.raises(UserError, match=words):
+        load_records(_write(tmp_path, text))
+
+
+def test_kinetics_csv_with_semicolons_and_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "a_000010_000020.mp4").touch()
+    text = '\n"label";youtube_id;time_start;time_end\r\n\r\nwalk;a;10.0;20\r\n;;;\r\n'
+    assert _rows(load_records(_write(tmp_path, text))) == [("a_000010_000020.mp4", 0)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"id": [1]}]', r"object 1 has the `id` \[1\]; an id is a number or a file name"),
+        ('[{"id": null}]', "object 1 has the `id` None"),
+        ('[{"id": "\\ud800"}]', "object 1 has the `id`"),
+        ('[{"id": "1", "template": 5}]', "has the template 5, which is not text"),
+        ("[" * 100_000, "nested more than 64 levels deep; take format=kinetics"),
+        ('[{"id": ' + "9" * 6000 + "}]", "has more than 64 bits"),
+        ('[{"id": 1, "id": 2}]', "the key 'id' stands twice"),
+    ],
+)
+def test_json_lists_of_wrong_types(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "1.webm").touch()
+    (tmp_path / "x-labels.json").write_text('{"A": "0"}')
+    with pytest.raises(UserError, match=words):
+        load_records(_write(tmp_path, content, "x-train.json"))
+
+
+@pytest.mark.parametrize("label", ['"x"', "1.5", "true", "-1", "[0]", '"' + "9" * 6000 + '"'])
+def test_labels_json_of_wrong_types(tmp_path: Path, label: str) -> None:
+    (tmp_path / "1.webm").touch()
+    (tmp_path / "x-labels.json").write_text(f'{{"A": {label}}}')
+    with pytest.raises(UserError, match=r"x-labels.json: the label .* of 'A' is not a whole number"):
+        load_records(_write(tmp_path, '[{"id": 1, "template": "A"}]', "x-train.json"))

@@ -245,7 +245,10 @@ def test_many_boxes_take_little_memory(tmp_path: Path) -> None:
         ("vidA,902,0.1,0.2,1.5,0.8,12,0", r":2: the box of 'vidA,.*' leaves the frame; .* divide pixels"),
         ("vidA,902,0.5,0.2,0.4,0.8,12,0", r":2: x2 of 'vidA,.*' is not above x1; a box is x1,y1,x2,y2"),
         ("vidA,902,0.5,0.8,0.6,0.8,12,0", r":2: y2 of 'vidA,.*' is not above y1; a box is x1,y1,x2,y2"),
-        ("vidA,902,,,,,,", r":2: the x1 of 'vidA,902,,,,,,' is empty; a row is `video,second,x1,y1,x2,y2"),
+        (
+            "vidA,902,,0.2,0.5,0.8,,",
+            r":2: the x1 of 'vidA,902,,.*' is empty; a row is `video,second,x1",
+        ),
         (
             f"vidA,soon,{BOX},12,0",
             r":2: the second 'soon' of 'vidA,.*' is not a number; a row is `video,second",
@@ -284,3 +287,19 @@ def test_files_and_thresholds_that_are_wrong(tmp_path: Path) -> None:
         training_key_frames([truth], classes=80, iou_threshold=90)
     with pytest.raises(UserError, match=r"score_threshold=nan is not in 0\.\.1"):
         detected_key_frames([idle], classes=80, score_threshold=float("nan"))
+
+
+def test_key_frames_in_which_nobody_is_are_left_out_of_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """AVA-Kinetics has seven columns, and rows of two where there is no box."""
+    text = f"k1,12.5\nk2,84.317878,{BOX},12\nk2,90,,,,,\nk3,7,,,,,9\n"
+    key_frames = truth_key_frames([write(tmp_path, text)], classes=80)
+    assert contents(key_frames) == {("k2", 84.318): [(corners(BOX), [12], 1.0)]}
+    assert key_frames.boxless == (("k1", 12.5), ("k2", 90.0), ("k3", 7.0))
+    assert key_frames.place(0).endswith("truth.csv:2")
+    assert "3 of 4 key frames have no box, and are left out (k1 at 12.5 s" in caplog.text
+    with pytest.raises(UserError, match="has no rows with a box"):
+        truth_key_frames([write(tmp_path, "k1,12.5\nk2,3\n")], classes=80)
+    with pytest.raises(UserError, match=r"truth.csv:2: 'k2,3,4' has 3 columns, and the first row has 7"):
+        truth_key_frames([write(tmp_path, f"k2,84,{BOX},12\nk2,3,4\n")], classes=80)

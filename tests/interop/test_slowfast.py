@@ -284,7 +284,7 @@ def test_files_that_are_no_yaml_are_named(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     for text, words in (("a: [1", "not valid YAML"), ("just words", "not a PySlowFast YAML")):
         path.write_text(text)
-        with pytest.raises(UserError, match=f"broken.yaml: is {words}"):
+        with pytest.raises(UserError, match=f"broken.yaml.* {words}"):
             load_slowfast(path, CHECKPOINT)
     with pytest.raises(UserError, match=r"absent.yaml: no such file"):
         load_slowfast(tmp_path / "absent.yaml", CHECKPOINT)

@@ -295,23 +295,42 @@ def test_box_rounded_across_the_border_is_inside(files: dict[str, Path]) -> None
 
 @pytest.mark.parametrize("side", ["truth", "found", "excluded", "labels"])
 @pytest.mark.parametrize(
-    "content",
+    ("content", "kind"),
     [
-        b'\xd0\x04\0\0\0\0\0\0{"x":{"dtype":"F32"}}\n\x1f\x85\xebQ',  # of weights, safetensors
-        b"\x1f\x8b\x08\x08\xa7\xc1\xd4e\n,,,,,,,",  # packed by gzip
-        "vidA,902,0.1,0.1,0.5,0.5,12,0.5\n".encode("utf-16"),
+        (b'\xd0\x04\0\0\0\0\0\0{"x":{"dtype":"F32"}}\n\x1f\x85\xebQ', "is a safetensors file, not "),
+        (b"\x1f\x8b\x08\x08\xa7\xc1\xd4e\n,,,,,,,", "is a gzip file, not "),
+        (
+            "vidA,902,0.1,0.1,0.5,0.5,12,0.5\n".encode("utf-16le"),
+            "is probably UTF-16LE without ",
+        ),
+        (b"vidA,902,0.1,0.1,0.5,0.5,12,0\0\n", "1: NUL byte, so this is not text (UTF-8); give "),
     ],
-    ids=["weights", "gzip", "utf-16"],
+    ids=["weights", "gzip", "utf-16", "nul"],
 )
-def test_file_that_is_no_text(files: dict[str, Path], side: str, content: bytes) -> None:
-    """Named by its path and what belongs there; none of its bytes is shown."""
+def test_file_that_is_no_text(files: dict[str, Path], side: str, content: bytes, kind: str) -> None:
+    """Named by its path, what it is and what belongs there; none of its bytes is shown."""
     files[side].write_bytes(content)
     form = {"excluded": "a CSV file with rows `video,second`", "labels": "a label map, which holds `item {"}
-    words = form.get(side, "a CSV file with rows `video,second,x1,")
     with pytest.raises(UserError) as caught:
         score(files)
-    assert str(caught.value).startswith(f"{files[side]}: is not a text file (UTF-8); give {words}")
-    assert str(caught.value).isprintable()
+    message = str(caught.value).removeprefix(f"{files[side]}:").strip()
+    assert message.startswith(kind)
+    assert "UTF-16" in kind or form.get(side, "a CSV file with rows `video,second,x1,") in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("side", ["truth", "found", "excluded", "labels"])
+def test_other_encodings_and_line_ends_are_read(files: dict[str, Path], side: str) -> None:
+    expected = read_ava(*files.values())
+    text = files[side].read_text().rstrip("\n")
+    for content in (text.encode("utf-16"), text.encode("utf-8-sig"), text.replace("\n", "\r").encode()):
+        files[side].write_bytes(content)
+        got = read_ava(*files.values())
+        assert (got.groundtruth_counts, got.detection_counts, got.actions) == (
+            expected.groundtruth_counts,
+            expected.detection_counts,
+            expected.actions,
+        )
 
 
 def test_file_of_another_kind(files: dict[str, Path]) -> None:
@@ -393,3 +412,17 @@ def test_label_map_that_is_wrong(files: dict[str, Path], text: str, words: str) 
     files["labels"].write_text(text)
     with pytest.raises(UserError, match=rf"labels\.pbtxt{words}"):
         score(files)
+
+
+def test_detections_where_nobody_is_are_false_positives(files: dict[str, Path]) -> None:
+    """Rows without a box name key frames of the ground truth: what is found in them is wrong, and known."""
+    files["found"].write_text(FOUND + "vidB,0905,0.2,0.2,0.9,0.8,12,0.99\nvidC,7,0.2,0.2,0.9,0.8,12,0.95\n")
+    before = read_ava(*files.values())
+    assert (before.bare_rows, before.unknown_videos) == (1, ["vidC"])
+    truth = TRUTH.replace(",0\n", "\n").replace(",1\n", "\n")  # seven columns
+    files["truth"].write_text("vidC,7\n" + truth + "vidB,905\n")
+    data = read_ava(*files.values())
+    assert (data.bare_rows, data.unknown_videos, data.detection_counts.used) == (0, [], 4)
+    assert data.groundtruth_counts.rows == 3
+    # of the four detections of standing, the two best are wrong: precision 1/3 at recall 1/2, 2/4 at 1
+    assert evaluate_files(*list(files.values())[:3]).ap[12] == pytest.approx(0.5)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -110,3 +113,31 @@ def test_places_to_write_are_made_or_refused_before_the_videos_are_read(
         check_data(listing, workers=0, clean_path=str(clean / "c.csv"))
     with pytest.raises(UserError, match=words):
         check_data(listing, workers=0, json_path=str(clean / "c.json"))
+
+
+def test_names_of_any_bytes_survive_the_clean_list(tmp_path: Path, sample: Path) -> None:
+    """A list of what a scan left is a list again, byte by byte; so is the JSON report, and the console."""
+    video = next(sample.glob("**/*.mp4"))
+    names = [b"\xe9 caf.mp4", "größe ;,|.mp4".encode(), b"a\x1b[31m.mp4", b"b\x85.mp4"]
+    folder = os.fsencode(tmp_path / "videos")
+    os.mkdir(folder)
+    for number, name in enumerate(names):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(video.read_bytes() + b"\0" * (number + 1))
+    os.symlink(os.fsencode(video), os.path.join(folder, b"line\nbreak.mp4"))
+    clean = tmp_path / "clean.csv"
+    report = check_data(os.fsdecode(folder), clean_path=str(clean), decode=False, workers=0)
+    assert report.rows == 5
+    again = [os.path.basename(os.fsencode(one.path)) for one in load_records(clean)]
+    assert sorted(again) == sorted(names)
+    command = [sys.executable, "-m", "videomaskfeat", "check-data", str(clean), "--workers", "0", "--quick"]
+    run = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert (run.returncode, b"Traceback" in run.stderr) == (0, False), run.stderr
+
+
+def test_list_in_utf16_is_cleaned_into_utf8(tmp_path: Path, sample: Path) -> None:
+    video = next(sample.glob("**/*.mp4"))
+    (tmp_path / "ä.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "list.csv").write_bytes("ä.mp4;1\r\nmissing.mp4;2\r\n".encode("utf-16"))
+    check_data(str(tmp_path / "list.csv"), clean_path=str(tmp_path / "clean.csv"), decode=False, workers=0)
+    assert (tmp_path / "clean.csv").read_bytes() == "ä.mp4;1\n".encode()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from videomaskfeat.config import FinetuneConfig, load_config
+from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
-from videomaskfeat.tasks.classification.classify_parts import LabelledLists, read_lists
+from videomaskfeat.tasks.classification.classify_parts import LabelledLists, read_lists, words_on_gaps
 
 
 @pytest.fixture
@@ -62,3 +64,25 @@ def test_class_of_the_held_out_list_alone_is_refused(lists: Path) -> None:
 def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> None:
     with pytest.raises(UserError, match=r"train\.csv: holds 3 class names, and data\.classes is 400; leave"):
         read(lists, "data.classes=400")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (
+            [1, 2, 3],
+            "labels run from 1 to 3, 3 different ones, .*1 class up to 3 .*the first is 0",
+        ),
+        (
+            [0, 1, 4],
+            r"from 0 to 4, 3 .*\(data.classes is 5\): 2 classes .*first is 2; .*renumber",
+        ),
+        ([0, 1, 2], ""),
+        ([0, 0], ""),
+        ([0, 123456789], "123456788 classes up to 123456789"),
+    ],
+)
+def test_labels_that_start_at_1_or_have_gaps(numbers: list[int], words: str) -> None:
+    records = Records.from_paths(["a"] * len(numbers), numbers, source="l.csv")
+    text = words_on_gaps(records, max(numbers) + 1)
+    assert re.search(words, text) if words else not text

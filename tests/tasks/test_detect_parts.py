@@ -24,6 +24,7 @@ from videomaskfeat.tasks.detection.detect_parts import (
     build_loss,
     class_weights,
     read_lists,
+    read_tested,
     recipe_of,
 )
 
@@ -231,3 +232,16 @@ def test_extracted_frames_are_found_by_lists(config_of: Any) -> None:
     assert places == VideoPlaces(frame_lists=("none.csv",), frames="f")
     with pytest.raises(UserError, match=r"none\.csv: no such"):
         places.find(read_lists(config_of()).train)
+
+
+def test_boxes_where_nobody_is_are_tested_on(tmp_path: Path) -> None:
+    """Also in a video of which the ground truth has no box: what is found there is a false positive."""
+    (tmp_path / "truth.csv").write_text("a,1,0.1,0.1,0.5,0.5,12\nb,2\nc,3\n")
+    rows = [f"{video},{second},0.1,0.1,0.5,0.5,,0.99\n" for video, second in ("a1", "b2", "d4")]
+    (tmp_path / "boxes.csv").write_text("".join(rows))
+    truth, tested, other = read_tested(
+        str(tmp_path / "truth.csv"), [str(tmp_path / "boxes.csv")], [], classes=80, score_threshold=0.5
+    )
+    assert truth.videos == tested.videos == ("a", "b")
+    assert tested.moments() == [("a", 1.0), ("b", 2.0)]
+    assert other.videos == ("d",)

@@ -398,3 +398,31 @@ def test_progress_counts_what_was_done_before(
     told: list[tuple[int, int]] = []
     extract(progress=lambda done, total: told.append((done, total)))
     assert told == [(8, 9), (9, 9)]  # 6 were done; shard 1 is two videos, shard 4 is one
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("meta.json", b"{", "meta.json:1: is not JSON"),
+        ("meta.json", b"[]", "meta.json: is not extract-features'"),
+        (
+            "meta.json",
+            b'{"format": 1, "settings": {}, "finished": true, "shape": 5}',
+            "is not extract-features'",
+        ),
+        ("index.csv", b"row,path\n0,a\n", "index.csv: is damaged"),
+        ("index.csv", b"row,path,label\n0,a,1e9\n", "its features are damaged"),
+        ("index.csv", b'row,path,label\n0,"' + b"x" * 200_000, "index.csv: is damaged"),
+        ("features.npy", b"\x93NUMPY\x01\0\x02\0{(", "its features are damaged"),
+        ("features.npy", b"", "its features are damaged"),
+    ],
+)
+def test_damaged_folder_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    meta = {"format": 1, "settings": {}, "finished": True, "shape": [1, 2]}
+    (tmp_path / "meta.json").write_text(simplejson.dumps(meta))
+    (tmp_path / "index.csv").write_text("row,path,label\n0,a,1\n")
+    np.save(tmp_path / "features.npy", np.zeros((1, 2), np.float32))
+    assert feature_folder.read_features(tmp_path).paths == ["a"]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        feature_folder.read_features(tmp_path)

@@ -44,3 +44,19 @@ def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() 
         "no pictures: target 'dvae' cannot be drawn",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e-18])
+def test_constant_targets_have_no_percentage(constant: float) -> None:
+    """HOG of pictures of one color is 0 everywhere."""
+    summary = {
+        "heldout_clips": 1,
+        "heldout_constant": constant,
+        "heldout_untrained": 0.1,
+        "heldout_trained": 0.0,
+        "checkpoint": "c",
+        "weights": "w",
+    }
+    text = closing_words(summary, Path("report.html"))
+    assert "(the targets are constant: nothing can do better)" in text
+    assert "%" not in text

@@ -294,3 +294,24 @@ def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
     assert sum(tag == "svg" for tag, _ in page.tags) == 6
     assert "held out" in page.text
     assert f"Clips per second {MISSING}" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", b"[" * 100_000),
+        ("summary.json", b'{"heldout_trained": 1e400, "heldout_constant": NaN, "top1": "x"}'),
+        ("summary.json", b'{"heldout_trained": 0, "heldout_constant": 0, "heldout_untrained": 0}'),
+        ("summary.json", b'{"heldout_trained": ' + b"9" * 6000 + b"}"),
+        ("summary.json", b"\x1f\x8b\xff"),
+        ("config.yaml", b"a: &a [*a]\n"),
+        ("config.yaml", b"[" * 100_000),
+        ("config.yaml", b"\xff\xfe\0"),
+        ("environment.json", b'{"a": {"b": {"c": [1, null]}}}'),
+        ("failures.jsonl", b'{"path": null}\n[1]\n{"path": "\\ud800"}\n{"pa'),
+        ("metrics.jsonl", b'{"step": 1, "loss": 0}\n{"step": NaN}\n{"step": 1e400}\n{"step": "x"}\n{"st'),
+    ],
+)
+def test_any_content_of_a_run_folder_gives_a_page(run: Path, name: str, content: bytes) -> None:
+    (run / name).write_bytes(content)
+    assert report(run).stat().st_size > 1000

@@ -137,3 +137,26 @@ def test_file_that_holds_no_scores(tmp_path: Path, content: bytes | None) -> Non
 def test_missing_file_of_scores(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"scores\.npz: no such file; give the folder that"):
         load_scores(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("scores", np.zeros(5, np.float32), "`scores` is not an array"),
+        ("scores", np.full((5, 3), np.nan, np.float32), "finite numbers"),
+        ("labels", np.array([0, 1, 9, 0, 0]), "a label is outside the classes"),
+        ("labels", np.zeros((5, 1), int), "`labels` is not one value per row"),
+        ("rows", np.array([0, 0, 1, 3, 4]), "rows are not those of one list"),
+        ("listed", np.array(10**9), "rows are not those of one list"),
+        ("paths", np.arange(5), "`paths` is not one value per row"),
+        ("kind", np.array("x"), "`kind` or `class_names` does not fit"),
+        ("class_names", np.array(["a"]), "`kind` or `class_names` does not fit"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path: Path, key: str, value: np.ndarray, words: str) -> None:
+    path = tmp_path / "scores.npz"
+    save_scores(path, make())
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, key: value})
+    with pytest.raises(UserError, match=words):
+        load_scores(path)

@@ -7,6 +7,7 @@ listed); 130 Ctrl-C; 143 SIGTERM passed on to the runs of a comparison; 1 anythi
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 import traceback
@@ -23,7 +24,7 @@ from videomaskfeat.cli.interop import add_import_slowfast
 from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
 from videomaskfeat.cli.training import add_finetune, add_pretrain, add_train_tokenizer
-from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupts, one_line
+from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupts, one_line, printable
 from videomaskfeat.cpu import set_wait_policy, yielding_threads
 from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError
 from videomaskfeat.processes import end_with_parent
@@ -31,7 +32,10 @@ from videomaskfeat.processes import end_with_parent
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(_Printable("%(message)s"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     options = build_parser().parse_args(arguments)
     set_wait_policy()
     with Interrupts(options.verb) as interrupts:
@@ -60,6 +64,13 @@ def _explain(verb: str, error: BaseException) -> int:
     if isinstance(error, PlugInFailed):  # the user's own code: where in it is theirs to see
         traceback.print_exception(error.__cause__)
     return error.exit_code if isinstance(error, Stopped) else FAILED
+
+
+class _Printable(logging.Formatter):
+    """Messages hold names of files, which may have any bytes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def build_parser() -> argparse.ArgumentParser:

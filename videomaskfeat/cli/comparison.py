@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from videomaskfeat.cli.training import add_config_arguments, print_keys
-from videomaskfeat.cli.verb import DONE, add_verb
+from videomaskfeat.cli.verb import DONE, add_verb, printable
 
 
 def add_compare(verbs: Any) -> None:
@@ -39,5 +39,5 @@ def run_compare(options: argparse.Namespace) -> int:
     from videomaskfeat.tasks.pretraining.compare import compare
 
     targets = [name.strip() for name in (options.targets or "").split(",") if name.strip()]
-    print(f"report  {compare(config, targets=targets)}")
+    print(printable(f"report  {compare(config, targets=targets)}"))
     return DONE

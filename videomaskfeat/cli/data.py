@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
 from videomaskfeat.console import progress
 
 
@@ -51,7 +51,7 @@ def run_sample_data(options: argparse.Namespace) -> int:
             images=options.images,
             progress=update,
         )
-    print(os.path.join(options.directory, "README.txt"))
+    print(printable(os.path.join(options.directory, "README.txt")))
     return DONE
 
 
@@ -69,7 +69,9 @@ def add_check_data(verbs: Any) -> None:
     parser.add_argument("list", metavar="LIST", help="list file or folder")
     parser.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames | images")
     parser.add_argument("--labels", default="auto", help="auto | yes | no")
-    parser.add_argument("--separator", default="auto", help="auto | space | comma | tab")
+    parser.add_argument(
+        "--separator", default="auto", help="auto | space | comma | tab | colons | semicolon | pipe"
+    )
     parser.add_argument("--prefix", default="", help="folder put before every relative path")
     parser.add_argument("--reader", default="auto", help="auto | decord | pyav")
     parser.add_argument(
@@ -100,5 +102,5 @@ def run_check_data(options: argparse.Namespace) -> int:
             clean_path=options.clean,
             progress=update,
         )
-    print(report.text())
+    print(printable(report.text()))
     return SOME_FAILED if report.bad else DONE

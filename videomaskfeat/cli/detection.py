@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from videomaskfeat.cli.training import add_config_arguments, exit_code, print_keys
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def run_detect_evaluate(options: argparse.Namespace) -> int:
         return DONE
     print(printable(result.text))
     for line in lines_on(result.failures):
-        print(f"videomaskfeat detect-evaluate: {line}", file=sys.stderr)
+        print(one_line(f"videomaskfeat detect-evaluate: {line}"), file=sys.stderr)
     return SOME_FAILED if result.failures else DONE
 
 

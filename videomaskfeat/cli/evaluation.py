@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
 
 
 def add_evaluate(verbs: Any) -> None:
@@ -37,7 +37,9 @@ def add_evaluate(verbs: Any) -> None:
     lists.add_argument("--prefix", default="", help="folder put before every relative path")
     lists.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames | images")
     lists.add_argument("--labels", default="auto", help="auto | yes | no")
-    lists.add_argument("--separator", default="auto", help="auto | space | comma | tab")
+    lists.add_argument(
+        "--separator", default="auto", help="auto | space | comma | tab | colons | semicolon | pipe"
+    )
     lists.add_argument(
         "--class-names", metavar="FILE", default="", help="a name a line, or SSv2's labels JSON"
     )
@@ -127,7 +129,7 @@ def _tell(result: Any, verb: str) -> int:
         return DONE
     print(printable(result.text))
     for failure in result.failures:
-        print(f"videomaskfeat {verb}: {failure.path}: {failure.cause}", file=sys.stderr)
+        print(one_line(f"videomaskfeat {verb}: {failure.path}: {failure.cause}"), file=sys.stderr)
     return SOME_FAILED if result.failures else DONE
 
 

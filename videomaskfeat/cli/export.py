@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, add_verb
+from videomaskfeat.cli.verb import DONE, add_verb, printable
 
 
 def add_export(verbs: Any) -> None:
@@ -69,7 +69,7 @@ def run_export(options: argparse.Namespace) -> int:
         tolerance=options.tolerance,
         overwrite=options.overwrite,
     )
-    print(exported.text())
+    print(printable(exported.text()))
     return DONE
 
 

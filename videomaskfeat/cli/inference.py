@@ -189,7 +189,9 @@ then, in Python:
     parser.add_argument("--dtype", default="float32", help="float32 | float16 on disk (default: %(default)s)")
     parser.add_argument("--format", default="auto", help="auto | kinetics | ssv2 | folder | frames | images")
     parser.add_argument("--labels", default="auto", help="auto | yes | no")
-    parser.add_argument("--separator", default="auto", help="auto | space | comma | tab")
+    parser.add_argument(
+        "--separator", default="auto", help="auto | space | comma | tab | colons | semicolon | pipe"
+    )
     parser.add_argument("--prefix", default="", help="folder put before every relative path")
     parser.add_argument(
         "--clips-at-once", type=int, default=8, help="through the network (default: %(default)s)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, add_verb
+from videomaskfeat.cli.verb import DONE, add_verb, printable
 
 
 def add_import_slowfast(verbs: Any) -> None:
@@ -49,5 +49,5 @@ def run_import_slowfast(options: argparse.Namespace) -> int:
         class_names=options.class_names,
         weights_key=options.weights_key,
     )
-    print(outcome.text())
+    print(printable(outcome.text()))
     return DONE

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
 
 
 def add_visualize(verbs: Any) -> None:
@@ -47,7 +47,7 @@ def run_visualize(options: argparse.Namespace) -> int:
         reader=options.reader,
     )
     for path in result.written:
-        print(path)
+        print(printable(str(path)))
     for failure in result.failures:
         print(f"videomaskfeat visualize: {one_line(failure)}", file=sys.stderr)
     return SOME_FAILED if result.failures else DONE
@@ -76,5 +76,5 @@ def run_report(options: argparse.Namespace) -> int:
     """Run ``report``."""
     from videomaskfeat.tasks.report import report
 
-    print(report(options.folder, options.out, beside=options.beside))
+    print(printable(str(report(options.folder, options.out, beside=options.beside))))
     return DONE

@@ -16,7 +16,9 @@ class LabelledDataConfig:
     train: str = key("", "list file, or folder of class folders of pictures, to train on (required)")
     validation: str = key("", "held-out list; empty: no validation")
     format: str = key("auto", "auto | kinetics | ssv2 | images: format of the lists")
-    separator: str = key("auto", "auto | space | comma | tab: what parts the columns of a Kinetics list")
+    separator: str = key(
+        "auto", "column separator of a list: auto, space, comma, tab, colons (::), semicolon or pipe"
+    )
     prefix: str = key("", "folder put before every relative path of the lists")
     classes: int = key(0, "number of classes; 0: as the class names, or one more than the largest label")
     class_names: str = key("", "file of class names: one a line in the labels' order, or SSv2's labels JSON")

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
     OmegaConfBaseException,
-    ValidationError,
 )
 
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.io import open_file
+from videomaskfeat.texts import dump_yaml, parse_yaml, read_yaml, show_text
 
 T = TypeVar("T")
+_DEEPEST_KEY = 16  # parts of an override's key, ``section.key.name``
+_LONGEST_INTERPOLATION = 1000  # characters; omegaconf's grammar is recursive
+# What omegaconf raises for trees that fit nowhere, besides its own errors.
+_MISFITS = (OmegaConfBaseException, TypeError, AttributeError, ValueError, AssertionError, RecursionError)
 
 
 def load_config(
@@ -38,26 +42,37 @@ def load_config(
 
     Raises:
         UserError: a file that is missing or no YAML, an unknown key (with the nearest known one), a value of
-            the wrong type, an override without ``=``.
+            the wrong type, a number that is not finite or an integer beyond 64 bits, an interpolation such
+            as ``${oc.env:HOME}`` that cannot be resolved, an override without ``=``.
     """
     config = OmegaConf.structured(schema)
     if path:
-        config = _merge(config, _with_names(config, _read_yaml(path)), where=path)
-    trees = [
-        (f"argument {override!r}", _with_names(config, _read_override(override))) for override in overrides
-    ]
+        tree = _with_names(config, _read_yaml(path))
+        _check_filled(tree, path, [override.partition("=")[0].strip() for override in overrides])
+        config = _merge(config, tree, where=path)
+    trees = [(_argument(override), _with_names(config, _read_override(override))) for override in overrides]
     for dropped in _drop_arguments_of_others(config, [tree for _, tree in trees]):
         if say is not None:
             say(f"{path}: {dropped}")
     for where, tree in trees:
+        _check_filled(tree, where, ())
         config = _merge(config, tree, where=where)
-    _check_lengths(config, OmegaConf.structured(schema), where=path or "the arguments")
-    return typing.cast(T, OmegaConf.to_object(config))
+    source = path or "the arguments"
+    _check_values(config, where=source)
+    _check_lengths(config, OmegaConf.structured(schema), where=source)
+    try:
+        return typing.cast(T, OmegaConf.to_object(config))
+    except _MISFITS as error:
+        raise UserError(f"{source}: {_first_line(error)}") from error
 
 
 def config_text(config: Any) -> str:
     """The whole config as YAML, as it is written into the run folder."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    tree = OmegaConf.structured(config)
+    try:
+        return OmegaConf.to_yaml(tree)
+    except UnicodeEncodeError:  # a file name whose bytes are not UTF-8
+        return dump_yaml(OmegaConf.to_container(tree))
 
 
 def flat(config: Any) -> dict[str, Any]:
@@ -86,18 +101,33 @@ def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_yaml(path: str) -> DictConfig:
-    with open_file(path) as file:
-        text = file.read()
+    tree = read_yaml(path, what="a config")
+    if tree is None:  # empty, or only comments
+        return OmegaConf.create({})
+    if not isinstance(tree, dict):
+        found = "a list" if isinstance(tree, list) else f"the value {show_text(tree, 40)!r}"
+        raise UserError(f"{path}: holds {found}, and a config is a mapping of sections (see --keys)")
+    return _tree(tree, path)
+
+
+def _tree(plain: dict[str, Any], where: str) -> DictConfig:
+    """Plain data as omegaconf holds it, which parses the interpolations."""
+    _check_interpolations(plain, where)
     try:
-        tree = OmegaConf.create(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or _first_line(error)
-        raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
-    if not isinstance(tree, DictConfig):
-        raise UserError(f"{path}: holds a list, and a config is a mapping of sections (see --keys)")
-    return tree
+        return OmegaConf.create(plain)
+    except _MISFITS as error:
+        raise UserError(f"{where}: {_first_line(error)}") from error
+
+
+def _check_interpolations(value: Any, where: str) -> None:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_interpolations(inner, where)
+    elif isinstance(value, str) and "${" in value and len(value) > _LONGEST_INTERPOLATION:
+        raise UserError(
+            f"{where}: an interpolation of {len(value)} characters ({show_text(value, 40)}); "
+            f"at most {_LONGEST_INTERPOLATION} are read"
+        )
 
 
 def _read_override(override: str) -> DictConfig:
@@ -105,14 +135,38 @@ def _read_override(override: str) -> DictConfig:
     name, equals, value = override.partition("=")
     if not equals or not name.strip():
         raise UserError(
-            f"argument {override!r} is not of the form section.key=value, such as run.seed=1 "
+            f"{_argument(override)} is not of the form section.key=value, such as run.seed=1 "
             "(see --keys for every key)"
         )
+    where = _argument(override)
+    if name.count(".") + name.count("[") >= _DEEPEST_KEY:
+        raise UserError(f"argument {show_text(name, 40)!r}: a key has at most {_DEEPEST_KEY} parts")
+    # `key=` is the empty text, as a shell would have it; `key=null` is none. A file name whose bytes are not
+    # UTF-8 is no YAML.
+    plain = value if not value or _has_bytes(value) else _parse_value(value, where)
+    _check_interpolations(plain, where)
+    tree = OmegaConf.create({})
     try:
-        # `key=` is the empty text, as a shell would have it; `key=null` is none.
-        return OmegaConf.from_dotlist([override if value else f"{name}=''"])
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"argument {override!r}: the value is not YAML: {_first_line(error)}") from error
+        OmegaConf.update(tree, name, plain)
+    except _MISFITS as error:
+        raise UserError(f"{where}: {_first_line(error)}") from error
+    return tree
+
+
+def _argument(override: str) -> str:
+    return f"argument {show_text(repr(override), 120)}"
+
+
+def _parse_value(value: str, where: str) -> Any:
+    try:
+        return parse_yaml(value, "")
+    except UserError as error:
+        problem = re.sub(r"^(, line \d+)?: (not valid YAML: )?", "", str(error))
+        raise UserError(f"{where}: the value is not YAML: {problem}") from error
+
+
+def _has_bytes(text: str) -> bool:
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def _drop_arguments_of_others(config: DictConfig, trees: Sequence[DictConfig]) -> list[str]:
@@ -120,10 +174,12 @@ def _drop_arguments_of_others(config: DictConfig, trees: Sequence[DictConfig]) -
     dropped = []
     for tree in trees:
         for section in map(str, tree):
-            given, own = tree[section], config.get(section, {})
-            if not isinstance(given, DictConfig) or given.get("name") in (None, own.get("name")):
+            given, own = _peek(tree, section), _peek(config, section)
+            if not isinstance(given, DictConfig) or not isinstance(own, DictConfig):
                 continue
-            if own.get("arguments"):
+            if _peek(given, "name") in (None, _peek(own, "name")):
+                continue
+            if _peek(own, "arguments"):
                 names = ", ".join(map(str, own.arguments))
                 dropped.append(
                     f"{section}.arguments ({names}) are those of {own.name}, and not given to {given.name}"
@@ -132,37 +188,111 @@ def _drop_arguments_of_others(config: DictConfig, trees: Sequence[DictConfig]) -
     return dropped
 
 
+def _peek(tree: DictConfig, key: str) -> Any:
+    """A value, or None if there is none or it cannot be resolved."""
+    try:
+        return tree.get(key)
+    except _MISFITS:
+        return None
+
+
 def _merge(config: DictConfig, tree: DictConfig, *, where: str) -> DictConfig:
+    for section in map(str, tree):
+        given = _raw(tree, section)
+        if section in config and not isinstance(given, DictConfig):
+            raise UserError(
+                f"{where}: {section} is a section of keys, and got {_show(given)}; set {section}.KEY instead"
+            )
     try:
         return typing.cast(DictConfig, OmegaConf.merge(config, tree))
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise UserError(_unknown_key(config, tree, where)) from error
-    except ValidationError as error:
+    except _MISFITS as error:
         raise UserError(_wrong_type(config, tree, where, error)) from error
 
 
 def _with_names(config: DictConfig, tree: DictConfig) -> DictConfig:
     """A section that is a name with its arguments may be given as the name alone: ``method: masked``."""
     for section in map(str, tree):
-        if section in config and "name" in config[section] and isinstance(tree[section], str):
-            tree[section] = {"name": tree[section]}
+        given = _raw(tree, section)
+        if section in config and "name" in config[section] and isinstance(given, str):
+            tree[section] = {"name": given}
     return tree
 
 
-def _wrong_type(config: DictConfig, tree: DictConfig, where: str, error: ValidationError) -> str:
+def _wrong_type(config: DictConfig, tree: DictConfig, where: str, error: Exception) -> str:
     """Say which key holds a value of the wrong type; omegaconf names it for plain values alone."""
     for section in map(str, tree):
-        given = tree[section]
-        if section in config and not isinstance(given, DictConfig):
-            return f"{where}: {section} is a section of keys, and got {given!r}; set {section}.KEY instead"
-        for item in map(str, given or ()):
+        given = _raw(tree, section)
+        for item in map(str, given):
             default = config[section].get(item) if section in config else None
-            if isinstance(default, ListConfig) and not isinstance(given[item], ListConfig):
-                return f"{where}: {section}.{item} is a list such as {list(default)}, and got {given[item]!r}"
-            if isinstance(default, DictConfig) and not isinstance(given[item], DictConfig):
-                return f"{where}: {section}.{item} is a mapping of names to values, and got {given[item]!r}"
+            value = _raw(given, item)
+            got = f"and got {_show(value)}"
+            if isinstance(default, ListConfig) and not isinstance(value, ListConfig):
+                return f"{where}: {section}.{item} is a list such as {list(default)}, {got}"
+            if isinstance(default, DictConfig) and not isinstance(value, DictConfig):
+                return f"{where}: {section}.{item} is a mapping of names to values, {got}"
     name = getattr(error, "full_key", None)
     return f"{where}: {name + ': ' if name else ''}{_first_line(error)}"
+
+
+def _raw(tree: Any, key: str) -> Any:
+    """A value as it is written: an interpolation or ``???`` as text."""
+    node = tree._get_node(key)
+    value = node if isinstance(node, DictConfig | ListConfig) else node._value()
+    special = isinstance(node, DictConfig | ListConfig) and (node._is_interpolation() or node._is_missing())
+    return node._value() if special else value
+
+
+def _show(value: Any) -> str:
+    return show_text(repr(value))
+
+
+def _check_filled(tree: DictConfig, where: str, filled: Sequence[str]) -> None:
+    """``???`` stands for a value that an override must give."""
+    for name in _missing_keys(OmegaConf.to_container(tree), ""):
+        if not any(name.startswith(f"{key}.") for key in filled):
+            name = name.removesuffix(".")
+            raise UserError(f"{where}: {name} is ???, which stands for a missing value; give {name}=VALUE")
+
+
+def _missing_keys(plain: Any, prefix: str) -> Iterator[str]:
+    """Names of the values that are ``???``, each with a dot at its end."""
+    if plain == "???":
+        yield prefix
+    elif isinstance(plain, dict | list):
+        for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain):
+            yield from _missing_keys(value, f"{prefix}{key}.")
+
+
+def _check_values(config: DictConfig, *, where: str) -> None:
+    """Every value can be resolved; numbers are finite, and integers have 64 bits at most."""
+    for section in map(str, config):
+        _check_value(config, section, section, where)
+
+
+def _check_value(parent: Any, key: Any, name: str, where: str) -> None:
+    written = show_text(parent._get_node(key)._value()) if OmegaConf.is_interpolation(parent, key) else ""
+    try:
+        value = parent[key]
+    except _MISFITS as error:
+        raise UserError(
+            f"{where}: {name}: the interpolation {written!r} cannot be resolved ({_first_line(error)}); "
+            "write the value, or correct the name in it"
+        ) from error
+    if isinstance(value, DictConfig | ListConfig):
+        if written:
+            raise UserError(
+                f"{where}: {name}: the interpolation {written!r} is a mapping or list; write it out"
+            )
+        for inner in value if isinstance(value, DictConfig) else range(len(value)):
+            _check_value(value, inner, f"{name}.{inner!s}", where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {name} is {value}; a finite number is needed")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{where}: {name} has more than 64 bits; give a smaller integer")
+    elif isinstance(value, str) and ("\0" in value or re.search("[\ud800-\udc7f\udd00-\udfff]", value)):
+        raise UserError(f"{where}: {name} is {_show(value)}, which holds a character that no text may have")
 
 
 def _check_lengths(config: DictConfig, defaults: DictConfig, *, where: str) -> None:
@@ -170,7 +300,14 @@ def _check_lengths(config: DictConfig, defaults: DictConfig, *, where: str) -> N
     for section in map(str, defaults):
         for item, default in defaults[section].items():
             given = config[section][item]
-            if isinstance(default, ListConfig) and default and len(given) != len(default):
+            if not isinstance(default, ListConfig):
+                continue
+            strange = next((one for one in given if isinstance(one, DictConfig | ListConfig)), None)
+            if strange is not None and not any(isinstance(one, DictConfig | ListConfig) for one in default):
+                raise UserError(
+                    f"{where}: {section}.{item} is a list of plain values, and one is {_show(strange)}"
+                )
+            if default and len(given) != len(default):
                 raise UserError(
                     f"{where}: {section}.{item} has {len(given)} values, and needs {len(default)}, "
                     f"such as {list(default)}"
@@ -205,4 +342,6 @@ def _elsewhere(item: str, known: list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    if isinstance(error, RecursionError):
+        return "it refers to itself, or is nested too deeply"
+    return show_text(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)

@@ -16,7 +16,9 @@ class DataConfig:
     validation: str = key("", "held-out list or folder; empty: no held-out loss")
     format: str = key("auto", "auto | kinetics | ssv2 | folder | frames | images: of the lists")
     labels: str = key("auto", "auto | yes | no: whether rows end with a label (not used here, but checked)")
-    separator: str = key("auto", "auto | space | comma | tab: what parts the columns of a Kinetics list")
+    separator: str = key(
+        "auto", "column separator of a list: auto, space, comma, tab, colons (::), semicolon or pipe"
+    )
     prefix: str = key("", "folder put before every relative path of the lists")
     reader: str = key("auto", "auto | decord | pyav: video reader; auto falls back to PyAV a file")
     workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process")

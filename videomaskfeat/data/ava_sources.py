@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 CUT_START = 900.0  # second of the film at which AVA's cut videos and extracted frames begin
 FRAMES_FPS = 30.0  # at which they are extracted
 LENGTH_SLACK = 0.1  # seconds that a key frame may lie beyond what a container states as its length
+# A clip of Kinetics: the original video's name, and the seconds at which it starts and ends.
+_CLIP_NAME = re.compile(r"(.+)_(\d{6})_(\d{6})")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ def sources_in_folder(
 ) -> tuple[VideoSource, ...]:
     """Find the videos of key frames in a folder: a file each, or a folder of extracted frames each.
 
+    A clip of Kinetics, ``id_000010_000020.mp4``, is the video ``id``, and its first picture is second 10.
+    Of several clips of one video the one that contains its key frames is taken.
+
     Args:
         key_frames: name the videos; with or without the suffix of the files.
         also: further key frames of just these ``videos``, which have to lie inside them as well.
@@ -113,7 +119,9 @@ def sources_in_folder(
             ``-5KQ66BBWC4/-5KQ66BBWC4_000001.jpg``.
         start: the time of each first picture, as the key frames count it: 0 for whole films, 900 for AVA's
             cuts and frames. None: of the two, for each video, the one with which all its key frames lie in it
-            (0 where both do; where neither does, the one with which most do decides which are wrong).
+            (0 where both do; where neither does, the one with which most do decides which are wrong); of
+            Kinetics' clips the second in their name, unless the key frames have these names themselves
+            and their times fit only if they count from the clips' own starts.
         fps: frames a second of extracted frames.
 
     Returns:
@@ -125,15 +133,19 @@ def sources_in_folder(
             it is warned of here, and fails when it is read.
     """
     root = os.fspath(folder)
-    paths = _find(key_frames, root)
+    lists = (key_frames, *also)
     found = []
-    for path in paths:
-        try:
-            found.append(_measured(path, frames_in_folder(path) if is_folder(path) else None, fps))
-        except VideoReadError as error:
-            logger.warning("%s cannot be read: %s", path, error.cause)
-            found.append(_Found(path, None, fps, None))
-    return _placed((key_frames, *also), found, start, root)
+    for number, paths in enumerate(_find(key_frames, root)):
+        clips = []
+        for path in paths:
+            try:
+                clips.append(_measured(path, frames_in_folder(path) if is_folder(path) else None, fps))
+            except VideoReadError as error:
+                logger.warning("%s cannot be read: %s", path, error.cause)
+                clips.append(_Found(path, None, fps, None))
+        times = np.concatenate([one.seconds[one.video == number] for one in lists])
+        found.append(_clip_around(times, clips, root, key_frames.videos[number]))
+    return _placed(lists, found, start, root)
 
 
 def sources_of_lists(
@@ -176,7 +188,40 @@ class _Found:
     path: str
     frames: FrameFiles | None
     fps: float
-    seconds: float | None  # None where the file does not tell
+    seconds: float | None  # None if the file does not state it
+
+    @property
+    def named_start(self) -> float | None:
+        """The second in the name of a clip of Kinetics."""
+        clip = clip_name(os.path.basename(self.path))
+        return clip[1] if clip else None
+
+
+def clip_name(name: str) -> tuple[str, float] | None:
+    """The video that a clip of Kinetics was cut from, and the second of its first picture; None for others.
+
+    >>> clip_name("-0aB_cD_000010_000020.mp4")
+    ('-0aB_cD', 10.0)
+    """
+    stem, suffix = os.path.splitext(name)
+    match = _CLIP_NAME.fullmatch(stem if suffix.lower() in VIDEO_SUFFIXES else name)
+    return (match[1], float(match[2])) if match else None
+
+
+def _clip_around(times: np.ndarray, clips: list[_Found], root: str, name: str) -> _Found:
+    """Of the clips of one video the one that contains all its key frames."""
+    around = [
+        clip
+        for clip in clips
+        if clip.seconds is not None and _inside(times, clip.named_start or 0.0, clip.seconds).all()
+    ]
+    if len(clips) == 1 or around:
+        return (around or clips)[0]
+    names = " and as ".join(os.path.basename(clip.path) for clip in clips)
+    raise UserError(
+        f"{root}: the video {name!r} is there as {names}, and no clip contains all its key frames (from "
+        f"{times.min():g} to {times.max():g} s); keep the annotated clip and the rows of its seconds"
+    )
 
 
 def _measured(path: str, frames: FrameFiles | None, fps: float) -> _Found:
@@ -186,8 +231,8 @@ def _measured(path: str, frames: FrameFiles | None, fps: float) -> _Found:
         return _Found(path, None, fps, reader.duration_seconds)
 
 
-def _find(key_frames: KeyFrames, root: str) -> list[str]:
-    """The path of each video."""
+def _find(key_frames: KeyFrames, root: str) -> list[list[str]]:
+    """The path of each video, or of all clips that were cut from it."""
     try:
         entries = list_folder(root)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -198,6 +243,11 @@ def _find(key_frames: KeyFrames, root: str) -> list[str]:
     for entry in entries:
         stem, suffix = os.path.splitext(entry)
         by_stem.setdefault(stem if suffix.lower() in VIDEO_SUFFIXES else entry, []).append(entry)
+    clips: dict[str, list[str]] = {}
+    for entry in entries:
+        clip = clip_name(entry)
+        if clip:
+            clips.setdefault(clip[0], []).append(entry)
     known = set(entries)
     paths, missing = [], []
     for name in key_frames.videos:
@@ -205,7 +255,9 @@ def _find(key_frames: KeyFrames, root: str) -> list[str]:
         named = [name] if suffix.lower() in VIDEO_SUFFIXES and name in known else by_stem.get(name)
         if named is None and suffix.lower() in VIDEO_SUFFIXES:
             named = by_stem.get(stem)
-        if named is None:
+        if named is None and name in clips:
+            paths.append([os.path.join(root, entry) for entry in clips[name]])
+        elif named is None:
             missing.append(name)
         elif len(named) > 1:
             raise UserError(
@@ -213,7 +265,7 @@ def _find(key_frames: KeyFrames, root: str) -> list[str]:
                 "folder"
             )
         else:
-            paths.append(os.path.join(root, named[0]))
+            paths.append([os.path.join(root, named[0])])
     if missing:
         raise UserError(
             f"{root}: {len(missing)} of the {counted(len(key_frames.videos), 'video')} of "
@@ -241,10 +293,14 @@ def _placed(
     sources: list[VideoSource] = []
     outside: list[_Outside] = []
     reasons: Counter[str] = Counter()
+    own_names = _count_from_own_start(lists, found) if start is None else False
     for number, video in enumerate(found):
         rows = [np.flatnonzero(one.video == number) for one in lists]
         times = np.concatenate([one.seconds[own] for one, own in zip(lists, rows, strict=True)])
-        own = start_of(times, video.seconds) if start is None else start
+        named = None if own_names else video.named_start
+        own = start
+        if start is None:
+            own = start_of(times, video.seconds) if named is None else named
         begins = f"second {own:g}" if own is not None else ""
         if own is None and video.seconds is not None:
             own, begins = _fitting_most(times, video.seconds)
@@ -252,7 +308,7 @@ def _placed(
             own = 0.0
             reasons["0, since their files do not tell how long they are"] += 1
         elif start is None:
-            reasons[_reason(own)] += 1
+            reasons[_reason(own) if named is None else "that their file names give"] += 1
         sources.append(VideoSource(video.path, own, video.frames, video.fps))
         if video.seconds is not None:
             for one, part in zip(lists, rows, strict=True):
@@ -263,6 +319,24 @@ def _placed(
     for reason, count in reasons.most_common():
         logger.info("%s: %d of %d videos start at second %s", where, count, len(found), reason)
     return tuple(sources)
+
+
+def _count_from_own_start(lists: Sequence[KeyFrames], found: list[_Found]) -> bool:
+    """Whether key frames that are named after Kinetics' clips count from the start of the clips.
+
+    So where they do not lie in all clips with the starts that the names give, and do when they count from 0.
+    """
+    videos = lists[0].videos
+    named = [number for number, name in enumerate(videos) if clip_name(name)]
+    fits = []
+    for by_name in (True, False):
+        fits.append(True)
+        for number in named:
+            clip, times = found[number], [one.seconds[one.video == number] for one in lists]
+            start = clip.named_start if by_name else 0.0
+            if clip.seconds is not None and start is not None:
+                fits[-1] &= bool(_inside(np.concatenate(times), start, clip.seconds).all())
+    return bool(named) and not fits[0] and fits[1]
 
 
 def _inside(times: np.ndarray, start: float, seconds: float) -> np.ndarray:

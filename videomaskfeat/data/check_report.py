@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ KINDS = {
     "odd": "readable, but worth a look",
 }
 _DROPPED = ("missing", "unreadable", "short", "duplicate")  # from a clean list
+_BREAK = re.compile("[\r\n]")  # in a name; no row of a list can have one
 _SHOWN = 20  # problems of a kind in the text; the JSON holds all
 
 
@@ -109,8 +111,8 @@ class CheckReport:
         """
         if len(rows) != self.rows:
             raise UserError(f"{len(rows)} rows of text for {self.rows} scanned videos; give one a video")
-        kept = self.clean_rows()
-        with whole_file(path) as file:
+        kept = [row for row in self.clean_rows() if not _BREAK.search(rows[row].rstrip("\r\n"))]
+        with whole_file(path, errors="surrogateescape") as file:  # names may have any bytes
             if header is not None:
                 file.write(header.rstrip("\n") + "\n")
             file.writelines(rows[row].rstrip("\n") + "\n" for row in kept)

@@ -18,7 +18,8 @@ from videomaskfeat.data.records_kinetics import is_kinetics_header, kinetics_nam
 from videomaskfeat.data.records_ssv2 import ssv2_names
 from videomaskfeat.data.records_table import LABELS, first_row, parse_table
 from videomaskfeat.errors import UserError, counted, nearest
-from videomaskfeat.io import is_folder, open_file
+from videomaskfeat.io import is_folder
+from videomaskfeat.texts import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def load_records(
             ``auto``: by what the path is and how its first row looks.
         labels: ``auto`` (as the first row, and every row must agree), ``yes`` or ``no``.
         prefix: folder before relative paths (and before Something-Something's ids); default the list's own.
-        separator: of a Kinetics list's columns: auto, space, comma or tab.
+        separator: of a Kinetics list's columns: auto, space, comma, tab, colons (``::``), semicolon or pipe.
         classes: file of class names for lists that name classes in words: Something-Something's labels JSON
             (default: the one beside the list), or one name a line for Kinetics' own CSV (default: the list's
             own names, sorted).
@@ -175,10 +176,7 @@ def load_records(
     if format in _FOLDERS:
         raise UserError(f"{source}: format={format} needs a folder, and this is a file or missing")
     root = os.fspath(prefix) or os.path.dirname(source)
-    with open_file(source, "rb") as file:
-        start: bytes = file.read(12)
-        _refuse_media(start, source)
-        data: bytes = start + file.read()
+    data = read_rows(source, remedy="give a list file or a folder of videos")
     class_file = None if classes is None else os.fspath(classes)
     if format == "ssv2" or (format == "auto" and source.endswith(".json")):
         names, numbers = ssv2_names(data, source, root, labels=labels, classes=class_file)
@@ -212,15 +210,6 @@ def check_frames(records: Records, frames: int) -> None:
             f"clips have {frames} ({pictures.sum()} of {len(records)} rows are pictures); take clip.frames=1 "
             "and a network for pictures, as configs/pretrain/sample_images.yaml, or give a list of videos"
         )
-
-
-def _refuse_media(start: bytes, source: str) -> None:
-    """Tell a video (mp4 and its kin, Matroska, AVI) or a picture, by its first 12 bytes, from a list."""
-    avi = start[:4] == b"RIFF" and start[8:11] == b"AVI"
-    if start[4:8] == b"ftyp" or start[:4] == b"\x1aE\xdf\xa3" or avi:
-        raise UserError(f"{source}: is a video, not a list; give a list file or a folder of videos")
-    if start[:3] == b"\xff\xd8\xff" or start[:4] == b"\x89PNG" or start[8:12] == b"WEBP":
-        raise UserError(f"{source}: is a picture, not a list; give a list file or a folder of pictures")
 
 
 def load_folder(

@@ -60,7 +60,8 @@ class KeyFrames(Sequence[KeyFrame]):
         starts: int64 [n + 1], where the boxes of each begin, and the number of all.
         boxes: float32 [R, 4], of all key frames one after the other.
         scores: float32 [R].
-        boxless: video and second of key frames that the files name, and that are left with no box.
+        boxless: video and second of key frames that the files name, and that are left with no box: no box
+            scores enough, or the row has none, as AVA-Kinetics writes that nobody is there.
         files: that they come from; none: not known.
         origin: int32 [n, 2], in which of ``files`` and at which line each is named first.
     """
@@ -225,7 +226,8 @@ def training_key_frames(
     for rows in truth:
         if not len(rows.videos):
             raise UserError(
-                f"{rows.source}: has no rows; ground truth has a row `{TRUTH_FORM}` for each box and action"
+                f"{rows.source}: has no rows{' with a box' if len(rows.empty_lines) else ''}; ground truth "
+                f"has a row `{TRUTH_FORM}` for each box and action"
             )
     found = [_read_found(path, names, classes) for path in detections]
     for rows in found if truth else ():
@@ -368,7 +370,7 @@ def _key_frames(
     excluded = names.key_frames(*closed)
     kept = ~np.isin(table.keys, excluded)
     keys, starts = np.unique(table.keys[kept], return_index=True)
-    named = np.concatenate([excluded, *(names.key_frames(part.videos, part.times) for part in rows)])
+    named = np.concatenate([np.empty(0, np.int64), *(_named(part, names) for part in rows)])
     gone = np.setdiff1d(named, np.concatenate([keys, excluded]))
     boxless = names.moments(gone)
     moments = names.moments(keys)
@@ -385,7 +387,7 @@ def _key_frames(
         scores=table.scores[kept],
         boxless=boxless,
         files=[part.source for part in rows],
-        origin=_origin(keys, named[len(excluded) :], rows),
+        origin=_origin(keys, named, rows),
     )
     acting = int(result.labels.any(axis=1).sum())
     logger.info(
@@ -397,21 +399,29 @@ def _key_frames(
         len(videos),
     )
     if boxless:
+        scored = any(part.scored for part in rows)
         logger.warning(
-            "%s: %d of %d key frames have no box that scores %g or more, and are left out (%s at %g s, ...)",
+            "%s: %d of %d key frames have no box%s, and are left out (%s at %g s, ...)",
             result.source,
             len(boxless),
             len(boxless) + len(result),
-            score_threshold,
+            f" that scores {score_threshold:g} or more" if scored else "",
             *boxless[0],
         )
     return result
 
 
+def _named(rows: AvaRows, names: VideoNames) -> np.ndarray:
+    """The key frame of every row of a file, int64 [n + k]: those with a box first."""
+    videos, times = [rows.videos, rows.empty_videos], [rows.times, rows.empty_times]
+    return names.key_frames(np.concatenate(videos), np.concatenate(times))
+
+
 def _origin(keys: np.ndarray, named: np.ndarray, rows: Sequence[AvaRows]) -> np.ndarray:
     """File and line, int32 [n, 2], of the first row of each key frame; ``named`` has those of all rows."""
-    files = np.repeat(np.arange(len(rows)), np.array([len(part.lines) for part in rows], int))
-    lines = np.concatenate([np.empty(0, np.int64), *(part.lines for part in rows)])
+    own_lines = [np.concatenate([part.lines, part.empty_lines]) for part in rows]
+    files = np.repeat(np.arange(len(rows)), np.array([len(part) for part in own_lines], int))
+    lines = np.concatenate([np.empty(0, np.int64), *own_lines])
     known, first = np.unique(named, return_index=True)
     own = first[np.searchsorted(known, keys)]
     return np.column_stack([files[own], lines[own]]).astype(np.int32)

@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import open_file
+from videomaskfeat.texts import open_rows, show_text
 
 FORM = "original_vido_id video_id frame_id path labels"
 _HEADERS = (["original_vido_id"], ["original_video_id"])
+_LONGEST_NUMBER = 12  # digits
 _NUMBERED = re.compile(r"(.*?)(\d+)([^\d/]*)", re.DOTALL)
 
 
@@ -44,8 +45,8 @@ class FrameFiles(Sequence[str]):
     @classmethod
     def of(cls, paths: Sequence[str], root: str) -> FrameFiles:
         """Keep paths as a pattern where they have one."""
-        match = _NUMBERED.fullmatch(paths[0])
-        if match:
+        match = _NUMBERED.fullmatch(paths[0]) if len(paths[0]) <= 4096 else None
+        if match and len(match[2]) <= _LONGEST_NUMBER:
             head, number, tail = match.groups()
             files = cls(root, head, tail, int(number), len(number), len(paths))
             if files._names() == list(paths):
@@ -104,11 +105,12 @@ class _Rows:
 
     def check(self, source: str, video: str) -> None:
         """Their numbers count on."""
-        first = int(self.numbers[0]) if self.numbers[0].isdecimal() else 0
+        first = int(self.numbers[0]) if _is_count(self.numbers[0]) else 0
         for line, number, expected in zip(self.lines, self.numbers, itertools.count(first), strict=False):
-            if not number.isdecimal():
+            if not _is_count(number):
                 raise UserError(
-                    f"{source}:{line}: the frame_id {number!r} is not a whole number; a row is `{FORM}`"
+                    f"{source}:{line}: the frame_id {show_text(number)!r} is not a whole number; a row is "
+                    f"`{FORM}`"
                 )
             if int(number) != expected:
                 raise UserError(
@@ -119,11 +121,12 @@ class _Rows:
 
 def _videos(source: str) -> Iterator[tuple[str, _Rows]]:
     """The videos of a list, each with its rows."""
-    with open_file(source, encoding="utf-8-sig") as file:
+    with open_rows(source, what="a list of frames") as file:
         header = file.readline()
         if header.split()[:1] not in _HEADERS:
             raise UserError(
-                f"{source}:1: the header {header.strip()!r} is not `{FORM}`; is this a list of frames?"
+                f"{source}:1: the header {show_text(header.strip())!r} is not `{FORM}`; is this a list of "
+                "frames?"
             )
         current, rows = "", _Rows([], [], [])
         for line, text in enumerate(file, 2):
@@ -144,6 +147,10 @@ def _videos(source: str) -> Iterator[tuple[str, _Rows]]:
             raise UserError(f"{source}: has a header and no rows")
         rows.check(source, current)
         yield current, rows
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) <= _LONGEST_NUMBER
 
 
 def _split(text: str, where: str) -> list[str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.io import exists, open_file
+from videomaskfeat.io import exists
+from videomaskfeat.texts import parse_json, read_json, show_text
 
 # The data set comes as VP9 in webm; many convert it, or extract frames into a folder a video ("").
 _SUFFIXES = (".webm", ".mp4", "", ".avi", ".mkv")
 _LOOK_AT = 20  # rows whose files are looked for, since some may be missing
+_NO_JSON = "take format=kinetics for a list of rows"
+_MOST_CLASSES = 10**6
 
 
 def ssv2_names(
@@ -29,7 +31,7 @@ def ssv2_names(
     Raises:
         UserError: not such a list, or an object (counted from 1) without id or with an unknown template.
     """
-    items = _load(data, source)
+    items = parse_json(data, source, remedy=_NO_JSON)
     if not isinstance(items, list) or not items:
         raise UserError(
             f"{source}: is empty or no list; Something-Something's JSON is a list of objects with `id`"
@@ -37,6 +39,11 @@ def ssv2_names(
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict) or "id" not in item:
             raise UserError(f"{source}: object {number} has no `id`; every one needs it")
+        if not is_name(str(item["id"])) or not isinstance(item["id"], str | int):
+            raise UserError(
+                f"{source}: object {number} has the `id` {show_text(repr(item['id']))}; an id is a number or "
+                "a file name without its suffix"
+            )
     ids = [str(item["id"]) for item in items]
     suffix = _suffix(ids, root, source)
     names = [name + suffix for name in ids]
@@ -44,18 +51,11 @@ def ssv2_names(
         _check_unlabelled(items, source, labels)
         return names, None
     file, numbers = _class_numbers(source, classes)
-    places = [f"{source}: object {number} (id {item['id']})" for number, item in enumerate(items, start=1)]
+    places = [
+        f"{source}: object {number} (id {show_text(item['id'])})"
+        for number, item in enumerate(items, start=1)
+    ]
     return names, [_label(item, place, numbers, file) for item, place in zip(items, places, strict=True)]
-
-
-def _load(data: bytes, source: str) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)
-        raise UserError(
-            f"{source}:{line}: is not JSON ({error}); take format=kinetics for a list of rows"
-        ) from error
 
 
 def _suffix(ids: list[str], root: str, source: str) -> str:
@@ -89,12 +89,30 @@ def ssv2_templates(path: str) -> dict[str, int]:
     Raises:
         UserError: the file is missing or no such object.
     """
-    with open_file(path, "rb") as file:
-        table = _load(file.read(), path)
-    try:
-        return {_plain(template): int(number) for template, number in table.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is not an object of template -> number ({error})") from error
+    table = read_json(path, what="a labels JSON", remedy="it holds an object of template -> number")
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: is not an object of template -> number, but a {type(table).__name__}")
+    return {_plain(template): label_number(value, path, template) for template, value in table.items()}
+
+
+def label_number(value: Any, source: str, name: str) -> int:
+    """The label of a class, which JSON files write as a number or as text.
+
+    Raises:
+        UserError: it is neither, or not from 0 to a million.
+    """
+    text = str(value)
+    if isinstance(value, bool | float) or not (text.isascii() and text.isdecimal() and len(text) < 8):
+        raise UserError(
+            f"{source}: the label {show_text(repr(value), 40)} of {show_text(name)!r} is not a whole number "
+            f"from 0 to {_MOST_CLASSES}"
+        )
+    return int(text)
+
+
+def is_name(text: str) -> bool:
+    """Whether text can be a name: not empty, without NUL characters and lone surrogates."""
+    return bool(text.strip()) and "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def _plain(template: str) -> str:
@@ -104,7 +122,9 @@ def _plain(template: str) -> str:
 def _label(item: dict[str, Any], place: str, numbers: dict[str, int], classes: str) -> int:
     if "template" not in item:
         raise UserError(f"{place} has no `template`, and others have; see labels=no")
-    template = _plain(str(item["template"]))
+    if not isinstance(item["template"], str):
+        raise UserError(f"{place} has the template {show_text(repr(item['template']))}, which is not text")
+    template = _plain(item["template"])
     if template not in numbers:
         raise UserError(
             f"{place} has the template {template!r}, which is not among the {len(numbers)} classes of "
@@ -119,5 +139,6 @@ def _check_unlabelled(items: list[dict[str, Any]], source: str, labels: str) -> 
     for number, item in enumerate(items, start=1):
         if "template" in item:
             raise UserError(
-                f"{source}: object {number} (id {item['id']}) has a `template`, and the first has none"
+                f"{source}: object {number} (id {show_text(item['id'])}) has a `template`, and the first has "
+                "none"
             )

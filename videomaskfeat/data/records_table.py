@@ -9,10 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.texts import show_text
 
 logger = logging.getLogger(__name__)
 
-SEPARATORS = {"tab": "\t", "comma": ",", "space": " "}  # in the order in which they are tried
+SEPARATORS = {  # in the order in which they are tried
+    "tab": "\t",
+    "comma": ",",
+    "colons": "::",
+    "semicolon": ";",
+    "pipe": "|",
+    "space": " ",
+}
 LABELS = ("auto", "yes", "no")
 _BLANKS = np.isin(
     np.arange(256), [9, 10, 11, 12, 13, 32]
@@ -21,9 +29,16 @@ _QUOTE = ord('"')
 _LONGEST_LABEL = 9  # digits that surely fit an int32
 _INTEGER = re.compile(r"-?\d{1,9}")
 # What a row looks like whose file name ends before the row does: name.ext, separator, one more field.
-_FIELD_AFTER_FILE = re.compile(r'\.\w{2,4}"?\s*[ ,\t]\s*([^ ,\t/]+)$')
+_FIELD_AFTER_FILE = re.compile(r'\.\w{2,4}"?\s*(?:[ ,;|\t]|::)\s*([^ ,;|\t/]+)$')
+# The same with a separator that is not known.
+_STRANGE_SEPARATOR = re.compile(
+    r'\.(?:mp4|mkv|webm|avi|mov|m4v|mpg|mpeg|ts|jpg|png)"?([^\w\s./-]+)-?\d+$', re.I
+)
+# A path that a label follows: several labels of one video, with another separator between them.
+_LABELS_BEFORE = re.compile(r'\.\w{2,4}"?\s*[ ,;|\t]\s*-?\d+$')
 # What the names of columns look like: two words or more, none of them a file.
-_HEADER = re.compile(r'^"?[A-Za-z_]+"?(?:\s*[ ,\t]\s*"?[A-Za-z_]+"?)+$')
+_HEADER = re.compile(r'^"?[A-Za-z_]+"?(?:\s*(?:[ ,;|\t]|::)\s*"?[A-Za-z_]+"?)+$')
+_SEPARATORS_AT_END = re.compile(r"(?:\s*([,;|]|::))+\s*$")
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,10 @@ class _Layout:
 
 
 class _Table:
-    """A list file in memory: its bytes, and where its rows that are not blank begin and end."""
+    """A list file in memory: its bytes, and where its rows that are not blank begin and end.
+
+    A separator after the last field of the first row, and of any other then, is no part of the row.
+    """
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
@@ -58,12 +76,21 @@ class _Table:
         stops = np.flatnonzero(self.buffer == 10)
         starts = np.concatenate([[0], stops + 1]).astype(np.int64)
         ends = np.concatenate([stops, [len(self.buffer)]]).astype(np.int64)
-        if data.startswith(b"\xef\xbb\xbf"):  # a byte order mark, as spreadsheets write it
-            starts[0] = 3
         starts, ends = self.strip(starts, ends)
         kept = ends > starts
         self.lines = np.flatnonzero(kept) + 1  # as an editor counts them
         self.starts, self.ends = starts[kept], ends[kept]
+        last = _SEPARATORS_AT_END.search(self.text(0)) if len(self.starts) else None
+        if last:
+            self._drop_at_end(ord(last.group(1)[0]))
+
+    def _drop_at_end(self, letter: int) -> None:
+        """End rows before the separators that follow their last field."""
+        where = np.arange(len(self.ends))
+        while len(where := where[self.ends[where] > self.starts[where]]):
+            where = where[self.buffer[self.ends[where] - 1] == letter]
+            self.ends[where] -= 1
+            self.starts[where], self.ends[where] = self.strip(self.starts[where], self.ends[where])
 
     def strip(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Spans without blanks at both ends."""
@@ -113,7 +140,7 @@ class _Table:
 
 def first_row(data: bytes) -> str:
     """The first row of a list that is not blank, or an empty string."""
-    for line in data.lstrip(b"\xef\xbb\xbf")[: 1 << 16].splitlines():
+    for line in data.removeprefix(b"\xef\xbb\xbf")[: 1 << 16].splitlines():
         if line.strip():
             return line.decode("utf-8", "replace").strip()
     return ""
@@ -124,13 +151,13 @@ def parse_table(data: bytes, name: str, *, labels: str = "auto", separator: str 
 
     The first row decides on the form and every other one must agree. A path may hold spaces (the label is
     what follows the last separator), and any path may be put in double quotes, which it must where it holds
-    the comma or tab that parts the columns, or ends with a space and an integer of its own.
+    the comma or tab that separates the columns, or ends with a space and an integer of its own.
 
     Args:
-        data: the file.
+        data: the file, as :func:`~videomaskfeat.texts.read_rows` reads it.
         name: of the file, for messages.
         labels: auto (the first row decides), yes or no.
-        separator: auto, space, comma or tab.
+        separator: auto, or a name in ``SEPARATORS``.
 
     Raises:
         UserError: no rows; or, with file and line, a row that has too few or too many fields, a label that is
@@ -149,7 +176,9 @@ def parse_table(data: bytes, name: str, *, labels: str = "auto", separator: str 
     else:
         rows = _split(table, layout)
     table.fail(rows.ends <= rows.starts, "'{row}' has no path")
-    parted = [f", parted by {key}" for key, text in SEPARATORS.items() if text == layout.separator]
+    opened = table.buffer[rows.starts] == _QUOTE
+    table.fail(opened, "the path of '{row}' begins with a double quote that is not closed")
+    parted = [f", separated by {key}" for key, text in SEPARATORS.items() if text == layout.separator]
     logger.info("%s: %d rows of `%s`%s", name, len(rows.starts), _form(layout), "".join(parted))
     return rows
 
@@ -168,10 +197,22 @@ def _layout(table: _Table, labels: str, separator: str) -> _Layout:
     if labels == "no":
         return _Layout(None, 0)
     if found is not None:
-        path = first.rpartition(found)[0].rstrip()
-        head, parted, tail = path.rpartition(found)
-        return _Layout(found, 2 if parted and head.strip() and _is_integer(tail) else 1)
+        path, integers = first, list[int]()
+        while found in path and len(integers) < 4 and _is_integer(path.rpartition(found)[2]):
+            path, _, last = path.rpartition(found)
+            path, integers = path.rstrip(), [int(last), *integers]
+        if not path.strip():
+            return _Layout(found, 1)
+        if len(integers) > 2 or _LABELS_BEFORE.search(path):
+            raise UserError(f"{where}: {_words_on_integers(row, integers, found)}")
+        return _Layout(found, len(integers))
     extra = _FIELD_AFTER_FILE.search(first)
+    strange = _STRANGE_SEPARATOR.search(first)
+    if strange and extra is None:
+        raise UserError(
+            f"{where}: the label of '{row}' follows {strange.group(1)!r}, which is not a known separator; "
+            f"use one of {', '.join(SEPARATORS)}, or say labels=no if it is a part of the path"
+        )
     if labels == "auto" and extra is None:
         return _Layout(None, 0)
     if extra is None and not any(c in first for c in candidates):
@@ -181,8 +222,26 @@ def _layout(table: _Table, labels: str, separator: str) -> _Layout:
         )
     label = extra.group(1) if extra else first.rpartition(next(c for c in candidates if c in first))[2]
     raise UserError(
-        f"{where}: the label '{label}' is not an integer; a row is `path label` with labels 0, 1, 2, ... "
-        "and no header line"
+        f"{where}: the label '{show_text(label)}' is not an integer{_too_long(label)}; a row is `path label` "
+        "with labels 0, 1, 2, ... and no header line"
+    )
+
+
+def _too_long(label: str) -> str:
+    return f" of at most {_LONGEST_LABEL} digits" if label.strip().lstrip("-").isdecimal() else ""
+
+
+def _words_on_integers(row: str, integers: list[int], separator: str) -> str:
+    """What a row with more integers after its path looks like, and what to do."""
+    known = "known are `path label` and, of extracted frames, `path count label`"
+    if separator in (" ", "\t", ",") and len(integers) == 3 and 0 <= integers[0] < integers[1]:
+        return (
+            f"'{row}' looks like `path start end label`, a list of segments; {known}: cut the segments into "
+            "files of their own, or remove the two columns to take whole videos"
+        )
+    return (
+        f"'{row}' looks like a video with several labels, and a list has one label per row; {known}: keep "
+        "one label"
     )
 
 
@@ -209,8 +268,8 @@ def _check_unlabelled(table: _Table, labels: str) -> None:
 def _split(table: _Table, layout: _Layout) -> Rows:
     """Cut the label, and the count where there is one, off the end of every row."""
     assert layout.separator is not None
-    fields = layout.numbers + 1
-    places = np.flatnonzero(table.buffer == ord(layout.separator))
+    fields, width = layout.numbers + 1, len(layout.separator)
+    places = _places(table.buffer, layout.separator)
     few = f"'{{row}}' has too few fields: {fields} are needed as in the first row, `{_form(layout)}`"
     starts, ends = table.starts, table.ends
     integers: list[np.ndarray] = []
@@ -218,15 +277,34 @@ def _split(table: _Table, layout: _Layout) -> Rows:
         at = np.searchsorted(places, ends) - 1  # the last separator before the end
         at = np.where(at >= 0, places[np.maximum(at, 0)], -1) if len(places) else np.full(len(ends), -1)
         table.fail(at < starts, few)
-        number_starts, number_ends = table.strip(at + 1, ends)
+        number_starts, number_ends = table.strip(at + width, ends)
         values, valid = table.integers(number_starts, number_ends)
         what = "label" if not integers else "count before the label"
-        table.fail(~valid, f"the {what} of '{{row}}' is not an integer; a row is `{_form(layout)}`")
+        rule = f"an integer of at most {_LONGEST_LABEL} digits"
+        table.fail(~valid, f"the {what} of '{{row}}' is not {rule}; a row is `{_form(layout)}`")
+        if not integers:
+            table.fail(values < -1, "the label of '{row}' is negative; labels count from 0 (-1: no label)")
+        else:
+            table.fail(  # 0 in every row stands for an unknown count
+                (values < 0) | ((values == 0) & values.any()),
+                f"the count of frames of '{{row}}' is below 1; a row is `{_form(layout)}`, and a video has "
+                "one label only",
+            )
         integers.append(values)
         starts, ends = table.strip(starts, at)
     starts, ends, quoted = table.unquote(starts, ends)
     _check_too_many(table, layout, places, starts, ends, quoted)
     return Rows(table.buffer, starts, ends, integers[0])
+
+
+def _places(buffer: np.ndarray, separator: str) -> np.ndarray:
+    """Where each separator begins, int64."""
+    letters = separator.encode()
+    found = buffer == letters[0]
+    for offset, letter in enumerate(letters[1:], 1):
+        found[:-offset] &= buffer[offset:] == letter
+        found[-offset:] = False
+    return np.flatnonzero(found)
 
 
 def _check_too_many(

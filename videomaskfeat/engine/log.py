@@ -190,15 +190,15 @@ def drop_later_lines(path: str | os.PathLike[str], step: int) -> None:
     """
     if not is_file(path):
         return
-    with open_file(path) as old, whole_file(path) as new:
+    with open_file(path, "rb") as old, whole_file(path, "wb") as new:
         new.writelines(line for line in old if _step_of(line) <= step)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a metrics line; infinite for one that is cut."""
     try:
-        return int(simplejson.loads(line)["step"]) if line.endswith("\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
+        return int(simplejson.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")
 
 

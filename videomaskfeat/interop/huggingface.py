@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.texts import read_json
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a model's own file says nothing
 _SIZE = {"shortest_edge": 800, "longest_edge": 1333}  # DETR's, likewise
@@ -112,8 +112,10 @@ def _load(model: str) -> tuple[Any, Mapping[str, Any]]:
         ) from error
     if path is None:
         return network, {}
-    with open(path, encoding="utf-8") as file:
-        return network, json.load(file)
+    facts = read_json(path, what="a preprocessor's JSON")
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: is not an object of settings; save the preprocessor again")
+    return network, facts
 
 
 def _chances(logits: Tensor, classes: int) -> Tensor:

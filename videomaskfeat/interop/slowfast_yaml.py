@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
-
-import yaml
 
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.interop.slowfast_keys import (
@@ -19,8 +19,11 @@ from videomaskfeat.interop.slowfast_keys import (
     NO_EFFECT,
     PRETRAINING,
 )
-from videomaskfeat.io import open_file
+from videomaskfeat.texts import read_yaml as read_plain_yaml
+from videomaskfeat.texts import show_text
 
+_LONGEST_LITERAL, _MOST_BRACKETS = 1000, 100
+_LARGEST = 2**63
 _KNOWN = {**ENCODER, **PRETRAINING, **DECODER, **CLASSIFICATION, **CLIP}
 
 
@@ -30,11 +33,7 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     Raises:
         UserError: no such file, no YAML, or one without sections.
     """
-    with open_file(path) as file:
-        try:
-            content = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
+    content = read_plain_yaml(path, what="a PySlowFast YAML")
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: is not a PySlowFast YAML: it has no sections such as MVIT and MODEL")
     return dict(_flatten(content))
@@ -85,11 +84,13 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, An
 
 def _plain(value: Any) -> Any:
     """What PySlowFast reads from a value: ``"(2, 4, 4)"`` is a tuple, ``"1e-6"`` a number, "None" None."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > _LONGEST_LITERAL or value.count("(") > _MOST_BRACKETS:
         return value
     try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the spelling of numbers
+            return ast.literal_eval(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
 
 
@@ -97,11 +98,16 @@ def _typed(path: str, key: str, value: Any, default: Any) -> Any:
     """``value`` in the type of the key's default: a float may be written as an integer, a tuple as a list."""
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return _as_tuple(value)
-    if isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and not math.isfinite(value):
+        raise UserError(f"{path}: {key} is {value}; a finite number is needed")
+    if number and isinstance(default, float) and abs(value) < _LARGEST:
         return float(value)
-    if type(value) is type(default):
+    if type(value) is type(default) and not (number and abs(value) >= _LARGEST):
         return value
-    raise UserError(f"{path}: {key} {value!r} should be a {type(default).__name__}, such as {default!r}")
+    raise UserError(
+        f"{path}: {key} {show_text(repr(value))} should be a {type(default).__name__}, such as {default!r}"
+    )
 
 
 def _as_tuple(value: Any) -> Any:

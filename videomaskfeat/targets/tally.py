@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videomaskfeat.grid import TokenGrid, resize_mask
+
+_NO_VARIANCE = 1e-9  # a best constant's loss up to which the targets count as constant
+
+
+def margin(trained: float | None, constant: float | None) -> tuple[float, str] | None:
+    """How far a loss is from the best constant's: percent, and "below" or "above".
+
+    None if there is no such share: one of them is unknown or not finite, or the constant predicts the targets
+    exactly, as those of pictures of one color.
+
+    >>> margin(0.05, 0.1)
+    (50.0, 'below')
+    """
+    if trained is None or constant is None or not math.isfinite(trained):
+        return None
+    if not _NO_VARIANCE < constant < math.inf:
+        return None
+    share = 100 * (1 - trained / constant)
+    return abs(share), "below" if share >= 0 else "above"
 
 
 class LossTally:
@@ -73,7 +93,7 @@ class SquaredErrorTally(LossTally):
         if self._sums is None or self._squares is None:
             return None
         variance = self._squares / self.hidden - (self._sums / self.hidden).square()  # [K]
-        return float(variance.mean())
+        return max(float(variance.mean()), 0.0)  # rounding may bring it below
 
 
 class CosineTally(LossTally):
@@ -98,7 +118,7 @@ class CosineTally(LossTally):
         """See :attr:`LossTally.constant`."""
         if self._directions is None:
             return None
-        return 1 - float(self._directions.norm()) / self.hidden
+        return max(1 - float(self._directions.norm()) / self.hidden, 0.0)
 
 
 class CrossEntropyTally(LossTally):

@@ -9,17 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
-import simplejson
 import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, is_folder, list_folder, local_path, open_file
+from videomaskfeat.io import is_file, is_folder, list_folder, local_path
 from videomaskfeat.models.cubes import Triple
 from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.weights import load_model, read_metadata
 from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.texts import read_json
 
 _FOLDER = "hf:"
 _FACTS = "preprocessor_config.json"
@@ -231,9 +231,16 @@ def _from_folder(folder: str, *, depth: int | None, frame_stride: int) -> Teache
     names = [name for name in list_folder(folder) if name.endswith((".safetensors", ".bin", ".json"))]
     teacher.files = tuple(os.path.join(folder, name) for name in names)
     if _FACTS in names:
-        with open_file(os.path.join(folder, _FACTS)) as file:
-            facts = simplejson.load(file)
-        teacher.mean, teacher.std = facts.get("image_mean"), facts.get("image_std")
+        path = os.path.join(folder, _FACTS)
+        facts = read_json(path, what="a preprocessor's JSON")
+        try:
+            teacher.mean, teacher.std = facts.get("image_mean"), facts.get("image_std")
+            for value in (teacher.mean, teacher.std):
+                assert value is None or levels(value).numel() in (1, 3)
+        except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"{path}: image_mean and image_std are not a number or three numbers each; correct them"
+            ) from error
     return teacher
 
 

@@ -10,7 +10,9 @@ from videomaskfeat.data.check import Progress, check_list
 from videomaskfeat.data.check_report import CheckReport
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.records_kinetics import is_kinetics_header
-from videomaskfeat.io import is_folder, make_parent, open_file, whole_file
+from videomaskfeat.data.records_table import first_row
+from videomaskfeat.io import is_folder, make_parent, whole_file
+from videomaskfeat.texts import parse_json, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -71,17 +73,26 @@ def _write_clean_list(path: str, clean_path: str, records: Records, report: Chec
             + ("" if record.label is None else f" {record.label}")
             for record in records
         ]
+        broken = sum("\n" in row or "\r" in row for row in rows)
+        if broken:
+            logger.warning(
+                "%s: %d names hold a line break, which no list can have, and are left out; rename the files",
+                clean_path,
+                broken,
+            )
         report.write_clean_list(clean_path, rows)
         return
-    with open_file(path) as file:
-        text = file.read()
+    data = read_rows(path)
     if format == "ssv2" or (format == "auto" and path.endswith(".json")):
-        entries = json.loads(text)
+        entries = parse_json(data, path)
         with whole_file(clean_path) as file:
             file.write(json.dumps([entries[row] for row in report.clean_rows()], indent=1) + "\n")
         return
-    lines = [line for line in text.splitlines() if line.strip()]
-    header = lines.pop(0) if is_kinetics_header(lines[0], path) else None
+    lines = [line.decode("utf-8", "surrogateescape") for line in data.split(b"\n") if line.strip()]
+    header = None
+    if is_kinetics_header(first_row(data), path):
+        header, *rest = lines
+        lines = [line for line in rest if line.strip(' \t\r,;|"')]
     report.write_clean_list(clean_path, lines, header=header)
 
 

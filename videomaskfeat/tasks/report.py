@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -10,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from videomaskfeat import __version__
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder, list_folder, open_file, whole_file
+from videomaskfeat.texts import json_rows, parse_json, parse_yaml
 from videomaskfeat.viz.report import Media, RunFacts, render_report
 
 MEDIA_BYTES = 32 * 2**20
 """Pictures and films that a page takes in, together; the rest is named with its place."""
 
 
+_TEXT_CHARACTERS = 1 << 24  # of a config or a summary, at most
 MOST_BESIDE = 3
 """Runs drawn beside another one: a chart holds four colours."""
 
@@ -102,7 +102,7 @@ def metric_columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
     A step that was recorded twice, as by a run that was killed and resumed, counts as it was last.
     """
-    by_step = {row["step"]: row for row in rows if _is_number(row.get("step"))}
+    by_step = {row["step"]: row for row in rows if _is_number(row.get("step")) and math.isfinite(row["step"])}
     steps = sorted(by_step)
     names = {name: None for step in steps for name, value in by_step[step].items() if _is_number(value)}
     columns = {
@@ -122,8 +122,8 @@ def _is_number(value: Any) -> bool:
 def _settings(config: str | None) -> dict[str, Any]:
     """``section.key`` -> value of a config of whatever task and version; empty where it is no such YAML."""
     try:
-        sections = yaml.safe_load(config or "")
-    except yaml.YAMLError:
+        sections = parse_yaml(config or "", "config.yaml")
+    except UserError:
         return {}
     if not isinstance(sections, dict):
         return {}
@@ -138,16 +138,11 @@ def _settings(config: str | None) -> dict[str, Any]:
 def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file."""
     unreadable = 0
-    with open_file(path, errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            if isinstance(row, dict):
-                yield row
-            elif line.strip():
-                unreadable += 1
+    for row in json_rows(path, what="JSON lines"):
+        if row is not None:
+            yield row
+        else:
+            unreadable += 1
     if unreadable:
         notes.append(
             f"{path.name}: {unreadable} unreadable line(s) left out, as a run that is killed may leave."
@@ -160,8 +155,8 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = parse_json(text, path.name, allow_nan=True)
+    except UserError:
         value = None
     if not isinstance(value, dict):
         notes.append(f"{path.name}: no JSON object, left out.")
@@ -173,7 +168,7 @@ def _text(path: Path) -> str | None:
     if not is_file(path):
         return None
     with open_file(path, errors="replace") as file:
-        return str(file.read())
+        return str(file.read(_TEXT_CHARACTERS))
 
 
 def _media(folder: Path, notes: list[str]) -> list[Media]:

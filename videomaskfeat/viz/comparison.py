@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class SeedResult:
     def number(self, key: str) -> float | None:
         """A number of the summary."""
         value = self.summary.get(key)
-        return float(value) if isinstance(value, (int, float)) else None
+        return _number(value)
 
     @property
     def memory_mb(self) -> float | None:
@@ -100,12 +101,12 @@ class TargetResults:
     @property
     def finetuned(self) -> list[float]:
         """Top-1 after fine-tuning, in percent, one a seed."""
-        return [float(one.finetuned["top1"]) for one in self.seeds if "top1" in one.finetuned]
+        return _numbers(one.finetuned.get("top1") for one in self.seeds)
 
     @property
     def scratch(self) -> list[float]:
         """Top-1 of the same fine-tuning from random weights, in percent, one a seed."""
-        return [float(one.scratch["top1"]) for one in self.seeds if "top1" in one.scratch]
+        return _numbers(one.scratch.get("top1") for one in self.seeds)
 
     def wins(self, probe: str) -> tuple[int, int]:
         """Seeds in which the trained encoder beats itself untrained by ``knn_top1``, say; of how many."""
@@ -114,7 +115,8 @@ class TargetResults:
     @property
     def finetuned_wins(self) -> tuple[int, int]:
         """Seeds in which fine-tuning the pre-trained encoder beats fine-tuning a random one; of how many."""
-        return _wins((one.finetuned.get("top1"), one.scratch.get("top1")) for one in self.seeds)
+        tops = ((one.finetuned.get("top1"), one.scratch.get("top1")) for one in self.seeds)
+        return _wins((_number(tuned), _number(scratch)) for tuned, scratch in tops)
 
     def row(self) -> dict[str, Any]:
         """Everything as plain data."""
@@ -136,7 +138,7 @@ class TargetResults:
     def cells(self) -> list[str]:
         """A row of the table, in the order of ``HEADER``."""
         row = self.row()
-        share = self.cost.target_ms / self.cost.step_ms
+        share = self.cost.target_ms / self.cost.step_ms if self.cost.step_ms else 0.0
         knn, linear = (
             [_spread(row[probe], self.wins(probe)), _spread(row[f"{probe}_untrained"])]
             for probe in ("knn_top1", "linear_top1")
@@ -241,7 +243,7 @@ def _probes(results: Sequence[TargetResults]) -> str:
 
 
 def _costs(results: Sequence[TargetResults]) -> str:
-    slowest = max(one.cost.step_ms for one in results)
+    slowest = max(one.cost.step_ms for one in results) or 1.0
     return page.cards(
         page.card(
             one.name,
@@ -283,11 +285,21 @@ def _mean_curve(result: TargetResults, key: str, place: int, *, start: str = "")
         if first is not None:
             steps, values = np.append(0.0, steps), np.append(first, values)
         columns.append(dict(zip(steps.tolist(), values.tolist(), strict=True)))
-    common = sorted(set.intersection(*(set(column) for column in columns)))
+    common = sorted(set.intersection(*map(set, columns))) if columns else []
     if not common:
         return None
     mean = [statistics.mean(column[step] for column in columns) for step in common]
     return Curve(result.name, np.array(common), np.array(mean), place)
+
+
+def _number(value: object) -> float | None:
+    """A finite number as it is, all else as unknown."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None  # type: ignore[arg-type]
+
+
+def _numbers(values: Iterable[object]) -> list[float]:
+    return [number for number in map(_number, values) if number is not None]
 
 
 def _wins(pairs: Iterable[tuple[float | None, float | None]]) -> tuple[int, int]:

@@ -66,7 +66,7 @@ def line_chart(
     levels = {
         name: level
         for name, level in (levels or {}).items()
-        if math.isfinite(level) and (level > 0 or not log)
+        if abs(level) < _LARGEST and (level > 0 or not log)
     }
     x_range = (min(float(curve.x[0]) for curve in kept), max(float(curve.x[-1]) for curve in kept))
     y_range = _vertical_range(kept, list(levels.values()), log, from_zero)
@@ -113,6 +113,9 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (total[last] - total[first]) / (last - first)
 
 
+_LARGEST = 1e100  # beyond it sums and ranges overflow
+
+
 @dataclass(frozen=True)
 class _Frame:
     """From values to places in the view box."""
@@ -134,7 +137,7 @@ class _Frame:
 
 
 def _clean(curve: Curve, *, log: bool) -> Curve:
-    good = np.isfinite(curve.x) & np.isfinite(curve.y)
+    good = np.isfinite(curve.x) & (np.abs(curve.y) < _LARGEST)
     if log:
         good &= curve.y > 0
     return replace(curve, x=curve.x[good].astype(np.float64), y=curve.y[good].astype(np.float64))

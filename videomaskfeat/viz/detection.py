@@ -145,14 +145,13 @@ def _headline(facts: DetectionFacts, known: Sequence[ActionRow]) -> str:
     truths = sum(row.truths for row in known)
     found = sum(round(row.found * row.truths) for row in known)
     detections = sum(row.detections for row in facts.actions)
+    share = found / max(truths, 1)
     cards = [
         page.card("mAP", percent(facts.mean_ap), share=facts.mean_ap, best=True),
         page.card("Actions", f"{len(known)} of {len(facts.actions)}", "with ground truth, in the mean"),
         page.card("Ground truth", f"{truths}", f"rows in {facts.key_frames} key frames"),
         page.card("Detections", f"{detections}", "rows, a box and an action each"),
-        page.card(
-            "Found", percent(found / truths), "of the ground truth, at any score", share=found / truths
-        ),
+        page.card("Found", percent(share), "of the ground truth, at any score", share=share),
     ]
     curve = recall_chart(mean_heights([row.heights for row in known]), title="Mean of the actions")
     caption = "<figcaption>Mean of the actions: the area is the mAP</figcaption>"

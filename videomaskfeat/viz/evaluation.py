@@ -180,7 +180,7 @@ def _headline(facts: EvaluationFacts) -> str:
     ):
         if value is not None:
             cards.append(page.card(name, f"{value:.2f} %", share=value / 100, best=name == "Top-1"))
-    share = facts.videos / facts.listed
+    share = facts.videos / max(facts.listed, 1)
     cards.append(page.card("Videos scored", f"{facts.videos} of {facts.listed}", share=share))
     return page.cards(cards) + f"<p>{escape(verdict(facts))}</p>"
 
@@ -192,10 +192,10 @@ def verdict(facts: EvaluationFacts) -> str:
     if facts.top1 is None:
         return f"{videos} were scored; the list has no labels, so there is no accuracy."
     share = facts.top1 / 100
-    spread = 196 * math.sqrt(share * (1 - share) / facts.videos)
+    spread = 196 * math.sqrt(max(share * (1 - share), 0.0) / max(facts.videos, 1))
     text = f"Top-1 {facts.top1:.2f} % of {videos}."
     if missing:
-        least = facts.top1 * facts.videos / facts.listed
+        least = facts.top1 * facts.videos / max(facts.listed, 1)
         text += f" The other {missing} could not be read; counted as wrong, top-1 is {least:.2f} %."
     if 0 < share < 1:
         text += (

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.durations import duration_text
+from videomaskfeat.targets.tally import margin
 from videomaskfeat.viz import page
 from videomaskfeat.viz.curves import Curve, line_chart
 from videomaskfeat.viz.methods import method_charts
@@ -141,15 +142,16 @@ def _verdict(summary: Mapping[str, Any]) -> str:
             cards.append(page.card(name, f"{loss:.4f}", share=loss / (max(known) or 1.0), best=best))
     trained, constant = losses["heldout_trained"], losses["heldout_constant"]
     sentence = ""
-    if trained is not None and constant:
-        change = 1 - trained / constant
-        word = "below" if change >= 0 else "above"
+    apart = margin(trained, constant)
+    if apart:
         clips = _number(summary.get("heldout_clips"))
         on = f"on {clips:.0f} clips that it never saw, " if clips else ""
         sentence = (
-            f"<p>{_measure(summary)} {on}{abs(change):.0%} {word} the best "
+            f"<p>{_measure(summary)} {on}{apart[0]:.0f}% {apart[1]} the best "
             "constant (in hindsight, of the very targets it is measured on).</p>"
         )
+    elif constant is not None:
+        sentence = f"<p>{_measure(summary)}; the targets are constant, so nothing can do better.</p>"
     elif trained is not None:
         sentence = f"<p>{_measure(summary)}; which constant would do best at it is not known.</p>"
     return page.cards(cards) + sentence

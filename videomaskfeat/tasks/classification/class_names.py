@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 
+from videomaskfeat.data.records_ssv2 import is_name, label_number
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import is_file, open_file
+from videomaskfeat.io import exists, is_file
+from videomaskfeat.texts import parse_json, read_text, show_text
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -20,16 +21,18 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
         UserError: no such file, not of these forms, or labels that are not 0, 1, 2, ...
     """
     name = os.fspath(path)
-    if not is_file(name):
+    if not exists(name):
         raise UserError(f"{name}: no such file of class names; check data.class_names")
-    with open_file(name) as file:
-        text = file.read()
+    text = read_text(name, what="a file of class names")
     if not name.endswith(".json"):
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        names = tuple(line.strip() for line in text.split("\n") if line.strip())
     else:
         names = _from_json(text, name)
     if not names:
         raise UserError(f"{name}: holds no class name; write one a line, in the order of the labels")
+    strange = next((one for one in names if not is_name(one)), None)
+    if strange is not None:
+        raise UserError(f"{name}: the class name {show_text(repr(strange))} is not text; correct it")
     return names
 
 
@@ -41,15 +44,12 @@ def class_names_beside(list_path: str) -> str:
 
 
 def _from_json(text: str, name: str) -> tuple[str, ...]:
-    try:
-        table = json.loads(text)
-        if isinstance(table, list):
-            return tuple(map(str, table))
-        by_label = {int(label): str(words) for words, label in table.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{name}: is no JSON list of names, nor an object of name -> label ({error})"
-        ) from error
+    table = parse_json(text, name, remedy="it holds a list of names, or an object of name -> label")
+    if isinstance(table, list) and all(isinstance(one, str) for one in table):
+        return tuple(table)
+    if not isinstance(table, dict):
+        raise UserError(f"{name}: is no JSON list of names, nor an object of name -> label")
+    by_label = {label_number(label, name, words): words for words, label in table.items()}
     if sorted(by_label) != list(range(len(table))):
         raise UserError(f"{name}: its labels are not 0 to {len(table) - 1}, each once; correct the file")
     return tuple(by_label[label] for label in range(len(by_label)))

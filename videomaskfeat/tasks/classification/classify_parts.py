@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
 from videomaskfeat.data.views import SAMPLINGS, EvaluationViews, Sampling
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.engine import distributed
+from videomaskfeat.errors import UserError, counted, nearest
 from videomaskfeat.models import create_model
 from videomaskfeat.models.inflate import Inflate
 from videomaskfeat.models.weights import LoadReport, load_weights
@@ -32,6 +34,8 @@ from videomaskfeat.tasks.classification.class_names import class_names_beside, r
 from videomaskfeat.tasks.classification.evaluate_parts import ListChoice
 from videomaskfeat.tasks.recipe import ClassifyRecipe, ClipRecipe, read_clip_recipe, recipe_texts
 from videomaskfeat.tasks.training_parts import clip_recipe
+
+logger = logging.getLogger(__name__)
 
 # What pre-training weights have and a classifier lacks, and the other way round.
 NEW_IN_A_CLASSIFIER = ("head.*", "norm.*")
@@ -89,7 +93,29 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
         if records is not None:
             check_labels(records, classes)
             check_frames(records, config.clip.frames)
+    words = words_on_gaps(train, classes)
+    if words and distributed.is_main():
+        logger.warning(words)
     return LabelledLists(train, validation, classes, names)
+
+
+def words_on_gaps(records: Records, classes: int) -> str:
+    """What is odd about the labels of a list to train on: they start above 0, or have gaps; else nothing."""
+    if records.labels is None:
+        return ""
+    present = np.unique(records.labels)
+    lowest, highest, found = int(present[0]), int(present[-1]), len(present)
+    if not lowest and found == highest + 1:
+        return ""
+    missing = highest + 1 - found
+    first = int((np.append(present, -1) != np.arange(found + 1)).argmax())
+    remedy = "subtract 1 from every label" if lowest == 1 else "renumber the labels without gaps"
+    classless = "1 class" if missing == 1 else f"{missing} classes"
+    return (
+        f"{records.source}: labels run from {lowest} to {highest}, {counted(found, 'different one')}, and "
+        f"count from 0 (data.classes is {classes}): {classless} up to {highest} have no "
+        f"video, the first is {first}; if that is not intended, {remedy}"
+    )
 
 
 def recipe_of(config: FinetuneConfig, names: tuple[str, ...]) -> ClassifyRecipe:

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from videomaskfeat.data.records import Records, load_records
-from videomaskfeat.data.records_kinetics import is_kinetics_header
-from videomaskfeat.data.records_table import first_row
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import exists, is_file, open_file
+from videomaskfeat.io import exists
 from videomaskfeat.tasks.classification.class_names import class_names_beside, read_class_names
 from videomaskfeat.tasks.classification.multiview import videos_a_batch
 from videomaskfeat.tasks.recipe import ClassifyRecipe
@@ -54,7 +52,7 @@ class ListChoice:
     Attributes:
         format: auto, kinetics, ssv2, folder, frames or images.
         labels: auto, yes or no.
-        separator: auto, space, comma or tab.
+        separator: as for ``load_records``.
         prefix: folder before relative paths.
         class_names: file of class names; empty: the weights' own, or those beside the list.
     """
@@ -218,12 +216,8 @@ def check_words(records: Records, choice: ListChoice, *, classes: int, source: s
     labels, path = records.labels, records.source
     if labels is None or choice.format == "ssv2":
         return
-    words = bool(records.class_names)  # of class folders
-    if is_file(path):
-        with open_file(path, "rb") as file:
-            words = is_kinetics_header(first_row(file.read(4096)), path)
     found = len(np.unique(labels))
-    if words and found != classes:
+    if records.class_names and found != classes:
         raise UserError(
             f"{path}: names {found} classes in words, and {source} has {classes}, so nobody can tell which "
             "is which; give a file of class names, a name a line in the order of the training"

@@ -39,6 +39,7 @@ from videomaskfeat.io import (
     whole_file,
 )
 from videomaskfeat.tasks.folder_lock import LOCK_NAME
+from videomaskfeat.texts import read_json, show_text
 
 _FORMAT = 1
 # Settings that are hashes, in words.
@@ -86,13 +87,18 @@ def read_features(folder: str | os.PathLike[str]) -> Features:
         raise UserError(f"{path}: holds no features (no meta.json); give what extract-features has written")
     if not meta["finished"]:
         raise UserError(f"{path}: its features are not finished; start the same command again to go on")
-    paths, labels = [], []
-    with open_file(path / "index.csv", newline="", errors="surrogateescape") as file:
-        for row in csv.DictReader(file):
-            paths.append(row["path"])
-            labels.append(int(row["label"] or -1))
-    array = np.load(path / "features.npy", mmap_mode="r")
-    return Features(array, paths, np.array(labels, np.int64))
+    rows = _read_csv(path / "index.csv", ("row", "path", "label"))
+    paths = [name for _, name, _ in rows]
+    try:
+        labels = np.array([int(label or -1) for _, _, label in rows], np.int64)
+        array = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
+        if array.ndim < 2 or array.dtype.kind != "f" or len(array) != len(rows):
+            raise ValueError(f"features.npy has {array.shape} {array.dtype}, and index.csv {len(rows)} rows")
+    except Exception as error:  # numpy's reader of headers raises the errors of Python's tokenizer, too
+        raise UserError(
+            f"{path}: its features are damaged ({show_text(error)}); extract them again"
+        ) from error
+    return Features(array, paths, labels)
 
 
 class FeatureFolder:
@@ -260,12 +266,18 @@ class FeatureFolder:
         return self._shards / f"features-{number:05d}.{suffix}"
 
     def _read_shard(self, number: int) -> Shard:
-        with open_file(self._name(number, "json")) as file:
-            return Shard(**simplejson.load(file))
+        name = self._name(number, "json")
+        plain = read_json(name, what="a shard's index")
+        try:
+            shard = Shard(**plain)
+            if not all(isinstance(row, int) for row in [*shard.rows, *shard.shape]):
+                raise TypeError("rows and shape are integers")
+            return Shard(shard.rows, [(int(row), str(cause)) for row, cause in shard.failures], shard.shape)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: is damaged ({show_text(error)}); remove it, and start again") from error
 
     def _read_failures(self) -> list[VideoReadError]:
-        with open_file(self.path / "failures.csv", newline="", errors="surrogateescape") as file:
-            return [VideoReadError(row["path"], row["cause"]) for row in csv.DictReader(file)]
+        return [VideoReadError(*row) for row in _read_csv(self.path / "failures.csv", ("path", "cause"))]
 
     def _write_meta(self, meta: Mapping[str, Any]) -> None:
         text = simplejson.dumps({"format": _FORMAT, **meta}, indent=2) + "\n"
@@ -276,21 +288,34 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     path = folder / "meta.json"
     if not is_file(path):
         return None
+    meta = read_json(path, what="extract-features' meta.json", remedy="choose another folder")
     try:
-        with open_file(path) as file:
-            meta = simplejson.load(file)
         if meta["format"] != _FORMAT or not isinstance(meta["settings"], dict) or "finished" not in meta:
             raise ValueError("of another version")
+        if meta["finished"] and not all(isinstance(size, int) and size > 0 for size in meta["shape"]):
+            raise ValueError("its shape is not a list of sizes")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is not extract-features' ({error}); choose another folder") from error
     return dict(meta)
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """The named columns of a table that :func:`_write_csv` wrote."""
+    with open_file(path, newline="", errors="surrogateescape") as file:
+        try:
+            return [tuple(row[column] for column in columns) for row in csv.DictReader(file, strict=True)]
+        except (csv.Error, KeyError, TypeError) as error:
+            raise UserError(f"{path}: is damaged ({show_text(error)}); extract the features again") from error
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    # quoted if a name holds a carriage return, which ends a row for the reader
+    careful = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        (careful if any("\r" in str(field) for field in row) else writer).writerow(row)
     _write(path, text.getvalue().encode(errors="surrogateescape"))
 
 

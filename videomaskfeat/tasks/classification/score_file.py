@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +11,21 @@ import numpy as np
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder, open_file, whole_file
+from videomaskfeat.texts import show_text
 
 KINDS = {"softmax": "probabilities", "logits": "logits", "knn": "shares of neighbours"}
 """What scores are, by what was averaged over the views."""
+_MOST_BYTES = 1 << 31
+# Arrays of a file besides the scores: how many values, integers or text.
+_LENGTHS = {
+    "labels": ("n", "iu"),
+    "rows": ("n", "iu"),
+    "paths": ("n", "U"),
+    "failed_rows": ("f", "iu"),
+    "failed_paths": ("f", "U"),
+    "failed_causes": ("f", "U"),
+}
+_ARRAYS = ("scores", "listed", "kind", "class_names", *_LENGTHS)
 
 
 @dataclass(frozen=True)
@@ -94,23 +105,54 @@ def load_scores(path: str | os.PathLike[str]) -> ScoredList:
         UserError: no such file, or not such a file.
     """
     name = scores_path(path)
-    try:
-        with open_file(name, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            rows, causes, failed = (arrays[key] for key in ("failed_rows", "failed_causes", "failed_paths"))
-            return ScoredList(
-                scores=arrays["scores"],
-                labels=arrays["labels"],
-                rows=arrays["rows"],
-                paths=tuple(arrays["paths"].tolist()),
-                failures=tuple(map(Failure, rows.tolist(), failed.tolist(), causes.tolist())),
-                listed=int(arrays["listed"]),
-                kind=str(arrays["kind"]),
-                class_names=tuple(arrays["class_names"].tolist()),
-            )
-    except (KeyError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{name}: is no file of scores ({error}); give the scores.npz that `videomaskfeat evaluate` wrote"
-        ) from error
+    with open_file(name, "rb") as file:  # a file that is not there is another error
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                if sum(part.file_size for part in archive.zip.infolist()) > _MOST_BYTES:
+                    raise ValueError(f"unpacked it has more than {_MOST_BYTES} bytes")
+                arrays = {key: archive[key] for key in _ARRAYS}
+            return _checked(arrays)
+        except Exception as error:  # whatever a damaged file provokes: zlib, zipfile and numpy have a dozen
+            reason = show_text(error) or type(error).__name__
+            raise UserError(
+                f"{name}: is no file of scores ({reason}); give the scores.npz that `videomaskfeat evaluate` "
+                "wrote"
+            ) from error
+
+
+def _checked(arrays: Mapping[str, np.ndarray]) -> ScoredList:
+    """Arrays by name as a list of scores.
+
+    Raises:
+        ValueError: their types, shapes or values do not fit.
+    """
+    scores, labels, rows, failed = (arrays[key] for key in ("scores", "labels", "rows", "failed_rows"))
+    if scores.dtype.kind != "f" or scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
+        raise ValueError("`scores` is not an array [n, L] of finite numbers")
+    for key, (of, kinds) in _LENGTHS.items():
+        values, length = arrays[key], len(scores) if of == "n" else len(np.atleast_1d(failed))
+        if values.shape != (length,) or (values.dtype.kind not in kinds and length):
+            raise ValueError(f"`{key}` is not one value per row")
+    listed, kind, names = int(arrays["listed"]), str(arrays["kind"]), arrays["class_names"].tolist()
+    places = np.concatenate([rows, failed])
+    if listed != len(places) or not np.array_equal(np.sort(places), np.arange(listed)):
+        raise ValueError("its rows are not those of one list, each once")
+    if (np.diff(rows) <= 0).any() or labels.min() < -1 or labels.max() >= scores.shape[1]:
+        raise ValueError("its rows are not ascending, or a label is outside the classes")
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if kind not in KINDS or not named or len(names) not in (0, scores.shape[1]):
+        raise ValueError("`kind` or `class_names` does not fit the scores")
+    columns = [arrays[key].tolist() for key in ("failed_rows", "failed_paths", "failed_causes")]
+    return ScoredList(
+        scores=scores.astype(np.float32),
+        labels=labels.astype(np.int64),
+        rows=rows.astype(np.int64),
+        paths=tuple(arrays["paths"].tolist()),
+        failures=tuple(map(Failure, *columns)),
+        listed=listed,
+        kind=kind,
+        class_names=tuple(names),
+    )
 
 
 def scores_path(path: str | os.PathLike[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from videomaskfeat.ava import AVA_ACTIONS, VideoNames, read_detections
-from videomaskfeat.data.ava_sources import LENGTH_SLACK, start_of
+from videomaskfeat.data.ava_sources import LENGTH_SLACK, clip_name, start_of
 from videomaskfeat.data.records_ava import detected_key_frames
 from videomaskfeat.errors import UserError
 
@@ -74,8 +74,10 @@ def read_boxes(
         every: seconds from one key frame to the next, at least; those in between are left out.
         score_threshold: the least score of a box. A key frame that is left without any stays.
         classes: the largest action that a row may have; nothing else is made of it.
-        start_second: the time of the first picture, as the file counts; None: 900, where its times fit the
-            video so and not otherwise (AVA's videos are cut out of films from second 900 on), else 0.
+        start_second: the time of the first picture, as the file counts; None: the second in the name of a
+            clip of Kinetics (``id_000010_000020.mp4``) if the file names the whole video (``id``); else 900,
+            if its times fit the video so and not otherwise (AVA's videos are cut out of films from second
+            900 on), else 0.
 
     Raises:
         UserError: no such file, or no box of this video in it; with file and line a row that is wrong; or all
@@ -93,8 +95,12 @@ def read_boxes(
         times[float(listed.seconds[number])] = int(number)
     seconds = np.array(sorted(times))
     notes = []
-    start = (start_of(seconds, duration_seconds) or 0.0) if start_second is None else start_second
-    if start_second is None and start:
+    clip = clip_name(Path(video).name)
+    start = 0.0 if start_second is None else start_second
+    if start_second is None and clip and clip[0] == own:
+        start = clip[1]
+        notes.append(f"The first picture is second {start:g}, as the name of the clip gives.")
+    elif start_second is None and (start := start_of(seconds, duration_seconds) or 0.0):
         notes.append(
             f"The times of {name} fit the video only if its first picture is second {start:g}: taken so."
         )
@@ -137,8 +143,10 @@ def _thinned(seconds: np.ndarray, every: float) -> np.ndarray:
 
 
 def _name_in(known: set[str], video: str) -> str | None:
-    """What a file of boxes calls a video: its file's name with or without its ending."""
-    return next((word for word in (Path(video).name, Path(video).stem) if word in known), None)
+    """What a file of boxes calls a video: its file's name, or what a clip of Kinetics was cut from."""
+    clip = clip_name(Path(video).name)
+    words = (Path(video).name, Path(video).stem, clip[0] if clip else "")
+    return next((word for word in words if word in known), None)
 
 
 def _unknown(name: str, videos: Sequence[str], known: list[str]) -> str:

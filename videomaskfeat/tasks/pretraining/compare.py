@@ -15,6 +15,7 @@ import simplejson
 from videomaskfeat import __version__
 from videomaskfeat.config.compare import CompareConfig, CompareSettings
 from videomaskfeat.durations import duration_text
+from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.processes import Verbs
 from videomaskfeat.tasks.doctor import diagnose
@@ -22,6 +23,7 @@ from videomaskfeat.tasks.folder_lock import FolderLock
 from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, naming, plan_runs
 from videomaskfeat.tasks.pretraining.method_cost import method_cost
 from videomaskfeat.tasks.report import read_run
+from videomaskfeat.texts import read_json, show_text
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
 
 
@@ -85,7 +87,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
         TargetResults(
             name=first.target,
             model=first.pretrain_config().model.name,
-            cost=TargetCost(**json.loads(_cost_path(first).read_text(encoding="utf-8"))["cost"]),
+            cost=_read_cost(_cost_path(first))[1],
             seeds=[_seed_result(one, folder) for one in runs if one.target == first.target],
         )
         for first in _first_of_each(runs)
@@ -137,14 +139,34 @@ def _cost_path(runs: TargetRuns) -> Path:
     return runs.pretrain.folder.parent.parent / "cost.json"
 
 
+def _read_cost(path: Path) -> tuple[Any, TargetCost]:
+    """The settings that a cost was measured with, and the cost.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    plain = read_json(path, what="the cost of a target")
+    try:
+        cost = TargetCost(**plain["cost"])
+        if not all(isinstance(value, int | float) for value in vars(cost).values() if value is not None):
+            raise TypeError("a cost is a number")
+        return plain["of"], cost
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: is damaged ({show_text(error)}); remove it, and start again") from error
+
+
 def _cost_of(runs: TargetRuns, verbs: Verbs, say: Any) -> None:
     """Time a step and its target in this process, before any run; kept beside the target's runs.
 
     What the target needs first (a tokenizer, a teacher) is made first.
     """
     path, fingerprint = _cost_path(runs), runs.pretrain.run_folder.fingerprint
-    if is_file(path) and json.loads(path.read_text(encoding="utf-8")).get("of") == fingerprint:
-        return
+    if is_file(path):
+        try:
+            if _read_cost(path)[0] == fingerprint:
+                return
+        except UserError as error:  # cut off by a kill: it is measured again
+            say(str(error))
     for command in runs.before:
         if not command.finished:
             command.run(verbs)

@@ -18,6 +18,7 @@ from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.weights import save_weights
+from videomaskfeat.targets.tally import margin
 from videomaskfeat.tasks.methods import build_method
 from videomaskfeat.tasks.plan import describe_plan
 from videomaskfeat.tasks.pretraining.heldout import HeldOutLoss
@@ -275,6 +276,9 @@ class _Run:
             logger.warning("not drawn: %s", failure)
 
 
+_NO_MARGIN = "   (the targets are constant: nothing can do better)"
+
+
 def closing_words(summary: Mapping[str, Any], page: Path) -> str:
     """What the user reads at the end of a run."""
     lines = []
@@ -284,8 +288,8 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
         lines.append(f"loss on {summary['heldout_clips']} held-out clips ({measure})")
         place = ""
         if constant is not None:
-            share = 100 * (1 - trained / constant)
-            place = f"   ({abs(share):.1f} % {'below' if share >= 0 else 'above'} the constant)"
+            apart = margin(trained, constant)
+            place = f"   ({apart[0]:.1f} % {apart[1]} the constant)" if apart else _NO_MARGIN
             lines.append(f"  best constant prediction  {constant:.5f}")
         else:
             lines.append("  best constant prediction  not known of this loss")

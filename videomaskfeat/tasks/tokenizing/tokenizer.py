@@ -19,6 +19,7 @@ from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.signals import stop_if_requested
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.weights import save_weights
+from videomaskfeat.targets.tally import margin
 from videomaskfeat.tasks.protocol import file_sha256
 from videomaskfeat.tasks.report import report
 from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
@@ -273,8 +274,8 @@ def closing_words(summary: Mapping[str, Any], page: Path) -> str:
     lines = []
     if "heldout_trained" in summary:
         constant, trained = summary["heldout_constant"], summary["heldout_trained"]
-        share = 100 * (1 - trained / constant)
-        place = f"{abs(share):.1f} % {'below' if share >= 0 else 'above'} the one colour"
+        apart = margin(trained, constant)
+        place = f"{apart[0]:.1f} % {apart[1]} the one colour" if apart else "the frames have one colour"
         lines += [
             f"reconstruction of {summary['heldout_frames']} held-out frames (mean squared error, "
             "normalised pixels)",

@@ -218,7 +218,7 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
     variance = squares / pixels - (sums / pixels).square()  # [C]
     return HeldOutFrames(
         reconstruction=squared / values,
-        constant=float(variance.mean()),
+        constant=max(float(variance.mean()), 0.0),  # rounding may bring it below
         perplexity=float(perplexity(counts)),
         used=int(used_codes(counts)),
         frames=frames,

@@ -45,7 +45,7 @@ ABOVE = {
     "grid": {"errors"},
     "memory": set(),
     "cpu": set(),
-    "tensor_files": {"errors", "io"},
+    "tensor_files": {"errors", "io", "texts"},
     "values": {"errors"},
 }
 

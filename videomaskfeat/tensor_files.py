@@ -15,7 +15,6 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,10 +23,10 @@ from torch import Tensor
 
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import is_file, is_folder, local_path, whole_path
+from videomaskfeat.texts import parse_json
 
 _LARGEST_HEADER = 32 * 2**20  # bytes of a safetensors header: some 250,000 tensors
 _LARGEST_PICKLE = 256 * 2**20  # bytes of the pickle in a torch file, which holds no tensor's values
-_DEEPEST = 50  # levels of lists and objects in JSON
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -146,7 +145,11 @@ def read_metadata(path: str) -> dict[str, str]:
                 raise DamagedFile(path, f"a header of {length} bytes in a file of {size}")
             if length > _LARGEST_HEADER:
                 raise DamagedFile(path, f"a header of {length} bytes; {_LARGEST_HEADER} are read")
-            header = parse_json(file.read(length).decode("utf-8"))
+            text = file.read(length).decode("utf-8")
+        try:
+            header = parse_json(text, "its header")
+        except UserError as error:
+            raise DamagedFile(path, str(error)) from error
         if not isinstance(header, dict):
             raise DamagedFile(path, "its header is not an object of JSON")
         with safe_open(local, "pt") as opened:  # checks types, sizes and places of the tensors
@@ -173,33 +176,6 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
             _sort_header(temporary)
     except (SafetensorError, OSError) as error:
         raise RunFailed(f"{path}: the weights could not be written: {error}") from error
-
-
-def parse_json(text: str) -> Any:
-    """JSON of a limited depth, whose numbers are finite.
-
-    Raises:
-        ValueError: it is not JSON, deeper than 50 levels, or holds NaN, an infinity or an integer beyond any
-            use.
-    """
-    depth = deepest = 0
-    for mark in re.sub(r'"(?:[^"\\]|\\.)*"', "", text):
-        depth += (mark in "[{") - (mark in "]}")
-        deepest = max(deepest, depth)
-    if deepest > _DEEPEST:
-        raise ValueError(f"{deepest} levels of lists and objects; {_DEEPEST} are read")
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is not a number of JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{digits[:20]} is too large a number")
-    return number
 
 
 def _start_of(path: str) -> bytes:

@@ -26,12 +26,12 @@ from videomaskfeat.models.load_report import LoadReport, shown, some
 from videomaskfeat.models.positions import joint_positions, resize_table
 from videomaskfeat.tensor_files import (
     PickledCode,
-    parse_json,
     read_metadata,
     read_safetensors,
     read_torch_file,
     write_safetensors,
 )
+from videomaskfeat.texts import parse_json
 
 __all__ = [
     "LoadReport",
@@ -119,7 +119,7 @@ def created_as(path: str) -> tuple[str, dict[str, Any]]:
             "build the model with create_model and use load_into"
         )
     try:
-        arguments = parse_json(metadata.get("arguments", "{}"))
+        arguments = parse_json(metadata.get("arguments", "{}"), "arguments")
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: its metadata key 'arguments' is not JSON ({error}); take the file that the run wrote"

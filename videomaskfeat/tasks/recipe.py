@@ -16,7 +16,8 @@ from torch import Tensor
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.masking import MASKS
-from videomaskfeat.tensor_files import DamagedFile, parse_json, read_metadata
+from videomaskfeat.tensor_files import DamagedFile, read_metadata
+from videomaskfeat.texts import parse_json
 from videomaskfeat.values import Limits, conform, from_parts
 
 T = TypeVar("T")
@@ -153,7 +154,7 @@ class PretrainRecipe:
             ValueError: no JSON, a part that is missing, or a key that no part has.
         """
         with _as_recipe("pre-training"):
-            parts = conform(parse_json(text), Mapping[str, Any], "it")
+            parts = conform(parse_json(text, "metadata"), Mapping[str, Any], "it")
             clip = _clip_of(parts)
             mask = from_parts(MaskRecipe, parts.get("mask", {}), name="mask", limits=LIMITS)
             target = conform(parts.get("target"), Mapping[str, Any], "target")
@@ -211,7 +212,7 @@ class ClassifyRecipe:
             ValueError: no JSON, a part that is missing, or a key that no part has.
         """
         with _as_recipe("classifier's"):
-            return from_parts(cls, parse_json(text), limits=LIMITS)
+            return from_parts(cls, parse_json(text, "metadata"), limits=LIMITS)
 
 
 def as_levels(value: Any, name: str) -> Levels:
@@ -329,7 +330,7 @@ def clip_of_parts(text: str) -> ClipRecipe:
         ValueError: no JSON, or no clip in it.
     """
     with _as_recipe("clip's"):
-        return _clip_of(conform(parse_json(text), Mapping[str, Any], "it"))
+        return _clip_of(conform(parse_json(text, "metadata"), Mapping[str, Any], "it"))
 
 
 def _clip_of(parts: Mapping[str, Any]) -> ClipRecipe:

@@ -14,7 +14,7 @@ from torch import Tensor
 from videomaskfeat.data.ava_views import AREAS
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.tasks.recipe import DETECT_KEY, LIMITS, ClipRecipe, recipe_texts
-from videomaskfeat.tensor_files import parse_json
+from videomaskfeat.texts import parse_json
 from videomaskfeat.values import from_parts
 
 
@@ -84,7 +84,7 @@ class DetectRecipe:
             ValueError: no JSON, a part that is missing, or a key that no part has.
         """
         try:
-            return from_parts(cls, parse_json(text), limits=LIMITS)
+            return from_parts(cls, parse_json(text, "metadata"), limits=LIMITS)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"no detector's recipe: {error}") from error
 

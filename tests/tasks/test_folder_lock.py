@@ -53,8 +53,20 @@ def test_holder_is_named_with_the_remedy(tmp_path: Path) -> None:
         f"{tmp_path}/run: in use by process {os.getpid()} on {socket.gethostname()} since {since}; wait for"
         f" its end, stop it, or {REMEDY}"
     )
-    assert list((tmp_path / "run").iterdir()) == []
     lock(tmp_path / "run").acquire()
+
+
+def test_folder_that_stayed_empty_is_removed(tmp_path: Path) -> None:
+    """A mistake in the config leaves nothing behind."""
+    with lock(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+    with lock(tmp_path):
+        pass
+    assert tmp_path.exists(), "it was there before"
+    with lock(tmp_path / "run"):
+        (tmp_path / "run" / "config.yaml").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 def test_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:

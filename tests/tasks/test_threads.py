@@ -13,6 +13,7 @@ import torch
 from videomaskfeat.cli import main
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.engine import threads
+from videomaskfeat.tasks.folder_lock import FolderLock
 
 Pretrain = Callable[..., tuple[int, str]]
 
@@ -52,6 +53,15 @@ def test_new_run_measures_prints_and_stores(pretrain: Pretrain, tmp_path: Path, 
     assert "device    cpu, fp32, 1 threads" in text
     assert stored(tmp_path / "run") == 1
     assert text.count("rows of") == 1, "the trial must not log what the training logs"
+
+
+def test_second_process_is_refused_before_anything_is_measured(
+    pretrain: Pretrain, tmp_path: Path, two_cores: list[int]
+) -> None:
+    with FolderLock(tmp_path / "run", remedy=""):
+        code, text = pretrain()
+    assert code == 2 and "in use by process" in text
+    assert not two_cores
 
 
 def test_trial_changes_nothing_that_is_learnt(

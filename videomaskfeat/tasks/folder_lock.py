@@ -82,7 +82,7 @@ class FolderLock:
     its last start, the same container), else 3 minutes after it was last renewed.
 
     Args:
-        folder: made if it is missing.
+        folder: created if it is missing, and then removed at the end if nothing was written into it.
         remedy: how to choose another folder, as the end of a message.
     """
 
@@ -90,6 +90,7 @@ class FolderLock:
         self.path = Path(folder) / LOCK_NAME
         self._remedy = remedy
         self._own: Holder | None = None
+        self._created = False
         self._released = threading.Event()
 
     def __enter__(self) -> FolderLock:
@@ -108,6 +109,7 @@ class FolderLock:
             UserError: another process holds it.
             RunFailed: the system refuses to write there.
         """
+        self._created = not self.path.parent.exists()
         make_folder(self.path.parent)
         try:
             self._acquire()
@@ -142,6 +144,9 @@ class FolderLock:
         with suppress(OSError), self._opened() as file:
             if _read(file) == own:
                 os.unlink(self.path)
+        if self._created:
+            with suppress(OSError):  # it holds files
+                self.path.parent.rmdir()
 
     def _refusal(self, holder: Holder, age: float) -> str:
         elsewhere = holder.machine != _machine()

@@ -24,6 +24,17 @@ from videomaskfeat.tasks.folder_lock import lock_for_all_ranks
 logger = logging.getLogger(__name__)
 
 
+def hold_run_folder(path: str) -> AbstractContextManager[None]:
+    """Hold a run folder for this process while the context is open; all ranks must call it.
+
+    It is taken before anything is built or measured, so that a second process is refused at once.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    return lock_for_all_ranks(path, remedy="choose another run.folder")
+
+
 class RunFolder:
     """One folder, one config: a run that goes on must share every setting that changes what is learnt.
 
@@ -42,14 +53,6 @@ class RunFolder:
     def fingerprint(self) -> dict[str, Any]:
         """The settings that a resumed run must share with what it resumes."""
         return self._without_free_keys(self._config)
-
-    def held(self) -> AbstractContextManager[None]:
-        """Hold the folder for this run alone while the context is open; all ranks call it.
-
-        Raises:
-            UserError: another process holds it.
-        """
-        return lock_for_all_ranks(self.path, remedy="choose another run.folder")
 
     def open(self) -> None:
         """Write config and environment; only rank 0 calls it.

@@ -36,7 +36,7 @@ from videomaskfeat.tasks.classification.multiview import evaluate_model, videos_
 from videomaskfeat.tasks.plan import describe_finetuning
 from videomaskfeat.tasks.recipe import CLASSIFY_KEY, Levels, normalise
 from videomaskfeat.tasks.report import report
-from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.run_folder import RunFolder, hold_run_folder, uses_bf16
 from videomaskfeat.tasks.threads import with_threads
 from videomaskfeat.tasks.training_parts import (
     build_average,
@@ -138,7 +138,10 @@ def finetune(config: FinetuneConfig) -> FinetuneOutcome:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     device = distributed.choose_device(config.run.device)
-    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
+    with (
+        distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)),
+        hold_run_folder(config.run.folder),
+    ):
         config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
@@ -177,7 +180,7 @@ class _Run:
 
     def go(self) -> FinetuneOutcome:
         """Train, then score the best weights over all views and report."""
-        with self.run_folder.held(), self.loader:
+        with self.loader:
             return self._go()
 
     def _go(self) -> FinetuneOutcome:

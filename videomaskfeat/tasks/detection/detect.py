@@ -46,7 +46,7 @@ from videomaskfeat.tasks.plan import describe_detection
 from videomaskfeat.tasks.protocol import file_sha256
 from videomaskfeat.tasks.recipe import DETECT_KEY, Levels, normalise
 from videomaskfeat.tasks.report import report
-from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.run_folder import RunFolder, hold_run_folder, uses_bf16
 from videomaskfeat.tasks.threads import with_threads
 from videomaskfeat.tasks.training_parts import (
     build_average,
@@ -152,7 +152,10 @@ def detect_train(config: DetectConfig) -> DetectOutcome:
     if config.evaluate.every_seconds < 1:
         raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
     device = distributed.choose_device(config.run.device)
-    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
+    with (
+        distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)),
+        hold_run_folder(config.run.folder),
+    ):
         config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
@@ -203,7 +206,7 @@ class _Run:
 
     def go(self) -> DetectOutcome:
         """Train, then score the best weights on all held-out key frames and report."""
-        with self.run_folder.held(), self.loader:
+        with self.loader:
             return self._go()
 
     def _go(self) -> DetectOutcome:

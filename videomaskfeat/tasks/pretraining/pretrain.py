@@ -25,7 +25,7 @@ from videomaskfeat.tasks.pretraining.heldout import HeldOutLoss
 from videomaskfeat.tasks.pretraining.probe import FeatureProbe
 from videomaskfeat.tasks.recipe import METADATA_KEY
 from videomaskfeat.tasks.report import report
-from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.run_folder import RunFolder, hold_run_folder, uses_bf16
 from videomaskfeat.tasks.threads import with_threads
 from videomaskfeat.tasks.training_parts import (
     build_average,
@@ -92,7 +92,10 @@ def pretrain(config: PretrainConfig) -> Outcome:
     if not config.run.folder:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
     device = distributed.choose_device(config.run.device)
-    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
+    with (
+        distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)),
+        hold_run_folder(config.run.folder),
+    ):
         config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
@@ -127,7 +130,7 @@ class _Run:
 
     def go(self) -> Outcome:
         """Train, then measure, save, draw and report."""
-        with self.run_folder.held(), self.loader, self.heldout or nullcontext():
+        with self.loader, self.heldout or nullcontext():
             return self._go()
 
     def _go(self) -> Outcome:

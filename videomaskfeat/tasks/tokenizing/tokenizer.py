@@ -22,7 +22,7 @@ from videomaskfeat.models.weights import save_weights
 from videomaskfeat.targets.tally import margin
 from videomaskfeat.tasks.protocol import file_sha256
 from videomaskfeat.tasks.report import report
-from videomaskfeat.tasks.run_folder import RunFolder, uses_bf16
+from videomaskfeat.tasks.run_folder import RunFolder, hold_run_folder, uses_bf16
 from videomaskfeat.tasks.threads import with_threads
 from videomaskfeat.tasks.tokenizing.tokenizer_parts import (
     RECIPE_KEY,
@@ -89,7 +89,10 @@ def train_tokenizer(config: TokenizerConfig) -> TokenizerOutcome:
         raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/tokens")
     check_keys(config)
     device = distributed.choose_device(config.run.device)
-    with distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)):
+    with (
+        distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)),
+        hold_run_folder(config.run.folder),
+    ):
         config = with_threads(config, device, lambda: _Run(config, device))
         return _Run(config, device).go()
 
@@ -116,7 +119,7 @@ class _Run:
 
     def go(self) -> TokenizerOutcome:
         """Train, then measure, save, draw and report."""
-        with self.run_folder.held(), self.loader, self.heldout or nullcontext():
+        with self.loader, self.heldout or nullcontext():
             return self._go()
 
     def _go(self) -> TokenizerOutcome:

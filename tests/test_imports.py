@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,3 +147,14 @@ def test_unknown_names_are_an_attribute_error(name: str) -> None:
 def test_no_drawer_modules() -> None:
     names = {path.stem for path in PACKAGE.rglob("*.py")}
     assert not names & {"utils", "util", "helper", "helpers", "misc", "common"}
+
+
+def test_map_of_the_design_names_every_module_and_no_other() -> None:
+    """Those of cli and config are described together."""
+    design = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    package = design.partition("\n## Package\n")[2].partition("\nDirection of imports")[0]
+    named = set(re.findall(r"\w+\.py\b", package))
+    modules = {path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
+    assert named <= {path.name for path in modules}
+    mapped = {path.name for path in modules if room_of(path) not in ("cli", "config")}
+    assert mapped <= named

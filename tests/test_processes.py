@@ -82,7 +82,7 @@ def test_verb_that_ends_early_is_the_last(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], code: int, how: str
 ) -> None:
     assert run_in_order([[str(tmp_path), name] for name in ("a", str(code), "b")], again="make demo") == code
-    assert f"{how} (exit code {code}); `make demo` goes on from there" in capfd.readouterr().err
+    assert f"{how} (exit code {code}); `make demo` continues from there" in capfd.readouterr().err
     assert (tmp_path / "a").exists()
     assert not (tmp_path / "b").exists()
 

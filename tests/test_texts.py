@@ -82,7 +82,11 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         for path, kind in ((pipe, "named pipe"), (place, "socket"), (Path("/dev/zero"), "device")):
             with pytest.raises(UserError, match=f"^{path}: is a {kind}, and a regular file is needed"):
                 open_file(path, "rb")
-    for path, words in (("a\0b", "is no path"), ("\ud800", "is no path"), ("a" * 5000, "cannot be read")):
+    for path, words in (
+        ("a\0b", "is not a valid path"),
+        ("\ud800", "is not a valid path"),
+        ("a" * 5000, "cannot be read"),
+    ):
         with pytest.raises(UserError, match=words):
             open_file(path, "rb")
 
@@ -125,9 +129,9 @@ def test_yaml_is_plain_data() -> None:
         ("a: &a {<<: *a}", "the anchor &a contains itself"),
         ("a: *b", "found undefined alias"),
         ("a: 1\n---\nb: 2", "y, line 2: a second YAML document begins"),
-        ("a: " + "9" * 6000, "y, line 1: .* is no int of at most 64 bits"),
-        ("a: 0x_", "'0x_' is no int"),
-        ("a: !!float x", "'x' is no float"),
+        ("a: " + "9" * 6000, "y, line 1: .* is not a valid int of at most 64 bits"),
+        ("a: 0x_", "'0x_' is not a valid int"),
+        ("a: !!float x", "'x' is not a valid float"),
         ("a:\n\t- 1", "y, line 2: not valid YAML"),
         ("a: \x07", "not valid YAML"),
         ("a: !!map x", "expected a mapping"),

@@ -132,7 +132,7 @@ def read_detections(
 
     In a file of seven columns the last one is the action where its numbers are whole, as the official script
     has it, and the score where they are not (the first rows of the file decide). A row without a box is a
-    key frame in which nobody was found. The file may be empty.
+    key frame without persons. The file may be empty.
 
     Args:
         path: of the file.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-_WINDOW_SECONDS = 60.0  # recent steps: those of the last minute,
-_FEWEST, _MOST = 20, 500  # but at least and at most so many
+_WINDOW_SECONDS = 60.0  # steps of this time count as recent
+_FEWEST, _MOST = 20, 500  # bounds on the number of recent steps
 _TRIMMED = 0.05  # share of the recent steps, the slowest ones, that does not count
 
 
@@ -74,7 +74,7 @@ class TimeLeft:
             total -= self._recent.popleft()
 
     def seconds(self, remaining_steps: int) -> float | None:
-        """Seconds that so many steps will take; None until there were two steps."""
+        """Estimated seconds for a number of steps; None before the second step."""
         if not self._recent:
             return None
         quickest = sorted(self._recent)

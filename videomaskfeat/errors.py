@@ -51,7 +51,7 @@ class Stopped(RunFailed):
     """
 
     def __init__(self, number: int, message: str = "") -> None:
-        """Say which signal it was.
+        """Store the signal.
 
         Args:
             number: of the signal.

@@ -23,8 +23,8 @@ _BAD_PATHS = (errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
 def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> IO[Any]:
     """Open ``path`` (text as UTF-8) through the path manager.
 
-    What cannot be written as UTF-8 (a file name of other bytes, say) is written as an escape such as
-    ``\\udce9``, unless ``errors`` asks for another way.
+    What cannot be written as UTF-8 (such as a file name of other bytes) is written as an escape such as
+    ``\\udce9``, unless ``errors`` selects another way.
 
     Raises:
         UserError: the file is to be read and does not exist, is a folder, or is not a regular file (a named
@@ -51,7 +51,7 @@ def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> I
     except UserError:
         raise
     except ValueError as error:  # a NUL character, or a surrogate that stands for no byte
-        raise UserError(f"{text!r}: is no path ({error}); check it") from error
+        raise UserError(f"{text!r}: is not a valid path ({error}); check it") from error
 
 
 def _check_regular(path: str) -> None:
@@ -73,7 +73,7 @@ def _check_regular(path: str) -> None:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], mode: str = "w", **kwargs: Any) -> Iterator[IO[Any]]:
-    """Open a file to write it whole: whoever reads ``path`` sees the old content or all of the new.
+    """Open a file to write it whole: readers of ``path`` see the old content or all of the new.
 
     The content goes to a temporary file in the same folder, is flushed to the disk, and takes the name when
     the context ends without an error. A process that is killed leaves the old file, and a temporary one
@@ -159,13 +159,13 @@ def write_failed(path: str | os.PathLike[str], error: OSError) -> RunFailed:
 
 
 def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
-    """Remove what writers that were killed left in a folder; nobody else may write there meanwhile."""
+    """Remove what killed writers left in a folder; no other process may write there meanwhile."""
     for leftover in Path(folder).glob(f".*{_TEMPORARY}"):
         leftover.unlink(missing_ok=True)
 
 
 def flush_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a rename last: the entry lives in the folder, which has its own place on the disk."""
+    """Flush a folder to the disk, which makes a rename in it permanent."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -174,12 +174,12 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
-    """The path of a local file that holds what ``path`` names (itself where it is local)."""
+    """The path of a local file that holds what ``path`` names (``path`` itself if it is local)."""
     return _manager.get_local_path(os.fspath(path))
 
 
 def ffmpeg_url(path: str | os.PathLike[str]) -> str:
-    """How FFmpeg must be given a local path: in a bare one it takes what precedes a colon for a protocol."""
+    """A local path as a URL for FFmpeg, which takes what precedes a colon in a bare path for a protocol."""
     return f"file:{os.fspath(path)}"
 
 
@@ -197,19 +197,11 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a file (not a folder) is there."""
-    return bool(_manager.isfile(os.fspath(path)))
-
-
-def is_regular_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a local path is a regular file, symbolic links followed.
+    """Whether a path is a regular file, symbolic links followed.
 
     Not a folder, pipe, socket or device: reading one of the last three may block forever, or never end.
     """
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):  # ValueError: a null character in the name
-        return False
+    return bool(_manager.isfile(os.fspath(path)))
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:

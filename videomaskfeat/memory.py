@@ -33,7 +33,7 @@ def machine_memory() -> int | None:
     """Bytes that a process may use: the machine's memory, or the limit of its control group if that is less.
 
     Returns:
-        None if the system does not tell.
+        None if it is unknown.
     """
     try:
         found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -51,7 +51,7 @@ def machine_memory() -> int | None:
 def private_bytes() -> int:
     """Resident memory that this process shares with no other, in bytes.
 
-    Where the system has no /proc: the peak of all its resident memory.
+    Without /proc: the peak of all its resident memory.
     """
     try:
         with open("/proc/self/statm", encoding="ascii") as file:

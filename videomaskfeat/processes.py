@@ -15,17 +15,17 @@ from typing import IO, Any
 from videomaskfeat.errors import Stopped
 
 SAME_SIGNAL_SECONDS = 2.0
-"""Signals that come within this time are one wish to stop: a terminal and a launcher both pass them on."""
-_PARENT = "VIDEOMASKFEAT_PARENT"  # of the process that started a verb, in the verb's environment
-_PATIENCE_SECONDS = 120.0  # for an orderly end of a verb whose parent is gone
+"""Signals within this time count as one, since a terminal and a launcher both pass them on."""
+_PARENT = "VIDEOMASKFEAT_PARENT"  # environment variable: id of the process that started a verb
+_PATIENCE_SECONDS = 120.0  # in which a verb whose parent has ended may save
 _started_by_verbs = False
 
 
 class Verbs:
     """Runs verbs; while the context is open, SIGTERM and Ctrl-C are passed on to those that run.
 
-    A training saves and ends then, and :meth:`run` raises Stopped; so does every later call. A second signal
-    kills the verbs. If this process is killed, they end as by SIGTERM (:func:`end_with_parent`).
+    A training then saves and ends, and :meth:`run` and every later call raise Stopped. A second signal kills
+    the verbs. If this process is killed, they end as on SIGTERM (:func:`end_with_parent`).
     """
 
     _HANDLED = (signal.SIGTERM, signal.SIGINT)
@@ -59,7 +59,7 @@ class Verbs:
 
         Args:
             arguments: the verb and its arguments.
-            log: file for what it prints; None: where this process prints.
+            log: file for its output; None: the output of this process.
             environment: variables to set besides those of this process.
 
         Returns:
@@ -103,11 +103,11 @@ class Verbs:
 
 
 def run_in_order(commands: Sequence[Sequence[str]], *, again: str) -> int:
-    """Run verbs one after the other until one fails or is stopped; say which, and how to go on.
+    """Run verbs in order until one fails or is stopped; then print which one, and how to continue.
 
     Args:
         commands: a verb and its arguments each.
-        again: the command that goes on, such as "make demo".
+        again: the command that continues, such as "make demo".
 
     Returns:
         0, or the exit code of the verb that failed or was stopped.
@@ -122,7 +122,8 @@ def run_in_order(commands: Sequence[Sequence[str]], *, again: str) -> int:
             if code:
                 how = "was stopped" if code in (130, 143, -signal.SIGTERM, -signal.SIGINT) else "failed"
                 print(
-                    f"\n`videomaskfeat {command[0]}` {how} (exit code {code}); `{again}` goes on from there",
+                    f"\n`videomaskfeat {command[0]}` {how} (exit code {code}); "
+                    f"`{again}` continues from there",
                     file=sys.stderr,
                 )
                 return code if code > 0 else 128 - code
@@ -130,7 +131,7 @@ def run_in_order(commands: Sequence[Sequence[str]], *, again: str) -> int:
 
 
 def end_with_parent() -> None:
-    """In a verb that :class:`Verbs` started: end as by SIGTERM when that process is gone."""
+    """In a verb that :class:`Verbs` started: end as on SIGTERM when that process has ended."""
     global _started_by_verbs
     parent = os.environ.pop(_PARENT, "")
     if not parent:

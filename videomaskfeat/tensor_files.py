@@ -1,6 +1,6 @@
-"""Files of tensors: torch's and safetensors, checked before anything in them is believed.
+"""Files of tensors: torch's and safetensors, checked before anything in them is used.
 
-Every file of weights and every checkpoint is read here. Whatever is wrong with one is a :class:`DamagedFile`:
+Every file of weights and every checkpoint is read here. Anything wrong with one raises :class:`DamagedFile`:
 sizes that a file declares are compared with what it holds before memory is taken for them, and no code in it
 is run.
 """
@@ -31,15 +31,15 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 class DamagedFile(UserError):
-    """A file that is cut, altered, or none of the format that is needed.
+    """A file that is cut, altered, or of another format.
 
     Attributes:
         reason: what is wrong with it, without path and remedy.
     """
 
     def __init__(self, path: str, reason: str, *, message: str = "") -> None:
-        told = f"is cut or damaged and cannot be read ({reason}); copy or download it again"
-        super().__init__(f"{path}: {message or told}")
+        problem = f"is cut or damaged and cannot be read ({reason}); copy or download it again"
+        super().__init__(f"{path}: {message or problem}")
         self.reason = reason
 
 
@@ -47,14 +47,14 @@ class PickledCode(UserError):
     """A file of tensors holds code besides them, which is never run.
 
     Attributes:
-        name: of the function or class, where known.
+        name: of the function or class, if known.
     """
 
     def __init__(self, path: str, name: str = "") -> None:
         super().__init__(
-            f"{path}: holds pickled code{f' ({name})' if name else ''} besides tensors, which is never run "
-            "here; load it where you trust it, keep only the tensors (torch.save({'model_state': state}, "
-            "...)), use that file"
+            f"{path}: holds pickled code{f' ({name})' if name else ''} besides tensors, which is never "
+            "run; if you trust the file, load it with torch, save only its tensors "
+            "(torch.save({'model_state': state}, ...)) and give that file"
         )
         self.name = name
 
@@ -90,15 +90,15 @@ def read_torch_file(path: str) -> object:
 
     Raises:
         UserError: no such file, or one that cannot be opened.
-        DamagedFile: it is cut, altered, or no such file.
+        DamagedFile: it is cut, altered, or not a torch file.
         PickledCode: it holds more than plain data and tensors.
     """
     require_file(path)
     start, local = _start_of(path), local_path(path)
     if not start.startswith((b"PK", b"\x80")):  # a zip archive, and a pickle of protocol 2 or later
         words = (
-            "is no checkpoint: neither a zip archive nor a pickle, as torch writes them; give a .pyth, .pt, "
-            ".pth or .safetensors file of weights"
+            "is not a checkpoint: neither a zip archive nor a pickle, as torch writes them; give a .pyth, "
+            ".pt, .pth or .safetensors file of weights"
         )
         raise DamagedFile(path, "unknown format", message=words)
     try:
@@ -111,7 +111,7 @@ def read_torch_file(path: str) -> object:
         raise
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
-    except Exception as error:  # whatever foreign bytes make zipfile, pickle or torch raise
+    except Exception as error:  # zipfile, pickle and torch raise many kinds for foreign bytes
         raise _as_refusal(path, error) from error
 
 
@@ -120,12 +120,12 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
 
     Raises:
         UserError: no such file, or one that cannot be opened.
-        DamagedFile: it is cut, altered, or no such file.
+        DamagedFile: it is cut, altered, or not a safetensors file.
     """
     read_metadata(path)  # checks the header
     try:
         return load_file(local_path(path))
-    except Exception as error:  # likewise
+    except Exception as error:  # safetensors and torch raise many kinds for foreign bytes
         raise DamagedFile(path, _first_line(error)) from error
 
 
@@ -158,7 +158,7 @@ def read_metadata(path: str) -> dict[str, str]:
         raise
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
-    except Exception as error:  # likewise
+    except Exception as error:  # as above
         raise DamagedFile(path, _first_line(error)) from error
 
 
@@ -187,7 +187,7 @@ def _start_of(path: str) -> bytes:
 
 
 def _check_archive(path: str, local: str) -> None:
-    """Refuse a zip archive whose parts are not as torch writes them: whole, uncompressed, in plain sight.
+    """Refuse a zip archive whose parts are not as torch writes them: whole, uncompressed, not encrypted.
 
     Raises:
         DamagedFile: names the part.
@@ -213,7 +213,7 @@ def _check_archive(path: str, local: str) -> None:
             raise DamagedFile(path, f"the check sum of {broken} is wrong")
         pickles = [name for name in parts if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise DamagedFile(path, "no file of torch.save: data.pkl is missing")
+            raise DamagedFile(path, "not written by torch.save: data.pkl is missing")
         folder = pickles[0].partition("/")[0]
         order = archive.read(f"{folder}/byteorder") if f"{folder}/byteorder" in parts else b"little"
         if order not in (b"little", b"big"):

@@ -33,7 +33,7 @@ _BOMS = (  # the longer ones first: UTF-32 begins like UTF-16
     (b"\xfe\xff", "utf-16"),
 )
 _UNPACK = "unpack it first"
-_KINDS = (  # how a file begins, what it is, and what to do with it (empty: give another file)
+_KINDS = (  # first bytes, kind, remedy (empty: another file is needed)
     (b"\x1f\x8b", "a gzip file", _UNPACK),
     (b"PK\x03\x04", "a zip file, as PyTorch's checkpoints are", ""),
     (b"BZh", "a bzip2 file", _UNPACK),
@@ -142,10 +142,10 @@ def decode_text(data: bytes, name: str, *, what: str) -> str:
 
 
 def refuse_other_kinds(data: bytes, name: str, *, what: str, remedy: str = "") -> None:
-    """See by its first bytes that a file is not an archive, a checkpoint, a video or another known kind.
+    """Refuse a file that begins as an archive, a checkpoint, a video or another known kind does.
 
     Raises:
-        UserError: it is; names the kind.
+        UserError: names the kind.
     """
     kind = file_kind(data[:512])
     if kind:
@@ -153,7 +153,7 @@ def refuse_other_kinds(data: bytes, name: str, *, what: str, remedy: str = "") -
 
 
 def file_kind(start: bytes) -> tuple[str, str] | None:
-    """What a file that begins so is, and what to do with it (or an empty text); None if it may be text."""
+    """The kind of a file by its first bytes, and a remedy (or an empty text); None if it may be text."""
     for mark, kind, remedy in _KINDS:
         if start.startswith(mark):
             return kind, remedy
@@ -253,7 +253,7 @@ def read_yaml(path: str | os.PathLike[str], *, what: str = "a YAML file") -> Any
 
 
 def dump_yaml(plain: Any) -> str:
-    """Plain data as YAML that :func:`parse_yaml` reads as it was, bytes of file names included."""
+    """Plain data as YAML from which :func:`parse_yaml` restores it, bytes of file names included."""
     return str(yaml.dump(plain, Dumper=_PlainDumper, allow_unicode=True, sort_keys=False))
 
 
@@ -304,7 +304,7 @@ def _refuse_nul(data: bytes, name: str, what: str) -> None:
 
 
 def _likely_encoding(data: bytes) -> str:
-    """Letters of one byte stand mostly alone between ASCII; two of two bytes are a run of four."""
+    """The probable encoding: letters of one byte mostly stand alone between ASCII, others in runs."""
     if not re.search(rb"[\x81-\xfe]{4}", data):
         return "windows-1252"
     try:
@@ -354,7 +354,7 @@ def _deeper_than(value: Any, depth: int) -> bool:
 
 
 def _check_events(text: str, name: str, loader: Any) -> None:
-    """Refuse what a document may not have, by its events, one at a time."""
+    """Refuse, event by event, what a document may not have (see :func:`parse_yaml`)."""
     open_nodes: list[list[Any]] = [["", 0]]  # anchor, values in it
     sizes: dict[str, int] = {}  # values that an alias stands for
     documents = 0
@@ -421,7 +421,7 @@ def _construct_mapping(loader: Any, node: yaml.Node) -> Iterator[dict[str, Any]]
 
 
 def _construct_scalar(loader: Any, node: yaml.Node) -> int | float | bool:
-    """A number or a boolean; what only looks like one, or has too many digits, is refused with its line."""
+    """A number or a boolean; one that is malformed or too long is refused with its line."""
     kind = node.tag.rpartition(":")[2]
     try:
         value: int | float | bool = getattr(loader, f"construct_yaml_{kind}")(node)
@@ -429,7 +429,10 @@ def _construct_scalar(loader: Any, node: yaml.Node) -> int | float | bool:
             raise ValueError
     except (ValueError, KeyError, OverflowError) as error:
         raise yaml.constructor.ConstructorError(
-            None, None, f"{show_text(node.value, 40)!r} is no {kind} of at most 64 bits", node.start_mark
+            None,
+            None,
+            f"{show_text(node.value, 40)!r} is not a valid {kind} of at most 64 bits",
+            node.start_mark,
         ) from error
     return value
 
@@ -442,15 +445,15 @@ _NUMBER = re.compile(
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Python's own parser, for all that libyaml refuses."""
+    """Python's own parser, for escapes that libyaml refuses."""
 
 
 class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml, if it is there."""
+    """libyaml, if PyYAML was built with it."""
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Python's own writer, which has escapes for what is not UTF-8; quotes text that looks like a number."""
+    """Python's own writer, which escapes what is not UTF-8 and quotes text that looks like a number."""
 
 
 _PlainDumper.add_implicit_resolver(

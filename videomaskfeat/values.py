@@ -1,4 +1,4 @@
-"""Values from files in the types that code asks for, each checked, with the name of what is wrong."""
+"""Plain data converted to declared types; an error names the value and the rule."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Limits = Mapping[str, tuple[float, float] | tuple[str, ...]]
 
 _WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
 _LONGEST = 80  # characters of a value in a message
-_LARGEST = 2**53  # an integer beyond it is no number of anything, and may be one of thousands of digits
+_LARGEST = 2**53  # larger integers count nothing, and may have thousands of digits
 
 
 def conform(value: Any, kind: Any, name: str, *, limits: Limits | None = None) -> Any:
-    """A value as a type asks for it: lists become tuples, integers numbers.
+    """Convert a value to a type: lists become tuples, integers become floats.
 
     Args:
-        value: plain data, as JSON, YAML or a caller brings it.
+        value: plain data, as JSON, YAML or a caller provides it.
         kind: ``int``, ``float``, ``bool``, ``str``, a ``Literal``, a union, a tuple, a ``Sequence``, a
             ``Mapping``, a dataclass, or ``Any``.
         name: of the value, for messages; its last part is looked up in ``limits``.
@@ -55,10 +55,10 @@ def conform(value: Any, kind: Any, name: str, *, limits: Limits | None = None) -
 
 
 def from_parts(cls: type[T], parts: Any, *, name: str = "", limits: Limits | None = None) -> T:
-    """A dataclass from a mapping of its fields, as JSON brings it.
+    """A dataclass from a mapping of its fields, as JSON provides it.
 
     Raises:
-        UserError: no mapping, an unknown or a missing field, or a value of the wrong type or outside its
+        UserError: not a mapping, an unknown or a missing field, or a value of the wrong type or outside its
             limits.
     """
     if not isinstance(parts, Mapping):
@@ -126,7 +126,7 @@ def _of_union(value: Any, kinds: Sequence[Any], name: str, limits: Limits | None
             errors.append(error)
     numbers = [error for error, kind in zip(errors, kinds, strict=True) if kind in (int, float)]
     if isinstance(value, int | float) and not isinstance(value, bool) and numbers:
-        raise numbers[0]  # the limit says more than the types
+        raise numbers[0]  # the limit is more specific than the types
     raise _wrong(name, value, " or ".join(map(describe, kinds)))
 
 
@@ -166,7 +166,7 @@ def _unknown(name: str, value: Any, known: str) -> UserError:
 
 
 def repr_of(value: Any) -> str:
-    """A value for a message, also where writing it out is refused or endless."""
+    """A value for a message, even if ``repr`` refuses it."""
     try:
         return repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4300 digits; a nest

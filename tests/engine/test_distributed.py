@@ -136,8 +136,8 @@ def stay_busy_on_rank_1(folder: Path) -> None:
     distributed.barrier()
 
 
-KEEPER = r"rank 1, step 2: rank 0, which keeps the ranks in touch, does not answer: it was killed, stopped"
-SILENT = r"rank 0, step 2: rank 1 does not answer \(last heard of at step 2\): it was killed, stopped or cut"
+KEEPER = r"rank 1, step 2: rank 0, which connects the ranks, does not answer: it was killed, stopped"
+SILENT = r"rank 0, step 2: rank 1 does not answer \(last seen at step 2\): it was killed, stopped or cut"
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,9 @@ def test_cut_file_is_named(tmp_path: Path, kind: str, share: float) -> None:
 def test_other_files_are_no_checkpoints_and_nobody_is_told_to_run_them(tmp_path: Path, start: bytes) -> None:
     path = tmp_path / "some.mp4"
     path.write_bytes(start + bytes(100))
-    with pytest.raises(UserError, match=r"some.mp4: is no checkpoint: neither a zip archive nor") as caught:
+    with pytest.raises(
+        UserError, match=r"some.mp4: is not a checkpoint: neither a zip archive nor"
+    ) as caught:
         read_state(path)
     assert "trust" not in str(caught.value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,37 @@ def test_video_that_crashes_the_decoder_is_replaced_and_a_resumed_run_is_the_sam
     assert code == 3, text
     assert "step 5 of 12" in text
     assert [row["loss"] for row in rows(run)] == losses
+    again = load_file(run / "weights.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+
+
+def test_run_of_an_earlier_version_is_resumed_as_if_it_had_not_stopped(
+    pretrain: Pretrain, sample: Path, tmp_path: Path
+) -> None:
+    """Its config and its checkpoints lack what has been added since."""
+    run = tmp_path / "run"
+    listed = (sample / "train.csv").read_text().split()
+    (sample / listed[0]).write_bytes(b"")
+    choices = ("run.checkpoint_minutes=0", "run.keep_checkpoints=12", "run.threads=1")
+    assert pretrain(*choices)[0] == 3
+    weights = load_file(run / "weights.safetensors")
+    for checkpoint in (run / "checkpoints").iterdir():
+        if checkpoint.name > "step_00000005.pt":
+            checkpoint.unlink()
+    config = (run / "config.yaml").read_text()
+    old = re.sub(r"^  (threads|rank_timeout_minutes|read_seconds): .*\n", "", config, flags=re.M)
+    assert config.count("\n") - old.count("\n") == 3
+    (run / "config.yaml").write_text(old)
+    newest = run / "checkpoints" / "step_00000005.pt"
+    content = torch.load(newest, weights_only=True)
+    del content["progress"]["unevaluated"]
+    (failure,) = content["extra"]["failures"]["failures"]
+    del failure["lost_in_epoch"]
+    torch.save(content, newest)
+    code, text = pretrain(*choices)
+    assert code == 3, text
+    assert "step 5 of 8" in text
+    assert not list((run / "checkpoints").glob("*.damaged"))
     again = load_file(run / "weights.safetensors")
     assert all(torch.equal(again[name], weight) for name, weight in weights.items())
 

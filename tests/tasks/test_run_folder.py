@@ -10,18 +10,39 @@ from pathlib import Path
 import pytest
 
 from tests.engine.processes import exit_code
-from videomaskfeat.config import PretrainConfig
+from videomaskfeat.config import FinetuneConfig, PretrainConfig, TokenizerConfig, flat
+from videomaskfeat.config.detect import DetectConfig
 from videomaskfeat.engine.checkpoint import CheckpointFolder
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.tasks import run_folder
-from videomaskfeat.tasks.pretraining.pretrain import FREE_KEYS
+from videomaskfeat.tasks.classification import classify
+from videomaskfeat.tasks.detection import detect
+from videomaskfeat.tasks.pretraining import pretrain
 from videomaskfeat.tasks.run_folder import RunFolder
+from videomaskfeat.tasks.tokenizing import tokenizer
 
 
 def open_folder(path: Path, *, epochs: float = 3.0) -> None:
     config = PretrainConfig()
     config.optim.epochs = epochs
-    RunFolder(str(path), config, free_keys=FREE_KEYS).open()
+    RunFolder(str(path), config, free_keys=pretrain.FREE_KEYS).open()
+
+
+@pytest.mark.parametrize(
+    ("config", "free_keys"),
+    [
+        (PretrainConfig(), pretrain.FREE_KEYS),
+        (FinetuneConfig(), classify.FREE_KEYS),
+        (DetectConfig(), detect.FREE_KEYS),
+        (TokenizerConfig(), tokenizer.FREE_KEYS),
+    ],
+    ids=["pretrain", "finetune", "detect-train", "train-tokenizer"],
+)
+def test_keys_that_runs_of_earlier_versions_lack_are_free(config: object, free_keys: tuple[str, ...]) -> None:
+    """Their checkpoints were saved without them, and would count as those of another config."""
+    keys = flat(config).keys()
+    added = {"run.threads", "run.rank_timeout_minutes", "data.read_seconds", "model.weights_key"}
+    assert added & keys <= set(free_keys) <= keys
 
 
 @pytest.fixture
@@ -78,7 +99,7 @@ def test_full_disk_leaves_the_old_config(
 
 
 def test_removed_folder_is_not_made_again(run: Path) -> None:
-    folder = RunFolder(str(run), PretrainConfig(), free_keys=FREE_KEYS)
+    folder = RunFolder(str(run), PretrainConfig(), free_keys=pretrain.FREE_KEYS)
     for path in sorted(run.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     run.rmdir()

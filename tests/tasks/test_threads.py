@@ -60,7 +60,8 @@ def test_second_process_is_refused_before_anything_is_measured(
 ) -> None:
     with FolderLock(tmp_path / "run", remedy=""):
         code, text = pretrain()
-    assert code == 2 and "in use by process" in text
+    assert code == 2
+    assert "in use by process" in text
     assert not two_cores
 
 

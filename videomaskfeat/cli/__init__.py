@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(verb: str, error: BaseException) -> int:
     """Print what a person needs of an error, and return the exit code; errors of the program are raised."""
-    if isinstance(error, BrokenPipeError):  # the reader of our output, `head` say, has gone
+    if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has ended
         sys.stderr.close()
         return DONE
     if not isinstance(error, UserError | RunFailed | OSError):  # OSError: a folder that may not be written

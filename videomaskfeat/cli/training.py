@@ -116,7 +116,7 @@ def exit_code(outcome: Any) -> int:
     """Of a training that ended without an error.
 
     One that a signal stopped has saved its last step and ends with 0; as a part of a longer command it must
-    be told from one that is finished.
+    be distinguished from a finished one.
     """
     if not outcome.finished and started_by_verbs():
         return INTERRUPTED

@@ -75,7 +75,7 @@ def one_line(error: Exception | str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that neither fails nor controls a terminal, whatever names of files it holds.
+    """Text without control characters and lone surrogates, which names of files may hold.
 
     Bytes that are not UTF-8 become ``\\xe9``, control characters besides line ends and tabs ``\\x1b``.
     """

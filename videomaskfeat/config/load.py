@@ -141,8 +141,8 @@ def _read_override(override: str) -> DictConfig:
     where = _argument(override)
     if name.count(".") + name.count("[") >= _DEEPEST_KEY:
         raise UserError(f"argument {show_text(name, 40)!r}: a key has at most {_DEEPEST_KEY} parts")
-    # `key=` is the empty text, as a shell would have it; `key=null` is none. A file name whose bytes are not
-    # UTF-8 is no YAML.
+    # `key=` is the empty text, as in a shell; `key=null` is None. A file name whose bytes are not UTF-8 is
+    # taken as it is, since it cannot be YAML.
     plain = value if not value or _has_bytes(value) else _parse_value(value, where)
     _check_interpolations(plain, where)
     tree = OmegaConf.create({})

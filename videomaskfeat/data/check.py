@@ -84,7 +84,7 @@ def check_list(
 
 
 def _scan(path: str, reader: str, decode: bool) -> Scan:
-    """Everything that one file tells. Runs in a worker process."""
+    """Facts about one file. Runs in a worker process."""
     local = io.local_path(path)
     if not os.path.exists(local):
         return Scan(path, missing=True, cause=io.missing_cause(path))

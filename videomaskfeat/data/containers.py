@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from videomaskfeat.io import is_regular_file
+from videomaskfeat.io import is_file
 
 _UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TURNED = ((0, 1, 0, -1, 0, 0, 0, 0, 1), (-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, -1, 0, 1, 0, 0, 0, 0, 1))
@@ -43,7 +43,7 @@ Span = tuple[int, int]  # first byte and one past the last
 
 def is_exact_in_decord(path: str) -> bool:
     """Whether decord's index i is the i-th picture shown, and its RGB the same as FFmpeg's, for this file."""
-    if not is_regular_file(path):
+    if not is_file(path):
         return False
     try:
         with open(path, "rb") as file:
@@ -54,7 +54,7 @@ def is_exact_in_decord(path: str) -> bool:
             if head[:4] == b"\x1aE\xdf\xa3":
                 return _is_plain_webm(file, size)
     except (OSError, struct.error, ValueError, LookupError, OverflowError, MemoryError):
-        pass  # no file, or an unusual or damaged header: nothing is known, so decord is not trusted with it
+        pass  # no file, or an unusual or damaged header, which decord might not survive
     return False
 
 
@@ -157,7 +157,7 @@ def _matrix(box: bytes, offset: int) -> tuple[float, ...]:
 
 
 def _rows(file: BinaryIO, span: Span, columns: int) -> np.ndarray:
-    """A table of a version word, a count, and so many rows of 32-bit numbers: int64 [count, columns]."""
+    """A table of a version word, a count, and ``count`` rows of 32-bit numbers: int64 [count, columns]."""
     file.seek(span[0] + 4)
     count = struct.unpack(">I", file.read(4))[0]
     if count > _MOST_SAMPLES or 8 + 4 * count * columns > span[1] - span[0]:
@@ -256,7 +256,7 @@ def _sample_spans(file: BinaryIO, tables: dict[bytes, Span], size: int) -> np.nd
 def _is_plain_picture(
     file: BinaryIO, tkhd: bytes, tables: dict[bytes, Span], keys: np.ndarray, size: int
 ) -> bool:
-    """Whether codec, orientation and size are plain, and the samples begin as the codec's header says."""
+    """Whether codec, orientation and size are plain, and the samples begin as the codec's header declares."""
     matrix = _matrix(tkhd, 52 if tkhd[0] == 1 else 40)
     stsd = tables[b"stsd"]
     head = _content(file, (stsd[0], stsd[0] + 94))
@@ -295,7 +295,7 @@ def _hides_nothing(elst: bytes, shown: np.ndarray, media_ticks_per_movie_tick: f
 
 
 def declares_too_much(path: str) -> bool:
-    """Whether an mp4 file declares more samples than it has bytes, in a form for which FFmpeg believes it.
+    """Whether an mp4 file declares more samples than it has bytes, in a form that FFmpeg does not check.
 
     Samples of one size for all, and fragments whose samples are not listed, need no table: FFmpeg reserves
     24 bytes and more for each that is declared, up to 100 GB.

@@ -11,7 +11,7 @@ import numpy as np
 
 from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import exists, is_file, is_regular_file, open_file
+from videomaskfeat.io import exists, is_file, open_file
 
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _LARGEST_FILE = 256 << 20  # bytes
@@ -76,9 +76,9 @@ def load_picture(path: str) -> np.ndarray:
         uint8 [H, W, 3], RGB.
 
     Raises:
-        ValueError: the file cannot be read, or is no picture; the message is a short phrase for people.
+        ValueError: the file cannot be read, or is not a picture; the message is a short phrase for people.
     """
-    if exists(path) and not is_regular_file(path):
+    if exists(path) and not is_file(path):
         raise ValueError(NOT_REGULAR)
     try:
         with open_file(path, "rb") as file:
@@ -164,7 +164,7 @@ def _declared_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """By the first start-of-frame segment; each segment says how long it is."""
+    """By the first start-of-frame segment; each segment begins with its length."""
     position = 2
     while data[position : position + 1] == b"\xff":
         kind, length = struct.unpack_from(">BH", data, position + 1)

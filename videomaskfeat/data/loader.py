@@ -199,7 +199,7 @@ class ClipLoader(Generic[BatchT]):
         Args:
             epoch: from 0.
             first_batch: number of the first batch, from 0.
-            stop: asked about twice a second while a batch is waited for; once it is true, there are no more.
+            stop: called about twice per second while waiting for a batch; once it is true, there are no more.
 
         Raises:
             UserError: the list cannot be read (see `RecordClips`).
@@ -306,7 +306,7 @@ class _KeyStream:
     def stream(self, start: tuple[int, int], *, end_epoch: int | None) -> Iterator[_BatchKeys | None]:
         """The keys from an epoch and batch on, epoch after epoch.
 
-        None for an epoch after the next one: which records are given up in it is not known yet.
+        None for an epoch after the next one, since the records given up in it are not known yet.
         """
         first_epoch, first_batch = start
         for epoch in count(first_epoch):

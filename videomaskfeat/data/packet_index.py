@@ -1,7 +1,7 @@
-"""The pictures of a file, told from its packets: which they are, when they are shown, and how fast.
+"""The pictures of a file, from its packets: their number, times and rate.
 
 A header can state any frame rate and any duration, and a file can be several recordings one after the other.
-The packets say what is there, so everything here follows from the times of the packets.
+So everything here follows from the times of the packets.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PacketIndex:
 
 
 class PacketLog:
-    """What the packets of a file say, noted one after the other in file order."""
+    """Collects the packets of a file in file order."""
 
     def __init__(self, *, second: float, joins: Joins) -> None:
         """Start empty.
@@ -175,7 +175,7 @@ class PacketTable:
         return int(self.durations[shown[np.argmax(self.times[shown])]])
 
     def index(self) -> PacketIndex | None:
-        """The index; None if the times do not tell the pictures apart."""
+        """The index; None if two pictures have the same time."""
         hidden, keys = self.hidden, self.keys
         if not keys.any() or (self.times[keys | ~hidden] == _UNKNOWN).any():
             return None

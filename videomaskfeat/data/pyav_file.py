@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from videomaskfeat.data.containers import declares_too_much
 from videomaskfeat.data.pyav_rgb import RgbConverter, frame_kind
 from videomaskfeat.data.reader import NOT_REGULAR, VideoReadError
-from videomaskfeat.io import ffmpeg_url, is_regular_file, missing_cause
+from videomaskfeat.io import ffmpeg_url, is_file, missing_cause
 
 MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
 _MOST_STREAMS = 100
@@ -190,8 +190,8 @@ def decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
 def _check_file(path: str) -> None:
     """Raise VideoReadError if reading what lies there may block forever, or take memory without end."""
     if not os.path.exists(path):
-        return  # FFmpeg says so
-    if not is_regular_file(path):
+        return  # FFmpeg reports it
+    if not is_file(path):
         raise VideoReadError(path, NOT_REGULAR)
     status = os.stat(path)
     stored = 512 * status.st_blocks  # 0 on file systems that do not count

@@ -38,7 +38,7 @@ class Orientation:
 
 
 def display_orientation(matrix: bytes | None) -> Orientation:
-    """The orientation that a display matrix asks for, by the rules of FFmpeg's command line.
+    """The orientation of a display matrix, by the rules of FFmpeg's command line.
 
     Args:
         matrix: nine 32-bit integers in the machine's byte order, or None.

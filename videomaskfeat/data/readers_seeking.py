@@ -52,7 +52,7 @@ def open_timed(path: str | os.PathLike[str], *, threads: int = 1) -> TimedReader
 
     mp4, Matroska, WebM, AVI and FLV files are not read from their start. Others are: transport and program
     streams have no index and may be several recordings joined, several edits of an mp4 file repeat times,
-    and in AVI and ASF files with B-frames only the order of the pictures tells their times. Raw streams have
+    and in AVI and ASF files with B-frames times follow only from the order of the pictures. Raw streams have
     no times at all: their frames are counted, at the rate that the stream states, or else at 25 per second.
 
     Args:
@@ -70,7 +70,7 @@ def open_timed(path: str | os.PathLike[str], *, threads: int = 1) -> TimedReader
 
 
 def _open_indexed(path: str, threads: int) -> TimedReader:
-    """Read all packets of a file, and tell its pictures' times from them."""
+    """Read all packets of a file and derive the times of its pictures."""
     video = PyAvReader(path, threads=threads)
     if video.seconds is None or video.counts_steadily:
         return CountedReader(video)

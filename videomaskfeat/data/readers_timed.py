@@ -176,7 +176,7 @@ class IndexedReader(TimedReader):
 
 
 def nearest_places(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The places of the ascending times that are nearest to wanted ones, int64 [n].
+    """Indices of the ascending times that are nearest to other times, int64 [n].
 
     Of two that are equally near it is the later one, as in ``key_frame_indices``; a little before the middle
     too, because containers round times to their clock (Matroska's is a millisecond).

@@ -1,4 +1,4 @@
-"""What a worker process does, and how it tells the process that started it what it is reading.
+"""The side of a worker process: its loop, and the shared memory that names what it is reading.
 
 `workers.py` is the other side. Data sets call `begin_reading` and `continue_reading`; outside a worker these
 do nothing.
@@ -38,7 +38,7 @@ class ReadingLost(VideoReadError):
 
 @dataclass(frozen=True)
 class Raised:
-    """An error that a task raised; one that is meant for people comes as itself."""
+    """An error that a task raised; errors with a message for users keep their class."""
 
     error: Exception | None
     trace: str
@@ -56,7 +56,7 @@ class Raised:
 
 @dataclass
 class _Here:
-    """What a worker process knows of itself."""
+    """State of a worker process."""
 
     shared: Any  # RawArray, see `TICKS`
     lost: dict[Reading, str]
@@ -112,7 +112,7 @@ def work(
     renew_megabytes: float,
     readings_to_settle: int,
 ) -> None:
-    """The life of a worker."""
+    """Make results of tasks until a worker is to end."""
     global _here
     _here = _Here(shared, lost)
     _set_up_worker()
@@ -127,7 +127,7 @@ def work(
             result = make(task[1])
         except Exception as error:
             result = Raised.of(error, f"worker process {number}")
-        shared[LENGTH] = 0  # what follows is no record's fault
+        shared[LENGTH] = 0  # no record is to blame for what follows
         grown = False
         if _here.readings >= readings_to_settle:
             own = private_bytes()
@@ -135,12 +135,12 @@ def work(
             grown = own - settled > renew_megabytes * 2**20
         try:
             results.send((task[0], result, grown))
-        except Exception as error:  # shared memory that is full, say
+        except Exception as error:  # such as full shared memory
             results.send((task[0], Raised.of(error, f"worker process {number}"), grown))
 
 
 def _set_up_worker() -> None:
-    """One thread per worker, since the workers themselves are the parallelism; and no end by a signal.
+    """Use one thread, since the workers themselves run in parallel, and ignore signals.
 
     Ctrl-C and a cluster's SIGTERM reach the whole process group: the training process then finishes its step,
     for which it needs its workers, and ends them itself. If it is killed it cannot: then they end with it.
@@ -154,10 +154,10 @@ def _set_up_worker() -> None:
 
 
 def _end_with_the_training() -> None:
-    """End this worker when the process that asked for it is gone.
+    """End this worker when the training process has ended.
 
-    The parent is no help: with a "forkserver" it is the server, which lives on for as long as one of its
-    workers does.
+    Its parent cannot be watched instead: with "forkserver" that is the server, which lives as long as one of
+    its workers does.
     """
     training = multiprocessing.parent_process()
     if training is not None:

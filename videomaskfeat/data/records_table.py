@@ -211,7 +211,7 @@ def _layout(table: _Table, labels: str, separator: str) -> _Layout:
     if strange and extra is None:
         raise UserError(
             f"{where}: the label of '{row}' follows {strange.group(1)!r}, which is not a known separator; "
-            f"use one of {', '.join(SEPARATORS)}, or say labels=no if it is a part of the path"
+            f"use one of {', '.join(SEPARATORS)}, or set labels=no if it is a part of the path"
         )
     if labels == "auto" and extra is None:
         return _Layout(None, 0)

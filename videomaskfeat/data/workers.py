@@ -1,4 +1,4 @@
-"""Worker processes: results in the order of their tasks, whatever happens to a worker.
+"""Worker processes: results in the order of their tasks, even if a worker crashes or hangs.
 
 A decoder written in C can end its process (``abort``, a segmentation fault), allocate until the kernel's
 out-of-memory killer ends it, or never return. Each worker notes what it is about to read in memory that
@@ -6,8 +6,8 @@ the main process sees. A worker that ends, or makes no progress for too long, is
 gets the tasks that the lost one had left; all other workers go on. A reading that costs a second worker is
 recorded as failed, and the data set then treats the record like any other that cannot be read.
 
-torch's ``DataLoader`` raises an error if a worker ends and waits for ever if one hangs or is stopped, and all
-its workers share one pipe, whose lock a killed worker can hold. Here each worker has a pipe of its own.
+Each worker has a pipe of its own. torch's ``DataLoader`` is not used: it cannot replace workers, and the lock
+of the pipe that they share can stay with one that was killed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
 _POLL_SECONDS = 0.5  # between two looks at the workers while the pool waits
-_START_SECONDS = 300.0  # a worker may take so long to start, on a busy machine too
+_START_SECONDS = 300.0  # for a worker to start, on a busy machine too
 _CLOSE_SECONDS = 1.0  # then workers that have not ended by themselves are killed
 _TRIES = 3  # workers that may be lost on one task without any progress in it
 _READINGS_TO_SETTLE = 1_000  # then caches are full, and growth is measured from there
@@ -104,15 +104,15 @@ class WorkerPool(Generic[TaskT, ResultT]):
 
         Args:
             make: makes the result of a task; picklable. It calls `begin_reading` before it opens a record.
-            tasks: taken as they are needed, in this process; None for one that is not to be given yet.
+            tasks: taken as they are needed, in this process; None if the next one is not known yet.
             path_of: the path that a reading is about, for messages.
-            workers: processes; 0 makes the results in this one, where nothing can be replaced.
-            ahead: tasks that each worker is given in advance.
+            workers: processes; 0 makes the results in this one, without replacement.
+            ahead: tasks sent to each worker in advance.
             read_seconds: time without progress after which a worker is replaced.
             renew_megabytes: growth of its own memory after which a worker is replaced by a fresh one.
             readings_to_settle: readings after which growth is measured.
             pin_memory: copy results into page-locked memory, for fast copies to a GPU.
-            lost: readings that have cost workers before; None: none.
+            lost: readings that have cost workers before.
         """
         self._make, self._tasks, self._path_of = make, tasks, path_of
         self._count, self._ahead, self._read_seconds = workers, ahead, read_seconds
@@ -125,8 +125,8 @@ class WorkerPool(Generic[TaskT, ResultT]):
         self._losses: Counter[int] = Counter()  # workers lost, by the task that each was at
         self._arrived: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
-        # At exit multiprocessing asks daemons to end by SIGTERM, which workers ignore, and waits for them:
-        # they must be gone by then, however this process comes to its end.
+        # At exit multiprocessing sends SIGTERM to daemons, which workers ignore, and waits for them: they
+        # must have ended before, also if this process ends with an error.
         self._end = multiprocessing.util.Finalize(self, _end_workers, (self._workers,), exitpriority=10)
         for number in range(workers):
             self._workers.append(self._start(number))
@@ -135,7 +135,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
         """The next result; None if there is no task left, or if ``stop`` became true while waiting.
 
         Args:
-            stop: asked about twice a second.
+            stop: called about twice per second.
 
         Raises:
             UserError, RunFailed: what a task raised, as it was raised.
@@ -178,7 +178,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
             self._sent += 1
 
     def _note(self, arrival: _Arrival) -> None:
-        """Keep a result, or replace the worker that it tells the end of."""
+        """Keep a result, or replace the worker that has ended."""
         worker = arrival.worker
         if self._workers[worker.number] is not worker:
             return  # replaced since; its tasks are done again
@@ -205,7 +205,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
                 )
 
     def _replace_lost(self, worker: _Worker, cause: str, remedy: str) -> None:
-        """Replace a worker that has ended or hangs; what it was reading is to blame the second time.
+        """Replace a worker that has ended or hangs; its reading is to blame the second time.
 
         Raises:
             RunFailed: too many workers were lost on one task, and no reading is to blame.
@@ -215,7 +215,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
         what = f" while reading {self._path_of(reading)}" if reading else ""
         logger.warning("worker %d is lost (%s)%s; a new one takes its place", worker.number, cause, what)
         task = worker.waiting[0][0] if worker.waiting else -1
-        # Memory in /dev/shm that cannot be had (SIGBUS) is no record's fault.
+        # SIGBUS means that /dev/shm is full, for which no record is to blame.
         if reading and worker.signal != "SIGBUS" and self._lost.add(reading, cause):
             self._losses.clear()
         else:
@@ -256,8 +256,8 @@ def call_apart(
         function: picklable; its first argument is the path of the file.
         calls: the arguments of each call.
         workers: processes; 0 calls it in this one.
-        ahead: calls that each worker is given in advance.
-        read_seconds: time without progress after which a call is given up.
+        ahead: calls sent to each worker in advance.
+        read_seconds: time without progress after which a call fails.
 
     Returns:
         The result of each call in order, or an error for a call that has ended or stopped two workers.
@@ -294,7 +294,7 @@ def _call(function: Callable[..., ResultT], task: tuple[int, tuple[Any, ...]]) -
 
 @dataclass(frozen=True)
 class _Arrival:
-    """A result from a worker; or, if ``task`` is None, the error that tells of the worker's end."""
+    """A result from a worker; or, if ``task`` is None, the error that receiving from it ended with."""
 
     worker: _Worker
     task: int | None
@@ -370,14 +370,14 @@ class _Worker:
         return self._silent
 
     def cause_of_death(self, error: Exception) -> str:
-        """Why it has ended, in a few words.
+        """The cause of its end, for a message.
 
         Args:
             error: what receiving from it ended with.
         """
         self._process.join(timeout=5.0)
         code = self._process.exitcode
-        if code is None:  # it lives, but cannot be understood
+        if code is None:  # it runs, but its messages are damaged
             self.end()
             return f"no answer: {error!r}"
         if code >= 0:
@@ -390,7 +390,7 @@ class _Worker:
         return f"{how} ({self.signal})"
 
     def ask_to_end(self) -> None:
-        """Let it end before its next reading."""
+        """Request that it end before its next reading."""
         self._shared[STOP] = 1
         if not self._ended:
             self._tasks.put(None)
@@ -400,7 +400,7 @@ class _Worker:
         multiprocessing.connection.wait([self._process.sentinel], max(seconds, 0.0))
 
     def end(self) -> None:
-        """Kill it: one that is stopped or hangs heeds nothing else."""
+        """Kill it: one that is stopped or hangs reacts to nothing else."""
         self._ended = True
         self._process.kill()
         self._process.join(timeout=5.0)  # a process that waits for a dead disk does not even end then
@@ -445,7 +445,7 @@ def _pinned(result: Any, device: int | None) -> Any:
 
 
 def _end_workers(workers: list[_Worker]) -> None:
-    """End all of them, gently first: a process killed in the middle may leave a file in /dev/shm."""
+    """End all of them, by request first: a killed process may leave a file in /dev/shm."""
     until = time.monotonic() + _CLOSE_SECONDS
     for worker in workers:
         worker.ask_to_end()

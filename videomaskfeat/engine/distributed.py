@@ -158,7 +158,7 @@ def _end_at_once() -> None:
 
 
 def note_step(step: int) -> None:
-    """Say how many optimizer steps this rank has done; named if another rank waits for it in vain."""
+    """Publish the number of optimizer steps that this rank has done, for messages of waiting ranks."""
     if _watch is not None:
         _watch.position.step = step
 

@@ -136,7 +136,7 @@ class RunLog:
                 self._text.flush()
 
     def _count_time(self, record: Record, seconds: float) -> None:
-        """Take in a step that is written so many seconds after the one before."""
+        """Take in a step that is written some seconds after the previous one."""
         own = record.get("step_ms")
         step_seconds = own / 1e3 if isinstance(own, (int, float)) else seconds
         self._left.add(step_seconds, between_seconds=seconds - step_seconds)
@@ -250,7 +250,7 @@ class _Board:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        # Slow to import, and not every run wants it.
+        # Slow to import, and optional.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter

@@ -166,7 +166,7 @@ class _Run(Generic[BatchT]):
 
 @dataclass(frozen=True)
 class _StepBatches(Generic[BatchT]):
-    """The micro-batches of one step, or why there are none: then there are none on any rank."""
+    """The micro-batches of one step, or the reason why no rank has any."""
 
     batches: list[BatchT]
     seconds: float
@@ -246,11 +246,11 @@ def _fetch(run: _Run[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
     if not lacking:
         return _StepBatches(batches, seconds)
     if failed:
-        told = distributed.gather_objects(
+        errors = distributed.gather_objects(
             None if error is None else (isinstance(error, UserError), str(error))
         )
         if error is None:  # another rank's
-            number, (mistake, text) = next((rank, one) for rank, one in enumerate(told) if one is not None)
+            number, (mistake, text) = next((rank, one) for rank, one in enumerate(errors) if one is not None)
             error = UserError(text) if mistake else RunFailed(f"rank {number}: {text}")
     return _StepBatches([], seconds, stopped=not failed, error=error)
 
@@ -365,12 +365,12 @@ def _batches(run: _Run[BatchT], stop: StopSignals) -> Generator[BatchT, None, No
         # An epoch's last micro-batches that make no whole step are left out.
         count = run.steps_per_epoch * run.options.accumulate - first
         epoch_batches = run.loader.epoch(epoch, first, lambda: stop.requested)
-        given = 0
+        count_yielded = 0
         for batch in itertools.islice(epoch_batches, count):
             yield batch
-            given += 1
-        if given < count:
-            assert stop.requested, "the loader has given fewer batches than it has"
+            count_yielded += 1
+        if count_yielded < count:
+            assert stop.requested, "the loader yielded fewer batches than it has"
             return
         epoch, first = epoch + 1, 0
 

@@ -1,4 +1,4 @@
-"""Which rank is at fault when the ranks of a run cannot reach each other: killed, stopped, or behind."""
+"""Names the rank that is killed, stopped or behind when the ranks of a run cannot reach each other."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BEAT_SECONDS = 2.0
-"""How often a rank renews what it says of itself."""
-_GRACE_SECONDS = 30.0  # after the limit, for the collective's own error to end the run in order
+"""How often a rank publishes its position."""
+_GRACE_SECONDS = 30.0  # after the limit, in which the collective's own error may end the run
 _STORE_SECONDS = 10.0  # for the answers of the ranks' store
 _BEATS = 2.5  # without news, after which a rank counts as gone
 
@@ -70,18 +70,18 @@ class RankWatch:
             threading.Thread(target=target, name="rank watch", daemon=True).start()
 
     def stop(self) -> None:
-        """End; without :meth:`start`, do nothing."""
+        """Stop watching; without :meth:`start`, do nothing."""
         self._ended.set()
 
     def announce(self, error: BaseException) -> None:
-        """Leave word for the other ranks of why this one ends."""
+        """Publish the error that ends this rank."""
         if self._store is None or not self._reachable:
             return
         store, words = self._store, " ".join(str(error).split()) or type(error).__name__
         _in_time(lambda: store.set(f"end/{self._rank}", words))
 
     def explain(self, error: BaseException) -> RunFailed | None:
-        """What an error of the connection between the ranks comes from; None for any other error."""
+        """The cause of an error of the connection between the ranks; None for any other error."""
         if self._store is None or not is_connection_error(error):
             return None
         position = self.position
@@ -91,7 +91,7 @@ class RankWatch:
         )
 
     def _causes(self) -> str:
-        """Words on the ranks that are at fault."""
+        """The ranks at fault, for a message."""
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         before = after = ended = _in_time(lambda: self._read("beat", others))
         if before is not None:
@@ -101,9 +101,7 @@ class RankWatch:
             ended = _in_time(lambda: self._read("end", others))
         if before is None or after is None or ended is None:
             self._reachable = False
-            return (
-                "rank 0, which keeps the ranks in touch, does not answer: it was killed, stopped or cut off"
-            )
+            return "rank 0, which connects the ranks, does not answer: it was killed, stopped or cut off"
         words = [
             f"rank {rank} ended: {ended[rank]}" if ended[rank] else self._silence(rank, after[rank])
             for rank in others
@@ -120,12 +118,12 @@ class RankWatch:
 
     def _silence(self, rank: int, beat: str) -> str:
         return (
-            f"rank {rank} does not answer (last heard of at step {_position(beat).step + 1}): it was killed,"
+            f"rank {rank} does not answer (last seen at step {_position(beat).step + 1}): it was killed,"
             " stopped or cut off"
         )
 
     def _keep(self) -> None:
-        """Renew this rank's position, and look at those of the others."""
+        """Publish this rank's position and read those of the others."""
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         while not self._ended.wait(BEAT_SECONDS):
             try:
@@ -141,8 +139,8 @@ class RankWatch:
     def _guard(self) -> None:
         """End the process if another rank is silent for longer than the limit.
 
-        By then the call that waits for that rank has ended with an error of its own, and the run in order.
-        Some calls never do, such as those of NCCL.
+        By then most calls that wait for that rank have raised an error, which has ended the run; those of
+        NCCL may never do.
         """
         while not self._ended.wait(BEAT_SECONDS):
             silent, since = 0, self._contact
@@ -166,7 +164,7 @@ class RankWatch:
         self._store.set(f"beat/{self._rank}", f"{self._beats} {self.position.step} {self.position.calls}")
 
     def _read(self, kind: str, ranks: list[int]) -> dict[int, str]:
-        """What ranks last wrote of a kind; empty of one that wrote nothing."""
+        """The last value of a kind per rank; empty if a rank wrote none."""
         assert self._store is not None
         keys = {rank: f"{kind}/{rank}" for rank in ranks}
         return {
@@ -178,7 +176,7 @@ class RankWatch:
 def _in_time(function: Callable[[], T]) -> T | None:
     """The result of a call to the ranks' store; None if it does not answer.
 
-    If the process that holds the store is stopped, such a call never ends, whatever the store's time limit.
+    If the process that holds the store is stopped, such a call never ends, despite the store's time limit.
     """
     results: list[T] = []
 

@@ -1,6 +1,6 @@
 """Turn SIGTERM and Ctrl-C into a wish to stop that the training loop grants between two steps.
 
-What the loop calls and takes long, such as an evaluation, asks :func:`stop_if_requested` now and then.
+Long work that the loop calls, such as an evaluation, calls :func:`stop_if_requested` now and then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class StopRequested(RunFailed):
 class StopSignals:
     """While the context is open, SIGTERM and SIGINT only set ``requested``.
 
-    The first signal asks for an orderly stop. A second one ends the process at once, as usual, unless it
+    The first signal requests an orderly stop. A second one ends the process at once, as usual, unless it
     comes within two seconds: a terminal and a launcher both pass on the same wish. Outside the main thread,
     where Python allows no handlers, it does nothing.
     """
@@ -71,7 +71,7 @@ _open: list[StopSignals] = []  # contexts of this process
 
 
 def stop_if_requested() -> None:
-    """Raise if a signal asked the training that runs to stop; outside a training do nothing.
+    """Raise if a signal has stopped the running training; outside a training do nothing.
 
     Raises:
         StopRequested: a signal came.

@@ -113,7 +113,7 @@ class TrainState:
                     part.load_state_dict(saved["extra"][name])
         except (UserError, RunFailed):
             raise
-        except Exception as error:  # whatever a content that no run has written leads to
+        except Exception as error:  # an altered content can make torch raise anything
             what = " ".join(str(error).split())[:200] or type(error).__name__
             raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({what})") from error
         self.model.load_state_dict(saved["model"])
@@ -186,12 +186,12 @@ class TrainState:
 
 
 class _Unfit(Exception):
-    """What is wrong with a part of a checkpoint."""
+    """A part of a checkpoint is not what this run would save there."""
 
 
 @contextmanager
 def _named_part(where: str, part: str) -> Iterator[None]:
-    """Say which part of which file a mistake is in."""
+    """Name the file and its damaged part in errors."""
     try:
         yield
     except _Unfit as error:
@@ -204,7 +204,7 @@ def _require(condition: bool, otherwise: str) -> None:
 
 
 def _check_fingerprint_values(saved: Any) -> None:
-    """Settings are compared with ``!=``, which a tensor does not answer by yes or no."""
+    """Require plain settings: they are compared with ``!=``, which for tensors gives no boolean."""
     _require(isinstance(saved, Mapping), "it is no dictionary")
     for key, value in saved.items():
         _require(isinstance(key, str), f"the key {str(key)[:50]} is no text")
@@ -239,7 +239,7 @@ def _check_progress(saved: Any) -> None:
 
 
 def _check_tensors(saved: Any, what: str) -> None:
-    """Names and plain tensors, which may be asked for their shapes."""
+    """Require a mapping of names to tensors."""
     _require(isinstance(saved, Mapping), f"{what} is no dictionary")
     for name, value in saved.items():
         _require(isinstance(name, str), f"a name of {what} is no text")

@@ -1,4 +1,4 @@
-"""How many threads a process computes with on the CPU: chosen by trying, here and now."""
+"""The number of CPU threads of a process, chosen by timing its own work."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from videomaskfeat.cpu import available_cores, free_cores, threads_from_environm
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 
-_TRIES = 3  # per number of threads, after one that does not count
-_TRY_SECONDS = 3.0  # no further try of a number once its tries took so long
+_TRIES = 3  # per number of threads, not counting the first call
+_TRY_SECONDS = 3.0  # after which a number is not tried again
 _WORTH = 0.95  # more threads must take less than this share of the time of fewer
 
 
 @dataclass(frozen=True)
 class ThreadChoice:
-    """A number of threads, and why.
+    """A number of threads and the reason for it.
 
     Attributes:
         threads: that the process computes with now.
@@ -45,15 +45,15 @@ def choose_threads(work: Callable[[], object] | None, *, workers: int = 0) -> Th
     ranks must call it; they get the same number.
 
     Args:
-        work: what the process will do repeatedly, such as a training step; called only if there is a choice.
-            None: nothing can be measured, and the number of free cores is used.
+        work: the repeated work of the process, such as a training step; called only if there is a choice.
+            None: nothing is measured, and the number of free cores is used.
         workers: loader processes of this rank.
     """
-    given = threads_from_environment()
+    fixed = threads_from_environment()
     cores = max(available_cores() // _ranks_here(), 1)
     free = free_cores(cores, workers=workers)
-    if given is not None:
-        return _set(given, {}, "OMP_NUM_THREADS")
+    if fixed is not None:
+        return _set(fixed, {}, "OMP_NUM_THREADS")
     if work is None:
         return _set(free, {}, f"{free} of {cores} cores are free")
     candidates = distributed.run_on_main(lambda: _candidates(cores, free))
@@ -107,7 +107,7 @@ def _time_once(work: Callable[[], object]) -> float:
 
 
 def _ranks_here() -> int:
-    """Processes of this run on this machine, as torchrun tells them."""
+    """Number of processes of this run on this machine, from torchrun."""
     return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 

@@ -91,8 +91,8 @@ def read_ava(
     Rows have the columns ``video,second,x1,y1,x2,y2,action,person`` (ground truth) or ``...,action,score``
     (detections), with a line of headings or without. The eighth column may be left out: without scores all
     are 1. Boxes are shares of the frame, 0 to 1. Seconds may be written 902, 0902 or 902.0. An empty action
-    is a person without one. A row of the ground truth without a box, ``video,second`` alone say, is a key
-    frame in which nobody is, as AVA-Kinetics has them.
+    is a person without one. A row of the ground truth without a box, such as ``video,second`` alone, is a
+    key frame without persons, as in AVA-Kinetics.
 
     Args:
         groundtruth: CSV file.
@@ -124,7 +124,7 @@ def read_ava(
     if not truth_counts.used:
         raise UserError(_nothing_to_find(os.fspath(groundtruth), os.fspath(labelmap), truth_counts))
     unknown, texts = found.videos >= known, names.texts()
-    # Key frames in which nobody is are in the ground truth, too: each detection in them is a false positive.
+    # Key frames without persons are part of the ground truth: each detection in them is a false positive.
     known_frames = np.concatenate([truth_frames, names.key_frames(truth.empty_videos, truth.empty_times)])
     bare = found_kept & ~unknown & ~np.isin(found_frames, known_frames)
     person_frames, persons = _persons(truth_frames[truth_open], truth.boxes[truth_open])

@@ -52,7 +52,7 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
 
 
 def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module:
-    """As :func:`create_model`; ``times`` says how often the memory of the weights is needed."""
+    """As :func:`create_model`; ``times``: memory of its use as a multiple of the weights."""
     from videomaskfeat.models.zoo import MODELS, dense_form
 
     if name.startswith("mae_mvit"):

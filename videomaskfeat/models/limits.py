@@ -1,4 +1,4 @@
-"""What a model may ask for: arguments in their types and sizes, and memory that the machine has."""
+"""Limits of models: types and ranges of their arguments, and the memory of the machine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from videomaskfeat.values import Limits, conform
 T = TypeVar("T")
 
 TRAINED = 4
-"""Times the weights: they, their gradients, and the two moments of AdamW."""
+"""Memory of a training as a multiple of the weights: weights, gradients, and the two moments of AdamW."""
 
-_ANY = -math.inf  # where the model itself says which numbers are too small
+_ANY = -math.inf  # the model itself refuses numbers that are too small
 LIMITS: Limits = {
     "depth": (_ANY, 1000),
     "blocks": (_ANY, 1000),
@@ -63,7 +63,7 @@ LIMITS: Limits = {
     "mean": (-1e3, 1e3),
 }
 """Smallest and largest numbers in the arguments of models and tokenizers; each is far beyond any published
-one. What many large ones together ask for is compared with the machine's memory."""
+one. The memory that they need together is compared with the machine's."""
 
 _MAKERS = frozenset(
     [torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange]
@@ -71,7 +71,7 @@ _MAKERS = frozenset(
 
 
 def argument_types(build: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the keyword arguments of a class and, where it passes the rest on, of its parents."""
+    """Types of the keyword arguments of a class and, if it passes the rest on, of its parents."""
     found: dict[str, Any] = {}
     for cls in inspect.getmro(build) if inspect.isclass(build) else (build,):
         function = vars(cls).get("__init__") if inspect.isclass(cls) else cls
@@ -100,8 +100,8 @@ def checked_arguments(build: Callable[..., Any], arguments: Mapping[str, Any]) -
 def build_within_memory(build: Callable[[], T], what: str, *, times: int = TRAINED) -> T:
     """What ``build`` makes, unless it needs more memory than the machine has.
 
-    It is built without memory first (on torch's device "meta", which draws no random number), and only then
-    with it; once, where new tensors are made without memory anyway.
+    It is built on torch's device "meta" first, which takes no memory and draws no random numbers, and then
+    again; once if that is the default device.
 
     Args:
         build: makes a module; called once or twice.
@@ -122,7 +122,7 @@ def build_within_memory(build: Callable[[], T], what: str, *, times: int = TRAIN
             f"{what} needs {_in_words(error.size * times)} or more{purpose}, and this machine has "
             f"{_in_words(memory or 0)}; {remedy}"
         ) from None
-    except (RuntimeError, OverflowError, TypeError) as error:  # a size that no tensor can have
+    except (RuntimeError, OverflowError, TypeError) as error:  # a size beyond 64 bits
         if not any(word in str(error).lower() for word in _SIZES):
             raise
         raise UserError(f"{what} has a size that no machine can hold; {remedy}") from error

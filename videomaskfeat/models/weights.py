@@ -120,7 +120,7 @@ def created_as(path: str) -> tuple[str, dict[str, Any]]:
         )
     try:
         arguments = parse_json(metadata.get("arguments", "{}"), "arguments")
-    except (ValueError, RecursionError) as error:
+    except UserError as error:
         raise UserError(
             f"{path}: its metadata key 'arguments' is not JSON ({error}); take the file that the run wrote"
         ) from error
@@ -138,7 +138,7 @@ class Weights:
 
     Attributes:
         state: name -> tensor, on the CPU.
-        key: where in a checkpoint they stand; empty: the file holds nothing else.
+        key: of the weights in a checkpoint; empty: the file holds nothing else.
         beside: keys of other weights in it, such as a moving average.
     """
 
@@ -158,12 +158,12 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
     Args:
         path: ``.safetensors``, or a torch file (``.pyth``, ``.pt``, ``.pth``): a state dict, or a checkpoint
             that holds several things by key.
-        key: of the weights in such a checkpoint, with dots between levels. Empty: "model_state" (PySlowFast),
+        key: of the weights in such a checkpoint, levels separated by dots. Empty: "model_state" (PySlowFast),
             "state_dict", "model" or "module", the first that is there; else the only one that holds weights.
 
     Raises:
-        UserError: no such file, a damaged or cut one, pickled code, no weights inside, or several without a
-            key that says which.
+        UserError: no such file, a damaged or cut one, pickled code, no weights inside, or several and
+            no key.
     """
     text = os.fspath(path)
     if text.endswith(".safetensors"):
@@ -182,7 +182,7 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
 
 
 def _chosen(path: str, checkpoint: object, key: str) -> Weights:
-    """The weights under a key, or those that are meant where none is given."""
+    """The weights under a key, or without one those that :func:`read_weights` documents."""
     held = checkpoint if isinstance(checkpoint, Mapping) else {}
     sets = tuple(name for name, value in held.items() if isinstance(name, str) and _is_state(value))
     if key:
@@ -211,7 +211,7 @@ def _chosen(path: str, checkpoint: object, key: str) -> Weights:
             name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))
         )
         raise UserError(
-            f"{path}: {_repr(stranger)} is not a tensor, so this is no state dict; "
+            f"{path}: {_repr(stranger)} is not a tensor, so this is not a state dict; "
             f"weights are looked for at the top and under {', '.join(_STATE_KEYS)}"
         )
     return Weights(_named(state), taken or "", tuple(name for name in sets if name != taken))
@@ -284,7 +284,7 @@ def load_into(
         leave_out: names or patterns in ``state`` that are not used, and not reported.
         inflate: "repeated" or "centred": how the kernel of an image's stem becomes one of several frames; see
             :func:`~videomaskfeat.models.inflate.inflated`.
-        source: what to call ``state`` in error messages, such as its path.
+        source: name of ``state`` in error messages, such as its path.
 
     Returns:
         What was loaded, inflated, resized, new and unused.
@@ -329,10 +329,10 @@ def load_into(
 
 
 def without_prefix(own: Collection[str], state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
-    """Weights without the prefix that all their names share, and the prefix, where they fit better so.
+    """Remove the prefix that all names share if the names then fit better; returns weights and prefix.
 
     Args:
-        own: the names that are wanted.
+        own: the names in the model.
         state: name -> tensor; the names may begin with such as ``module._orig_mod.`` or
             ``student.backbone.``.
     """

@@ -23,6 +23,8 @@ from typing import IO
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder, write_failed
+from videomaskfeat.texts import parse_json
+from videomaskfeat.values import from_parts
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +37,11 @@ STALE_SECONDS = 180.0
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who holds a folder.
+    """The process that holds a folder.
 
     Attributes:
         host: name of the machine.
-        machine: what tells its processes from those of another machine, start or container of that name.
+        machine: identifies the machine, its start and the container, since names of hosts come again.
         pid: process number.
         process_start: when the process started, as the system counts it; another process of that number has
             another one.
@@ -77,9 +79,9 @@ class Holder:
 class FolderLock:
     """Holds a folder for this process while the context is open.
 
-    The holder stands in ``lock.json`` of the folder and renews the file's time every 15 seconds. The lock of
-    a process that is gone is taken over: at once where the process can be looked up (the same machine since
-    its last start, the same container), else 3 minutes after it was last renewed.
+    ``lock.json`` in the folder names the holder, which renews the file's time every 15 seconds. The lock of
+    a process that has ended is taken over: at once if the process can be looked up (same machine since its
+    last start, same container), else 3 minutes after its last renewal.
 
     Args:
         folder: created if it is missing, and then removed at the end if nothing was written into it.
@@ -125,7 +127,7 @@ class FolderLock:
                 raise UserError(self._refusal(holder, age))
             if holder is not None:
                 logger.info(
-                    "%s: taken over from process %d on %s, which is gone",
+                    "%s: taken over from process %d on %s, which has ended",
                     self.path.parent,
                     holder.pid,
                     holder.host,
@@ -173,7 +175,7 @@ class FolderLock:
             except OSError:  # the folder is gone or out of reach for a while
                 continue
             if holder is not None and holder != own and not self._released.is_set():
-                # This process stood still for minutes and another machine took the folder over.
+                # This process was stopped for minutes, and another machine took the folder over.
                 logger.error(
                     "%s: process %d on %s took this folder over while this process did not run; ended",
                     self.path.parent,
@@ -213,10 +215,10 @@ def lock_for_all_ranks(folder: str | os.PathLike[str], *, remedy: str) -> Iterat
 
 def _read(file: IO[str]) -> Holder | None:
     """The holder in a lock file; None if it is empty or was cut by a kill."""
+    file.seek(0)
     try:
-        file.seek(0)
-        return Holder(**json.load(file))
-    except (ValueError, TypeError):
+        return from_parts(Holder, parse_json(file.read(), LOCK_NAME))
+    except ValueError:  # UserError, or bytes that are not UTF-8
         return None
 
 
@@ -227,7 +229,7 @@ def _age_seconds(file: IO[str], folder: Path) -> float:
 
 
 def _machine() -> str:
-    """The present start of this machine and this process's container, where the system names them."""
+    """The present start of this machine and this process's container, as far as the system names them."""
     parts = [platform.system()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -236,7 +238,7 @@ def _machine() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process of this machine started; None if there is none of that number, or only its remains."""
+    """When a process of this machine started; None if no process has that number, or it has ended."""
     if Path("/proc/self/stat").exists():
         try:
             # The second field is the program's name in brackets, and may hold spaces.

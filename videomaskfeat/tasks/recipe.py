@@ -53,8 +53,8 @@ LIMITS: Limits = {
     "area": ("whole", "centre"),
     "kind": tuple(MASKS),
 }
-"""Smallest and largest numbers, or the words, in a recipe that is read: what lies outside is damage, or asks
-for memory that no machine has."""
+"""Smallest and largest numbers, or the words, in a recipe that is read: values outside are damage, or need
+memory that no machine has."""
 _LARGEST_CLIP = 2**31  # pixels of a clip
 _TORCH_SUFFIXES = (".pyth", ".pt", ".pth", ".ckpt")
 
@@ -341,10 +341,10 @@ def _clip_of(parts: Mapping[str, Any]) -> ClipRecipe:
 
 @contextmanager
 def _as_recipe(kind: str) -> Iterator[None]:
-    """Say of which kind a recipe is that cannot be read."""
+    """Name the kind of a recipe that cannot be read."""
     try:
         yield
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"no {kind} recipe: {error}") from error
 
 

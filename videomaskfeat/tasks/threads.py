@@ -1,4 +1,4 @@
-"""How many CPU threads a verb computes with: measured, kept by a run that is resumed, or set by the user."""
+"""The number of CPU threads of a verb: measured, kept when a run is resumed, or set by the user."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ConfigT = TypeVar("ConfigT", bound=Any)
 
 
 class Training(Protocol):
-    """What a trial asks of a training that is built and has not begun."""
+    """A training that is built and has not begun, as far as a trial uses it."""
 
     @property
     def loader(self) -> ClipLoader[Any]: ...
@@ -48,7 +48,7 @@ class Training(Protocol):
 
 
 def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Training]) -> ConfigT:
-    """The config with ``run.threads`` resolved, and torch computing with so many; all ranks must call it.
+    """Set torch's number of threads and return the config with ``run.threads`` resolved; all ranks call it.
 
     A resumed run keeps its number: another one sums in another order, and the run would no longer equal the
     uninterrupted one bit for bit. A new run takes the number with which its own steps are fastest now; they
@@ -56,7 +56,7 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Trai
 
     Args:
         config: of a training.
-        device: where it computes.
+        device: of the training.
         build: builds the training.
 
     Raises:
@@ -73,7 +73,8 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Trai
         cores = available_cores()
         if threads > cores and distributed.is_main():
             logger.warning(
-                "resumed with the run's %d threads on %d cores; run.threads=%d is faster, rounds differently",
+                "resumed with the run's %d threads on %d cores; run.threads=%d is faster, but rounds"
+                " differently",
                 threads,
                 cores,
                 cores,
@@ -97,7 +98,7 @@ def choose_inference_threads(
     Args:
         model: put into evaluation mode meanwhile.
         clip: the size of its clips.
-        device: where it computes.
+        device: of the model.
         bf16: run it under bf16 autocast.
         workers: loader processes of this rank.
         network: what is run, float [1, C, T, H, W] -> anything; None: the model.
@@ -126,7 +127,7 @@ def _stored(config: Any) -> int:
     try:
         return int(load_config(type(config), str(folder / "config.yaml")).run.threads)
     except UserError:
-        return 0  # opening the run folder says what is wrong with it
+        return 0  # RunFolder.open reports what is wrong with it
 
 
 def _measured(config: Any, build: Callable[[], Training]) -> int:

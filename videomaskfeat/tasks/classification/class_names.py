@@ -48,7 +48,7 @@ def _from_json(text: str, name: str) -> tuple[str, ...]:
     if isinstance(table, list) and all(isinstance(one, str) for one in table):
         return tuple(table)
     if not isinstance(table, dict):
-        raise UserError(f"{name}: is no JSON list of names, nor an object of name -> label")
+        raise UserError(f"{name}: is neither a JSON list of names nor an object of name -> label")
     by_label = {label_number(label, name, words): words for words, label in table.items()}
     if sorted(by_label) != list(range(len(table))):
         raise UserError(f"{name}: its labels are not 0 to {len(table) - 1}, each once; correct the file")

@@ -112,11 +112,11 @@ def load_scores(path: str | os.PathLike[str]) -> ScoredList:
                     raise ValueError(f"unpacked it has more than {_MOST_BYTES} bytes")
                 arrays = {key: archive[key] for key in _ARRAYS}
             return _checked(arrays)
-        except Exception as error:  # whatever a damaged file provokes: zlib, zipfile and numpy have a dozen
+        except Exception as error:  # zlib, zipfile and numpy raise many kinds for a damaged file
             reason = show_text(error) or type(error).__name__
             raise UserError(
-                f"{name}: is no file of scores ({reason}); give the scores.npz that `videomaskfeat evaluate` "
-                "wrote"
+                f"{name}: is not a file of scores ({reason}); give the scores.npz that "
+                "`videomaskfeat evaluate` wrote"
             ) from error
 
 

@@ -158,7 +158,7 @@ def read_tested(
             f"{tested.source}: none of its {counted(len(tested), 'key frame')} ({video} at {seconds:g} s, "
             f"...) has ground truth in {groundtruth}; give the boxes of the same split and version"
         )
-    # Detections in key frames in which nobody is are false positives, also in videos that have no others.
+    # Detections in key frames without persons are false positives, also in videos that have no others.
     nobody = {video for video, _ in truth.boxless}.intersection(tested.videos)
     truth = truth.of_videos(sorted(nobody.union(truth.videos)))
     own = tested.of_videos(truth.videos)

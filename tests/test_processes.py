@@ -71,7 +71,7 @@ def test_verb_ends_with_its_parent_and_nothing_follows(
     if number != signal.SIGKILL:
         assert (
             said.strip()
-            == f"`videomaskfeat {tmp_path}` was stopped (exit code {code}); `make demo` goes on"
+            == f"`videomaskfeat {tmp_path}` was stopped (exit code {code}); `make demo` continues"
             + (" from there")
         )
 

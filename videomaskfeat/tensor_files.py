@@ -169,6 +169,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
 
     Raises:
         RunFailed: the file cannot be written.
+        UserError: its folder does not exist.
     """
     try:
         with whole_path(path) as temporary:

@@ -34,7 +34,7 @@ def use_every_function(folder: Path) -> None:
         distributed.run_on_main(lambda: raise_user_error("a mistake"))
     with pytest.raises((ZeroDivisionError, RuntimeError), match="division by zero"):
         distributed.run_on_main(lambda: 1 / 0)
-    distributed.barrier()
+    distributed.gather_objects(None)
 
 
 def raise_user_error(message: str) -> None:
@@ -133,7 +133,7 @@ def fail_on_rank_1(folder: Path) -> None:
 def stay_busy_on_rank_1(folder: Path) -> None:
     if distributed.rank() == 1:
         time.sleep(60)
-    distributed.barrier()
+    distributed.gather_objects(None)
 
 
 KEEPER = r"rank 1, step 2: rank 0, which connects the ranks, does not answer: it was killed, stopped"

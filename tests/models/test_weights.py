@@ -120,7 +120,7 @@ class Payload:
 def test_pickled_code_is_refused_and_never_run(tmp_path: Path, zipped: bool) -> None:
     path, trap = tmp_path / "trap.pyth", tmp_path / "was_run"
     torch.save({"model_state": {"a": Payload(trap)}}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"trap.pyth: holds pickled code .* keep only the tensors") as caught:
+    with pytest.raises(UserError, match=r"trap.pyth: holds pickled code .* save only its tensors") as caught:
         read_state(path)
     assert "\n" not in str(caught.value)
     assert not trap.exists()

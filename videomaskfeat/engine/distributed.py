@@ -221,12 +221,6 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def barrier() -> None:
-    """Wait until all ranks are here."""
-    if world_size() > 1:
-        gather_objects(None)
-
-
 def run_on_main(function: Callable[[], T]) -> T:
     """Call ``function`` on rank 0 only and return its (picklable) result on every rank.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,6 @@ from tests.engine.processes import processes_of_session, session, wait_until
 from tests.tasks.conftest import TINY
 from tests.tasks.ranks import command
 from tests.tasks.test_pretrain_processes import arguments, steps
-from videomaskfeat.data.loader import set_up_worker
 
 FULL_DISK = """
 import errno, os, sys
@@ -40,29 +37,6 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     lines = said.splitlines()
     assert not any(line.startswith("Traceback") for line in lines), said
     return process.returncode, lines
-
-
-def be_a_worker(ready: str) -> None:
-    set_up_worker(0)
-    Path(ready).touch()
-    time.sleep(100)
-
-
-def test_worker_of_a_loader_that_nobody_closed_ends_with_the_interpreter(tmp_path: Path) -> None:
-    """Multiprocessing sends it SIGTERM then and waits; one of another process is not for it."""
-    ready = tmp_path / "ready"
-    worker = multiprocessing.get_context("forkserver").Process(target=be_a_worker, args=(str(ready),))
-    worker.start()
-    try:
-        wait_until(ready.exists)
-        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-        worker.join(timeout=0.5)
-        assert worker.exitcode is None
-        worker.terminate()
-        worker.join(timeout=60)
-        assert worker.exitcode == 0
-    finally:
-        worker.kill()
 
 
 def test_full_disk_ends_the_run_and_its_workers(sample: Path, tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ class MemoryLoader:
         """Batches of an epoch."""
         return len(self._batches)
 
-    def epoch(self, epoch: int, first_batch: int, stop: Callable[[], bool]) -> Iterator[PretrainBatch]:
-        """The batches of an epoch, without a wait that ``stop`` could end."""
+    def epoch(
+        self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] | None = None
+    ) -> Iterator[PretrainBatch]:
+        """The batches of an epoch; there is no wait that ``stop`` could end."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._batches))
         for number in order[first_batch:]:
             yield self._batches[number]

@@ -105,7 +105,7 @@ def test_tools_do_nothing_where_a_worker_imports_them(tool: str, monkeypatch: py
 def test_errors_become_one_line_and_a_code(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(folder: str) -> None:
+    def fail(folder: str, *, measure: bool) -> None:
         raise error
 
     monkeypatch.setattr("videomaskfeat.tasks.doctor.diagnose", fail)
@@ -213,7 +213,7 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path, start: list[str], mod
 def test_error_that_ctrl_c_became_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def turn(folder: str) -> None:
+    def turn(folder: str, *, measure: bool) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as error:
@@ -227,7 +227,7 @@ def test_error_that_ctrl_c_became_is_not_shown(
 
 
 def test_stopped_work_has_the_code_of_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(folder: str) -> None:
+    def stop(folder: str, *, measure: bool) -> None:
         raise Stopped(signal.SIGTERM)
 
     monkeypatch.setattr("videomaskfeat.tasks.doctor.diagnose", stop)

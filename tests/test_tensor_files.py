@@ -128,7 +128,7 @@ def tensor(**changes: object) -> bytes:
         (with_header(b"\xff{}"), "utf-8"),
         (
             with_header(b'{"__metadata__":' + b"[" * 100_000 + b"}"),
-            "nested more than 64 levels",
+            "nested more than 64 levels deep",
         ),
         (with_header(b'{"a": NaN}'), "NaN is not a finite number"),
         (with_header(b'{"a": 1' + b"0" * 6000 + b"}"), "cannot be read"),
@@ -177,5 +177,7 @@ def test_equal_content_makes_equal_bytes_in_every_process(tmp_path: Path) -> Non
 
 
 def test_file_that_cannot_be_written_is_no_traceback(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model\.safetensors: the folder .* does not exist; create it"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: the folder .* does not exist; create it"
+    ):
         write_safetensors(tmp_path / "missing" / "model.safetensors", STATE, {})

@@ -420,7 +420,8 @@ def test_weights_that_were_written_wrong_are_not_kept(
 def test_model_without_finite_output_is_not_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_model("mvitv2_nano", classes=5, **SMALL)
-    nn.init.constant_(model.get_parameter("head.projection.bias"), float("inf"))
+    # Finite weights whose products are not.
+    nn.init.constant_(model.get_parameter("head.projection.weight"), 3e38)
     recipe = ClassifyRecipe(SMALL_CLIP)
     save_weights(tmp_path / "a.safetensors", model, metadata={CLASSIFY_KEY: recipe.to_json()})
     with pytest.raises(RunFailed, match=r"the model's logits of random clips are not finite .* damaged"):

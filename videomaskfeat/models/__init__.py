@@ -78,6 +78,11 @@ def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module
     return model
 
 
+def create_for_inference(name: str, **arguments: Any) -> nn.Module:
+    """As :func:`create_model`, for a model that is not trained: only its weights must fit into memory."""
+    return _create(name, arguments, times=1)
+
+
 def create_unset(name: str, **arguments: Any) -> nn.Module:
     """As :func:`create_model`, for weights that are all to be loaded: what they hold is undefined until then.
 

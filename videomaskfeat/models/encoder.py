@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.models import arguments_of, create_unset
+from videomaskfeat.models import arguments_of, create_for_inference
 from videomaskfeat.models.encoder_base import Encoder
 
 
@@ -28,7 +28,7 @@ def encoder_of(model: nn.Module) -> Encoder:
     known = arguments_of(model.encoder_name)
     arguments = {name: value for name, value in created_as[1].items() if name in known}
     arguments |= {"final_norm": not isinstance(model.norm, nn.Identity), "mean_first": model.mean_first}
-    encoder = create_unset(model.encoder_name, **arguments)
+    encoder = create_for_inference(model.encoder_name, **arguments)
     assert isinstance(encoder, Encoder)
     state, names = model.state_dict(), encoder.state_dict()
     encoder.load_state_dict({name: state[name] for name in names})

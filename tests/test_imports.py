@@ -47,7 +47,7 @@ ABOVE = {
     "memory": set(),
     "cpu": set(),
     "tensor_files": {"errors", "io", "texts"},
-    "values": {"errors"},
+    "values": {"errors", "texts"},
 }
 
 

@@ -177,7 +177,5 @@ def test_equal_content_makes_equal_bytes_in_every_process(tmp_path: Path) -> Non
 
 
 def test_file_that_cannot_be_written_is_no_traceback(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"model\.safetensors: the folder .* does not exist; create it"
-    ):
+    with pytest.raises(UserError, match=r"model\.safetensors: the folder .* does not exist; create it"):
         write_safetensors(tmp_path / "missing" / "model.safetensors", STATE, {})

@@ -63,7 +63,7 @@ def test_right_values_are_taken(value: object, kind: Any, expected: object) -> N
         ("ab", Literal["abc", "d"], "x 'ab' is not one of abc, d; did you mean 'abc'?"),
         ([], int | None, r"x \[\] must be an integer or none"),
         ({"a": 1}, Mapping[int, str], "a key of x 'a' must be an integer"),
-        ("a\n" * 200, int, r"^x 'a\\n[^\n]*\.\.\. must be an integer$"),
+        ("a\n" * 200, int, r"^x 'a\\n[^\n]*\.\.\.[^\n]* must be an integer$"),
     ],
 )
 def test_wrong_values_are_named_with_the_rule(value: object, kind: Any, words: str) -> None:

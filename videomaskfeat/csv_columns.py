@@ -10,7 +10,7 @@ import numpy as np
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import open_file
-from videomaskfeat.texts import plain_rows
+from videomaskfeat.texts import plain_rows, show_text
 
 _BLOCK = 1 << 23  # bytes: some 100,000 rows of boxes
 _BLANKS = np.isin(np.arange(256), [9, 11, 12, 13, 32])  # by byte: what is stripped from both ends of a field
@@ -108,7 +108,7 @@ class CsvRows:
         if bad.any():
             row = int(bad.argmax())
             text = _text(self._buffer[self._starts[row, 0] : self._ends[row, -1]])
-            message = message.format(row=_short(text), value=_short(self._field(row, column)))
+            message = message.format(row=show_text(text), value=show_text(self._field(row, column)))
             raise UserError(f"{self.name}:{self.lines[row]}: {message}")
 
     def _field(self, row: int, column: int) -> str:
@@ -266,7 +266,7 @@ def _check_columns(
         return
     row = int(bad.argmax())
     buffer, starts, ends = spans
-    text = _short(_text(buffer[starts[row] : ends[row]]))
+    text = show_text(_text(buffer[starts[row] : ends[row]]))
     known = " or ".join(map(str, columns))
     rule = f"the first row has {expected}" if known_form else f"{known} are needed"
     count = int(counts[row])
@@ -293,7 +293,3 @@ def _is_number(text: str) -> bool:
 
 def _text(letters: np.ndarray) -> str:
     return letters.tobytes().decode("utf-8", "replace")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}"

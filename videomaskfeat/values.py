@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.texts import show_text
 
 T = TypeVar("T")
 
@@ -16,7 +17,6 @@ Limits = Mapping[str, tuple[float, float] | tuple[str, ...]]
 """Name -> smallest and largest number, or the words that are known."""
 
 _WORDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}
-_LONGEST = 80  # characters of a value in a message
 _LARGEST = 2**53  # larger integers count nothing, and may have thousands of digits
 
 
@@ -69,7 +69,9 @@ def from_parts(cls: type[T], parts: Any, *, name: str = "", limits: Limits | Non
     for key, value in parts.items():
         full = f"{name}.{key}" if name else str(key)
         if key not in known:
-            raise UserError(f"{_cut(full)} is unknown{nearest(str(key), known)}; known: {', '.join(known)}")
+            raise UserError(
+                f"{show_text(full)} is unknown{nearest(str(key), known)}; known: {', '.join(known)}"
+            )
         values[key] = conform(value, hints[key], full, limits=limits)
     for key, part in known.items():
         missing = dataclasses.MISSING
@@ -141,7 +143,7 @@ def _of_sequence(value: Any, kind: Any, name: str, limits: Limits | None) -> tup
             conform(entry, one, name, limits=limits) for entry, one in zip(value, kinds, strict=True)
         )
     except UserError as error:
-        raise UserError(f"{error} (in {_cut(repr(value))})") from error
+        raise UserError(f"{error} (in {show_text(repr(value))})") from error
 
 
 def _of_mapping(value: Any, kinds: Sequence[Any], name: str, limits: Limits | None) -> dict[Any, Any]:
@@ -158,11 +160,11 @@ def _of_mapping(value: Any, kinds: Sequence[Any], name: str, limits: Limits | No
 
 
 def _wrong(name: str, value: Any, rule: str) -> UserError:
-    return UserError(f"{_cut(name)} {_cut(repr_of(value))} must be {rule}")
+    return UserError(f"{show_text(name)} {show_text(repr_of(value))} must be {rule}")
 
 
 def _unknown(name: str, value: Any, known: str) -> UserError:
-    return UserError(f"{_cut(name)} {_cut(repr_of(value))} is not one of {known}")
+    return UserError(f"{show_text(name)} {show_text(repr_of(value))} is not one of {known}")
 
 
 def repr_of(value: Any) -> str:
@@ -171,8 +173,3 @@ def repr_of(value: Any) -> str:
         return repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4300 digits; a nest
         return f"of type {type(value).__name__}"
-
-
-def _cut(text: str) -> str:
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -21,6 +21,7 @@ from videomaskfeat.io import (
     whole_file,
 )
 from videomaskfeat.tensor_files import DamagedFile, PickledCode, read_torch_file
+from videomaskfeat.texts import show_text
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +189,8 @@ def check_fingerprint(
     keys = [key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
     if keys:
         shown = [
-            f"{key} is {_short(saved.get(key))} there and {_short(current.get(key))} here"
+            f"{key} is {show_text(repr(saved.get(key)), _LONGEST)} there and "
+            f"{show_text(repr(current.get(key)), _LONGEST)} here"
             for key in keys[:_SHOWN]
         ]
         raise UserError(
@@ -223,11 +225,6 @@ def _pickled(path: str | os.PathLike[str], what: str = "") -> str:
         f"{os.fspath(path)}: holds pickled code{what}, which is never executed here; resume only from"
         " checkpoints that this program wrote, and bring weights as .safetensors"
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _listed(shown: list[str], total: int) -> str:

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from videomaskfeat.texts import show_text
+
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 _WIDTH = 100  # characters of a row
 
@@ -79,11 +81,12 @@ class LoadReport:
         """Sentences on what was taken from the file, unless that goes without saying."""
         sentences = []
         if self.prefix:
-            sentences.append(f"names taken without the prefix {shown(self.prefix)!r} that all share")
+            sentences.append(f"names taken without the prefix {show_text(self.prefix)!r} that all share")
         if self.beside:
-            others = ", ".join(map(shown, self.beside))
+            others = ", ".join(map(show_text, self.beside))
             sentences.append(
-                f"weights taken from {shown(self.key)!r}; the file also holds {others} (weights_key chooses)"
+                f"weights taken from {show_text(self.key)!r}; the file also holds {others} "
+                "(weights_key chooses)"
             )
         return sentences
 
@@ -104,13 +107,6 @@ class LoadReport:
 
 def some(names: Iterable[str], count: int = 3) -> str:
     """The first names, and how many more there are."""
-    names = [shown(name) for name in names]
+    names = [show_text(name, _WIDTH) for name in names]
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
-
-
-def shown(name: str) -> str:
-    """A name from a file as a message may have it: printable and not endless."""
-    if name.isprintable() and len(name) <= _WIDTH:
-        return name
-    return ascii(name[:_WIDTH])[1:-1] + ("..." if len(name) > _WIDTH else "")

@@ -22,7 +22,7 @@ from videomaskfeat.models import create_unset
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.inflate import Inflate, inflated
 from videomaskfeat.models.likely import other_encoder
-from videomaskfeat.models.load_report import LoadReport, shown, some
+from videomaskfeat.models.load_report import LoadReport, some
 from videomaskfeat.models.positions import joint_positions, resize_table
 from videomaskfeat.tensor_files import (
     PickledCode,
@@ -31,7 +31,7 @@ from videomaskfeat.tensor_files import (
     read_torch_file,
     write_safetensors,
 )
-from videomaskfeat.texts import parse_json
+from videomaskfeat.texts import parse_json, show_text
 
 __all__ = [
     "LoadReport",
@@ -175,8 +175,8 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
     for name, value in weights.state.items():
         if value.numel() * value.element_size() > size:
             raise UserError(
-                f"{text}: {shown(name)} is declared in shape {tuple(value.shape)}, more than the whole file "
-                "holds; it is damaged: copy or download it again"
+                f"{text}: {show_text(name)} is declared in shape {tuple(value.shape)}, more than the whole "
+                "file holds; it is damaged: copy or download it again"
             )
     return weights
 
@@ -192,7 +192,7 @@ def _chosen(path: str, checkpoint: object, key: str) -> Weights:
             for level in key.split("."):
                 value = value.get(level) if isinstance(value, Mapping) else None
         if not _is_state(value):
-            there = f"it holds {', '.join(map(shown, sets))}" if sets else "it holds none by key"
+            there = f"it holds {', '.join(map(show_text, sets))}" if sets else "it holds none by key"
             raise UserError(f"{path}: there are no weights under the key {key!r}; {there}")
         return Weights(_named(value), key, tuple(name for name in sets if name != key))
     taken = next((name for name in _STATE_KEYS if isinstance(held.get(name), Mapping)), None)
@@ -200,8 +200,8 @@ def _chosen(path: str, checkpoint: object, key: str) -> Weights:
         taken = sets[0]
     if taken is None and len(sets) > 1:
         raise UserError(
-            f"{path}: holds several sets of weights, under {', '.join(map(shown, sets))}; choose one by its "
-            f"key (model.weights_key={sets[0]})"
+            f"{path}: holds several sets of weights, under {', '.join(map(show_text, sets))}; choose one by "
+            f"its key (model.weights_key={sets[0]})"
         )
     state = held if taken is None else held[taken]
     if not isinstance(state, Mapping) or not state:

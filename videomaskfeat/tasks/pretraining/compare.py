@@ -24,6 +24,7 @@ from videomaskfeat.tasks.pretraining.compare_plan import TargetRuns, naming, pla
 from videomaskfeat.tasks.pretraining.method_cost import method_cost
 from videomaskfeat.tasks.report import read_run
 from videomaskfeat.texts import read_json, show_text
+from videomaskfeat.values import from_parts
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
 
 
@@ -147,11 +148,8 @@ def _read_cost(path: Path) -> tuple[Any, TargetCost]:
     """
     plain = read_json(path, what="the cost of a target")
     try:
-        cost = TargetCost(**plain["cost"])
-        if not all(isinstance(value, int | float) for value in vars(cost).values() if value is not None):
-            raise TypeError("a cost is a number")
-        return plain["of"], cost
-    except (KeyError, TypeError) as error:
+        return plain["of"], from_parts(TargetCost, plain["cost"])
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: is damaged ({show_text(error)}); remove it, and start again") from error
 
 

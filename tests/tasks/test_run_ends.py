@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from tests.engine.processes import processes_of_session, session, wait_until
 from tests.tasks.conftest import TINY
 from tests.tasks.ranks import command
 from tests.tasks.test_pretrain_processes import arguments, steps
-from videomaskfeat.data.loader import set_up_worker
 
 FULL_DISK = """
 import errno, os, sys
@@ -32,6 +30,16 @@ if __name__ == "__main__":  # worker processes import this file
     sys.exit(run())
 """
 
+NOT_CLOSED = """
+import sys
+from videomaskfeat.data.workers import WorkerPool
+
+if __name__ == "__main__":
+    pool = WorkerPool(abs, iter(range(8)), path_of=str, workers=2)
+    assert pool.take() == 0
+    sys.exit(7)
+"""
+
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Exit code and what stderr says after the plan; the workers are gone with the process."""
@@ -42,27 +50,12 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     return process.returncode, lines
 
 
-def be_a_worker(ready: str) -> None:
-    set_up_worker(0)
-    Path(ready).touch()
-    time.sleep(100)
-
-
-def test_worker_of_a_loader_that_nobody_closed_ends_with_the_interpreter(tmp_path: Path) -> None:
-    """Multiprocessing sends it SIGTERM then and waits; one of another process is not for it."""
-    ready = tmp_path / "ready"
-    worker = multiprocessing.get_context("forkserver").Process(target=be_a_worker, args=(str(ready),))
-    worker.start()
-    try:
-        wait_until(ready.exists)
-        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
-        worker.join(timeout=0.5)
-        assert worker.exitcode is None
-        worker.terminate()
-        worker.join(timeout=60)
-        assert worker.exitcode == 0
-    finally:
-        worker.kill()
+def test_workers_of_a_pool_that_nobody_closed_end_with_the_interpreter(tmp_path: Path) -> None:
+    """Multiprocessing sends them SIGTERM then, which they ignore, and waits for them."""
+    script = tmp_path / "open.py"
+    script.write_text(NOT_CLOSED)
+    with session([sys.executable, str(script)]) as process:
+        assert end_of(process) == (7, [])
 
 
 def test_full_disk_ends_the_run_and_its_workers(sample: Path, tmp_path: Path) -> None:

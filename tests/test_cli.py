@@ -226,6 +226,17 @@ def test_error_that_ctrl_c_became_is_not_shown(
     assert signal.getsignal(signal.SIGINT) == earlier
 
 
+def test_ctrl_c_while_its_handler_is_set_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Interrupts, "__enter__", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "videomaskfeat doctor: interrupted\n"
+
+
 def test_stopped_work_has_the_code_of_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(folder: str) -> None:
         raise Stopped(signal.SIGTERM)

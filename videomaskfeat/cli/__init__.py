@@ -38,17 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     options = build_parser().parse_args(arguments)
     set_wait_policy()
-    with Interrupts(options.verb) as interrupts:
-        try:
+    interrupts = Interrupts(options.verb)
+    try:
+        with interrupts:  # Ctrl-C may come while this is entered
             end_with_parent()
             with yielding_threads():
                 return int(options.run(options))
-        except BaseException as error:
-            # A module that is imported when Ctrl-C comes may turn it into an error of its own.
-            if interrupts.came or isinstance(error, KeyboardInterrupt):
-                print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
-                return INTERRUPTED
-            return _explain(options.verb, error)
+    except BaseException as error:
+        # A module that is imported when Ctrl-C comes may turn it into an error of its own.
+        if interrupts.came or isinstance(error, KeyboardInterrupt):
+            print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        return _explain(options.verb, error)
 
 
 def _explain(verb: str, error: BaseException) -> int:

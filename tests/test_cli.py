@@ -105,7 +105,7 @@ def test_tools_do_nothing_where_a_worker_imports_them(tool: str, monkeypatch: py
 def test_errors_become_one_line_and_a_code(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(folder: str, *, measure: bool) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr("videomaskfeat.tasks.doctor.diagnose", fail)
@@ -213,7 +213,7 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path, start: list[str], mod
 def test_error_that_ctrl_c_became_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def turn(folder: str, *, measure: bool) -> None:
+    def turn(*arguments: object, **options: object) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as error:
@@ -226,8 +226,45 @@ def test_error_that_ctrl_c_became_is_not_shown(
     assert signal.getsignal(signal.SIGINT) == earlier
 
 
+def test_ctrl_c_while_its_handler_is_set_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Interrupts, "__enter__", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "videomaskfeat doctor: interrupted\n"
+
+
+# Ctrl-C while an object is freed: Python prints the exception and goes on.
+LOST = """
+import signal, sys, time
+from videomaskfeat import cli
+from videomaskfeat.cli import verb
+from videomaskfeat.tasks import doctor
+
+class Freed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def work(*arguments, **options):
+    Freed()
+    time.sleep(30)
+
+verb._END_SECONDS, doctor.diagnose = 0.1, work
+sys.exit(cli.main(["doctor"]))
+"""
+
+
+def test_ctrl_c_that_python_loses_ends_the_verb_all_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", LOST], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130
+    assert done.stderr.endswith("\nvideomaskfeat doctor: interrupted\n")
+
+
 def test_stopped_work_has_the_code_of_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(folder: str, *, measure: bool) -> None:
+    def stop(*arguments: object, **options: object) -> None:
         raise Stopped(signal.SIGTERM)
 
     monkeypatch.setattr("videomaskfeat.tasks.doctor.diagnose", stop)

@@ -168,3 +168,21 @@ def test_watch_holds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.
     monkeypatch.setattr(cpu, "IdleThreads", Recorded)
     cpu._watch(ended, 0)
     assert happened == ["held", "released"]
+
+
+def test_watch_takes_no_half_imported_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the import takes seconds; computing meanwhile was a segmentation fault."""
+    (tmp_path / "half_imported.py").write_text(
+        "import time\nearly = 1\nwhile not go: time.sleep(0.01)\nlate = 2\n".replace(
+            "go", "__import__('sys').go"
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "go", False, raising=False)
+    importing = threading.Thread(target=__import__, args=("half_imported",))
+    importing.start()
+    while not hasattr(sys.modules.get("half_imported"), "early"):
+        pass
+    threading.Timer(0.2, setattr, (sys, "go", True)).start()
+    assert cpu.whole_module("half_imported").late == 2
+    importing.join()

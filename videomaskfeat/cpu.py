@@ -5,6 +5,7 @@ Nothing here imports torch: OpenMP reads its environment once, when torch loads 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -179,14 +180,21 @@ def _watch(ended: threading.Event, main_thread: int) -> None:
         now = _Sample.take(main_thread)
         busy = load.update(delay=now.delay_since(before), idle=now.idle_since(before))
         before = now
-        torch = sys.modules.get("torch")
-        if busy and idle is None and hasattr(torch, "get_num_threads"):
-            idle = IdleThreads(torch)
+        if busy and idle is None and "torch" in sys.modules:
+            idle = IdleThreads(whole_module("torch"))
         elif not busy and idle is not None:
             idle.release()
             idle = None
     if idle is not None:
         idle.release()
+
+
+def whole_module(name: str) -> Any:
+    """A module that is loaded, or that another thread is importing: then wait until that is done.
+
+    Half of torch computes nothing, or ends the process.
+    """
+    return importlib.import_module(name)
 
 
 @dataclass(frozen=True)

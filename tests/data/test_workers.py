@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
+import re
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.data.clip_parts import deadly_clips, equal, make_clips, write_videos
+from videomaskfeat.data import workers
+from videomaskfeat.data.batches import empty_clips
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import load_records
 from videomaskfeat.data.views import EvaluationViews, ViewLoader
-from videomaskfeat.data.workers import call_apart
+from videomaskfeat.data.workers import WorkerPool, call_apart
 from videomaskfeat.errors import RunFailed
 
 
@@ -140,6 +147,36 @@ def test_workers_that_end_again_and_again_end_the_run_with_the_likely_cause(vide
     loader = ClipLoader(dataset, batch_size=4, workers=1)
     with pytest.raises(RunFailed, match=r"3 worker processes .* killed \(SIGKILL\); .*memory; lower data\.w"):
         next(loader.epoch(0))
+
+
+class _Limited:
+    """Makes a tensor in a worker that can have no shared memory to send it in."""
+
+    def __call__(self, task: int) -> torch.Tensor:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        return empty_clips((100, 100)) if task else torch.zeros(1000)
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_full_shared_memory_is_named_in_one_line(task: int) -> None:
+    """While a tensor is sent, and while clips are laid into it."""
+    pool = WorkerPool(_Limited(), iter([task]), path_of=str, workers=1)
+    with closing(pool), pytest.raises(RunFailed) as caught:
+        pool.take()
+    assert re.fullmatch(
+        r".*shared memory for a batch cannot be had: .*File too large.*; /dev/shm is probably full; .*",
+        str(caught.value),
+    )
+
+
+def test_worker_that_cannot_start_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(workers, "_Worker", refuse)
+    with pytest.raises(RunFailed, match=r"^worker process 0 cannot be had: .* raise `ulimit -n`, or lower"):
+        WorkerPool(abs, iter([1]), path_of=str, workers=1)
 
 
 class _KillsItsProcess:

@@ -29,6 +29,16 @@ if __name__ == "__main__":  # worker processes import this file
     sys.exit(run())
 """
 
+NOT_CLOSED = """
+import sys
+from videomaskfeat.data.workers import WorkerPool
+
+if __name__ == "__main__":
+    pool = WorkerPool(abs, iter(range(8)), path_of=str, workers=2)
+    assert pool.take() == 0
+    sys.exit(7)
+"""
+
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Exit code and what stderr says after the plan; the workers are gone with the process."""
@@ -37,6 +47,14 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     lines = said.splitlines()
     assert not any(line.startswith("Traceback") for line in lines), said
     return process.returncode, lines
+
+
+def test_workers_of_a_pool_that_nobody_closed_end_with_the_interpreter(tmp_path: Path) -> None:
+    """Multiprocessing sends them SIGTERM then, which they ignore, and waits for them."""
+    script = tmp_path / "open.py"
+    script.write_text(NOT_CLOSED)
+    with session([sys.executable, str(script)]) as process:
+        assert end_of(process) == (7, [])
 
 
 def test_full_disk_ends_the_run_and_its_workers(sample: Path, tmp_path: Path) -> None:

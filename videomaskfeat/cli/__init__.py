@@ -38,17 +38,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     options = build_parser().parse_args(arguments)
     set_wait_policy()
+    try:
+        return _run(options)
+    except KeyboardInterrupt:  # also one that comes while its handler is set or removed
+        print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BaseException as error:
+        return _explain(options.verb, error)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run the verb.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came, and nothing in the verb took it as a wish to stop.
+    """
     with Interrupts(options.verb) as interrupts:
         try:
             end_with_parent()
             with yielding_threads():
                 return int(options.run(options))
         except BaseException as error:
-            # A module that is imported when Ctrl-C comes may turn it into an error of its own.
-            if interrupts.came or isinstance(error, KeyboardInterrupt):
-                print(f"videomaskfeat {options.verb}: interrupted", file=sys.stderr)
-                return INTERRUPTED
-            return _explain(options.verb, error)
+            if interrupts.came:  # a module that is being imported may turn it into an error of its own
+                raise KeyboardInterrupt from error
+            raise
 
 
 def _explain(verb: str, error: BaseException) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+_END_SECONDS = 20.0  # for an end in order after Ctrl-C
+
 DONE, FAILED, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -32,13 +34,16 @@ class Interrupts:
     """Raises KeyboardInterrupt at Ctrl-C and remembers that it came; a second one is the earlier handler's.
 
     While a module is being imported, Ctrl-C ends the process at once with one line and 130: the import would
-    pass the exception over, or turn it into an error of its own.
+    pass the exception over, or turn it into an error of its own. Elsewhere the process has 20 seconds to end:
+    an exception in a finalizer, which can run at any moment, is lost.
     """
 
     def __init__(self, verb: str) -> None:
         self.came = False
         self._verb = verb
         self._earlier: Any = None
+        self._last_resort = threading.Timer(_END_SECONDS, self._end)
+        self._last_resort.daemon = True
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
@@ -48,17 +53,23 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._last_resort.cancel()
         if self._earlier is not None:
             signal.signal(signal.SIGINT, self._earlier)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if _is_importing(frame):
-            os.write(2, f"videomaskfeat {self._verb}: interrupted\n".encode())
-            os._exit(INTERRUPTED)
+            self._end()
+        if not self.came:
+            self._last_resort.start()
         if self.came and callable(self._earlier):
             self._earlier(number, frame)
         self.came = True
         raise KeyboardInterrupt
+
+    def _end(self) -> None:
+        os.write(2, f"videomaskfeat {self._verb}: interrupted\n".encode())
+        os._exit(INTERRUPTED)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.data.reading import in_worker
+from videomaskfeat.data.reading import in_worker, no_shared_memory
 
 
 @dataclass(frozen=True)
@@ -247,5 +247,13 @@ def empty_clips(shape: tuple[int, ...]) -> Tensor:
 
 
 def _shared(size: int) -> Tensor:
-    """Fresh shared memory, uint8 [size]."""
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+    """Fresh shared memory, uint8 [size].
+
+    Raises:
+        RunFailed: there is none left.
+    """
+    try:
+        storage = torch.UntypedStorage._new_shared(size)
+    except RuntimeError as error:
+        raise no_shared_memory(f"{size / 2**20:.1f} MB of shared memory for a batch", error) from error
+    return torch.empty(0, dtype=torch.uint8).set_(storage)

@@ -6,6 +6,7 @@ do nothing.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -32,8 +33,19 @@ TICKS, STOP, LENGTH, READING, LONGEST = 0, 1, 2, 3, 5
 of what is being read now and the numbers themselves; and how many those are at most."""
 
 
+SHARED_REMEDY = "/dev/shm is probably full; raise it (docker: --shm-size=8g), or lower data.workers"
+
+
 class ReadingLost(VideoReadError):
     """The reading of a record has ended or stopped two workers, and is not tried a third time."""
+
+
+def no_shared_memory(what: str, error: Exception) -> RunFailed:
+    """Words on memory or files that the system does not give to workers."""
+    words = " ".join(str(error).split())
+    files = os.strerror(errno.EMFILE) in words
+    remedy = "raise `ulimit -n`, or lower data.workers" if files else SHARED_REMEDY
+    return RunFailed(f"{what} cannot be had: {words}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +147,10 @@ def work(
             grown = own - settled > renew_megabytes * 2**20
         try:
             results.send((task[0], result, grown))
-        except Exception as error:  # such as full shared memory
+        except (RuntimeError, OSError) as error:  # of torch, which lays tensors into shared memory
+            failed = no_shared_memory("shared memory for a batch", error)
+            results.send((task[0], Raised(failed, ""), grown))
+        except Exception as error:  # such as a result that cannot be pickled
             results.send((task[0], Raised.of(error, f"worker process {number}"), grown))
 
 

@@ -33,12 +33,14 @@ from videomaskfeat.data.reading import (
     LENGTH,
     LONGEST,
     READING,
+    SHARED_REMEDY,
     STOP,
     TICKS,
     Raised,
     Reading,
     ReadingLost,
     begin_reading,
+    no_shared_memory,
     work,
 )
 from videomaskfeat.errors import RunFailed
@@ -234,12 +236,15 @@ class WorkerPool(Generic[TaskT, ResultT]):
             fresh.give(number, task)
 
     def _start(self, number: int) -> _Worker:
-        return _Worker(
-            number,
-            (self._make, self._lost.causes, *self._options),
-            arrived=self._arrived,
-            pin_device=self._pin_device,
-        )
+        try:
+            return _Worker(
+                number,
+                (self._make, self._lost.causes, *self._options),
+                arrived=self._arrived,
+                pin_device=self._pin_device,
+            )
+        except OSError as error:  # queues and pipes need shared memory and open files
+            raise no_shared_memory(f"worker process {number}", error) from error
 
 
 def call_apart(
@@ -429,7 +434,7 @@ class _Worker:
 _REMEDY = "see the messages above; data.workers=0 reads in the main process, where the error is shown"
 _REMEDIES = {
     "SIGKILL": "this machine is probably out of memory; lower data.workers or the batch size",
-    "SIGBUS": "/dev/shm is probably full; raise it (docker: --shm-size=8g), or lower data.workers",
+    "SIGBUS": SHARED_REMEDY,
 }
 
 

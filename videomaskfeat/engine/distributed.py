@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
+import multiprocessing.util
 import os
 import sys
 import threading
@@ -151,6 +152,8 @@ def _leave_group(*, others_are_there: bool) -> None:
 
 
 def _end_at_once() -> None:
+    # What multiprocessing itself would do at the end; its resource tracker complains of what is left.
+    multiprocessing.util._run_finalizers()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed
             stream.flush()

@@ -153,7 +153,7 @@ def _leave_group(*, others_are_there: bool) -> None:
 
 def _end_at_once() -> None:
     # What multiprocessing itself would do at the end; its resource tracker complains of what is left.
-    multiprocessing.util._run_finalizers()
+    multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed
             stream.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import cv2
@@ -88,3 +89,60 @@ def test_remote_path_names_what_is_missing() -> None:
         open_video("s3://a/b.mp4")
     with pytest.raises(VideoReadError, match=r"1:2\.mp4: no such file"):
         open_video("1:2.mp4")
+
+
+class Clock:
+    """``time.monotonic``, which FFmpeg's limit counts too, with jumps: as if the process had been stopped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._real = time.monotonic
+        self.calls, self.jumps, self._jumped = 0, range(0), 0
+        monkeypatch.setattr(time, "monotonic", self)
+
+    def __call__(self) -> float:
+        self.calls += 1
+        self._jumped += self.calls in self.jumps
+        return self._real() + 5 * self._jumped
+
+    def start(self, jumps: range) -> None:
+        """Count the calls from 0 on."""
+        self.calls, self.jumps = 0, jumps
+
+
+@pytest.mark.parametrize("ending", ["mp4", "ts", "avi", "h264"])
+def test_process_that_was_stopped_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """At whichever call into FFmpeg it is stopped, for longer than the limit of 4 s."""
+    path = write_video(tmp_path / f"a.{ending}", frames=6)
+
+    def read() -> tuple[list[float], list[int]]:
+        with open_video(path, "pyav") as counted, open_timed(path) as timed:
+            facts = [counted.frames, counted.fps, timed.duration_seconds]
+            frames = [*counted.read([0, 3, 5]), *timed.read_at([0.0, 0.1])]
+        return facts, [read_number(frame) for frame in frames]
+
+    clock = Clock(monkeypatch)
+    expected = read()
+    calls = clock.calls
+    for place in range(1, calls + 1, 1 + calls // 20):
+        clock.start(range(place, place + 1))
+        assert read() == expected
+
+
+def test_process_that_is_stopped_all_the_time_gives_up(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch).start(range(1_000_000))
+    with pytest.raises(VideoReadError, match="a disk that is too slow: nothing to read within 4 s"):
+        open_video(files["one_frame.mp4"], "pyav")
+
+
+def test_file_that_keeps_the_processor_busy_is_refused_at_once(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    clock.start(range(2, 3))
+    monkeypatch.setattr(time, "thread_time", lambda: 3.0 * clock.calls)
+    with pytest.raises(VideoReadError, match="nothing to read within 4 s"):
+        open_video(files["one_frame.mp4"], "pyav")

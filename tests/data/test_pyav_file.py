@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 from tests.data.make_videos import read_number, write_video
+from videomaskfeat.data.readers_pyav import PyAvReader
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.video import VideoReadError, available_readers, open_video, probe
 from videomaskfeat.mp4 import write_mp4
@@ -17,11 +20,24 @@ from videomaskfeat.mp4 import write_mp4
 HAS_DECORD = not available_readers()["decord"].startswith("missing")
 
 
+def damage_last_packets(path: Path) -> Path:
+    """The pictures 6 and later are overwritten; the index stays."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for packet in packets[6:]:
+        assert packet.pos is not None
+        data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    return path
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("videos")
     return {
         "one_frame.mp4": write_video(folder / "one_frame.mp4", frames=1),
+        "damaged.mp4": damage_last_packets(write_video(folder / "damaged.mp4", frames=12)),
         "plain.ts": write_video(folder / "plain.ts", frames=12),
     }
 
@@ -146,3 +162,21 @@ def test_file_that_keeps_the_processor_busy_is_refused_at_once(
     monkeypatch.setattr(time, "thread_time", lambda: 3.0 * clock.calls)
     with pytest.raises(VideoReadError, match="nothing to read within 4 s"):
         open_video(files["one_frame.mp4"], "pyav")
+
+
+def test_failed_decoder_is_replaced_before_the_next_reading(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may keep parts of a damaged packet, which would show in what is read later."""
+    reopened = []
+    reopen = PyAvReader._reopen
+    monkeypatch.setattr(PyAvReader, "_reopen", lambda self: (reopened.append(self.path), reopen(self))[1])
+    with PyAvReader(str(files["damaged.mp4"])) as video:
+        for index in (0, 11):
+            with contextlib.suppress(VideoReadError):
+                video.read([index])
+        before = len(reopened)
+        assert read_number(video.read([0])[0]) == 0
+        assert len(reopened) == before + 1
+        video.read([0])
+        assert len(reopened) == before + 1

@@ -103,6 +103,7 @@ class PyAvFile:
         self.path = path
         self._threads = threads
         self._converter: RgbConverter | None = None
+        self._decoder_failed = False
         self.rotation_degrees, self.mirrored = 0, False
         self._container, self._stream = self._open()
         # Noted before decoding: a stream may change its size half-way, the pictures of a clip may not.
@@ -168,8 +169,9 @@ class PyAvFile:
         decoder.thread_type = "NONE" if self._threads == 1 else "AUTO"
 
     def _reopen(self) -> None:
-        """Back to the very first packet, also where a container cannot seek."""
+        """Back to the very first packet, also where a container cannot seek, with a new decoder."""
         self._container.close()
+        self._decoder_failed = False
         self._container, self._stream = self._open()
 
     def _packets(self) -> Iterator[Packet]:
@@ -188,20 +190,33 @@ class PyAvFile:
             if packet.size:
                 yield packet
 
+    def _decoded(self, packet: Packet | None) -> Iterator[VideoFrame]:
+        """The frames that a packet (None: the end) brings out; none from one that is damaged."""
+        try:
+            yield from self._stream.decode(packet)
+        except FAILURES:
+            # Not swallowed: a frame that was asked for and does not come is reported by the reader.
+            self._decoder_failed = True
+
     def _all_frames(self) -> Iterator[VideoFrame]:
         """All decodable frames from the start of the file, in the order in which the decoder shows them."""
         self._reopen()
         for packet in self._packets():
-            yield from decoded(self._stream, packet)
-        yield from decoded(self._stream, None)
+            yield from self._decoded(packet)
+        yield from self._decoded(None)
 
     def _despite_stalls(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
         """What ``read`` yields; after a stall it is called again, and what has come before is left out.
+
+        A decoder may keep parts of damaged packets. After one, the next reading starts with a new decoder, so
+        that what it yields does not depend on what was read before.
 
         Args:
             read: reads from its own place in the file, or from its start; yields the same each time.
         """
         done = stalls = 0
+        if self._decoder_failed:
+            self._reopen()
         while True:
             try:
                 for item in itertools.islice(read(), done, None):
@@ -226,11 +241,11 @@ class PyAvFile:
             self._stream.codec_context.skip_frame = "DEFAULT" if packet.pts in remaining else "NONREF"
             if packet.pts is not None:
                 remaining.discard(packet.pts)
-            yield from (frame for frame in decoded(self._stream, packet) if frame.pts in wanted)
+            yield from (frame for frame in self._decoded(packet) if frame.pts in wanted)
             if not remaining:
                 break
         # All wanted packets are in: what the decoder holds back for reordering comes out without more input.
-        yield from (frame for frame in decoded(self._stream, None) if frame.pts in wanted)
+        yield from (frame for frame in self._decoded(None) if frame.pts in wanted)
 
     def _picture(self, frame: VideoFrame) -> np.ndarray:
         """RGB as displayed, uint8 [H, W, 3]: a view that lives as long as the frame.
@@ -260,15 +275,6 @@ class PyAvFile:
         if self._converter is not None and size != self._size:
             raise VideoReadError(self.path, "pictures of several sizes, not the size that the file states")
         self._size = size
-
-
-def decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
-    """The frames that a packet (None: the end) brings out; none from one that is damaged."""
-    try:
-        yield from stream.decode(packet)
-    except FAILURES:
-        # Not swallowed: a frame that was asked for and does not come is reported by the reader.
-        return
 
 
 def _check_file(path: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.make_videos import read_number, write_video
+from videomaskfeat.data import readers_pyav
 from videomaskfeat.data.readers_pyav import PyAvReader
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.video import VideoReadError, available_readers, open_video, probe
@@ -180,3 +181,12 @@ def test_failed_decoder_is_replaced_before_the_next_reading(
         assert len(reopened) == before + 1
         video.read([0])
         assert len(reopened) == before + 1
+
+
+def test_number_of_frames_is_bounded(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers_pyav, "_MOST_PACKETS", 11)
+    with pytest.raises(VideoReadError, match=r"plain\.ts: more than 11 frames$"):
+        open_video(files["plain.ts"], "pyav")
+    monkeypatch.setattr(readers_pyav, "_MOST_PACKETS", 12)
+    with open_video(files["plain.ts"], "pyav") as video:
+        assert video.frames == 12

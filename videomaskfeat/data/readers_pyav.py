@@ -40,6 +40,7 @@ _BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames a
 _JOINS: dict[str, Joins] = {"mpeg": "recordings", "mov": "edits", "matroska": "segments"}
 STORED_DURATIONS = ("gif", "apng")
 DECODING_TIMES_ALONE = ("avi", "asf")  # FFmpeg guesses the times of showing from them
+_MOST_PACKETS = 1 << 22  # 38 hours at 30 per second; the index takes some 200 bytes for each
 _PACKETS_TO_KEY = 64  # read on from a jump by place, before the packets are counted from the start instead
 
 
@@ -115,6 +116,8 @@ class PyAvReader(PyAvFile, VideoReader):
         try:
             for packet in self._despite_stalls(self._packets):
                 log.add(packet)
+                if len(log) > _MOST_PACKETS:
+                    raise VideoReadError(self.path, f"more than {_MOST_PACKETS:,} frames")
         except VideoReadError as error:
             if not isinstance(error.__cause__, FAILURES):
                 raise

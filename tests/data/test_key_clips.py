@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.data.make_videos import read_number, uneven_times, write_video
 from videomaskfeat.data.key_clips import key_clips
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_memory import MemoryReader
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.readers_timed import CountedReader
@@ -68,3 +70,11 @@ def test_each_picture_is_decoded_once_and_boxes_move_along() -> None:
     # 40 clips of 16 pictures; where the second pass begins, those of the clip's first half come again.
     assert len(asked) < 40 * 16 * 0.5
     assert len(asked) - len(set(asked)) <= 16
+
+
+def test_pictures_too_long_for_a_whole_frame_are_unreadable() -> None:
+    with (
+        CountedReader(MemoryReader(np.zeros((3, 2, 33, 3), np.uint8), fps=30)) as video,
+        pytest.raises(VideoReadError, match="pictures of 33x2; the long side of a whole frame is at most 16"),
+    ):
+        next(key_clips(video, np.zeros(1), frames=2, stride=1, transform=WHOLE))

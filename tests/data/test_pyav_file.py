@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 from tests.data.make_videos import read_number, write_video
+from videomaskfeat.data import readers_pyav
+from videomaskfeat.data.readers_pyav import PyAvReader
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.video import VideoReadError, available_readers, open_video, probe
 from videomaskfeat.mp4 import write_mp4
@@ -16,11 +21,24 @@ from videomaskfeat.mp4 import write_mp4
 HAS_DECORD = not available_readers()["decord"].startswith("missing")
 
 
+def damage_last_packets(path: Path) -> Path:
+    """The pictures 6 and later are overwritten; the index stays."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for packet in packets[6:]:
+        assert packet.pos is not None
+        data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    return path
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("videos")
     return {
         "one_frame.mp4": write_video(folder / "one_frame.mp4", frames=1),
+        "damaged.mp4": damage_last_packets(write_video(folder / "damaged.mp4", frames=12)),
         "plain.ts": write_video(folder / "plain.ts", frames=12),
     }
 
@@ -88,3 +106,87 @@ def test_remote_path_names_what_is_missing() -> None:
         open_video("s3://a/b.mp4")
     with pytest.raises(VideoReadError, match=r"1:2\.mp4: no such file"):
         open_video("1:2.mp4")
+
+
+class Clock:
+    """``time.monotonic``, which FFmpeg's limit counts too, with jumps: as if the process had been stopped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._real = time.monotonic
+        self.calls, self.jumps, self._jumped = 0, range(0), 0
+        monkeypatch.setattr(time, "monotonic", self)
+
+    def __call__(self) -> float:
+        self.calls += 1
+        self._jumped += self.calls in self.jumps
+        return self._real() + 5 * self._jumped
+
+    def start(self, jumps: range) -> None:
+        """Count the calls from 0 on."""
+        self.calls, self.jumps = 0, jumps
+
+
+@pytest.mark.parametrize("ending", ["mp4", "ts", "avi", "h264"])
+def test_process_that_was_stopped_reads_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """At whichever call into FFmpeg it is stopped, for longer than the limit of 4 s."""
+    path = write_video(tmp_path / f"a.{ending}", frames=6)
+
+    def read() -> tuple[list[float], list[int]]:
+        with open_video(path, "pyav") as counted, open_timed(path) as timed:
+            facts = [counted.frames, counted.fps, timed.duration_seconds]
+            frames = [*counted.read([0, 3, 5]), *timed.read_at([0.0, 0.1])]
+        return facts, [read_number(frame) for frame in frames]
+
+    clock = Clock(monkeypatch)
+    expected = read()
+    calls = clock.calls
+    for place in range(1, calls + 1, 1 + calls // 20):
+        clock.start(range(place, place + 1))
+        assert read() == expected
+
+
+def test_process_that_is_stopped_all_the_time_gives_up(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch).start(range(1_000_000))
+    with pytest.raises(VideoReadError, match="a disk that is too slow: nothing to read within 4 s"):
+        open_video(files["one_frame.mp4"], "pyav")
+
+
+def test_file_that_keeps_the_processor_busy_is_refused_at_once(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    clock.start(range(2, 3))
+    monkeypatch.setattr(time, "thread_time", lambda: 3.0 * clock.calls)
+    with pytest.raises(VideoReadError, match="nothing to read within 4 s"):
+        open_video(files["one_frame.mp4"], "pyav")
+
+
+def test_failed_decoder_is_replaced_before_the_next_reading(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may keep parts of a damaged packet, which would show in what is read later."""
+    reopened = []
+    reopen = PyAvReader._reopen
+    monkeypatch.setattr(PyAvReader, "_reopen", lambda self: (reopened.append(self.path), reopen(self))[1])
+    with PyAvReader(str(files["damaged.mp4"])) as video:
+        for index in (0, 11):
+            with contextlib.suppress(VideoReadError):
+                video.read([index])
+        before = len(reopened)
+        assert read_number(video.read([0])[0]) == 0
+        assert len(reopened) == before + 1
+        video.read([0])
+        assert len(reopened) == before + 1
+
+
+def test_number_of_frames_is_bounded(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers_pyav, "_MOST_PACKETS", 11)
+    with pytest.raises(VideoReadError, match=r"plain\.ts: more than 11 frames$"):
+        open_video(files["plain.ts"], "pyav")
+    monkeypatch.setattr(readers_pyav, "_MOST_PACKETS", 12)
+    with open_video(files["plain.ts"], "pyav") as video:
+        assert video.frames == 12

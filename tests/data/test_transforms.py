@@ -165,5 +165,8 @@ def test_whole_frame_keeps_its_aspect_to_a_multiple() -> None:
         scale = 100 / min(height, width)
         assert abs(rows - scale * height) < 3  # half a multiple, and the pixel that the reference cuts off
         assert abs(columns - scale * width) < 3
+    assert size(WholeFrame(64), 1600, 100) == (1024, 64)
+    with pytest.raises(ValueError, match=r"pictures of 100x1601; the long side .* at most 16 times"):
+        size(WholeFrame(64), 1601, 100)
     with pytest.raises(UserError, match=r"short side 16 must be at least 32: both sides .* multiples of 32"):
         WholeFrame(16, multiple=32)

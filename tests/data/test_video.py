@@ -225,24 +225,6 @@ def test_package_works_without_decord(files: dict[str, Path], monkeypatch: pytes
         open_video(files["plain.mp4"], "decord")
 
 
-def test_file_that_takes_too_long_is_opened_once_more(
-    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = av.open
-    calls = []
-
-    def first_is_late(*arguments: Any, **options: Any) -> Any:
-        calls.append(options["timeout"])
-        if len(calls) == 1:
-            raise av.error.ExitError(1, "Immediate exit requested")
-        return opened(*arguments, **options)
-
-    monkeypatch.setattr(av, "open", first_is_late)
-    with open_video(files["plain.mp4"], "pyav") as video_file:
-        assert video_file.frames == FRAMES
-    assert calls == [4.0, 4.0]
-
-
 def test_unknown_reader_names_the_nearest(files: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="'pyva' is not one of auto, decord, pyav; did you mean 'pyav'"):
         open_video(files["plain.mp4"], "pyva")

@@ -206,6 +206,15 @@ def test_shortened_encoder_predicts_from_the_block_asked_for(tmp_path: Path) -> 
         ({"MVIT.DEPTH": "deep"}, r"MVIT.DEPTH 'deep' should be a int, such as 16"),
         ({"MVIT.DIM_MUL": [[1, 3.0]]}, r"must be equal, with factor 2"),
         ({"MVIT.POOL_Q_STRIDE": [[1, 1, 2, 2]]}, r"POOL_Q_STRIDE must list each of the 4 blocks once"),
+        ({"MVIT.DIM_MUL": [[1, 2.0], 3]}, r"MVIT.DIM_MUL .*must be a list of lists of numbers"),
+        ({"MVIT.DIM_MUL": [[1]], "MVIT.HEAD_MUL": [[1]]}, r"must be equal, with factor 2"),
+        ({"MVIT.POOL_Q_STRIDE": [[0, 1e300, 2, 2]]}, r"POOL_Q_STRIDE .*must be a list of lists of numbers"),
+        ({"MVIT.DEPTH": 2**62}, r"POOL_Q_STRIDE must list each of the 4611686018427387904 blocks once"),
+        ({"MVIT.DEPTH": "9" * 900}, r"MVIT.DEPTH .*should be a int"),
+        ({"MVIT.PATCH_KERNEL": [3, "7", 7]}, r"MVIT.PATCH_KERNEL .* must be a list of numbers"),
+        ({"MASK.PRETRAIN_DEPTH": [[1]]}, r"MASK.PRETRAIN_DEPTH .* must be a list of numbers"),
+        ({"DATA.INPUT_CHANNEL_NUM": []}, r"DATA.INPUT_CHANNEL_NUM is empty"),
+        ({"MODEL.MODEL_NAME": ["MViT"]}, r"MODEL_NAME \['MViT'\] .*is not read"),
         ({"MVIT.POOL_KVQ_KERNEL": ...}, r"MVIT.POOL_KVQ_KERNEL \(\) must be three integers"),
     ],
 )
@@ -230,8 +239,11 @@ def test_option_that_would_change_the_model_is_refused_by_name(
         ({"DATA.NUM_FRAME": 16}, r"unknown key DATA.NUM_FRAME; did you mean 'DATA.NUM_FRAMES'"),
         ({"TEST.NUM_VIEWS": 16}, r"unknown key TEST.NUM_VIEWS"),
         ({"DATA.MEAN": [0.45]}, r"DATA.MEAN \[0.45\] must be 3 numbers"),
-        ({"DATA.STD": [0.2, True, 0.2]}, r"DATA.STD \[0.2, True, 0.2\] must be 3 numbers"),
-        ({"TEST.NUM_TEMPORAL_CLIPS": ["one"]}, r"TEST.NUM_TEMPORAL_CLIPS \['one'\] must be numbers"),
+        ({"DATA.STD": [0.2, True, 0.2]}, r"DATA.STD \[0.2, True, 0.2\] must be a list of numbers"),
+        (
+            {"TEST.NUM_TEMPORAL_CLIPS": ["one"]},
+            r"TEST.NUM_TEMPORAL_CLIPS \['one'\] must be a list of numbers",
+        ),
     ],
 )
 def test_option_that_would_change_a_classifier_is_refused_by_name(

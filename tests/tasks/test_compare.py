@@ -120,6 +120,18 @@ def test_keys_become_overrides() -> None:
             [],
             r"targets\.a\.before is None, and must be a",
         ),
+        ({"shared": {"finetune": 6}}, [], r"compare\.shared\.finetune is 6, and must be a mapping"),
+        ({"shared": {"pretrain": None}}, [], r"compare\.shared\.pretrain is None, and must be a mapping"),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "keys": [1]}}}}},
+            [],
+            r"before\.t\.keys is \[1\], and must be a mapping",
+        ),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "config": 3}}}}},
+            [],
+            r"before\.t\.config is 3, and must be a path",
+        ),
         (
             {"targets": {"a": {"before": {"t": None}}}},
             [],

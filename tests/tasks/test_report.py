@@ -232,6 +232,13 @@ def test_damaged_files_are_noted_and_the_rest_is_shown(run: Path) -> None:
     assert "a: [" in page.text  # the config as it stands
 
 
+def test_config_of_other_types_is_shown(run: Path) -> None:
+    (run / "config.yaml").write_text("model: {name: [a, b]}\ndata: {train: 6}\n")
+    text = Page(report(run).read_text(encoding="utf-8")).text
+    assert "Model: ['a', 'b']" in text
+    assert "Data: 6" in text
+
+
 def test_media_past_the_limit_are_left_out_and_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     png = (run / "pictures/clip_&.png").stat().st_size
     monkeypatch.setattr("videomaskfeat.tasks.report.MEDIA_BYTES", png)

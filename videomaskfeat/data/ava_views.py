@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from videomaskfeat.data.ava_sources import OpenVideos, VideoSource
 from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch, empty_clips
 from videomaskfeat.data.boxed_crops import border_boxes, boxes_in_pixels
+from videomaskfeat.data.key_clips import sample_geometry
 from videomaskfeat.data.loader import check_read_seconds
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_timed import TimedReader, check_size
@@ -163,7 +164,7 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         for places, picture in reader.each_at(seconds.reshape(-1)):
             continue_reading()
             if not geometries:
-                geometries = [cut.sample(*picture.shape[:2]) for cut in self._cuts]
+                geometries = [sample_geometry(cut, source.path, picture.shape[:2]) for cut in self._cuts]
                 clips = [empty_clips((seconds.size, *geometry.size, 3)) for geometry in geometries]
             frame = geometries[0].source
             check_size(source.path, picture, (frame.height, frame.width))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +56,8 @@ def key_clips(
 
     Raises:
         UserError: the clip is empty.
-        VideoReadError: a picture cannot be decoded, or they differ in size.
+        VideoReadError: a picture cannot be decoded, they differ in size, or their sides do in a way that the
+            transform does not take.
     """
     fps = video.fps if target_fps is None else target_fps
     times = np.array(
@@ -77,7 +78,7 @@ def key_clips(
         for places, picture in video.each_at(wanted.ravel()):
             if geometry is None:
                 size = picture.shape[:2]
-                geometry = transform.sample(size[0], size[1], np.random.default_rng(0))
+                geometry = sample_geometry(transform, video.path, size)
             check_size(video.path, picture, size)
             resized = geometry.apply_clip(picture[None])[0]
             for number, place in zip(*np.divmod(places, frames + 1), strict=True):
@@ -91,6 +92,18 @@ def key_clips(
                 next_out += 1
         if next_out < len(part):
             raise VideoReadError(video.path, f"the clip around {part[next_out].mean():.2f} s has gaps")
+
+
+def sample_geometry(transform: ClipTransform, path: str, size: Sequence[int]) -> ClipGeometry:
+    """The geometry for a video of this size, (height, width), of a transform that draws nothing at random.
+
+    Raises:
+        VideoReadError: the transform does not take pictures of this size.
+    """
+    try:
+        return transform.sample(size[0], size[1], np.random.default_rng(0))
+    except ValueError as error:
+        raise VideoReadError(path, str(error)) from error
 
 
 class _Pending:

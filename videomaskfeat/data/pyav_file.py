@@ -8,8 +8,12 @@ What is left is the decoder's own memory: at most some 17 pictures of 1.5 bytes 
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -23,6 +27,8 @@ from videomaskfeat.data.containers import declares_too_much
 from videomaskfeat.data.pyav_rgb import RgbConverter, frame_kind
 from videomaskfeat.data.reader import NOT_REGULAR, VideoReadError
 from videomaskfeat.io import ffmpeg_url, is_file, missing_cause
+
+T = TypeVar("T")
 
 MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
 _MOST_STREAMS = 100
@@ -38,11 +44,39 @@ _OPTIONS = {
     "pattern_type": "none",  # a name such as %03d.tga is a file's, too
 }
 _MOST_SECONDS = 4.0  # for opening, and for reading a packet
-_SPARSE = (
-    1 << 30
-)  # bytes; holes in a larger file are looked for, since FFmpeg may search them for a next picture
+_BUSY_SECONDS = 2.0  # of these, by which a file is to blame; less, and the process was stopped or waited
+_MOST_STALLS = 15  # after which a reading is given up
+# Bytes; holes in a larger file are looked for, since FFmpeg may search them for a next picture.
+_SPARSE = 1 << 30
 # What PyAV raises on damaged files: its own errors, and Python's where a count exceeds a type or the memory.
 FAILURES = (av.error.FFmpegError, OSError, OverflowError, MemoryError)
+
+
+class Stalled(VideoReadError):
+    """Nothing came within the limit, and not because of the file: the reading can be tried again."""
+
+
+class _Watch:
+    """The time of one call into FFmpeg.
+
+    FFmpeg's limit is on the time that passes. It can pass without a fault of the file: if the process is
+    stopped, waits for a processor, or for a slow disk. The thread's own processor time tells these apart.
+    After an interruption FFmpeg may report an error, the end of the file or a part of a packet, so that
+    nothing that came after the limit is used.
+    """
+
+    def __init__(self) -> None:
+        self._started, self._busy = time.monotonic(), time.thread_time()
+
+    def check(self, path: str) -> None:
+        """Raise if the limit has passed: Stalled, or VideoReadError if the file is to blame."""
+        if time.monotonic() - self._started > _MOST_SECONDS:
+            busy = time.thread_time() - self._busy >= _BUSY_SECONDS
+            kind = VideoReadError if busy else Stalled
+            raise kind(path, f"damaged, or on a disk that is too slow: {_TOO_LATE}")
+
+
+_TOO_LATE = f"nothing to read within {_MOST_SECONDS:g} s"
 
 
 class PyAvFile:
@@ -69,6 +103,7 @@ class PyAvFile:
         self.path = path
         self._threads = threads
         self._converter: RgbConverter | None = None
+        self._decoder_failed = False
         self.rotation_degrees, self.mirrored = 0, False
         self._container, self._stream = self._open()
         # Noted before decoding: a stream may change its size half-way, the pictures of a clip may not.
@@ -82,12 +117,13 @@ class PyAvFile:
         # FFmpeg's complaints about damaged files would fill the terminal; the errors below name the cause.
         av.logging.set_level(None)
         _check_file(self.path)
-        try:
-            container = av.open(
-                ffmpeg_url(self.path), metadata_errors="ignore", options=_OPTIONS, timeout=_MOST_SECONDS
-            )
-        except (*FAILURES, ValueError) as error:
-            raise VideoReadError(self.path, _open_failure(self.path, error)) from error
+        for stalls in itertools.count(1):
+            try:
+                container = self._open_container()
+                break
+            except Stalled:
+                if stalls == _MOST_STALLS:
+                    raise
         try:
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream) or stream.disposition & stream.disposition.attached_pic:
@@ -98,6 +134,22 @@ class PyAvFile:
             container.close()
             raise
         return container, stream
+
+    def _open_container(self) -> InputContainer:
+        watch = _Watch()
+        try:
+            container = av.open(
+                ffmpeg_url(self.path), metadata_errors="ignore", options=_OPTIONS, timeout=_MOST_SECONDS
+            )
+        except (*FAILURES, ValueError) as error:
+            watch.check(self.path)
+            raise VideoReadError(self.path, _open_failure(self.path, error)) from error
+        try:
+            watch.check(self.path)
+        except VideoReadError:
+            container.close()
+            raise
+        return container
 
     def _prepare(self, stream: VideoStream) -> None:
         """Set up the decoder, which opens with the first packet; refuse streams without one."""
@@ -117,16 +169,65 @@ class PyAvFile:
         decoder.thread_type = "NONE" if self._threads == 1 else "AUTO"
 
     def _reopen(self) -> None:
-        """Back to the very first packet, also where a container cannot seek."""
+        """Back to the very first packet, also where a container cannot seek, with a new decoder."""
         self._container.close()
+        self._decoder_failed = False
         self._container, self._stream = self._open()
 
     def _packets(self) -> Iterator[Packet]:
-        """The packets from here on; VideoReadError where the container is damaged."""
+        """The packets from here on; VideoReadError where the container is damaged, or Stalled."""
+        packets = self._container.demux(self._stream)
+        while True:
+            watch = _Watch()
+            try:
+                packet = next(packets, None)
+            except FAILURES as error:
+                watch.check(self.path)
+                raise VideoReadError(self.path, f"damaged ({failure_phrase(error)})") from error
+            watch.check(self.path)
+            if packet is None:
+                return
+            if packet.size:
+                yield packet
+
+    def _decoded(self, packet: Packet | None) -> Iterator[VideoFrame]:
+        """The frames that a packet (None: the end) brings out; none from one that is damaged."""
         try:
-            yield from (packet for packet in self._container.demux(self._stream) if packet.size)
-        except FAILURES as error:
-            raise VideoReadError(self.path, f"damaged ({failure_phrase(error)})") from error
+            yield from self._stream.decode(packet)
+        except FAILURES:
+            # Not swallowed: a frame that was asked for and does not come is reported by the reader.
+            self._decoder_failed = True
+
+    def _all_frames(self) -> Iterator[VideoFrame]:
+        """All decodable frames from the start of the file, in the order in which the decoder shows them."""
+        self._reopen()
+        for packet in self._packets():
+            yield from self._decoded(packet)
+        yield from self._decoded(None)
+
+    def _despite_stalls(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """What ``read`` yields; after a stall it is called again, and what has come before is left out.
+
+        A decoder may keep parts of damaged packets. After one, the next reading starts with a new decoder, so
+        that what it yields does not depend on what was read before.
+
+        Args:
+            read: reads from its own place in the file, or from its start; yields the same each time.
+        """
+        done = stalls = 0
+        if self._decoder_failed:
+            self._reopen()
+        while True:
+            try:
+                for item in itertools.islice(read(), done, None):
+                    yield item
+                    done += 1
+                return
+            except Stalled:
+                stalls += 1
+                if stalls == _MOST_STALLS:
+                    raise
+                self._reopen()
 
     def _guesses_times(self) -> bool:
         """AVI and ASF store no presentation times, and FFmpeg's guess is off where frames are reordered."""
@@ -140,11 +241,11 @@ class PyAvFile:
             self._stream.codec_context.skip_frame = "DEFAULT" if packet.pts in remaining else "NONREF"
             if packet.pts is not None:
                 remaining.discard(packet.pts)
-            yield from (frame for frame in decoded(self._stream, packet) if frame.pts in wanted)
+            yield from (frame for frame in self._decoded(packet) if frame.pts in wanted)
             if not remaining:
                 break
         # All wanted packets are in: what the decoder holds back for reordering comes out without more input.
-        yield from (frame for frame in decoded(self._stream, None) if frame.pts in wanted)
+        yield from (frame for frame in self._decoded(None) if frame.pts in wanted)
 
     def _picture(self, frame: VideoFrame) -> np.ndarray:
         """RGB as displayed, uint8 [H, W, 3]: a view that lives as long as the frame.
@@ -168,23 +269,12 @@ class PyAvFile:
 
     def _check_size(self) -> None:
         """Take the size of the first picture in the file; crops may make it smaller than stated."""
-        container, stream = self._open()
-        with container:
-            frames = (frame for packet in container.demux(stream) for frame in decoded(stream, packet))
-            first = next(frames, None)
-            size = (first.width, first.height) if first is not None else self._size
+        with closing(PyAvFile(self.path)) as again:
+            first = next(again._despite_stalls(again._all_frames), None)
+        size = (first.width, first.height) if first is not None else self._size
         if self._converter is not None and size != self._size:
             raise VideoReadError(self.path, "pictures of several sizes, not the size that the file states")
         self._size = size
-
-
-def decoded(stream: VideoStream, packet: Packet | None) -> Iterator[VideoFrame]:
-    """The frames that a packet (None: the end) brings out; none from one that is damaged."""
-    try:
-        yield from stream.decode(packet)
-    except FAILURES:
-        # Not swallowed: a frame that was asked for and does not come is reported by the reader.
-        return
 
 
 def _check_file(path: str) -> None:
@@ -223,6 +313,6 @@ def failure_phrase(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "more memory than there is"
     if isinstance(error, av.error.ExitError):
-        return f"nothing to read within {_MOST_SECONDS:g} s"
+        return _TOO_LATE
     words = str(getattr(error, "strerror", None) or error or type(error).__name__)
     return " ".join(words.split())

@@ -33,13 +33,14 @@ from videomaskfeat.data.packet_index import (
     complete_times,
     measure_timing,
 )
-from videomaskfeat.data.pyav_file import FAILURES, PyAvFile, decoded, failure_phrase
+from videomaskfeat.data.pyav_file import FAILURES, PyAvFile, failure_phrase
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 
 _BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames are found by place
 _JOINS: dict[str, Joins] = {"mpeg": "recordings", "mov": "edits", "matroska": "segments"}
 STORED_DURATIONS = ("gif", "apng")
 DECODING_TIMES_ALONE = ("avi", "asf")  # FFmpeg guesses the times of showing from them
+_MOST_PACKETS = 1 << 22  # 38 hours at 30 per second; the index takes some 200 bytes for each
 _PACKETS_TO_KEY = 64  # read on from a jump by place, before the packets are counted from the start instead
 
 
@@ -113,12 +114,15 @@ class PyAvReader(PyAvFile, VideoReader):
         second = float(1 / self._stream.time_base) if self._stream.time_base else 1.0
         log = PacketLog(second=second, joins=joins)
         try:
-            for packet in self._container.demux(self._stream):
-                if packet.size:
-                    log.add(packet)
-        except FAILURES as error:
+            for packet in self._despite_stalls(self._packets):
+                log.add(packet)
+                if len(log) > _MOST_PACKETS:
+                    raise VideoReadError(self.path, f"more than {_MOST_PACKETS:,} frames")
+        except VideoReadError as error:
+            if not isinstance(error.__cause__, FAILURES):
+                raise
             raise VideoReadError(
-                self.path, f"damaged after frame {len(log)} ({failure_phrase(error)})"
+                self.path, f"damaged after frame {len(log)} ({failure_phrase(error.__cause__)})"
             ) from error
         table = log.close()
         damaged = table.first_damage()
@@ -139,7 +143,7 @@ class PyAvReader(PyAvFile, VideoReader):
 
     def _count(self, packets: PacketTable) -> np.ndarray | None:
         """Decode everything to count the frames; the ticks at which they are shown, None if unknown."""
-        times = [frame.pts for frame in self._count_frames()]
+        times = [frame.pts for frame in self._despite_stalls(self._all_frames)]
         self.frames = len(times)
         if self._guesses_times():
             due = packets.due_ticks()
@@ -170,7 +174,7 @@ class PyAvReader(PyAvFile, VideoReader):
         unique = np.unique(indices)
         missing = set(unique.tolist())
         clip: np.ndarray | None = None
-        for index, frame in self._decode(unique):
+        for index, frame in self._despite_stalls(lambda: self._decode(unique)):
             picture = self._picture(frame)
             if clip is None:
                 clip = np.empty((len(indices), *picture.shape), np.uint8)
@@ -183,7 +187,7 @@ class PyAvReader(PyAvFile, VideoReader):
 
     def _each(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         missing = set(wanted.tolist())
-        for index, frame in self._decode(wanted):
+        for index, frame in self._despite_stalls(lambda: self._decode(wanted)):
             missing.discard(index)
             yield index, self._picture(frame)
         if missing:
@@ -193,7 +197,7 @@ class PyAvReader(PyAvFile, VideoReader):
         """The frames at ``indices`` (ascending, each once) that can be decoded, with their indices."""
         if self._index is None:
             wanted = set(indices.tolist())
-            for count, frame in enumerate(self._count_frames()):
+            for count, frame in enumerate(self._all_frames()):
                 if count in wanted:
                     yield count, frame
                 if count == indices[-1]:
@@ -253,10 +257,3 @@ class PyAvReader(PyAvFile, VideoReader):
         except (*FAILURES, VideoReadError):
             return None
         return None if first is None or first.pts != time else itertools.chain([first], packets)
-
-    def _count_frames(self) -> Iterator[VideoFrame]:
-        """All decodable frames from the start of the file, in the order in which the decoder shows them."""
-        self._reopen()
-        for packet in self._packets():
-            yield from decoded(self._stream, packet)
-        yield from decoded(self._stream, None)

@@ -14,7 +14,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import BinaryIO
 
 import av
@@ -143,7 +143,7 @@ class SeekingReader(PyAvFile, TimedReader):
 
     def _check_due(self) -> int:
         """The first packet's time, if it is its decoding time; FFmpeg guesses another for H.264."""
-        first = next(self._packets(), None)
+        first = next(self._despite_stalls(self._packets), None)
         if first is None or first.pts is None or first.pts != first.dts:
             raise UntimedError(self.path)
         return first.pts
@@ -151,13 +151,17 @@ class SeekingReader(PyAvFile, TimedReader):
     @cached_property
     def _end(self) -> tuple[int, float]:
         """The time of the last picture, and for how long it is shown, in ticks."""
+        return next(self._despite_stalls(self._find_end))
+
+    def _find_end(self) -> Iterator[tuple[int, float]]:
         for target in (self._stated_end(), self._start):
             if not self._seek(target):
                 self._reopen()
             times, last = self._times_to_end()
             if times:
                 self._check_complete(max(times))
-                return max(times), self._shown_for(np.unique(times), last)
+                yield max(times), self._shown_for(np.unique(times), last)
+                return
         raise VideoReadError(self.path, "no picture is shown")
 
     def _stated_end(self) -> int:
@@ -201,7 +205,8 @@ class SeekingReader(PyAvFile, TimedReader):
         groups = np.cumsum(np.diff(ticks, prepend=ticks[0]) > _LONGEST_GAP * self._second)
         for group in np.unique(groups):
             places = np.flatnonzero(groups == group)
-            for part, picture in self._each_in(ticks[places]):
+            read = partial(self._each_in, ticks[places])
+            for part, picture in self._despite_stalls(read):
                 yield places[part], picture
 
     def _each_in(self, ticks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -16,6 +16,8 @@ import numpy as np
 
 from videomaskfeat.errors import UserError
 
+_LONGEST_SIDE = 16  # times the short side; panoramas have 8
+
 
 @dataclass(frozen=True)
 class Rectangle:
@@ -249,7 +251,8 @@ class WholeFrame:
     """The whole frame, its short side resized, in its aspect; for testing, no randomness.
 
     Both sides are rounded to the nearest multiple of what the encoder can cut into cubes, so that each is off
-    by ``multiple / 2`` pixels at most; boxes are moved along each axis with its own scale.
+    by ``multiple / 2`` pixels at most; boxes are moved along each axis with its own scale. The long side is
+    at most 16 times the short one, since memory grows with it.
 
     Attributes:
         short_side: pixels to which the short side is resized.
@@ -267,7 +270,16 @@ class WholeFrame:
             )
 
     def sample(self, height: int, width: int, rng: np.random.Generator | None = None) -> ClipGeometry:
-        """The geometry for a video of this size; ``rng`` is not used."""
+        """The geometry for a video of this size; ``rng`` is not used.
+
+        Raises:
+            ValueError: one side is too long for the other.
+        """
+        if max(height, width) > _LONGEST_SIDE * min(height, width):
+            raise ValueError(
+                f"pictures of {width}x{height}; the long side of a whole frame is at most {_LONGEST_SIDE} "
+                "times the short one"
+            )
         sides = _short_side_size(height, width, self.short_side)
         rounded = [max(math.floor(side / self.multiple + 0.5), 1) * self.multiple for side in sides]
         return _whole(Rectangle(0, 0, height, width), rounded[0], rounded[1], flip=False)

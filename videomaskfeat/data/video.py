@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Iterator
 
-import av
 import numpy as np
 
 from videomaskfeat import io
@@ -59,14 +58,14 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
     if is_picture(local):
         return ImageReader(local)
     if reader == "pyav":
-        return _open_pyav(local, threads)
+        return PyAvReader(local, threads=threads)
     if reader == "auto":
         return _AutoReader(local, threads)
     try:
         return DecordReader(local, threads=threads)
     except InexactIndexError:
         _log.debug("%s: decord's frame numbers are not exact here, so PyAV reads it", local)
-        return _open_pyav(local, threads)
+        return PyAvReader(local, threads=threads)
     except ModuleNotFoundError as error:
         raise UserError(
             "reader 'decord' is not installed here; pip install decord, or take 'pyav'"
@@ -95,16 +94,6 @@ def available_readers() -> dict[str, str]:
     return versions
 
 
-def _open_pyav(path: str, threads: int) -> PyAvReader:
-    """Open a file, twice if the first time took too long: the machine may have slept, or had other work."""
-    try:
-        return PyAvReader(path, threads=threads)
-    except VideoReadError as error:
-        if not isinstance(error.__cause__, av.error.ExitError):
-            raise
-        return PyAvReader(path, threads=threads)
-
-
 class _AutoReader(VideoReader):
     """decord until it refuses the file or one of its frames, PyAV from then on."""
 
@@ -116,7 +105,7 @@ class _AutoReader(VideoReader):
             self._reader = DecordReader(path, threads=threads)
         except (InexactIndexError, ModuleNotFoundError, VideoReadError) as error:
             _log.debug("%s: read by PyAV, not by decord: %r", path, error)
-            self._reader = _open_pyav(path, threads)
+            self._reader = PyAvReader(path, threads=threads)
         self._take_facts()
 
     @property
@@ -153,7 +142,7 @@ class _AutoReader(VideoReader):
     def _change_to_pyav(self, error: VideoReadError, indices: np.ndarray) -> None:
         _log.debug("%s: read by PyAV from now on: %r", self.path, error)
         self._reader.close()
-        self._reader = _open_pyav(self.path, self._threads)
+        self._reader = PyAvReader(self.path, threads=self._threads)
         self._take_facts()
         if indices.max() >= self.frames:
             raise VideoReadError(self.path, f"damaged after frame {self.frames}") from error

@@ -33,6 +33,7 @@ from videomaskfeat.models.zoo import MODELS, dense_form
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.targets.target import Target
+from videomaskfeat.texts import show_text
 
 _HOG_CELL = 8  # pixels; fixed in PySlowFast
 _HOG_BINS = 9
@@ -162,11 +163,11 @@ def _reader_of(path: str, written: Mapping[str, Any]) -> _Reader:
             "was trained with"
         )
     name = written.get("MODEL.MODEL_NAME", "SlowFast")
-    if name not in _READERS:
+    if not isinstance(name, str) or name not in _READERS:
         architecture = written.get("MODEL.ARCH")
-        detail = f" (MODEL.ARCH {architecture!r})" if architecture else ""
+        detail = f" (MODEL.ARCH {show_text(repr(architecture))})" if architecture else ""
         raise UserError(
-            f"{path}: MODEL.MODEL_NAME {name!r}{detail} is not read; known kinds: "
+            f"{path}: MODEL.MODEL_NAME {show_text(repr(name))}{detail} is not read; known kinds: "
             + ", ".join(f"{key} ({reader.kind})" for key, reader in _READERS.items() if key != "MAE")
         )
     return _READERS["MAE" if name == "MaskMViT" and written.get("MASK.MAE_ON") is True else name]

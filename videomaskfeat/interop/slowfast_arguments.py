@@ -34,12 +34,15 @@ def encoder_arguments(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
             f"{path}: DATA.TRAIN_CROP_SIZE and TEST_CROP_SIZE differ; an MViT of PySlowFast has one size"
         )
     crop = options["DATA.TRAIN_CROP_SIZE"]
+    channels = options["DATA.INPUT_CHANNEL_NUM"]
+    if not channels:
+        raise UserError(f"{path}: DATA.INPUT_CHANNEL_NUM is empty; give the number of channels, such as [3]")
     absolute = "none"
     if options["MVIT.USE_ABS_POS"]:
         absolute = "separable" if options["MVIT.SEP_POS_EMBED"] else "joint"
     common = {
         "clip_size": (options["DATA.NUM_FRAMES"], crop, crop),
-        "in_channels": options["DATA.INPUT_CHANNEL_NUM"][0],
+        "in_channels": channels[0],
         "depth": options["MVIT.DEPTH"],
         "width": options["MVIT.EMBED_DIM"],
         "heads": options["MVIT.NUM_HEADS"],
@@ -151,8 +154,8 @@ def _query_pooling(path: str, options: Mapping[str, Any]) -> tuple[tuple[int, ..
     """Blocks that pool their queries, and their common stride."""
     rows = options["MVIT.POOL_Q_STRIDE"]
     depth = options["MVIT.DEPTH"]
-    listed = {row[0]: tuple(row[1:]) for row in rows if len(row) == 4}
-    if len(listed) != len(rows) or set(listed) != set(range(depth)):
+    listed = {row[0]: row[1:] for row in rows if len(row) == 4 and all(type(entry) is int for entry in row)}
+    if len(rows) != depth or len(listed) != depth or set(listed) != set(range(depth)):
         raise UserError(
             f"{path}: MVIT.POOL_Q_STRIDE must list each of the {depth} blocks once as [block, t, h, w]; "
             "blocks without query pooling (MViTv1) are not supported"
@@ -167,7 +170,7 @@ def _query_pooling(path: str, options: Mapping[str, Any]) -> tuple[tuple[int, ..
 def _widening(path: str, options: Mapping[str, Any]) -> tuple[int, ...]:
     """Blocks at which width and heads double."""
     widths, heads = options["MVIT.DIM_MUL"], options["MVIT.HEAD_MUL"]
-    if sorted(widths) != sorted(heads) or any(factor != 2 for _, factor in widths):
+    if sorted(widths) != sorted(heads) or any(len(row) != 2 or row[1] != 2 for row in widths):
         raise UserError(
             f"{path}: MVIT.DIM_MUL {widths} and MVIT.HEAD_MUL {heads} must be equal, with factor 2"
         )

@@ -40,6 +40,9 @@ ENCODER: dict[str, Any] = {
     "MVIT.DIM_MUL_IN_ATT": False,
 }
 
+# Keys of ENCODER that hold rows of numbers, such as [[1, 2.0], [3, 2.0]]; other lists hold numbers.
+ROWS = frozenset({"MVIT.DIM_MUL", "MVIT.HEAD_MUL", "MVIT.POOL_Q_STRIDE"})
+
 # Keys that shape the head, or the target, of one kind of model.
 PRETRAINING: dict[str, Any] = {
     "MASK.ENABLE": False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videomaskfeat.errors import UserError, nearest
@@ -18,6 +18,7 @@ from videomaskfeat.interop.slowfast_keys import (
     IGNORED_SECTIONS,
     NO_EFFECT,
     PRETRAINING,
+    ROWS,
 )
 from videomaskfeat.texts import read_yaml as read_plain_yaml
 from videomaskfeat.texts import show_text
@@ -97,9 +98,9 @@ def _plain(value: Any) -> Any:
 def _typed(path: str, key: str, value: Any, default: Any) -> Any:
     """``value`` in the type of the key's default: a float may be written as an integer, a tuple as a list."""
     if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return _as_tuple(value)
+        return _as_tuple(path, key, value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}: {key} is {value}; a finite number is needed")
     if number and isinstance(default, float) and abs(value) < _LARGEST:
         return float(value)
@@ -110,5 +111,16 @@ def _typed(path: str, key: str, value: Any, default: Any) -> Any:
     )
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value
+def _as_tuple(path: str, key: str, value: Sequence[Any]) -> tuple[Any, ...]:
+    """Numbers as a tuple, or rows of numbers as tuples where the key has rows."""
+    rows = value if key in ROWS else [value]
+    for row in rows:
+        if not isinstance(row, list | tuple) or not all(map(_is_number, row)):
+            wanted = "lists of numbers, one per block" if key in ROWS else "numbers"
+            raise UserError(f"{path}: {key} {show_text(repr(value))} must be a list of {wanted}")
+    return tuple(map(tuple, rows)) if key in ROWS else tuple(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number that a model can be built with; not True or False."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST

@@ -17,7 +17,7 @@ from videomaskfeat.models.limits import TRAINED, build_within_memory, checked_ar
 
 __getattr__ = partial(import_submodule, __name__)
 
-__all__ = ["arguments_of", "create_model", "create_unset"]
+__all__ = ["arguments_of", "create_model", "create_model_from", "create_unset"]
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -47,6 +47,11 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         UserError: unknown name or argument, a value of the wrong type or outside its range, or a model whose
             training needs more memory than the machine has.
     """
+    return create_model_from(name, arguments)
+
+
+def create_model_from(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """As :func:`create_model`, for arguments from a config or a file, one of which may be called "name"."""
     without_memory = torch.get_default_device().type == "meta"
     return _create(name, arguments, times=1 if without_memory else TRAINED)
 
@@ -78,12 +83,12 @@ def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module
     return model
 
 
-def create_for_inference(name: str, **arguments: Any) -> nn.Module:
+def create_for_inference(name: str, /, **arguments: Any) -> nn.Module:
     """As :func:`create_model`, for a model that is not trained: only its weights must fit into memory."""
     return _create(name, arguments, times=1)
 
 
-def create_unset(name: str, **arguments: Any) -> nn.Module:
+def create_unset(name: str, /, **arguments: Any) -> nn.Module:
     """As :func:`create_model`, for weights that are all to be loaded: what they hold is undefined until then.
 
     Drawing the initial weights of a large model takes longer than reading it from disk.

@@ -19,7 +19,7 @@ from videomaskfeat.models.weights import created_as, load_into, read_metadata, r
 TOKENIZERS: dict[str, type[TrainedTokenizer]] = {"dvae": DiscreteVAE, "vq": VectorQuantizer}
 
 
-def create_tokenizer(kind: str, **arguments: Any) -> TrainedTokenizer:
+def create_tokenizer(kind: str, /, **arguments: Any) -> TrainedTokenizer:
     """A tokenizer with fresh weights, drawn from torch's global generator (seed it first).
 
     Args:

@@ -85,8 +85,8 @@ def read_run(run: Path) -> RunFacts:
         name=run.resolve().name,
         metrics=metrics,
         summary=_mapping(run / "summary.json", notes),
-        model=settings.get("model.name"),
-        data=settings.get("data.train"),
+        model=_shown(settings.get("model.name")),
+        data=_shown(settings.get("data.train")),
         epochs=float(epochs) if isinstance(epochs, (int, float)) else None,
         config=config,
         environment=_mapping(run / "environment.json", notes),
@@ -117,6 +117,11 @@ def metric_columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str | None:
+    """A value of a config of any content, as text."""
+    return None if value is None else str(value)
 
 
 def _settings(config: str | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Shor
 from videomaskfeat.data.views import SAMPLINGS, EvaluationViews, Sampling
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError, counted, nearest
-from videomaskfeat.models import create_model
+from videomaskfeat.models import create_model_from
 from videomaskfeat.models.inflate import Inflate
 from videomaskfeat.models.weights import LoadReport, load_weights
 from videomaskfeat.tasks.classification.class_names import class_names_beside, read_class_names
@@ -152,7 +152,7 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     }
     if keys.head:
         arguments["head"] = keys.head
-    model = create_model(keys.name, **{**arguments, **keys.arguments})
+    model = create_model_from(keys.name, {**arguments, **keys.arguments})
     if not keys.weights:
         return model, None
     report = load_weights(

@@ -22,7 +22,7 @@ from videomaskfeat.data.records_ava import (
 )
 from videomaskfeat.errors import UserError, counted, nearest
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
-from videomaskfeat.models import create_model
+from videomaskfeat.models import create_model_from
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.inflate import Inflate
 from videomaskfeat.models.weights import LoadReport, load_weights
@@ -268,7 +268,7 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
         "head_scale": keys.head_scale,
         "checkpoint_blocks": config.run.activation_checkpointing,
     }
-    model = create_model(keys.name, **{**arguments, **keys.arguments})
+    model = create_model_from(keys.name, {**arguments, **keys.arguments})
     assert isinstance(model, Detector)
     if not keys.weights:
         return model, None

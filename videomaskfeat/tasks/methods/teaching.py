@@ -17,7 +17,7 @@ from videomaskfeat.engine.step_mean import RunningCentre, StepMean
 from videomaskfeat.engine.teacher import Teacher
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.metrics.spread import direction_std
-from videomaskfeat.models import arguments_of, create_model
+from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.tasks.methods.method import Method
@@ -233,7 +233,7 @@ def build_encoder(config: PretrainConfig) -> Encoder:
         "mean_first": False,
         "checkpoint_blocks": config.run.activation_checkpointing,
     }
-    encoder = create_model(encoder_name, **{**arguments, **config.model.arguments})
+    encoder = create_model_from(encoder_name, {**arguments, **config.model.arguments})
     assert isinstance(encoder, Encoder)
     return encoder
 

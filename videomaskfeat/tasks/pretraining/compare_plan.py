@@ -190,6 +190,8 @@ def _check_settings(settings: CompareSettings) -> None:
         if value < least:
             raise UserError(f"compare.{name}={value}: must be at least {least}")
     _check_keys("compare.shared", settings.shared, ENTRY_KEYS[:2])
+    for part, keys in settings.shared.items():
+        _check_mapping(f"compare.shared.{part}", keys, "of sections such as optim")
     for name, entry in settings.targets.items():
         where = f"compare.targets.{name}"
         _check_keys(where, entry, ENTRY_KEYS)
@@ -200,6 +202,10 @@ def _check_settings(settings: CompareSettings) -> None:
         for step, run in before.items():
             _check_mapping(f"{where}.before.{step}", run, f"of {', '.join(BEFORE_KEYS)}")
             _check_keys(f"{where}.before.{step}", run, BEFORE_KEYS)
+            _check_mapping(f"{where}.before.{step}.keys", run.get("keys", {}), "of sections such as optim")
+            for key in ("config", "folder"):
+                if not isinstance(run.get(key, ""), str):
+                    raise UserError(f"{where}.before.{step}.{key} is {run[key]!r}, and must be a path")
             if run.get("verb") not in BEFORE_VERBS:
                 raise UserError(
                     f"{where}.before.{step}.verb is {run.get('verb')!r}, and must be "

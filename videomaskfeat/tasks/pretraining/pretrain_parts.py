@@ -20,7 +20,7 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Unif
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import EXACT, MASKS, Mask, MaskFunction
-from videomaskfeat.models import arguments_of, create_model
+from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.targets.target import Target
@@ -62,7 +62,7 @@ def build_model(config: PretrainConfig, target: Target) -> nn.Module:
         "values_per_token": target.values_per_token,
         "checkpoint_blocks": config.run.activation_checkpointing,
     }
-    model = create_model(name, **{**arguments, **config.model.arguments})
+    model = create_model_from(name, {**arguments, **config.model.arguments})
     output = model.output_grid((1, 3, *size))  # type: ignore[operator]
     try:
         wanted = TokenGrid.from_clip(

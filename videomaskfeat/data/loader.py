@@ -17,6 +17,7 @@ from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey, sample_gene
 from videomaskfeat.data.reading import Reading, in_worker
 from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool
 from videomaskfeat.errors import UserError
+from videomaskfeat.texts import printable_name
 
 __all__ = [
     "ClipLoader",
@@ -94,15 +95,19 @@ class FailureCounter:
             known = self.failures.get(failure.index)
             if known is None:
                 self.failures[failure.index] = failure
-                logger.warning("unreadable %s, replaced: %s: %s", self._unit, failure.path, failure.cause)
+                name = printable_name(failure.path)
+                logger.warning("unreadable %s, replaced: %s: %s", self._unit, name, failure.cause)
             elif known.lost_in_epoch is None and failure.lost_in_epoch is not None:
                 self.failures[failure.index] = replace(known, lost_in_epoch=failure.lost_in_epoch)
         if len(self.failures) > self.allowed:
-            shown = [f"{failure.path} ({failure.cause})" for failure in list(self.failures.values())[:10]]
+            shown = [
+                f"{printable_name(failure.path)} ({failure.cause})"
+                for failure in list(self.failures.values())[:10]
+            ]
             more = len(self.failures) - len(shown)
             raise UserError(
                 f"{len(self.failures)} of {self.total_records} {self._unit}s could not be read, and "
-                f"{self.allowed} may fail (failure share {self.share:g}): {'; '.join(shown)}"
+                f"{self.allowed} may fail (data.failure_share={self.share:g}): {'; '.join(shown)}"
                 f"{f'; and {more} more' if more else ''}; {self._remedy}"
             )
 

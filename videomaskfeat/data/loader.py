@@ -277,9 +277,10 @@ def _videos_a_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) 
     """Videos an optimiser step, after checking that they divide evenly into so many parts."""
     unit = parts * dataset.samples_per_video
     if batch_size < 1 or batch_size % unit:
+        below, above = (max(batch_size, 0) // unit * unit, (max(batch_size, 0) // unit + 1) * unit)
         raise UserError(
             f"batch_size={batch_size} must be a positive multiple of ranks x accumulate x samples_per_video "
-            f"= {unit}; take {max(batch_size // unit, 1) * unit} or {(max(batch_size, 0) // unit + 1) * unit}"
+            f"= {unit}; take {f'{below} or {above}' if below else above}"
         )
     videos = batch_size // dataset.samples_per_video
     if videos > len(dataset):

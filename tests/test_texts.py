@@ -16,6 +16,7 @@ from videomaskfeat.texts import (
     open_rows,
     parse_json,
     parse_yaml,
+    printable_name,
     read_rows,
     read_text,
     show_text,
@@ -189,3 +190,7 @@ def test_names_of_any_bytes_can_be_logged(tmp_path: Path) -> None:
     with open_file(tmp_path / "log.txt", "a") as file:
         file.write("\udce9 \ud800")
     assert (tmp_path / "log.txt").read_bytes() == b"\\udce9 \\ud800"
+
+
+def test_names_are_printed_on_one_line_whatever_they_hold() -> None:
+    assert printable_name("caf\udce9 \u89c6\n\t\x1b[1m") == "caf\\xe9 \u89c6\\n\\t\\x1b[1m"

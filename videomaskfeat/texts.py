@@ -263,6 +263,27 @@ def show_text(value: object, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-(longest // 2 - 3) :]}"
 
 
+def printable(text: str) -> str:
+    """Text that neither fails nor controls a terminal, whatever names of files it holds.
+
+    Bytes that are not UTF-8 become ``\\xe9``, control characters besides line ends and tabs ``\\x1b``.
+    """
+    return "".join(map(_printable_letter, text)) if not text.isprintable() else text
+
+
+def printable_name(name: str) -> str:
+    """A name as :func:`printable` text on one line: line ends become ``\\n``, tabs ``\\t``."""
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _printable_letter(letter: str) -> str:
+    if letter.isprintable() or letter in "\n\t":
+        return letter
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
+
+
 def _read(path: str | os.PathLike[str], what: str, limit: int, remedy: str = "") -> bytes:
     """The bytes of a file; what is not text is refused before all of it is read."""
     name = os.fspath(path)

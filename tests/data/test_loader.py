@@ -266,6 +266,7 @@ def test_pinned_batches_reach_the_gpu_unchanged(videos: Path, epochs: list[list[
     [
         ({"batch_size": 9, "world_size": 2}, r"batch_size=9 .* multiple of .* = 2; take 8 or 10"),
         ({"batch_size": 6, "accumulate": 4}, r"batch_size=6 .* = 4; take 4 or 8"),
+        ({"batch_size": 0}, r"batch_size=0 .* = 1; take 1$"),
         ({"batch_size": 0}, r"batch_size=0"),
         ({"batch_size": 4, "accumulate": 0}, r"accumulate=0: must be at least 1"),
         ({"batch_size": 4, "workers": -1}, r"workers=-1: must be at least 0"),

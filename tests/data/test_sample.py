@@ -215,7 +215,7 @@ def test_single_frames_tell_nothing_and_motion_tells_the_class() -> None:
     ("arguments", "words"),
     [
         ({"size": 33}, "size=33: .* take 34"),
-        ({"videos": 3}, "at least one a class is needed, 12 in all"),
+        ({"videos": 3}, "each of the 12 classes needs a video; take at least 12"),
         ({"frames": 0}, "frames=0"),
         ({"fps": 0}, "between 1 and 240"),
         ({"ava_videos": 1}, "ava_videos=1.*at least 2"),

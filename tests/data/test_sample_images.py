@@ -126,5 +126,5 @@ def test_colours_tell_nothing_and_edges_tell_the_class() -> None:
 
 
 def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"images=49: take 0 pictures, or at least 50, .* one a class"):
+    with pytest.raises(UserError, match=r"images=49: each of the 10 classes needs .* take at least 50"):
         write_sample_data(tmp_path, **{**SMALL, "images": 49})

@@ -280,7 +280,9 @@ def test_share_of_unreadable_videos_stops_the_run_with_their_list(pretrain: Pret
     listed = [line.split()[0] for line in (sample / "train.csv").read_text().splitlines()]
     for name in listed[:4]:
         (sample / name).write_bytes(b"")
-    assert_refused(pretrain("data.failure_share=0.1"), "of 16 videos could not be read", "failure share 0.1")
+    assert_refused(
+        pretrain("data.failure_share=0.1"), "of 16 videos could not be read", "data.failure_share=0.1"
+    )
 
 
 def test_run_folder_of_another_config_is_refused_and_kept(pretrain: Pretrain, tmp_path: Path) -> None:

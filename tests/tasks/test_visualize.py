@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,3 +212,18 @@ def test_picture_covers_the_share_that_is_hidden(checkpoint: Path, videos: Path,
     picture = cv2.imread(str(result.written[0]))[..., ::-1]
     chequer = (picture == (42, 46, 60)).all(axis=-1) | (picture == (62, 67, 84)).all(axis=-1)
     assert chequer.sum() == pytest.approx(0.5 * 2 * 400 * 400, rel=0.01)  # two panels; some strokes match too
+
+
+def test_a_folder_stands_for_the_videos_below_it_and_any_name_is_drawn(
+    checkpoint: Path, videos: Path, tmp_path: Path
+) -> None:
+    folder = os.fsencode(tmp_path / "odd")
+    os.mkdir(folder)
+    shutil.copy(videos / "disc.v1.mp4", folder + b"/caf\xe9.mp4")
+    shutil.copy(videos / "disc.v1.mp4", folder + b"/two\nlines.mp4")
+    result = visualize(checkpoint, [os.fsdecode(folder)], tmp_path / "out")
+    assert [path.name for path in result.written if path.suffix == ".png"] == [
+        "caf\udce9.png",
+        "two\nlines.png",
+    ]
+    assert not result.failures

@@ -24,10 +24,11 @@ from videomaskfeat.cli.interop import add_import_slowfast
 from videomaskfeat.cli.machine import add_doctor
 from videomaskfeat.cli.pictures import add_report, add_visualize
 from videomaskfeat.cli.training import add_finetune, add_pretrain, add_train_tokenizer
-from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupts, one_line, printable
+from videomaskfeat.cli.verb import DONE, FAILED, INTERRUPTED, MISTAKE, Interrupts, one_line
 from videomaskfeat.cpu import set_wait_policy, yielding_threads
 from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError
 from videomaskfeat.processes import end_with_parent
+from videomaskfeat.texts import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from videomaskfeat.cli.training import add_config_arguments, print_keys
-from videomaskfeat.cli.verb import DONE, add_verb, printable
+from videomaskfeat.cli.verb import DONE, add_verb
+from videomaskfeat.texts import printable
 
 
 def add_compare(verbs: Any) -> None:

@@ -6,8 +6,9 @@ import argparse
 import os
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, printable
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb
 from videomaskfeat.console import progress
+from videomaskfeat.texts import printable
 
 
 def add_sample_data(verbs: Any) -> None:

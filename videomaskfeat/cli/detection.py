@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from videomaskfeat.cli.training import add_config_arguments, exit_code, print_keys
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line
+from videomaskfeat.texts import printable
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line
+from videomaskfeat.texts import printable
 
 
 def add_evaluate(verbs: Any) -> None:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line
+from videomaskfeat.texts import printable
 
 
 def add_predict(verbs: Any) -> None:

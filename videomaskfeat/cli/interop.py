@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, add_verb, printable
+from videomaskfeat.cli.verb import DONE, add_verb
+from videomaskfeat.texts import printable
 
 
 def add_import_slowfast(verbs: Any) -> None:

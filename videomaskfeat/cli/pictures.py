@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import Any
 
-from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line, printable
+from videomaskfeat.cli.verb import DONE, SOME_FAILED, add_verb, one_line
+from videomaskfeat.texts import printable, printable_name
 
 
 def add_visualize(verbs: Any) -> None:
@@ -21,7 +22,7 @@ def add_visualize(verbs: Any) -> None:
   videomaskfeat visualize runs/s/weights.safetensors *.mp4 --mask tube --ratio 0.6 --seed 3""",
     )
     parser.add_argument("checkpoint", help="weights.safetensors of a pre-training run")
-    parser.add_argument("videos", nargs="+", metavar="VIDEO")
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video, or a folder of videos")
     parser.add_argument("--out", default="pictures", help="folder to write into (default: %(default)s)")
     parser.add_argument("--mask", help="kind of mask (default: the run's own)")
     parser.add_argument("--ratio", type=float, help="share hidden (default: the run's own)")
@@ -47,7 +48,7 @@ def run_visualize(options: argparse.Namespace) -> int:
         reader=options.reader,
     )
     for path in result.written:
-        print(printable(str(path)))
+        print(printable_name(str(path)))
     for failure in result.failures:
         print(f"videomaskfeat visualize: {one_line(failure)}", file=sys.stderr)
     return SOME_FAILED if result.failures else DONE

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from videomaskfeat.texts import printable
+
 _END_SECONDS = 20.0  # for an end in order after Ctrl-C
 
 DONE, FAILED, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -83,19 +85,3 @@ def _is_importing(frame: FrameType | None) -> bool:
 def one_line(error: Exception | str) -> str:
     """The message on one line that any stream can print, however the user's paths and values are spelt."""
     return printable(" ".join(str(error).split()))
-
-
-def printable(text: str) -> str:
-    """Text without control characters and lone surrogates, which names of files may hold.
-
-    Bytes that are not UTF-8 become ``\\xe9``, control characters besides line ends and tabs ``\\x1b``.
-    """
-    return "".join(map(_printable_letter, text)) if not text.isprintable() else text
-
-
-def _printable_letter(letter: str) -> str:
-    if letter.isprintable() or letter in "\n\t":
-        return letter
-    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8
-        return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("unicode_escape").decode()

@@ -16,6 +16,7 @@ from videomaskfeat.data.reader import VideoInfo
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import whole_file
+from videomaskfeat.texts import printable_name
 
 KINDS = {
     "missing": "no such file",
@@ -170,7 +171,9 @@ class CheckReport:
             found = [problem for problem in self.problems if problem.kind == kind]
             rows = self.counts[kind]
             lines.append(f"{kind:<11}{rows} row{'s' if rows != 1 else ''} ({meaning})")
-            lines += [f"    row {p.row + 1}: {p.path}: {p.detail}" for p in found[:_SHOWN]]
+            lines += [
+                f"    row {p.row + 1}: {printable_name(f'{p.path}: {p.detail}')}" for p in found[:_SHOWN]
+            ]
             if len(found) > _SHOWN:
                 lines.append(f"    and {len(found) - _SHOWN} more; the JSON report names all")
         return "\n".join(lines)

@@ -17,6 +17,7 @@ from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey, sample_gene
 from videomaskfeat.data.reading import Reading, in_worker
 from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool
 from videomaskfeat.errors import UserError
+from videomaskfeat.texts import printable_name
 
 __all__ = [
     "ClipLoader",
@@ -94,15 +95,19 @@ class FailureCounter:
             known = self.failures.get(failure.index)
             if known is None:
                 self.failures[failure.index] = failure
-                logger.warning("unreadable %s, replaced: %s: %s", self._unit, failure.path, failure.cause)
+                name = printable_name(failure.path)
+                logger.warning("unreadable %s, replaced: %s: %s", self._unit, name, failure.cause)
             elif known.lost_in_epoch is None and failure.lost_in_epoch is not None:
                 self.failures[failure.index] = replace(known, lost_in_epoch=failure.lost_in_epoch)
         if len(self.failures) > self.allowed:
-            shown = [f"{failure.path} ({failure.cause})" for failure in list(self.failures.values())[:10]]
+            shown = [
+                f"{printable_name(failure.path)} ({failure.cause})"
+                for failure in list(self.failures.values())[:10]
+            ]
             more = len(self.failures) - len(shown)
             raise UserError(
                 f"{len(self.failures)} of {self.total_records} {self._unit}s could not be read, and "
-                f"{self.allowed} may fail (failure share {self.share:g}): {'; '.join(shown)}"
+                f"{self.allowed} may fail (data.failure_share={self.share:g}): {'; '.join(shown)}"
                 f"{f'; and {more} more' if more else ''}; {self._remedy}"
             )
 
@@ -272,9 +277,10 @@ def _videos_a_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) 
     """Videos an optimiser step, after checking that they divide evenly into so many parts."""
     unit = parts * dataset.samples_per_video
     if batch_size < 1 or batch_size % unit:
+        below, above = (max(batch_size, 0) // unit * unit, (max(batch_size, 0) // unit + 1) * unit)
         raise UserError(
             f"batch_size={batch_size} must be a positive multiple of ranks x accumulate x samples_per_video "
-            f"= {unit}; take {max(batch_size // unit, 1) * unit} or {(max(batch_size, 0) // unit + 1) * unit}"
+            f"= {unit}; take {f'{below} or {above}' if below else above}"
         )
     videos = batch_size // dataset.samples_per_video
     if videos > len(dataset):

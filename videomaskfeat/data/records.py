@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -188,6 +188,19 @@ def load_records(
         return Records.from_paths(names, numbers, source=source, root=root, class_names=words)
     rows = parse_table(data, source, labels=labels, separator=separator)
     return Records(rows.buffer, rows.starts, rows.ends, rows.labels, source=source, root=root)
+
+
+def expand_folders(paths: Iterable[str], *, stills: bool) -> list[str]:
+    """The paths, each folder replaced by the videos below it; for ``stills`` see :func:`load_records`."""
+    expanded: list[str] = []
+    for path in paths:
+        if is_folder(path):
+            # A folder that holds the pictures of one video lists itself, as ".".
+            records = load_records(path, labels="no", stills=stills)
+            expanded += [record.path.removesuffix(f"{os.sep}.") for record in records]
+        else:
+            expanded.append(path)
+    return expanded
 
 
 def check_frames(records: Records, frames: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videomaskfeat.data.sample_images import make_image_folders, write_image, write_image_lists
+from videomaskfeat.data.sample_images import check_images, make_image_folders, write_image, write_image_lists
 from videomaskfeat.data.sample_scene import MOTIONS, Scene, copies_in_view, make_scene
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder, whole_file
@@ -101,6 +101,8 @@ def write_sample_data(
         UserError: a size or count that cannot be.
     """
     _check(videos=videos, frames=frames, size=size, fps=fps, ava_videos=ava_videos, ava_seconds=ava_seconds)
+    if images:
+        check_images(images)
     root = Path(directory)
     make_folder(root / "videos")
     jobs: list[_Job] = [
@@ -150,7 +152,9 @@ def _check(*, videos: int, frames: int, size: int, fps: float, ava_videos: int, 
             f"take {max(32, size + size % 2)}"
         )
     if videos < len(MOTIONS):
-        raise UserError(f"videos={videos}: at least one a class is needed, {len(MOTIONS)} in all")
+        raise UserError(
+            f"videos={videos}: each of the {len(MOTIONS)} classes needs a video; take at least {len(MOTIONS)}"
+        )
     if frames < 1:
         raise UserError(f"frames={frames}: a video needs at least one frame")
     if not 1 <= fps <= 240:

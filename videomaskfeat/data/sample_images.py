@@ -101,17 +101,23 @@ def write_image(folder: Path, number: int, *, images: int, size: int, seed: int)
         file.write(cv2.imencode(".png", picture)[1].tobytes())
 
 
+def check_images(images: int) -> None:
+    """Raise UserError if there are too few pictures for one of each class in each split."""
+    least = _VALIDATES * len(SHAPES)
+    if images < least:
+        raise UserError(
+            f"images={images}: each of the {len(SHAPES)} classes needs a picture in the validation split, "
+            f"which takes one in {_VALIDATES}; take at least {least}, or 0 for none"
+        )
+
+
 def make_image_folders(folder: str | os.PathLike[str], images: int) -> None:
     """Create the class folders of both splits.
 
     Raises:
-        UserError: too few pictures for one of each class in each split.
+        UserError: too few pictures, see :func:`check_images`.
     """
-    least = _VALIDATES * len(SHAPES)
-    if images < least:
-        raise UserError(
-            f"images={images}: take 0 pictures, or at least {least}, which validates on one a class"
-        )
+    check_images(images)
     for split in ("train", "val"):
         for name in SHAPES:
             make_folder(Path(folder, split, name))

@@ -76,9 +76,10 @@ def _write_clean_list(path: str, clean_path: str, records: Records, report: Chec
         broken = sum("\n" in row or "\r" in row for row in rows)
         if broken:
             logger.warning(
-                "%s: %d names hold a line break, which no list can have, and are left out; rename the files",
+                "%s: left out %d file name%s with a line break, which a list cannot hold; rename the file%s",
                 clean_path,
                 broken,
+                *["s" if broken > 1 else ""] * 2,
             )
         report.write_clean_list(clean_path, rows)
         return

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.clips import sample_generator
+from videomaskfeat.data.records import expand_folders
 from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
@@ -70,7 +71,8 @@ def visualize(
 
     Args:
         checkpoint: weights file (safetensors) of a pre-training run.
-        videos: paths, at least one; a folder is taken for a video that was extracted into pictures.
+        videos: paths, at least one; a folder stands for all videos below it, or for the one whose pictures it
+            holds.
         out: folder to write ``NAME.png`` into, and ``NAME.mp4`` where clips have more than one frame.
         mask: kind of mask; None takes the run's own.
         ratio: share to hide; None takes the run's own.
@@ -89,6 +91,7 @@ def visualize(
         kind=recipe.mask.kind if mask is None else mask,
         ratio=recipe.mask.ratio if ratio is None else ratio,
     )
+    videos = expand_folders(videos, stills=recipe.clip.frames == 1)
     if seed < 0:
         raise UserError(f"seed={seed}: must be at least 0")
     model = load_model(checkpoint, device=choose_device(device))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.text import Text
+
+from videomaskfeat.texts import printable_name
 
 _BACKGROUND = "#12141c"
 _INK = "#e8eaf2"
@@ -43,20 +47,21 @@ class Sheet:
     def __init__(self, height: int, width: int, labels: Sequence[Label]) -> None:
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
         canvas = FigureCanvasAgg(figure)
-        for label in labels:
-            text = figure.text(
-                label.x / width,
-                1 - label.y / height,
-                label.text,
-                fontsize=label.size * 72 / _DPI,
-                fontweight="bold" if label.bold else "normal",
-                color=_FAINT if label.faint else _INK,
-                va="baseline",
-                parse_math=False,  # a file name may hold dollar signs
-            )
-            if label.width is not None:
-                _fit(text, label.width, canvas)
-        canvas.draw()
+        with _quiet_about_glyphs():
+            for label in labels:
+                text = figure.text(
+                    label.x / width,
+                    1 - label.y / height,
+                    printable_name(label.text),  # matplotlib fails on bytes that are not UTF-8
+                    fontsize=label.size * 72 / _DPI,
+                    fontweight="bold" if label.bold else "normal",
+                    color=_FAINT if label.faint else _INK,
+                    va="baseline",
+                    parse_math=False,  # a file name may hold dollar signs
+                )
+                if label.width is not None:
+                    _fit(text, label.width, canvas)
+            canvas.draw()
         self.pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
     def paste(self, panel: np.ndarray, top: int, left: int) -> None:
@@ -68,8 +73,18 @@ class Sheet:
 def text_width(text: str, *, size: float, bold: bool = False) -> int:
     """Pixels that a line of text takes on a sheet, rounded up."""
     font = FontProperties(size=size * 72 / _DPI, weight="bold" if bold else "normal")
-    width, _, _ = _measuring_canvas().get_renderer().get_text_width_height_descent(text, font, ismath=False)
+    renderer = _measuring_canvas().get_renderer()
+    with _quiet_about_glyphs():
+        width, _, _ = renderer.get_text_width_height_descent(printable_name(text), font, ismath=False)
     return math.ceil(width)
+
+
+@contextmanager
+def _quiet_about_glyphs() -> Iterator[None]:
+    """The font lacks many scripts; a box in the picture says enough, without a warning per letter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 @functools.lru_cache(maxsize=1)

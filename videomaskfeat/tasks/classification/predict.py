@@ -14,7 +14,7 @@ import numpy as np
 
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.images import is_picture
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.records import Records, expand_folders
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
@@ -88,7 +88,8 @@ def predict(
         raise UserError(f"top {top}: ask for at least 1 class")
     classifier = load_classifier(checkpoint, device=device, precision=precision, reader=reader)
     recipe = classifier.recipe.with_views(views=views, crops=crops)
-    paths = list(_listed(videos, stills=recipe.clip.frames == 1))
+    _refuse_lists(videos)
+    paths = expand_folders(videos, stills=recipe.clip.frames == 1)
     records = Records.from_paths(paths, None, source="the videos")
     loader = ViewLoader(views_of(records, recipe, reader=reader), videos_per_batch=1, workers=workers)
     choose_inference_threads(
@@ -143,20 +144,13 @@ def as_json(result: Predicted, top: int = 5) -> str:
     return json.dumps(videos, indent=2)
 
 
-def _listed(videos: Iterable[str], *, stills: bool) -> Iterator[str]:
-    """The paths, with the videos below a folder in its place."""
+def _refuse_lists(videos: Iterable[str]) -> None:
     for video in videos:
-        if is_folder(video):
-            # A folder that holds the pictures of one video lists itself, as ".".
-            records = load_records(video, labels="no", stills=stills)
-            yield from (record.path.removesuffix(f"{os.sep}.") for record in records)
-        elif video.lower().endswith(_LISTS):
+        if video.lower().endswith(_LISTS) and not is_folder(video):
             raise UserError(
                 f"{video}: is a list, and videos are needed here; score a list with `videomaskfeat evaluate "
                 "WEIGHTS LIST`"
             )
-        else:
-            yield video
 
 
 def _add_film(result: Predicted, predictions: Predictions, out: Path, reader: str) -> None:

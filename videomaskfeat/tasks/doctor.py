@@ -162,9 +162,9 @@ def _devices(advice: list[str]) -> dict[str, str]:
 def _machine(folder: Path, advice: list[str], *, measure: bool) -> dict[str, str]:
     found = {"CPU cores": f"{available_cores()} usable of {os.cpu_count()}"}
     if hasattr(os, "getloadavg"):
-        found["load"] = f"{os.getloadavg()[0]:.1f} processes at work, mean of the last minute"
+        found["load"] = f"{os.getloadavg()[0]:.1f} running processes, average of the last minute"
     threads = choose_threads(_nano_step()) if measure else torch.get_num_threads()
-    found["CPU threads"] = f"{threads}; waiting ones {_waiting_words()}"
+    found["CPU threads"] = f"{threads}; {_waiting_words()}"
     shared = Path("/dev/shm")
     if shared.is_dir():
         space = shutil.disk_usage(shared)
@@ -201,9 +201,9 @@ def _nano_step() -> Callable[[], None]:
 def _waiting_words() -> str:
     policy, spins = os.environ.get(WAIT_POLICY), os.environ.get(SPIN_COUNT)
     if policy is None and spins is None:
-        return "spin for OpenMP's default time, which is slow on a busy machine"
+        return "OpenMP's default wait, which is slow on a busy machine"
     values = {WAIT_POLICY: policy, SPIN_COUNT: spins}
-    return "wait by " + ", ".join(f"{name}={value}" for name, value in values.items() if value)
+    return ", ".join(f"{name}={value}" for name, value in values.items() if value)
 
 
 def _extras(advice: list[str]) -> dict[str, str]:

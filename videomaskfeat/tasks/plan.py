@@ -15,6 +15,7 @@ from videomaskfeat.config.detect import DetectConfig
 from videomaskfeat.config.pretrain import OptimConfig, RunConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine import distributed
+from videomaskfeat.errors import counted
 from videomaskfeat.tasks.classification.classify_parts import LabelledLists
 from videomaskfeat.tasks.methods.method import Method
 
@@ -136,7 +137,8 @@ def _training_lines(
         f"plan      {optim.epochs:g} epochs x {steps} steps, warm-up {optim.warmup_epochs:g}; "
         f"learning rate {optim.learning_rate * scale:.3g} = {optim.learning_rate:g} x {optim.batch_size} / "
         f"{optim.base_batch_size} clips",
-        f"device    {device}, {'bf16 autocast' if bf16 else 'fp32'}, {torch.get_num_threads()} threads"
+        f"device    {device}, {'bf16 autocast' if bf16 else 'fp32'}, "
+        f"{counted(torch.get_num_threads(), 'thread')}"
         f"{', compiled' if run.compile else ''}",
         f"run       {run.folder}",
     ]

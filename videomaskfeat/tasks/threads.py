@@ -21,7 +21,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder
 from videomaskfeat.engine.contracts import StepFunction
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import is_file
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.classification.multiview import evaluating
@@ -73,10 +73,9 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Trai
         cores = available_cores()
         if threads > cores and distributed.is_main():
             logger.warning(
-                "resumed with the run's %d threads on %d cores; run.threads=%d is faster, but rounds"
-                " differently",
+                "resumed with the run's %d threads on %s; run.threads=%d is faster, but rounds differently",
                 threads,
-                cores,
+                counted(cores, "core"),
                 cores,
             )
     else:

@@ -17,7 +17,7 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.signals import stop_if_requested
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.targets.tally import margin
 from videomaskfeat.tasks.protocol import file_sha256
@@ -156,7 +156,7 @@ class _Run:
             f"data      {records.source}: {len(records)} videos",
             f"plan      {config.optim.epochs:g} epochs x {steps} steps of {config.optim.batch_size} frames",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
-            f"{torch.get_num_threads()} threads",
+            + counted(torch.get_num_threads(), "thread"),
             f"run       {config.run.folder}",
         ]
         return "\n".join(lines)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.tasks.pretraining.target_parts import build_target
 from videomaskfeat.tasks.recipe import PretrainRecipe, denormalise, normalise, read_recipe
+from videomaskfeat.tasks.threads import choose_inference_threads
 from videomaskfeat.viz.pictures import (
     ClipDrawing,
     Row,
@@ -94,8 +95,10 @@ def visualize(
     videos = expand_folders(videos, stills=recipe.clip.frames == 1)
     if seed < 0:
         raise UserError(f"seed={seed}: must be at least 0")
-    model = load_model(checkpoint, device=choose_device(device))
+    place = choose_device(device)
+    model: Any = load_model(checkpoint, device=place)
     recipe = replace(recipe, mask=chosen)
+    choose_inference_threads(model, recipe.clip, device=place, bf16=False, network=model.features)
     result = draw_videos(model, videos, out, recipe=recipe, seed=seed, reader=reader, columns=columns)
     if not result.written:
         raise UserError(f"none of the {len(videos)} videos could be read; the first: {result.failures[0]}")

@@ -29,7 +29,7 @@ from videomaskfeat.targets.hog import HogTarget
 SIZES = {"nano": (8, (8, 64, 64)), "MViTv2-S": (2, (16, 224, 224))}  # clips per step, frames and pixels
 SECONDS = {"nano": 12.0, "MViTv2-S": 36.0}  # of steps, per process
 LOADS = ("alone", "busy", "busy later")
-ROUNDS = {"nano": 3, "MViTv2-S": 1}  # a step of MViTv2-S takes 10 s or more beside another program
+ROUNDS = {"nano": 3, "MViTv2-S": 1}  # a step of MViTv2-S takes 10 s or more
 
 
 def run(*, device: str) -> list[Row]:

@@ -25,7 +25,7 @@ GPU_NAMES = ("attention", "finetune_step", "hog", "mae_step", "roi_align", "step
 
 
 def main() -> int:
-    """Measure what was asked for, print the table, write the JSON; returns the exit code."""
+    """Run the named benchmarks, print the table, write the JSON; returns the exit code."""
     known = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(

@@ -46,7 +46,7 @@ def _set(box: bytes, offset: int, form: str, *values: float) -> Callable[[bytear
 
 
 def _mark_second_key(data: bytearray) -> None:
-    """Let the table of key frames name a picture that is none."""
+    """Let the table of key frames name a picture that is not one."""
     position = data.index(b"stss") + 8
     assert struct.unpack_from(">3I", data, position) == (2, 1, 13)
     struct.pack_into(">I", data, position + 8, 7)
@@ -67,7 +67,7 @@ MP4_DAMAGE = {
     "more chunks than the box holds": _set(b"stco", 4, ">I", 2**30),
     "more key frames than the box holds": _set(b"stss", 4, ">I", 2**28),
     "a key frame after the end": _set(b"stss", 8, ">I", 500),
-    "a key frame that is none": _mark_second_key,
+    "a key frame that is not one": _mark_second_key,
     "more edits than the box holds": _set(b"elst", 4, ">I", 2**31),
     "a box that reaches beyond the file": _set(b"stbl", -8, ">I", 2**31),
     "a timescale of zero": _set(b"mdhd", 12, ">I", 0),

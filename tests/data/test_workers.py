@@ -266,7 +266,7 @@ def test_lost_record_is_given_up_two_epochs_later_and_a_resumed_run_knows_it(
 
 
 def _asked(batches: list[PretrainBatch]) -> int:
-    """How often record 3 was asked for, or drawn as a replacement, in vain."""
+    """How often reading record 3, or drawing it as a replacement, failed."""
     return sum(failure.index == 3 for batch in batches for failure in batch.failures)
 
 

@@ -152,7 +152,7 @@ class Victim:
         assert message["type"] == "ready"
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message, or None if there is none for a moment or the process is dead."""
+        """The next message; None if no message arrives soon or the process is dead."""
         try:
             return self.pipe.recv() if self.pipe.poll(_POLL_SECONDS) else None
         except (EOFError, ConnectionResetError):

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tasks.conftest import TINY
 from videomaskfeat.cli import main
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.engine import threads
 from videomaskfeat.tasks.folder_lock import FolderLock
+from videomaskfeat.tasks.pretraining.method_cost import method_cost
 
 Pretrain = Callable[..., tuple[int, str]]
 
@@ -127,3 +129,22 @@ def test_inference_verbs_measure(
     assert code == 3, text  # one of its videos is not one
     assert two_cores == [2, 1]
     assert "threads   1 (measured per step" in text
+
+
+def test_export_measures(
+    made: Path, tmp_path: Path, two_cores: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "encoder.safetensors"
+    assert main(["export", str(made / "best.safetensors"), str(target), "--part", "encoder"]) == 0
+    assert two_cores == [2, 1]
+    assert "threads   1 (measured per step" in capfd.readouterr().err
+
+
+def test_cost_of_a_method_is_measured_with_the_fastest_number(
+    sample: Path, tmp_path: Path, two_cores: list[int]
+) -> None:
+    config = load_config(
+        PretrainConfig, None, [*TINY, f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
+    )
+    method_cost(config, steps=1)
+    assert (two_cores, torch.get_num_threads()) == ([2, 1], 1)

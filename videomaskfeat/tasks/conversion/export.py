@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 import yaml
 
+from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.interop.export import (
     Run,
@@ -151,6 +152,10 @@ def export(
             "no graph can; take --part encoder, or a format of weights"
         )
     make_folder(target.absolute().parent)
+    graph, example = subject.graph(), subject.inputs(1, _EXAMPLE)
+    choice = choose_threads(lambda: graph.run(example))
+    if choice.seconds:
+        logger.info("threads   %s", choice)
     logger.info("writing %s and comparing it with the model", target)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.absolute().parent) as folder:
         run = _write(

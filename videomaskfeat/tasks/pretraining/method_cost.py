@@ -11,6 +11,7 @@ import torch
 
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.tasks.methods import build_method
 from videomaskfeat.tasks.methods.method import Method
@@ -44,6 +45,8 @@ def method_cost(config: PretrainConfig, *, steps: int = TIMED_STEPS) -> TargetCo
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             method.make_target(batch)
 
+    if device.type == "cpu":
+        choose_threads(step)
     return TargetCost(
         step_ms=_median_ms(step, device, steps),
         clips=config.optim.batch_size // config.optim.accumulate,

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from videomaskfeat.config import (
+    DetectConfig,
     FinetuneConfig,
     PretrainConfig,
     TokenizerConfig,
@@ -17,7 +18,6 @@ from videomaskfeat.config import (
     key_table,
     load_config,
 )
-from videomaskfeat.config.detect import DetectConfig
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.errors import UserError
 

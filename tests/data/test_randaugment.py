@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.pictures import smooth_frames, still_clip
 from tests.reference.randaugment import pillow_operation
-from videomaskfeat.data.randaugment import OPERATIONS, RandAugment, Step
+from videomaskfeat.data.augment import OPERATIONS, RandAugment, Step
 from videomaskfeat.errors import UserError
 
 RECIPE = "rand-m7-n4-mstd0.5-inc1"

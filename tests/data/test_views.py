@@ -15,11 +15,10 @@ import torch
 from tests.data.clip_parts import write_videos
 from videomaskfeat.data import views as views_module
 from videomaskfeat.data.batches import ViewsBatch
-from videomaskfeat.data.readers_memory import MemoryReader
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.sampling import clip_indices_view
 from videomaskfeat.data.transforms import UniformCrop
-from videomaskfeat.data.video import VideoReader, available_readers, open_video
+from videomaskfeat.data.video import MemoryReader, VideoReader, available_readers, open_video
 from videomaskfeat.data.views import EvaluationViews, ViewLoader
 from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.memory import machine_memory
+from videomaskfeat.machine import machine_memory
 from videomaskfeat.models import create_model, create_unset, limits
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.targets.hog import HogTarget

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
-from videomaskfeat.models.cubes import CubeEmbed, cut_cubes
+from videomaskfeat.models.encoder_base import CubeEmbed, cut_cubes
 from videomaskfeat.models.mae import MAE
 
 SMALL: dict[str, Any] = {

@@ -9,8 +9,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.masked_encoder import ClipEncoder, MaskedEncoder, check_last_blocks, last_blocks
-from videomaskfeat.models.predictor import MlpPredictor, TransformerPredictor
+from videomaskfeat.models.maskfeat import ClipEncoder, MaskedEncoder, check_last_blocks, last_blocks
+from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor
 
 SIZE = (4, 32, 32)
 VIT = ("vit_encoder", {"depth": 3, "width": 16, "heads": 2, "cube_stride": (2, 8, 8), "linear_std": 0.1})

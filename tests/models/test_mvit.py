@@ -10,8 +10,8 @@ import torch
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
+from videomaskfeat.models.encoder_base import joint_positions, separable_positions
 from videomaskfeat.models.mvit import MViT
-from videomaskfeat.models.positions import joint_positions, separable_positions
 
 SMALL: dict[str, Any] = {
     "depth": 4,

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
+from videomaskfeat.models.encoder_base import resize_table
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.maskfeat import MaskFeat
 from videomaskfeat.models.mvit import MViT
-from videomaskfeat.models.positions import resize_table
 from videomaskfeat.models.weights import load_into, load_model, load_weights, read_state, save_weights
 
 SMALL = {

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.methods.method import build_target
 from videomaskfeat.targets.combined import CombinedTarget
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
-from videomaskfeat.tasks.pretraining.target_parts import build_target
 
 build = functools.partial(build_target, mean=0.45, std=0.225)
 RAW = {"name": "pixels", "weight": 0.25, "arguments": {"normalised": False, "loss": "l1"}}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.data.images import PICTURE_SUFFIXES
+from videomaskfeat.data.frames import PICTURE_SUFFIXES
 from videomaskfeat.data.records_folder import find_videos, report_left_out
 from videomaskfeat.data.records_images import image_names
 from videomaskfeat.data.records_kinetics import is_kinetics_header, kinetics_names

@@ -13,7 +13,6 @@ from torch.utils.data import Dataset
 from videomaskfeat.data.batches import Failure, ViewsBatch, empty_clips
 from videomaskfeat.data.loader import check_read_seconds
 from videomaskfeat.data.reader import VideoReader, VideoReadError
-from videomaskfeat.data.reading import begin_reading, continue_reading
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import (
     SHORT_VIDEO_POLICIES,
@@ -25,7 +24,7 @@ from videomaskfeat.data.sampling import (
 )
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle, UniformCrop, resize_frame
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool
+from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool, begin_reading, continue_reading
 from videomaskfeat.errors import UserError, nearest
 
 __all__ = ["EvaluationViews", "Failure", "VideoViews", "ViewLoader", "ViewsBatch"]

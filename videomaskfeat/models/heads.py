@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.models.dense import Perceptron
 from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
+from videomaskfeat.models.kernels.dense import Perceptron
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.vit import ViT
 

@@ -10,11 +10,15 @@ from torch.utils.checkpoint import checkpoint
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.models.cubes import cut_cubes
-from videomaskfeat.models.dense import Linear
-from videomaskfeat.models.encoder_base import check_choice, on_grid
-from videomaskfeat.models.masked import MaskedModel
-from videomaskfeat.models.positions import joint_positions, sincos_positions
+from videomaskfeat.models.encoder_base import (
+    check_choice,
+    cut_cubes,
+    joint_positions,
+    on_grid,
+    sincos_positions,
+)
+from videomaskfeat.models.kernels.dense import Linear
+from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.vit import Block, ViT
 
 DecoderPositions = Literal["joint", "sincos"]

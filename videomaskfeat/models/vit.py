@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.cubes import CubeEmbed, Triple
-from videomaskfeat.models.dense import Linear, Perceptron, attention
-from videomaskfeat.models.encoder_base import AbsolutePositions, Encoder, check_choice
+from videomaskfeat.models.encoder_base import AbsolutePositions, CubeEmbed, Encoder, Triple, check_choice
+from videomaskfeat.models.kernels.dense import Linear, Perceptron, attention
 
 
 class Attention(nn.Module):
@@ -100,7 +99,7 @@ class ViT(Encoder):
         qkv_bias: bias in the layer that makes queries, keys and values.
         class_token: prepend a learned token.
         absolute_positions: "joint" (one learned table over time and space), "separable" (a sum of two),
-            "sincos" (fixed: see :func:`~videomaskfeat.models.positions.sincos_positions`) or "none".
+            "sincos" (fixed: see :func:`~videomaskfeat.models.encoder_base.sincos_positions`) or "none".
         layer_scale: initial value of the factors on each half of a block, or None for none.
         drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
         final_norm: layer norm over the last block's tokens.

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.targets.tally import LossTally, SumTally
-from videomaskfeat.targets.target import Target
+from videomaskfeat.targets.target import LossTally, SumTally, Target
 
 _PART_KEYS = ("name", "weight", "arguments")
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.losses import masked_l1, masked_mse
-from videomaskfeat.targets.tally import LossTally, SquaredErrorTally
-from videomaskfeat.targets.target import Target, Triple
+from videomaskfeat.targets.target import LossTally, SquaredErrorTally, Target, Triple
 
 _EPS = 1e-6  # added to a cube's variance (MAE's code)
 _LOSSES: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {

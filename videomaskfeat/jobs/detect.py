@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from videomaskfeat.config import DetectConfig
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.detection_results import ScoredDetections, closing_words
@@ -117,7 +117,7 @@ class DetectStep:
         self._loss = loss
         self._compare = torch.compile(self.compare) if compiled else self.compare
 
-    def __call__(self, batch: ActionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def __call__(self, batch: ActionBatch) -> StepResult:
         """The loss of a batch, and how many boxes a process has, as ``boxes``.
 
         A box weighs the same on every process, whichever of them has more: their losses and gradients are
@@ -129,7 +129,7 @@ class DetectStep:
         loss = self._compare(clips, batch.boxes, batch.labels)
         own = torch.tensor(float(len(batch.boxes)), device=loss.device)
         mean = distributed.mean_over_ranks(own)
-        return loss * (own / mean.clamp(min=1e-6)), {"boxes": mean}
+        return StepResult(loss * (own / mean.clamp(min=1e-6)), {"boxes": mean})
 
     def compare(self, clips: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], boxes [R, 5], labels bool [R, L] -> loss float32 []."""

@@ -17,6 +17,7 @@ from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import Failure, LabelledBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import evaluate_model, videos_a_batch
@@ -112,7 +113,7 @@ class FinetuneStep:
             torch.compile(self.compare) if compiled else self.compare
         )
 
-    def __call__(self, batch: LabelledBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def __call__(self, batch: LabelledBatch) -> StepResult:
         """The loss of a batch, and in ``train_top1`` the share of its clips, in percent, whose class wins.
 
         Of mixed clips the class is that of the greater part, as their targets say.
@@ -121,7 +122,7 @@ class FinetuneStep:
         clips, targets = self.mixing(pixels, batch.labels)
         loss, logits = self._compare(clips, targets)
         right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
-        return loss, {"train_top1": 100 * right.float().mean()}
+        return StepResult(loss, {"train_top1": 100 * right.float().mean()})
 
     def compare(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Clips float [B, C, T, H, W] and targets float [B, L] -> loss float32 [] and logits [B, L]."""

@@ -17,6 +17,7 @@ from videomaskfeat.config import DataConfig, PretrainConfig, ProbeConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.engine.distributed import stop_if_requested
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
@@ -232,7 +233,7 @@ class _Run:
         self.ema = build_average(config.optim, self.student)
         self.probe = self._build_probe()
 
-    def step(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    def step(self, batch: Any) -> StepResult:
         """The method's loss of a batch, and what is logged with it."""
         return self.method.loss(self.network, batch)
 

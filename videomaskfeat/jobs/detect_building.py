@@ -24,9 +24,9 @@ from videomaskfeat.data.ava import (
     sources_of_lists,
 )
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames, truth_key_frames
+from videomaskfeat.data.frame_lists import load_frame_lists
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColourJitter
-from videomaskfeat.data.records_frames import load_frame_lists
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError, counted, nearest

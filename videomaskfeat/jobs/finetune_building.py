@@ -17,6 +17,7 @@ from torch import nn
 from videomaskfeat.config import FinetuneConfig, LabelledClipConfig
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
 from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
+from videomaskfeat.data.formats import class_names_beside
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.records import Records, check_frames
@@ -27,7 +28,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import UserError, counted, nearest
 from videomaskfeat.inference.multiview import ListChoice
-from videomaskfeat.inference.scores import class_names_beside, read_class_names
+from videomaskfeat.inference.scores import read_class_names
 from videomaskfeat.jobs.run import clip_recipe
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.weights import Inflate, LoadReport, load_weights, save_weights

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from videomaskfeat.config import DataConfig, PretrainConfig, ProbeConfig
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested
 from videomaskfeat.engine.loop import TrainResult, train

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from videomaskfeat.config import TokenizerConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.records import load_records
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested

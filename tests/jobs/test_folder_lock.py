@@ -13,9 +13,9 @@ import pytest
 import simplejson
 
 from tests.engine.processes import exit_code
+from videomaskfeat.engine.lock import STALE_SECONDS, FolderLock, Holder
 from videomaskfeat.errors import UserError
-from videomaskfeat.jobs import run
-from videomaskfeat.jobs.run import STALE_SECONDS, FolderLock, Holder
+from videomaskfeat.engine import lock
 
 REMEDY = "choose another run.folder"
 

@@ -337,6 +337,18 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the network runs under bf16 autocast: asked for, or on a GPU unless refused.
+
+    Raises:
+        UserError: no such precision.
+    """
+    known = ("auto", "fp32", "bf16")
+    if precision not in known:
+        raise UserError(f"precision {precision!r} is not one of {', '.join(known)}")
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
 _watch: RankWatch | None = None  # of this process, while it is a rank of several
 
 

@@ -34,9 +34,11 @@ from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.errors import RunFailed, UserError, nearest
 from videomaskfeat.inference.classifiers import VideoEncoder, load_encoder
 from videomaskfeat.inference.scores import file_sha256, protocol_of, records_sha256, views_of
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import (
     flush_folder,
     is_file,
@@ -46,7 +48,6 @@ from videomaskfeat.io import (
     remove_temporary_files,
     whole_file,
 )
-from videomaskfeat.jobs.run import LOCK_NAME, choose_inference_threads, lock_for_all_ranks
 from videomaskfeat.recipe import ClassifyRecipe
 from videomaskfeat.texts import read_json, show_text
 

@@ -17,7 +17,7 @@ from videomaskfeat.config import DataConfig, PretrainConfig, ProbeConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.distributed import stop_if_requested
+from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import VideoScores, video_features, videos_a_batch
@@ -32,7 +32,6 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn

@@ -23,7 +23,7 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.records import load_records
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.distributed import stop_if_requested
+from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.optim import CosineRamp, adamw, parameter_groups
 from videomaskfeat.errors import UserError, counted
@@ -35,7 +35,6 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.losses import kl_to_uniform

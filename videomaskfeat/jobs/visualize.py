@@ -21,8 +21,8 @@ from videomaskfeat.data.workers import call_apart
 from videomaskfeat.engine.distributed import choose_device
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import make_folder
-from videomaskfeat.jobs.run import choose_inference_threads
 from videomaskfeat.masking import MASKS
 from videomaskfeat.methods.method import build_target
 from videomaskfeat.models.weights import load_model

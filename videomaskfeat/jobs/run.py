@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -35,6 +35,7 @@ from videomaskfeat.config import (
     RunConfig,
     config_text,
     flat,
+    free_keys,
     load_config,
 )
 from videomaskfeat.data.batches import Failure
@@ -307,13 +308,11 @@ class RunFolder:
     Args:
         path: of the folder.
         config: the config of the task.
-        free_keys: keys that may change between a run and its resumption.
     """
 
-    def __init__(self, path: str, config: Any, *, free_keys: Collection[str]) -> None:
+    def __init__(self, path: str, config: Any) -> None:
         self.path = Path(path)
         self._config = config
-        self._free_keys = frozenset(free_keys)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -387,7 +386,8 @@ class RunFolder:
         return take
 
     def _without_free_keys(self, config: Any) -> dict[str, Any]:
-        return {key: value for key, value in flat(config).items() if key not in self._free_keys}
+        free = free_keys(type(config))
+        return {key: value for key, value in flat(config).items() if key not in free}
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

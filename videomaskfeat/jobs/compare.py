@@ -29,7 +29,7 @@ from videomaskfeat.config import (
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import read_run
@@ -236,12 +236,7 @@ def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[Ta
     _check_settings(settings)
     names = list(targets) or list(settings.targets)
     for name in names:
-        if name not in settings.targets:
-            known = ", ".join(settings.targets)
-            raise UserError(
-                f"--targets: {name!r} is no entry of compare.targets{nearest(name, settings.targets)}; "
-                f"there are {known}"
-            )
+        check_name("--targets: compare.targets entry", name, settings.targets)
     runs = []
     for name in names:  # a mistake in the last of them is said before the first has begun
         with naming(name):
@@ -308,10 +303,7 @@ def _check_keys(where: str, entry: Any, known: Sequence[str]) -> None:
         return
     _check_mapping(where, entry, f"of {', '.join(known)}")
     for key in entry:
-        if key not in known:
-            raise UserError(
-                f"{where}: unknown key {key!r}{nearest(key, known)}; there are {', '.join(known)}"
-            )
+        check_name(f"{where}: key", key, known)
 
 
 def _check_mapping(where: str, value: Any, content: str) -> None:

@@ -46,7 +46,7 @@ from videomaskfeat.engine.contracts import LoopOptions, StepFunction
 from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import RunFailed, UserError, counted, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name, counted
 from videomaskfeat.inference.multiview import evaluating
 from videomaskfeat.io import (
     append_text,
@@ -396,9 +396,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     Raises:
         UserError: no such precision.
     """
-    known = ("auto", "fp32", "bf16")
-    if precision not in known:
-        raise UserError(f"precision {precision!r} is not one of {', '.join(known)}")
+    check_name("precision", precision, ("auto", "fp32", "bf16"))
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
@@ -595,9 +593,7 @@ def build_optimizer(
         depth=len((encoder or model).blocks),  # type: ignore[arg-type]
     )
     name = optim.optimizer if isinstance(optim, FinetuneOptimConfig) else "adamw"
-    if name not in OPTIMIZERS:
-        known = " or ".join(OPTIMIZERS)
-        raise UserError(f"optim.optimizer {name!r} is not {known}{nearest(name, OPTIMIZERS)}")
+    check_name("optim.optimizer", name, OPTIMIZERS)
     if isinstance(optim, FinetuneOptimConfig) and name == "sgd":
         return sgd(groups, momentum=optim.momentum)
     return adamw(groups, betas=(optim.betas[0], optim.betas[1]))

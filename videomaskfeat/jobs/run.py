@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from videomaskfeat.config import (
     RunConfig,
     config_text,
     flat,
+    free_keys,
     load_config,
 )
 from videomaskfeat.data.batches import Failure
@@ -32,7 +33,7 @@ from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import RunFailed, UserError, counted, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name, counted
 from videomaskfeat.io import (
     append_text,
     is_file,
@@ -69,13 +70,11 @@ class RunFolder:
     Args:
         path: of the folder.
         config: the config of the task.
-        free_keys: keys that may change between a run and its resumption.
     """
 
-    def __init__(self, path: str, config: Any, *, free_keys: Collection[str]) -> None:
+    def __init__(self, path: str, config: Any) -> None:
         self.path = Path(path)
         self._config = config
-        self._free_keys = frozenset(free_keys)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -149,7 +148,8 @@ class RunFolder:
         return take
 
     def _without_free_keys(self, config: Any) -> dict[str, Any]:
-        return {key: value for key, value in flat(config).items() if key not in self._free_keys}
+        free = free_keys(type(config))
+        return {key: value for key, value in flat(config).items() if key not in free}
 
 
 # The number of CPU threads of a verb: measured, kept when a run is resumed, or set by the user.
@@ -310,9 +310,7 @@ def build_optimizer(
         depth=len((encoder or model).blocks),  # type: ignore[arg-type]
     )
     name = optim.optimizer if isinstance(optim, FinetuneOptimConfig) else "adamw"
-    if name not in OPTIMIZERS:
-        known = " or ".join(OPTIMIZERS)
-        raise UserError(f"optim.optimizer {name!r} is not {known}{nearest(name, OPTIMIZERS)}")
+    check_name("optim.optimizer", name, OPTIMIZERS)
     if isinstance(optim, FinetuneOptimConfig) and name == "sgd":
         return sgd(groups, momentum=optim.momentum)
     return adamw(groups, betas=(optim.betas[0], optim.betas[1]))

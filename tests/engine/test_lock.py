@@ -13,9 +13,9 @@ import pytest
 import simplejson
 
 from tests.engine.processes import exit_code
+from videomaskfeat.engine import lock as locks
 from videomaskfeat.engine.lock import STALE_SECONDS, FolderLock, Holder
 from videomaskfeat.errors import UserError
-from videomaskfeat.engine import lock
 
 REMEDY = "choose another run.folder"
 
@@ -83,7 +83,7 @@ def test_number_of_another_process_is_told_by_its_start(tmp_path: Path) -> None:
     with lock(tmp_path):
         pass
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    start = run._process_start(process.pid)
+    start = locks._process_start(process.pid)
     assert start is not None
     leave_lock(tmp_path, pid=process.pid, process_start=start)
     try:
@@ -117,7 +117,7 @@ def test_lock_cut_by_a_kill_is_taken_over(tmp_path: Path, content: str) -> None:
 
 
 def test_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
     with lock(tmp_path):
         path = tmp_path / "lock.json"
         os.utime(path, (0, 0))
@@ -129,7 +129,7 @@ def test_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def lose(folder: Path) -> None:
-    run.BEAT_SECONDS = 0.01
+    locks.BEAT_SECONDS = 0.01
     lock(folder).acquire()
     leave_lock(folder, host="node-7", pid=12)
     subprocess.run(["sleep", "60"], check=True)

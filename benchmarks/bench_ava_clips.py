@@ -22,8 +22,8 @@ import numpy as np
 from benchmarks.bench_loader import pictures_with_grain
 from benchmarks.harness import Row, alternate
 from videomaskfeat.data.ava import ActionClips, KeyFrameViews, sources_in_folder
+from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.clips import SampleKey
-from videomaskfeat.data.records_ava import KeyFrames
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
 

@@ -16,9 +16,7 @@ import numpy as np
 
 from benchmarks.harness import Row, alternate, extra_memory
 from tests.reference.ava_map import frame_map
-from videomaskfeat.metrics.ava_files import write_detections
-from videomaskfeat.metrics.ava_map import evaluate_files
-from videomaskfeat.metrics.ava_matching import Detections
+from videomaskfeat.metrics.ava_map import Detections, evaluate_files, write_detections
 
 ACTIONS = 80
 ROWS = 2_000_000

@@ -19,10 +19,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from benchmarks.harness import Row
-from videomaskfeat.cpu import SPIN_COUNT, WAIT_POLICY, yielding_threads
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.losses import masked_mse
-from videomaskfeat.memory import keep_freed_memory
+from videomaskfeat.machine import SPIN_COUNT, WAIT_POLICY, keep_freed_memory, yielding_threads
 from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget
 
@@ -68,7 +67,9 @@ def _measure(size: str, side: str, load: str) -> tuple[float, int]:
         if name not in (WAIT_POLICY, SPIN_COUNT, "OMP_NUM_THREADS")
     }
     # The wait policy must be set before torch is imported, as this module does.
-    policy = "from videomaskfeat.cpu import set_wait_policy; set_wait_policy()\n" if side == "ours" else ""
+    policy = (
+        "from videomaskfeat.machine import set_wait_policy; set_wait_policy()\n" if side == "ours" else ""
+    )
     code = f"{policy}from benchmarks.bench_busy import train; train({size!r}, {side!r}, {load!r})"
     command = [sys.executable, "-c", code]
     with _other_program() if load == "busy" else nullcontext():

@@ -25,11 +25,8 @@ from PIL import Image
 from benchmarks.bench_loader import FPS, KEYFRAME_INTERVALS, SAMPLER, pictures_with_grain
 from benchmarks.harness import Row, alternate
 from tests.reference.randaugment import pillow_change
-from videomaskfeat.data.augment import Augmentation
-from videomaskfeat.data.clips import SampleKey, sample_generator
-from videomaskfeat.data.erasing import RandomErasing
-from videomaskfeat.data.labelled import ClipAugmentation, LabelledClips
-from videomaskfeat.data.randaugment import RandAugment
+from videomaskfeat.data.augment import Augmentation, RandAugment, RandomErasing
+from videomaskfeat.data.clips import ClipAugmentation, LabelledClips, SampleKey, sample_generator
 from videomaskfeat.data.records import load_records
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4

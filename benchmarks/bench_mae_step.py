@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import SIZES, Row, Size, extra_memory, size_name, synchronise
 from videomaskfeat.grid import TokenGrid, resize_mask
+from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.masking import MASKS
-from videomaskfeat.memory import keep_freed_memory
 from videomaskfeat.models import create_model
 from videomaskfeat.models.mae import MAE, visible_places
 from videomaskfeat.targets.pixels import PixelTarget

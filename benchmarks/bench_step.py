@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from benchmarks.baseline import PlainClassifier, PlainMaskFeat, plain_hog_target, plain_loss
 from benchmarks.harness import SIZES, Row, Size, extra_memory, full_float32, size_name, synchronise
 from videomaskfeat.losses import masked_mse, soft_cross_entropy
-from videomaskfeat.memory import keep_freed_memory
+from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget
 

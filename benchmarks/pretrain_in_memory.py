@@ -27,14 +27,13 @@ from benchmarks.harness import ROOT, machine, now, other_load, write_json
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.loop import train
-from videomaskfeat.engine.options import LoopOptions
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.memory import keep_freed_memory
-from videomaskfeat.tasks.methods import build_method
-from videomaskfeat.tasks.pretraining.pretrain_parts import mask_function, mask_grid
-from videomaskfeat.tasks.run_folder import uses_bf16
-from videomaskfeat.tasks.training_parts import build_optimizer, build_schedule
+from videomaskfeat.jobs.pretrain_building import mask_function, mask_grid
+from videomaskfeat.jobs.run import build_optimizer, build_schedule, uses_bf16
+from videomaskfeat.machine import keep_freed_memory
+from videomaskfeat.methods import build_method
 
 TIMED = 100
 """Steps at the end of which the median counts."""

@@ -25,8 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
 from benchmarks.proof import SEEDS, Job, Place, data_sets, run_jobs  # noqa: E402
-from videomaskfeat.metrics.ava_files import read_ava  # noqa: E402
-from videomaskfeat.metrics.ava_map import average_precision  # noqa: E402
+from videomaskfeat.metrics.ava_map import average_precision, read_ava  # noqa: E402
 
 AVA_VIDEOS = 240
 WAYS = {"pre-trained": "detector", "from scratch": "detector_scratch"}

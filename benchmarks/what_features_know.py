@@ -33,15 +33,15 @@ from benchmarks.harness import machine  # noqa: E402  (the repository is not ins
 from videomaskfeat.config import PretrainConfig, load_config  # noqa: E402
 from videomaskfeat.data.records import load_records  # noqa: E402
 from videomaskfeat.data.views import ViewLoader  # noqa: E402
+from videomaskfeat.inference.multiview import ClipPass, evaluating  # noqa: E402
+from videomaskfeat.inference.scores import views_of  # noqa: E402
 from videomaskfeat.metrics.accuracy import accuracy  # noqa: E402
-from videomaskfeat.metrics.linear_probe import linear_probe_scores  # noqa: E402
+from videomaskfeat.metrics.features import linear_probe_scores  # noqa: E402
 from videomaskfeat.models import create_model  # noqa: E402
 from videomaskfeat.models.encoder import encoder_of  # noqa: E402
 from videomaskfeat.models.encoder_base import Encoder  # noqa: E402
 from videomaskfeat.models.weights import load_model  # noqa: E402
-from videomaskfeat.tasks.classification.multiview import ClipPass, evaluating  # noqa: E402
-from videomaskfeat.tasks.protocol import views_of  # noqa: E402
-from videomaskfeat.tasks.recipe import ClassifyRecipe, ClipRecipe, read_recipe  # noqa: E402
+from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, read_recipe  # noqa: E402
 
 TIMES = 2
 RIDGE = 1e-3  # of the linear fit to colours, on features of deviation 1

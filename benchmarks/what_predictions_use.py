@@ -31,9 +31,9 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
 from videomaskfeat.config import PretrainConfig, load_config  # noqa: E402
+from videomaskfeat.methods.masked import MaskedPrediction  # noqa: E402
 from videomaskfeat.models.weights import load_into, read_state  # noqa: E402
-from videomaskfeat.tasks.methods.masked import MaskedPrediction  # noqa: E402
-from videomaskfeat.tasks.recipe import normalise  # noqa: E402
+from videomaskfeat.recipe import normalise  # noqa: E402
 
 CLIPS = 120
 SEEN = ("clip", "shuffled", "own time", "other times", "none")

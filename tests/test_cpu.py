@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from videomaskfeat import cpu
+from videomaskfeat import machine
 
-VARIABLES = (cpu.WAIT_POLICY, cpu.SPIN_COUNT)
+VARIABLES = (machine.WAIT_POLICY, machine.SPIN_COUNT)
 
 
 def environment_of_torch(**given: str) -> str:
@@ -43,8 +43,8 @@ def test_verb_sets_passive_waiting_before_torch_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({cpu.WAIT_POLICY: "ACTIVE"}, "['ACTIVE', None]"),
-        ({cpu.SPIN_COUNT: "7"}, "[None, '7']"),
+        ({machine.WAIT_POLICY: "ACTIVE"}, "['ACTIVE', None]"),
+        ({machine.SPIN_COUNT: "7"}, "[None, '7']"),
     ],
 )
 def test_verb_leaves_what_the_user_has_set(given: dict[str, str], expected: str) -> None:
@@ -54,7 +54,7 @@ def test_verb_leaves_what_the_user_has_set(given: dict[str, str], expected: str)
 def test_wait_policy_is_left_alone_once_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    cpu.set_wait_policy()
+    machine.set_wait_policy()
     assert not any(name in os.environ for name in VARIABLES)
 
 
@@ -77,7 +77,7 @@ def test_available_cores_respects_the_quota(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert cpu.available_cores(tmp_path) == expected
+    assert machine.available_cores(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -87,19 +87,19 @@ def test_free_cores_subtracts_load_and_workers(
     load: float, workers: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    assert cpu.free_cores(8, workers=workers) == expected
+    assert machine.free_cores(8, workers=workers) == expected
 
 
 @pytest.mark.parametrize(
     ("value", "expected"), [("3", 3), ("4,2", 4), ("", None), ("0", None), ("many", None), ("-1", None)]
 )
 def test_threads_from_environment(value: str, expected: int | None) -> None:
-    assert cpu.threads_from_environment({"OMP_NUM_THREADS": value}) == expected
-    assert cpu.threads_from_environment({}) is None
+    assert machine.threads_from_environment({"OMP_NUM_THREADS": value}) == expected
+    assert machine.threads_from_environment({}) is None
 
 
 def test_load_turns_busy_at_once_and_calm_after_three_idle_samples() -> None:
-    load = cpu.Load()
+    load = machine.Load()
     assert not load.update(delay=0.05, idle=0.0)
     assert load.update(delay=0.3, idle=0.0)
     assert load.update(delay=0.0, idle=0.0)  # waking threads get a core at once: no delay, and still busy
@@ -135,11 +135,11 @@ def test_idle_threads_exceed_the_cores_and_end(monkeypatch: pytest.MonkeyPatch) 
 def test_yielding_threads_watches_only_with_its_own_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    with cpu.yielding_threads():
+    with machine.yielding_threads():
         alone = threading.active_count()
-    monkeypatch.setenv(cpu.WAIT_POLICY, "PASSIVE")
-    monkeypatch.setenv(cpu.SPIN_COUNT, "10000")
-    with cpu.yielding_threads():
+    monkeypatch.setenv(machine.WAIT_POLICY, "PASSIVE")
+    monkeypatch.setenv(machine.SPIN_COUNT, "10000")
+    with machine.yielding_threads():
         watched = threading.active_count()
     assert watched == alone + sys.platform.startswith("linux")
     assert threading.active_count() == alone
@@ -149,14 +149,14 @@ def test_yielding_threads_watches_only_with_its_own_wait_policy(monkeypatch: pyt
 def test_watch_holds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """With made-up samples: calm, busy, then idle for good."""
     samples = iter(
-        [cpu._Sample(0, 0, 0), cpu._Sample(1, 0, 0), cpu._Sample(2, 0.5, 0)]
-        + [cpu._Sample(3 + n, 0.5, 1e3 * n) for n in range(20)]
+        [machine._Sample(0, 0, 0), machine._Sample(1, 0, 0), machine._Sample(2, 0.5, 0)]
+        + [machine._Sample(3 + n, 0.5, 1e3 * n) for n in range(20)]
     )
-    monkeypatch.setattr(cpu._Sample, "take", lambda thread: next(samples))
-    monkeypatch.setattr(cpu, "_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(machine._Sample, "take", lambda thread: next(samples))
+    monkeypatch.setattr(machine, "_SAMPLE_SECONDS", 0.0)
     ended, happened = threading.Event(), []
 
-    class Recorded(cpu.IdleThreads):
+    class Recorded(machine.IdleThreads):
         def __init__(self, loaded: object) -> None:
             assert loaded is torch
             happened.append("held")
@@ -165,8 +165,8 @@ def test_watch_holds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.
             happened.append("released")
             ended.set()
 
-    monkeypatch.setattr(cpu, "IdleThreads", Recorded)
-    cpu._watch(ended, 0)
+    monkeypatch.setattr(machine, "IdleThreads", Recorded)
+    machine._watch(ended, 0)
     assert happened == ["held", "released"]
 
 
@@ -184,5 +184,5 @@ def test_watch_takes_no_half_imported_torch(tmp_path: Path, monkeypatch: pytest.
     while not hasattr(sys.modules.get("half_imported"), "early"):
         pass
     threading.Timer(0.2, setattr, (sys, "go", True)).start()
-    assert cpu.whole_module("half_imported").late == 2
+    assert machine.whole_module("half_imported").late == 2
     importing.join()

@@ -16,10 +16,10 @@ import videomaskfeat
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_submodule"}  # not modules
 GROUND = {
-    "errors", "io", "texts", "processes", "grid", "mp4", "memory", "cpu", "tensor_files", "values",
-    "csv_columns", "ava", "boxes", "tracking", "durations",
+    "errors", "io", "texts", "processes", "grid", "mp4", "machine", "tensor_files", "values",
+    "csv_columns", "ava", "boxes", "durations",
 }  # fmt: skip
-ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz"}
+ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
 SIDEWAYS = {
     ("interop", "models"),
     ("interop", "targets"),
@@ -27,12 +27,15 @@ SIDEWAYS = {
     ("targets", "losses"),
     ("data", "masking"),
     ("viz", "targets"),
+    ("recipe", "data"),
+    ("recipe", "masking"),
 }
 ABOVE = {
-    "cli": {"tasks", "config", "data", "console", *GROUND},
-    "tasks": {"config", *ROOMS, *GROUND},
+    "cli": {"jobs", "methods", "inference", "targets", "models", "config", "data", *GROUND},
+    "jobs": {"config", "methods", "inference", *ROOMS, *GROUND},
+    "methods": {"config", "jobs", "inference", *ROOMS, *GROUND},
+    "inference": {"config", "jobs", *ROOMS, *GROUND},
     "config": {"errors", "io", "texts"},
-    "console": {"errors"},
     "durations": set(),
     "errors": set(),
     "io": {"errors"},
@@ -41,11 +44,9 @@ ABOVE = {
     "mp4": {"errors", "io"},
     "csv_columns": {"errors", "io", "texts"},
     "ava": {"errors", "io", "texts", "csv_columns"},
-    "boxes": set(),
-    "tracking": {"errors", "boxes"},
+    "boxes": {"errors"},
     "grid": {"errors"},
-    "memory": set(),
-    "cpu": set(),
+    "machine": set(),
     "tensor_files": {"errors", "io", "texts"},
     "values": {"errors", "texts"},
 }
@@ -114,7 +115,7 @@ package = videomaskfeat
 print(package.interop.load_slowfast.__name__, package.targets.hog.hog_features.__name__)
 print(package.models.create_model.__name__, package.data.video.open_video.__name__)
 print(package.metrics.ava_map.evaluate_files.__name__)
-print(package.tasks.detection.detectors.load_detector.__name__)
+print(package.inference.detectors.load_detector.__name__)
 """
     expected = "load_slowfast hog_features create_model open_video evaluate_files load_detector"
     assert run_python(code).split() == expected.split()
@@ -124,7 +125,7 @@ def test_packages_offer_their_modules() -> None:
     missing = [
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("__init__.py")
-        if path.parent.name != "cli" and "__getattr__" not in path.read_text(encoding="utf-8")
+        if "__getattr__" not in path.read_text(encoding="utf-8")
     ]
     assert not missing
 
@@ -150,11 +151,11 @@ def test_no_drawer_modules() -> None:
 
 
 def test_map_of_the_design_names_every_module_and_no_other() -> None:
-    """Those of cli and config are described together."""
+    """Every file of the package is described once."""
     design = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
     package = design.partition("\n## Package\n")[2].partition("\nDirection of imports")[0]
     named = set(re.findall(r"\w+\.py\b", package))
     modules = {path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")}
     assert named <= {path.name for path in modules}
-    mapped = {path.name for path in modules if room_of(path) not in ("cli", "config")}
+    mapped = {path.name for path in modules}
     assert mapped <= named

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
-from videomaskfeat.metrics.action_scores import action_scores
+from videomaskfeat.metrics.accuracy import action_scores
 
 POSES = torch.tensor([True, True, False, True, False])
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from videomaskfeat.memory import private_bytes
+from videomaskfeat.machine import private_bytes
 
 _COUNT_FAULTS = """
 import resource, sys
 import torch
-from videomaskfeat.memory import keep_freed_memory
+from videomaskfeat.machine import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def fill():

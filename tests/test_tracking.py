@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.reference import tracking as reference
+from videomaskfeat.boxes import best_pairs, link_boxes, pairwise_overlaps, smooth_scores
 from videomaskfeat.errors import UserError
-from videomaskfeat.tracking import best_pairs, link_boxes, pairwise_overlaps, smooth_scores
 
 
 def person(x: float, *, y: float = 0.0, height: float = 20.0) -> list[float]:

@@ -9,14 +9,14 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "create_model": "videomaskfeat.models",
-    "find_actions": "videomaskfeat.tasks.detection.video_actions",
-    "load_classifier": "videomaskfeat.tasks.classification.video_models",
-    "load_detector": "videomaskfeat.tasks.detection.detectors",
-    "load_encoder": "videomaskfeat.tasks.classification.video_models",
+    "find_actions": "videomaskfeat.inference.persons",
+    "load_classifier": "videomaskfeat.inference.classifiers",
+    "load_detector": "videomaskfeat.inference.detectors",
+    "load_encoder": "videomaskfeat.inference.classifiers",
     "load_model": "videomaskfeat.models.weights",
     "load_slowfast": "videomaskfeat.interop.slowfast",
     "open_video": "videomaskfeat.data.video",
-    "read_features": "videomaskfeat.tasks.classification.feature_folder",
+    "read_features": "videomaskfeat.jobs.features",
     "UserError": "videomaskfeat.errors",
     "VideoReadError": "videomaskfeat.data.reader",
 }

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from tests.data.pictures import smooth_frames, still_clip
-from videomaskfeat.data.augment import Augmentation
-from videomaskfeat.data.colour import ColourJitter
-from videomaskfeat.data.erasing import RandomErasing
-from videomaskfeat.data.randaugment import RandAugment, Step
+from videomaskfeat.data.augment import Augmentation, RandAugment, RandomErasing, Step
+from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop, Rectangle
 
 RIGHT_HALF = ClipGeometry(Rectangle(0, 40, 60, 40), (60, 40), Rectangle(0, 0, 60, 40))

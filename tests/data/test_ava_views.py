@@ -12,14 +12,14 @@ import torch
 
 from tests.data.ava_parts import CLIP, extract, write_numbered, write_truth
 from tests.data.make_videos import read_number
-from videomaskfeat.data import ava_sources
+from videomaskfeat.data import ava_lists
 from videomaskfeat.data.ava import KeyFrameLoader, KeyFrameViews, VideoSource, sources_in_folder
+from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames
 from videomaskfeat.data.batches import BoxedClips, KeyFrameBatch
-from videomaskfeat.data.pyav_file import PyAvFile
-from videomaskfeat.data.readers_memory import MemoryReader
-from videomaskfeat.data.readers_timed import CountedReader
-from videomaskfeat.data.records_ava import KeyFrames, detected_key_frames
+from videomaskfeat.data.reader import CountedReader
+from videomaskfeat.data.readers_pyav import PyAvFile
 from videomaskfeat.data.sampling import key_frame_seconds
+from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4
 
@@ -150,8 +150,8 @@ def test_a_frame_is_decoded_once_and_a_video_opened_once(
 ) -> None:
     opened: list[str] = []
     pictures: list[int] = []
-    open_timed, picture = ava_sources.open_timed, PyAvFile._picture
-    monkeypatch.setattr(ava_sources, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
+    open_timed, picture = ava_lists.open_timed, PyAvFile._picture
+    monkeypatch.setattr(ava_lists, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
     monkeypatch.setattr(
         PyAvFile, "_picture", lambda self, frame: pictures.append(frame.pts) or picture(self, frame)
     )
@@ -247,9 +247,7 @@ def test_batch_moves_its_pixels_and_boxes(parts: Parts) -> None:
 
 
 def test_arguments_that_cannot_be_are_named(parts: Parts) -> None:
-    with pytest.raises(
-        UserError, match=r"area='center' is not one of whole, centre; did you mean 'centre'\?"
-    ):
+    with pytest.raises(UserError, match=r"area 'center' is unknown; did you mean 'centre'\?"):
         make_views(parts, area="center")
     with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: must be one length in pixels or several"):
         make_views(parts, short_sides=(64, 64))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videomaskfeat.data.boxed_crops import border_boxes, boxes_in_pixels, crop_with_boxes, visible_boxes
 from videomaskfeat.data.transforms import (
     ClipGeometry,
     ClipTransform,
@@ -13,6 +12,10 @@ from videomaskfeat.data.transforms import (
     Rectangle,
     ShortSideJitterCrop,
     UniformCrop,
+    border_boxes,
+    boxes_in_pixels,
+    crop_with_boxes,
+    visible_boxes,
 )
 
 WHOLE = ClipGeometry(Rectangle(0, 0, 100, 200), (100, 200), Rectangle(0, 0, 100, 200))

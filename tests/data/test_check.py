@@ -11,8 +11,7 @@ import pytest
 
 from tests.data.make_videos import uneven_times, write_video
 from videomaskfeat.data import check
-from videomaskfeat.data.check import _scan, check_list
-from videomaskfeat.data.check_report import CheckReport, Scan
+from videomaskfeat.data.check import CheckReport, Scan, _scan, check_list
 from videomaskfeat.errors import UserError
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.data.pictures import smooth_frames, still_clip
-from videomaskfeat.data import colour
-from videomaskfeat.data.colour import ColourJitter
+from videomaskfeat.data import operations
+from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.errors import UserError
 
 
@@ -67,7 +67,7 @@ def test_the_changes_come_in_every_order(monkeypatch: pytest.MonkeyPatch) -> Non
         return frames
 
     monkeypatch.setattr(
-        colour, "_CHANGES", {name: functools.partial(recorded, name) for name in colour._CHANGES}
+        operations, "_CHANGES", {name: functools.partial(recorded, name) for name in operations._CHANGES}
     )
     jitter = ColourJitter(brightness=0.1, contrast=0.2, saturation=0.3)
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from videomaskfeat.data.erasing import RandomErasing
+from videomaskfeat.data.augment import RandomErasing
 from videomaskfeat.errors import UserError
 
 

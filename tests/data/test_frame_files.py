@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from videomaskfeat.data.frame_files import FrameFilesReader, frames_in_folder
+from videomaskfeat.data.frames import FrameFilesReader, frames_in_folder
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records_frames import FrameFiles
 

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from videomaskfeat.data.frame_files import frames_in_folder
-from videomaskfeat.data.frames import FrameFolderReader
+from videomaskfeat.data.frames import FrameFolderReader, frames_in_folder
 from videomaskfeat.data.reader import VideoReadError
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.data.pictures import smooth_frames
-from videomaskfeat.data import images
-from videomaskfeat.data.images import ImageReader, decode_picture, is_picture
+from videomaskfeat.data import frames as images
+from videomaskfeat.data.frames import ImageReader, decode_picture, is_picture
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.video import open_video
 

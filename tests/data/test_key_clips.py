@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from tests.data.make_videos import read_number, uneven_times, write_video
-from videomaskfeat.data.key_clips import key_clips
-from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.readers_memory import MemoryReader
+from videomaskfeat.data.ava import key_clips
+from videomaskfeat.data.reader import CountedReader, VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
-from videomaskfeat.data.readers_timed import CountedReader
 from videomaskfeat.data.sampling import key_frame_indices
 from videomaskfeat.data.transforms import WholeFrame
+from videomaskfeat.data.video import MemoryReader
 
 WHOLE = WholeFrame(short_side=64, multiple=1)
 

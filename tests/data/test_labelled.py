@@ -11,15 +11,16 @@ import torch
 
 from tests.data.clip_parts import SAMPLER, write_videos
 from videomaskfeat.data import clips as clips_module
-from videomaskfeat.data.clips import SampleKey, sample_generator
-from videomaskfeat.data.labelled import (
+from videomaskfeat.data.clips import (
     LabelledBatch,
     LabelledClips,
+    SampleKey,
     balanced_order,
     check_labels,
     left_right_pairs,
     middle_segments,
     random_segments,
+    sample_generator,
 )
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import Records, load_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from videomaskfeat.data.readers_memory import MemoryReader
+from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.errors import UserError
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)

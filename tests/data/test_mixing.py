@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.reference.mixing import cutmix_shares
-from videomaskfeat.data.mixing import Mixing
+from videomaskfeat.data.augment import Mixing
 from videomaskfeat.errors import UserError
 
 RECIPE: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from tests.data.pictures import noisy_frames, smooth_frames, still_clip
 from tests.reference.randaugment import pillow_operation
 from videomaskfeat.data import operations
-from videomaskfeat.data.randaugment import OPERATIONS
+from videomaskfeat.data.augment import OPERATIONS
 
 # Arguments as the recipes draw them, and the ends of what can be drawn.
 FACTORS = (0.1, 0.37, 1.0, 1.63, 1.9)

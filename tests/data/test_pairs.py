@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from tests.data.clip_parts import MASK, SAMPLER, write_videos
-from videomaskfeat.data.clips import SampleKey, sample_generator
-from videomaskfeat.data.colour import ColourJitter, RandomColour
+from videomaskfeat.data.clips import LocalCrops, PairClips, SampleKey, sample_generator
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.operations import saturation
-from videomaskfeat.data.pairs import LocalCrops, PairClips
+from videomaskfeat.data.operations import ColourJitter, RandomColour, saturation
 from videomaskfeat.data.records import load_records
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.data.video import open_video

@@ -22,12 +22,11 @@ from tests.data.make_videos import (
     write_video,
 )
 from tests.reference.decode import decode_all, decode_all_timed
-from videomaskfeat.data.pyav_file import PyAvFile
-from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.readers_memory import MemoryReader
+from videomaskfeat.data.reader import CountedReader, VideoReadError
+from videomaskfeat.data.readers_pyav import PyAvFile
 from videomaskfeat.data.readers_seeking import SeekingReader, open_timed
-from videomaskfeat.data.readers_timed import CountedReader
 from videomaskfeat.data.sampling import key_frame_indices, key_frame_seconds
+from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.mp4 import write_mp4
 
 COUNTED = {"raw.h264", "mpeg4_b.avi", "h264_b.avi"}  # their packets carry no trustworthy times

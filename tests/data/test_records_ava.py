@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 
 from tests.reference.ava_boxes import plain_training_boxes
-from videomaskfeat.data.records_ava import (
-    KeyFrames,
-    detected_key_frames,
-    training_key_frames,
-    truth_key_frames,
-)
+from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames, truth_key_frames
 from videomaskfeat.errors import UserError
 
 BOX, SHIFTED, OTHER = "0.100,0.200,0.500,0.800", "0.100,0.200,0.510,0.800", "0.600,0.100,0.900,0.900"
@@ -172,7 +167,7 @@ def test_boxes_to_test_on_score_enough(tmp_path: Path, caplog: pytest.LogCapture
     enough = f"vidA,902,{BOX},,0.9\nvidA,902,{OTHER},,0.8\n"
     less = f"vidA,902,{SHIFTED},,0.79\nvidB,903,{BOX},,0.5\nvidB,904,{BOX},,0.5\n"
     found = write(tmp_path, enough + less, "found.csv")
-    with caplog.at_level(logging.INFO, "videomaskfeat.data.records_ava"):
+    with caplog.at_level(logging.INFO, "videomaskfeat.data.ava_lists"):
         key_frames = detected_key_frames([found], classes=80)
     assert contents(key_frames) == {("vidA", 902.0): [(corners(BOX), [], 0.9), (corners(OTHER), [], 0.8)]}
     assert key_frames.boxless == (("vidB", 903.0), ("vidB", 904.0))

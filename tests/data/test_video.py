@@ -25,7 +25,8 @@ from tests.data.make_videos import (
     write_video,
 )
 from tests.reference.decode import decode_all
-from videomaskfeat.data import pyav_file, readers_decord, video
+from videomaskfeat.data import readers_pyav, video
+from videomaskfeat.data import video as readers_decord
 from videomaskfeat.data.readers_pyav import PyAvReader
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.video import VideoReadError, available_readers, open_video, probe
@@ -226,7 +227,7 @@ def test_package_works_without_decord(files: dict[str, Path], monkeypatch: pytes
 
 
 def test_unknown_reader_names_the_nearest(files: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match="'pyva' is not one of auto, decord, pyav; did you mean 'pyav'"):
+    with pytest.raises(UserError, match="'pyva' is unknown; did you mean 'pyav'"):
         open_video(files["plain.mp4"], "pyva")
 
 
@@ -383,7 +384,7 @@ def test_sparse_file_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
 def test_pictures_beyond_the_limit_are_refused(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyav_file, "MOST_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr(readers_pyav, "MOST_PIXELS", 96 * 64 - 1)
     with pytest.raises(VideoReadError, match="pictures of 96x64; at most 6,143 pixels are read"):
         open_video(files["plain.mp4"], "pyav")
 

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.engine import distributed, rank_watch
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine import distributed as rank_watch
 from videomaskfeat.errors import RunFailed
 
 # Children are forked from a server that has imported torch once but never computed. torch._dynamo takes

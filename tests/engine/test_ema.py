@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from videomaskfeat.engine.ema import ExponentialMovingAverage
+from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import UserError
 
 

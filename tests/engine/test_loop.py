@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from tests.engine.toy import ToyLoader, final_state, metrics, toy_model, train_toy
+from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.loop import TrainingStopped
-from videomaskfeat.engine.optim import adamw, parameter_groups
-from videomaskfeat.engine.options import LoopOptions
-from videomaskfeat.engine.schedule import WarmupCosine
+from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups
 from videomaskfeat.errors import RunFailed, UserError
 
 

@@ -15,7 +15,7 @@ import torch
 from tests.engine.processes import exit_code
 from tests.engine.toy import TroubledLoader, assert_same_run, final_state, metrics, train_toy
 from videomaskfeat.engine import checkpoint, log
-from videomaskfeat.engine.signals import stop_if_requested
+from videomaskfeat.engine.distributed import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from videomaskfeat.engine.schedule import WarmupCosine
+from videomaskfeat.engine.optim import WarmupCosine
 from videomaskfeat.errors import UserError
 
 PRETRAIN_S = WarmupCosine(base_lr=1e-4, start_lr=1e-6, end_lr=1e-6, warmup_epochs=10, epochs=300)

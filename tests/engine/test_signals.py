@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from videomaskfeat.engine.signals import StopRequested, StopSignals, stop_if_requested
+from videomaskfeat.engine.distributed import StopRequested, StopSignals, stop_if_requested
 
 
 def test_signal_is_answered_with_what_will_be_done(caplog: pytest.LogCaptureFixture) -> None:
@@ -24,7 +24,7 @@ def test_second_signal_ends_at_once_unless_it_is_the_same_wish(monkeypatch: pyte
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         assert signals.requested
-        monkeypatch.setattr("videomaskfeat.engine.signals.SAME_SIGNAL_SECONDS", 0.0)
+        monkeypatch.setattr("videomaskfeat.engine.distributed.SAME_SIGNAL_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler

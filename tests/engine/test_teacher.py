@@ -11,10 +11,8 @@ from torch import nn
 from tests.engine.processes import exit_codes_of_ranks
 from tests.reference import self_distillation as reference
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.collapse import CollapseStop, Monitor
-from videomaskfeat.engine.ramps import CosineRamp, LinearRamp
-from videomaskfeat.engine.step_mean import RunningCentre, StepMean
-from videomaskfeat.engine.teacher import Teacher
+from videomaskfeat.engine.optim import CosineRamp, LinearRamp
+from videomaskfeat.engine.teacher import CollapseStop, Monitor, RunningCentre, StepMean, Teacher
 from videomaskfeat.errors import RunFailed, UserError
 
 

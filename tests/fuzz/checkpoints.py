@@ -15,7 +15,7 @@ import torch
 
 from tests.fuzz.mutations import mutate_bytes, mutate_tree, plain_value
 from tests.fuzz.victim import Case, verb
-from tests.tasks.conftest import TINY
+from tests.jobs.conftest import TINY
 from videomaskfeat.cli import main
 from videomaskfeat.data.sample import write_sample_data
 

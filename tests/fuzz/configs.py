@@ -12,9 +12,9 @@ import yaml
 from tests.fuzz.campaign import ROOT
 from tests.fuzz.mutations import merged, mutate_document, mutate_tree, to_text
 from tests.fuzz.victim import Case, verb
-from tests.tasks.action_set import write_detector
-from tests.tasks.conftest import TINY
-from tests.tasks.weights_files import write_pretrained
+from tests.jobs.action_set import write_detector
+from tests.jobs.conftest import TINY
+from tests.jobs.weights_files import write_pretrained
 from videomaskfeat.data.sample import write_sample_data
 
 _VERBS = {
@@ -105,9 +105,8 @@ def _training(rng: random.Random, material: Path) -> Case:
 
 def _compare(rng: random.Random, material: Path) -> Case:
     """The plan of a comparison, which is made before its first run."""
-    from videomaskfeat.config import load_config
-    from videomaskfeat.config.compare import CompareConfig
-    from videomaskfeat.tasks.pretraining.compare_plan import plan_runs
+    from videomaskfeat.config import CompareConfig, load_config
+    from videomaskfeat.jobs.compare import plan_runs
 
     tree = yaml.safe_load(rng.choice(sorted((ROOT / "configs" / "compare").glob("sample*.yaml"))).read_text())
     names = rng.sample(sorted(tree["compare"]["targets"]), 2)

@@ -24,8 +24,8 @@ from tests.fuzz.mutations import (
     to_text,
 )
 from tests.fuzz.victim import Case, verb
-from tests.tasks.action_set import make_action_set, write_detector
-from tests.tasks.scored_videos import make_scored
+from tests.jobs.action_set import make_action_set, write_detector
+from tests.jobs.scored_videos import make_scored
 
 _ROWS = [(f"{row:03d}.mp4", row % 3) for row in range(4)]
 _SSV2 = [{"id": f"{row:03d}", "label": "Pushing a cup", "template": "Pushing [a cup]"} for row in range(4)]
@@ -77,7 +77,7 @@ def prepare(material: Path) -> None:
     make_action_set(material)
     write_detector(material / "detector.safetensors")
     from videomaskfeat.data.batches import Failure
-    from videomaskfeat.tasks.classification.score_file import ScoredList, save_scores
+    from videomaskfeat.inference.scores import ScoredList, save_scores
 
     for member in ("a", "b"):
         powers = np.random.default_rng(ord(member)).random((4, 3), np.float32)
@@ -160,7 +160,7 @@ def _frames(rng: random.Random, material: Path, folder: Path) -> Case:
 
 
 def _names(rng: random.Random, material: Path, folder: Path) -> Case:
-    from videomaskfeat.tasks.classification.class_names import read_class_names
+    from videomaskfeat.inference.scores import read_class_names
 
     name = rng.choice(["names.txt", "names.json", "something-labels.json"])
     Path(name).write_bytes(_damaged(name, rng))
@@ -193,12 +193,12 @@ def _ava(rng: random.Random, material: Path, folder: Path) -> Case:
             "detect", material / "detector.safetensors", material / "videos" / "v.mp4", "--boxes", name
         )
     if choice < 0.65:
-        from tests.tasks.action_set import ActionSet
+        from tests.jobs.action_set import ActionSet
 
         overrides = ActionSet(folder).overrides(folder / "run")
         videos = f"data.videos={material / 'videos'}"
         return verb("detect-train", *overrides, videos, "optim.epochs=1", "optim.warmup_epochs=0")
-    from videomaskfeat.data.records_ava import training_key_frames
+    from videomaskfeat.data.ava_lists import training_key_frames
 
     return Case(
         f"training_key_frames {name}",

@@ -16,8 +16,8 @@ import numpy as np
 from tests.data.make_videos import VP9, numbered_picture, write_video
 from tests.fuzz.mutations import mutate_bytes
 from tests.fuzz.victim import Case, verb
-from tests.tasks.action_set import write_detector
-from tests.tasks.weights_files import write_classifier, write_pretrained
+from tests.jobs.action_set import write_detector
+from tests.jobs.weights_files import write_classifier, write_pretrained
 
 _EXACT = {"container_options": {"fflags": "+bitexact"}}  # no random identifiers
 _FRAGMENTS = {"container_options": {"fflags": "+bitexact", "movflags": "frag_keyframe+empty_moov"}}

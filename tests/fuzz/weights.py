@@ -18,8 +18,8 @@ from tests.fuzz.campaign import ROOT
 from tests.fuzz.checkpoints import damaged_archive
 from tests.fuzz.mutations import LARGE, mutate_bytes, mutate_tree, nested, plain_value, reencode, to_text
 from tests.fuzz.victim import Case, verb
-from tests.tasks.action_set import write_detector
-from tests.tasks.weights_files import write_classifier, write_pretrained
+from tests.jobs.action_set import write_detector
+from tests.jobs.weights_files import write_classifier, write_pretrained
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import save_weights
 
@@ -57,10 +57,10 @@ def make_case(seed: int, material: Path, folder: Path) -> Case:
 
 
 def _entry(kind: str, rng: random.Random) -> Case:
+    from videomaskfeat.inference.classifiers import load_classifier, load_encoder
+    from videomaskfeat.inference.detectors import load_detector
     from videomaskfeat.models.tokenizers import load_tokenizer
     from videomaskfeat.models.weights import load_model
-    from videomaskfeat.tasks.classification.video_models import load_classifier, load_encoder
-    from videomaskfeat.tasks.detection.detectors import load_detector
 
     given, video = "input.safetensors", "video.mp4"
     bounded = ("data.train=missing.csv", "data.workers=0", "run.device=cpu", "run.folder=run")

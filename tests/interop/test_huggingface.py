@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.persons import find_boxes, load_box_detector
 from videomaskfeat.interop.huggingface import PersonDetector, _chances, _resized
-from videomaskfeat.tasks.detection.box_detectors import find_boxes, load_box_detector
 
 
 @pytest.fixture(scope="module")

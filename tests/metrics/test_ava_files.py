@@ -11,9 +11,14 @@ import pytest
 from tests.metrics.test_ava_map import golden_files
 from videomaskfeat.ava import read_label_map
 from videomaskfeat.errors import UserError
-from videomaskfeat.metrics.ava_files import SideCounts, read_ava, write_detections
-from videomaskfeat.metrics.ava_map import average_precision, evaluate_files
-from videomaskfeat.metrics.ava_matching import Detections
+from videomaskfeat.metrics.ava_map import (
+    Detections,
+    SideCounts,
+    average_precision,
+    evaluate_files,
+    read_ava,
+    write_detections,
+)
 
 LABELS = 'item {\n  name: "stand"\n  id: 12\n}\nitem {\n  name: "talk to \\"a person\\""\n  id: 79\n}\n'
 TRUTH = "vidA,0902,0.1,0.1,0.5,0.5,12,0\nvidA,0902,0.1,0.1,0.5,0.5,79,0\nvidB,0903,0.2,0.2,0.9,0.9,12,1\n"

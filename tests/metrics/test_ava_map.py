@@ -12,9 +12,16 @@ import pytest
 from tests.reference.ava_map import Row, frame_map, rows_map
 from videomaskfeat.boxes import overlaps
 from videomaskfeat.errors import UserError
-from videomaskfeat.metrics.ava_breakdown import by_persons, by_size
-from videomaskfeat.metrics.ava_map import average_precision, evaluate_files
-from videomaskfeat.metrics.ava_matching import Detections, GroundTruth, best_rows, match
+from videomaskfeat.metrics.ava_map import (
+    Detections,
+    GroundTruth,
+    average_precision,
+    best_rows,
+    by_persons,
+    by_size,
+    evaluate_files,
+    match,
+)
 
 ACTIONS = [2, 3, 5, 9]
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from videomaskfeat.metrics.code_usage import code_counts, perplexity, used_codes
+from videomaskfeat.metrics.accuracy import code_counts, perplexity, used_codes
 
 
 def test_counts_are_of_every_code_of_the_vocabulary() -> None:

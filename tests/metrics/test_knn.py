@@ -7,8 +7,8 @@ import pytest
 
 from tests.reference.accuracy import knn_shares
 from videomaskfeat.errors import UserError
-from videomaskfeat.metrics import knn
-from videomaskfeat.metrics.knn import knn_scores
+from videomaskfeat.metrics import features
+from videomaskfeat.metrics.features import knn_scores
 
 
 def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def test_equally_similar_ones_come_in_order() -> None:
 def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels, test = draw(1)
     whole = knn_scores(train, labels, test, classes=4)
-    monkeypatch.setattr(knn, "_CELLS", 3 * len(train))
+    monkeypatch.setattr(features, "_CELLS", 3 * len(train))
     np.testing.assert_allclose(knn_scores(train, labels, test, classes=4), whole, atol=1e-5)
 
 

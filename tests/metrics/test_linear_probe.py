@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.metrics.linear_probe import linear_probe_scores
+from videomaskfeat.metrics.features import linear_probe_scores
 
 CLASSES, WIDTH = 3, 5
 

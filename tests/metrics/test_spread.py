@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.reference import self_distillation as reference
-from videomaskfeat.metrics.spread import direction_std, directions, entropy
+from videomaskfeat.metrics.accuracy import direction_std, directions, entropy
 
 
 def std(features: torch.Tensor) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from videomaskfeat.models.assembly import split_tokens, widen_queries
+from videomaskfeat.models.kernels.assembly import split_tokens, widen_queries
 
 
 def draw(*shape: int) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 
 from tests.reference.attention import slow_attention
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models import dense
 from videomaskfeat.models.attention import PooledAttention
+from videomaskfeat.models.kernels import dense
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},

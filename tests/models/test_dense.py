@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videomaskfeat.models import dense
-from videomaskfeat.models.dense import GeluLinear, Linear, attention
+from videomaskfeat.models.kernels import dense
+from videomaskfeat.models.kernels.dense import GeluLinear, Linear, attention
 
 
 def make_heads(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.dvae import DiscreteVAE, gumbel_noise, gumbel_softmax
+from videomaskfeat.models.tokenizers import DiscreteVAE, gumbel_noise, gumbel_softmax
 
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1, "code_width": 6}
 

@@ -9,8 +9,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.masked_encoder import ClipEncoder, MaskedEncoder, check_last_blocks, last_blocks
-from videomaskfeat.models.predictor import MlpPredictor, TransformerPredictor
+from videomaskfeat.models.maskfeat import ClipEncoder, MaskedEncoder, check_last_blocks, last_blocks
+from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor
 
 SIZE = (4, 32, 32)
 VIT = ("vit_encoder", {"depth": 3, "width": 16, "heads": 2, "cube_stride": (2, 8, 8), "linear_std": 0.1})
@@ -77,7 +77,7 @@ def test_images_are_clips_of_one_frame() -> None:
 
 
 def test_a_summary_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="summary 'tokens' is not one of token, mean; did you mean 'token'"):
+    with pytest.raises(UserError, match="summary 'tokens' is unknown; did you mean 'token'"):
         ClipEncoder(encoder_of_kind(VIT), summary="tokens")
     with pytest.raises(UserError, match="summary 'token' needs an encoder with class_token true"):
         ClipEncoder(encoder_of_kind(VIT, class_token=False), summary="token")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.reference.pooling import plain_depthwise_conv3d
-from videomaskfeat.models.pooling import depthwise_conv3d
+from videomaskfeat.models.kernels.pooling import depthwise_conv3d
 
 # (grid, kernel, stride): every kind that MViT uses, and odd ones (windows that overlap or not, in time too).
 CASES = [

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from tests.engine.processes import exit_codes_of_ranks
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.batch_norm import BatchNorm
-from videomaskfeat.models.projection import Projector, PrototypeHead
+from videomaskfeat.models.projection import BatchNorm, Projector, PrototypeHead
 
 SMALL = {"prototypes": 10, "hidden_width": 8, "bottleneck": 4}
 

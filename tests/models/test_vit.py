@@ -14,7 +14,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder import encoder_of
-from videomaskfeat.models.positions import sincos_positions
+from videomaskfeat.models.encoder_base import sincos_positions
 from videomaskfeat.models.vit import Block, ViT
 from videomaskfeat.models.weights import load_into, load_model, save_weights
 

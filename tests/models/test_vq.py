@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.reference import codebook as reference
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.vq import Codebook, VectorQuantizer, nearest_codes, straight_through
+from videomaskfeat.models.tokenizers import Codebook, VectorQuantizer, nearest_codes, straight_through
 
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1, "code_width": 6}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.methods.method import build_target
 from videomaskfeat.targets.combined import CombinedTarget
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
-from videomaskfeat.tasks.pretraining.target_parts import build_target
 
 build = functools.partial(build_target, mean=0.45, std=0.225)
 RAW = {"name": "pixels", "weight": 0.25, "arguments": {"normalised": False, "loss": "l1"}}
@@ -55,7 +55,7 @@ def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
         ({"hog": {"weight": float("nan")}}, r"has the weight nan; it must be above 0"),
         (
             {"hog": {"wight": 1}},
-            r"has no key 'wight'; did you mean 'weight'\?; there are name, weight, arguments",
+            r"key 'wight' is unknown; did you mean 'weight'\? there are name, weight, arguments",
         ),
         ({"hog": 2}, r"part 'hog' of the combined target is 2; it must be a mapping"),
         (

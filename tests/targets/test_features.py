@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.targets.features import FeatureTarget
-from videomaskfeat.targets.tally import CosineTally
-from videomaskfeat.targets.teachers import EncoderTeacher, load_teacher
+from videomaskfeat.targets.features import EncoderTeacher, FeatureTarget, load_teacher
+from videomaskfeat.targets.target import CosineTally
 
 SMALL: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 4, "width": 8, "widen_at": (1, 3)}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videomaskfeat.losses import masked_cosine, masked_cross_entropy, masked_l1
 from videomaskfeat.targets.hog import HogTarget
-from videomaskfeat.targets.tally import CosineTally, CrossEntropyTally, LossTally, SumTally
+from videomaskfeat.targets.target import CosineTally, CrossEntropyTally, LossTally, SumTally
 
 
 def batches(values: int = 5) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -16,8 +16,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.published_dvae import PublishedEncoder
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.targets.codebook import CodebookTarget
-from videomaskfeat.targets.tokens import DvaeTarget
+from videomaskfeat.targets.tokens import CodebookTarget, DvaeTarget
 
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 8, "width": 16, "blocks": 1, "code_width": 6}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from videomaskfeat.viz.curves import Curve, line_chart, short_number, smoothed, ticks
+from videomaskfeat.viz.page import Curve, line_chart, short_number, smoothed, ticks
 
 
 def points(svg: str, kind: str, number: int) -> np.ndarray:

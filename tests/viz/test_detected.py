@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from videomaskfeat.data.video import open_video
-from videomaskfeat.viz.detected import DrawnPerson, colour_of, draw_persons, place_panels, write_persons
-from videomaskfeat.viz.labelled import Bar
-from videomaskfeat.viz.sheet import text_width
+from videomaskfeat.viz.labelled import Bar, DrawnPerson, colour_of, draw_persons, place_panels, write_persons
+from videomaskfeat.viz.pictures import text_width
 
 BARS = (Bar("talk to (e.g., self, a person, a group)", 0.5), Bar("stand", 1.0), Bar("sit", 0.0))
 

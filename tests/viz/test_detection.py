@@ -8,10 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.tasks.test_report import Page
-from videomaskfeat.metrics.ava_matching import average_precision_of, precision_by_recall
-from videomaskfeat.viz.detection import ActionRow, DetectionFacts, PartRow, percent, render_detection
-from videomaskfeat.viz.recall import mean_heights, recall_chart
+from tests.jobs.test_report import Page
+from videomaskfeat.metrics.ava_map import average_precision_of, precision_by_recall
+from videomaskfeat.viz.detection import (
+    ActionRow,
+    DetectionFacts,
+    PartRow,
+    mean_heights,
+    percent,
+    recall_chart,
+    render_detection,
+)
 
 
 def drawn_area(svg: str) -> float:

@@ -9,12 +9,13 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from tests.tasks.test_report import Page
-from videomaskfeat.viz.confusion import draw_confusion, frequent_confusions
+from tests.jobs.test_report import Page
 from videomaskfeat.viz.evaluation import (
     ClassRow,
     EvaluationFacts,
     ShownVideo,
+    draw_confusion,
+    frequent_confusions,
     render_evaluation,
     verdict,
 )

@@ -14,6 +14,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.viz.pictures import (
     VISIBLE_STRENGTH,
     ClipDrawing,
+    Label,
+    Sheet,
     colour_strokes,
     draw_film,
     draw_picture,
@@ -23,7 +25,6 @@ from videomaskfeat.viz.pictures import (
     write_film,
     write_picture,
 )
-from videomaskfeat.viz.sheet import Label, Sheet
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from videomaskfeat.viz.reconstructions import draw_reconstructions, token_colours, write_reconstructions
-from videomaskfeat.viz.tokenizer import token_verdict
+from videomaskfeat.viz.pictures import draw_reconstructions, token_colours, write_reconstructions
+from videomaskfeat.viz.report import token_verdict
 
 
 def test_equal_tokens_have_equal_colours_and_others_others() -> None:

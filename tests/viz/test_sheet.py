@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from videomaskfeat.viz.sheet import Label, Sheet, text_width
+from videomaskfeat.viz.pictures import Label, Sheet, text_width
 
 
 def draw(text: str) -> np.ndarray:

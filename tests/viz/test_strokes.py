@@ -11,7 +11,7 @@ import torch
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.targets.hog import HogTarget
-from videomaskfeat.viz.strokes import cell_histograms, draw_strokes, stroke_templates
+from videomaskfeat.viz.pictures import cell_histograms, draw_strokes, stroke_templates
 
 
 def stroke_angle(picture: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.data.reading import in_worker, no_shared_memory
+from videomaskfeat.data.workers import in_worker, no_shared_memory
 
 
 @dataclass(frozen=True)

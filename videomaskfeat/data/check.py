@@ -1,29 +1,215 @@
-"""Scan the videos of a list: what cannot be read, what is too short, odd, missing or there twice.
-
-The scan runs in processes of its own, so that a file on which a decoder crashes outright, or which is never
-read to its end, costs a process and not the scan.
-"""
+"""What a scan of a list found, as text, as JSON, and as a clean list."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from videomaskfeat import io
-from videomaskfeat.data.check_report import CheckReport, Problem, Scan
-from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.reading import continue_reading
+from videomaskfeat.data.reader import VideoInfo, VideoReadError
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, call_apart
+from videomaskfeat.data.workers import READ_SECONDS, call_apart, continue_reading
+from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
+from videomaskfeat.io import whole_file
+from videomaskfeat.texts import printable_name
 
+KINDS = {
+    "missing": "no such file",
+    "unreadable": "cannot be decoded",
+    "short": "fewer frames than asked for",
+    "duplicate": "the same video as an earlier row",
+    "odd": "readable, but worth a look",
+}
+_DROPPED = ("missing", "unreadable", "short", "duplicate")  # from a clean list
+_BREAK = re.compile("[\r\n]")  # in a name; no row of a list can have one
+_SHOWN = 20  # problems of a kind in the text; the JSON holds all
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One file: its facts, or the cause why there are none.
+
+    Attributes:
+        path: as in the list.
+        info: the facts, None for a file that cannot be read.
+        cause: why it cannot be read.
+        missing: whether there is no such file.
+        size_bytes: of the file.
+        read_seconds: to open it and decode the frames of the scan, in one process.
+        decoder: which library decoded it.
+    """
+
+    path: str
+    info: VideoInfo | None = None
+    cause: str | None = None
+    missing: bool = False
+    size_bytes: int = 0
+    read_seconds: float = 0.0
+    decoder: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding: the row (from 0), its path, a kind of ``KINDS``, and a sentence."""
+
+    row: int
+    path: str
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All findings of a scan.
+
+    Attributes:
+        rows: of the list.
+        scans: one for each different path.
+        problems: by row; a row may have several.
+        seconds: that the scan took.
+    """
+
+    rows: int
+    scans: list[Scan]
+    problems: list[Problem]
+    seconds: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows with a problem of each kind."""
+        return {kind: len({p.row for p in self.problems if p.kind == kind}) for kind in KINDS}
+
+    @property
+    def bad(self) -> int:
+        """Rows that no clip can be read from: missing, unreadable or short."""
+        return len({p.row for p in self.problems if p.kind in ("missing", "unreadable", "short")})
+
+    def clean_rows(self) -> list[int]:
+        """The rows, from 0, that are fit for training: odd ones stay, and the first of equal ones."""
+        bad = {problem.row for problem in self.problems if problem.kind in _DROPPED}
+        return [row for row in range(self.rows) if row not in bad]
+
+    def write_clean_list(
+        self, path: str | os.PathLike[str], rows: Sequence[str], *, header: str | None = None
+    ) -> int:
+        """Write the rows that are fit for training, as they stood in the list.
+
+        Args:
+            path: of the new list.
+            rows: the raw text of each row, in the order of the scan.
+            header: a first line to keep, if the list has one.
+
+        Returns:
+            The number of rows written.
+
+        Raises:
+            UserError: ``rows`` are not as many as were scanned.
+        """
+        if len(rows) != self.rows:
+            raise UserError(f"{len(rows)} rows of text for {self.rows} scanned videos; give one a video")
+        kept = [row for row in self.clean_rows() if not _BREAK.search(rows[row].rstrip("\r\n"))]
+        with whole_file(path, errors="surrogateescape") as file:  # names may have any bytes
+            if header is not None:
+                file.write(header.rstrip("\n") + "\n")
+            file.writelines(rows[row].rstrip("\n") + "\n" for row in kept)
+        return len(kept)
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers over all readable videos: sizes, lengths, codecs, decoding speed."""
+        infos = [scan.info for scan in self.scans if scan.info is not None]
+        frames = np.array([info.frames for info in infos] or [0])
+        seconds = np.array([info.duration_seconds for info in infos] or [0.0])
+        read_seconds = np.array([scan.read_seconds for scan in self.scans if scan.info is not None] or [0.0])
+        return {
+            "rows": self.rows,
+            "files": len(self.scans),
+            "readable": len(infos),
+            "gigabytes": round(sum(scan.size_bytes for scan in self.scans) / 1e9, 6),
+            "hours": round(float(seconds.sum()) / 3600, 6),
+            "seconds": _spread(seconds),
+            "frames": _spread(frames),
+            "sizes": _commonest(f"{info.width}x{info.height}" for info in infos),
+            "fps": _commonest(f"{info.fps:.4g}" for info in infos),
+            "codecs": _commonest(info.codec for info in infos),
+            "decoders": _commonest(scan.decoder for scan in self.scans if scan.info is not None),
+            "read_milliseconds": _spread(read_seconds * 1000),
+            "scan_seconds": round(self.seconds, 3),
+        }
+
+    def to_json(self) -> str:
+        """Summary, counts, and every problem, as JSON text."""
+        content = {
+            "summary": self.summary(),
+            "counts": self.counts,
+            "problems": [
+                {"row": p.row + 1, "path": p.path, "kind": p.kind, "detail": p.detail} for p in self.problems
+            ],
+        }
+        return json.dumps(content, indent=1)
+
+    def text(self) -> str:
+        """The report for people: the summary, then the first problems of each kind."""
+        summary = self.summary()
+        read_seconds = {name: value / 1000 for name, value in summary["read_milliseconds"].items()}
+        lines = [
+            f"{self.rows} rows, {summary['files']} different files, {summary['readable']} readable, "
+            f"{summary['gigabytes']:.4g} GB, {duration_text(3600 * summary['hours'])} of video",
+            f"length   {_span_words(summary['seconds'], duration_text)}; "
+            f"{_span_words(summary['frames'])} frames",
+            f"size     {_count_words(summary['sizes'])}",
+            f"rate     {_count_words(summary['fps'])} frames a second",
+            f"codec    {_count_words(summary['codecs'])}",
+            f"decoder  {_count_words(summary['decoders'])}",
+            f"reading  {_span_words(read_seconds, duration_text)} per video and process",
+        ]
+        for kind, meaning in KINDS.items():
+            found = [problem for problem in self.problems if problem.kind == kind]
+            rows = self.counts[kind]
+            lines.append(f"{kind:<11}{rows} row{'s' if rows != 1 else ''} ({meaning})")
+            lines += [
+                f"    row {p.row + 1}: {printable_name(f'{p.path}: {p.detail}')}" for p in found[:_SHOWN]
+            ]
+            if len(found) > _SHOWN:
+                lines.append(f"    and {len(found) - _SHOWN} more; the JSON report names all")
+        return "\n".join(lines)
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    return {
+        "min": round(float(values.min()), 3),
+        "median": round(float(np.median(values)), 3),
+        "max": round(float(values.max()), 3),
+    }
+
+
+def _commonest(values: Iterable[str], kept: int = 8) -> dict[str, int]:
+    """Counts of the commonest values, and of ``other``."""
+    counts = Counter(values)
+    top = dict(counts.most_common(kept))
+    rest = sum(counts.values()) - sum(top.values())
+    return {**top, "other": rest} if rest else top
+
+
+def _count_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{value} ({count})" for value, count in counts.items()) or "none"
+
+
+def _span_words(spread: Mapping[str, float], form: Callable[[float], str] = "{:.4g}".format) -> str:
+    return f"{form(spread['min'])} to {form(spread['max'])}, half of them up to {form(spread['median'])}"
+
+
+# Scan the videos of a list: what cannot be read, what is too short, odd, missing or there twice.
 Progress = Callable[[int, int], None]
-
 DECODED_FRAMES = 16  # read from each video, first and last included
 _IN_FLIGHT = 4  # files handed to each process in advance
 

@@ -1,17 +1,353 @@
-"""Videos that were extracted into folders, one picture a frame."""
+"""Single pictures: a file as a video of one frame, and how pictures of every kind are decoded."""
 
 from __future__ import annotations
 
 import os
 import re
+import struct
+from collections import defaultdict
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
-from videomaskfeat.data.frame_series import choose_frames
-from videomaskfeat.data.images import is_picture, load_picture, picture_codec
-from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
-from videomaskfeat.io import list_folder
+from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError, check_size
+from videomaskfeat.data.records_frames import FrameFiles
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import exists, is_file, list_folder, open_file
 
+PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_LARGEST_FILE = 256 << 20  # bytes
+_MOST_PIXELS = 8192 * 8192  # a declared size is cheap to write, and what is decoded takes 3 bytes per pixel
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
+
+class ImageReader(VideoReader):
+    """A picture file as a video of one frame."""
+
+    decoder = "opencv"
+    frames = 1
+    fps = 30.0  # of no consequence: there is one frame
+
+    def __init__(self, path: str) -> None:
+        """Look for the file; it is decoded when it is read.
+
+        Args:
+            path: of the picture.
+
+        Raises:
+            VideoReadError: there is no such file.
+        """
+        self.path = path
+        if not is_file(path):
+            raise VideoReadError(path, NOT_REGULAR if exists(path) else "no such file")
+
+    @property
+    def info(self) -> VideoInfo:
+        """All facts; decodes the picture. A turn that the file asks for has been made and is not told."""
+        height, width = self._picture().shape[:2]
+        return VideoInfo(
+            path=self.path,
+            frames=1,
+            fps=self.fps,
+            duration_seconds=1 / self.fps,
+            width=width,
+            height=height,
+            rotation_degrees=0,
+            codec=picture_codec(self.path),
+            variable_frame_rate=False,
+        )
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        return np.repeat(self._picture()[None], len(indices), axis=0)  # [T, H, W, 3]
+
+    def _picture(self) -> np.ndarray:
+        """uint8 [H, W, 3], RGB."""
+        try:
+            return load_picture(self.path)
+        except ValueError as error:
+            raise VideoReadError(self.path, str(error)) from error
+
+
+def load_picture(path: str) -> np.ndarray:
+    """Read and decode a picture file, as ``decode_picture`` does.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        ValueError: the file cannot be read, or is not a picture; the message is a short phrase for people.
+    """
+    if exists(path) and not is_file(path):
+        raise ValueError(NOT_REGULAR)
+    try:
+        with open_file(path, "rb") as file:
+            data = file.read(_LARGEST_FILE + 1)
+    except (OSError, UserError) as error:
+        raise ValueError(f"cannot be opened ({error})") from error
+    if len(data) > _LARGEST_FILE:
+        raise ValueError(f"larger than {_LARGEST_FILE >> 20} MB")
+    return decode_picture(data)
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """Decode a picture of any kind that OpenCV knows; what it is, its bytes say, and not its name.
+
+    Grey levels and palettes become RGB, CMYK is converted, 16 bits a channel become 8, transparency is
+    dropped, and the picture is turned as its EXIF orientation asks for.
+
+    Large JPEGs are decoded in full: the decoder's own reduced sizes are averages over pixels, which differ
+    from a resized full picture wherever there is detail.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        ValueError: it is none, or damaged; the message is a short phrase for people.
+    """
+    if not data:
+        raise ValueError("empty file (0 bytes)")
+    if _is_cut_off(data):
+        raise ValueError(f"a JPEG that ends early ({len(data)} bytes)")
+    width, height = _declared_size(data)
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"a picture of {width}x{height}; at most {_MOST_PIXELS:,} pixels are read")
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:  # not enough memory, for one
+        raise ValueError(f"OpenCV refuses it ({error.err})") from error
+    if picture is None:
+        raise ValueError(f"no picture, or a damaged one ({len(data)} bytes)")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture by its name; hidden ones (a leading dot) are none."""
+    base = os.path.basename(name)
+    return os.path.splitext(base)[1].lower() in PICTURE_SUFFIXES and not base.startswith(".")
+
+
+def picture_codec(name: str) -> str:
+    """What a picture of this name is coded with, in FFmpeg's words where the suffix has another."""
+    suffix = os.path.splitext(name)[1].lower()[1:]
+    return {"jpg": "mjpeg", "jpeg": "mjpeg", "tif": "tiff"}.get(suffix, suffix)
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG lacks its end; OpenCV before 5 fills the rest with grey and says nothing.
+
+    Neither mark can occur inside the coded pixels, and a thumbnail with marks of its own comes before them.
+    """
+    if not data.startswith(_JPEG_START):
+        return False
+    return data.find(_JPEG_END, data.rfind(_JPEG_SCAN) + 1) < 0
+
+
+def _declared_size(data: bytes) -> tuple[int, int]:
+    """(width, height) by a picture's header; (0, 0) if the kind is another or the header is damaged."""
+    try:
+        if data.startswith(b"\x89PNG"):
+            return struct.unpack_from(">II", data, 16)
+        if data.startswith(b"BM"):
+            width, height = struct.unpack_from("<ii", data, 18)
+            return abs(width), abs(height)
+        if data.startswith(_JPEG_START):
+            return _jpeg_size(data)
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            return _tiff_size(data, "<" if data[:1] == b"I" else ">")
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp_size(data)
+        numbers = re.match(rb"P[1-6](?:\s+|#[^\n]*\n)+(\d{1,10})(?:\s+|#[^\n]*\n)+(\d{1,10})", data[:1000])
+        return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    except struct.error:
+        return 0, 0
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """By the first start-of-frame segment; each segment begins with its length."""
+    position = 2
+    while data[position : position + 1] == b"\xff":
+        kind, length = struct.unpack_from(">BH", data, position + 1)
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return width, height
+        # Fill bytes and restart marks stand alone.
+        position += 1 if kind == 0xFF else 2 if 0xD0 <= kind <= 0xD9 else 2 + length
+    return 0, 0
+
+
+def _tiff_size(data: bytes, order: str) -> tuple[int, int]:
+    """By the tags 256 and 257 of the first directory, which are 16 or 32 bits wide."""
+    directory = struct.unpack_from(order + "I", data, 4)[0]
+    sizes = {256: 0, 257: 0}
+    for place in range(struct.unpack_from(order + "H", data, directory)[0]):
+        entry = directory + 2 + 12 * place
+        tag, form = struct.unpack_from(order + "HH", data, entry)
+        if tag in sizes:
+            sizes[tag] = struct.unpack_from(order + ("H" if form == 3 else "I"), data, entry + 8)[0]
+    return sizes[256], sizes[257]
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """By the first chunk: extended, lossless or lossy."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+# Which pictures of a folder are the frames of its video, by their names.
+NUMBERED = re.compile(r"(.*?)(\d+)([^\d]*)", re.DOTALL)  # what precedes the last number, the number, the rest
+_MADE = frozenset(
+    ("depth", "flow", "flowx", "flowy", "mask", "seg")
+)  # series made from a video, by their letters
+_PAIRS = (frozenset("xy"), frozenset("uv"))  # the same, if both are there: the two directions of optical flow
+
+
+def choose_frames(names: Sequence[str]) -> list[str]:
+    """The names of a video's frames among the pictures of a folder, in the order given.
+
+    Args:
+        names: of the pictures.
+
+    Raises:
+        ValueError: they are several series; the message is a phrase that names them.
+    """
+    # By what precedes the number. Numbers before the last one, as of a scene, do not make another series.
+    series: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    heads = list[str]()
+    for name in names:
+        parts = NUMBERED.fullmatch(name)
+        heads.append(re.sub(r"\d+", "N", parts[1]) if parts else name)
+        if parts:
+            series[heads[-1]].append((parts[1], parts[3], parts[2]))
+    letters = {head: re.sub(r"[\W_]", "", head).lower() for head in series}
+    made = _MADE.union(*(pair for pair in _PAIRS if pair.issubset(letters.values())))
+    left_out = {head for head in series if letters[head] in made}
+    if len(left_out) == len(series):
+        left_out = set()
+    several = [head for head in series if head not in left_out and len(series[head]) > 1]
+    kinds = [f"{head}N{series[head][0][1]}" for head in several]
+    if len(several) == 1:  # the same numbers twice, as img_1.jpg and img_1.png
+        members = series[several[0]]
+        if len({(head, int(number)) for head, _, number in members}) < len(members):
+            kinds = [f"{several[0]}N{tail}" for tail in dict.fromkeys(tail for _, tail, _ in members)]
+    if len(kinds) > 1:
+        raise ValueError(
+            "its pictures are not the frames 1, 2, 3, ... of one video, by their names "
+            f"({' and '.join(sorted(kinds)[:4])}); keep one series in the folder"
+        )
+    if several:
+        return [name for name, head in zip(names, heads, strict=True) if head == several[0]]
+    return [name for name, head in zip(names, heads, strict=True) if head not in left_out]
+
+
+# The extracted frames of a video, file by file, read like a video.
+
+
+class FrameFilesReader(VideoReader):
+    """Frames whose names count on; one that is missing is an error, and not its neighbour.
+
+    Only the wanted files are opened, and none is looked for before.
+    """
+
+    decoder = "opencv"
+
+    def __init__(self, files: FrameFiles, *, fps: float) -> None:
+        """Keep the names.
+
+        Args:
+            files: a path a frame.
+            fps: frames a second at which they were extracted.
+        """
+        self.path = os.path.dirname(files[0])
+        self.frames, self.fps = len(files), fps
+        self._files = files
+
+    @property
+    def info(self) -> VideoInfo:
+        """All facts; reads the first picture."""
+        height, width = self._picture(0).shape[:2]
+        return VideoInfo(
+            path=self.path,
+            frames=self.frames,
+            fps=self.fps,
+            duration_seconds=self.frames / self.fps,
+            width=width,
+            height=height,
+            rotation_degrees=0,
+            codec=picture_codec(self._files[0]),
+            variable_frame_rate=False,
+        )
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _read(self, indices: np.ndarray) -> np.ndarray:
+        wanted, places = np.unique(indices, return_inverse=True)
+        pictures = [self._picture(int(index)) for index in wanted]
+        for picture in pictures:
+            check_size(self.path, picture, pictures[0].shape[:2])
+        return np.stack([pictures[place] for place in places])  # [T, H, W, 3]
+
+    def _picture(self, index: int) -> np.ndarray:
+        """Frame ``index``, uint8 [H, W, 3], RGB."""
+        path = self._files[index]
+        name = os.path.basename(path)
+        try:
+            return load_picture(path)
+        except ValueError as error:
+            if not exists(path):
+                raise VideoReadError(
+                    self.path,
+                    f"{name} is missing, frame {index} of {self.frames}; frames count on without a gap, "
+                    f"{self.fps:g} a second: extract them again, or read the video file itself",
+                ) from error
+            raise VideoReadError(self.path, f"{name}: {error}") from error
+
+
+def frames_in_folder(folder: str) -> FrameFiles:
+    """The frames in a folder, by the number at the end of their names, from the first to the last.
+
+    A number between them that no file has is a frame all the same: reading it says that it is missing.
+
+    Args:
+        folder: its pictures; other files are left out, and so is optical flow (see ``frame_series``).
+
+    Raises:
+        VideoReadError: there is no such folder, or no picture in it, or one has no number, or another name
+            before it.
+    """
+    try:
+        names = [name for name in list_folder(folder) if is_picture(name)]
+    except OSError as error:
+        raise VideoReadError(folder, f"no such folder of frames ({type(error).__name__})") from error
+    if not names:
+        raise VideoReadError(folder, "no pictures in it")
+    try:
+        names = choose_frames(names)
+    except ValueError as error:
+        raise VideoReadError(folder, str(error)) from error
+    parts = [NUMBERED.fullmatch(name) for name in names]
+    kinds = {(part[1], part[3]) if part else (name, "") for name, part in zip(names, parts, strict=True)}
+    if None in parts or len(kinds) > 1:
+        shown = " and ".join(f"{head}N{tail}" if tail else head for head, tail in sorted(kinds)[:2])
+        raise VideoReadError(
+            folder, f"its pictures are not the frames 1, 2, 3, ... of one video, by their names ({shown})"
+        )
+    numbers = [part[2] for part in parts if part]
+    first, last = min(map(int, numbers)), max(map(int, numbers))
+    head, tail = next(iter(kinds))
+    return FrameFiles(folder, head, tail, first, min(map(len, numbers)), last - first + 1)
+
+
+# Videos that were extracted into folders, one picture a frame.
 _DIGITS = re.compile(r"(\d+)")
 
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips
 from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey, sample_generator
-from videomaskfeat.data.reading import Reading, in_worker
-from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool
+from videomaskfeat.data.workers import READ_SECONDS, LostReadings, Reading, WorkerPool, in_worker
 from videomaskfeat.errors import UserError
 from videomaskfeat.texts import printable_name
 

@@ -23,16 +23,21 @@ from av.format import Flags
 from av.packet import Packet
 
 from videomaskfeat import io
-from videomaskfeat.data.pyav_file import FAILURES, PyAvFile
-from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.readers_pyav import DECODING_TIMES_ALONE, STORED_DURATIONS, PyAvReader
-from videomaskfeat.data.readers_timed import (
+from videomaskfeat.data.reader import (
     MISSING_END,
     CountedReader,
     IndexedReader,
     TimedReader,
+    VideoReadError,
     check_inside,
     nearest_places,
+)
+from videomaskfeat.data.readers_pyav import (
+    DECODING_TIMES_ALONE,
+    FAILURES,
+    STORED_DURATIONS,
+    PyAvFile,
+    PyAvReader,
 )
 
 _FURTHER_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time at which to look for a key frame

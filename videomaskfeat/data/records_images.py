@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from videomaskfeat.data.images import PICTURE_SUFFIXES, is_picture
+from videomaskfeat.data.frames import PICTURE_SUFFIXES, is_picture
 from videomaskfeat.data.records_folder import walk_folders
 from videomaskfeat.errors import UserError, nearest
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.contracts import Stateful
+from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import (
     is_folder,
@@ -237,3 +243,322 @@ def _system_error(error: BaseException) -> OSError | None:
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+# Everything that a resumed run needs.
+_DEEPEST = 20  # levels of lists and dictionaries in a setting
+_LARGEST_COUNT = 2**53  # of steps, samples or seconds
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    ``epoch`` and ``epoch_step`` count optimiser steps, not batches of a rank, so that the position stays
+    right when a run is resumed with another number of ranks or micro-batches.
+    """
+
+    step: int = 0
+    """Optimiser steps done since the start."""
+    epoch: int = 0
+    """Whole epochs done: the number of the epoch that the next step belongs to."""
+    epoch_step: int = 0
+    """Optimiser steps done in that epoch."""
+    samples: int = 0
+    """Samples seen, over all ranks."""
+    failures: int = 0
+    """Inputs that failed and were replaced, over all ranks; one that fails in two epochs counts twice."""
+    seconds: float = 0.0
+    """Time spent in steps, data waiting included."""
+    unevaluated: dict[str, Any] | None = None
+    """Record of the last step if a signal stopped its evaluation; a resumed run evaluates first."""
+
+    def advance(self, *, steps_per_epoch: int, samples: int, failures: int, seconds: float) -> None:
+        """Count one optimiser step."""
+        self.step += 1
+        self.epoch_step += 1
+        if self.epoch_step == steps_per_epoch:
+            self.epoch, self.epoch_step = self.epoch + 1, 0
+        self.samples += samples
+        self.failures += failures
+        self.seconds += seconds
+
+
+@dataclass
+class TrainState:
+    """The complete list of what a resumed run needs to equal the uninterrupted one.
+
+    Saved with it are the states of torch's random generators (CPU and, on a GPU, the device's) of every rank;
+    they drive drop path and dropout. The order of the data needs no state: it follows from seed and position.
+    """
+
+    model: nn.Module
+    """The plain module."""
+    optimizer: torch.optim.Optimizer
+    ema: ExponentialMovingAverage | None
+    device: torch.device
+    fingerprint: Mapping[str, Any]
+    """Flat settings under which the run may be resumed."""
+    extra: Mapping[str, Stateful] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as plain data and tensors. All ranks must call it: random states are gathered."""
+        return {
+            "fingerprint": dict(self.fingerprint),
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "extra": {name: part.state_dict() for name, part in self.extra.items()},
+            "random": distributed.gather_objects(self._random_state()),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any], where: str) -> None:
+        """Continue from a checkpoint; nothing is changed unless all of it fits.
+
+        With another number of ranks than at the time of saving, data order and weights go on as before; ranks
+        that were there then keep their random state, new ones the one they were seeded with.
+
+        Args:
+            saved: what :meth:`state_dict` gave.
+            where: the checkpoint's path, for messages.
+
+        Raises:
+            DamagedCheckpointError: a part is missing, or is not what this run would save there.
+            UserError: another configuration.
+        """
+        try:
+            self._check(saved, where)
+            for name, part in self.extra.items():
+                if name in saved["extra"]:
+                    with _named_part(where, name):
+                        _check_extra(name, saved["extra"][name], part.state_dict())
+            for name, part in self.extra.items():
+                if name in saved["extra"]:
+                    part.load_state_dict(saved["extra"][name])
+        except (UserError, RunFailed):
+            raise
+        except Exception as error:  # an altered content can make torch raise anything
+            what = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({what})") from error
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(saved["ema"])
+        self.progress = Progress(**saved["progress"])
+        self._load_random_state(saved["random"])
+
+    def _check(self, saved: Mapping[str, Any], where: str) -> None:
+        """Compare every part with what this run would save."""
+        missing = [
+            key
+            for key in ("fingerprint", "progress", "model", "optimizer", "random", "ema", "extra")
+            if key not in saved
+        ]
+        if missing:
+            raise DamagedCheckpointError(
+                f"{where}: is no checkpoint of a training run ({missing[0]!r} is missing);"
+                " give a step_*.pt file"
+            )
+        with _named_part(where, "fingerprint"):
+            _check_fingerprint_values(saved["fingerprint"])
+        check_fingerprint(saved["fingerprint"], self.fingerprint, where)
+        with _named_part(where, "progress"):
+            _check_progress(saved["progress"])
+        with _named_part(where, "model"):
+            _check_tensors(saved["model"], "the model")
+        try:
+            check_weights(saved["model"], self.model, where)
+        except UserError as error:  # under the same settings: the file is damaged
+            raise DamagedCheckpointError(str(error)) from error
+        with _named_part(where, "model"):
+            _check_like(saved["model"], self.model.state_dict())
+        with _named_part(where, "optimizer"):
+            _check_optimizer(saved["optimizer"], self.optimizer)
+        if self.ema is not None:
+            if saved["ema"] is None:
+                raise DamagedCheckpointError(
+                    f"{where}: holds no averaged weights; switch the ema off, or use another run folder"
+                )
+            with _named_part(where, "ema"):
+                _check_tensors(saved["ema"], "the average")
+                _check_like(saved["ema"], self.ema.state_dict())
+        with _named_part(where, "random"):
+            _check_random(saved["random"])
+        with _named_part(where, "extra"):
+            _require(isinstance(saved["extra"], Mapping), "it is no dictionary")
+
+    def _random_state(self) -> dict[str, torch.Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def _load_random_state(self, states: list[dict[str, torch.Tensor]]) -> None:
+        rank, ranks = distributed.rank(), distributed.world_size()
+        if len(states) != ranks and distributed.is_main():
+            logger.warning(
+                "resumed on %d ranks, saved on %d: the data goes on in the same order, but drop path and"
+                " dropout draw other numbers than in an uninterrupted run",
+                ranks,
+                len(states),
+            )
+        if rank >= len(states):
+            return
+        torch.set_rng_state(states[rank]["cpu"])
+        if self.device.type == "cuda" and "cuda" in states[rank]:
+            torch.cuda.set_rng_state(states[rank]["cuda"], self.device)
+
+
+class _Unfit(Exception):
+    """A part of a checkpoint is not what this run would save there."""
+
+
+@contextmanager
+def _named_part(where: str, part: str) -> Iterator[None]:
+    """Name the file and its damaged part in errors."""
+    try:
+        yield
+    except _Unfit as error:
+        raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({part!r}: {error})") from error
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise _Unfit(otherwise)
+
+
+def _check_fingerprint_values(saved: Any) -> None:
+    """Require plain settings: they are compared with ``!=``, which for tensors gives no boolean."""
+    _require(isinstance(saved, Mapping), "it is no dictionary")
+    for key, value in saved.items():
+        _require(isinstance(key, str), f"the key {str(key)[:50]} is no text")
+        _check_plain(key, value, depth=0)
+
+
+def _check_plain(key: str, value: Any, *, depth: int) -> None:
+    _require(depth < _DEEPEST, f"{key} is nested too deeply")
+    if isinstance(value, list | tuple):
+        for entry in value:
+            _check_plain(key, entry, depth=depth + 1)
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            _check_plain(key, name, depth=depth + 1)
+            _check_plain(key, entry, depth=depth + 1)
+    else:
+        plain = value is None or isinstance(value, bool | int | float | str)
+        _require(plain, f"{key} is a {type(value).__name__}")
+
+
+def _check_progress(saved: Any) -> None:
+    _require(isinstance(saved, Mapping), "it is no dictionary")
+    fresh = asdict(Progress())
+    for name in saved:
+        _require(name in fresh, f"{str(name)[:50]} is unknown")
+    record = saved.get("unevaluated")  # missing in older checkpoints
+    _require(record is None or isinstance(record, dict), "unevaluated is no dictionary")
+    for name, kind in ((name, type(value)) for name, value in fresh.items() if name != "unevaluated"):
+        value = saved.get(name)
+        right = type(value) is kind and 0 <= value < _LARGEST_COUNT  # a NaN compares with nothing
+        _require(right, f"{name} is {str(value)[:50]}")
+
+
+def _check_tensors(saved: Any, what: str) -> None:
+    """Require a mapping of names to tensors."""
+    _require(isinstance(saved, Mapping), f"{what} is no dictionary")
+    for name, value in saved.items():
+        _require(isinstance(name, str), f"a name of {what} is no text")
+        _require(isinstance(value, torch.Tensor), f"{name} is no tensor")
+
+
+def _check_like(saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """Tensors of the names, types and shapes of others, with finite values."""
+    for name, value in own.items():
+        _require(name in saved, f"{name} is missing")
+        _check_tensor(name, saved[name], value.shape, value.dtype)
+
+
+def _check_tensor(name: str, value: Any, shape: torch.Size, dtype: torch.dtype) -> None:
+    _require(isinstance(value, torch.Tensor), f"{name} is no tensor")
+    plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
+    _require(plain, f"{name} is sparse, quantized or without values")
+    _require(value.dtype == dtype, f"{name} is {value.dtype}, not {dtype}")
+    _require(value.shape == shape, f"{name} has the shape {list(value.shape)}, not {list(shape)}")
+    finite = not dtype.is_floating_point or bool(value.isfinite().all())
+    _require(finite, f"{name} is not finite")
+
+
+def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Groups and parameters as the optimiser's own, and of each parameter all that the optimiser keeps."""
+    _require(isinstance(saved, Mapping), "it is no dictionary")
+    own = optimizer.state_dict()
+    groups, state = saved.get("param_groups"), saved.get("state")
+    _require(isinstance(groups, list) and isinstance(state, Mapping), "groups or state are missing")
+    _require(len(groups) == len(own["param_groups"]), f"{len(groups)} groups of parameters")
+    for group, mine in zip(groups, own["param_groups"], strict=True):
+        _require(isinstance(group, Mapping), "a group is no dictionary")
+        _require(group.get("params") == mine["params"], "a group of other parameters")
+        for key, value in mine.items():
+            _require(key in group, f"{key} is missing in a group")
+            _require(_alike(group[key], value), f"{key} is {str(group[key])[:50]} in a group")
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    for index, entry in state.items():
+        _require(index in parameters and isinstance(entry, Mapping), f"the state of {str(index)[:50]}")
+        parameter = parameters[index]
+        for key in _state_keys(optimizer):
+            _require(key in entry, f"{key} of parameter {index} is missing")
+        for key, value in entry.items():
+            name = f"{str(key)[:50]} of parameter {index}"
+            if key == "step":
+                _check_tensor(name, value, torch.Size(), torch.float32)
+                _require(float(value) >= 0, f"{name} is negative")
+            elif value is not None:  # SGD without momentum keeps none
+                _check_tensor(name, value, parameter.shape, parameter.dtype)
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimiser cannot go on without, once it has taken a step."""
+    return ("step", "exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ()
+
+
+def _alike(value: Any, own: Any) -> bool:
+    """Whether a value can stand for one of the optimiser's own: the same type, and numbers finite."""
+    if isinstance(own, bool | str) or own is None:
+        return type(value) is type(own)
+    if isinstance(own, int | float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(own, list | tuple):
+        return isinstance(value, list | tuple) and len(value) == len(own) and all(map(_alike, value, own))
+    return isinstance(value, type(own))
+
+
+def _check_extra(name: str, saved: Any, own: Any) -> None:
+    """A part of a task: mappings with the keys of its own, tensors and numbers of the same kind."""
+    if isinstance(own, torch.Tensor):
+        _check_tensor(name, saved, own.shape, own.dtype)
+    elif isinstance(own, Mapping):
+        _require(isinstance(saved, Mapping), f"{name} is no dictionary")
+        for key, value in own.items():
+            _require(key in saved, f"{key} is missing")
+            _check_extra(str(key), saved[key], value)
+    else:
+        _check_plain(name, saved, depth=0)
+        if isinstance(own, int | float | str):
+            _require(_alike(saved, own), f"{name} is {str(saved)[:50]}")
+        elif isinstance(own, list):
+            _require(isinstance(saved, list), f"{name} is no list")
+
+
+def _check_random(saved: Any) -> None:
+    """States of generators that torch takes; those of a GPU are compared by size alone."""
+    _require(isinstance(saved, list) and bool(saved), "it is no list of a state per rank")
+    size = torch.get_rng_state().shape
+    for state in saved:
+        _require(isinstance(state, Mapping) and "cpu" in state, "a rank without a state")
+        _check_tensor("cpu", state["cpu"], size, torch.uint8)
+        torch.Generator().set_state(state["cpu"])
+        if "cuda" in state:
+            value = state["cuda"]
+            right = isinstance(value, torch.Tensor) and value.dtype == torch.uint8 and value.ndim == 1
+            _require(right, "cuda is no state")

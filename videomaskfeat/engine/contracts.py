@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from videomaskfeat.errors import UserError
 
 
 class Batch(Protocol):
@@ -29,7 +32,6 @@ class Batch(Protocol):
 
 BatchT = TypeVar("BatchT", bound=Batch)
 BatchT_co = TypeVar("BatchT_co", bound=Batch, covariant=True)
-
 StepFunction = Callable[[BatchT], tuple[Tensor, Mapping[str, Tensor]]]
 """Batch -> (mean loss, further 0-d tensors to be logged under their names, the same for every batch)."""
 
@@ -60,3 +62,54 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> None:
         """Take back what :meth:`state_dict` gave."""
         ...
+
+
+# How to train.
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How to train; all lengths in optimiser steps unless the name says otherwise.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    epochs: float
+    """Passes over the data; may be a fraction."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are averaged into one optimiser step."""
+    clip_norm: float | None = None
+    """Upper limit of the L2 norm over all gradients; None = no limit."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the step function runs under autocast; weights and optimiser stay float32."""
+    seed: int = 0
+    """Seeds torch's generators (drop path, dropout), differently on each rank."""
+    save_minutes: float = 10.0
+    """A checkpoint every so many minutes, besides milestones and the last step."""
+    keep_last: int = 2
+    """How many of the newest checkpoints are kept."""
+    milestone_every: int = 0
+    """A checkpoint at every multiple of so many steps that is kept for good; 0 = none."""
+    evaluate_every: int = 0
+    """Evaluate every so many steps, and always at the end; 0 = at the end only."""
+    unit: str = "samples"
+    """What a sample is called on the console."""
+    tensorboard: bool = True
+    """Write TensorBoard curves too."""
+    seconds_between_lines: float = 5.0
+    """How often a progress line is written."""
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "keep_last"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be 1 or more")
+        for name in ("save_minutes", "milestone_every", "evaluate_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must not be negative")
+        if not self.epochs > 0:
+            raise UserError(f"epochs={self.epochs}: must be above 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"clip_norm={self.clip_norm}: must be above 0, or null for no limit")
+        if self.precision not in ("fp32", "bf16"):
+            raise UserError(f"precision={self.precision!r}: must be fp32 or bf16")

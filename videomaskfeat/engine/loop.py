@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.checkpoint import CheckpointFolder, load_checkpoint
-from videomaskfeat.engine.contracts import BatchT, Loader, Stateful, StepFunction
-from videomaskfeat.engine.ema import ExponentialMovingAverage
+from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainState, load_checkpoint
+from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction
+from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
 from videomaskfeat.engine.optim import set_learning_rate
-from videomaskfeat.engine.options import LoopOptions
-from videomaskfeat.engine.signals import StopRequested, StopSignals
-from videomaskfeat.engine.state import Progress, TrainState
+from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import RunFailed, UserError
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from videomaskfeat.cpu import available_cores, free_cores, threads_from_environment
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
+from videomaskfeat.machine import available_cores, free_cores, threads_from_environment
 
 _TRIES = 3  # per number of threads, not counting the first call
 _TRY_SECONDS = 3.0  # after which a number is not tried again

@@ -16,8 +16,7 @@ from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.heads import PROBES, Classifier
 from videomaskfeat.models.mae import MAE
-from videomaskfeat.models.masked import MaskedModel
-from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.maskfeat import MaskedModel, MaskFeat
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.vit import ViT
 

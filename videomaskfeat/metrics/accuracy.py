@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from videomaskfeat.errors import UserError
 
@@ -114,3 +117,75 @@ def _check(scores: np.ndarray, labels: np.ndarray) -> None:
             f"{np.isnan(scores).any(axis=1).sum()} of {len(labels)} videos have a score that is not a number;"
             " their order means nothing"
         )
+
+
+# From the logits of a detector of actions to the scores that are judged.
+
+
+def action_scores(logits: Tensor, poses: Tensor | None = None) -> Tensor:
+    """The probability of each action of each box, in 0..1.
+
+    Args:
+        logits: float [R, L].
+        poses: bool [L], actions of which a person has exactly one, as they were trained by
+            `losses.pose_cross_entropy`: their probabilities sum to 1. None: each action by itself.
+
+    Returns:
+        float32 [R, L]; float64 stays.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scores = torch.sigmoid(logits)
+    if poses is None or not poses.any():
+        return scores
+    poses = poses.to(logits.device)
+    chances = logits.masked_fill(~poses, -torch.inf).softmax(dim=1)
+    return torch.where(poses, chances, scores)
+
+
+# How much of its vocabulary a tokenizer uses.
+
+
+def code_counts(tokens: Tensor, vocabulary: int) -> Tensor:
+    """How often each number occurs: int64 [...] in 0..V-1 -> int64 [V]."""
+    return torch.bincount(tokens.reshape(-1), minlength=vocabulary)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """The exponential of the entropy of a usage: the number of codes that, used alike, would say as much.
+
+    Args:
+        counts: how often each code was used, [V], at least one above 0.
+
+    Returns:
+        float64 [], 1 (one code) to V (all codes, equally often).
+    """
+    shares = counts.double() / counts.sum()
+    return torch.special.entr(shares).sum().exp()
+
+
+def used_codes(counts: Tensor) -> Tensor:
+    """How many codes were used at all: counts [V] -> int64 []."""
+    return (counts > 0).sum()
+
+
+# How far features, or distributions, differ from each other: 0 where they have collapsed to one.
+
+
+def directions(features: Tensor) -> Tensor:
+    """Features [..., D] as unit vectors, float32 [n, D], of which :func:`direction_std` wants the mean."""
+    return F.normalize(features.detach().float().flatten(0, -2), dim=-1)
+
+
+def direction_std(mean: Tensor) -> Tensor:
+    """The standard deviation of unit vectors around their mean [D]: ``sqrt(1 - |mean|^2)``, in 0..1.
+
+    The root of the sum over the D axes of each one's variance; with the mean of the axes' deviations instead
+    it would be the monitor of SimSiam (arXiv 2011.10566, section 4.1) times sqrt(D). 0: all are one vector;
+    1: they point in directions that cancel out. Rounding leaves some 3e-4 where it is 0 in truth.
+    """
+    return (1.0 - mean.double().square().sum()).clamp(min=0.0).sqrt().float()
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Of distributions [..., K], in nats [...], float32; a probability of 0 adds nothing."""
+    return torch.special.entr(probabilities.float()).sum(dim=-1)

@@ -1,11 +1,9 @@
-"""AVA's score: frame mAP at IoU 0.5, the mean over the actions of their average precisions.
+"""Which detections hit: AVA's rules of matching, and the average precision of what they give.
 
-The rules are those of the official script (Evaluation/get_ava_performance.py of
-github.com/activitynet/ActivityNet), which differ from other detection scores: a detection may take only the
-box that it overlaps most, the curve is interpolated at all its points, and actions without ground truth leave
-the mean. What the script leaves to chance, the order of equal scores, is fixed here (`ava_matching`). It
-keeps the 50 best rows a key frame, here an option; and it drops boxes with x2 <= x1 without a word, which
-`evaluate_files` refuses.
+Everything here is about rows: a box in a key frame, with one action. Key frames are numbers that both sides
+share. The detections of an action have one total order, so that no result depends on how rows are sorted or
+in how many parts they were gathered: by score, the highest first; of equal scores by key frame, then by x1,
+y1, x2, y2, the lowest first. (Rows that agree in all of that are one detection twice, and may change places.)
 """
 
 from __future__ import annotations
@@ -16,16 +14,420 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videomaskfeat.errors import UserError
-from videomaskfeat.metrics.ava_files import read_ava
-from videomaskfeat.metrics.ava_matching import (
-    Detections,
-    GroundTruth,
-    Matches,
-    average_precision_of,
-    best_rows,
-    match,
+from videomaskfeat.ava import (
+    AVA_ACTIONS,
+    FOUND_FORM,
+    NO_ACTION,
+    TRUTH_FORM,
+    AvaRows,
+    VideoNames,
+    read_detections,
+    read_groundtruth,
+    read_label_map,
+    read_times,
 )
+from videomaskfeat.boxes import areas, best_overlaps
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import whole_file
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What there is to find.
+
+    Attributes:
+        frames: int64 [n], the key frame of each row.
+        boxes: float [n, 4], x1, y1, x2, y2 in shares of the frame, or in any unit that both sides have.
+        actions: int64 [n], the number of the action.
+    """
+
+    frames: np.ndarray
+    boxes: np.ndarray
+    actions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found: as `GroundTruth`, and how sure that is.
+
+    Attributes:
+        frames: int64 [n].
+        boxes: float [n, 4].
+        actions: int64 [n].
+        scores: float [n], higher is better.
+    """
+
+    frames: np.ndarray
+    boxes: np.ndarray
+    actions: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of_box_scores(
+        cls, frames: np.ndarray, boxes: np.ndarray, scores: np.ndarray, actions: Sequence[int]
+    ) -> Detections:
+        """A row for each box and each action.
+
+        Args:
+            frames: int [R], the key frame of each box.
+            boxes: float [R, 4].
+            scores: float [R, L].
+            actions: the numbers of the L actions.
+
+        Returns:
+            R x L rows, the actions of a box one after the other.
+        """
+        count = len(actions)
+        assert scores.shape == (len(frames), count)
+        return cls(
+            frames=np.repeat(frames, count),
+            boxes=np.repeat(boxes, count, axis=0),
+            actions=np.tile(np.asarray(actions, dtype=np.int64), len(frames)),
+            scores=scores.reshape(-1),
+        )
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The detections of some actions, action by action, each in the order in which they were judged.
+
+    Attributes:
+        rows: int64 [m], the row of each among the detections.
+        actions: int64 [m], ascending.
+        hits: bool [m], whether it is right; all others are false positives.
+        truths: int64 [m], the row of the ground truth, of its action and key frame, that it overlaps most;
+            -1 where that is not enough. Of those with one truth the first is the hit.
+    """
+
+    rows: np.ndarray
+    actions: np.ndarray
+    hits: np.ndarray
+    truths: np.ndarray
+
+    def of(self, action: int) -> slice:
+        """Where the detections of an action lie."""
+        first, last = np.searchsorted(self.actions, [action, action + 1])
+        return slice(int(first), int(last))
+
+
+def match(
+    groundtruth: GroundTruth, detections: Detections, actions: Sequence[int], *, iou_threshold: float = 0.5
+) -> Matches:
+    """Judge every detection of the given actions.
+
+    In the order of their scores, each may take only the one box of its action and key frame that it overlaps
+    most (of equal overlaps the first in the order of corners), and it is a false positive where that overlap
+    is below the threshold or that box was taken before.
+
+    Args:
+        groundtruth: what there is to find.
+        detections: what was found.
+        actions: the actions to judge, each once; rows of others play no part.
+        iou_threshold: the least intersection over union, above 0 and at most 1.
+
+    Raises:
+        UserError: a threshold out of its range, or a score that is not a number.
+    """
+    if not 0 < iou_threshold <= 1:
+        raise UserError(f"iou_threshold={iou_threshold} is not above 0 and at most 1; AVA is scored at 0.5")
+    _check_scores(detections.scores)
+    listed = np.unique(np.asarray(actions, dtype=np.int64))
+    truths = np.flatnonzero(np.isin(groundtruth.actions, listed))
+    rows = np.flatnonzero(np.isin(detections.actions, listed))
+    rows = rows[_order(detections, rows, detections.actions[rows])]
+    _, frames = np.unique(
+        np.concatenate([groundtruth.frames[truths], detections.frames[rows]]), return_inverse=True
+    )
+    # A group is an action in a key frame: only its members can meet.
+    place = np.searchsorted(listed, groundtruth.actions[truths])
+    truth_groups = frames[: len(truths)] * len(listed) + place
+    order = np.lexsort((*_corners(groundtruth.boxes[truths]), truth_groups))
+    truths, truth_groups = truths[order], truth_groups[order]
+    groups = frames[len(truths) :] * len(listed) + np.searchsorted(listed, detections.actions[rows])
+    best = best_overlaps(
+        detections.boxes[rows],
+        groundtruth.boxes[truths],
+        np.searchsorted(truth_groups, groups, side="left"),
+        np.searchsorted(truth_groups, groups, side="right"),
+        threshold=iou_threshold,
+    )
+    candidates = np.flatnonzero(best >= 0)
+    _, first = np.unique(best[candidates], return_index=True)  # a box of the truth has one action, one order
+    hits = np.zeros(len(rows), bool)
+    hits[candidates[first]] = True
+    found = np.full(len(rows), -1, np.int64)
+    found[candidates] = truths[best[candidates]]
+    return Matches(rows, detections.actions[rows], hits, found)
+
+
+def best_rows(detections: Detections, actions: Sequence[int], count: int) -> Detections:
+    """The ``count`` best rows of each key frame, of the given actions; of equal scores the lower action.
+
+    Raises:
+        UserError: a count below 1, or a score that is not a number.
+    """
+    if count < 1:
+        raise UserError(f"rows_per_frame={count} leaves nothing; take 1 or more (the official script: 50)")
+    _check_scores(detections.scores)
+    rows = np.flatnonzero(np.isin(detections.actions, np.asarray(actions, dtype=np.int64)))
+    frames, chosen = detections.frames[rows], detections.actions[rows]
+    scores = _doubles(detections.scores[rows])
+    order = np.lexsort((*_corners(detections.boxes[rows]), chosen, -scores, frames))
+    rows, frames = rows[order], frames[order]
+    first = np.searchsorted(frames, frames, side="left")  # of the key frame
+    rows = np.sort(rows[np.arange(len(rows)) - first < count])
+    return Detections(
+        detections.frames[rows], detections.boxes[rows], detections.actions[rows], detections.scores[rows]
+    )
+
+
+def average_precision_of(hits: np.ndarray, truths: int) -> float:
+    """The area under the interpolated curve of precision over recall, at all its points.
+
+    Args:
+        hits: bool [m], of the detections of one action, the best first.
+        truths: boxes there are to find; NaN comes back where there are none.
+    """
+    if not truths:
+        return float("nan")
+    return float(interpolated_precision(hits)[hits].sum() / truths)  # each hit adds 1/truths to the recall
+
+
+def precision_by_recall(hits: np.ndarray, truths: int, bins: int) -> np.ndarray:
+    """The mean of the interpolated curve in equal steps of recall, float64 [bins]; their mean is the area.
+
+    Args:
+        hits: bool [m], of the detections of one action, the best first.
+        truths: boxes there are to find, at least 1.
+        bins: steps from recall 0 to 1.
+    """
+    heights = interpolated_precision(hits)[hits]
+    recall = np.append(np.arange(len(heights) + 1) / truths, 1.0)
+    area = np.concatenate([[0.0], np.cumsum(heights) / truths])
+    area = np.append(area, area[-1])  # nothing beyond the last hit
+    return np.diff(np.interp(np.linspace(0, 1, bins + 1), recall, area)) * bins
+
+
+def interpolated_precision(hits: np.ndarray) -> np.ndarray:
+    """At each detection the best precision there or later, float64 [m].
+
+    Args:
+        hits: bool [m], of one action, the best first.
+    """
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def _order(detections: Detections, rows: np.ndarray, primary: np.ndarray) -> np.ndarray:
+    """The total order of some rows, by ``primary`` first."""
+    corners = _corners(detections.boxes[rows])
+    return np.lexsort((*corners, detections.frames[rows], -_doubles(detections.scores[rows]), primary))
+
+
+def _corners(boxes: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The sort keys of boxes for `numpy.lexsort`, whose last key counts most: x1, y1, x2, y2."""
+    return boxes[:, 3], boxes[:, 2], boxes[:, 1], boxes[:, 0]
+
+
+def _doubles(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float64, copy=False)
+
+
+def _check_scores(scores: np.ndarray) -> None:
+    if np.isnan(scores).any():
+        raise UserError(
+            f"{np.isnan(scores).sum()} of {len(scores)} detections have a score that is not a number; "
+            "their order means nothing"
+        )
+
+
+# What is scored, from AVA's files of ground truth, detections, actions and times; detections written.
+_WRITTEN_AT_ONCE = 100_000  # rows
+
+
+@dataclass(frozen=True)
+class SideCounts:
+    """How many rows of a file play a part, and why the others do not.
+
+    Attributes:
+        rows: in the file.
+        used: that play a part.
+        excluded: at excluded times.
+        no_action: of persons without an action, at other times.
+        not_listed: of actions that the label map does not list, at other times.
+    """
+
+    rows: int
+    used: int
+    excluded: int
+    no_action: int
+    not_listed: int
+
+
+@dataclass(frozen=True)
+class AvaData:
+    """What is scored: rows of the label map's actions at times that are not excluded.
+
+    Attributes:
+        groundtruth: what there is to find.
+        detections: what was found.
+        actions: number to name of the label map's actions.
+        person_frames: int64 [f], key frames of the ground truth that hold persons, ascending.
+        persons: int64 [f], boxes that differ in each, those of actions that are not scored included.
+        groundtruth_counts: of the ground truth's rows.
+        detection_counts: of the detections' rows.
+        unknown_videos: names of videos that the detections have and the ground truth has not.
+        unknown_rows: their detections among those used: they are false positives all.
+        bare_rows: detections among those used in other key frames without a row of the ground truth: they are
+            false positives as well.
+        bare_frames: how many such key frames there are.
+        scored: whether the detections came with scores; else each has the score 1.
+    """
+
+    groundtruth: GroundTruth
+    detections: Detections
+    actions: dict[int, str]
+    person_frames: np.ndarray
+    persons: np.ndarray
+    groundtruth_counts: SideCounts
+    detection_counts: SideCounts
+    unknown_videos: list[str]
+    unknown_rows: int
+    bare_rows: int
+    bare_frames: int
+    scored: bool
+
+
+def read_ava(
+    groundtruth: str | os.PathLike[str],
+    detections: str | os.PathLike[str],
+    labelmap: str | os.PathLike[str],
+    exclusions: str | os.PathLike[str] | None = None,
+) -> AvaData:
+    """Read all that a score is made of.
+
+    Rows have the columns ``video,second,x1,y1,x2,y2,action,person`` (ground truth) or ``...,action,score``
+    (detections), with a line of headings or without. The eighth column may be left out: without scores all
+    are 1. Boxes are shares of the frame, 0 to 1. Seconds may be written 902, 0902 or 902.0. An empty action
+    is a person without one. A row of the ground truth without a box, such as ``video,second`` alone, is a
+    key frame without persons, as in AVA-Kinetics.
+
+    Args:
+        groundtruth: CSV file.
+        detections: CSV file; it may be empty.
+        labelmap: the actions to score, see `read_label_map`.
+        exclusions: CSV file of ``video,second`` that are not scored.
+
+    Raises:
+        UserError: a file that is not there, or a row that is wrong, with file and line; or nothing to find.
+    """
+    actions = read_label_map(labelmap)
+    names, largest = VideoNames(), max(AVA_ACTIONS, *actions)
+    truth = read_groundtruth(groundtruth, names, largest=largest)
+    known = len(names)
+    found = read_detections(detections, names, largest=largest)
+    if len(found.actions) and (found.actions == NO_ACTION).all():
+        raise UserError(
+            f"{os.fspath(detections)}: no row has an action, so this is a list of person boxes; "
+            f"detections have a row `{FOUND_FORM}` for each box and action"
+        )
+    closed = read_times(exclusions, names) if exclusions else (np.empty(0, np.int64),) * 2
+    truth_frames, found_frames, closed_frames = (
+        names.key_frames(videos, times)
+        for videos, times in ((truth.videos, truth.times), (found.videos, found.times), closed)
+    )
+    truth_open, found_open = (~np.isin(frames, closed_frames) for frames in (truth_frames, found_frames))
+    truth_kept, truth_counts = _kept(truth, truth_open, actions)
+    found_kept, found_counts = _kept(found, found_open, actions)
+    if not truth_counts.used:
+        raise UserError(_nothing_to_find(os.fspath(groundtruth), os.fspath(labelmap), truth_counts))
+    unknown, texts = found.videos >= known, names.texts()
+    # Key frames without persons are part of the ground truth: each detection in them is a false positive.
+    known_frames = np.concatenate([truth_frames, names.key_frames(truth.empty_videos, truth.empty_times)])
+    bare = found_kept & ~unknown & ~np.isin(found_frames, known_frames)
+    person_frames, persons = _persons(truth_frames[truth_open], truth.boxes[truth_open])
+    return AvaData(
+        groundtruth=GroundTruth(truth_frames[truth_kept], truth.boxes[truth_kept], truth.actions[truth_kept]),
+        detections=Detections(
+            found_frames[found_kept],
+            found.boxes[found_kept],
+            found.actions[found_kept],
+            found.scores[found_kept],
+        ),
+        actions=actions,
+        person_frames=person_frames,
+        persons=persons,
+        groundtruth_counts=truth_counts,
+        detection_counts=found_counts,
+        unknown_videos=[texts[video] for video in np.unique(found.videos[unknown]).tolist()],
+        unknown_rows=int((unknown & found_kept).sum()),
+        bare_rows=int(bare.sum()),
+        bare_frames=len(np.unique(found_frames[bare])),
+        scored=found.scored,
+    )
+
+
+def write_detections(
+    path: str | os.PathLike[str], key_frames: Sequence[tuple[str, float]], detections: Detections
+) -> None:
+    """Write detections as the official script takes them: ``video,second,x1,y1,x2,y2,action,score``.
+
+    Numbers have as many digits as they need to be read back as they are, in their own type.
+
+    Args:
+        path: of the file.
+        key_frames: video and second of each key frame; ``detections.frames`` counts in it.
+        detections: boxes in shares of the frame, 0 to 1.
+    """
+    places = [f"{video},{_second(second)}" for video, second in key_frames]
+    with whole_file(path, errors="surrogateescape") as file:
+        for first in range(0, len(detections.frames), _WRITTEN_AT_ONCE):
+            rows = slice(first, first + _WRITTEN_AT_ONCE)
+            columns = [
+                [places[frame] for frame in detections.frames[rows].tolist()],
+                *(column.astype(str).tolist() for column in detections.boxes[rows].T),
+                map(str, detections.actions[rows].tolist()),
+                detections.scores[rows].astype(str).tolist(),
+            ]
+            file.writelines(f"{','.join(row)}\n" for row in zip(*columns, strict=True))
+
+
+def _kept(rows: AvaRows, open_times: np.ndarray, actions: dict[int, str]) -> tuple[np.ndarray, SideCounts]:
+    """Which rows play a part, bool [n], and why the others do not: the first reason that fits."""
+    kept = open_times & np.isin(rows.actions, list(actions))
+    idle = open_times & (rows.actions == NO_ACTION)
+    total, used, excluded = len(kept), int(kept.sum()), int((~open_times).sum())
+    no_action = int(idle.sum())
+    return kept, SideCounts(total, used, excluded, no_action, total - used - excluded - no_action)
+
+
+def _persons(frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Key frames, ascending, and how many boxes that differ each holds, int64 [f] both."""
+    order = np.lexsort((*boxes.T, frames))
+    frames, boxes = frames[order], boxes[order]
+    new = np.ones(len(frames), bool)
+    new[1:] = (frames[1:] != frames[:-1]) | (boxes[1:] != boxes[:-1]).any(axis=1)
+    return np.unique(frames[new], return_counts=True)
+
+
+def _nothing_to_find(groundtruth: str, labelmap: str, counts: SideCounts) -> str:
+    """What is wrong with a ground truth of which no row is left."""
+    if not counts.rows:
+        return f"{groundtruth}: has no rows; ground truth has a row `{TRUTH_FORM}` for each box and action"
+    return (
+        f"{groundtruth}: none of its {counts.rows} rows can be scored: {counts.not_listed} are of actions "
+        f"that {labelmap} does not list, {counts.no_action} have no action, {counts.excluded} are at "
+        "excluded times; take the files of one version and split"
+    )
+
+
+def _second(second: float) -> str:
+    """Whole seconds as four digits, as AVA writes them; others as they are; all to a millisecond."""
+    second = round(float(second), 3)
+    return f"{second:04.0f}" if second.is_integer() else f"{second:.3f}".rstrip("0")
+
+
+# AVA's score: frame mAP at IoU 0.5, the mean over the actions of their average precisions.
 
 
 @dataclass(frozen=True)
@@ -50,7 +452,7 @@ def evaluate_files(
     iou_threshold: float = 0.5,
     rows_per_frame: int | None = None,
 ) -> AvaResult:
-    """Score a file of detections; for the files see :func:`~videomaskfeat.metrics.ava_files.read_ava`.
+    """Score a file of detections; for the files see :func:`~videomaskfeat.metrics.ava_map.read_ava`.
 
     Args:
         groundtruth: CSV file of what there is to find.
@@ -112,3 +514,128 @@ def result_of(groundtruth: GroundTruth, matches: Matches, actions: Sequence[int]
         raise UserError(f"none of the {len(truths)} actions has ground truth, so there is nothing to score")
     ap = {action: average_precision_of(matches.hits[matches.of(action)], truths[action]) for action in truths}
     return AvaResult(float(np.nanmean(list(ap.values()))), ap)
+
+
+# AVA's score of parts of the ground truth: by how many persons a key frame holds, and by how large they are.
+# The least and the most persons of a key frame.
+PERSON_PARTS: dict[str, tuple[float, float]] = {
+    "1 person": (1, 1),
+    "2 persons": (2, 2),
+    "3 or 4 persons": (3, 4),
+    "5 persons and more": (5, np.inf),
+}
+# Where a part begins and ends, as shares of the frame's area, the end excluded.
+SIZE_PARTS: dict[str, tuple[float, float]] = {
+    "small: below 5 % of the frame": (0.0, 0.05),
+    "medium: 5 % to 20 %": (0.05, 0.2),
+    "large: 20 % and more": (0.2, np.inf),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The score of a part.
+
+    Attributes:
+        name: what it holds.
+        mean_ap: over the actions that have ground truth in it; NaN where none has.
+        actions: how many have.
+        truths: rows of the ground truth in it.
+        detections: that belong to it.
+    """
+
+    name: str
+    mean_ap: float
+    actions: int
+    truths: int
+    detections: int
+
+
+def by_persons(
+    groundtruth: GroundTruth,
+    detections: Detections,
+    matches: Matches,
+    actions: Sequence[int],
+    *,
+    person_frames: np.ndarray,
+    persons: np.ndarray,
+) -> list[Part]:
+    """Key frames of one person, of two, and so on; detections in key frames without a person are in none.
+
+    Args:
+        groundtruth: what there is to find.
+        detections: what was found.
+        matches: of the two.
+        actions: numbers of the actions that count.
+        person_frames: int64 [f], key frames, ascending, each once.
+        persons: int64 [f], how many persons each holds.
+    """
+    truth_persons = _looked_up(groundtruth.frames, person_frames, persons)
+    found_persons = _looked_up(detections.frames[matches.rows], person_frames, persons)
+
+    return [
+        _part(
+            name,
+            groundtruth,
+            matches,
+            actions,
+            (truth_persons >= least) & (truth_persons <= most),
+            (found_persons >= least) & (found_persons <= most),
+        )
+        for name, (least, most) in PERSON_PARTS.items()
+    ]
+
+
+def by_size(
+    groundtruth: GroundTruth, detections: Detections, matches: Matches, actions: Sequence[int]
+) -> list[Part]:
+    """Boxes by their area, which are shares of the frame; a detection that overlaps none by its own.
+
+    Args:
+        groundtruth: what there is to find, boxes in shares of the frame.
+        detections: what was found.
+        matches: of the two.
+        actions: numbers of the actions that count.
+    """
+    truth_areas = areas(groundtruth.boxes.astype(np.float64))
+    found_areas = areas(detections.boxes[matches.rows].astype(np.float64))
+    matched = matches.truths >= 0
+    found_areas[matched] = truth_areas[matches.truths[matched]]
+    return [
+        _part(
+            name,
+            groundtruth,
+            matches,
+            actions,
+            (truth_areas >= least) & (truth_areas < end),
+            (found_areas >= least) & (found_areas < end),
+        )
+        for name, (least, end) in SIZE_PARTS.items()
+    ]
+
+
+def _part(
+    name: str,
+    groundtruth: GroundTruth,
+    matches: Matches,
+    actions: Sequence[int],
+    truths_within: np.ndarray,
+    detections_within: np.ndarray,
+) -> Part:
+    """The score of some rows: of the ground truth (bool [n]) and of the judged detections (bool [m])."""
+    ap = []
+    truths = 0
+    for action in actions:
+        own = matches.of(action)
+        count = int((truths_within & (groundtruth.actions == action)).sum())
+        ap.append(average_precision_of(matches.hits[own][detections_within[own]], count))
+        truths += count
+    known = [value for value in ap if not np.isnan(value)]
+    mean = float(np.mean(known)) if known else float("nan")
+    return Part(name, mean, len(known), truths, int(detections_within.sum()))
+
+
+def _looked_up(frames: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """int64 [n]: the value of each key frame, 0 where it is not among the ``known``, which ascend."""
+    place = np.minimum(np.searchsorted(known, frames), max(len(known) - 1, 0))
+    return np.where(known[place] == frames, values[place], 0) if len(known) else np.zeros_like(frames)

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.assembly import split_tokens, widen_queries
-from videomaskfeat.models.cubes import Triple
-from videomaskfeat.models.dense import Linear, attention
-from videomaskfeat.models.pooling import depthwise_conv3d
-from videomaskfeat.models.positions import axis_offsets, key_codes, table_length
+from videomaskfeat.models.encoder_base import Triple, axis_offsets, key_codes, table_length
+from videomaskfeat.models.kernels.assembly import split_tokens, widen_queries
+from videomaskfeat.models.kernels.dense import Linear, attention
+from videomaskfeat.models.kernels.pooling import depthwise_conv3d
 
 
 class TokenPool(nn.Module):

@@ -1,8 +1,9 @@
-"""What all encoders share: a stem that makes tokens of cubes, positions, a row of blocks, and features."""
+"""The stem: from a clip to one token a spacetime cube."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -10,11 +11,242 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.cubes import CubeEmbed, Triple, as_triple
-from videomaskfeat.models.positions import joint_positions, separable_positions, sincos_positions
+from videomaskfeat.models.kernels.dense import linear
 
+Triple = tuple[int, int, int]
+
+
+def as_triple(values: Iterable[int]) -> Triple:
+    """Three numbers, for time, height and width, as a tuple."""
+    t, h, w = values
+    return (t, h, w)
+
+
+class CubeEmbed(nn.Module):
+    """One strided convolution: each cube of ``stride`` pixels becomes a token (MViTv2, section 3).
+
+    The kernel may be larger than the stride, as in the published models (3x7x7 over cubes of 2x4x4): a
+    token then also sees a rim of its neighbours' pixels.
+
+    Args:
+        in_channels: colour channels of the clip, C.
+        width: width of a token, D.
+        kernel: frames, rows and columns that a token sees.
+        stride: frames, rows and columns from one token to the next: the size of a cube.
+        padding: zeros before and after each axis.
+
+    Raises:
+        UserError: kernel, stride and padding do not give exactly one token a cube.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, *, kernel: Triple, stride: Triple, padding: Triple
+    ) -> None:
+        super().__init__()
+        for size, step, pad in zip(kernel, stride, padding, strict=True):
+            # n cubes of `step` give floor((n*step + 2*pad - size) / step) + 1 tokens, which must be n.
+            if not 0 < size - 2 * pad <= step:
+                raise UserError(
+                    f"cube_kernel {kernel}, cube_stride {stride}, cube_padding {padding}: an axis does "
+                    "not give one token a cube; take padding = (kernel - stride + 1) // 2"
+                )
+        self.in_channels = in_channels
+        self.width = width
+        self.stride = stride
+        self.proj = nn.Conv3d(in_channels, width, kernel, stride, padding)
+
+    def grid(self, clip_shape: Sequence[int]) -> TokenGrid:
+        """The token grid of a clip whose shape ends in (T, H, W)."""
+        frames, height, width = clip_shape[-3:]
+        return TokenGrid.from_clip(frames=frames, height=height, width=width, stride=self.stride)
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, TokenGrid]:
+        """Clips float [B, C, T, H, W] -> tokens [B, N, D] and their grid.
+
+        Raises:
+            UserError: the clips are not five-dimensional, have other channels than the stem, or an axis is
+                not a multiple of the cube.
+        """
+        self.check(clips)
+        grid = self.grid(clips.shape)
+        return self.proj(clips).flatten(2).transpose(1, 2), grid  # [B, D, t, h, w] -> [B, N, D]
+
+    def check(self, clips: Tensor) -> None:
+        """Refuse what is not [B, C, T, H, W] with the stem's channels.
+
+        Raises:
+            UserError: it is not.
+        """
+        if clips.ndim != 5 or clips.shape[1] != self.in_channels:
+            raise UserError(
+                f"clips of shape {tuple(clips.shape)} are not [B, {self.in_channels}, T, H, W]; "
+                "put the channels before the frames"
+            )
+
+    def embed_cubes(self, cubes: Tensor) -> Tensor:
+        """Cubes of :func:`cut_cubes` [..., C*kt*kh*kw] -> tokens [..., D], where the kernel is the cube."""
+        return linear(cubes, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def cut_cubes(clips: Tensor, stride: Triple) -> Tensor:
+    """The pixels of each cube.
+
+    Args:
+        clips: float [B, C, T, H, W].
+        stride: frames, rows and columns of a cube.
+
+    Returns:
+        [B, N, C*kt*kh*kw], in the order of a convolution's kernel: channel, frame, row, column.
+    """
+    cut = clips
+    for axis, step in zip((2, 4, 6), stride, strict=True):
+        cut = cut.unflatten(axis, (-1, step))  # at the end [B, C, t, kt, h, kh, w, kw]
+    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+
+# Positions: relative tables per axis, the index tables that read them, and absolute embeddings.
+
+
+def table_length(queries: int, keys: int) -> int:
+    """Rows of a relative table between axes of these lengths: every offset on the finer of the two."""
+    return 2 * max(queries, keys) - 1
+
+
+def resize_table(table: Tensor, length: int) -> Tensor:
+    """A relative table [L, d] linearly interpolated to [length, d]; itself where the length fits."""
+    if table.shape[0] == length:
+        return table
+    return F.interpolate(table.t()[None], size=length, mode="linear")[0].t()
+
+
+def axis_offsets(table: Tensor, queries: int, keys: int) -> Tensor:
+    """Relative vectors R[q, k] of one axis.
+
+    Where queries and keys differ in number their indices are first stretched to the finer of the two
+    (MViTv2, appendix; the truncation of PySlowFast).
+
+    Args:
+        table: float [L, d], interpolated when L is not ``table_length(queries, keys)``.
+        queries: number of query positions on the axis.
+        keys: number of key positions on the axis.
+
+    Returns:
+        float [queries, keys, d].
+    """
+    table = resize_table(table, table_length(queries, keys))
+    return F.embedding(_constant(_relative_index, queries, keys, device=table.device), table)
+
+
+def key_codes(grid: TokenGrid, axes: str, *, prefix: int, like: Tensor) -> Tensor:
+    """For each key the one-hot vectors of its place on the given axes, side by side.
+
+    The dot product of a query's bias vectors with a key's code is the relative bias of the pair.
+
+    Args:
+        grid: the grid of the keys.
+        axes: some of "thw", in the order in which the query's bias vectors are laid out.
+        prefix: rows of zeros before the grid's (the class token has no relative position).
+        like: gives dtype and device.
+
+    Returns:
+        [prefix + N, the axes' lengths together], a constant without gradient.
+    """
+    return _constant(_key_codes, grid, axes, prefix, device=like.device).to(like.dtype)
+
+
+def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
+    """Absolute positions [1, N0, D] of the native grid, trilinearly interpolated to [1, N, D] of ``grid``."""
+    if native == grid:
+        return table
+    volume = table.unflatten(1, native.shape).permute(0, 4, 1, 2, 3)  # [1, D, t0, h0, w0]
+    volume = F.interpolate(volume, size=grid.shape, mode="trilinear")
+    return volume.flatten(2).transpose(1, 2)
+
+
+def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
+    """Absolute positions as a sum of one for the place [1, h0*w0, D] and one for the time [1, t0, D].
+
+    Returns:
+        [1, N, D] on ``grid``; interpolated like :func:`joint_positions` when it is not the native one.
+    """
+    table = space[:, None] + time[:, :, None]  # [1, t0, h0*w0, D]
+    return joint_positions(table.flatten(1, 2), native, grid)
+
+
+def sincos_positions(width: int, grid: TokenGrid, *, prefix: int, device: torch.device) -> Tensor:
+    """Fixed absolute positions [1, prefix + N, D]; zeros for the tokens before the grid's.
+
+    A quarter of the channels tells the time, 3/8 the column and 3/8 the row, each by sines and then cosines
+    of the index over 10000^(i/n) (MAE on video, arXiv 2205.09113, in its published code).
+
+    Args:
+        width: channels, D; a multiple of 16.
+        grid: the token grid, of any size.
+        prefix: tokens before the grid's.
+        device: where the positions go.
+    """
+    return _constant(_sincos, width, grid, prefix, device=device)
+
+
+def _sincos(width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
+    time, place = width // 4, width * 3 // 8
+    parts = []
+    for axis, channels in ((0, time), (2, place), (1, place)):
+        count = torch.arange(channels // 2, dtype=torch.float64, device=device)
+        rates = 10000.0 ** -(count / (channels // 2))
+        angles = torch.arange(grid.shape[axis], dtype=torch.float64, device=device)[:, None] * rates
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [t or h or w, channels]
+        shape = [1, 1, 1, channels]
+        shape[axis] = grid.shape[axis]
+        parts.append(waves.reshape(shape).expand(*grid.shape, -1))
+    table = torch.cat(parts, dim=-1).flatten(0, 2)  # [N, D]
+    return F.pad(table, (0, 0, prefix, 0))[None].float()
+
+
+def _relative_index(queries: int, keys: int, *, device: torch.device) -> Tensor:
+    """Rows of the relative table, int64 [queries, keys]."""
+    query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
+    query = torch.arange(queries, device=device)[:, None] * query_step
+    key = torch.arange(keys, device=device)[None, :] * key_step
+    # The last key as seen from the first query is row 0.
+    return (query - key + (keys - 1) * key_step).long()
+
+
+def _key_codes(grid: TokenGrid, axes: str, prefix: int, *, device: torch.device) -> Tensor:
+    parts = []
+    for dim, axis in enumerate("thw"):
+        if axis in axes:
+            length = grid.shape[dim]
+            shape = [1, 1, 1, length]
+            shape[dim] = length
+            parts.append(torch.eye(length, device=device).reshape(shape).expand(*grid.shape, -1))
+    codes = torch.cat(parts, dim=-1).flatten(0, 2) if parts else torch.empty(grid.size, 0, device=device)
+    return F.pad(codes, (0, 0, prefix, 0))
+
+
+def _constant(build: Callable[..., Tensor], *arguments: Hashable, device: torch.device) -> Tensor:
+    """A table that depends on shapes alone, built once per shape and device.
+
+    While a graph is traced it is built anew: a cached tracer's tensor would outlive its trace. It is built on
+    the device itself then, or a compiled step on a GPU would build every table on the CPU and copy it.
+    """
+    if torch.compiler.is_compiling():
+        return build(*arguments, device=device)
+    return _cached_constant(build, arguments, device)
+
+
+@lru_cache(maxsize=512)
+def _cached_constant(
+    build: Callable[..., Tensor], arguments: tuple[Hashable, ...], device: torch.device
+) -> Tensor:
+    # Made outside inference mode, so that autograd may save it later.
+    with torch.inference_mode(False):
+        return build(*arguments, device=torch.device("cpu")).to(device)
+
+
+# What all encoders share: a stem that makes tokens of cubes, positions, a row of blocks, and features.
 AbsolutePositions = Literal["none", "joint", "separable", "sincos"]
 
 
@@ -238,13 +470,3 @@ def as_clips(pixels: Tensor) -> Tensor:
 def on_grid(tokens: Tensor, grid: TokenGrid) -> Tensor:
     """The grid's tokens alone: [B, P+N, D] -> [B, N, D]."""
     return tokens[:, tokens.shape[1] - grid.size :]
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a word that is not one of those known.
-
-    Raises:
-        UserError: it is none of them.
-    """
-    if value not in known:
-        raise UserError(f"{name} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")

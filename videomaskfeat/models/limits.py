@@ -11,7 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.memory import machine_memory
+from videomaskfeat.machine import machine_memory
 from videomaskfeat.values import Limits, conform
 
 T = TypeVar("T")

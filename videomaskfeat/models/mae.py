@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.models.cubes import cut_cubes
-from videomaskfeat.models.dense import Linear
-from videomaskfeat.models.encoder_base import check_choice, on_grid
-from videomaskfeat.models.masked import MaskedModel
-from videomaskfeat.models.positions import joint_positions, sincos_positions
+from videomaskfeat.models.encoder_base import (
+    cut_cubes,
+    joint_positions,
+    on_grid,
+    sincos_positions,
+)
+from videomaskfeat.models.kernels.dense import Linear
+from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.vit import Block, ViT
 
 DecoderPositions = Literal["joint", "sincos"]
@@ -109,7 +112,7 @@ class MAE(MaskedModel, ViT):
     ) -> None:
         if "final_norm" in encoder:
             raise UserError("final_norm cannot be set on an MAE model: its encoder always ends in one")
-        check_choice("decoder_positions", decoder_positions, ("joint", "sincos"))
+        check_name("decoder_positions", decoder_positions, ("joint", "sincos"))
         if values_per_token < 1 or decoder_depth < 0:
             raise UserError(
                 f"values_per_token {values_per_token} must be positive and decoder_depth {decoder_depth} at "

@@ -1,20 +1,80 @@
-"""The MViTv2 encoder."""
+"""Widths, heads and strides of an encoder's blocks, from where they change."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
 
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.attention import PooledAttention
-from videomaskfeat.models.block_plan import WidenIn, plan_blocks
-from videomaskfeat.models.cubes import CubeEmbed, Triple, as_triple
-from videomaskfeat.models.dense import Linear, Perceptron
-from videomaskfeat.models.encoder_base import AbsolutePositions, Encoder, check_choice
+from videomaskfeat.models.encoder_base import (
+    AbsolutePositions,
+    CubeEmbed,
+    Encoder,
+    Triple,
+    as_triple,
+)
+from videomaskfeat.models.kernels.dense import Linear, Perceptron
+
+WidenIn = Literal["mlp", "attention"]
+
+
+class BlockPlan(NamedTuple):
+    """One block: widths before and after it, its heads, and the strides of its poolings."""
+
+    in_width: int
+    out_width: int
+    heads: int
+    q_stride: Triple
+    kv_stride: Triple
+
+
+def plan_blocks(
+    depth: int,
+    width: int,
+    heads: int,
+    widen_at: Sequence[int],
+    widen_in: WidenIn,
+    q_pool_at: Sequence[int],
+    q_pool_stride: Triple,
+    kv_stride: Triple,
+) -> list[BlockPlan]:
+    """Widths, heads and strides of every block; see :class:`~videomaskfeat.models.mvit.MViT`.
+
+    Raises:
+        UserError: a number that cannot be, or a block that is not there.
+    """
+    if depth < 1 or width < 1 or heads < 1 or width % heads:
+        raise UserError(
+            f"depth {depth}, width {width}, heads {heads}: all must be positive, heads a divisor of width"
+        )
+    # The perceptron of the last block may still widen, for a block that a shortened encoder does without.
+    last = depth if widen_in == "mlp" else depth - 1
+    for name, blocks, limit in (("widen_at", widen_at, last), ("q_pool_at", q_pool_at, depth - 1)):
+        outside = [index for index in blocks if not 0 <= index <= limit]
+        if outside:
+            raise UserError(f"{name} {tuple(blocks)}: a model of depth {depth} has no block {outside[0]}")
+    shift = 1 if widen_in == "mlp" else 0  # a change in the perceptron is made by the block before
+    plans = []
+    for index in range(depth):
+        q_stride = q_pool_stride if index in q_pool_at else (1, 1, 1)
+        # Keys keep their grid while the queries' shrinks, except within the block that pools.
+        kv_stride = as_triple(max(step // q, 1) for step, q in zip(kv_stride, q_stride, strict=True))
+        heads = heads * 2 if index in widen_at else heads
+        out_width = width * 2 if index + shift in widen_at else width
+        plans.append(BlockPlan(width, out_width, heads, q_stride, kv_stride))
+        width = out_width
+    return plans
+
+
+# The MViTv2 encoder.
 
 
 class MultiScaleBlock(nn.Module):
@@ -124,7 +184,7 @@ class MViT(Encoder):
         q_pool_stride: frames, rows, columns.
         kv_stride: pooling stride of keys and values in the first block; each query pooling divides it.
         pool_kernel: kernel of all pooling convolutions.
-        cube_kernel, cube_stride, cube_padding: see :class:`~videomaskfeat.models.cubes.CubeEmbed`.
+        cube_kernel, cube_stride, cube_padding: see :class:`~videomaskfeat.models.encoder_base.CubeEmbed`.
         mlp_ratio: hidden width of the perceptrons over their input width.
         qkv_bias: bias in the layer that makes queries, keys and values.
         class_token: prepend a learned token.
@@ -175,8 +235,8 @@ class MViT(Encoder):
         linear_std: float = 0.02,
         checkpoint_blocks: bool = False,
     ) -> None:
-        check_choice("widen_in", widen_in, ("mlp", "attention"))
-        check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable"))
+        check_name("widen_in", widen_in, ("mlp", "attention"))
+        check_name("absolute_positions", absolute_positions, ("none", "joint", "separable"))
         plans = plan_blocks(depth, width, heads, widen_at, widen_in, q_pool_at, q_pool_stride, kv_stride)
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_kernel, stride=cube_stride, padding=cube_padding),

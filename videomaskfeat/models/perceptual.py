@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.frame_tokenizer import channel_levels
 from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.tokenizers import channel_levels
 
 
 class PerceptualDistance(nn.Module):

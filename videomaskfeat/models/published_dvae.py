@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.frame_tokenizer import FrameTokenizer
+from videomaskfeat.models.tokenizers import FrameTokenizer
 from videomaskfeat.models.weights import PickledCode, load_into, read_state
 
 STRIDE = 8

@@ -6,11 +6,10 @@ import torch
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.cubes import CubeEmbed, Triple
-from videomaskfeat.models.dense import Linear, Perceptron, attention
-from videomaskfeat.models.encoder_base import AbsolutePositions, Encoder, check_choice
+from videomaskfeat.models.encoder_base import AbsolutePositions, CubeEmbed, Encoder, Triple
+from videomaskfeat.models.kernels.dense import Linear, Perceptron, attention
 
 
 class Attention(nn.Module):
@@ -100,7 +99,7 @@ class ViT(Encoder):
         qkv_bias: bias in the layer that makes queries, keys and values.
         class_token: prepend a learned token.
         absolute_positions: "joint" (one learned table over time and space), "separable" (a sum of two),
-            "sincos" (fixed: see :func:`~videomaskfeat.models.positions.sincos_positions`) or "none".
+            "sincos" (fixed: see :func:`~videomaskfeat.models.encoder_base.sincos_positions`) or "none".
         layer_scale: initial value of the factors on each half of a block, or None for none.
         drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
         final_norm: layer norm over the last block's tokens.
@@ -135,7 +134,7 @@ class ViT(Encoder):
         linear_std: float = 0.02,
         checkpoint_blocks: bool = False,
     ) -> None:
-        check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable", "sincos"))
+        check_name("absolute_positions", absolute_positions, ("none", "joint", "separable", "sincos"))
         if depth < 1 or width < 1 or heads < 1 or width % heads:
             raise UserError(
                 f"depth {depth}, width {width}, heads {heads}: all must be positive, heads a divisor of width"

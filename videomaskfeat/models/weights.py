@@ -1,4 +1,4 @@
-"""Weights on disk: what we publish (safetensors with the model's name inside), and what others saved."""
+"""What became of the weights of a file, by name and as a short table."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import dataclasses
 import itertools
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import local_path
 from videomaskfeat.models import create_unset
-from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.inflate import Inflate, inflated
-from videomaskfeat.models.likely import other_encoder
-from videomaskfeat.models.load_report import LoadReport, some
-from videomaskfeat.models.positions import joint_positions, resize_table
+from videomaskfeat.models.encoder_base import Encoder, joint_positions, resize_table
+from videomaskfeat.models.heads import Classifier
+from videomaskfeat.models.maskfeat import MaskedModel
+from videomaskfeat.models.vit import ViT
+from videomaskfeat.models.zoo import MODELS, NamedModel
 from videomaskfeat.tensor_files import (
     PickledCode,
     read_metadata,
@@ -33,6 +35,281 @@ from videomaskfeat.tensor_files import (
 )
 from videomaskfeat.texts import parse_json, show_text
 
+_INDEX = re.compile(r"\.\d+(?=\.|$)")
+_WIDTH = 100  # characters of a row
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every weight, by name.
+
+    Attributes:
+        loaded: taken as they were.
+        resized: position tables that were interpolated to the model's length.
+        new: the model's own initial values stay: the file lacks them, or has them in another shape.
+        unused: weights in the file that the model does not have.
+        reset: those of ``new`` that the file has in another shape, such as the layer for other classes.
+        inflated: made of an image model's: the stem's kernel, and positions repeated over time.
+        inflation: how that kernel was made, "repeated" or "centred"; empty where nothing was inflated.
+        prefix: what all names in the file begin with and the model's do not, such as "module."; removed.
+        key: where in a checkpoint the weights stand; empty if the file holds nothing else.
+        beside: keys of other weights in it, which were not taken.
+    """
+
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+    reset: tuple[str, ...] = ()
+    inflated: tuple[str, ...] = ()
+    inflation: str = ""
+    prefix: str = ""
+    key: str = ""
+    beside: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} weights loaded"]
+        if self.inflated:
+            what = f"{len(self.inflated)} inflated from images, the kernel {self.inflation}"
+            parts.append(f"{what} ({some(self.inflated)})")
+        for kind in ("resized", "new", "unused"):
+            names = getattr(self, kind)
+            if names:
+                parts.append(f"{len(names)} {kind} ({some(names)})")
+        return ", ".join([*parts, *self._origin()])
+
+    def table(self) -> str:
+        """A row a kind: how many weights, and which, the members of lists together.
+
+        ::
+
+            loaded     395  blocks.*.attn.norm_k.bias (16), blocks.*.attn.norm_k.weight (16) and 27 kinds more
+            resized      2  blocks.*.attn.rel_pos_h, blocks.*.attn.rel_pos_w
+            new          4  head.projection.weight (other shape), norm.bias, norm.weight ...
+            unused       0
+        """
+        rows = []
+        for kind in ("loaded", "resized", "new", "unused"):
+            names = getattr(self, kind)
+            rows.append(f"{kind:8s} {len(names):5d}  {self._grouped(names)}".rstrip())
+        if self.inflated:
+            how = f"from images: the kernel {self.inflation} over the frames, positions repeated over time"
+            rows.insert(1, f"inflated {len(self.inflated):5d}  {self._grouped(self.inflated)}, {how}")
+        return "\n".join([*rows, *self._origin()])
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """Kind -> names, for JSON."""
+        kinds = ("loaded", "resized", "new", "unused", "reset", *["inflated"] * bool(self.inflated))
+        origin = {"prefix": [self.prefix] * bool(self.prefix), "key": [self.key] * bool(self.beside)}
+        return {kind: list(getattr(self, kind)) for kind in kinds} | {k: v for k, v in origin.items() if v}
+
+    def _origin(self) -> list[str]:
+        """Sentences on what was taken from the file, unless that goes without saying."""
+        sentences = []
+        if self.prefix:
+            sentences.append(f"names taken without the prefix {show_text(self.prefix)!r} that all share")
+        if self.beside:
+            others = ", ".join(map(show_text, self.beside))
+            sentences.append(
+                f"weights taken from {show_text(self.key)!r}; the file also holds {others} "
+                "(weights_key chooses)"
+            )
+        return sentences
+
+    def _grouped(self, names: Iterable[str]) -> str:
+        """The kinds of names, as many as fit a row."""
+        counts = Counter(_INDEX.sub(".*", name) for name in names)
+        reset = {_INDEX.sub(".*", name) for name in self.reset}
+        row = ""
+        for place, (name, count) in enumerate(counts.items()):
+            entry = f"{', ' if row else ''}{name}{f' ({count})' if count > 1 else ''}"
+            entry += " (other shape)" if name in reset else ""
+            if len(row) + len(entry) > _WIDTH and place:
+                left = len(counts) - place
+                return f"{row} and {left} {'kinds' if left > 1 else 'kind'} more"
+            row += entry
+        return row
+
+
+def some(names: Iterable[str], count: int = 3) -> str:
+    """The first names, and how many more there are."""
+    names = [show_text(name, _WIDTH) for name in names]
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+# Weights of a model for images brought into the shapes of a model for clips.
+Inflate = Literal["repeated", "centred"]
+INFLATIONS: tuple[Inflate, ...] = get_args(Inflate)
+_STEM = "patch_embed.proj.weight"
+_TABLE = "pos_embed"
+_SPACE, _TIME, _CLASS = "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"
+
+
+def inflated(
+    model: nn.Module, state: Mapping[str, Tensor], how: Inflate
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """An image model's stem and positions in the shapes of a clip model's; anything else is left as it is.
+
+    The stem's kernel is "repeated" over the frames of a cube and divided by their number, so that a still
+    clip gives the tokens of its picture (I3D, arXiv 1705.07750, section 2.4), or "centred": it stands in the
+    middle frame, frames // 2, and the others are 0 (ViViT, arXiv 2103.15691, section 3.4). Positions are
+    repeated over time; a table of times of their own, where the model has one, starts at 0.
+
+    Args:
+        model: the model that the weights go into.
+        state: name -> tensor; a stem of one frame [D, C, 1, h, w] or [D, C, h, w] makes it an image model's.
+        how: see above.
+
+    Returns:
+        The weights, and the names of the model's that were made so.
+
+    Raises:
+        UserError: an unknown way.
+    """
+    check_name("inflate", how, INFLATIONS)
+    if not isinstance(model, Encoder) or _STEM not in state or state[_STEM].ndim not in (4, 5):
+        return state, ()
+    kernel = state[_STEM] if state[_STEM].ndim == 5 else state[_STEM].unsqueeze(2)  # [D, C, kt, h, w]
+    frames = model.patch_embed.proj.weight.shape[2]
+    changed = {_STEM: kernel}
+    tables = [state[name] for name in (_TABLE, _SPACE, _TIME, _CLASS) if name in state]
+    if any(table.ndim != 3 or not table.numel() for table in tables):
+        return state, ()  # not positions at all: the loader reports the shapes
+    if kernel.shape[2] != 1 or frames == 1:
+        return {**state, **changed}, ()
+    changed[_STEM] = _inflated_kernel(kernel, frames, how)
+    positions = _repeated_positions(model, state)
+    # Where the image's tables are others than the clip's they have gone into these.
+    gone = {_TABLE, _SPACE, _TIME, _CLASS} if positions else set()
+    kept = {name: value for name, value in state.items() if name not in gone}
+    return {**kept, **changed, **positions}, (*changed, *positions)
+
+
+def _inflated_kernel(kernel: Tensor, frames: int, how: Inflate) -> Tensor:
+    """[D, C, 1, h, w] -> [D, C, frames, h, w]."""
+    if how == "repeated":
+        return (kernel.float() / frames).to(kernel.dtype).repeat(1, 1, frames, 1, 1)
+    wide = torch.zeros_like(kernel).repeat(1, 1, frames, 1, 1)
+    wide[:, :, frames // 2] = kernel[:, :, 0]
+    return wide
+
+
+def _repeated_positions(model: Encoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's position tables from an image's, by name; empty where either has none that fits."""
+    own = model.state_dict()
+    grid = model.native_grid
+    frame = TokenGrid(1, grid.h, grid.w)
+    if _TABLE in state:
+        table = state[_TABLE]
+        prefix = int("cls_token" in state)
+    elif {_SPACE, _TIME} <= set(state) and state[_TIME].shape[1] == 1:
+        places = state[_SPACE] + state[_TIME]
+        table = torch.cat([state[_CLASS], places], dim=1) if _CLASS in state else places
+        prefix = int(_CLASS in state)
+    else:
+        return {}
+    first = table[:, : min(prefix, model.prefix)]  # [1, P, D]
+    places = table[:, prefix:]  # [1, h0*w0, D]
+    factor = (places.shape[1] / frame.size) ** 0.5
+    native = TokenGrid(1, round(grid.h * factor), round(grid.w * factor))
+    if native.size != places.shape[1]:
+        return {}  # another shape of frame: the shapes do not fit, and the loader says so
+    places = joint_positions(places.float(), native, frame).to(table.dtype)  # [1, h*w, D]
+    if _TABLE in own:
+        if prefix < model.prefix:  # the image had no class token: that of the clip stays as it was drawn
+            first = own[_TABLE][:, : model.prefix].to(table.dtype)
+        return {_TABLE: torch.cat([first, places.repeat(1, grid.t, 1)], dim=1)}
+    if _SPACE not in own:
+        return {}
+    tables = {_SPACE: places, _TIME: torch.zeros_like(places[:, :1]).repeat(1, grid.t, 1)}
+    return tables | ({_CLASS: first} if first.shape[1] else {})
+
+
+# Which named model a state dict belongs to, for messages about weights that do not fit.
+_BLOCK = re.compile(r"^blocks\.([0-9]{1,6})\.")
+
+
+class Outline(NamedTuple):
+    """What tells encoders apart.
+
+    ``widths`` are those of the tokens that enter each block, and of those inside its attention.
+    """
+
+    depth: int
+    width: int
+    widths: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return f"{self.depth} blocks from width {self.width}"
+
+
+def outline_of(shapes: Mapping[str, torch.Size]) -> Outline | None:
+    """The outline of an encoder by its weights' shapes, or None for what is none."""
+    stem = shapes.get("patch_embed.proj.weight")
+    blocks = {int(found.group(1)) for name in shapes if (found := _BLOCK.match(name))}
+    if stem is None or blocks != set(range(len(blocks))) or not blocks:
+        return None
+    widths = []
+    for block in range(len(blocks)):
+        qkv = shapes.get(f"blocks.{block}.attn.qkv.weight")
+        if qkv is None or len(qkv) != 2:
+            return None
+        widths.append((qkv[1], qkv[0] // 3))
+    return Outline(len(blocks), stem[0], tuple(widths))
+
+
+def other_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """Where a state dict is of another depth or other widths than the model: how they differ, and its name.
+
+    Returns:
+        A clause for an error message; None where the encoders are alike or one is none of ours.
+    """
+    own = outline_of({name: value.shape for name, value in model.state_dict().items()})
+    theirs = outline_of({name: value.shape for name, value in state.items()})
+    if own is None or theirs is None or own == theirs:
+        return None
+    differ = f"it holds {theirs} and the model has {own}"
+    if (own.depth, own.width) == (theirs.depth, theirs.width):
+        at = next(index for index, pair in enumerate(own.widths) if pair != theirs.widths[index])
+        differ = f"both have {theirs}, but other widths from block {at} on"
+    return differ + _advice(type(model), theirs, pretrained="mask_token" in state)
+
+
+def _advice(kind: type[nn.Module], outline: Outline, *, pretrained: bool) -> str:
+    """The names whose encoder has this outline: what the weights are, and what to build for them."""
+    alike = {name: named for name, named in MODELS.items() if _outline_of_named(named) == outline}
+    if not alike:
+        return "; no named model is like that: build one with the arguments of the model that was saved"
+    theirs = [
+        name
+        for name, named in alike.items()
+        if issubclass(named.build, MaskedModel if pretrained else Classifier)
+    ]
+    build = [name for name, named in alike.items() if issubclass(named.build, kind)]
+    likely = f"; it is likely {_either(theirs or alike)}"
+    return f"{likely}: build {_either(build)}" if build else likely
+
+
+def _outline_of_named(named: NamedModel) -> Outline:
+    """From the arguments alone: building a large model takes seconds."""
+    arguments = named.arguments
+    width, widths = arguments["width"], []
+    if issubclass(named.build, ViT):
+        return Outline(arguments["depth"], width, ((width, width),) * arguments["depth"])
+    for block in range(arguments["depth"]):
+        inner = width * 2 if block in arguments["widen_at"] else width
+        # In the perceptron a width changes before the block, in attention within it.
+        widths.append((inner if arguments["widen_in"] == "mlp" else width, inner))
+        width = inner
+    return Outline(arguments["depth"], arguments["width"], tuple(widths))
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(names)
+
+
+# Weights on disk: what we publish (safetensors with the model's name inside), and what others saved.
 __all__ = [
     "LoadReport",
     "PickledCode",
@@ -47,7 +324,6 @@ __all__ = [
     "save_weights",
     "without_prefix",
 ]
-
 _RELATIVE_TABLES = ("rel_pos_t", "rel_pos_h", "rel_pos_w")
 # Where others keep the weights inside their checkpoints; the first that is there is taken.
 _STATE_KEYS = ("model_state", "state_dict", "model", "module")
@@ -283,7 +559,7 @@ def load_into(
             initial values, such as those of a layer for other classes.
         leave_out: names or patterns in ``state`` that are not used, and not reported.
         inflate: "repeated" or "centred": how the kernel of an image's stem becomes one of several frames; see
-            :func:`~videomaskfeat.models.inflate.inflated`.
+            :func:`~videomaskfeat.models.weights.inflated`.
         source: name of ``state`` in error messages, such as its path.
 
     Returns:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from functools import partial
 
 from videomaskfeat import import_submodule
-from videomaskfeat.targets.codebook import CodebookTarget
 from videomaskfeat.targets.combined import CombinedTarget
 from videomaskfeat.targets.features import FeatureTarget
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.targets.target import Target
-from videomaskfeat.targets.tokens import DvaeTarget
+from videomaskfeat.targets.tokens import CodebookTarget, DvaeTarget
 
 __getattr__ = partial(import_submodule, __name__)
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.losses import masked_mse
-from videomaskfeat.targets.tally import LossTally, SquaredErrorTally
-from videomaskfeat.targets.target import Target
+from videomaskfeat.targets.target import LossTally, SquaredErrorTally, Target
 
 # Where a horizontal gradient is zero in truth, rounding noise (about 1e-6 on normalised frames) alone would
 # decide between the first and the last bin. The smallest real gradient of an 8-bit frame is about 0.017.

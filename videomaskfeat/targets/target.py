@@ -1,15 +1,191 @@
-"""What every target is: what to predict, and how far a prediction is from it."""
+"""A loss over many held-out batches, and that of the constant that would have done best on them."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videomaskfeat.targets.tally import LossTally
+from videomaskfeat.grid import TokenGrid, resize_mask
 
+_NO_VARIANCE = 1e-9  # a best constant's loss up to which the targets count as constant
+
+
+def margin(trained: float | None, constant: float | None) -> tuple[float, str] | None:
+    """How far a loss is from the best constant's: percent, and "below" or "above".
+
+    None if there is no such share: one of them is unknown or not finite, or the constant predicts the targets
+    exactly, as those of pictures of one color.
+
+    >>> margin(0.05, 0.1)
+    (50.0, 'below')
+    """
+    if trained is None or constant is None or not math.isfinite(trained):
+        return None
+    if not _NO_VARIANCE < constant < math.inf:
+        return None
+    share = 100 * (1 - trained / constant)
+    return abs(share), "below" if share >= 0 else "above"
+
+
+class LossTally:
+    """The mean of a loss over the hidden positions of all batches together.
+
+    Args:
+        loss: (predictions, target, mask) -> the mean over the hidden positions of a batch.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
+        self._loss = loss
+        self._sum = 0.0
+        self.hidden = 0.0
+        """Hidden positions so far."""
+
+    def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
+        """Take in a batch: predictions [B, t, h, w, K], its target, mask bool [B, t', h', w']."""
+        grid = TokenGrid(*predictions.shape[1:4])
+        hidden = float(mask.sum()) * grid.size / mask[0].numel()
+        self._sum += float(self._loss(predictions, target, mask)) * hidden
+        self.hidden += hidden
+
+    @property
+    def model(self) -> float:
+        """The mean loss of the predictions."""
+        return self._sum / max(self.hidden, 1)
+
+    @property
+    def constant(self) -> float | None:
+        """The mean loss of the one prediction that does best everywhere, in hindsight; None: not known."""
+        return None
+
+
+class SquaredErrorTally(LossTally):
+    """Mean squared error, in float64; the best constant is the targets' mean, its loss their variance."""
+
+    def __init__(self) -> None:
+        self.hidden = 0.0
+        self._squared = 0.0
+        self._sums: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
+        """See :meth:`LossTally.add`."""
+        hidden = resize_mask(mask, TokenGrid(*predictions.shape[1:4]))
+        values = target.double()[hidden]  # [hidden, K]; eager, so the boolean index costs little
+        self._squared += float((predictions.double()[hidden] - values).square().sum())
+        self._sums = values.sum(0) if self._sums is None else self._sums + values.sum(0)
+        squares = values.square().sum(0)
+        self._squares = squares if self._squares is None else self._squares + squares
+        self.hidden += values.shape[0]
+
+    @property
+    def model(self) -> float:
+        """See :attr:`LossTally.model`."""
+        return 0.0 if self._sums is None else self._squared / (self.hidden * self._sums.numel())
+
+    @property
+    def constant(self) -> float | None:
+        """See :attr:`LossTally.constant`."""
+        if self._sums is None or self._squares is None:
+            return None
+        variance = self._squares / self.hidden - (self._sums / self.hidden).square()  # [K]
+        return max(float(variance.mean()), 0.0)  # rounding may bring it below
+
+
+class CosineTally(LossTally):
+    """One minus the cosine; the best constant points along the mean of the targets' directions.
+
+    Of unit vectors u the mean of ``1 - c.u`` is least for c along their mean, where it is 1 - |mean of u|.
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
+        super().__init__(loss)
+        self._directions: Tensor | None = None
+
+    def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
+        """See :meth:`LossTally.add`."""
+        super().add(predictions, target, mask)
+        hidden = resize_mask(mask, TokenGrid(*predictions.shape[1:4]))
+        directions = F.normalize(target.double()[hidden], dim=-1).sum(0)  # [K]
+        self._directions = directions if self._directions is None else self._directions + directions
+
+    @property
+    def constant(self) -> float | None:
+        """See :attr:`LossTally.constant`."""
+        if self._directions is None:
+            return None
+        return max(1 - float(self._directions.norm()) / self.hidden, 0.0)
+
+
+class CrossEntropyTally(LossTally):
+    """Cross-entropy in nats; the best constant is the distribution of the tokens, its loss their entropy."""
+
+    def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor], *, vocabulary: int) -> None:
+        super().__init__(loss)
+        self._counts = torch.zeros(vocabulary, dtype=torch.float64)
+
+    def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
+        """See :meth:`LossTally.add`."""
+        super().add(predictions, target, mask)
+        hidden = resize_mask(mask, TokenGrid(*predictions.shape[1:4]))
+        self._counts += torch.bincount(target[hidden], minlength=len(self._counts)).cpu()
+
+    @property
+    def constant(self) -> float | None:
+        """See :attr:`LossTally.constant`."""
+        if not self._counts.any():
+            return None
+        return float(torch.special.entr(self._counts / self._counts.sum()).sum())
+
+
+class SumTally(LossTally):
+    """A weighted sum of losses, each on its own slice of the predicted values.
+
+    The parts share no value of the prediction, so the best constant is best in each part by itself.
+
+    Args:
+        parts: the tally of each part.
+        weights: of the parts.
+        split: predictions -> those of each part.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[LossTally],
+        weights: Sequence[float],
+        split: Callable[[Tensor], Sequence[Tensor]],
+    ) -> None:
+        self._parts = parts
+        self._weights = weights
+        self._split = split
+
+    def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
+        """See :meth:`LossTally.add`."""
+        for part, own, truth in zip(self._parts, self._split(predictions), target, strict=True):
+            part.add(own, truth, mask)
+
+    @property
+    def model(self) -> float:
+        """See :attr:`LossTally.model`."""
+        return sum(weight * part.model for part, weight in zip(self._parts, self._weights, strict=True))
+
+    @property
+    def constant(self) -> float | None:
+        """See :attr:`LossTally.constant`."""
+        total = 0.0
+        for part, weight in zip(self._parts, self._weights, strict=True):
+            if part.constant is None:
+                return None
+            total += weight * part.constant
+        return total
+
+
+# What every target is: what to predict, and how far a prediction is from it.
 Triple = tuple[int, int, int]
 
 

@@ -11,12 +11,10 @@ from torch import Tensor
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.losses import masked_cross_entropy
-from videomaskfeat.models.frame_tokenizer import FrameTokenizer, channel_levels
 from videomaskfeat.models.published_dvae import load_published_encoder
-from videomaskfeat.models.tokenizers import load_tokenizer
+from videomaskfeat.models.tokenizers import FrameTokenizer, channel_levels, load_tokenizer
 from videomaskfeat.models.weights import read_metadata
-from videomaskfeat.targets.tally import CrossEntropyTally, LossTally
-from videomaskfeat.targets.target import Target, Triple
+from videomaskfeat.targets.target import CrossEntropyTally, LossTally, Target, Triple
 
 
 class TokenTarget(Target):
@@ -160,3 +158,47 @@ def load_dvae(path: str) -> FrameTokenizer:
 def _is_bare(path: str) -> bool:
     """Whether a safetensors file says nothing of a model: tensors alone, such as a converted state dict."""
     return "model" not in read_metadata(path)
+
+
+# The codebook target: what PeCo predicts in the hidden places, the codes of a perceptual codebook.
+
+
+class CodebookTarget(TokenTarget):
+    """Numbers of the nearest codes of a VQ tokenizer (PeCo, arXiv 2111.12710).
+
+    What makes a codebook perceptual is how it was trained: ``train-tokenizer`` with ``perceptual.weights``.
+
+    Args:
+        weights: ``weights.safetensors`` of a ``train-tokenizer`` run of kind vq.
+        vocabulary: how many codes the file must have; None takes any number.
+        output_stride: see :class:`~videomaskfeat.targets.tokens.TokenTarget`.
+        clip_mean: see there.
+        clip_std: see there.
+
+    Raises:
+        UserError: see :class:`~videomaskfeat.targets.tokens.TokenTarget`; or the file is missing, damaged or
+            of another kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: str,
+        vocabulary: int | None = None,
+        output_stride: Triple = (2, 16, 16),
+        clip_mean: float | Sequence[float] = 0.45,
+        clip_std: float | Sequence[float] = 0.225,
+    ) -> None:
+        if not weights.endswith(".safetensors"):
+            raise UserError(
+                f"{weights}: is no safetensors file; a codebook comes from the weights.safetensors of a "
+                "train-tokenizer run with model.name=vq"
+            )
+        super().__init__(
+            load_tokenizer(weights, kind="vq"),
+            source=weights,
+            output_stride=output_stride,
+            vocabulary=vocabulary,
+            clip_mean=clip_mean,
+            clip_std=clip_std,
+        )

@@ -13,7 +13,7 @@ import numpy as np
 
 from videomaskfeat.durations import duration_text
 from videomaskfeat.viz import page
-from videomaskfeat.viz.curves import Curve, line_chart
+from videomaskfeat.viz.page import Curve, line_chart
 
 HEADER = (
     "Target",

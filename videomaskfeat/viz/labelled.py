@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 
 from videomaskfeat.io import whole_file
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.viz.sheet import Label, Sheet
+from videomaskfeat.viz.pictures import Label, Sheet, text_width
 
 _LARGEST = (720, 1280)  # height and width in pixels of the frames as drawn
 _LEAST_WIDTH = 320  # of the whole sheet, so that a name can be read
@@ -120,3 +121,228 @@ def _sheet(height: int, width: int, bars: Sequence[Bar]) -> Sheet:
 
 def _even(length: int) -> int:
     return length + length % 2
+
+
+# A video with what a detector says of it: a box a person, and beside it a panel of what the person does.
+_LEAST_WIDTH_detected = 480  # pixels of a film, so that panels have room
+_GROUND = (18, 20, 28)  # the sheet's own, beside frames narrower than the film
+_BAR_GROUND = (38, 42, 56)
+_LEAST_TEXT, _LARGEST_TEXT, _TEXT_SHARE = 12, 18, 0.026  # pixels, and of the film's shorter side
+_WIDEST = 0.6  # of the film's width that a panel may take
+_OPAQUE = 0.82  # of a panel
+_STRIP, _PAD, _BAR_detected, _GAP = (
+    4,
+    6,
+    3,
+    3,
+)  # pixels: coloured edge, around the text, a bar, between box and panel
+_COLOURS = (
+    (111, 211, 255),
+    (255, 176, 96),
+    (150, 232, 130),
+    (255, 130, 165),
+    (196, 160, 255),
+    (250, 232, 110),
+    (90, 226, 196),
+    (240, 140, 240),
+    (190, 205, 130),
+    (140, 165, 255),
+)
+
+
+@dataclass(frozen=True)
+class DrawnPerson:
+    """A person as drawn in one frame.
+
+    Attributes:
+        track: the person's number, which decides the colour.
+        box: x1, y1, x2, y2 in shares of the frame's width and height.
+        title: the first line of the panel.
+        bars: the other lines, a text and a share each.
+    """
+
+    track: int
+    box: tuple[float, float, float, float]
+    title: str
+    bars: tuple[Bar, ...] = ()
+
+
+def colour_of(track: int) -> tuple[int, int, int]:
+    """RGB of a track; ten colours take turns."""
+    return _COLOURS[track % len(_COLOURS)]
+
+
+def draw_persons(
+    frames: Iterable[tuple[np.ndarray, Sequence[DrawnPerson]]],
+) -> Iterator[np.ndarray]:
+    """Draw each frame with its persons.
+
+    Frames are enlarged or shrunk as :func:`~videomaskfeat.viz.labelled.drawn_size` has it, to 480 pixels of
+    width at least; ones that stay narrower stand in the middle of a dark ground.
+
+    Args:
+        frames: uint8 [H, W, 3] each, not changed, and who is in it.
+
+    Yields:
+        uint8 [h, w, 3], both even, as H.264 needs.
+    """
+    size: tuple[int, int] | None = None
+    places: dict[int, int] = {}
+    for frame, persons in frames:
+        if size is None:
+            size = drawn_size(*frame.shape[:2], least_width=_LEAST_WIDTH_detected)
+        height, width = size
+        if frame.shape[:2] != size:
+            shrinks = height < frame.shape[0]
+            frame = cv2.resize(
+                frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+            )
+        sheet_width = max(width, _LEAST_WIDTH_detected)
+        sheet = np.full((height + height % 2, sheet_width + sheet_width % 2, 3), _GROUND, np.uint8)
+        left = (sheet.shape[1] - width) // 2
+        sheet[:height, left : left + width] = frame
+        places = _draw(sheet, persons, (left, height, width), places)
+        yield sheet
+
+
+def write_persons(
+    path: str | os.PathLike[str],
+    frames: Iterable[tuple[np.ndarray, Sequence[DrawnPerson]]],
+    *,
+    fps: float,
+) -> None:
+    """Write :func:`draw_persons` as an H.264 mp4.
+
+    Args:
+        path: a local file.
+        frames: uint8 [H, W, 3] each, at least one, and who is in it.
+        fps: frames a second; one that no player shows is taken as the nearest that it does, none as 30.
+    """
+    write_mp4(path, draw_persons(frames), fps=film_rate(fps), crf=23)
+
+
+def place_panels(
+    boxes: np.ndarray, sizes: np.ndarray, height: int, width: int, before: Sequence[int]
+) -> tuple[np.ndarray, list[int]]:
+    """Where panels go: beside their boxes, inside the picture, and on as little as can be of the others.
+
+    Each takes the best of eleven places: above the box, below it, to its right, to its left, inside it at the
+    top, at the bottom and half-way, and the first four again at the box's far end: its right or bottom edge.
+    Places that cover panels cost most, then other boxes, then, a little less, the own box; the place in the
+    frame before is kept until another is plainly better, so that panels do not jump.
+
+    Args:
+        boxes: int [n, 4], x1, y1, x2, y2 in pixels.
+        sizes: int [n, 2], height and width of the panels.
+        height: of the picture in pixels.
+        width: likewise.
+        before: the place of each in the frame before, 0..10; -1 for none.
+
+    Returns:
+        int [n, 2], top and left of each, and their places.
+    """
+    corners, chosen = np.zeros((len(boxes), 2), np.int64), []
+    taken = np.empty((0, 4))
+    for number, (box, (tall, wide)) in enumerate(zip(boxes, sizes, strict=True)):
+        x1, y1, x2, y2 = box
+        candidates = np.array(
+            [
+                (y1 - tall - _GAP, x1),
+                (y2 + _GAP, x1),
+                (y1, x2 + _GAP),
+                (y1, x1 - wide - _GAP),
+                (y1 + _GAP, x1 + _GAP),
+                (y2 - tall - _GAP, x1 + _GAP),
+                ((y1 + y2 - tall) // 2, x1 + _GAP),
+                (y1 - tall - _GAP, x2 - wide),
+                (y2 + _GAP, x2 - wide),
+                (y2 - tall, x2 + _GAP),
+                (y2 - tall, x1 - wide - _GAP),
+            ]
+        )
+        candidates = np.clip(candidates, 0, np.maximum([height - tall, width - wide], 0))
+        others = np.delete(boxes, number, axis=0)
+        covered = [
+            20 * _covered(panel, taken) + _covered(panel, others) + 0.9 * _covered(panel, box[None])
+            for panel in np.column_stack([candidates[:, ::-1], candidates[:, ::-1] + (wide, tall)])
+        ]
+        costs = np.array(covered) / (tall * wide) + 0.01 * np.arange(len(candidates))
+        if before[number] >= 0:
+            costs[before[number]] -= 0.3
+        best = int(costs.argmin())
+        chosen.append(best)
+        corners[number] = candidates[best]
+        top, left = candidates[best]
+        taken = np.concatenate([taken, [[left, top, left + wide, top + tall]]])
+    return corners, chosen
+
+
+def _covered(panel: np.ndarray, boxes: np.ndarray) -> float:
+    """Pixels of a panel that boxes cover, counted once a box."""
+    overlap = np.minimum(panel[2:], boxes[:, 2:]) - np.maximum(panel[:2], boxes[:, :2])  # [n, 2]
+    return float(np.maximum(overlap, 0).prod(axis=1).sum())
+
+
+def _draw(
+    sheet: np.ndarray,
+    persons: Sequence[DrawnPerson],
+    picture: tuple[int, int, int],
+    before: Mapping[int, int],
+) -> dict[int, int]:
+    """Draw persons onto a frame that has its left edge, height and width in the sheet; the panels' places."""
+    left, height, width = picture
+    persons = sorted(persons, key=lambda person: person.track)
+    text = int(np.clip(round(_TEXT_SHARE * min(sheet.shape[:2])), _LEAST_TEXT, _LARGEST_TEXT))
+    line = 2 if text < 15 else 3
+    panels = [
+        _panel(person.title, person.bars, colour_of(person.track), text, int(_WIDEST * sheet.shape[1]))
+        for person in persons
+    ]
+    shares = np.array([person.box for person in persons], np.float64).reshape(-1, 4)
+    boxes = np.rint(np.clip(shares, 0, 1) * (width, height, width, height)).astype(np.int64)
+    boxes += (left, 0, left, 0)
+    for person, (x1, y1, x2, y2) in zip(persons, boxes.tolist(), strict=True):
+        # A dark line under the coloured one sets it off from light ground.
+        for colour, thick in ((_GROUND, line + 2), (colour_of(person.track), line)):
+            cv2.rectangle(sheet, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), colour, thick)
+    sizes = np.array([panel.shape[:2] for panel in panels], np.int64).reshape(-1, 2)
+    old = [before.get(person.track, -1) for person in persons]
+    corners, places = place_panels(boxes, sizes, sheet.shape[0], sheet.shape[1], old)
+    for panel, (top, start) in zip(panels, corners.tolist(), strict=True):
+        ground = sheet[top : top + panel.shape[0], start : start + panel.shape[1]]
+        panel = panel[: ground.shape[0], : ground.shape[1]]  # a film may be lower than a panel
+        ground[:] = cv2.addWeighted(panel, _OPAQUE, ground, 1 - _OPAQUE, 0)
+    return {person.track: place for person, place in zip(persons, places, strict=True)}
+
+
+@functools.lru_cache(maxsize=256)
+def _panel(
+    title: str, bars: tuple[Bar, ...], colour: tuple[int, int, int], text: int, widest: int
+) -> np.ndarray:
+    """A title and a line with a bar for each action, uint8 [h, w, 3]; kept, as it stays for many frames."""
+    row = round(1.35 * text)  # from one base line to the next
+    percents = [f"{bar.share:.0%}" for bar in bars]
+    digits = text_width("100%", size=text, bold=True)
+    natural = max(
+        text_width(title, size=text, bold=True),
+        *(text_width(bar.text, size=text) + 2 * _PAD + digits for bar in bars),
+        0,
+    )
+    width = min(_STRIP + _PAD + natural + _PAD, widest)
+    left = _STRIP + _PAD
+    room = width - left - _PAD
+    labels = [Label(left, _PAD + text, title, size=text, bold=True, width=room)]
+    bases = [_PAD + text + (number + 1) * (row + _BAR_detected + 2) for number in range(len(bars))]
+    for bar, percent, base in zip(bars, percents, bases, strict=True):
+        labels.append(Label(left, base, bar.text, size=text, width=max(room - digits - _PAD, 1)))
+        start = width - _PAD - text_width(percent, size=text, bold=True)
+        labels.append(Label(start, base, percent, size=text, bold=True))
+    height = (bases[-1] + 4 + _BAR_detected if bars else _PAD + text) + _PAD
+    pixels = Sheet(height, width, labels).pixels
+    pixels[:, :_STRIP] = colour
+    for bar, base in zip(bars, bases, strict=True):
+        ground = pixels[base + 4 : base + 4 + _BAR_detected, left : left + room]
+        ground[:] = _BAR_GROUND
+        ground[:, : round(min(max(bar.share, 0.0), 1.0) * room)] = colour
+    pixels.setflags(write=False)
+    return pixels

@@ -1,11 +1,11 @@
-"""The report of a run: one HTML page that needs nothing but itself."""
+"""What the report of a run says where the run trains a tokenizer of frames."""
 
 from __future__ import annotations
 
 import base64
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -13,12 +13,98 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.durations import duration_text
-from videomaskfeat.targets.tally import margin
+from videomaskfeat.targets.target import margin
 from videomaskfeat.viz import page
-from videomaskfeat.viz.curves import Curve, line_chart
-from videomaskfeat.viz.methods import method_charts
-from videomaskfeat.viz.tokenizer import TOKEN_CHARTS, token_verdict
+from videomaskfeat.viz.page import Curve, line_chart
 
+TOKEN_CHARTS: tuple[tuple[str, Mapping[str, str]], ...] = (
+    (
+        "Reconstruction, mean squared error",
+        {"reconstruction": "training", "evaluation/reconstruction": "held out"},
+    ),
+    (
+        "Perplexity of the codes",
+        {"perplexity": "a training batch", "evaluation/perplexity": "held out"},
+    ),
+    ("Codes in use", {"used_codes": "a training batch", "evaluation/used_codes": "held out"}),
+    ("Perceptual distance", {"perceptual": "training"}),
+    ("Temperature of the draws", {"temperature": "temperature"}),
+    ("KL divergence to uniform codes, nats", {"kl": "training"}),
+    ("Distance of the latents to their codes", {"commitment": "training"}),
+)
+"""Title -> metric -> its name in the chart; one whose metrics were not recorded is left out."""
+
+
+def token_verdict(summary: Mapping[str, Any]) -> str:
+    """Reconstruction against one colour and the untrained tokenizer, and the codes in use, as HTML."""
+    names = {
+        "heldout_trained": "This tokenizer",
+        "heldout_constant": "Best one colour",
+        "heldout_untrained": "Untrained tokenizer",
+    }
+    errors = {key: summary[key] for key in names if _is_number(summary.get(key))}
+    if not errors:
+        return f"<p>{page.NOT_RECORDED}</p>"
+    most = max(errors.values()) or 1.0
+    cards = [
+        page.card(
+            names[key],
+            f"{error:.4f}",
+            share=error / most,
+            best=key == "heldout_trained" and error == min(errors.values()),
+        )
+        for key, error in errors.items()
+    ]
+    vocabulary: Any = summary.get("vocabulary")
+    used: Any = summary.get("heldout_used_codes")
+    perplexity: Any = summary.get("heldout_perplexity")
+    if all(map(_is_number, (vocabulary, used, perplexity))):
+        cards.append(page.card("Codes in use", f"{used} of {vocabulary}", share=used / vocabulary))
+        cards.append(page.card("Perplexity", f"{perplexity:.1f}", "codes that would say as much, used alike"))
+    frames = summary.get("heldout_frames")
+    on = f" of {frames} frames that it never saw" if frames else ""
+    return page.cards(cards) + (
+        f"<p>Mean squared error of the normalised pixels{on}, decoded from nothing but their tokens.</p>"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# The charts that the report of a pre-training has beside those of every run.
+_METHOD_CHARTS: tuple[tuple[str, Mapping[str, str]], ...] = (
+    ("Parts of the loss", {"class_loss": "class token", "cube_loss": "cubes"}),
+    (
+        "Spread of features, near 0 when collapsed",
+        {"feature_std": "features", "projection_std": "projections", "clip_std": "means of clips"},
+    ),
+    (
+        "Entropy of the teacher's mean distribution, nats",
+        {"class_entropy": "class token", "cube_entropy": "cubes"},
+    ),
+    (
+        "What the teacher's distributions tell inputs apart by, nats",
+        {"class_information": "class token", "cube_information": "cubes"},
+    ),
+)
+_PART = "loss_"
+"""Before the name of a target that is one of several."""
+
+
+def method_charts(recorded: Iterable[str]) -> list[tuple[str, Mapping[str, str]]]:
+    """Title and metric -> its name in the chart, of what was recorded.
+
+    Args:
+        recorded: names of the run's metrics.
+    """
+    names = list(recorded)
+    parts = {name: name.removeprefix(_PART) for name in names if name.startswith(_PART)}
+    charts = [("Parts of the loss", parts)] if parts else []
+    return charts + [chart for chart in _METHOD_CHARTS if any(name in chart[1] for name in names)]
+
+
+# The report of a run: one HTML page that needs nothing but itself.
 _FAILURES_SHOWN = 200
 _NOW = 50  # steps behind "loss now"
 

@@ -1,0 +1,74 @@
+"""A small sample data set, a config of a few seconds, and the command line as a function."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.scored_videos import Run, make_scored
+from videomaskfeat.cli import main
+from videomaskfeat.data.sample import write_sample_data
+
+TINY = [
+    "clip.frames=4",
+    "clip.stride=2",
+    "clip.crop=32",
+    "clip.flip=0",
+    "mask.cell=[2,16,16]",
+    "model.name=maskfeat_mvitv2_nano",
+    "model.arguments={depth: 4, width: 8, widen_at: [1, 3]}",
+    "optim.epochs=2",
+    "optim.warmup_epochs=1",
+    "optim.batch_size=4",
+    "optim.base_batch_size=4",
+    "data.workers=0",
+    "run.pictures=1",
+]
+
+
+@pytest.fixture(scope="session")
+def _sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample_data(folder, videos=20, frames=12, size=48, seed=3, ava_videos=0)
+    return folder
+
+
+@pytest.fixture
+def sample(_sample: Path, tmp_path: Path) -> Path:
+    """A sample data set of its own for a test, which may spoil it: 16 videos to train on, 2 held out."""
+    return Path(shutil.copytree(_sample, tmp_path / "sample"))
+
+
+@pytest.fixture
+def pretrain(
+    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """``pretrain(*overrides) -> (exit code, what stderr says)`` of a tiny run in ``tmp_path / "run"``."""
+
+    def call(*overrides: str) -> tuple[int, str]:
+        data = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
+        code = main(["pretrain", *TINY, *data, *overrides])
+        return code, capfd.readouterr().err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos to score, their list, and weights; tests may add files, and change none."""
+    return make_scored(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """A verb that scores, writing into ``tmp_path / "out"``."""
+
+    def call(verb: str, *arguments: str | Path) -> tuple[int, str, str]:
+        more = ["--workers", "0"] if verb == "evaluate" else []
+        code = main([verb, *map(str, arguments), "--out", str(tmp_path / "out"), *more])
+        return code, *capfd.readouterr()
+
+    return call

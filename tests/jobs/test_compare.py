@@ -1,0 +1,247 @@
+"""A comparison: its plan, its mistakes in words, and two targets from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simplejson
+import yaml
+
+from tests.jobs.conftest import TINY
+from tests.jobs.test_finetune import TINY as TINY_FINETUNE
+from videomaskfeat.cli import main
+from videomaskfeat.config import CompareConfig, CompareSettings, config_text, load_config
+from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.jobs.compare import Command, overrides_of, plan_runs
+from videomaskfeat.methods import METHODS
+from videomaskfeat.processes import Verbs
+from videomaskfeat.targets import TARGETS
+
+SETTINGS: dict[str, Any] = {
+    "folder": "out",
+    "pretrain": "configs/pretrain/sample.yaml",
+    "finetune": "configs/finetune/sample.yaml",
+    "shared": {"pretrain": {"optim": {"epochs": 2}}},
+    "targets": {
+        "hog": None,
+        "pixels": {
+            "pretrain": {"target": "pixels"},
+            "finetune": {"optim": {"layer_decay": 1.0}},
+            "before": {"teacher": {"verb": "pretrain", "keys": {"data": {"train": "{run}/list.csv"}}}},
+        },
+    },
+}
+
+
+def settings(**changes: Any) -> CompareSettings:
+    """The settings above with some changed."""
+    return CompareSettings(**{**SETTINGS, **changes})
+
+
+def test_every_target_has_its_runs_with_each_seed_in_their_order() -> None:
+    runs = plan_runs(settings(seeds=2), ["pixels", "hog"])
+    assert [(one.target, one.seed) for one in runs] == [
+        ("pixels", 1),
+        ("pixels", 2),
+        ("hog", 1),
+        ("hog", 2),
+    ]
+    second = runs[1]
+    assert [command.folder.name for command in second] == ["teacher", "pretrained", "finetuned", "scratch"]
+    assert 'data.train="out/pixels/seed_2/list.csv"' in second.before[0].overrides
+    config = second.pretrain_config()
+    assert (config.target.name, config.optim.epochs, config.run.seed) == ("pixels", 2, 2)
+    assert config.run.folder == "out/pixels/seed_2/pretrained"
+    assert config.run.evaluate_epochs == 0.5  # 2 epochs, 4 probes
+    assert second.finetune is not None
+    assert "optim.layer_decay=1.0" in second.finetune.overrides
+    assert 'model.weights="out/pixels/seed_2/pretrained/weights.safetensors"' in second.finetune.overrides
+
+
+def test_entries_that_fine_tune_alike_share_what_is_trained_from_scratch() -> None:
+    alike = {"finetune": {"model": {"name": "vit_nano"}}}
+    runs = plan_runs(settings(targets={"hog": {}, "mae": alike, "pixels": {}, "hog_vit": alike}))
+    scratch = [one.scratch for one in runs]
+    folders = [str(one.folder) for one in scratch if one is not None]
+    assert folders == [f"out/{name}/seed_1/scratch" for name in ("hog", "mae", "hog", "mae")]
+    assert scratch[0] == scratch[2]
+    assert scratch[1] == scratch[3]
+    assert scratch[1] is not None
+    assert {'model.name="vit_nano"', 'model.weights=""'} < set(scratch[1].overrides)
+
+
+def test_keys_become_overrides() -> None:
+    tree = {
+        "target": "pixels",
+        "mask": {"ratio": 0.9, "cell": [1, 8, 8]},
+        "model": {"arguments": {"depth": 2}},
+    }
+    assert overrides_of(tree) == [
+        'target="pixels"',
+        "mask.ratio=0.9",
+        "mask.cell=[1, 8, 8]",
+        'model.arguments={"depth": 2}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "targets", "words"),
+    [
+        ({"folder": ""}, [], r"compare\.folder is not set; see configs/compare/sample\.yaml"),
+        ({"targets": {}}, [], r"compare\.targets is not set"),
+        ({"seeds": 0}, [], r"compare\.seeds=0: must be at least 1"),
+        (
+            {},
+            ["hogg"],
+            r"--targets: compare\.targets entry 'hogg' is unknown; did you mean 'hog'\? there are",
+        ),
+        (
+            {"targets": {"a": {"pretran": {}}}},
+            [],
+            r"targets\.a: key 'pretran' is unknown; did you mean 'pretrain'",
+        ),
+        ({"targets": {"a": "hog"}}, [], r"compare\.targets\.a is 'hog', and must be a mapping of pretrain"),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "finetune"}}}}},
+            [],
+            r"targets\.a\.before\.t\.verb is 'finetune', and must be pretrain or train-tokenizer",
+        ),
+        (
+            {"targets": {"a": {"pretrain": {"optim": {"epoch": 1}}}}},
+            [],
+            r"compare\.targets\.a: .*unknown key 'optim\.epoch'",
+        ),
+        (
+            {"targets": {"a": {"pretrain": ["x"]}}},
+            [],
+            r"targets\.a\.pretrain is \['x'\], and must",
+        ),
+        (
+            {"targets": {"a": {"before": None}}},
+            [],
+            r"targets\.a\.before is None, and must be a",
+        ),
+        ({"shared": {"finetune": 6}}, [], r"compare\.shared\.finetune is 6, and must be a mapping"),
+        ({"shared": {"pretrain": None}}, [], r"compare\.shared\.pretrain is None, and must be a mapping"),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "keys": [1]}}}}},
+            [],
+            r"before\.t\.keys is \[1\], and must be a mapping",
+        ),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "config": 3}}}}},
+            [],
+            r"before\.t\.config is 3, and must be a path",
+        ),
+        (
+            {"targets": {"a": {"before": {"t": None}}}},
+            [],
+            r"before\.t is None, and must be a mapping",
+        ),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "keys": {"optim": {"epoch": 1}}}}}}},
+            [],
+            r"unknown key 'optim\.epoch'",
+        ),
+        (
+            {"targets": {"a": {"before": {"t": {"verb": "train-tokenizer", "config": "nope.yaml"}}}}},
+            [],
+            r"nope\.yaml",
+        ),
+    ],
+)
+def test_mistakes_are_said_before_the_first_run(
+    changes: dict[str, Any], targets: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        plan_runs(settings(**changes), targets)
+
+
+@pytest.mark.parametrize("name", ["sample", "sample_images"])
+def test_shipped_comparison_has_every_target_of_the_family(name: str) -> None:
+    config = load_config(CompareConfig, f"configs/compare/{name}.yaml")
+    runs = {one.target: one for one in plan_runs(config.compare)}
+    named = {one.pretrain_config().target.name for one in runs.values()}
+    methods = {one.pretrain_config().method.name for one in runs.values()}
+    assert named == set(TARGETS)
+    assert methods == set(METHODS)
+    teachers = {runs[entry].before[0].folder for entry in ("codebook", "features_byol", "hog_features")}
+    assert len(teachers) == 1  # trained once for all three
+
+
+def test_finished_run_of_another_config_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """Budgets must not be mixed in one table; how often it is probed may differ."""
+    shared = {"pretrain": {"optim": {"epochs": 2}}}
+    (one,) = plan_runs(settings(folder=str(tmp_path), shared=shared, targets={"hog": {}}, finetune=""))
+    one.pretrain.folder.mkdir(parents=True)
+    (one.pretrain.folder / "config.yaml").write_text(config_text(one.pretrain_config()))
+    (one.pretrain.folder / "summary.json").write_text("{}")
+    same = {"folder": str(tmp_path), "targets": {"hog": {}}, "finetune": ""}
+    assert plan_runs(settings(**same, shared=shared, probes=1))[0].pretrain.finished
+    with pytest.raises(
+        UserError, match=r"config\.yaml: belongs to a run of another config: optim\.epochs is 2.* and 9"
+    ):
+        plan_runs(settings(**same, shared={"pretrain": {"optim": {"epochs": 9}}}))
+
+
+def test_a_run_that_fails_is_named_with_its_last_word(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunFailed, match=r"run: ended with code 2 .*data\.train is not set.*same command goes on"
+    ):
+        Command(tmp_path / "run", "pretrain", "", ()).run(Verbs())
+
+
+def test_two_targets_end_on_one_page_and_are_not_run_twice(
+    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lists = {"train": str(sample / "train.csv"), "test": str(sample / "val.csv")}
+    tiny = dict(item.split("=", 1) for item in TINY)
+    shared: dict[str, dict[str, Any]] = {"data": {"train": lists["train"]}, "probe": lists}
+    for name, value in tiny.items():
+        section, item = name.split(".")
+        shared.setdefault(section, {})[item] = yaml.safe_load(value)
+    base = tmp_path / "base.yaml"
+    base.write_text(yaml.safe_dump(shared))
+    tuning = tmp_path / "finetune.yaml"
+    shared = {"data": {"train": lists["train"], "validation": lists["test"]}}
+    for name, value in (item.split("=", 1) for item in TINY_FINETUNE):
+        section, item = name.split(".")
+        shared.setdefault(section, {})[item] = yaml.safe_load(value)
+    tuning.write_text(yaml.safe_dump(shared))
+    config = {
+        "folder": str(tmp_path / "out"),
+        "pretrain": str(base),
+        "finetune": str(tuning),
+        "probes": 2,
+        "targets": {"hog": {}, "fine_hog": {"pretrain": {"target": {"arguments": {"bins": 12}}}}},
+    }
+    path = tmp_path / "compare.yaml"
+    path.write_text(yaml.safe_dump({"compare": config}, sort_keys=False))
+    assert main(["compare", "--config", str(path)]) == 0
+    said = capfd.readouterr()
+    assert f"report  {tmp_path / 'out' / 'report.html'}" in said.out
+    content = simplejson.loads((tmp_path / "out" / "table.json").read_text())
+    assert [row["target"] for row in content["targets"]] == ["hog", "fine_hog"]
+    for row in content["targets"]:
+        assert 0 < row["target_ms"] < row["step_ms"]
+        assert len(row["knn_top1"]) == len(row["linear_top1_untrained"]) == 1
+        summary = tmp_path / "out" / row["target"] / "seed_1" / "pretrained" / "summary.json"
+        tuned = summary.parents[1] / "finetuned" / "summary.json"
+        assert row["finetuned_top1"] == [simplejson.loads(tuned.read_text())["top1"]]
+        scratch = tmp_path / "out" / "hog" / "seed_1" / "scratch" / "summary.json"
+        assert row["scratch_top1"] == [simplejson.loads(scratch.read_text())["top1"]]
+        assert row["knn_top1"] == [simplejson.loads(summary.read_text())["knn_top1"]]
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert markdown.count("\n") == 4
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "fine_hog" in html
+    assert "k-NN top-1, percent" in html
+    (tmp_path / "out" / "report.html").unlink()
+    before = (tmp_path / "out" / "hog" / "seed_1" / "pretrained.log").read_text()
+    assert main(["compare", "--config", str(path)]) == 0
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "out" / "hog" / "seed_1" / "pretrained.log").read_text() == before
+    assert main(["compare", "--config", str(path), "--targets", "fine_hog"]) == 0
+    assert (tmp_path / "out" / "table.md").read_text() == markdown  # what is finished stays on the page

@@ -1,0 +1,372 @@
+"""``detect-train`` and ``detect-evaluate`` end to end on a tiny set, and the words of what is refused."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import simplejson
+import torch
+
+from tests.data.make_videos import copy_to_avi
+from tests.jobs.action_set import ACTIONS, ActionSet, make_action_set, write_detector
+from tests.jobs.ranks import run_verb
+from videomaskfeat.cli import main
+from videomaskfeat.data.batches import ActionBatch
+from videomaskfeat.inference.detectors import read_detect_recipe
+from videomaskfeat.jobs.detect import DetectStep
+from videomaskfeat.metrics.ava_map import evaluate_files
+from videomaskfeat.models.weights import read_state
+
+from .test_pretrain import last_line, rows
+
+Verb = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def actions(tmp_path_factory: pytest.TempPathFactory) -> ActionSet:
+    return make_action_set(tmp_path_factory.mktemp("actions"))
+
+
+@pytest.fixture
+def verb(capfd: pytest.CaptureFixture[str]) -> Verb:
+    """``verb(name, *arguments) -> (exit code, stdout, stderr)``."""
+
+    def call(name: str, *arguments: str | Path) -> tuple[int, str, str]:
+        code = main([name, *map(str, arguments)])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = simplejson.loads((folder / "result.json").read_text())
+    return result
+
+
+def refused(result: tuple[int, str, str], *words: str) -> None:
+    """Exit code 2, one line with all these words, and no traceback."""
+    code, _, text = result
+    assert code == 2, text
+    assert "Traceback" not in text
+    for word in words:
+        assert word in last_line(text), f"{word!r} is not in {last_line(text)!r}"
+
+
+def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: ActionSet, tmp_path: Path) -> None:
+    """By the training itself, by detect-evaluate and by the official rules on the file that it leaves."""
+    run = tmp_path / "run"
+    code, _, text = verb("detect-train", *actions.overrides(run), "optim.ema_decay=0.5")
+    assert code == 0, text
+    for name in ("config.yaml", "log.txt", "report.html", "best.safetensors", "weights.safetensors"):
+        assert (run / name).exists(), name
+    metrics = rows(run)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert [row["step"] for row in metrics if "evaluation/mean_ap" in row] == [2, 4]
+    assert all(row["boxes"] >= 6 for row in metrics)
+    summary = simplejson.loads((run / "summary.json").read_text())
+    assert summary["validation_best_mean_ap"] == max(row.get("evaluation/mean_ap", 0) for row in metrics)
+    assert summary["mean_ap"] == pytest.approx(summary["validation_best_mean_ap"], abs=1e-6)
+    assert (summary["key_frames"], summary["listed"]) == (5, 5)
+    page = (run / "report.html").read_text()
+    assert f"{100 * summary['mean_ap']:.2f} %" in page
+    assert "Of 5 of 5 held-out key frames, whole frames" in page
+    recipe = read_detect_recipe(run / "best.safetensors")
+    assert (recipe.actions, recipe.clip.frames, recipe.area) == (ACTIONS, 4, "whole")
+
+    out = tmp_path / "out"
+    arguments = [run / "best.safetensors", *actions.evaluation(), "--boxes", actions.boxes, "--out", out]
+    code, said, text = verb("detect-evaluate", *arguments)
+    assert code == 0, text
+    assert "detected boxes on whole frames: 15 in 5 of 5 key frames" in said
+    result, own = result_of(out), result_of(run / "score")
+    assert result["mean_ap"] == own["mean_ap"] == summary["mean_ap"]
+    assert (out / "detections.csv").read_bytes() == (run / "score" / "detections.csv").read_bytes()
+    official = evaluate_files(actions.truth, out / "detections.csv", actions.labels, actions.excluded)
+    assert official.mean_ap == result["mean_ap"]
+    assert result["seen"] == own["seen"]
+    assert result["seen"] | {"area": "whole", "boxes": "detected", "score_threshold": 0.8} == result["seen"]
+    assert result["weights_sha256"] == own["weights_sha256"]
+    assert len(result["files"]["boxes 1"]["sha256"]) == 64
+    assert (result["starts"], result["tested"]["boxes"]) == ([0.0], 15)
+
+
+def test_detector_learns_from_avi_that_states_twice_its_rate(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    """The header states 16 frames per second of videos of 8; losses and scores are those of the mp4 files."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in Path(actions.videos).iterdir():
+        copied = copy_to_avi(path, videos / f"{path.stem}.avi", slots=16)
+        with av.open(str(copied)) as container:
+            assert container.streams.video[0].average_rate == 16
+    for name, folder in (("mp4", Path(actions.videos)), ("avi", videos)):
+        run = actions.overrides(tmp_path / name)
+        code, _, text = verb(
+            "detect-train", *run, f"data.videos={folder}", "optim.epochs=1", "optim.warmup_epochs=0"
+        )
+        assert code == 0, text
+    one, two = ([row["loss"] for row in rows(tmp_path / name)] for name in ("mp4", "avi"))
+    assert one == two
+    first, second = ((tmp_path / name / "score" / "detections.csv").read_bytes() for name in ("mp4", "avi"))
+    assert first == second
+
+
+@pytest.mark.parametrize("mean", [0.45, 0.5])
+def test_weights_that_saw_other_pixels_are_told_of(
+    verb: Verb, actions: ActionSet, tmp_path: Path, mean: float
+) -> None:
+    weights = write_detector(tmp_path / "d.safetensors")
+    options = [f"model.weights={weights}", f"clip.mean={mean}", "data.validation=", "optim.warmup_epochs=0"]
+    code, _, text = verb("detect-train", *actions.overrides(tmp_path / "run"), *options)
+    assert code == 0, text
+    assert f"weights from {weights}" in text
+    assert ("these weights saw pixels less 0.45, by 0.225; here clip.mean is 0.5" in text) == (mean == 0.5)
+
+
+def test_choices_of_frames_and_boxes_are_named_in_the_result(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    weights = write_detector(tmp_path / "d.safetensors", poses=(1, 2))
+    scores = {}
+    for name, arguments in {
+        "plain": [],
+        "centre": ["--area", "centre"],
+        "views": ["--scales", "32", "40", "--flip", "--clips-at-once", "3"],
+        "detected": ["--boxes", actions.boxes, "--score-threshold", "0.93"],
+    }.items():
+        out = tmp_path / name
+        code, said, text = verb("detect-evaluate", weights, *actions.evaluation(), *arguments, "--out", out)
+        assert code == 0, text
+        scores[name] = (result_of(out), (out / "detections.csv").read_text(), said)
+    seen = {name: result["seen"] for name, (result, _, _) in scores.items()}
+    assert seen["plain"]["boxes"] == "ground truth"
+    assert "score_threshold" not in seen["plain"]
+    assert seen["plain"]["scores"] == "softmax of the poses, sigmoid of the rest"
+    assert (seen["centre"]["area"], seen["views"]["flip"]) == ("centre", True)
+    assert seen["views"]["short_sides"] == [32, 40]
+    assert (seen["detected"]["boxes"], seen["detected"]["score_threshold"]) == ("detected", 0.93)
+    assert "ground-truth boxes on centre crops: 10 in 5 of 5 key frames" in scores["centre"][2]
+    assert [scores[name][0]["tested"]["boxes"] for name in scores] == [10, 10, 10, 10]
+    assert len({text for _, text, _ in scores.values()}) == 4
+    pages = {name: (tmp_path / name / "report.html").read_text() for name in scores}
+    for name, words in {
+        "plain": "Boxes ground truth · Frames whole · Short side 32 · Flip no",
+        "centre": "Boxes ground truth · Frames centre crop · Short side 32 · Flip no",
+        "views": "Boxes ground truth · Frames whole · Short sides 32, 40 · Flip yes",
+        "detected": "Boxes detected of score 0.93 and up · Frames whole · Short side 32 · Flip no",
+    }.items():
+        assert f"<p>{words}</p></header>" in pages[name]
+    lines = list(csv.reader(scores["plain"][1].splitlines()))
+    boxes: dict[tuple[str, ...], dict[int, float]] = {tuple(line[:6]): {} for line in lines}
+    for line in lines:
+        boxes[tuple(line[:6])][int(line[6])] = float(line[7])
+    assert all(abs(one[1] + one[2] - 1) < 1e-6 for one in boxes.values())  # stand or sit
+
+
+def test_an_unreadable_video_is_listed_and_counts_as_not_found(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    videos = Path(shutil.copytree(actions.videos, tmp_path / "videos"))
+    (videos / "w.mp4").write_bytes(b"no video")
+    weights, out = write_detector(tmp_path / "d.safetensors"), tmp_path / "out"
+    arguments = [weights, *actions.evaluation(), "--videos", videos, "--out", out]
+    code, said, text = verb("detect-evaluate", *arguments)
+    assert code == 3, text
+    assert "4 in 2 of 5 key frames" in said
+    assert "3 key frames could not be read: what there is to find in them counts as not found" in said
+    assert f"detect-evaluate: {videos / 'w.mp4'}: not a video file (3 key frames)" in text
+    assert text.count("detect-evaluate: ") == 1
+    tested = result_of(out)["tested"]
+    assert (tested["key_frames"], tested["listed"], len(tested["unreadable"])) == (2, 5, 3)
+    assert len((out / "failures.jsonl").read_text().splitlines()) == 3
+    assert all(row["found"] <= 2 / 5 for row in result_of(out)["actions"] if row["groundtruth"])
+
+
+def test_unreadable_training_key_frames_are_named_as_such(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    videos = Path(shutil.copytree(actions.videos, tmp_path / "videos"))
+    (videos / "d.mp4").write_bytes(b"no video")
+    code, _, text = verb("detect-train", *actions.overrides(tmp_path / "run"), f"data.videos={videos}")
+    assert f"unreadable key frame, replaced: {videos / 'd.mp4'}: " in text
+    words = ("of 12 key frames could not be read, and 1 may fail", "list these key frames in data.train_excl")
+    refused((code, "", text), *words)
+
+
+def test_ground_truth_without_a_detected_box_is_counted_and_said(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    boxes, out = tmp_path / "boxes.csv", tmp_path / "out"
+    rows = Path(actions.boxes).read_text().splitlines(keepends=True)
+    boxes.write_text("".join(row for row in rows if not row.startswith(("w,0002", "w,0003"))))
+    weights = write_detector(tmp_path / "d.safetensors")
+    arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
+    code, said, text = verb("detect-evaluate", *arguments)
+    assert code == 0, text
+    assert "2 key frames of the ground truth have no detected box: what there is to find in them" in said
+    assert result_of(out)["undetected_key_frames"] == 2
+    assert all(row["found"] <= 3 / 5 for row in result_of(out)["actions"] if row["groundtruth"])
+
+
+def test_boxes_of_videos_without_ground_truth_are_counted_and_said(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    boxes, out = tmp_path / "boxes.csv", tmp_path / "out"
+    boxes.write_text(Path(actions.boxes).read_text() + "a,0001,0.1,0.1,0.5,0.5,,0.9\n")
+    weights = write_detector(tmp_path / "d.safetensors")
+    arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
+    code, said, text = verb("detect-evaluate", *arguments)
+    assert code == 0, text
+    words = "1 detected box is of 1 video that the ground truth does not have (a), and left out"
+    assert words in said
+    assert f"{boxes}: {words}" in text
+    assert result_of(out)["left_out"] == {"boxes": 1, "videos": ["a"]}
+    assert result_of(out)["detections"]["of_unknown_videos"] == 0
+    boxes.write_text(boxes.read_text() + "nowhere,0001,0.1,0.1,0.5,0.5,,0.9\n")  # there or not: alike
+    code, _, text = verb(
+        "detect-train", *actions.overrides(tmp_path / "run"), f"data.validation_boxes=[{boxes}]"
+    )
+    assert code == 0, text
+    words = "2 detected boxes are of 2 videos that the ground truth does not have (a, nowhere), and left out"
+    assert text.count(words) == 2  # at once, and in the end
+    score = tmp_path / "run" / "score"
+    assert result_of(score)["left_out"] == {"boxes": 2, "videos": ["a", "nowhere"]}
+
+
+def test_ground_truth_is_looked_for_beside_detected_boxes(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    """A video that is not there, or a time beyond the end, though no box is there: before the first step."""
+    weights, truth = write_detector(tmp_path / "d.safetensors"), tmp_path / "truth.csv"
+    for row, words in (
+        ("zz,0001", ("1 of the 3 videos of", "truth.csv is not there, the first is 'zz'")),
+        ("v,0099", ("truth.csv:19: 1 key frame of 1 video lies outside it", "the first at 99 s of")),
+    ):
+        truth.write_text(Path(actions.truth).read_text() + f"{row},0.1,0.1,0.5,0.5,1,0\n")
+        arguments = [weights, *actions.evaluation(), "--groundtruth", truth, "--out", tmp_path / "out"]
+        refused(verb("detect-evaluate", *arguments, "--boxes", actions.boxes), *words)
+        refused(verb("detect-evaluate", *arguments), *words)
+        refused(
+            verb("detect-train", *actions.overrides(tmp_path / "run"), f"data.validation={truth}"), *words
+        )
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_resumed_run_equals_the_uninterrupted_one(
+    verb: Verb, actions: ActionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit on the CPU: stopped after 3 of 4 steps."""
+    options = ["model.drop_path=0.5", "model.dropout=0.5", "loss.name=poses", "loss.poses=[1,2]"]
+    assert verb("detect-train", *actions.overrides(tmp_path / "whole"), *options)[0] == 0
+    steps, original = 0, DetectStep.__call__
+
+    def counting(self: DetectStep, batch: ActionBatch) -> object:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            os.kill(os.getpid(), signal.SIGTERM)  # as if the cluster asked the run to stop
+        return original(self, batch)
+
+    monkeypatch.setattr(DetectStep, "__call__", counting)
+    parted = [*actions.overrides(tmp_path / "parted"), *options]
+    assert "interrupted" in verb("detect-train", *parted)[2]
+    assert verb("detect-train", *parted)[0] == 0
+    for name in ("weights", "best"):
+        one, two = (read_state(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parted"))
+        assert all(torch.equal(value, two[key]) for key, value in one.items())
+    first, second = (
+        [(row["loss"], row.get("evaluation/mean_ap")) for row in rows(tmp_path / run)]
+        for run in ("whole", "parted")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.train="], ("data.train is not set",)),
+        (["data.label_map="], ("data.label_map is not set",)),
+        (["run.folder="], ("run.folder is not set",)),
+        (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
+        (["evaluate.every_seconds=0"], ("evaluate.every_seconds 0 must be at least 1",)),
+        (["evaluate.every_seconds=7"], ("truth.csv", "at each 7-th second", "nothing to score")),
+        (["data.validation=/dev/null"], ("/dev/null: is a device, and a regular file is needed",)),
+        (["data.train=/dev/null"], ("/dev/null: is a device, and a regular file is needed",)),
+        (["data.validation_boxes=[]", "boxes.score=95"], ("boxes.score=95 is not in 0..1",)),
+        (["data.lable_map=x"], ("data.lable_map", "label_map")),
+        (["optim.batch_size=50"], ("fewer than the 50 of one step",)),
+    ],
+)
+def test_impossible_trainings_are_refused_in_one_line(
+    verb: Verb, actions: ActionSet, tmp_path: Path, overrides: list[str], words: tuple[str, ...]
+) -> None:
+    refused(verb("detect-train", *actions.overrides(tmp_path / "run"), *overrides), *words)
+
+
+def test_impossible_evaluations_are_refused_in_one_line(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    weights = write_detector(tmp_path / "d.safetensors")
+    (tmp_path / "more.pbtxt").write_text('item { name: "stand" id: 1 } item { name: "swim" id: 9 }')
+    (tmp_path / "other.pbtxt").write_text('item { name: "swim" id: 1 }')
+    (tmp_path / "none.csv").write_text("")
+    for changes, words in (
+        (["--labels", tmp_path / "more.pbtxt"], ("lists the action 9 (swim)", "d.safetensors knows 4")),
+        (["--labels", tmp_path / "other.pbtxt"], ("calls the action 1 'swim'", "was trained with 'stand'")),
+        (["--groundtruth", tmp_path / "none.csv"], ("none.csv: has no rows; ground truth has a row",)),
+        (["--score-threshold", "95"], ("score_threshold=95 is not in 0..1",)),
+        (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
+        (["--area", "square"], ("area 'square' is unknown; there are whole, centre",)),
+        (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
+        (["--clips-at-once", "0"], ("clips_at_once=0",)),
+        (["--frame-lists", "x.csv"], ("give one of two places",)),
+        (["--out", weights], ("d.safetensors",)),
+    ):
+        arguments = [weights, *actions.evaluation(), "--out", tmp_path / "out", *changes]
+        refused(verb("detect-evaluate", *arguments), *words)
+
+
+@pytest.mark.slow
+def test_processes_learn_and_score_what_one_does(actions: ActionSet, tmp_path: Path) -> None:
+    """Sums in another order: losses and scores equal to 1e-4, the mAP of so few boxes exactly."""
+    still = ["model.drop_path=0.0", "model.dropout=0.0"]
+    for count in (1, 2):
+        overrides = actions.overrides(tmp_path / f"run{count}")
+        run_verb(count, "detect-train", *overrides, *still)
+    one, two = ([row["loss"] for row in rows(tmp_path / f"run{count}")] for count in (1, 2))
+    assert one == pytest.approx(two, rel=1e-4)
+    weights = str(tmp_path / "run1" / "best.safetensors")
+    arguments = [weights, *actions.evaluation(), "--boxes", actions.boxes, "--clips-at-once", "2"]
+    for count in (1, 2, 3):
+        run_verb(count, "detect-evaluate", *arguments, "--out", str(tmp_path / str(count)))
+    files = [list(csv.reader((tmp_path / str(count) / "detections.csv").open())) for count in (1, 2, 3)]
+    for file in files[1:]:
+        assert [row[:7] for row in file] == [row[:7] for row in files[0]]
+        assert [float(row[7]) for row in file] == pytest.approx([float(row[7]) for row in files[0]], abs=1e-5)
+    assert len({result_of(tmp_path / str(count))["mean_ap"] for count in (1, 2, 3)}) == 1
+
+
+@pytest.mark.cuda
+def test_detector_is_trained_and_scored_on_a_gpu(verb: Verb, actions: ActionSet, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, _, text = verb(
+        "detect-train",
+        *actions.overrides(run),
+        "run.device=cuda",
+        "run.precision=bf16",
+        "optim.ema_decay=0.5",
+    )
+    assert code == 0, text
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4]
+    summary = simplejson.loads((run / "summary.json").read_text())
+    assert (summary["key_frames"], summary["listed"]) == (5, 5)

@@ -1,0 +1,317 @@
+"""``evaluate`` and ``average-scores`` through the command line: what they leave, and what they say."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engine.processes import exit_codes_of_ranks
+from tests.jobs.scored_videos import BROKEN, LABELS, Run, write_list, write_words
+from tests.jobs.test_report import Page
+from tests.jobs.weights_files import NAMES, RECIPE, write_classifier
+from tests.reference.accuracy import knn_shares, mean_class, sorted_classes, top_k
+from videomaskfeat.cli import build_parser
+from videomaskfeat.engine import distributed
+from videomaskfeat.inference.classifiers import load_classifier, load_encoder
+from videomaskfeat.inference.scores import load_scores
+from videomaskfeat.jobs.evaluate import MachineChoice, Neighbours, evaluate
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "result.json").read_text())
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_and_accuracies_are_those_of_each_video_by_itself(
+    made: Path, run: Run, tmp_path: Path
+) -> None:
+    """A video at a time through the library; other batches: 1e-5 of probabilities."""
+    code, out, err = run(
+        "evaluate", made / "best.safetensors", made / "val.csv", "--views", "3", "--crops", "3"
+    )
+    assert code == 3
+    assert f"videomaskfeat evaluate: {made / '004.mp4'}: not a video file\n" in err
+    scored = load_scores(tmp_path / "out")
+    assert scored.rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert scored.labels.tolist() == [label for row, label in enumerate(LABELS) if row != BROKEN]
+    classifier = load_classifier(made / "best.safetensors", device="cpu")
+    for path, scores in zip(scored.paths, scored.scores, strict=True):
+        expected = classifier.predict(path, views=3, crops=3).probabilities
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+    rows, labels = scored.scores.tolist(), scored.labels.tolist()
+    result = result_of(tmp_path)
+    assert result["top1"] == pytest.approx(top_k(rows, labels, 1))
+    assert result["top5"] == pytest.approx(top_k(rows, labels, 5))
+    assert result["mean_class"] == pytest.approx(mean_class(rows, labels))
+    assert out.splitlines() == [
+        "9 of 10 videos scored (3 x 3 views)",
+        f"top-1       {result['top1']:.2f} %",
+        f"top-5       {result['top5']:.2f} %",
+        f"mean class  {result['mean_class']:.2f} %",
+        f"report      {tmp_path / 'out' / 'report.html'}",
+    ]
+
+
+def test_result_carries_its_protocol(made: Path, run: Run, tmp_path: Path) -> None:
+    run("evaluate", made / "best.safetensors", made / "val.csv", "--crops", "3", "--average", "logits")
+    result = result_of(tmp_path)
+    assert {key: result[key] for key in ("videos", "listed", "unreadable", "classes", "model", "head")} == {
+        "videos": 9,
+        "listed": 10,
+        "unreadable": 1,
+        "classes": 7,
+        "model": "maskfeat_mvitv2_nano_classifier",
+        "head": "mean",
+    }
+    assert result["failures"] == [{"row": 5, "path": str(made / "004.mp4"), "cause": "not a video file"}]
+    assert result["protocol"] == {
+        "views": 2,
+        "crops": 3,
+        "sampling": "clip",
+        "frames": 4,
+        "stride": 2,
+        "target_fps": 30.0,
+        "short_video": "clamp",
+        "crop": 32,
+        "short_side": 32,
+        "mean": 0.45,
+        "std": 0.225,
+        "average": "logits",
+        "precision": "fp32",
+        "reader": "auto",
+    }
+    assert result["weights_sha256"] == sha256_by_hand(made / "best.safetensors")
+    assert result["list_file_sha256"] == sha256_by_hand(made / "val.csv")
+
+
+def sha256_by_hand(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_tables_say_what_the_scores_say(made: Path, run: Run, tmp_path: Path) -> None:
+    run("evaluate", made / "best.safetensors", made / "val.csv")
+    scored, folder = load_scores(tmp_path / "out"), tmp_path / "out"
+    videos = rows_of(folder / "scores.csv")
+    assert [int(row["row"]) for row in videos] == list(range(1, 11))
+    assert videos[BROKEN]["unreadable"] == "not a video file"
+    assert videos[BROKEN]["prediction"] == ""
+    read = [row for number, row in enumerate(videos) if number != BROKEN]
+    confusion = np.zeros((7, 7), int)
+    for row, scores, label in zip(read, scored.scores.tolist(), scored.labels.tolist(), strict=True):
+        order = sorted_classes(scores)
+        assert (int(row["label"]), int(row["prediction"])) == (label, order[0])
+        assert int(row["rank_of_label"]) == order.index(label) + 1
+        assert float(row["score_of_label"]) == pytest.approx(scores[label], rel=1e-5)
+        assert float(row["score_of_prediction"]) == pytest.approx(scores[order[0]], rel=1e-5)
+        assert (row["label_name"], row["prediction_name"]) == (NAMES[label], NAMES[order[0]])
+        confusion[label, order[0]] += 1
+    table = list(csv.reader((folder / "confusion.csv").open()))
+    assert table[0] == ["label", *map(str, range(7))]
+    assert np.array_equal(np.array(table[1:], int)[:, 1:], confusion)
+    assert np.array_equal(np.load(folder / "scores.npz")["confusion"], confusion)
+    classes = rows_of(folder / "per_class.csv")
+    assert [row["name"] for row in classes] == list(NAMES)
+    for label, row in enumerate(classes):
+        assert int(row["videos"]) == confusion[label].sum()
+        own = 100 * confusion[label, label] / confusion[label].sum() if confusion[label].sum() else None
+        assert row["top1"] == ("" if own is None else f"{own:.2f}")
+    assert [row["label"] for row in classes if not int(row["videos"])] == ["4", "5", "6"]
+
+
+def test_every_video_readable_is_exit_0(made: Path, run: Run, tmp_path: Path) -> None:
+    listing = write_list(made / "four.csv", LABELS[:4])
+    code, out, err = run("evaluate", made / "best.safetensors", listing)
+    assert code == 0
+    assert out.startswith("4 of 4 videos scored (2 x 1 views)\n")
+    assert "scoring videos: 4 of 4" in err
+    assert result_of(tmp_path)["failures"] == []
+
+
+def test_absent_video_is_listed_never_replaced(made: Path, run: Run, tmp_path: Path) -> None:
+    listing = made / "absent.csv"
+    listing.write_text("000.mp4 0\nvideo_of_nobody.mp4 1\n003.mp4 3\n")
+    code, out, err = run("evaluate", made / "best.safetensors", listing)
+    assert code == 3
+    assert "video_of_nobody.mp4: no such file" in err
+    assert out.startswith("2 of 3 videos scored")
+    assert load_scores(tmp_path / "out").rows.tolist() == [0, 2]
+
+
+def test_unlabelled_list_gives_predictions_and_a_submission(made: Path, run: Run, tmp_path: Path) -> None:
+    listing = made / "unlabelled.csv"
+    listing.write_text("000.mp4\n007.mp4\n004.mp4\n")
+    submission = tmp_path / "new" / "deep" / "submission.csv"
+    code, out, _ = run("evaluate", made / "best.safetensors", listing, "--submission", submission)
+    assert code == 3
+    assert "top-1" not in out
+    assert f"\nsubmission  {submission} (lacks 1 of 3 rows: unreadable videos)\n" in out
+    whole = made / "whole.csv"
+    whole.write_text("000.mp4\n007.mp4\n")
+    _, out, _ = run("evaluate", made / "best.safetensors", whole, "--submission", submission)
+    assert f"\nsubmission  {submission}\n" in out
+    run("evaluate", made / "best.safetensors", listing, "--submission", submission)
+    scored = load_scores(tmp_path / "out")
+    assert not scored.labelled
+    assert "top1" not in result_of(tmp_path)
+    lines = submission.read_text().splitlines()
+    best = [sorted_classes(scores)[:5] for scores in scored.scores.tolist()]
+    assert lines == [
+        ";".join([name, *map(str, five)]) for name, five in zip(("000", "007"), best, strict=True)
+    ]
+    assert not (tmp_path / "out" / "confusion.csv").exists()
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert "2 of 3 videos were scored; the list has no labels, so there is no accuracy." in page.text
+
+
+def test_report_shows_what_was_found_and_asks_for_nothing(made: Path, run: Run, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, class_names=("<b>push</b>", *NAMES[1:]))
+    weights = write_classifier(tmp_path / "odd.safetensors", recipe)
+    run("evaluate", weights, made / "val.csv")
+    html = (tmp_path / "out" / "report.html").read_text()
+    page, result = Page(html), result_of(tmp_path)
+    assert page.addresses
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert f"Top-1 {result['top1']:.2f} % of 9 of 10 videos. The other 1 could not be read" in page.text
+    assert f"counted as wrong, top-1 is {result['top1'] * 9 / 10:.2f} %" in page.text
+    assert "<b>push</b>" in page.text  # as text, so it was escaped
+    assert "1 of 10 videos missing" in page.text
+    assert f"{made / '004.mp4'} not a video file" in page.text
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 9  # no more than the videos there are, each once: wrong or right
+    assert all((attributes["src"] or "").startswith("data:image/jpeg;base64,") for attributes in pictures)
+
+
+def test_names_that_are_not_utf8_survive(made: Path, run: Run, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    shutil.copy(made / "000.mp4", made / name)
+    (made / "odd.csv").write_bytes(b"caf\xe9.mp4 0\ncaf\xe9_gone.mp4 1\n")
+    submission = tmp_path / "submission.csv"
+    code, _, err = run("evaluate", made / "best.safetensors", made / "odd.csv", "--submission", submission)
+    assert code == 3
+    assert "_gone.mp4: no such file" in err
+    assert load_scores(tmp_path / "out").paths == (str(made / name),)
+    assert submission.read_bytes().startswith(b"caf\xe9;")
+    assert b"caf\xe9.mp4,0," in (tmp_path / "out" / "scores.csv").read_bytes()
+    assert "caf?.mp4" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_segments_are_one_view_unless_asked(made: Path, run: Run, tmp_path: Path) -> None:
+    run("evaluate", made / "best.safetensors", made / "val.csv", "--sampling", "segments", "--crops", "3")
+    protocol = result_of(tmp_path)["protocol"]
+    assert (protocol["sampling"], protocol["views"], protocol["crops"]) == ("segments", 1, 3)
+    assert "stride" not in protocol
+    code, _, err = run(
+        "evaluate", made / "best.safetensors", made / "val.csv", "--sampling", "segments", "--views", "2"
+    )
+    assert code == 2
+    assert "views=2 with sampling=segments" in err
+
+
+def test_neighbours_equal_plain_python(made: Path, run: Run, tmp_path: Path) -> None:
+    """Weights of pre-training, features one video at a time: 1e-3 of shares, as cosines are over 0.07."""
+    train = write_list(made / "train.csv", LABELS)
+    test = made / "test.csv"
+    test.write_text("003.mp4 3\n009.mp4 2\n")
+    weights = made / "pretrained.safetensors"
+    code, out, err = run("evaluate", weights, test, "--knn", train, "--k", "3")
+    assert code == 3  # of the training list
+    assert "004.mp4: not a video file" in err
+    assert out.startswith("2 of 2 videos scored (1 x 1 views)")
+    encoder = load_encoder(weights, device="cpu")
+    rows = [row for row in range(10) if row != BROKEN]
+    features = {row: encoder.features(str(made / f"{row:03d}.mp4")).flatten().tolist() for row in rows}
+    expected = knn_shares(
+        [features[row] for row in rows],
+        [LABELS[row] for row in rows],
+        [features[3], features[9]],
+        classes=7,
+        k=3,
+        temperature=0.07,
+    )
+    scored = load_scores(tmp_path / "out")
+    np.testing.assert_allclose(scored.scores, expected, atol=1e-3)
+    result = result_of(tmp_path)
+    assert (result["head"], result["protocol"]["k"], result["train_videos"]) == ("knn", 3, 9)
+    assert [entry["row"] for entry in result["train_failures"]] == [BROKEN + 1]
+    assert scored.kind == "knn"
+
+
+def evaluate_on_ranks(made: Path, out: Path) -> None:
+    """What torchrun starts; every rank gets the whole result, and one tells the user."""
+    machine = MachineChoice(device="cpu", videos_per_batch=2)
+    result = evaluate(made / "best.safetensors", str(made / "val.csv"), out, machine=machine)
+    assert bool(result.text) == (distributed.rank() == 0)
+    assert len(result.scored.rows) == 9
+    assert len(result.failures) == 1
+    nearest = evaluate(
+        made / "best.safetensors",
+        str(made / "val.csv"),
+        out / "knn",
+        neighbours=Neighbours(str(made / "val.csv"), k=4),
+        machine=machine,
+    )
+    assert len(nearest.failures) == 2  # one in each list
+
+
+def test_ranks_write_one_result(made: Path, run: Run, tmp_path: Path) -> None:
+    """Ten videos, three processes."""
+    assert exit_codes_of_ranks(3, evaluate_on_ranks, made, tmp_path / "ranks") == [0, 0, 0]
+    run("evaluate", made / "best.safetensors", made / "val.csv")
+    together, alone = load_scores(tmp_path / "ranks"), load_scores(tmp_path / "out")
+    np.testing.assert_allclose(together.scores, alone.scores, atol=1e-5)
+    assert np.array_equal(together.rows, alone.rows)
+    assert together.failures == alone.failures
+    listing = made / "val.csv"
+    run("evaluate", made / "best.safetensors", listing, "--knn", listing, "--k", "4")
+    together, alone = load_scores(tmp_path / "ranks" / "knn"), load_scores(tmp_path / "out")
+    np.testing.assert_allclose(together.scores, alone.scores, atol=1e-3)  # cosines are over 0.07
+    assert alone.scores.max(axis=1).min() < 1  # more than one has a vote
+
+
+def test_average_of_two_evaluations(made: Path, run: Run, tmp_path: Path) -> None:
+    for name, views in (("one", "1"), ("three", "3")):
+        run("evaluate", made / "best.safetensors", made / "val.csv", "--views", views)
+        shutil.move(tmp_path / "out", tmp_path / name)
+    code, out, err = run("average-scores", tmp_path / "one", tmp_path / "three" / "scores.npz")
+    assert code == 3
+    assert "videomaskfeat average-scores: " in err
+    assert out.startswith("9 of 10 videos scored\ntop-1 ")
+    one, three, mean = (load_scores(tmp_path / name) for name in ("one", "three", "out"))
+    np.testing.assert_allclose(mean.scores, (one.scores + three.scores) / 2, atol=1e-7)
+    result = result_of(tmp_path)
+    assert result["members"] == {
+        "1": str(tmp_path / "one" / "scores.npz"),
+        "2": str(tmp_path / "three" / "scores.npz"),
+    }
+    assert result["top1"] == pytest.approx(top_k(mean.scores.tolist(), mean.labels.tolist(), 1))
+    code, out, err = run("average-scores", tmp_path / "one", tmp_path / "one" / "scores.npz")
+    assert (code, out) == (2, "")
+    assert "one/scores.npz: is given twice, and an average takes each file once; leave one out" in err
+    assert "Average of 2 evaluations" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_average_is_not_written_over_an_evaluation() -> None:
+    parser = build_parser()
+    assert parser.parse_args(["evaluate", "best.safetensors", "val.csv"]).out == "evaluation"
+    assert parser.parse_args(["average-scores", "a", "b"]).out == "ensemble"
+
+
+def test_classes_in_words_take_the_numbers_of_the_weights(made: Path, run: Run, tmp_path: Path) -> None:
+    listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
+    code, _, _ = run("evaluate", made / "best.safetensors", listing)
+    assert code == 0
+    assert load_scores(tmp_path / "out").labels.tolist() == [2, 0, 6]

@@ -1,0 +1,602 @@
+"""``export``: every format against the model itself, what the files say, and what is refused or not kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from videomaskfeat.cli import main
+from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.inference.classifiers import load_encoder
+from videomaskfeat.inference.detectors import DetectRecipe
+from videomaskfeat.interop import export as export_module
+from videomaskfeat.interop import load_slowfast
+from videomaskfeat.interop.export import Graph
+from videomaskfeat.jobs import export as task
+from videomaskfeat.jobs.export import export
+from videomaskfeat.models import create_model
+from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
+from videomaskfeat.recipe import (
+    CLASSIFY_KEY,
+    DETECT_KEY,
+    ENCODER_KEY,
+    METADATA_KEY,
+    ClassifyRecipe,
+    ClipRecipe,
+    MaskRecipe,
+    PretrainRecipe,
+    read_testing_recipe,
+    recipe_texts,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+CLIP = ClipRecipe(frames=8, stride=2, crop=64)
+NAMES = ("left", "right", "up", "down", "none")
+CLASSIFY = ClassifyRecipe(CLIP, views=3, class_names=NAMES)
+# Another size than the model's own, so that its position tables are interpolated inside the graph.
+SMALL_CLIP = ClipRecipe(frames=4, stride=2, crop=32)
+SMALL: dict[str, Any] = {"depth": 2, "width": 16}
+# float32: 1e-6 of the largest value is what sums in another order make, see docs/export.md.
+CLOSE = {"atol": 1e-4, "rtol": 1e-5}
+
+
+def write(path: Path, name: str, recipe: ClassifyRecipe | PretrainRecipe | None, **arguments: Any) -> Path:
+    """A weights file of a fresh model whose every parameter counts."""
+    torch.manual_seed(0)
+    model = create_model(name, **arguments)
+    for key, value in model.named_parameters():
+        if "norm" in key or key.endswith("bias"):
+            nn.init.normal_(value, mean=float(key.endswith("weight")), std=0.2)
+    texts = {}
+    if recipe is not None:
+        key = CLASSIFY_KEY if isinstance(recipe, ClassifyRecipe) else METADATA_KEY
+        texts = {key: recipe.to_json()}
+    save_weights(path, model, metadata=texts)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a nano classifier and a nano pre-training model, and the classifier's without graphs."""
+    folder = tmp_path_factory.mktemp("export")
+    write(folder / "best.safetensors", "maskfeat_mvitv2_nano_classifier", CLASSIFY, classes=5)
+    recipe = PretrainRecipe(CLIP, MaskRecipe(cell=(2, 16, 16)))
+    write(folder / "weights.safetensors", "maskfeat_mvitv2_nano", recipe)
+    export(folder / "best.safetensors", folder / "classifier.pyth")
+    export(folder / "best.safetensors", folder / "encoder.safetensors", part="encoder")
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Weights of a model that is exported in a second or two."""
+    recipe = ClassifyRecipe(SMALL_CLIP, class_names=NAMES)
+    return write(tmp_path / "small.safetensors", "mvitv2_nano", recipe, classes=5, **SMALL)
+
+
+def frames(batch: int, clip: ClipRecipe = CLIP) -> np.ndarray:
+    """Random frames uint8 [B, T, H, W, 3]."""
+    shape = (batch, clip.frames, clip.crop, clip.crop, 3)
+    return np.random.default_rng(batch).integers(0, 256, shape, dtype=np.uint8)
+
+
+def normalised(pixels: np.ndarray, mean: float = 0.45, std: float = 0.225) -> Tensor:
+    """[B, 3, T, H, W] by the formula, in numpy."""
+    return torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32)).permute(0, 4, 1, 2, 3)
+
+
+def onnx_run(path: Path, **inputs: np.ndarray) -> list[Tensor]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(output) for output in session.run(None, inputs)]
+
+
+@functools.cache
+def program(path: Path) -> nn.Module:
+    return torch.export.load(str(path)).module()
+
+
+def program_run(path: Path, *inputs: Tensor) -> list[Tensor]:
+    outputs = program(path)(*inputs)
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def texts_of(path: Path) -> dict[str, str]:
+    """What an ONNX file or a program carries besides the graph."""
+    if path.suffix == ".onnx":
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    extra = dict.fromkeys(("model", "arguments", "part", "input", "classify", "pretrain", "encoder"), "")
+    torch.export.load(str(path), extra_files=extra)
+    return {key: value for key, value in extra.items() if value}
+
+
+def test_nano_classifier_gives_the_same_logits_as_a_graph(folder: Path, tmp_path: Path) -> None:
+    weights, graphs = folder / "best.safetensors", (tmp_path / "a.onnx", tmp_path / "a.pt2")
+    for path in graphs:
+        assert main(["export", str(weights), str(path)]) == 0
+        texts = texts_of(path)
+        assert ClassifyRecipe.from_json(texts.pop("classify")) == CLASSIFY
+        assert set(texts) == {"model", "arguments", "part", "input"}
+        assert (texts["part"], texts["input"]) == ("model", "uint8")
+        rebuilt = create_model(texts["model"], **json.loads(texts["arguments"]))
+        assert rebuilt.created_as == load_model(weights).created_as
+    for batch in (1, 2, 5):
+        pixels = frames(batch)
+        with torch.inference_mode():
+            expected = load_model(weights)(normalised(pixels))
+        assert expected.abs().max() > 0.1
+        torch.testing.assert_close(onnx_run(graphs[0], clips=pixels), [expected], **CLOSE)
+        torch.testing.assert_close(program_run(graphs[1], torch.from_numpy(pixels)), [expected], **CLOSE)
+
+
+def test_nano_encoder_gives_the_same_features_as_a_graph(folder: Path, tmp_path: Path) -> None:
+    weights, graphs = folder / "weights.safetensors", (tmp_path / "a.onnx", tmp_path / "a.pt2")
+    export(weights, graphs[0], part="encoder", opset=18)
+    export(weights, graphs[1], part="encoder", input="float")
+    for path, kind in zip(graphs, ("uint8", "float"), strict=True):
+        texts = texts_of(path)
+        recipe = ClassifyRecipe(CLIP, views=1, crops=1, short_side=64)
+        assert ClassifyRecipe.from_json(texts.pop(ENCODER_KEY)) == recipe
+        assert set(texts) == {"model", "arguments", "part", "input"}
+        assert (texts["part"], texts["input"]) == ("encoder", kind)
+    for batch in (1, 4):
+        pixels = frames(batch)
+        model, clips = load_model(weights), normalised(pixels)
+        with torch.inference_mode():
+            expected = [model.features(clips), model.features(clips, pooled=False)]
+        assert expected[1].shape == (batch, 4, 4, 4, 128)
+        torch.testing.assert_close(onnx_run(graphs[0], clips=pixels), expected, **CLOSE)
+        torch.testing.assert_close(program_run(graphs[1], clips), expected, **CLOSE)
+
+
+def test_encoder_of_a_classifier_is_a_file_of_its_own(folder: Path) -> None:
+    whole, clips = load_model(folder / "best.safetensors"), normalised(frames(2))
+    encoder = load_model(folder / "encoder.safetensors")
+    assert not [name for name in encoder.state_dict() if "head" in name]
+    for pooled in (True, False):
+        assert torch.equal(encoder.features(clips, pooled=pooled), whole.features(clips, pooled=pooled))
+    assert read_testing_recipe(folder / "encoder.safetensors") == ClassifyRecipe(CLIP, views=3)
+    # The next verbs take it: features of a video, and another head on top.
+    video = np.random.default_rng(0).integers(0, 256, (20, 70, 90, 3), dtype=np.uint8)
+    own = load_encoder(folder / "encoder.safetensors", device="cpu").features(video, fps=30)
+    theirs = load_encoder(folder / "best.safetensors", device="cpu").features(video, fps=30)
+    assert torch.equal(own, theirs)
+    classifier = create_model("maskfeat_mvitv2_nano_classifier", classes=3)
+    report = load_into(classifier, read_state(folder / "encoder.safetensors"), allow_missing=("head.*",))
+    assert set(report.new) == {"head.projection.weight", "head.projection.bias"}
+
+
+def test_model_goes_back_to_pyslowfast(folder: Path) -> None:
+    checkpoint = torch.load(folder / "classifier.pyth", weights_only=True)
+    assert set(checkpoint) == {"model_state"}
+    own = read_state(folder / "best.safetensors")
+    assert checkpoint["model_state"].keys() == own.keys()
+    assert all(torch.equal(checkpoint["model_state"][name], value) for name, value in own.items())
+    imported = load_slowfast(folder / "classifier.yaml", folder / "classifier.pyth")
+    assert not imported.report.ignored_keys
+    clips, model = normalised(frames(2)), load_model(folder / "best.safetensors")
+    assert torch.equal(imported.model(clips), model(clips))
+    said = imported.clip
+    assert (said.frames, said.stride, said.target_fps, said.crop) == (8, 2, 30, 64)
+    assert (said.mean, said.std, said.channels) == ((0.45,) * 3, (0.225,) * 3, "rgb")
+    assert (said.sampling, said.views, said.crops) == ("clip", 3, 1)
+
+
+def test_segments_go_back_to_pyslowfast_in_its_order_of_colours(tmp_path: Path) -> None:
+    """Its pictures of SSv2 are blue, green, red, and our models take red, green, blue."""
+    clip = ClipRecipe(
+        frames=4, stride=1.5, crop=32, target_fps=None, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+    )
+    recipe = ClassifyRecipe(clip, sampling="segments", views=1, crops=3, short_side=32)
+    weights = write(
+        tmp_path / "a.safetensors", "mvitv2_nano", recipe, classes=5, clip_size=(4, 32, 32), **SMALL
+    )
+    assert export(weights, tmp_path / "a.pyth").paths == (tmp_path / "a.pyth", tmp_path / "a.yaml")
+    options = yaml.safe_load((tmp_path / "a.yaml").read_text())
+    assert options["DATA"]["REVERSE_INPUT_CHANNEL"] is True
+    assert options["DATA"]["MEAN"] == [0.3, 0.4, 0.5]
+    assert "SAMPLING_RATE" not in options["DATA"]  # 1.5 cannot be said there
+    said = load_slowfast(tmp_path / "a.yaml", tmp_path / "a.pyth").clip
+    assert (said.mean, said.std, said.channels) == (clip.mean, clip.std, "rgb")
+    assert (said.sampling, said.views, said.crops) == ("segments", 1, 3)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"views": 3, "crops": 1, "short_side": 40},
+        {"views": 2, "crops": 3, "short_side": 32, "average": "logits"},
+        {"views": 1, "crops": 3, "short_side": 32, "sampling": "segments"},
+    ],
+    ids=["one crop", "three crops", "segments"],
+)
+def test_way_to_pyslowfast_and_back_changes_nothing_but_the_class_names(
+    tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    levels = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    recipe = ClassifyRecipe(dataclasses.replace(SMALL_CLIP, **levels), class_names=NAMES, **keys)
+    weights = write(
+        tmp_path / "a.safetensors", "mvitv2_nano", recipe, classes=5, clip_size=(4, 32, 32), **SMALL
+    )
+    assert main(["export", str(weights), str(tmp_path / "c.pyth")]) == 0
+    files = ["--config", str(tmp_path / "c.yaml"), "--checkpoint", str(tmp_path / "c.pyth")]
+    assert main(["import-slowfast", *files, str(tmp_path / "out")]) == 0
+    back = tmp_path / "out/weights.safetensors"
+    assert read_testing_recipe(back) == dataclasses.replace(recipe, class_names=())
+    clips = normalised(frames(2, SMALL_CLIP))
+    with torch.inference_mode():
+        assert torch.equal(load_model(back)(clips), load_model(weights)(clips))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "ending"),
+    [
+        ("mvitv2_nano", {"class_token": False, "head": "mean", "absolute_positions": "joint"}, "onnx"),
+        ("maskfeat_mvitv2_nano_classifier", {"head": "attentive"}, "onnx"),
+        ("maskfeat_mvitv2_nano_classifier", {"head": "linear"}, "pt2"),
+    ],
+)
+def test_every_kind_of_classifier_is_exported(
+    tmp_path: Path, name: str, arguments: dict[str, Any], ending: str
+) -> None:
+    recipe = ClassifyRecipe(SMALL_CLIP)
+    weights = write(tmp_path / "a.safetensors", name, recipe, classes=7, **{**SMALL, **arguments})
+    exported = export(weights, tmp_path / f"a.{ending}")
+    assert exported.inputs == {"clips": "uint8 [batch, 4, 32, 32, 3]"}
+    assert exported.outputs == {"logits": "float32 [batch, 7]"}
+    assert exported.batches == (1, 3)
+    assert exported.difference.output == "logits"
+    assert 0 <= exported.difference.relative < 1e-5
+    pixels = frames(2, SMALL_CLIP)
+    with torch.inference_mode():
+        expected = load_model(weights)(normalised(pixels))
+    (found,) = (
+        onnx_run(exported.paths[0], clips=pixels)
+        if ending == "onnx"
+        else program_run(exported.paths[0], torch.from_numpy(pixels))
+    )
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["mvitv2_nano", "maskfeat_mvitv2_nano_classifier"])
+def test_encoder_of_a_classifier_is_a_graph_with_its_norm(tmp_path: Path, name: str) -> None:
+    """Which comes after the mean in one of the two, and before it in the other."""
+    weights = write(tmp_path / "a.safetensors", name, ClassifyRecipe(SMALL_CLIP), classes=5, **SMALL)
+    export(weights, tmp_path / "a.pt2", part="encoder")
+    pixels, model = frames(2, SMALL_CLIP), load_model(weights)
+    with torch.inference_mode():
+        expected = [model.features(normalised(pixels), pooled=pooled) for pooled in (True, False)]
+    torch.testing.assert_close(program_run(tmp_path / "a.pt2", torch.from_numpy(pixels)), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_pretraining_model_is_exported_with_its_mask(tmp_path: Path, ending: str) -> None:
+    recipe = PretrainRecipe(SMALL_CLIP, MaskRecipe(cell=(4, 16, 16)))
+    weights = write(tmp_path / "a.safetensors", "maskfeat_mvitv2_nano", recipe, blank_hidden=True, **SMALL)
+    exported = export(weights, tmp_path / f"a.{ending}", batch=2)
+    assert exported.inputs == {"clips": "uint8 [2, 4, 32, 32, 3]", "mask": "bool [2, 1, 2, 2]"}
+    assert exported.outputs == {"predictions": "float32 [2, 2, 2, 2, 108]"}
+    assert exported.batches == (2,)
+    pixels = frames(2, SMALL_CLIP)
+    mask = np.array([[[[True, False], [False, False]]], [[[False, True], [True, False]]]])
+    with torch.inference_mode():
+        expected = load_model(weights)(normalised(pixels), torch.from_numpy(mask))
+    found = (
+        onnx_run(exported.paths[0], clips=pixels, mask=mask)
+        if ending == "onnx"
+        else program_run(exported.paths[0], torch.from_numpy(pixels), torch.from_numpy(mask))
+    )
+    torch.testing.assert_close(found, [expected], **CLOSE)
+
+
+def test_pixels_are_normalised_a_colour_at_a_time(tmp_path: Path) -> None:
+    clip = ClipRecipe(frames=4, stride=2, crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    weights = write(tmp_path / "a.safetensors", "mvitv2_nano", ClassifyRecipe(clip), classes=5, **SMALL)
+    (found,) = program_run(
+        export(weights, tmp_path / "a.pt2").paths[0], torch.from_numpy(frames(3, SMALL_CLIP))
+    )
+    clips = normalised(frames(3, SMALL_CLIP), np.array(clip.mean), np.array(clip.std))
+    torch.testing.assert_close(found, load_model(weights)(clips).detach(), **CLOSE)
+
+
+def test_verb_says_what_it_wrote(tmp_path: Path, small: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "a.pt2"
+    assert main(["export", str(small), str(out), "--batch", "dynamic", "--input", "float"]) == 0
+    said = capfd.readouterr()
+    assert said.err == f"writing {out} and comparing it with the model\n"
+    head, takes, gives, difference = said.out.splitlines()
+    assert re.fullmatch(rf"{re.escape(str(out))}  \(0\.\d MB\)", head)
+    assert takes == "  takes  clips: float32 [batch, 3, 4, 32, 32]"
+    assert gives == "  gives  logits: float32 [batch, 5]"
+    assert re.fullmatch(
+        r"  largest difference from the model: [\d.e-]+ in logits, where values reach [\d.]+ "
+        r"\(batches of 1 and 3\)",
+        difference,
+    )
+    assert [path.name for path in out.parent.iterdir()] == ["a.pt2"]
+
+
+def test_weights_without_recipe_are_exported_for_floats(tmp_path: Path) -> None:
+    weights = write(tmp_path / "a.safetensors", "mvitv2_nano", None, clip_size=(4, 32, 48), **SMALL)
+    for ending in ("pt2", "onnx"):
+        with pytest.raises(
+            UserError, match=r"a.safetensors: weights without a recipe, .* take --input float"
+        ):
+            export(weights, tmp_path / f"b.{ending}")
+    assert export(weights, tmp_path / "b.pt2", input="float").inputs == {
+        "clips": "float32 [batch, 3, 4, 32, 48]"
+    }
+    export(weights, tmp_path / "c.safetensors", part="encoder")
+    with pytest.raises(UserError, match="weights without a recipe"):
+        read_testing_recipe(tmp_path / "c.safetensors")
+    with pytest.raises(UserError, match="PySlowFast's models take square clips alone"):
+        export(weights, tmp_path / "d.pyth")
+    names = ["a.safetensors", "b.pt2", "c.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            1e-3,
+            r"its logits differ from the model's by 0\.001 where values reach [\d.]+, and 0\.0001 of that",
+        ),
+        (float("nan"), "its logits differ from the model's by nan"),
+    ],
+)
+@pytest.mark.parametrize(("ending", "format"), [("pt2", "program"), ("onnx", "onnx")])
+def test_file_that_does_something_else_is_not_kept(
+    tmp_path: Path,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ending: str,
+    format: str,
+    change: float,
+    words: str,
+) -> None:
+    written: dict[Path, Graph] = {}
+
+    def save(path: Path, graph: Graph, example: Any, **options: Any) -> None:
+        path.write_bytes(b"a graph")
+        written[path] = graph
+
+    def load(path: Path) -> Any:
+        return lambda inputs: tuple(output + change for output in written[path].run(inputs))
+
+    monkeypatch.setattr(task, f"save_{format}", save)
+    monkeypatch.setattr(task, f"load_{format}", load)
+    out = tmp_path / f"a.{ending}"
+    assert main(["export", str(small), str(out)]) == 1
+    assert re.search(words, capsys.readouterr().err)
+    assert not out.exists()
+    out.write_bytes(b"an earlier, good one")
+    assert main(["export", str(small), str(out), "--overwrite"]) == 1
+    assert out.read_bytes() == b"an earlier, good one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, small.name]
+    change = 0.0
+    assert main(["export", str(small), str(out), "--overwrite"]) == 0
+    assert out.read_bytes() == b"a graph"
+
+
+@pytest.mark.parametrize("format", ["safetensors", "pyth"])
+def test_weights_that_were_written_wrong_are_not_kept(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    def spoil(model: nn.Module) -> nn.Module:
+        with torch.no_grad():
+            model.get_parameter("blocks.0.attn.rel_pos_h")[0, 0] += 0.1
+        return model
+
+    if format == "pyth":
+        state = task.slowfast_state
+        monkeypatch.setattr(task, "slowfast_state", lambda model: state(spoil(load_model(small))))
+    else:
+        save = task.save_weights
+        monkeypatch.setattr(
+            task, "save_weights", lambda path, model, **texts: save(path, spoil(load_model(small)), **texts)
+        )
+    with pytest.raises(RunFailed, match=r"its logits differ .* \(--tolerance allows more\)"):
+        export(small, tmp_path / f"a.{format}")
+    assert [path.name for path in tmp_path.iterdir()] == [small.name]
+    assert export(small, tmp_path / f"a.{format}", tolerance=0.9).difference.relative > 1e-4
+
+
+def test_model_without_finite_output_is_not_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("mvitv2_nano", classes=5, **SMALL)
+    # Finite weights whose products are not.
+    nn.init.constant_(model.get_parameter("head.projection.weight"), 3e38)
+    recipe = ClassifyRecipe(SMALL_CLIP)
+    save_weights(tmp_path / "a.safetensors", model, metadata={CLASSIFY_KEY: recipe.to_json()})
+    with pytest.raises(RunFailed, match=r"the model's logits of random clips are not finite .* damaged"):
+        export(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"a\.safetensors: exists already; .*--overwrite to replace it"):
+        export(small, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == b"precious"
+    export(small, tmp_path / "a.safetensors", overwrite=True)
+    assert load_model(tmp_path / "a.safetensors").created_as == load_model(small).created_as
+    (tmp_path / "b.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"b\.yaml: exists already"):
+        export(small, tmp_path / "b.pyth")
+    assert not (tmp_path / "b.pyth").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["a.tflite"],
+            r"a\.tflite: its ending says no format; give it one of \.safetensors \(safetensors\), ",
+        ),
+        (["a.onnx", "--format", "onyx"], r"format 'onyx' is unknown; did you mean 'onnx'"),
+        (
+            ["a.pt", "--format", "torch"],
+            r"a\.pt: a file of --format torch ends in \.pt2; change name or format",
+        ),
+        (["a.pt2", "--part", "head"], r"part 'head' is unknown; there are model, encoder"),
+        (["a.pt2", "--input", "int8"], r"input 'int8' is unknown; did you mean 'uint8'"),
+        (["a.pt2", "--batch", "0"], r"batch 0: must be at least 1, or dynamic"),
+        (["a.pt2", "--opset", "18"], r"--opset means nothing to --format torch: leave it out, or take onnx"),
+        (
+            ["a.pyth", "--batch", "2"],
+            r"--batch means nothing to --format slowfast: leave it out, or take torch",
+        ),
+        (["a.safetensors", "--input", "float"], r"--input means nothing to --format safetensors"),
+        (["a.onnx", "--opset", "9"], r"opset 9: torch writes 18 to 23; take one of these"),
+        (["a.pt2", "--tolerance", "0"], r"tolerance 0: a share of the largest value, above 0 and below 1"),
+        (["."], r"its ending says no format"),
+        (["folder.onnx"], r"folder\.onnx: is a folder; give the name of the file to write"),
+    ],
+)
+def test_wrong_argument_is_named(
+    tmp_path: Path,
+    small: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(small), *arguments]) == 2
+    assert re.search(rf"^videomaskfeat export: .*{words}", capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", small.name]
+
+
+def test_batch_that_is_no_number_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(small), "a.onnx", "--batch", "many"])
+    assert stopped.value.code == 2
+    assert "'many' is neither a number of clips nor dynamic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.safetensors", None, "no such weights file"),
+        ("step_10.pt", None, "a PyTorch checkpoint, .*import-slowfast"),
+        ("cut.safetensors", b"\x10\0\0", "not a safetensors file"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert main(["export", str(tmp_path / name), str(tmp_path / "a.pt2")]) == 2
+    assert re.search(rf"^videomaskfeat export: .*{name}: {words}", capsys.readouterr().err)
+    assert not (tmp_path / "a.pt2").exists()
+
+
+def test_missing_extra_is_named_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
+    assert main(["export", str(tmp_path / "none.safetensors"), str(tmp_path / "a.onnx")]) == 2
+    said = capsys.readouterr().err
+    assert "ONNX files need onnxscript, not installed here; pip install 'videomaskfeat[export]'" in said
+
+
+@pytest.mark.parametrize("head", ["linear", "attentive"])
+def test_probe_does_not_go_back_to_pyslowfast(tmp_path: Path, head: str) -> None:
+    recipe = ClassifyRecipe(SMALL_CLIP)
+    name = "maskfeat_mvitv2_nano_classifier"
+    weights = write(tmp_path / "a.safetensors", name, recipe, classes=5, head=head, **SMALL)
+    with pytest.raises(UserError, match=f"head '{head}': PySlowFast has no such head"):
+        export(weights, tmp_path / "a.pyth")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    export(weights, tmp_path / "a.pyth", part="encoder")
+    assert not [key for key in read_state(tmp_path / "a.pyth") if "head" in key]
+
+
+@pytest.mark.parametrize("format", ["safetensors", "pyth"])
+def test_full_disk_leaves_nothing_behind(
+    tmp_path: Path, small: Path, format: str, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    with full_disk(20_000):
+        assert main(["export", str(small), str(tmp_path / f"a.{format}")]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [small.name]
+
+
+def test_documented_code_runs(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ending in ("onnx", "pt2"):
+        export(small, tmp_path / f"classifier.{ending}")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/export.md").read_text(), re.M | re.S)
+    assert len(blocks) == 2
+    said = []
+    for block in blocks:
+        exec(block, {})
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert re.fullmatch(rf"\['({'|'.join(NAMES)})', '\1'\]\n", said[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("ending", ["onnx", "pt2", "pyth"])
+@pytest.mark.parametrize("part", ["model", "encoder"])
+def test_full_size_is_exported(tmp_path: Path, part: str, ending: str) -> None:
+    recipe = ClassifyRecipe(ClipRecipe(frames=16, stride=4, crop=224))
+    name = "maskfeat_mvitv2_s_classifier"
+    weights = write(tmp_path / "a.safetensors", name, recipe, drop_path=0.1)
+    exported = export(weights, tmp_path / f"a.{ending}", part=part, batch=1 if ending != "pyth" else None)
+    assert exported.difference.relative < 1e-5
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx"])
+def test_detector_takes_clips_and_any_number_of_boxes(tmp_path: Path, format: str) -> None:
+    recipe = DetectRecipe(SMALL_CLIP, {1: "walk"}, 3)
+    torch.manual_seed(0)
+    model = create_model("maskfeat_mvitv2_nano_detector", classes=3, scene=True, **SMALL).eval()
+    weights = tmp_path / "best.safetensors"
+    save_weights(weights, model, metadata={DETECT_KEY: recipe.to_json()})
+    path = tmp_path / ("detector.pt2" if format == "torch" else "detector.onnx")
+    exported = export(weights, path)
+    assert exported.inputs == {"clips": "uint8 [batch, 4, 32, 32, 3]", "boxes": "float32 [boxes, 5]"}
+    assert exported.outputs == {"logits": "float32 [boxes, 3]"}
+    run = export_module.load_program(path) if format == "torch" else export_module.load_onnx(path)
+    pixels = frames(2, SMALL_CLIP)
+    boxes = torch.tensor([[1.0, 2, 3, 20, 30], [0, 0, 0, 31, 9], [1, 5.5, 5, 9, 28], [0, 8, 8, 24, 24]])
+    for count in (1, 2, 4):
+        with torch.no_grad():
+            expected = model(normalised(pixels), boxes[:count])
+        (found,) = run((torch.from_numpy(pixels), boxes[:count]))
+        torch.testing.assert_close(found, expected, **CLOSE)
+    if format == "torch":
+        assert run((torch.from_numpy(pixels), boxes[:0]))[0].shape == (0, 3)
+
+
+def test_detector_goes_to_other_formats_with_its_head_or_says_why_not(tmp_path: Path) -> None:
+    model = create_model("maskfeat_mvitv2_nano_detector", classes=3, **SMALL)
+    weights, copy = tmp_path / "best.safetensors", tmp_path / "copy.safetensors"
+    recipe = DetectRecipe(SMALL_CLIP, {1: "walk"}, 3).to_json()
+    save_weights(weights, model, metadata={DETECT_KEY: recipe})
+    assert export(weights, copy).difference.output == "logits"
+    assert recipe_texts(copy) == {DETECT_KEY: recipe}
+    with pytest.raises(UserError, match=r"a detector of actions: its head is not written .*take onnx"):
+        export(weights, tmp_path / "detector.pyth")
+    assert export(weights, tmp_path / "encoder.pyth", part="encoder").difference.relative == 0

@@ -1,0 +1,276 @@
+"""Scores of boxes: views against a loop, any number of ranks, failures, the mAP in memory and from files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.engine.processes import exit_codes_of_ranks
+from tests.jobs.action_set import (
+    ACTIONS,
+    CLASSES,
+    ActionSet,
+    make_action_set,
+    write_detector,
+)
+from videomaskfeat.data.ava import KeyFrameLoader, KeyFrameViews, sources_in_folder
+from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
+from videomaskfeat.engine import distributed
+from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.inference import detectors
+from videomaskfeat.inference.detectors import (
+    BoxPass,
+    BoxScores,
+    detections_of,
+    join_parts,
+    load_detector,
+    score_in_memory,
+    score_key_frames,
+)
+from videomaskfeat.jobs.detect_building import read_tested
+from videomaskfeat.jobs.detect_evaluate import PassChoice, ScoredFiles, detect_in_key_frames, write_score
+from videomaskfeat.metrics.accuracy import action_scores
+from videomaskfeat.recipe import normalise
+
+
+class Shades(nn.Module):
+    """Logits of a box from its clip's mean and its own corners, so that no mix-up stays hidden."""
+
+    def forward(self, clips: Tensor, boxes: Tensor) -> Tensor:
+        means = clips.mean(dim=(1, 2, 3, 4))[boxes[:, 0].long()]
+        return torch.stack([means, boxes[:, 1] / 10, boxes[:, 3] / 10, means * boxes[:, 2] / 10], dim=1)
+
+
+def pass_of(model: nn.Module, *, at_once: int = 2, poses: Tensor | None = None) -> BoxPass:
+    cpu = torch.device("cpu")
+    return BoxPass(model, cpu, poses=poses, bf16=False, mean=0.45, std=0.225, at_once=at_once)
+
+
+def draw_view(width: int = 24) -> BoxedClips:
+    """Three clips with two, none and three boxes, their rows not in order."""
+    clips = torch.randint(0, 256, (3, 2, 16, width, 3), dtype=torch.uint8)
+    places = torch.tensor([2.0, 0.0, 2.0, 0.0, 2.0])
+    return BoxedClips(clips, torch.cat([places[:, None], 16 * torch.rand(5, 4)], dim=1))
+
+
+def key_frames(counts: list[int], seconds: list[float] | None = None) -> KeyFrames:
+    """Key frames of the videos x and y, with so many boxes each."""
+    total = sum(counts)
+    left = np.linspace(0, 0.5, total, dtype=np.float32)
+    boxes = np.column_stack([left, left, left + 0.3, left + 0.4])
+    return KeyFrames(
+        source="made.csv",
+        videos=("x", "y"),
+        video=np.arange(len(counts)) // 2 % 2,
+        seconds=np.array(seconds or np.arange(len(counts)), np.float64),
+        starts=np.concatenate([[0], np.cumsum(counts)]),
+        boxes=boxes,
+        labels=np.arange(total)[:, None] % CLASSES == np.arange(CLASSES),
+        scores=np.ones(total),
+    )
+
+
+def batches_of(frames: KeyFrames, size: int, *, failing: tuple[int, ...] = ()) -> list[KeyFrameBatch]:
+    """All key frames, some a batch, as they would be read."""
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (len(frames), 2, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    batches = []
+    for first in range(0, len(frames), size):
+        index = [i for i in range(first, min(first + size, len(frames))) if i not in failing]
+        failed = [i for i in range(first, min(first + size, len(frames))) if i in failing]
+        rows = [np.arange(*frames.starts[i : i + 2]) for i in index]
+        places = np.repeat(np.arange(len(index)), [len(part) for part in rows])
+        all_rows = np.concatenate([np.empty(0, np.int64), *rows])
+        boxes = np.column_stack([places, 16 * frames.boxes[all_rows]]).astype(np.float32)
+        view = BoxedClips(pixels[index], torch.from_numpy(boxes))
+        batches.append(
+            KeyFrameBatch(
+                (view,) if index else (),
+                torch.tensor(index, dtype=torch.int64),
+                torch.from_numpy(all_rows),
+                tuple(Failure(i, f"{i}.mp4", "broken") for i in failed),
+            )
+        )
+    return batches
+
+
+@pytest.fixture(scope="module")
+def actions(tmp_path_factory: pytest.TempPathFactory) -> ActionSet:
+    return make_action_set(tmp_path_factory.mktemp("actions"))
+
+
+@pytest.mark.parametrize("poses", [None, torch.tensor([True, False, True, False])])
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+def test_scores_are_the_mean_over_the_views_of_each_box(at_once: int, poses: Tensor | None) -> None:
+    torch.manual_seed(0)
+    views = [draw_view(24), draw_view(40)]
+    scores = pass_of(Shades(), at_once=at_once, poses=poses)(views)
+    for row in range(5):
+        expected = torch.zeros(CLASSES, dtype=torch.float64)
+        for view in views:
+            place = int(view.boxes[row, 0])
+            box = view.boxes[row : row + 1].clone()
+            box[:, 0] = 0
+            clip = normalise(view.clips[place : place + 1], mean=0.45, std=0.225)
+            expected += action_scores(Shades()(clip, box).double(), poses)[0] / 2
+        torch.testing.assert_close(scores[row], expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_any_sharing_of_batches_gives_every_box_once(
+    world: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of all ranks, gathered as they come, against one pass over everything."""
+    frames = key_frames([2, 1, 3, 1, 2])
+    whole = score_key_frames(pass_of(Shades()), Shades(), batches_of(frames, 5, failing=(3,)), frames)
+    batches = batches_of(frames, size, failing=(3,))
+    shares: list[Any] = []
+
+    def keep(value: Any) -> list[Any]:
+        shares.append(value)
+        return [value]
+
+    monkeypatch.setattr(distributed, "gather_objects", keep)
+    monkeypatch.setattr(detectors, "join_parts", lambda parts, _: parts)
+    for rank in range(world):
+        score_key_frames(pass_of(Shades()), Shades(), batches[rank::world], frames)
+    found = join_parts([part for share in shares if share for part in share], frames)
+    assert np.array_equal(found.scored, whole.scored)
+    assert found.scored.tolist() == [True] * 6 + [False] + [True] * 2
+    np.testing.assert_allclose(found.scores, whole.scores, atol=1e-6)
+    assert found.failures == whole.failures
+    assert (found.read, found.listed) == (4, 5)
+
+
+def test_a_lost_or_doubled_key_frame_is_noticed() -> None:
+    frames = key_frames([2, 1, 3])
+    batches = batches_of(frames, 1)
+    for wrong in (batches[:2], [*batches, batches[0]]):
+        with pytest.raises(AssertionError, match="every key frame is scored or has failed, exactly once"):
+            score_key_frames(pass_of(Shades()), Shades(), wrong, frames)
+
+
+def test_key_frames_that_cannot_be_read_are_listed_and_nothing_stands_in() -> None:
+    frames = key_frames([2, 1, 3])
+    found = score_key_frames(pass_of(Shades()), Shades(), batches_of(frames, 2, failing=(0, 1)), frames)
+    assert [failure.path for failure in found.failures] == ["0.mp4", "1.mp4"]
+    assert not found.scored[:3].any()
+    assert (found.scores[:3] == 0).all()
+    assert len(detections_of(frames, found, ACTIONS).frames) == 3 * len(ACTIONS)
+    with pytest.raises(UserError, match=r"made\.csv: none of the 3 key frames could be read; .* 0\.mp4"):
+        score_key_frames(pass_of(Shades()), Shades(), batches_of(frames, 2, failing=(0, 1, 2)), frames)
+
+
+def test_a_score_that_is_not_finite_ends_it() -> None:
+    class Broken(Shades):
+        def forward(self, clips: Tensor, boxes: Tensor) -> Tensor:
+            return super().forward(clips, boxes) * torch.nan
+
+    frames = key_frames([2, 1])
+    with pytest.raises(RunFailed, match="not finite for box 0 of the key frames; its weights are damaged"):
+        score_key_frames(pass_of(Broken()), Broken(), batches_of(frames, 2), frames)
+
+
+def test_model_goes_back_to_the_mode_in_which_it_came() -> None:
+    model, frames = nn.Sequential(nn.Dropout(0.9)), key_frames([1])
+    score_key_frames(pass_of(Shades()), model, batches_of(frames, 1), frames)
+    assert model.training
+
+
+def score_a_share(folder: str) -> None:
+    """What a rank does, down to the file of detections."""
+    with distributed.process_group(torch.device("cpu")):
+        frames = key_frames([2, 1, 3, 1, 2])
+        batches = batches_of(frames, 1, failing=(3,))
+        share = batches[distributed.rank() :: distributed.world_size()]
+        found = score_key_frames(pass_of(Shades()), Shades(), share, frames)
+        name = f"{distributed.world_size()}_{distributed.rank()}.npy"
+        np.save(Path(folder) / name, np.concatenate([found.scores, found.scored[:, None]], axis=1))
+
+
+@pytest.mark.slow
+def test_processes_find_what_one_finds(tmp_path: Path) -> None:
+    for count in (1, 2, 3):
+        assert exit_codes_of_ranks(count, score_a_share, str(tmp_path)) == [0] * count
+    one = np.load(tmp_path / "1_0.npy")
+    for count, rank in ((2, 0), (2, 1), (3, 0), (3, 2)):
+        np.testing.assert_allclose(np.load(tmp_path / f"{count}_{rank}.npy"), one, atol=1e-6)
+
+
+def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path) -> None:
+    """Real videos, whole 3:2 frames, three ranks' loaders; the files are scored by the official rules."""
+    truth, tested, _ = read_tested(
+        actions.truth, [actions.boxes], [actions.excluded], classes=CLASSES, score_threshold=0.8
+    )
+    assert (len(tested), len(tested.boxes)) == (5, 15)
+    detector = load_detector(write_detector(tmp_path / "d.safetensors"))
+    sources = sources_in_folder(tested, actions.videos)
+    choice = PassChoice(clips_at_once=2, flip=True, scales=(32, 40))
+    found = detect_in_key_frames(
+        detector.model, tested, sources, detector.recipe, choice, device=torch.device("cpu")
+    )
+    views = KeyFrameViews(
+        tested, sources, frames=4, stride=2, target_fps=None, short_sides=(32, 40), multiple=8, flip=True
+    )
+    parts = [
+        KeyFrameLoader(views, key_frames_per_batch=2, workers=0, rank=rank, world_size=3) for rank in range(3)
+    ]
+    shared = score_key_frames(
+        pass_of(detector.model), detector.model, (batch for part in parts for batch in part), tested
+    )
+    np.testing.assert_allclose(shared.scores, found.scores, atol=1e-6)
+    files = ScoredFiles(actions.truth, actions.labels, actions.excluded, (actions.boxes,))
+    scored = write_score(tmp_path / "out", files, tested, found, {"title": "made"})
+    memory = score_in_memory(truth, tested, found, ACTIONS)
+    assert memory.mean_ap == pytest.approx(scored.result.mean_ap, abs=1e-9)
+    assert memory.ap == pytest.approx(scored.result.ap, abs=1e-9, nan_ok=True)
+    assert 0 < memory.mean_ap < 1
+    lines = (tmp_path / "out" / "detections.csv").read_text().splitlines()
+    assert len(lines) == 15 * len(ACTIONS)
+    assert lines[0].startswith("v,0001,0.1")
+
+
+def test_a_perfect_detector_scores_one(actions: ActionSet) -> None:
+    truth, tested, _ = read_tested(actions.truth, [], [], classes=CLASSES, score_threshold=0.8)
+    assert tested is truth
+    right = BoxScores(truth.labels.astype(np.float32), np.ones(len(truth.boxes), bool), (), len(truth))
+    assert score_in_memory(truth, tested, right, ACTIONS).mean_ap == 1.0
+    half = replace(right, scored=np.arange(len(truth.boxes)) % 2 == 0)  # the left boxes alone
+    assert score_in_memory(truth, tested, half, ACTIONS).mean_ap == pytest.approx(1 / 3)
+
+
+def test_empty_detections_score_nothing(actions: ActionSet, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.csv"
+    empty.write_text("")
+    truth, tested, _ = read_tested(actions.truth, [str(empty)], [], classes=CLASSES, score_threshold=0.8)
+    assert len(tested) == 0
+    detector = load_detector(write_detector(tmp_path / "d.safetensors"))
+    found = detect_in_key_frames(
+        detector.model,
+        tested,
+        sources_in_folder(tested, actions.videos),
+        detector.recipe,
+        PassChoice(),
+        device=torch.device("cpu"),
+    )
+    assert score_in_memory(truth, tested, found, ACTIONS).mean_ap == 0
+    files = ScoredFiles(actions.truth, actions.labels, "", (str(empty),))
+    scored = write_score(tmp_path / "out", files, tested, found, {"title": "made"})
+    assert scored.result.mean_ap == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["tested"]["key_frames"] == 0
+
+
+def test_boxes_of_other_key_frames_are_refused(actions: ActionSet, tmp_path: Path) -> None:
+    other = tmp_path / "other.csv"
+    other.write_text("z,0001,0.1,0.1,0.5,0.5,,0.9\n")
+    with pytest.raises(UserError, match=r"none of its 1 key frame \(z at 1 s, \.\.\.\) has ground truth in"):
+        read_tested(actions.truth, [str(other)], [], classes=CLASSES, score_threshold=0.8)

@@ -1,0 +1,299 @@
+"""Pre-training on each target, end to end on a tiny sample, and the words of what cannot be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simplejson
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.autograd import saved_for_backward
+from videomaskfeat.cli import main
+from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.errors import UserError
+from videomaskfeat.methods.masked import MaskedPrediction
+from videomaskfeat.methods.method import build_target
+from videomaskfeat.models import create_model
+from videomaskfeat.models.encoder import encoder_of
+from videomaskfeat.models.tokenizers import create_tokenizer
+from videomaskfeat.models.weights import load_model, save_weights
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalise
+from videomaskfeat.targets.features import FeatureTarget
+
+from .conftest import TINY
+
+Pretrain = Callable[..., tuple[int, str]]
+NANO: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 4, "width": 8, "widen_at": (1, 3)}
+
+
+@pytest.fixture(scope="session")
+def _teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    torch.manual_seed(7)
+    recipe = PretrainRecipe(ClipRecipe(frames=4, stride=2, crop=32, mean=0.4, std=0.2))
+    save_weights(
+        path, create_model("maskfeat_mvitv2_nano", **NANO), metadata={METADATA_KEY: recipe.to_json()}
+    )
+    return path
+
+
+@pytest.fixture
+def teacher(_teacher: Path, tmp_path: Path) -> Path:
+    """An untrained encoder with its recipe, of the test's own."""
+    return Path(shutil.copy(_teacher, tmp_path / "teacher.safetensors"))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [simplejson.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_refused(result: tuple[int, str], *words: str) -> None:
+    """Exit code 2 and one line with all these words, before the plan was printed."""
+    code, text = result
+    assert code == 2, text
+    assert "Traceback" not in text
+    assert "multiply-adds" not in text
+    line = text.strip().splitlines()[-1]
+    for word in words:
+        assert word in line, f"{word!r} is not in {line!r}"
+
+
+def test_teachers_own_normalisation_is_read_from_its_file(teacher: Path) -> None:
+    target = build_target("features", {"teacher": str(teacher)}, mean=0.5, std=0.25)
+    assert isinstance(target, FeatureTarget)
+    assert target.get_buffer("scale").item() == pytest.approx(0.25 / 0.2)
+    assert target.get_buffer("shift").item() == pytest.approx((0.5 - 0.4) / 0.2)
+    other = build_target("features", {"teacher": str(teacher), "teacher_mean": 0.5}, mean=0.5, std=0.25)
+    assert other.get_buffer("shift").item() == 0
+
+
+def test_target_is_made_of_the_whole_clip_whatever_the_mask(teacher: Path) -> None:
+    """Against the cosine written out; float32, 1e-5."""
+    arguments = f"target.arguments={{teacher: {teacher}, normalise: none, loss: cosine}}"
+    method = MaskedPrediction(load_config(PretrainConfig, None, [*TINY, "target=features", arguments]))
+    torch.manual_seed(0)
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    masks = torch.rand(2, 2, 2, 2, 2) < 0.5
+    whole = (clips.permute(0, 4, 1, 2, 3) / 255 - 0.4) / 0.2  # as the teacher's file says
+    features = encoder_of(load_model(teacher)).features(whole, pooled=False)
+    model = method.student.eval()
+    for mask in masks:
+        batch = PretrainBatch(clips, mask, torch.arange(2))
+        loss, _ = method.loss(model, batch)
+        predictions = model(normalise(clips, mean=0.45, std=0.225), mask)
+        cosine = torch.nn.functional.cosine_similarity(predictions[mask], features[mask], dim=-1)
+        assert loss.item() == pytest.approx((1 - cosine).mean().item(), rel=1e-5)
+        torch.testing.assert_close(method.make_target(batch), features, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hog", "features", "dvae"])
+def test_making_the_target_keeps_nothing_for_a_backward(name: str, teacher: Path, tmp_path: Path) -> None:
+    """Not a tensor is saved, where the student's forward on the same clips saves many."""
+    torch.manual_seed(0)
+    tokenizer = tmp_path / "tokenizer.safetensors"
+    save_weights(tokenizer, create_tokenizer("dvae", vocabulary=8, width=8, stride=16))
+    arguments = {
+        "hog": "{}",
+        "features": f"{{teacher: {teacher}}}",
+        "dvae": f"{{weights: {tokenizer}, vocabulary: 8}}",
+    }
+    settings = [*TINY, f"target={name}", f"target.arguments={arguments[name]}"]
+    method = MaskedPrediction(load_config(PretrainConfig, None, settings))
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    batch = PretrainBatch(clips, torch.rand(2, 2, 2, 2) < 0.5, torch.arange(2))
+    assert saved_for_backward(lambda: method.make_target(batch)) == 0
+    assert saved_for_backward(lambda: method.loss(method.student, batch)) > 10
+
+
+def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(
+    pretrain: Pretrain, sample: Path, tmp_path: Path, teacher: Path
+) -> None:
+    settings = [
+        "target=features",
+        f"target.arguments.teacher={teacher}",
+        f"data.validation={sample / 'val.csv'}",
+        "run.checkpoint_minutes=0",
+        "run.keep_checkpoints=20",
+    ]
+    whole = tmp_path / "whole"
+    code, text = pretrain(*settings, f"run.folder={whole}")
+    assert code == 0, text
+    assert "no pictures: target 'features' cannot be drawn; pictures are of hog and pixels only" in text
+    assert "(smooth L1 error at hidden positions)" in text
+    assert "best constant prediction  not known of this loss" in text
+    summary = simplejson.loads((whole / "summary.json").read_text())
+    assert summary["heldout_constant"] is None
+    assert summary["heldout_trained"] < summary["heldout_untrained"]
+    assert "which constant would do best at it is not known" in (whole / "report.html").read_text()
+    saved = load_file(whole / "weights.safetensors")
+    assert saved.keys() == load_model(whole / "weights.safetensors").state_dict().keys()
+    assert not any("teacher" in name for name in saved)
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(whole, resumed)
+    for checkpoint in (resumed / "checkpoints").iterdir():
+        if int(checkpoint.stem.split("_")[1]) > 3:
+            checkpoint.unlink()
+    assert pretrain(*settings, f"run.folder={resumed}")[0] == 0
+    again = load_file(resumed / "weights.safetensors")
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
+    assert [row["loss"] for row in rows(resumed)] == [row["loss"] for row in rows(whole)]
+
+    torch.manual_seed(8)
+    save_weights(teacher, create_model("maskfeat_mvitv2_nano", **NANO))
+    assert_other = pretrain(*settings, f"run.folder={resumed}")
+    assert assert_other[0] == 2
+    assert f"the content of {teacher} is" in assert_other[1]
+
+
+def test_several_targets_share_one_head_and_log_their_losses(
+    pretrain: Pretrain, sample: Path, tmp_path: Path, teacher: Path
+) -> None:
+    features = f"{{weight: 0.5, arguments: {{teacher: {teacher}, loss: cosine}}}}"
+    parts = f"{{hog: {{weight: 2.0}}, features: {features}}}"
+    code, text = pretrain(
+        "target=combined", f"target.arguments.parts={parts}", f"data.validation={sample / 'val.csv'}"
+    )
+    assert code == 0, text
+    for row in rows(tmp_path / "run"):
+        assert row["loss"] == pytest.approx(2 * row["loss_hog"] + 0.5 * row["loss_features"], rel=1e-5)
+    assert "weighted sum of mean squared error (hog) and one minus the cosine (features)" in text
+    assert "best constant prediction" in text
+    model = load_model(tmp_path / "run" / "weights.safetensors")
+    assert model.values_per_token == 108 + 32
+
+
+@pytest.mark.parametrize("arguments", ["{}", "{normalised: false, loss: l1}"], ids=["normalised", "simmim"])
+def test_pixels_are_learnt_and_drawn(pretrain: Pretrain, tmp_path: Path, arguments: str) -> None:
+    settings = ["target=pixels", f"target.arguments={arguments}", "mask.kind=random", "optim.epochs=1"]
+    code, text = pretrain(*settings, "optim.warmup_epochs=0")
+    assert code == 0, text
+    (picture,) = (tmp_path / "run" / "pictures").glob("*.png")
+    assert picture.stat().st_size > 1000
+
+
+def test_vision_transformer_learns_simmim_with_masks_of_several_of_its_positions(
+    sample: Path, tmp_path: Path
+) -> None:
+    """Positions of 8 pixels, masks of 16."""
+    settings = [setting for setting in TINY if not setting.startswith("model.")]
+    settings += [
+        "model.name=maskfeat_vit_nano",
+        "target=pixels",
+        "target.arguments={normalised: false, loss: l1, output_stride: [2, 8, 8]}",
+        "mask.kind=random",
+        "mask.ratio=0.6",
+        f"data.train={sample / 'train.csv'}",
+        f"data.validation={sample / 'val.csv'}",
+        f"run.folder={tmp_path / 'run'}",
+    ]
+    assert main(["pretrain", *settings]) == 0
+    summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["heldout_trained"] < summary["heldout_untrained"]
+    assert summary["heldout_measure"] == "mean absolute error at hidden positions"
+
+
+@pytest.mark.parametrize("name", ["pixels", "simmim", "features", "hog_features"])
+def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
+    """Two steps of each."""
+    settings = [
+        f"data.train={sample / 'train.csv'}",
+        f"data.validation={sample / 'val.csv'}",
+        "data.workers=0",
+        "optim.epochs=1",
+        "optim.warmup_epochs=0",
+        "run.pictures=0",
+        f"run.folder={tmp_path / 'run'}",
+    ]
+    if "features" in name:
+        path = tmp_path / "nano.safetensors"
+        save_weights(path, create_model("maskfeat_mvitv2_nano"))
+        inside = "parts.features.arguments." if name == "hog_features" else ""
+        settings.append(f"target.arguments.{inside}teacher={path}")
+    assert main(["pretrain", "--config", f"configs/pretrain/sample_{name}.yaml", *settings]) == 0
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["target=pixel"],
+            ["target.name 'pixel' is unknown; did you mean 'pixels'? there are hog, pixels,"],
+        ),
+        (["target=features"], ["target.arguments: 'features' needs 'teacher', and none is given"]),
+        (
+            ["target=pixels", "target.arguments={normalized: false}"],
+            ["target.arguments of 'pixels': argument 'normalized' is unknown; did you mean 'normalised'?"],
+        ),
+        (
+            ["target=pixels", "target.arguments={output_stride: [2, 8, 8]}"],
+            [
+                "'pixels' gives values on a grid of 2x4x4",
+                "predicts on 2x2x2; set the target's output_stride, or the model's q_pool_at",
+            ],
+        ),
+        (
+            ["target=pixels", "target.arguments={output_stride: [2, 12, 12]}"],
+            ["target.name 'pixels': clip height 32 is not a positive multiple", "12; take 24 or 36"],
+        ),
+        (
+            ["target=features", "target.arguments={teacher: TEACHER, depth: 1}"],
+            ["'features' gives values on a grid of 2x4x4", "predicts on 2x2x2; set target.arguments.depth"],
+        ),
+        (
+            ["target=features", "target.arguments={teacher: gone.safetensors}"],
+            [
+                "target.arguments.teacher gone.safetensors: no such file",
+                "run the training that makes the teacher",
+            ],
+        ),
+        (
+            ["target=features", "target.arguments={teacher: LIST}"],
+            ["train.csv: is no safetensors file; give"],
+        ),
+        (
+            ["model.name=mvitv2_nano"],
+            ["model.name 'mvitv2_nano' predicts no target, so it cannot learn 'hog'"],
+        ),
+        (
+            ["mask.ratio=0.01"],
+            ["mask.ratio 0.01 with mask.cell [2, 16, 16]", "leaves nothing hidden", "2x2x2"],
+        ),
+        (["mask.ratio=0.99"], ["mask.ratio 0.99 with mask.cell [2, 16, 16]", "leaves nothing visible"]),
+        (["mask.ratio=1.5"], ["mask.ratio 1.5", "is not between 0 and 1"]),
+        (["method=maskd"], ["method.name 'maskd' is unknown; did you mean 'masked'?"]),
+        (
+            ["method.arguments={momentum: 1}"],
+            ["method.arguments of 'masked': argument 'momentum' is unknown; there are none"],
+        ),
+    ],
+)
+def test_what_cannot_be_is_named_before_training(
+    pretrain: Pretrain, sample: Path, teacher: Path, overrides: list[str], words: list[str]
+) -> None:
+    paths = {"TEACHER": str(teacher), "LIST": str(sample / "train.csv")}
+    for name, path in paths.items():
+        overrides = [override.replace(name, path) for override in overrides]
+    assert_refused(pretrain(*overrides), *words)
+
+
+def test_a_model_that_pools_nowhere_is_not_told_to_pool_elsewhere() -> None:
+    overrides = [item for item in TINY if not item.startswith("model.")]
+    overrides += ["target=pixels", "model.name=maskfeat_vit_nano"]
+    config = load_config(PretrainConfig, None, overrides)
+    with pytest.raises(UserError, match=r"predicts on 2x4x4; set the target's output_stride$"):
+        MaskedPrediction(config)
+
+
+def test_teacher_that_is_no_encoder_is_named(pretrain: Pretrain, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, {"model": "dvae", "arguments": "{}"})
+    refused = pretrain("target=features", f"target.arguments.teacher={path}")
+    assert_refused(refused, "tokenizer.safetensors: holds a 'dvae', which has no features of clips")

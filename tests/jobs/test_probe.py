@@ -1,0 +1,67 @@
+"""The probe inside a pre-training: the numbers that an evaluation gives, and its mistakes in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import simplejson
+
+from videomaskfeat.jobs.evaluate import Neighbours, ViewChoice, evaluate
+
+from .test_pretrain import Pretrain, rows
+
+
+def test_the_probe_is_an_evaluation_of_the_weights_at_that_time(
+    pretrain: Pretrain, sample: Path, tmp_path: Path
+) -> None:
+    """Top-1 of few videos: whole multiples of a percentage, equal exactly."""
+    lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}", "probe.k=3"]
+    code, said = pretrain(*lists, "run.evaluate_epochs=1")
+    assert code == 0, said
+    recorded = [row["evaluation/knn_top1"] for row in rows(tmp_path / "run") if "evaluation/knn_top1" in row]
+    summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(recorded) > 1
+    assert recorded[-1] == summary["knn_top1"]
+    assert {"knn_top1_untrained", "linear_top1", "linear_top1_untrained"} <= set(summary)
+    result = evaluate(
+        tmp_path / "run" / "weights.safetensors",
+        str(sample / "val.csv"),
+        tmp_path / "evaluation",
+        views=ViewChoice(views=1, crops=1, short_side=32),
+        neighbours=Neighbours(str(sample / "train.csv"), k=3),
+    )
+    assert result.accuracy is not None
+    assert result.accuracy.top1 == summary["knn_top1"]
+
+
+def test_what_is_learnt_does_not_depend_on_the_probe(
+    pretrain: Pretrain, sample: Path, tmp_path: Path
+) -> None:
+    assert pretrain()[0] == 0
+    plain = [row["loss"] for row in rows(tmp_path / "run")]
+    (tmp_path / "run").rename(tmp_path / "plain")
+    lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}"]
+    assert pretrain(*lists, "run.evaluate_epochs=1")[0] == 0
+    assert [row["loss"] for row in rows(tmp_path / "run")] == plain
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["probe.train={sample}/train.csv"], "probe.train is set and probe.test is not: give both lists"),
+        (["probe.test={sample}/val.csv"], "probe.test is set and probe.train is not"),
+        (
+            ["probe.train={sample}/train.csv", "probe.test={sample}/val.csv", "probe.k=0"],
+            "k=0, temperature=0.07: k must be at least 1",
+        ),
+        (["probe.train={sample}/none.csv", "probe.test={sample}/val.csv"], "none.csv"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_refused_before_training(
+    pretrain: Pretrain, sample: Path, tmp_path: Path, keys: list[str], words: str
+) -> None:
+    code, said = pretrain(*(key.format(sample=sample) for key in keys))
+    assert code == 2
+    assert words in said
+    assert not (tmp_path / "run").exists()

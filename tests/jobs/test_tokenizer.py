@@ -1,0 +1,287 @@
+"""Training a tokenizer end to end on a tiny sample, resuming it, and the words of what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simplejson
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.engine.toy import TIMES
+from videomaskfeat.cli import main
+from videomaskfeat.data.batches import PretrainBatch
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.optim import CosineRamp
+from videomaskfeat.jobs.tokenizer import (
+    DvaeStep,
+    Relaxation,
+    VqStep,
+    heldout_frames,
+    pictures_of,
+    sum_over_ranks,
+)
+from videomaskfeat.models import create_model
+from videomaskfeat.models.tokenizers import (
+    Codebook,
+    CodeStatistics,
+    DiscreteVAE,
+    VectorQuantizer,
+    create_tokenizer,
+    load_tokenizer,
+)
+from videomaskfeat.models.weights import save_weights
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
+
+TINY = [
+    "frames.size=16",
+    "frames.per_video=8",
+    "frames.flip=0",
+    "optim.epochs=3",
+    "optim.warmup_epochs=0",
+    "optim.batch_size=32",
+    "optim.base_batch_size=32",
+    "optim.learning_rate=5e-3",
+    "data.workers=0",
+    "run.pictures=2",
+]
+ARGUMENTS = {
+    "dvae": "{vocabulary: 16, stride: 4, width: 32, blocks: 1, code_width: 8}",
+    "vq": "{vocabulary: 16, stride: 4, width: 32, blocks: 1, code_width: 4, decay: 0.8}",
+}
+Train = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def train(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Train:
+    """``train(kind, *overrides) -> (exit code, what stderr says)`` of a tiny run in ``tmp_path / "run"``."""
+
+    def call(kind: str, *overrides: str) -> tuple[int, str]:
+        data = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
+        model = [f"model.name={kind}", f"model.arguments={ARGUMENTS.get(kind, '{}')}"]
+        code = main(["train-tokenizer", *TINY, *model, *data, *overrides])
+        return code, capfd.readouterr().err
+
+    return call
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in simplejson.loads(line).items() if k not in TIMES} for line in lines]
+
+
+@pytest.mark.parametrize("kind", ["dvae", "vq"])
+def test_run_learns_to_reconstruct_and_leaves_what_is_needed(
+    kind: str, train: Train, sample: Path, tmp_path: Path
+) -> None:
+    """80 steps: the decoder learns what the tokens stand for."""
+    code, text = train(kind, f"data.validation={sample / 'val.csv'}", "optim.epochs=20")
+    assert code == 0, text
+    run = tmp_path / "run"
+    for name in ("config.yaml", "log.txt", "summary.json", "report.html", "pictures/reconstructions.png"):
+        assert (run / name).exists(), name
+    summary = simplejson.loads((run / "summary.json").read_text())
+    assert summary["heldout_frames"] == 2
+    assert summary["heldout_trained"] < 0.95 * summary["heldout_untrained"]  # of two frames
+    assert 1 <= summary["heldout_perplexity"] <= summary["heldout_used_codes"] <= 16
+    logged = rows(run)
+    assert logged[-1]["reconstruction"] < 0.8 * logged[0]["reconstruction"]
+    names = {"dvae": {"kl", "temperature"}, "vq": {"commitment"}}[kind]
+    assert names | {"reconstruction", "perplexity", "used_codes"} <= set(logged[0])
+    page = (run / "report.html").read_text()
+    for word in ("Held-out reconstruction", "Codes in use", "Perplexity of the codes", "their tokens and"):
+        assert word in page
+    for word in ("best one colour", "trained tokenizer", "perplexity", "codes used there", "report.html"):
+        assert word in text
+    with safe_open(str(run / "weights.safetensors"), "pt") as file:
+        metadata = file.metadata()
+    recipe = json.loads(metadata["tokenizer"])
+    assert {key: recipe[key] for key in ("kind", "vocabulary", "stride", "size")} == {
+        "kind": kind, "vocabulary": 16, "stride": 4, "size": 16,
+    }  # fmt: skip
+    assert recipe["mean"] == [pytest.approx(0.45)]
+    tokenizer = load_tokenizer(run / "weights.safetensors", kind=kind)
+    assert tokenizer.tokens(torch.rand(1, 3, 16, 16)).shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["dvae", "vq"])
+def test_interrupted_run_equals_the_uninterrupted_one(
+    kind: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit: weights, codebook, counts, and every number in the log, temperature and draws included."""
+    settings = ["optim.accumulate=2", "optim.epochs=2"]
+    assert train(kind, *settings, f"run.folder={tmp_path / 'whole'}")[0] == 0
+    step_class = {"dvae": DvaeStep, "vq": VqStep}[kind]
+    calls = 0
+    own = step_class.__call__
+
+    def stop_once(self: Any, batch: PretrainBatch) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 10:  # in the second micro-batch of step 5 of 8
+            raise KeyboardInterrupt
+        return own(self, batch)
+
+    monkeypatch.setattr(step_class, "__call__", stop_once)
+    every = [*settings, f"run.folder={tmp_path / 'cut'}", "run.checkpoint_minutes=0"]
+    assert train(kind, *every)[0] == 130
+    assert len(rows(tmp_path / "cut")) == 4
+    assert train(kind, *every)[0] == 0
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    if kind == "vq":
+        assert one["codebook.counts"].sum() > 0
+    else:
+        temperatures = [row["temperature"] for row in rows(tmp_path / "whole")]
+        expected = [CosineRamp(1.0, 0.0625)(step / 8) for step in range(8)]
+        assert temperatures == pytest.approx(expected, rel=1e-6)
+
+
+def test_perceptual_loss_takes_a_frozen_encoder_of_ours(train: Train, tmp_path: Path) -> None:
+    weights = tmp_path / "encoder.safetensors"
+    encoder = create_model("maskfeat_mvitv2_nano", depth=2, width=8, widen_at=(1,), clip_size=(4, 32, 32))
+    recipe = PretrainRecipe(ClipRecipe(frames=4, stride=2, crop=32))
+    save_weights(weights, encoder, metadata={METADATA_KEY: recipe.to_json()})
+    before = weights.read_bytes()
+    perceptual = [f"perceptual.weights={weights}", "perceptual.depths=[1,2]", "optim.epochs=1"]
+    code, text = train("vq", *perceptual)
+    assert code == 0, text
+    assert "of the features of" in text
+    assert "after block 1, 2" in text
+    logged = rows(tmp_path / "run")[-1]
+    total = logged["reconstruction"] + logged["perceptual"] + 0.25 * logged["commitment"]
+    assert logged["loss"] == pytest.approx(total, rel=1e-5)
+    assert weights.read_bytes() == before
+    names = load_file(tmp_path / "run" / "weights.safetensors")
+    assert not [name for name in names if "patch_embed" in name]  # the encoder is not saved with it
+
+
+def batch(frames: int = 4) -> PretrainBatch:
+    clips = torch.randint(0, 256, (frames, 1, 16, 16, 3), dtype=torch.uint8)
+    return PretrainBatch(clips, torch.zeros(frames, 1, 1, 1, dtype=torch.bool), torch.arange(frames))
+
+
+def test_relaxation_in_closed_form() -> None:
+    """Half a cosine from 1 to 1/16 over half of the run; the KL weight rises over a fifth of it. 1e-12."""
+    relaxation = Relaxation(CosineRamp(1.0, 0.0625), anneal=0.5, kl_weight=0.2, kl_warmup=0.2)
+    assert relaxation.at(0.0) == pytest.approx((1.0, 0.0), abs=1e-12)
+    assert relaxation.at(0.1) == pytest.approx(
+        (0.0625 + 0.9375 * (1 + 0.8090169943749475) / 2, 0.1), abs=1e-9
+    )
+    assert relaxation.at(0.25) == pytest.approx((0.53125, 0.2), abs=1e-12)
+    assert relaxation.at(0.5) == pytest.approx((0.0625, 0.2), abs=1e-12)
+    assert relaxation.at(1.0) == pytest.approx((0.0625, 0.2), abs=1e-12)
+    assert Relaxation(CosineRamp(1.0, 1.0), kl_weight=3.0).at(0.0) == (1.0, 3.0)
+
+
+def test_dvae_step_sums_its_parts() -> None:
+    """float32, 1e-5."""
+    torch.manual_seed(0)
+    tokenizer = DiscreteVAE(vocabulary=16, stride=4, width=16, blocks=1, code_width=8)
+    relaxation = Relaxation(CosineRamp(2.0, 0.5), kl_weight=0.3)
+    step = DvaeStep(tokenizer, tokenizer, relaxation=relaxation)
+    step.after_step(1.0)
+    some = batch()
+    torch.manual_seed(1)
+    loss, figures = step(some)
+    torch.manual_seed(1)
+    pictures = pictures_of(some.clips)
+    assert pictures[2, 1, 5, 7] == some.clips[2, 0, 5, 7, 1] / 255
+    coding = tokenizer(pictures, 0.5)
+    error = (coding.reconstruction - (pictures - 0.45) / 0.225).square().mean()
+    shares = torch.softmax(coding.logits, 1)
+    divergence = (shares * (shares * 16).log()).sum(1).mean()
+    assert figures["temperature"] == 0.5
+    assert loss.item() == pytest.approx((error + 0.3 * divergence).item(), rel=1e-5)
+    assert figures["kl"].item() == pytest.approx(divergence.item(), rel=1e-5)
+
+
+def test_codes_move_once_a_step_by_all_its_micro_batches() -> None:
+    """Two micro-batches and one of both: the same counts and sums; float32 sums in another order, 1e-5."""
+    whole = batch(4)
+    books: list[Codebook] = []
+    for micro in (1, 2):
+        torch.manual_seed(0)
+        tokenizer = VectorQuantizer(vocabulary=6, stride=4, width=16, blocks=1, code_width=4)
+        step = VqStep(tokenizer, tokenizer, commitment=0.25)
+        tokenizer.codebook.counts.fill_(1.0)
+        before = tokenizer.codebook.codes.clone()
+        for clips, mask, index in zip(
+            whole.clips.chunk(micro), whole.mask.chunk(micro), whole.index.chunk(micro), strict=True
+        ):
+            step(PretrainBatch(clips, mask, index))
+        assert torch.equal(tokenizer.codebook.codes, before)
+        step.after_step(0.5)
+        assert not torch.equal(tokenizer.codebook.codes, before)
+        books.append(tokenizer.codebook)
+    torch.testing.assert_close(books[0].counts, books[1].counts, atol=1e-5, rtol=0)
+    torch.testing.assert_close(books[0].sums, books[1].sums, atol=1e-5, rtol=1e-5)
+
+
+def test_heldout_constant_is_the_variance_of_the_pixels() -> None:
+    """A tokenizer that always gives the mean colour would do as well as the constant; float64, 1e-6."""
+    tokenizer = create_tokenizer("vq", vocabulary=4, stride=4, width=8, blocks=1, code_width=2)
+    pictures = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = heldout_frames(tokenizer, [pictures[:2], pictures[2:]])
+    truth = ((pictures - 0.45) / 0.225).double()
+    assert found.frames == 5
+    assert found.constant == pytest.approx(truth.var((0, 2, 3), correction=0).mean().item(), rel=1e-6)
+    with torch.no_grad():
+        decoded = tokenizer.decode(tokenizer.tokens(pictures)).double()
+    assert found.reconstruction == pytest.approx((decoded - truth).square().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.name=vqvae", "tokenizer 'vqvae' is unknown; did you mean 'dvae'?"),
+        ("model.arguments={vocabulay: 8}", "argument 'vocabulay' is unknown; did you mean 'vocabulary'?"),
+        ("frames.size=18", "frames.size 18 is no multiple of the tokenizer's stride 4"),
+        ("gumbel.end_temperature=0", "gumbel.end_temperature=0.0: must be above 0"),
+        ("gumbel.anneal=0", "gumbel.anneal=0.0: must be above 0 and at most 1"),
+        ("gumbel.kl_weight=-1", "gumbel.kl_weight=-1.0: must not be negative"),
+        ("optim.ema_decay=0.9", "optim.ema_decay is of no use in training a tokenizer"),
+        ("run.compile=true", "run.compile is of no use"),
+        ("perceptual.depths=[1]", "perceptual.depths is set and perceptual.weights is not"),
+        ("perceptual.weights=gone.safetensors", "gone.safetensors: no such weights file"),
+        ("data.train=", "data.train is not set"),
+        ("run.folder=", "run.folder is not set"),
+        ("run.evaluate_frames=0", "run.evaluate_frames 0 must be at least 1"),
+        ("gumble.anneal=1", "unknown section 'gumble'; did you mean 'gumbel'?"),
+    ],
+)
+def test_impossible_settings_are_named(train: Train, sample: Path, override: str, words: str) -> None:
+    validation = [f"data.validation={sample / 'val.csv'}"] if "evaluate_frames" in override else []
+    code, text = train("dvae", *validation, override)
+    assert code == 2
+    line = text.strip().splitlines()[-1]
+    assert line.startswith("videomaskfeat train-tokenizer: ")
+    assert words in line
+
+
+def test_statistics_of_ranks_and_micro_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks of two micro-batches: sums of all, and each code's candidate from exactly one of the four."""
+    given = [CodeStatistics(*(torch.rand(shape) + 1 for shape in ((6,), (6, 3), (6, 3)))) for _ in range(4)]
+    shares = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "mean_over_ranks", lambda values: values)
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(sum_over_ranks(given[2 * rank : 2 * rank + 2]))  # what this rank adds, twice
+    counts, sums, candidates = (
+        sum(getattr(share, name) for share in shares) / 2 for name in ("counts", "sums", "candidates")
+    )
+    torch.testing.assert_close(counts, sum(one.counts for one in given))
+    torch.testing.assert_close(sums, sum(one.sums for one in given))
+    sources = [
+        [number for number, one in enumerate(given) if torch.equal(one.candidates[code], candidates[code])]
+        for code in range(6)
+    ]
+    assert all(len(found) == 1 for found in sources)
+    assert {found[0] for found in sources} == {0, 1, 2, 3}

@@ -1,0 +1,276 @@
+"""What all methods with a teacher promise: gradients, weights, schedules, resuming, a stop of collapse."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.autograd import saved_for_backward
+from tests.engine.toy import differences, metrics
+from tests.jobs.test_pretrain import assert_refused
+from tests.methods.parts import ARGUMENTS, make_batch, tiny_method
+from videomaskfeat import read_features
+from videomaskfeat.cli import main
+from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.weights import load_model
+from videomaskfeat.recipe import read_recipe
+
+Pretrain = Callable[..., tuple[int, str]]
+METHODS = tuple(ARGUMENTS)
+
+
+def settings(name: str, **more: float) -> list[str]:
+    """A method and its arguments as a run's overrides."""
+    further = "".join(f", {key}: {value}" for key, value in more.items())
+    return [f"method={name}", f"method.arguments={ARGUMENTS[name][:-1]}{further}}}"]
+
+
+@pytest.mark.parametrize("model", ["mvit", "vit", "image"])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_weight_of_the_student_learns_and_none_of_the_teacher(name: str, model: str) -> None:
+    """A weight without any gradient would make several processes wait for ever."""
+    method = tiny_method(name, model)
+    loss, logged = method.loss(method.student, make_batch(method))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert all(value.ndim == 0 for value in logged.values())
+    assert not [key for key, weight in method.student.named_parameters() if weight.grad is None]
+    assert not [key for key, weight in method.teacher.module.named_parameters() if weight.grad is not None]
+    learnt = sum(weight.grad.abs().sum() for weight in method.encoder.parameters() if weight.grad is not None)
+    assert learnt > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_making_the_target_keeps_nothing_for_a_backward(name: str) -> None:
+    """Not a tensor is saved, where the student's forward on the same clips saves many."""
+    method = tiny_method(name)
+    batch = make_batch(method)
+    assert saved_for_backward(lambda: method.make_target(batch)) == 0
+    assert saved_for_backward(lambda: method.loss(method.student, batch)) > 10
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_teacher_takes_in_the_students_weights_after_a_step(name: str) -> None:
+    """w = m w + (1 - m) student, with m at that share of the run; float32, 1e-6."""
+    method = tiny_method(name)
+    method.loss(method.student, make_batch(method))
+    before = [weight.clone() for weight in method.teacher.module.parameters()]
+    with torch.no_grad():
+        for weight in method.student.parameters():
+            weight.add_(1.0)
+    figures = method.after_step(0.5)
+    start = 0.998 if name == "latent" else 0.996
+    momentum = 1 - (1 - start) * (math.cos(math.pi / 2) + 1) / 2
+    assert figures["teacher_momentum"] == pytest.approx(momentum, abs=1e-9)
+    for old, new in zip(before, method.teacher.module.parameters(), strict=True):
+        torch.testing.assert_close(new, momentum * old + (1 - momentum) * (old + 1.0), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_loss_and_figures_do_not_change_what_is_evaluated(name: str) -> None:
+    """Held-out losses in the midst of a run leave no trace, and are of the end's schedules."""
+    one, two = tiny_method(name), tiny_method(name)
+    held_out, autocast = make_batch(two, seed=5), torch.autocast("cpu", enabled=False)
+    figures = []
+    for method in (one, two):
+        method.student.train()
+        loss, _ = method.loss(method.student, make_batch(method))
+        if method is two:
+            first, second = (method.heldout([held_out, held_out], autocast=autocast) for _ in range(2))
+            assert first == second
+            assert first.clips == 2 * len(held_out.index)
+            assert (first.constant is None) == (name == "latent")
+            assert method.student.training
+        figures.append((loss.item(), method.after_step(0.25)))
+        again, _ = method.loss(method.student, make_batch(method, seed=2))
+        figures[-1] += (again.item(),)
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_resumed_run_equals_the_uninterrupted_one(name: str, pretrain: Pretrain, tmp_path: Path) -> None:
+    """Bit for bit: weights, optimiser, teacher, centres, moving averages, every logged number."""
+    overrides = [*settings(name, collapse_grace=0.2), "run.checkpoint_minutes=0", "run.keep_checkpoints=99"]
+    overrides += ["run.pictures=0", "model.arguments={depth: 3, width: 8, widen_at: [1], drop_path: 0.3}"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    code, text = pretrain(*overrides, f"run.folder={whole}")
+    assert code == 0, text
+    steps = len(metrics(whole))
+    middle = steps // 2 + 1  # in the second epoch
+    (part / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "checkpoints" / f"step_{middle:08d}.pt", part / "checkpoints")
+    code, text = pretrain(*overrides, f"run.folder={part}")
+    assert code == 0, text
+    assert metrics(part) == metrics(whole)[middle:]
+    states = [torch.load(run / "checkpoints" / f"step_{steps:08d}.pt") for run in (whole, part)]
+    for state in states:
+        del state["progress"]["seconds"], state["fingerprint"]
+    assert differences(*states) == []
+    assert {"teacher", "position", "collapse"} < states[0]["extra"].keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
+    code, text = pretrain(*settings(name), f"data.validation={sample / 'val.csv'}")
+    assert code == 0, text
+    run = tmp_path / "run"
+    path = run / "weights.safetensors"
+    encoder = load_model(path)
+    assert isinstance(encoder, Encoder)
+    assert read_recipe(path).method == name
+    last = max((run / "checkpoints").iterdir())
+    teacher = torch.load(last)["extra"]["teacher"]
+    taught = {key.rpartition("encoder.")[2]: value for key, value in teacher.items()}
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, taught[key]), key
+    for word in ("trained model", "report.html", "no pictures"):
+        assert word in text
+    assert "untrained" not in text  # its loss is against another teacher, and does not compare
+    row = metrics(run)[-1]
+    assert 0 < row["feature_std"] <= 1
+    assert row["teacher_momentum"] == 1
+    page = (run / "report.html").read_text()
+    assert f"None: method &#x27;{name}&#x27; predicts nothing that can be drawn." in page
+    assert "Spread of features, near 0 when collapsed" in page
+    assert ("Entropy of the teacher" in page) == (name == "ibot")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_does_not_read_is_said(name: str, pretrain: Pretrain) -> None:
+    both = "target, mask" if name == "byol" else "target"  # the tiny run sets a mask
+    code, text = pretrain(*settings(name), "target=pixels", "optim.epochs=1", "optim.warmup_epochs=0")
+    assert code == 0, text
+    assert f"ignored   {both}: method {name} has no use for it" in text
+
+
+def test_weights_are_fine_tuned_and_give_features(pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
+    assert pretrain(*settings("ibot"))[0] == 0
+    weights = tmp_path / "run" / "weights.safetensors"
+    shape = "model.arguments={depth: 4, width: 8, widen_at: [1, 3]}"
+    data = [f"data.train={sample / 'train.csv'}", f"data.validation={sample / 'val.csv'}", "data.workers=0"]
+    clip = ["clip.frames=4", "clip.stride=2", "clip.crop=32"]
+    short = ["optim.epochs=1", "optim.warmup_epochs=0", "optim.batch_size=16", "evaluate.short_side=32"]
+    name = "model.name=maskfeat_mvitv2_nano_classifier"
+    folder = f"run.folder={tmp_path / 'fine'}"
+    assert main(["finetune", *data, *clip, *short, name, shape, f"model.weights={weights}", folder]) == 0
+    files = [str(weights), str(sample / "val.csv"), str(tmp_path / "features")]
+    assert main(["extract-features", *files, "--workers", "0"]) == 0
+    features, paths, _ = read_features(tmp_path / "features")
+    assert features.shape == (2, encoder_width(weights))
+    assert len(paths) == 2
+
+
+def test_weights_are_a_teacher_for_the_features_target(pretrain: Pretrain, tmp_path: Path) -> None:
+    """The route of the offline features: BYOL here, then its features as target, on the same clips."""
+    assert pretrain(*settings("byol"))[0] == 0
+    weights = tmp_path / "run" / "weights.safetensors"
+    target = f"target.arguments={{teacher: {weights}}}"
+    code, text = pretrain("target=features", target, f"run.folder={tmp_path / 'next'}", "run.pictures=0")
+    assert code == 0, text
+    assert metrics(tmp_path / "next")[-1]["loss"] > 0
+
+
+def encoder_width(weights: Path) -> int:
+    encoder = load_model(weights)
+    assert isinstance(encoder, Encoder)
+    return encoder.out_width
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "monitor", "words"),
+    [
+        ("byol", "collapse_std", "feature_std", "all clips get nearly the same one"),
+        ("latent", "collapse_std", "feature_std", "all cells of all clips have nearly the same target"),
+        ("ibot", "collapse_std", "feature_std", "all clips get nearly the same features"),
+        ("ibot", "collapse_information", "class_information", "all clips get nearly the same distribution"),
+    ],
+)
+def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, pretrain: Pretrain) -> None:
+    """A limit above what the monitor can be."""
+    result = pretrain(*settings(name, **{limit: 9, "collapse_grace": 0.3}), "run.pictures=0")
+    said = ("the features have collapsed", f"{monitor} is ", "below its limit of 9", words)
+    assert_refused(result, *said, "lower optim.learning_rate", code=1)
+    # The first 0.3 of the run is not judged: of 4 steps (latent) or 8 (two clips a video) in an epoch, twice.
+    assert f"step {3 if name == 'latent' else 5}: " in result[1].splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        (
+            "byol",
+            "method.arguments={momentun: 1}",
+            ["of 'byol': argument 'momentun' is unknown", "did you mean 'momentum'"],
+        ),
+        ("byol", "method.arguments={momentum: 2}", ["a teacher's momentum of 2 is not between 0 and 1"]),
+        ("byol", "method.arguments={colour: {gray: 1}}", ["method.arguments.colour", "'gray'", "'grey'"]),
+        (
+            "byol",
+            "method.arguments={colour: 3}",
+            ["method.arguments.colour 3 must be an object"],
+        ),
+        ("byol", "method.arguments={summary: tokens}", ["summary 'tokens'", "did you mean 'token'?"]),
+        ("byol", "optim.batch_size=2", ["optim.batch_size 2", "one video a micro-batch", "at least 4"]),
+        ("byol", "clip.samples_per_video=3", ["clip.samples_per_video 3", "cuts two clips", "leave it at 1"]),
+        ("byol", "optim.batch_size=3", ["batch_size=3 must be a positive multiple"]),
+        ("byol", "model.name=maskfeat_mvit2_nano", ["did you mean 'maskfeat_mvitv2_nano'?"]),
+        ("byol", "model.arguments={dept: 3}", ["'dept'", "did you mean 'depth'?"]),
+        ("byol", "clip.crop=30", ["30", "multiple"]),
+        (
+            "latent",
+            "method.arguments={predictor: mpl}",
+            ["predictor 'mpl' is unknown; did you mean", "'mlp'?"],
+        ),
+        ("latent", "method.arguments={beta: -1}", ["method.arguments.beta -1 must not be negative"]),
+        (
+            "latent",
+            "method.arguments={beta: .nan}",
+            ["method.arguments.beta is nan; a finite number"],
+        ),
+        ("ibot", "method.arguments={ratios: [0.2]}", ["ratios [0.2] must be two numbers, the least ratio"]),
+        ("ibot", "method.arguments={local: {area: [0.4]}}", ["local.area [0.4] must be two shares of the"]),
+        ("latent", "method.arguments={blocks: 4}", ["blocks 4: the last block gives", "take at most 2"]),
+        ("latent", "method.arguments={predictor_heads: 5}", ["heads 5", "a divisor of the width"]),
+        ("latent", "mask.ratio=0.99", ["mask.ratio 0.99", "nothing visible"]),
+        ("latent", "mask.cell=[2,8,8]", ["mask.cell [2, 8, 8]", "does not divide", "2x2x2"]),
+        ("ibot", "method.arguments={ratios: [0.5, 0.1]}", ["ratios [0.5, 0.1]: the first must not be above"]),
+        ("ibot", "method.arguments={ratios: [0.01, 0.4]}", ["method.arguments.ratios", "nothing hidden"]),
+        ("ibot", "method.arguments={ratios: [0.2, 0.99]}", ["method.arguments.ratios", "nothing visible"]),
+        ("ibot", "method.arguments={unmasked: 1}", ["unmasked 1 must be at least 0 and below 1"]),
+        ("ibot", "method.arguments={student_temperature: 0}", ["student_temperature 0 must be above 0"]),
+        (
+            "ibot",
+            "method.arguments={teacher_temperature: [0, 1]}",
+            ["teacher_temperature [0, 1] must be two"],
+        ),
+        (
+            "ibot",
+            "method.arguments={temperature_warmup_epochs: 30}",
+            ["temperature_warmup_epochs 30", "(optim.epochs 2)"],
+        ),
+        (
+            "ibot",
+            "method.arguments={centre_momentum: 2}",
+            ["a centre's momentum of 2 is not between 0 and 1"],
+        ),
+        ("ibot", "method.arguments={class_weight: 0, cube_weight: 0}", ["nor both 0"]),
+        (
+            "ibot",
+            "method.arguments={head: {prototype: 4}}",
+            ["argument 'prototype' is unknown; did you mean 'prototypes'? there are bottleneck"],
+        ),
+        ("ibot", "method.arguments={local: {count: 2, size: 30}}", ["local.size 30", "multiple of the cube"]),
+        ("ibot", "optim.batch_size=2", ["optim.batch_size 2 is one video a step", "take at least 4"]),
+        ("ibot", "mask.cell=[2,8,8]", ["mask.cell [2, 8, 8]", "does not divide", "2x2x2"]),
+    ],
+)
+def test_mistakes_are_refused_before_training(
+    name: str, override: str, words: list[str], pretrain: Pretrain
+) -> None:
+    assert_refused(pretrain(*settings(name), override), *words)  # the arguments are merged

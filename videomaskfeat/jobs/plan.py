@@ -1,0 +1,193 @@
+"""What a run is about to do, in the lines that it prints when it starts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
+from torch import nn
+
+from videomaskfeat.config import DetectConfig, FinetuneConfig, OptimConfig, PretrainConfig, RunConfig
+from videomaskfeat.data.loader import ClipLoader
+from videomaskfeat.engine import distributed
+from videomaskfeat.errors import counted
+from videomaskfeat.jobs.finetune_building import LabelledLists
+from videomaskfeat.methods.method import Method
+
+
+def describe_plan(
+    config: PretrainConfig, method: Method, loader: ClipLoader[Any], *, device: torch.device, bf16: bool
+) -> str:
+    """Model, cost, tokens, data, batch and schedule of a pre-training run, a line each."""
+    clip = config.clip
+    size = (1, 3, clip.frames, clip.crop, clip.crop)
+    parameters = sum(parameter.numel() for parameter in method.student.parameters())
+    encoder: Any = method.encoder
+    tokens, output = encoder.token_grid(size), encoder.output_grid(size)
+    records = loader.dataset.records
+    lines = [
+        f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
+        f"{multiply_adds(method.student, method.example) / 1e9:.1f} G multiply-adds a clip",
+        f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
+        f"{tokens} = {tokens.size} tokens, predictions on {output}",
+        f"target    {method.aim}",
+        *_unused_lines(config, method),
+        f"data      {records.source}: {len(records)} videos",
+        *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
+    ]
+    return "\n".join(lines)
+
+
+def _unused_lines(config: PretrainConfig, method: Method) -> list[str]:
+    """Sections that are set and that the method does not read."""
+    values = {name: getattr(config, name) for name in method.unused}
+    names = [name for name, value in values.items() if value != type(value)()]
+    return [f"ignored   {', '.join(names)}: method {config.method.name} has no use for it"] if names else []
+
+
+def describe_finetuning(
+    config: FinetuneConfig,
+    model: nn.Module,
+    loader: ClipLoader[Any],
+    lists: LabelledLists,
+    *,
+    device: torch.device,
+    bf16: bool,
+) -> str:
+    """Model, cost, tokens, data, batch and schedule of a fine-tuning run, a line each."""
+    clip = config.clip
+    size = (1, 3, clip.frames, clip.crop, clip.crop)
+    parameters = [parameter.numel() for parameter in model.parameters()]
+    learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    share = f"{learnt / 1e6:.2f} M" if learnt >= 10_000 else f"{learnt / 1e3:.2f} K"
+    frozen = "" if learnt == sum(parameters) else f" ({share} learnt, the encoder is frozen)"
+    tokens = model.token_grid(size)  # type: ignore[operator]
+    how = "segments" if clip.sampling == "segments" else f"stride {clip.stride}"
+    held_out = "" if lists.validation is None else f", {len(lists.validation)} held out"
+    lines = [
+        f"model     {config.model.name}: {sum(parameters) / 1e6:.2f} M parameters{frozen}, "
+        f"{multiply_adds(model, (torch.zeros(size),)) / 1e9:.1f} G multiply-adds a view",
+        f"clip      {clip.frames} frames x {how}, {clip.crop}x{clip.crop} pixels: {tokens} = {tokens.size} "
+        f"tokens, {clip.samples_per_video} from each opening of a video",
+        f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes",
+        *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
+        *_mixing_lines(config),
+    ]
+    return "\n".join(lines)
+
+
+def describe_detection(
+    config: DetectConfig,
+    model: nn.Module,
+    loader: ClipLoader[Any],
+    *,
+    boxes: int,
+    classes: int,
+    held_out: int | None,
+    device: torch.device,
+    bf16: bool,
+) -> str:
+    """Model, cost, tokens, data, batch and schedule of training a detector, a line each."""
+    clip = config.clip
+    size = (1, 3, clip.frames, clip.crop, clip.crop)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    inputs = (torch.zeros(size), torch.tensor([[0.0, 0.0, 0.0, clip.crop, clip.crop]]))
+    tokens, maps = model.token_grid(size), model.output_grid(size)  # type: ignore[operator]
+    tested = "" if held_out is None else f", {held_out} held out"
+    lines = [
+        f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
+        f"{multiply_adds(model, inputs) / 1e9:.1f} G multiply-adds a clip of one box",
+        f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: {tokens} = "
+        f"{tokens.size} tokens, boxes are cut from maps of {maps}",
+        f"data      {loader.dataset.records.source}: {len(loader.dataset)} key frames with {boxes} boxes"
+        f"{tested}, {classes} actions",
+        *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),
+    ]
+    return "\n".join(lines)
+
+
+def _mixing_lines(config: FinetuneConfig) -> list[str]:
+    """Where mixing is asked for and can change no label, since no two videos meet, a line that says so."""
+    mix, optim = config.mix, config.optim
+    clips = optim.batch_size // distributed.world_size() // optim.accumulate
+    if clips > config.clip.samples_per_video or not ((mix.mixup or mix.cutmix) and mix.probability):
+        return []
+    return [
+        "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the number of "
+        "processes, or raise optim.batch_size"
+    ]
+
+
+def _training_lines(
+    optim: OptimConfig, run: RunConfig, loader: ClipLoader[Any], *, device: torch.device, bf16: bool
+) -> list[str]:
+    """Batch, schedule, device and folder."""
+    ranks = distributed.world_size()
+    micro = optim.batch_size // ranks // optim.accumulate
+    steps = loader.batches_per_epoch // optim.accumulate
+    scale = optim.batch_size / optim.base_batch_size
+    return [
+        f"batch     {optim.batch_size} clips a step: {ranks} (processes) x {optim.accumulate} "
+        f"(micro-batches) x {micro}",
+        f"plan      {optim.epochs:g} epochs x {steps} steps, warm-up {optim.warmup_epochs:g}; "
+        f"learning rate {optim.learning_rate * scale:.3g} = {optim.learning_rate:g} x {optim.batch_size} / "
+        f"{optim.base_batch_size} clips",
+        f"device    {device}, {'bf16 autocast' if bf16 else 'fp32'}, "
+        f"{counted(torch.get_num_threads(), 'thread')}"
+        f"{', compiled' if run.compile else ''}",
+        f"run       {run.folder}",
+    ]
+
+
+def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
+    """Multiply-adds of a forward pass (fvcore calls them flops), attention included."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    inputs = tuple(value.to(device) for value in inputs)
+    model.eval()
+    try:
+        count = FlopCountAnalysis(model, inputs)
+        count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        count.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
+        count.set_op_handle("videomaskfeat::attention", _token_attention_multiply_adds)
+        count.set_op_handle("prim::PythonOp._WidenQueries", _relative_multiply_adds)
+        count.set_op_handle("videomaskfeat::linear", _linear_multiply_adds)
+        count.set_op_handle("videomaskfeat::gelu_linear", _linear_multiply_adds)
+        count.set_op_handle("videomaskfeat::depthwise_conv3d", _pooling_multiply_adds)
+        return float(count.total())
+    finally:
+        model.train(was_training)
+
+
+def _attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """q [..., n, d], k [..., m, d], v [..., m, e]: n*m*d for the scores and n*m*e for the mean."""
+    q, k, v = (get_shape(value) for value in inputs[:3])
+    return float(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
+
+
+def _token_attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """The same with tokens before heads, q [B, n, M, d'], k [B, m, M, d'], v [B, m, M, d].
+
+    What d' has beyond the head width d adds the relative bias to the scores, a matter of additions.
+    """
+    q, k, v = (get_shape(value) for value in inputs[:3])
+    return float(math.prod(q[:-1]) * k[1] * 2 * v[-1])
+
+
+def _relative_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """Queries [B, t, h, w, M, d] against the relative vectors [t or h or w, keys, d] of each axis."""
+    queries, *offsets = (get_shape(value) for value in inputs[1:])
+    return float(math.prod(queries) * sum(offset[1] for offset in offsets if offset))
+
+
+def _linear_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """x [n, D], weight [D', D]."""
+    return float(math.prod(get_shape(inputs[0])) * get_shape(inputs[1])[0])
+
+
+def _pooling_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """Every value of the output is a sum over the kernel of its channel, weight [C, 1, kt, kh, kw]."""
+    return float(math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[2:]))

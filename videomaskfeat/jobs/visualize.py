@@ -1,0 +1,262 @@
+"""``visualize``: run a pre-trained model on videos and draw what it saw, should have said, and said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.data.clips import sample_generator
+from videomaskfeat.data.records import expand_folders
+from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
+from videomaskfeat.data.transforms import UniformCrop
+from videomaskfeat.data.video import VideoReadError, open_video
+from videomaskfeat.data.workers import call_apart
+from videomaskfeat.engine.distributed import choose_device
+from videomaskfeat.errors import UserError, check_name, unknown_name
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.io import make_folder
+from videomaskfeat.jobs.run import choose_inference_threads
+from videomaskfeat.masking import MASKS
+from videomaskfeat.methods.method import build_target
+from videomaskfeat.models.weights import load_model
+from videomaskfeat.recipe import PretrainRecipe, denormalise, normalise, read_recipe
+from videomaskfeat.targets import TARGETS
+from videomaskfeat.targets.hog import HogTarget
+from videomaskfeat.targets.pixels import PixelTarget
+from videomaskfeat.viz.pictures import (
+    ClipDrawing,
+    Row,
+    hidden_error,
+    stretch_mask,
+    write_film,
+    write_picture,
+)
+
+DRAWN = ("hog", "pixels")
+"""Targets of which there are pictures."""
+
+
+@dataclass(frozen=True)
+class Visualized:
+    """What ``visualize`` did.
+
+    Attributes:
+        written: a picture and a film for each video that could be read.
+        failures: one error, with path and cause, for each that could not.
+    """
+
+    written: list[Path]
+    failures: list[Exception]
+
+
+def visualize(
+    checkpoint: str | os.PathLike[str],
+    videos: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    mask: str | None = None,
+    ratio: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    reader: str = "auto",
+    columns: int = 8,
+) -> Visualized:
+    """Draw videos with a pre-trained model: the centre crop of the middle clip of each.
+
+    Args:
+        checkpoint: weights file (safetensors) of a pre-training run.
+        videos: paths, at least one; a folder stands for all videos below it, or for the one whose pictures it
+            holds.
+        out: folder to write ``NAME.png`` into, and ``NAME.mp4`` where clips have more than one frame.
+        mask: kind of mask; None takes the run's own.
+        ratio: share to hide; None takes the run's own.
+        seed: of the masks.
+        device: auto, cpu or cuda.
+        reader: auto, decord or pyav.
+        columns: time steps in a picture, at most.
+
+    Raises:
+        UserError: the checkpoint, the mask, the seed or the device is wrong, the target cannot be drawn, or
+            no video could be read.
+    """
+    recipe = read_recipe(checkpoint)
+    chosen = replace(
+        recipe.mask,
+        kind=recipe.mask.kind if mask is None else mask,
+        ratio=recipe.mask.ratio if ratio is None else ratio,
+    )
+    videos = expand_folders(videos, stills=recipe.clip.frames == 1)
+    if seed < 0:
+        raise UserError(f"seed={seed}: must be at least 0")
+    place = choose_device(device)
+    model: Any = load_model(checkpoint, device=place)
+    recipe = replace(recipe, mask=chosen)
+    choose_inference_threads(model, recipe.clip, device=place, bf16=False, network=model.features)
+    result = draw_videos(model, videos, out, recipe=recipe, seed=seed, reader=reader, columns=columns)
+    if not result.written:
+        raise UserError(f"none of the {len(videos)} videos could be read; the first: {result.failures[0]}")
+    return result
+
+
+def draw_videos(
+    model: nn.Module,
+    videos: Iterable[str],
+    out: str | os.PathLike[str],
+    *,
+    recipe: PretrainRecipe,
+    seed: int = 0,
+    reader: str = "auto",
+    workers: int = 0,
+    columns: int = 8,
+) -> Visualized:
+    """Draw videos with a model in memory; its training mode is restored. See :func:`visualize`.
+
+    Args:
+        workers: 1 reads the videos in another process, where one that crashes the decoder is a failure.
+
+    Raises:
+        UserError: the mask is wrong, or the target cannot be drawn.
+    """
+    target = _drawable_target(recipe)
+    make_folder(out)
+    written: list[Path] = []
+    failures: list[Exception] = []
+    was_training = model.training
+    model.eval()
+    try:
+        calls = [(video, recipe, reader) for video in videos]
+        clips = call_apart(_middle_clip, calls, workers=workers)
+        for index, ((video, *_), clip) in enumerate(zip(calls, clips, strict=True)):
+            if isinstance(clip, Exception):
+                failures.append(clip)
+                continue
+            frames, indices = clip
+            mask = _draw_mask(recipe, sample_generator(seed, 0, index))
+            drawing = replace(
+                _predict(model, target, frames, mask, recipe),
+                title=os.path.basename(video),
+                frame_labels=tuple(f"frame {number}" for number in indices),
+            )
+            name = free_name(Path(video).stem, {path.stem for path in written})
+            picture = Path(out, f"{name}.png")
+            write_picture(picture, drawing, columns=columns)
+            written.append(picture)
+            if len(frames) > 1:
+                film = Path(out, f"{name}.mp4")
+                write_film(film, drawing)
+                written.append(film)
+    finally:
+        model.train(was_training)
+    return Visualized(written, failures)
+
+
+def why_not_drawn(recipe: PretrainRecipe) -> str | None:
+    """Why pictures cannot be made of what a recipe predicts; None where they can."""
+    if recipe.method != "masked":
+        return f"method {recipe.method!r} predicts nothing that can be drawn"
+    if recipe.target not in TARGETS:
+        return str(unknown_name("target", recipe.target, TARGETS))
+    if recipe.target not in DRAWN:
+        return f"target {recipe.target!r} cannot be drawn; pictures are of {' and '.join(DRAWN)} only"
+    return None
+
+
+def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
+    reason = why_not_drawn(recipe)
+    if reason is not None:
+        raise UserError(reason)
+    clip = recipe.clip
+    target = build_target(recipe.target, recipe.target_arguments, mean=clip.mean, std=clip.std)
+    assert isinstance(target, HogTarget | PixelTarget)
+    return target
+
+
+def _middle_clip(
+    video: str, recipe: PretrainRecipe, reader: str
+) -> tuple[np.ndarray, np.ndarray] | VideoReadError | ShortVideoError:
+    """Frames uint8 [T, H, W, 3] of the centre crop of the clip in the middle, and their numbers [T]."""
+    try:
+        return _read_middle(video, recipe, reader)
+    except (VideoReadError, ShortVideoError) as error:
+        return error
+
+
+def _read_middle(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.ndarray, np.ndarray]:
+    clip = recipe.clip
+    with open_video(video, reader) as source:
+        indices = clip_indices_view(
+            source.frames,
+            source.fps,
+            frames=clip.frames,
+            stride=clip.stride,
+            view=0,
+            views=1,
+            target_fps=clip.target_fps,
+            short=cast(ShortVideo, clip.short_video),
+        )
+        frames = source.read(indices)  # [T, H, W, 3]
+    geometry = UniformCrop(clip.crop, clip.crop).sample(frames.shape[1], frames.shape[2])
+    return geometry.apply_clip(frames), indices
+
+
+def _draw_mask(recipe: PretrainRecipe, rng: np.random.Generator) -> np.ndarray:
+    """A mask bool [t', h', w'] of the recipe's kind."""
+    mask, clip = recipe.mask, recipe.clip
+    check_name("mask", mask.kind, MASKS)
+    grid = TokenGrid.from_clip(frames=clip.frames, height=clip.crop, width=clip.crop, stride=mask.cell)
+    return MASKS[mask.kind](grid, mask.ratio, rng)
+
+
+@torch.inference_mode()
+def _predict(
+    model: nn.Module,
+    target: HogTarget | PixelTarget,
+    frames: np.ndarray,
+    mask: np.ndarray,
+    recipe: PretrainRecipe,
+) -> ClipDrawing:
+    device = next(model.parameters()).device
+    pixels = torch.from_numpy(frames)[None].to(device)
+    clip = normalise(pixels, mean=recipe.clip.mean, std=recipe.clip.std)  # [1, C, T, H, W]
+    prediction = model(clip, torch.from_numpy(mask)[None].to(device)).float()
+    truth = target(clip)[0].float().cpu().numpy()  # [t, h, w, K]
+    hidden = stretch_mask(mask, truth.shape[:3])
+    drawing = ClipDrawing(
+        title="",
+        frames=frames,
+        mask=mask,
+        target=truth,
+        prediction=prediction[0].cpu().numpy(),
+        constant=truth[hidden].mean(axis=0),  # the best for this very clip, in hindsight
+    )
+    if isinstance(target, HogTarget):
+        return replace(drawing, bins=target.bins)
+    return replace(drawing, pictures=_pixel_rows(drawing, target.as_clips(prediction, clip), recipe))
+
+
+def _pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe) -> tuple[Row, ...]:
+    """Predicted pixels, normalised [1, C, n, H, W] for n frames, as panels: alone, and in the gaps only."""
+    assert drawing.prediction is not None
+    steps = drawing.target.shape[0]
+    pixels = denormalise(predicted, mean=recipe.clip.mean, std=recipe.clip.std)[0]  # uint8 [n, H, W, C]
+    panels = pixels[:: len(pixels) // steps].cpu().numpy()  # of the first frame of each position
+    true = drawing.frames[:: len(drawing.frames) // steps]
+    hidden = stretch_mask(drawing.mask, true.shape[:3])[..., None]
+    error = hidden_error(drawing, drawing.prediction)
+    return (
+        Row("prediction", f"hidden error {error:.4f}", panels),
+        Row("filled in", "only in the gaps", np.where(hidden, panels, true)),
+    )
+
+
+def free_name(name: str, taken: Set[str]) -> str:
+    """A name that no earlier video of this call took: videos of two folders may share theirs."""
+    numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
+    return next(free for free in (name, *numbered) if free not in taken)

@@ -1,0 +1,416 @@
+"""``method: ibot``: an online tokenizer, whose teacher names clips and hidden cubes by distributions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.config import PretrainConfig
+from videomaskfeat.data.batches import PairBatch
+from videomaskfeat.data.clips import MaskDraw
+from videomaskfeat.data.loader import ClipLoader
+from videomaskfeat.engine.optim import CosineRamp, LinearRamp
+from videomaskfeat.engine.teacher import Monitor, RunningCentre
+from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.grid import resize_mask
+from videomaskfeat.jobs.pretrain_building import check_mask_grid, mask_function, mask_grid
+from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
+from videomaskfeat.masking import varied
+from videomaskfeat.methods.teaching import (
+    Colours,
+    Comparison,
+    Local,
+    TeacherMethod,
+    build_encoder,
+    call,
+    compiled,
+    heldout_pairs,
+    settings,
+    training_pairs,
+)
+from videomaskfeat.metrics.accuracy import directions, entropy
+from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.limits import build_within_memory, checked_arguments
+from videomaskfeat.models.maskfeat import MaskedEncoder
+from videomaskfeat.models.projection import PrototypeHead
+
+_KINDS = ("class", "cube")
+
+
+class IbotNetwork(nn.Module):
+    """Encoder and heads, of the student as of the teacher.
+
+    Args:
+        masked: clips and mask -> features.
+        class_head: features of clips -> cosines to the prototypes.
+        cube_head: features of cells -> the same; it may be the same module.
+    """
+
+    def __init__(self, masked: MaskedEncoder, class_head: PrototypeHead, cube_head: PrototypeHead) -> None:
+        super().__init__()
+        self.masked = masked
+        self.class_head = class_head
+        self.cube_head = cube_head
+
+    def forward(
+        self, clips: Tensor, mask: Tensor, local: Tensor | None = None, learn_prototypes: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cosines to the prototypes.
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            mask: bool [B, t', h', w'], True = hidden.
+            local: small crops float [S, C, T, H', W'], of which nothing is hidden; None: none.
+            learn_prototypes: see :class:`~videomaskfeat.models.projection.PrototypeHead`.
+
+        Returns:
+            Float32: of clips [B, K], of cells [B, t, h, w, K], and of local crops [S, K] (S = 0 where none).
+        """
+        clip, cells = self.masked(clips, mask)
+        classes = self.class_head(clip, learn_prototypes=learn_prototypes)
+        cubes = self.cube_head(cells, learn_prototypes=learn_prototypes)
+        if local is None:
+            return classes, cubes, classes[:0]
+        small = self.class_head(self.masked(local).clip, learn_prototypes=learn_prototypes)
+        return classes, cubes, small
+
+
+class Ibot(TeacherMethod):
+    """Self-distillation with an online tokenizer (iBOT, arXiv 2111.07832) on two clips of each video.
+
+    The teacher sees both clips whole and gives a distribution over K prototypes for the class token and for
+    each cell. The student, which sees the clips masked, is to give the same for the class token of the
+    *other* clip, and for the hidden cells of its own. Outputs are centred and sharpened by a low temperature,
+    so that neither one prototype nor all alike can win. The teacher's encoder is what is saved.
+
+    Deviations from the published code: no schedule of the weight decay; no hue, blur and solarisation among
+    the colours; the centre takes in whole optimiser steps, not micro-batches.
+
+    Args:
+        config: of the run; of ``mask``, the ratio is not used where ``ratios`` are given.
+        head: arguments of :class:`~videomaskfeat.models.projection.PrototypeHead` (prototypes, hidden_width,
+            bottleneck, layers).
+        shared_head: one head for class token and cells, as published.
+        summary: the clip's feature: "token" (the class token) or "mean" (over the grid's tokens).
+        ratios: least and greatest mask ratio, drawn anew for each clip; null: always mask.ratio.
+        unmasked: chance that nothing of a clip is hidden, 0..1.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's, at the start and after the warm-up.
+        temperature_warmup_epochs: epochs in which it rises.
+        centre_momentum: share of itself that a centre keeps in a step.
+        momentum: the teacher's, at the start; a cosine takes it to ``momentum_end``.
+        momentum_end: at the end.
+        freeze_epochs: epochs at the start in which the prototypes are not learnt.
+        class_weight: of the class token's loss.
+        cube_weight: of the hidden cells' loss.
+        local: see :class:`~videomaskfeat.methods.teaching.Local`.
+        colour: see :class:`~videomaskfeat.methods.teaching.Colours`.
+        collapse_std: the run stops where the teacher's features spread less than this, 0..1; 0: never.
+        collapse_information: it stops where the teacher's distributions tell clips, or cells, apart by less
+            than this, nats; 0: never.
+        collapse_grace: share of the run that is not judged.
+
+    Raises:
+        UserError: a value out of its range, or a mask that does not fit.
+    """
+
+    loss_name = "cross-entropy with the teacher, nats"
+    student: IbotNetwork
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        *,
+        head: Mapping[str, Any] | None = None,
+        shared_head: bool = True,
+        summary: str = "token",
+        ratios: Sequence[float] | None = (0.1, 0.5),
+        unmasked: float = 0.5,
+        student_temperature: float = 0.1,
+        teacher_temperature: Sequence[float] = (0.04, 0.07),
+        temperature_warmup_epochs: float = 30.0,
+        centre_momentum: float = 0.9,
+        momentum: float = 0.996,
+        momentum_end: float = 1.0,
+        freeze_epochs: float = 1.0,
+        class_weight: float = 1.0,
+        cube_weight: float = 1.0,
+        local: Mapping[str, Any] | None = None,
+        colour: Mapping[str, Any] | None = None,
+        collapse_std: float = 0.01,
+        collapse_information: float = 0.001,
+        collapse_grace: float = 0.1,
+    ) -> None:
+        super().__init__(config)
+        self._local = settings(Local, "local", local)
+        self._colours = settings(Colours, "colour", colour)
+        self._mask = _mask_draw(config, ratios, unmasked)
+        self.temperature = _teacher_temperature(config, teacher_temperature, temperature_warmup_epochs)
+        if not student_temperature > 0:
+            raise UserError(
+                f"method.arguments.student_temperature {student_temperature:g} must be above 0, such as 0.1"
+            )
+        self.student_temperature = student_temperature
+        self.freeze_epochs = freeze_epochs
+        self.weights_of_losses = _loss_weights(class_weight, cube_weight)
+        self.student = _network(config, head or {}, shared_head=shared_head, summary=summary)
+        _check_sizes(config, self.student.masked.encoder, self._local)
+        prototypes = self.student.class_head.prototypes
+        self._teach(
+            self.student,
+            momentum=CosineRamp(momentum, momentum_end),
+            means={
+                "feature_std": self.student.masked.encoder.out_width,
+                **{f"{kind}_distribution": prototypes for kind in _KINDS},
+                **{f"{kind}_uncertainty": 1 for kind in _KINDS},
+            },
+            centres={
+                f"{kind}_centre": RunningCentre(prototypes, momentum=centre_momentum) for kind in _KINDS
+            },
+            monitors=_monitors(collapse_std, collapse_information),
+            grace=collapse_grace,
+        )
+        self._call = compiled(call, config)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.masked.encoder
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """A clip and a mask."""
+        mask = mask_grid(self.config.clip, self.config.mask)
+        return (*super().example, torch.zeros((1, *mask.shape), dtype=torch.bool))
+
+    @property
+    def aim(self) -> str:
+        """What is predicted, and what is hidden."""
+        mask, small = self.config.mask, self._local
+        crops = f"; {small.count} local crops of {small.size}x{small.size} pixels" if small.count else ""
+        return (
+            f"the teacher's distributions over {self.student.class_head.prototypes} prototypes: of the other "
+            f"clip, and at the positions that a {mask.kind} mask of "
+            f"{mask_grid(self.config.clip, mask)} cells hides{crops}"
+        )
+
+    def training_loader(self, *, rank: int, world_size: int) -> ClipLoader[Any]:
+        """Pairs of clips with masks, and local crops.
+
+        Raises:
+            UserError: a single video a step, whose two clips *should* become the same.
+        """
+        if self.config.optim.batch_size == 2:
+            raise UserError(
+                "optim.batch_size 2 is one video a step, of which agreement cannot be told from collapse; a "
+                "batch counts two clips a video, take at least 4"
+            )
+        return training_pairs(self.config, rank=rank, world_size=world_size, **self._parts)
+
+    def heldout_loader(self) -> ClipLoader[Any] | None:
+        """The same of the held-out list."""
+        return heldout_pairs(self.config, **self._parts)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {"colours": self._colours, "mask": self._mask, "local": self._local}
+
+    def compare(self, network: nn.Module, batch: PairBatch, *, progress: float) -> Comparison:
+        """Predict the teacher's distributions of the other clip, and of the hidden cells."""
+        assert batch.mask is not None
+        pixels = self._pixels(batch.clips)
+        local = None if batch.local is None else self._pixels(batch.local)
+        taught, rows = self.teach(pixels, progress=progress)
+        learn = self._learns_prototypes(progress)
+        classes, cubes, small = self._call(network, pixels, batch.mask, local, learn)
+        class_loss = across_views(
+            classes.unflatten(0, (-1, 2)),  # [V, 2, K]
+            small.unflatten(0, (len(pixels) // 2, self._local.count)),  # [V, L, K]
+            taught["class"].unflatten(0, (-1, 2)),
+            temperature=self.student_temperature,
+        )
+        cube_loss = masked_teacher_cross_entropy(
+            cubes, taught["cube"], batch.mask, temperature=self.student_temperature
+        )
+        weight, cube_weight = self.weights_of_losses
+        loss = weight * class_loss + cube_weight * cube_loss
+        return Comparison(loss, {"class_loss": class_loss, "cube_loss": cube_loss}, rows)
+
+    def before_step(self) -> None:
+        """Leave frozen prototypes alone: a gradient of 0 would decay them and count in Adam's averages."""
+        if not self._learns_prototypes(self.progress):
+            for head in (self.student.class_head, self.student.cube_head):
+                head.directions.grad = None
+
+    def _learns_prototypes(self, progress: float) -> bool:
+        return progress * self.config.optim.epochs >= self.freeze_epochs
+
+    def make_target(self, batch: PairBatch) -> dict[str, Tensor]:
+        """The teacher's distributions of a batch."""
+        return self.teach(self._pixels(batch.clips), progress=self.progress)[0]
+
+    @torch.no_grad()
+    def teach(self, pixels: Tensor, *, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the teacher says of whole clips.
+
+        Args:
+            pixels: float [B, C, T, H, W].
+            progress: share of the run, on which the temperature depends.
+
+        Returns:
+            Probabilities: "class" [B, K] and "cube" [B, t, h, w, K]; and the rows of the step's means.
+        """
+        network = self.teacher.module
+        assert isinstance(network, IbotNetwork)
+        clip, cells = network.masked(pixels)
+        cosines = {"class": network.class_head(clip), "cube": network.cube_head(cells)}
+        taught, rows = {}, {"feature_std": directions(clip)}
+        for kind, outputs in cosines.items():
+            centred = outputs - self._centres[f"{kind}_centre"].value
+            taught[kind] = torch.softmax(centred / self.temperature(progress), dim=-1)
+            rows[f"{kind}_centre"] = outputs.flatten(0, -2)
+            rows[f"{kind}_distribution"] = taught[kind].flatten(0, -2)
+            rows[f"{kind}_uncertainty"] = entropy(taught[kind]).reshape(-1, 1)
+        return taught, rows
+
+    def wanted(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The distributions of clips, and the mean of those of their hidden cells (0 where none is)."""
+        assert batch.mask is not None
+        grid = self.student.masked.encoder.output_grid(batch.clips.shape[1:4])  # of [T, H, W]
+        hidden = resize_mask(batch.mask, grid).flatten(1).float()  # [B, N]
+        share = hidden / hidden.sum(dim=1, keepdim=True).clamp(min=1)
+        cells = rows["cube_distribution"].unflatten(0, share.shape)  # [B, N, K]
+        return {"class": rows["class_distribution"], "cube": torch.einsum("bn,bnk->bk", share, cells)}
+
+    def best_constant(self, wanted: Mapping[str, Tensor]) -> float:
+        """Cross-entropy is least for the mean of the distributions; clips shown whole have none of cells."""
+        hidden = wanted["cube"].sum().clamp(min=1e-12)  # the share of clips of which something is hidden
+        weight, cube_weight = self.weights_of_losses
+        cubes = hidden * torch.special.entr(wanted["cube"] / hidden).sum()
+        return float(weight * torch.special.entr(wanted["class"]).sum() + cube_weight * cubes)
+
+    def teacher_encoder(self) -> Encoder:
+        """The teacher's encoder."""
+        module = self.teacher.module
+        assert isinstance(module, IbotNetwork)
+        return module.masked.encoder
+
+    def figures(self) -> dict[str, Tensor]:
+        """How far features spread, and how far distributions do: the entropy of their mean, and what of it is
+        not within each one (the information that a distribution has on which clip, or cell, it is of).
+        """
+        figures = {"feature_std": self._std("feature_std")}
+        for kind in _KINDS:
+            whole = entropy(self._means[f"{kind}_distribution"].take())
+            within = self._means[f"{kind}_uncertainty"].take()[0]
+            figures[f"{kind}_entropy"] = whole
+            figures[f"{kind}_information"] = whole - within
+        figures["teacher_temperature"] = torch.tensor(self.temperature(self.progress), device=whole.device)
+        return figures
+
+
+def _network(
+    config: PretrainConfig, head: Mapping[str, Any], *, shared_head: bool, summary: str
+) -> IbotNetwork:
+    """Encoder and one or two heads."""
+    masked = MaskedEncoder(build_encoder(config), summary=summary)
+    known = {"prototypes", "hidden_width", "bottleneck", "layers"}
+    for key in head:
+        check_name("method.arguments.head: argument", key, sorted(known))
+    where = "method.arguments.head"
+    try:
+        checked = checked_arguments(PrototypeHead, head)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    build = functools.partial(PrototypeHead, masked.encoder.out_width, **checked)
+    class_head = build_within_memory(build, where)
+    cube_head = class_head if shared_head else build_within_memory(build, where)
+    return IbotNetwork(masked, class_head, cube_head)
+
+
+def _mask_draw(config: PretrainConfig, ratios: Sequence[float] | None, unmasked: float) -> MaskDraw:
+    """What draws a mask, tried at both ends of the ratios.
+
+    Raises:
+        UserError: ratios or chance out of their range, or a mask that cannot be.
+    """
+    mask = config.mask
+    policy, grid = mask_function(mask.kind), mask_grid(config.clip, mask)
+    if ratios is not None and len(ratios) != 2:
+        raise UserError(
+            f"method.arguments.ratios {list(ratios)} must be two numbers, the least ratio and the greatest, "
+            "such as [0.1, 0.5]; or null"
+        )
+    low, high = (mask.ratio, mask.ratio) if ratios is None else ratios
+    if low > high:
+        raise UserError(
+            f"method.arguments.ratios [{low:g}, {high:g}]: the first must not be above the second"
+        )
+    if not 0 <= unmasked < 1:
+        raise UserError(
+            f"method.arguments.unmasked {unmasked:g} must be at least 0 and below 1; at 1 nothing is hidden"
+        )
+    for ratio in (low, high):
+        try:
+            policy(grid, ratio, np.random.default_rng(0))
+        except UserError as error:
+            name = "mask.ratio" if ratios is None else "method.arguments.ratios"
+            raise UserError(f"{name} with mask.cell {list(mask.cell)}: {error}") from error
+    return functools.partial(varied, policy, grid, ratios=(low, high), unmasked=unmasked)
+
+
+def _teacher_temperature(config: PretrainConfig, ends: Sequence[float], warmup_epochs: float) -> LinearRamp:
+    """The teacher's temperature over the run.
+
+    Raises:
+        UserError: a temperature that is not positive, or a warm-up longer than the run.
+    """
+    if len(ends) != 2 or not min(ends) > 0:
+        raise UserError(
+            f"method.arguments.teacher_temperature {list(ends)} must be two numbers above 0, at the start "
+            "and after the warm-up, such as [0.04, 0.07]"
+        )
+    epochs = config.optim.epochs
+    if not 0 <= warmup_epochs <= epochs:
+        raise UserError(
+            f"method.arguments.temperature_warmup_epochs {warmup_epochs:g} must lie between 0 and the length "
+            f"of the run (optim.epochs {epochs:g}); lower it with the epochs"
+        )
+    return LinearRamp(ends[0], ends[1], warmup_epochs / epochs)
+
+
+def _loss_weights(class_weight: float, cube_weight: float) -> tuple[float, float]:
+    if min(class_weight, cube_weight) < 0 or class_weight == cube_weight == 0:
+        raise UserError(
+            f"method.arguments: class_weight {class_weight:g} and cube_weight {cube_weight:g} must not be "
+            "negative, nor both 0"
+        )
+    return class_weight, cube_weight
+
+
+def _check_sizes(config: PretrainConfig, encoder: Encoder, local: Local) -> None:
+    """Masks must fit the output's grid, and local crops the encoder's cubes.
+
+    Raises:
+        UserError: they do not.
+    """
+    clip = config.clip
+    check_mask_grid(config, encoder.output_grid((clip.frames, clip.crop, clip.crop)))
+    if local.count:
+        try:
+            encoder.output_grid((clip.frames, local.size, local.size))
+        except UserError as error:
+            raise UserError(f"method.arguments.local.size {local.size}: {error}") from error
+
+
+def _monitors(std: float, information: float) -> tuple[Monitor, ...]:
+    return (
+        Monitor("feature_std", std, "all clips get nearly the same features"),
+        Monitor("class_information", information, "all clips get nearly the same distribution"),
+        Monitor("cube_information", information, "all cells get nearly the same distribution"),
+    )

@@ -1,0 +1,174 @@
+"""``method: latent``: predict the features that the teacher gives the whole clip, in the hidden places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videomaskfeat.config import PretrainConfig
+from videomaskfeat.data.batches import PretrainBatch
+from videomaskfeat.engine.optim import CosineRamp
+from videomaskfeat.engine.teacher import Monitor
+from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.jobs.pretrain_building import check_mask_grid, draw_mask, mask_grid
+from videomaskfeat.losses import masked_l1, masked_smooth_l1
+from videomaskfeat.methods.teaching import Comparison, TeacherMethod, build_encoder, call, compiled
+from videomaskfeat.metrics.accuracy import directions
+from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.limits import build_within_memory
+from videomaskfeat.models.maskfeat import MaskedEncoder, check_last_blocks, last_blocks
+from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor
+
+PREDICTORS = ("transformer", "mlp")
+
+
+class LatentStudent(nn.Module):
+    """An encoder that sees the masked clip, and a predictor.
+
+    Args:
+        masked: clips and mask -> features.
+        predictor: features of the cells [B, t, h, w, D'] -> predictions of the same shape.
+    """
+
+    def __init__(self, masked: MaskedEncoder, predictor: nn.Module) -> None:
+        super().__init__()
+        self.masked = masked
+        self.predictor = predictor
+
+    def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """Clips float [B, C, T, H, W], mask bool [B, t', h', w'] -> predictions [B, t, h, w, D']."""
+        return self.predictor(self.masked(clips, mask).cells)
+
+
+class Latent(TeacherMethod):
+    """Features of the clip's own moving-average encoder as target: data2vec's and V-JEPA's family.
+
+    The teacher sees the whole clip; its last blocks' outputs, each layer-normalised without scale and shift,
+    are averaged (data2vec, arXiv 2202.03555, section 3.3: of images the last 6 of a ViT-B's 12; V-JEPA,
+    arXiv 2404.08471, takes the last). The student sees mask tokens in the hidden places, in the dense form,
+    and a predictor goes from its features to the teacher's. The teacher's encoder is what is saved.
+
+    Deviations from the published codes: the momentum rises along half a cosine, not along a line; the last
+    block's output is taken before the encoder's own final norm.
+
+    Args:
+        config: of the run.
+        blocks: how many of the teacher's last blocks are averaged; all must be of the last one's size.
+        predictor: "transformer" or "mlp".
+        predictor_width: its hidden width.
+        predictor_depth: blocks of the transformer.
+        predictor_heads: its attention heads.
+        beta: difference at which smooth L1 becomes a line (data2vec: 2 for images); 0: plain L1 (V-JEPA).
+        momentum: the teacher's, at the start; a cosine takes it to ``momentum_end``.
+        momentum_end: at the end.
+        collapse_std: the run stops where the targets spread less than this over cells and clips, 0..1; 0:
+            never.
+        collapse_grace: share of the run that is not judged.
+
+    Raises:
+        UserError: a value out of its range, blocks of several sizes, or a mask that does not fit.
+    """
+
+    loss_name = "error of latents"
+    student: LatentStudent
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        *,
+        blocks: int = 1,
+        predictor: str = "transformer",
+        predictor_width: int = 384,
+        predictor_depth: int = 4,
+        predictor_heads: int = 6,
+        beta: float = 0.0,
+        momentum: float = 0.998,
+        momentum_end: float = 1.0,
+        collapse_std: float = 0.01,
+        collapse_grace: float = 0.1,
+    ) -> None:
+        super().__init__(config)
+        draw_mask(config)
+        check_name("method.arguments.predictor", predictor, PREDICTORS)
+        if not beta >= 0:
+            raise UserError(f"method.arguments.beta {beta:g} must not be negative; 0 is plain L1")
+        encoder = build_encoder(config)
+        size = (config.clip.frames, config.clip.crop, config.clip.crop)
+        check_mask_grid(config, encoder.output_grid(size))
+        check_last_blocks(encoder, blocks, size)
+        width, grid = encoder.out_width, encoder.output_grid(size)
+        build: Callable[[], nn.Module] = partial(MlpPredictor, width, hidden_width=predictor_width)
+        if predictor == "transformer":
+            sizes: dict[str, Any] = {"depth": predictor_depth, "heads": predictor_heads, "grid": grid}
+            build = partial(TransformerPredictor, width, hidden_width=predictor_width, **sizes)
+        head = build_within_memory(build, "the predictor of method.arguments")
+        self.blocks, self.beta = blocks, beta
+        self.student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head)
+        self._teach(
+            encoder,
+            momentum=CosineRamp(momentum, momentum_end),
+            means={"feature_std": width, "clip_std": width},
+            monitors=(
+                Monitor("feature_std", collapse_std, "all cells of all clips have nearly the same target"),
+            ),
+            grace=collapse_grace,
+        )
+        self._call = compiled(call, config)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder."""
+        return self.student.masked.encoder
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """A clip and a mask."""
+        mask = mask_grid(self.config.clip, self.config.mask)
+        return (*super().example, torch.zeros((1, *mask.shape), dtype=torch.bool))
+
+    @property
+    def aim(self) -> str:
+        """Target and mask."""
+        mask = self.config.mask
+        return (
+            f"the teacher's features at the positions that a {mask.kind} mask of "
+            f"{mask_grid(self.config.clip, mask)} cells hides, ratio {mask.ratio:g}"
+        )
+
+    def compare(self, network: nn.Module, batch: PretrainBatch, *, progress: float) -> Comparison:
+        """Predict the teacher's features at the hidden cells."""
+        pixels = self._pixels(batch.clips)
+        target = self.target(pixels)
+        predictions = self._call(network, pixels, batch.mask)
+        if self.beta:
+            loss = masked_smooth_l1(predictions, target, batch.mask, beta=self.beta)
+        else:
+            loss = masked_l1(predictions, target, batch.mask)
+        rows = {"feature_std": directions(target), "clip_std": directions(target.flatten(1, 3).mean(dim=1))}
+        return Comparison(loss, {}, rows)
+
+    def make_target(self, batch: PretrainBatch) -> Tensor:
+        """The teacher's features of a batch."""
+        return self.target(self._pixels(batch.clips))
+
+    @torch.no_grad()
+    def target(self, pixels: Tensor) -> Tensor:
+        """Whole clips float [B, C, T, H, W] -> what the teacher makes of them, float32 [B, t, h, w, D']."""
+        outputs = last_blocks(self.teacher_encoder(), pixels, self.blocks)
+        normed = [F.layer_norm(output.float(), output.shape[-1:]) for output in outputs]
+        return torch.stack(normed).mean(dim=0)
+
+    def teacher_encoder(self) -> Encoder:
+        """The teacher's encoder."""
+        module = self.teacher.module
+        assert isinstance(module, Encoder)
+        return module
+
+    def figures(self) -> dict[str, Tensor]:
+        """How far targets spread over cells and clips, and their means over clips."""
+        return {name: self._std(name) for name in ("feature_std", "clip_std")}

@@ -1,0 +1,7 @@
+"""Training machinery that knows nothing of video."""
+
+from functools import partial
+
+from videomaskfeat import import_submodule
+
+__getattr__ = partial(import_submodule, __name__)

@@ -1,7 +1,0 @@
-"""Tokenizers of frames: the verb ``train-tokenizer``."""
-
-from functools import partial
-
-from videomaskfeat import import_submodule
-
-__getattr__ = partial(import_submodule, __name__)

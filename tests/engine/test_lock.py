@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,39 @@ def test_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 break
             subprocess.run(["sleep", "0.01"], check=True)
         assert path.stat().st_mtime > 0
+
+
+def test_lock_of_another_holder_is_not_removed(tmp_path: Path) -> None:
+    """Another machine may take over the folder of a process that was stopped for minutes."""
+    own = lock(tmp_path)
+    own.acquire()
+    path = leave_lock(tmp_path, host="node-7", machine="another", pid=12)
+    content = path.read_text()
+    own.release()
+    assert path.read_text() == content
+
+
+def test_two_processes_that_ask_at_once_take_turns(tmp_path: Path) -> None:
+    """A lock file that another process has open, and will write into, is waited for."""
+    (tmp_path / "lock.json").touch()
+    caught: list[UserError] = []
+
+    def take() -> None:
+        try:
+            lock(tmp_path).acquire()
+        except UserError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=take, daemon=True)
+    with (tmp_path / "lock.json").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive(), "it did not wait"
+        leave_lock(tmp_path)
+    thread.join(60)
+    (error,) = caught
+    assert f"in use by process {os.getpid()} on" in str(error)
 
 
 def lose(folder: Path) -> None:

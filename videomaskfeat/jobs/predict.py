@@ -21,8 +21,8 @@ from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import Predictions, load_classifier
 from videomaskfeat.inference.scores import file_sha256, protocol_of, views_of
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import is_folder, make_folder, make_parent, whole_file
-from videomaskfeat.jobs.run import choose_inference_threads
 from videomaskfeat.jobs.visualize import free_name
 from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
 

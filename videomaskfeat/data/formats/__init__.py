@@ -8,14 +8,14 @@ from functools import partial
 
 from videomaskfeat import import_submodule
 from videomaskfeat.data.formats.folder import Folder
-from videomaskfeat.data.formats.format import ListFormat, ListSource, check_choice
+from videomaskfeat.data.formats.format import ListFormat, ListSource
 from videomaskfeat.data.formats.frames import Frames
 from videomaskfeat.data.formats.images import Images
 from videomaskfeat.data.formats.kinetics import Kinetics
 from videomaskfeat.data.formats.ssv2 import Ssv2
 from videomaskfeat.data.formats.table import Table
 from videomaskfeat.data.records import Records
-from videomaskfeat.errors import UserError, counted
+from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.io import is_folder, whole_file
 
 __getattr__ = partial(import_submodule, __name__)
@@ -80,8 +80,8 @@ def load_records(
 
 def _find_format(source: ListSource) -> ListFormat:
     """The format of a list, as named or detected."""
-    check_choice("format", source.format, ("auto", *FORMATS))
-    check_choice("labels", source.labels, ("auto", "yes", "no"))
+    check_name("format", source.format, ("auto", *FORMATS))
+    check_name("labels", source.labels, ("auto", "yes", "no"))
     suitable = {name: one for name, one in FORMATS.items() if one.of_folders == source.is_folder}
     if source.format in suitable:
         return suitable[source.format]

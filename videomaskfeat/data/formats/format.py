@@ -11,7 +11,7 @@ from functools import cached_property
 
 from videomaskfeat.data.folders import FoundVideos, find_videos, log_left_out
 from videomaskfeat.data.records import Records
-from videomaskfeat.errors import UserError, counted, nearest
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import is_folder
 from videomaskfeat.texts import read_rows
 
@@ -146,9 +146,3 @@ def unlabelled_records(source: ListSource, found: Sequence[str], wanted: str) ->
         )
     log_left_out(source.path, source.found.left_out)
     return Records.from_paths(found, None, source=source.path, root=source.path)
-
-
-def check_choice(argument: str, value: str, known: Sequence[str]) -> None:
-    """Raise a UserError for a word that is not known."""
-    if value not in known:
-        raise UserError(f"{argument}={value!r} is not one of {', '.join(known)}{nearest(value, known)}")

@@ -8,9 +8,9 @@ import re
 import numpy as np
 
 from videomaskfeat.csv_columns import TextRows, strip_blanks, strip_quotes
-from videomaskfeat.data.formats.format import ListFormat, ListSource, check_choice
+from videomaskfeat.data.formats.format import ListFormat, ListSource
 from videomaskfeat.data.records import Records
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.texts import show_text
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Table(ListFormat):
                 f"{source.path}: a list of frames (`original_vido_id video_id frame_id path labels`) is not "
                 "read; give the JSON list, and the folder of the frame folders as prefix"
             )
-        check_choice("separator", source.separator, ("auto", *SEPARATORS))
+        check_name("separator", source.separator, ("auto", *SEPARATORS))
         rows = _rows(source.data, source.path)
         if not len(rows):
             raise UserError(

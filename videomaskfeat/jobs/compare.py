@@ -28,14 +28,14 @@ from videomaskfeat.config import (
 )
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.distributed import uses_bf16
+from videomaskfeat.engine.lock import FolderLock
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
-from videomaskfeat.jobs import finetune as classify
-from videomaskfeat.jobs import pretrain, tokenizer
 from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import read_run
-from videomaskfeat.jobs.run import FolderLock, RunFolder, uses_bf16
+from videomaskfeat.jobs.run import RunFolder
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods import build_method
 from videomaskfeat.methods.method import Method
@@ -113,12 +113,12 @@ def _median_ms(work: Callable[[], None], device: torch.device, steps: int) -> fl
 
 
 # What a comparison runs: each target's runs with each seed, as commands of the package.
-CONFIGS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "pretrain": (PretrainConfig, pretrain.FREE_KEYS),
-    "finetune": (FinetuneConfig, classify.FREE_KEYS),
-    "train-tokenizer": (TokenizerConfig, tokenizer.FREE_KEYS),
+CONFIGS: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "train-tokenizer": TokenizerConfig,
 }
-"""Config class of a verb, and the keys that a run which goes on may change."""
+"""Config class of a verb."""
 ENTRY_KEYS = ("pretrain", "finetune", "before")
 BEFORE_KEYS = ("verb", "config", "keys", "folder")
 BEFORE_VERBS = ("pretrain", "train-tokenizer")
@@ -152,9 +152,8 @@ class Command:
         Raises:
             UserError: a key or a value is wrong.
         """
-        kind, free_keys = CONFIGS[self.verb]
-        config: Any = load_config(kind, self.config, self.overrides)
-        return RunFolder(str(self.folder), config, free_keys=free_keys)
+        config: Any = load_config(CONFIGS[self.verb], self.config, self.overrides)
+        return RunFolder(str(self.folder), config)
 
     def check(self) -> None:
         """Whether it can be run, and where it was run already, that it was this run.

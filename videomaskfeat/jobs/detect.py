@@ -16,6 +16,7 @@ from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import StepResult
+from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.detection_results import ScoredDetections, closing_words
@@ -23,12 +24,12 @@ from videomaskfeat.inference.detectors import BoxScores, score_in_memory
 from videomaskfeat.inference.scores import file_sha256
 from videomaskfeat.jobs.detect_building import (
     ActionLoss,
-    VideoPlaces,
     build_detector,
     build_loss,
     read_lists,
     recipe_of,
     training_loader,
+    video_places,
 )
 from videomaskfeat.jobs.detect_evaluate import (
     PassChoice,
@@ -40,7 +41,7 @@ from videomaskfeat.jobs.detect_evaluate import (
     words_on_key_frames,
     write_score,
 )
-from videomaskfeat.jobs.finetune_building import BestWeights, check_weight_sets, other_levels, weight_sets
+from videomaskfeat.jobs.finetune_building import BestWeights, check_weight_sets, weight_sets
 from videomaskfeat.jobs.plan import describe_detection
 from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.run import (
@@ -51,33 +52,13 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.recipe import DETECT_KEY, Levels, normalise
+from videomaskfeat.recipe import DETECT_KEY, Levels, compare_levels, normalise
 
 logger = logging.getLogger(__name__)
-
-# What may change between a run and its resumption without changing what is learnt.
-FREE_KEYS = (
-    "model.weights_key",
-    "data.workers",
-    "data.read_seconds",
-    "data.failure_share",
-    "evaluate.flip",
-    "evaluate.scales",
-    "run.folder",
-    "run.device",
-    "run.threads",
-    "run.compile",
-    "run.activation_checkpointing",
-    "run.checkpoint_minutes",
-    "run.rank_timeout_minutes",
-    "run.checkpoint_epochs",
-    "run.keep_checkpoints",
-)
 
 
 @dataclass(frozen=True)
@@ -167,7 +148,7 @@ class _Run:
 
     def __init__(self, config: DetectConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.run_folder = RunFolder(config.run.folder, config)
         self.folder = self.run_folder.path
         self.bf16 = uses_bf16(config.run.precision, device)
         self.lists = read_lists(config)
@@ -190,7 +171,7 @@ class _Run:
         )
         if self.lists.tested is not None:  # what is wrong is said now rather than after the training
             assert self.lists.truth is not None
-            self.sources = VideoPlaces.of_config(config).find(self.lists.truth, self.lists.tested)
+            self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
             self._part_of_seconds()
         self.network = distributed.parallel(self.model, device)
         self.step = DetectStep(
@@ -247,7 +228,7 @@ class _Run:
         if self.load_report is not None:
             self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
             self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
-            if told := other_levels(self.config.model.weights, self.recipe.clip):
+            if told := compare_levels(self.config.model.weights, self.recipe.clip):
                 self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:

@@ -18,6 +18,7 @@ from videomaskfeat.data.batches import Failure, LabelledBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import StepResult
+from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import evaluate_model, videos_a_batch
@@ -27,9 +28,7 @@ from videomaskfeat.jobs.finetune_building import (
     build_mixing,
     check_weight_sets,
     evaluation_views,
-    other_levels,
     read_lists,
-    recipe_of,
     training_loader,
     weight_sets,
 )
@@ -43,35 +42,14 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, Levels, normalise
+from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalise
 
 logger = logging.getLogger(__name__)
-
-# What may change between a run and its resumption without changing what is learnt.
-FREE_KEYS = (
-    "model.weights_key",
-    "data.workers",
-    "data.read_seconds",
-    "data.failure_share",
-    "evaluate.views",
-    "evaluate.crops",
-    "evaluate.average",
-    "run.folder",
-    "run.device",
-    "run.threads",
-    "run.compile",
-    "run.activation_checkpointing",
-    "run.checkpoint_minutes",
-    "run.rank_timeout_minutes",
-    "run.checkpoint_epochs",
-    "run.keep_checkpoints",
-)
 
 
 @dataclass(frozen=True)
@@ -156,11 +134,11 @@ class _Run:
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.run_folder = RunFolder(config.run.folder, config)
         self.folder = self.run_folder.path
         self.bf16 = uses_bf16(config.run.precision, device)
         self.lists = read_lists(config)
-        self.recipe = recipe_of(config, self.lists.names)
+        self.recipe = ClassifyRecipe.of(config.clip, config.evaluate, self.lists.names)
         torch.manual_seed(config.run.seed)
         self.model, self.load_report = build_classifier(config, self.lists.classes)
         self.loader = training_loader(
@@ -211,7 +189,7 @@ class _Run:
         if self.load_report is not None:
             self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
             self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
-            if told := other_levels(self.config.model.weights, self.recipe.clip):
+            if told := compare_levels(self.config.model.weights, self.recipe.clip):
                 self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from videomaskfeat.config import DataConfig, PretrainConfig, ProbeConfig
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.engine.distributed import stop_if_requested
+from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import VideoScores, video_features, videos_a_batch
@@ -33,7 +34,6 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
@@ -147,33 +147,6 @@ def _labels(records: Records) -> np.ndarray:
 
 
 # ``pretrain``: from a config to a trained encoder, its held-out loss, its pictures and its report.
-# What may change between a run and its resumption without changing what is learnt.
-FREE_KEYS = (
-    "data.validation",
-    "data.workers",
-    "data.read_seconds",
-    "data.failure_share",
-    "optim.accumulate",
-    "probe.train",
-    "probe.test",
-    "probe.k",
-    "probe.temperature",
-    "probe.penalty",
-    "run.folder",
-    "run.device",
-    "run.threads",
-    "run.compile",
-    "run.activation_checkpointing",
-    "run.checkpoint_minutes",
-    "run.rank_timeout_minutes",
-    "run.checkpoint_epochs",
-    "run.keep_checkpoints",
-    "run.evaluate_epochs",
-    "run.evaluate_clips",
-    "run.pictures",
-)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a pre-training ended.
@@ -214,7 +187,7 @@ class _Run:
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.run_folder = RunFolder(config.run.folder, config)
         self.folder = self.run_folder.path
         torch.manual_seed(config.run.seed)
         self.method = build_method(config)

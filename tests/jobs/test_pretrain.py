@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data.clip_parts import DeadlyClips
+from videomaskfeat import methods
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.data.records import Records
-from videomaskfeat.jobs import pretrain_building
-from videomaskfeat.methods.masked import MaskedPrediction
+from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import normalise
 
@@ -113,13 +113,13 @@ def test_losses_do_not_depend_on_workers_or_micro_batches(
 def test_step_loss_is_the_mean_over_hidden_cells() -> None:
     """Against a loop over the hidden positions; float32, 1e-5."""
     config = load_config(PretrainConfig, None, TINY)
-    method = MaskedPrediction(config)
+    method = build_method(config)
     target, model = method.target, method.student.eval()
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
     mask = torch.rand(2, 2, 2, 2, generator=generator) < 0.5
     batch = PretrainBatch(clips, mask, torch.arange(2))
-    loss, _ = method.loss(model, batch)
+    loss = method.loss(model, batch).loss
     pixels = normalise(clips, mean=0.45, std=0.225)
     assert pixels[1, 2, 3, 4, 5].item() == pytest.approx((clips[1, 3, 4, 5, 2].item() / 255 - 0.45) / 0.225)
     predictions, truth = model(pixels, mask), target(pixels)
@@ -214,7 +214,7 @@ def test_video_that_crashes_the_decoder_is_replaced_and_a_resumed_run_is_the_sam
         dataset.deeds = {5: "abort"}
         return dataset
 
-    monkeypatch.setattr(pretrain_building, "PretrainClips", make)
+    monkeypatch.setattr(methods.method, "PretrainClips", make)
     choices = ("optim.epochs=3", "run.checkpoint_minutes=0", "run.keep_checkpoints=12", "data.workers=1")
     code, text = pretrain(*choices)
     assert code == 3, text

@@ -37,7 +37,7 @@ from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import read_run
 from videomaskfeat.jobs.run import RunFolder
 from videomaskfeat.machine import keep_freed_memory
-from videomaskfeat.methods import build_method
+from videomaskfeat.methods.build import build_method, training_loader
 from videomaskfeat.methods.method import Method
 from videomaskfeat.processes import Verbs
 from videomaskfeat.texts import read_json, show_text
@@ -95,7 +95,7 @@ def method_on_batch(config: PretrainConfig) -> tuple[Method, Any, torch.device]:
     method = build_method(config)
     method.student.to(device)
     method.to(device)
-    with method.training_loader(rank=0, world_size=1) as loader:
+    with training_loader(config, method) as loader:
         batch = next(iter(loader.epoch(0))).to(device)
     return method, batch, device
 

@@ -31,7 +31,7 @@ def describe_plan(
         f"{multiply_adds(method.student, method.example) / 1e9:.1f} G multiply-adds a clip",
         f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
         f"{tokens} = {tokens.size} tokens, predictions on {output}",
-        f"target    {method.aim}",
+        f"target    {method.description}",
         *_unused_lines(config, method),
         f"data      {records.source}: {len(records)} videos",
         *_training_lines(config.optim, config.run, loader, device=device, bf16=bf16),

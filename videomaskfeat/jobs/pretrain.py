@@ -37,7 +37,7 @@ from videomaskfeat.jobs.run import (
     with_threads,
 )
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
-from videomaskfeat.methods import build_method
+from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_neighbours, knn_scores, linear_probe_scores
@@ -192,10 +192,10 @@ class _Run:
         torch.manual_seed(config.run.seed)
         self.method = build_method(config)
         self.student = self.method.student
-        self.loader = self.method.training_loader(
-            rank=distributed.rank(), world_size=distributed.world_size()
+        self.loader = training_loader(
+            config, self.method, rank=distributed.rank(), world_size=distributed.world_size()
         )
-        self.heldout = self.method.heldout_loader()
+        self.heldout = heldout_loader(config, self.method)
         self.bf16 = uses_bf16(config.run.precision, device)
         self.network = distributed.parallel(self.student, device)
         self.method.to(device)
@@ -286,7 +286,8 @@ class _Run:
     def _heldout_loss(self) -> HeldOutLoss:
         assert self.heldout is not None
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-        return self.method.heldout(self._heldout_batches(self.heldout), autocast=autocast)
+        batches = self._heldout_batches(self.heldout)
+        return self.method.heldout_loss(self.student, batches, autocast=autocast)
 
     def _heldout_batches(self, loader: ClipLoader[Any]) -> Iterator[Any]:
         """Batches on the device, the same in every call: epoch 0 of the held-out list."""

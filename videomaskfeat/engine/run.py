@@ -18,7 +18,7 @@ from torch import nn
 from videomaskfeat.config import config_text, flat, free_keys, load_config
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
-from videomaskfeat.engine.contracts import LoopOptions, Stateful
+from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.loop import TrainResult, train
@@ -204,8 +204,8 @@ class Run(ABC):
         self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
 
     @abstractmethod
-    def step(self, batch: Any) -> Any:
-        """The result of a batch; see :data:`~videomaskfeat.engine.contracts.StepFunction`."""
+    def step(self, batch: Any) -> StepResult:
+        """The result of a batch on the device."""
 
     @abstractmethod
     def plan(self) -> list[str]:
@@ -234,7 +234,7 @@ class Run(ABC):
     def before_step(self) -> None:  # noqa: B027
         """See ``before_step`` of `train`."""
 
-    def after_step(self, *progress: Any) -> Mapping[str, float] | None:
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float] | None:
         """See ``after_step`` of `train`."""
         return None
 

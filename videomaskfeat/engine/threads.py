@@ -210,7 +210,7 @@ class _Trial:
         training = self._training
         for batch in self._batches:
             with torch.autocast(training.device.type, torch.bfloat16, enabled=training.bf16):
-                loss = training.step(batch)[0]
+                loss = training.step(batch).loss
             loss.backward()
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from videomaskfeat.data.ava import (
     sources_of_lists,
 )
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
-from videomaskfeat.data.records_frames import load_frame_lists
+from videomaskfeat.data.frame_lists import load_frame_lists
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.detectors import DetectRecipe

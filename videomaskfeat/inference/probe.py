@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from videomaskfeat.config import DataConfig, ProbeConfig
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import VideoScores, video_features, videos_a_batch

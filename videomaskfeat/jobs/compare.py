@@ -63,7 +63,7 @@ def method_cost(config: PretrainConfig, *, steps: int = TIMED_STEPS) -> TargetCo
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss, _ = method.loss(method.student, batch)
+            loss = method.loss(method.student, batch).loss
         loss.backward()
         method.student.zero_grad(set_to_none=True)
 

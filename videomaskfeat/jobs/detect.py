@@ -22,7 +22,7 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import Stateful
+from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.errors import UserError, check_name
@@ -146,7 +146,7 @@ class DetectRun(Run):
             path = self.config.model.weights
             self.log_weights(path, self.load_report, compare_levels(path, self.recipe.clip))
 
-    def step(self, batch: ActionBatch) -> Any:
+    def step(self, batch: ActionBatch) -> StepResult:
         """The loss of a batch."""
         return self.detect(batch)
 
@@ -265,7 +265,7 @@ class DetectStep:
         self._loss = loss
         self._compare = torch.compile(self.compare) if compiled else self.compare
 
-    def __call__(self, batch: ActionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def __call__(self, batch: ActionBatch) -> StepResult:
         """The loss of a batch, and how many boxes a process has, as ``boxes``.
 
         A box weighs the same on every process, whichever of them has more: their losses and gradients are
@@ -277,7 +277,7 @@ class DetectStep:
         loss = self._compare(clips, batch.boxes, batch.labels)
         own = torch.tensor(float(len(batch.boxes)), device=loss.device)
         mean = distributed.mean_over_ranks(own)
-        return loss * (own / mean.clamp(min=1e-6)), {"boxes": mean}
+        return StepResult(loss * (own / mean.clamp(min=1e-6)), {"boxes": mean})
 
     def compare(self, clips: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], boxes [R, 5], labels bool [R, L] -> loss float32 []."""

@@ -493,7 +493,7 @@ class _Evaluation:
                 self._views(records)  # refuses what does not fit
                 check_list(records, classes=self.classes, source=self.source)
                 if not names:
-                    check_words(records, lists, classes=self.classes, source=self.source)
+                    check_words(records, classes=self.classes, source=self.source)
                 check_some_exist(records)
 
     @property

@@ -29,9 +29,10 @@ import numpy as np
 import simplejson
 
 from videomaskfeat.data.batches import ViewsBatch
+from videomaskfeat.data.folders import VIDEO_SUFFIXES
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.records import Records, load_records
-from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks

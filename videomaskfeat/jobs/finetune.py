@@ -17,6 +17,7 @@ from videomaskfeat.config import FinetuneConfig, LabelledClipConfig
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
 from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
+from videomaskfeat.data.formats import class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.records import Records, check_frames
@@ -24,12 +25,12 @@ from videomaskfeat.data.sampling import ShortVideo, clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
 from videomaskfeat.data.views import SAMPLINGS
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import Stateful
+from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.inference.multiview import ListChoice, VideoScores, evaluate_model, videos_a_batch
-from videomaskfeat.inference.scores import class_names_beside, read_class_names, views_of
+from videomaskfeat.inference.scores import read_class_names, views_of
 from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import soft_cross_entropy
@@ -122,7 +123,7 @@ class FinetuneRun(Run):
             path = self.config.model.weights
             self.log_weights(path, self.load_report, compare_levels(path, self.recipe.clip))
 
-    def step(self, batch: LabelledBatch) -> Any:
+    def step(self, batch: LabelledBatch) -> StepResult:
         """The loss of a batch."""
         return self.classify(batch)
 
@@ -223,7 +224,7 @@ class FinetuneStep:
             torch.compile(self.compare) if compiled else self.compare
         )
 
-    def __call__(self, batch: LabelledBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def __call__(self, batch: LabelledBatch) -> StepResult:
         """The loss of a batch, and in ``train_top1`` the share of its clips, in percent, whose class wins.
 
         Of mixed clips the class is that of the greater part, as their targets say.
@@ -232,7 +233,7 @@ class FinetuneStep:
         clips, targets = self.mixing(pixels, batch.labels)
         loss, logits = self._compare(clips, targets)
         right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
-        return loss, {"train_top1": 100 * right.float().mean()}
+        return StepResult(loss, {"train_top1": 100 * right.float().mean()})
 
     def compare(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Clips float [B, C, T, H, W] and targets float [B, L] -> loss float32 [] and logits [B, L]."""

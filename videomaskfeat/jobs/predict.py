@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.data.batches import Failure
+from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.data.frames import is_picture
-from videomaskfeat.data.records import Records, expand_folders
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import Stateful
+from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
 from videomaskfeat.inference.probe import FeatureProbe
 from videomaskfeat.jobs.doctor import diagnose
@@ -84,7 +84,7 @@ class PretrainRun(Run):
             lines.append(f"ignored   {', '.join(unused)}: method {config.method.name} does not use it")
         return [*lines, f"data      {records.source}: {len(records)} videos"]
 
-    def step(self, batch: Any) -> Any:
+    def step(self, batch: Any) -> StepResult:
         """The method's loss of a batch."""
         return self.method.loss(self.network, batch)
 
@@ -92,9 +92,9 @@ class PretrainRun(Run):
         """Let the method spare weights."""
         self.method.before_step()
 
-    def after_step(self, *progress: Any) -> Mapping[str, float]:
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
         """Let the method's teacher follow."""
-        return self.method.after_step(*progress)
+        return self.method.after_step(progress, states)
 
     @property
     def state(self) -> Mapping[str, Stateful]:

@@ -12,8 +12,9 @@ from torch import nn
 
 from videomaskfeat.config import ClipConfig, MaskConfig, PretrainConfig
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.records import Records, check_frames, load_records
+from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.errors import UserError, check_name

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.clips import sample_generator
-from videomaskfeat.data.records import expand_folders
+from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video

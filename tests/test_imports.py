@@ -25,6 +25,7 @@ SIDEWAYS = {
     ("interop", "targets"),
     ("targets", "models"),
     ("targets", "losses"),
+    ("targets", "recipe"),
     ("data", "masking"),
     ("viz", "targets"),
     ("recipe", "data"),
@@ -33,7 +34,7 @@ SIDEWAYS = {
 ABOVE = {
     "cli": {"jobs", "methods", "inference", "targets", "models", "config", "data", *GROUND},
     "jobs": {"config", "methods", "inference", *ROOMS, *GROUND},
-    "methods": {"config", "jobs", "inference", *ROOMS, *GROUND},
+    "methods": {"config", "inference", *ROOMS, *GROUND},
     "inference": {"config", "jobs", *ROOMS, *GROUND},
     "config": {"errors", "io", "texts"},
     "durations": set(),

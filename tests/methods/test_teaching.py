@@ -263,7 +263,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
         (
             "ibot",
             "method.arguments={head: {prototype: 4}}",
-            ["argument 'prototype' is unknown; did you mean 'prototypes'? there are bottleneck"],
+            ["argument 'prototype' is unknown; did you mean 'prototypes'?"],
         ),
         ("ibot", "method.arguments={local: {count: 2, size: 30}}", ["local.size 30", "multiple of the cube"]),
         ("ibot", "optim.batch_size=2", ["optim.batch_size 2 is one video per step", "take at least 4"]),

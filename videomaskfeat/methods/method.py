@@ -50,6 +50,28 @@ class HeldOutTally(Protocol):
         ...
 
 
+class MeanTally:
+    """The mean loss of batches, each clip weighted alike; the best constant is unknown."""
+
+    def __init__(self) -> None:
+        self._total, self.clips = 0.0, 0
+
+    def add(self, loss: Tensor, clips: int) -> None:
+        """Take in the mean loss of a batch, 0-d, and its number of clips."""
+        self._total += float(loss) * clips
+        self.clips += clips
+
+    @property
+    def model(self) -> float:
+        """The mean loss."""
+        return self._total / self.clips
+
+    @property
+    def constant(self) -> float | None:
+        """The mean loss of the best constant prediction; None: unknown."""
+        return None
+
+
 class Method(ABC):
     """Batch -> loss, and whatever else learns beside the optimizer.
 
@@ -230,13 +252,13 @@ class Method(ABC):
             raise ValueError("no held-out batches")
         return HeldOutLoss(tally.model, tally.constant, clips)
 
-    @abstractmethod
     def tally(self) -> HeldOutTally:
-        """An empty tally for :meth:`heldout_loss`."""
+        """An empty tally for :meth:`heldout_loss`, by default of the mean over the clips."""
+        return MeanTally()
 
-    @abstractmethod
     def heldout_batch(self, network: nn.Module, batch: Any) -> tuple[Any, ...]:
         """What the tally takes in of a batch, computed under autocast and without gradient."""
+        return self.loss(network, batch).loss, len(batch.index)
 
     def train(self, network: nn.Module, mode: bool) -> None:
         """Switch network, and what belongs to it, to training mode or evaluation mode."""

@@ -26,7 +26,7 @@ from videomaskfeat.engine.teacher import (
     sum_of_rows,
 )
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.methods.method import Method, frame_sampler
+from videomaskfeat.methods.method import MeanTally, Method, frame_sampler
 from videomaskfeat.metrics.accuracy import direction_std
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
@@ -167,11 +167,14 @@ class TeacherMethod(Method):
 
     def tally(self) -> ComparisonTally:
         """An empty tally of comparisons."""
-        return ComparisonTally(self)
+        return ComparisonTally(self.best_constant)
 
-    def heldout_batch(self, network: nn.Module, batch: Any) -> tuple[Comparison, Any]:
+    def heldout_batch(self, network: nn.Module, batch: Any) -> tuple[Any, ...]:
         """The comparison with the schedules as they are at the end of the run."""
-        return self.compare(network, batch, progress=1.0), batch
+        compared = self.compare(network, batch, progress=1.0)
+        with torch.autocast(compared.loss.device.type, enabled=False):
+            rows = self.constant_rows(batch, compared.rows)
+        return compared.loss, len(batch.index), rows
 
     def constant_rows(self, batch: Any, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What the best constant prediction depends on, of each clip of a held-out batch: [B, K] by name.
@@ -189,31 +192,29 @@ class TeacherMethod(Method):
         return {"weights.safetensors": self.teacher_encoder}
 
 
-class ComparisonTally:
-    """The mean loss of held-out comparisons, each clip weighted alike, and of the best constant."""
+class ComparisonTally(MeanTally):
+    """The mean loss of held-out comparisons, and that of the best constant prediction.
 
-    def __init__(self, method: TeacherMethod) -> None:
-        self._method = method
-        self._total, self._clips = 0.0, 0
+    Args:
+        best_constant: :meth:`TeacherMethod.best_constant`.
+    """
+
+    def __init__(self, best_constant: Callable[[Mapping[str, Tensor]], float | None]) -> None:
+        super().__init__()
+        self._best_constant = best_constant
         self._sums: dict[str, Tensor] = {}
 
-    def add(self, compared: Comparison, batch: Any) -> None:
-        """Take in a batch."""
-        self._total += float(compared.loss) * len(batch.index)
-        self._clips += len(batch.index)
-        for name, rows in self._method.constant_rows(batch, compared.rows).items():
-            self._sums[name] = self._sums.get(name, 0.0) + rows.double().sum(dim=0)
-
-    @property
-    def model(self) -> float:
-        """The mean loss."""
-        return self._total / self._clips
+    def add(self, loss: Tensor, clips: int, rows: Mapping[str, Tensor] | None = None) -> None:
+        """Take in a batch with :meth:`TeacherMethod.constant_rows` of its clips, [B, K] by name."""
+        super().add(loss, clips)
+        for name, values in (rows or {}).items():
+            self._sums[name] = self._sums.get(name, 0.0) + values.double().sum(dim=0)
 
     @property
     def constant(self) -> float | None:
-        """The loss of the best constant prediction; None if it is unknown."""
-        means = {name: value / self._clips for name, value in self._sums.items()}
-        return self._method.best_constant(means) if means else None
+        """See :attr:`MeanTally.constant`."""
+        means = {name: value / self.clips for name, value in self._sums.items()}
+        return self._best_constant(means) if means else None
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,8 @@ def write_detection_result(folder: Path, scored: ScoredDetections, about: Mappin
         file.write(simplejson.dumps(summary, indent=2, ignore_nan=True) + "\n")
     with whole_file(folder / "per_class.csv", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(_class_lines(scored.actions))
-    with whole_file(folder / "report.html", errors="replace") as file:  # a path may not be UTF-8
-        file.write(render_detection(_facts(scored, summary), version=__version__))
+    with whole_file(folder / "report.html") as file:
+        file.write(render_detection(_facts(scored, summary)))
 
 
 def summary_of(scored: ScoredDetections, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,6 @@ from videomaskfeat.jobs.detect_evaluate import (
 )
 from videomaskfeat.jobs.finetune_building import BestWeights, check_weight_sets, other_levels, weight_sets
 from videomaskfeat.jobs.plan import describe_detection
-from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.run import (
     RunFolder,
     build_average,
@@ -57,6 +56,7 @@ from videomaskfeat.jobs.run import (
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.models.weights import load_into, read_state, save_weights
 from videomaskfeat.recipe import DETECT_KEY, Levels, normalise
+from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -359,7 +359,7 @@ class _Run:
         lines += [
             f"checkpoint  {summary['checkpoint']}",
             f"weights     {summary['weights']}",
-            f"report      {report(self.folder)}",
+            f"report      {write_report(self.folder)}",
         ]
         self.run_folder.say("\n".join(lines))
         return None if scored is None else scored.result

@@ -94,11 +94,8 @@ def write_evaluation(folder: Path, scored: ScoredList, about: Mapping[str, Any])
     summary = summary_of(scored, result, about)
     with whole_file(folder / "result.json") as file:
         file.write(simplejson.dumps(summary, indent=2, ignore_nan=True) + "\n")
-    html = render_evaluation(
-        _facts(scored, result, rows, more.get("confusion"), summary), version=__version__
-    )
-    with whole_file(folder / "report.html", errors="replace") as file:  # a path may not be UTF-8
-        file.write(html)
+    with whole_file(folder / "report.html") as file:
+        file.write(render_evaluation(_facts(scored, result, rows, more.get("confusion"), summary)))
     return result
 
 

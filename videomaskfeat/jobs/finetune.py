@@ -33,7 +33,6 @@ from videomaskfeat.jobs.finetune_building import (
     weight_sets,
 )
 from videomaskfeat.jobs.plan import describe_finetuning
-from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.run import (
     RunFolder,
     build_average,
@@ -49,6 +48,7 @@ from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, Levels, normalise
+from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +303,7 @@ class _Run:
         self.run_folder.write_failures("heldout_failures.jsonl", unreadable)
         for failure in unreadable:
             self.run_folder.say(f"unreadable held-out video, left out: {failure.path}: {failure.cause}")
-        self.run_folder.say(closing_words(summary, report(self.folder)))
+        self.run_folder.say(closing_words(summary, write_report(self.folder)))
 
     def _listed_videos(self) -> int:
         return 0 if self.lists.validation is None else len(self.lists.validation)

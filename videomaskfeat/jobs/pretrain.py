@@ -23,7 +23,6 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import VideoScores, video_features, videos_a_batch
 from videomaskfeat.inference.scores import views_of
 from videomaskfeat.jobs.plan import describe_plan
-from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.run import (
     RunFolder,
     build_average,
@@ -43,6 +42,7 @@ from videomaskfeat.metrics.features import check_neighbours, knn_scores, linear_
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, ClassifyRecipe, ClipRecipe
 from videomaskfeat.targets.target import margin
+from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -367,7 +367,7 @@ class _Run:
         self.run_folder.write_json("summary.json", summary)
         if not_drawn is None:
             self._draw()
-        self.run_folder.say(closing_words(summary, report(self.folder)))
+        self.run_folder.say(closing_words(summary, write_report(self.folder)))
 
     def _draw(self) -> None:
         """Pictures of the first held-out videos (or of the training list's)."""

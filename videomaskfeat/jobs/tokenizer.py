@@ -28,7 +28,6 @@ from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.optim import CosineRamp, adamw, parameter_groups
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.scores import file_sha256
-from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.run import (
     RunFolder,
     build_schedule,
@@ -53,6 +52,7 @@ from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import read_clip_recipe
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
+from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -679,7 +679,7 @@ class _Run:
             }
         self.run_folder.write_json("summary.json", summary)
         self._draw()
-        self.run_folder.say(closing_words(summary, report(self.folder)))
+        self.run_folder.say(closing_words(summary, write_report(self.folder)))
 
     @torch.no_grad()
     def _draw(self) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tests.data.clip_parts import write_videos
 from tests.engine.processes import exit_codes_of_ranks
 from tests.jobs.toy_classifier import ToyClassifier
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
@@ -186,7 +187,7 @@ def test_list_without_a_readable_video(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "value", "words"),
     [
-        ("average", "softmx", "average='softmx' is not one of softmax, logits; did you mean 'softmax'"),
+        ("average", "softmx", "average 'softmx' is unknown; did you mean 'softmax'"),
         ("clips_at_once", 0, "clips_at_once=0: must be at least 1"),
         ("videos_per_batch", 0, "videos_per_batch=0: must be at least 1"),
         ("workers", -1, "workers=-1: must be at least 0"),

@@ -19,11 +19,11 @@ from videomaskfeat.cli import main
 from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.export import export
-from videomaskfeat.jobs.finetune_building import build_classifier
+from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.jobs.import_weights import import_slowfast
-from videomaskfeat.jobs.plan import multiply_adds
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.models import create_model
+from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import ClassifyRecipe, MaskRecipe, PretrainRecipe
@@ -194,7 +194,7 @@ def test_fine_tuning_starts_from_pretraining(tmp_path: Path, name: str, inflated
     first = model.get_parameter("patch_embed.proj.weight")[:, :, 0]
     assert bool(first.any()) != inflated  # centred, it stands in the second frame
     config.model.inflate = "middle"
-    with pytest.raises(UserError, match="inflate 'middle' is not one of repeated, centred"):
+    with pytest.raises(UserError, match="inflate 'middle' is unknown; there are repeated, centred"):
         build_classifier(config, 5)
 
 

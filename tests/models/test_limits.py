@@ -32,7 +32,7 @@ from videomaskfeat.targets.hog import HogTarget
         ({"mlp_ratio": float("nan")}, "mlp_ratio nan must be a finite number"),
         ({"class_token": 1}, "class_token 1 must be true or false"),
         ({"clip_size": [8, 64]}, r"clip_size \[8, 64\] must be 3 values, each an integer"),
-        ({"head": ["mean"]}, r"head \['mean'\] is not one of mean, token, linear, attentive"),
+        ({"head": ["mean"]}, r"head \['mean'\] is unknown; there are mean, token, linear, attentive"),
     ],
 )
 def test_impossible_arguments_are_refused_before_memory_is_taken(
@@ -47,6 +47,17 @@ def test_impossible_arguments_are_refused_before_memory_is_taken(
 def test_widths_that_double_too_often_are_refused() -> None:
     with pytest.raises(UserError, match="model 'mvitv2_nano' needs"):
         create_model("mvitv2_nano", depth=300, widen_at=range_of(250))
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2**40), (2**62, 3), (2**65,), (-1,)], ids=str)
+def test_size_beyond_64_bits_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"^a table has a size that no machine can hold; make its arguments"):
+        limits.build_within_memory(lambda: torch.empty(shape), "a table")
+
+
+def test_other_errors_of_building_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match=r"shape '\[4\]' is invalid"):
+        limits.build_within_memory(lambda: torch.empty(3).view(4), "a table")
 
 
 def range_of(count: int) -> list[int]:

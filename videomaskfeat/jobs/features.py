@@ -29,14 +29,17 @@ import numpy as np
 import simplejson
 
 from videomaskfeat.data.batches import ViewsBatch
+from videomaskfeat.data.folders import VIDEO_SUFFIXES
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.records import Records, load_records
-from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
-from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.classifiers import VideoEncoder, load_encoder
 from videomaskfeat.inference.scores import file_sha256, protocol_of, records_sha256, views_of
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import (
     flush_folder,
     is_file,
@@ -46,7 +49,6 @@ from videomaskfeat.io import (
     remove_temporary_files,
     whole_file,
 )
-from videomaskfeat.jobs.run import LOCK_NAME, choose_inference_threads, lock_for_all_ranks
 from videomaskfeat.recipe import ClassifyRecipe
 from videomaskfeat.texts import read_json, show_text
 
@@ -458,8 +460,7 @@ def extract_features(
 
 
 def _check(list_path: str, *, dtype: str, **positive: int) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    check_name("dtype", dtype, DTYPES)
     for argument, value in positive.items():
         if value < 1:
             raise UserError(f"{argument}={value}: must be at least 1")

@@ -16,7 +16,7 @@ from videomaskfeat.data.clips import MaskDraw
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine.optim import CosineRamp, LinearRamp
 from videomaskfeat.engine.teacher import Monitor, RunningCentre
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import resize_mask
 from videomaskfeat.jobs.pretrain_building import check_mask_grid, mask_function, mask_grid
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
@@ -33,7 +33,7 @@ from videomaskfeat.methods.teaching import (
     settings,
     training_pairs,
 )
-from videomaskfeat.metrics.accuracy import directions, entropy
+from videomaskfeat.metrics.accuracy import direction_std, directions, entropy
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory, checked_arguments
 from videomaskfeat.models.maskfeat import MaskedEncoder
@@ -164,11 +164,6 @@ class Ibot(TeacherMethod):
         self._teach(
             self.student,
             momentum=CosineRamp(momentum, momentum_end),
-            means={
-                "feature_std": self.student.masked.encoder.out_width,
-                **{f"{kind}_distribution": prototypes for kind in _KINDS},
-                **{f"{kind}_uncertainty": 1 for kind in _KINDS},
-            },
             centres={
                 f"{kind}_centre": RunningCentre(prototypes, momentum=centre_momentum) for kind in _KINDS
             },
@@ -300,14 +295,14 @@ class Ibot(TeacherMethod):
         assert isinstance(module, IbotNetwork)
         return module.masked.encoder
 
-    def figures(self) -> dict[str, Tensor]:
+    def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How far features spread, and how far distributions do: the entropy of their mean, and what of it is
         not within each one (the information that a distribution has on which clip, or cell, it is of).
         """
-        figures = {"feature_std": self._std("feature_std")}
+        figures = {"feature_std": direction_std(means["feature_std"])}
         for kind in _KINDS:
-            whole = entropy(self._means[f"{kind}_distribution"].take())
-            within = self._means[f"{kind}_uncertainty"].take()[0]
+            whole = entropy(means[f"{kind}_distribution"])
+            within = means[f"{kind}_uncertainty"][0]
             figures[f"{kind}_entropy"] = whole
             figures[f"{kind}_information"] = whole - within
         figures["teacher_temperature"] = torch.tensor(self.temperature(self.progress), device=whole.device)
@@ -320,11 +315,8 @@ def _network(
     """Encoder and one or two heads."""
     masked = MaskedEncoder(build_encoder(config), summary=summary)
     known = {"prototypes", "hidden_width", "bottleneck", "layers"}
-    unknown = sorted(set(head) - known)
-    if unknown:
-        raise UserError(
-            f"method.arguments.head: there is no {unknown[0]!r}; there are {', '.join(sorted(known))}"
-        )
+    for key in head:
+        check_name("method.arguments.head: argument", key, sorted(known))
     where = "method.arguments.head"
     try:
         checked = checked_arguments(PrototypeHead, head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.engine.contracts import Stateful
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.engine.contracts import Stateful, StepResult
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.jobs.pretrain_building import heldout_loader, recipe_of, training_loader
 from videomaskfeat.models.limits import checked_arguments
@@ -84,9 +84,7 @@ def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: 
         UserError: an unknown name, arguments that it does not take, or a tokenizer's or teacher's file that
             is not there.
     """
-    if name not in TARGETS:
-        known = ", ".join(TARGETS)
-        raise UserError(f"target.name {name!r} is unknown{nearest(name, TARGETS)}; there are {known}")
+    check_name("target.name", name, TARGETS)
     build = TARGETS[name]
     asked = inspect.signature(build).parameters
     offered = {
@@ -141,10 +139,8 @@ def check_arguments(
     """
     parameters = inspect.signature(build).parameters
     own = [key for key in parameters if key not in supplied]
-    takes = f"it takes {', '.join(own)}" if own else "it takes none"
     for key in given:
-        if key not in own:
-            raise UserError(f"{where}: {name!r} has no argument {key!r}{nearest(key, own)}; {takes}")
+        check_name(f"{where} of {name!r}: argument", key, own)
     for key in own:
         if parameters[key].default is inspect.Parameter.empty and key not in given:
             raise UserError(f"{where}: {name!r} needs {key!r}, and none is given; set {where}.{key}")
@@ -224,8 +220,8 @@ class Method(ABC):
         return heldout_loader(self.config)
 
     @abstractmethod
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The mean loss of a batch, and 0-d tensors to be logged by name, the same names for every batch.
+    def loss(self, network: nn.Module, batch: Any) -> StepResult:
+        """The mean loss of a batch, what is logged with it, and what :meth:`after_step` needs of it.
 
         Args:
             network: the student, perhaps wrapped for several processes; call this, not ``student``.
@@ -246,8 +242,12 @@ class Method(ABC):
     def before_step(self) -> None:  # noqa: B027 - most learn all weights all the time
         """Called on all ranks when a step's gradients are complete; one set to None spares its weight."""
 
-    def after_step(self, progress: float) -> Mapping[str, float]:
-        """Called on all ranks after every optimiser step with the share of the run that is done, in 0..1.
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
+        """Called on all ranks after every optimiser step.
+
+        Args:
+            progress: share of the run that is done, in 0..1.
+            states: those of the step's micro-batches on this rank, as :meth:`loss` returned them.
 
         Returns:
             Numbers for the log by name, the same on every rank.

@@ -13,8 +13,8 @@ from tests.data.ava_parts import CLASSES, extract, make_actions, write_numbered,
 from tests.data.make_videos import read_number
 from videomaskfeat.data import ava_lists
 from videomaskfeat.data.augment import Augmentation, RandAugment
-from videomaskfeat.data.ava import ActionBatch, VideoSource, sources_in_folder
-from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
+from videomaskfeat.data.ava_lists import KeyFrames, VideoSource, sources_in_folder, training_key_frames
+from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColourJitter

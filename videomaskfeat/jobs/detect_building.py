@@ -15,9 +15,7 @@ from torch import Tensor
 from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
 from videomaskfeat.config import DetectConfig
 from videomaskfeat.data.augment import Augmentation
-from videomaskfeat.data.ava import (
-    ActionClips,
-)
+from videomaskfeat.data.ava import ActionClips
 from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColourJitter

@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks.bench_loader import pictures_with_grain
 from benchmarks.harness import Row, alternate
 from videomaskfeat.data.ava import ActionClips, KeyFrameViews
-from videomaskfeat.data.ava_lists import KeyFrames, sources_in_folder
+from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4

@@ -12,9 +12,10 @@ import torch
 
 from tests.data.ava_parts import CLIP, extract, write_numbered, write_truth
 from tests.data.make_videos import read_number
-from videomaskfeat.data import ava_lists
+from videomaskfeat.data import ava_sources
 from videomaskfeat.data.ava import KeyFrameViews
-from videomaskfeat.data.ava_lists import KeyFrames, VideoSource, detected_key_frames, sources_in_folder
+from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames
+from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder
 from videomaskfeat.data.batches import BoxedClips, KeyFrameBatch
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.reader import CountedReader
@@ -150,8 +151,8 @@ def test_a_frame_is_decoded_once_and_a_video_opened_once(
 ) -> None:
     opened: list[str] = []
     pictures: list[int] = []
-    open_timed, picture = ava_lists.open_timed, PyAvFile._picture
-    monkeypatch.setattr(ava_lists, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
+    open_timed, picture = ava_sources.open_timed, PyAvFile._picture
+    monkeypatch.setattr(ava_sources, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
     monkeypatch.setattr(
         PyAvFile, "_picture", lambda self, frame: pictures.append(frame.pts) or picture(self, frame)
     )

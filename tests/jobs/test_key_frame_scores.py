@@ -21,7 +21,8 @@ from tests.jobs.action_set import (
     write_detector,
 )
 from videomaskfeat.data.ava import KeyFrameViews
-from videomaskfeat.data.ava_lists import KeyFrames, sources_in_folder
+from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.engine import distributed

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videomaskfeat.data.augment import Augmentation
-from videomaskfeat.data.ava_lists import KeyFrames, OpenVideos, VideoSource
+from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.ava_sources import OpenVideos, VideoSource
 from videomaskfeat.data.batches import ActionBatch, BoxedClips, Failure, KeyFrameBatch, empty_clips
 from videomaskfeat.data.clips import ClipAugmentation, ClipSample, RecordClips, stack_clips
 from videomaskfeat.data.reader import TimedReader, VideoReadError, check_size

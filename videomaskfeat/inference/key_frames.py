@@ -10,14 +10,8 @@ from typing import Any
 from torch import nn
 
 from videomaskfeat.data.ava import KeyFrameViews
-from videomaskfeat.data.ava_lists import (
-    KeyFrames,
-    VideoSource,
-    detected_key_frames,
-    sources_in_folder,
-    sources_of_lists,
-    truth_key_frames,
-)
+from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
+from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder, sources_of_lists
 from videomaskfeat.data.frame_lists import load_frame_lists
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.engine import distributed

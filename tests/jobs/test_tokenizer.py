@@ -22,6 +22,7 @@ from videomaskfeat.jobs.tokenizer import (
     DvaeStep,
     Relaxation,
     VqStep,
+    closing_words,
     heldout_frames,
     pictures_of,
     sum_over_ranks,
@@ -186,10 +187,10 @@ def test_dvae_step_sums_its_parts() -> None:
     tokenizer = DiscreteVAE(vocabulary=16, stride=4, width=16, blocks=1, code_width=8)
     relaxation = Relaxation(CosineRamp(2.0, 0.5), kl_weight=0.3)
     step = DvaeStep(tokenizer, tokenizer, relaxation=relaxation)
-    step.after_step(1.0)
+    step.after_step(1.0, [])
     some = batch()
     torch.manual_seed(1)
-    loss, figures = step(some)
+    loss, figures, _ = step(some)
     torch.manual_seed(1)
     pictures = pictures_of(some.clips)
     assert pictures[2, 1, 5, 7] == some.clips[2, 0, 5, 7, 1] / 255
@@ -212,12 +213,10 @@ def test_codes_move_once_a_step_by_all_its_micro_batches() -> None:
         step = VqStep(tokenizer, tokenizer, commitment=0.25)
         tokenizer.codebook.counts.fill_(1.0)
         before = tokenizer.codebook.codes.clone()
-        for clips, mask, index in zip(
-            whole.clips.chunk(micro), whole.mask.chunk(micro), whole.index.chunk(micro), strict=True
-        ):
-            step(PretrainBatch(clips, mask, index))
+        parts = zip(whole.clips.chunk(micro), whole.mask.chunk(micro), whole.index.chunk(micro), strict=True)
+        states = [step(PretrainBatch(*part)).state for part in parts]
         assert torch.equal(tokenizer.codebook.codes, before)
-        step.after_step(0.5)
+        step.after_step(0.5, states)
         assert not torch.equal(tokenizer.codebook.codes, before)
         books.append(tokenizer.codebook)
     torch.testing.assert_close(books[0].counts, books[1].counts, atol=1e-5, rtol=0)
@@ -285,3 +284,22 @@ def test_statistics_of_ranks_and_micro_batches_add_up(monkeypatch: pytest.Monkey
     ]
     assert all(len(found) == 1 for found in sources)
     assert {found[0] for found in sources} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("used", "tokens", "few"), [(63, 1000, True), (64, 1000, False), (24, 100, True), (25, 100, False)]
+)
+def test_few_codes_in_use_are_remarked_on(used: int, tokens: int, few: bool) -> None:
+    summary = {
+        "heldout_frames": 4,
+        "heldout_tokens": tokens,
+        "heldout_constant": 1.0,
+        "heldout_untrained": 3.0,
+        "heldout_trained": 0.5,
+        "heldout_perplexity": 20.0,
+        "heldout_used_codes": used,
+        "vocabulary": 256,
+    }
+    text = "\n".join(closing_words(summary))
+    assert f"codes used there       {used} of 256, perplexity 20.0" in text
+    assert ("few codes in use" in text) == few

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from videomaskfeat.engine import distributed
-from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.errors import RunFailed, UserError, check_name
 
 
 class ExponentialMovingAverage:
@@ -65,6 +66,34 @@ class ExponentialMovingAverage:
         """Continue from a saved average (names and shapes as the model's)."""
         for name, value in self._average.items():
             value.copy_(state[name])
+
+
+WEIGHT_SETS = ("auto", "trained", "averaged", "both")
+
+
+def check_weight_sets(choice: str, *, averaged: bool) -> None:
+    """Refuse a choice of weights that cannot be.
+
+    Args:
+        choice: one of ``WEIGHT_SETS``.
+        averaged: whether an average is kept.
+
+    Raises:
+        UserError: an unknown choice, or an average that is not kept.
+    """
+    check_name("evaluate.weights", choice, WEIGHT_SETS)
+    if not averaged and choice in ("averaged", "both"):
+        raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
+
+
+def weight_sets(
+    choice: str, model: nn.Module, average: ExponentialMovingAverage | None
+) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
+    """Prefix of the metrics' names, and the context in which the model holds these weights."""
+    if average is not None and choice in ("auto", "averaged", "both"):
+        yield ("averaged_" if choice == "both" else ""), average.averaged(model)
+    if average is None or choice in ("trained", "both"):
+        yield "", nullcontext()
 
 
 # A teacher: the moving average of a network that is learning, as a network of its own.
@@ -121,30 +150,22 @@ class Teacher:
 # Means over everything that one optimiser step has seen: all micro-batches, on all ranks.
 
 
-class StepMean:
-    """The mean of rows that micro-batches bring one after the other.
+def sum_of_rows(rows: Tensor) -> Tensor:
+    """Rows [n, K] of any float type -> their sum and, last, their number, float32 [K + 1]; no gradient."""
+    rows = rows.detach().float()
+    return torch.cat([rows.sum(dim=0), rows.new_full((1,), rows.shape[0])])
 
-    The cut of a step into ranks and micro-batches does not change it, but for rounding.
+
+def mean_of_rows(sums: Sequence[Tensor]) -> Tensor:
+    """The mean over all rows of a step, float32 [K], the same on every rank; all ranks must call it.
+
+    How a step is cut into ranks and micro-batches changes the rounding alone.
 
     Args:
-        size: values a row, K.
-        device: where it is kept.
+        sums: :func:`sum_of_rows` of each micro-batch of this rank.
     """
-
-    def __init__(self, size: int, *, device: torch.device | str = "cpu") -> None:
-        self._sum = torch.zeros(size + 1, device=device)  # float32; the number of rows stands last
-
-    def add(self, rows: Tensor) -> None:
-        """Take in rows [n, K] of any float type, without their gradient."""
-        rows = rows.detach().float()
-        self._sum[:-1] += rows.sum(dim=0)
-        self._sum[-1] += rows.shape[0]
-
-    def take(self) -> Tensor:
-        """The mean, float32 [K], the same on every rank, and start anew; all ranks must call it."""
-        total = distributed.mean_over_ranks(self._sum)
-        self._sum = torch.zeros_like(self._sum)
-        return total[:-1] / total[-1].clamp(min=1)
+    total = distributed.mean_over_ranks(functools.reduce(torch.add, sums))
+    return total[:-1] / total[-1].clamp(min=1)
 
 
 class RunningCentre:
@@ -167,23 +188,17 @@ class RunningCentre:
         self.value = torch.zeros(size)
         """float32 [K]."""
         self.momentum = momentum
-        self._outputs = StepMean(size)
 
     def to(self, device: torch.device | str) -> None:
         """Move to a device, before the first step."""
         self.value = self.value.to(device)
-        self._outputs = StepMean(len(self.value), device=device)
 
-    def add(self, outputs: Tensor) -> None:
-        """Take in outputs [n, K] of this step, before they are centred."""
-        self._outputs.add(outputs)
-
-    def update(self) -> None:
-        """Move towards the mean of the step's outputs; all ranks must call it."""
-        self.value = torch.lerp(self.value, self._outputs.take(), 1.0 - self.momentum)
+    def update(self, mean: Tensor) -> None:
+        """Move towards the mean [K] of a step's outputs, taken before they are centred."""
+        self.value = torch.lerp(self.value, mean, 1.0 - self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
-        """The centre; nothing else is left between two steps."""
+        """The centre."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def by_hand(listing: Path, average: str) -> np.ndarray:
     for row in range(len(views)):
         if row in BROKEN:
             continue
-        clips = (views[row].clips / 255.0 - 0.45) / 0.225  # [V*S, T, H, W, C]
+        clips = (views[row].clips.numpy() / 255.0 - 0.45) / 0.225  # [V*S, T, H, W, C]
         logits = clips.mean(axis=(2, 3)).transpose(0, 2, 1).reshape(len(clips), -1) @ weight.T
         if average == "softmax":
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -161,7 +161,7 @@ def test_progress_counts_videos(listing: Path) -> None:
 def test_features_are_mean_directions(listing: Path) -> None:
     views, model = make_views(listing), ToyClassifier()
     result = video_features(model, views, device=CPU, mean=0.45, std=0.225, clips_at_once=5)
-    clips = torch.from_numpy(views[3].clips).permute(0, 4, 1, 2, 3) / 255
+    clips = views[3].clips.permute(0, 4, 1, 2, 3) / 255
     expected = model.features((clips - 0.45) / 0.225).mean(dim=0)
     np.testing.assert_allclose(result.scores[3], expected / expected.norm(), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(result.scores, axis=1), 1.0, atol=1e-6)
@@ -189,7 +189,7 @@ def test_list_without_a_readable_video(tmp_path: Path) -> None:
     [
         ("average", "softmx", "average 'softmx' is unknown; did you mean 'softmax'"),
         ("clips_at_once", 0, "clips_at_once=0: must be at least 1"),
-        ("videos_per_batch", 0, "videos_per_batch=0: must be at least 1"),
+        ("videos_per_batch", 0, "per_batch=0: must be at least 1"),
         ("workers", -1, "workers=-1: must be at least 0"),
     ],
 )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.autograd import saved_for_backward
 from videomaskfeat.cli import main
 from videomaskfeat.config import PretrainConfig, load_config
-from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.methods.method import build_target

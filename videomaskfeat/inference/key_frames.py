@@ -9,15 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from videomaskfeat.data.ava import (
-    KeyFrameLoader,
-    KeyFrameViews,
-    VideoSource,
-    sources_in_folder,
-    sources_of_lists,
-)
+from videomaskfeat.data.ava import KeyFrameViews
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
+from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder, sources_of_lists
 from videomaskfeat.data.frame_lists import load_frame_lists
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.detectors import DetectRecipe
@@ -144,7 +140,7 @@ def key_frame_loader(
     workers: int = 0,
     key_frames_per_batch: int = 8,
     pin_memory: bool = False,
-) -> KeyFrameLoader:
+) -> ViewLoader:
     """The views of key frames as a recipe has them; this rank's share.
 
     Args:
@@ -174,9 +170,9 @@ def key_frame_loader(
         multiple=max(cube[1:]),
         flip=flip,
     )
-    return KeyFrameLoader(
+    return ViewLoader(
         views,
-        key_frames_per_batch=key_frames_per_batch,
+        per_batch=key_frames_per_batch,
         workers=workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

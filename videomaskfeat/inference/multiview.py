@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.data.batches import Failure
+from videomaskfeat.data.batches import Failure, ViewsBatch
 from videomaskfeat.data.formats import class_names_beside, load_records
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.views import EvaluationViews, ViewLoader, ViewsBatch
+from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError, check_name
@@ -212,7 +213,7 @@ def _over_list(
     """The rows of this rank's videos, then those of all ranks."""
     loader = ViewLoader(
         views,
-        videos_per_batch=videos_per_batch,
+        per_batch=videos_per_batch,
         workers=workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

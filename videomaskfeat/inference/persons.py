@@ -19,7 +19,8 @@ import torch
 from videomaskfeat.ava import AVA_ACTIONS, VideoNames, read_detections
 from videomaskfeat.boxes import check_linking, check_smoothing, link_boxes, smooth_scores
 from videomaskfeat.data.ava import KeyClip, key_clips
-from videomaskfeat.data.ava_lists import LENGTH_SLACK, clip_name, detected_key_frames, start_of
+from videomaskfeat.data.ava_lists import detected_key_frames
+from videomaskfeat.data.ava_sources import LENGTH_SLACK, clip_name, start_of
 from videomaskfeat.data.reader import TimedReader
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.transforms import WholeFrame

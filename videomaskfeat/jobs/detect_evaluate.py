@@ -16,8 +16,8 @@ import simplejson
 import torch
 
 from videomaskfeat.ava import read_label_map
-from videomaskfeat.data.ava import VideoSource
 from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.ava_sources import VideoSource
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16

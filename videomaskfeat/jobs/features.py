@@ -31,9 +31,9 @@ import simplejson
 from videomaskfeat.data.batches import ViewsBatch
 from videomaskfeat.data.folders import VIDEO_SUFFIXES
 from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.errors import RunFailed, UserError, check_name
@@ -519,7 +519,7 @@ class _Work:
                 self.recipe,
                 reader=self.encoder.reader,
             ),
-            videos_per_batch=fitting,
+            per_batch=fitting,
             workers=workers,
             pin_memory=self.encoder.device.type == "cuda",
         )

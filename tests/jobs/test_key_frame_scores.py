@@ -38,7 +38,7 @@ from videomaskfeat.inference.detectors import (
 from videomaskfeat.jobs.detect_building import read_tested
 from videomaskfeat.jobs.detect_evaluate import PassChoice, ScoredFiles, detect_in_key_frames, write_score
 from videomaskfeat.metrics.accuracy import action_scores
-from videomaskfeat.recipe import normalise
+from videomaskfeat.recipe import normalize
 
 
 class Shades(nn.Module):
@@ -119,7 +119,7 @@ def test_scores_are_the_mean_over_the_views_of_each_box(at_once: int, poses: Ten
             place = int(view.boxes[row, 0])
             box = view.boxes[row : row + 1].clone()
             box[:, 0] = 0
-            clip = normalise(view.clips[place : place + 1], mean=0.45, std=0.225)
+            clip = normalize(view.clips[place : place + 1], mean=0.45, std=0.225)
             expected += action_scores(Shades()(clip, box).double(), poses)[0] / 2
         torch.testing.assert_close(scores[row], expected, atol=1e-6, rtol=1e-6)
 

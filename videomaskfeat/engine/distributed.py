@@ -340,6 +340,18 @@ def choose_device(name: str = "auto") -> torch.device:
 _watch: RankWatch | None = None  # of this process, while it is a rank of several
 
 
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the network runs under bf16 autocast: if asked for, and by default on a GPU.
+
+    Raises:
+        UserError: no such precision.
+    """
+    known = ("auto", "fp32", "bf16")
+    if precision not in known:
+        raise UserError(f"precision {precision!r} is not one of {', '.join(known)}")
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
 @contextmanager
 def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun do nothing.

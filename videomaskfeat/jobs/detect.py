@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,19 @@ from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.detection_results import ScoredDetections, closing_words
-from videomaskfeat.inference.detectors import BoxScores, score_in_memory
-from videomaskfeat.inference.scores import file_sha256
+from videomaskfeat.inference.ava_scores import ScoredDetections, ScoredFiles, write_key_frame_score
+from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
+from videomaskfeat.inference.key_frames import lines_on, words_on_key_frames
+from videomaskfeat.inference.multiview import Machine
+from videomaskfeat.inference.results import detection_protocol, identity_of
 from videomaskfeat.jobs.detect_building import (
     ActionLoss,
-    VideoPlaces,
     build_detector,
     build_loss,
     read_lists,
     recipe_of,
     training_loader,
-)
-from videomaskfeat.jobs.detect_evaluate import (
-    PassChoice,
-    ScoredFiles,
-    detect_in_key_frames,
-    hashes_of,
-    lines_on,
-    protocol_of,
-    words_on_key_frames,
-    write_score,
+    video_places,
 )
 from videomaskfeat.jobs.finetune_building import BestWeights, check_weight_sets, other_levels, weight_sets
 from videomaskfeat.jobs.plan import describe_detection
@@ -56,7 +48,7 @@ from videomaskfeat.jobs.run import (
 )
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.recipe import DETECT_KEY, Levels, normalise
+from videomaskfeat.recipe import DETECT_KEY, Levels, normalize
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +117,7 @@ class DetectStep:
         over the boxes that have a pose, so there the scale is near enough and not exact.) Micro-batches of
         one process weigh alike.
         """
-        clips = normalise(batch.clips, mean=self.mean, std=self.std)
+        clips = normalize(batch.clips, mean=self.mean, std=self.std)
         loss = self._compare(clips, batch.boxes, batch.labels)
         own = torch.tensor(float(len(batch.boxes)), device=loss.device)
         mean = distributed.mean_over_ranks(own)
@@ -182,15 +174,15 @@ class _Run:
             config.data.validation_exclusions,
             tuple(config.data.validation_boxes),
         )
-        self.testing = PassChoice(
-            scales=tuple(config.evaluate.scales),
-            flip=config.evaluate.flip,
-            bf16=self.bf16,
-            workers=config.data.workers,
+        self.detector = VideoDetector(
+            self.model,
+            self.recipe,
+            Machine(str(device), "bf16" if self.bf16 else "fp32", workers=config.data.workers),
         )
+        self.scales = tuple(config.evaluate.scales)
         if self.lists.tested is not None:  # what is wrong is said now rather than after the training
             assert self.lists.truth is not None
-            self.sources = VideoPlaces.of_config(config).find(self.lists.truth, self.lists.tested)
+            self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
             self._part_of_seconds()
         self.network = distributed.parallel(self.model, device)
         self.step = DetectStep(
@@ -274,15 +266,12 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         """One view of a part of the key frames, for each set of weights; the first competes for the best."""
         tested, truth = self._part_of_seconds()
-        plain = replace(self.testing, scales=(), flip=False)
         results: dict[str, float] = {}
         for number, (name, weights) in enumerate(
             weight_sets(self.config.evaluate.weights, self.model, self.ema)
         ):
             with weights:
-                found = detect_in_key_frames(
-                    self.model, tested, self.sources, self.recipe, plain, device=self.device
-                )
+                found = score_key_frames(self.detector, tested, self.sources)
                 score = score_in_memory(truth, tested, found, self.lists.actions).mean_ap
                 results[f"{name}mean_ap"] = score
                 if number == 0:
@@ -320,8 +309,12 @@ class _Run:
         if self.lists.tested is None:
             return None
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
-        return detect_in_key_frames(
-            self.model, self.lists.tested, self.sources, self.recipe, self.testing, device=self.device
+        return score_key_frames(
+            self.detector,
+            self.lists.tested,
+            self.sources,
+            scales=self.scales,
+            flip=self.config.evaluate.flip,
         )
 
     def _finish(self, result: TrainResult, found: BoxScores | None) -> AvaResult | None:
@@ -346,10 +339,11 @@ class _Run:
                 "listed": found.listed,
                 "area": self.recipe.area,
             }
-            kind = "detected" if self.files.boxes else "ground-truth"
             lines += [
-                closing_words(scored, self.folder / "score"),
-                words_on_key_frames(found, self.recipe, kind, undetected=self._undetected()),
+                scored.text(self.folder / "score"),
+                words_on_key_frames(
+                    found, self.recipe, detected=bool(self.files.boxes), undetected=self._undetected()
+                ),
                 *filter(None, [self.lists.other.words()]),
                 f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             ]
@@ -376,11 +370,16 @@ class _Run:
         about = {
             "title": f"{self.folder.name} on {Path(self.files.groundtruth).name}",
             "model": name,
-            "weights": str(self.best.path),
-            "weights_sha256": file_sha256(self.best.path),
-            "files": hashes_of(self.files),
+            **identity_of(self.best.path),
+            "files": self.files.hashes(),
             "undetected_key_frames": self._undetected(),
             "left_out": asdict(self.lists.other),
-            "seen": protocol_of(self.recipe, self.testing, self.files),
+            "seen": detection_protocol(
+                self.recipe,
+                detected=bool(self.files.boxes),
+                scales=self.scales,
+                flip=self.config.evaluate.flip,
+                precision=self.detector.machine.precision_used,
+            ),
         }
-        return write_score(self.folder / "score", self.files, self.lists.tested, found, about)
+        return write_key_frame_score(self.folder / "score", self.files, self.lists.tested, found, about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.multiview import evaluate_model, videos_a_batch
+from videomaskfeat.inference.multiview import Machine, evaluate_model, views_of
 from videomaskfeat.jobs.finetune_building import (
     BestWeights,
     build_classifier,
     build_mixing,
     check_weight_sets,
-    evaluation_views,
     other_levels,
     read_lists,
     recipe_of,
@@ -48,7 +47,7 @@ from videomaskfeat.jobs.run import (
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, Levels, normalise
+from videomaskfeat.recipe import CLASSIFY_KEY, Levels, normalize
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ class FinetuneStep:
 
         Of mixed clips the class is that of the greater part, as their targets say.
         """
-        pixels = normalise(batch.clips, mean=self.mean, std=self.std)
+        pixels = normalize(batch.clips, mean=self.mean, std=self.std)
         clips, targets = self.mixing(pixels, batch.labels)
         loss, logits = self._compare(clips, targets)
         right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
@@ -167,7 +166,7 @@ class _Run:
         )
         self.mixing = build_mixing(config, self.lists.classes)
         if self.lists.validation is not None:  # said now rather than after the training
-            evaluation_views(config, self.lists.validation, views=self.recipe.views, crops=self.recipe.crops)
+            views_of(self.lists.validation, self.recipe, reader=config.data.reader)
         self.network = distributed.parallel(self.model, device)
         self.step = FinetuneStep(
             self.network,
@@ -251,16 +250,13 @@ class _Run:
     def _score(self, *, views: int, crops: int) -> tuple[Accuracy, tuple[Failure, ...]]:
         """Accuracy of the model's present weights on the held-out list, and its unreadable videos."""
         assert self.lists.validation is not None
+        precision = "bf16" if self.bf16 else "fp32"
+        data = self.config.data
         scores = evaluate_model(
             self.model,
-            evaluation_views(self.config, self.lists.validation, views=views, crops=crops),
-            device=self.device,
-            bf16=self.bf16,
-            mean=self.config.clip.mean,
-            std=self.config.clip.std,
-            average=self.config.evaluate.average,
-            videos_per_batch=videos_a_batch(views=views, crops=crops),
-            workers=self.config.data.workers,
+            self.lists.validation,
+            replace(self.recipe, views=views, crops=crops),
+            Machine(str(self.device), precision, data.reader, data.workers),
         )
         return accuracy(scores.scores, scores.labels), scores.failures
 

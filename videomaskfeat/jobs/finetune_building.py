@@ -22,12 +22,11 @@ from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
-from videomaskfeat.data.views import SAMPLINGS, EvaluationViews, Sampling
+from videomaskfeat.data.views import SAMPLINGS, Sampling
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import UserError, counted, nearest
-from videomaskfeat.inference.multiview import ListChoice
-from videomaskfeat.inference.scores import class_names_beside, read_class_names
+from videomaskfeat.inference.lists import ListChoice, class_names_beside, read_class_names
 from videomaskfeat.jobs.run import clip_recipe
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.weights import Inflate, LoadReport, load_weights, save_weights
@@ -276,28 +275,6 @@ def training_loader(
         rank=rank,
         world_size=world_size,
         pin_memory=config.run.device != "cpu",
-    )
-
-
-def evaluation_views(config: FinetuneConfig, records: Records, *, views: int, crops: int) -> EvaluationViews:
-    """The views of a held-out list.
-
-    Raises:
-        UserError: views, crops or a clip setting that cannot be.
-    """
-    clip = config.clip
-    return EvaluationViews(
-        records,
-        frames=clip.frames,
-        stride=clip.stride,
-        target_fps=clip.target_fps,
-        short=short_video(clip.short_video),
-        sampling=sampling(clip.sampling),
-        views=views,
-        crops=crops,
-        crop=clip.crop,
-        short_side=config.evaluate.short_side,
-        reader=config.data.reader,
     )
 
 

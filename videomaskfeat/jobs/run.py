@@ -25,7 +25,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 import simplejson
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from videomaskfeat.config import (
     ClipConfig,
@@ -42,11 +42,11 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.contracts import LoopOptions, StepFunction
+from videomaskfeat.engine.distributed import uses_bf16 as uses_bf16
 from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.errors import RunFailed, UserError, counted, nearest
-from videomaskfeat.inference.multiview import evaluating
 from videomaskfeat.io import (
     append_text,
     is_file,
@@ -390,18 +390,6 @@ class RunFolder:
         return {key: value for key, value in flat(config).items() if key not in self._free_keys}
 
 
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the network runs under bf16 autocast: asked for, or on a GPU unless refused.
-
-    Raises:
-        UserError: no such precision.
-    """
-    known = ("auto", "fp32", "bf16")
-    if precision not in known:
-        raise UserError(f"precision {precision!r} is not one of {', '.join(known)}")
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
-
-
 # The number of CPU threads of a verb: measured, kept when a run is resumed, or set by the user.
 ConfigT = TypeVar("ConfigT", bound=Any)
 
@@ -455,41 +443,6 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Trai
     else:
         threads = _measured(config, build)
     return replace(config, run=replace(config.run, threads=threads))
-
-
-def choose_inference_threads(
-    model: nn.Module,
-    clip: ClipRecipe,
-    *,
-    device: torch.device,
-    bf16: bool,
-    workers: int = 0,
-    network: Callable[[Tensor], object] | None = None,
-) -> None:
-    """Let torch compute with the number of threads that is fastest for one clip now; do nothing on a GPU.
-
-    Args:
-        model: put into evaluation mode meanwhile.
-        clip: the size of its clips.
-        device: of the model.
-        bf16: run it under bf16 autocast.
-        workers: loader processes of this rank.
-        network: what is run, float [1, C, T, H, W] -> anything; None: the model.
-    """
-    if device.type != "cpu":
-        return
-    keep_freed_memory()
-    pixels = torch.zeros(1, 3, clip.frames, clip.crop, clip.crop)
-    run = network or model
-
-    def work() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            run(pixels)
-
-    with evaluating(model):
-        choice = choose_threads(work, workers=workers)
-    if choice.seconds and distributed.is_main():
-        logger.info("threads   %s", choice)
 
 
 def _stored(config: Any) -> int:

@@ -27,7 +27,7 @@ from videomaskfeat.engine.distributed import stop_if_requested
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.optim import CosineRamp, adamw, parameter_groups
 from videomaskfeat.errors import UserError, counted
-from videomaskfeat.inference.scores import file_sha256
+from videomaskfeat.io import file_sha256
 from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.run import (
     RunFolder,

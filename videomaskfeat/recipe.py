@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.masking import MASKS
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
@@ -240,8 +240,7 @@ class DetectRecipe:
     score_threshold: float = 0.8
 
     def __post_init__(self) -> None:
-        if self.area not in AREAS:
-            raise UserError(f"area {self.area!r} is not one of {', '.join(AREAS)}{nearest(self.area, AREAS)}")
+        check_name("area", self.area, AREAS)
         if not 0 <= self.score_threshold <= 1:
             raise UserError(
                 f"score_threshold={self.score_threshold:g} is not in 0..1; it is a detected box's least score"

@@ -18,10 +18,10 @@ from tests.jobs.action_set import ACTIONS, ActionSet, make_action_set, write_det
 from tests.jobs.ranks import run_verb
 from videomaskfeat.cli import main
 from videomaskfeat.data.batches import ActionBatch
-from videomaskfeat.inference.detectors import read_detect_recipe
 from videomaskfeat.jobs.detect import DetectStep
 from videomaskfeat.metrics.ava_map import evaluate_files
 from videomaskfeat.models.weights import read_state
+from videomaskfeat.recipe import read_detect_recipe
 
 from .test_pretrain import last_line, rows
 
@@ -302,7 +302,7 @@ def test_impossible_evaluations_are_refused_in_one_line(
         (["--groundtruth", tmp_path / "none.csv"], ("none.csv: has no rows; ground truth has a row",)),
         (["--score-threshold", "95"], ("score_threshold=95 is not in 0..1",)),
         (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
-        (["--area", "square"], ("area 'square' is not one of whole, centre",)),
+        (["--area", "square"], ("area 'square' is unknown; there are whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
         (["--clips-at-once", "0"], ("clips_at_once=0",)),
         (["--frame-lists", "x.csv"], ("give one of two places",)),

@@ -13,16 +13,16 @@ from tests.jobs.action_set import CLASSES, ENCODER, ActionSet, make_action_set, 
 from videomaskfeat.config import DetectConfig, load_config
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.key_frames import VideoPlaces, read_tested
 from videomaskfeat.jobs.detect import DetectStep
 from videomaskfeat.jobs.detect_building import (
-    VideoPlaces,
     build_detector,
     build_loss,
     class_weights,
     read_lists,
-    read_tested,
     recipe_of,
     training_loader,
+    video_places,
 )
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model
@@ -169,7 +169,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["loss.name=sigmid"], "loss.name 'sigmid' is not one of sigmoid, poses; did you mean 'sigmoid'"),
+        (["loss.name=sigmid"], "loss.name 'sigmid' is unknown; did you mean 'sigmoid'"),
         (["loss.name=poses"], r"needs the ids of two poses or more, and .*labels\.pbtxt has no label_type"),
         (["loss.name=poses", "loss.poses=[1,9]"], "loss.poses holds 9, and there are the actions 1 to 4"),
         (["loss.balance=2"], r"loss.balance 2 in 0\.\.1"),
@@ -184,9 +184,9 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         ),
         (
             ["model.name=maskfeat_mvit_nano_detector"],
-            "not known; did you mean 'maskfeat_mvitv2_nano_detector'",
+            "is unknown; did you mean 'maskfeat_mvitv2_nano_detector'",
         ),
-        (["model.arguments={temporal: late}"], "temporal 'late' is not one of early_mean"),
+        (["model.arguments={temporal: late}"], "temporal 'late' is unknown; did you mean"),
         (["boxes.score=1.5"], r"boxes\.score=1.5 is not in 0\.\.1"),
         (["boxes.train_score=3"], r"boxes\.train_score=3 is not in 0\.\.1"),
         (["boxes.train_iou=-1"], r"boxes\.train_iou=-1 is not in 0\.\.1"),
@@ -196,7 +196,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["data.frames_fps=0"], "must be above 0, not 0"),
         (["data.videos=nowhere"], "nowhere"),
         (["boxes.visible=2"], "visible=2 is not between 0 and 1"),
-        (["evaluate.area=center"], "area 'center' is not one of whole, centre; did you mean 'centre'"),
+        (["evaluate.area=center"], "area 'center' is unknown; did you mean 'centre'"),
         (["clip.short_side=[16,20]"], "neither below the crop 32"),
     ],
 )
@@ -228,7 +228,7 @@ def test_an_action_beyond_the_classes_is_named_with_its_line(config_of: Any, tmp
 
 
 def test_extracted_frames_are_found_by_lists(config_of: Any) -> None:
-    places = VideoPlaces.of_config(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
+    places = video_places(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
     assert places == VideoPlaces(frame_lists=("none.csv",), frames="f")
     with pytest.raises(UserError, match=r"none\.csv: no such"):
         places.find(read_lists(config_of()).train)
@@ -240,7 +240,7 @@ def test_boxes_where_nobody_is_are_tested_on(tmp_path: Path) -> None:
     rows = [f"{video},{second},0.1,0.1,0.5,0.5,,0.99\n" for video, second in ("a1", "b2", "d4")]
     (tmp_path / "boxes.csv").write_text("".join(rows))
     truth, tested, other = read_tested(
-        str(tmp_path / "truth.csv"), [str(tmp_path / "boxes.csv")], [], classes=80, score_threshold=0.5
+        str(tmp_path / "truth.csv"), [str(tmp_path / "boxes.csv")], "", classes=80, score_threshold=0.5
     )
     assert truth.videos == tested.videos == ("a", "b")
     assert tested.moments() == [("a", 1.0), ("b", 2.0)]

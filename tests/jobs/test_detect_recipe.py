@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.detectors import DetectRecipe, load_detector, read_detect_recipe
+from videomaskfeat.inference.detectors import load_detector
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
@@ -17,9 +17,11 @@ from videomaskfeat.recipe import (
     DETECT_KEY,
     METADATA_KEY,
     ClipRecipe,
+    DetectRecipe,
     PretrainRecipe,
     normalize,
     read_classify_recipe,
+    read_detect_recipe,
     read_testing_recipe,
 )
 
@@ -101,7 +103,7 @@ def test_a_damaged_recipe_is_named_with_its_file(tmp_path: Path, text: str, word
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(UserError, match="area 'center' is not one of whole, centre; did you mean 'centre'"):
+    with pytest.raises(UserError, match="area 'center' is unknown; did you mean 'centre'"):
         DetectRecipe(CLIP, {1: "bend"}, 1, area="center")
     with pytest.raises(
         UserError, match="the action 5 is none of the 4 that the model knows: ids count from 1"

@@ -77,7 +77,7 @@ def test_images_are_clips_of_one_frame() -> None:
 
 
 def test_a_summary_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UserError, match="summary 'tokens' is not one of token, mean; did you mean 'token'"):
+    with pytest.raises(UserError, match="summary 'tokens' is unknown; did you mean 'token'"):
         ClipEncoder(encoder_of_kind(VIT), summary="tokens")
     with pytest.raises(UserError, match="summary 'token' needs an encoder with class_token true"):
         ClipEncoder(encoder_of_kind(VIT, class_token=False), summary="token")

@@ -493,7 +493,7 @@ def test_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ("{", "its metadata key 'arguments' is not JSON"),
-        ('{"name": "x"}', "the model .* cannot be built: model 'vit_h' has no argument 'name'"),
+        ('{"name": "x"}', "the model .* cannot be built: model 'vit_h': argument 'name' is unknown"),
         ("[]", "its metadata key 'arguments' is not an object"),
         (
             '{"depth": 2.0}',

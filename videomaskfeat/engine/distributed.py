@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.processes import SAME_SIGNAL_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -346,9 +346,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     Raises:
         UserError: no such precision.
     """
-    known = ("auto", "fp32", "bf16")
-    if precision not in known:
-        raise UserError(f"precision {precision!r} is not one of {', '.join(known)}")
+    check_name("precision", precision, ("auto", "fp32", "bf16"))
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 

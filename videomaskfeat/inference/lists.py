@@ -123,15 +123,16 @@ def check_list(records: Records, *, classes: int, source: str, named: bool) -> N
         row = int(outside.argmax())
         raise UserError(
             f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, and "
-            f"{source} has {classes} classes (0..{classes - 1}; {outside.sum()} of {len(records)} rows are outside); "
-            "give the list of the data set that it was trained for, or other weights"
+            f"{source} has {classes} classes (0..{classes - 1}; {outside.sum()} of {len(records)} rows are "
+            "outside); give the list of the data set that it was trained for, or other weights"
         )
     if not named and labels is not None and records.class_names:
         found = len(np.unique(labels))
         if found != classes:
             raise UserError(
                 f"{records.source}: names {found} classes in words, and {source} has {classes}, so nobody "
-                "can tell which is which; give a file of class names, a name a line in the order of the training"
+                "can tell which is which; give a file of class names, a name a line in the order of the "
+                "training"
             )
     paths = (records[row].path for row in range(len(records)))
     if not any("://" in path or exists(path) for path in paths):  # ends at the first, for most lists

@@ -25,7 +25,7 @@ from videomaskfeat.data.views import EvaluationViews, ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 
@@ -117,10 +117,7 @@ def evaluate_model(
         RunFailed: a score is not finite.
     """
     average = recipe.average
-    if average not in AVERAGES:
-        raise UserError(
-            f"average={average!r} is not one of {', '.join(AVERAGES)}{nearest(average, AVERAGES)}"
-        )
+    check_name("average", average, AVERAGES)
 
     def mean_of(logits: Tensor) -> Tensor:
         return (logits.softmax(dim=-1) if average == "softmax" else logits).mean(dim=1)

@@ -16,7 +16,7 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import Records, check_frames, load_records
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.jobs.run import clip_recipe
 from videomaskfeat.masking import EXACT, MASKS, Mask, MaskFunction
@@ -135,8 +135,7 @@ def mask_function(name: str) -> MaskFunction:
     Raises:
         UserError: an unknown name.
     """
-    if name not in MASKS:
-        raise UserError(f"mask.kind {name!r} is unknown{nearest(name, MASKS)}; there are {', '.join(MASKS)}")
+    check_name("mask.kind", name, MASKS)
     return MASKS[name]
 
 
@@ -271,12 +270,7 @@ def short_video(clip: ClipConfig) -> ShortVideo:
     Raises:
         UserError: no such policy.
     """
-    known = typing.get_args(ShortVideo)
-    if clip.short_video not in known:
-        raise UserError(
-            f"clip.short_video {clip.short_video!r} is not one of {', '.join(known)}"
-            f"{nearest(clip.short_video, known)}"
-        )
+    check_name("clip.short_video", clip.short_video, typing.get_args(ShortVideo))
     return typing.cast(ShortVideo, clip.short_video)
 
 

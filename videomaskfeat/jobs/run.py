@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -35,6 +35,7 @@ from videomaskfeat.config import (
     RunConfig,
     config_text,
     flat,
+    free_keys,
     load_config,
 )
 from videomaskfeat.data.batches import Failure
@@ -46,7 +47,7 @@ from videomaskfeat.engine.distributed import uses_bf16 as uses_bf16
 from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import RunFailed, UserError, counted, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name, counted
 from videomaskfeat.io import (
     append_text,
     is_file,
@@ -307,13 +308,11 @@ class RunFolder:
     Args:
         path: of the folder.
         config: the config of the task.
-        free_keys: keys that may change between a run and its resumption.
     """
 
-    def __init__(self, path: str, config: Any, *, free_keys: Collection[str]) -> None:
+    def __init__(self, path: str, config: Any) -> None:
         self.path = Path(path)
         self._config = config
-        self._free_keys = frozenset(free_keys)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -387,7 +386,8 @@ class RunFolder:
         return take
 
     def _without_free_keys(self, config: Any) -> dict[str, Any]:
-        return {key: value for key, value in flat(config).items() if key not in self._free_keys}
+        free = free_keys(type(config))
+        return {key: value for key, value in flat(config).items() if key not in free}
 
 
 # The number of CPU threads of a verb: measured, kept when a run is resumed, or set by the user.
@@ -548,9 +548,7 @@ def build_optimizer(
         depth=len((encoder or model).blocks),  # type: ignore[arg-type]
     )
     name = optim.optimizer if isinstance(optim, FinetuneOptimConfig) else "adamw"
-    if name not in OPTIMIZERS:
-        known = " or ".join(OPTIMIZERS)
-        raise UserError(f"optim.optimizer {name!r} is not {known}{nearest(name, OPTIMIZERS)}")
+    check_name("optim.optimizer", name, OPTIMIZERS)
     if isinstance(optim, FinetuneOptimConfig) and name == "sgd":
         return sgd(groups, momentum=optim.momentum)
     return adamw(groups, betas=(optim.betas[0], optim.betas[1]))

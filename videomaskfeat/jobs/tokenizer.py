@@ -474,23 +474,6 @@ def _dataset(
 
 # ``train-tokenizer``: from a config to a tokenizer of frames, its held-out figures and its report.
 _FEW_CODES = 0.25  # share of the codes that could be in use, below which a word is said
-# What may change between a run and its resumption without changing what is learnt.
-FREE_KEYS = (
-    "data.validation",
-    "data.workers",
-    "data.read_seconds",
-    "data.failure_share",
-    "run.folder",
-    "run.device",
-    "run.threads",
-    "run.checkpoint_minutes",
-    "run.rank_timeout_minutes",
-    "run.checkpoint_epochs",
-    "run.keep_checkpoints",
-    "run.evaluate_epochs",
-    "run.evaluate_frames",
-    "run.pictures",
-)
 
 
 @dataclass(frozen=True)
@@ -534,7 +517,7 @@ class _Run:
 
     def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.run_folder = RunFolder(config.run.folder, config)
         self.folder = self.run_folder.path
         torch.manual_seed(config.run.seed)
         self.tokenizer = build_tokenizer(config)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from videomaskfeat import import_submodule
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.limits import TRAINED, build_within_memory, checked_arguments
 
 __getattr__ = partial(import_submodule, __name__)
@@ -62,14 +62,12 @@ def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module
 
     if name.startswith("mae_mvit"):
         raise UserError(f"model {name!r}: {dense_form()}")
-    if name not in MODELS:
-        raise UserError(f"model {name!r} is not known{nearest(name, MODELS)}; known: {', '.join(MODELS)}")
+    check_name("model", name, MODELS)
     named = MODELS[name]
     resolved = {**named.arguments, **arguments}
     known = _argument_defaults(named.build)
     for key in resolved:
-        if key not in known:
-            raise UserError(f"model {name!r} has no argument {key!r}{nearest(key, known)}")
+        check_name(f"model {name!r}: argument", key, known)
     try:
         resolved = checked_arguments(named.build, resolved)
     except UserError as error:

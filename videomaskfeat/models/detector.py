@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import LinearHead
 from videomaskfeat.models.mvit import MViT
@@ -61,10 +61,7 @@ class Detector(Encoder):
         head_scale: float = 1.0,
         **encoder: Any,
     ) -> None:
-        if temporal not in TEMPORAL:
-            raise UserError(
-                f"temporal {temporal!r} is not one of {', '.join(TEMPORAL)}{nearest(temporal, TEMPORAL)}"
-            )
+        check_name("temporal", temporal, TEMPORAL)
         if classes < 1 or bins < 1 or not 0 <= dropout < 1:
             raise UserError(
                 f"classes {classes} and bins {bins} must be positive, dropout {dropout} in 0..1, 1 excluded"

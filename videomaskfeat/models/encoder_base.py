@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.kernels.dense import linear
 
@@ -470,13 +470,3 @@ def as_clips(pixels: Tensor) -> Tensor:
 def on_grid(tokens: Tensor, grid: TokenGrid) -> Tensor:
     """The grid's tokens alone: [B, P+N, D] -> [B, N, D]."""
     return tokens[:, tokens.shape[1] - grid.size :]
-
-
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a word that is not one of those known.
-
-    Raises:
-        UserError: it is none of them.
-    """
-    if value not in known:
-        raise UserError(f"{name} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")

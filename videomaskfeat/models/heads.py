@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
 from videomaskfeat.models.kernels.dense import Perceptron
 from videomaskfeat.models.mvit import MViT
@@ -200,8 +200,7 @@ class Classifier(Encoder):
         head_scale: float = 1.0,
         **encoder: Any,
     ) -> None:
-        if head not in HEADS:
-            raise UserError(f"head {head!r} is not one of {', '.join(HEADS)}{nearest(head, HEADS)}")
+        check_name("head", head, HEADS)
         if classes < 1 or not 0 <= dropout < 1:
             raise UserError(f"classes {classes} must be positive and dropout {dropout} in 0..1, 1 excluded")
         if "final_norm" in encoder or "mean_first" in encoder:

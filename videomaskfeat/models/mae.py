@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import (
-    check_choice,
     cut_cubes,
     joint_positions,
     on_grid,
@@ -113,7 +112,7 @@ class MAE(MaskedModel, ViT):
     ) -> None:
         if "final_norm" in encoder:
             raise UserError("final_norm cannot be set on an MAE model: its encoder always ends in one")
-        check_choice("decoder_positions", decoder_positions, ("joint", "sincos"))
+        check_name("decoder_positions", decoder_positions, ("joint", "sincos"))
         if values_per_token < 1 or decoder_depth < 0:
             raise UserError(
                 f"values_per_token {values_per_token} must be positive and decoder_depth {decoder_depth} at "

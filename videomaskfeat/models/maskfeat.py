@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, check_choice, on_grid
+from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, on_grid
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.vit import ViT
 
@@ -76,7 +76,7 @@ class ClipEncoder(nn.Module):
 
     def __init__(self, encoder: Encoder, *, summary: str) -> None:
         super().__init__()
-        check_choice("summary", summary, ("token", "mean"))
+        check_name("summary", summary, ("token", "mean"))
         if summary == "token" and encoder.cls_token is None:
             raise UserError("summary 'token' needs an encoder with class_token true; else take 'mean'")
         self.summary = summary

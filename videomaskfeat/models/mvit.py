@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.attention import PooledAttention
 from videomaskfeat.models.encoder_base import (
@@ -20,7 +20,6 @@ from videomaskfeat.models.encoder_base import (
     Encoder,
     Triple,
     as_triple,
-    check_choice,
 )
 from videomaskfeat.models.kernels.dense import Linear, Perceptron
 
@@ -236,8 +235,8 @@ class MViT(Encoder):
         linear_std: float = 0.02,
         checkpoint_blocks: bool = False,
     ) -> None:
-        check_choice("widen_in", widen_in, ("mlp", "attention"))
-        check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable"))
+        check_name("widen_in", widen_in, ("mlp", "attention"))
+        check_name("absolute_positions", absolute_positions, ("none", "joint", "separable"))
         plans = plan_blocks(depth, width, heads, widen_at, widen_in, q_pool_at, q_pool_stride, kv_stride)
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_kernel, stride=cube_stride, padding=cube_padding),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.limits import build_within_memory, checked_arguments
 from videomaskfeat.models.weights import created_as, load_into, read_metadata, read_state
 
@@ -526,17 +526,10 @@ def create_tokenizer(kind: str, /, **arguments: Any) -> TrainedTokenizer:
     Raises:
         UserError: unknown kind or argument, or a value outside its range.
     """
-    if kind not in TOKENIZERS:
-        raise UserError(
-            f"tokenizer {kind!r} is unknown{nearest(kind, TOKENIZERS)}; there are {', '.join(TOKENIZERS)}"
-        )
+    check_name("tokenizer", kind, TOKENIZERS)
     known = [name for name in inspect.signature(TOKENIZERS[kind].__init__).parameters if name != "self"]
     for name in arguments:
-        if name not in known:
-            raise UserError(
-                f"tokenizer {kind!r} has no argument {name!r}{nearest(name, known)}; it takes "
-                f"{', '.join(known)}"
-            )
+        check_name(f"tokenizer {kind!r}: argument", name, known)
     try:
         arguments = checked_arguments(TOKENIZERS[kind], arguments)
     except UserError as error:

@@ -6,9 +6,9 @@ import torch
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.encoder_base import AbsolutePositions, CubeEmbed, Encoder, Triple, check_choice
+from videomaskfeat.models.encoder_base import AbsolutePositions, CubeEmbed, Encoder, Triple
 from videomaskfeat.models.kernels.dense import Linear, Perceptron, attention
 
 
@@ -134,7 +134,7 @@ class ViT(Encoder):
         linear_std: float = 0.02,
         checkpoint_blocks: bool = False,
     ) -> None:
-        check_choice("absolute_positions", absolute_positions, ("none", "joint", "separable", "sincos"))
+        check_name("absolute_positions", absolute_positions, ("none", "joint", "separable", "sincos"))
         if depth < 1 or width < 1 or heads < 1 or width % heads:
             raise UserError(
                 f"depth {depth}, width {width}, heads {heads}: all must be positive, heads a divisor of width"

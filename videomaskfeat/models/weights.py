@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import local_path
 from videomaskfeat.models import create_unset
@@ -167,8 +167,7 @@ def inflated(
     Raises:
         UserError: an unknown way.
     """
-    if how not in INFLATIONS:
-        raise UserError(f"inflate {how!r} is not one of {', '.join(INFLATIONS)}{nearest(how, INFLATIONS)}")
+    check_name("inflate", how, INFLATIONS)
     if not isinstance(model, Encoder) or _STEM not in state or state[_STEM].ndim not in (4, 5):
         return state, ()
     kernel = state[_STEM] if state[_STEM].ndim == 5 else state[_STEM].unsqueeze(2)  # [D, C, kt, h, w]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder, list_folder, local_path
 from videomaskfeat.losses import masked_cosine, masked_mse, masked_smooth_l1
 from videomaskfeat.models.encoder import encoder_of
@@ -342,10 +342,7 @@ class FeatureTarget(Target):
     ) -> None:
         super().__init__()
         for word, value, known in (("normalise", normalise, _NORMALISE), ("loss", loss, _NAMES)):
-            if value not in known:
-                raise UserError(
-                    f"feature {word} {value!r} is not one of {', '.join(known)}{nearest(value, known)}"
-                )
+            check_name(f"feature {word}", value, known)
         if not beta > 0:
             raise UserError(f"feature beta {beta} must be above 0")
         self.teacher = load_teacher(teacher, depth=depth, frame_stride=frame_stride)

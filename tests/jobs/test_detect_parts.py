@@ -106,7 +106,7 @@ def test_step_is_the_loss_of_normalised_clips() -> None:
     boxes = torch.tensor([[1.0, 0, 0, 8, 8], [0.0, 0, 0, 4, 4], [1.0, 2, 2, 8, 8]])
     labels = torch.rand(3, CLASSES) < 0.5
     step = DetectStep(Model(), binary_cross_entropy, mean=0.5, std=0.25)
-    loss, numbers = step(ActionBatch(clips, boxes, labels, torch.arange(2)))
+    loss, numbers, _ = step(ActionBatch(clips, boxes, labels, torch.arange(2)))
     means = (clips.double() / 255 - 0.5).mean(dim=(1, 2, 3, 4)) / 0.25
     logits = means[[1, 0, 1], None].float() * torch.ones(CLASSES)
     torch.testing.assert_close(loss, binary_cross_entropy(logits, labels), atol=1e-6, rtol=1e-5)

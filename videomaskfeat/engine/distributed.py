@@ -337,17 +337,17 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
-_watch: RankWatch | None = None  # of this process, while it is a rank of several
-
-
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the network runs under bf16 autocast: if asked for, and by default on a GPU.
+    """Whether the network runs under bf16 autocast: asked for, or on a GPU unless refused.
 
     Raises:
         UserError: no such precision.
     """
     check_name("precision", precision, ("auto", "fp32", "bf16"))
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+_watch: RankWatch | None = None  # of this process, while it is a rank of several
 
 
 @contextmanager

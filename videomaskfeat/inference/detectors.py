@@ -20,10 +20,10 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
-    choose_inference_threads,
     evaluating,
     on_every_rank,
 )
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.metrics.ava_map import AvaResult, Detections, GroundTruth, average_precision
 from videomaskfeat.models.detector import Detector

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from videomaskfeat.data.ava import VideoSource, sources_in_folder, sources_of_lists
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
 from videomaskfeat.data.batches import Failure
-from videomaskfeat.data.records_frames import load_frame_lists
+from videomaskfeat.data.frame_lists import load_frame_lists
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.detectors import BoxScores
 from videomaskfeat.recipe import DetectRecipe

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videomaskfeat.data.records import Records, load_records
-from videomaskfeat.data.records_ssv2 import is_name, label_number
+from videomaskfeat.data.formats import class_names_beside, load_records
+from videomaskfeat.data.formats.ssv2 import is_name, label_number
+from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import exists, is_file
+from videomaskfeat.io import exists
 from videomaskfeat.texts import parse_json, read_text, show_text
 
 
 @dataclass(frozen=True)
 class ListChoice:
-    """How a list is read; see :func:`~videomaskfeat.data.records.load_records`.
+    """How a list is read; see :func:`~videomaskfeat.data.formats.load_records`.
 
     Attributes:
         format: auto, kinetics, ssv2, folder, frames or images.
@@ -52,14 +53,13 @@ class ListChoice:
         Raises:
             UserError: the list is missing, or a row is wrong.
         """
-        templates = self.format == "ssv2" or path.endswith(".json")  # its classes are in the labels JSON
         return load_records(
             path,
             format=self.format,
             labels=self.labels if labels is None else labels,
             separator=self.separator,
             prefix=self.prefix,
-            classes=(self.class_names or None) if templates else None,
+            classes=self.class_names or None,
             known_classes=known_classes,
             stills=stills,
         )
@@ -166,13 +166,6 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     if strange is not None:
         raise UserError(f"{name}: the class name {show_text(repr(strange))} is not text; correct it")
     return names
-
-
-def class_names_beside(list_path: str) -> str:
-    """The labels file that lies beside a Something-Something-v2 list; empty if there is none."""
-    stem = list_path.rsplit("-", 1)[0]  # something-something-v2-train.json -> something-something-v2
-    labels = f"{stem}-labels.json"
-    return labels if list_path.endswith(".json") and is_file(labels) else ""
 
 
 def _names_from_json(text: str, name: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -24,12 +23,8 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews, ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
-from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.errors import RunFailed, UserError, check_name
-from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 AVERAGES = ("softmax", "logits")
@@ -223,37 +218,6 @@ class ClipPass:
             with torch.autocast(device.type, torch.bfloat16, enabled=self.machine.bf16):
                 outputs.append(self._network(pixels).float())
         return torch.cat(outputs).cpu().double()
-
-
-def choose_inference_threads(
-    model: nn.Module,
-    clip: ClipRecipe,
-    machine: Machine,
-    *,
-    network: Callable[[Tensor], object] | None = None,
-) -> None:
-    """Set torch's number of CPU threads to the fastest one for a single clip; on a GPU do nothing.
-
-    Args:
-        model: put into evaluation mode meanwhile.
-        clip: the size of its clips.
-        machine: on what the model runs, and the number of its loader processes.
-        network: what is run, float [1, C, T, H, W] -> anything; None: the model.
-    """
-    if machine.place.type != "cpu":
-        return
-    keep_freed_memory()
-    pixels = torch.zeros(1, 3, clip.frames, clip.crop, clip.crop)
-    run = network or model
-
-    def work() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=machine.bf16):
-            run(pixels)
-
-    with evaluating(model):
-        choice = choose_threads(work, workers=machine.workers)
-    if choice.seconds and distributed.is_main():
-        logger.info("threads   %s", choice)
 
 
 def on_every_rank(work: Callable[[], T]) -> list[T]:

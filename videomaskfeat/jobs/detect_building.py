@@ -152,16 +152,9 @@ def settle_classes(asked: int, actions: Mapping[int, str], label_map: str) -> in
 
 def recipe_of(config: DetectConfig, lists: ActionLists) -> DetectRecipe:
     """What the weights file will know of clips, frames and actions."""
-    clip, evaluate = config.clip, config.evaluate
+    evaluate = config.evaluate
     return DetectRecipe(
-        clip=ClipRecipe(
-            frames=clip.frames,
-            stride=clip.stride,
-            crop=clip.crop,
-            target_fps=clip.target_fps,
-            mean=clip.mean,
-            std=clip.std,
-        ),
+        clip=ClipRecipe.of(config.clip),
         actions=lists.actions,
         classes=lists.classes,
         poses=lists.poses,

@@ -19,13 +19,13 @@ from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
     VideoScores,
-    choose_inference_threads,
     evaluate_model,
     video_features,
     views_of,
 )
 from videomaskfeat.inference.results import identity_of, listed_failures, protocol_of, records_sha256
 from videomaskfeat.inference.scores import Evaluated, ScoredList, make_places, write_evaluation
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import file_sha256, is_file, is_folder
 from videomaskfeat.metrics.features import check_neighbours, knn_scores
 from videomaskfeat.models.weights import load_model
@@ -163,8 +163,7 @@ class _Evaluation:
         for records in (self.records, self.train):
             if records is not None:
                 views_of(records, self.recipe)  # refuses what does not fit
-                named = bool(names) or lists.format == "ssv2"
-                check_list(records, classes=self.classes, source=source, named=named)
+                check_list(records, classes=self.classes, source=source, named=bool(names))
 
     def scored(self, progress: Progress | None) -> tuple[ScoredList, VideoScores | None]:
         """The scores of the list, and with neighbours the features of the training list."""

@@ -12,23 +12,24 @@ from pathlib import Path
 import numpy as np
 
 from videomaskfeat.data.batches import ViewsBatch
-from videomaskfeat.data.records import Records, load_records
-from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
+from videomaskfeat.data.folders import VIDEO_SUFFIXES
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.classifiers import VideoEncoder, load_encoder
 from videomaskfeat.inference.features import FeatureFolder, Shard
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
-    choose_inference_threads,
     on_every_rank,
     views_of,
 )
 from videomaskfeat.inference.results import identity_of, protocol_of, records_sha256
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import is_file
-from videomaskfeat.jobs.run import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.recipe import ClassifyRecipe
 
 DTYPES = ("float32", "float16")
@@ -79,7 +80,7 @@ def extract_features(
     Args:
         weights: safetensors file of any run, or of ``import-slowfast``.
         list_path: list or folder of videos; ``format``, ``labels``, ``prefix`` and ``separator`` as in
-            :func:`~videomaskfeat.data.records.load_records`.
+            :func:`~videomaskfeat.data.formats.load_records`.
         out: folder to write, see :mod:`~videomaskfeat.inference.features`.
         depth: number of blocks, from 1, after which features are taken; None: all, and the final norm.
         grid: on the token grid instead of averaged over it.

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.data.frames import is_picture
-from videomaskfeat.data.records import Records, expand_folders
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import Predictions, load_classifier
-from videomaskfeat.inference.multiview import Machine, choose_inference_threads, views_of
+from videomaskfeat.inference.multiview import Machine, views_of
 from videomaskfeat.inference.results import identity_of, protocol_of
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import free_name, is_folder, make_folder, make_parent, whole_file
 from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
 

@@ -429,7 +429,7 @@ def test_wrong_boxes_are_named(
         ({"min_iou": 0.0}, "min IoU 0 must be above 0"),
         ({"min_iou": 3.0}, "min IoU 3 must be above 0, and at most 1"),
         ({"max_gap_seconds": -1.0}, "max gap -1 must be a number of seconds, 0 or more"),
-        ({"clips_at_once": 0}, "clips at once 0: there must be at least 1"),
+        ({"clips_at_once": 0}, "clips_at_once=0: must be at least 1"),
         ({"boxes": "nowhere.csv"}, "nowhere.csv: no such file"),
     ],
 )

@@ -18,7 +18,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_state
-from videomaskfeat.jobs import finetune_building, pretrain_building
+from videomaskfeat.jobs import finetune, pretrain_building
 from videomaskfeat.jobs.import_weights import SlowFastImport, import_slowfast
 from videomaskfeat.methods.method import build_target
 from videomaskfeat.models import create_unset
@@ -224,7 +224,7 @@ def test_written_config_builds_the_imported_classifier(golden: Path, tmp_path: P
     files = recorded(golden, "mvitv2_maskfeat_finetuned", tmp_path, {"MODEL.HEAD_ACT": "none"})
     outcome = import_slowfast(*files, tmp_path / "out")
     config = load_config(FinetuneConfig, str(outcome.config), ["data.train=x.csv", "run.folder=x"])
-    model, report = finetune_building.build_classifier(config, config.data.classes)
+    model, report = finetune.build_classifier(config, config.data.classes)
     assert report is not None
     assert (report.new, report.unused, report.resized) == ((), (), ())
     expected = torch.load(golden / "mvitv2_maskfeat_finetuned" / "expected.pt", weights_only=True)

@@ -32,7 +32,7 @@ sys.path.insert(0, str(HERE.parent))
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
 from videomaskfeat.config import PretrainConfig, load_config  # noqa: E402
 from videomaskfeat.data.formats import load_records  # noqa: E402
-from videomaskfeat.data.views import ViewLoader  # noqa: E402
+from videomaskfeat.data.loader import ViewLoader  # noqa: E402
 from videomaskfeat.inference.multiview import ClipPass, Machine, evaluating, views_of  # noqa: E402
 from videomaskfeat.metrics.accuracy import accuracy  # noqa: E402
 from videomaskfeat.metrics.features import linear_probe_scores  # noqa: E402
@@ -107,7 +107,7 @@ def clips_of(encoder: Encoder, path: str, clip: ClipRecipe) -> Clips:
     features, colours, labels, in_time = [], [], [], []
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     with evaluating(encoder):
-        for batch in ViewLoader(views, videos_per_batch=4, workers=0):
+        for batch in ViewLoader(views, per_batch=4, workers=0):
             tokens = network(batch.clips)
             features.append(tokens.mean(dim=(1, 2, 3)))
             colours.append(batch.clips.float().mean(dim=(1, 2, 3)))

@@ -20,9 +20,11 @@ from tests.jobs.action_set import (
     make_action_set,
     write_detector,
 )
-from videomaskfeat.data.ava import KeyFrameLoader, KeyFrameViews, sources_in_folder
+from videomaskfeat.data.ava import KeyFrameViews
 from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference import detectors
@@ -223,9 +225,7 @@ def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path
     views = KeyFrameViews(
         tested, sources, frames=4, stride=2, target_fps=None, short_sides=(32, 40), multiple=8, flip=True
     )
-    parts = [
-        KeyFrameLoader(views, key_frames_per_batch=2, workers=0, rank=rank, world_size=3) for rank in range(3)
-    ]
+    parts = [ViewLoader(views, per_batch=2, workers=0, rank=rank, world_size=3) for rank in range(3)]
     shared = score_batches(detector, (batch for part in parts for batch in part), tested)
     np.testing.assert_allclose(shared.scores, found.scores, atol=1e-6)
     files = ScoredFiles(actions.truth, actions.labels, actions.excluded, (actions.boxes,))

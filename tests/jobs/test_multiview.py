@@ -60,7 +60,7 @@ def by_hand(listing: Path, average: str) -> np.ndarray:
     for row in range(len(views)):
         if row in BROKEN:
             continue
-        clips = (views[row].clips / 255.0 - 0.45) / 0.225  # [V*S, T, H, W, C]
+        clips = (views[row].clips.double().numpy() / 255.0 - 0.45) / 0.225  # [V*S, T, H, W, C]
         logits = clips.mean(axis=(2, 3)).transpose(0, 2, 1).reshape(len(clips), -1) @ weight.T
         if average == "softmax":
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -161,14 +161,14 @@ def test_every_part_gets_its_mode_back(listing: Path) -> None:
 
 def test_progress_counts_videos(listing: Path) -> None:
     told: list[tuple[int, int]] = []
-    score(listing, videos_per_batch=4, progress=lambda done, total: told.append((done, total)))
+    score(listing, per_batch=4, progress=lambda done, total: told.append((done, total)))
     assert told == [(4, 11), (8, 11), (11, 11)]
 
 
 def test_features_are_mean_directions(listing: Path) -> None:
     records, model, machine = load_records(listing), ToyClassifier(), Machine("cpu", clips_at_once=5)
     result = video_features(model, records, RECIPE, machine)
-    clips = torch.from_numpy(views_of(records, RECIPE)[3].clips).permute(0, 4, 1, 2, 3) / 255
+    clips = views_of(records, RECIPE)[3].clips.permute(0, 4, 1, 2, 3) / 255
     expected = model.features((clips - 0.45) / 0.225).mean(dim=0)
     np.testing.assert_allclose(result.scores[3], expected / expected.norm(), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(result.scores, axis=1), 1.0, atol=1e-6)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.data.clip_parts import DeadlyClips
 from videomaskfeat.config import PretrainConfig, load_config
-from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs import pretrain_building
 from videomaskfeat.jobs.pretrain import closing_words

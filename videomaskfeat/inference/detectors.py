@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.data.ava import KeyFrameLoader, KeyFrameViews, VideoSource
+from videomaskfeat.data.ava import KeyFrameViews
 from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.ava_sources import VideoSource
 from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError
@@ -194,9 +196,9 @@ def score_key_frames(
         multiple=detector.multiple,
         flip=flip,
     )
-    loader = KeyFrameLoader(
+    loader = ViewLoader(
         views,
-        key_frames_per_batch=machine.clips_at_once,
+        per_batch=machine.clips_at_once,
         workers=machine.workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from videomaskfeat.data.ava import VideoSource, sources_in_folder, sources_of_lists
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
+from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder, sources_of_lists
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.frame_lists import load_frame_lists
 from videomaskfeat.errors import UserError, counted

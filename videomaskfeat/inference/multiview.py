@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.batches import Failure
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.views import EvaluationViews, ViewLoader
+from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.errors import RunFailed, UserError, check_name
@@ -259,7 +260,7 @@ def _over_list(
         videos_per_batch = max(_CLIPS_HELD // max(recipe.views * recipe.crops, 1), 1)
     loader = ViewLoader(
         views_of(records, recipe, reader=machine.reader),
-        videos_per_batch=videos_per_batch,
+        per_batch=videos_per_batch,
         workers=machine.workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.ava import AVA_ACTIONS, VideoNames, read_detections
-from videomaskfeat.data.ava_lists import LENGTH_SLACK, clip_name, detected_key_frames, start_of
+from videomaskfeat.data.ava_lists import detected_key_frames
+from videomaskfeat.data.ava_sources import LENGTH_SLACK, clip_name, start_of
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, nearest
 
 _NAMED = 5  # videos, in a message

@@ -14,8 +14,8 @@ import numpy as np
 from videomaskfeat.data.batches import ViewsBatch
 from videomaskfeat.data.folders import VIDEO_SUFFIXES
 from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.errors import RunFailed, UserError, check_name
@@ -202,7 +202,7 @@ class _Work:
                 self.recipe,
                 reader=self.encoder.machine.reader,
             ),
-            videos_per_batch=fitting,
+            per_batch=fitting,
             workers=workers,
             pin_memory=self.encoder.machine.place.type == "cuda",
         )

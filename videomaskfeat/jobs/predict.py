@@ -14,9 +14,9 @@ import numpy as np
 
 from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.data.frames import is_picture
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
-from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import Predictions, load_classifier
 from videomaskfeat.inference.multiview import Machine, views_of
@@ -92,7 +92,7 @@ def predict(
     _refuse_lists(videos)
     paths = expand_folders(videos, stills=recipe.clip.frames == 1)
     records = Records.from_paths(paths, None, source="the videos")
-    loader = ViewLoader(views_of(records, recipe, reader=reader), videos_per_batch=1, workers=workers)
+    loader = ViewLoader(views_of(records, recipe, reader=reader), per_batch=1, workers=workers)
     choose_inference_threads(
         classifier.model, recipe.clip, Machine(device, precision, reader, workers=workers)
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.config import PretrainConfig
-from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.io import file_sha256
 from videomaskfeat.jobs.pretrain_building import build_model, draw_mask, mask_grid

@@ -579,7 +579,7 @@ def _check_like(name: str, saved: Any, own: Any) -> None:
 
 def _check_random(saved: Any) -> None:
     """States of generators that torch takes; those of a GPU are compared by size alone."""
-    states = saved.get("ranks") if isinstance(saved, Mapping) else None
+    states: Any = saved.get("ranks") if isinstance(saved, Mapping) else None
     _require(isinstance(states, list) and bool(states), "it is no list of a state per rank")
     size = torch.get_rng_state().shape
     for state in states:

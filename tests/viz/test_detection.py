@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,6 @@ from tests.viz.pages import Page
 from videomaskfeat.viz.detection import (
     ActionRow,
     DetectionFacts,
-    PartRow,
     detection_data,
     percent,
     render_detection,
@@ -21,6 +21,10 @@ def action(number: int, name: str, truths: int, ap: float) -> ActionRow:
     heights = np.full(10, 0.0 if truths == 0 else ap)
     found = float("nan") if truths == 0 else 0.5
     return ActionRow(number, name, truths, 7, ap, found, heights, np.array([0.5]), np.array([1.0]))
+
+
+def part(*values: Any) -> dict[str, Any]:
+    return dict(zip(("name", "mean_ap", "actions", "truths", "detections"), values, strict=True))
 
 
 FACTS = DetectionFacts(
@@ -36,8 +40,8 @@ FACTS = DetectionFacts(
     ],
     sides=[("Ground truth", "14", "12", "2", "0", "0"), ("Detections", "30", "21", "0", "4", "5")],
     notes=["3 detections are of 1 videos that ..."],
-    persons=[PartRow("1 person", 0.4, 2, 9, 12), PartRow("2 persons", float("nan"), 0, 0, 3)],
-    sizes=[PartRow("large", 0.25, 1, 3, 4)],
+    persons=[part("1 person", 0.4, 2, 9, 12), part("2 persons", float("nan"), 0, 0, 3)],
+    sizes=[part("large", 0.25, 1, 3, 4)],
     summary={"files": {"detections": {"sha256": "cafe"}}},
 )
 

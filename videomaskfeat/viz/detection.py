@@ -43,17 +43,6 @@ class ActionRow:
 
 
 @dataclass(frozen=True)
-class PartRow:
-    """The score of a part of the ground truth; ``mean_ap`` is a share of 1, NaN without ground truth."""
-
-    name: str
-    mean_ap: float
-    actions: int
-    truths: int
-    detections: int
-
-
-@dataclass(frozen=True)
 class DetectionFacts:
     """What scoring found.
 
@@ -66,8 +55,9 @@ class DetectionFacts:
         actions: a row per action.
         sides: a row for the ground truth and one for the detections: name, then rows by what became of them.
         notes: sentences on what is odd about the files.
-        persons: the score by persons per key frame.
-        sizes: the score by the size of the boxes.
+        persons: the score by persons per key frame: ``name``, ``mean_ap`` (share of 1, NaN without ground
+            truth), ``actions``, ``truths``, ``detections`` of each part.
+        sizes: likewise by the size of the boxes.
         summary: everything that identifies the result; may be nested.
         tested: how the key frames were tested: name, value and note of each fact; none: not known, of a file
             of detections.
@@ -81,8 +71,8 @@ class DetectionFacts:
     actions: Sequence[ActionRow]
     sides: Sequence[Sequence[str]]
     notes: Sequence[str]
-    persons: Sequence[PartRow]
-    sizes: Sequence[PartRow]
+    persons: Sequence[Mapping[str, Any]]
+    sizes: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
     tested: Sequence[tuple[str, str, str]] = ()
 
@@ -159,6 +149,9 @@ def _action_table(rows: Sequence[ActionRow]) -> dict[str, Any]:
     )
 
 
-def _part_table(what: str, parts: Sequence[PartRow]) -> dict[str, Any]:
-    rows = [(part.name, percent(part.mean_ap), part.actions, part.truths, part.detections) for part in parts]
+def _part_table(what: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rows = [
+        (part["name"], percent(part["mean_ap"]), part["actions"], part["truths"], part["detections"])
+        for part in parts
+    ]
     return table((what, "mAP", "Actions", "Ground truth", "Detections"), rows)

@@ -25,7 +25,7 @@ from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.scores import file_sha256
+from videomaskfeat.io import file_sha256
 from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import kl_to_uniform

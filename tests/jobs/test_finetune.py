@@ -20,7 +20,7 @@ from videomaskfeat.engine.run import BestWeights
 from videomaskfeat.jobs.finetune import FinetuneStep, read_lists
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import load_model, read_state, save_weights
-from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalise, read_classify_recipe
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize, read_classify_recipe
 
 from .test_pretrain import last_line, rows
 
@@ -180,7 +180,7 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
     batch = LabelledBatch(clips, torch.tensor([1, 4]), torch.arange(2))
     mixing = Mixing(classes=5, mixup=0.0, cutmix=0.0, probability=1.0, switch=0.5, smoothing=0.1)
     loss, metrics, _ = FinetuneStep(model, mixing, mean=0.45, std=0.225)(batch)
-    logits = model(normalise(clips, mean=0.45, std=0.225))
+    logits = model(normalize(clips, mean=0.45, std=0.225))
     wanted = 0.02 * torch.ones(2, 5)
     wanted[0, 1] = wanted[1, 4] = 0.92
     expected = -(wanted * logits.log_softmax(-1)).sum(-1).mean()

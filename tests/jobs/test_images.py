@@ -16,11 +16,11 @@ import torch
 from tests.data.make_videos import write_video
 from videomaskfeat.cli import main
 from videomaskfeat.data.frames import decode_picture
-from videomaskfeat.data.sample import SHAPES, make_image_folders, write_image, write_image_lists
+from videomaskfeat.data.sample_images import SHAPES, make_image_folders, write_image, write_image_lists
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier
-from videomaskfeat.jobs.features import read_features
+from videomaskfeat.inference.features import read_features
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, read_classify_recipe, read_recipe

@@ -23,7 +23,7 @@ from videomaskfeat.jobs.import_weights import SlowFastImport, import_slowfast
 from videomaskfeat.methods.masked import build_student
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe, normalise, read_classify_recipe, read_recipe
+from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe, normalize, read_classify_recipe, read_recipe
 from videomaskfeat.targets import build_target
 
 
@@ -73,10 +73,10 @@ def test_logits_of_the_same_frames_are_the_same(
     theirs = load_slowfast(*files).model(as_pyslowfast_sees(frames, changes, pictures=dataset == "ssv2"))
     weights = import_slowfast(*files, tmp_path / "out").weights
     clip = read_classify_recipe(weights).clip
-    ours = load_model(weights)(normalise(frames[None], mean=clip.mean, std=clip.std))
+    ours = load_model(weights)(normalize(frames[None], mean=clip.mean, std=clip.std))
     # The colours are summed in another order.
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    other = normalise(frames[None].flip(-1), mean=clip.mean, std=clip.std)
+    other = normalize(frames[None].flip(-1), mean=clip.mean, std=clip.std)
     assert (load_model(weights)(other) - theirs).abs().max() > 1e-3  # the test sees the order of channels
 
 

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from tests.data.clip_parts import DeadlyClips
 from videomaskfeat import methods
 from videomaskfeat.config import PretrainConfig, load_config
-from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs.pretrain import closing_words
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.recipe import normalise
+from videomaskfeat.recipe import normalize
 
 from .conftest import TINY
 
@@ -121,7 +121,7 @@ def test_step_loss_is_the_mean_over_hidden_cells() -> None:
     mask = torch.rand(2, 2, 2, 2, generator=generator) < 0.5
     batch = PretrainBatch(clips, mask, torch.arange(2))
     loss = method.loss(model, batch).loss
-    pixels = normalise(clips, mean=0.45, std=0.225)
+    pixels = normalize(clips, mean=0.45, std=0.225)
     assert pixels[1, 2, 3, 4, 5].item() == pytest.approx((clips[1, 3, 4, 5, 2].item() / 255 - 0.45) / 0.225)
     predictions, truth = model(pixels, mask), target(pixels)
     errors = [
@@ -260,7 +260,7 @@ def test_run_of_an_earlier_version_is_resumed_as_if_it_had_not_stopped(
     newest = run / "checkpoints" / "step_00000005.pt"
     content = torch.load(newest, weights_only=True)
     del content["progress"]["unevaluated"]
-    (failure,) = content["extra"]["failures"]["failures"]
+    (failure,) = content["failures"]["failures"]
     del failure["lost_in_epoch"]
     torch.save(content, newest)
     code, text = pretrain(*choices)

@@ -1,4 +1,7 @@
-"""Exact frames through decord, for the files of which decord's own index is exact."""
+"""Open a video file and read frames by index: the same index gives the same picture from every reader.
+
+decord reads the files of which its own index is exact, PyAV all others.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,7 @@ class DecordReader(VideoReader):
     decoder = "decord"
 
     def __init__(self, path: str, *, threads: int = 1) -> None:
-        """Open a local file.
-
-        Args:
-            path: of the file.
-            threads: for decoding; 1 suits loader workers, which are processes already. 0 = all cores.
+        """Open a local file; for ``threads`` see `open_video`.
 
         Raises:
             InexactIndexError: decord's index cannot be relied on for this file, or it is no video at all.
@@ -90,9 +89,6 @@ def _last_words(error: Exception) -> str:
     return f"decord: {text[0].split('] ', 1)[-1].split(': ', 1)[-1]}" if text else "decord cannot read it"
 
 
-# Frames that somebody else has decoded, read like a video.
-
-
 class MemoryReader(VideoReader):
     """Decoded frames as a video. They are not copied, so change them only after the last read."""
 
@@ -100,11 +96,7 @@ class MemoryReader(VideoReader):
     decoder = "none"
 
     def __init__(self, frames: np.ndarray, *, fps: float) -> None:
-        """Keep the frames.
-
-        Args:
-            frames: uint8 [T, H, W, 3], RGB, every frame of the video and not a choice of them.
-            fps: frames a second.
+        """Keep frames uint8 [T, H, W, 3], RGB: every frame of the video, and their rate per second.
 
         Raises:
             UserError: not of that type and shape, or no frame rate.
@@ -123,17 +115,7 @@ class MemoryReader(VideoReader):
     @property
     def info(self) -> VideoInfo:
         """All facts."""
-        return VideoInfo(
-            path=self.path,
-            frames=self.frames,
-            fps=self.fps,
-            duration_seconds=self.frames / self.fps,
-            width=self._pictures.shape[2],
-            height=self._pictures.shape[1],
-            rotation_degrees=0,
-            codec="none",
-            variable_frame_rate=False,
-        )
+        return self._picture_info(self._pictures[0], "none")
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -142,16 +124,6 @@ class MemoryReader(VideoReader):
         return self._pictures[indices]  # [T, H, W, 3], a copy
 
 
-# Open a video file and read frames by index: the same index gives the same picture from every reader.
-__all__ = [
-    "READERS",
-    "VideoInfo",
-    "VideoReadError",
-    "VideoReader",
-    "available_readers",
-    "open_video",
-    "probe",
-]
 READERS = ("auto", "decord", "pyav")
 _log = logging.getLogger(__name__)
 
@@ -192,12 +164,7 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
 
 
 def probe(path: str | os.PathLike[str], reader: str = "auto") -> VideoInfo:
-    """The facts of a video.
-
-    Raises:
-        VideoReadError: the file cannot be read.
-        UserError: ``reader`` is unknown or not installed.
-    """
+    """The facts of a video, with the errors of `open_video`."""
     with open_video(path, reader) as video:
         return video.info
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.multiview import VideoScores, video_features, videos_a_batch
-from videomaskfeat.inference.scores import views_of
+from videomaskfeat.inference.multiview import Machine, VideoScores, video_features, views_of
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_neighbours, knn_scores, linear_probe_scores
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
@@ -53,18 +51,10 @@ class FeatureProbe:
         self._asked = _labelled(config.test, data, clip, self._known.class_names)
         self._classes = 1 + max(int(_labels(part).max()) for part in (self._known, self._asked))
         # The shorter side is the crop itself, so that the square shows all that it can of the frame.
-        recipe = ClassifyRecipe(clip=clip, views=1, crops=1, short_side=clip.crop)
-        self._known_views, self._asked_views = (
-            views_of(part, recipe, reader=data.reader) for part in (self._known, self._asked)
-        )
-        self._options: dict[str, Any] = {
-            "device": device,
-            "bf16": bf16,
-            "mean": clip.mean,
-            "std": clip.std,
-            "workers": data.workers,
-            "videos_per_batch": videos_a_batch(views=1, crops=1),
-        }
+        self._recipe = ClassifyRecipe(clip=clip, views=1, crops=1, short_side=clip.crop)
+        for part in (self._known, self._asked):
+            views_of(part, self._recipe, reader=data.reader)  # refuses what does not fit
+        self._machine = Machine(str(device), "bf16" if bf16 else "fp32", data.reader, data.workers)
 
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
         """Top-1 in percent of both probes; all ranks call it, and all get the same numbers.
@@ -76,8 +66,8 @@ class FeatureProbe:
             UserError: no video of a list can be read.
             RunFailed: a feature is not finite.
         """
-        known = video_features(encoder, self._known_views, **self._options)
-        asked = video_features(encoder, self._asked_views, **self._options)
+        known = video_features(encoder, self._known, self._recipe, self._machine)
+        asked = video_features(encoder, self._asked, self._recipe, self._machine)
         return distributed.run_on_main(lambda: self._accuracies(known, asked))
 
     def facts(self) -> dict[str, int]:

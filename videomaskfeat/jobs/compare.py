@@ -21,7 +21,6 @@ from typing import Any, Literal
 import simplejson
 import torch
 
-from videomaskfeat import __version__
 from videomaskfeat.config import (
     CompareConfig,
     CompareSettings,
@@ -39,7 +38,6 @@ from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.jobs.doctor import diagnose
-from videomaskfeat.jobs.report import read_run
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method, training_loader
 from videomaskfeat.methods.method import Method
@@ -47,6 +45,7 @@ from videomaskfeat.processes import Verbs
 from videomaskfeat.texts import read_json, show_text
 from videomaskfeat.values import from_parts
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
+from videomaskfeat.viz.report import read_run
 
 CONFIGS: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -460,7 +459,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
     for name, text in (
         ("table.json", simplejson.dumps(content, indent=2, ignore_nan=True)),
         ("table.md", TargetResults.markdown(results)),
-        ("report.html", render_comparison(results, version=__version__, title=folder.name)),
+        ("report.html", render_comparison(results, title=folder.name)),
     ):
         with whole_file(folder / name) as file:
             file.write(text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,29 +26,34 @@ from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.inference.detection_results import ScoredDetections, closing_words
-from videomaskfeat.inference.detectors import BoxScores, DetectRecipe, score_in_memory
-from videomaskfeat.inference.key_frames import OtherVideos, VideoPlaces, read_tested
-from videomaskfeat.inference.scores import file_sha256
-from videomaskfeat.jobs.detect_evaluate import (
-    PassChoice,
-    ScoredFiles,
-    detect_in_key_frames,
-    hashes_of,
+from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
+from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
+from videomaskfeat.inference.key_frames import (
+    OtherVideos,
+    VideoPlaces,
     lines_on,
-    protocol_of,
+    read_tested,
     words_on_key_frames,
-    write_score,
 )
+from videomaskfeat.inference.multiview import Machine
+from videomaskfeat.inference.results import detection_protocol, identity_of
 from videomaskfeat.jobs.doctor import diagnose
-from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
 from videomaskfeat.models.zoo import MODELS
-from videomaskfeat.recipe import DETECT_KEY, ClipRecipe, Levels, compare_levels, normalise, recipe_texts
+from videomaskfeat.recipe import (
+    DETECT_KEY,
+    ClipRecipe,
+    DetectRecipe,
+    Levels,
+    compare_levels,
+    normalize,
+    recipe_texts,
+)
+from videomaskfeat.viz.report import write_report
 
 LOSSES = ("sigmoid", "poses")
 AVA_POSES = tuple(range(1, 15))
@@ -74,7 +79,7 @@ def detect_train(config: DetectConfig) -> Outcome:
     if config.evaluate.every_seconds < 1:
         raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
     return run_training(
-        DetectRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
+        DetectRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
     )
 
 
@@ -102,12 +107,7 @@ class DetectRun(Run):
             config.data.validation_exclusions,
             tuple(config.data.validation_boxes),
         )
-        self.testing = PassChoice(
-            scales=tuple(config.evaluate.scales),
-            flip=config.evaluate.flip,
-            bf16=self.bf16,
-            workers=config.data.workers,
-        )
+        self.machine = Machine(str(device), "bf16" if self.bf16 else "fp32", workers=config.data.workers)
         self.evaluates, self.evaluate_epochs = self.lists.tested is not None, config.evaluate.epochs
         if self.lists.tested is not None:  # a mistake is reported now rather than after the training
             assert self.lists.truth is not None
@@ -176,18 +176,17 @@ class DetectRun(Run):
     def evaluate(self) -> dict[str, float]:
         """One view of a part of the key frames."""
         tested, truth = self.validated
-        plain = replace(self.testing, scales=(), flip=False)
 
         def measure() -> dict[str, float]:
-            found = self.score(tested, plain)
+            found = self.score(tested)
             return {"mean_ap": score_in_memory(truth, tested, found, self.lists.actions).mean_ap}
 
         return self.measure_sets(self.config.evaluate.weights, self.best, measure)
 
-    def score(self, key_frames: KeyFrames, choice: PassChoice) -> BoxScores:
+    def score(self, key_frames: KeyFrames, *, scales: Sequence[int] = (), flip: bool = False) -> BoxScores:
         """The scores of all boxes with the model's present weights."""
-        model: Any = self.model
-        found = detect_in_key_frames(model, key_frames, self.sources, self.recipe, choice, device=self.device)
+        detector = VideoDetector(self.model, self.recipe, self.machine)
+        found = score_key_frames(detector, key_frames, self.sources, scales=scales, flip=flip)
         self.unreadable = found.failures
         return found
 
@@ -201,7 +200,8 @@ class DetectRun(Run):
         if self.lists.tested is None:
             return {}
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
-        found = self.score(self.lists.tested, self.testing)
+        evaluate = self.config.evaluate
+        found = self.score(self.lists.tested, scales=evaluate.scales, flip=evaluate.flip)
         mean_ap, self.words = distributed.run_on_main(lambda: self.write_score(found))
         return {
             "best_weights": str(self.best.path),
@@ -217,23 +217,27 @@ class DetectRun(Run):
         tested, truth = self.lists.tested, self.lists.truth
         assert tested is not None
         assert truth is not None
-        undetected = len(truth.absent_from(tested))
+        undetected, detected = len(truth.absent_from(tested)), bool(self.files.boxes)
         name, _ = self.model.created_as  # type: ignore[misc]
         about = {
             "title": f"{self.path.name} on {Path(self.files.groundtruth).name}",
             "model": name,
-            "weights": str(self.best.path),
-            "weights_sha256": file_sha256(self.best.path),
-            "files": hashes_of(self.files),
+            **identity_of(self.best.path),
+            "files": self.files.hashes(),
             "undetected_key_frames": undetected,
             "left_out": asdict(self.lists.other),
-            "seen": protocol_of(self.recipe, self.testing, self.files),
+            "seen": detection_protocol(
+                self.recipe,
+                detected=detected,
+                scales=self.config.evaluate.scales,
+                flip=self.config.evaluate.flip,
+                precision=self.machine.precision_used,
+            ),
         }
-        scored: ScoredDetections = write_score(self.path / "score", self.files, tested, found, about)
-        kind = "detected" if self.files.boxes else "ground-truth"
+        scored = write_key_frame_score(self.path / "score", self.files, tested, found, about)
         lines = [
-            closing_words(scored, self.path / "score"),
-            words_on_key_frames(found, self.recipe, kind, undetected=undetected),
+            scored.text(self.path / "score"),
+            words_on_key_frames(found, self.recipe, detected=detected, undetected=undetected),
             *filter(None, [self.lists.other.words()]),
             f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             *(f"unreadable, left out: {line}" for line in lines_on(found.failures)),
@@ -246,7 +250,7 @@ class DetectRun(Run):
 
 
 class DetectStep:
-    """Batch -> loss: normalise on the device, say what each box does, compare.
+    """Batch -> loss: normalize on the device, say what each box does, compare.
 
     Args:
         model: (clips, boxes) -> logits [R, L], perhaps wrapped for several processes.
@@ -273,7 +277,7 @@ class DetectStep:
         over the boxes that have a pose, so there the scale is near enough and not exact.) Micro-batches of
         one process weigh alike.
         """
-        clips = normalise(batch.clips, mean=self.mean, std=self.std)
+        clips = normalize(batch.clips, mean=self.mean, std=self.std)
         loss = self._compare(clips, batch.boxes, batch.labels)
         own = torch.tensor(float(len(batch.boxes)), device=loss.device)
         mean = distributed.mean_over_ranks(own)

@@ -29,16 +29,16 @@ from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.errors import UserError, check_name, counted
-from videomaskfeat.inference.multiview import ListChoice, VideoScores, evaluate_model, videos_a_batch
-from videomaskfeat.inference.scores import read_class_names, views_of
+from videomaskfeat.inference.lists import ListChoice, read_class_names
+from videomaskfeat.inference.multiview import Machine, VideoScores, evaluate_model, views_of
 from videomaskfeat.jobs.doctor import diagnose
-from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalise
+from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalize
+from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
     check_required(config, data_train="train.csv", run_folder="runs/first")
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     return run_training(
-        FinetuneRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
+        FinetuneRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
     )
 
 
@@ -144,16 +144,12 @@ class FinetuneRun(Run):
     def score(self, recipe: ClassifyRecipe) -> tuple[np.ndarray, np.ndarray]:
         """Scores [n, L] and labels [n] of the held-out videos with the model's present weights."""
         assert self.lists.validation is not None
+        data = self.config.data
         scores: VideoScores = evaluate_model(
             self.model,
-            views_of(self.lists.validation, recipe, reader=self.config.data.reader),
-            device=self.device,
-            bf16=self.bf16,
-            mean=recipe.clip.mean,
-            std=recipe.clip.std,
-            average=recipe.average,
-            videos_per_batch=videos_a_batch(views=recipe.views, crops=recipe.crops),
-            workers=self.config.data.workers,
+            self.lists.validation,
+            recipe,
+            Machine(str(self.device), "bf16" if self.bf16 else "fp32", data.reader, data.workers),
         )
         self.unreadable = scores.failures
         return scores.scores, scores.labels
@@ -203,7 +199,7 @@ class FinetuneRun(Run):
 
 
 class FinetuneStep:
-    """Batch -> loss: normalise on the device, mix clips and labels, classify, compare.
+    """Batch -> loss: normalize on the device, mix clips and labels, classify, compare.
 
     Args:
         model: clips -> logits [B, L], perhaps wrapped for several processes.
@@ -229,7 +225,7 @@ class FinetuneStep:
 
         Of mixed clips the class is that of the greater part, as their targets say.
         """
-        pixels = normalise(batch.clips, mean=self.mean, std=self.std)
+        pixels = normalize(batch.clips, mean=self.mean, std=self.std)
         clips, targets = self.mixing(pixels, batch.labels)
         loss, logits = self._compare(clips, targets)
         right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)

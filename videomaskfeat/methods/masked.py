@@ -13,7 +13,7 @@ from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.inference.scores import file_sha256
+from videomaskfeat.io import file_sha256
 from videomaskfeat.masking import EXACT
 from videomaskfeat.methods.method import Method, check_mask_grid
 from videomaskfeat.models import arguments_of, create_model_from

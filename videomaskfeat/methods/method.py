@@ -19,7 +19,7 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Unif
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.recipe import ClipRecipe, PretrainRecipe, normalise
+from videomaskfeat.recipe import ClipRecipe, PretrainRecipe, normalize
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ class Method(ABC):
 
     def pixels(self, clips: Tensor) -> Tensor:
         """uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], normalized."""
-        return normalise(clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
+        return normalize(clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
 
 
 def frame_sampler(clip: ClipRecipe, choose: Callable[..., np.ndarray]) -> FrameSampler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from videomaskfeat.config import (
     FinetuneConfig,
     PretrainConfig,
     TokenizerConfig,
+    check_config,
     config_text,
     flat,
+    free_keys,
+    key,
     key_table,
     load_config,
 )
@@ -240,3 +244,51 @@ def test_name_of_any_bytes_is_kept_and_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(config_text(config), encoding="utf-8")
     assert load_config(PretrainConfig, str(path)) == config
+
+
+@dataclass
+class Section:
+    crop: str = key("area", "way to crop", choices={"area": "random area", "side": ""})
+    share: float | None = key(None, "share of the frame", above=0, greatest=1, free=True)
+    sides: list[int] = key([2, 3], "short sides", unit="pixels", least=1)
+    decay: float = key(0.9, "decay", least=0, below=1)
+
+
+@dataclass
+class Schema:
+    one: Section = field(default_factory=Section)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("one.crop=sid", "one.crop 'sid' is not one of area, side; did you mean 'side'\\?"),
+        ("one.share=0.0", "one.share 0.0 must be above 0 and at most 1"),
+        ("one.share=1.5", "one.share 1.5 must be above 0 and at most 1"),
+        ("one.sides=[4,0]", r"one.sides \[4, 0\] must be at least 1"),
+        ("one.decay=1.0", "one.decay 1.0 must be at least 0 and below 1"),
+        ("one.decay=-0.5", "one.decay -0.5 must be at least 0 and below 1"),
+    ],
+)
+def test_value_that_breaks_the_rule_of_its_key_is_refused(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"^argument .{re.escape(override)}.: {words}$"):
+        load_config(Schema, write(tmp_path, "one: {share: 0.5}"), ["one.share=1", override])
+    name, value = override.removeprefix("one.").split("=")
+    path = write(tmp_path, f"one: {{{name}: {value}}}")
+    with pytest.raises(UserError, match=f"^{path}: {words}$"):
+        load_config(Schema, path)
+    config = Schema()
+    setattr(config.one, name, yaml.safe_load(value))
+    with pytest.raises(UserError, match=f"^{words}$"):
+        check_config(config)
+
+
+def test_rules_leave_null_and_bounds_alone_and_are_printed() -> None:
+    load_config(Schema, None, ["one.share=null", "one.sides=[1,1]", "one.decay=0"])
+    assert free_keys(Schema) == {"one.share"}
+    assert [meaning for _, _, meaning in key_table(Schema)] == [
+        "way to crop: area (random area) | side",
+        "share of the frame [above 0 and at most 1]",
+        "short sides [pixels, at least 1]",
+        "decay [at least 0 and below 1]",
+    ]

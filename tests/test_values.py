@@ -60,7 +60,7 @@ def test_right_values_are_taken(value: object, kind: Any, expected: object) -> N
         ([1, 2], tuple[int, int, int], r"x \[1, 2\] must be 3 values, each an integer"),
         ([1, "a"], tuple[int, ...], r"x 'a' must be an integer \(in \[1, 'a'\]\)"),
         ("abc", tuple[str, ...], "x 'abc' must be a list of values, each a text"),
-        ("ab", Literal["abc", "d"], "x 'ab' is not one of abc, d; did you mean 'abc'?"),
+        ("ab", Literal["abc", "d"], "x 'ab' is unknown; did you mean 'abc'?"),
         ([], int | None, r"x \[\] must be an integer or none"),
         ({"a": 1}, Mapping[int, str], "a key of x 'a' must be an integer"),
         ("a\n" * 200, int, r"^x 'a\\n[^\n]*\.\.\.[^\n]* must be an integer$"),
@@ -82,7 +82,7 @@ def test_limits_hold_by_the_last_part_of_a_name() -> None:
     assert from_parts(Inner, {"frames": 9}, limits=limits) == Inner(9)
     with pytest.raises(UserError, match=r"inner\.frames 10 must be an integer from 1 to 9"):
         from_parts(Outer, {"inner": {"frames": 10}}, limits=limits)
-    with pytest.raises(UserError, match="names 'c' is not one of a, b"):
+    with pytest.raises(UserError, match="names 'c' is unknown; there are a, b"):
         from_parts(Outer, {"inner": {"frames": 1}, "names": ["a", "c"]}, limits=limits)
 
 
@@ -92,7 +92,7 @@ def test_limits_hold_by_the_last_part_of_a_name() -> None:
         ([], r"it \[\] must be an object of names and values"),
         ({}, "inner is missing"),
         ({"inner": {}}, "inner.frames is missing"),
-        ({"inner": {"frames": 1}, "cel": [1, 1, 1]}, "cel is unknown; did you mean 'cell'?"),
+        ({"inner": {"frames": 1}, "cel": [1, 1, 1]}, "key 'cel' is unknown; did you mean 'cell'?"),
         ({"inner": 3}, "inner 3 must be an object of names and values"),
     ],
 )

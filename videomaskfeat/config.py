@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -22,11 +22,110 @@ from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.texts import dump_yaml, parse_yaml, read_yaml, show_text
 
 
-def key(default: Any, meaning: str) -> Any:
-    """A config key with its default and its meaning, which ``--keys`` prints."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: copy.copy(default), metadata={"meaning": meaning})
-    return field(default=default, metadata={"meaning": meaning})
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    choices: Iterable[str] = (),
+    least: float | None = None,
+    greatest: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    free: bool = False,
+) -> Any:
+    """Declare a config key; :func:`load_config` and :func:`check_config` hold its value to the rules.
+
+    Args:
+        default: value if the key is absent.
+        meaning: one line for ``--keys``.
+        unit: unit of the value, printed after the meaning.
+        choices: allowed texts; a mapping explains each in ``--keys``.
+        least: smallest allowed number; holds for each value of a list, and never for null.
+        greatest: largest allowed number.
+        above: number that the value must exceed.
+        below: number that the value must stay below.
+        free: whether a run that is resumed may change the value.
+    """
+    rules = _Rules(meaning, unit, choices, least, greatest, above, below, free)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata={"rules": rules})
+    return field(default=default, metadata={"rules": rules})
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What :func:`key` declares."""
+
+    meaning: str
+    unit: str
+    choices: Iterable[str]
+    least: float | None
+    greatest: float | None
+    above: float | None
+    below: float | None
+    free: bool
+
+    def broken_by(self, value: Any) -> str:
+        """The rule that a value breaks, in words, or an empty string."""
+        values = value if isinstance(value, list) else [value]
+        known = tuple(self.choices)
+        for one in values:
+            if known and one not in known:
+                return f"is not one of {', '.join(known)}{nearest(str(one), known)}"
+            if isinstance(one, int | float) and not self._contains(one):
+                return f"must be {self.span()}"
+        return ""
+
+    def _contains(self, number: float) -> bool:
+        return (
+            (self.least is None or number >= self.least)
+            and (self.greatest is None or number <= self.greatest)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def span(self) -> str:
+        """The allowed numbers in words, such as ``at least 0 and below 1``, or an empty string."""
+        bounds = {"at least": self.least, "above": self.above, "at most": self.greatest, "below": self.below}
+        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+
+    def explain(self) -> str:
+        """Meaning, unit, choices and range in one line."""
+        choices = (
+            self.choices.items() if isinstance(self.choices, Mapping) else ((c, "") for c in self.choices)
+        )
+        named = " | ".join(f"{name} ({words})" if words else name for name, words in choices)
+        notes = ", ".join(note for note in (self.unit, self.span()) if note)
+        return f"{self.meaning}{f': {named}' if named else ''}{f' [{notes}]' if notes else ''}"
+
+
+def check_config(config: Any, where: Callable[[str], str] = lambda name: "") -> None:
+    """Hold every value to the rules of its key.
+
+    Args:
+        config: a config, such as a ``PretrainConfig``.
+        where: ``section.key`` -> place that set it, such as ``x.yaml: ``, which begins the message.
+
+    Raises:
+        UserError: a value that is not among the choices of its key, or outside its range.
+    """
+    for name, rules, value in _keys(config):
+        if value is not None and (broken := rules.broken_by(value)):
+            raise UserError(f"{where(name)}{name} {_show(value)} {broken}")
+
+
+def free_keys(schema: type) -> frozenset[str]:
+    """The keys, ``section.key``, that a run that is resumed may change."""
+    return frozenset(name for name, rules, _ in _keys(schema()) if rules.free)
+
+
+def _keys(config: Any) -> Iterator[tuple[str, _Rules, Any]]:
+    """Name, rules and value of every key."""
+    for section in fields(config):
+        keys = getattr(config, section.name)
+        for item in fields(keys):
+            yield f"{section.name}.{item.name}", item.metadata["rules"], getattr(keys, item.name)
 
 
 # Reading configs: strict, and with words for people.
@@ -52,8 +151,9 @@ def load_config(
 
     Raises:
         UserError: a file that is missing or no YAML, an unknown key (with the nearest known one), a value of
-            the wrong type, a number that is not finite or an integer beyond 64 bits, an interpolation such
-            as ``${oc.env:HOME}`` that cannot be resolved, an override without ``=``.
+            the wrong type, a number that is not finite or an integer beyond 64 bits, a value that breaks the
+            rules of its key, an interpolation such as ``${oc.env:HOME}`` that cannot be resolved, an override
+            without ``=``.
     """
     config = OmegaConf.structured(schema)
     if path:
@@ -71,9 +171,17 @@ def load_config(
     _check_values(config, where=source)
     _check_lengths(config, OmegaConf.structured(schema), where=source)
     try:
-        return typing.cast(T, OmegaConf.to_object(config))
+        loaded = typing.cast(T, OmegaConf.to_object(config))
     except _MISFITS as error:
         raise UserError(f"{source}: {_first_line(error)}") from error
+    check_config(loaded, lambda name: f"{_source(name, overrides) or source}: ")
+    return loaded
+
+
+def _source(name: str, overrides: Sequence[str]) -> str:
+    """The last override that sets a key, or an empty string."""
+    setters = [one for one in overrides if f"{name}.".startswith(f"{one.partition('=')[0].strip()}.")]
+    return _argument(setters[-1]) if setters else ""
 
 
 def config_text(config: Any) -> str:
@@ -93,12 +201,9 @@ def flat(config: Any) -> dict[str, Any]:
 def key_table(schema: type) -> list[tuple[str, str, str]]:
     """Every key of a task: (``section.key``, default as written in YAML, meaning)."""
     rows = []
-    for section in fields(schema):
-        owner = section.default_factory  # every section is a dataclass, its own factory
-        for item in fields(owner):  # type: ignore[arg-type]
-            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-            shown = "null" if default is None else '""' if default == "" else str(default)
-            rows.append((f"{section.name}.{item.name}", shown, item.metadata["meaning"]))
+    for name, rules, default in _keys(schema()):
+        shown = "null" if default is None else '""' if default == "" else str(default)
+        rows.append((name, shown, rules.explain()))
     return rows
 
 
@@ -365,7 +470,7 @@ class DataConfig:
     """Which videos, and how they are read."""
 
     train: str = key("", "list file, or folder of videos, frame folders or pictures, to train on (required)")
-    validation: str = key("", "held-out list or folder; empty: no held-out loss")
+    validation: str = key("", "held-out list or folder; empty: no held-out loss", free=True)
     format: str = key("auto", "auto | kinetics | ssv2 | folder | frames | images: of the lists")
     labels: str = key("auto", "auto | yes | no: whether rows end with a label (not used here, but checked)")
     separator: str = key(
@@ -373,12 +478,14 @@ class DataConfig:
     )
     prefix: str = key("", "folder put before every relative path of the lists")
     reader: str = key("auto", "auto | decord | pyav: video reader; auto falls back to PyAV a file")
-    workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process")
+    workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process", free=True)
     read_seconds: float = key(
-        120.0, "seconds without progress on one record after which a loader process is replaced"
+        120.0, "seconds without progress on one record after which a loader process is replaced", free=True
     )
     failure_share: float = key(
-        0.01, "share of the list that may be unreadable before the run stops, 0..1; above 0, one always may"
+        0.01,
+        "share of the list that may be unreadable before the run stops, 0..1; above 0, one always may",
+        free=True,
     )
 
 
@@ -439,7 +546,7 @@ class OptimConfig:
     epochs: float = key(300, "passes over the list")
     warmup_epochs: float = key(10, "passes of linear warm-up")
     batch_size: int = key(32, "clips an optimiser step, over all ranks and micro-batches")
-    accumulate: int = key(1, "micro-batches an optimiser step, a rank")
+    accumulate: int = key(1, "micro-batches an optimiser step, a rank", free=True)
     base_batch_size: int = key(32, "batch size the learning rates are stated for; they scale linearly")
     learning_rate: float = key(1e-4, "peak, for base_batch_size")
     start_learning_rate: float = key(1e-6, "at step 0, for base_batch_size")
@@ -455,18 +562,24 @@ class OptimConfig:
 class RunConfig:
     """Where and how it runs."""
 
-    folder: str = key("", "run folder; one that exists is resumed (required)")
+    folder: str = key("", "run folder; one that exists is resumed (required)", free=True)
     seed: int = key(0, "of weights, order, clips, crops and whatever else is drawn")
-    device: str = key("auto", "auto | cpu | cuda")
+    device: str = key("auto", "auto | cpu | cuda", free=True)
     precision: str = key("auto", "auto (bf16 on a GPU, fp32 on a CPU) | fp32 | bf16 (autocast)")
-    threads: int = key(0, "CPU threads per rank; 0: measured when a run starts, and kept when it is resumed")
-    compile: bool = key(False, "torch.compile the step (needs a C++ compiler on a CPU)")
-    activation_checkpointing: bool = key(False, "recompute activations in the backward: less memory, slower")
-    checkpoint_minutes: float = key(10.0, "minutes from one checkpoint to the next")
-    checkpoint_epochs: float = key(10.0, "epochs from one milestone, kept for good, to the next")
-    keep_checkpoints: int = key(2, "newest checkpoints kept besides the milestones")
+    threads: int = key(
+        0, "CPU threads per rank; 0: measured when a run starts, and kept when it is resumed", free=True
+    )
+    compile: bool = key(False, "torch.compile the step (needs a C++ compiler on a CPU)", free=True)
+    activation_checkpointing: bool = key(
+        False, "recompute activations in the backward: less memory, slower", free=True
+    )
+    checkpoint_minutes: float = key(10.0, "minutes from one checkpoint to the next", free=True)
+    checkpoint_epochs: float = key(10.0, "epochs from one milestone, kept for good, to the next", free=True)
+    keep_checkpoints: int = key(2, "newest checkpoints kept besides the milestones", free=True)
     rank_timeout_minutes: float = key(
-        30.0, "minutes that a rank waits for another one before the run ends; the other one is named"
+        30.0,
+        "minutes that a rank waits for another one before the run ends; the other one is named",
+        free=True,
     )
 
 
@@ -475,21 +588,21 @@ class PretrainRunConfig(RunConfig):
     """Where and how pre-training runs, and what it shows."""
 
     evaluate_epochs: float = key(
-        0.0, "epochs from one held-out loss and probe to the next; 0: only at the end"
+        0.0, "epochs from one held-out loss and probe to the next; 0: only at the end", free=True
     )
-    evaluate_clips: int = key(256, "greatest number of held-out clips")
-    pictures: int = key(4, "held-out videos drawn at the end")
+    evaluate_clips: int = key(256, "greatest number of held-out clips", free=True)
+    pictures: int = key(4, "held-out videos drawn at the end", free=True)
 
 
 @dataclass
 class ProbeConfig:
     """Labelled videos by which frozen features are judged while they are learnt; the labels teach nothing."""
 
-    train: str = key("", "labelled list whose features are known; empty: no probe")
-    test: str = key("", "labelled list whose classes are asked for")
-    k: int = key(20, "neighbours that vote")
-    temperature: float = key(0.07, "of their votes' weights")
-    penalty: float = key(1e-2, "on the squared weights of the linear fit")
+    train: str = key("", "labelled list whose features are known; empty: no probe", free=True)
+    test: str = key("", "labelled list whose classes are asked for", free=True)
+    k: int = key(20, "neighbours that vote", free=True)
+    temperature: float = key(0.07, "of their votes' weights", free=True)
+    penalty: float = key(1e-2, "on the squared weights of the linear fit", free=True)
 
 
 @dataclass
@@ -525,12 +638,14 @@ class LabelledDataConfig:
     class_names: str = key("", "file of class names: one a line in the labels' order, or SSv2's labels JSON")
     balanced: bool = key(False, "draw every class equally often in an epoch")
     reader: str = key("auto", "auto | decord | pyav: video reader; auto falls back to PyAV a file")
-    workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process")
+    workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process", free=True)
     read_seconds: float = key(
-        120.0, "seconds without progress on one record after which a loader process is replaced"
+        120.0, "seconds without progress on one record after which a loader process is replaced", free=True
     )
     failure_share: float = key(
-        0.01, "share of the list that may be unreadable before the run stops, 0..1; above 0, one always may"
+        0.01,
+        "share of the list that may be unreadable before the run stops, 0..1; above 0, one always may",
+        free=True,
     )
 
 
@@ -593,7 +708,9 @@ class ClassifierConfig:
     dropout: float = key(0.0, "before the last linear layer, 0..1")
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
     weights: str = key("", "weights to start from: ours, or a PySlowFast checkpoint; empty: from scratch")
-    weights_key: str = key("", "which weights of a checkpoint that holds several, such as model_ema")
+    weights_key: str = key(
+        "", "which weights of a checkpoint that holds several, such as model_ema", free=True
+    )
     inflate: str = key("repeated", "repeated | centred: an image model's kernel over the frames of a cube")
     allow_missing: list[str] = key([], "further weights that the file may lack: names, or patterns (norm.*)")
     allow_unused: list[str] = key([], "further weights that the file may have in excess")
@@ -605,6 +722,7 @@ class FinetuneOptimConfig(OptimConfig):
 
     optimizer: str = key("adamw", "adamw | sgd (momentum, Nesterov)")
     momentum: float = key(0.9, "of sgd")
+    accumulate: int = key(1, "micro-batches an optimiser step, a rank")  # not free: clips mix within one
     epochs: float = key(100, "passes over the list")
     warmup_epochs: float = key(20, "passes of linear warm-up")
     learning_rate: float = key(6e-4, "peak, for base_batch_size")
@@ -617,10 +735,10 @@ class EvaluateConfig:
     """How it is validated: one view while it trains, all of them at the end."""
 
     epochs: float = key(5.0, "epochs from one validation to the next; 0: only at the end")
-    views: int = key(5, "clips a video at the end, spread evenly over time")
-    crops: int = key(1, "crops a clip at the end: 1 (centre) or 3 (along the longer side)")
+    views: int = key(5, "clips a video at the end, spread evenly over time", free=True)
+    crops: int = key(1, "crops a clip at the end: 1 (centre) or 3 (along the longer side)", free=True)
     short_side: int = key(256, "pixels that the short side is resized to before a crop is cut")
-    average: str = key("softmax", "softmax | logits: what is averaged over a video's views")
+    average: str = key("softmax", "softmax | logits: what is averaged over a video's views", free=True)
     weights: str = key("auto", "auto (averaged, where ema_decay is set) | trained | averaged | both")
 
 
@@ -696,6 +814,7 @@ class TokenizerOptimConfig(OptimConfig):
     epochs: float = key(100, "passes over the list")
     warmup_epochs: float = key(1, "passes of linear warm-up")
     batch_size: int = key(128, "frames an optimiser step, over all ranks and micro-batches")
+    accumulate: int = key(1, "micro-batches an optimiser step, a rank")
     base_batch_size: int = key(128, "batch size the learning rates are stated for; they scale linearly")
     learning_rate: float = key(3e-4, "peak, for base_batch_size")
     weight_decay: float = key(1e-4, "none on 1-d parameters")
@@ -706,11 +825,13 @@ class TokenizerOptimConfig(OptimConfig):
 class TokenizerRunConfig(RunConfig):
     """Where and how it runs, and what it shows."""
 
+    compile: bool = key(False, "must stay false: not supported in training a tokenizer")
+    activation_checkpointing: bool = key(False, "must stay false: not supported in training a tokenizer")
     evaluate_epochs: float = key(
-        0.0, "epochs from one held-out reconstruction to the next; 0: only at the end"
+        0.0, "epochs from one held-out reconstruction to the next; 0: only at the end", free=True
     )
-    evaluate_frames: int = key(256, "greatest number of held-out videos, a frame each")
-    pictures: int = key(8, "held-out frames drawn at the end, with what became of them")
+    evaluate_frames: int = key(256, "greatest number of held-out videos, a frame each", free=True)
+    pictures: int = key(8, "held-out frames drawn at the end, with what became of them", free=True)
 
 
 @dataclass
@@ -749,12 +870,14 @@ class ActionDataConfig:
     start_second: float | None = key(
         None, "second, as the rows count, of each video's first frame (AVA: 0 or 900); null: found out"
     )
-    workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process")
+    workers: int = key(2, "processes that load clips, a rank; 0 loads in the main process", free=True)
     read_seconds: float = key(
-        120.0, "seconds without progress on one record after which a loader process is replaced"
+        120.0, "seconds without progress on one record after which a loader process is replaced", free=True
     )
     failure_share: float = key(
-        0.01, "share of the key frames that may be unreadable before the run stops; above 0, one always may"
+        0.01,
+        "share of the key frames that may be unreadable before the run stops; above 0, one always may",
+        free=True,
     )
 
 
@@ -801,7 +924,9 @@ class DetectorConfig:
     dropout: float = key(0.5, "before the last linear layer, 0..1")
     head_scale: float = key(1.0, "factor on the last layer's initial weights")
     weights: str = key("", "weights to start from: ours, or a PySlowFast checkpoint; empty: from scratch")
-    weights_key: str = key("", "which weights of a checkpoint that holds several, such as model_ema")
+    weights_key: str = key(
+        "", "which weights of a checkpoint that holds several, such as model_ema", free=True
+    )
     inflate: str = key("repeated", "repeated | centred: an image model's kernel over the frames of a cube")
     allow_missing: list[str] = key([], "further weights that the file may lack: names, or patterns (norm.*)")
     allow_unused: list[str] = key([], "further weights that the file may have in excess")
@@ -843,8 +968,10 @@ class DetectEvaluateConfig:
     every_seconds: int = key(1, "while it trains, only key frames at each n-th second; all at the end")
     area: str = key("whole", "whole (the frame in its aspect) | centre (a square crop, boxes cut to it)")
     short_side: int = key(224, "pixels that the short side is resized to")
-    flip: bool = key(False, "at the end, average over the clip and its mirror image")
-    scales: list[int] = key([], "at the end, average over these short sides; empty: short_side alone")
+    flip: bool = key(False, "at the end, average over the clip and its mirror image", free=True)
+    scales: list[int] = key(
+        [], "at the end, average over these short sides; empty: short_side alone", free=True
+    )
     weights: str = key("auto", "auto (averaged, where ema_decay is set) | trained | averaged | both")
 
 

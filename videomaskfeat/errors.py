@@ -28,6 +28,39 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+def unknown_name(what: str, name: object, known: Iterable[object]) -> UserError:
+    """The error for a name that is none of those known.
+
+    >>> print(unknown_name("target.name", "hogs", ["hog", "pixels"]))
+    target.name 'hogs' is unknown; did you mean 'hog'? there are hog, pixels
+    """
+    names = [str(one) for one in known]
+    hint = nearest(name, names) if isinstance(name, str) else ""
+    try:
+        shown = repr(name)
+    except (ValueError, RecursionError):  # an integer of more than 4300 digits; a nest
+        shown = f"of type {type(name).__name__}"
+    if len(shown) > _LONGEST_NAME:
+        shown = f"{shown[:_LONGEST_NAME]}..."
+    return UserError(f"{what} {shown} is unknown{hint or ';'} there are {', '.join(names) or 'none'}")
+
+
+def check_name(what: str, name: object, known: Iterable[object]) -> None:
+    """Refuse a name that is none of those known.
+
+    Args:
+        what: config key or argument that holds the name.
+        name: given by the user.
+        known: valid names; of a mapping, its keys.
+
+    Raises:
+        UserError: names the nearest known one, and all.
+    """
+    known = list(known)
+    if name not in known:
+        raise unknown_name(what, name, known)
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural where it is not one.
 

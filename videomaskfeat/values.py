@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.texts import show_text
 
 T = TypeVar("T")
@@ -40,8 +40,7 @@ def conform(value: Any, kind: Any, name: str, *, limits: Limits | None = None) -
         return from_parts(kind, value, name=name, limits=limits)  # type: ignore[arg-type]
     if origin is Literal:
         if not (isinstance(value, str) and value in arguments):
-            hint = nearest(value, arguments) if isinstance(value, str) else ""
-            raise _unknown(name, value, f"{', '.join(map(str, arguments))}{hint}")
+            raise unknown_name(show_text(name), value, arguments)
         return value
     if origin in (Union, types.UnionType):
         return _of_union(value, arguments, name, limits)
@@ -69,9 +68,7 @@ def from_parts(cls: type[T], parts: Any, *, name: str = "", limits: Limits | Non
     for key, value in parts.items():
         full = f"{name}.{key}" if name else str(key)
         if key not in known:
-            raise UserError(
-                f"{show_text(full)} is unknown{nearest(str(key), known)}; known: {', '.join(known)}"
-            )
+            raise unknown_name(f"{show_text(name)}: key" if name else "key", key, known)
         values[key] = conform(value, hints[key], full, limits=limits)
     for key, part in known.items():
         missing = dataclasses.MISSING
@@ -110,7 +107,7 @@ def _of_plain(value: Any, kind: Any, name: str, limits: Limits | None) -> Any:
         raise _wrong(name, value, describe(kind))
     rule: tuple[Any, ...] = (limits or {}).get(name.rpartition(".")[2], ())
     if kind is str and rule and value not in rule:
-        raise _unknown(name, value, f"{', '.join(rule)}{nearest(value, rule)}")
+        raise unknown_name(show_text(name), value, rule)
     if kind in (int, float) and rule and not rule[0] <= value <= rule[1]:
         span = f"of at most {rule[1]:g}" if rule[0] == -math.inf else f"from {rule[0]:g} to {rule[1]:g}"
         raise _wrong(name, value, f"{describe(kind)} {span}")
@@ -161,10 +158,6 @@ def _of_mapping(value: Any, kinds: Sequence[Any], name: str, limits: Limits | No
 
 def _wrong(name: str, value: Any, rule: str) -> UserError:
     return UserError(f"{show_text(name)} {show_text(repr_of(value))} must be {rule}")
-
-
-def _unknown(name: str, value: Any, known: str) -> UserError:
-    return UserError(f"{show_text(name)} {show_text(repr_of(value))} is not one of {known}")
 
 
 def repr_of(value: Any) -> str:

@@ -92,11 +92,15 @@ def test_keys_become_overrides() -> None:
         ({"folder": ""}, [], r"compare\.folder is not set; see configs/compare/sample\.yaml"),
         ({"targets": {}}, [], r"compare\.targets is not set"),
         ({"seeds": 0}, [], r"compare\.seeds=0: must be at least 1"),
-        ({}, ["hogg"], r"--targets: 'hogg' is no entry of compare\.targets; did you mean 'hog'\?; there are"),
+        (
+            {},
+            ["hogg"],
+            r"--targets: compare\.targets entry 'hogg' is unknown; did you mean 'hog'\? there are",
+        ),
         (
             {"targets": {"a": {"pretran": {}}}},
             [],
-            r"targets\.a: unknown key 'pretran'; did you mean 'pretrain'",
+            r"targets\.a: key 'pretran' is unknown; did you mean 'pretrain'",
         ),
         ({"targets": {"a": "hog"}}, [], r"compare\.targets\.a is 'hog', and must be a mapping of pretrain"),
         (

@@ -302,7 +302,7 @@ def test_impossible_evaluations_are_refused_in_one_line(
         (["--groundtruth", tmp_path / "none.csv"], ("none.csv: has no rows; ground truth has a row",)),
         (["--score-threshold", "95"], ("score_threshold=95 is not in 0..1",)),
         (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
-        (["--area", "square"], ("area 'square' is not one of whole, centre",)),
+        (["--area", "square"], ("area 'square' is unknown; there are whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
         (["--clips-at-once", "0"], ("clips_at_once=0",)),
         (["--frame-lists", "x.csv"], ("give one of two places",)),

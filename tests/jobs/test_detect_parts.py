@@ -169,7 +169,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["loss.name=sigmid"], "loss.name 'sigmid' is not one of sigmoid, poses; did you mean 'sigmoid'"),
+        (["loss.name=sigmid"], "loss.name 'sigmid' is unknown; did you mean 'sigmoid'"),
         (["loss.name=poses"], r"needs the ids of two poses or more, and .*labels\.pbtxt has no label_type"),
         (["loss.name=poses", "loss.poses=[1,9]"], "loss.poses holds 9, and there are the actions 1 to 4"),
         (["loss.balance=2"], r"loss.balance 2 in 0\.\.1"),
@@ -184,9 +184,9 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         ),
         (
             ["model.name=maskfeat_mvit_nano_detector"],
-            "not known; did you mean 'maskfeat_mvitv2_nano_detector'",
+            "is unknown; did you mean 'maskfeat_mvitv2_nano_detector'",
         ),
-        (["model.arguments={temporal: late}"], "temporal 'late' is not one of early_mean"),
+        (["model.arguments={temporal: late}"], "temporal 'late' is unknown; did you mean"),
         (["boxes.score=1.5"], r"boxes\.score=1.5 is not in 0\.\.1"),
         (["boxes.train_score=3"], r"boxes\.train_score=3 is not in 0\.\.1"),
         (["boxes.train_iou=-1"], r"boxes\.train_iou=-1 is not in 0\.\.1"),
@@ -196,7 +196,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["data.frames_fps=0"], "must be above 0, not 0"),
         (["data.videos=nowhere"], "nowhere"),
         (["boxes.visible=2"], "visible=2 is not between 0 and 1"),
-        (["evaluate.area=center"], "area 'center' is not one of whole, centre; did you mean 'centre'"),
+        (["evaluate.area=center"], "area 'center' is unknown; did you mean 'centre'"),
         (["clip.short_side=[16,20]"], "neither below the crop 32"),
     ],
 )

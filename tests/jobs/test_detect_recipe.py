@@ -101,7 +101,7 @@ def test_a_damaged_recipe_is_named_with_its_file(tmp_path: Path, text: str, word
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(UserError, match="area 'center' is not one of whole, centre; did you mean 'centre'"):
+    with pytest.raises(UserError, match="area 'center' is unknown; did you mean 'centre'"):
         DetectRecipe(CLIP, {1: "bend"}, 1, area="center")
     with pytest.raises(
         UserError, match="the action 5 is none of the 4 that the model knows: ids count from 1"

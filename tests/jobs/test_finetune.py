@@ -211,11 +211,14 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         (["clip.sampling=segments"], ("views=2 with sampling=segments", "take views=1")),
         (["evaluate.short_side=16"], ("short side 16 is smaller than the crop 32",)),
         (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
-        (["evaluate.weights=best"], ("evaluate.weights 'best' is not one of auto, trained",)),
+        (["evaluate.weights=best"], ("evaluate.weights 'best' is unknown; there are auto, trained",)),
         (["augment.randaugment=rand-m7-z3"], ("z3",)),
         (["mix.mixup=-1"], ("mixup",)),
-        (["optim.optimizer=adam"], ("optim.optimizer 'adam' is not adamw or sgd", "adamw")),
-        (["model.head=max"], ("head 'max' is not one of mean, token, linear, attentive",)),
+        (
+            ["optim.optimizer=adam"],
+            ("optim.optimizer 'adam' is unknown; did you mean 'adamw'? there are adamw, sgd"),
+        ),
+        (["model.head=max"], ("head 'max' is unknown; there are mean, token, linear, attentive",)),
         (
             ["clip.flip_swaps_labels=true", "clip.flip=0.5"],
             ("clip.flip_swaps_labels needs the names of the classes",),

@@ -20,9 +20,9 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.methods.method import build_target
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import load_model, save_weights
+from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalise
 from videomaskfeat.targets.features import FeatureTarget
 
@@ -225,12 +225,12 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
     [
         (
             ["target=pixel"],
-            ["target.name 'pixel' is unknown; did you mean 'pixels'?; there are hog, pixels,"],
+            ["target.name 'pixel' is unknown; did you mean 'pixels'? there are hog, pixels,"],
         ),
         (["target=features"], ["target.arguments: 'features' needs 'teacher', and none is given"]),
         (
             ["target=pixels", "target.arguments={normalized: false}"],
-            ["target.arguments: 'pixels' has no argument 'normalized'; did you mean 'normalised'?; it takes"],
+            ["target.arguments of 'pixels': argument 'normalized' is unknown; did you mean 'normalised'?"],
         ),
         (
             ["target=pixels", "target.arguments={output_stride: [2, 8, 8]}"],
@@ -269,7 +269,10 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         (["mask.ratio=0.99"], ["mask.ratio 0.99 with mask.cell [2, 16, 16]", "leaves nothing visible"]),
         (["mask.ratio=1.5"], ["mask.ratio 1.5", "is not between 0 and 1"]),
         (["method=maskd"], ["method.name 'maskd' is unknown; did you mean 'masked'?"]),
-        (["method.arguments={momentum: 1}"], ["method.arguments: 'masked' has no argument 'momentum'"]),
+        (
+            ["method.arguments={momentum: 1}"],
+            ["method.arguments of 'masked': argument 'momentum' is unknown; there are none"],
+        ),
     ],
 )
 def test_what_cannot_be_is_named_before_training(

@@ -241,7 +241,7 @@ def test_heldout_constant_is_the_variance_of_the_pixels() -> None:
     ("override", "words"),
     [
         ("model.name=vqvae", "tokenizer 'vqvae' is unknown; did you mean 'dvae'?"),
-        ("model.arguments={vocabulay: 8}", "has no argument 'vocabulay'; did you mean 'vocabulary'?"),
+        ("model.arguments={vocabulay: 8}", "argument 'vocabulay' is unknown; did you mean 'vocabulary'?"),
         ("frames.size=18", "frames.size 18 is no multiple of the tokenizer's stride 4"),
         ("gumbel.end_temperature=0", "gumbel.end_temperature=0.0: must be above 0"),
         ("gumbel.anneal=0", "gumbel.anneal=0.0: must be above 0 and at most 1"),

@@ -182,7 +182,7 @@ def test_loading_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
         load_classifier(folder / "pretrained.safetensors")
     with pytest.raises(UserError, match=r"model\.pyth: a PyTorch checkpoint, .*import-slowfast"):
         load_encoder(folder / "model.pyth")
-    with pytest.raises(UserError, match="precision 'fp16' is not one of auto, fp32, bf16"):
+    with pytest.raises(UserError, match="precision 'fp16' is unknown; did you mean 'bf16'"):
         load_encoder(folder / "pretrained.safetensors", precision="fp16")
     few = write_classifier(tmp_path / "few.safetensors", replace(RECIPE, class_names=("a", "b")))
     with pytest.raises(UserError, match=r"few\.safetensors: knows 2 class names for 7 classes"):

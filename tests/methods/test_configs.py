@@ -12,7 +12,7 @@ from videomaskfeat.cli import main
 from videomaskfeat.config import PretrainConfig, load_config
 from videomaskfeat.methods import build_method
 
-CONFIGS = Path(__file__).parents[3] / "configs" / "pretrain"
+CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 NAMES = ("ibot", "byol", "latent")
 
 

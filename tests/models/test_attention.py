@@ -9,8 +9,8 @@ import torch
 
 from tests.reference.attention import slow_attention
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.attention import PooledAttention
-from videomaskfeat.models.kernels import dense
+from videomaskfeat.models.kernels import attention as kernel
+from videomaskfeat.models.mvit import PooledAttention
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -49,7 +49,7 @@ def gradients(layer: PooledAttention, tokens: torch.Tensor, result: torch.Tensor
 def test_fused_attention_equals_the_slow_one(
     options: dict[str, Any], native: TokenGrid, few_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dense, "_FEW_SCORES", few_scores)
+    monkeypatch.setattr(kernel, "_FEW_SCORES", few_scores)
     grid = TokenGrid(3, 6, 4)  # odd, and not square
     layer = make(native, **options)
     tokens = torch.randn(2, layer.prefix + grid.size, 16, requires_grad=True)
@@ -97,7 +97,7 @@ def test_bfloat16_autocast_stays_close_in_values_and_gradients(q_stride: tuple[i
 
 
 def test_blocked_attention_takes_the_widened_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "_FEW_SCORES", 0)
+    monkeypatch.setattr(kernel, "_FEW_SCORES", 0)
     grid = TokenGrid(2, 4, 4)
     layer = make(grid, kv_stride=(1, 2, 2))
     with torch.profiler.profile() as profile:

@@ -10,7 +10,7 @@ from torch import nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder import encoder_of
+from videomaskfeat.models.zoo import encoder_of
 
 SMALL: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 2, "width": 16, "heads": 2}
 CUBES: dict[str, Any] = {"cube_kernel": (2, 8, 8), "cube_padding": (0, 0, 0)}

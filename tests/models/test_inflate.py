@@ -110,5 +110,5 @@ def test_an_image_model_trains_on_from_a_classifier_of_videos_only_by_name() -> 
 
 
 def test_unknown_way_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"inflate 'center' is not one of repeated, centred"):
+    with pytest.raises(UserError, match=r"inflate 'center' is unknown; did you mean 'centred'"):
         load_into(create_model("vit_nano", **VIDEO), image_state(), inflate="center", **HEADS)

@@ -171,7 +171,10 @@ def test_mvit_has_no_such_form() -> None:
         ({"decoder_heads": 3}, "decoder_width 16, decoder_heads 3: both must be positive"),
         ({"decoder_depth": -1}, "decoder_depth -1 at least 0"),
         ({"values_per_token": 0}, "values_per_token 0 must be positive"),
-        ({"decoder_positions": "separable"}, "decoder_positions 'separable' is not one of joint, sincos"),
+        (
+            {"decoder_positions": "separable"},
+            "decoder_positions 'separable' is unknown; there are joint, sincos",
+        ),
         ({"decoder_positions": "sincos", "decoder_width": 24}, "decoder_width 24 is no multiple of 16"),
         ({"final_norm": False}, "final_norm cannot be set on an MAE model"),
     ],

@@ -10,8 +10,8 @@ import torch
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder_base import joint_positions, separable_positions
 from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.positions import joint_positions, separable_positions
 
 SMALL: dict[str, Any] = {
     "depth": 4,
@@ -170,13 +170,13 @@ def test_separable_positions_are_the_sum_of_space_and_time() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"widen_in": "mpl"}, "widen_in 'mpl' is not one of mlp, attention; did you mean 'mlp'"),
-        ({"absolute_positions": "sincos"}, "absolute_positions 'sincos' is not one of none, joint"),
+        ({"widen_in": "mpl"}, "widen_in 'mpl' is unknown; did you mean 'mlp'"),
+        ({"absolute_positions": "sincos"}, "absolute_positions 'sincos' is unknown; there are none, joint"),
         ({"widen_at": (9,)}, r"widen_at \(9,\): a model of depth 4 has no block 9"),
         ({"q_pool_at": (4,)}, r"q_pool_at \(4,\): a model of depth 4 has no block 4"),
         ({"heads": 3}, "heads 3: all must be positive, heads a divisor of width"),
         ({"clip_size": (4, 30, 32)}, "clip height 30 is not a positive multiple of the cube stride 4"),
-        ({"cube_kernel": (3, 12, 12)}, r"cube_kernel \(3, 12, 12\).*one token a cube"),
+        ({"cube_kernel": (3, 12, 12)}, r"cube_kernel \(3, 12, 12\).*one token per cube"),
     ],
 )
 def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
@@ -190,9 +190,9 @@ def test_clips_of_another_form_are_refused() -> None:
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="model 'mvitv_s' is not known; did you mean 'mvitv2_s'"):
+    with pytest.raises(UserError, match="model 'mvitv_s' is unknown; did you mean 'mvitv2_s'"):
         create_model("mvitv_s")
-    with pytest.raises(UserError, match="has no argument 'drop_paths'; did you mean 'drop_path'"):
+    with pytest.raises(UserError, match="argument 'drop_paths' is unknown; did you mean 'drop_path'"):
         create_model("maskfeat_mvitv2_s", drop_paths=0.1)
     with pytest.raises(UserError, match="final_norm cannot be set"):
         create_model("maskfeat_mvitv2_s", final_norm=True)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tests.engine.processes import exit_codes_of_ranks
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.projection import BatchNorm, Projector, PrototypeHead
+from videomaskfeat.models.layers import BatchNorm
+from videomaskfeat.models.projection import Projector, PrototypeHead
 
 SMALL = {"prototypes": 10, "hidden_width": 8, "bottleneck": 4}
 
@@ -90,7 +91,7 @@ def test_batch_norm_is_torchs_own_in_training_and_evaluation() -> None:
 
 
 def test_batch_norm_of_a_single_clip_is_refused() -> None:
-    with pytest.raises(UserError, match="batch normalisation of a single clip leaves nothing of it; take at"):
+    with pytest.raises(UserError, match="batch normalization of a single clip leaves nothing of it; use at"):
         BatchNorm(4)(torch.randn(1, 4))
     assert BatchNorm(4).eval()(torch.randn(1, 4)).shape == (1, 4)
 

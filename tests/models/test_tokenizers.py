@@ -34,7 +34,7 @@ def test_unknown_names_are_named() -> None:
     with pytest.raises(UserError, match="tokenizer 'dvea' is unknown; did you mean 'dvae'"):
         create_tokenizer("dvea")
     with pytest.raises(
-        UserError, match="tokenizer 'vq' has no argument 'vocabluary'; did you mean 'vocabulary'"
+        UserError, match="tokenizer 'vq': argument 'vocabluary' is unknown; did you mean 'vocabulary'"
     ):
         create_tokenizer("vq", vocabluary=3)
     with pytest.raises(UserError, match=r"tokenizer .vq.: vocabulary .many. must be an integer"):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from videomaskfeat.engine.optim import parameter_groups
+from videomaskfeat.engine.optim import layers_behind, parameter_groups
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder import encoder_of
-from videomaskfeat.models.encoder_base import sincos_positions
+from videomaskfeat.models.positions import sincos_positions
 from videomaskfeat.models.vit import Block, ViT
 from videomaskfeat.models.weights import load_into, load_model, save_weights
+from videomaskfeat.models.zoo import encoder_of
 
 SMALL: dict[str, Any] = {
     "depth": 2,
@@ -198,7 +198,11 @@ def test_encoder_taken_out_gives_the_same_features(name: str) -> None:
 def test_layer_decay_knows_its_layers() -> None:
     model = create_model("mae_vit_nano", **SMALL)
     groups = parameter_groups(
-        model.named_parameters(), base_lr=1.0, weight_decay=0.05, layer_decay=0.5, depth=2
+        model.named_parameters(),
+        base_lr=1.0,
+        weight_decay=0.05,
+        layer_decay=0.5,
+        layers=layers_behind(model),
     )
     scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
@@ -222,7 +226,10 @@ def test_weights_of_another_size_are_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"absolute_positions": "sincoss"}, r"absolute_positions 'sincoss' is not .*did you mean 'sincos'"),
+        (
+            {"absolute_positions": "sincoss"},
+            r"absolute_positions 'sincoss' is unknown; did you mean 'sincos'",
+        ),
         ({"heads": 3}, "width 16, heads 3: all must be positive, heads a divisor of width"),
         (
             {"absolute_positions": "sincos", "width": 24},

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder_base import resize_table
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.maskfeat import MaskFeat
 from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.positions import resize_table
 from videomaskfeat.models.weights import load_into, load_model, load_weights, read_state, save_weights
 
 SMALL = {
@@ -493,7 +493,7 @@ def test_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ("{", "its metadata key 'arguments' is not JSON"),
-        ('{"name": "x"}', "the model .* cannot be built: model 'vit_h' has no argument 'name'"),
+        ('{"name": "x"}', "the model .* cannot be built: model 'vit_h': argument 'name' is unknown"),
         ("[]", "its metadata key 'arguments' is not an object"),
         (
             '{"depth": 2.0}',

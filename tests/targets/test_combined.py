@@ -55,7 +55,7 @@ def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
         ({"hog": {"weight": float("nan")}}, r"has the weight nan; it must be above 0"),
         (
             {"hog": {"wight": 1}},
-            r"has no key 'wight'; did you mean 'weight'\?; there are name, weight, arguments",
+            r"key 'wight' is unknown; did you mean 'weight'\? there are name, weight, arguments",
         ),
         ({"hog": 2}, r"part 'hog' of the combined target is 2; it must be a mapping"),
         (

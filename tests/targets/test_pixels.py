@@ -69,9 +69,9 @@ def test_simmim_is_the_mean_of_absolute_errors_of_raw_pixels() -> None:
 
 
 def test_words_and_sizes_that_are_not_are_named() -> None:
-    with pytest.raises(UserError, match=r"pixel frames 'last' must be first or all"):
+    with pytest.raises(UserError, match=r"pixel frames 'last' is unknown; there are first, all"):
         PixelTarget(frames="last")
-    with pytest.raises(UserError, match=r"pixel loss 'l1 ' is not one of mse, l1; did you mean 'l1'\?"):
+    with pytest.raises(UserError, match=r"pixel loss 'l1 ' is unknown; did you mean 'l1'\?"):
         PixelTarget(loss="l1 ")
     with pytest.raises(UserError, match=r"output_stride \(0, 16, 16\) and channels 3 must be 1 or more"):
         PixelTarget(output_stride=(0, 16, 16))

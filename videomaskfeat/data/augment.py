@@ -22,7 +22,7 @@ from torch.distributions import Beta
 from videomaskfeat.data import operations
 from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 
 SCALE = 10.0  # the magnitude at which operations reach their full strength
 WORDS = {
@@ -158,12 +158,7 @@ class RandAugment:
             raise UserError(f"RandAugment's noise mstd={noise:g} must be at least 0")
         if not 0 <= probability <= 1:
             raise UserError(f"RandAugment's chance of each operation p={probability:g} must lie in 0..1")
-        if interpolation not in operations.INTERPOLATIONS:
-            known = tuple(operations.INTERPOLATIONS)
-            raise UserError(
-                f"RandAugment's interpolation {interpolation!r} is not {' or '.join(known)}"
-                f"{nearest(interpolation, known)}"
-            )
+        check_name("RandAugment's interpolation", interpolation, operations.INTERPOLATIONS)
         self.magnitude, self.layers, self.noise = magnitude, layers, noise
         self.largest, self.probability = largest, probability
         self.increasing = increasing

@@ -44,7 +44,7 @@ from videomaskfeat.data.transforms import (
     visible_boxes,
 )
 from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool, begin_reading, continue_reading
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 
 _KEY_FRAMES_A_PASS = 32  # a pass holds the packets of its stretch: some 30 s, where a key frame is a second
 
@@ -202,8 +202,7 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
             UserError: a number or word that cannot be; sources that are not those of the key frames.
         """
         check_clip(key_frames, sources, frames=frames, stride=stride, target_fps=target_fps)
-        if area not in AREAS:
-            raise UserError(f"area={area!r} is not one of {', '.join(AREAS)}{nearest(area, AREAS)}")
+        check_name("area", area, AREAS)
         if not short_sides or len(set(short_sides)) < len(short_sides):
             raise UserError(
                 f"short_sides={list(short_sides)}: must be one length in pixels or several different ones"

@@ -17,7 +17,7 @@ from videomaskfeat.data.records_images import image_names
 from videomaskfeat.data.records_kinetics import is_kinetics_header, kinetics_names
 from videomaskfeat.data.records_ssv2 import ssv2_names
 from videomaskfeat.data.records_table import LABELS, first_row, parse_table
-from videomaskfeat.errors import UserError, counted, nearest
+from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.io import is_folder
 from videomaskfeat.texts import read_rows
 
@@ -169,8 +169,7 @@ def load_records(
     """
     source = os.fspath(path)
     for argument, value, known in (("format", format, FORMATS), ("labels", labels, LABELS)):
-        if value not in known:
-            raise UserError(f"{argument}={value!r} is not one of {', '.join(known)}{nearest(value, known)}")
+        check_name(argument, value, known)
     if is_folder(source):
         return load_folder(source, format=format, labels=labels, known_classes=known_classes, stills=stills)
     if format in _FOLDERS:

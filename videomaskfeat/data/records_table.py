@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.texts import show_text
 
 logger = logging.getLogger(__name__)
@@ -163,8 +163,8 @@ def parse_table(data: bytes, name: str, *, labels: str = "auto", separator: str 
         UserError: no rows; or, with file and line, a row that has too few or too many fields, a label that is
             not an integer, or a label where other rows have none.
     """
-    _check_choice("labels", labels, LABELS)
-    _check_choice("separator", separator, ("auto", *SEPARATORS))
+    check_name("labels", labels, LABELS)
+    check_name("separator", separator, ("auto", *SEPARATORS))
     table = _Table(data, name)
     if not len(table.starts):
         raise UserError(f"{name}: is empty; a list has a row `path label` or `path` for each video")
@@ -181,11 +181,6 @@ def parse_table(data: bytes, name: str, *, labels: str = "auto", separator: str 
     parted = [f", separated by {key}" for key, text in SEPARATORS.items() if text == layout.separator]
     logger.info("%s: %d rows of `%s`%s", name, len(rows.starts), _form(layout), "".join(parted))
     return rows
-
-
-def _check_choice(argument: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{argument}={value!r} is not one of {', '.join(known)}{nearest(value, known)}")
 
 
 def _layout(table: _Table, labels: str, separator: str) -> _Layout:

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 
 ShortVideo = Literal["clamp", "loop", "error"]
 SHORT_VIDEO_POLICIES: tuple[ShortVideo, ...] = ("clamp", "loop", "error")
@@ -124,8 +124,7 @@ def _spread(start: float, span: float, num_frames: int, frames: int, short: Shor
     """``frames`` indices from ``start`` to ``start + span - 1``, both ends included, cut to whole frames."""
     if num_frames < 1:
         raise UserError(f"a video of {num_frames} frames has no clip; leave it out of the list")
-    if short not in SHORT_VIDEO_POLICIES:
-        raise UserError(f"short-video policy {short!r} is not one of {', '.join(SHORT_VIDEO_POLICIES)}")
+    check_name("short-video policy", short, SHORT_VIDEO_POLICIES)
     if short == "error" and frames > 1 and num_frames < span:
         raise ShortVideoError(f"too short: {num_frames} frames, and the clip spans {span:.4g}")
     # The ends are inclusive, so the step is a little above the stride: (span - 1) / (frames - 1).

@@ -15,7 +15,7 @@ from videomaskfeat.data.frames import FrameFolderReader, ImageReader, is_picture
 from videomaskfeat.data.packet_index import average_rate
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvReader
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 
 
 class InexactIndexError(Exception):
@@ -170,8 +170,7 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
         VideoReadError: the file cannot be read; its ``cause`` says why.
         UserError: ``reader`` is unknown or not installed.
     """
-    if reader not in READERS:
-        raise UserError(f"reader {reader!r} is not one of {', '.join(READERS)}{nearest(reader, READERS)}")
+    check_name("reader", reader, READERS)
     local = io.local_path(path)
     if os.path.isdir(local):
         return FrameFolderReader(local)

@@ -25,7 +25,7 @@ from videomaskfeat.data.sampling import (
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle, UniformCrop, resize_frame
 from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool, begin_reading, continue_reading
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 
 __all__ = ["EvaluationViews", "Failure", "VideoViews", "ViewLoader", "ViewsBatch"]
 
@@ -104,17 +104,13 @@ class EvaluationViews(Dataset[VideoViews]):
                 f"views={views}, crops={crops}: there must be at least 1 view, and 1 crop (centre) or 3 "
                 "(left, centre, right)"
             )
-        if sampling not in SAMPLINGS:
-            raise UserError(
-                f"sampling={sampling!r} is not one of {', '.join(SAMPLINGS)}{nearest(sampling, SAMPLINGS)}"
-            )
+        check_name("sampling", sampling, SAMPLINGS)
         if sampling == "segments" and views > 1:
             raise UserError(
                 f"views={views} with sampling=segments: the segments cover the whole video, so there is one "
                 "view; take views=1 (more crops are fine), or sampling=clip"
             )
-        if short not in SHORT_VIDEO_POLICIES:
-            raise UserError(f"short={short!r} is not one of {', '.join(SHORT_VIDEO_POLICIES)}")
+        check_name("short", short, SHORT_VIDEO_POLICIES)
         clip_span(30.0, frames=frames, stride=stride, target_fps=target_fps)  # refuses an empty clip
         check_frames(records, frames)
         self.records = records

@@ -17,7 +17,7 @@ from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested
-from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.multiview import evaluating
 from videomaskfeat.jobs.run import choose_inference_threads
 from videomaskfeat.metrics.accuracy import action_scores
@@ -59,8 +59,7 @@ class DetectRecipe:
         Raises:
             UserError: an area or an id that is unknown, or a score that is none.
         """
-        if self.area not in AREAS:
-            raise UserError(f"area {self.area!r} is not one of {', '.join(AREAS)}{nearest(self.area, AREAS)}")
+        check_name("area", self.area, AREAS)
         if not 0 <= self.score_threshold <= 1:
             raise UserError(
                 f"score_threshold={self.score_threshold:g} is not in 0..1; it is a detected box's least score"

@@ -24,7 +24,7 @@ from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.views import EvaluationViews, ViewLoader, ViewsBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested
-from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.scores import class_names_beside, read_class_names
 from videomaskfeat.io import exists
 from videomaskfeat.recipe import ClassifyRecipe, Levels, normalise
@@ -94,10 +94,7 @@ def evaluate_model(
         UserError: a number or name that cannot be, a reader that is not installed, or no readable video.
         RunFailed: a score is not finite.
     """
-    if average not in AVERAGES:
-        raise UserError(
-            f"average={average!r} is not one of {', '.join(AVERAGES)}{nearest(average, AVERAGES)}"
-        )
+    check_name("average", average, AVERAGES)
 
     def mean_of(logits: Tensor) -> Tensor:
         return (logits.softmax(dim=-1) if average == "softmax" else logits).mean(dim=1)

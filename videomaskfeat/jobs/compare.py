@@ -29,10 +29,8 @@ from videomaskfeat.config import (
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
-from videomaskfeat.jobs import finetune as classify
-from videomaskfeat.jobs import pretrain, tokenizer
 from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import read_run
 from videomaskfeat.jobs.run import FolderLock, RunFolder, uses_bf16
@@ -113,12 +111,12 @@ def _median_ms(work: Callable[[], None], device: torch.device, steps: int) -> fl
 
 
 # What a comparison runs: each target's runs with each seed, as commands of the package.
-CONFIGS: dict[str, tuple[type, tuple[str, ...]]] = {
-    "pretrain": (PretrainConfig, pretrain.FREE_KEYS),
-    "finetune": (FinetuneConfig, classify.FREE_KEYS),
-    "train-tokenizer": (TokenizerConfig, tokenizer.FREE_KEYS),
+CONFIGS: dict[str, type] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "train-tokenizer": TokenizerConfig,
 }
-"""Config class of a verb, and the keys that a run which goes on may change."""
+"""Config class of a verb."""
 ENTRY_KEYS = ("pretrain", "finetune", "before")
 BEFORE_KEYS = ("verb", "config", "keys", "folder")
 BEFORE_VERBS = ("pretrain", "train-tokenizer")
@@ -152,9 +150,8 @@ class Command:
         Raises:
             UserError: a key or a value is wrong.
         """
-        kind, free_keys = CONFIGS[self.verb]
-        config: Any = load_config(kind, self.config, self.overrides)
-        return RunFolder(str(self.folder), config, free_keys=free_keys)
+        config: Any = load_config(CONFIGS[self.verb], self.config, self.overrides)
+        return RunFolder(str(self.folder), config)
 
     def check(self) -> None:
         """Whether it can be run, and where it was run already, that it was this run.
@@ -239,12 +236,7 @@ def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[Ta
     _check_settings(settings)
     names = list(targets) or list(settings.targets)
     for name in names:
-        if name not in settings.targets:
-            known = ", ".join(settings.targets)
-            raise UserError(
-                f"--targets: {name!r} is no entry of compare.targets{nearest(name, settings.targets)}; "
-                f"there are {known}"
-            )
+        check_name("--targets: compare.targets entry", name, settings.targets)
     runs = []
     for name in names:  # a mistake in the last of them is said before the first has begun
         with naming(name):
@@ -311,10 +303,7 @@ def _check_keys(where: str, entry: Any, known: Sequence[str]) -> None:
         return
     _check_mapping(where, entry, f"of {', '.join(known)}")
     for key in entry:
-        if key not in known:
-            raise UserError(
-                f"{where}: unknown key {key!r}{nearest(key, known)}; there are {', '.join(known)}"
-            )
+        check_name(f"{where}: key", key, known)
 
 
 def _check_mapping(where: str, value: Any, content: str) -> None:

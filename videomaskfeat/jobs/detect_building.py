@@ -29,7 +29,7 @@ from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.records_frames import load_frame_lists
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.errors import UserError, counted, nearest
+from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.inference.detectors import DetectRecipe
 from videomaskfeat.jobs.finetune_building import LEFT_FROM_PRETRAINING, NEW_IN_A_CLASSIFIER, OTHER_CLASSES
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
@@ -435,10 +435,7 @@ def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
         UserError: an unknown loss, no poses known, or one outside the classes.
     """
     loss = config.loss
-    if loss.name not in LOSSES:
-        raise UserError(
-            f"loss.name {loss.name!r} is not one of {', '.join(LOSSES)}{nearest(loss.name, LOSSES)}"
-        )
+    check_name("loss.name", loss.name, LOSSES)
     if loss.name != "poses":
         return ()
     kinds = read_action_kinds(config.data.label_map)

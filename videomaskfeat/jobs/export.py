@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.interop.export import (
     Graph,
@@ -35,12 +35,12 @@ from videomaskfeat.interop.slowfast_export import slowfast_options, slowfast_sta
 from videomaskfeat.io import make_folder
 from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import Detector
-from videomaskfeat.models.encoder import encoder_of
-from videomaskfeat.models.encoder_base import Encoder, as_triple, on_grid
+from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
+from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import (
     ENCODER_KEY,
     METADATA_KEY,
@@ -235,8 +235,7 @@ def slowfast_clip_keys(recipe: ClassifyRecipe) -> dict[str, dict[str, Any]]:
 def _clip_size(model: Encoder, recipe: ClassifyRecipe | None) -> tuple[int, int, int]:
     if recipe is not None:
         return recipe.clip.frames, recipe.clip.crop, recipe.clip.crop
-    cubes, steps = model.native_grid.shape, model.patch_embed.stride
-    return as_triple(count * step for count, step in zip(cubes, steps, strict=True))
+    return model.clip_size
 
 
 def _in_words(
@@ -392,8 +391,7 @@ def _format_of(target: Path, format: str) -> str:
             endings = ", ".join(f"{ending} ({name})" for name, ending in FORMATS.items())
             raise UserError(f"{target}: its ending says no format; give it one of {endings}")
         return found[0]
-    if format not in FORMATS:
-        raise UserError(f"format {format!r} is not one of {', '.join(FORMATS)}{nearest(format, FORMATS)}")
+    check_name("format", format, FORMATS)
     if target.suffix != FORMATS[format]:
         raise UserError(
             f"{target}: a file of --format {format} ends in {FORMATS[format]}; change name or format"
@@ -404,9 +402,9 @@ def _format_of(target: Path, format: str) -> str:
 def _check_options(
     format: str, *, part: str, input: str | None, batch: int | None, opset: int | None, tolerance: float
 ) -> None:
-    _check_choice("part", part, PARTS)
+    check_name("part", part, PARTS)
     if input is not None:
-        _check_choice("input", input, INPUTS)
+        check_name("input", input, INPUTS)
     if batch is not None and batch < 1:
         raise UserError(f"batch {batch}: must be at least 1, or dynamic for any number")
     if not 0 < tolerance < 1:
@@ -418,11 +416,6 @@ def _check_options(
         if there:
             formats = "onnx" if name == "opset" else " or ".join(GRAPHS)
             raise UserError(f"--{name} means nothing to --format {format}: leave it out, or take {formats}")
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"{name} {value!r} is not one of {', '.join(known)}{nearest(value, known)}")
 
 
 def _check_paths(paths: Iterable[Path], overwrite: bool) -> None:

@@ -34,7 +34,7 @@ from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
-from videomaskfeat.errors import RunFailed, UserError, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.classifiers import VideoEncoder, load_encoder
 from videomaskfeat.inference.scores import file_sha256, protocol_of, records_sha256, views_of
 from videomaskfeat.io import (
@@ -458,8 +458,7 @@ def extract_features(
 
 
 def _check(list_path: str, *, dtype: str, **positive: int) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    check_name("dtype", dtype, DTYPES)
     for argument, value in positive.items():
         if value < 1:
             raise UserError(f"{argument}={value}: must be at least 1")

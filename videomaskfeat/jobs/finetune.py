@@ -52,26 +52,6 @@ from videomaskfeat.recipe import CLASSIFY_KEY, Levels, normalise
 
 logger = logging.getLogger(__name__)
 
-# What may change between a run and its resumption without changing what is learnt.
-FREE_KEYS = (
-    "model.weights_key",
-    "data.workers",
-    "data.read_seconds",
-    "data.failure_share",
-    "evaluate.views",
-    "evaluate.crops",
-    "evaluate.average",
-    "run.folder",
-    "run.device",
-    "run.threads",
-    "run.compile",
-    "run.activation_checkpointing",
-    "run.checkpoint_minutes",
-    "run.rank_timeout_minutes",
-    "run.checkpoint_epochs",
-    "run.keep_checkpoints",
-)
-
 
 @dataclass(frozen=True)
 class FinetuneOutcome:
@@ -155,7 +135,7 @@ class _Run:
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.run_folder = RunFolder(config.run.folder, config)
         self.folder = self.run_folder.path
         self.bf16 = uses_bf16(config.run.precision, device)
         self.lists = read_lists(config)

@@ -25,7 +25,7 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Shor
 from videomaskfeat.data.views import SAMPLINGS, EvaluationViews, Sampling
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
-from videomaskfeat.errors import UserError, counted, nearest
+from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.inference.multiview import ListChoice
 from videomaskfeat.inference.scores import class_names_beside, read_class_names
 from videomaskfeat.jobs.run import clip_recipe
@@ -48,8 +48,7 @@ def check_weight_sets(wanted: str, *, averaged: bool) -> None:
     Raises:
         UserError: an unknown choice, or an average that is not kept.
     """
-    if wanted not in WEIGHT_SETS:
-        raise UserError(f"evaluate.weights {wanted!r} is not one of {', '.join(WEIGHT_SETS)}")
+    check_name("evaluate.weights", wanted, WEIGHT_SETS)
     if not averaged and wanted in ("averaged", "both"):
         raise UserError(f"evaluate.weights is {wanted}, and no average is kept; set optim.ema_decay")
 
@@ -324,9 +323,7 @@ def short_video(name: str) -> ShortVideo:
     Raises:
         UserError: no such policy.
     """
-    known = typing.get_args(ShortVideo)
-    if name not in known:
-        raise UserError(f"clip.short_video {name!r} is not one of {', '.join(known)}{nearest(name, known)}")
+    check_name("clip.short_video", name, typing.get_args(ShortVideo))
     return typing.cast(ShortVideo, name)
 
 

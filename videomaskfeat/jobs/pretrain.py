@@ -146,33 +146,6 @@ def _labels(records: Records) -> np.ndarray:
 
 
 # ``pretrain``: from a config to a trained encoder, its held-out loss, its pictures and its report.
-# What may change between a run and its resumption without changing what is learnt.
-FREE_KEYS = (
-    "data.validation",
-    "data.workers",
-    "data.read_seconds",
-    "data.failure_share",
-    "optim.accumulate",
-    "probe.train",
-    "probe.test",
-    "probe.k",
-    "probe.temperature",
-    "probe.penalty",
-    "run.folder",
-    "run.device",
-    "run.threads",
-    "run.compile",
-    "run.activation_checkpointing",
-    "run.checkpoint_minutes",
-    "run.rank_timeout_minutes",
-    "run.checkpoint_epochs",
-    "run.keep_checkpoints",
-    "run.evaluate_epochs",
-    "run.evaluate_clips",
-    "run.pictures",
-)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a pre-training ended.
@@ -213,7 +186,7 @@ class _Run:
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.run_folder = RunFolder(config.run.folder, config)
         self.folder = self.run_folder.path
         torch.manual_seed(config.run.seed)
         self.method = build_method(config)
@@ -226,9 +199,7 @@ class _Run:
         self.network = distributed.parallel(self.student, device)
         self.method.to(device)
         self.schedule = build_schedule(config.optim)
-        self.optimizer = build_optimizer(
-            config.optim, self.student, base_lr=self.schedule.base_lr, encoder=self.method.encoder
-        )
+        self.optimizer = build_optimizer(config.optim, self.student, base_lr=self.schedule.base_lr)
         self.ema = build_average(config.optim, self.student)
         self.probe = self._build_probe()
 

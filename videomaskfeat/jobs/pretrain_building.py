@@ -16,12 +16,11 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import Records, check_frames, load_records
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.jobs.run import clip_recipe
 from videomaskfeat.masking import EXACT, MASKS, Mask, MaskFunction
 from videomaskfeat.models import arguments_of, create_model_from
-from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.recipe import MaskRecipe, PretrainRecipe
 from videomaskfeat.targets.target import Target
@@ -70,7 +69,8 @@ def build_model(config: PretrainConfig, target: Target) -> nn.Module:
     except UserError as error:
         raise UserError(f"target.name {config.target.name!r}: {error}; or {target.grid_remedy}") from error
     if wanted != output:
-        pools = ", or the model's q_pool_at" if isinstance(model, MViT) else ""
+        argument = getattr(model, "grid_argument", "")
+        pools = f", or the model's {argument}" if argument else ""
         raise UserError(
             f"target.name {config.target.name!r} gives values on a grid of {wanted}, and {name} predicts on "
             f"{output}; {target.grid_remedy}{pools}"
@@ -135,8 +135,7 @@ def mask_function(name: str) -> MaskFunction:
     Raises:
         UserError: an unknown name.
     """
-    if name not in MASKS:
-        raise UserError(f"mask.kind {name!r} is unknown{nearest(name, MASKS)}; there are {', '.join(MASKS)}")
+    check_name("mask.kind", name, MASKS)
     return MASKS[name]
 
 
@@ -271,12 +270,7 @@ def short_video(clip: ClipConfig) -> ShortVideo:
     Raises:
         UserError: no such policy.
     """
-    known = typing.get_args(ShortVideo)
-    if clip.short_video not in known:
-        raise UserError(
-            f"clip.short_video {clip.short_video!r} is not one of {', '.join(known)}"
-            f"{nearest(clip.short_video, known)}"
-        )
+    check_name("clip.short_video", clip.short_video, typing.get_args(ShortVideo))
     return typing.cast(ShortVideo, clip.short_video)
 
 

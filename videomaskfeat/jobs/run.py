@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -35,6 +35,7 @@ from videomaskfeat.config import (
     RunConfig,
     config_text,
     flat,
+    free_keys,
     load_config,
 )
 from videomaskfeat.data.batches import Failure
@@ -42,10 +43,10 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.contracts import LoopOptions, StepFunction
-from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups, sgd
+from videomaskfeat.engine.optim import WarmupCosine, adamw, layers_behind, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.errors import RunFailed, UserError, counted, nearest
+from videomaskfeat.errors import RunFailed, UserError, check_name, counted
 from videomaskfeat.inference.multiview import evaluating
 from videomaskfeat.io import (
     append_text,
@@ -307,13 +308,11 @@ class RunFolder:
     Args:
         path: of the folder.
         config: the config of the task.
-        free_keys: keys that may change between a run and its resumption.
     """
 
-    def __init__(self, path: str, config: Any, *, free_keys: Collection[str]) -> None:
+    def __init__(self, path: str, config: Any) -> None:
         self.path = Path(path)
         self._config = config
-        self._free_keys = frozenset(free_keys)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -387,7 +386,8 @@ class RunFolder:
         return take
 
     def _without_free_keys(self, config: Any) -> dict[str, Any]:
-        return {key: value for key, value in flat(config).items() if key not in self._free_keys}
+        free = free_keys(type(config))
+        return {key: value for key, value in flat(config).items() if key not in free}
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
@@ -396,9 +396,7 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     Raises:
         UserError: no such precision.
     """
-    known = ("auto", "fp32", "bf16")
-    if precision not in known:
-        raise UserError(f"precision {precision!r} is not one of {', '.join(known)}")
+    check_name("precision", precision, ("auto", "fp32", "bf16"))
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
@@ -573,16 +571,13 @@ def build_schedule(optim: OptimConfig) -> WarmupCosine:
     return schedule.scaled(optim.batch_size, optim.base_batch_size)
 
 
-def build_optimizer(
-    optim: OptimConfig, model: nn.Module, *, base_lr: float, encoder: nn.Module | None = None
-) -> torch.optim.Optimizer:
+def build_optimizer(optim: OptimConfig, model: nn.Module, *, base_lr: float) -> torch.optim.Optimizer:
     """The optimiser over the model's parameter groups: AdamW, or what a fine-tuning names.
 
     Args:
         optim: of the config.
         model: all that learns.
         base_lr: peak learning rate.
-        encoder: the part of the model whose blocks are its layers; None: the model itself.
 
     Raises:
         UserError: an unknown optimiser, or betas or momentum out of their range.
@@ -592,12 +587,10 @@ def build_optimizer(
         base_lr=base_lr,
         weight_decay=optim.weight_decay,
         layer_decay=optim.layer_decay,
-        depth=len((encoder or model).blocks),  # type: ignore[arg-type]
+        layers=layers_behind(model) if optim.layer_decay != 1 else None,
     )
     name = optim.optimizer if isinstance(optim, FinetuneOptimConfig) else "adamw"
-    if name not in OPTIMIZERS:
-        known = " or ".join(OPTIMIZERS)
-        raise UserError(f"optim.optimizer {name!r} is not {known}{nearest(name, OPTIMIZERS)}")
+    check_name("optim.optimizer", name, OPTIMIZERS)
     if isinstance(optim, FinetuneOptimConfig) and name == "sgd":
         return sgd(groups, momentum=optim.momentum)
     return adamw(groups, betas=(optim.betas[0], optim.betas[1]))

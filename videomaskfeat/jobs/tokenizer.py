@@ -91,11 +91,11 @@ class TokenizerStep(ABC):
         """The loss of a batch of frames, and its parts."""
         pictures = pictures_of(batch.clips)
         tokens, reconstruction, loss, figures = self._code(pictures)
-        error = F.mse_loss(reconstruction.float(), self.tokenizer.normalise(pictures))
+        error = F.mse_loss(reconstruction.float(), self.tokenizer.normalize(pictures))
         loss = loss + error
         figures["reconstruction"] = error
         if self.perceptual is not None:
-            distance = self.perceptual(pictures, self.tokenizer.denormalise(reconstruction))
+            distance = self.perceptual(pictures, self.tokenizer.denormalize(reconstruction))
             loss = loss + self.perceptual_weight * distance
             figures["perceptual"] = distance
         counts = distributed.mean_over_ranks(code_counts(tokens, self.tokenizer.vocabulary).float())
@@ -240,7 +240,7 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
     sums = squares = torch.zeros(1, dtype=torch.float64)
     for pictures in batches:
         tokens = tokenizer.tokens(pictures)
-        truth = tokenizer.normalise(pictures).double()  # [B, C, H, W]
+        truth = tokenizer.normalize(pictures).double()  # [B, C, H, W]
         squared += float((tokenizer.decode(tokens).double() - truth).square().sum())
         sums = sums + truth.sum((0, 2, 3)).cpu()  # [C]
         squares = squares + truth.square().sum((0, 2, 3)).cpu()
@@ -474,23 +474,6 @@ def _dataset(
 
 # ``train-tokenizer``: from a config to a tokenizer of frames, its held-out figures and its report.
 _FEW_CODES = 0.25  # share of the codes that could be in use, below which a word is said
-# What may change between a run and its resumption without changing what is learnt.
-FREE_KEYS = (
-    "data.validation",
-    "data.workers",
-    "data.read_seconds",
-    "data.failure_share",
-    "run.folder",
-    "run.device",
-    "run.threads",
-    "run.checkpoint_minutes",
-    "run.rank_timeout_minutes",
-    "run.checkpoint_epochs",
-    "run.keep_checkpoints",
-    "run.evaluate_epochs",
-    "run.evaluate_frames",
-    "run.pictures",
-)
 
 
 @dataclass(frozen=True)
@@ -534,7 +517,7 @@ class _Run:
 
     def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config, free_keys=FREE_KEYS)
+        self.run_folder = RunFolder(config.run.folder, config)
         self.folder = self.run_folder.path
         torch.manual_seed(config.run.seed)
         self.tokenizer = build_tokenizer(config)
@@ -690,7 +673,7 @@ class _Run:
         loader = self.heldout or self.loader
         pictures = next(self._frames(loader, count))[:count]  # [n, C, H, W]
         tokens = self.tokenizer.tokens(pictures)
-        decoded = self.tokenizer.denormalise(self.tokenizer.decode(tokens))
+        decoded = self.tokenizer.denormalize(self.tokenizer.decode(tokens))
         write_reconstructions(
             self.folder / "pictures" / "reconstructions.png",
             frames=_as_bytes(pictures),

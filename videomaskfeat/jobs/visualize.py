@@ -19,7 +19,7 @@ from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.workers import call_apart
 from videomaskfeat.engine.distributed import choose_device
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name, unknown_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import make_folder
 from videomaskfeat.jobs.run import choose_inference_threads
@@ -162,7 +162,7 @@ def why_not_drawn(recipe: PretrainRecipe) -> str | None:
     if recipe.method != "masked":
         return f"method {recipe.method!r} predicts nothing that can be drawn"
     if recipe.target not in TARGETS:
-        return f"target {recipe.target!r} is unknown{nearest(recipe.target, TARGETS)}"
+        return str(unknown_name("target", recipe.target, TARGETS))
     if recipe.target not in DRAWN:
         return f"target {recipe.target!r} cannot be drawn; pictures are of {' and '.join(DRAWN)} only"
     return None
@@ -209,8 +209,7 @@ def _read_middle(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.nd
 def _draw_mask(recipe: PretrainRecipe, rng: np.random.Generator) -> np.ndarray:
     """A mask bool [t', h', w'] of the recipe's kind."""
     mask, clip = recipe.mask, recipe.clip
-    if mask.kind not in MASKS:
-        raise UserError(f"mask {mask.kind!r} is not one of {', '.join(MASKS)}{nearest(mask.kind, MASKS)}")
+    check_name("mask", mask.kind, MASKS)
     grid = TokenGrid.from_clip(frames=clip.frames, height=clip.crop, width=clip.crop, stride=mask.cell)
     return MASKS[mask.kind](grid, mask.ratio, rng)
 

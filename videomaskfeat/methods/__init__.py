@@ -10,7 +10,7 @@ from functools import partial
 
 from videomaskfeat import import_submodule
 from videomaskfeat.config import PretrainConfig
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.methods.byol import Byol
 from videomaskfeat.methods.ibot import Ibot
 from videomaskfeat.methods.latent import Latent
@@ -34,10 +34,7 @@ def build_method(config: PretrainConfig) -> Method:
         UserError: an unknown name or argument, or parts that cannot be or do not fit each other.
     """
     name, arguments = config.method.name, config.method.arguments
-    if name not in METHODS:
-        raise UserError(
-            f"method.name {name!r} is unknown{nearest(name, METHODS)}; there are {', '.join(METHODS)}"
-        )
+    check_name("method.name", name, METHODS)
     check_arguments("method.arguments", name, METHODS[name], arguments, supplied=("config",))
     try:
         return METHODS[name](config, **arguments)

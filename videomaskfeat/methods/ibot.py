@@ -16,7 +16,7 @@ from videomaskfeat.data.clips import MaskDraw
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine.optim import CosineRamp, LinearRamp
 from videomaskfeat.engine.teacher import Monitor, RunningCentre
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import resize_mask
 from videomaskfeat.jobs.pretrain_building import check_mask_grid, mask_function, mask_grid
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
@@ -320,11 +320,8 @@ def _network(
     """Encoder and one or two heads."""
     masked = MaskedEncoder(build_encoder(config), summary=summary)
     known = {"prototypes", "hidden_width", "bottleneck", "layers"}
-    unknown = sorted(set(head) - known)
-    if unknown:
-        raise UserError(
-            f"method.arguments.head: there is no {unknown[0]!r}; there are {', '.join(sorted(known))}"
-        )
+    for key in head:
+        check_name("method.arguments.head: argument", key, sorted(known))
     where = "method.arguments.head"
     try:
         checked = checked_arguments(PrototypeHead, head)

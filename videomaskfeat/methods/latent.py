@@ -14,7 +14,7 @@ from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import Monitor
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.jobs.pretrain_building import check_mask_grid, draw_mask, mask_grid
 from videomaskfeat.losses import masked_l1, masked_smooth_l1
 from videomaskfeat.methods.teaching import Comparison, TeacherMethod, build_encoder, call, compiled
@@ -94,11 +94,7 @@ class Latent(TeacherMethod):
     ) -> None:
         super().__init__(config)
         draw_mask(config)
-        if predictor not in PREDICTORS:
-            raise UserError(
-                f"method.arguments.predictor {predictor!r} is not {' or '.join(PREDICTORS)}"
-                f"{nearest(predictor, PREDICTORS)}"
-            )
+        check_name("method.arguments.predictor", predictor, PREDICTORS)
         if not beta >= 0:
             raise UserError(f"method.arguments.beta {beta:g} must not be negative; 0 is plain L1")
         encoder = build_encoder(config)

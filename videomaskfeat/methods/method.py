@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine.contracts import Stateful
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.jobs.pretrain_building import heldout_loader, recipe_of, training_loader
 from videomaskfeat.models.limits import checked_arguments
@@ -84,9 +84,7 @@ def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: 
         UserError: an unknown name, arguments that it does not take, or a tokenizer's or teacher's file that
             is not there.
     """
-    if name not in TARGETS:
-        known = ", ".join(TARGETS)
-        raise UserError(f"target.name {name!r} is unknown{nearest(name, TARGETS)}; there are {known}")
+    check_name("target.name", name, TARGETS)
     build = TARGETS[name]
     asked = inspect.signature(build).parameters
     offered = {
@@ -141,10 +139,8 @@ def check_arguments(
     """
     parameters = inspect.signature(build).parameters
     own = [key for key in parameters if key not in supplied]
-    takes = f"it takes {', '.join(own)}" if own else "it takes none"
     for key in given:
-        if key not in own:
-            raise UserError(f"{where}: {name!r} has no argument {key!r}{nearest(key, own)}; {takes}")
+        check_name(f"{where} of {name!r}: argument", key, own)
     for key in own:
         if parameters[key].default is inspect.Parameter.empty and key not in given:
             raise UserError(f"{where}: {name!r} needs {key!r}, and none is given; set {where}.{key}")

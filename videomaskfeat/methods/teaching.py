@@ -18,7 +18,7 @@ from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine.contracts import Stateful
 from videomaskfeat.engine.teacher import CollapseStop, Monitor, RunningCentre, StepMean, Teacher
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.jobs.pretrain_building import (
     HELDOUT_BATCH,
     check_heldout_clips,
@@ -344,11 +344,8 @@ def build_encoder(config: PretrainConfig) -> Encoder:
         UserError: an unknown name or argument, or a clip that the cubes do not tile.
     """
     clip, name = config.clip, config.model.name
-    if name not in MODELS:
-        raise UserError(
-            f"model.name {name!r} is unknown{nearest(name, MODELS)}; there are {', '.join(MODELS)}"
-        )
-    encoder_name = MODELS[name].build.encoder_name  # type: ignore[attr-defined]
+    check_name("model.name", name, MODELS)
+    encoder_name = MODELS[name].build.encoder_name
     known = arguments_of(encoder_name)
     arguments = {key: value for key, value in arguments_of(name).items() if key in known}
     size = (clip.frames, clip.crop, clip.crop)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videomaskfeat import import_submodule
 
-_OF_THE_ZOO = ("arguments_of", "create_for_inference", "create_model", "create_model_from", "create_unset")
+if TYPE_CHECKING:
+    from videomaskfeat.models.zoo import arguments_of, create_model, create_model_from, create_unset
+
+__all__ = ["arguments_of", "create_model", "create_model_from", "create_unset"]
 
 
 def __getattr__(name: str) -> Any:
     """The functions that build named models, or a module of the package, imported on first use."""
-    if name in _OF_THE_ZOO:
+    if name in __all__:
         return getattr(importlib.import_module(f"{__name__}.zoo"), name)
     return import_submodule(__name__, name)

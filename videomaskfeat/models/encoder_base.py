@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -121,14 +121,16 @@ def cut_cubes(clips: Tensor, stride: Triple) -> Tensor:
 class Encoder(nn.Module):
     """A clip to tokens; the base of every encoder, and of everything that has a head on one.
 
-    A kind of encoder passes stem and clip size to this class, then its blocks to :meth:`_add_blocks`; see "Add an
-    encoder" in docs/extending.md. An image is a clip of one frame: [B, C, H, W] is taken for [B, C, 1, H, W].
+    A kind of encoder passes stem and clip size to this class, then its blocks to :meth:`_add_blocks`; see
+    "Add an encoder" in docs/extending.md. An image is a clip of one frame: [B, C, H, W] is taken for [B, C,
+    1, H, W].
 
     What the rest of the framework asks of an encoder, and a kind of encoder may override:
 
     - layer decay: :meth:`layer_of` and :attr:`layer_count`;
-    - loading weights: :meth:`is_table` and :meth:`resize_table`, the tables whose length follows the clip size,
-      and :attr:`width_weight`, the weight of a block whose shape identifies the named models that it may be of;
+    - loading weights: :meth:`is_table` and :meth:`resize_table`, the tables whose length follows the clip
+      size, and :attr:`width_weight`, the weight of a block whose shape identifies the named models that it
+      may be of;
     - targets, masks and export: :meth:`output_grid`, :attr:`output_stride`, :attr:`clip_size`.
 
     Attributes:
@@ -240,7 +242,9 @@ class Encoder(nn.Module):
     @property
     def clip_size(self) -> Triple:
         """Frames, height and width that the model is made for."""
-        return as_triple(math.prod(axis) for axis in zip(self.native_grid.shape, self.patch_embed.stride, strict=True))
+        return as_triple(
+            math.prod(axis) for axis in zip(self.native_grid.shape, self.patch_embed.stride, strict=True)
+        )
 
     @property
     def layer_count(self) -> int:
@@ -250,7 +254,8 @@ class Encoder(nn.Module):
     def layer_of(self, name: str) -> int:
         """The layer of a parameter: 0 = stem, i + 1 = block i, the last one = everything behind the blocks.
 
-        Relative-position tables belong to their block; class, mask and absolute position parameters to the stem.
+        Relative-position tables belong to their block; class, mask and absolute position parameters to the
+        stem.
         """
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1

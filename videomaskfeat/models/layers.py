@@ -50,7 +50,7 @@ class Perceptron(nn.Module):
 
 
 def initialize(layers: Iterable[nn.Module], *, std: float = 0.02, bias: float = 0.0) -> None:
-    """Draw the weights of the linear layers among these from a truncated normal; all their biases are equal."""
+    """Draw the weights of the linear layers among these from a truncated normal, and set their biases."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=std)
@@ -70,7 +70,8 @@ def check_positive(**numbers: int) -> None:
 
 
 class BatchNorm(nn.Module):
-    """As :class:`torch.nn.SyncBatchNorm`, on the CPU too: scale and shift, one channel per feature, in float32.
+    """As :class:`torch.nn.SyncBatchNorm`, on the CPU too: scale and shift, one channel per feature, in
+    float32.
 
     Args:
         width: features, D.
@@ -101,7 +102,7 @@ class BatchNorm(nn.Module):
             return _normalize(features, *running, self.momentum, self.eps) * self.weight + self.bias
         if self.training:
             _check_batch(features)
-        with torch.autocast(features.device.type, enabled=False):  # torch's own kernel; the formula is the same
+        with torch.autocast(features.device.type, enabled=False):
             return F.batch_norm(
                 features, *running, self.weight, self.bias, self.training, self.momentum, self.eps
             )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.machine import machine_memory
 from videomaskfeat.values import Limits, conform
 
@@ -78,7 +78,10 @@ def argument_types(build: Callable[..., Any]) -> dict[str, Any]:
     types: dict[str, Any] = {}
     for function, _ in _constructors(build):
         hints = get_type_hints(function)
-        types = {**{name: hints[name] for name in inspect.signature(function).parameters if name in hints}, **types}
+        types = {
+            **{name: hints[name] for name in inspect.signature(function).parameters if name in hints},
+            **types,
+        }
     return types
 
 
@@ -134,10 +137,7 @@ def build_checked(
     """
     known = argument_defaults(build)  # type: ignore[arg-type]
     for key in arguments:
-        if key not in known:
-            raise UserError(
-                f"{what} has no argument {key!r}{nearest(key, known) or ';'} it takes {', '.join(known)}"
-            )
+        check_name(f"{what}: argument", key, known)
     try:
         checked = checked_arguments(build, arguments)
     except UserError as error:

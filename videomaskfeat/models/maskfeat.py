@@ -1,6 +1,7 @@
 """MaskFeat: an encoder that sees a mask token in hidden places, and a head that predicts their target.
 
-Also what it shares with other methods: the base of all models that predict, and masked encoders without a head.
+Also what it shares with other methods: the base of all models that predict, and masked encoders without a
+head.
 """
 
 from __future__ import annotations
@@ -99,14 +100,14 @@ class MaskFeat(MaskedModel):
     """Masked prediction by an encoder that sees a mask token in hidden places (MaskFeat, arXiv 2112.09133).
 
     Every token is computed, hidden or not: the shapes are static, and the mask decides in the loss what
-    counts. :func:`~videomaskfeat.models.zoo.with_head` puts it on a kind of encoder, which has no final norm, as
-    the head brings its own. Parameter names are PySlowFast's.
+    counts. :func:`~videomaskfeat.models.zoo.with_head` puts it on a kind of encoder, which has no final norm,
+    as the head brings its own. Parameter names are PySlowFast's.
 
     Args:
         values_per_token: predicted values per output position, K: the target's ``values_per_token``.
-        blank_hidden: set the pixels of hidden cubes to 0 before the stem. If its kernel overlaps the cubes, as
-            MViTv2's does, a visible token without this sees a rim of its hidden neighbors, as in the published
-            method (False).
+        blank_hidden: set the pixels of hidden cubes to 0 before the stem. If its kernel overlaps the cubes,
+            as MViTv2's does, a visible token without this sees a rim of its hidden neighbors, as in the
+            published method (False).
         encoder: the arguments of the encoder, except ``final_norm``.
 
     Raises:
@@ -259,7 +260,9 @@ def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
         TokenGrid.from_clip(frames=frames, height=height, width=width, stride=stride)
         for stride in encoder.strides()[1:]
     ]
-    sizes = [f"{grid} cells of {values} values" for grid, values in zip(grids, encoder.block_widths, strict=True)]
+    sizes = [
+        f"{grid} cells of {values} values" for grid, values in zip(grids, encoder.block_widths, strict=True)
+    ]
     fit = next((n for n in range(depth) if sizes[depth - 1 - n] != sizes[-1]), depth)
     if fit < count:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The MViTv2 encoder: attention whose queries, keys and values are pooled, and blocks that widen on the way."""
+"""The MViTv2 encoder: attention on pooled queries, keys and values, and blocks that widen the tokens."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class PooledAttention(nn.Module):
         return q_first, q, self.norm_k(k), self.norm_v(v)
 
     def _offsets(self, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor | None]:
-        """The relative vectors of time, height and width, [queries, keys, d] each; None for an axis without a table."""
+        """The relative vectors of time, height and width, [queries, keys, d] each; None: no table."""
         return [
             axis_offsets(self.get_parameter(f"rel_pos_{axis}"), getattr(q_grid, axis), getattr(k_grid, axis))
             if axis in self.axes

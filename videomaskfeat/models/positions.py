@@ -17,7 +17,12 @@ AbsolutePositions = Literal["none", "joint", "separable", "sincos"]
 Inflate = Literal["repeated", "centred"]
 
 STEM = "patch_embed.proj.weight"
-TABLE, SPACE, TIME, CLASS = TABLES = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
+TABLE, SPACE, TIME, CLASS = TABLES = (
+    "pos_embed",
+    "pos_embed_spatial",
+    "pos_embed_temporal",
+    "pos_embed_class",
+)
 
 
 def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
@@ -120,7 +125,7 @@ def resize_absolute(name: str, table: Tensor, grid: TokenGrid, prefix: int) -> T
 
 
 def _resize_frame(places: Tensor, grid: TokenGrid) -> Tensor | None:
-    """Positions [1, h0*w0, D] in a frame of the same shape as the grid's, [1, h*w, D]; None if it is another."""
+    """Positions [1, h0*w0, D] of a frame of the grid's shape -> [1, h*w, D]; None if it is of another."""
     factor = (places.shape[1] / (grid.h * grid.w)) ** 0.5
     native = TokenGrid(1, round(grid.h * factor), round(grid.w * factor))
     if native.size != places.shape[1]:
@@ -134,8 +139,8 @@ def inflate_images(
     """An image model's stem and positions in the shapes of a clip model's; anything else stays as it is.
 
     The stem's kernel is "repeated" over the frames of a cube and divided by their number, so that a still
-    clip gives the tokens of its picture (I3D, arXiv 1705.07750, section 2.4), or "centred": it is placed in the
-    middle frame, frames // 2, and the others are 0 (ViViT, arXiv 2103.15691, section 3.4). Positions are
+    clip gives the tokens of its picture (I3D, arXiv 1705.07750, section 2.4), or "centred": it is placed in
+    the middle frame, frames // 2, and the others are 0 (ViViT, arXiv 2103.15691, section 3.4). Positions are
     repeated over time; a separate table of times, if the model has one, starts at 0.
 
     Args:
@@ -191,7 +196,7 @@ def _repeat_positions(
     if resized is None:
         return {}  # the shapes do not fit, and the loader reports them
     if TABLE in own:
-        if prefix < own_prefix:  # the image had no class token: the clip's position of it stays as it was drawn
+        if prefix < own_prefix:  # the image had no class token: the clip's keeps its position
             first = own[TABLE][:, :own_prefix].to(table.dtype)
         return {TABLE: torch.cat([first, resized.repeat(1, grid.t, 1)], dim=1)}
     if SPACE not in own:

@@ -54,9 +54,11 @@ def family(
         arguments: what differs from the defaults of that class.
         detector: False: without the detector.
     """
-    heads = {name: Classifier, f"maskfeat_{name}": MaskFeat} | ({f"{name}_detector": Detector} if detector else {})
-    models = {known: NamedModel(with_head(head, encoder), dict(arguments)) for known, head in heads.items()}
-    return {encoder.encoder_name: NamedModel(encoder, dict(arguments)), **models}
+    builds = {encoder.encoder_name: encoder}
+    for known, head in ((name, Classifier), (f"maskfeat_{name}", MaskFeat), (f"{name}_detector", Detector)):
+        if head is not Detector or detector:
+            builds[known] = with_head(head, encoder)  # type: ignore[arg-type]
+    return {known: NamedModel(build, dict(arguments)) for known, build in builds.items()}
 
 
 _S = {"depth": 16, "width": 96, "heads": 1, "widen_at": (1, 3, 14)}
@@ -230,13 +232,8 @@ def arguments_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[st
 
 def encoder_arguments(encoder: type[Encoder], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, of a model with a head, that its encoder alone takes."""
-    known = argument_defaults(encoder_class(encoder))
+    known = argument_defaults(MODELS[encoder.encoder_name].build)
     return {name: value for name, value in arguments.items() if name in known}
-
-
-def encoder_class(model: type[Encoder]) -> type[Encoder]:
-    """The kind of encoder that a class of models is built on."""
-    return MODELS[model.encoder_name].build
 
 
 def encoder_of(model: nn.Module) -> Encoder:
@@ -246,7 +243,8 @@ def encoder_of(model: nn.Module) -> Encoder:
         model: made by :func:`create_model`; it is not changed.
 
     Returns:
-        Such as a "mvitv2_encoder", in evaluation mode, on the CPU: clips [B, C, T, H, W] -> tokens [B, P+N', D'].
+        Such as a "mvitv2_encoder", in evaluation mode, on the CPU: clips [B, C, T, H, W] -> tokens [B, P+N',
+        D'].
 
     Raises:
         UserError: the model was not made by ``create_model``, so that its arguments are not known.

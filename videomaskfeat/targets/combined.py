@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.targets.target import LossTally, SumTally, Target
 
 _PART_KEYS = ("name", "weight", "arguments")
@@ -113,11 +113,7 @@ def _read(called: str, given: Mapping[str, Any] | None) -> tuple[str, float, Map
         )
     given = given or {}
     for key in given:
-        if key not in _PART_KEYS:
-            raise UserError(
-                f"part {called!r} of the combined target has no key {key!r}{nearest(key, _PART_KEYS)}; "
-                f"there are {', '.join(_PART_KEYS)}"
-            )
+        check_name(f"part {called!r} of the combined target: key", key, _PART_KEYS)
     weight = given.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise UserError(

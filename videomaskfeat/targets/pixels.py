@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.losses import masked_l1, masked_mse
 from videomaskfeat.targets.target import LossTally, SquaredErrorTally, Target, Triple
@@ -49,10 +49,8 @@ class PixelTarget(Target):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        if frames not in ("first", "all"):
-            raise UserError(f"pixel frames {frames!r} must be first or all")
-        if loss not in _LOSSES:
-            raise UserError(f"pixel loss {loss!r} is not one of {', '.join(_LOSSES)}{nearest(loss, _LOSSES)}")
+        check_name("pixel frames", frames, ("first", "all"))
+        check_name("pixel loss", loss, _LOSSES)
         if min(*output_stride, channels) < 1:
             raise UserError(
                 f"pixel output_stride {tuple(output_stride)} and channels {channels} must be 1 or more"

@@ -1,12 +1,12 @@
 """Attention without the matrix of scores in memory, with relative positions inside.
 
 Torch's fused attention on x86 CPUs reaches a third of the speed of plain products in bfloat16. Here attention
-goes by blocks of queries whose scores stay in the cache, with oneDNN's products, and its backward pass computes
-the scores again: the speed of unfused attention with the memory of the fused one.
+goes by blocks of queries whose scores stay in the cache, with oneDNN's products, and its backward pass
+computes the scores again: the speed of unfused attention with the memory of the fused one.
 
 A relative bias ``q.Rt[t_q, t_k] + q.Rh[h_q, h_k] + q.Rw[w_q, w_k]`` depends on the key through three small
-indices only. So each query carries its three bias vectors and each key three one-hot vectors: their dot product
-is the bias, and fused attention computes it.
+indices only. So each query carries its three bias vectors and each key three one-hot vectors: their dot
+product is the bias, and fused attention computes it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None)
         [B, N, M, d'], with ``relative`` [B, P + t*h*w, M, d'], under autocast in its type.
     """
     kind = q.device.type
-    if kind != "cpu" and relative is None or is_exporting():
+    if (kind != "cpu" and relative is None) or is_exporting():
         return plain_attention(q, k, v, relative)
     if relative is not None:
         q, k = _widen_queries(relative.first, q, relative.offsets), _widen_keys(k, relative)

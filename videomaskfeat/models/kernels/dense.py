@@ -1,7 +1,7 @@
 """Linear layers as fast as the processor's matrix products allow.
 
-On x86 CPUs torch takes float32 products to MKL, which is slow on processors that are not Intel's. oneDNN, which
-torch carries as well, is twice as fast there and equal elsewhere.
+On x86 CPUs torch takes float32 products to MKL, which is slow on processors that are not Intel's. oneDNN,
+which torch carries as well, is twice as fast there and equal elsewhere.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
     """A linear layer, with a GELU of its input before it on request. First derivatives only on the CPU.
 
-    With ``gelu``, the CPU computes the activated values again in the backward pass instead of storing them: they
-    and what they are computed from are the largest tensors of a perceptron. The low-precision copy of the weights
-    under autocast is not stored either.
+    With ``gelu``, the CPU computes the activated values again in the backward pass instead of storing them:
+    they and what they are computed from are the largest tensors of a perceptron. The low-precision copy of
+    the weights under autocast is not stored either.
 
     Args:
         x: float [..., D].

@@ -38,13 +38,14 @@ def pool_tokens(
     Args:
         tokens: float [B, P + t*h*w, C], class tokens first.
         grid: (t, h, w).
-        weights: of consecutive channels that together are all, [C_i, 1, kt, kh, kw] with odd kernel sizes; cast
-            to the type of ``tokens`` (autocast's bfloat16 tokens are convolved in bfloat16, with sums in
+        weights: of consecutive channels that together are all, [C_i, 1, kt, kh, kw] with odd kernel sizes;
+            cast to the type of ``tokens`` (autocast's bfloat16 tokens are convolved in bfloat16, with sums in
             float32).
         strides: of each weight, steps in t, h, w.
 
     Returns:
-        The class tokens [B, P, C], then for each weight [B, t', h', w', C_i], each axis ``ceil(length / step)``.
+        The class tokens [B, P, C], then for each weight [B, t', h', w', C_i], each axis ``ceil(length /
+        step)``.
     """
     if is_exporting():
         return plain_pool_tokens(tokens, grid, weights, strides)

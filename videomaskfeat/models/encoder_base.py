@@ -121,7 +121,7 @@ def cut_cubes(clips: Tensor, stride: Triple) -> Tensor:
 class Encoder(nn.Module):
     """A clip to tokens; the base of every encoder, and of everything that has a head on one.
 
-    A kind of encoder passes stem and clip size to this class, then its blocks to :meth:`_add_blocks`; see
+    A kind of encoder passes stem and clip size to this class, then its blocks to :meth:`set_blocks`; see
     "Add an encoder" in docs/extending.md. An image is a clip of one frame: [B, C, H, W] is taken for [B, C,
     1, H, W].
 
@@ -199,7 +199,7 @@ class Encoder(nn.Module):
             table = nn.Parameter(torch.empty(1, length, stem.width)) if length else None
             self.register_parameter(name, table)
 
-    def _add_blocks(
+    def set_blocks(
         self,
         blocks: Iterable[nn.Module],
         *,

@@ -14,7 +14,7 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
 from videomaskfeat.models.kernels.attention import Relative, attention
-from videomaskfeat.models.kernels.pooling import pool_tokens
+from videomaskfeat.models.kernels.pooling import Pool, pool_tokens
 from videomaskfeat.models.layers import Linear, Perceptron
 from videomaskfeat.models.positions import AbsolutePositions, constant_table, resize_table
 
@@ -179,8 +179,12 @@ class PooledAttention(nn.Module):
         heads = (self.heads, self.head_width)
         q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
         kv_weight = torch.cat((self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads)
+        pools = [
+            Pool(q_weight, self.width, self.q_stride),
+            Pool(kv_weight, 2 * self.width, self.kv_stride),
+        ]
         first, q, kv = pool_tokens(  # [B, P, 3D], [B, t', h', w', D], [B, t", h", w", 2D]
-            self.qkv(tokens), grid.shape, [q_weight, kv_weight], [self.q_stride, self.kv_stride]
+            self.qkv(tokens), self.prefix, grid.shape, pools
         )
         q_first, kv_first = first.split([self.width, 2 * self.width], dim=-1)
         kv = torch.cat([kv_first, kv.flatten(1, 3)], dim=1)  # [B, P+N", 2D]
@@ -429,7 +433,7 @@ class MViT(Encoder):
             )
             blocks.append(block)
             grid = grid.pooled(plan.q_stride)
-        self._add_blocks(
+        self.set_blocks(
             blocks,
             widths=[plan.out_width for plan in plans],
             heads=plans[-1].heads,

@@ -165,6 +165,6 @@ class ViT(Encoder):
             )
             for index in range(depth)
         )
-        self._add_blocks(
+        self.set_blocks(
             blocks, widths=[width] * depth, heads=heads, final_norm=final_norm, linear_std=linear_std
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.autograd import assert_same_gradients
-from videomaskfeat.models.kernels.pooling import depthwise_conv3d, plain_pool_tokens, pool_tokens
+from videomaskfeat.models.kernels.pooling import Pool, depthwise_conv3d, plain_pool_tokens, pool_tokens
 
 Triple = tuple[int, int, int]
 # (grid, kernel, stride): every kind that MViT uses, and odd ones (windows that overlap or not, in time too).
@@ -38,7 +38,7 @@ def make_inputs(
 def plain(x: Tensor, weight: Tensor, stride: Triple) -> Tensor:
     """As ``depthwise_conv3d``, by the plain version."""
     grid = (x.shape[1], x.shape[2], x.shape[3])
-    return plain_pool_tokens(x.flatten(1, 3), grid, [weight], [stride])[1]
+    return plain_pool_tokens(x.flatten(1, 3), 0, grid, [Pool(weight, len(weight), stride)])[1]
 
 
 @pytest.mark.parametrize(("grid", "kernel", "stride"), CASES)
@@ -68,14 +68,15 @@ def test_channels_are_pooled_each_by_their_own_weight(prefix: int, widths: tuple
     tokens = torch.randn(2, prefix + 32, sum(widths), requires_grad=True)
     weights = [torch.randn(width, 1, 3, 3, 3, requires_grad=True) for width in widths]
     strides: list[Triple] = [(1, 2, 2), (1, 4, 4), (1, 1, 1)][: len(widths)]
+    pools = [Pool(*each) for each in zip(weights, widths, strides, strict=True)]
     results, expected = (
-        torch.cat([part.flatten() for part in function(tokens, grid, weights, strides)])
+        torch.cat([part.flatten() for part in function(tokens, prefix, grid, pools)])
         for function in (pool_tokens, plain_pool_tokens)
     )
     assert_same_gradients(results, expected, [tokens, *weights])
     start = widths[0]
     alone = depthwise_conv3d(tokens[:, prefix:, :start].unflatten(1, grid), weights[0], strides[0])
-    first, pooled, *_ = pool_tokens(tokens, grid, weights, strides)
+    first, pooled, *_ = pool_tokens(tokens, prefix, grid, pools)
     assert torch.equal(first, tokens[:, :prefix])
     assert torch.equal(pooled, alone)
 

@@ -16,9 +16,8 @@ positions) most positions are never read, and all three are products over the to
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,45 +27,51 @@ from torch.compiler import is_exporting
 Stride = tuple[int, int, int]
 
 
-def pool_tokens(
-    tokens: Tensor, grid: Stride, weights: Sequence[Tensor], strides: Sequence[Stride]
-) -> tuple[Tensor, ...]:
+class Pool(NamedTuple):
+    """A depthwise convolution of some consecutive channels of tokens, padded by half the kernel.
+
+    weight: [width, 1, kt, kh, kw], odd kernel sizes; cast to the type of the tokens (autocast's bfloat16
+        tokens are convolved in bfloat16, with sums in float32).
+    width: number of channels; a plain integer in tracing, too, where shapes are not.
+    stride: steps in t, h, w.
+    """
+
+    weight: Tensor
+    width: int
+    stride: Stride
+
+
+def pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]) -> tuple[Tensor, ...]:
     """Depthwise convolutions over the token grid, each of its own channels; class tokens are not pooled.
 
-    Padded by half the kernel, without bias. First derivatives only.
+    First derivatives only.
 
     Args:
         tokens: float [B, P + t*h*w, C], class tokens first.
+        prefix: number of class tokens, P.
         grid: (t, h, w).
-        weights: of consecutive channels that together are all, [C_i, 1, kt, kh, kw] with odd kernel sizes;
-            cast to the type of ``tokens`` (autocast's bfloat16 tokens are convolved in bfloat16, with sums in
-            float32).
-        strides: of each weight, steps in t, h, w.
+        pools: of all channels, in order.
 
     Returns:
-        The class tokens [B, P, C], then for each weight [B, t', h', w', C_i], each axis ``ceil(length /
+        The class tokens [B, P, C], then for each pool [B, t', h', w', width], each axis ``ceil(length /
         step)``.
     """
     if is_exporting():
-        return plain_pool_tokens(tokens, grid, weights, strides)
-    prefix = tokens.shape[1] - math.prod(grid)
-    first, *parts = _SplitTokens.apply(tokens, prefix, *(len(weight) for weight in weights))
+        return plain_pool_tokens(tokens, prefix, grid, pools)
+    first, *parts = _SplitTokens.apply(tokens, prefix, *(pool.width for pool in pools))
     pooled = (
-        depthwise_conv3d(part.unflatten(1, grid), weight, stride)
-        for part, weight, stride in zip(parts, weights, strides, strict=True)
+        depthwise_conv3d(part.unflatten(1, grid), pool.weight, pool.stride)
+        for part, pool in zip(parts, pools, strict=True)
     )
     return first, *pooled
 
 
-def plain_pool_tokens(
-    tokens: Tensor, grid: Stride, weights: Sequence[Tensor], strides: Sequence[Stride]
-) -> tuple[Tensor, ...]:
+def plain_pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]) -> tuple[Tensor, ...]:
     """As :func:`pool_tokens`, in torch's own operators."""
-    prefix = tokens.shape[1] - math.prod(grid)
-    first, *parts = _slices(tokens, prefix, [len(weight) for weight in weights])
+    first, *parts = _slices(tokens, prefix, [pool.width for pool in pools])
     pooled = (
-        _convolve(part.unflatten(1, grid), weight.to(part.dtype), stride)
-        for part, weight, stride in zip(parts, weights, strides, strict=True)
+        _convolve(part.unflatten(1, grid), pool.weight.to(part.dtype), pool.stride)
+        for part, pool in zip(parts, pools, strict=True)
     )
     return first, *pooled
 

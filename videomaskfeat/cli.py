@@ -693,7 +693,7 @@ def add_detect_evaluate(verbs: Any) -> None:
 def run_detect_evaluate(options: argparse.Namespace) -> int:
     """Run ``detect-evaluate``."""
     pass
-    from videomaskfeat.jobs.detect_building import VideoPlaces
+    from videomaskfeat.inference.key_frames import VideoPlaces
     from videomaskfeat.jobs.detect_evaluate import (
         DetectMachine,
         FrameChoice,

@@ -11,8 +11,9 @@ import torch
 from videomaskfeat.config import FinetuneConfig, load_config
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs.finetune_building import LabelledLists
-from videomaskfeat.jobs.plan import describe_finetuning, multiply_adds
+from videomaskfeat.jobs.plan import describe_finetuning
 from videomaskfeat.models import create_model
+from videomaskfeat.models.cost import multiply_adds
 
 
 @pytest.mark.parametrize(("name", "billions"), [("maskfeat_mvitv2_s_classifier", 71.4), ("mvitv2_s", 64.5)])

@@ -20,11 +20,7 @@ _LEAST_WIDTH = 8
 
 
 class ResidualBlock(nn.Module):
-    """ReLU, 3x3 convolution, ReLU, 1x1 convolution, added to what came in (VQ-VAE, section 4.1).
-
-    Args:
-        width: channels.
-    """
+    """ReLU, 3x3 convolution, ReLU, 1x1 convolution, added to the input (VQ-VAE, section 4.1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -69,17 +65,11 @@ class FrameEncoder(nn.Module):
 
 
 class FrameDecoder(nn.Module):
-    """The way back: a 3x3 convolution, residual blocks, transposed 4x4 convolutions that double the size.
+    """The inverse of :class:`FrameEncoder`: a 3x3 convolution, residual blocks, transposed 4x4 convolutions.
 
     Args:
-        stride: pixels behind a cell of the grid, a power of two.
-        width: channels on the grid; each doubling has half of them, 8 at least.
-        blocks: residual blocks on the grid.
-        in_width: channels of what comes in.
-        channels: color channels.
-
-    Raises:
-        UserError: the stride is no power of two above 1, or a number is below 1.
+        in_width: channels of the input.
+        stride, width, blocks, channels: see :class:`FrameEncoder`.
     """
 
     def __init__(self, *, stride: int, width: int, blocks: int, in_width: int, channels: int = 3) -> None:
@@ -238,7 +228,7 @@ def gumbel_noise(like: Tensor) -> Tensor:
 
 
 class DvaeCoding(NamedTuple):
-    """What a discrete VAE makes of pictures in training.
+    """Pictures in the training of a discrete VAE.
 
     logits: float [B, V, h, w], of each cell's number.
     reconstruction: float [B, C, H, W], normalized.
@@ -328,11 +318,11 @@ def nearest_codes(latents: Tensor, codes: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeStatistics:
-    """What a batch says about the codes; ranks add up theirs.
+    """Statistics of a batch for the codes; ranks add up theirs.
 
-    counts: float32 [V], latents that fell to each code.
+    counts: float32 [V], latents nearest to each code.
     sums: float32 [V, D], their sums.
-    candidates: float32 [V, D], a latent drawn for each code that may turn out dead.
+    candidates: float32 [V, D], a latent drawn for each code in case it is dead.
     """
 
     counts: Tensor
@@ -383,7 +373,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def statistics(self, latents: Tensor, tokens: Tensor) -> CodeStatistics:
-        """What latents [..., D] and their numbers [...] say; candidates from torch's global generator."""
+        """Of latents [..., D] and their numbers [...]; candidates from torch's global generator."""
         flat = latents.detach().float().reshape(-1, latents.shape[-1])  # [n, D]
         numbers = tokens.reshape(-1)  # [n]
         vocabulary = self.codes.shape[0]
@@ -406,7 +396,7 @@ class Codebook(nn.Module):
 
 
 class VqCoding(NamedTuple):
-    """What a VQ tokenizer makes of pictures in training.
+    """Pictures in the training of a VQ tokenizer.
 
     latents: float32 [B, h, w, D], of the encoder.
     tokens: int64 [B, h, w], numbers of the nearest codes.
@@ -493,8 +483,7 @@ def create_tokenizer(kind: str, /, **arguments: Any) -> TrainedTokenizer:
 
     Args:
         kind: a name in :data:`TOKENIZERS`.
-        arguments: arguments of :class:`DiscreteVAE` or :class:`VectorQuantizer` that differ from the
-            defaults.
+        arguments: of :class:`DiscreteVAE` or :class:`VectorQuantizer`, where they differ from the defaults.
 
     Returns:
         The tokenizer in training mode. Its ``created_as`` holds kind and arguments, for
@@ -512,7 +501,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
 
     Args:
         path: a safetensors file; remote paths are fetched.
-        kind: the kind that is wanted; None takes any.
+        kind: required kind; None: any.
 
     Returns:
         The tokenizer in evaluation mode, on the CPU. No random number is drawn.

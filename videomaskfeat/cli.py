@@ -458,8 +458,9 @@ def add_evaluate(verbs: Any) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Run ``evaluate``."""
-    pass
-    from videomaskfeat.jobs.evaluate import ListChoice, MachineChoice, Neighbours, ViewChoice, evaluate
+    from videomaskfeat.inference.lists import ListChoice
+    from videomaskfeat.inference.multiview import Machine
+    from videomaskfeat.jobs.evaluate import Neighbours, ViewChoice, evaluate
 
     with progress("scoring videos") as update:
         result = evaluate(
@@ -481,7 +482,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
                 class_names=options.class_names,
             ),
             neighbours=Neighbours(options.knn, options.k, options.temperature) if options.knn else None,
-            machine=MachineChoice(
+            machine=Machine(
                 device=options.device,
                 precision=options.precision,
                 reader=options.reader,
@@ -513,7 +514,7 @@ def add_average_scores(verbs: Any) -> None:
 
 def run_average_scores(options: argparse.Namespace) -> int:
     """Run ``average-scores``."""
-    from videomaskfeat.jobs.evaluate import average_files
+    from videomaskfeat.jobs.average_scores import average_files
 
     result = average_files(options.scores, options.out, submission=options.submission)
     return _tell(result, "average-scores")
@@ -590,7 +591,7 @@ def add_score_ava(verbs: Any) -> None:
 
 def run_score_ava(options: argparse.Namespace) -> int:
     """Run ``score-ava``."""
-    from videomaskfeat.jobs.detect_evaluate import score_ava
+    from videomaskfeat.jobs.score_ava import score_ava
 
     scored = score_ava(
         options.groundtruth,
@@ -692,15 +693,10 @@ def add_detect_evaluate(verbs: Any) -> None:
 
 def run_detect_evaluate(options: argparse.Namespace) -> int:
     """Run ``detect-evaluate``."""
-    pass
-    from videomaskfeat.inference.key_frames import VideoPlaces
-    from videomaskfeat.jobs.detect_evaluate import (
-        DetectMachine,
-        FrameChoice,
-        ScoredFiles,
-        detect_evaluate,
-        lines_on,
-    )
+    from videomaskfeat.inference.ava_scores import ScoredFiles
+    from videomaskfeat.inference.key_frames import VideoPlaces, lines_on
+    from videomaskfeat.inference.multiview import Machine
+    from videomaskfeat.jobs.detect_evaluate import FrameChoice, detect_evaluate
 
     with progress("scoring key frames") as update:
         result = detect_evaluate(
@@ -721,7 +717,7 @@ def run_detect_evaluate(options: argparse.Namespace) -> int:
                 flip=options.flip,
                 score_threshold=options.score_threshold,
             ),
-            machine=DetectMachine(
+            machine=Machine(
                 device=options.device,
                 precision=options.precision,
                 workers=options.workers,

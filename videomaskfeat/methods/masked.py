@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.config import PretrainConfig
-from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.inference.scores import file_sha256
+from videomaskfeat.io import file_sha256
 from videomaskfeat.jobs.pretrain_building import build_model, draw_mask, mask_grid
 from videomaskfeat.methods.method import HeldOutLoss, Method, build_target, heldout_loss
-from videomaskfeat.recipe import normalise
+from videomaskfeat.recipe import normalize
 
 
 class MaskedPrediction(Method):
@@ -84,4 +84,4 @@ class MaskedPrediction(Method):
 
     def _pixels(self, batch: PretrainBatch) -> Tensor:
         """The clips of a batch, normalised, float [B, C, T, H, W]."""
-        return normalise(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
+        return normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)

@@ -45,6 +45,7 @@ __all__ = [
     "created_as",
     "load_into",
     "load_model",
+    "load_pretrained",
     "load_weights",
     "read_metadata",
     "read_state",
@@ -57,6 +58,10 @@ _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.")
 _WIDTH = 100  # characters of a row
 # Where others keep the weights inside their checkpoints; the first that is there is taken.
 _STATE_KEYS = ("model_state", "state_dict", "model", "module")
+# What pre-training weights have and a classifier or detector lacks, and the other way round.
+_NEW_IN_A_CLASSIFIER = ("head.*", "norm.*")
+_LEFT_FROM_PRETRAINING = ("mask_token", "pred_head.*", "decoder_*", "hogs.*")
+_OTHER_CLASSES = ("head.projection.*",)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -359,6 +364,29 @@ def load_weights(
     weights = read_weights(path, key=key)
     report = load_into(model, weights.state, source=os.fspath(path), **options)
     return dataclasses.replace(report, key=weights.key, beside=weights.beside)
+
+
+def load_pretrained(model: nn.Module, keys: Any, *, leave_out: Iterable[str] = ()) -> LoadReport:
+    """Load the weights that a classifier or detector starts from, with what it may lack and have in excess.
+
+    Args:
+        model: the model; changed in place.
+        keys: has ``weights`` (the file), ``weights_key``, ``allow_missing``, ``allow_unused``, ``inflate``.
+        leave_out: names or patterns in the file that are not loaded.
+
+    Raises:
+        UserError: as of :func:`load_weights`.
+    """
+    return load_weights(
+        model,
+        keys.weights,
+        key=keys.weights_key,
+        leave_out=leave_out,
+        allow_missing=(*_NEW_IN_A_CLASSIFIER, *keys.allow_missing),
+        allow_unused=(*_LEFT_FROM_PRETRAINING, *keys.allow_unused),
+        allow_reset=_OTHER_CLASSES,
+        inflate=keys.inflate,
+    )
 
 
 def load_into(

@@ -18,10 +18,10 @@ from videomaskfeat.config import (
     flat,
     free_keys,
 )
+from videomaskfeat.engine import run as run_folder
 from videomaskfeat.engine.checkpoint import CheckpointFolder
+from videomaskfeat.engine.run import RunFolder
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.jobs import run as run_folder
-from videomaskfeat.jobs.run import RunFolder
 
 
 def open_folder(path: Path, *, epochs: float = 3.0) -> None:

@@ -260,7 +260,7 @@ def test_run_of_an_earlier_version_is_resumed_as_if_it_had_not_stopped(
     newest = run / "checkpoints" / "step_00000005.pt"
     content = torch.load(newest, weights_only=True)
     del content["progress"]["unevaluated"]
-    (failure,) = content["extra"]["failures"]["failures"]
+    (failure,) = content["failures"]["failures"]
     del failure["lost_in_epoch"]
     torch.save(content, newest)
     code, text = pretrain(*choices)

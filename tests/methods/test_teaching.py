@@ -112,7 +112,7 @@ def test_resumed_run_equals_the_uninterrupted_one(name: str, pretrain: Pretrain,
     for state in states:
         del state["progress"]["seconds"], state["fingerprint"]
     assert differences(*states) == []
-    assert {"teacher", "position", "collapse"} < states[0]["extra"].keys()
+    assert {"teacher", "position", "collapse"} < states[0].keys()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -125,7 +125,7 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
     assert isinstance(encoder, Encoder)
     assert read_recipe(path).method == name
     last = max((run / "checkpoints").iterdir())
-    teacher = torch.load(last)["extra"]["teacher"]
+    teacher = torch.load(last)["teacher"]
     taught = {key.rpartition("encoder.")[2]: value for key, value in teacher.items()}
     for key, value in encoder.state_dict().items():
         assert torch.equal(value, taught[key]), key
@@ -136,7 +136,7 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
     assert 0 < row["feature_std"] <= 1
     assert row["teacher_momentum"] == 1
     page = (run / "report.html").read_text()
-    assert f"None: method &#x27;{name}&#x27; predicts nothing that can be drawn." in page
+    assert f"None: method &#39;{name}&#39; predicts nothing that can be drawn." in page
     assert "Spread of features, near 0 when collapsed" in page
     assert ("Entropy of the teacher" in page) == (name == "ibot")
 

@@ -19,9 +19,9 @@ from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import load_model, save_weights
+from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
 from videomaskfeat.targets import build_target
 from videomaskfeat.targets.features import FeatureTarget

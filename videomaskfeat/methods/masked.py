@@ -17,7 +17,6 @@ from videomaskfeat.io import file_sha256
 from videomaskfeat.masking import EXACT
 from videomaskfeat.methods.method import Method, check_mask_grid
 from videomaskfeat.models import arguments_of, create_model_from
-from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.recipe import PretrainRecipe
 from videomaskfeat.targets.target import LossTally, Target
@@ -135,7 +134,8 @@ def build_student(
     except UserError as error:
         raise UserError(f"target.name {recipe.target!r}: {error}; or {target.grid_remedy}") from error
     if grid != output:
-        pools = ", or the model's q_pool_at" if isinstance(model, MViT) else ""
+        argument = getattr(model, "grid_argument", "")
+        pools = f", or the model's {argument}" if argument else ""
         raise UserError(
             f"target.name {recipe.target!r} gives values on a grid of {grid}, and {name} predicts on "
             f"{output}; {target.grid_remedy}{pools}"

@@ -330,7 +330,7 @@ def build_encoder(
         UserError: an unknown name or argument, or a clip that the cubes do not tile.
     """
     check_name("model.name", name, MODELS)
-    encoder_name = MODELS[name].build.encoder_name  # type: ignore[attr-defined]
+    encoder_name = MODELS[name].build.encoder_name
     known = arguments_of(encoder_name)
     own = {key: value for key, value in arguments_of(name).items() if key in known}
     own |= {

@@ -22,12 +22,8 @@ def environment_of_torch(**given: str) -> str:
         "import os, sys\n"
         "from videomaskfeat import cli\n"
         "assert 'torch' not in sys.modules, 'too late for OpenMP'\n"
-        "class Parser:\n"
-        "    def parse_args(self, arguments):\n"
-        "        import argparse\n"
-        "        return argparse.Namespace(verb='x', run=lambda options: 0)\n"
-        "cli.build_parser = Parser\n"
-        "cli.main([])\n"
+        "cli.CommandLine.read = lambda line, arguments: None\n"
+        "cli.main(['pretrain'])\n"
         f"print([os.environ.get(name) for name in {VARIABLES!r}])"
     )
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | given

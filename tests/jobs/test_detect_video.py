@@ -333,9 +333,7 @@ def test_config_names_the_detector(
 def test_keys_are_listed_and_unknown_ones_named(
     weights: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["detect", "--keys"])
-    assert ended.value.code == 0
+    assert main(["detect", "--keys"]) == 0
     assert "persons.detector" in capsys.readouterr().out
     (tmp_path / "detect.yaml").write_text("persons: {evry: 2}\n")
     command = ["detect", str(weights), str(videos / "a.mp4"), "--config", str(tmp_path / "detect.yaml")]

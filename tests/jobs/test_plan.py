@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from videomaskfeat.config import FinetuneConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs.finetune_building import LabelledLists
 from videomaskfeat.jobs.plan import describe_finetuning, multiply_adds
 from videomaskfeat.models import create_model
+from videomaskfeat.schemas import FinetuneConfig
 
 
 @pytest.mark.parametrize(("name", "billions"), [("maskfeat_mvitv2_s_classifier", 71.4), ("mvitv2_s", 64.5)])

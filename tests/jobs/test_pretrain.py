@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data.clip_parts import DeadlyClips
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs import pretrain_building
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import normalise
+from videomaskfeat.schemas import PretrainConfig
 
 from .conftest import TINY
 

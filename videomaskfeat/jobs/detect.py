@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import DetectConfig
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
@@ -57,6 +56,7 @@ from videomaskfeat.jobs.run import (
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.models.weights import load_into, read_state, save_weights
 from videomaskfeat.recipe import DETECT_KEY, Levels, normalise
+from videomaskfeat.schemas import DetectConfig
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
-from videomaskfeat.config import DetectConfig
 from videomaskfeat.data.augment import Augmentation
 from videomaskfeat.data.ava import (
     ActionClips,
@@ -38,6 +37,7 @@ from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.weights import Inflate, LoadReport, load_weights
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.recipe import DETECT_KEY, ClipRecipe, recipe_texts
+from videomaskfeat.schemas import DetectConfig
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import FinetuneConfig
 from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import Failure, LabelledBatch
 from videomaskfeat.data.loader import FailureCounter
@@ -49,6 +48,7 @@ from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, Levels, normalise
+from videomaskfeat.schemas import FinetuneConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from videomaskfeat.config import FinetuneConfig, LabelledClipConfig
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
 from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
 from videomaskfeat.data.loader import ClipLoader
@@ -32,6 +31,7 @@ from videomaskfeat.jobs.run import clip_recipe
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.weights import Inflate, LoadReport, load_weights, save_weights
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, read_clip_recipe, recipe_texts
+from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import torch
 import yaml
 from torch import nn
 
-from videomaskfeat.config import FinetuneConfig, PretrainConfig
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.scores import read_class_names
 from videomaskfeat.interop.slowfast import ClipFacts, Colours, ImageTarget, Imported, MaskFacts, load_slowfast
@@ -24,6 +23,7 @@ from videomaskfeat.jobs.pretrain_building import recipe_of as pretrain_recipe_of
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 

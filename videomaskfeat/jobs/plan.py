@@ -10,12 +10,12 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
-from videomaskfeat.config import DetectConfig, FinetuneConfig, OptimConfig, PretrainConfig, RunConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import counted
 from videomaskfeat.jobs.finetune_building import LabelledLists
 from videomaskfeat.methods.method import Method
+from videomaskfeat.schemas import DetectConfig, FinetuneConfig, OptimConfig, PretrainConfig, RunConfig
 
 
 def describe_plan(

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from videomaskfeat.config import DataConfig, PretrainConfig, ProbeConfig
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.records import Records, load_records
 from videomaskfeat.engine import distributed
@@ -42,6 +41,7 @@ from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_neighbours, knn_scores, linear_probe_scores
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, ClassifyRecipe, ClipRecipe
+from videomaskfeat.schemas import DataConfig, PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
 
 logger = logging.getLogger(__name__)

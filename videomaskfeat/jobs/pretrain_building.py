@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from videomaskfeat.config import ClipConfig, MaskConfig, PretrainConfig
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import Records, check_frames, load_records
@@ -24,6 +23,7 @@ from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.recipe import MaskRecipe, PretrainRecipe
+from videomaskfeat.schemas import ClipConfig, MaskConfig, PretrainConfig
 from videomaskfeat.targets.target import Target
 
 HELDOUT_BATCH = 16  # held-out clips that go through the network together, at most

@@ -27,17 +27,7 @@ import simplejson
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import (
-    ClipConfig,
-    FinetuneOptimConfig,
-    LabelledClipConfig,
-    OptimConfig,
-    RunConfig,
-    config_text,
-    flat,
-    free_keys,
-    load_config,
-)
+from videomaskfeat.config import config_text, flat, free_keys, load_config
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.engine import distributed
@@ -59,6 +49,7 @@ from videomaskfeat.io import (
 from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.machine import available_cores, keep_freed_memory
 from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.schemas import ClipConfig, FinetuneOptimConfig, LabelledClipConfig, OptimConfig, RunConfig
 from videomaskfeat.texts import parse_json
 from videomaskfeat.values import from_parts
 

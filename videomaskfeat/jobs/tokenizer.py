@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from videomaskfeat.config import TokenizerConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
@@ -51,6 +50,7 @@ from videomaskfeat.models.tokenizers import (
 )
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import read_clip_recipe
+from videomaskfeat.schemas import TokenizerConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.inference.scores import file_sha256
 from videomaskfeat.jobs.pretrain_building import build_model, draw_mask, mask_grid
 from videomaskfeat.methods.method import HeldOutLoss, Method, build_target, heldout_loss
 from videomaskfeat.recipe import normalise
+from videomaskfeat.schemas import PretrainConfig
 
 
 class MaskedPrediction(Method):

@@ -27,7 +27,7 @@ from benchmarks.harness import Row, alternate
 from tests.reference.randaugment import pillow_change
 from videomaskfeat.data.augment import Augmentation, RandAugment, RandomErasing
 from videomaskfeat.data.clips import ClipAugmentation, LabelledClips, SampleKey, sample_generator
-from videomaskfeat.data.records import load_records
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
 

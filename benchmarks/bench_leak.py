@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.harness import Row
 from benchmarks.memory import private_megabytes
 from videomaskfeat.data.clips import PretrainClips
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.records import load_records
 from videomaskfeat.data.sample import write_sample_data
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop

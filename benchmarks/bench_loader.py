@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.harness import Row
 from videomaskfeat.data.clips import PretrainClips, epoch_order, sample_generator
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.records import load_records
 from videomaskfeat.data.sample import MOTIONS, make_scene
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.harness import Row
 from benchmarks.memory import private_megabytes
-from videomaskfeat.data.records import load_records
+from videomaskfeat.data.formats import load_records
 
 ROWS = 1_000_000
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
 from videomaskfeat.config import load_config  # noqa: E402
-from videomaskfeat.data.records import load_records  # noqa: E402
+from videomaskfeat.data.formats import load_records  # noqa: E402
 from videomaskfeat.data.views import ViewLoader  # noqa: E402
 from videomaskfeat.inference.multiview import ClipPass, evaluating  # noqa: E402
 from videomaskfeat.inference.scores import views_of  # noqa: E402

@@ -85,6 +85,12 @@ def test_slow_steps_change_the_estimate_within_twenty() -> None:
     assert after((100, 10.0), (20, 100.0)).seconds(3) == pytest.approx(300.0)
 
 
+def test_twenty_steps_count_however_slow_they_are() -> None:
+    """Steps of 50 s and 100 s in turn: of the last twenty, the slowest one is trimmed."""
+    left = after((100, 1.0), *[(1, 50.0), (1, 100.0)] * 10)
+    assert left.seconds(19) == pytest.approx(10 * 50.0 + 9 * 100.0)
+
+
 def test_data_that_comes_in_bursts_is_counted() -> None:
     """Four workers bring four batches at once: three steps of 0.1 s, then one of 1.7 s, 0.5 s on average."""
     left = after(*[(3, 0.1), (1, 1.7)] * 60)

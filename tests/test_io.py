@@ -112,6 +112,28 @@ def test_new_content_takes_the_name_at_the_end(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["summary.json"]
 
 
+def test_content_is_on_the_disk_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure the name has the old content or all of the new."""
+    calls: list[str] = []
+    flush, rename = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        flush(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        calls.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    with whole_file(tmp_path / "config.yaml") as file:
+        file.write("new")
+    assert calls == ["file", "rename", "folder"]
+
+
 def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
     new, old, link = tmp_path / "new", tmp_path / "old", tmp_path / "link"
     old.write_text("")

@@ -19,6 +19,7 @@ from torch import nn
 from videomaskfeat.errors import UserError
 from videomaskfeat.tensor_files import (
     DamagedFile,
+    PickledCode,
     read_metadata,
     read_safetensors,
     read_torch_file,
@@ -56,6 +57,13 @@ def encrypted() -> bytes:
     return bytes(content)
 
 
+def oversized() -> bytes:
+    """The directory declares 1 GB for the first part."""
+    content = bytearray(torch_bytes())
+    struct.pack_into("<I", content, content.find(b"PK\1\2") + 24, 1 << 30)
+    return bytes(content)
+
+
 def program() -> bytes:
     content = io.BytesIO()
     torch.jit.save(torch.jit.script(nn.Linear(1, 1)), content)
@@ -68,6 +76,7 @@ def program() -> bytes:
         (lambda: torch_bytes()[:-40], "it is cut: half-written or half-copied"),
         (lambda: torch_bytes().replace(b"\0\0\x80\x3f", b"\0\0\x80\x40"), "check sum of .*data/0 is wrong"),
         (encrypted, "is encrypted"),
+        (oversized, r"its parts take 10\d{8} bytes and the file has \d{4}\)"),
         (lambda: rewritten(lambda _, part: part, compression=zipfile.ZIP_DEFLATED), "is compressed"),
         (lambda: rewritten(lambda name, part: part[:8] if name.endswith("data/0") else part), "record size"),
         (
@@ -94,6 +103,23 @@ def test_damaged_torch_file_is_named(tmp_path: Path, make: Callable[[], bytes], 
     with pytest.raises(DamagedFile, match=rf"model\.pt: .*{words}") as caught:
         read_torch_file(str(path))
     assert "\n" not in str(caught.value)
+
+
+class _MakesFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    path, made = tmp_path / "model.pt", tmp_path / "made"
+    torch.save({**STATE, "extra": _MakesFolder(made)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(PickledCode, match=rf"model\.pt: holds pickled code .*{os.mkdir.__module__}\.mkdir"):
+        read_torch_file(str(path))
+    assert not made.exists()
 
 
 def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from videomaskfeat import texts
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import open_file
 from videomaskfeat.texts import (
@@ -101,6 +102,21 @@ def test_size_is_limited(tmp_path: Path) -> None:
         read_text(path, what="a config", limit=100_000)
     with pytest.raises(UserError, match=f"may have {YAML_BYTES} at most"):
         parse_yaml("#" * YAML_BYTES + "\n", "a.yaml")
+
+
+def test_size_of_lists_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("a.mp4 1\n" * 4)
+    monkeypatch.setattr(texts, "LIST_BYTES", 32)
+    assert read_rows(path) == path.read_bytes()
+    with open_rows(path, what="a list") as rows:
+        assert len(list(rows)) == 4
+    monkeypatch.setattr(texts, "LIST_BYTES", 31)
+    words = r"list\.csv: has more than 31 bytes, too many for a list"
+    with pytest.raises(UserError, match=words):
+        read_rows(path)
+    with pytest.raises(UserError, match=words), open_rows(path, what="a list"):
+        pass
 
 
 def test_yaml_is_plain_data() -> None:

@@ -244,10 +244,10 @@ def _joined(source: str, parts: list[AvaRows], *, scored: bool) -> AvaRows:
 def _times(rows: CsvRows) -> np.ndarray:
     """Milliseconds, so that 902, 0902 and 902.0 are one time."""
     times = np.rint(rows.numbers(1) * 1000)
-    rows.fail(
+    rows.fail_field(
         (times < 0) | (times >= _LONGEST),
         "the second '{value}' of '{row}' is no time of a video; seconds count from its start, 0 and up",
-        column=1,
+        1,
     )
     return times.astype(np.int64)
 
@@ -275,11 +275,11 @@ def _actions(rows: CsvRows, largest: int) -> np.ndarray:
     """int64 [n]."""
     actions = rows.numbers(6, blank=np.nan)
     whose = "AVA's" if largest == AVA_ACTIONS else "those of the label map"
-    rows.fail(
+    rows.fail_field(
         ~np.isnan(actions) & ((actions != np.rint(actions)) | (actions < 1) | (actions > largest)),
         f"the action '{{value}}' of '{{row}}' is unknown; ids are whole numbers from 1 to {largest}, "
         f"{whose}, and an empty field is a person without an action",
-        column=6,
+        6,
     )
     return np.where(np.isnan(actions), NO_ACTION, actions).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Comma-separated files whose rows all have one form, read a hundred thousand rows at a time with numpy."""
+"""Text files with one row per line, parsed a hundred thousand rows at a time with numpy."""
 
 from __future__ import annotations
 
@@ -23,31 +23,81 @@ _BEGINNING = 1 << 12  # bytes in which a file shows whether it is text
 _HEADING = re.compile(r"[A-Za-z_ ]+")
 
 
-class CsvRows:
-    """Some rows of a file, as views into its bytes.
+class TextRows:
+    """The rows of a text that are not blank, as spans of its bytes.
 
     Attributes:
         name: of the file, for messages.
-        form: of a row, ``video,second``: the columns' names.
+        buffer: uint8, the text.
         lines: int64 [n], as an editor counts them.
+        starts, ends: int64 [n], the span of each row, without blanks around it.
+    """
+
+    def __init__(self, data: bytes, name: str, *, first_line: int = 1) -> None:
+        self.name, self.buffer = name, np.frombuffer(data, np.uint8)
+        stops = np.flatnonzero(self.buffer == _NEWLINE)
+        starts = np.concatenate([[0], stops + 1]).astype(np.int64)
+        ends = np.concatenate([stops, [len(self.buffer)]]).astype(np.int64)
+        starts, ends = strip_blanks(self.buffer, starts, ends)
+        kept = np.flatnonzero(ends > starts)
+        self.lines, self.starts, self.ends = kept + first_line, starts[kept], ends[kept]
+        self.next_line = first_line + len(stops)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def text(self, row: int) -> str:
+        """The whole text of a row."""
+        return _text(self.buffer[self.starts[row] : self.ends[row]])
+
+    def fail(self, bad: np.ndarray, message: str, **values: str) -> None:
+        """Raise a UserError for the first of the bad rows, bool [n], if there is one.
+
+        ``{row}`` in the message stands for its text, other names for ``values``.
+        """
+        if bad.any():
+            row = int(bad.argmax())
+            text = message.format(row=show_text(self.text(row)), **values)
+            raise UserError(f"{self.name}:{self.lines[row]}: {text}")
+
+
+def strip_blanks(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spans (int64 of any one shape) without blanks at both ends."""
+    shape = starts.shape
+    starts, ends = starts.flatten(), ends.flatten()  # copies
+    for edge, step, offset in ((ends, -1, -1), (starts, 1, 0)):
+        where = np.flatnonzero(ends > starts)
+        while len(where := where[_BLANKS[buffer[edge[where] + offset]]]):
+            edge[where] += step
+            where = where[ends[where] > starts[where]]
+    return starts.reshape(shape), ends.reshape(shape)
+
+
+def strip_quotes(
+    buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spans without the double quotes around them, and which of them had some."""
+    quoted = ends - starts >= 2
+    quoted[quoted] = (buffer[starts[quoted]] == _QUOTE) & (buffer[ends[quoted] - 1] == _QUOTE)
+    return starts + quoted, ends - quoted, quoted
+
+
+class CsvRows(TextRows):
+    """Rows of a file with commas between their fields.
+
+    Attributes:
+        form: of a row, ``video,second``: the columns' names.
         columns: how many each row has.
     """
 
     def __init__(
-        self,
-        name: str,
-        form: str,
-        buffer: np.ndarray,
-        lines: np.ndarray,
-        starts: np.ndarray,
-        ends: np.ndarray,
+        self, rows: TextRows, form: str, starts: np.ndarray, ends: np.ndarray, kept: np.ndarray | slice
     ) -> None:
-        self.name, self.form, self.lines = name, form, lines
+        """Some rows of a text: ``kept`` selects from its lines and from the fields' spans [n, columns]."""
+        self.name, self.buffer, self.form, self.lines = rows.name, rows.buffer, form, rows.lines[kept]
+        self.field_starts, self.field_ends = starts[kept], ends[kept]
+        self.starts, self.ends = self.field_starts[:, 0], self.field_ends[:, -1]
         self.columns = starts.shape[1]
-        self._buffer, self._starts, self._ends = buffer, starts, ends  # uint8; int64 [n, columns]: fields
-
-    def __len__(self) -> int:
-        return len(self.lines)
 
     def numbers(self, column: int, *, blank: float | None = None) -> np.ndarray:
         """The numbers of a column, float64 [n], each as Python's ``float`` reads it.
@@ -59,7 +109,7 @@ class CsvRows:
         Raises:
             UserError: a field that is no number, or not a finite one, with file and line.
         """
-        starts, ends = self._starts[:, column], self._ends[:, column]
+        starts, ends = self.field_starts[:, column], self.field_ends[:, column]
         what = f"the {self.form.split(',')[column]}"
         empty = ends <= starts
         if blank is None:
@@ -67,26 +117,17 @@ class CsvRows:
         values = np.full(len(self), np.nan if blank is None else blank)
         rows = np.flatnonzero(~empty)
         long = ends - starts > _LONGEST_NUMBER
-        self.fail(long, f"{what} '{{value}}' has more than {_LONGEST_NUMBER} characters", column=column)
+        self.fail_field(long, f"{what} '{{value}}' has more than {_LONGEST_NUMBER} characters", column)
         try:
             values[rows] = self._padded(starts[rows], ends[rows]).astype(np.float64)
         except ValueError:
             bad = np.array([not _is_number(self._field(row, column)) for row in range(len(self))]) & ~empty
-            rule = f"a row is `{self.form}`"
-            self.fail(bad, f"{what} '{{value}}' of '{{row}}' is not a number; {rule}", column=column)
+            rule = f"is not a number; a row is `{self.form}`"
+            self.fail_field(bad, f"{what} '{{value}}' of '{{row}}' {rule}", column)
             raise  # numpy reads what Python reads, so this is not reached
         rule = "is not finite; give a number, or leave the row out"
-        self.fail(~np.isfinite(values) & ~empty, f"{what} '{{value}}' of '{{row}}' {rule}", column=column)
+        self.fail_field(~np.isfinite(values) & ~empty, f"{what} '{{value}}' of '{{row}}' {rule}", column)
         return values
-
-    def is_empty(self, columns: Sequence[int]) -> np.ndarray:
-        """Which rows have nothing in any of some columns, bool [n]."""
-        return np.asarray((self._ends[:, columns] <= self._starts[:, columns]).all(axis=1))
-
-    def select(self, kept: np.ndarray) -> CsvRows:
-        """Those rows where ``kept``, bool [n], is true."""
-        parts = (self._buffer, self.lines[kept], self._starts[kept], self._ends[kept])
-        return CsvRows(self.name, self.form, *parts)
 
     def words(self, column: int) -> np.ndarray:
         """The texts of a column as bytes, S [n].
@@ -94,32 +135,34 @@ class CsvRows:
         Raises:
             UserError: an empty field, or one of more than 255 bytes, with file and line.
         """
-        starts, ends = self._starts[:, column], self._ends[:, column]
+        starts, ends = self.field_starts[:, column], self.field_ends[:, column]
         what = f"the {self.form.split(',')[column]}"
         self.fail(ends <= starts, f"{what} of '{{row}}' is empty; a row is `{self.form}`")
         self.fail(ends - starts > _LONGEST_WORD, f"{what} of '{{row}}' has more than {_LONGEST_WORD} bytes")
         return self._padded(starts, ends)
 
-    def fail(self, bad: np.ndarray, message: str, *, column: int = 0) -> None:
-        """Raise a UserError for the first of the bad rows, if there is one.
+    def is_empty(self, columns: Sequence[int]) -> np.ndarray:
+        """Which rows have nothing in any of some columns, bool [n]."""
+        return np.asarray((self.field_ends[:, columns] <= self.field_starts[:, columns]).all(axis=1))
 
-        ``{row}`` and ``{value}`` stand for its text and that of one of its columns.
-        """
+    def select(self, kept: np.ndarray) -> CsvRows:
+        """Those rows where ``kept``, bool [n], is true."""
+        return CsvRows(self, self.form, self.field_starts, self.field_ends, kept)
+
+    def fail_field(self, bad: np.ndarray, message: str, column: int) -> None:
+        """As ``fail``; ``{value}`` stands for the text of a column."""
         if bad.any():
-            row = int(bad.argmax())
-            text = _text(self._buffer[self._starts[row, 0] : self._ends[row, -1]])
-            message = message.format(row=show_text(text), value=show_text(self._field(row, column)))
-            raise UserError(f"{self.name}:{self.lines[row]}: {message}")
+            self.fail(bad, message, value=show_text(self._field(int(bad.argmax()), column)))
 
     def _field(self, row: int, column: int) -> str:
-        return _text(self._buffer[self._starts[row, column] : self._ends[row, column]])
+        return _text(self.buffer[self.field_starts[row, column] : self.field_ends[row, column]])
 
     def _padded(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Spans as an array of bytes strings, S [n]."""
         if not len(starts):
             return np.empty(0, "S1")
         places = np.arange(int((ends - starts).max()))
-        letters = self._buffer.take(starts[:, None] + places, mode="clip")  # [n, longest]
+        letters = self.buffer.take(starts[:, None] + places, mode="clip")  # [n, longest]
         letters[places >= (ends - starts)[:, None]] = 0
         return letters.view(f"S{len(places)}")[:, 0]
 
@@ -151,38 +194,40 @@ def read_csv(
     for data in _whole_lines(path, f"a CSV file with rows `{form}`"):
         if first_line == 1 and _NO_TEXT.search(data, 0, _BEGINNING):
             raise UserError(f"{name}: is not a text file (UTF-8); give a CSV file with rows `{form}`")
-        buffer = np.frombuffer(data, np.uint8)
-        lines, starts, ends, seen = _rows(buffer)
-        lines += first_line
-        first_line += seen
-        if not len(lines):
+        rows = TextRows(data, name, first_line=first_line)
+        first_line = rows.next_line
+        if not len(rows):
             continue
-        commas = np.flatnonzero(buffer == _COMMA)
-        counts = np.searchsorted(commas, ends) - np.searchsorted(commas, starts) + 1
+        commas = np.flatnonzero(rows.buffer == _COMMA)
+        counts = np.searchsorted(commas, rows.ends) - np.searchsorted(commas, rows.starts) + 1
         whole = counts[counts != short]
         found = found or (int(whole[0]) if len(whole) else 0)
-        _check_columns(name, form, columns, found, counts, short, lines, [buffer, starts, ends])
-        starts, ends = _fields(starts, ends, commas, counts, found or columns[0])
-        starts, ends = _bare(buffer, starts, ends)
-        rows = slice(1 if heads and _is_heading(buffer, starts[0], ends[0], numbers) else 0, None)
+        _check_columns(rows, form, columns, found, counts, short)
+        starts, ends = _fields(rows, commas, counts, found or columns[0])
+        skip = heads and _is_heading(rows.buffer, starts[0], ends[0], numbers)
         heads = False
-        yield CsvRows(name, form, buffer, lines[rows], starts[rows], ends[rows])
+        yield CsvRows(rows, form, starts, ends, slice(int(skip), None))
 
 
 def _fields(
-    starts: np.ndarray, ends: np.ndarray, commas: np.ndarray, counts: np.ndarray, columns: int
+    rows: TextRows, commas: np.ndarray, counts: np.ndarray, columns: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the fields of rows start and end, int64 [n, columns]; those behind a row's end are empty."""
+    """The bare fields of rows, int64 [n, columns] each; those behind a row's end are empty."""
     if (counts == columns).all():
         inner = commas.reshape(len(counts), columns - 1)
     else:
-        inner = np.repeat(ends[:, None], columns - 1, axis=1)
-        rows = np.repeat(np.arange(len(counts)), counts - 1)
-        inner[rows, np.arange(len(commas)) - np.repeat(np.cumsum(counts - 1) - (counts - 1), counts - 1)] = (
-            commas
-        )
-    ends = np.column_stack([inner, ends])
-    return np.minimum(np.column_stack([starts, inner + 1]), ends), ends
+        inner = np.repeat(rows.ends[:, None], columns - 1, axis=1)
+        places = np.repeat(np.arange(len(counts)), counts - 1)
+        before = np.cumsum(counts - 1) - (counts - 1)  # commas of earlier rows
+        inner[places, np.arange(len(commas)) - np.repeat(before, counts - 1)] = commas
+    ends = np.column_stack([inner, rows.ends])
+    starts = np.minimum(np.column_stack([rows.starts, inner + 1]), ends)
+    if _BLANKS[rows.buffer].any():
+        starts, ends = strip_blanks(rows.buffer, starts, ends)
+    if (rows.buffer == _QUOTE).any():
+        starts, ends, _ = strip_quotes(rows.buffer, starts, ends)
+        starts, ends = strip_blanks(rows.buffer, starts, ends)
+    return starts, ends
 
 
 def _whole_lines(path: str | os.PathLike[str], what: str) -> Iterator[bytes]:
@@ -215,65 +260,18 @@ def _plain(data: bytes, name: str, what: str, *, first: bool) -> bytes:
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
 
-def _rows(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """The line (from 0), start and end of each row that is not blank; and how many lines there are."""
-    stops = np.flatnonzero(buffer == _NEWLINE)
-    starts = np.concatenate([[0], stops + 1]).astype(np.int64)
-    ends = np.concatenate([stops, [len(buffer)]]).astype(np.int64)
-    starts, ends = _stripped(buffer, starts, ends)
-    kept = np.flatnonzero(ends > starts)
-    return kept, starts[kept], ends[kept], len(stops)
-
-
-def _stripped(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Spans (int64 of any one shape) without blanks at both ends."""
-    shape = starts.shape
-    starts, ends = starts.flatten(), ends.flatten()  # copies
-    for edge, step, offset in ((ends, -1, -1), (starts, 1, 0)):
-        where = np.flatnonzero(ends > starts)
-        while len(where := where[_BLANKS[buffer[edge[where] + offset]]]):
-            edge[where] += step
-            where = where[ends[where] > starts[where]]
-    return starts.reshape(shape), ends.reshape(shape)
-
-
-def _bare(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fields without the blanks and the double quotes around them."""
-    if _BLANKS[buffer].any():
-        starts, ends = _stripped(buffer, starts, ends)
-    if (buffer == _QUOTE).any():
-        quoted = ends - starts >= 2
-        quoted[quoted] = (buffer[starts[quoted]] == _QUOTE) & (buffer[ends[quoted] - 1] == _QUOTE)
-        starts, ends = _stripped(buffer, starts + quoted, ends - quoted)
-    return starts, ends
-
-
 def _check_columns(
-    name: str,
-    form: str,
-    columns: Sequence[int],
-    found: int,
-    counts: np.ndarray,
-    short: int,
-    lines: np.ndarray,
-    spans: Sequence[np.ndarray],
+    rows: TextRows, form: str, columns: Sequence[int], found: int, counts: np.ndarray, short: int
 ) -> None:
     """Every row must have as many columns as the first one, ``found`` (0: all are short), or ``short``."""
     expected = found or short
-    known_form = expected in columns or expected == short
-    bad = (counts != expected) & (counts != short) if known_form else np.ones(len(counts), bool)
-    if not bad.any():
-        return
-    row = int(bad.argmax())
-    buffer, starts, ends = spans
-    text = show_text(_text(buffer[starts[row] : ends[row]]))
-    known = " or ".join(map(str, columns))
-    rule = f"the first row has {expected}" if known_form else f"{known} are needed"
-    count = int(counts[row])
-    many = f"{count} column" + ("s" if count > 1 else "")
-    raise UserError(
-        f"{name}:{lines[row]}: '{text}' has {many}, and {rule}: `{form}`, with commas between them"
-    )
+    known = expected in columns or expected == short
+    bad = (counts != expected) & (counts != short) if known else np.ones(len(counts), bool)
+    if bad.any():
+        count = int(counts[bad.argmax()])
+        many = f"{count} column" + ("s" if count > 1 else "")
+        rule = f"the first row has {expected}" if known else f"{' or '.join(map(str, columns))} are needed"
+        rows.fail(bad, f"'{{row}}' has {many}, and {rule}: `{form}`, with commas between them")
 
 
 def _is_heading(buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray, numbers: Sequence[int]) -> bool:

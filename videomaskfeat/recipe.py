@@ -80,6 +80,12 @@ class ClipRecipe:
     mean: Levels = 0.45
     std: Levels = 0.225
 
+    @classmethod
+    def of(cls, section: Any) -> ClipRecipe:
+        """The recipe in an object with some of its attributes, such as the section ``clip`` of a config."""
+        names = [field.name for field in dataclasses.fields(cls) if hasattr(section, field.name)]
+        return cls(**{name: getattr(section, name) for name in names})
+
     def __post_init__(self) -> None:
         """Bring mean and standard deviation to plain numbers, as configs and JSON have them in lists.
 
@@ -184,6 +190,19 @@ class ClassifyRecipe:
     short_side: int = 256
     average: str = "softmax"
     class_names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, clip: Any, evaluate: Any, class_names: tuple[str, ...] = ()) -> ClassifyRecipe:
+        """The recipe in the sections ``clip`` and ``evaluate`` of a fine-tuning config."""
+        return cls(
+            clip=ClipRecipe.of(clip),
+            sampling=clip.sampling,
+            views=evaluate.views,
+            crops=evaluate.crops,
+            short_side=evaluate.short_side,
+            average=evaluate.average,
+            class_names=class_names,
+        )
 
     def with_views(self, *, views: int | None = None, crops: int | None = None) -> ClassifyRecipe:
         """The recipe with another number of views or crops in testing; None keeps its own.
@@ -319,6 +338,30 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     raise UserError(
         f"{os.fspath(path)}: weights without a recipe, so nothing says which clips they want; give the "
         "weights.safetensors of a run, or what `videomaskfeat import-slowfast` wrote"
+    )
+
+
+def compare_levels(path: str, own: ClipRecipe) -> str:
+    """A sentence if clips were normalized otherwise for some weights, or it is unknown how; else empty.
+
+    Args:
+        path: of the weights.
+        own: how clips are normalized now.
+    """
+    if not path.endswith(".safetensors"):
+        return (
+            f"{path} does not say in which order its model takes colours, nor how they were normalised; red, "
+            f"green, blue, clip.mean {own.mean} and clip.std {own.std} are taken here. "
+            "`videomaskfeat import-slowfast` reads a YAML along, which knows"
+        )
+    if not recipe_texts(path):
+        return ""
+    theirs = read_clip_recipe(path)
+    if (theirs.mean, theirs.std) == (own.mean, own.std):
+        return ""
+    return (
+        f"these weights saw pixels less {theirs.mean}, by {theirs.std}; here clip.mean is {own.mean}, "
+        f"clip.std {own.std}: set them alike, unless that is meant"
     )
 
 

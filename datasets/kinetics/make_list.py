@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from videomaskfeat.data.records import load_records
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists, is_folder, open_file
 from videomaskfeat.texts import read_text

@@ -13,6 +13,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 
 FRAMES = 48
 
@@ -112,6 +113,24 @@ def copy_packets(
             if packet.size and keep(number):
                 packet.stream = copy
                 new.mux(packet)
+    return target
+
+
+def copy_to_avi(source: Path, target: Path, *, slots: int = 60) -> Path:
+    """Copy H.264 packets of an mp4 file into an AVI file with ``slots`` slots per second.
+
+    The header of the AVI file states ``slots`` frames per second. Of a video at 30 fps, every other one of
+    60 slots is empty.
+    """
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        copy.time_base = Fraction(1, slots)
+        annexb = BitStreamFilterContext("h264_mp4toannexb", stream, copy)
+        for packet in old.demux(stream):
+            for own in annexb.filter(packet if packet.size else None):
+                own.stream = copy
+                new.mux(own)
     return target
 
 

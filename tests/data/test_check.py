@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -60,13 +59,8 @@ def test_processes_find_the_same(report: CheckReport, rows: list[tuple[str, int 
     assert steps == [(done, 8) for done in range(1, 9)]  # eight different paths
 
 
-def test_clean_list_keeps_the_rows_as_they_stood(report: CheckReport, tmp_path: Path) -> None:
-    text = [f"some path/{row}.mp4 {row}\n" for row in range(9)]
-    target = tmp_path / "clean.csv"
-    assert report.write_clean_list(target, text, header="path label") == 4
-    assert target.read_text().splitlines() == ["path label", *(text[row].strip() for row in (0, 1, 3, 4))]
-    with pytest.raises(UserError, match="2 rows of text for 9 scanned videos"):
-        report.write_clean_list(target, text[:2])
+def test_rows_fit_for_training_leave_out_all_but_odd_ones(report: CheckReport) -> None:
+    assert report.clean_rows() == [0, 1, 3, 4]
 
 
 def test_report_tells_sizes_lengths_and_causes(report: CheckReport) -> None:

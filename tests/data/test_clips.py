@@ -11,7 +11,7 @@ import pytest
 from tests.data.clip_parts import SAMPLER, make_clips, write_videos
 from videomaskfeat.data import clips as clips_module
 from videomaskfeat.data.clips import SampleKey, epoch_order, sample_generator
-from videomaskfeat.data.records import load_records
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from videomaskfeat.data.frame_lists import FrameFiles
 from videomaskfeat.data.frames import FrameFilesReader, frames_in_folder
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.records_frames import FrameFiles
 
 
 def write_frames(folder: Path, numbers: list[int], *, form: str = "v_{:06d}.png") -> None:

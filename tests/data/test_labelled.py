@@ -22,8 +22,9 @@ from videomaskfeat.data.clips import (
     random_segments,
     sample_generator,
 )
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_edges, segment_indices
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
 from videomaskfeat.data.video import open_video

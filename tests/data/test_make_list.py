@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from videomaskfeat.data.records import load_records
+from videomaskfeat.data.formats import load_records
 
 SCRIPT = Path(__file__).parents[2] / "datasets/kinetics/make_list.py"
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from av.bitstream import BitStreamFilterContext
 
-from tests.data.make_videos import FRAMES, VP9, copy_packets, read_number, uneven_times, write_video
+from tests.data.make_videos import (
+    FRAMES,
+    VP9,
+    copy_packets,
+    copy_to_avi,
+    read_number,
+    uneven_times,
+    write_video,
+)
 from tests.reference.decode import decode_all_timed
 from videomaskfeat.data.packet_index import complete_times, measure_timing
 from videomaskfeat.data.reader import VideoReadError
@@ -89,17 +95,8 @@ def test_rate_of_uneven_pictures_is_their_number_by_their_time(
 @pytest.mark.parametrize("b_frames", [0, 2])
 def test_avi_that_states_twice_the_rate(tmp_path: Path, b_frames: int) -> None:
     """Copied from mp4, every other slot of the file is empty: 60 slots per second, and 30 pictures."""
-    write_video(tmp_path / "a.mp4", b_frames=b_frames)
-    path = tmp_path / "a.avi"
-    with av.open(str(tmp_path / "a.mp4")) as old, av.open(str(path), "w") as new:
-        stream = old.streams.video[0]
-        copy = new.add_stream_from_template(stream)
-        copy.time_base = Fraction(1, 60)
-        annexb = BitStreamFilterContext("h264_mp4toannexb", stream, copy)
-        for packet in old.demux(stream):
-            for own in annexb.filter(packet if packet.size else None):
-                own.stream = copy
-                new.mux(own)
+    source = write_video(tmp_path / "a.mp4", b_frames=b_frames)
+    path = copy_to_avi(source, tmp_path / "a.avi")
     with av.open(str(path)) as container:
         assert container.streams.video[0].average_rate == 60
     info = probe(path)

@@ -11,9 +11,9 @@ import torch
 
 from tests.data.clip_parts import MASK, SAMPLER, write_videos
 from videomaskfeat.data.clips import LocalCrops, PairClips, SampleKey, sample_generator
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColourJitter, RandomColour, saturation
-from videomaskfeat.data.records import load_records
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from videomaskfeat.data.records import load_records
-from videomaskfeat.data.records_folder import VIDEO_SUFFIXES, find_videos, walk_folders
+from videomaskfeat.data.folders import VIDEO_SUFFIXES, find_videos, walk_folders
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.errors import UserError
 
 

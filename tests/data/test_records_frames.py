@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from videomaskfeat.data.records_frames import load_frame_lists
+from videomaskfeat.data.frame_lists import load_frame_lists
 from videomaskfeat.errors import UserError
 
 HEADER = "original_vido_id video_id frame_id path labels\n"

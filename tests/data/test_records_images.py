@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from videomaskfeat.data.records import Records, check_frames, load_records
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.errors import UserError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from videomaskfeat.data.records import load_records
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.sample import SHAPES, _disc_over_shape, sample_image, write_sample_data
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError

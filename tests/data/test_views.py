@@ -15,7 +15,8 @@ import torch
 from tests.data.clip_parts import write_videos
 from videomaskfeat.data import views as views_module
 from videomaskfeat.data.batches import ViewsBatch
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_view
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import MemoryReader, VideoReader, available_readers, open_video

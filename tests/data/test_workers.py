@@ -22,9 +22,9 @@ from tests.data.clip_parts import deadly_clips, equal, make_clips, write_videos
 from videomaskfeat.data import workers
 from videomaskfeat.data.batches import empty_clips
 from videomaskfeat.data.clips import SampleKey
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.records import load_records
 from videomaskfeat.data.views import EvaluationViews, ViewLoader
 from videomaskfeat.data.workers import WorkerPool, call_apart
 from videomaskfeat.errors import RunFailed

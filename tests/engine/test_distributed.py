@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.engine.processes import end_of_survivor, exit_code, exit_codes_of_ranks
 from tests.engine.toy import ToyLoader, TroubledLoader, assert_same_run, final_state, metrics, train_toy
@@ -136,6 +137,23 @@ def stay_busy_on_rank_1(folder: Path) -> None:
     distributed.gather_objects(None)
 
 
+def fall_silent_after_a_while(folder: Path) -> None:
+    """Both watches of a run of two ranks in one process; rank 1 beats for 3 s, longer than the limit of 2 s.
+
+    No collective call raises an error here, as with NCCL.
+    """
+    distributed.BEAT_SECONDS, distributed._GRACE_SECONDS = 0.05, 1.0
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    own, other = (distributed.RankWatch(rank=rank, world_size=2, limit_seconds=1.0) for rank in range(2))
+    own.start()
+    other.start()
+    time.sleep(3.0)
+    (folder / "alive").touch()
+    other.stop()
+    time.sleep(30.0)  # then exit code 0
+
+
 KEEPER = r"rank 1, step 2: rank 0, which connects the ranks, does not answer: it was killed, stopped"
 SILENT = r"rank 0, step 2: rank 1 does not answer \(last seen at step 2\): it was killed, stopped or cut"
 
@@ -161,6 +179,11 @@ def test_lost_rank_is_named_and_ends_the_others(
     code, error = end_of_survivor(survivor, function, tmp_path, timeout_seconds=3)
     assert re.match(words, error), error
     assert code == 1
+
+
+def test_silent_rank_ends_a_process_whose_calls_raise_nothing(tmp_path: Path) -> None:
+    assert exit_code(fall_silent_after_a_while, tmp_path) == 1
+    assert (tmp_path / "alive").exists(), "it ended while the other rank answered"
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:

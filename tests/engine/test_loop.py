@@ -61,9 +61,11 @@ class Follower:
         self.model = model
         self.value = self.before = torch.zeros(12)
         self.shares: list[float] = []
+        self.states: list[list[int]] = []
 
-    def __call__(self, progress: float) -> dict[str, float]:
+    def __call__(self, progress: float, states: Sequence[int]) -> dict[str, float]:
         self.shares.append(progress)
+        self.states.append(list(states))
         bias = dict(self.model.named_parameters())["0.bias"].detach()
         self.before = self.value
         self.value = 0.9 * self.value + 0.1 * progress * bias
@@ -85,6 +87,18 @@ def test_after_step_gets_the_share_done_and_sees_the_new_weights(tmp_path: Path)
     assert torch.equal(last, final_state(tmp_path)["model"]["0.bias"])
     assert torch.equal(follower.value, 0.9 * follower.before + 0.1 * last)  # the step's own weights
     assert metrics(tmp_path)[-1]["followed"] == float(follower.value.norm())
+
+
+def test_after_step_gets_the_state_of_each_micro_batch(tmp_path: Path) -> None:
+    """The toy step returns the number of its first sample; micro-batches of 2 instead of 4 samples."""
+    firsts = {}
+    for accumulate in (1, 2):
+        model = toy_model()
+        follower = Follower(model)
+        train_toy(tmp_path / str(accumulate), model=model, accumulate=accumulate, after_step=follower)
+        firsts[accumulate] = follower.states
+    assert [len(states) for states in firsts[2]] == [2] * 18
+    assert [states[:1] for states in firsts[2]] == firsts[1]
 
 
 def test_what_after_step_changes_is_resumed_bit_for_bit(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ from tests.engine.processes import exit_codes_of_ranks
 from tests.reference import self_distillation as reference
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.optim import CosineRamp, LinearRamp
-from videomaskfeat.engine.teacher import CollapseStop, Monitor, RunningCentre, StepMean, Teacher
+from videomaskfeat.engine.teacher import (
+    CollapseStop,
+    Monitor,
+    RunningCentre,
+    Teacher,
+    mean_of_rows,
+    sum_of_rows,
+)
 from videomaskfeat.errors import RunFailed, UserError
 
 
@@ -91,9 +98,7 @@ def test_centre_is_the_moving_average_of_the_steps_means() -> None:
     steps = [[torch.randn(n, 5, generator=generator) for n in sizes] for sizes in ((2, 3), (4,), (1, 1, 2))]
     centre = RunningCentre(5, momentum=0.9)
     for parts in steps:
-        for part in parts:
-            centre.add(part)
-        centre.update()
+        centre.update(mean_of_rows([sum_of_rows(part) for part in parts]))
     expected = reference.centred([torch.cat(parts).tolist() for parts in steps], 0.9)
     torch.testing.assert_close(centre.value, torch.tensor(expected), atol=1e-6, rtol=1e-6)
     again = RunningCentre(5)
@@ -105,8 +110,7 @@ def test_centre_of_a_constant_closed_form() -> None:
     """c_n = (1 - m^n) x."""
     centre = RunningCentre(1, momentum=0.9)
     for _ in range(7):
-        centre.add(torch.full((3, 1), 2.0, dtype=torch.bfloat16))
-        centre.update()
+        centre.update(mean_of_rows([sum_of_rows(torch.full((3, 1), 2.0, dtype=torch.bfloat16))]))
     assert centre.value.item() == pytest.approx(2 * (1 - 0.9**7), rel=1e-5)
 
 
@@ -114,8 +118,7 @@ def update_on_a_rank(rows: torch.Tensor, expected: torch.Tensor) -> None:
     """Rank 0 sees the first row, rank 1 the others; the centre is that of all."""
     with distributed.process_group(torch.device("cpu")):
         centre = RunningCentre(rows.shape[1])
-        centre.add(rows[:1] if distributed.rank() == 0 else rows[1:])
-        centre.update()
+        centre.update(mean_of_rows([sum_of_rows(rows[:1] if distributed.rank() == 0 else rows[1:])]))
     torch.testing.assert_close(centre.value, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -125,13 +128,9 @@ def test_centre_is_the_same_on_all_ranks() -> None:
     assert exit_codes_of_ranks(2, update_on_a_rank, rows, 0.1 * rows.mean(dim=0)) == [0, 0]
 
 
-def test_mean_weighs_rows_alike_and_starts_anew() -> None:
-    mean = StepMean(2)
-    mean.add(torch.tensor([[1.0, 0.0]]))
-    mean.add(torch.tensor([[4.0, 3.0], [4.0, 3.0]]))
-    assert mean.take().tolist() == [3.0, 2.0]
-    mean.add(torch.tensor([[5.0, 6.0]]))
-    assert mean.take().tolist() == [5.0, 6.0]
+def test_mean_weighs_rows_alike() -> None:
+    parts = (torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 3.0], [4.0, 3.0]]))
+    assert mean_of_rows([sum_of_rows(part) for part in parts]).tolist() == [3.0, 2.0]
 
 
 def collapse_stop(**arguments: float) -> CollapseStop:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import LoopOptions
+from videomaskfeat.engine.contracts import LoopOptions, StepResult
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
@@ -119,11 +119,11 @@ def train_toy(
     model = distributed.parallel(plain, device)
     calls = iter(range(10**9))
 
-    def step(batch: ToyBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(batch: ToyBatch) -> StepResult:
         if before_forward is not None:
             before_forward(next(calls))
         error = model(batch.inputs) - batch.inputs
-        return error.square().mean(), {"absolute_error": error.abs().mean()}
+        return StepResult(error.square().mean(), {"absolute_error": error.abs().mean()}, int(batch.index[0]))
 
     options = {
         name: arguments.pop(name) for name in list(arguments) if name in LoopOptions.__dataclass_fields__

@@ -141,14 +141,14 @@ def _videos(rng: random.Random, material: Path, folder: Path) -> Case:
 
 
 def _all_rows(name: str, choices: dict[str, str]) -> None:
-    from videomaskfeat.data.records import load_records
+    from videomaskfeat.data.formats import load_records
 
     records = load_records(name, **choices)
     assert len(list(records)) == len(records) > 0
 
 
 def _frames(rng: random.Random, material: Path, folder: Path) -> Case:
-    from videomaskfeat.data.records_frames import load_frame_lists
+    from videomaskfeat.data.frame_lists import load_frame_lists
 
     Path("frames.csv").write_bytes(_damaged("frames.csv", rng))
 

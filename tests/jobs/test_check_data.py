@@ -14,7 +14,7 @@ import pytest
 import simplejson
 
 from videomaskfeat.cli import main
-from videomaskfeat.data.records import load_records
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.check_data import check_data
 

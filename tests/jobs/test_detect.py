@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import simplejson
 import torch
 
+from tests.data.make_videos import copy_to_avi
 from tests.jobs.action_set import ACTIONS, ActionSet, make_action_set, write_detector
 from tests.jobs.ranks import run_verb
 from videomaskfeat.cli import main
@@ -94,6 +96,28 @@ def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: Action
     assert result["weights_sha256"] == own["weights_sha256"]
     assert len(result["files"]["boxes 1"]["sha256"]) == 64
     assert (result["starts"], result["tested"]["boxes"]) == ([0.0], 15)
+
+
+def test_detector_learns_from_avi_that_states_twice_its_rate(
+    verb: Verb, actions: ActionSet, tmp_path: Path
+) -> None:
+    """The header states 16 frames per second of videos of 8; losses and scores are those of the mp4 files."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in Path(actions.videos).iterdir():
+        copied = copy_to_avi(path, videos / f"{path.stem}.avi", slots=16)
+        with av.open(str(copied)) as container:
+            assert container.streams.video[0].average_rate == 16
+    for name, folder in (("mp4", Path(actions.videos)), ("avi", videos)):
+        run = actions.overrides(tmp_path / name)
+        code, _, text = verb(
+            "detect-train", *run, f"data.videos={folder}", "optim.epochs=1", "optim.warmup_epochs=0"
+        )
+        assert code == 0, text
+    one, two = ([row["loss"] for row in rows(tmp_path / name)] for name in ("mp4", "avi"))
+    assert one == two
+    first, second = ((tmp_path / name / "score" / "detections.csv").read_bytes() for name in ("mp4", "avi"))
+    assert first == second
 
 
 @pytest.mark.parametrize("mean", [0.45, 0.5])

@@ -13,16 +13,16 @@ from tests.jobs.action_set import CLASSES, ENCODER, ActionSet, make_action_set, 
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.key_frames import VideoPlaces, read_tested
 from videomaskfeat.jobs.detect import DetectStep
 from videomaskfeat.jobs.detect_building import (
-    VideoPlaces,
     build_detector,
     build_loss,
     class_weights,
     read_lists,
-    read_tested,
     recipe_of,
     training_loader,
+    video_places,
 )
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model
@@ -107,7 +107,7 @@ def test_step_is_the_loss_of_normalised_clips() -> None:
     boxes = torch.tensor([[1.0, 0, 0, 8, 8], [0.0, 0, 0, 4, 4], [1.0, 2, 2, 8, 8]])
     labels = torch.rand(3, CLASSES) < 0.5
     step = DetectStep(Model(), binary_cross_entropy, mean=0.5, std=0.25)
-    loss, numbers = step(ActionBatch(clips, boxes, labels, torch.arange(2)))
+    loss, numbers, _ = step(ActionBatch(clips, boxes, labels, torch.arange(2)))
     means = (clips.double() / 255 - 0.5).mean(dim=(1, 2, 3, 4)) / 0.25
     logits = means[[1, 0, 1], None].float() * torch.ones(CLASSES)
     torch.testing.assert_close(loss, binary_cross_entropy(logits, labels), atol=1e-6, rtol=1e-5)
@@ -229,7 +229,7 @@ def test_an_action_beyond_the_classes_is_named_with_its_line(config_of: Any, tmp
 
 
 def test_extracted_frames_are_found_by_lists(config_of: Any) -> None:
-    places = VideoPlaces.of_config(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
+    places = video_places(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
     assert places == VideoPlaces(frame_lists=("none.csv",), frames="f")
     with pytest.raises(UserError, match=r"none\.csv: no such"):
         places.find(read_lists(config_of()).train)
@@ -241,7 +241,7 @@ def test_boxes_where_nobody_is_are_tested_on(tmp_path: Path) -> None:
     rows = [f"{video},{second},0.1,0.1,0.5,0.5,,0.99\n" for video, second in ("a1", "b2", "d4")]
     (tmp_path / "boxes.csv").write_text("".join(rows))
     truth, tested, other = read_tested(
-        str(tmp_path / "truth.csv"), [str(tmp_path / "boxes.csv")], [], classes=80, score_threshold=0.5
+        str(tmp_path / "truth.csv"), [str(tmp_path / "boxes.csv")], "", classes=80, score_threshold=0.5
     )
     assert truth.videos == tested.videos == ("a", "b")
     assert tested.moments() == [("a", 1.0), ("b", 2.0)]

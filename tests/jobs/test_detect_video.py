@@ -13,7 +13,7 @@ import pytest
 import simplejson
 import torch
 
-from tests.data.make_videos import read_number, uneven_times, write_video
+from tests.data.make_videos import copy_to_avi, read_number, uneven_times, write_video
 from videomaskfeat.ava import VideoNames, read_detections
 from videomaskfeat.cli import main
 from videomaskfeat.data.transforms import WholeFrame
@@ -181,6 +181,46 @@ KINDS: dict[str, dict[str, Any]] = {
     "turned": {"rotation": -90},
     "vfr": {"milliseconds": uneven_times()},
 }
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_avi_that_states_twice_its_rate_is_detected_as_the_mp4(
+    weights: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b_frames: int
+) -> None:
+    """The header states 60 frames per second of a video of 30: duration, key frames and scores are equal."""
+    source = write_video(tmp_path / "a.mp4", frames=FRAMES, b_frames=b_frames)
+    (tmp_path / "avi").mkdir()
+    copied = copy_to_avi(source, tmp_path / "avi" / "a.avi")
+    with av.open(str(copied)) as container:
+        assert container.streams.video[0].average_rate == 60
+    shown: list[int] = []
+
+    def whole(pictures: np.ndarray) -> list[np.ndarray]:
+        shown.extend(read_number(picture) for picture in pictures)
+        return [np.array([[0.0, 0, *picture.shape[1::-1], 0.9]]) for picture in pictures]
+
+    monkeypatch.setattr("tests.tasks.test_detect_video.left_half", whole)
+    plug_in = ["--detector", "tests.tasks.test_detect_video:left_half", "--every", "0.5"]
+    for name, options in {"found": plug_in, "listed": ["--boxes", str(videos / "boxes.csv")]}.items():
+        told, rows = [], []
+        for path in (source, copied):
+            out = path.parent / name
+            command = ["detect", str(weights), str(path), *options, "--csv", "--out", str(out)]
+            assert main([*command, "--threshold", "0", "--device", "cpu"]) == 0
+            told.append(simplejson.loads((out / "a_actions.json").read_text()))
+            rows.append((out / "a_actions.csv").read_bytes())
+            with av.open(str(out / "a_actions.mp4")) as film:
+                times = [round(frame.time * 30) for frame in film.decode(video=0)]
+            assert times == list(range(FRAMES))
+        own, avi = told
+        seconds = [0, 0.5, 1, 1.5, 2] if name == "found" else [0, 1, 2]
+        assert [frame["seconds"] for frame in avi["key_frames"]] == seconds
+        assert all(frame["persons"] for frame in avi["key_frames"])
+        assert avi["duration_seconds"] == pytest.approx(2.5, abs=0.001)
+        assert avi["fps"] == pytest.approx(30)
+        assert avi["key_frames"] == own["key_frames"]
+        assert rows[0] == rows[1]
+    assert shown == [0, 15, 30, 45, 60] * 2
 
 
 def test_any_kind_of_video_plays_at_its_speed(weights: Path, tmp_path: Path) -> None:

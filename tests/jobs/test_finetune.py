@@ -180,7 +180,7 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     batch = LabelledBatch(clips, torch.tensor([1, 4]), torch.arange(2))
     mixing = Mixing(classes=5, mixup=0.0, cutmix=0.0, probability=1.0, switch=0.5, smoothing=0.1)
-    loss, metrics = FinetuneStep(model, mixing, mean=0.45, std=0.225)(batch)
+    loss, metrics, _ = FinetuneStep(model, mixing, mean=0.45, std=0.225)(batch)
     logits = model(normalise(clips, mean=0.45, std=0.225))
     wanted = 0.02 * torch.ones(2, 5)
     wanted[0, 1] = wanted[1, 4] = 0.92

@@ -23,7 +23,7 @@ from videomaskfeat.jobs.import_weights import SlowFastImport, import_slowfast
 from videomaskfeat.methods.method import build_target
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.recipe import normalise, read_classify_recipe, read_recipe
+from videomaskfeat.recipe import ClassifyRecipe, normalise, read_classify_recipe, read_recipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 
 
@@ -197,7 +197,7 @@ def test_public_classifier_of_full_size_is_imported(
     }
     assert found == facts
     config = load_config(FinetuneConfig, str(outcome.config))
-    assert finetune_building.recipe_of(config, ()) == recipe
+    assert ClassifyRecipe.of(config.clip, config.evaluate) == recipe
     assert config.model.arguments == {}  # the named model is the published one
     assert (config.data.classes, config.data.format) == (classes, "ssv2" if classes == 174 else "kinetics")
     assert config.clip.flip == (0.0 if classes == 174 else 0.5)

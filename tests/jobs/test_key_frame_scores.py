@@ -35,7 +35,7 @@ from videomaskfeat.inference.detectors import (
     score_in_memory,
     score_key_frames,
 )
-from videomaskfeat.jobs.detect_building import read_tested
+from videomaskfeat.inference.key_frames import read_tested
 from videomaskfeat.jobs.detect_evaluate import PassChoice, ScoredFiles, detect_in_key_frames, write_score
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.recipe import normalise
@@ -209,7 +209,7 @@ def test_processes_find_what_one_finds(tmp_path: Path) -> None:
 def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path) -> None:
     """Real videos, whole 3:2 frames, three ranks' loaders; the files are scored by the official rules."""
     truth, tested, _ = read_tested(
-        actions.truth, [actions.boxes], [actions.excluded], classes=CLASSES, score_threshold=0.8
+        actions.truth, [actions.boxes], actions.excluded, classes=CLASSES, score_threshold=0.8
     )
     assert (len(tested), len(tested.boxes)) == (5, 15)
     detector = load_detector(write_detector(tmp_path / "d.safetensors"))
@@ -240,7 +240,7 @@ def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path
 
 
 def test_a_perfect_detector_scores_one(actions: ActionSet) -> None:
-    truth, tested, _ = read_tested(actions.truth, [], [], classes=CLASSES, score_threshold=0.8)
+    truth, tested, _ = read_tested(actions.truth, [], "", classes=CLASSES, score_threshold=0.8)
     assert tested is truth
     right = BoxScores(truth.labels.astype(np.float32), np.ones(len(truth.boxes), bool), (), len(truth))
     assert score_in_memory(truth, tested, right, ACTIONS).mean_ap == 1.0
@@ -251,7 +251,7 @@ def test_a_perfect_detector_scores_one(actions: ActionSet) -> None:
 def test_empty_detections_score_nothing(actions: ActionSet, tmp_path: Path) -> None:
     empty = tmp_path / "empty.csv"
     empty.write_text("")
-    truth, tested, _ = read_tested(actions.truth, [str(empty)], [], classes=CLASSES, score_threshold=0.8)
+    truth, tested, _ = read_tested(actions.truth, [str(empty)], "", classes=CLASSES, score_threshold=0.8)
     assert len(tested) == 0
     detector = load_detector(write_detector(tmp_path / "d.safetensors"))
     found = detect_in_key_frames(
@@ -273,4 +273,4 @@ def test_boxes_of_other_key_frames_are_refused(actions: ActionSet, tmp_path: Pat
     other = tmp_path / "other.csv"
     other.write_text("z,0001,0.1,0.1,0.5,0.5,,0.9\n")
     with pytest.raises(UserError, match=r"none of its 1 key frame \(z at 1 s, \.\.\.\) has ground truth in"):
-        read_tested(actions.truth, [str(other)], [], classes=CLASSES, score_threshold=0.8)
+        read_tested(actions.truth, [str(other)], "", classes=CLASSES, score_threshold=0.8)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tests.data.clip_parts import write_videos
 from tests.engine.processes import exit_codes_of_ranks
 from tests.jobs.toy_classifier import ToyClassifier
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError

@@ -11,8 +11,9 @@ import torch
 from videomaskfeat.config import load_config
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs.finetune_building import LabelledLists
-from videomaskfeat.jobs.plan import describe_finetuning, multiply_adds
+from videomaskfeat.jobs.plan import describe_finetuning
 from videomaskfeat.models import create_model
+from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.schemas import FinetuneConfig
 
 

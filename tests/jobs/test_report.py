@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.engine.contracts import LoopOptions
+from videomaskfeat.engine.contracts import LoopOptions, StepResult
 from videomaskfeat.engine.loop import train
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.report import metric_columns, report
@@ -288,7 +288,7 @@ def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     train(
         model=model,
-        step=lambda batch: (model(batch.index[:, None].float()).square().mean(), {}),
+        step=lambda batch: StepResult(model(batch.index[:, None].float()).square().mean(), {}),
         loader=_Loader(),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
         learning_rate=lambda epoch: 0.01,

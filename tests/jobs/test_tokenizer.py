@@ -186,10 +186,10 @@ def test_dvae_step_sums_its_parts() -> None:
     tokenizer = DiscreteVAE(vocabulary=16, stride=4, width=16, blocks=1, code_width=8)
     relaxation = Relaxation(CosineRamp(2.0, 0.5), kl_weight=0.3)
     step = DvaeStep(tokenizer, tokenizer, relaxation=relaxation)
-    step.after_step(1.0)
+    step.after_step(1.0, [])
     some = batch()
     torch.manual_seed(1)
-    loss, figures = step(some)
+    loss, figures, _ = step(some)
     torch.manual_seed(1)
     pictures = pictures_of(some.clips)
     assert pictures[2, 1, 5, 7] == some.clips[2, 0, 5, 7, 1] / 255
@@ -212,12 +212,10 @@ def test_codes_move_once_a_step_by_all_its_micro_batches() -> None:
         step = VqStep(tokenizer, tokenizer, commitment=0.25)
         tokenizer.codebook.counts.fill_(1.0)
         before = tokenizer.codebook.codes.clone()
-        for clips, mask, index in zip(
-            whole.clips.chunk(micro), whole.mask.chunk(micro), whole.index.chunk(micro), strict=True
-        ):
-            step(PretrainBatch(clips, mask, index))
+        parts = zip(whole.clips.chunk(micro), whole.mask.chunk(micro), whole.index.chunk(micro), strict=True)
+        states = [step(PretrainBatch(*part)).state for part in parts]
         assert torch.equal(tokenizer.codebook.codes, before)
-        step.after_step(0.5)
+        step.after_step(0.5, states)
         assert not torch.equal(tokenizer.codebook.codes, before)
         books.append(tokenizer.codebook)
     torch.testing.assert_close(books[0].counts, books[1].counts, atol=1e-5, rtol=0)

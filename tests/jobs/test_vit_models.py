@@ -21,9 +21,9 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.export import export
 from videomaskfeat.jobs.finetune_building import build_classifier
 from videomaskfeat.jobs.import_weights import import_slowfast
-from videomaskfeat.jobs.plan import multiply_adds
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.models import create_model
+from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import ClassifyRecipe, MaskRecipe, PretrainRecipe

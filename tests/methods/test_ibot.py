@@ -76,9 +76,8 @@ def test_centres_follow_the_teachers_outputs_separately() -> None:
         for name, batches in seen.items():
             rows = [method.compare(method.student, part, progress=step / 2).rows[name] for part in parts]
             batches.append(torch.cat(rows).tolist())
-        for part in parts:
-            method.loss(method.student, part)
-        method.after_step((step + 1) / 2)
+        states = [method.loss(method.student, part).state for part in parts]
+        method.after_step((step + 1) / 2, states)
     for name, batches in seen.items():
         expected = torch.tensor(reference.centred(batches, 0.9))
         torch.testing.assert_close(method._centres[name].value, expected, atol=1e-6, rtol=1e-5)
@@ -100,11 +99,12 @@ def test_frozen_prototypes_are_not_even_decayed() -> None:
     directions = method.student.class_head.directions
     before = directions.detach().clone()
     optimizer = torch.optim.AdamW(method.student.parameters(), lr=1e-2, weight_decay=0.5)
+    states = [method.loss(method.student, make_batch(method)).state]
     for progress, moves in ((0.0, False), (0.5, True)):
         if progress:
-            method.after_step(progress)
+            method.after_step(progress, states)
         optimizer.zero_grad()
-        method.loss(method.student, make_batch(method))[0].backward()
+        method.loss(method.student, make_batch(method)).loss.backward()
         method.before_step()
         optimizer.step()
         assert torch.equal(directions, before) != moves
@@ -118,8 +118,7 @@ def test_heads_may_be_separate() -> None:
         "head: {prototypes: 12, hidden_width: 16, bottleneck: 8}, temperature_warmup_epochs: 1}",
     )
     assert method.student.class_head is not method.student.cube_head
-    loss, _ = method.loss(method.student, make_batch(method))
-    loss.backward()
+    method.loss(method.student, make_batch(method)).loss.backward()
     assert not [key for key, weight in method.student.named_parameters() if weight.grad is None]
 
 
@@ -128,9 +127,7 @@ def test_figures_are_entropies_of_the_steps_distributions() -> None:
     method = tiny_ibot()
     parts = [make_batch(method, videos=videos, seed=videos) for videos in (1, 3)]
     rows = [method.compare(method.student, part, progress=0.0).rows for part in parts]
-    for part in parts:
-        method.loss(method.student, part)
-    figures = method.after_step(0.1)
+    figures = method.after_step(0.1, [method.loss(method.student, part).state for part in parts])
     for kind in ("class", "cube"):
         shares = torch.cat([part[f"{kind}_distribution"] for part in rows]).double()
         whole = torch.special.entr(shares.mean(dim=0)).sum().item()

@@ -73,6 +73,5 @@ def test_teacher_sees_the_whole_clip_and_the_student_does_not() -> None:
 
 def test_predictor_may_be_a_perceptron() -> None:
     method = tiny_latent(predictor="mlp")
-    loss, _ = method.loss(method.student, make_batch(method))
-    loss.backward()
+    method.loss(method.student, make_batch(method)).loss.backward()
     assert not [key for key, weight in method.student.named_parameters() if weight.grad is None]

@@ -35,7 +35,7 @@ def settings(name: str, **more: float) -> list[str]:
 def test_every_weight_of_the_student_learns_and_none_of_the_teacher(name: str, model: str) -> None:
     """A weight without any gradient would make several processes wait for ever."""
     method = tiny_method(name, model)
-    loss, logged = method.loss(method.student, make_batch(method))
+    loss, logged, _ = method.loss(method.student, make_batch(method))
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
@@ -59,12 +59,12 @@ def test_making_the_target_keeps_nothing_for_a_backward(name: str) -> None:
 def test_teacher_takes_in_the_students_weights_after_a_step(name: str) -> None:
     """w = m w + (1 - m) student, with m at that share of the run; float32, 1e-6."""
     method = tiny_method(name)
-    method.loss(method.student, make_batch(method))
+    state = method.loss(method.student, make_batch(method)).state
     before = [weight.clone() for weight in method.teacher.module.parameters()]
     with torch.no_grad():
         for weight in method.student.parameters():
             weight.add_(1.0)
-    figures = method.after_step(0.5)
+    figures = method.after_step(0.5, [state])
     start = 0.998 if name == "latent" else 0.996
     momentum = 1 - (1 - start) * (math.cos(math.pi / 2) + 1) / 2
     assert figures["teacher_momentum"] == pytest.approx(momentum, abs=1e-9)
@@ -80,15 +80,15 @@ def test_loss_and_figures_do_not_change_what_is_evaluated(name: str) -> None:
     figures = []
     for method in (one, two):
         method.student.train()
-        loss, _ = method.loss(method.student, make_batch(method))
+        loss, _, state = method.loss(method.student, make_batch(method))
         if method is two:
             first, second = (method.heldout([held_out, held_out], autocast=autocast) for _ in range(2))
             assert first == second
             assert first.clips == 2 * len(held_out.index)
             assert (first.constant is None) == (name == "latent")
             assert method.student.training
-        figures.append((loss.item(), method.after_step(0.25)))
-        again, _ = method.loss(method.student, make_batch(method, seed=2))
+        figures.append((loss.item(), method.after_step(0.25, [state])))
+        again = method.loss(method.student, make_batch(method, seed=2)).loss
         figures[-1] += (again.item(),)
     assert figures[0] == figures[1]
 

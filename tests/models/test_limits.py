@@ -49,6 +49,17 @@ def test_widths_that_double_too_often_are_refused() -> None:
         create_model("mvitv2_nano", depth=300, widen_at=range_of(250))
 
 
+@pytest.mark.parametrize("shape", [(2**40, 2**40), (2**62, 3), (2**65,), (-1,)], ids=str)
+def test_size_beyond_64_bits_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"^a table has a size that no machine can hold; make its arguments"):
+        limits.build_within_memory(lambda: torch.empty(shape), "a table")
+
+
+def test_other_errors_of_building_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match=r"shape '\[4\]' is invalid"):
+        limits.build_within_memory(lambda: torch.empty(3).view(4), "a table")
+
+
 def range_of(count: int) -> list[int]:
     return list(range(1, count))
 

@@ -40,7 +40,7 @@ def frame_map(
 
 
 def read_rows(path: str) -> list[Row]:
-    """All rows that have an action."""
+    """All rows that have an action; a row `video,second` without a box has none."""
     with open(path, encoding="utf-8", newline="") as file:
         return [
             Row(
@@ -50,7 +50,7 @@ def read_rows(path: str) -> list[Row]:
                 score=float(row[7]) if len(row) > 7 else 1.0,
             )
             for row in csv.reader(file)
-            if row[6]
+            if len(row) > 2 and row[6]
         ]
 
 

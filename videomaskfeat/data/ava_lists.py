@@ -24,11 +24,11 @@ from videomaskfeat.ava import (
     read_times,
 )
 from videomaskfeat.boxes import best_overlaps
+from videomaskfeat.data.folders import VIDEO_SUFFIXES
+from videomaskfeat.data.frame_lists import FrameFiles
 from videomaskfeat.data.frames import FrameFilesReader, frames_in_folder
 from videomaskfeat.data.reader import CountedReader, TimedReader, VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
-from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
-from videomaskfeat.data.records_frames import FrameFiles
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import is_folder, list_folder
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,6 @@ from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import READ_SECONDS, call_apart, continue_reading
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import whole_file
 from videomaskfeat.texts import printable_name
 
 KINDS = {
@@ -31,7 +29,6 @@ KINDS = {
     "odd": "readable, but worth a look",
 }
 _DROPPED = ("missing", "unreadable", "short", "duplicate")  # from a clean list
-_BREAK = re.compile("[\r\n]")  # in a name; no row of a list can have one
 _SHOWN = 20  # problems of a kind in the text; the JSON holds all
 
 
@@ -98,31 +95,6 @@ class CheckReport:
         """The rows, from 0, that are fit for training: odd ones stay, and the first of equal ones."""
         bad = {problem.row for problem in self.problems if problem.kind in _DROPPED}
         return [row for row in range(self.rows) if row not in bad]
-
-    def write_clean_list(
-        self, path: str | os.PathLike[str], rows: Sequence[str], *, header: str | None = None
-    ) -> int:
-        """Write the rows that are fit for training, as they stood in the list.
-
-        Args:
-            path: of the new list.
-            rows: the raw text of each row, in the order of the scan.
-            header: a first line to keep, if the list has one.
-
-        Returns:
-            The number of rows written.
-
-        Raises:
-            UserError: ``rows`` are not as many as were scanned.
-        """
-        if len(rows) != self.rows:
-            raise UserError(f"{len(rows)} rows of text for {self.rows} scanned videos; give one a video")
-        kept = [row for row in self.clean_rows() if not _BREAK.search(rows[row].rstrip("\r\n"))]
-        with whole_file(path, errors="surrogateescape") as file:  # names may have any bytes
-            if header is not None:
-                file.write(header.rstrip("\n") + "\n")
-            file.writelines(rows[row].rstrip("\n") + "\n" for row in kept)
-        return len(kept)
 
     def summary(self) -> dict[str, Any]:
         """Numbers over all readable videos: sizes, lengths, codecs, decoding speed."""

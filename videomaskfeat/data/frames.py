@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from videomaskfeat.data.frame_lists import FrameFiles
 from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError, check_size
-from videomaskfeat.data.records_frames import FrameFiles
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists, is_file, list_folder, open_file
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +11,7 @@ import torch
 from torch import Tensor
 
 from videomaskfeat.data.frames import PICTURE_SUFFIXES
-from videomaskfeat.data.records_folder import find_videos, report_left_out
-from videomaskfeat.data.records_images import image_names
-from videomaskfeat.data.records_kinetics import is_kinetics_header, kinetics_names
-from videomaskfeat.data.records_ssv2 import ssv2_names
-from videomaskfeat.data.records_table import LABELS, first_row, parse_table
-from videomaskfeat.errors import UserError, check_name, counted
-from videomaskfeat.io import is_folder
-from videomaskfeat.texts import read_rows
-
-logger = logging.getLogger(__name__)
-
-FORMATS = ("auto", "kinetics", "ssv2", "folder", "frames", "images")
-_FOLDERS = ("folder", "frames", "images")  # formats of folders
+from videomaskfeat.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -134,74 +121,6 @@ class Records(Sequence[Record]):
         return f"Records({len(self)} rows of {self.source}, labels={self._labels is not None})"
 
 
-def load_records(
-    path: str | os.PathLike[str],
-    *,
-    format: str = "auto",
-    labels: str = "auto",
-    prefix: str | os.PathLike[str] = "",
-    separator: str = "auto",
-    classes: str | os.PathLike[str] | None = None,
-    known_classes: Sequence[str] = (),
-    stills: bool = False,
-) -> Records:
-    """Read a list of videos or pictures, or look through a folder for them.
-
-    Args:
-        path: a list file or a folder.
-        format: ``kinetics`` (a row `path label`, or Kinetics' own CSV with its header), ``ssv2`` (Something-
-            Something-v2's JSON), ``folder`` (of videos, at any depth), ``frames`` (a folder of folders of
-            pictures, each a video), ``images`` (a folder of class folders of pictures, each by itself), or
-            ``auto``: by what the path is and how its first row looks.
-        labels: ``auto`` (as the first row, and every row must agree), ``yes`` or ``no``.
-        prefix: folder before relative paths (and before Something-Something's ids); default the list's own.
-        separator: of a Kinetics list's columns: auto, space, comma, tab, colons (``::``), semicolon or pipe.
-        classes: file of class names for lists that name classes in words: Something-Something's labels JSON
-            (default: the one beside the list), or one name a line for Kinetics' own CSV (default: the list's
-            own names, sorted).
-        known_classes: the names themselves in the order of their numbers, for Kinetics' own CSV where no file
-            is given, and for class folders; a network that was trained on them knows them.
-        stills: clips are of one frame, so with ``auto`` the pictures in a folder are ``images``; otherwise
-            they are ``frames``.
-
-    Raises:
-        UserError: the list is missing, empty or wrong in a row, which is named by file and line.
-    """
-    source = os.fspath(path)
-    for argument, value, known in (("format", format, FORMATS), ("labels", labels, LABELS)):
-        check_name(argument, value, known)
-    if is_folder(source):
-        return load_folder(source, format=format, labels=labels, known_classes=known_classes, stills=stills)
-    if format in _FOLDERS:
-        raise UserError(f"{source}: format={format} needs a folder, and this is a file or missing")
-    root = os.fspath(prefix) or os.path.dirname(source)
-    data = read_rows(source, remedy="give a list file or a folder of videos")
-    class_file = None if classes is None else os.fspath(classes)
-    if format == "ssv2" or (format == "auto" and source.endswith(".json")):
-        names, numbers = ssv2_names(data, source, root, labels=labels, classes=class_file)
-        return Records.from_paths(names, numbers, source=source, root=root)
-    if is_kinetics_header(first_row(data), source):
-        names, numbers, words = kinetics_names(
-            data, source, root, labels=labels, classes=class_file, known_classes=known_classes
-        )
-        return Records.from_paths(names, numbers, source=source, root=root, class_names=words)
-    rows = parse_table(data, source, labels=labels, separator=separator)
-    return Records(rows.buffer, rows.starts, rows.ends, rows.labels, source=source, root=root)
-
-
-def expand_folders(paths: Iterable[str], *, stills: bool) -> list[str]:
-    """The paths, each folder replaced by the videos below it; for ``stills`` see :func:`load_records`."""
-    expanded: list[str] = []
-    for path in paths:
-        if is_folder(path):
-            # A folder that holds the pictures of one video lists itself, as ".".
-            records = load_records(path, labels="no", stills=stills)
-            expanded += [record.path.removesuffix(f"{os.sep}.") for record in records]
-        else:
-            expanded.append(path)
-    return expanded
-
-
 def check_frames(records: Records, frames: int) -> None:
     """Pictures make clips of one frame only.
 
@@ -222,67 +141,3 @@ def check_frames(records: Records, frames: int) -> None:
             f"clips have {frames} ({pictures.sum()} of {len(records)} rows are pictures); take clip.frames=1 "
             "and a network for pictures, as configs/pretrain/sample_images.yaml, or give a list of videos"
         )
-
-
-def load_folder(
-    path: str | os.PathLike[str],
-    *,
-    format: str = "auto",
-    labels: str = "auto",
-    known_classes: Sequence[str] = (),
-    stills: bool = False,
-) -> Records:
-    """Every video, folder of pictures or picture below a folder, sorted by path; see `load_records`.
-
-    Pictures by themselves have the classes that their folders are; all else is without labels.
-
-    Raises:
-        UserError: the folder holds none, or (with ``auto``) both videos and pictures, or labels are asked for
-            where there are none.
-    """
-    source = os.fspath(path)
-    if format not in ("auto", *_FOLDERS):
-        raise UserError(
-            f"{source}: format={format} needs a list file, and this is a folder; take {', '.join(_FOLDERS)}"
-        )
-    if format == "images":
-        return _load_images(source, labels, known_classes)
-    all_found = find_videos(source)
-    videos, frames = all_found.videos, all_found.frames
-    if format == "auto" and videos and frames:
-        raise UserError(
-            f"{source}: holds videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); "
-            f"say which to take: format=folder or format={'images' if stills else 'frames'}"
-        )
-    if format == "auto" and stills and not videos:
-        return _load_images(source, labels, known_classes)
-    if labels == "yes":
-        raise UserError(
-            f"{source}: a folder has no labels (labels=yes); write a list with "
-            "datasets/kinetics/make_list.py, which takes class folders, or, of class folders of pictures, "
-            "take format=images"
-        )
-    found, wanted = {
-        "folder": (videos, "videos"),
-        "frames": (frames, "folders of pictures"),
-        "auto": (videos or frames, "videos or pictures"),
-    }[format]
-    if not found:
-        raise UserError(
-            f"{source}: holds no {wanted} ({counted(len(all_found.left_out), 'other file')}); check the path "
-            "and the format"
-        )
-    report_left_out(source, all_found.left_out)
-    if format == "auto" and not videos:
-        logger.info(
-            "%s: %d folders of pictures, each taken for the frames of a video; format=images takes them for "
-            "classes of pictures",
-            source,
-            len(found),
-        )
-    return Records.from_paths(found, None, source=source, root=source)
-
-
-def _load_images(source: str, labels: str, known_classes: Sequence[str]) -> Records:
-    names, numbers, words = image_names(source, labels=labels, known_classes=known_classes)
-    return Records.from_paths(names, numbers, source=source, root=source, class_names=words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,8 +32,23 @@ class Batch(Protocol):
 
 BatchT = TypeVar("BatchT", bound=Batch)
 BatchT_co = TypeVar("BatchT_co", bound=Batch, covariant=True)
-StepFunction = Callable[[BatchT], tuple[Tensor, Mapping[str, Tensor]]]
-"""Batch -> (mean loss, further 0-d tensors to be logged under their names, the same for every batch)."""
+
+
+class StepResult(NamedTuple):
+    """What a micro-batch gives.
+
+    Attributes:
+        loss: 0-d, mean over the batch.
+        metrics: further 0-d tensors, logged by name; the same names for every batch.
+        state: what ``after_step`` needs of this micro-batch, without gradient.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+    state: Any = None
+
+
+StepFunction = Callable[[BatchT], StepResult]
 
 
 class Loader(Protocol[BatchT_co]):

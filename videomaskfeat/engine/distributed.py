@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.processes import SAME_SIGNAL_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -335,6 +335,16 @@ def choose_device(name: str = "auto") -> torch.device:
             " lower torchrun's --nproc-per-node or the number after 'cuda:'"
         )
     return torch.device("cuda", index)
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether the network runs under bf16 autocast: asked for, or on a GPU unless refused.
+
+    Raises:
+        UserError: no such precision.
+    """
+    check_name("precision", precision, ("auto", "fp32", "bf16"))
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
 _watch: RankWatch | None = None  # of this process, while it is a rank of several

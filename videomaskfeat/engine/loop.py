@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainState, load_checkpoint
-from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction
+from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction, StepResult
 from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
 from videomaskfeat.engine.optim import set_learning_rate
@@ -62,7 +62,7 @@ def train(
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     on_failures: Callable[[Sequence[Any]], None] | None = None,
     before_step: Callable[[], None] | None = None,
-    after_step: Callable[[float], Mapping[str, float] | None] | None = None,
+    after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None = None,
     extra: Mapping[str, Stateful] | None = None,
 ) -> TrainResult:
     """Train, from the newest checkpoint in the run folder if there is one.
@@ -71,8 +71,8 @@ def train(
 
     Args:
         model: what :func:`distributed.parallel` returned; its parameters are what ``optimizer`` holds.
-        step: computes loss and metrics of a batch on ``device`` with ``model``. The loss is a mean over the
-            batch; micro-batches and ranks weigh alike.
+        step: computes the result of a batch on ``device`` with ``model``; micro-batches and ranks weigh
+            alike.
         loader: yields equally many batches on every rank.
         learning_rate: fractional epoch -> rate, read before every optimiser step.
         folder: the run folder: ``checkpoints/``, ``metrics.jsonl``, ``log.txt`` and ``tensorboard/`` go
@@ -88,8 +88,9 @@ def train(
         before_step: called on all ranks when the gradients of a step are complete, before the optimiser; a
             gradient that it sets to None leaves its weight and the optimiser's state of it alone.
         after_step: called on all ranks after every optimiser step with the share of the run that is then
-            done, in 0..1; may raise to end the run, which nothing is saved of then. What it changes belongs
-            into ``extra``; numbers that it returns, the same on every rank, are logged by their names.
+            done, in 0..1, and the states of the step's micro-batches on this rank; may raise to end the run,
+            which nothing is saved of then. What it changes belongs into ``extra``; numbers that it returns,
+            the same on every rank, are logged by their names.
         extra: further state to save and restore, by name.
 
     A signal or an error of the loader ends the run after the last whole step has been saved.
@@ -148,7 +149,7 @@ class _Run(Generic[BatchT]):
     evaluate: Callable[[], Mapping[str, float]] | None
     on_failures: Callable[[Sequence[Any]], None] | None
     before_step: Callable[[], None] | None
-    after_step: Callable[[float], Mapping[str, float] | None] | None
+    after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None
 
     @property
     def total_steps(self) -> int:
@@ -181,6 +182,7 @@ class _Gradients:
 
     values: Tensor  # float32: the loss of each micro-batch, then the mean of each metric
     names: list[str]  # of the metrics
+    states: list[Any]  # of each micro-batch
     indices: list[Tensor]  # of each micro-batch
     failures: tuple[Any, ...]
 
@@ -288,7 +290,8 @@ def _optimiser_step(
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update(state.model)
-    further = run.after_step((state.progress.step + 1) / run.total_steps) if run.after_step else None
+    done = (state.progress.step + 1) / run.total_steps
+    further = run.after_step(done, gradients.states) if run.after_step else None
 
     failures = (
         [one for rank in distributed.gather_objects(gradients.failures) for one in rank] if failed else []
@@ -318,8 +321,7 @@ def _optimiser_step(
 def _accumulate(run: _Run[BatchT], batches: list[BatchT]) -> _Gradients:
     """Forward and backward of the micro-batches of one step, which are dropped from the list one by one."""
     count, device = run.options.accumulate, run.state.device
-    losses: list[Tensor] = []
-    metrics: list[Mapping[str, Tensor]] = []
+    results: list[StepResult] = []
     indices: list[Tensor] = []
     failures: list[Any] = []
     for number in range(count):
@@ -329,13 +331,14 @@ def _accumulate(run: _Run[BatchT], batches: list[BatchT]) -> _Gradients:
         # Gradients are averaged over the ranks once, in the backward of the last micro-batch.
         with nullcontext() if number == count - 1 else distributed.no_sync(run.model):
             with torch.autocast(device.type, torch.bfloat16, enabled=run.options.precision == "bf16"):
-                loss, further = run.step(batch.to(device))
-            (loss / count).backward()
-        losses.append(loss.detach().float())
-        metrics.append(further)
-    names = list(metrics[0])
-    means = [torch.stack([one[name].detach().float() for one in metrics]).mean() for name in names]
-    return _Gradients(torch.stack([*losses, *means]), names, indices, tuple(failures))
+                result = run.step(batch.to(device))
+            (result.loss / count).backward()
+        metrics = {name: value.detach().float() for name, value in result.metrics.items()}
+        results.append(StepResult(result.loss.detach().float(), metrics, result.state))
+    names = list(results[0].metrics)
+    means = [torch.stack([one.metrics[name] for one in results]).mean() for name in names]
+    values = torch.stack([*(one.loss for one in results), *means])
+    return _Gradients(values, names, [one.state for one in results], indices, tuple(failures))
 
 
 def _not_finite(run: _Run[BatchT], gradients: _Gradients, loss: float, grad_norm: float) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -121,30 +122,22 @@ class Teacher:
 # Means over everything that one optimiser step has seen: all micro-batches, on all ranks.
 
 
-class StepMean:
-    """The mean of rows that micro-batches bring one after the other.
+def sum_of_rows(rows: Tensor) -> Tensor:
+    """Rows [n, K] of any float type -> their sum and, last, their number, float32 [K + 1]; no gradient."""
+    rows = rows.detach().float()
+    return torch.cat([rows.sum(dim=0), rows.new_full((1,), rows.shape[0])])
 
-    The cut of a step into ranks and micro-batches does not change it, but for rounding.
+
+def mean_of_rows(sums: Sequence[Tensor]) -> Tensor:
+    """The mean over all rows of a step, float32 [K], the same on every rank; all ranks must call it.
+
+    How a step is cut into ranks and micro-batches changes the rounding alone.
 
     Args:
-        size: values a row, K.
-        device: where it is kept.
+        sums: :func:`sum_of_rows` of each micro-batch of this rank.
     """
-
-    def __init__(self, size: int, *, device: torch.device | str = "cpu") -> None:
-        self._sum = torch.zeros(size + 1, device=device)  # float32; the number of rows stands last
-
-    def add(self, rows: Tensor) -> None:
-        """Take in rows [n, K] of any float type, without their gradient."""
-        rows = rows.detach().float()
-        self._sum[:-1] += rows.sum(dim=0)
-        self._sum[-1] += rows.shape[0]
-
-    def take(self) -> Tensor:
-        """The mean, float32 [K], the same on every rank, and start anew; all ranks must call it."""
-        total = distributed.mean_over_ranks(self._sum)
-        self._sum = torch.zeros_like(self._sum)
-        return total[:-1] / total[-1].clamp(min=1)
+    total = distributed.mean_over_ranks(functools.reduce(torch.add, sums))
+    return total[:-1] / total[-1].clamp(min=1)
 
 
 class RunningCentre:
@@ -167,23 +160,17 @@ class RunningCentre:
         self.value = torch.zeros(size)
         """float32 [K]."""
         self.momentum = momentum
-        self._outputs = StepMean(size)
 
     def to(self, device: torch.device | str) -> None:
         """Move to a device, before the first step."""
         self.value = self.value.to(device)
-        self._outputs = StepMean(len(self.value), device=device)
 
-    def add(self, outputs: Tensor) -> None:
-        """Take in outputs [n, K] of this step, before they are centred."""
-        self._outputs.add(outputs)
-
-    def update(self) -> None:
-        """Move towards the mean of the step's outputs; all ranks must call it."""
-        self.value = torch.lerp(self.value, self._outputs.take(), 1.0 - self.momentum)
+    def update(self, mean: Tensor) -> None:
+        """Move towards the mean [K] of a step's outputs, taken before they are centred."""
+        self.value = torch.lerp(self.value, mean, 1.0 - self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
-        """The centre; nothing else is left between two steps."""
+        """The centre."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

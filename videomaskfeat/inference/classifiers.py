@@ -14,11 +14,10 @@ from torch import Tensor
 
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import MemoryReader, open_video
-from videomaskfeat.engine.distributed import choose_device
+from videomaskfeat.engine.distributed import choose_device, uses_bf16
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference.multiview import ClipPass, evaluating
 from videomaskfeat.inference.scores import views_of
-from videomaskfeat.jobs.run import uses_bf16
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe

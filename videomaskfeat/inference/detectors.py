@@ -19,7 +19,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.multiview import evaluating
-from videomaskfeat.jobs.run import choose_inference_threads
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.metrics.ava_map import AvaResult, Detections, GroundTruth, average_precision
 from videomaskfeat.models.detector import Detector

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.batches import Failure
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.formats import class_names_beside, load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews, ViewLoader, ViewsBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested
 from videomaskfeat.errors import RunFailed, UserError, check_name
-from videomaskfeat.inference.scores import class_names_beside, read_class_names
+from videomaskfeat.inference.scores import read_class_names
 from videomaskfeat.io import exists
 from videomaskfeat.recipe import ClassifyRecipe, Levels, normalise
 
@@ -313,7 +314,7 @@ class ViewChoice:
 
 @dataclass(frozen=True)
 class ListChoice:
-    """How a list is read; see :func:`~videomaskfeat.data.records.load_records`.
+    """How a list is read; see :func:`~videomaskfeat.data.formats.load_records`.
 
     Attributes:
         format: auto, kinetics, ssv2, folder, frames or images.
@@ -348,14 +349,13 @@ class ListChoice:
         Raises:
             UserError: it is missing or wrong in a row.
         """
-        templates = self.format == "ssv2" or path.endswith(".json")  # its classes are in the labels JSON
         return load_records(
             path,
             format=self.format,
             labels=self.labels if labels is None else labels,
             separator=self.separator,
             prefix=self.prefix,
-            classes=(self.class_names or None) if templates else None,
+            classes=self.class_names or None,
             known_classes=known_classes,
             stills=stills,
         )
@@ -470,7 +470,7 @@ def check_some_exist(records: Records) -> None:
     )
 
 
-def check_words(records: Records, choice: ListChoice, *, classes: int, source: str) -> None:
+def check_words(records: Records, *, classes: int, source: str) -> None:
     """Classes in words have the numbers of the training, of a list whose classes nobody named.
 
     The words of Kinetics' own CSV, and class folders, are then numbered in alphabetical order. That is the
@@ -480,7 +480,7 @@ def check_words(records: Records, choice: ListChoice, *, classes: int, source: s
         UserError: the list has other classes than the network.
     """
     labels, path = records.labels, records.source
-    if labels is None or choice.format == "ssv2":
+    if labels is None:
         return
     found = len(np.unique(labels))
     if records.class_names and found != classes:

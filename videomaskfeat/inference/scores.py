@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.data.batches import Failure
+from videomaskfeat.data.formats.ssv2 import is_name, label_number
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.records_ssv2 import is_name, label_number
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists, is_file, is_folder, open_file, whole_file
@@ -113,13 +113,6 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     if strange is not None:
         raise UserError(f"{name}: the class name {show_text(repr(strange))} is not text; correct it")
     return names
-
-
-def class_names_beside(list_path: str) -> str:
-    """The labels file that lies beside a Something-Something-v2 list; empty where there is none."""
-    stem = list_path.rsplit("-", 1)[0]  # something-something-v2-train.json -> something-something-v2
-    labels = f"{stem}-labels.json"
-    return labels if list_path.endswith(".json") and is_file(labels) else ""
 
 
 def _from_json(text: str, name: str) -> tuple[str, ...]:

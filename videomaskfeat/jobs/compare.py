@@ -21,12 +21,14 @@ from videomaskfeat import __version__
 from videomaskfeat.config import load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.distributed import uses_bf16
+from videomaskfeat.engine.lock import FolderLock
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import read_run
-from videomaskfeat.jobs.run import FolderLock, RunFolder, uses_bf16
+from videomaskfeat.jobs.run import RunFolder
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods import build_method
 from videomaskfeat.methods.method import Method
@@ -61,7 +63,7 @@ def method_cost(config: PretrainConfig, *, steps: int = TIMED_STEPS) -> TargetCo
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss, _ = method.loss(method.student, batch)
+            loss = method.loss(method.student, batch).loss
         loss.backward()
         method.student.zero_grad(set_to_none=True)
 

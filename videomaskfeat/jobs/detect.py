@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.contracts import StepResult
+from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.detection_results import ScoredDetections, closing_words
@@ -22,12 +23,12 @@ from videomaskfeat.inference.detectors import BoxScores, score_in_memory
 from videomaskfeat.inference.scores import file_sha256
 from videomaskfeat.jobs.detect_building import (
     ActionLoss,
-    VideoPlaces,
     build_detector,
     build_loss,
     read_lists,
     recipe_of,
     training_loader,
+    video_places,
 )
 from videomaskfeat.jobs.detect_evaluate import (
     PassChoice,
@@ -39,7 +40,7 @@ from videomaskfeat.jobs.detect_evaluate import (
     words_on_key_frames,
     write_score,
 )
-from videomaskfeat.jobs.finetune_building import BestWeights, check_weight_sets, other_levels, weight_sets
+from videomaskfeat.jobs.finetune_building import BestWeights, check_weight_sets, weight_sets
 from videomaskfeat.jobs.plan import describe_detection
 from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.run import (
@@ -50,12 +51,11 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.recipe import DETECT_KEY, Levels, normalise
+from videomaskfeat.recipe import DETECT_KEY, Levels, compare_levels, normalise
 from videomaskfeat.schemas import DetectConfig
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class DetectStep:
         self._loss = loss
         self._compare = torch.compile(self.compare) if compiled else self.compare
 
-    def __call__(self, batch: ActionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def __call__(self, batch: ActionBatch) -> StepResult:
         """The loss of a batch, and how many boxes a process has, as ``boxes``.
 
         A box weighs the same on every process, whichever of them has more: their losses and gradients are
@@ -110,7 +110,7 @@ class DetectStep:
         loss = self._compare(clips, batch.boxes, batch.labels)
         own = torch.tensor(float(len(batch.boxes)), device=loss.device)
         mean = distributed.mean_over_ranks(own)
-        return loss * (own / mean.clamp(min=1e-6)), {"boxes": mean}
+        return StepResult(loss * (own / mean.clamp(min=1e-6)), {"boxes": mean})
 
     def compare(self, clips: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], boxes [R, 5], labels bool [R, L] -> loss float32 []."""
@@ -171,7 +171,7 @@ class _Run:
         )
         if self.lists.tested is not None:  # what is wrong is said now rather than after the training
             assert self.lists.truth is not None
-            self.sources = VideoPlaces.of_config(config).find(self.lists.truth, self.lists.tested)
+            self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
             self._part_of_seconds()
         self.network = distributed.parallel(self.model, device)
         self.step = DetectStep(
@@ -228,7 +228,7 @@ class _Run:
         if self.load_report is not None:
             self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
             self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
-            if told := other_levels(self.config.model.weights, self.recipe.clip):
+            if told := compare_levels(self.config.model.weights, self.recipe.clip):
                 self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:

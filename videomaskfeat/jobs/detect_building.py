@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
 from videomaskfeat.data.augment import Augmentation
 from videomaskfeat.data.ava import (
     ActionClips,
-    KeyFrameLoader,
-    KeyFrameViews,
-    VideoSource,
-    sources_in_folder,
-    sources_of_lists,
 )
-from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames, truth_key_frames
+from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColourJitter
-from videomaskfeat.data.records_frames import load_frame_lists
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.errors import UserError, check_name, counted
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.inference.detectors import DetectRecipe
+from videomaskfeat.inference.key_frames import OtherVideos, VideoPlaces, read_tested
 from videomaskfeat.jobs.finetune_building import LEFT_FROM_PRETRAINING, NEW_IN_A_CLASSIFIER, OTHER_CLASSES
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
@@ -42,55 +37,10 @@ from videomaskfeat.schemas import DetectConfig
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class VideoPlaces:
-    """Where the pictures of videos are.
-
-    Attributes:
-        videos: folder of a video file or of a folder of extracted frames each.
-        frame_lists: instead, lists of extracted frames.
-        frames: folder put before the paths of these lists.
-        frames_fps: frames a second at which frames were extracted.
-        start_second: of each video's first frame, as the key frames count; None: found out.
-    """
-
-    videos: str = ""
-    frame_lists: tuple[str, ...] = ()
-    frames: str = ""
-    frames_fps: float = 30.0
-    start_second: float | None = None
-
-    @classmethod
-    def of_config(cls, config: DetectConfig) -> VideoPlaces:
-        """As a config has it."""
-        data = config.data
-        return cls(data.videos, tuple(data.frame_lists), data.frames, data.frames_fps, data.start_second)
-
-    def find(self, key_frames: KeyFrames, *also: KeyFrames) -> tuple[VideoSource, ...]:
-        """The videos of key frames.
-
-        Args:
-            key_frames: name them.
-            also: further key frames of just these ``videos``; they have to lie inside them as well. They may
-                be the same ones.
-
-        Raises:
-            UserError: no place is given, or both are; or a video is not there or too short.
-        """
-        if bool(self.videos) == bool(self.frame_lists):
-            raise UserError(
-                "give one of two places: a folder of the videos (--videos, or the key data.videos), or lists "
-                "of extracted frames (--frame-lists, or data.frame_lists)"
-            )
-        if self.frames_fps <= 0:
-            raise UserError(f"frames a second of extracted frames must be above 0, not {self.frames_fps:g}")
-        also = tuple(one for one in also if one is not key_frames)
-        if self.videos:
-            return sources_in_folder(
-                key_frames, self.videos, also=also, start=self.start_second, fps=self.frames_fps
-            )
-        lists = load_frame_lists(self.frame_lists, prefix=self.frames)
-        return sources_of_lists(key_frames, lists, also=also, start=self.start_second, fps=self.frames_fps)
+def video_places(config: DetectConfig) -> VideoPlaces:
+    """Where the videos of a run are."""
+    data = config.data
+    return VideoPlaces(data.videos, tuple(data.frame_lists), data.frames, data.frames_fps, data.start_second)
 
 
 def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[Any]:
@@ -103,7 +53,7 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
     changes = {"brightness": colour.brightness, "contrast": colour.contrast, "saturation": colour.saturation}
     dataset = ActionClips(
         key_frames,
-        VideoPlaces.of_config(config).find(key_frames),
+        video_places(config).find(key_frames),
         frames=clip.frames,
         stride=clip.stride,
         target_fps=clip.target_fps,
@@ -126,89 +76,12 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
     )
 
 
-def key_frame_loader(
-    key_frames: KeyFrames,
-    sources: Sequence[VideoSource],
-    model: nn.Module,
-    recipe: DetectRecipe,
-    *,
-    scales: Sequence[int] = (),
-    flip: bool = False,
-    workers: int = 0,
-    key_frames_per_batch: int = 8,
-    pin_memory: bool = False,
-) -> KeyFrameLoader:
-    """The views of key frames as a recipe has them; this rank's share.
-
-    Args:
-        key_frames: whose boxes are tested on.
-        sources: of their videos.
-        model: whose cubes the sides of whole frames become multiples of.
-        recipe: says how frames are cut.
-        scales: short sides; none: the recipe's alone.
-        flip: also the mirror image of each.
-        workers: processes of this rank; 0 reads videos in the calling process.
-        key_frames_per_batch: of one video, at most.
-        pin_memory: hand out page-locked batches.
-
-    Raises:
-        UserError: a number that cannot be.
-    """
-    area: Any = recipe.area  # checked by the recipe and by the views
-    cube: Any = model.patch_embed.stride
-    views = KeyFrameViews(
-        key_frames,
-        sources,
-        frames=recipe.clip.frames,
-        stride=recipe.clip.stride,
-        target_fps=recipe.clip.target_fps,
-        area=area,
-        short_sides=tuple(scales) or (recipe.short_side,),
-        multiple=max(cube[1:]),
-        flip=flip,
-    )
-    return KeyFrameLoader(
-        views,
-        key_frames_per_batch=key_frames_per_batch,
-        workers=workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin_memory=pin_memory,
-    )
-
-
 # The parts of training a detector of actions, each built from the keys that concern it, and checked.
 LOSSES = ("sigmoid", "poses")
 AVA_POSES = tuple(range(1, 15))
 _POSE_KIND = "PERSON_MOVEMENT"  # the label_type of AVA's poses
 ActionLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits float [R, L], labels bool [R, L]) -> scalar"""
-_NAMED_VIDEOS = 5
-
-
-@dataclass(frozen=True)
-class OtherVideos:
-    """Detected boxes of videos that the ground truth lacks, which are not tested on.
-
-    Attributes:
-        boxes: how many.
-        videos: their names.
-    """
-
-    boxes: int = 0
-    videos: tuple[str, ...] = ()
-
-    def words(self) -> str:
-        """What the user reads; empty where there are none."""
-        if not self.boxes:
-            return ""
-        more = len(self.videos) - _NAMED_VIDEOS
-        names = ", ".join(self.videos[:_NAMED_VIDEOS]) + (f" and {more} more" if more > 0 else "")
-        which = "1 detected box is" if self.boxes == 1 else f"{self.boxes} detected boxes are"
-        return (
-            f"{which} of {counted(len(self.videos), 'video')} that the ground truth does not have ({names}), "
-            "and left out"
-        )
 
 
 @dataclass(frozen=True)
@@ -252,7 +125,7 @@ def read_lists(config: DetectConfig) -> ActionLists:
         classes=classes,
         score_threshold=boxes.train_score,
         iou_threshold=boxes.train_iou,
-        exclusions=given(data.train_exclusions),
+        exclusions=[data.train_exclusions] if data.train_exclusions else [],
     )
     tested = truth = None
     other = OtherVideos()
@@ -260,51 +133,12 @@ def read_lists(config: DetectConfig) -> ActionLists:
         truth, tested, other = read_tested(
             data.validation,
             data.validation_boxes,
-            given(data.validation_exclusions),
+            data.validation_exclusions,
             classes=classes,
             score_threshold=boxes.score,
         )
     poses = _poses(config, classes)
     return ActionLists(train, tested, truth, other, actions, classes, poses)
-
-
-def read_tested(
-    groundtruth: str,
-    boxes: Sequence[str],
-    exclusions: Sequence[str],
-    *,
-    classes: int,
-    score_threshold: float,
-) -> tuple[KeyFrames, KeyFrames, OtherVideos]:
-    """What there is to find, and the boxes that are tested on: a detector's, or those of the ground truth.
-
-    Returns:
-        Both have the ``videos`` of the ground truth; detected boxes of others are left out, and counted.
-
-    Raises:
-        UserError: a file is missing or wrong, or detected boxes that are all of other key frames.
-    """
-    truth = truth_key_frames([groundtruth], classes=classes, exclusions=exclusions)
-    if not boxes:
-        return truth, truth, OtherVideos()
-    tested = detected_key_frames(
-        boxes, classes=classes, score_threshold=score_threshold, exclusions=exclusions
-    )
-    if len(tested) and len(truth.absent_from(tested)) == len(truth):
-        video, seconds = tested.videos[tested.video[0]], tested.seconds[0]
-        raise UserError(
-            f"{tested.source}: none of its {counted(len(tested), 'key frame')} ({video} at {seconds:g} s, "
-            f"...) has ground truth in {groundtruth}; give the boxes of the same split and version"
-        )
-    # Detections in key frames without persons are false positives, also in videos that have no others.
-    nobody = {video for video, _ in truth.boxless}.intersection(tested.videos)
-    truth = truth.of_videos(sorted(nobody.union(truth.videos)))
-    own = tested.of_videos(truth.videos)
-    names = sorted(set(tested.videos) - set(truth.videos))
-    other = OtherVideos(len(tested.boxes) - len(own.boxes), tuple(names))
-    if other.boxes:
-        logger.warning("%s: %s", tested.source, other.words())
-    return truth, own, other
 
 
 def settle_classes(asked: int, actions: Mapping[int, str], label_map: str) -> int:
@@ -322,23 +156,11 @@ def settle_classes(asked: int, actions: Mapping[int, str], label_map: str) -> in
     return asked or largest
 
 
-def given(path: str) -> list[str]:
-    """The path as a list, empty where it is not set."""
-    return [path] if path else []
-
-
 def recipe_of(config: DetectConfig, lists: ActionLists) -> DetectRecipe:
     """What the weights file will know of clips, frames and actions."""
-    clip, evaluate = config.clip, config.evaluate
+    evaluate = config.evaluate
     return DetectRecipe(
-        clip=ClipRecipe(
-            frames=clip.frames,
-            stride=clip.stride,
-            crop=clip.crop,
-            target_fps=clip.target_fps,
-            mean=clip.mean,
-            std=clip.std,
-        ),
+        clip=ClipRecipe.of(config.clip),
         actions=lists.actions,
         classes=lists.classes,
         poses=lists.poses,

@@ -20,6 +20,7 @@ from videomaskfeat.data.ava import VideoSource
 from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.detection_results import (
     ScoredDetections,
@@ -36,10 +37,9 @@ from videomaskfeat.inference.detectors import (
     load_detector,
     score_key_frames,
 )
+from videomaskfeat.inference.key_frames import VideoPlaces, key_frame_loader, read_tested
 from videomaskfeat.inference.scores import file_sha256
 from videomaskfeat.io import make_folder, whole_file
-from videomaskfeat.jobs.detect_building import VideoPlaces, given, key_frame_loader, read_tested
-from videomaskfeat.jobs.run import uses_bf16
 from videomaskfeat.metrics.ava_map import AvaResult, read_ava, write_detections
 from videomaskfeat.models.detector import Detector
 
@@ -349,7 +349,7 @@ def detect_evaluate(
         truth, tested, other = read_tested(
             files.groundtruth,
             files.boxes,
-            given(files.exclusions),
+            files.exclusions,
             classes=recipe.classes,
             score_threshold=recipe.score_threshold,
         )

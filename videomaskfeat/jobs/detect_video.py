@@ -17,7 +17,7 @@ from videomaskfeat import __version__
 from videomaskfeat.ava import AVA_ACTIONS
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
-from videomaskfeat.engine.distributed import choose_device
+from videomaskfeat.engine.distributed import choose_device, uses_bf16
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.detectors import LoadedDetector, load_detector
 from videomaskfeat.inference.persons import (
@@ -31,7 +31,6 @@ from videomaskfeat.inference.persons import (
 )
 from videomaskfeat.inference.scores import file_sha256
 from videomaskfeat.io import make_folder, whole_file
-from videomaskfeat.jobs.run import uses_bf16
 from videomaskfeat.jobs.visualize import free_name
 from videomaskfeat.metrics.ava_map import Detections, write_detections
 from videomaskfeat.viz.labelled import Bar, DrawnPerson, film_rate, write_persons

@@ -21,6 +21,7 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import (
     ListChoice,
@@ -48,8 +49,8 @@ from videomaskfeat.inference.scores import (
     scores_path,
     views_of,
 )
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import is_file, is_folder, make_folder, make_parent, whole_file
-from videomaskfeat.jobs.run import choose_inference_threads, uses_bf16
 from videomaskfeat.metrics.accuracy import (
     Accuracy,
     accuracy,
@@ -492,7 +493,7 @@ class _Evaluation:
                 self._views(records)  # refuses what does not fit
                 check_list(records, classes=self.classes, source=self.source)
                 if not names:
-                    check_words(records, lists, classes=self.classes, source=self.source)
+                    check_words(records, classes=self.classes, source=self.source)
                 check_some_exist(records)
 
     @property

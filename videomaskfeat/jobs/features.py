@@ -29,14 +29,17 @@ import numpy as np
 import simplejson
 
 from videomaskfeat.data.batches import ViewsBatch
+from videomaskfeat.data.folders import VIDEO_SUFFIXES
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.records import Records, load_records
-from videomaskfeat.data.records_folder import VIDEO_SUFFIXES
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.classifiers import VideoEncoder, load_encoder
 from videomaskfeat.inference.scores import file_sha256, protocol_of, records_sha256, views_of
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import (
     flush_folder,
     is_file,
@@ -46,7 +49,6 @@ from videomaskfeat.io import (
     remove_temporary_files,
     whole_file,
 )
-from videomaskfeat.jobs.run import LOCK_NAME, choose_inference_threads, lock_for_all_ranks
 from videomaskfeat.recipe import ClassifyRecipe
 from videomaskfeat.texts import read_json, show_text
 

@@ -16,6 +16,8 @@ from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import Failure, LabelledBatch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.contracts import StepResult
+from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import evaluate_model, videos_a_batch
@@ -25,9 +27,7 @@ from videomaskfeat.jobs.finetune_building import (
     build_mixing,
     check_weight_sets,
     evaluation_views,
-    other_levels,
     read_lists,
-    recipe_of,
     training_loader,
     weight_sets,
 )
@@ -41,13 +41,12 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import Accuracy, accuracy
 from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, Levels, normalise
+from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalise
 from videomaskfeat.schemas import FinetuneConfig
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class FinetuneStep:
             torch.compile(self.compare) if compiled else self.compare
         )
 
-    def __call__(self, batch: LabelledBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def __call__(self, batch: LabelledBatch) -> StepResult:
         """The loss of a batch, and in ``train_top1`` the share of its clips, in percent, whose class wins.
 
         Of mixed clips the class is that of the greater part, as their targets say.
@@ -101,7 +100,7 @@ class FinetuneStep:
         clips, targets = self.mixing(pixels, batch.labels)
         loss, logits = self._compare(clips, targets)
         right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
-        return loss, {"train_top1": 100 * right.float().mean()}
+        return StepResult(loss, {"train_top1": 100 * right.float().mean()})
 
     def compare(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Clips float [B, C, T, H, W] and targets float [B, L] -> loss float32 [] and logits [B, L]."""
@@ -139,7 +138,7 @@ class _Run:
         self.folder = self.run_folder.path
         self.bf16 = uses_bf16(config.run.precision, device)
         self.lists = read_lists(config)
-        self.recipe = recipe_of(config, self.lists.names)
+        self.recipe = ClassifyRecipe.of(config.clip, config.evaluate, self.lists.names)
         torch.manual_seed(config.run.seed)
         self.model, self.load_report = build_classifier(config, self.lists.classes)
         self.loader = training_loader(
@@ -190,7 +189,7 @@ class _Run:
         if self.load_report is not None:
             self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
             self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
-            if told := other_levels(self.config.model.weights, self.recipe.clip):
+            if told := compare_levels(self.config.model.weights, self.recipe.clip):
                 self.run_folder.say(told)
 
     def _train(self, counter: FailureCounter) -> TrainResult:

@@ -16,6 +16,7 @@ from torch import nn
 
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
 from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
+from videomaskfeat.data.formats import class_names_beside
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.records import Records, check_frames
@@ -26,11 +27,9 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.inference.multiview import ListChoice
-from videomaskfeat.inference.scores import class_names_beside, read_class_names
-from videomaskfeat.jobs.run import clip_recipe
+from videomaskfeat.inference.scores import read_class_names
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.weights import Inflate, LoadReport, load_weights, save_weights
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, read_clip_recipe, recipe_texts
 from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
 
 logger = logging.getLogger(__name__)
@@ -174,20 +173,6 @@ def words_on_gaps(records: Records, classes: int) -> str:
     )
 
 
-def recipe_of(config: FinetuneConfig, names: tuple[str, ...]) -> ClassifyRecipe:
-    """What the weights file will know of clips, views and classes."""
-    clip, evaluate = config.clip, config.evaluate
-    return ClassifyRecipe(
-        clip=clip_recipe(config.clip),
-        sampling=clip.sampling,
-        views=evaluate.views,
-        crops=evaluate.crops,
-        short_side=evaluate.short_side,
-        average=evaluate.average,
-        class_names=names,
-    )
-
-
 def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, LoadReport | None]:
     """The model by its name, made for the config's clips, with the weights that it starts from.
 
@@ -221,30 +206,6 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
         inflate=typing.cast(Inflate, keys.inflate),
     )
     return model, report
-
-
-def other_levels(path: str, own: ClipRecipe) -> str:
-    """A sentence where clips were normalised otherwise for weights, or nobody knows how; else nothing.
-
-    Args:
-        path: of the weights.
-        own: how clips are normalised now.
-    """
-    if not path.endswith(".safetensors"):
-        return (
-            f"{path} does not say in which order its model takes colours, nor how they were normalised; red, "
-            f"green, blue, clip.mean {own.mean} and clip.std {own.std} are taken here. "
-            "`videomaskfeat import-slowfast` reads a YAML along, which knows"
-        )
-    if not recipe_texts(path):
-        return ""
-    theirs = read_clip_recipe(path)
-    if (theirs.mean, theirs.std) == (own.mean, own.std):
-        return ""
-    return (
-        f"these weights saw pixels less {theirs.mean}, by {theirs.std}; here clip.mean is {own.mean}, "
-        f"clip.std {own.std}: set them alike, unless that is meant"
-    )
 
 
 def training_loader(

@@ -18,11 +18,10 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.scores import read_class_names
 from videomaskfeat.interop.slowfast import ClipFacts, Colours, ImageTarget, Imported, MaskFacts, load_slowfast
 from videomaskfeat.io import exists, make_folder, whole_file
-from videomaskfeat.jobs.finetune_building import recipe_of as classify_recipe_of
 from videomaskfeat.jobs.pretrain_building import recipe_of as pretrain_recipe_of
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY
+from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClassifyRecipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
@@ -143,7 +142,7 @@ def _config_and_recipe(
         _check_testing(path, imported.clip)
         names = _class_names(class_names, imported.clip)
         finetune = _finetune_config(imported, weights)
-        return finetune, {CLASSIFY_KEY: classify_recipe_of(finetune, names).to_json()}
+        return finetune, {CLASSIFY_KEY: ClassifyRecipe.of(finetune.clip, finetune.evaluate, names).to_json()}
     if class_names is not None:
         raise UserError(f"{os.fspath(class_names)}: class names, and {path} describes no classifier")
     pretrain = _pretrain_config(path, imported)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 from videomaskfeat.data.loader import ClipLoader
@@ -15,6 +12,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.errors import counted
 from videomaskfeat.jobs.finetune_building import LabelledLists
 from videomaskfeat.methods.method import Method
+from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.schemas import DetectConfig, FinetuneConfig, OptimConfig, PretrainConfig, RunConfig
 
 
@@ -140,54 +138,3 @@ def _training_lines(
         f"{', compiled' if run.compile else ''}",
         f"run       {run.folder}",
     ]
-
-
-def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
-    """Multiply-adds of a forward pass (fvcore calls them flops), attention included."""
-    was_training = model.training
-    device = next(model.parameters()).device
-    inputs = tuple(value.to(device) for value in inputs)
-    model.eval()
-    try:
-        count = FlopCountAnalysis(model, inputs)
-        count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        count.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
-        count.set_op_handle("videomaskfeat::attention", _token_attention_multiply_adds)
-        count.set_op_handle("prim::PythonOp._WidenQueries", _relative_multiply_adds)
-        count.set_op_handle("videomaskfeat::linear", _linear_multiply_adds)
-        count.set_op_handle("videomaskfeat::gelu_linear", _linear_multiply_adds)
-        count.set_op_handle("videomaskfeat::depthwise_conv3d", _pooling_multiply_adds)
-        return float(count.total())
-    finally:
-        model.train(was_training)
-
-
-def _attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """q [..., n, d], k [..., m, d], v [..., m, e]: n*m*d for the scores and n*m*e for the mean."""
-    q, k, v = (get_shape(value) for value in inputs[:3])
-    return float(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
-
-
-def _token_attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """The same with tokens before heads, q [B, n, M, d'], k [B, m, M, d'], v [B, m, M, d].
-
-    What d' has beyond the head width d adds the relative bias to the scores, a matter of additions.
-    """
-    q, k, v = (get_shape(value) for value in inputs[:3])
-    return float(math.prod(q[:-1]) * k[1] * 2 * v[-1])
-
-
-def _relative_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """Queries [B, t, h, w, M, d] against the relative vectors [t or h or w, keys, d] of each axis."""
-    queries, *offsets = (get_shape(value) for value in inputs[1:])
-    return float(math.prod(queries) * sum(offset[1] for offset in offsets if offset))
-
-
-def _linear_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """x [n, D], weight [D', D]."""
-    return float(math.prod(get_shape(inputs[0])) * get_shape(inputs[1])[0])
-
-
-def _pooling_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """Every value of the output is a sum over the kernel of its channel, weight [C, 1, kt, kh, kw]."""
-    return float(math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[2:]))

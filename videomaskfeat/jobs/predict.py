@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.data.batches import Failure
+from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.data.frames import is_picture
-from videomaskfeat.data.records import Records, expand_folders
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import Predictions, load_classifier
 from videomaskfeat.inference.scores import file_sha256, protocol_of, views_of
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import is_folder, make_folder, make_parent, whole_file
-from videomaskfeat.jobs.run import choose_inference_threads
 from videomaskfeat.jobs.visualize import free_name
 from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
 

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.records import Records, load_records
+from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.distributed import stop_if_requested
+from videomaskfeat.engine.contracts import StepResult
+from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import VideoScores, video_features, videos_a_batch
@@ -31,7 +33,6 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
@@ -205,7 +206,7 @@ class _Run:
         self.ema = build_average(config.optim, self.student)
         self.probe = self._build_probe()
 
-    def step(self, batch: Any) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    def step(self, batch: Any) -> StepResult:
         """The method's loss of a batch, and what is logged with it."""
         return self.method.loss(self.network, batch)
 

@@ -11,18 +11,18 @@ import numpy as np
 from torch import nn
 
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.records import Records, check_frames, load_records
+from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.jobs.run import clip_recipe
 from videomaskfeat.masking import EXACT, MASKS, Mask, MaskFunction
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.zoo import MODELS
-from videomaskfeat.recipe import MaskRecipe, PretrainRecipe
+from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
 from videomaskfeat.schemas import ClipConfig, MaskConfig, PretrainConfig
 from videomaskfeat.targets.target import Target
 
@@ -33,7 +33,7 @@ def recipe_of(config: PretrainConfig) -> PretrainRecipe:
     """What the weights file will know of clip, mask and target."""
     mask = config.mask
     return PretrainRecipe(
-        clip=clip_recipe(config.clip),
+        clip=ClipRecipe.of(config.clip),
         mask=MaskRecipe(kind=mask.kind, ratio=mask.ratio, cell=(mask.cell[0], mask.cell[1], mask.cell[2])),
         target=config.target.name,
         target_arguments=dict(config.target.arguments),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
+from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.records import load_records
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.distributed import stop_if_requested
+from videomaskfeat.engine.contracts import StepResult
+from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.optim import CosineRamp, adamw, parameter_groups
 from videomaskfeat.errors import UserError, counted
@@ -34,7 +35,6 @@ from videomaskfeat.jobs.run import (
     hold_run_folder,
     loop_options,
     rank_timeout_seconds,
-    uses_bf16,
     with_threads,
 )
 from videomaskfeat.losses import kl_to_uniform
@@ -87,10 +87,10 @@ class TokenizerStep(ABC):
         self.progress = 0.0
         """Share of the run that is done."""
 
-    def __call__(self, batch: PretrainBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def __call__(self, batch: PretrainBatch) -> StepResult:
         """The loss of a batch of frames, and its parts."""
         pictures = pictures_of(batch.clips)
-        tokens, reconstruction, loss, figures = self._code(pictures)
+        tokens, reconstruction, loss, figures, state = self._code(pictures)
         error = F.mse_loss(reconstruction.float(), self.tokenizer.normalise(pictures))
         loss = loss + error
         figures["reconstruction"] = error
@@ -99,13 +99,14 @@ class TokenizerStep(ABC):
             loss = loss + self.perceptual_weight * distance
             figures["perceptual"] = distance
         counts = distributed.mean_over_ranks(code_counts(tokens, self.tokenizer.vocabulary).float())
-        return loss, {**figures, "perplexity": perplexity(counts), "used_codes": used_codes(counts)}
+        figures |= {"perplexity": perplexity(counts), "used_codes": used_codes(counts)}
+        return StepResult(loss, figures, state)
 
     @abstractmethod
-    def _code(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Tokens, normalised reconstruction, what the loss has besides, and its figures."""
+    def _code(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Any]:
+        """Tokens, normalised reconstruction, further loss, its figures, and the state for `after_step`."""
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float, states: Sequence[Any]) -> None:
         """Take in that an optimiser step is done, and with it this share of the run."""
         self.progress = progress
 
@@ -150,12 +151,12 @@ class DvaeStep(TokenizerStep):
         super().__init__(network, tokenizer, **perceptual)
         self.relaxation = relaxation
 
-    def _code(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def _code(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Any]:
         temperature, kl_weight = self.relaxation.at(self.progress)
         coding = self.network(pictures, temperature)
         divergence = kl_to_uniform(coding.logits)
         figures = {"kl": divergence, "temperature": divergence.new_tensor(temperature)}
-        return coding.logits.argmax(1), coding.reconstruction, kl_weight * divergence, figures
+        return coding.logits.argmax(1), coding.reconstruction, kl_weight * divergence, figures, None
 
 
 class VqStep(TokenizerStep):
@@ -170,19 +171,18 @@ class VqStep(TokenizerStep):
         super().__init__(network, tokenizer, **perceptual)
         self.commitment = commitment
         self.codebook: Codebook = tokenizer.codebook
-        self._batches: list[CodeStatistics] = []
 
-    def _code(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def _code(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Any]:
         coding = self.network(pictures)
         commitment = F.mse_loss(coding.latents, coding.codes)
-        self._batches.append(self.codebook.statistics(coding.latents, coding.tokens))
-        return coding.tokens, coding.reconstruction, self.commitment * commitment, {"commitment": commitment}
+        statistics = self.codebook.statistics(coding.latents, coding.tokens)
+        figures = {"commitment": commitment}
+        return coding.tokens, coding.reconstruction, self.commitment * commitment, figures, statistics
 
-    def after_step(self, progress: float) -> None:
+    def after_step(self, progress: float, states: Sequence[CodeStatistics]) -> None:
         """Move the codes."""
-        super().after_step(progress)
-        self.codebook.update(sum_over_ranks(self._batches))
-        self._batches = []
+        super().after_step(progress, states)
+        self.codebook.update(sum_over_ranks(states))
 
 
 def sum_over_ranks(batches: Iterable[CodeStatistics]) -> CodeStatistics:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.clips import sample_generator
-from videomaskfeat.data.records import expand_folders
+from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
@@ -21,8 +21,8 @@ from videomaskfeat.data.workers import call_apart
 from videomaskfeat.engine.distributed import choose_device
 from videomaskfeat.errors import UserError, check_name, unknown_name
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import make_folder
-from videomaskfeat.jobs.run import choose_inference_threads
 from videomaskfeat.masking import MASKS
 from videomaskfeat.methods.method import build_target
 from videomaskfeat.models.weights import load_model

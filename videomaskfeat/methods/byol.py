@@ -27,7 +27,7 @@ from videomaskfeat.methods.teaching import (
     settings,
     training_pairs,
 )
-from videomaskfeat.metrics.accuracy import directions
+from videomaskfeat.metrics.accuracy import direction_std, directions
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.maskfeat import ClipEncoder
@@ -132,7 +132,6 @@ class Byol(TeacherMethod):
         self._teach(
             online,
             momentum=CosineRamp(momentum, momentum_end),
-            means={"feature_std": width, "projection_std": projection},
             monitors=(
                 Monitor("feature_std", collapse_std, meaning),
                 Monitor("projection_std", collapse_std, meaning),
@@ -210,9 +209,9 @@ class Byol(TeacherMethod):
         """The pixels of a batch, whose clips come pair by pair, view by view: float [2V, C, T, H, W]."""
         return self._pixels(batch.clips.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
 
-    def figures(self) -> dict[str, Tensor]:
+    def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How far features and projections of the teacher spread."""
-        return {name: self._std(name) for name in ("feature_std", "projection_std")}
+        return {name: direction_std(means[name]) for name in ("feature_std", "projection_std")}
 
     def _train(self, training: bool) -> None:
         """The teacher's projector normalises by the batch in training, as the student's does."""

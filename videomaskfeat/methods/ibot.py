@@ -32,7 +32,7 @@ from videomaskfeat.methods.teaching import (
     settings,
     training_pairs,
 )
-from videomaskfeat.metrics.accuracy import directions, entropy
+from videomaskfeat.metrics.accuracy import direction_std, directions, entropy
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory, checked_arguments
 from videomaskfeat.models.maskfeat import MaskedEncoder
@@ -164,11 +164,6 @@ class Ibot(TeacherMethod):
         self._teach(
             self.student,
             momentum=CosineRamp(momentum, momentum_end),
-            means={
-                "feature_std": self.student.masked.encoder.out_width,
-                **{f"{kind}_distribution": prototypes for kind in _KINDS},
-                **{f"{kind}_uncertainty": 1 for kind in _KINDS},
-            },
             centres={
                 f"{kind}_centre": RunningCentre(prototypes, momentum=centre_momentum) for kind in _KINDS
             },
@@ -300,14 +295,14 @@ class Ibot(TeacherMethod):
         assert isinstance(module, IbotNetwork)
         return module.masked.encoder
 
-    def figures(self) -> dict[str, Tensor]:
+    def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How far features spread, and how far distributions do: the entropy of their mean, and what of it is
         not within each one (the information that a distribution has on which clip, or cell, it is of).
         """
-        figures = {"feature_std": self._std("feature_std")}
+        figures = {"feature_std": direction_std(means["feature_std"])}
         for kind in _KINDS:
-            whole = entropy(self._means[f"{kind}_distribution"].take())
-            within = self._means[f"{kind}_uncertainty"].take()[0]
+            whole = entropy(means[f"{kind}_distribution"])
+            within = means[f"{kind}_uncertainty"][0]
             figures[f"{kind}_entropy"] = whole
             figures[f"{kind}_information"] = whole - within
         figures["teacher_temperature"] = torch.tensor(self.temperature(self.progress), device=whole.device)

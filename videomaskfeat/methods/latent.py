@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.jobs.pretrain_building import check_mask_grid, draw_mask, mask_grid
 from videomaskfeat.losses import masked_l1, masked_smooth_l1
 from videomaskfeat.methods.teaching import Comparison, TeacherMethod, build_encoder, call, compiled
-from videomaskfeat.metrics.accuracy import directions
+from videomaskfeat.metrics.accuracy import direction_std, directions
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.maskfeat import MaskedEncoder, check_last_blocks, last_blocks
@@ -112,7 +112,6 @@ class Latent(TeacherMethod):
         self._teach(
             encoder,
             momentum=CosineRamp(momentum, momentum_end),
-            means={"feature_std": width, "clip_std": width},
             monitors=(
                 Monitor("feature_std", collapse_std, "all cells of all clips have nearly the same target"),
             ),
@@ -169,6 +168,6 @@ class Latent(TeacherMethod):
         assert isinstance(module, Encoder)
         return module
 
-    def figures(self) -> dict[str, Tensor]:
+    def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """How far targets spread over cells and clips, and their means over clips."""
-        return {name: self._std(name) for name in ("feature_std", "clip_std")}
+        return {name: direction_std(means[name]) for name in ("feature_std", "clip_std")}

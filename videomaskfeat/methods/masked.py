@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.inference.scores import file_sha256
 from videomaskfeat.jobs.pretrain_building import build_model, draw_mask, mask_grid
 from videomaskfeat.methods.method import HeldOutLoss, Method, build_target, heldout_loss
@@ -57,10 +58,10 @@ class MaskedPrediction(Method):
         """Move the target."""
         self.target.to(device)
 
-    def loss(self, network: nn.Module, batch: PretrainBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: PretrainBatch) -> StepResult:
         """The target's loss over the hidden positions of a batch."""
         pixels = self._pixels(batch)
-        return self._compare(network, pixels, self._target_of(pixels), batch.mask)
+        return StepResult(*self._compare(network, pixels, self._target_of(pixels), batch.mask))
 
     def make_target(self, batch: PretrainBatch) -> Any:
         """The target of a batch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.engine.contracts import Stateful
+from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.jobs.pretrain_building import heldout_loader, recipe_of, training_loader
@@ -220,8 +220,8 @@ class Method(ABC):
         return heldout_loader(self.config)
 
     @abstractmethod
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The mean loss of a batch, and 0-d tensors to be logged by name, the same names for every batch.
+    def loss(self, network: nn.Module, batch: Any) -> StepResult:
+        """The mean loss of a batch, what is logged with it, and what :meth:`after_step` needs of it.
 
         Args:
             network: the student, perhaps wrapped for several processes; call this, not ``student``.
@@ -242,8 +242,12 @@ class Method(ABC):
     def before_step(self) -> None:  # noqa: B027 - most learn all weights all the time
         """Called on all ranks when a step's gradients are complete; one set to None spares its weight."""
 
-    def after_step(self, progress: float) -> Mapping[str, float]:
-        """Called on all ranks after every optimiser step with the share of the run that is done, in 0..1.
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
+        """Called on all ranks after every optimiser step.
+
+        Args:
+            progress: share of the run that is done, in 0..1.
+            states: those of the step's micro-batches on this rank, as :meth:`loss` returned them.
 
         Returns:
             Numbers for the log by name, the same on every rank.

@@ -15,8 +15,15 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColourJitter, RandomColour
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
-from videomaskfeat.engine.contracts import Stateful
-from videomaskfeat.engine.teacher import CollapseStop, Monitor, RunningCentre, StepMean, Teacher
+from videomaskfeat.engine.contracts import Stateful, StepResult
+from videomaskfeat.engine.teacher import (
+    CollapseStop,
+    Monitor,
+    RunningCentre,
+    Teacher,
+    mean_of_rows,
+    sum_of_rows,
+)
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.jobs.pretrain_building import (
     HELDOUT_BATCH,
@@ -26,7 +33,6 @@ from videomaskfeat.jobs.pretrain_building import (
     training_crop,
 )
 from videomaskfeat.methods.method import HeldOutLoss, Method, check_arguments
-from videomaskfeat.metrics.accuracy import direction_std
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.zoo import MODELS
@@ -213,8 +219,8 @@ class TeacherMethod(Method):
         """The teacher's encoder: what is saved to be fine-tuned."""
 
     @abstractmethod
-    def figures(self) -> dict[str, Tensor]:
-        """0-d tensors about the step that has just been made, by name; all ranks call it."""
+    def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """0-d tensors about a step, by name, from the means [K] of its rows over all ranks."""
 
     @property
     def state(self) -> Mapping[str, Stateful]:
@@ -229,18 +235,16 @@ class TeacherMethod(Method):
     def to(self, device: torch.device) -> None:
         """Move the teacher, and start means and centres there."""
         self.teacher.module.to(device)
-        self._means = {name: StepMean(size, device=device) for name, size in self._sizes.items()}
         for centre in self._centres.values():
             centre.to(device)
 
-    def loss(self, network: nn.Module, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss of a batch; what the step's means need of it is kept."""
+    def loss(self, network: nn.Module, batch: Any) -> StepResult:
+        """The loss of a batch; its state are the sums of the rows, by name."""
         compared = self.compare(network, batch, progress=self.progress)
-        for name, rows in compared.rows.items():
-            (self._centres[name] if name in self._centres else self._means[name]).add(rows)
-        return compared.loss, compared.metrics
+        sums = {name: sum_of_rows(rows) for name, rows in compared.rows.items()}
+        return StepResult(compared.loss, compared.metrics, sums)
 
-    def after_step(self, progress: float) -> Mapping[str, float]:
+    def after_step(self, progress: float, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, float]:
         """Let teacher and centres follow, and watch for a collapse.
 
         Returns:
@@ -251,9 +255,10 @@ class TeacherMethod(Method):
         """
         self.teacher.follow(self.followed, progress)
         self._position.progress = progress
-        for centre in self._centres.values():
-            centre.update()
-        tensors = self.figures()
+        means = {name: mean_of_rows([sums[name] for sums in states]) for name in states[0]}
+        for name, centre in self._centres.items():
+            centre.update(means[name])
+        tensors = self.figures(means)
         values = torch.stack([value.float().reshape(()) for value in tensors.values()]).tolist()
         figures = dict(zip(tensors, values, strict=True))
         self._stop.watch(figures, progress)
@@ -298,7 +303,6 @@ class TeacherMethod(Method):
         followed: nn.Module,
         *,
         momentum: Callable[[float], float],
-        means: Mapping[str, int],
         monitors: tuple[Monitor, ...],
         grace: float,
         centres: Mapping[str, RunningCentre] | None = None,
@@ -308,7 +312,6 @@ class TeacherMethod(Method):
         Args:
             followed: the part of the student that has a teacher.
             momentum: see :class:`~videomaskfeat.engine.teacher.Teacher`.
-            means: the size of the rows of each of the step's means.
             monitors: what is watched, among the names of :meth:`figures`.
             grace: share of the run that is not judged.
             centres: the teacher's running centres, by the names of their rows.
@@ -320,17 +323,11 @@ class TeacherMethod(Method):
         self.teacher = Teacher(followed, momentum=momentum)
         self._position = Position()
         self._stop = CollapseStop(monitors, grace=grace, remedy=REMEDY)
-        self._sizes = dict(means)
         self._centres = dict(centres or {})
-        self._means = {name: StepMean(size) for name, size in means.items()}
 
     def _train(self, training: bool) -> None:
         """Switch between training and evaluation mode; a teacher with batch normalisation switches too."""
         self.student.train(training)
-
-    def _std(self, name: str) -> Tensor:
-        """The standard deviation of the step's directions that were kept under this name."""
-        return direction_std(self._means[name].take())
 
     def _pixels(self, clips: Tensor) -> Tensor:
         """uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], normalised."""

@@ -15,46 +15,12 @@ from videomaskfeat.io import local_path
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("264", "265", "3g2", "3gp", "amv", "asf", "avi", "divx", "dv", "f4v", "flv", "gif", "h264", "h265"),
-        *(
-            "hevc",
-            "ivf",
-            "m1v",
-            "m2t",
-            "m2ts",
-            "m2v",
-            "m4v",
-            "mkv",
-            "mov",
-            "mp4",
-            "mpe",
-            "mpeg",
-            "mpg",
-            "mpv",
-        ),
-        *(
-            "mts",
-            "mxf",
-            "nut",
-            "ogm",
-            "ogv",
-            "qt",
-            "rm",
-            "rmvb",
-            "tp",
-            "trp",
-            "ts",
-            "vob",
-            "webm",
-            "wmv",
-            "wtv",
-        ),
-        *("xvid", "y4m"),
-    )
-)
+VIDEO_SUFFIXES = frozenset((
+    ".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif",
+    ".h264", ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4",
+    ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".tp",
+    ".trp", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".xvid", ".y4m",
+))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,18 +64,17 @@ def find_videos(root: str) -> FoundVideos:
     """
     videos, frames, left_out = list[str](), list[str](), list[str]()
     for folder in walk_folders(root):
-        kinds: dict[str, list[str]] = {"video": [], "picture": [], "other": []}
+        own, pictures = list[str](), False
         for name in folder.files:
             suffix = os.path.splitext(name)[1].lower()
-            kind = (
-                "video" if suffix in VIDEO_SUFFIXES else "picture" if suffix in PICTURE_SUFFIXES else "other"
-            )
-            kinds[kind].append(os.path.join(folder.path, name))
-        videos += kinds["video"]
-        left_out += kinds["other"]
-        if kinds["picture"]:
+            if suffix in PICTURE_SUFFIXES:
+                pictures = True
+            else:
+                (own if suffix in VIDEO_SUFFIXES else left_out).append(os.path.join(folder.path, name))
+        videos += own
+        if pictures:
             frames.append(folder.path or ".")
-            if not kinds["video"]:
+            if not own:
                 folder.folders.clear()
     videos, repeated = _without_repeats(root, sorted(videos))
     if repeated:
@@ -118,7 +83,7 @@ def find_videos(root: str) -> FoundVideos:
     return FoundVideos(videos, sorted(frames), sorted(left_out))
 
 
-def report_left_out(root: str, paths: Sequence[str]) -> None:
+def log_left_out(root: str, paths: Sequence[str]) -> None:
     """Log in one line how many files were left out, by suffix."""
     if not paths:
         return

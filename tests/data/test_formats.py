@@ -6,13 +6,17 @@ import csv
 import json
 import os
 import pickle
+import re
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from videomaskfeat.data.records import Record, Records, load_records
+from videomaskfeat.data import formats
+from videomaskfeat.data.formats import load_records, write_clean_list
+from videomaskfeat.data.records import Record, Records
 from videomaskfeat.errors import UserError
 
 
@@ -176,7 +180,7 @@ def test_kinetics_test_csv_has_no_labels_and_takes_classes_by_number(tmp_path: P
     assert load_records(labelled, classes=classes)[0].label == 1
     names = ("stand", "walk", "run")
     assert load_records(labelled, known_classes=names)[0].label == 2
-    assert load_records(labelled, classes=classes, known_classes=names)[0].label == 1  # the file first
+    assert load_records(labelled, classes=classes, known_classes=names)[0].label == 2  # the names first
     with pytest.raises(UserError, match=r"class 'run' .* is not in the 2 classes that are known; did you"):
         load_records(labelled, known_classes=("runs", "walk"))
     assert load_records(labelled, labels="no")[0].label is None
@@ -282,6 +286,7 @@ def test_folder_of_frame_folders_gives_each_folder(tmp_path: Path) -> None:
 def test_folder_without_videos_or_with_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no videos or pictures"):
         load_records(tmp_path)
+    (tmp_path / "v.mp4").touch()
     with pytest.raises(UserError, match="a folder has no labels"):
         load_records(tmp_path, labels="yes")
     with pytest.raises(UserError, match="format=ssv2 needs a list file"):
@@ -391,3 +396,23 @@ def test_labels_json_of_wrong_types(tmp_path: Path, label: str) -> None:
     (tmp_path / "x-labels.json").write_text(f'{{"A": {label}}}')
     with pytest.raises(UserError, match=r"x-labels.json: the label .* of 'A' is not a whole number"):
         load_records(_write(tmp_path, '[{"id": 1, "template": "A"}]', "x-train.json"))
+
+
+def test_added_format_is_detected_read_and_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/extending.md."""
+    text = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
+    code, line = re.findall(r"```python\n(.*?)```", text.partition("## Add a list format\n")[2], re.DOTALL)[
+        :2
+    ]
+    names: dict[str, Any] = {"__name__": "jsonl"}
+    exec(compile(code, "jsonl.py", "exec"), names)
+    added = eval(f"{{{line}}}", names)
+    monkeypatch.setattr(formats, "FORMATS", {**added, **formats.FORMATS})
+    rows = ['{"video": "a.mp4", "label": 3}\n', '{"video": "b.mp4"}\n', '{"video": "c d.mp4", "label": 0}\n']
+    path = _write(tmp_path, "".join(rows), "train.jsonl")
+    records = load_records(path)
+    assert _rows(records) == [("a.mp4", 3), ("b.mp4", None), ("c d.mp4", 0)]
+    write_clean_list(str(path), str(tmp_path / "clean.jsonl"), records, [0, 2], format="jsonl")
+    assert (tmp_path / "clean.jsonl").read_text() == rows[0] + rows[2]
+    with pytest.raises(UserError, match=r"bad\.jsonl:2: has no `video`"):
+        load_records(_write(tmp_path, rows[0] + '{"label": 1}\n', "bad.jsonl"))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import simplejson
 
 from tests.engine.processes import exit_code
+from videomaskfeat.engine import lock as locks
+from videomaskfeat.engine.lock import STALE_SECONDS, FolderLock, Holder
 from videomaskfeat.errors import UserError
-from videomaskfeat.jobs import run
-from videomaskfeat.jobs.run import STALE_SECONDS, FolderLock, Holder
 
 REMEDY = "choose another run.folder"
 
@@ -83,7 +85,7 @@ def test_number_of_another_process_is_told_by_its_start(tmp_path: Path) -> None:
     with lock(tmp_path):
         pass
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    start = run._process_start(process.pid)
+    start = locks._process_start(process.pid)
     assert start is not None
     leave_lock(tmp_path, pid=process.pid, process_start=start)
     try:
@@ -117,7 +119,7 @@ def test_lock_cut_by_a_kill_is_taken_over(tmp_path: Path, content: str) -> None:
 
 
 def test_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.01)
     with lock(tmp_path):
         path = tmp_path / "lock.json"
         os.utime(path, (0, 0))
@@ -128,8 +130,41 @@ def test_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert path.stat().st_mtime > 0
 
 
+def test_lock_of_another_holder_is_not_removed(tmp_path: Path) -> None:
+    """Another machine may take over the folder of a process that was stopped for minutes."""
+    own = lock(tmp_path)
+    own.acquire()
+    path = leave_lock(tmp_path, host="node-7", machine="another", pid=12)
+    content = path.read_text()
+    own.release()
+    assert path.read_text() == content
+
+
+def test_two_processes_that_ask_at_once_take_turns(tmp_path: Path) -> None:
+    """A lock file that another process has open, and will write into, is waited for."""
+    (tmp_path / "lock.json").touch()
+    caught: list[UserError] = []
+
+    def take() -> None:
+        try:
+            lock(tmp_path).acquire()
+        except UserError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=take, daemon=True)
+    with (tmp_path / "lock.json").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive(), "it did not wait"
+        leave_lock(tmp_path)
+    thread.join(60)
+    (error,) = caught
+    assert f"in use by process {os.getpid()} on" in str(error)
+
+
 def lose(folder: Path) -> None:
-    run.BEAT_SECONDS = 0.01
+    locks.BEAT_SECONDS = 0.01
     lock(folder).acquire()
     leave_lock(folder, host="node-7", pid=12)
     subprocess.run(["sleep", "60"], check=True)

@@ -303,9 +303,9 @@ def load_config(
         except ValueError as error:
             either = f", or {rules.null}" if rules.null.isalpha() else ""
             raise UserError(f"{setter(name)}: {name} {_show(value)} must be {error}{either}") from None
-    for one in given:
-        if one.literal:
-            _set(config, one.name, one.value)
+    for override in given:
+        if override.literal:
+            _set(config, override.name, override.value)
     check_config(config, lambda name: f"{setter(name)}: ", complete=False)
     return config
 
@@ -327,7 +327,7 @@ def _read_file(path: str) -> dict[str, Any]:
 
 def _expand(layer: dict[str, Any], known: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:
     """Write out sections that are given as a name alone, and refuse unknown sections and keys."""
-    elsewhere = {item: f"{name}.{item}" for name, items in reversed(known.items()) for item in items}
+    elsewhere = {item: f"{name}.{item}" for name, items in known.items() for item in items}
     for name, items in layer.items():
         if name not in known:
             close = nearest(str(name), known) or _nearest_elsewhere(str(name), elsewhere)

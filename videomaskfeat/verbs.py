@@ -446,7 +446,7 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
       videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
-    from videomaskfeat.jobs.detect_building import VideoPlaces
+    from videomaskfeat.inference.key_frames import VideoPlaces
     from videomaskfeat.jobs.detect_evaluate import (
         DetectMachine,
         FrameChoice,
@@ -782,7 +782,7 @@ def doctor(options: DoctorOptions) -> int:
     return DONE if diagnosis.healthy else FAILED
 
 
-VERBS = {
+VERBS: dict[str, Callable[[Any], int]] = {
     "pretrain": pretrain,
     "finetune": finetune,
     "train-tokenizer": train_tokenizer,
@@ -803,3 +803,4 @@ VERBS = {
     "check-data": check_data,
     "doctor": doctor,
 }
+"""Name -> function of the config or the options, whose docstring is the help; it returns the exit code."""

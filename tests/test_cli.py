@@ -146,7 +146,7 @@ def commands() -> list[str]:
         line.partition("     ")[0]
         for block in blocks
         for line in re.findall(
-            r"^ *(?:torchrun .*-m )?(videomaskfeat [a-z][^\n#|]+)", block.replace("\\\n", " "), re.M
+            r"^ *(?:torchrun .*-m )?(videomaskfeat [a-z][^\n#|]+)", re.sub(r"\\\n *", "", block), re.M
         )
     ]
     for path in sorted((ROOT / "configs").rglob("*.yaml")):

@@ -110,7 +110,7 @@ def test_idle_threads_exceed_the_cores_and_end(monkeypatch: pytest.MonkeyPatch) 
     """In a process of its own: a team of two per Python thread until there are more threads than cores."""
     code = (
         "import os, threading, torch\n"
-        "from videomaskfeat import cpu\n"
+        "from videomaskfeat import machine as cpu\n"
         "cpu.available_cores = lambda: 5\n"
         "torch.set_num_threads(2)\n"
         "torch.zeros(1 << 20).add_(1)\n"

@@ -185,7 +185,7 @@ class CommandLine:
         flags = {name: one for name, one in self.keys.items() if not one.rules.positional}
         sections = dict.fromkeys(one.section for one in flags.values())
         for section in reversed(sections) if self.section else sections:  # a class before its bases
-            group = parser.add_argument_group((section.__doc__ or "").partition("\n")[0])
+            group = parser.add_argument_group((section.__doc__ or "").partition("\n")[0].rstrip("."))
             for name, one in flags.items():
                 if one.section is section:
                     _add_flag(group, name, one)
@@ -198,7 +198,12 @@ class CommandLine:
 
     def print_keys(self) -> None:
         """Print every key with its default and its meaning, in columns."""
-        rows = [(one.name, one.shown, one.rules.explain()) for one in keys_of(self.schema)]
+        rows = [
+            (one.name, "null", f"{one.rules.explain()} [null: {one.rules.null}]")
+            if one.value is None and one.rules.null
+            else (one.name, one.shown, one.rules.explain())
+            for one in keys_of(self.schema)
+        ]
         width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))
         for name, default, meaning in rows:
             print(f"{name:<{width}}  {default:<{default_width}}  {meaning}")
@@ -283,7 +288,7 @@ def _flag(name: str, one: Key) -> str:
 
 def _add_flag(group: Any, name: str, one: Key) -> None:
     kind, meaning = _kind(one), one.rules.explain().replace("%", "%%")
-    shape: dict[str, Any] = {"metavar": "N" if kind in (int, float) else name.rpartition(".")[2].upper()}
+    shape: dict[str, Any] = {"metavar": "N" if kind in (int, float) else (one.rules.flag or name).upper()}
     if kind is bool:
         shape = {"action": "store_const", "const": str(not one.value).lower()}
         meaning = f"do not: {meaning}" if one.value else meaning

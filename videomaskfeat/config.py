@@ -91,6 +91,8 @@ class Rules:
 
     def span(self) -> str:
         """The allowed numbers in words, such as ``at least 0 and below 1``, or an empty string."""
+        if self.least is not None and self.greatest is not None:
+            return f"between {self.least:g} and {self.greatest:g}"
         bounds = {"at least": self.least, "above": self.above, "at most": self.greatest, "below": self.below}
         return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
 

@@ -15,6 +15,12 @@ LIST_FORMATS = ("auto", "kinetics", "ssv2", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 READERS = ("auto", "decord", "pyav")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
+CROPS = {1: "center", 3: "along the longer side"}
+SAMPLINGS = {"clip": "frames at a stride", "segments": "a frame from each of equal parts"}
+AREAS = {"whole": "in its aspect", "centre": "a square crop, boxes cut to it"}
+LABELS = ("auto", "yes", "no")
+MASK_KINDS = ("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block")
+SHARE: Any = {"least": 0, "greatest": 1}
 WEIGHT_SETS = {"auto": "averaged if ema_decay is set", "trained": "", "averaged": "", "both": ""}
 
 
@@ -27,14 +33,10 @@ class ReadingConfig:
 
     workers: int = key(2, "loader processes per rank; 0: the main process loads", least=0, free=True)
     read_seconds: float = key(
-        120.0, "seconds without progress on one record before its loader is replaced", above=0, free=True
+        120.0, "seconds without progress before a loader is replaced", above=0, free=True
     )
     failure_share: float = key(
-        0.01,
-        "share of the list that may be unreadable before the run stops; above 0, one always may",
-        least=0,
-        greatest=1,
-        free=True,
+        0.01, "share of records that may be unreadable; above 0, one always may", **SHARE, free=True
     )
 
 
@@ -58,7 +60,7 @@ class FramesConfig:
     stride: int = key(4, "source frames between two frames of the clip, counted at target_fps", least=1)
     target_fps: float | None = key(30.0, "frame rate at which the stride counts; null: the source's", above=0)
     crop: int = key(224, "height and width of the clip", unit="pixels", least=1)
-    flip: float = key(0.5, "probability of a horizontal flip", least=0, greatest=1)
+    flip: float = key(0.5, "probability of a horizontal flip", **SHARE)
     mean: Any = key(0.45, "subtracted from pixels in 0..1: a number, or a list of one per channel")
     std: Any = key(0.225, "divides them after that: a number, or a list of one per channel")
 
@@ -79,9 +81,7 @@ class OptimConfig:
     weight_decay: float = key(0.05, "weight decay; none on 1-d parameters", least=0)
     layer_decay: float = key(1.0, "learning rate factor from a layer to the one before; 1: none", least=0)
     gradient_clip: float | None = key(0.02, "maximum L2 norm of the gradient; null: no clipping", above=0)
-    ema_decay: float | None = key(
-        None, "decay per step of the moving average of the weights; null: no average", least=0, below=1
-    )
+    ema_decay: float | None = key(None, "decay of the weights' moving average; null: none", least=0, below=1)
 
 
 @dataclass
@@ -92,26 +92,13 @@ class RunConfig:
     seed: int = key(0, "seed of weights, order, clips, crops and everything else that is drawn", least=0)
     device: str = key("auto", "auto | cpu | cuda", free=True)
     precision: str = key("auto", "precision of the network", choices=PRECISIONS)
-    threads: int = key(
-        0, "CPU threads per rank; 0: measured at the start, and kept when resumed", least=0, free=True
-    )
+    threads: int = key(0, "CPU threads per rank; 0: measured, and kept when resumed", least=0, free=True)
     compile: bool = key(False, "torch.compile the step (needs a C++ compiler on a CPU)", free=True)
-    activation_checkpointing: bool = key(
-        False, "recompute activations in the backward pass: less memory, slower", free=True
-    )
+    activation_checkpointing: bool = key(False, "recompute activations: less memory, slower", free=True)
     checkpoint_minutes: float = key(10.0, "minutes between two checkpoints", least=0, free=True)
-    checkpoint_epochs: float = key(
-        10.0, "epochs between two milestones, which are kept for good", least=0, free=True
-    )
-    keep_checkpoints: int = key(
-        2, "number of newest checkpoints kept, besides milestones", least=1, free=True
-    )
-    rank_timeout_minutes: float = key(
-        30.0,
-        "minutes that a rank waits for another one before the run ends, and names it",
-        above=0,
-        free=True,
-    )
+    checkpoint_epochs: float = key(10.0, "epochs between checkpoints kept for good", least=0, free=True)
+    keep_checkpoints: int = key(2, "newest checkpoints kept, besides milestones", least=1, free=True)
+    rank_timeout_minutes: float = key(30.0, "minutes until a waiting rank ends the run", above=0, free=True)
 
 
 # Pre-training.
@@ -122,24 +109,16 @@ class DataConfig(ListConfig):
     """Which videos to train on."""
 
     validation: str = key("", "held-out list or folder; empty: no held-out loss", free=True)
-    labels: str = key(
-        "auto", "whether rows end with a label (checked, unused)", choices=("auto", "yes", "no")
-    )
+    labels: str = key("auto", "whether rows end with a label (unused)", choices=LABELS)
 
 
 @dataclass
 class ClipConfig(FramesConfig):
     """What is cut from a video."""
 
-    short_video: str = key(
-        "clamp", "what a video shorter than the clip does", choices=("clamp", "loop", "error")
-    )
-    crop_area: list[float] = key(
-        [0.5, 1.0], "least and greatest area of the random crop, share of the frame", above=0, greatest=1
-    )
-    crop_aspect: list[float] = key(
-        [0.75, 1.3333], "least and greatest width/height of the random crop", above=0
-    )
+    short_video: str = key("clamp", "if a video is shorter than the clip", choices=("clamp", "loop", "error"))
+    crop_area: list[float] = key([0.5, 1.0], "range of the crop's share of the frame", above=0, greatest=1)
+    crop_aspect: list[float] = key([0.75, 1.3333], "range of the crop's width/height", above=0)
     samples_per_video: int = key(1, "clips cut from one opening of a video", least=1)
 
 
@@ -147,11 +126,7 @@ class ClipConfig(FramesConfig):
 class MaskConfig:
     """What is hidden."""
 
-    kind: str = key(
-        "cube",
-        "mask policy",
-        choices=("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block"),
-    )
+    kind: str = key("cube", "mask policy", choices=MASK_KINDS)
     ratio: float = key(0.4, "share of the mask's cells to hide", above=0, below=1)
     cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels", least=1)
 
@@ -202,9 +177,7 @@ class ProbeConfig:
 class PretrainRunConfig(RunConfig):
     """Where and how pre-training runs, and what it shows."""
 
-    evaluate_epochs: float = key(
-        0.0, "epochs between two held-out losses and probes; 0: only at the end", least=0, free=True
-    )
+    evaluate_epochs: float = key(0.0, "epochs between evaluations; 0: only at the end", least=0, free=True)
     evaluate_clips: int = key(256, "maximum number of held-out clips", free=True)
     pictures: int = key(4, "held-out videos drawn at the end", least=0, free=True)
 
@@ -232,7 +205,7 @@ class LabelledDataConfig(ListConfig):
     """Which labeled videos to train on."""
 
     classes: int = key(0, "number of classes; 0: as in the class names, or the largest label + 1", least=0)
-    class_names: str = key("", "file of class names: one per line in label order, or SSv2's labels JSON")
+    class_names: str = key("", "file of class names: one per line, or SSv2's labels JSON")
     balanced: bool = key(False, "draw every class equally often in an epoch")
 
 
@@ -240,25 +213,15 @@ class LabelledDataConfig(ListConfig):
 class LabelledClipConfig(ClipConfig):
     """What is cut from a video in training."""
 
-    sampling: str = key(
-        "clip",
-        "how frames are drawn",
-        choices={"clip": "frames at a stride", "segments": "one frame from each of equal parts, as in SSv2"},
-    )
-    crop_kind: str = key(
-        "area",
-        "how a crop is drawn",
-        choices={"area": "random area and aspect, resized", "short_side": "resized, then cut out"},
-    )
+    sampling: str = key("clip", "how frames are drawn", choices=SAMPLINGS)
+    crop_kind: str = key("area", "how a crop is drawn", choices=("area", "short_side"))
     crop_area: list[float] = key(
-        [0.08, 1.0], "area: least and greatest share of the frame", above=0, greatest=1
+        [0.08, 1.0], "area: range of the crop's share of the frame", above=0, greatest=1
     )
-    crop_aspect: list[float] = key([0.75, 1.3333], "area: least and greatest width/height", above=0)
-    short_side: list[int] = key([256, 320], "short_side: least and greatest length", unit="pixels", least=1)
+    crop_aspect: list[float] = key([0.75, 1.3333], "area: range of the crop's width/height", above=0)
+    short_side: list[int] = key([256, 320], "short_side: range of its length", unit="pixels", least=1)
     short_side_inverse: bool = key(True, "short_side: draw 1/length uniformly instead of the length")
-    flip: float = key(
-        0.5, "probability of a horizontal flip; 0 if classes know left and right", least=0, greatest=1
-    )
+    flip: float = key(0.5, "probability of a flip; 0 if classes know left and right", **SHARE)
     flip_swaps_labels: bool = key(False, "a flipped clip takes the class of the mirrored template (SSv2)")
     samples_per_video: int = key(2, "clips cut from one opening of a video", least=1)
 
@@ -277,15 +240,9 @@ class AugmentConfig(ColorConfig):
     """Augmentation of a training clip."""
 
     randaugment: str = key("rand-m7-n2-mstd0.5-inc1", "RandAugment in timm's notation; empty: none")
-    interpolation: str = key(
-        "bicubic", "interpolation of RandAugment's geometric operations", choices=("bicubic", "bilinear")
-    )
-    erasing: float = key(
-        0.25, "probability that a box, the same in all frames, becomes noise", least=0, greatest=1
-    )
-    erasing_area: list[float] = key(
-        [0.02, 0.3333], "least and greatest share of the frame that is erased", above=0, greatest=1
-    )
+    interpolation: str = key("bicubic", "RandAugment's interpolation", choices=("bicubic", "bilinear"))
+    erasing: float = key(0.25, "probability that a box in all frames becomes noise", **SHARE)
+    erasing_area: list[float] = key([0.02, 0.3333], "range of the share that is erased", above=0, greatest=1)
 
 
 @dataclass
@@ -294,8 +251,8 @@ class MixConfig:
 
     mixup: float = key(0.8, "alpha of mixup; 0: off", least=0)
     cutmix: float = key(1.0, "alpha of cutmix; 0: off", least=0)
-    probability: float = key(1.0, "probability that a batch is mixed", least=0, greatest=1)
-    switch: float = key(0.5, "probability of cutmix if both are on", least=0, greatest=1)
+    probability: float = key(1.0, "probability that a batch is mixed", **SHARE)
+    switch: float = key(0.5, "probability of cutmix if both are on", **SHARE)
     smoothing: float = key(0.1, "label smoothing", least=0, below=1)
 
 
@@ -311,9 +268,7 @@ class ClassifierConfig:
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
     weights: str = key("", "weights to start from, ours or a PySlowFast checkpoint; empty: from scratch")
     weights_key: str = key("", "which weights of a checkpoint with several, such as model_ema", free=True)
-    inflate: str = key(
-        "repeated", "an image model's kernel over the frames of a cube", choices=("repeated", "centred")
-    )
+    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
     allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
     allow_unused: list[str] = key([], "more weights that the file may have in excess")
 
@@ -337,11 +292,9 @@ class EvaluateConfig:
 
     epochs: float = key(5.0, "epochs between two validations; 0: only at the end", least=0)
     views: int = key(5, "temporal views per video at the end, evenly spaced", least=1, free=True)
-    crops: int = key(
-        1, "spatial crops per view at the end", choices={1: "center", 3: "along the longer side"}, free=True
-    )
+    crops: int = key(1, "crops per view at the end", choices=CROPS, free=True)
     short_side: int = key(256, "short side before a crop is cut", unit="pixels", least=1)
-    average: str = key("softmax", "what is averaged over the views", choices=("softmax", "logits"), free=True)
+    average: str = key("softmax", "what is averaged", choices=("softmax", "logits"), free=True)
     weights: str = key("auto", "weights that are evaluated", choices=WEIGHT_SETS)
 
 
@@ -368,13 +321,9 @@ class FrameConfig:
 
     size: int = key(112, "height and width of a frame, a multiple of the tokenizer's stride", unit="pixels")
     per_video: int = key(4, "frames drawn from one opening of a video, each with its own crop", least=1)
-    crop_area: list[float] = key(
-        [0.5, 1.0], "least and greatest area of the random crop, share of the frame", above=0, greatest=1
-    )
-    crop_aspect: list[float] = key(
-        [0.75, 1.3333], "least and greatest width/height of the random crop", above=0
-    )
-    flip: float = key(0.5, "probability of a horizontal flip", least=0, greatest=1)
+    crop_area: list[float] = key([0.5, 1.0], "range of the crop's share of the frame", above=0, greatest=1)
+    crop_aspect: list[float] = key([0.75, 1.3333], "range of the crop's width/height", above=0)
+    flip: float = key(0.5, "probability of a horizontal flip", **SHARE)
 
 
 @dataclass
@@ -392,10 +341,8 @@ class GumbelConfig:
     start_temperature: float = key(1.0, "temperature of the relaxed draws at the start", above=0)
     end_temperature: float = key(0.0625, "temperature at the end; lower is closer to single codes", above=0)
     anneal: float = key(1.0, "share of the run that the annealing (half a cosine) takes", above=0, greatest=1)
-    kl_weight: float = key(
-        1e-3, "weight of the KL divergence of a cell's codes to uniform ones", unit="nats", least=0
-    )
-    kl_warmup: float = key(0.05, "share of the run over which that weight rises from 0", least=0, greatest=1)
+    kl_weight: float = key(1e-3, "weight of the KL divergence of codes to uniform ones", unit="nats", least=0)
+    kl_warmup: float = key(0.05, "share of the run over which that weight rises from 0", **SHARE)
 
 
 @dataclass
@@ -433,9 +380,7 @@ class TokenizerRunConfig(RunConfig):
 
     compile: bool = key(False, "must stay false: not supported for tokenizers")
     activation_checkpointing: bool = key(False, "must stay false: not supported for tokenizers")
-    evaluate_epochs: float = key(
-        0.0, "epochs between two held-out reconstructions; 0: only at the end", least=0, free=True
-    )
+    evaluate_epochs: float = key(0.0, "epochs between evaluations; 0: only at the end", least=0, free=True)
     evaluate_frames: int = key(256, "maximum number of held-out videos, one frame each", free=True)
     pictures: int = key(8, "held-out frames drawn at the end with their reconstructions", least=0, free=True)
 
@@ -461,12 +406,8 @@ class TokenizerConfig:
 class ActionDataConfig(ReadingConfig):
     """Which key frames, with which boxes, and where their videos are."""
 
-    train: str = key(
-        "", "ground truth: rows video,second,x1,y1,x2,y2,action,person", required="ava_train_v2.2.csv"
-    )
-    train_boxes: list[str] = key(
-        [], "files of detected boxes to train on as well: rows ...,action or empty,score"
-    )
+    train: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_train_v2.2.csv")
+    train_boxes: list[str] = key([], "detected boxes to train on, too: rows ...,action or empty,score")
     train_exclusions: str = key("", "rows video,second to leave out of training")
     validation: str = key("", "held-out ground truth; empty: no validation")
     validation_boxes: list[str] = key([], "detected boxes to test on; empty: those of the ground truth")
@@ -478,7 +419,7 @@ class ActionDataConfig(ReadingConfig):
     frames: str = key("", "folder put before the paths of frame_lists")
     frames_fps: float = key(30.0, "frame rate of extracted frames", above=0)
     start_second: float | None = key(
-        None, "second of each video's first frame, as the rows count (AVA: 0 or 900); null: found out"
+        None, "second of the videos' first frame (AVA: 0 or 900)", null="found out"
     )
 
 
@@ -486,23 +427,17 @@ class ActionDataConfig(ReadingConfig):
 class ActionClipConfig(FramesConfig):
     """What is cut from a video around a key frame."""
 
-    short_side: list[int] = key(
-        [256, 320], "least and greatest length of the short side in training", unit="pixels", least=1
-    )
+    short_side: list[int] = key([256, 320], "range of the short side in training", unit="pixels", least=1)
 
 
 @dataclass
 class BoxConfig:
     """Which boxes are trained and tested on."""
 
-    train_score: float = key(0.9, "minimum score of a detected box in training", least=0, greatest=1)
-    train_iou: float = key(
-        0.9, "IoU with a ground-truth box from which a detected one takes its actions", least=0, greatest=1
-    )
-    score: float = key(0.8, "minimum score of a detected box in testing", least=0, greatest=1)
-    visible: float = key(
-        0.0, "training: a box is kept, cut, if the crop shows more than this share of it", least=0, greatest=1
-    )
+    train_score: float = key(0.9, "minimum score of a detected box in training", **SHARE)
+    train_iou: float = key(0.9, "minimum IoU at which a detected box takes true actions", **SHARE)
+    score: float = key(0.8, "minimum score of a detected box in testing", **SHARE)
+    visible: float = key(0.0, "training: a box is kept if the crop shows more of it", **SHARE)
 
 
 @dataclass
@@ -522,11 +457,9 @@ class ActionLossConfig:
     name: str = key(
         "sigmoid", "loss", choices={"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
     )
-    poses: list[int] = key(
-        [], "poses: ids of which a person has exactly one; empty: the label map's, or 1..14"
-    )
+    poses: list[int] = key([], "ids of the poses; empty: the label map's, or 1..14")
     focusing: float = key(0.0, "gamma of the focal loss; 0: cross-entropy", least=0)
-    balance: float = key(0.0, "actions weigh count^-balance, with mean 1; 0: all equal", least=0, greatest=1)
+    balance: float = key(0.0, "actions weigh count^-balance, with mean 1; 0: all equal", **SHARE)
 
 
 @dataclass
@@ -550,19 +483,11 @@ class DetectEvaluateConfig:
     """How the detector is validated."""
 
     epochs: float = key(5.0, "epochs between two validations; 0: only at the end", least=0)
-    every_seconds: int = key(
-        1, "during the training, score only key frames at each n-th second; all at the end", least=1
-    )
-    area: str = key(
-        "whole",
-        "area of the frame",
-        choices={"whole": "in its aspect", "centre": "a square crop, boxes cut to it"},
-    )
+    every_seconds: int = key(1, "while training, score each n-th second only", least=1)
+    area: str = key("whole", "area of the frame", choices=AREAS)
     short_side: int = key(224, "length that the short side is resized to", unit="pixels", least=1)
     flip: bool = key(False, "at the end, average over the clip and its mirror image", free=True)
-    scales: list[int] = key(
-        [], "at the end, average over these short sides; empty: short_side alone", least=1, free=True
-    )
+    scales: list[int] = key([], "at the end, average over these short sides", least=1, free=True)
     weights: str = key("auto", "weights that are evaluated", choices=WEIGHT_SETS)
 
 
@@ -598,14 +523,12 @@ class CompareSettings:
     and ``{seed}`` the seed.
     """
 
-    folder: str = key(
-        "", "folder of all runs and of the page; an existing one is continued", required="runs/compare"
-    )
+    folder: str = key("", "folder of all runs; an existing one is continued", required="runs/compare")
     pretrain: str = key("", "pre-training config of all entries", required="configs/pretrain/sample.yaml")
     finetune: str = key("", "fine-tuning config of all entries; empty: no fine-tuning")
     shared: dict[str, Any] = key({}, "pretrain, finetune: keys that differ from those files in every entry")
     targets: dict[str, Any] = key(
-        {}, "name -> what differs in this entry; see docs/comparing.md", required="{hog: {}}"
+        {}, "name -> what differs there; see docs/comparing.md", required="{hog: {}}"
     )
     only: list[str] = key([], "entries to run; empty: all", flag="targets")
     seeds: int = key(1, "number of runs per entry, with run.seed 1, 2, ...", least=1, flag="seeds")

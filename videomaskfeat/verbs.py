@@ -15,10 +15,15 @@ from typing import Any, TypeVar
 from videomaskfeat.config import key
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
+    AREAS,
+    CROPS,
+    LABELS,
     LIST_FORMATS,
     PRECISIONS,
     READERS,
+    SAMPLINGS,
     SEPARATORS,
+    SHARE,
     CompareConfig,
     DetectConfig,
     FinetuneConfig,
@@ -46,7 +51,7 @@ class ListOptions:
 
     prefix: str = key("", "folder put before every relative path")
     format: str = key("auto", "format of the list", choices=LIST_FORMATS)
-    labels: str = key("auto", "whether rows end with a label", choices=("auto", "yes", "no"))
+    labels: str = key("auto", "whether rows end with a label", choices=LABELS)
     separator: str = key("auto", "column separator", choices=SEPARATORS)
 
 
@@ -200,33 +205,20 @@ def _arguments(where: str, builders: Mapping[str, Callable[..., object]]) -> dic
 class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions):
     """files"""
 
-    weights: str = key(
-        "", "weights (safetensors) of a fine-tuning run or of import-slowfast", positional=True
-    )
+    weights: str = key("", "weights of a fine-tuning run or of import-slowfast", positional=True)
     list: str = key("", "list file or folder, with or without labels", positional=True)
     out: str = key("evaluation", "folder to write")
     submission: str = key("", "also write a Something-Something-v2 submission to this file")
     class_names: str = key("", "file of class names: one per line, or SSv2's labels JSON")
     views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="as tested")
-    crops: int | None = key(
-        None, "crops per view", choices={1: "center", 3: "along the longer side"}, null="as tested"
-    )
-    sampling: str | None = key(
-        None,
-        "how frames are drawn",
-        choices={"clip": "at a stride", "segments": "from equal parts; one view"},
-        null="as tested",
-    )
+    crops: int | None = key(None, "crops per view", choices=CROPS, null="as tested")
+    sampling: str | None = key(None, "how frames are drawn", choices=SAMPLINGS, null="as tested")
     short_side: int | None = key(None, "short side of a frame", unit="pixels", least=1, null="as tested")
-    average: str | None = key(
-        None, "what is averaged over the views", choices=("softmax", "logits"), null="as tested"
-    )
+    average: str | None = key(None, "what is averaged", choices=("softmax", "logits"), null="as tested")
     knn: str = key("", "classify by the most similar videos of this training list; any weights")
     k: int = key(20, "number of nearest neighbors that vote", least=1)
     temperature: float = key(0.07, "temperature of the weights of their votes", above=0)
-    videos_per_batch: int | None = key(
-        None, "videos that a worker reads at a time", least=1, null="about 32 clips"
-    )
+    videos_per_batch: int | None = key(None, "videos per worker and batch", least=1, null="about 32 clips")
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -287,9 +279,7 @@ def average_scores(options: AverageScoresOptions) -> int:
 class PredictOptions(ReadingOptions):
     """files"""
 
-    checkpoint: str = key(
-        "", "weights (safetensors) of a fine-tuning run or of import-slowfast", positional=True
-    )
+    checkpoint: str = key("", "weights of a fine-tuning run or of import-slowfast", positional=True)
     videos: list[str] = key([], "videos or pictures, or folders with them", positional=True)
     top: int = key(5, "classes per video", least=1)
     views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="as tested")
@@ -329,7 +319,7 @@ def predict(options: PredictOptions) -> int:
 class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
     """files"""
 
-    weights: str = key("", "weights (safetensors) of any run of ours, or of import-slowfast", positional=True)
+    weights: str = key("", "weights of any run of ours, or of import-slowfast", positional=True)
     list: str = key("", "list file or folder of videos", positional=True)
     out: str = key("", "folder to write", positional=True)
     depth: int | None = key(None, "number of blocks before the features, from 1", least=1, null="all blocks")
@@ -369,10 +359,8 @@ def extract_features(options: FeaturesOptions) -> int:
 class ScoreOptions:
     """rules"""
 
-    iou: float = key(0.5, "minimum IoU of a hit", least=0, greatest=1)
-    rows_per_frame: int | None = key(
-        None, "score only the N best rows of a key frame (the official script: 50)", least=1, null="all"
-    )
+    iou: float = key(0.5, "minimum IoU of a hit", **SHARE)
+    rows_per_frame: int | None = key(None, "only the N best rows (official script: 50)", least=1, null="all")
 
 
 @dataclass
@@ -396,7 +384,8 @@ def score_ava(options: ScoreAvaOptions) -> int:
     from videomaskfeat.jobs.detect_evaluate import score_ava
 
     values = vars(options).copy()
-    print(printable(score_ava(**values, iou_threshold=values.pop("iou")).text))
+    values["iou_threshold"] = values.pop("iou")
+    print(printable(score_ava(**values).text))
     return DONE
 
 
@@ -404,12 +393,10 @@ def score_ava(options: ScoreAvaOptions) -> int:
 class DetectEvaluateOptions(ScoreOptions, BatchOptions):
     """files"""
 
-    weights: str = key("", "weights (safetensors) of a detect-train run", positional=True)
+    weights: str = key("", "weights of a detect-train run", positional=True)
     groundtruth: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_val_v2.2.csv")
     labels: str = key("", "label map (pbtxt): the actions that are scored", required="actions.pbtxt")
-    boxes: list[str] = key(
-        [], "detected boxes of persons, rows video,second,x1,y1,x2,y2,,score; empty: the ground truth's"
-    )
+    boxes: list[str] = key([], "detected boxes, rows video,second,x1,y1,x2,y2,,score; empty: true ones")
     exclusions: str = key("", "rows video,second that are not scored")
     out: str = key("evaluation", "folder to write")
     videos: str = key("", "folder with one video file, or one folder of extracted frames, per video")
@@ -417,20 +404,13 @@ class DetectEvaluateOptions(ScoreOptions, BatchOptions):
     frames: str = key("", "folder put before the paths of frame_lists")
     frames_fps: float = key(30.0, "frame rate of extracted frames", above=0)
     start_second: float | None = key(
-        None, "second of each video's first frame (AVA: 0 or 900)", null="found out"
+        None, "second of the videos' first frame (AVA: 0 or 900)", null="found out"
     )
-    area: str | None = key(
-        None,
-        "area of the frame",
-        choices={"whole": "in its aspect", "centre": "a square, boxes cut to it"},
-        null="as tested",
-    )
+    area: str | None = key(None, "area of the frame", choices=AREAS, null="as tested")
     short_side: int | None = key(None, "short side of a frame", unit="pixels", least=1, null="as tested")
     scales: list[int] = key([], "average the scores of these short sides instead", unit="pixels", least=1)
     flip: bool = key(False, "average over each clip and its mirror image")
-    score_threshold: float | None = key(
-        None, "minimum score of a detected box", least=0, greatest=1, null="as tested"
-    )
+    score_threshold: float | None = key(None, "minimum score of a detected box", **SHARE, null="as tested")
     workers: int = key(2, "processes per rank that read videos; 0: none besides the main one", least=0)
 
 
@@ -477,7 +457,7 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
 class DetectFiles:
     """files"""
 
-    checkpoint: str = key("", "weights (safetensors) of a detect-train run", positional=True)
+    checkpoint: str = key("", "weights of a detect-train run", positional=True)
     videos: list[str] = key([], "video files", positional=True)
     out: str = key(".", "folder for NAME_actions.*")
 
@@ -487,30 +467,22 @@ class PersonsConfig:
     """where the persons are (boxes or detector)"""
 
     boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; the video is a file's name")
-    detector: str | None = key(
-        None, "package.module:name of a callable: uint8 [n,H,W,3] -> n x [k,5], pixels and score"
-    )
-    detector_options: dict[str, Any] = key(
-        {}, "keyword arguments of the class or function that makes it", flag="detector-option"
-    )
-    box_score: float | None = key(None, "minimum score of a box", least=0, greatest=1, null="as tested")
+    detector: str | None = key(None, "module:name of a callable, uint8 [n,H,W,3] -> n x [k,5]: pixels, score")
+    detector_options: dict[str, Any] = key({}, "keyword arguments that make it", flag="detector-option")
+    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
     every: float = key(1.0, "seconds between two key frames; a minimum if boxes are given", above=0)
-    start_second: float | None = key(
-        None, "second of the video's first frame in the file of boxes", null="0 or 900, found out"
-    )
+    start_second: float | None = key(None, "second of the first frame in boxes", null="found out")
 
 
 @dataclass
 class ActionsConfig:
     """which actions are reported"""
 
-    threshold: float = key(0.4, "minimum score of an action", least=0, greatest=1)
+    threshold: float = key(0.4, "minimum score of an action", **SHARE)
     top: int = key(3, "maximum number of actions drawn per person", least=1)
     smooth_seconds: float = key(0.7, "standard deviation of the average over a track; 0: none", least=0)
     min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
-    max_gap_seconds: float | None = key(
-        None, "maximum gap in a track", unit="seconds", least=0, null="two key frames"
-    )
+    max_gap_seconds: float | None = key(None, "seconds that a track may miss", least=0, null="two key frames")
     film: bool = key(True, "write an annotated mp4 (without sound)")
     csv: bool = key(False, "also write rows for score-ava")
 
@@ -619,9 +591,7 @@ class ImportOptions:
     config: str = key("", "config (YAML) of PySlowFast", required="MVITv2_S_16x4.yaml")
     checkpoint: str = key("", "checkpoint of PySlowFast", required="MViTv2_S_16x4_k400.pyth")
     out: str = key("", "folder for weights.safetensors, config.yaml, import.json", positional=True)
-    class_names: str | None = key(
-        None, "file of class names: one per line in label order, or SSv2's labels JSON"
-    )
+    class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
     weights_key: str = key(
         "",
         "which weights of a checkpoint with several, such as model_ema; empty: the first of model_state, "
@@ -649,7 +619,7 @@ def import_slowfast(options: ImportOptions) -> int:
 class ExportOptions:
     """files"""
 
-    weights: str = key("", "weights (safetensors) of any run of ours, or of import-slowfast", positional=True)
+    weights: str = key("", "weights of any run of ours, or of import-slowfast", positional=True)
     out: str = key("", "file to write", positional=True)
     format: str = key(
         "auto",
@@ -674,9 +644,7 @@ class ExportOptions:
     )
     batch: int | None = key(None, "batch size of a graph; dynamic: any", least=1, null="dynamic")
     opset: int | None = key(None, "ONNX opset, 18 to 23", null="20")
-    tolerance: float = key(
-        1e-4, "largest difference that passes, as a share of the largest value", above=0, below=1
-    )
+    tolerance: float = key(1e-4, "largest difference allowed, relative to the maximum", above=0, below=1)
     overwrite: bool = key(False, "replace OUT if it exists")
 
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from benchmarks.bench_loader import pictures_with_grain
 from benchmarks.harness import Row, alternate
-from videomaskfeat.data.ava import ActionClips, KeyFrameViews, sources_in_folder
+from videomaskfeat.data.ava import ActionClips, KeyFrameViews
 from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
@@ -98,7 +99,7 @@ def _speeds(film: Path, frames: int, stride: int, count: int) -> list[Row]:
             training.collate([training[SampleKey(0, int(index))]])
 
     def test() -> None:
-        for run in testing.batches(RUN):
+        for run in testing.tasks(RUN):
             testing.batch(run)
 
     def train_opening() -> None:

@@ -35,7 +35,7 @@ from videomaskfeat.models.published_dvae import PublishedEncoder
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.recipe import normalise
+from videomaskfeat.recipe import normalize
 from videomaskfeat.schemas import PretrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
@@ -160,7 +160,7 @@ def _measure(case: Case, folder: Path, device: str, way: str) -> float:
     if way == OURS:
         return extra_memory(lambda: method.make_target(batch), device)
     clip = method.recipe.clip
-    pixels = normalise(batch.clips, mean=clip.mean, std=clip.std)
+    pixels = normalize(batch.clips, mean=clip.mean, std=clip.std)
     teacher = _teacher(method).requires_grad_(True)
     kept: list[Tensor] = []  # its output holds what a backward would need
     return extra_memory(lambda: kept.append(teacher(pixels)), device)

@@ -30,9 +30,9 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.loop import train
+from videomaskfeat.engine.run import build_optimizer, build_schedule
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.pretrain_building import mask_function, mask_grid
-from videomaskfeat.jobs.run import build_optimizer, build_schedule
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods import build_method
 from videomaskfeat.schemas import PretrainConfig

@@ -33,7 +33,7 @@ from benchmarks.harness import machine  # noqa: E402  (the repository is not ins
 from videomaskfeat.config import load_config  # noqa: E402
 from videomaskfeat.methods.masked import MaskedPrediction  # noqa: E402
 from videomaskfeat.models.weights import load_into, read_state  # noqa: E402
-from videomaskfeat.recipe import normalise  # noqa: E402
+from videomaskfeat.recipe import normalize  # noqa: E402
 from videomaskfeat.schemas import PretrainConfig  # noqa: E402
 
 CLIPS = 120
@@ -71,7 +71,7 @@ def losses_of(run: Path) -> dict[str, float]:
     for batch in loader.epoch(0):
         if left < 2:
             break
-        clips = normalise(batch.clips, mean=config.clip.mean, std=config.clip.std)[:left]
+        clips = normalize(batch.clips, mean=config.clip.mean, std=config.clip.std)[:left]
         mask = batch.mask[:left]
         left -= len(clips)
         if len(clips) < 2:

@@ -13,8 +13,8 @@ import yaml
 from videomaskfeat.config import check_config, config_text, flat, free_keys, key, keys_of, load_config
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.errors import UserError
-from videomaskfeat.jobs.detect_building import build_detector
-from videomaskfeat.jobs.finetune_building import build_classifier
+from videomaskfeat.jobs.detect import build_detector
+from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.jobs.tokenizer import build_tokenizer
 from videomaskfeat.masking import MASKS
 from videomaskfeat.methods import build_method

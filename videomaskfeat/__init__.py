@@ -16,7 +16,7 @@ _LAZY = {
     "load_model": "videomaskfeat.models.weights",
     "load_slowfast": "videomaskfeat.interop.slowfast",
     "open_video": "videomaskfeat.data.video",
-    "read_features": "videomaskfeat.jobs.features",
+    "read_features": "videomaskfeat.inference.features",
     "UserError": "videomaskfeat.errors",
     "VideoReadError": "videomaskfeat.data.reader",
 }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -134,6 +135,25 @@ def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if not renamed:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: no such file.
+    """
+    digest = hashlib.sha256()
+    with open_file(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def free_name(name: str, taken: Set[str]) -> str:
+    """A name that no earlier video of this call took: videos of two folders may share theirs."""
+    numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
+    return next(free for free in (name, *numbered) if free not in taken)
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:

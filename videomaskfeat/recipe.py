@@ -1,19 +1,18 @@
-"""What a weights file knows besides the model: how its clips were cut and normalised, mask and target."""
+"""What a weights file knows of its training: clips, mask, target, views, classes, actions; and pixels."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.masking import MASKS
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
@@ -22,15 +21,19 @@ from videomaskfeat.values import Limits, conform, from_parts
 
 T = TypeVar("T")
 Levels = float | tuple[float, ...]
-"""A number for every channel, or one a channel."""
+"""One number for all channels, or one per channel."""
 METADATA_KEY = "pretrain"
-"""Key of a pre-training recipe, as JSON, in the metadata of a safetensors file."""
 CLASSIFY_KEY = "classify"
-"""Key of a classifier's recipe, likewise."""
 ENCODER_KEY = "encoder"
-"""Key of an encoder's without a head: a :class:`ClassifyRecipe` that knows no classes."""
 DETECT_KEY = "detect"
-"""Key of a detector's of actions: a :class:`~videomaskfeat.inference.detectors.DetectRecipe`."""
+KINDS = {
+    METADATA_KEY: "weights of a pre-training run",
+    CLASSIFY_KEY: "weights of a classifier",
+    ENCODER_KEY: "weights of an encoder without a head",
+    DETECT_KEY: "weights of a detector of actions",
+}
+"""Key of a recipe, as JSON, in the metadata of a safetensors file -> what the file holds."""
+AREAS = ("whole", "centre")
 LIMITS: Limits = {
     "frames": (1, 10_000),
     "stride": (1e-6, 1e6),
@@ -49,27 +52,31 @@ LIMITS: Limits = {
     "short_video": ("clamp", "loop", "error"),
     "sampling": ("clip", "segments"),
     "average": ("softmax", "logits"),
-    "area": ("whole", "centre"),
+    "area": AREAS,
     "kind": tuple(MASKS),
 }
-"""Smallest and largest numbers, or the words, in a recipe that is read: values outside are damage, or need
-memory that no machine has."""
+"""Smallest and largest numbers, or the words, of a recipe in a file; other values are damage, or need memory
+that no machine has."""
 _LARGEST_CLIP = 2**31  # pixels of a clip
 _TORCH_SUFFIXES = (".pyth", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """How a clip is cut from a video and normalised.
+    """How a clip is cut from a video and normalized.
 
     Attributes:
-        frames: frames a clip.
+        frames: frames per clip.
         stride: source frames from one frame of the clip to the next, counted at ``target_fps``.
-        target_fps: frames a second at which the stride counts; None counts the source's own.
-        short_video: clamp, loop or error: what a video shorter than the clip does.
         crop: height and width in pixels.
-        mean: subtracted from pixels in 0..1: of every channel, or one a channel.
-        std: divides them after that, likewise.
+        target_fps: frames per second at which the stride counts; None: the source's own.
+        short_video: clamp, loop or error: what happens if a video is shorter than the clip.
+        mean: subtracted from pixels in 0..1; see :data:`Levels`.
+        std: divides them after that.
+
+    Raises:
+        UserError: mean and std are not numbers, or not of as many channels; a std is not positive; or a clip
+            has too many pixels.
     """
 
     frames: int
@@ -87,11 +94,6 @@ class ClipRecipe:
         return cls(**{name: getattr(section, name) for name in names})
 
     def __post_init__(self) -> None:
-        """Bring mean and standard deviation to plain numbers, as configs and JSON have them in lists.
-
-        Raises:
-            UserError: they are not numbers, or not of as many channels, or a deviation is not positive.
-        """
         mean, std = as_levels(self.mean, "mean"), as_levels(self.std, "std")
         if min(std if isinstance(std, tuple) else (std,)) <= 0:
             raise UserError(f"std {self.std} must be above 0: pixels are divided by it")
@@ -104,8 +106,12 @@ class ClipRecipe:
                     f"a clip of {self.frames} frames of {self.crop}x{self.crop} has {pixels} pixels; at most "
                     f"{_LARGEST_CLIP} can be used: take a smaller crop, or fewer frames"
                 )
-        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "mean", mean)  # plain numbers, of lists in configs and JSON too
         object.__setattr__(self, "std", std)
+
+    def normalize(self, clips: Tensor) -> Tensor:
+        """See :func:`normalize`."""
+        return normalize(clips, mean=self.mean, std=self.std)
 
 
 @dataclass(frozen=True)
@@ -128,11 +134,11 @@ class PretrainRecipe:
     """Clip, mask and target of a pre-training run.
 
     Attributes:
-        clip: see :class:`ClipRecipe`.
-        mask: see :class:`MaskRecipe`.
+        clip: how clips are cut.
+        mask: what is hidden.
         target: a name in ``TARGETS``.
-        target_arguments: what differs from that target's own arguments.
-        method: a name in ``METHODS``; of another than "masked" mask and target may say nothing.
+        target_arguments: arguments of the target that differ from its defaults.
+        method: a name in ``METHODS``; only "masked" needs both mask and target.
     """
 
     clip: ClipRecipe
@@ -142,45 +148,42 @@ class PretrainRecipe:
     method: str = "masked"
 
     def to_json(self) -> str:
-        """The recipe as the text that belongs under :data:`METADATA_KEY`."""
-        parts = {
-            "clip": dataclasses.asdict(self.clip),
-            "mask": dataclasses.asdict(self.mask),
-            "target": {"name": self.target, **self.target_arguments},
-            "method": self.method,
-        }
-        return json.dumps(parts)
+        """The text for the key ``METADATA_KEY``."""
+        target = {"name": self.target, **self.target_arguments}
+        clip, mask = dataclasses.asdict(self.clip), dataclasses.asdict(self.mask)
+        return json.dumps({"clip": clip, "mask": mask, "target": target, "method": self.method})
 
     @classmethod
     def from_json(cls, text: str) -> PretrainRecipe:
-        """The recipe in the words of :meth:`to_json`.
+        """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError: no JSON, a part that is missing, or a key that no part has.
+            ValueError: not JSON, or a value that is missing, unknown or wrong.
         """
-        with _as_recipe("pre-training"):
-            parts = conform(parse_json(text, "metadata"), Mapping[str, Any], "it")
+
+        def parse(parts: Any) -> PretrainRecipe:
             clip = _clip_of(parts)
             mask = from_parts(MaskRecipe, parts.get("mask", {}), name="mask", limits=LIMITS)
             target = conform(parts.get("target"), Mapping[str, Any], "target")
             name = conform(target.pop("name", None), str, "target.name")
-            method = conform(parts.get("method", "masked"), str, "method")
-        return cls(clip, mask, name, target, method)
+            return cls(clip, mask, name, target, conform(parts.get("method", "masked"), str, "method"))
+
+        return _parse(text, "pre-training", parse)
 
 
 @dataclass(frozen=True)
 class ClassifyRecipe:
-    """How a classifier sees videos, in training and, unless told otherwise, in testing.
+    """How a classifier sees videos, in training and by default at test time.
 
     Attributes:
-        clip: see :class:`ClipRecipe`.
+        clip: how clips are cut.
         sampling: "clip" (frames at a stride) or "segments" (one frame of each of as many equal parts of the
-            video as the clip has frames; ``clip.stride`` then says nothing).
-        views: clips a video in testing, spread evenly over time; 1 with "segments".
-        crops: crops a clip in testing, along the longer side: 1 (centre) or 3.
-        short_side: pixels that the short side is resized to before a crop is cut in testing.
+            video as the clip has frames; ``clip.stride`` has no effect).
+        views: temporal views per video at test time, evenly spaced; 1 with "segments".
+        crops: crops per view at test time, along the longer side: 1 (center) or 3.
+        short_side: pixels to which the short side is resized before a crop is cut at test time.
         average: what is averaged over a video's views: "softmax" or "logits".
-        class_names: a name a class, by label; empty where none are known.
+        class_names: class names, indexed by label; empty if unknown.
     """
 
     clip: ClipRecipe
@@ -205,10 +208,10 @@ class ClassifyRecipe:
         )
 
     def with_views(self, *, views: int | None = None, crops: int | None = None) -> ClassifyRecipe:
-        """The recipe with another number of views or crops in testing; None keeps its own.
+        """The recipe with another number of views or crops at test time; None keeps its own.
 
-        Going over to 3 crops brings the short side down to the crop's own, as all published figures of 3
-        crops were measured: together the crops then cover the frame. Nothing else moves it.
+        Changing to 3 crops sets the short side to the crop, as in all published figures of 3 crops: together
+        the crops then cover the frame.
         """
         short_side = self.clip.crop if crops == 3 and self.crops != 3 else self.short_side
         return dataclasses.replace(
@@ -219,22 +222,78 @@ class ClassifyRecipe:
         )
 
     def to_json(self) -> str:
-        """The recipe as the text that belongs under :data:`CLASSIFY_KEY`."""
+        """The text for the key ``CLASSIFY_KEY``, or ``ENCODER_KEY`` for an encoder without a head."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ClassifyRecipe:
-        """The recipe in the words of :meth:`to_json`.
+        """The inverse of :meth:`to_json`; raises as :meth:`PretrainRecipe.from_json`."""
+        return _parse(text, "classifier's", lambda parts: from_parts(cls, parts, limits=LIMITS))
 
-        Raises:
-            ValueError: no JSON, a part that is missing, or a key that no part has.
-        """
-        with _as_recipe("classifier's"):
-            return from_parts(cls, parse_json(text, "metadata"), limits=LIMITS)
+
+@dataclass(frozen=True)
+class DetectRecipe:
+    """How a detector sees key frames, and which actions it knows.
+
+    Attributes:
+        clip: how clips are cut; the key frame is in the middle.
+        actions: id to name of the actions with a name. The logit in column i is of the action with the id
+            i + 1.
+        classes: number of actions, L; ids count from 1 to this.
+        poses: ids of which a person has exactly one: their scores are a softmax, those of the others
+            sigmoids. Empty: all are sigmoids.
+        short_side: pixels to which a frame's short side is resized at test time.
+        area: "whole" (the frame in its aspect) or "centre" (a square crop, boxes cut to it).
+        score_threshold: minimum score of a detected box.
+
+    Raises:
+        UserError: an unknown area, an id outside 1..classes, or a threshold outside 0..1.
+    """
+
+    clip: ClipRecipe
+    actions: Mapping[int, str]
+    classes: int
+    poses: tuple[int, ...] = ()
+    short_side: int = 224
+    area: str = "whole"
+    score_threshold: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_name("area", self.area, AREAS)
+        if not 0 <= self.score_threshold <= 1:
+            raise UserError(
+                f"score_threshold={self.score_threshold:g} is not in 0..1; it is a detected box's least score"
+            )
+        wrong = [number for number in (*self.actions, *self.poses) if not 1 <= number <= self.classes]
+        if wrong:
+            raise UserError(
+                f"the action {wrong[0]} is none of the {self.classes} that the model knows: ids count from 1 "
+                f"to {self.classes}"
+            )
+
+    @property
+    def pose_mask(self) -> Tensor:
+        """bool [L], which columns exclude each other."""
+        mask = torch.zeros(self.classes, dtype=torch.bool)
+        mask[[number - 1 for number in self.poses]] = True
+        return mask
+
+    def name_of(self, column: int) -> str:
+        """Name of the action of a column."""
+        return self.actions.get(column + 1, f"action {column + 1}")
+
+    def to_json(self) -> str:
+        """The text for the key ``DETECT_KEY``."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DetectRecipe:
+        """The inverse of :meth:`to_json`; raises as :meth:`PretrainRecipe.from_json`."""
+        return _parse(text, "detector's", lambda parts: from_parts(cls, parts, limits=LIMITS))
 
 
 def as_levels(value: Any, name: str) -> Levels:
-    """A number for every channel, or a tuple of one a channel.
+    """A number, or a list of numbers as a tuple.
 
     Raises:
         UserError: neither.
@@ -249,96 +308,87 @@ def as_levels(value: Any, name: str) -> Levels:
     return tuple(map(float, values)) if several else float(value)
 
 
-def normalise(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Sequence[float]) -> Tensor:
-    """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std.
-
-    Mean and standard deviation are of every channel, or one a channel.
-    """
+def normalize(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Sequence[float]) -> Tensor:
+    """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std."""
     pixels = clips.permute(0, 4, 1, 2, 3).to(torch.float32).div(255.0)
     return pixels.sub(_by_channel(mean, pixels)).div(_by_channel(std, pixels))
 
 
-def denormalise(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Sequence[float]) -> Tensor:
-    """The way back from :func:`normalise`: float [B, C, T, H, W] -> uint8 [B, T, H, W, C], cut to 0..255."""
+def denormalize(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Sequence[float]) -> Tensor:
+    """The inverse of :func:`normalize`: float [B, C, T, H, W] -> uint8 [B, T, H, W, C], clamped to 0..255."""
     pixels = clips.float().mul(_by_channel(std, clips)).add(_by_channel(mean, clips)).mul(255.0)
     return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
 def _by_channel(levels: Levels | Sequence[float], pixels: Tensor) -> float | Tensor:
-    """A number, or numbers in the shape that meets pixels [B, C, T, H, W]."""
     if isinstance(levels, int | float):
         return levels
     return torch.tensor(levels, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1, 1)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> PretrainRecipe:
-    """The recipe in the metadata of a pre-training run's safetensors file.
+    """The recipe of a pre-training run's safetensors file.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, or holds no recipe.
+        UserError: the file is missing, is not a safetensors file, or has no such recipe.
     """
-    metadata = _metadata(path)
-    if METADATA_KEY not in metadata:
+    texts = recipe_texts(path)
+    if METADATA_KEY not in texts:
         raise UserError(
             f"{os.fspath(path)}: holds no pre-training recipe (metadata key {METADATA_KEY!r}); "
             "give the weights.safetensors of a pre-training run"
         )
-    return _read(PretrainRecipe.from_json, metadata[METADATA_KEY], path, METADATA_KEY)
+    return _read(PretrainRecipe.from_json, texts, METADATA_KEY, path)
 
 
 def read_classify_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
-    """The recipe in the metadata of a classifier's safetensors file.
-
-    Raises:
-        UserError: the file is missing, is no safetensors file, or is no classifier's.
-    """
-    metadata = _metadata(path)
-    if CLASSIFY_KEY not in metadata:
-        kinds = {
-            METADATA_KEY: "weights of a pre-training run",
-            ENCODER_KEY: "weights of an encoder without a head",
-            DETECT_KEY: "weights of a detector of actions",
-        }
-        found = [kind for key, kind in kinds.items() if key in metadata]
-        what = found[0] if found else "weights without a recipe"
+    """The recipe of a classifier's safetensors file; raises as :func:`read_recipe`."""
+    texts = recipe_texts(path)
+    if CLASSIFY_KEY not in texts:
+        what = next((KINDS[key] for key in KINDS if key in texts), "weights without a recipe")
         raise UserError(
             f"{os.fspath(path)}: {what}, and a classifier's are needed (metadata key {CLASSIFY_KEY!r}); give "
             "the weights.safetensors of a fine-tuning run, or what `videomaskfeat import-slowfast` wrote"
         )
-    return _read(ClassifyRecipe.from_json, metadata[CLASSIFY_KEY], path, CLASSIFY_KEY)
+    return _read(ClassifyRecipe.from_json, texts, CLASSIFY_KEY, path)
+
+
+def read_detect_recipe(path: str | os.PathLike[str]) -> DetectRecipe:
+    """The recipe of a detector's safetensors file; raises as :func:`read_recipe`."""
+    texts = recipe_texts(path)
+    if DETECT_KEY not in texts:
+        what = f"weights of another kind ({', '.join(texts)})" if texts else "weights without a recipe"
+        raise UserError(
+            f"{os.fspath(path)}: {what}, and a detector's are needed (metadata key {DETECT_KEY!r}); give the "
+            "best.safetensors of a run of detect-train"
+        )
+    return _read(DetectRecipe.from_json, texts, DETECT_KEY, path)
 
 
 def read_clip_recipe(path: str | os.PathLike[str]) -> ClipRecipe:
-    """How the model in a safetensors file sees clips, whether it was pre-trained or classifies.
-
-    Raises:
-        UserError: as :func:`read_testing_recipe`.
-    """
+    """How clips are cut for the model in a safetensors file of any kind; raises as :func:`read_recipe`."""
     return read_testing_recipe(path).clip
 
 
 def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
-    """How the model in a safetensors file is shown videos: as its classifier was tested, or as held out.
+    """How videos are cut for the model in a safetensors file of any kind; raises as :func:`read_recipe`.
 
-    Weights of a pre-training run see one centre crop of the clip in the middle.
-
-    Raises:
-        UserError: the file is missing, is no safetensors file, or holds no recipe of any kind.
+    For weights of a pre-training run or of a detector: one center crop of the middle clip.
     """
-    metadata = _metadata(path)
+    texts = recipe_texts(path)
     for key in (CLASSIFY_KEY, ENCODER_KEY):
-        if key in metadata:
-            return _read(ClassifyRecipe.from_json, metadata[key], path, key)
-    if METADATA_KEY in metadata:
-        clip = read_recipe(path).clip
-        return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
-    if DETECT_KEY in metadata:
-        clip = _read(clip_of_parts, metadata[DETECT_KEY], path, DETECT_KEY)
-        return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
-    raise UserError(
-        f"{os.fspath(path)}: weights without a recipe, so nothing says which clips they want; give the "
-        "weights.safetensors of a run, or what `videomaskfeat import-slowfast` wrote"
-    )
+        if key in texts:
+            return _read(ClassifyRecipe.from_json, texts, key, path)
+    if METADATA_KEY in texts:
+        clip = _read(PretrainRecipe.from_json, texts, METADATA_KEY, path).clip
+    elif DETECT_KEY in texts:
+        clip = _read(lambda text: _parse(text, "clip's", _clip_of), texts, DETECT_KEY, path)
+    else:
+        raise UserError(
+            f"{os.fspath(path)}: weights without a recipe, so nothing says which clips they want; give the "
+            "weights.safetensors of a run, or what `videomaskfeat import-slowfast` wrote"
+        )
+    return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
 
 
 def compare_levels(path: str, own: ClipRecipe) -> str:
@@ -365,43 +415,12 @@ def compare_levels(path: str, own: ClipRecipe) -> str:
     )
 
 
-def clip_of_parts(text: str) -> ClipRecipe:
-    """The clip in a recipe of any kind, as JSON.
-
-    Raises:
-        ValueError: no JSON, or no clip in it.
-    """
-    with _as_recipe("clip's"):
-        return _clip_of(conform(parse_json(text, "metadata"), Mapping[str, Any], "it"))
-
-
-def _clip_of(parts: Mapping[str, Any]) -> ClipRecipe:
-    if "clip" not in parts:
-        raise UserError("clip is missing")
-    return from_parts(ClipRecipe, parts["clip"], name="clip", limits=LIMITS)
-
-
-@contextmanager
-def _as_recipe(kind: str) -> Iterator[None]:
-    """Name the kind of a recipe that cannot be read."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"no {kind} recipe: {error}") from error
-
-
 def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The recipe in a safetensors file as it stands there, by key, for a copy; empty where there is none.
+    """The recipes in a safetensors file as JSON, by key of :data:`KINDS`, for a copy.
 
     Raises:
-        UserError: the file is missing or is no safetensors file.
+        UserError: the file is missing or is not a safetensors file.
     """
-    metadata = _metadata(path)
-    known = (METADATA_KEY, CLASSIFY_KEY, ENCODER_KEY, DETECT_KEY)
-    return {key: metadata[key] for key in known if key in metadata}
-
-
-def _metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
     name = os.fspath(path)
     if name.endswith(_TORCH_SUFFIXES):
         raise UserError(
@@ -414,17 +433,31 @@ def _metadata(path: str | os.PathLike[str]) -> Mapping[str, str]:
     if not os.path.exists(name) and not is_file(name):
         raise UserError(f"{name}: no such weights file; give the weights.safetensors of a run")
     try:
-        return read_metadata(name)
+        metadata = read_metadata(name)
     except DamagedFile as error:
         if error.reason == "unknown format":
             raise
         raise UserError(
             f"{name}: not a safetensors file ({error.reason}); give the one a run has written"
         ) from error
+    return {key: metadata[key] for key in KINDS if key in metadata}
 
 
-def _read(parse: Callable[[str], T], text: str, path: str | os.PathLike[str], key: str) -> T:
+def _clip_of(parts: Any) -> ClipRecipe:
+    if "clip" not in conform(parts, Mapping[str, Any], "it"):
+        raise UserError("clip is missing")
+    return from_parts(ClipRecipe, parts["clip"], name="clip", limits=LIMITS)
+
+
+def _parse(text: str, kind: str, parse: Callable[[Any], T]) -> T:
     try:
-        return parse(text)
+        return parse(parse_json(text, "metadata"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no {kind} recipe: {error}") from error
+
+
+def _read(parse: Callable[[str], T], texts: Mapping[str, str], key: str, path: str | os.PathLike[str]) -> T:
+    try:
+        return parse(texts[key])
     except ValueError as error:
         raise UserError(f"{os.fspath(path)}: its metadata key {key!r} holds {error}") from error

@@ -231,7 +231,9 @@ def evaluate(options: EvaluateOptions) -> int:
       videomaskfeat evaluate runs/s/weights.safetensors val.csv --knn train.csv
       torchrun --nproc-per-node=8 -m videomaskfeat evaluate best.safetensors k400/val.csv
     """
-    from videomaskfeat.jobs.evaluate import ListChoice, MachineChoice, Neighbours, ViewChoice, evaluate
+    from videomaskfeat.inference.lists import ListChoice
+    from videomaskfeat.inference.multiview import Machine
+    from videomaskfeat.jobs.evaluate import Neighbours, ViewChoice, evaluate
 
     with progress("scoring videos") as update:
         result = evaluate(
@@ -241,7 +243,7 @@ def evaluate(options: EvaluateOptions) -> int:
             views=_part(ViewChoice, options),
             lists=_part(ListChoice, options),
             neighbours=Neighbours(options.knn, options.k, options.temperature) if options.knn else None,
-            machine=_part(MachineChoice, options),
+            machine=_part(Machine, options),
             submission=options.submission,
             progress=update,
         )
@@ -269,7 +271,7 @@ def average_scores(options: AverageScoresOptions) -> int:
 
     videomaskfeat average-scores runs/a/evaluation runs/b/evaluation --out ensemble
     """
-    from videomaskfeat.jobs.evaluate import average_files
+    from videomaskfeat.jobs.average_scores import average_files
 
     result = average_files(options.scores, options.out, submission=options.submission)
     return _print_scores("average-scores", result)
@@ -381,7 +383,7 @@ def score_ava(options: ScoreAvaOptions) -> int:
           --labels ava/annotations/ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
           --exclusions ava/annotations/ava_val_excluded_timestamps_v2.2.csv --out runs/ava/score
     """
-    from videomaskfeat.jobs.detect_evaluate import score_ava
+    from videomaskfeat.jobs.score_ava import score_ava
 
     values = vars(options).copy()
     values["iou_threshold"] = values.pop("iou")
@@ -426,14 +428,10 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
       videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
-    from videomaskfeat.inference.key_frames import VideoPlaces
-    from videomaskfeat.jobs.detect_evaluate import (
-        DetectMachine,
-        FrameChoice,
-        ScoredFiles,
-        detect_evaluate,
-        lines_on,
-    )
+    from videomaskfeat.inference.ava_scores import ScoredFiles
+    from videomaskfeat.inference.key_frames import VideoPlaces, lines_on
+    from videomaskfeat.inference.multiview import Machine
+    from videomaskfeat.jobs.detect_evaluate import FrameChoice, detect_evaluate
 
     with progress("scoring key frames") as update:
         result = detect_evaluate(
@@ -442,7 +440,7 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
             _part(VideoPlaces, options),
             options.out,
             frames=_part(FrameChoice, options),
-            machine=_part(DetectMachine, options),
+            machine=_part(Machine, options),
             iou_threshold=options.iou,
             rows_per_frame=options.rows_per_frame,
             progress=update,

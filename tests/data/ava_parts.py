@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 
 from tests.data.make_videos import numbered_picture
-from videomaskfeat.data.ava import ActionClips, VideoSource
+from videomaskfeat.data.ava import ActionClips
 from videomaskfeat.data.ava_lists import KeyFrames, truth_key_frames
+from videomaskfeat.data.ava_sources import VideoSource
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
 

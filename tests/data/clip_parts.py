@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import PretrainClips
 from videomaskfeat.data.formats import load_records
-from videomaskfeat.data.loader import PretrainBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop

@@ -217,5 +217,5 @@ def make_unreadable(folder: Path) -> dict[str, Path]:
         causes[cause] = folder / name
     causes["no video stream, only audio"] = write_audio(folder / "sound.m4a")
     causes["no such file"] = folder / "nowhere.mp4"
-    causes[r"no pictures among its \d+ files"] = folder
+    causes[r"no pictures in it, among \d+ files"] = folder
     return causes

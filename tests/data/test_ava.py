@@ -11,10 +11,11 @@ import torch
 
 from tests.data.ava_parts import CLASSES, extract, make_actions, write_numbered, write_truth
 from tests.data.make_videos import read_number
-from videomaskfeat.data import ava_lists
+from videomaskfeat.data import ava_sources
 from videomaskfeat.data.augment import Augmentation, RandAugment
-from videomaskfeat.data.ava import ActionBatch, VideoSource, sources_in_folder
 from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
+from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder
+from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColourJitter
@@ -237,8 +238,8 @@ def test_boxes_without_an_action_are_negatives(tmp_path: Path) -> None:
 
 def test_readers_are_kept_and_bounded(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    open_timed = ava_lists.open_timed
-    monkeypatch.setattr(ava_lists, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
+    open_timed = ava_sources.open_timed
+    monkeypatch.setattr(ava_sources, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
     dataset = make_actions(*parts, open_videos=2)
     for index in (0, 1, 4, 2, 5, 8, 0, 9):  # a a b a b c a c
         dataset[SampleKey(0, index)]

@@ -10,8 +10,8 @@ import pytest
 
 from tests.data.ava_parts import extract, write_numbered, write_truth
 from tests.data.make_videos import copy_packets
-from videomaskfeat.data.ava import sources_in_folder, sources_of_lists
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
+from videomaskfeat.data.ava_sources import sources_in_folder, sources_of_lists
 from videomaskfeat.data.frame_lists import FrameFiles, load_frame_lists
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.errors import UserError

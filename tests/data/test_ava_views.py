@@ -12,10 +12,12 @@ import torch
 
 from tests.data.ava_parts import CLIP, extract, write_numbered, write_truth
 from tests.data.make_videos import read_number
-from videomaskfeat.data import ava_lists
-from videomaskfeat.data.ava import KeyFrameLoader, KeyFrameViews, VideoSource, sources_in_folder
+from videomaskfeat.data import ava_sources
+from videomaskfeat.data.ava import KeyFrameViews
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames
+from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder
 from videomaskfeat.data.batches import BoxedClips, KeyFrameBatch
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.reader import CountedReader
 from videomaskfeat.data.readers_pyav import PyAvFile
 from videomaskfeat.data.sampling import key_frame_seconds
@@ -67,9 +69,8 @@ def test_frames_equal_the_reference(golden: Path) -> None:
         count = np.arange(case["num_frames"])
         pictures = np.stack([count % 256, count // 256, 0 * count], axis=1).astype(np.uint8)[:, None, None]
         video = CountedReader(MemoryReader(pictures, fps=30.0))
-        seconds = key_frame_seconds(
-            30.0, seconds=case["center"] / 30, frames=case["frames"], stride=case["stride"]
-        )
+        center = np.array([case["center"] / 30])
+        (seconds,) = key_frame_seconds(30.0, seconds=center, frames=case["frames"], stride=case["stride"])
         colours = video.read_at(seconds)[:, 0, 0].astype(int)
         assert (colours[:, 0] + 256 * colours[:, 1]).tolist() == case["indices"], case
 
@@ -150,13 +151,13 @@ def test_a_frame_is_decoded_once_and_a_video_opened_once(
 ) -> None:
     opened: list[str] = []
     pictures: list[int] = []
-    open_timed, picture = ava_lists.open_timed, PyAvFile._picture
-    monkeypatch.setattr(ava_lists, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
+    open_timed, picture = ava_sources.open_timed, PyAvFile._picture
+    monkeypatch.setattr(ava_sources, "open_timed", lambda path: opened.append(path[-5:]) or open_timed(path))
     monkeypatch.setattr(
         PyAvFile, "_picture", lambda self, frame: pictures.append(frame.pts) or picture(self, frame)
     )
     views = make_views(parts, frames=8, stride=10, short_sides=(64, 32), flip=True)
-    batches = list(KeyFrameLoader(views, key_frames_per_batch=2, workers=0))
+    batches = list(ViewLoader(views, per_batch=2, workers=0))
     assert len(batches) == 6
     assert opened == ["a.mp4", "b.mp4", "c.mp4"]
     # Every tenth frame: 0 to 90 in the first batch of a video; 50 to 140, and the last one for 150, in the
@@ -168,19 +169,18 @@ def test_a_frame_is_decoded_once_and_a_video_opened_once(
 @pytest.mark.parametrize("size", [3, 4, 50])
 def test_ranks_and_workers_take_every_key_frame_once(parts: Parts, size: int) -> None:
     views = make_views(parts)
-    whole = list(KeyFrameLoader(views, key_frames_per_batch=size, workers=0))
+    whole = list(ViewLoader(views, per_batch=size, workers=0))
     assert [int(index) for batch in whole for index in batch.index] == list(range(12))
     assert all(len({int(parts[0].video[index]) for index in batch.index}) == 1 for batch in whole)
     for world in (2, 3, 7):
         ranks = [
-            KeyFrameLoader(views, key_frames_per_batch=size, workers=0, rank=rank, world_size=world)
-            for rank in range(world)
+            ViewLoader(views, per_batch=size, workers=0, rank=rank, world_size=world) for rank in range(world)
         ]
-        taken = [batch for loader in ranks for batch in loader._batches]
+        taken = [batch for loader in ranks for batch in loader._tasks]
         assert [index for batch in taken for index in batch] == list(range(12))
         assert sum(len(loader) for loader in ranks) == len(whole)
     if size == 3:
-        loader = KeyFrameLoader(views, key_frames_per_batch=size, workers=2, rank=1, world_size=2)
+        loader = ViewLoader(views, per_batch=size, workers=2, rank=1, world_size=2)
         assert all(same(*pair) for pair in zip(loader, whole[3:], strict=True))
 
 
@@ -197,9 +197,9 @@ def test_video_that_costs_two_workers_fails_with_all_its_key_frames(
     parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
     views = make_views(parts)
-    whole = list(KeyFrameLoader(views, key_frames_per_batch=2, workers=0))
+    whole = list(ViewLoader(views, per_batch=2, workers=0))
     views.__class__ = _DeadlyViews
-    batches = list(KeyFrameLoader(views, key_frames_per_batch=2, workers=1))
+    batches = list(ViewLoader(views, per_batch=2, workers=1))
     assert [batch.index.tolist() for batch in batches] == [[0, 1], [2, 3], [], [], [8, 9], [10, 11]]
     assert all(same(batches[number], whole[number]) for number in (0, 1, 4, 5))
     failures = [failure for batch in batches for failure in batch.failures]
@@ -217,7 +217,7 @@ def test_unreadable_key_frames_are_failures_that_nothing_stands_in_for(tmp_path:
     (tmp_path / "mixed" / "b.mp4").write_bytes(b"this is text")
     key_frames = write_truth(tmp_path / "truth.csv", ["a", "b"], [901, 902, 903, 904])
     parts = key_frames, sources_in_folder(key_frames, tmp_path / "mixed")
-    first, second = KeyFrameLoader(make_views(parts), key_frames_per_batch=4, workers=0)
+    first, second = ViewLoader(make_views(parts), per_batch=4, workers=0)
     assert first.index.tolist() == [0, 1, 3]
     assert numbers(first.views[0]) == [[20, 25, 30, 35], [50, 55, 60, 65], [110, 115, 120, 125]]
     assert first.views[0].boxes[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
@@ -236,7 +236,7 @@ def test_no_key_frame_gives_no_batch(tmp_path: Path) -> None:
     (tmp_path / "none.csv").touch()
     key_frames = detected_key_frames([tmp_path / "none.csv"], classes=3)
     views = make_views((key_frames, sources_in_folder(key_frames, tmp_path)))
-    assert list(KeyFrameLoader(views, key_frames_per_batch=2, workers=0)) == []
+    assert list(ViewLoader(views, per_batch=2, workers=0)) == []
 
 
 def test_batch_moves_its_pixels_and_boxes(parts: Parts) -> None:
@@ -249,9 +249,9 @@ def test_batch_moves_its_pixels_and_boxes(parts: Parts) -> None:
 def test_arguments_that_cannot_be_are_named(parts: Parts) -> None:
     with pytest.raises(UserError, match=r"area 'center' is unknown; did you mean 'centre'\?"):
         make_views(parts, area="center")
-    with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: must be one length in pixels or several"):
+    with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: one length in pixels, or several"):
         make_views(parts, short_sides=(64, 64))
     with pytest.raises(UserError, match=r"key frames \[3, 4\] are of 2 videos; a batch is of one"):
         make_views(parts).batch([3, 4])
-    with pytest.raises(UserError, match="key_frames_per_batch=0: must be at least 1"):
-        KeyFrameLoader(make_views(parts), key_frames_per_batch=0, workers=0)
+    with pytest.raises(UserError, match="per_batch=0: must be at least 1"):
+        ViewLoader(make_views(parts), per_batch=0, workers=0)

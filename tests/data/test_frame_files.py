@@ -57,7 +57,7 @@ def test_frames_that_are_damaged_or_differ_are_read_errors(tmp_path: Path) -> No
     video = FrameFilesReader(frames_in_folder(str(tmp_path)), fps=30.0)
     with pytest.raises(VideoReadError, match=r"v_000002\.png: no picture, or a damaged one"):
         video.read([1])
-    with pytest.raises(VideoReadError, match="has pictures of 9x8 and of 6x4"):
+    with pytest.raises(VideoReadError, match=r"v_000003\.png is 9x8, others are 6x4"):
         video.read([0, 2])
 
 

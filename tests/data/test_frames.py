@@ -33,7 +33,7 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 def test_unreadable_frames_are_read_errors(tmp_path: Path) -> None:
     with pytest.raises(VideoReadError, match="no such folder"):
         FrameFolderReader(str(tmp_path / "none"))
-    with pytest.raises(VideoReadError, match="no pictures among its 0 files"):
+    with pytest.raises(VideoReadError, match="no pictures in it, among 0 files"):
         FrameFolderReader(str(tmp_path))
     _write(tmp_path, "1.png", 1)
     (tmp_path / "2.png").write_bytes(b"no picture")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.data.make_videos import read_number, uneven_times, write_video
+from tests.reference.key_frames import key_frame_indices
 from videomaskfeat.data.ava import key_clips
 from videomaskfeat.data.reader import CountedReader, VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
-from videomaskfeat.data.sampling import key_frame_indices
 from videomaskfeat.data.transforms import WholeFrame
 from videomaskfeat.data.video import MemoryReader
 

@@ -18,14 +18,13 @@ from videomaskfeat.data.clips import (
     balanced_order,
     check_labels,
     left_right_pairs,
-    middle_segments,
     random_segments,
     sample_generator,
 )
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.sampling import segment_edges, segment_indices
+from videomaskfeat.data.sampling import segment_edges
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
@@ -176,8 +175,6 @@ def test_segment_samplers_are_the_protocols(videos: Path) -> None:
     draws = np.stack([random_segments(40, 12.0, frames=8, rng=np.random.default_rng(s)) for s in range(200)])
     assert (draws.min(axis=0) == edges[:-1]).all()
     assert (draws.max(axis=0) == edges[1:]).all()
-    middle = middle_segments(40, 12.0, frames=8, rng=np.random.default_rng(0))
-    assert middle.tolist() == segment_indices(40, frames=8).tolist()
     sample = make_labelled(videos, sampler=functools.partial(random_segments, frames=4))[SampleKey(0, 1)]
     assert sample.clips.shape == (1, 4, 16, 16, 3)
 

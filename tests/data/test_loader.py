@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from tests.data.clip_parts import deadly_clips, equal, make_clips, raise_bug, write_videos
-from videomaskfeat.data.clips import Failure, PretrainClips, SampleKey
-from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
+from videomaskfeat.data.batches import Failure, PretrainBatch
+from videomaskfeat.data.clips import PretrainClips, SampleKey
+from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.errors import UserError
 
 

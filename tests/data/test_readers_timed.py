@@ -22,10 +22,11 @@ from tests.data.make_videos import (
     write_video,
 )
 from tests.reference.decode import decode_all, decode_all_timed
+from tests.reference.key_frames import key_frame_indices
 from videomaskfeat.data.reader import CountedReader, VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvFile
 from videomaskfeat.data.readers_seeking import SeekingReader, open_timed
-from videomaskfeat.data.sampling import key_frame_indices, key_frame_seconds
+from videomaskfeat.data.sampling import key_frame_seconds
 from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.mp4 import write_mp4
 
@@ -84,8 +85,9 @@ def test_clip_by_time_is_the_clip_by_number(tmp_path: Path, fps: float, ending: 
         assert reader.fps == pytest.approx(fps, rel=1e-3)
         for at in (0.0, 1.0, 2.0, 3.0):
             for target in (30.0, None):
-                seconds = key_frame_seconds(fps, seconds=at, frames=6, stride=5, target_fps=target)
-                expected = key_frame_indices(frames, fps, seconds=at, frames=6, stride=5, target_fps=target)
+                clip = {"frames": 6, "stride": 5, "target_fps": target}
+                (seconds,) = key_frame_seconds(fps, seconds=np.array([at]), **clip)
+                expected = key_frame_indices(frames, fps, seconds=at, **clip)
                 assert [read_number(picture) for picture in reader.read_at(seconds)] == expected.tolist()
 
 

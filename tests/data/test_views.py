@@ -14,13 +14,14 @@ import torch
 
 from tests.data.clip_parts import write_videos
 from videomaskfeat.data import views as views_module
-from videomaskfeat.data.batches import ViewsBatch
+from videomaskfeat.data.batches import Failure, ViewsBatch
 from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_view
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import MemoryReader, VideoReader, available_readers, open_video
-from videomaskfeat.data.views import EvaluationViews, ViewLoader
+from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4
 
@@ -94,7 +95,7 @@ def test_views_equal_reading_each_by_itself(tmp_path: Path, size: tuple[int, int
     write_mp4(path, pictures, keyframe_interval=5)
     views = make_views(Records.from_paths([str(path)], [4], source="x"), frames=4, stride=3, reader=reader)
     sample = views[0]
-    assert (sample.index, sample.label, sample.failure) == (0, 4, None)
+    assert (sample.index.tolist(), sample.labels.tolist(), sample.failures) == ([0], [4], ())
     assert sample.clips.shape == (9, 4, 16, 16, 3)
     for view in range(3):
         for crop in range(3):
@@ -102,7 +103,7 @@ def test_views_equal_reading_each_by_itself(tmp_path: Path, size: tuple[int, int
                 indices = clip_indices_view(23, video.fps, frames=4, stride=3, view=view, views=3)
                 frames = video.read(indices)
             expected = UniformCrop(16, 20, crop).sample(*frames.shape[1:3]).apply_clip(frames)
-            assert np.array_equal(sample.clips[view * 3 + crop], expected)
+            assert np.array_equal(sample.clips[view * 3 + crop].numpy(), expected)
 
 
 def test_each_video_is_opened_and_each_frame_decoded_once(
@@ -137,24 +138,20 @@ def test_unreadable_video_is_a_failure_in_its_place(listing: Path) -> None:
     views = make_views(listing)
     sample = views[2]
     assert sample.clips.shape == (0, 2, 16, 16, 3)
-    assert (sample.index, sample.label) == (2, 2)
-    assert sample.failure is not None
-    assert (sample.failure.index, sample.failure.cause) == (2, "not a video file")
-    assert sample.failure.path == str(listing.parent / "002.mp4")
+    assert len(sample.index) == len(sample.labels) == 0
+    assert sample.failures == (Failure(2, str(listing.parent / "002.mp4"), "not a video file"),)
 
 
 def test_listed_but_absent_video_is_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "val.csv"
     path.write_text("gone.mp4 3\n")
-    failure = make_views(path)[0].failure
-    assert failure is not None
+    (failure,) = make_views(path)[0].failures
     assert failure.cause == "no such file"
 
 
 def test_short_video_fails_only_where_that_is_an_error(listing: Path) -> None:
-    assert make_views(listing, frames=5, stride=4)[0].failure is None
-    failure = make_views(listing, frames=5, stride=4, short="error")[0].failure
-    assert failure is not None
+    assert make_views(listing, frames=5, stride=4)[0].failures == ()
+    (failure,) = make_views(listing, frames=5, stride=4, short="error")[0].failures
     assert failure.cause == "too short: 8 frames, and the clip spans 20"
 
 
@@ -164,15 +161,13 @@ def test_frames_of_two_sizes_are_a_failure(tmp_path: Path) -> None:
     for number, width in enumerate((30, 30, 34)):
         cv2.imwrite(str(folder / f"{number}.png"), np.zeros((24, width, 3), np.uint8))
     records = load_records(tmp_path / "frames", format="frames")
-    failure = make_views(records, frames=3, stride=1, views=1)[0].failure
-    assert failure is not None
+    (failure,) = make_views(records, frames=3, stride=1, views=1)[0].failures
     assert failure.cause == "frame 2 is 34x24, others are 30x24"
 
 
 def test_list_without_labels_gives_minus_one(tmp_path: Path) -> None:
     write_videos(tmp_path, 1)
     views = make_views(load_records(tmp_path, format="folder"))
-    assert views[0].label == -1
     assert views.batch([0]).labels.tolist() == [-1]
 
 
@@ -182,8 +177,8 @@ def test_batch_closes_the_gaps_of_failures(listing: Path) -> None:
     assert batch.index.tolist() == [1, 4]
     assert batch.labels.tolist() == [1, 4]
     assert [failure.index for failure in batch.failures] == [2, 3]
-    expected = np.concatenate([views[1].clips, views[4].clips])
-    assert np.array_equal(batch.clips.numpy(), expected)
+    expected = torch.cat([views[1].clips, views[4].clips])
+    assert torch.equal(batch.clips, expected)
     nothing = views.batch([2, 3])
     assert nothing.clips.shape == (0, 2, 16, 16, 3)
     assert nothing.index.shape == (0,)
@@ -196,7 +191,7 @@ def test_ranks_share_every_row_once(listing: Path, ranks: int, videos: int) -> N
     views = make_views(listing, views=1, crops=1)
     rows: list[int] = []
     for rank in range(ranks):
-        loader = ViewLoader(views, videos_per_batch=videos, workers=0, rank=rank, world_size=ranks)
+        loader = ViewLoader(views, per_batch=videos, workers=0, rank=rank, world_size=ranks)
         batches = list(loader)
         assert len(batches) == len(loader)
         assert all(len(rows_of(batch)) <= videos for batch in batches)
@@ -213,8 +208,8 @@ def rows_of(batch: ViewsBatch) -> list[int]:
 
 def test_workers_change_nothing(listing: Path) -> None:
     views = make_views(listing)
-    here = list(ViewLoader(views, videos_per_batch=4, workers=0))
-    loader = ViewLoader(views, videos_per_batch=4, workers=2)
+    here = list(ViewLoader(views, per_batch=4, workers=0))
+    loader = ViewLoader(views, per_batch=4, workers=2)
     for _ in range(2):  # as often as one likes
         there = list(loader)
         assert len(there) == len(here) == 3
@@ -227,13 +222,13 @@ def test_workers_change_nothing(listing: Path) -> None:
 
 def test_loader_leaves_the_global_generator_alone(listing: Path) -> None:
     state = torch.get_rng_state()
-    list(ViewLoader(make_views(listing), videos_per_batch=2, workers=1))
+    list(ViewLoader(make_views(listing), per_batch=2, workers=1))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unknown_reader_reaches_the_caller(listing: Path, workers: int) -> None:
-    loader = ViewLoader(make_views(listing, reader="pyva"), videos_per_batch=2, workers=workers)
+    loader = ViewLoader(make_views(listing, reader="pyva"), per_batch=2, workers=workers)
     with pytest.raises(UserError, match="'pyva' is unknown; did you mean 'pyav'"):
         list(loader)
 
@@ -258,10 +253,10 @@ def test_views_that_do_not_fit(arguments: dict[str, object], words: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"videos_per_batch": 0}, "videos_per_batch=0: must be at least 1"),
+        ({"per_batch": 0}, "per_batch=0: must be at least 1"),
         ({"workers": -1}, "workers=-1: must be at least 0"),
     ],
 )
 def test_loader_with_impossible_numbers(listing: Path, arguments: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        ViewLoader(make_views(listing), **{"videos_per_batch": 1, "workers": 0, **arguments})
+        ViewLoader(make_views(listing), **{"per_batch": 1, "workers": 0, **arguments})

@@ -20,12 +20,12 @@ import torch
 
 from tests.data.clip_parts import deadly_clips, equal, make_clips, write_videos
 from videomaskfeat.data import workers
-from videomaskfeat.data.batches import empty_clips
+from videomaskfeat.data.batches import PretrainBatch, empty_clips
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.formats import load_records
-from videomaskfeat.data.loader import ClipLoader, FailureCounter, PretrainBatch
+from videomaskfeat.data.loader import ClipLoader, FailureCounter, ViewLoader
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.views import EvaluationViews, ViewLoader
+from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.data.workers import WorkerPool, call_apart
 from videomaskfeat.errors import RunFailed
 
@@ -207,8 +207,8 @@ def test_video_that_kills_workers_in_testing_is_a_failure_and_remembered(
     videos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     views = _DeadlyViews(load_records(videos), frames=2, stride=1, views=1, crops=1, crop=16, short_side=16)
-    calm = list(ViewLoader(_plain(views), videos_per_batch=3, workers=0))
-    loader = ViewLoader(views, videos_per_batch=3, workers=2)
+    calm = list(ViewLoader(_plain(views), per_batch=3, workers=0))
+    loader = ViewLoader(views, per_batch=3, workers=2)
     for _ in range(2):
         batches = list(loader)
         failures = [failure for batch in batches for failure in batch.failures]

@@ -251,7 +251,7 @@ NAN = float("nan")
         ("progress/step", torch.tensor(3), r"'progress': step is tensor\(3\)"),
         ("progress/seconds", NAN, "'progress': seconds is nan"),
         ("fingerprint/width", torch.zeros(2), "'fingerprint': width is a Tensor"),
-        ("model", [1], "'model': the model is no dictionary"),
+        ("model", [1], "'model': it is no dictionary"),
         ("model/0.weight", torch.full((12, 6), NAN), "'model': 0.weight is not finite"),
         ("model/0.weight", torch.zeros(12, 6).to_sparse(), "'model': 0.weight is sparse"),
         ("model/0.weight", torch.zeros(12, 6, dtype=torch.complex64), "'model': 0.weight is torch.complex64"),
@@ -265,8 +265,8 @@ NAN = float("nan")
         ("optimizer/state/0/step", torch.tensor(-1.0), "step of parameter 0 is negative"),
         ("ema/0.weight", torch.zeros(12, 6).half(), "'ema': 0.weight is torch.float16"),
         ("ema", None, "holds no averaged weights"),
-        ("random", {}, "'random': it is no list of a state per rank"),
-        ("random/0/cpu", torch.zeros(7, dtype=torch.uint8), "'random': cpu has the shape"),
+        ("random", {"ranks": {}}, "'random': it is no list of a state per rank"),
+        ("random/ranks/0/cpu", torch.zeros(7, dtype=torch.uint8), "'random': cpu has the shape"),
         ("extra", 3, "'extra': it is no dictionary"),
     ],
 )
@@ -290,7 +290,7 @@ def test_wrong_checkpoint_leaves_nothing_half_loaded(tmp_path: Path) -> None:
     """The random states stand last in the file, and are found wrong before the model is touched."""
     train_toy(tmp_path, epochs=1, milestone_every=0)
     path = CheckpointFolder(tmp_path / "checkpoints").path(6)
-    torch.save(changed(load_checkpoint(path), "random", [{}]), path)
+    torch.save(changed(load_checkpoint(path), "random", {"ranks": [{}]}), path)
     model = toy_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(

@@ -193,8 +193,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     one, two = (final_state(tmp_path / name) for name in ("one", "two"))
     torch.testing.assert_close(two["model"], one["model"], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(two["ema"], one["ema"], atol=1e-6, rtol=1e-5)
-    assert len(two["random"]) == 2
-    assert not torch.equal(two["random"][0]["cpu"], two["random"][1]["cpu"])
+    assert len(two["random"]["ranks"]) == 2
+    assert not torch.equal(two["random"]["ranks"][0]["cpu"], two["random"]["ranks"][1]["cpu"])
     for line, expected in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
         assert line == pytest.approx(expected, rel=1e-5)
 

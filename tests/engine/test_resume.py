@@ -238,7 +238,7 @@ def test_run_on_a_gpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     train_toy(tmp_path / "parts", device=gpu, epochs=1.5)
     train_toy(tmp_path / "parts", device=gpu)
     whole, parts = (final_state(tmp_path / name) for name in ("whole", "parts"))
-    assert whole["random"][0].keys() == {"cpu", "cuda"}
+    assert whole["random"]["ranks"][0].keys() == {"cpu", "cuda"}
     for part in ("model", "ema"):
         for name, value in whole[part].items():
             torch.testing.assert_close(parts[part][name], value, atol=1e-5, rtol=1e-4, msg=f"{part}.{name}")

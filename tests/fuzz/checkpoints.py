@@ -90,7 +90,7 @@ def _load(kept: bool) -> None:
 def _damaged_content(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """What a checkpoint holds with a part of another type or size."""
     content = {**content, "model": dict(content["model"])}
-    part = rng.choice(["all", "progress", "optimizer", "random", "extra", "fingerprint", "model"])
+    part = rng.choice(["all", "progress", "optimizer", "random", "failures", "fingerprint", "model"])
     if part == "all":
         name = rng.choice(sorted(content))
         content[name] = _other_part(rng)

@@ -160,7 +160,7 @@ def _frames(rng: random.Random, material: Path, folder: Path) -> Case:
 
 
 def _names(rng: random.Random, material: Path, folder: Path) -> Case:
-    from videomaskfeat.inference.scores import read_class_names
+    from videomaskfeat.inference.lists import read_class_names
 
     name = rng.choice(["names.txt", "names.json", "something-labels.json"])
     Path(name).write_bytes(_damaged(name, rng))

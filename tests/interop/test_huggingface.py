@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.persons import find_boxes, load_box_detector
+from videomaskfeat.inference.person_boxes import find_boxes, load_box_detector
 from videomaskfeat.interop.huggingface import PersonDetector, _chances, _resized
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from tests.data.ava_parts import write_numbered
-from videomaskfeat.inference.detectors import DetectRecipe
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import DETECT_KEY, ClipRecipe
+from videomaskfeat.recipe import DETECT_KEY, ClipRecipe, DetectRecipe
 
 TRAIN, HELD_OUT = ("a", "b", "c", "d"), ("v", "w")
 SECONDS = (1, 2, 3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.persons import find_boxes, load_box_detector
+from videomaskfeat.inference.person_boxes import find_boxes, load_box_detector
 
 PLUG_INS = '''
 import numpy as np

@@ -11,7 +11,7 @@ import pytest
 from videomaskfeat.config import load_config
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
-from videomaskfeat.jobs.finetune_building import LabelledLists, read_lists, words_on_gaps
+from videomaskfeat.jobs.finetune import LabelledLists, read_lists, words_on_gaps
 from videomaskfeat.schemas import FinetuneConfig
 
 

@@ -20,10 +20,10 @@ from tests.jobs.action_set import ACTIONS, ActionSet, make_action_set, write_det
 from tests.jobs.ranks import run_verb
 from videomaskfeat.cli import main
 from videomaskfeat.data.batches import ActionBatch
-from videomaskfeat.inference.detectors import read_detect_recipe
 from videomaskfeat.jobs.detect import DetectStep
 from videomaskfeat.metrics.ava_map import evaluate_files
 from videomaskfeat.models.weights import read_state
+from videomaskfeat.recipe import read_detect_recipe
 
 from .test_pretrain import last_line, rows
 

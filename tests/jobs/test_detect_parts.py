@@ -14,8 +14,8 @@ from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.key_frames import VideoPlaces, read_tested
-from videomaskfeat.jobs.detect import DetectStep
-from videomaskfeat.jobs.detect_building import (
+from videomaskfeat.jobs.detect import (
+    DetectStep,
     build_detector,
     build_loss,
     class_weights,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.detectors import DetectRecipe, load_detector, read_detect_recipe
+from videomaskfeat.inference.detectors import load_detector
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
@@ -17,9 +17,11 @@ from videomaskfeat.recipe import (
     DETECT_KEY,
     METADATA_KEY,
     ClipRecipe,
+    DetectRecipe,
     PretrainRecipe,
-    normalise,
+    normalize,
     read_classify_recipe,
+    read_detect_recipe,
     read_testing_recipe,
 )
 
@@ -49,7 +51,7 @@ def test_loaded_detector_scores_boxes(tmp_path: Path) -> None:
     boxes = torch.tensor([[0, 1.0, 2.0, 30.0, 31.0], [1, 5.0, 0.0, 40.0, 20.0]])
     scores = detector.scores(clips, boxes)
     expected = action_scores(
-        detector.model(normalise(clips, mean=0.45, std=0.225), boxes),
+        detector.model(normalize(clips, mean=0.45, std=0.225), boxes),
         torch.tensor([True, True, False, False]),
     )
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-6)

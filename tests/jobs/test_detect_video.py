@@ -19,12 +19,13 @@ from videomaskfeat.cli import main
 from videomaskfeat.data.transforms import WholeFrame
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.detectors import DetectRecipe, LoadedDetector, load_detector
-from videomaskfeat.inference.persons import KeyFrameActions, VideoActions, find_actions, read_boxes
+from videomaskfeat.inference.detectors import VideoDetector, load_detector
+from videomaskfeat.inference.person_boxes import read_boxes
+from videomaskfeat.inference.persons import KeyFrameActions, VideoActions, find_actions
 from videomaskfeat.jobs.detect_video import Timeline, detect_videos, write_film, write_rows
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import DETECT_KEY, ClipRecipe
+from videomaskfeat.recipe import DETECT_KEY, ClipRecipe, DetectRecipe
 
 RECIPE = DetectRecipe(
     ClipRecipe(frames=4, stride=2, crop=32),
@@ -48,7 +49,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def detector(weights: Path) -> LoadedDetector:
+def detector(weights: Path) -> VideoDetector:
     return load_detector(weights)
 
 
@@ -71,7 +72,7 @@ def left_half(pictures: np.ndarray) -> list[np.ndarray]:
     return [person[read_number(picture) % 2 :] for picture in pictures]
 
 
-def test_scores_are_those_of_the_clip_around_each_key_frame(detector: LoadedDetector, videos: Path) -> None:
+def test_scores_are_those_of_the_clip_around_each_key_frame(detector: VideoDetector, videos: Path) -> None:
     """Against the network called by hand on frames read by their numbers, one key frame at a time."""
     found = find_actions(detector, videos / "a.mp4", boxes=videos / "boxes.csv", smooth_seconds=0)
     assert [frame.seconds for frame in found.key_frames] == [0, 1, 2]
@@ -95,7 +96,7 @@ def test_scores_are_those_of_the_clip_around_each_key_frame(detector: LoadedDete
 
 
 def test_json_and_rows_hold_what_was_found(
-    weights: Path, detector: LoadedDetector, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, detector: VideoDetector, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     boxes = videos / "boxes.csv"
     command = ["detect", str(weights), str(videos / "a.mp4"), "--boxes", str(boxes), "--csv", "--no-film"]
@@ -147,7 +148,7 @@ def test_rows_of_long_films_keep_milliseconds(tmp_path: Path) -> None:
     assert rows.scores.tolist() == pytest.approx([0.5, 0.0, 0.5, 0.2])
 
 
-def test_plug_in_finds_the_persons_each_second(detector: LoadedDetector, videos: Path) -> None:
+def test_plug_in_finds_the_persons_each_second(detector: VideoDetector, videos: Path) -> None:
     """Frames 0, 15, 30, 45, 60: the detector sees the key frames themselves, at full size."""
     found = find_actions(detector, videos / "a.mp4", box_detector=left_half, every=0.5, clips_at_once=2)
     assert [frame.seconds for frame in found.key_frames] == [0, 0.5, 1, 1.5, 2]
@@ -305,7 +306,7 @@ def test_first_and_last_key_frame_reach_the_ends() -> None:
     assert len(timeline.at(5.99)) == 1
 
 
-def test_times_of_ava_cuts_are_found_out(detector: LoadedDetector, videos: Path, tmp_path: Path) -> None:
+def test_times_of_ava_cuts_are_found_out(detector: VideoDetector, videos: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.csv").write_text(
         "a.mp4,901,0.1,0.1,0.5,0.9,,0.9\na.mp4,902,0.1,0.1,0.5,0.9,1,0.9\na.mp4,930,0.1,0.1,0.5,0.9,1,0.9\n"
     )
@@ -327,7 +328,7 @@ def test_times_of_ava_cuts_are_found_out(detector: LoadedDetector, videos: Path,
 
 
 def test_boxes_may_have_any_action_that_the_detector_knows(
-    detector: LoadedDetector, videos: Path, tmp_path: Path
+    detector: VideoDetector, videos: Path, tmp_path: Path
 ) -> None:
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("a,1,0.1,0.1,0.5,0.9,95,0.9\n")
@@ -399,7 +400,7 @@ def test_keys_are_listed_and_unknown_ones_named(
     ],
 )
 def test_wrong_boxes_are_named(
-    detector: LoadedDetector, videos: Path, tmp_path: Path, rows: str, words: str
+    detector: VideoDetector, videos: Path, tmp_path: Path, rows: str, words: str
 ) -> None:
     (tmp_path / "boxes.csv").write_text(rows)
     with pytest.raises(UserError, match=words):
@@ -426,7 +427,7 @@ def test_wrong_boxes_are_named(
         ({"min_iou": 0.0}, "min IoU 0 must be above 0"),
         ({"min_iou": 3.0}, "min IoU 3 must be above 0, and at most 1"),
         ({"max_gap_seconds": -1.0}, "max gap -1 must be a number of seconds, 0 or more"),
-        ({"clips_at_once": 0}, "clips at once 0: there must be at least 1"),
+        ({"clips_at_once": 0}, "clips_at_once=0: must be at least 1"),
         ({"boxes": "nowhere.csv"}, "nowhere.csv: no such file"),
     ],
 )

@@ -22,8 +22,9 @@ from tests.reference.accuracy import knn_shares, mean_class, sorted_classes, top
 from videomaskfeat.cli import CommandLine
 from videomaskfeat.engine import distributed
 from videomaskfeat.inference.classifiers import load_classifier, load_encoder
+from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.scores import load_scores
-from videomaskfeat.jobs.evaluate import MachineChoice, Neighbours, evaluate
+from videomaskfeat.jobs.evaluate import Neighbours, evaluate
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def test_neighbours_equal_plain_python(made: Path, run: Run, tmp_path: Path) -> 
 
 def evaluate_on_ranks(made: Path, out: Path) -> None:
     """What torchrun starts; every rank gets the whole result, and one tells the user."""
-    machine = MachineChoice(device="cpu", videos_per_batch=2)
+    machine = Machine(device="cpu", videos_per_batch=2)
     result = evaluate(made / "best.safetensors", str(made / "val.csv"), out, machine=machine)
     assert bool(result.text) == (distributed.rank() == 0)
     assert len(result.scored.rows) == 9

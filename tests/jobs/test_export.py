@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from videomaskfeat.cli import main
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference.classifiers import load_encoder
-from videomaskfeat.inference.detectors import DetectRecipe
 from videomaskfeat.interop import export as export_module
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.export import Graph
@@ -38,6 +37,7 @@ from videomaskfeat.recipe import (
     METADATA_KEY,
     ClassifyRecipe,
     ClipRecipe,
+    DetectRecipe,
     MaskRecipe,
     PretrainRecipe,
     read_testing_recipe,

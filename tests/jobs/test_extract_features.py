@@ -21,7 +21,7 @@ from tests.jobs.weights_files import RECIPE, write_classifier, write_pretrained
 from videomaskfeat import load_encoder, read_features
 from videomaskfeat.cli import main
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.jobs import features
+from videomaskfeat.inference import features
 from videomaskfeat.jobs.features import extract_features
 
 FILES = ("features.npy", "index.csv", "failures.csv", "meta.json")
@@ -368,7 +368,7 @@ def test_short_videos_fail_where_the_recipe_says_so(
 
 def _on_a_rank(weights: str, path: str, out: str) -> None:
     settings = {"device": "cpu", "videos_per_shard": 2}
-    with pytest.raises(UserError, match="reader 'none' is not one of"):
+    with pytest.raises(UserError, match="reader 'none' is unknown"):
         extract_features(weights, path, f"{out}_refused", reader="none", **settings)
     extract_features(weights, path, out, **settings)
 

@@ -16,11 +16,11 @@ from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
 from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import LabelledBatch
-from videomaskfeat.jobs.finetune import FinetuneStep
-from videomaskfeat.jobs.finetune_building import BestWeights, read_lists
+from videomaskfeat.engine.run import BestWeights
+from videomaskfeat.jobs.finetune import FinetuneStep, read_lists
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import load_model, read_state, save_weights
-from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalise, read_classify_recipe
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize, read_classify_recipe
 from videomaskfeat.schemas import FinetuneConfig
 
 from .test_pretrain import last_line, rows
@@ -181,7 +181,7 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
     batch = LabelledBatch(clips, torch.tensor([1, 4]), torch.arange(2))
     mixing = Mixing(classes=5, mixup=0.0, cutmix=0.0, probability=1.0, switch=0.5, smoothing=0.1)
     loss, metrics, _ = FinetuneStep(model, mixing, mean=0.45, std=0.225)(batch)
-    logits = model(normalise(clips, mean=0.45, std=0.225))
+    logits = model(normalize(clips, mean=0.45, std=0.225))
     wanted = 0.02 * torch.ones(2, 5)
     wanted[0, 1] = wanted[1, 4] = 0.92
     expected = -(wanted * logits.log_softmax(-1)).sum(-1).mean()
@@ -192,14 +192,14 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
 
 def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
     model = create_model("maskfeat_mvitv2_nano_classifier", classes=5, **ENCODER)
-    best = BestWeights(tmp_path / "best.safetensors", {})
+    best = BestWeights(tmp_path / "best.safetensors", lambda path: save_weights(path, model))
     for number, top1 in enumerate((10.0, 30.0, 30.0, 20.0)):
         nn.init.constant_(model.head.projection.bias, float(number))
-        best.offer(top1, model)
+        best.offer(top1)
     assert read_state(tmp_path / "best.safetensors")["head.projection.bias"][0] == 1.0
-    again = BestWeights(tmp_path / "best.safetensors", {})
+    again = BestWeights(best.path, lambda path: path.unlink())
     again.load_state_dict(best.state_dict())
-    again.offer(25.0, model)
+    again.offer(25.0)
     assert read_state(tmp_path / "best.safetensors")["head.projection.bias"][0] == 1.0
 
 
@@ -207,7 +207,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
     ("overrides", "words"),
     [
         (["data.classes=5"], ("train.csv", "has the label 5", "with 5 classes labels are 0..4")),
-        (["clip.sampling=segment"], ("clip.sampling 'segment' is not clip (Kinetics) or segments (SSv2)",)),
+        (["clip.sampling=segment"], ("clip.sampling 'segment' is unknown; did you mean 'segments'",)),
         (["evaluate.crops=2"], ("crops=2", "1 crop (centre) or 3")),
         (["clip.sampling=segments"], ("views=2 with sampling=segments", "take views=1")),
         (["evaluate.short_side=16"], ("short side 16 is smaller than the crop 32",)),

@@ -20,7 +20,7 @@ from videomaskfeat.data.sample import SHAPES, make_image_folders, write_image, w
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier
-from videomaskfeat.jobs.features import read_features
+from videomaskfeat.inference.features import read_features
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, read_classify_recipe, read_recipe

@@ -18,12 +18,12 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_state
-from videomaskfeat.jobs import finetune_building, pretrain_building
+from videomaskfeat.jobs import finetune, pretrain_building
 from videomaskfeat.jobs.import_weights import SlowFastImport, import_slowfast
 from videomaskfeat.methods.method import build_target
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.recipe import ClassifyRecipe, normalise, read_classify_recipe, read_recipe
+from videomaskfeat.recipe import ClassifyRecipe, normalize, read_classify_recipe, read_recipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 
 
@@ -73,10 +73,10 @@ def test_logits_of_the_same_frames_are_the_same(
     theirs = load_slowfast(*files).model(as_pyslowfast_sees(frames, changes, pictures=dataset == "ssv2"))
     weights = import_slowfast(*files, tmp_path / "out").weights
     clip = read_classify_recipe(weights).clip
-    ours = load_model(weights)(normalise(frames[None], mean=clip.mean, std=clip.std))
+    ours = load_model(weights)(normalize(frames[None], mean=clip.mean, std=clip.std))
     # The colours are summed in another order.
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    other = normalise(frames[None].flip(-1), mean=clip.mean, std=clip.std)
+    other = normalize(frames[None].flip(-1), mean=clip.mean, std=clip.std)
     assert (load_model(weights)(other) - theirs).abs().max() > 1e-3  # the test sees the order of channels
 
 
@@ -225,7 +225,7 @@ def test_written_config_builds_the_imported_classifier(golden: Path, tmp_path: P
     files = recorded(golden, "mvitv2_maskfeat_finetuned", tmp_path, {"MODEL.HEAD_ACT": "none"})
     outcome = import_slowfast(*files, tmp_path / "out")
     config = load_config(FinetuneConfig, str(outcome.config), ["data.train=x.csv", "run.folder=x"])
-    model, report = finetune_building.build_classifier(config, config.data.classes)
+    model, report = finetune.build_classifier(config, config.data.classes)
     assert report is not None
     assert (report.new, report.unused, report.resized) == ((), (), ())
     expected = torch.load(golden / "mvitv2_maskfeat_finetuned" / "expected.pt", weights_only=True)

@@ -20,25 +20,29 @@ from tests.jobs.action_set import (
     make_action_set,
     write_detector,
 )
-from videomaskfeat.data.ava import KeyFrameLoader, KeyFrameViews, sources_in_folder
+from videomaskfeat.data.ava import KeyFrameViews
 from videomaskfeat.data.ava_lists import KeyFrames
+from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference import detectors
+from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
 from videomaskfeat.inference.detectors import (
-    BoxPass,
     BoxScores,
+    VideoDetector,
     detections_of,
-    join_parts,
+    join_batches,
     load_detector,
+    score_batches,
     score_in_memory,
     score_key_frames,
 )
 from videomaskfeat.inference.key_frames import read_tested
-from videomaskfeat.jobs.detect_evaluate import PassChoice, ScoredFiles, detect_in_key_frames, write_score
+from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.metrics.accuracy import action_scores
-from videomaskfeat.recipe import normalise
+from videomaskfeat.recipe import ClipRecipe, DetectRecipe, normalize
 
 
 class Shades(nn.Module):
@@ -49,9 +53,9 @@ class Shades(nn.Module):
         return torch.stack([means, boxes[:, 1] / 10, boxes[:, 3] / 10, means * boxes[:, 2] / 10], dim=1)
 
 
-def pass_of(model: nn.Module, *, at_once: int = 2, poses: Tensor | None = None) -> BoxPass:
-    cpu = torch.device("cpu")
-    return BoxPass(model, cpu, poses=poses, bf16=False, mean=0.45, std=0.225, at_once=at_once)
+def detector_of(model: nn.Module, *, at_once: int = 2, poses: tuple[int, ...] = ()) -> VideoDetector:
+    recipe = DetectRecipe(ClipRecipe(2, 1, 16), {}, CLASSES, poses)
+    return VideoDetector(model, recipe, Machine("cpu", clips_at_once=at_once))
 
 
 def draw_view(width: int = 24) -> BoxedClips:
@@ -107,20 +111,21 @@ def actions(tmp_path_factory: pytest.TempPathFactory) -> ActionSet:
     return make_action_set(tmp_path_factory.mktemp("actions"))
 
 
-@pytest.mark.parametrize("poses", [None, torch.tensor([True, False, True, False])])
+@pytest.mark.parametrize("poses", [(), (1, 3)])
 @pytest.mark.parametrize("at_once", [1, 2, 8])
-def test_scores_are_the_mean_over_the_views_of_each_box(at_once: int, poses: Tensor | None) -> None:
+def test_scores_are_the_mean_over_the_views_of_each_box(at_once: int, poses: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     views = [draw_view(24), draw_view(40)]
-    scores = pass_of(Shades(), at_once=at_once, poses=poses)(views)
+    detector = detector_of(Shades(), at_once=at_once, poses=poses)
+    scores = detector.mean_scores(views)
     for row in range(5):
         expected = torch.zeros(CLASSES, dtype=torch.float64)
         for view in views:
             place = int(view.boxes[row, 0])
             box = view.boxes[row : row + 1].clone()
             box[:, 0] = 0
-            clip = normalise(view.clips[place : place + 1], mean=0.45, std=0.225)
-            expected += action_scores(Shades()(clip, box).double(), poses)[0] / 2
+            clip = normalize(view.clips[place : place + 1], mean=0.45, std=0.225)
+            expected += action_scores(Shades()(clip, box).double(), detector.recipe.pose_mask)[0] / 2
         torch.testing.assert_close(scores[row], expected, atol=1e-6, rtol=1e-6)
 
 
@@ -131,7 +136,7 @@ def test_any_sharing_of_batches_gives_every_box_once(
 ) -> None:
     """The parts of all ranks, gathered as they come, against one pass over everything."""
     frames = key_frames([2, 1, 3, 1, 2])
-    whole = score_key_frames(pass_of(Shades()), Shades(), batches_of(frames, 5, failing=(3,)), frames)
+    whole = score_batches(detector_of(Shades()), batches_of(frames, 5, failing=(3,)), frames)
     batches = batches_of(frames, size, failing=(3,))
     shares: list[Any] = []
 
@@ -140,10 +145,10 @@ def test_any_sharing_of_batches_gives_every_box_once(
         return [value]
 
     monkeypatch.setattr(distributed, "gather_objects", keep)
-    monkeypatch.setattr(detectors, "join_parts", lambda parts, _: parts)
+    monkeypatch.setattr(detectors, "join_batches", lambda parts, _: parts)
     for rank in range(world):
-        score_key_frames(pass_of(Shades()), Shades(), batches[rank::world], frames)
-    found = join_parts([part for share in shares if share for part in share], frames)
+        score_batches(detector_of(Shades()), batches[rank::world], frames)
+    found = join_batches([part for share in shares if share for [parts] in [share] for part in parts], frames)
     assert np.array_equal(found.scored, whole.scored)
     assert found.scored.tolist() == [True] * 6 + [False] + [True] * 2
     np.testing.assert_allclose(found.scores, whole.scores, atol=1e-6)
@@ -156,18 +161,18 @@ def test_a_lost_or_doubled_key_frame_is_noticed() -> None:
     batches = batches_of(frames, 1)
     for wrong in (batches[:2], [*batches, batches[0]]):
         with pytest.raises(AssertionError, match="every key frame is scored or has failed, exactly once"):
-            score_key_frames(pass_of(Shades()), Shades(), wrong, frames)
+            score_batches(detector_of(Shades()), wrong, frames)
 
 
 def test_key_frames_that_cannot_be_read_are_listed_and_nothing_stands_in() -> None:
     frames = key_frames([2, 1, 3])
-    found = score_key_frames(pass_of(Shades()), Shades(), batches_of(frames, 2, failing=(0, 1)), frames)
+    found = score_batches(detector_of(Shades()), batches_of(frames, 2, failing=(0, 1)), frames)
     assert [failure.path for failure in found.failures] == ["0.mp4", "1.mp4"]
     assert not found.scored[:3].any()
     assert (found.scores[:3] == 0).all()
     assert len(detections_of(frames, found, ACTIONS).frames) == 3 * len(ACTIONS)
     with pytest.raises(UserError, match=r"made\.csv: none of the 3 key frames could be read; .* 0\.mp4"):
-        score_key_frames(pass_of(Shades()), Shades(), batches_of(frames, 2, failing=(0, 1, 2)), frames)
+        score_batches(detector_of(Shades()), batches_of(frames, 2, failing=(0, 1, 2)), frames)
 
 
 def test_a_score_that_is_not_finite_ends_it() -> None:
@@ -177,13 +182,14 @@ def test_a_score_that_is_not_finite_ends_it() -> None:
 
     frames = key_frames([2, 1])
     with pytest.raises(RunFailed, match="not finite for box 0 of the key frames; its weights are damaged"):
-        score_key_frames(pass_of(Broken()), Broken(), batches_of(frames, 2), frames)
+        score_batches(detector_of(Broken()), batches_of(frames, 2), frames)
 
 
 def test_model_goes_back_to_the_mode_in_which_it_came() -> None:
-    model, frames = nn.Sequential(nn.Dropout(0.9)), key_frames([1])
-    score_key_frames(pass_of(Shades()), model, batches_of(frames, 1), frames)
-    assert model.training
+    model, frames = Shades(), key_frames([1])
+    model.dropout = nn.Dropout(0.9)
+    score_batches(detector_of(model), batches_of(frames, 1), frames)
+    assert model.dropout.training
 
 
 def score_a_share(folder: str) -> None:
@@ -192,7 +198,7 @@ def score_a_share(folder: str) -> None:
         frames = key_frames([2, 1, 3, 1, 2])
         batches = batches_of(frames, 1, failing=(3,))
         share = batches[distributed.rank() :: distributed.world_size()]
-        found = score_key_frames(pass_of(Shades()), Shades(), share, frames)
+        found = score_batches(detector_of(Shades()), share, frames)
         name = f"{distributed.world_size()}_{distributed.rank()}.npy"
         np.save(Path(folder) / name, np.concatenate([found.scores, found.scored[:, None]], axis=1))
 
@@ -212,24 +218,18 @@ def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path
         actions.truth, [actions.boxes], actions.excluded, classes=CLASSES, score_threshold=0.8
     )
     assert (len(tested), len(tested.boxes)) == (5, 15)
-    detector = load_detector(write_detector(tmp_path / "d.safetensors"))
+    weights = write_detector(tmp_path / "d.safetensors")
+    detector = load_detector(weights, device="cpu", clips_at_once=2)
     sources = sources_in_folder(tested, actions.videos)
-    choice = PassChoice(clips_at_once=2, flip=True, scales=(32, 40))
-    found = detect_in_key_frames(
-        detector.model, tested, sources, detector.recipe, choice, device=torch.device("cpu")
-    )
+    found = score_key_frames(detector, tested, sources, flip=True, scales=(32, 40))
     views = KeyFrameViews(
         tested, sources, frames=4, stride=2, target_fps=None, short_sides=(32, 40), multiple=8, flip=True
     )
-    parts = [
-        KeyFrameLoader(views, key_frames_per_batch=2, workers=0, rank=rank, world_size=3) for rank in range(3)
-    ]
-    shared = score_key_frames(
-        pass_of(detector.model), detector.model, (batch for part in parts for batch in part), tested
-    )
+    parts = [ViewLoader(views, per_batch=2, workers=0, rank=rank, world_size=3) for rank in range(3)]
+    shared = score_batches(detector, (batch for part in parts for batch in part), tested)
     np.testing.assert_allclose(shared.scores, found.scores, atol=1e-6)
     files = ScoredFiles(actions.truth, actions.labels, actions.excluded, (actions.boxes,))
-    scored = write_score(tmp_path / "out", files, tested, found, {"title": "made"})
+    scored = write_key_frame_score(tmp_path / "out", files, tested, found, {"title": "made"})
     memory = score_in_memory(truth, tested, found, ACTIONS)
     assert memory.mean_ap == pytest.approx(scored.result.mean_ap, abs=1e-9)
     assert memory.ap == pytest.approx(scored.result.ap, abs=1e-9, nan_ok=True)
@@ -254,17 +254,10 @@ def test_empty_detections_score_nothing(actions: ActionSet, tmp_path: Path) -> N
     truth, tested, _ = read_tested(actions.truth, [str(empty)], "", classes=CLASSES, score_threshold=0.8)
     assert len(tested) == 0
     detector = load_detector(write_detector(tmp_path / "d.safetensors"))
-    found = detect_in_key_frames(
-        detector.model,
-        tested,
-        sources_in_folder(tested, actions.videos),
-        detector.recipe,
-        PassChoice(),
-        device=torch.device("cpu"),
-    )
+    found = score_key_frames(detector, tested, sources_in_folder(tested, actions.videos))
     assert score_in_memory(truth, tested, found, ACTIONS).mean_ap == 0
     files = ScoredFiles(actions.truth, actions.labels, "", (str(empty),))
-    scored = write_score(tmp_path / "out", files, tested, found, {"title": "made"})
+    scored = write_key_frame_score(tmp_path / "out", files, tested, found, {"title": "made"})
     assert scored.result.mean_ap == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tested"]["key_frames"] == 0
 

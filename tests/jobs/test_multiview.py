@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,20 @@ from tests.engine.processes import exit_codes_of_ranks
 from tests.jobs.toy_classifier import ToyClassifier
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.inference.multiview import evaluating, video_features
-from videomaskfeat.jobs.evaluate import VideoScores, evaluate_model
+from videomaskfeat.inference.multiview import (
+    Machine,
+    VideoScores,
+    evaluate_model,
+    evaluating,
+    video_features,
+    views_of,
+)
+from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 
-CPU = torch.device("cpu")
+RECIPE = ClassifyRecipe(ClipRecipe(2, 2, 16), views=2, crops=3, short_side=20)
+"""Two clips of two frames, three crops of 16 pixels each."""
 BROKEN = (4, 9)
 
 
@@ -33,27 +42,25 @@ def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def make_views(listing: Path | Records, **arguments: object) -> EvaluationViews:
-    """Two clips of two frames, three crops of 16 pixels each."""
-    records = load_records(listing) if isinstance(listing, Path) else listing
-    protocol = {"frames": 2, "stride": 2, "views": 2, "crops": 3, "crop": 16, "short_side": 20, **arguments}
-    return EvaluationViews(records, **protocol)  # type: ignore[arg-type]
-
-
-def score(listing: Path | Records, model: nn.Module | None = None, **arguments: object) -> VideoScores:
+def score(
+    listing: Path | Records, model: nn.Module | None = None, *, average: str = "softmax", **arguments: Any
+) -> VideoScores:
     """The scores of the toy classifier."""
-    options = {"device": CPU, "mean": 0.45, "std": 0.225, **arguments}
-    return evaluate_model(model or ToyClassifier(), make_views(listing), **options)  # type: ignore[arg-type]
+    records = load_records(listing) if isinstance(listing, Path) else listing
+    progress = arguments.pop("progress", None)
+    machine = Machine(**{"device": "cpu", "videos_per_batch": 1, **arguments})
+    recipe = replace(RECIPE, average=average)
+    return evaluate_model(model or ToyClassifier(), records, recipe, machine, progress=progress)
 
 
 def by_hand(listing: Path, average: str) -> np.ndarray:
     """Float64 [n, L]: a video at a time, no batches, the toy's own arithmetic in float64."""
-    views, weight = make_views(listing), ToyClassifier().weight.detach().double().numpy()
+    views, weight = views_of(load_records(listing), RECIPE), ToyClassifier().weight.detach().double().numpy()
     rows = []
     for row in range(len(views)):
         if row in BROKEN:
             continue
-        clips = (views[row].clips / 255.0 - 0.45) / 0.225  # [V*S, T, H, W, C]
+        clips = (views[row].clips.double().numpy() / 255.0 - 0.45) / 0.225  # [V*S, T, H, W, C]
         logits = clips.mean(axis=(2, 3)).transpose(0, 2, 1).reshape(len(clips), -1) @ weight.T
         if average == "softmax":
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -154,24 +161,24 @@ def test_every_part_gets_its_mode_back(listing: Path) -> None:
 
 def test_progress_counts_videos(listing: Path) -> None:
     told: list[tuple[int, int]] = []
-    score(listing, videos_per_batch=4, progress=lambda done, total: told.append((done, total)))
+    score(listing, per_batch=4, progress=lambda done, total: told.append((done, total)))
     assert told == [(4, 11), (8, 11), (11, 11)]
 
 
 def test_features_are_mean_directions(listing: Path) -> None:
-    views, model = make_views(listing), ToyClassifier()
-    result = video_features(model, views, device=CPU, mean=0.45, std=0.225, clips_at_once=5)
-    clips = torch.from_numpy(views[3].clips).permute(0, 4, 1, 2, 3) / 255
+    records, model, machine = load_records(listing), ToyClassifier(), Machine("cpu", clips_at_once=5)
+    result = video_features(model, records, RECIPE, machine)
+    clips = views_of(records, RECIPE)[3].clips.permute(0, 4, 1, 2, 3) / 255
     expected = model.features((clips - 0.45) / 0.225).mean(dim=0)
     np.testing.assert_allclose(result.scores[3], expected / expected.norm(), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(result.scores, axis=1), 1.0, atol=1e-6)
     with pytest.raises(UserError, match="a Linear has no features to compare videos by"):
-        video_features(nn.Linear(1, 1), views, device=CPU, mean=0.45, std=0.225)
+        video_features(nn.Linear(1, 1), records, RECIPE, machine)
 
 
 def test_bf16_runs_under_autocast(listing: Path) -> None:
     """The toy's product rounds to bf16: near the float32 scores (1e-2), and not them."""
-    half, full = score(listing, bf16=True).scores, score(listing).scores
+    half, full = score(listing, precision="bf16").scores, score(listing).scores
     np.testing.assert_allclose(half, full, atol=2e-2)
     assert not np.array_equal(half, full)
 

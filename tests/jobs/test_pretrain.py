@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 
 from tests.data.clip_parts import DeadlyClips
 from videomaskfeat.config import load_config
-from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs import pretrain_building
+from videomaskfeat.jobs.pretrain import closing_words
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.recipe import normalise
+from videomaskfeat.recipe import normalize
 from videomaskfeat.schemas import PretrainConfig
 
 from .conftest import TINY
@@ -120,8 +121,8 @@ def test_step_loss_is_the_mean_over_hidden_cells() -> None:
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
     mask = torch.rand(2, 2, 2, 2, generator=generator) < 0.5
     batch = PretrainBatch(clips, mask, torch.arange(2))
-    loss, _ = method.loss(model, batch)
-    pixels = normalise(clips, mean=0.45, std=0.225)
+    loss = method.loss(model, batch).loss
+    pixels = normalize(clips, mean=0.45, std=0.225)
     assert pixels[1, 2, 3, 4, 5].item() == pytest.approx((clips[1, 3, 4, 5, 2].item() / 255 - 0.45) / 0.225)
     predictions, truth = model(pixels, mask), target(pixels)
     errors = [
@@ -260,7 +261,7 @@ def test_run_of_an_earlier_version_is_resumed_as_if_it_had_not_stopped(
     newest = run / "checkpoints" / "step_00000005.pt"
     content = torch.load(newest, weights_only=True)
     del content["progress"]["unevaluated"]
-    (failure,) = content["extra"]["failures"]["failures"]
+    (failure,) = content["failures"]["failures"]
     del failure["lost_in_epoch"]
     torch.save(content, newest)
     code, text = pretrain(*choices)
@@ -352,6 +353,53 @@ def test_file_above_the_run_folder_is_named(pretrain: Callable[..., tuple[int, s
     code, err = pretrain(f"run.folder={tmp_path}/file/run")
     assert code == 2
     assert f"file/run: cannot be a folder, since {tmp_path}/file is a file; choose another path" in err
+
+
+@pytest.mark.parametrize(
+    ("trained", "words"), [(0.75, "25.0 % below the constant"), (2.242, "124.2 % above the constant")]
+)
+def test_trained_model_is_placed_beside_the_constant(trained: float, words: str) -> None:
+    summary = {
+        "heldout_clips": 4,
+        "heldout_constant": 1.0,
+        "heldout_untrained": 3.0,
+        "heldout_trained": trained,
+    }
+    assert f"({words})" in closing_words(summary)[-1]
+
+
+def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() -> None:
+    summary = {
+        "heldout_clips": 4,
+        "heldout_constant": None,
+        "heldout_untrained": None,
+        "heldout_trained": 0.5,
+        "probe_videos": 120,
+        "probe_classes": 12,
+        **{f"{probe}_top1{when}": 10.0 for probe in ("knn", "linear") for when in ("", "_untrained")},
+        "not_drawn": "target 'dvae' cannot be drawn",
+    }
+    text = "\n".join(closing_words(summary))
+    for words in (
+        "best constant prediction  unknown for this loss",
+        "top-1 on 120 videos of 12 classes (before training)",
+        "no pictures: target 'dvae' cannot be drawn",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e-18])
+def test_constant_targets_have_no_percentage(constant: float) -> None:
+    """HOG of pictures of one color is 0 everywhere."""
+    summary = {
+        "heldout_clips": 1,
+        "heldout_constant": constant,
+        "heldout_untrained": 0.1,
+        "heldout_trained": 0.0,
+    }
+    text = "\n".join(closing_words(summary))
+    assert "(the targets are constant: nothing can do better)" in text
+    assert "%" not in text
 
 
 @pytest.mark.cuda

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.autograd import saved_for_backward
 from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
-from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.methods.method import build_target
@@ -23,7 +23,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import load_model, save_weights
-from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalise
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
 from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets.features import FeatureTarget
 
@@ -87,7 +87,7 @@ def test_target_is_made_of_the_whole_clip_whatever_the_mask(teacher: Path) -> No
     for mask in masks:
         batch = PretrainBatch(clips, mask, torch.arange(2))
         loss = method.loss(model, batch).loss
-        predictions = model(normalise(clips, mean=0.45, std=0.225), mask)
+        predictions = model(normalize(clips, mean=0.45, std=0.225), mask)
         cosine = torch.nn.functional.cosine_similarity(predictions[mask], features[mask], dim=-1)
         assert loss.item() == pytest.approx((1 - cosine).mean().item(), rel=1e-5)
         torch.testing.assert_close(method.make_target(batch), features, atol=1e-4, rtol=1e-4)

@@ -9,7 +9,9 @@ import pytest
 
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.scores import file_sha256, protocol_of, records_sha256, views_of
+from videomaskfeat.inference.multiview import views_of
+from videomaskfeat.inference.results import protocol_of, records_sha256
+from videomaskfeat.io import file_sha256
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 
 RECIPE = ClassifyRecipe(ClipRecipe(frames=4, stride=2, crop=32), views=3, crops=1, short_side=40)

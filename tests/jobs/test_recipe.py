@@ -19,7 +19,7 @@ from videomaskfeat.recipe import (
     ClipRecipe,
     MaskRecipe,
     PretrainRecipe,
-    normalise,
+    normalize,
     read_classify_recipe,
     read_clip_recipe,
     read_recipe,
@@ -152,10 +152,10 @@ def test_mean_and_deviation_may_be_given_a_channel(tmp_path: Path) -> None:
     recipe = ClassifyRecipe(ClipRecipe(16, 4, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
     assert read_classify_recipe(write(tmp_path / "a.safetensors", {CLASSIFY_KEY: recipe.to_json()})) == recipe
     clips = torch.randint(256, (2, 3, 4, 5, 3), dtype=torch.uint8)
-    pixels = normalise(clips, mean=recipe.clip.mean, std=recipe.clip.std)
+    pixels = normalize(clips, mean=recipe.clip.mean, std=recipe.clip.std)
     for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
         torch.testing.assert_close(pixels[:, channel], (clips[..., channel] / 255 - mean) / std)
-    assert torch.equal(normalise(clips, mean=[0.4] * 3, std=[0.2] * 3), normalise(clips, mean=0.4, std=0.2))
+    assert torch.equal(normalize(clips, mean=[0.4] * 3, std=[0.2] * 3), normalize(clips, mean=0.4, std=0.2))
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_levels_that_are_no_numbers_are_named(levels: dict[str, Any], words: str
 @pytest.mark.cuda
 def test_pixels_are_normalized_on_the_gpu_as_on_the_cpu() -> None:
     clips = torch.randint(0, 256, (2, 4, 8, 8, 3), dtype=torch.uint8)
-    found = normalise(clips.pin_memory().to("cuda", non_blocking=True), mean=0.45, std=0.225)
+    found = normalize(clips.pin_memory().to("cuda", non_blocking=True), mean=0.45, std=0.225)
     assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), normalise(clips, mean=0.45, std=0.225), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.cpu(), normalize(clips, mean=0.45, std=0.225), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

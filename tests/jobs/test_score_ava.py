@@ -14,7 +14,7 @@ import pytest
 from tests.jobs.test_report import Page
 from tests.metrics.test_ava_map import golden_files
 from videomaskfeat import cli
-from videomaskfeat.jobs.detect_evaluate import score_ava
+from videomaskfeat.jobs.score_ava import score_ava
 from videomaskfeat.metrics.ava_map import evaluate_files
 
 PERSON = "vid00-cbZ-X_,902,0.1,0.1,0.5,0.5"

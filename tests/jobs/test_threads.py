@@ -88,7 +88,7 @@ def test_resumed_run_keeps_its_number(
     assert code == 0, text
     assert (torch.get_num_threads(), stored(tmp_path / "run")) == (2, 2)
     assert not two_cores
-    monkeypatch.setattr("videomaskfeat.jobs.run.available_cores", lambda: 1)
+    monkeypatch.setattr("videomaskfeat.engine.threads.available_cores", lambda: 1)
     assert "resumed with the run's 2 threads on 1 core;" in pretrain()[1]
 
 

@@ -22,6 +22,7 @@ from videomaskfeat.jobs.tokenizer import (
     DvaeStep,
     Relaxation,
     VqStep,
+    closing_words,
     heldout_frames,
     pictures_of,
     sum_over_ranks,
@@ -283,3 +284,22 @@ def test_statistics_of_ranks_and_micro_batches_add_up(monkeypatch: pytest.Monkey
     ]
     assert all(len(found) == 1 for found in sources)
     assert {found[0] for found in sources} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("used", "tokens", "few"), [(63, 1000, True), (64, 1000, False), (24, 100, True), (25, 100, False)]
+)
+def test_few_codes_in_use_are_remarked_on(used: int, tokens: int, few: bool) -> None:
+    summary = {
+        "heldout_frames": 4,
+        "heldout_tokens": tokens,
+        "heldout_constant": 1.0,
+        "heldout_untrained": 3.0,
+        "heldout_trained": 0.5,
+        "heldout_perplexity": 20.0,
+        "heldout_used_codes": used,
+        "vocabulary": 256,
+    }
+    text = "\n".join(closing_words(summary))
+    assert f"codes used there       {used} of 256, perplexity 20.0" in text
+    assert ("few codes in use" in text) == few

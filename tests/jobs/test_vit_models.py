@@ -19,7 +19,7 @@ from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.export import export
-from videomaskfeat.jobs.finetune_building import build_classifier
+from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.jobs.import_weights import import_slowfast
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.models import create_model

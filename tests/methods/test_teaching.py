@@ -112,7 +112,7 @@ def test_resumed_run_equals_the_uninterrupted_one(name: str, pretrain: Pretrain,
     for state in states:
         del state["progress"]["seconds"], state["fingerprint"]
     assert differences(*states) == []
-    assert {"teacher", "position", "collapse"} < states[0]["extra"].keys()
+    assert {"teacher", "position", "collapse"} < states[0].keys()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -125,7 +125,7 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
     assert isinstance(encoder, Encoder)
     assert read_recipe(path).method == name
     last = max((run / "checkpoints").iterdir())
-    teacher = torch.load(last)["extra"]["teacher"]
+    teacher = torch.load(last)["teacher"]
     taught = {key.rpartition("encoder.")[2]: value for key, value in teacher.items()}
     for key, value in encoder.state_dict().items():
         assert torch.equal(value, taught[key]), key

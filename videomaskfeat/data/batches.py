@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from videomaskfeat.data.workers import in_worker, no_shared_memory
+
+MovedT = TypeVar("MovedT", bound="_Movable")
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,31 @@ class Failure:
     lost_in_epoch: int | None = None
 
 
+class _Movable:
+    """What moves to a device; the fields that are not named stay on the CPU."""
+
+    device_fields: ClassVar[tuple[str, ...]]
+
+    def to(self: MovedT, device: torch.device | str) -> MovedT:
+        """The same on a device; without waiting, where it is pinned."""
+        return self._moved(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self: MovedT) -> MovedT:
+        """The same in page-locked memory."""
+        return self._moved(lambda part: part.pin_memory())
+
+    def _moved(self: MovedT, move: Callable[[Tensor], Tensor]) -> MovedT:
+        def moved(part: Any) -> Any:
+            if isinstance(part, tuple):
+                return tuple(one._moved(move) for one in part)
+            return None if part is None else move(part)
+
+        changes = {name: moved(getattr(self, name)) for name in self.device_fields}
+        return replace(self, **changes)  # type: ignore[type-var]
+
+
 @dataclass(frozen=True)
-class PretrainBatch:
+class PretrainBatch(_Movable):
     """A micro-batch of one rank.
 
     clips: uint8 [B, T, H, W, C].
@@ -43,19 +69,11 @@ class PretrainBatch:
     mask: Tensor
     index: Tensor
     failures: tuple[Failure, ...] = ()
-
-    def to(self, device: torch.device | str) -> PretrainBatch:
-        """The batch with clips and mask on a device; without waiting, where they are pinned."""
-        clips = self.clips.to(device, non_blocking=True)
-        return replace(self, clips=clips, mask=self.mask.to(device, non_blocking=True))
-
-    def pin_memory(self) -> PretrainBatch:
-        """The batch with clips and mask in page-locked memory."""
-        return replace(self, clips=self.clips.pin_memory(), mask=self.mask.pin_memory())
+    device_fields = ("clips", "mask")
 
 
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(_Movable):
     """A micro-batch of one rank, two clips of each video.
 
     clips: uint8 [2V, T, H, W, C]; the two of a video stand together.
@@ -70,22 +88,11 @@ class PairBatch:
     local: Tensor | None
     index: Tensor
     failures: tuple[Failure, ...] = ()
-
-    def to(self, device: torch.device | str) -> PairBatch:
-        """The batch with its pixels and mask on a device; without waiting, where they are pinned."""
-        return self._with(lambda part: part.to(device, non_blocking=True))
-
-    def pin_memory(self) -> PairBatch:
-        """The batch with its pixels and mask in page-locked memory."""
-        return self._with(lambda part: part.pin_memory())
-
-    def _with(self, move: Callable[[Tensor], Tensor]) -> PairBatch:
-        mask, local = (None if part is None else move(part) for part in (self.mask, self.local))
-        return replace(self, clips=move(self.clips), mask=mask, local=local)
+    device_fields = ("clips", "mask", "local")
 
 
 @dataclass(frozen=True)
-class LabelledBatch:
+class LabelledBatch(_Movable):
     """A micro-batch of one rank, with the class of each clip.
 
     clips: uint8 [B, T, H, W, C].
@@ -98,19 +105,11 @@ class LabelledBatch:
     labels: Tensor
     index: Tensor
     failures: tuple[Failure, ...] = ()
-
-    def to(self, device: torch.device | str) -> LabelledBatch:
-        """The batch with clips and labels on a device; without waiting, where they are pinned."""
-        clips = self.clips.to(device, non_blocking=True)
-        return replace(self, clips=clips, labels=self.labels.to(device, non_blocking=True))
-
-    def pin_memory(self) -> LabelledBatch:
-        """The batch with clips and labels in page-locked memory."""
-        return replace(self, clips=self.clips.pin_memory(), labels=self.labels.pin_memory())
+    device_fields = ("clips", "labels")
 
 
 @dataclass(frozen=True)
-class ViewsBatch:
+class ViewsBatch(_Movable):
     """All views of some videos, for testing; those that could not be read are missing.
 
     clips: uint8 [n*V*S, T, H, W, C]; the views of one video stand together, view v of crop s at v*S + s.
@@ -123,18 +122,11 @@ class ViewsBatch:
     index: Tensor
     labels: Tensor
     failures: tuple[Failure, ...] = ()
-
-    def to(self, device: torch.device | str) -> ViewsBatch:
-        """The batch with its clips on a device; without waiting, where they are pinned."""
-        return replace(self, clips=self.clips.to(device, non_blocking=True))
-
-    def pin_memory(self) -> ViewsBatch:
-        """The batch with its clips in page-locked memory."""
-        return replace(self, clips=self.clips.pin_memory())
+    device_fields = ("clips",)
 
 
 @dataclass(frozen=True)
-class ActionBatch:
+class ActionBatch(_Movable):
     """A micro-batch of one rank: clips around key frames, with persons' boxes and what they do.
 
     clips: uint8 [B, T, H, W, C].
@@ -149,21 +141,11 @@ class ActionBatch:
     labels: Tensor
     index: Tensor
     failures: tuple[Failure, ...] = ()
-
-    def to(self, device: torch.device | str) -> ActionBatch:
-        """The batch with clips, boxes and labels on a device; without waiting, where they are pinned."""
-        return self._with(lambda part: part.to(device, non_blocking=True))
-
-    def pin_memory(self) -> ActionBatch:
-        """The batch with clips, boxes and labels in page-locked memory."""
-        return self._with(lambda part: part.pin_memory())
-
-    def _with(self, move: Callable[[Tensor], Tensor]) -> ActionBatch:
-        return replace(self, clips=move(self.clips), boxes=move(self.boxes), labels=move(self.labels))
+    device_fields = ("clips", "boxes", "labels")
 
 
 @dataclass(frozen=True)
-class BoxedClips:
+class BoxedClips(_Movable):
     """One view of some key frames.
 
     clips: uint8 [B, T, H, W, C].
@@ -172,10 +154,11 @@ class BoxedClips:
 
     clips: Tensor
     boxes: Tensor
+    device_fields = ("clips", "boxes")
 
 
 @dataclass(frozen=True)
-class KeyFrameBatch:
+class KeyFrameBatch(_Movable):
     """All views of some key frames of one video, for testing; those that could not be read are missing.
 
     views: a `BoxedClips` for each scale and mirror image, of equal B and R: row r is the same box in all.
@@ -190,19 +173,7 @@ class KeyFrameBatch:
     index: Tensor
     rows: Tensor
     failures: tuple[Failure, ...] = ()
-
-    def to(self, device: torch.device | str) -> KeyFrameBatch:
-        """The batch with clips and boxes on a device; without waiting, where they are pinned."""
-        return self._with(lambda part: part.to(device, non_blocking=True))
-
-    def pin_memory(self) -> KeyFrameBatch:
-        """The batch with clips and boxes in page-locked memory."""
-        return self._with(lambda part: part.pin_memory())
-
-    def _with(self, move: Callable[[Tensor], Tensor]) -> KeyFrameBatch:
-        return replace(
-            self, views=tuple(BoxedClips(move(view.clips), move(view.boxes)) for view in self.views)
-        )
+    device_fields = ("views",)
 
 
 class SharedClips:
@@ -247,11 +218,7 @@ def empty_clips(shape: tuple[int, ...]) -> Tensor:
 
 
 def _shared(size: int) -> Tensor:
-    """Fresh shared memory, uint8 [size].
-
-    Raises:
-        RunFailed: there is none left.
-    """
+    """Fresh shared memory, uint8 [size]; RunFailed if there is none left."""
     try:
         storage = torch.UntypedStorage._new_shared(size)
     except RuntimeError as error:

@@ -1,12 +1,12 @@
-"""Data sets of clips: a record of a list -> frames, and, for pre-training, -> clips and their masks."""
+"""Data sets of clips: a record of a list -> a sample, drawn anew in each epoch -> a batch."""
 
 from __future__ import annotations
 
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,24 +29,9 @@ from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import ReadingLost, begin_reading
 from videomaskfeat.errors import UserError
 
-__all__ = [
-    "BatchT",
-    "ClipSample",
-    "Failure",
-    "FrameSampler",
-    "MaskDraw",
-    "PretrainClips",
-    "PretrainSample",
-    "RecordClips",
-    "SampleKey",
-    "SampleT",
-    "VideoClips",
-    "epoch_order",
-    "sample_generator",
-    "stack_clips",
-]
 # Tags keep the streams of one seed apart (numpy pads a seed with zeros, so (1, 2) and (1, 2, 0) are one).
-_SAMPLE, _REPLACEMENT, _ORDER = 1, 2, 3
+_SAMPLE, _REPLACEMENT, _ORDER, _BALANCED_ORDER = 1, 2, 3, 4
+_SIDE = re.compile(r"\b(?:left|right)\b")  # whole words: "upright" is no side
 
 
 @dataclass(frozen=True)
@@ -63,43 +48,22 @@ class SampleKey:
     given_up: frozenset[int] = frozenset()
 
 
-class ClipSample(Protocol):
-    """What every data set of clips makes of a video."""
-
-    @property
-    def clips(self) -> np.ndarray:
-        """uint8 [S, T, H, W, C], S samples of the video."""
-        ...
-
-    @property
-    def index(self) -> int:
-        """The record they come from; the asked one, or its replacement."""
-        ...
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """The records that were tried before."""
-        ...
-
-
-SampleT = TypeVar("SampleT", bound=ClipSample)
-BatchT = TypeVar("BatchT")
-
-
-@dataclass(frozen=True)
-class PretrainSample:
-    """Clips of one video.
+@dataclass(frozen=True, kw_only=True)
+class ClipSample:
+    """What every data set of clips makes of a record.
 
     clips: uint8 [S, T, H, W, C], S samples of the video.
-    masks: bool [S, t, h, w], True = hidden.
     index: the record they come from; the asked one, or its replacement.
     failures: the records that were tried before.
     """
 
     clips: np.ndarray
-    masks: np.ndarray
     index: int
     failures: tuple[Failure, ...] = ()
+
+
+SampleT = TypeVar("SampleT", bound=ClipSample)
+BatchT = TypeVar("BatchT")
 
 
 class FrameSampler(Protocol):
@@ -115,6 +79,14 @@ class MaskDraw(Protocol):
 
     def __call__(self, *, rng: np.random.Generator) -> np.ndarray:
         """bool [t, h, w], True = hidden."""
+        ...
+
+
+class ClipAugmentation(Protocol):
+    """Changes the pixels of a clip on its way from whole frames to the crop, such as `Augmentation`."""
+
+    def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
+        """uint8 [T, H, W, C], whole frames -> uint8 [T, h, w, C], cut by the geometry."""
         ...
 
 
@@ -142,11 +114,13 @@ def epoch_order(seed: int, epoch: int, records: int) -> np.ndarray:
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(records)
 
 
+@dataclass(eq=False, repr=False)
 class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
     """Clips of the records of a list; ``dataset[SampleKey(epoch, index)]`` gives a sample.
 
-    How a record is read, what a sample holds, and how samples become a batch, is up to the classes below:
-    `VideoClips` (a record is a video), `ActionClips` (a moment of one).
+    How a record is read, and what a sample and a batch hold, is up to the classes below: `VideoClips` (a
+    record is a video), `ActionClips` (a moment of one). All parts go to worker processes, so they must be
+    picklable (no lambdas).
 
     A video that cannot be read, or is too short where that is an error, is replaced by another one, drawn by
     a generator that depends on (seed, epoch, index) alone: the stream stays the same for any number of
@@ -154,45 +128,30 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
     next rows stood in. All that is drawn about the replacement, the asked sample's own generator draws.
 
     Attributes:
+        records: the list.
+        transform: draws the crop of a clip.
+        seed: of everything drawn, at least 0.
+        samples_per_video: clips cut from one reading of a record ("repeated sampling"), each with its own
+            crop and all else that is drawn.
+        tries: records to try for one sample before giving up on the list.
         unit: what a record is called in messages.
+
+    Raises:
+        UserError: a number that cannot be.
     """
 
-    unit = "video"
+    records: Records
+    _: KW_ONLY
+    transform: ClipTransform
+    seed: int = 0
+    samples_per_video: int = 1
+    tries: int = 10
+    unit: ClassVar[str] = "video"
 
-    def __init__(
-        self,
-        records: Records,
-        *,
-        transform: ClipTransform,
-        seed: int = 0,
-        samples_per_video: int = 1,
-        tries: int = 10,
-    ) -> None:
-        """Keep the parts. All of them go to worker processes, so they must be picklable (no lambdas).
-
-        Args:
-            records: the list.
-            transform: draws the crop of a clip.
-            seed: of everything drawn, at least 0.
-            samples_per_video: clips cut from one reading of a record ("repeated sampling"), each with its own
-                crop and all else that is drawn.
-            tries: records to try for one sample before giving up on the list.
-
-        Raises:
-            UserError: a number that cannot be.
-        """
-        for argument, value, least in (
-            ("seed", seed, 0),
-            ("samples_per_video", samples_per_video, 1),
-            ("tries", tries, 1),
-        ):
-            if value < least:
-                raise UserError(f"{argument}={value}: must be at least {least}")
-        self.records = records
-        self.seed = seed
-        self.samples_per_video = samples_per_video
-        self._transform = transform
-        self._tries = tries
+    def __post_init__(self) -> None:
+        for argument, least in (("seed", 0), ("samples_per_video", 1), ("tries", 1)):
+            if getattr(self, argument) < least:
+                raise UserError(f"{argument}={getattr(self, argument)}: must be at least {least}")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -210,14 +169,14 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         failures: list[Failure] = []
         replacements = _generator(_REPLACEMENT, self.seed, key.epoch, key.index, key.turn)
         index = key.index
-        for _ in range(self._tries):
+        for _ in range(self.tries):
             path = self.records[index].path
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
                 if index in key.given_up:
                     raise VideoReadError(path, "its reading cost two workers in an earlier epoch")
                 begin_reading(path, key.epoch, key.index, key.turn, index)
-                return self._load(index, tuple(failures), rng)
+                return replace(self._load(index, rng), failures=tuple(failures))
             except ReadingLost as error:
                 failures.append(Failure(index, path, error.cause, lost_in_epoch=key.epoch))
             except VideoReadError as error:
@@ -231,12 +190,21 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             f"one {last.path} ({last.cause}); {self._remedy()}"
         )
 
-    @abstractmethod
     def collate(self, samples: Sequence[SampleT], memory: SharedClips | None = None) -> BatchT:
-        """Join samples to a batch whose clips lie in ``memory``; None takes memory of their own."""
+        """Join samples to a batch; clips are copied once, into ``memory`` if given."""
+        return self._batch(
+            samples,
+            clips=join_clips([sample.clips for sample in samples], memory),
+            index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
+            failures=tuple(failure for sample in samples for failure in sample.failures),
+        )
 
     @abstractmethod
-    def _load(self, index: int, failures: tuple[Failure, ...], rng: np.random.Generator) -> SampleT:
+    def _batch(self, samples: Sequence[SampleT], **parts: Any) -> BatchT:
+        """The batch of ``parts``, which all kinds have, and of what else the samples hold."""
+
+    @abstractmethod
+    def _load(self, index: int, rng: np.random.Generator) -> SampleT:
         """The sample of a record, which ``rng`` draws.
 
         Raises:
@@ -249,54 +217,30 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         """What to do where many records in a row cannot be read."""
 
 
+@dataclass(eq=False, repr=False)
 class VideoClips(RecordClips[SampleT, BatchT]):
-    """Clips of the videos in a list: `PretrainClips`, `LabelledClips`."""
+    """Clips of the videos in a list, each sample from one opening of a video; see `RecordClips`.
 
-    def __init__(
-        self,
-        records: Records,
-        *,
-        sampler: FrameSampler,
-        transform: ClipTransform,
-        reader: str = "auto",
-        seed: int = 0,
-        samples_per_video: int = 1,
-        tries: int = 10,
-    ) -> None:
-        """Keep the parts, as `RecordClips` does.
+    Attributes:
+        sampler: draws the frames of a clip.
+        reader: of video files: auto, decord or pyav.
+    """
 
-        Args:
-            records, transform, seed, tries: see `RecordClips`.
-            sampler: draws the frames of a clip.
-            reader: of video files: auto, decord or pyav.
-            samples_per_video: clips cut from one opening of a video ("repeated sampling"), each with its own
-                frames, crop and all else that is drawn.
-
-        Raises:
-            UserError: a number that cannot be.
-        """
-        super().__init__(
-            records, transform=transform, seed=seed, samples_per_video=samples_per_video, tries=tries
-        )
-        self._sampler, self._reader = sampler, reader
+    _: KW_ONLY
+    sampler: FrameSampler
+    reader: str = "auto"
 
     @abstractmethod
-    def _sample(
-        self,
-        frames: list[np.ndarray],
-        index: int,
-        failures: tuple[Failure, ...],
-        rng: np.random.Generator,
-    ) -> SampleT:
+    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> SampleT:
         """The sample of a video: ``frames`` holds a uint8 [T, H, W, C] for each clip."""
 
-    def _load(self, index: int, failures: tuple[Failure, ...], rng: np.random.Generator) -> SampleT:
-        return self._sample(self._read(index, rng), index, failures, rng)
+    def _load(self, index: int, rng: np.random.Generator) -> SampleT:
+        return self._sample(self._read(index, rng), index, rng)
 
     def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
         """The frames of each clip, uint8 [T, H, W, C], from one opening of the video."""
-        with open_video(self.records[index].path, self._reader) as video:
-            indices = [self._sampler(video.frames, video.fps, rng=rng) for _ in range(self.samples_per_video)]
+        with open_video(self.records[index].path, self.reader) as video:
+            indices = [self.sampler(video.frames, video.fps, rng=rng) for _ in range(self.samples_per_video)]
             frames = video.read(np.concatenate(indices))  # [S*T, H, W, C]
         return np.split(frames, self.samples_per_video)
 
@@ -307,178 +251,104 @@ class VideoClips(RecordClips[SampleT, BatchT]):
         )
 
 
-class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
-    """Clips and masks of the videos in a list."""
-
-    def __init__(
-        self,
-        records: Records,
-        *,
-        sampler: FrameSampler,
-        transform: ClipTransform,
-        mask: MaskDraw,
-        reader: str = "auto",
-        seed: int = 0,
-        samples_per_video: int = 1,
-        tries: int = 10,
-    ) -> None:
-        """Keep the parts, as `VideoClips` does.
-
-        Args:
-            records, sampler, transform, reader, seed, samples_per_video, tries: see `VideoClips`.
-            mask: draws the mask of a clip; each clip of a video has its own.
-
-        Raises:
-            UserError: a number that cannot be.
-        """
-        super().__init__(
-            records,
-            sampler=sampler,
-            transform=transform,
-            reader=reader,
-            seed=seed,
-            samples_per_video=samples_per_video,
-            tries=tries,
-        )
-        self._mask = mask
-
-    def collate(self, samples: Sequence[PretrainSample], memory: SharedClips | None = None) -> PretrainBatch:
-        """Join samples; clips are copied once, in a worker straight into its shared memory."""
-        return PretrainBatch(
-            clips=join_clips([sample.clips for sample in samples], memory),
-            mask=torch.from_numpy(np.concatenate([sample.masks for sample in samples])),
-            index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
-            failures=tuple(failure for sample in samples for failure in sample.failures),
-        )
-
-    def _sample(
-        self,
-        frames: list[np.ndarray],
-        index: int,
-        failures: tuple[Failure, ...],
-        rng: np.random.Generator,
-    ) -> PretrainSample:
-        height, width = frames[0].shape[1:3]
-        clips = [self._transform.sample(height, width, rng).apply_clip(part) for part in frames]
-        masks = [self._mask(rng=rng) for _ in clips]
-        return PretrainSample(stack_clips(clips), stack_clips(masks), index, failures)
-
-
 def stack_clips(parts: list[np.ndarray]) -> np.ndarray:
     """``np.stack`` that does not copy a single part."""
     return parts[0][None] if len(parts) == 1 else np.stack(parts)
 
 
-# The data set for classification: a record of a list -> augmented clips and the number of their class.
-_BALANCED_ORDER = 4  # a tag as those of clips.py
-_SIDE = re.compile(r"\b(?:left|right)\b")  # whole words: "upright" is no side
+@dataclass(frozen=True, kw_only=True)
+class PretrainSample(ClipSample):
+    """Clips of one video, and masks bool [S, t, h, w], True = hidden."""
+
+    masks: np.ndarray
 
 
-@dataclass(frozen=True)
-class LabelledSample:
-    """Clips of one video.
+@dataclass(eq=False, repr=False)
+class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
+    """Clips and masks of the videos in a list; see `VideoClips`.
 
-    clips: uint8 [S, T, H, W, C], S samples of the video.
-    labels: int64 [S]; they differ where a flip swaps left and right.
-    index: the record they come from; the asked one, or its replacement.
-    failures: the records that were tried before.
+    Attributes:
+        mask: draws the mask of a clip; each clip of a video has its own.
     """
 
-    clips: np.ndarray
+    _: KW_ONLY
+    mask: MaskDraw
+
+    def _batch(self, samples: Sequence[PretrainSample], **parts: Any) -> PretrainBatch:
+        masks = np.concatenate([sample.masks for sample in samples])
+        return PretrainBatch(mask=torch.from_numpy(masks), **parts)
+
+    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PretrainSample:
+        height, width = frames[0].shape[1:3]
+        clips = [self.transform.sample(height, width, rng).apply_clip(part) for part in frames]
+        masks = [self.mask(rng=rng) for _ in clips]
+        return PretrainSample(clips=stack_clips(clips), masks=stack_clips(masks), index=index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSample(ClipSample):
+    """Clips of one video, and their classes, int64 [S], which differ where a flip swaps left and right."""
+
     labels: np.ndarray
-    index: int
-    failures: tuple[Failure, ...] = ()
 
 
-class ClipAugmentation(Protocol):
-    """Changes the pixels of a clip on its way from whole frames to the crop, such as `Augmentation`."""
-
-    def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [T, H, W, C], whole frames -> uint8 [T, h, w, C], cut by the geometry."""
-        ...
-
-
+@dataclass(eq=False, repr=False)
 class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
-    """Clips and classes of the videos in a list."""
+    """Clips and classes of the videos in a list, of which every row has a label; see `VideoClips`.
 
-    def __init__(
-        self,
-        records: Records,
-        *,
-        sampler: FrameSampler,
-        transform: ClipTransform,
-        augment: ClipAugmentation | None = None,
-        reader: str = "auto",
-        seed: int = 0,
-        samples_per_video: int = 1,
-        tries: int = 10,
-        flip_labels: Mapping[int, int] | None = None,
-        balanced: bool = False,
-    ) -> None:
-        """Keep the parts, as `VideoClips` does.
+    Attributes:
+        augment: changes the pixels of a clip; None leaves them alone.
+        flip_labels: the class that a flipped clip shows, by the class of the video, both ways round (see
+            `left_right_pairs`); a class that is not in it stays what it is; None: all do.
+        balanced: an epoch takes the same number of videos from each class that the list holds, give or take
+            one; small classes then come several times, each time drawn anew, and of large ones a part. An
+            epoch has as many videos as the list all the same.
 
-        Args:
-            records, sampler, transform, reader, seed, samples_per_video, tries: see `VideoClips`; every row
-                of the list has a label.
-            augment: changes the pixels of a clip; None leaves them alone.
-            flip_labels: the class that a flipped clip shows, by the class of the video, both ways round (see
-                `left_right_pairs`); a class that is not in it stays what it is.
-            balanced: an epoch takes the same number of videos from each class that the list holds, give or
-                take one; small classes then come several times, each time drawn anew, and of large ones a
-                part. An epoch has as many videos as the list all the same.
+    Raises:
+        UserError: a number that cannot be, a row without a label, or a swap that goes one way only.
+    """
 
-        Raises:
-            UserError: a number that cannot be, a row without a label, or a swap that goes one way only.
-        """
-        super().__init__(
-            records,
-            sampler=sampler,
-            transform=transform,
-            reader=reader,
-            seed=seed,
-            samples_per_video=samples_per_video,
-            tries=tries,
-        )
-        _all_labels(records)
-        self._augment = augment
-        self._flip_labels = _check_pairs(flip_labels or {})
-        self._balanced = balanced
+    _: KW_ONLY
+    augment: ClipAugmentation | None = None
+    flip_labels: Mapping[int, int] | None = None
+    balanced: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _all_labels(self.records)
+        pairs = self.flip_labels or {}
+        for label, other in pairs.items():
+            back = pairs.get(other, other)
+            if back != label:
+                raise UserError(
+                    f"flip_labels maps {label} to {other}, and {other} to {back}; a mirror swaps classes "
+                    "both ways round"
+                )
 
     def order(self, epoch: int) -> np.ndarray:
         """The rows of the list that an epoch takes, in its order, int64 [n]; balanced, some repeat."""
-        if not self._balanced:
+        if not self.balanced:
             return super().order(epoch)
-        return balanced_order(
-            _all_labels(self.records), np.random.default_rng((_BALANCED_ORDER, self.seed, epoch))
-        )
+        rng = np.random.default_rng((_BALANCED_ORDER, self.seed, epoch))
+        return balanced_order(_all_labels(self.records), rng)
 
-    def collate(self, samples: Sequence[LabelledSample], memory: SharedClips | None = None) -> LabelledBatch:
-        """Join samples; clips are copied once, in a worker straight into its shared memory."""
-        return LabelledBatch(
-            clips=join_clips([sample.clips for sample in samples], memory),
-            labels=torch.from_numpy(np.concatenate([sample.labels for sample in samples])),
-            index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
-            failures=tuple(failure for sample in samples for failure in sample.failures),
-        )
+    def _batch(self, samples: Sequence[LabelledSample], **parts: Any) -> LabelledBatch:
+        labels = np.concatenate([sample.labels for sample in samples])
+        return LabelledBatch(labels=torch.from_numpy(labels), **parts)
 
-    def _sample(
-        self,
-        frames: list[np.ndarray],
-        index: int,
-        failures: tuple[Failure, ...],
-        rng: np.random.Generator,
-    ) -> LabelledSample:
+    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabelledSample:
         label = self.records[index].label
         assert label is not None  # checked at the start
+        pairs = self.flip_labels or {}
         clips, labels = [], []
         for part in frames:
-            geometry = self._transform.sample(part.shape[1], part.shape[2], rng)
-            if self._augment is None:
+            geometry = self.transform.sample(part.shape[1], part.shape[2], rng)
+            if self.augment is None:
                 clips.append(geometry.apply_clip(part))
             else:
-                clips.append(self._augment.apply(part, geometry, rng))
-            labels.append(self._flip_labels.get(label, label) if geometry.flip else label)
-        return LabelledSample(stack_clips(clips), np.array(labels, np.int64), index, failures)
+                clips.append(self.augment.apply(part, geometry, rng))
+            labels.append(pairs.get(label, label) if geometry.flip else label)
+        return LabelledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
 
 
 def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -491,11 +361,6 @@ def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.
         rng: this sample's own generator.
     """
     return segment_indices(num_frames, frames=frames, rng=rng)
-
-
-def middle_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """The middle frame of each of ``frames`` equal segments, int64 [T]: a `FrameSampler` for testing."""
-    return segment_indices(num_frames, frames=frames)
 
 
 def check_labels(records: Records, classes: int) -> None:
@@ -524,7 +389,7 @@ def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
     """What each class becomes in a mirror, from the names: ``... left to right`` <-> ``... right to left``.
 
     Args:
-        classes: name -> number, such as Something-Something-v2's templates (``ssv2_templates``).
+        classes: name -> number, such as Something-Something-v2's templates.
 
     Returns:
         number -> number of the class whose name has left and right exchanged, both ways round; classes that
@@ -588,36 +453,17 @@ def _all_labels(records: Records) -> np.ndarray:
     return labels
 
 
-def _check_pairs(pairs: Mapping[int, int]) -> dict[int, int]:
-    for label, other in pairs.items():
-        if pairs.get(other, other) != label:
-            raise UserError(
-                f"flip_labels maps {label} to {other}, and {other} to {pairs.get(other, other)}; "
-                "a mirror swaps classes both ways round"
-            )
-    return dict(pairs)
+@dataclass(frozen=True, kw_only=True)
+class PairSample(ClipSample):
+    """Two clips of one video, each with its own frames and crop.
 
-
-# Pairs: two random clips of each video, perhaps masked, and small local crops of them.
-
-
-@dataclass(frozen=True)
-class PairSample:
-    """Two clips of one video.
-
-    clips: uint8 [2, T, H, W, C], each with its own frames and crop.
     masks: bool [2, t, h, w], True = hidden, or None.
     local: uint8 [L, T, H', W', C], small crops of the same frames, by turns of the first and the second clip;
         or None.
-    index: the record they come from; the asked one, or its replacement.
-    failures: the records that were tried before.
     """
 
-    clips: np.ndarray
     masks: np.ndarray | None
     local: np.ndarray | None
-    index: int
-    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -625,7 +471,7 @@ class LocalCrops:
     """How many small crops a video gives besides its two clips, and how they are cut.
 
     Attributes:
-        count: crops a video, L.
+        count: crops per video, L.
         transform: draws the crop of each; smaller than the clips'.
     """
 
@@ -637,76 +483,44 @@ class LocalCrops:
             raise UserError(f"local crops {self.count}: must be at least 1, or leave them out")
 
 
+@dataclass(eq=False, repr=False)
 class PairClips(VideoClips[PairSample, PairBatch]):
-    """Two clips of each video in a list, for methods that compare views (BYOL, iBOT).
+    """Two clips of each video in a list, for methods that compare views (BYOL, iBOT); see `VideoClips`.
 
-    A sample is the same whichever worker or rank makes it: its own generator draws the frames of both clips,
-    then crop and colours of each, then the masks, then the local crops.
+    The sample's generator draws the frames of both clips, then crop and colours of each, then the masks, then
+    the local crops.
+
+    Attributes:
+        colour: changes the colours of a finished crop; None leaves them alone.
+        mask: draws the mask of a clip, each its own; None: nothing is hidden.
+        local: the small crops; None: none.
     """
 
-    def __init__(
-        self,
-        records: Records,
-        *,
-        sampler: FrameSampler,
-        transform: ClipTransform,
-        colour: RandomColour | None = None,
-        mask: MaskDraw | None = None,
-        local: LocalCrops | None = None,
-        reader: str = "auto",
-        seed: int = 0,
-        tries: int = 10,
-    ) -> None:
-        """Keep the parts, as `VideoClips` does.
+    _: KW_ONLY
+    samples_per_video: int = field(default=2, init=False)
+    colour: RandomColour | None = None
+    mask: MaskDraw | None = None
+    local: LocalCrops | None = None
 
-        Args:
-            records, sampler, transform, reader, seed, tries: see `VideoClips`.
-            colour: changes the colours of a finished crop; None leaves them alone.
-            mask: draws the mask of a clip, each its own; None: nothing is hidden.
-            local: the small crops; None: none.
-
-        Raises:
-            UserError: a number that cannot be.
-        """
-        super().__init__(
-            records,
-            sampler=sampler,
-            transform=transform,
-            reader=reader,
-            seed=seed,
-            samples_per_video=2,
-            tries=tries,
-        )
-        self._colour, self._mask, self._local = colour, mask, local
-
-    def collate(self, samples: Sequence[PairSample], memory: SharedClips | None = None) -> PairBatch:
-        """Join samples; clips are copied once, in a worker straight into its shared memory."""
+    def _batch(self, samples: Sequence[PairSample], **parts: Any) -> PairBatch:
         masks = [sample.masks for sample in samples if sample.masks is not None]
         local = [sample.local for sample in samples if sample.local is not None]
         return PairBatch(
-            clips=join_clips([sample.clips for sample in samples], memory),
             mask=torch.from_numpy(np.concatenate(masks)) if masks else None,
             local=join_clips(local) if local else None,  # in memory of its own, which nothing is written over
-            index=torch.tensor([sample.index for sample in samples for _ in sample.clips]),
-            failures=tuple(failure for sample in samples for failure in sample.failures),
+            **parts,
         )
 
-    def _sample(
-        self,
-        frames: list[np.ndarray],
-        index: int,
-        failures: tuple[Failure, ...],
-        rng: np.random.Generator,
-    ) -> PairSample:
-        clips = [self._cut(part, self._transform, rng) for part in frames]
-        masks = None if self._mask is None else stack_clips([self._mask(rng=rng) for _ in clips])
+    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PairSample:
+        clips = [self._cut(part, self.transform, rng) for part in frames]
+        masks = None if self.mask is None else stack_clips([self.mask(rng=rng) for _ in clips])
         local = None
-        if self._local is not None:
-            turns = [frames[number % len(frames)] for number in range(self._local.count)]
-            local = stack_clips([self._cut(part, self._local.transform, rng) for part in turns])
-        return PairSample(stack_clips(clips), masks, local, index, failures)
+        if self.local is not None:
+            turns = [frames[number % len(frames)] for number in range(self.local.count)]
+            local = stack_clips([self._cut(part, self.local.transform, rng) for part in turns])
+        return PairSample(clips=stack_clips(clips), masks=masks, local=local, index=index)
 
     def _cut(self, frames: np.ndarray, transform: ClipTransform, rng: np.random.Generator) -> np.ndarray:
         """A random crop of whole frames uint8 [T, H, W, C], its colours changed."""
         clip = transform.sample(frames.shape[1], frames.shape[2], rng).apply_clip(frames)
-        return clip if self._colour is None else self._colour.apply(clip, rng)
+        return clip if self.colour is None else self.colour.apply(clip, rng)

@@ -1,4 +1,4 @@
-"""Single pictures: a file as a video of one frame, and how pictures of every kind are decoded."""
+"""Pictures: how they are decoded, and files and folders of them read like a video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from videomaskfeat.data.frame_lists import FrameFiles
-from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError, check_size
+from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists, is_file, list_folder, open_file
 
@@ -20,56 +20,7 @@ PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 _LARGEST_FILE = 256 << 20  # bytes
 _MOST_PIXELS = 8192 * 8192  # a declared size is cheap to write, and what is decoded takes 3 bytes per pixel
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
-
-
-class ImageReader(VideoReader):
-    """A picture file as a video of one frame."""
-
-    decoder = "opencv"
-    frames = 1
-    fps = 30.0  # of no consequence: there is one frame
-
-    def __init__(self, path: str) -> None:
-        """Look for the file; it is decoded when it is read.
-
-        Args:
-            path: of the picture.
-
-        Raises:
-            VideoReadError: there is no such file.
-        """
-        self.path = path
-        if not is_file(path):
-            raise VideoReadError(path, NOT_REGULAR if exists(path) else "no such file")
-
-    @property
-    def info(self) -> VideoInfo:
-        """All facts; decodes the picture. A turn that the file asks for has been made and is not told."""
-        height, width = self._picture().shape[:2]
-        return VideoInfo(
-            path=self.path,
-            frames=1,
-            fps=self.fps,
-            duration_seconds=1 / self.fps,
-            width=width,
-            height=height,
-            rotation_degrees=0,
-            codec=picture_codec(self.path),
-            variable_frame_rate=False,
-        )
-
-    def close(self) -> None:
-        """Nothing is kept open."""
-
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        return np.repeat(self._picture()[None], len(indices), axis=0)  # [T, H, W, 3]
-
-    def _picture(self) -> np.ndarray:
-        """uint8 [H, W, 3], RGB."""
-        try:
-            return load_picture(self.path)
-        except ValueError as error:
-            raise VideoReadError(self.path, str(error)) from error
+EXTRACTED_FPS = 30.0  # of the published lists' frames; the files do not tell
 
 
 def load_picture(path: str) -> np.ndarray:
@@ -202,11 +153,10 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return width & 0x3FFF, height & 0x3FFF
 
 
-# Which pictures of a folder are the frames of its video, by their names.
-NUMBERED = re.compile(r"(.*?)(\d+)([^\d]*)", re.DOTALL)  # what precedes the last number, the number, the rest
-_MADE = frozenset(
-    ("depth", "flow", "flowx", "flowy", "mask", "seg")
-)  # series made from a video, by their letters
+# In a name: what precedes the last number, the number, the rest.
+NUMBERED = re.compile(r"(.*?)(\d+)([^\d]*)", re.DOTALL)
+# Series made from a video, by their letters.
+_MADE = frozenset(("depth", "flow", "flowx", "flowy", "mask", "seg"))
 _PAIRS = (frozenset("xy"), frozenset("uv"))  # the same, if both are there: the two directions of optical flow
 
 
@@ -248,43 +198,24 @@ def choose_frames(names: Sequence[str]) -> list[str]:
     return [name for name, head in zip(names, heads, strict=True) if head not in left_out]
 
 
-# The extracted frames of a video, file by file, read like a video.
+class PictureReader(VideoReader):
+    """Picture files as the frames of a video; only the wanted ones are opened, when they are read.
 
-
-class FrameFilesReader(VideoReader):
-    """Frames whose names count on; one that is missing is an error, and not its neighbour.
-
-    Only the wanted files are opened, and none is looked for before.
+    Args:
+        path: of the video, for messages.
+        files: a path per frame.
+        fps: frames per second at which they were extracted.
     """
 
     decoder = "opencv"
 
-    def __init__(self, files: FrameFiles, *, fps: float) -> None:
-        """Keep the names.
-
-        Args:
-            files: a path a frame.
-            fps: frames a second at which they were extracted.
-        """
-        self.path = os.path.dirname(files[0])
-        self.frames, self.fps = len(files), fps
+    def __init__(self, path: str, files: Sequence[str], *, fps: float = EXTRACTED_FPS) -> None:
+        self.path, self.frames, self.fps = path, len(files), fps
         self._files = files
 
     @property
     def info(self) -> VideoInfo:
-        """All facts; reads the first picture."""
-        height, width = self._picture(0).shape[:2]
-        return VideoInfo(
-            path=self.path,
-            frames=self.frames,
-            fps=self.fps,
-            duration_seconds=self.frames / self.fps,
-            width=width,
-            height=height,
-            rotation_degrees=0,
-            codec=picture_codec(self._files[0]),
-            variable_frame_rate=False,
-        )
+        return self._picture_info(self._picture(0), picture_codec(self._files[0]))
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -292,24 +223,94 @@ class FrameFilesReader(VideoReader):
     def _read(self, indices: np.ndarray) -> np.ndarray:
         wanted, places = np.unique(indices, return_inverse=True)
         pictures = [self._picture(int(index)) for index in wanted]
-        for picture in pictures:
-            check_size(self.path, picture, pictures[0].shape[:2])
+        height, width = pictures[0].shape[:2]
+        for index, picture in zip(wanted, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                own = f"{picture.shape[1]}x{picture.shape[0]}"
+                name = os.path.basename(self._files[int(index)])
+                raise VideoReadError(self.path, f"{name} is {own}, others are {width}x{height}")
         return np.stack([pictures[place] for place in places])  # [T, H, W, 3]
 
     def _picture(self, index: int) -> np.ndarray:
         """Frame ``index``, uint8 [H, W, 3], RGB."""
-        path = self._files[index]
-        name = os.path.basename(path)
         try:
-            return load_picture(path)
+            return load_picture(self._files[index])
         except ValueError as error:
-            if not exists(path):
-                raise VideoReadError(
-                    self.path,
-                    f"{name} is missing, frame {index} of {self.frames}; frames count on without a gap, "
-                    f"{self.fps:g} a second: extract them again, or read the video file itself",
-                ) from error
-            raise VideoReadError(self.path, f"{name}: {error}") from error
+            raise VideoReadError(self.path, self._cause(index, error)) from error
+
+    def _cause(self, index: int, error: ValueError) -> str:
+        """Why a frame cannot be read."""
+        return f"{os.path.basename(self._files[index])}: {error}"
+
+
+class ImageReader(PictureReader):
+    """A picture file as a video of one frame.
+
+    Raises:
+        VideoReadError: there is no such file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, [path])
+        if not is_file(path):
+            raise VideoReadError(path, NOT_REGULAR if exists(path) else "no such file")
+
+    def _cause(self, index: int, error: ValueError) -> str:
+        return str(error)
+
+
+class FrameFilesReader(PictureReader):
+    """Frames whose names count on; one that is missing is an error, and not its neighbor."""
+
+    def __init__(self, files: FrameFiles, *, fps: float) -> None:
+        super().__init__(os.path.dirname(files[0]), files, fps=fps)
+
+    def _cause(self, index: int, error: ValueError) -> str:
+        if exists(self._files[index]):
+            return super()._cause(index, error)
+        return (
+            f"{os.path.basename(self._files[index])} is missing, frame {index} of {self.frames}; frames "
+            f"count on without a gap, {self.fps:g} a second: extract them again, or read the video file "
+            "itself"
+        )
+
+
+class FrameFolderReader(PictureReader):
+    """The pictures of a folder as a video.
+
+    Frames are numbered from 0 in the order of the names, whose numbers count as numbers: ``f2`` comes before
+    ``f10``. Files that are no pictures are left out, and so is optical flow (see ``choose_frames``).
+
+    Raises:
+        VideoReadError: there is no such folder, or no picture in it, or several series of pictures.
+    """
+
+    def __init__(self, path: str) -> None:
+        names = sorted(_pictures_in(path), key=_natural)
+        super().__init__(path, [os.path.join(path, name) for name in _one_series(path, names)])
+
+
+def _pictures_in(folder: str) -> list[str]:
+    """The names of the pictures in a folder, at least one; VideoReadError if there is none."""
+    try:
+        names = list_folder(folder)
+    except OSError as error:
+        raise VideoReadError(folder, f"no such folder of frames ({type(error).__name__})") from error
+    pictures = [name for name in names if is_picture(name)]
+    if not pictures:
+        raise VideoReadError(folder, f"no pictures in it, among {len(names)} files")
+    return pictures
+
+
+def _one_series(folder: str, names: Sequence[str]) -> list[str]:
+    try:
+        return choose_frames(names)
+    except ValueError as error:
+        raise VideoReadError(folder, str(error)) from error
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def frames_in_folder(folder: str) -> FrameFiles:
@@ -318,22 +319,13 @@ def frames_in_folder(folder: str) -> FrameFiles:
     A number between them that no file has is a frame all the same: reading it says that it is missing.
 
     Args:
-        folder: its pictures; other files are left out, and so is optical flow (see ``frame_series``).
+        folder: its pictures; other files are left out, and so is optical flow (see ``choose_frames``).
 
     Raises:
         VideoReadError: there is no such folder, or no picture in it, or one has no number, or another name
             before it.
     """
-    try:
-        names = [name for name in list_folder(folder) if is_picture(name)]
-    except OSError as error:
-        raise VideoReadError(folder, f"no such folder of frames ({type(error).__name__})") from error
-    if not names:
-        raise VideoReadError(folder, "no pictures in it")
-    try:
-        names = choose_frames(names)
-    except ValueError as error:
-        raise VideoReadError(folder, str(error)) from error
+    names = _one_series(folder, _pictures_in(folder))
     parts = [NUMBERED.fullmatch(name) for name in names]
     kinds = {(part[1], part[3]) if part else (name, "") for name, part in zip(names, parts, strict=True)}
     if None in parts or len(kinds) > 1:
@@ -345,84 +337,3 @@ def frames_in_folder(folder: str) -> FrameFiles:
     first, last = min(map(int, numbers)), max(map(int, numbers))
     head, tail = next(iter(kinds))
     return FrameFiles(folder, head, tail, first, min(map(len, numbers)), last - first + 1)
-
-
-# Videos that were extracted into folders, one picture a frame.
-_DIGITS = re.compile(r"(\d+)")
-
-
-class FrameFolderReader(VideoReader):
-    """The pictures of a folder as a video.
-
-    Frames are numbered from 0 in the order of the names, whose numbers count as numbers: ``f2`` comes before
-    ``f10``. Files that are no pictures are left out, and so is optical flow (see ``frame_series``).
-    """
-
-    decoder = "opencv"
-    fps = 30.0  # at which the published lists' frames were extracted; the files do not tell
-
-    def __init__(self, path: str) -> None:
-        """List the folder; no picture is read.
-
-        Args:
-            path: the folder.
-
-        Raises:
-            VideoReadError: there is no such folder, or no picture in it, or several series of pictures.
-        """
-        self.path = path
-        try:
-            names = list_folder(path)
-        except OSError as error:
-            raise VideoReadError(path, f"no such folder of frames ({type(error).__name__})") from error
-        pictures = sorted((name for name in names if is_picture(name)), key=_natural)
-        if not pictures:
-            raise VideoReadError(path, f"no pictures among its {len(names)} files")
-        try:
-            self._names = choose_frames(pictures)
-        except ValueError as error:
-            raise VideoReadError(path, str(error)) from error
-        self.frames = len(self._names)
-
-    @property
-    def info(self) -> VideoInfo:
-        """All facts; reads the first picture."""
-        first = self._picture(0)
-        return VideoInfo(
-            path=self.path,
-            frames=self.frames,
-            fps=self.fps,
-            duration_seconds=self.frames / self.fps,
-            width=first.shape[1],
-            height=first.shape[0],
-            rotation_degrees=0,
-            codec=picture_codec(self._names[0]),
-            variable_frame_rate=False,
-        )
-
-    def close(self) -> None:
-        """Nothing is kept open."""
-
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        wanted, places = np.unique(indices, return_inverse=True)
-        pictures = [self._picture(int(index)) for index in wanted]
-        for index, picture in zip(wanted, pictures, strict=True):
-            if picture.shape != pictures[0].shape:
-                raise VideoReadError(
-                    self.path,
-                    f"{self._names[index]} is {picture.shape[1]}x{picture.shape[0]}, others are "
-                    f"{pictures[0].shape[1]}x{pictures[0].shape[0]}",
-                )
-        return np.stack([pictures[place] for place in places])  # [T, H, W, 3]
-
-    def _picture(self, index: int) -> np.ndarray:
-        """Frame ``index``, uint8 [H, W, 3], RGB."""
-        name = self._names[index]
-        try:
-            return load_picture(os.path.join(self.path, name))
-        except ValueError as error:
-            raise VideoReadError(self.path, f"{name}: {error}") from error
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in _DIGITS.split(name)]

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import count
-from types import TracebackType
-from typing import Any, Generic, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
-from videomaskfeat.data.batches import Failure, PretrainBatch, SharedClips
-from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey, sample_generator
-from videomaskfeat.data.workers import READ_SECONDS, LostReadings, Reading, WorkerPool, in_worker
+from videomaskfeat.data.batches import Failure, SharedClips
+from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey
+from videomaskfeat.data.workers import READ_SECONDS, LostReadings, Reading, TaskT, WorkerPool, in_worker
 from videomaskfeat.errors import UserError
 from videomaskfeat.texts import printable_name
 
-__all__ = [
-    "ClipLoader",
-    "Failure",
-    "FailureCounter",
-    "PretrainBatch",
-    "SampleKey",
-    "sample_generator",
-]
-
 logger = logging.getLogger(__name__)
 
+ViewsT_co = TypeVar("ViewsT_co", covariant=True)
 _BatchKeys = tuple[SampleKey, ...]
 
 
@@ -111,19 +102,56 @@ class FailureCounter:
             )
 
 
-class ClipLoader(Generic[BatchT]):
-    """Loads batches in worker processes; the data set decides of what kind they are.
+class Loader(Generic[TaskT, BatchT]):
+    """What all loaders share: worker processes that make batches in the order of their tasks.
+
+    Workers that end or hang are replaced, see `WorkerPool`, and the stream of batches goes on as if nothing
+    had happened. If the reading of a record ends or stops a second worker too, the record fails in this
+    sample. That is decided for each sample by itself, by the same file and the same draws, so it comes out
+    alike in a resumed run, which knows nothing of it, and on any rank.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[TaskT], BatchT],
+        path_of: Callable[[Reading], str],
+        *,
+        workers: int,
+        ahead: int,
+        read_seconds: float,
+        **options: Any,
+    ) -> None:
+        """Check the numbers; workers start with `_start`. All arguments are those of `WorkerPool`.
+
+        Raises:
+            UserError: a number that cannot be.
+        """
+        check_least(workers=(workers, 0))
+        if not read_seconds > 0:
+            raise UserError(
+                f"read_seconds={read_seconds:g}: must be above 0; {READ_SECONDS:g} is the default"
+            )
+        self._make, self._path_of = make, path_of
+        self._options: dict[str, Any] = {
+            "workers": workers,
+            "ahead": ahead,
+            "read_seconds": read_seconds,
+            "lost": LostReadings(),
+            **options,
+        }
+
+    def _start(self, tasks: Iterator[TaskT | None]) -> WorkerPool[TaskT, BatchT]:
+        """Start the workers."""
+        return WorkerPool(self._make, tasks, path_of=self._path_of, **self._options)
+
+
+class ClipLoader(Loader[_BatchKeys, BatchT]):
+    """Loads batches to train on; the data set decides of what kind they are.
 
     Step s of an epoch takes the s-th run of ``batch_size`` clips in the epoch's order, each rank its part of
     them, cut into ``accumulate`` micro-batches; the last incomplete step of an epoch is left out. Neither the
     number of workers nor that of ranks changes what a step holds, and any batch can be the first one to be
-    made, so (epoch, batch number) is all the state that a resumed run needs.
-
-    Workers that end or hang are replaced, see `WorkerPool`, and the stream of batches goes on as if nothing
-    had happened. If the reading of a record ends or stops a second worker too, the record fails in this
-    sample and is replaced as an unreadable one is. That is decided for each sample by itself, by the same
-    file and the same draws, so it comes out alike in a resumed run, which knows nothing of it, and on any
-    rank.
+    made, so (epoch, batch number) is all the state that a resumed run needs. Records that fail are replaced.
     """
 
     def __init__(
@@ -147,8 +175,8 @@ class ClipLoader(Generic[BatchT]):
 
         Args:
             dataset: makes the samples; its seed also orders them.
-            batch_size: clips an optimiser step, over all ranks and micro-batches.
-            accumulate: micro-batches an optimiser step.
+            batch_size: clips per optimizer step, over all ranks and micro-batches.
+            accumulate: micro-batches per optimizer step.
             workers: processes of this rank; 0 makes batches in the calling process.
             rank: of this process, 0..world_size-1.
             world_size: processes that train together.
@@ -168,11 +196,20 @@ class ClipLoader(Generic[BatchT]):
             UserError: a number that cannot be, or a batch that does not divide evenly or is larger than the
                 list.
         """
-        for argument, value, least in (("accumulate", accumulate, 1), ("workers", workers, 0)):
-            if value < least:
-                raise UserError(f"{argument}={value}: must be at least {least}")
-        check_read_seconds(read_seconds)
-        videos = _videos_a_step(dataset, batch_size, world_size * accumulate)
+        check_least(accumulate=(accumulate, 1))
+        # The training loop takes the batches of a whole step at once.
+        ahead = max(prefetch_batches, math.ceil(accumulate / max(workers, 1)))
+        super().__init__(
+            _BatchMaker(dataset, ahead=ahead),
+            lambda reading: dataset.records[reading[-1]].path,
+            workers=workers,
+            ahead=ahead,
+            read_seconds=read_seconds,
+            renew_megabytes=renew_megabytes,
+            readings_to_settle=readings_to_settle,
+            pin_memory=pin_memory,
+        )
+        videos = _videos_per_step(dataset, batch_size, world_size * accumulate)
         self.dataset = dataset
         self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
         """Epoch -> records that are not tried in it: `FailureCounter.given_up` of a training's counter."""
@@ -180,18 +217,6 @@ class ClipLoader(Generic[BatchT]):
         """Micro-batches that this rank gets in an epoch."""
         self._read_ahead = read_ahead
         self._keys = _KeyStream(dataset, videos, accumulate, rank, world_size, shuffle)
-        # The training loop takes the batches of a whole step at once.
-        ahead = max(prefetch_batches, math.ceil(accumulate / max(workers, 1)))
-        self._make = _BatchMaker(dataset, ahead=ahead)
-        self._options: dict[str, Any] = {
-            "workers": workers,
-            "ahead": ahead,
-            "read_seconds": read_seconds,
-            "renew_megabytes": renew_megabytes,
-            "readings_to_settle": readings_to_settle,
-            "pin_memory": pin_memory,
-            "lost": LostReadings(),
-        }
         self._pool: WorkerPool[_BatchKeys, BatchT] | None = None
         self._position = (0, 0)  # epoch and batch that the pool gives next
 
@@ -224,20 +249,15 @@ class ClipLoader(Generic[BatchT]):
     def __enter__(self) -> ClipLoader[BatchT]:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _path_of(self, reading: Reading) -> str:
-        return self.dataset.records[reading[-1]].path
 
     def _batch(self, epoch: int, number: int, stop: Callable[[], bool]) -> BatchT | None:
         """A batch, or None if ``stop`` is true."""
         if self._pool is None or self._position != (epoch, number):
             self.close()
-            keys = self._keys.stream((epoch, number), end_epoch=None if self._read_ahead else epoch + 1)
-            self._pool = WorkerPool(self._make, keys, path_of=self._path_of, **self._options)
+            end_epoch = None if self._read_ahead else epoch + 1
+            self._pool = self._start(self._keys.stream((epoch, number), end_epoch=end_epoch))
         self._keys.now, self._keys.given_up = epoch, self.given_up
         try:
             batch = self._pool.take(stop)
@@ -254,14 +274,88 @@ class ClipLoader(Generic[BatchT]):
         return cast(BatchT, _own(batch))
 
 
-def check_read_seconds(seconds: float) -> None:
-    """Refuse a time without meaning.
+class Views(Protocol[TaskT, ViewsT_co]):
+    """A data set to test on: `EvaluationViews`, `KeyFrameViews`."""
 
-    Raises:
-        UserError: it is not above 0.
+    def tasks(self, per_batch: int, rank: int, world_size: int) -> Sequence[TaskT]:
+        """What makes each batch of a rank, in the order of the list."""
+        ...
+
+    def batch(self, task: TaskT, /) -> ViewsT_co:
+        """The batch of a task; calls ``begin_reading`` before it opens a record."""
+        ...
+
+    def path_of(self, reading: Reading) -> str:
+        """The path that a reading is about."""
+        ...
+
+
+class ViewLoader(Loader[TaskT, BatchT]):
+    """All views of a list's videos or key frames, a few per batch, in the list's order.
+
+    Every record is taken exactly once, whatever the number of ranks, and ranks may have one batch more or
+    less than others. Iterate as often as you like.
     """
-    if not seconds > 0:
-        raise UserError(f"read_seconds={seconds:g}: must be above 0; 120 is the default")
+
+    def __init__(
+        self,
+        dataset: Views[TaskT, BatchT],
+        *,
+        per_batch: int,
+        workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        prefetch_batches: int = 2,
+        read_seconds: float = READ_SECONDS,
+    ) -> None:
+        """Check the sizes; workers start with each iteration and end with it.
+
+        Args:
+            dataset: makes the views.
+            per_batch: videos or key frames per batch, at most.
+            workers, rank, world_size, pin_memory, read_seconds: see `ClipLoader`.
+            prefetch_batches: batches that each worker makes ahead.
+
+        Raises:
+            UserError: a number that cannot be.
+        """
+        check_least(per_batch=(per_batch, 1))
+        super().__init__(
+            dataset.batch,
+            dataset.path_of,
+            workers=workers,
+            ahead=prefetch_batches,
+            read_seconds=read_seconds,
+            pin_memory=pin_memory,
+        )
+        self.dataset = dataset
+        self._tasks = dataset.tasks(per_batch, rank, world_size)
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        return len(self._tasks)
+
+    def __iter__(self) -> Generator[BatchT, None, None]:
+        """The batches of this rank.
+
+        Raises:
+            UserError: the reader is unknown or not installed.
+            RunFailed: worker processes end again and again.
+        """
+        pool = self._start(iter(self._tasks))
+        try:
+            while (batch := pool.take()) is not None:
+                yield batch
+        finally:
+            pool.close()
+
+
+def check_least(**values: tuple[int, int]) -> None:
+    """Raise a UserError for a value below its least one: ``name=(value, least)``."""
+    for name, (value, least) in values.items():
+        if value < least:
+            raise UserError(f"{name}={value}: must be at least {least}")
 
 
 def _own(batch: Any) -> Any:
@@ -272,8 +366,8 @@ def _own(batch: Any) -> Any:
     return replace(batch, clips=batch.clips.clone()) if batch.clips.is_shared() else batch
 
 
-def _videos_a_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) -> int:
-    """Videos an optimiser step, after checking that they divide evenly into so many parts."""
+def _videos_per_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) -> int:
+    """Videos per optimizer step, after checking that they divide evenly into so many parts."""
     unit = parts * dataset.samples_per_video
     if batch_size < 1 or batch_size % unit:
         below, above = (max(batch_size, 0) // unit * unit, (max(batch_size, 0) // unit + 1) * unit)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
+OpenedT = TypeVar("OpenedT", bound="Opened")
 NOT_REGULAR = "not a regular file (a folder, pipe, socket or device)"  # reading it may block forever
 
 
@@ -60,17 +61,35 @@ class VideoReadError(Exception):
         return f"{self.path}: {self.cause}"
 
 
-class VideoReader(ABC):
-    """An open video. Use it in a ``with`` statement, or call ``close``.
+class Opened(ABC):
+    """An open file. Use it in a ``with`` statement, or call ``close``.
 
     Attributes:
-        path: of the local file.
+        path: of the local file, or of the frames.
+    """
+
+    path: str
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file and the decoder; may be called twice."""
+
+    def __enter__(self: OpenedT) -> OpenedT:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class VideoReader(Opened):
+    """An open video whose frames are read by index.
+
+    Attributes:
         decoder: which library decodes: ``decord``, ``pyav`` or, for pictures, ``opencv``.
         frames: as ``VideoInfo.frames``; free, unlike the first look at ``info``.
         fps: as ``VideoInfo.fps``; free, unlike the first look at ``info``.
     """
 
-    path: str
     decoder: str
     frames: int
     fps: float
@@ -83,10 +102,6 @@ class VideoReader(ABC):
     @abstractmethod
     def _read(self, indices: np.ndarray) -> np.ndarray:
         """``read`` for checked indices, int64 [T] with T >= 1."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the file and the decoder; may be called twice."""
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Decode the frames at ``indices``: any order, repeats allowed.
@@ -139,16 +154,19 @@ class VideoReader(ABC):
             raise IndexError(f"{self.path}: frame {outside} is outside 0..{self.frames - 1}")
         return wanted
 
-    def __enter__(self) -> VideoReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    def _picture_info(self, picture: np.ndarray, codec: str) -> VideoInfo:
+        """The facts of pictures uint8 [H, W, 3] at a steady rate; a turn has been made and is not told."""
+        return VideoInfo(
+            path=self.path,
+            frames=self.frames,
+            fps=self.fps,
+            duration_seconds=self.frames / self.fps,
+            width=picture.shape[1],
+            height=picture.shape[0],
+            rotation_degrees=0,
+            codec=codec,
+            variable_frame_rate=False,
+        )
 
 
 # Pictures by their time: what clips around a key frame are read with.
@@ -156,14 +174,8 @@ _LATER = 0.48  # from which part of the way between two pictures on the later on
 MISSING_END = 1.0  # seconds beyond the end of the last picture at which it is still taken
 
 
-class TimedReader(ABC):
-    """An open video whose pictures are asked for by time. Use it in a ``with`` statement, or call ``close``.
-
-    Attributes:
-        path: of the local file, or of the frames.
-    """
-
-    path: str
+class TimedReader(Opened):
+    """An open video whose pictures are read by time."""
 
     @property
     @abstractmethod
@@ -182,10 +194,6 @@ class TimedReader(ABC):
     @abstractmethod
     def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """``each_at`` for float64 [n], ascending, n >= 1."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the file and the decoder; may be called twice."""
 
     def each_at(self, seconds: Sequence[float] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Decode the pictures nearest to some times, each of them once, holding one of them at a time.
@@ -227,97 +235,82 @@ class TimedReader(ABC):
         assert clip is not None  # each_at raises where it has nothing to give
         return clip
 
-    def __enter__(self) -> TimedReader:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class CountedReader(TimedReader):
-    """Frames that come at a steady rate, the first one at 0 s: frame i stands for the time i / fps."""
+class _VideoByTime(TimedReader):
+    """A video with frames by index, which is closed with this reader."""
 
     def __init__(self, video: VideoReader) -> None:
-        """Take over an open video, of which the frame rate is known.
+        self.path, self._video = video.path, video
 
-        Args:
-            video: is closed with this one.
+    @property
+    def fps(self) -> float:
+        return self._video.fps
 
-        Raises:
-            VideoReadError: it has no frame rate.
-        """
+    def close(self) -> None:
+        self._video.close()
+
+    @abstractmethod
+    def _indices(self, seconds: np.ndarray) -> np.ndarray:
+        """The frames nearest to ascending times, int64 [n]."""
+
+    def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        indices = self._indices(seconds)
+        for index, picture in self._video.each(np.unique(indices)):
+            yield np.flatnonzero(indices == index), picture
+
+
+class CountedReader(_VideoByTime):
+    """Frames that come at a steady rate, the first one at 0 s: frame i stands for the time i / fps.
+
+    Args:
+        video: open; is closed with this one.
+
+    Raises:
+        VideoReadError: it has no frame rate.
+    """
+
+    def __init__(self, video: VideoReader) -> None:
         if not (np.isfinite(video.fps) and video.fps > 0):
             video.close()
             raise VideoReadError(video.path, "has neither times nor a frame rate, so no second can be found")
-        self._video = video
-        self.path = video.path
-
-    @property
-    def fps(self) -> float:
-        """Of the video."""
-        return self._video.fps
+        super().__init__(video)
 
     @property
     def duration_seconds(self) -> float:
-        """Of all frames."""
         return self._video.frames / self._video.fps
 
-    def close(self) -> None:
-        """Close the video."""
-        self._video.close()
-
-    def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        # Halves go up, as in key_frame_indices.
-        indices = np.clip(np.floor(seconds * self.fps + 0.5), 0, self._video.frames - 1).astype(np.int64)
-        for index, picture in self._video.each(np.unique(indices)):
-            yield np.flatnonzero(indices == index), picture
+    def _indices(self, seconds: np.ndarray) -> np.ndarray:
+        places = np.floor(seconds * self.fps + 0.5)  # halves go up: the later of two equally near ones
+        return np.clip(places, 0, self._video.frames - 1).astype(np.int64)
 
 
-class IndexedReader(TimedReader):
-    """Frames of which each one's time is known."""
+class IndexedReader(_VideoByTime):
+    """Frames of which each one's time is known.
+
+    Args:
+        video: open; its rate is known, and it is closed with this one.
+        seconds: float64 [N], when its frames are shown, ascending.
+        end_seconds: until when the last one is shown.
+    """
 
     def __init__(self, video: VideoReader, seconds: np.ndarray, *, end_seconds: float) -> None:
-        """Take over an open video.
-
-        Args:
-            video: is closed with this one; its rate is known.
-            seconds: float64 [N], when its frames are shown, ascending.
-            end_seconds: until when the last one is shown.
-        """
-        self._video, self._seconds, self._end = video, seconds, end_seconds
-        self.path = video.path
-
-    @property
-    def fps(self) -> float:
-        """Of the video."""
-        return self._video.fps
+        super().__init__(video)
+        self._seconds, self._end = seconds, end_seconds
 
     @property
     def duration_seconds(self) -> float:
-        """From 0 to the end of the last frame."""
         return self._end
 
-    def close(self) -> None:
-        """Close the video."""
-        self._video.close()
-
-    def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _indices(self, seconds: np.ndarray) -> np.ndarray:
         check_inside(self.path, seconds[0], last=float(self._seconds[-1]), end=self._end)
-        indices = nearest_places(self._seconds, seconds)
-        for index, picture in self._video.each(np.unique(indices)):
-            yield np.flatnonzero(indices == index), picture
+        return nearest_places(self._seconds, seconds)
 
 
 def nearest_places(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Indices of the ascending times that are nearest to other times, int64 [n].
 
-    Of two that are equally near it is the later one, as in ``key_frame_indices``; a little before the middle
-    too, because containers round times to their clock (Matroska's is a millisecond).
+    Of two that are equally near it is the later one; a little before the middle too, because containers round
+    times to their clock (Matroska's is a millisecond).
     """
     later = np.searchsorted(times, wanted).clip(0, len(times) - 1)
     earlier = np.maximum(later - 1, 0)

@@ -175,69 +175,27 @@ def segment_indices(num_frames: int, *, frames: int, rng: np.random.Generator | 
 
 
 def key_frame_seconds(
-    fps: float, *, seconds: float, frames: int, stride: float, target_fps: float | None = 30.0
+    fps: float, *, seconds: np.ndarray, frames: int, stride: float, target_fps: float | None = 30.0
 ) -> np.ndarray:
-    """The times of a clip around a key frame: those whose nearest frames ``key_frame_indices`` gives.
+    """The times of clips around key frames, as AVA's are read.
+
+    At 30 fps the frames nearest to them are PySlowFast's (``datasets/utils.py``, ``get_sequence``): with the
+    key frame k every ``stride``-th from k - frames * stride // 2 on, so that k is number frames / 2 of the
+    clip. (Where frames and stride are odd the reference's clip can lack its last frame; here it does not.)
 
     Args:
         fps: of the video; of consequence only where ``target_fps`` is None.
-        seconds: the key frame's time after the video's first frame.
+        seconds: float [n], times of the key frames after the video's first frame: AVA's second 902 is 2 in
+            frames and cuts that begin at second 900.
         frames: in the clip, T; the key frame is number T / 2.
-        stride: from one frame of the clip to the next, in frames at ``target_fps``.
-        target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
+        stride, target_fps: as in ``clip_indices_random``.
 
     Returns:
-        float64 [T], ascending; the first may lie before the video and the last beyond its end.
+        float64 [n, T], each ascending; the first may lie before the video and the last beyond its end.
 
     Raises:
         UserError: the clip is empty.
     """
     clip_span(fps, frames=frames, stride=stride, target_fps=target_fps)  # refuses an empty clip
     rate = fps if target_fps is None and np.isfinite(fps) and fps > 0 else target_fps or 30.0
-    return seconds + (np.arange(frames) * stride - frames * stride // 2) / rate
-
-
-def key_frame_indices(
-    num_frames: int,
-    fps: float,
-    *,
-    seconds: float,
-    frames: int,
-    stride: float,
-    target_fps: float | None = 30.0,
-) -> np.ndarray:
-    """The frames of a clip around a key frame, as AVA's are read; beyond the ends the first or last repeats.
-
-    At 30 fps these are PySlowFast's (``datasets/utils.py``, ``get_sequence``): with the key frame k every
-    ``stride``-th from k - frames * stride // 2 on, so that k is number frames / 2 of the clip. (Where frames
-    and stride are odd the reference's clip can lack its last frame; here it does not.) At another rate each
-    is the frame nearest to the same time.
-
-    Args:
-        num_frames: of the video, at least 1.
-        fps: of the video.
-        seconds: the key frame's time after the video's first frame: AVA's second 902 is 2 in frames and cuts
-            that begin at second 900.
-        frames: in the clip, T.
-        stride: from one frame of the clip to the next, in frames at ``target_fps``.
-        target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
-
-    Returns:
-        int64 [T], in 0..num_frames-1, never descending.
-
-    Raises:
-        UserError: an argument is impossible, or the key frame lies before the video or beyond its end.
-    """
-    if num_frames < 1 or frames < 1:
-        raise UserError(f"cannot cut {frames} frames from a video of {num_frames}; both must be positive")
-    step = clip_span(fps, frames=1, stride=stride, target_fps=target_fps)  # in source frames
-    # Without a usable rate (0, nan) a file counts as recorded at the target rate, as in clip_span.
-    rate = fps if np.isfinite(fps) and fps > 0 else target_fps or 30.0
-    if not 0 <= seconds * rate <= num_frames:
-        raise UserError(
-            f"the key frame at {seconds:g} s lies outside the video, which has {num_frames} frames or "
-            f"{num_frames / rate:.4g} s; mend its time, or the second at which the video starts"
-        )
-    before = (frames * stride // 2) * (step / stride)  # a whole number of frames at the target rate
-    places = seconds * rate - before + step * np.arange(frames)
-    return np.clip(np.floor(places + 0.5), 0, num_frames - 1).astype(np.int64)
+    return seconds[:, None] + (np.arange(frames) * stride - frames * stride // 2) / rate

@@ -1,4 +1,7 @@
-"""Exact frames through decord, for the files of which decord's own index is exact."""
+"""Open a video file and read frames by index: the same index gives the same picture from every reader.
+
+decord reads the files of which its own index is exact, PyAV all others.
+"""
 
 from __future__ import annotations
 
@@ -90,9 +93,6 @@ def _last_words(error: Exception) -> str:
     return f"decord: {text[0].split('] ', 1)[-1].split(': ', 1)[-1]}" if text else "decord cannot read it"
 
 
-# Frames that somebody else has decoded, read like a video.
-
-
 class MemoryReader(VideoReader):
     """Decoded frames as a video. They are not copied, so change them only after the last read."""
 
@@ -123,17 +123,7 @@ class MemoryReader(VideoReader):
     @property
     def info(self) -> VideoInfo:
         """All facts."""
-        return VideoInfo(
-            path=self.path,
-            frames=self.frames,
-            fps=self.fps,
-            duration_seconds=self.frames / self.fps,
-            width=self._pictures.shape[2],
-            height=self._pictures.shape[1],
-            rotation_degrees=0,
-            codec="none",
-            variable_frame_rate=False,
-        )
+        return self._picture_info(self._pictures[0], "none")
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -142,16 +132,6 @@ class MemoryReader(VideoReader):
         return self._pictures[indices]  # [T, H, W, 3], a copy
 
 
-# Open a video file and read frames by index: the same index gives the same picture from every reader.
-__all__ = [
-    "READERS",
-    "VideoInfo",
-    "VideoReadError",
-    "VideoReader",
-    "available_readers",
-    "open_video",
-    "probe",
-]
 READERS = ("auto", "decord", "pyav")
 _log = logging.getLogger(__name__)
 

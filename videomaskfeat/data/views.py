@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import Failure, ViewsBatch, empty_clips
-from videomaskfeat.data.loader import check_read_seconds
 from videomaskfeat.data.reader import VideoReader, VideoReadError
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import (
@@ -24,10 +23,8 @@ from videomaskfeat.data.sampling import (
 )
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle, UniformCrop, resize_frame
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, LostReadings, WorkerPool, begin_reading, continue_reading
+from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
-
-__all__ = ["EvaluationViews", "Failure", "VideoViews", "ViewLoader", "ViewsBatch"]
 
 Sampling = Literal["clip", "segments"]
 SAMPLINGS: tuple[Sampling, ...] = ("clip", "segments")
@@ -37,95 +34,74 @@ _CROPS = {1: (1,), 3: (0, 1, 2)}  # how many -> which, as `UniformCrop` counts t
 _READERS = {"auto": "pyav"}
 
 
-@dataclass(frozen=True)
-class VideoViews:
-    """All views of one video.
-
-    clips: uint8 [V*S, T, H, W, C], clip v of crop s at v*S + s; none of them where the video failed.
-    index: the record.
-    label: its class, -1 for none.
-    failure: why the video could not be read.
-    """
-
-    clips: np.ndarray
-    index: int
-    label: int
-    failure: Failure | None = None
-
-
-class EvaluationViews(Dataset[VideoViews]):
+@dataclass(eq=False, repr=False)
+class EvaluationViews(Dataset[ViewsBatch]):
     """The views of the videos in a list: V clips spread over the time x S crops along the longer side.
 
     Nothing is drawn, and a video that cannot be read is a `Failure` that nothing stands in for: a score is of
     the videos that were read, and says of how many.
+
+    Attributes:
+        records: the list.
+        frames: of a clip, T.
+        stride: from one frame of a clip to the next, in frames at ``target_fps``.
+        target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
+        short: what becomes of a video shorter than a clip: clamp, loop or error (then it is a failure).
+        sampling: ``clip`` (runs of frames, as Kinetics is tested) or ``segments`` (the middle frame of each
+            of T equal segments, as Something-Something-v2 is; one clip per video, and ``stride``,
+            ``target_fps`` and ``short`` play no part).
+        views: clips per video, V.
+        crops: square cuts of each clip, S: 1 (the centre) or 3 (left, centre, right; of an upright video top,
+            centre, bottom).
+        crop: pixels of a cut's side.
+        short_side: pixels to which a frame's short side is resized before it is cut. The published figures
+            are of 256 for 1 crop of 224, and of the crop's own side for 3.
+        offset: as in ``clip_indices_view``.
+        reader: of video files: auto (here PyAV), decord or pyav.
+
+    Raises:
+        UserError: views or crops that do not fit, or pictures where clips have more than one frame.
     """
 
-    def __init__(
-        self,
-        records: Records,
-        *,
-        frames: int,
-        stride: float,
-        target_fps: float | None = 30.0,
-        short: ShortVideo = "clamp",
-        sampling: Sampling = "clip",
-        views: int,
-        crops: int,
-        crop: int,
-        short_side: int,
-        offset: bool = True,
-        reader: str = "auto",
-    ) -> None:
-        """Keep the protocol.
+    records: Records
+    _: KW_ONLY
+    frames: int
+    stride: float
+    target_fps: float | None = 30.0
+    short: ShortVideo = "clamp"
+    sampling: Sampling = "clip"
+    views: int
+    crops: int
+    crop: int
+    short_side: int
+    offset: bool = True
+    reader: str = "auto"
 
-        Args:
-            records: the list.
-            frames: of a clip, T.
-            stride: from one frame of a clip to the next, in frames at ``target_fps``.
-            target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
-            short: what becomes of a video shorter than a clip: clamp, loop or error (then it is a failure).
-            sampling: ``clip`` (runs of frames, as Kinetics is tested) or ``segments`` (the middle frame of
-                each of T equal segments, as Something-Something-v2 is; one clip a video, and ``stride``,
-                ``target_fps`` and ``short`` play no part).
-            views: clips a video, V.
-            crops: square cuts of each clip, S: 1 (the centre) or 3 (left, centre, right; of an upright video
-                top, centre, bottom).
-            crop: pixels of a cut's side.
-            short_side: pixels to which a frame's short side is resized before it is cut. The published
-                figures are of 256 for 1 crop of 224, and of the crop's own side for 3.
-            offset: as in ``clip_indices_view``.
-            reader: of video files: auto (here PyAV), decord or pyav.
-
-        Raises:
-            UserError: views or crops that do not fit, or pictures where clips have more than one frame.
-        """
-        if views < 1 or crops not in _CROPS:
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.crops not in _CROPS:
             raise UserError(
-                f"views={views}, crops={crops}: there must be at least 1 view, and 1 crop (centre) or 3 "
-                "(left, centre, right)"
+                f"views={self.views}, crops={self.crops}: there must be at least 1 view, and 1 crop (centre) "
+                "or 3 (left, centre, right)"
             )
-        check_name("sampling", sampling, SAMPLINGS)
-        if sampling == "segments" and views > 1:
+        check_name("sampling", self.sampling, SAMPLINGS)
+        if self.sampling == "segments" and self.views > 1:
             raise UserError(
-                f"views={views} with sampling=segments: the segments cover the whole video, so there is one "
-                "view; take views=1 (more crops are fine), or sampling=clip"
+                f"views={self.views} with sampling=segments: the segments cover the whole video, so there is "
+                "one view; take views=1 (more crops are fine), or sampling=clip"
             )
-        check_name("short", short, SHORT_VIDEO_POLICIES)
-        clip_span(30.0, frames=frames, stride=stride, target_fps=target_fps)  # refuses an empty clip
-        check_frames(records, frames)
-        self.records = records
-        self.views, self.crops = views, crops
-        self.frames, self.crop, self.short_side = frames, crop, short_side
-        self._stride, self._target_fps, self._short = stride, target_fps, short
-        self._sampling, self._offset, self._reader = sampling, offset, reader
-        self._cuts = [UniformCrop(crop, short_side, number) for number in _CROPS[crops]]
+        check_name("short", self.short, SHORT_VIDEO_POLICIES)
+        clip_span(
+            30.0, frames=self.frames, stride=self.stride, target_fps=self.target_fps
+        )  # an empty clip is refused
+        check_frames(self.records, self.frames)
+        self._cuts = [UniformCrop(self.crop, self.short_side, number) for number in _CROPS[self.crops]]
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> VideoViews:
+    def __getitem__(self, index: int) -> ViewsBatch:
         """All views of a record."""
-        return self._view(index, np.empty(self._shape(1), np.uint8))
+        return self.batch([index])
 
     def frame_indices(self, num_frames: int, fps: float) -> np.ndarray:
         """The frames of each clip, int64 [V, T].
@@ -133,7 +109,7 @@ class EvaluationViews(Dataset[VideoViews]):
         Raises:
             ShortVideoError: the video is too short and ``short`` is ``error``.
         """
-        if self._sampling == "segments":
+        if self.sampling == "segments":
             return segment_indices(num_frames, frames=self.frames)[None]
         return np.stack(
             [
@@ -141,12 +117,12 @@ class EvaluationViews(Dataset[VideoViews]):
                     num_frames,
                     fps,
                     frames=self.frames,
-                    stride=self._stride,
+                    stride=self.stride,
                     view=view,
                     views=self.views,
-                    offset=self._offset,
-                    target_fps=self._target_fps,
-                    short=self._short,
+                    offset=self.offset,
+                    target_fps=self.target_fps,
+                    short=self.short,
                 )
                 for view in range(self.views)
             ]
@@ -166,39 +142,41 @@ class EvaluationViews(Dataset[VideoViews]):
     def batch(self, rows: Sequence[int]) -> ViewsBatch:
         """All views of some records, cut straight into the batch's memory (in a worker shared memory)."""
         joined = empty_clips(self._shape(len(rows)))
-        read: list[VideoViews] = []
+        views = self.views * self.crops
+        index, labels = list[int](), list[int]()
         failures: list[Failure] = []
         for row in rows:
-            # One that fails leaves its place to the next.
-            video = self._view(row, joined.numpy()[len(read) * self.views * self.crops :])
-            if video.failure is None:
-                read.append(video)
+            record, done = self.records[row], len(index) * views
+            try:
+                begin_reading(record.path, row)
+                with open_video(record.path, _READERS.get(self.reader, self.reader)) as video:
+                    self._fill(joined.numpy()[done : done + views], video)
+            except VideoReadError as error:  # it leaves its place to the next
+                failures.append(Failure(row, record.path, error.cause))
+            except ShortVideoError as error:
+                failures.append(Failure(row, record.path, str(error)))
             else:
-                failures.append(video.failure)
+                index.append(row)
+                labels.append(-1 if record.label is None else record.label)
         return ViewsBatch(
-            clips=joined[: len(read) * self.views * self.crops],
-            index=torch.tensor([video.index for video in read], dtype=torch.int64),
-            labels=torch.tensor([video.label for video in read], dtype=torch.int64),
+            clips=joined[: len(index) * views],
+            index=torch.tensor(index, dtype=torch.int64),
+            labels=torch.tensor(labels, dtype=torch.int64),
             failures=tuple(failures),
         )
+
+    def tasks(self, per_batch: int, rank: int, world_size: int) -> list[range]:
+        """The rows of each batch of a rank: rank r takes rows r, r + world_size, ..."""
+        rows = range(rank, len(self), world_size)
+        return [rows[start : start + per_batch] for start in range(0, len(rows), per_batch)]
+
+    def path_of(self, reading: tuple[int, ...]) -> str:
+        """The path that a reading is about."""
+        return self.records[reading[0]].path
 
     def _shape(self, videos: int) -> tuple[int, ...]:
         """Of the clips of some videos."""
         return videos * self.views * self.crops, self.frames, self.crop, self.crop, 3
-
-    def _view(self, index: int, clips: np.ndarray) -> VideoViews:
-        """All views of a record, in the first V*S of ``clips``; none of them where it cannot be read."""
-        record = self.records[index]
-        label = -1 if record.label is None else record.label
-        try:
-            begin_reading(record.path, index)
-            with open_video(record.path, _READERS.get(self._reader, self._reader)) as video:
-                self._fill(clips[: self.views * self.crops], video)
-        except VideoReadError as error:
-            return VideoViews(clips[:0], index, label, Failure(index, record.path, error.cause))
-        except ShortVideoError as error:
-            return VideoViews(clips[:0], index, label, Failure(index, record.path, str(error)))
-        return VideoViews(clips[: self.views * self.crops], index, label)
 
     def _fill(self, clips: np.ndarray, video: VideoReader) -> None:
         """Cut the views of a video, uint8 [V*S, T, crop, crop, C]; each frame is decoded and resized once."""
@@ -227,78 +205,3 @@ def _rows_and_columns(window: Rectangle) -> tuple[slice, slice]:
         slice(window.top, window.top + window.height),
         slice(window.left, window.left + window.width),
     )
-
-
-class ViewLoader:
-    """All views of a list's videos, a few videos a batch, in the list's order.
-
-    Rank r takes rows r, r + world_size, ...: every row is taken exactly once, whatever the number of ranks,
-    and ranks may have one batch more or less than others. Iterate as often as you like.
-    """
-
-    def __init__(
-        self,
-        dataset: EvaluationViews,
-        *,
-        videos_per_batch: int,
-        workers: int,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
-        prefetch_batches: int = 2,
-        read_seconds: float = READ_SECONDS,
-    ) -> None:
-        """Check the sizes; workers start with each iteration and end with it.
-
-        Args:
-            dataset: makes the views of a video.
-            videos_per_batch: videos a batch; the last batch may hold fewer.
-            workers: processes of this rank; 0 reads videos in the calling process.
-            rank: of this process, 0..world_size-1.
-            world_size: processes that share the list.
-            pin_memory: hand out page-locked batches, for fast copies to a GPU.
-            prefetch_batches: batches that each worker makes ahead.
-            read_seconds: time that a worker may spend on one video without progress before it is replaced.
-
-        Raises:
-            UserError: a number that cannot be.
-        """
-        for argument, value, least in (("videos_per_batch", videos_per_batch, 1), ("workers", workers, 0)):
-            if value < least:
-                raise UserError(f"{argument}={value}: must be at least {least}")
-        check_read_seconds(read_seconds)
-        rows = range(rank, len(dataset), world_size)
-        self.dataset = dataset
-        self._batches = [
-            rows[start : start + videos_per_batch] for start in range(0, len(rows), videos_per_batch)
-        ]
-        self._options: dict[str, Any] = {
-            "workers": workers,
-            "ahead": prefetch_batches,
-            "read_seconds": read_seconds,
-            "pin_memory": pin_memory,
-            "lost": LostReadings(),
-        }
-
-    def __len__(self) -> int:
-        """Batches of this rank."""
-        return len(self._batches)
-
-    def __iter__(self) -> Generator[ViewsBatch, None, None]:
-        """The batches of this rank.
-
-        Raises:
-            UserError: the reader is unknown or not installed.
-            RunFailed: worker processes end again and again.
-        """
-        pool = WorkerPool(
-            self.dataset.batch,
-            iter(self._batches),
-            path_of=lambda reading: self.dataset.records[reading[0]].path,
-            **self._options,
-        )
-        try:
-            while (batch := pool.take()) is not None:
-                yield batch
-        finally:
-            pool.close()

@@ -273,6 +273,14 @@ class Progress:
     unevaluated: dict[str, Any] | None = None
     """Record of the last step if a signal stopped its evaluation; a resumed run evaluates first."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        vars(self).update(asdict(Progress(**state)))
+
     def advance(self, *, steps_per_epoch: int, samples: int, failures: int, seconds: float) -> None:
         """Count one optimiser step."""
         self.step += 1
@@ -284,119 +292,25 @@ class Progress:
         self.seconds += seconds
 
 
-@dataclass
-class TrainState:
-    """The complete list of what a resumed run needs to equal the uninterrupted one.
+class RandomStates:
+    """The states of torch's random generators (CPU and, on a GPU, the device's) of every rank.
 
-    Saved with it are the states of torch's random generators (CPU and, on a GPU, the device's) of every rank;
-    they drive drop path and dropout. The order of the data needs no state: it follows from seed and position.
+    They drive drop path and dropout. The order of the data needs no state: it follows from seed and position.
     """
 
-    model: nn.Module
-    """The plain module."""
-    optimizer: torch.optim.Optimizer
-    ema: ExponentialMovingAverage | None
-    device: torch.device
-    fingerprint: Mapping[str, Any]
-    """Flat settings under which the run may be resumed."""
-    extra: Mapping[str, Stateful] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Progress)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything as plain data and tensors. All ranks must call it: random states are gathered."""
-        return {
-            "fingerprint": dict(self.fingerprint),
-            "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "extra": {name: part.state_dict() for name, part in self.extra.items()},
-            "random": distributed.gather_objects(self._random_state()),
-        }
-
-    def load_state_dict(self, saved: Mapping[str, Any], where: str) -> None:
-        """Continue from a checkpoint; nothing is changed unless all of it fits.
-
-        With another number of ranks than at the time of saving, data order and weights go on as before; ranks
-        that were there then keep their random state, new ones the one they were seeded with.
-
-        Args:
-            saved: what :meth:`state_dict` gave.
-            where: the checkpoint's path, for messages.
-
-        Raises:
-            DamagedCheckpointError: a part is missing, or is not what this run would save there.
-            UserError: another configuration.
-        """
-        try:
-            self._check(saved, where)
-            for name, part in self.extra.items():
-                if name in saved["extra"]:
-                    with _named_part(where, name):
-                        _check_extra(name, saved["extra"][name], part.state_dict())
-            for name, part in self.extra.items():
-                if name in saved["extra"]:
-                    part.load_state_dict(saved["extra"][name])
-        except (UserError, RunFailed):
-            raise
-        except Exception as error:  # an altered content can make torch raise anything
-            what = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({what})") from error
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.ema is not None:
-            self.ema.load_state_dict(saved["ema"])
-        self.progress = Progress(**saved["progress"])
-        self._load_random_state(saved["random"])
-
-    def _check(self, saved: Mapping[str, Any], where: str) -> None:
-        """Compare every part with what this run would save."""
-        missing = [
-            key
-            for key in ("fingerprint", "progress", "model", "optimizer", "random", "ema", "extra")
-            if key not in saved
-        ]
-        if missing:
-            raise DamagedCheckpointError(
-                f"{where}: is no checkpoint of a training run ({missing[0]!r} is missing);"
-                " give a step_*.pt file"
-            )
-        with _named_part(where, "fingerprint"):
-            _check_fingerprint_values(saved["fingerprint"])
-        check_fingerprint(saved["fingerprint"], self.fingerprint, where)
-        with _named_part(where, "progress"):
-            _check_progress(saved["progress"])
-        with _named_part(where, "model"):
-            _check_tensors(saved["model"], "the model")
-        try:
-            check_weights(saved["model"], self.model, where)
-        except UserError as error:  # under the same settings: the file is damaged
-            raise DamagedCheckpointError(str(error)) from error
-        with _named_part(where, "model"):
-            _check_like(saved["model"], self.model.state_dict())
-        with _named_part(where, "optimizer"):
-            _check_optimizer(saved["optimizer"], self.optimizer)
-        if self.ema is not None:
-            if saved["ema"] is None:
-                raise DamagedCheckpointError(
-                    f"{where}: holds no averaged weights; switch the ema off, or use another run folder"
-                )
-            with _named_part(where, "ema"):
-                _check_tensors(saved["ema"], "the average")
-                _check_like(saved["ema"], self.ema.state_dict())
-        with _named_part(where, "random"):
-            _check_random(saved["random"])
-        with _named_part(where, "extra"):
-            _require(isinstance(saved["extra"], Mapping), "it is no dictionary")
-
-    def _random_state(self) -> dict[str, torch.Tensor]:
+        """One state per rank; all ranks must call it."""
         state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+        return {"ranks": distributed.gather_objects(state)}
 
-    def _load_random_state(self, states: list[dict[str, torch.Tensor]]) -> None:
-        rank, ranks = distributed.rank(), distributed.world_size()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back this rank's state; a rank that was not there when it was saved keeps its own."""
+        states, rank, ranks = state["ranks"], distributed.rank(), distributed.world_size()
         if len(states) != ranks and distributed.is_main():
             logger.warning(
                 "resumed on %d ranks, saved on %d: the data goes on in the same order, but drop path and"
@@ -409,6 +323,120 @@ class TrainState:
         torch.set_rng_state(states[rank]["cpu"])
         if self.device.type == "cuda" and "cuda" in states[rank]:
             torch.cuda.set_rng_state(states[rank]["cuda"], self.device)
+
+
+@dataclass
+class TrainState:
+    """Everything that a resumed run needs to equal the uninterrupted one, as parts by name.
+
+    Each part has its own ``state_dict`` and ``load_state_dict``; a checkpoint is the flat dictionary of their
+    states and the fingerprint.
+    """
+
+    model: nn.Module
+    """The plain module."""
+    optimizer: torch.optim.Optimizer
+    ema: ExponentialMovingAverage | None
+    device: torch.device
+    fingerprint: Mapping[str, Any]
+    """Flat config keys under which the run may be resumed."""
+    extra: Mapping[str, Stateful] = field(default_factory=dict)
+    """Further parts of the task; a checkpoint of an earlier version may lack one."""
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        """All parts, those of the task first."""
+        own: dict[str, Any] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "ema": self.ema,
+            "progress": self.progress,
+            "random": RandomStates(self.device),
+        }
+        assert not own.keys() & self.extra.keys(), "two parts of one name"
+        return {**self.extra, **{name: part for name, part in own.items() if part is not None}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as plain data and tensors. All ranks must call it: random states are gathered."""
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        return {"fingerprint": dict(self.fingerprint), **states}
+
+    def load_state_dict(self, saved: Mapping[str, Any], where: str) -> None:
+        """Continue from a checkpoint; nothing is changed unless all of it fits.
+
+        With another number of ranks than at the time of saving, data order and weights go on as before.
+
+        Args:
+            saved: what :meth:`state_dict` gave.
+            where: the checkpoint's path, for messages.
+
+        Raises:
+            DamagedCheckpointError: a part is missing, or is not what this run would save there.
+            UserError: another configuration.
+        """
+        try:
+            saved = _upgrade(saved, where)
+            self._check(saved, where)
+            for name, part in self.extra.items():
+                if name in saved:
+                    part.load_state_dict(saved[name])
+        except (UserError, RunFailed):
+            raise
+        except Exception as error:  # an altered content can make torch raise anything
+            what = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({what})") from error
+        for name, part in self.parts.items():
+            if name not in self.extra:
+                part.load_state_dict(saved[name])
+
+    def _check(self, saved: Mapping[str, Any], where: str) -> None:
+        """Compare every part with what this run would save."""
+        for name in ("fingerprint", "progress", "model", "optimizer", "random"):
+            if name not in saved:
+                raise DamagedCheckpointError(
+                    f"{where}: is no checkpoint of a training run ({name!r} is missing);"
+                    " give a step_*.pt file"
+                )
+        with _named_part(where, "fingerprint"):
+            _check_fingerprint_values(saved["fingerprint"])
+        check_fingerprint(saved["fingerprint"], self.fingerprint, where)
+        if self.ema is not None and saved.get("ema") is None:
+            raise DamagedCheckpointError(
+                f"{where}: holds no averaged weights; switch the ema off, or use another run folder"
+            )
+        for name, part in self.parts.items():
+            if name not in saved:
+                continue
+            with _named_part(where, name):
+                if isinstance(part, Progress):
+                    _check_progress(saved[name])
+                elif isinstance(part, RandomStates):
+                    _check_random(saved[name])
+                elif isinstance(part, torch.optim.Optimizer):
+                    _check_optimizer(saved[name], part)
+                elif isinstance(part, nn.Module | ExponentialMovingAverage):
+                    _check_weights(saved[name], part, where)
+                else:
+                    _check_like(name, saved[name], part.state_dict())
+
+
+def _upgrade(saved: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A checkpoint of an earlier version, with its parts where they are now.
+
+    The parts of the task were nested in ``extra``, ``ema`` was None without an average, and ``random`` was
+    the list of the ranks' states.
+    """
+    if "extra" not in saved:
+        return saved
+    with _named_part(where, "extra"):
+        _require(isinstance(saved["extra"], Mapping), "it is no dictionary")
+    flat = {
+        name: state for name, state in saved.items() if name != "extra" and (name, state) != ("ema", None)
+    }
+    if "random" in saved:
+        flat["random"] = {"ranks": saved["random"]}
+    return {**saved["extra"], **flat}
 
 
 class _Unfit(Exception):
@@ -464,19 +492,18 @@ def _check_progress(saved: Any) -> None:
         _require(right, f"{name} is {str(value)[:50]}")
 
 
-def _check_tensors(saved: Any, what: str) -> None:
-    """Require a mapping of names to tensors."""
-    _require(isinstance(saved, Mapping), f"{what} is no dictionary")
+def _check_weights(saved: Any, part: nn.Module | ExponentialMovingAverage, where: str) -> None:
+    """Require the names, types and shapes of a model's tensors, and finite values."""
+    _require(isinstance(saved, Mapping), "it is no dictionary")
     for name, value in saved.items():
-        _require(isinstance(name, str), f"a name of {what} is no text")
+        _require(isinstance(name, str), "a name is no text")
         _require(isinstance(value, torch.Tensor), f"{name} is no tensor")
-
-
-def _check_like(saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
-    """Tensors of the names, types and shapes of others, with finite values."""
-    for name, value in own.items():
-        _require(name in saved, f"{name} is missing")
-        _check_tensor(name, saved[name], value.shape, value.dtype)
+    if isinstance(part, nn.Module):
+        try:
+            check_weights(saved, part, where)
+        except UserError as error:  # under the same config: the file is damaged
+            raise DamagedCheckpointError(str(error)) from error
+    _check_like("", saved, part.state_dict())
 
 
 def _check_tensor(name: str, value: Any, shape: torch.Size, dtype: torch.dtype) -> None:
@@ -533,15 +560,15 @@ def _alike(value: Any, own: Any) -> bool:
     return isinstance(value, type(own))
 
 
-def _check_extra(name: str, saved: Any, own: Any) -> None:
-    """A part of a task: mappings with the keys of its own, tensors and numbers of the same kind."""
+def _check_like(name: str, saved: Any, own: Any) -> None:
+    """Require the keys of own mappings, and tensors and numbers of the same kind as its own."""
     if isinstance(own, torch.Tensor):
         _check_tensor(name, saved, own.shape, own.dtype)
     elif isinstance(own, Mapping):
         _require(isinstance(saved, Mapping), f"{name} is no dictionary")
         for key, value in own.items():
             _require(key in saved, f"{key} is missing")
-            _check_extra(str(key), saved[key], value)
+            _check_like(str(key), saved[key], value)
     else:
         _check_plain(name, saved, depth=0)
         if isinstance(own, int | float | str):
@@ -552,9 +579,10 @@ def _check_extra(name: str, saved: Any, own: Any) -> None:
 
 def _check_random(saved: Any) -> None:
     """States of generators that torch takes; those of a GPU are compared by size alone."""
-    _require(isinstance(saved, list) and bool(saved), "it is no list of a state per rank")
+    states: Any = saved.get("ranks") if isinstance(saved, Mapping) else None
+    _require(isinstance(states, list) and bool(states), "it is no list of a state per rank")
     size = torch.get_rng_state().shape
-    for state in saved:
+    for state in states:
         _require(isinstance(state, Mapping) and "cpu" in state, "a rank without a state")
         _check_tensor("cpu", state["cpu"], size, torch.uint8)
         torch.Generator().set_state(state["cpu"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from videomaskfeat.engine import distributed
-from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.errors import RunFailed, UserError, check_name
 
 
 class ExponentialMovingAverage:
@@ -66,6 +66,34 @@ class ExponentialMovingAverage:
         """Continue from a saved average (names and shapes as the model's)."""
         for name, value in self._average.items():
             value.copy_(state[name])
+
+
+WEIGHT_SETS = ("auto", "trained", "averaged", "both")
+
+
+def check_weight_sets(choice: str, *, averaged: bool) -> None:
+    """Refuse a choice of weights that cannot be.
+
+    Args:
+        choice: one of ``WEIGHT_SETS``.
+        averaged: whether an average is kept.
+
+    Raises:
+        UserError: an unknown choice, or an average that is not kept.
+    """
+    check_name("evaluate.weights", choice, WEIGHT_SETS)
+    if not averaged and choice in ("averaged", "both"):
+        raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
+
+
+def weight_sets(
+    choice: str, model: nn.Module, average: ExponentialMovingAverage | None
+) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
+    """Prefix of the metrics' names, and the context in which the model holds these weights."""
+    if average is not None and choice in ("auto", "averaged", "both"):
+        yield ("averaged_" if choice == "both" else ""), average.averaged(model)
+    if average is None or choice in ("trained", "both"):
+        yield "", nullcontext()
 
 
 # A teacher: the moving average of a network that is learning, as a network of its own.

@@ -1,18 +1,32 @@
-"""The number of CPU threads of a process, chosen by timing its own work."""
+"""The number of CPU threads: chosen by timing the work itself, and kept when a run is resumed."""
 
 from __future__ import annotations
 
+import gc
+import itertools
+import logging
 import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from videomaskfeat.config import load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
-from videomaskfeat.machine import available_cores, free_cores, threads_from_environment
+from videomaskfeat.engine.checkpoint import CheckpointFolder
+from videomaskfeat.errors import UserError, counted
+from videomaskfeat.io import is_file
+from videomaskfeat.machine import available_cores, free_cores, keep_freed_memory, threads_from_environment
+
+logger = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT", bound=Any)
 
 _TRIES = 3  # per number of threads, not counting the first call
 _TRY_SECONDS = 3.0  # after which a number is not tried again
@@ -72,7 +86,9 @@ def choose_threads(work: Callable[[], object] | None, *, workers: int = 0) -> Th
         if _WORTH * seconds[threads] > seconds[best]:
             break
         best = threads
-    shown = ", ".join(f"{_counted(threads)} {duration_text(value)}" for threads, value in seconds.items())
+    shown = ", ".join(
+        f"{counted(threads, 'thread')} {duration_text(value)}" for threads, value in seconds.items()
+    )
     return _set(best, seconds, f"measured per step: {shown}")
 
 
@@ -111,5 +127,98 @@ def _ranks_here() -> int:
     return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
-def _counted(threads: int) -> str:
-    return f"{threads} thread" + ("s" if threads > 1 else "")
+def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Any]) -> ConfigT:
+    """Set torch's number of threads and return the config with ``run.threads`` resolved; all ranks call it.
+
+    A resumed run keeps its number: another one sums in another order, and the run would no longer equal the
+    uninterrupted one bit for bit. A new run takes the number with which its own steps are fastest now; they
+    are measured on a separate training, which is discarded. On a GPU nothing is changed.
+
+    Args:
+        config: of a training.
+        device: of the training.
+        build: builds the training: an :class:`~videomaskfeat.engine.run.Run`.
+
+    Raises:
+        UserError: the number is negative, or what ``build`` raises.
+    """
+    if config.run.threads < 0:
+        raise UserError(f"run.threads={config.run.threads}: must be 1 or more, or 0 to have it measured")
+    if device.type != "cpu":
+        return config
+    keep_freed_memory()
+    threads = config.run.threads or distributed.run_on_main(lambda: _stored(config))
+    if threads:
+        torch.set_num_threads(threads)
+        cores = available_cores()
+        if threads > cores and distributed.is_main():
+            logger.warning(
+                "resumed with the run's %d threads on %s; run.threads=%d is faster, but rounds differently",
+                threads,
+                counted(cores, "core"),
+                cores,
+            )
+    else:
+        threads = _measured(config, build)
+    return replace(config, run=replace(config.run, threads=threads))
+
+
+def _stored(config: Any) -> int:
+    """The number that the run folder's run began with; 0 if there is no run to resume."""
+    folder = Path(config.run.folder)
+    if not (CheckpointFolder(folder / "checkpoints").steps() and is_file(folder / "config.yaml")):
+        return 0
+    try:
+        return int(load_config(type(config), str(folder / "config.yaml")).run.threads)
+    except UserError:
+        return 0  # opening the run folder reports what is wrong
+
+
+def _measured(config: Any, build: Callable[[], Any]) -> int:
+    workers = config.data.workers
+    if config.run.compile:  # it builds code for one number of threads, so trying several would take minutes
+        return choose_threads(None, workers=workers).threads
+    with closing(_Trial(build, config.optim.accumulate)) as trial:
+        choice = choose_threads(trial, workers=workers)
+    if choice.seconds and distributed.is_main():
+        logger.info("threads   %s", choice)
+    return choice.threads
+
+
+class _Trial:
+    """Steps of a training, one per call, always on the batches of its first step: reading takes no part.
+
+    Args:
+        build: builds the training; called with the first step.
+        accumulate: micro-batches per step.
+    """
+
+    def __init__(self, build: Callable[[], Any], accumulate: int) -> None:
+        self._build, self._accumulate = build, accumulate
+        self._training: Any = None
+        self._batches: list[Any] = []
+
+    def __call__(self) -> None:
+        if self._training is None:
+            logging.disable(logging.WARNING)  # the training itself logs it again
+            try:
+                self._training = self._build()
+            finally:
+                logging.disable(logging.NOTSET)
+            batches = itertools.islice(self._training.loader.epoch(0), self._accumulate)
+            self._batches = [batch.to(self._training.device) for batch in batches]
+        training = self._training
+        for batch in self._batches:
+            with torch.autocast(training.device.type, torch.bfloat16, enabled=training.bf16):
+                loss = training.step(batch).loss
+            loss.backward()
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
+
+    def close(self) -> None:
+        """End the loader's workers and free the training."""
+        if self._training is not None:
+            self._training.loader.close()
+            self._training = None
+            self._batches.clear()
+            gc.collect()

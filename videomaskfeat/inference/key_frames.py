@@ -1,28 +1,23 @@
-"""The key frames that a detector is tested on: their boxes, their videos, and the loader of their views."""
+"""Key frames to train and test on: where their videos are, their boxes, and words on what was tested."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from videomaskfeat.data.ava import (
-    KeyFrameLoader,
-    KeyFrameViews,
-    VideoSource,
-    sources_in_folder,
-    sources_of_lists,
-)
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
+from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder, sources_of_lists
+from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.frame_lists import load_frame_lists
-from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError, counted
-from videomaskfeat.inference.detectors import DetectRecipe
+from videomaskfeat.inference.detectors import BoxScores
+from videomaskfeat.recipe import DetectRecipe
 
 logger = logging.getLogger(__name__)
+
+_NAMED_VIDEOS = 5
 
 
 @dataclass(frozen=True)
@@ -30,11 +25,11 @@ class VideoPlaces:
     """Where the pictures of videos are.
 
     Attributes:
-        videos: folder of a video file or of a folder of extracted frames each.
+        videos: folder with a video file, or a folder of extracted frames, per video.
         frame_lists: instead, lists of extracted frames.
-        frames: folder put before the paths of these lists.
-        frames_fps: frames a second at which frames were extracted.
-        start_second: of each video's first frame, as the key frames count; None: found out.
+        frames: folder before the paths of these lists.
+        frames_fps: frames per second at which frames were extracted.
+        start_second: time of each video's first frame, as the key frames count; None: found out.
     """
 
     videos: str = ""
@@ -48,8 +43,7 @@ class VideoPlaces:
 
         Args:
             key_frames: name them.
-            also: further key frames of just these ``videos``; they have to lie inside them as well. They may
-                be the same ones.
+            also: further key frames of the same ``videos``, which must lie inside them as well.
 
         Raises:
             UserError: no place is given, or both are; or a video is not there or too short.
@@ -62,12 +56,11 @@ class VideoPlaces:
         if self.frames_fps <= 0:
             raise UserError(f"frames a second of extracted frames must be above 0, not {self.frames_fps:g}")
         also = tuple(one for one in also if one is not key_frames)
+        start, fps = self.start_second, self.frames_fps
         if self.videos:
-            return sources_in_folder(
-                key_frames, self.videos, also=also, start=self.start_second, fps=self.frames_fps
-            )
+            return sources_in_folder(key_frames, self.videos, also=also, start=start, fps=fps)
         lists = load_frame_lists(self.frame_lists, prefix=self.frames)
-        return sources_of_lists(key_frames, lists, also=also, start=self.start_second, fps=self.frames_fps)
+        return sources_of_lists(key_frames, lists, also=also, start=start, fps=fps)
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,7 @@ class OtherVideos:
     videos: tuple[str, ...] = ()
 
     def words(self) -> str:
-        """What the user reads; empty where there are none."""
+        """For people; empty if there are none."""
         if not self.boxes:
             return ""
         more = len(self.videos) - _NAMED_VIDEOS
@@ -103,19 +96,26 @@ def read_tested(
     classes: int,
     score_threshold: float,
 ) -> tuple[KeyFrames, KeyFrames, OtherVideos]:
-    """What there is to find, and the boxes that are tested on: a detector's, or those of the ground truth.
+    """The ground truth, and the boxes to test on: detected ones, or those of the ground truth.
+
+    Args:
+        groundtruth: CSV file.
+        boxes: CSV files of detected boxes; empty: those of the ground truth.
+        exclusions: CSV file of times that do not count; empty: none.
+        classes: number of actions.
+        score_threshold: minimum score of a detected box.
 
     Returns:
         Both have the ``videos`` of the ground truth; detected boxes of others are left out, and counted.
 
     Raises:
-        UserError: a file is missing or wrong, or detected boxes that are all of other key frames.
+        UserError: a file is missing or wrong, or all detected boxes are of other key frames.
     """
-    excluded = [exclusions] if exclusions else []
-    truth = truth_key_frames([groundtruth], classes=classes, exclusions=excluded)
+    closed = [exclusions] if exclusions else []
+    truth = truth_key_frames([groundtruth], classes=classes, exclusions=closed)
     if not boxes:
         return truth, truth, OtherVideos()
-    tested = detected_key_frames(boxes, classes=classes, score_threshold=score_threshold, exclusions=excluded)
+    tested = detected_key_frames(boxes, classes=classes, score_threshold=score_threshold, exclusions=closed)
     if len(tested) and len(truth.absent_from(tested)) == len(truth):
         video, seconds = tested.videos[tested.video[0]], tested.seconds[0]
         raise UserError(
@@ -133,55 +133,34 @@ def read_tested(
     return truth, own, other
 
 
-def key_frame_loader(
-    key_frames: KeyFrames,
-    sources: Sequence[VideoSource],
-    model: nn.Module,
-    recipe: DetectRecipe,
-    *,
-    scales: Sequence[int] = (),
-    flip: bool = False,
-    workers: int = 0,
-    key_frames_per_batch: int = 8,
-    pin_memory: bool = False,
-) -> KeyFrameLoader:
-    """The views of key frames as a recipe has them; this rank's share.
+def words_on_key_frames(found: BoxScores, recipe: DetectRecipe, *, detected: bool, undetected: int) -> str:
+    """How many key frames and boxes a score is of, and which part of the frames the network saw.
 
     Args:
-        key_frames: whose boxes are tested on.
-        sources: of their videos.
-        model: whose cubes the sides of whole frames become multiples of.
-        recipe: says how frames are cut.
-        scales: short sides; none: the recipe's alone.
-        flip: also the mirror image of each.
-        workers: processes of this rank; 0 reads videos in the calling process.
-        key_frames_per_batch: of one video, at most.
-        pin_memory: hand out page-locked batches.
-
-    Raises:
-        UserError: a number that cannot be.
+        found: the scores.
+        recipe: how key frames were cut.
+        detected: whether the boxes were detected, or those of the ground truth.
+        undetected: key frames of the ground truth in which no box was tested.
     """
-    area: Any = recipe.area  # checked by the recipe and by the views
-    cube: Any = model.patch_embed.stride
-    views = KeyFrameViews(
-        key_frames,
-        sources,
-        frames=recipe.clip.frames,
-        stride=recipe.clip.stride,
-        target_fps=recipe.clip.target_fps,
-        area=area,
-        short_sides=tuple(scales) or (recipe.short_side,),
-        multiple=max(cube[1:]),
-        flip=flip,
-    )
-    return KeyFrameLoader(
-        views,
-        key_frames_per_batch=key_frames_per_batch,
-        workers=workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin_memory=pin_memory,
-    )
+    boxes = "detected" if detected else "ground-truth"
+    seen = "whole frames" if recipe.area == "whole" else "centre crops"
+    lines = [
+        f"{boxes} boxes on {seen}: {int(found.scored.sum())} in {found.read} of {found.listed} key frames"
+    ]
+    if undetected:
+        lines.append(
+            f"{counted(undetected, 'key frame')} of the ground truth {'has' if undetected == 1 else 'have'} "
+            "no detected box: what there is to find in them counts as not found"
+        )
+    if found.failures:
+        lines.append(
+            f"{counted(len(found.failures), 'key frame')} could not be read: what there is to find in them "
+            "counts as not found"
+        )
+    return "\n".join(lines)
 
 
-_NAMED_VIDEOS = 5
+def lines_on(failures: Iterable[Failure]) -> list[str]:
+    """A line for each video and cause of key frames that could not be read, with their number."""
+    counts = Counter((failure.path, failure.cause) for failure in failures)
+    return [f"{path}: {cause} ({counted(count, 'key frame')})" for (path, cause), count in counts.items()]

@@ -1,137 +1,37 @@
-"""What a result depends on, in words and hashes: how videos were cut, of which list, by which weights."""
+"""Scores of a list's videos: files of them, their mean over several networks, and the result they make."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
+from videomaskfeat import __version__
 from videomaskfeat.data.batches import Failure
-from videomaskfeat.data.formats.ssv2 import is_name, label_number
-from videomaskfeat.data.records import Records
-from videomaskfeat.data.views import EvaluationViews
+from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import exists, is_file, is_folder, open_file, whole_file
-from videomaskfeat.recipe import ClassifyRecipe
-from videomaskfeat.texts import parse_json, read_text, show_text
+from videomaskfeat.inference.results import listed_failures, write_page, write_result, write_table
+from videomaskfeat.io import is_file, is_folder, make_folder, make_parent, open_file, whole_file
+from videomaskfeat.metrics.accuracy import (
+    Accuracy,
+    accuracy,
+    class_accuracies,
+    confusion_matrix,
+    label_ranks,
+    predictions,
+)
+from videomaskfeat.texts import show_text
+from videomaskfeat.viz.evaluation import ClassRow, EvaluationFacts, ShownVideo, render_evaluation
 
-_BLOCK = 1 << 20  # bytes
-
-
-def protocol_of(recipe: ClassifyRecipe) -> dict[str, Any]:
-    """How a recipe's videos are cut in testing, as plain data."""
-    clip = recipe.clip
-    # With segments neither stride nor rate plays a part, and a short video repeats frames.
-    pace = {"stride": clip.stride, "target_fps": clip.target_fps, "short_video": clip.short_video}
-    return {
-        "views": recipe.views,
-        "crops": recipe.crops,
-        "sampling": recipe.sampling,
-        "frames": clip.frames,
-        **(pace if recipe.sampling == "clip" else {}),
-        "crop": clip.crop,
-        "short_side": recipe.short_side,
-        "mean": clip.mean,
-        "std": clip.std,
-    }
-
-
-def views_of(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto") -> EvaluationViews:
-    """The views of a list's videos as a recipe has them cut in testing.
-
-    Raises:
-        UserError: views, crops or a clip setting that cannot be.
-    """
-    clip = recipe.clip
-    sampling: Any = recipe.sampling  # both are checked by the views
-    short: Any = clip.short_video
-    return EvaluationViews(
-        records,
-        frames=clip.frames,
-        stride=clip.stride,
-        target_fps=clip.target_fps,
-        short=short,
-        sampling=sampling,
-        views=recipe.views,
-        crops=recipe.crops,
-        crop=clip.crop,
-        short_side=recipe.short_side,
-        reader=reader,
-    )
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        UserError: no such file.
-    """
-    digest = hashlib.sha256()
-    with open_file(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def records_sha256(records: Records) -> str:
-    """The SHA-256 of a list's rows, path and label, in their order: of a folder as of any format of list."""
-    digest = hashlib.sha256()
-    for record in records:
-        label = "" if record.label is None else str(record.label)
-        digest.update(os.fsencode(record.path) + b"\0" + label.encode() + b"\0")
-    return digest.hexdigest()
-
-
-# The names of a data set's classes.
-
-
-def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """A name a class, by label.
-
-    Args:
-        path: a text file with a name a line in the order of the labels, or a JSON file: a list of names, or
-            an object of name -> label, as Something-Something-v2's.
-
-    Raises:
-        UserError: no such file, not of these forms, or labels that are not 0, 1, 2, ...
-    """
-    name = os.fspath(path)
-    if not exists(name):
-        raise UserError(f"{name}: no such file of class names; check data.class_names")
-    text = read_text(name, what="a file of class names")
-    if not name.endswith(".json"):
-        names = tuple(line.strip() for line in text.split("\n") if line.strip())
-    else:
-        names = _from_json(text, name)
-    if not names:
-        raise UserError(f"{name}: holds no class name; write one a line, in the order of the labels")
-    strange = next((one for one in names if not is_name(one)), None)
-    if strange is not None:
-        raise UserError(f"{name}: the class name {show_text(repr(strange))} is not text; correct it")
-    return names
-
-
-def _from_json(text: str, name: str) -> tuple[str, ...]:
-    table = parse_json(text, name, remedy="it holds a list of names, or an object of name -> label")
-    if isinstance(table, list) and all(isinstance(one, str) for one in table):
-        return tuple(table)
-    if not isinstance(table, dict):
-        raise UserError(f"{name}: is neither a JSON list of names nor an object of name -> label")
-    by_label = {label_number(label, name, words): words for words, label in table.items()}
-    if sorted(by_label) != list(range(len(table))):
-        raise UserError(f"{name}: its labels are not 0 to {len(table) - 1}, each once; correct the file")
-    return tuple(by_label[label] for label in range(len(by_label)))
-
-
-# Scores on disk: what a network said of each video of a list; and the mean of several such files.
 KINDS = {"softmax": "probabilities", "logits": "logits", "knn": "shares of neighbours"}
-"""What scores are, by what was averaged over the views."""
+"""What was averaged over the views -> what the scores are."""
 _MOST_BYTES = 1 << 31
-# Arrays of a file besides the scores: how many values, integers or text.
+# Arrays of a file besides the scores: number of values, integers or text.
 _LENGTHS = {
     "labels": ("n", "iu"),
     "rows": ("n", "iu"),
@@ -141,6 +41,8 @@ _LENGTHS = {
     "failed_causes": ("f", "U"),
 }
 _ARRAYS = ("scores", "listed", "kind", "class_names", *_LENGTHS)
+_SHOWN = 12  # videos with pictures at either end of the report
+_PICTURE_HEIGHT = 120  # pixels
 
 
 @dataclass(frozen=True)
@@ -149,13 +51,13 @@ class ScoredList:
 
     Attributes:
         scores: float32 [n, L].
-        labels: int64 [n]; -1 throughout for a list without labels.
+        labels: int64 [n]; all -1 for a list without labels.
         rows: int64 [n], the row of each in the list from 0, ascending.
         paths: of the n videos.
         failures: records that could not be read, by row.
         listed: records of the list, n + len(failures).
         kind: a key of :data:`KINDS`.
-        class_names: a name a class, or none.
+        class_names: class names, indexed by label; may be empty.
     """
 
     scores: np.ndarray
@@ -169,7 +71,7 @@ class ScoredList:
 
     @property
     def labelled(self) -> bool:
-        """Whether the list says what its videos show."""
+        """Whether the list has labels."""
         return bool((self.labels >= 0).all())
 
     @property
@@ -186,7 +88,7 @@ class ScoredList:
         return powers / powers.sum(axis=1, keepdims=True)
 
     def class_text(self, label: int) -> str:
-        """The name of a class, or its number where none is known."""
+        """The name of a class, or its number if names are unknown."""
         return self.class_names[label] if self.class_names else f"class {label}"
 
 
@@ -362,3 +264,252 @@ def _videos(scored: ScoredList) -> dict[int, tuple[str, int]]:
     """Row -> file name and label."""
     names = map(os.path.basename, scored.paths)
     return dict(zip(scored.rows.tolist(), zip(names, scored.labels.tolist(), strict=True), strict=True))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The result of an evaluation.
+
+    Attributes:
+        folder: where it is written.
+        accuracy: None for a list without labels.
+        scored: the scores of all videos.
+        failures: videos that could not be read, those of a training list included.
+        text: for people; empty on all ranks but the first.
+    """
+
+    folder: Path
+    accuracy: Accuracy | None
+    scored: ScoredList
+    failures: tuple[Failure, ...]
+    text: str
+
+
+def make_places(out: str | os.PathLike[str], submission: str) -> None:
+    """Make the folders of an evaluation, before all the work rather than after it."""
+    make_folder(out)
+    if submission:
+        make_parent(submission)
+
+
+def write_evaluation(
+    folder: Path, scored: ScoredList, about: Mapping[str, Any], *, submission: str = ""
+) -> tuple[Accuracy | None, str]:
+    """Write every file of an evaluation; only rank 0 calls it.
+
+    These are scores.npz, scores.csv, result.json, report.html and, for a list with labels, confusion.csv and
+    per_class.csv.
+
+    Args:
+        folder: exists.
+        scored: the scores.
+        about: what they depend on, as plain data; has a ``title`` and a ``protocol``.
+        submission: file for a Something-Something-v2 test submission; empty: none.
+
+    Returns:
+        The accuracy (None for a list without labels), and the result in a few lines for people.
+    """
+    result = accuracy(scored.scores, scored.labels) if scored.labelled else None
+    more: dict[str, np.ndarray] = {}
+    rows: list[ClassRow] = []
+    if result is not None:
+        confusion = more["confusion"] = confusion_matrix(scored.scores, scored.labels)
+        rows = class_rows(scored, confusion)
+        write_table(folder / "confusion.csv", _confusion_lines(confusion))
+        write_table(folder / "per_class.csv", _class_lines(rows))
+    save_scores(folder / "scores.npz", scored, **more)
+    write_table(folder / "scores.csv", _video_lines(scored))
+    shares = {key: getattr(result, key) for key in ("top1", "top5", "mean_class")} if result else {}
+    summary = write_result(
+        folder,
+        "classification",
+        {
+            **shares,  # in percent
+            "videos": len(scored.rows),
+            "listed": scored.listed,
+            "unreadable": len(scored.failures),
+            "classes": scored.classes,
+            **about,
+            "failures": listed_failures(scored.failures),
+        },
+    )
+    facts = _facts(scored, result, rows, more.get("confusion"), summary)
+    write_page(folder / "report.html", render_evaluation(facts, version=__version__))
+    if submission:
+        write_submission(submission, scored)
+    return result, _text(scored, result, folder, about["protocol"], submission)
+
+
+def write_submission(path: str | os.PathLike[str], scored: ScoredList) -> None:
+    """Write a Something-Something-v2 test submission: one line ``id;p1;p2;p3;p4;p5`` per video, best first.
+
+    As the data set's authors write it (``get_submission`` in their baseline,
+    github.com/TwentyBN/smth-smth-v2-baseline-with-models). Of equal scores the lower class comes first.
+
+    Raises:
+        UserError: fewer than 5 classes.
+    """
+    if scored.classes < 5:
+        raise UserError(f"a submission names the 5 best classes, and there are {scored.classes}")
+    best = np.argsort(-scored.scores, axis=1, kind="stable")[:, :5]
+    with whole_file(path, errors="surrogateescape") as file:
+        for video, classes in zip(scored.paths, best.tolist(), strict=True):
+            file.write(";".join([Path(video).stem, *map(str, classes)]) + "\n")
+
+
+def class_rows(scored: ScoredList, confusion: np.ndarray) -> list[ClassRow]:
+    """One row per class, in their order."""
+    own = class_accuracies(confusion)
+    hits = label_ranks(scored.scores, scored.labels) < 5
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    rows = []
+    for label in range(scored.classes):
+        videos = int(confusion[label].sum())
+        taken = int(wrong[label].argmax())
+        times = int(wrong[label, taken])
+        rows.append(
+            ClassRow(
+                label=label,
+                name=scored.class_text(label),
+                videos=videos,
+                top1=float(own[label]),
+                top5=100 * float(hits[scored.labels == label].mean()) if videos else float("nan"),
+                taken_for=scored.class_text(taken) if times else "",
+                times=times,
+            )
+        )
+    return rows
+
+
+def _video_lines(scored: ScoredList) -> Iterable[Sequence[object]]:
+    """All rows of the list in their order; unreadable ones have a cause and no scores."""
+    yield (
+        "row", "path", "label", "prediction", "rank_of_label", "score_of_label", "score_of_prediction",
+        "label_name", "prediction_name", "unreadable",
+    )  # fmt: skip
+    said = predictions(scored.scores)
+    ranks = label_ranks(scored.scores, scored.labels) + 1 if scored.labelled else None
+    places = {int(row): place for place, row in enumerate(scored.rows)}
+    failures = {failure.index: failure for failure in scored.failures}
+    for row in sorted([*places, *failures]):
+        if row in failures:
+            yield row + 1, failures[row].path, "", "", "", "", "", "", "", failures[row].cause
+            continue
+        place = places[row]
+        label, prediction = int(scored.labels[place]), int(said[place])
+        own = (label, ranks[place], f"{scored.scores[place, label]:.6g}") if ranks is not None else ("",) * 3
+        names = scored.class_names
+        yield (
+            row + 1, scored.paths[place], own[0], prediction, own[1], own[2],
+            f"{scored.scores[place, prediction]:.6g}",
+            names[label] if names and ranks is not None else "",
+            names[prediction] if names else "",
+            "",
+        )  # fmt: skip
+
+
+def _confusion_lines(confusion: np.ndarray) -> Iterable[Sequence[object]]:
+    """A row per class of the videos, a column per predicted class."""
+    yield ("label", *range(len(confusion)))
+    for label, counts in enumerate(confusion.tolist()):
+        yield (label, *counts)
+
+
+def _class_lines(rows: Sequence[ClassRow]) -> Iterable[Sequence[object]]:
+    yield "label", "name", "videos", "top1", "top5", "most_often_taken_for", "times"
+    for row in rows:
+        shares = (f"{row.top1:.2f}", f"{row.top5:.2f}") if row.videos else ("", "")
+        yield row.label, row.name, row.videos, *shares, row.taken_for, row.times or ""
+
+
+def _facts(
+    scored: ScoredList,
+    result: Accuracy | None,
+    rows: Sequence[ClassRow],
+    confusion: np.ndarray | None,
+    summary: Mapping[str, Any],
+) -> EvaluationFacts:
+    """What the report shows."""
+    worst, best = _ends(scored) if result is not None else ([], [])
+    elsewhere = ("kind", "failures", "protocol", "title")
+    train_failures = summary.get("train_failures", ())
+    return EvaluationFacts(
+        title=str(summary["title"]),
+        videos=len(scored.rows),
+        listed=scored.listed,
+        top1=None if result is None else result.top1,
+        top5=None if result is None else result.top5,
+        mean_class=None if result is None else result.mean_class,
+        protocol=summary["protocol"],
+        summary={key: value for key, value in summary.items() if key not in elsewhere},
+        classes=rows,
+        confusion=confusion,
+        said=np.bincount(predictions(scored.scores), minlength=scored.classes),
+        class_texts=[scored.class_text(label) for label in range(scored.classes)],
+        worst=worst,
+        best=best,
+        failures=[(failure.path, failure.cause) for failure in scored.failures]
+        + [(entry["path"], f"{entry['cause']} (training list)") for entry in train_failures],
+    )
+
+
+def _ends(scored: ScoredList) -> tuple[list[ShownVideo], list[ShownVideo]]:
+    """The most surely wrong videos, and the most surely right ones.
+
+    By the margin: the probability of the video's class minus the highest of the others.
+    """
+    probabilities = scored.probabilities()
+    own = np.take_along_axis(probabilities, scored.labels[:, None], axis=1)[:, 0]
+    others = probabilities.copy()
+    np.put_along_axis(others, scored.labels[:, None], -1.0, axis=1)
+    order = np.argsort(own - others.max(axis=1), kind="stable")
+    said = predictions(scored.scores)
+    right = said == scored.labels
+
+    def shown(place: int) -> ShownVideo:
+        return ShownVideo(
+            path=scored.paths[place],
+            label=scored.class_text(int(scored.labels[place])),
+            label_share=float(own[place]),
+            prediction=scored.class_text(int(said[place])),
+            prediction_share=float(probabilities[place, said[place]]),
+            picture=middle_picture(scored.paths[place]),
+        )
+
+    worst = [place for place in order.tolist() if not right[place]][:_SHOWN]
+    best = [place for place in order[::-1].tolist() if right[place]][:_SHOWN]
+    return list(map(shown, worst)), list(map(shown, best))
+
+
+def middle_picture(path: str) -> bytes | None:
+    """The frame in the middle of a video, as a small JPEG file; None if the video cannot be read any more."""
+    try:
+        with open_video(path, "pyav") as video:
+            frame = video.read([video.frames // 2])[0]
+    except (VideoReadError, OSError):  # scores may be older than the videos
+        return None
+    width = max(round(frame.shape[1] * _PICTURE_HEIGHT / frame.shape[0]), 1)
+    small = cv2.resize(frame, (width, _PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    assert done
+    return data.tobytes()
+
+
+def _text(
+    scored: ScoredList, result: Accuracy | None, folder: Path, protocol: Mapping[str, Any], submission: str
+) -> str:
+    """For people, at the end."""
+    how = f" ({protocol['views']} x {protocol['crops']} views)" if "views" in protocol else ""
+    lines = [f"{len(scored.rows)} of {scored.listed} videos scored{how}"]
+    if result is not None:
+        lines += [
+            f"top-1       {result.top1:.2f} %",
+            f"top-5       {result.top5:.2f} %",
+            f"mean class  {result.mean_class:.2f} %",
+        ]
+    if submission:
+        lacking = len(scored.failures)
+        short = f" (lacks {lacking} of {scored.listed} rows: unreadable videos)" if lacking else ""
+        lines.append(f"submission  {submission}{short}")
+    return "\n".join([*lines, f"report      {folder / 'report.html'}"])

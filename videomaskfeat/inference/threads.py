@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.inference.multiview import evaluating
+from videomaskfeat.inference.multiview import Machine, evaluating
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.recipe import ClipRecipe
 
@@ -20,33 +20,29 @@ logger = logging.getLogger(__name__)
 def choose_inference_threads(
     model: nn.Module,
     clip: ClipRecipe,
+    machine: Machine,
     *,
-    device: torch.device,
-    bf16: bool,
-    workers: int = 0,
     network: Callable[[Tensor], object] | None = None,
 ) -> None:
-    """Let torch compute with the number of threads that is fastest for one clip now; do nothing on a GPU.
+    """Set torch's number of CPU threads to the fastest one for a single clip; on a GPU do nothing.
 
     Args:
         model: put into evaluation mode meanwhile.
         clip: the size of its clips.
-        device: of the model.
-        bf16: run it under bf16 autocast.
-        workers: loader processes of this rank.
+        machine: on what the model runs, and the number of its loader processes.
         network: what is run, float [1, C, T, H, W] -> anything; None: the model.
     """
-    if device.type != "cpu":
+    if machine.place.type != "cpu":
         return
     keep_freed_memory()
     pixels = torch.zeros(1, 3, clip.frames, clip.crop, clip.crop)
     run = network or model
 
     def work() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=machine.bf16):
             run(pixels)
 
     with evaluating(model):
-        choice = choose_threads(work, workers=workers)
+        choice = choose_threads(work, workers=machine.workers)
     if choice.seconds and distributed.is_main():
         logger.info("threads   %s", choice)

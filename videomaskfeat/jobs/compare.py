@@ -23,12 +23,12 @@ from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.lock import FolderLock
+from videomaskfeat.engine.run import RunFolder
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import read_run
-from videomaskfeat.jobs.run import RunFolder
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods import build_method
 from videomaskfeat.methods.method import Method

@@ -2,84 +2,255 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
+from videomaskfeat.data.augment import Augmentation
+from videomaskfeat.data.ava import ActionClips
+from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
 from videomaskfeat.data.batches import ActionBatch
-from videomaskfeat.data.loader import FailureCounter
+from videomaskfeat.data.loader import ClipLoader, FailureCounter
+from videomaskfeat.data.operations import ColourJitter
+from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.engine.distributed import uses_bf16
-from videomaskfeat.engine.loop import TrainResult, train
-from videomaskfeat.errors import UserError
-from videomaskfeat.inference.detection_results import ScoredDetections, closing_words
-from videomaskfeat.inference.detectors import BoxScores, score_in_memory
-from videomaskfeat.inference.scores import file_sha256
-from videomaskfeat.jobs.detect_building import (
-    ActionLoss,
-    build_detector,
-    build_loss,
-    read_lists,
-    recipe_of,
-    training_loader,
-    video_places,
-)
-from videomaskfeat.jobs.detect_evaluate import (
-    PassChoice,
-    ScoredFiles,
-    detect_in_key_frames,
-    hashes_of,
+from videomaskfeat.engine.contracts import Stateful, StepResult
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
+from videomaskfeat.engine.teacher import check_weight_sets
+from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
+from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
+from videomaskfeat.inference.key_frames import (
+    OtherVideos,
+    VideoPlaces,
     lines_on,
-    protocol_of,
+    read_tested,
     words_on_key_frames,
-    write_score,
 )
-from videomaskfeat.jobs.finetune_building import BestWeights, check_weight_sets, weight_sets
-from videomaskfeat.jobs.plan import describe_detection
+from videomaskfeat.inference.multiview import Machine
+from videomaskfeat.inference.results import detection_protocol, identity_of
+from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import report
-from videomaskfeat.jobs.run import (
-    RunFolder,
-    build_average,
-    build_optimizer,
-    build_schedule,
-    hold_run_folder,
-    loop_options,
-    rank_timeout_seconds,
-    with_threads,
+from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
+from videomaskfeat.models import create_model_from
+from videomaskfeat.models.cost import multiply_adds
+from videomaskfeat.models.detector import Detector
+from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
+from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.recipe import (
+    DETECT_KEY,
+    ClipRecipe,
+    DetectRecipe,
+    Levels,
+    compare_levels,
+    normalize,
+    recipe_texts,
 )
-from videomaskfeat.metrics.ava_map import AvaResult
-from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.recipe import DETECT_KEY, Levels, compare_levels, normalise
 from videomaskfeat.schemas import DetectConfig
 
-logger = logging.getLogger(__name__)
+LOSSES = ("sigmoid", "poses")
+AVA_POSES = tuple(range(1, 15))
+_POSE_KIND = "PERSON_MOVEMENT"  # the label_type of AVA's poses
+ActionLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits float [R, L], labels bool [R, L]) -> scalar"""
 
 
-@dataclass(frozen=True)
-class DetectOutcome:
-    """How a training ended.
+def detect_train(config: DetectConfig) -> Outcome:
+    """Train a detector as the config says; a run folder that holds a checkpoint is resumed.
 
-    Attributes:
-        folder: the run folder.
-        finished: False where a signal stopped the run, which is saved and can be resumed.
-        failures: training key frames that could not be read and were replaced, and held-out ones left out.
-        result: of the best weights on all held-out key frames; None without any.
+    Raises:
+        UserError: the config, the files, the videos, the weights or the run folder are wrong.
+        RunFailed: the loss is not finite, or nothing can be saved.
     """
+    check_required(
+        config,
+        data_train="ava_train_v2.2.csv",
+        data_label_map="ava_action_list_v2.2.pbtxt",
+        run_folder="runs/first",
+    )
+    check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
+    if config.evaluate.every_seconds < 1:
+        raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
+    return run_training(
+        DetectRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
+    )
 
-    folder: Path
-    finished: bool
-    failures: int
-    result: AvaResult | None = None
+
+class DetectRun(Run):
+    """A detector, validated on a part of the key frames while it trains, and on all at the end."""
+
+    kind = "detect"
+
+    def __init__(self, config: DetectConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.lists = read_lists(config)
+        self.recipe = recipe_of(config, self.lists)
+        loss = build_loss(config, self.lists, device)
+        model, self.load_report = build_detector(config, self.lists.classes)
+        self.loader = training_loader(config, self.lists.train)
+        self.counter = FailureCounter(
+            len(self.loader.dataset),
+            share=config.data.failure_share,
+            unit=self.loader.dataset.unit,
+            remedy="check the folder of the videos, or list these key frames in data.train_exclusions",
+        )
+        self.files = ScoredFiles(
+            config.data.validation,
+            config.data.label_map,
+            config.data.validation_exclusions,
+            tuple(config.data.validation_boxes),
+        )
+        self.machine = Machine(str(device), "bf16" if self.bf16 else "fp32", workers=config.data.workers)
+        self.evaluates, self.evaluate_epochs = self.lists.tested is not None, config.evaluate.epochs
+        if self.lists.tested is not None:  # a mistake is reported now rather than after the training
+            assert self.lists.truth is not None
+            self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
+            self.validated = self.part_of_seconds(self.lists.tested, self.lists.truth)
+        self.learn(model)
+        self.detect = DetectStep(
+            self.network,
+            loss,
+            mean=self.recipe.clip.mean,
+            std=self.recipe.clip.std,
+            compiled=config.run.compile,
+        )
+        self.best = BestWeights(self.path / "best.safetensors", self.save)
+
+    def plan(self) -> list[str]:
+        """Model, cost, tokens and data."""
+        config, clip, lists, model = self.config, self.config.clip, self.lists, self.model
+        size = (1, 3, clip.frames, clip.crop, clip.crop)
+        inputs = (torch.zeros(size), torch.tensor([[0.0, 0.0, 0.0, clip.crop, clip.crop]]))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        tokens, maps = model.token_grid(size), model.output_grid(size)  # type: ignore[operator]
+        tested = "" if lists.tested is None else f", {len(lists.tested)} held out"
+        return [
+            f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
+            f"{multiply_adds(model, inputs) / 1e9:.1f} G multiply-adds per clip with one box",
+            f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
+            f"{tokens} = {tokens.size} tokens, boxes are cut from maps of {maps}",
+            f"data      {self.loader.dataset.records.source}: {len(self.loader.dataset)} key frames with "
+            f"{len(lists.train.boxes)} boxes{tested}, {lists.classes} actions",
+        ]
+
+    def opened(self) -> None:
+        """Log what became of the weights that the run starts from."""
+        if self.load_report is not None:
+            path = self.config.model.weights
+            self.log_weights(path, self.load_report, compare_levels(path, self.recipe.clip))
+
+    def step(self, batch: ActionBatch) -> StepResult:
+        """The loss of a batch."""
+        return self.detect(batch)
+
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        """The best score so far."""
+        return {"best": self.best}
+
+    def part_of_seconds(self, tested: KeyFrames, truth: KeyFrames) -> tuple[KeyFrames, KeyFrames]:
+        """The key frames, tested and true, that are scored while it trains.
+
+        Raises:
+            UserError: there is nothing to find in them.
+        """
+        every = self.config.evaluate.every_seconds
+        if every > 1:
+            tested, truth = (part.select(part.seconds % every == 0) for part in (tested, truth))
+        if not truth.labels[:, [number - 1 for number in self.lists.actions]].any():
+            which = f" at each {every}-th second" if every > 1 else ""
+            raise UserError(
+                f"{self.config.data.validation}: none of its boxes{which} has an action that "
+                f"{self.config.data.label_map} lists, so there is nothing to score; take the files of one "
+                "version" + (", or a smaller evaluate.every_seconds" if every > 1 else "")
+            )
+        return tested, truth
+
+    def evaluate(self) -> dict[str, float]:
+        """One view of a part of the key frames."""
+        tested, truth = self.validated
+
+        def measure() -> dict[str, float]:
+            found = self.score(tested)
+            return {"mean_ap": score_in_memory(truth, tested, found, self.lists.actions).mean_ap}
+
+        return self.measure_sets(self.config.evaluate.weights, self.best, measure)
+
+    def score(self, key_frames: KeyFrames, *, scales: Sequence[int] = (), flip: bool = False) -> BoxScores:
+        """The scores of all boxes with the model's present weights."""
+        detector = VideoDetector(self.model, self.recipe, self.machine)
+        found = score_key_frames(detector, key_frames, self.sources, scales=scales, flip=flip)
+        self.unreadable = found.failures
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write the model with its recipe."""
+        save_weights(path, self.model, metadata={DETECT_KEY: self.recipe.to_json()})
+
+    def finish(self) -> dict[str, Any]:
+        """All views of all held-out key frames, with the best weights, scored into the folder ``score``."""
+        self.save_last()
+        if self.lists.tested is None:
+            return {}
+        load_into(self.model, read_state(self.best.path), source=str(self.best.path))
+        evaluate = self.config.evaluate
+        found = self.score(self.lists.tested, scales=evaluate.scales, flip=evaluate.flip)
+        mean_ap, self.words = distributed.run_on_main(lambda: self.write_score(found))
+        return {
+            "best_weights": str(self.best.path),
+            "validation_best_mean_ap": self.best.score,
+            "mean_ap": mean_ap,
+            "key_frames": found.read,
+            "listed": found.listed,
+            "area": self.recipe.area,
+        }
+
+    def write_score(self, found: BoxScores) -> tuple[float, list[str]]:
+        """Write the folder ``score``; its mAP, and what the user reads."""
+        tested, truth = self.lists.tested, self.lists.truth
+        assert tested is not None
+        assert truth is not None
+        undetected, detected = len(truth.absent_from(tested)), bool(self.files.boxes)
+        name, _ = self.model.created_as  # type: ignore[misc]
+        about = {
+            "title": f"{self.path.name} on {Path(self.files.groundtruth).name}",
+            "model": name,
+            **identity_of(self.best.path),
+            "files": self.files.hashes(),
+            "undetected_key_frames": undetected,
+            "left_out": asdict(self.lists.other),
+            "seen": detection_protocol(
+                self.recipe,
+                detected=detected,
+                scales=self.config.evaluate.scales,
+                flip=self.config.evaluate.flip,
+                precision=self.machine.precision_used,
+            ),
+        }
+        scored = write_key_frame_score(self.path / "score", self.files, tested, found, about)
+        lines = [
+            scored.text(self.path / "score"),
+            words_on_key_frames(found, self.recipe, detected=detected, undetected=undetected),
+            *filter(None, [self.lists.other.words()]),
+            f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
+            *(f"unreadable, left out: {line}" for line in lines_on(found.failures)),
+        ]
+        return scored.result.mean_ap, lines
+
+    def conclude(self, summary: Mapping[str, Any]) -> list[str]:
+        """The mAP, and what could not be read."""
+        return self.words if "mean_ap" in summary else []
 
 
 class DetectStep:
-    """Batch -> loss: normalise on the device, say what each box does, compare.
+    """Batch -> loss: normalize on the device, say what each box does, compare.
 
     Args:
         model: (clips, boxes) -> logits [R, L], perhaps wrapped for several processes.
@@ -106,7 +277,7 @@ class DetectStep:
         over the boxes that have a pose, so there the scale is near enough and not exact.) Micro-batches of
         one process weigh alike.
         """
-        clips = normalise(batch.clips, mean=self.mean, std=self.std)
+        clips = normalize(batch.clips, mean=self.mean, std=self.std)
         loss = self._compare(clips, batch.boxes, batch.labels)
         own = torch.tensor(float(len(batch.boxes)), device=loss.device)
         mean = distributed.mean_over_ranks(own)
@@ -117,251 +288,218 @@ class DetectStep:
         return self._loss(self.model(clips, boxes), labels)
 
 
-def detect_train(config: DetectConfig) -> DetectOutcome:
-    """Train as the config says; a run folder that holds a checkpoint is resumed.
+@dataclass(frozen=True)
+class ActionLists:
+    """Key frames to train and to test on, and the actions that all of them speak of.
+
+    Attributes:
+        train: to train on.
+        tested: whose boxes are tested on, a detector's or those of the ground truth; None: no validation.
+        truth: what there is to find in them; None: no validation.
+        other: detected boxes that are left out of the validation.
+        actions: id to name of those that are scored.
+        classes: L, ids count from 1 to this.
+        poses: ids of which a person has exactly one; empty where the loss knows of none.
+    """
+
+    train: KeyFrames
+    tested: KeyFrames | None
+    truth: KeyFrames | None
+    other: OtherVideos
+    actions: dict[int, str]
+    classes: int
+    poses: tuple[int, ...]
+
+
+def read_lists(config: DetectConfig) -> ActionLists:
+    """Read the files and settle the number of actions.
 
     Raises:
-        UserError: the config, the files, the videos, the weights or the run folder are wrong.
-        RunFailed: the loss is not finite, or nothing can be saved.
+        UserError: a file is missing or wrong, or an action outside the classes.
     """
-    for key, value, example in (
-        ("data.train", config.data.train, "data.train=ava_train_v2.2.csv"),
-        ("data.label_map", config.data.label_map, "data.label_map=ava_action_list_v2.2.pbtxt"),
-        ("run.folder", config.run.folder, "run.folder=runs/first"),
-    ):
-        if not value:
-            raise UserError(f"{key} is not set: give it, such as {example}")
-    check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
-    if config.evaluate.every_seconds < 1:
-        raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
-    device = distributed.choose_device(config.run.device)
-    with (
-        distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)),
-        hold_run_folder(config.run.folder),
-    ):
-        config = with_threads(config, device, lambda: _Run(config, device))
-        return _Run(config, device).go()
-
-
-class _Run:
-    """The parts of one run, built from its config."""
-
-    def __init__(self, config: DetectConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config)
-        self.folder = self.run_folder.path
-        self.bf16 = uses_bf16(config.run.precision, device)
-        self.lists = read_lists(config)
-        self.recipe = recipe_of(config, self.lists)
-        self.loss = build_loss(config, self.lists, device)
-        torch.manual_seed(config.run.seed)
-        self.model, self.load_report = build_detector(config, self.lists.classes)
-        self.loader = training_loader(config, self.lists.train)
-        self.files = ScoredFiles(
-            config.data.validation,
-            config.data.label_map,
-            config.data.validation_exclusions,
-            tuple(config.data.validation_boxes),
+    data, boxes = config.data, config.boxes
+    for key in ("train_score", "train_iou", "score"):
+        if not 0 <= (value := getattr(boxes, key)) <= 1:
+            raise UserError(f"boxes.{key}={value:g} is not in 0..1")
+    actions = read_label_map(data.label_map)
+    classes = settle_classes(data.classes, actions, data.label_map)
+    train = training_key_frames(
+        [data.train],
+        data.train_boxes,
+        classes=classes,
+        score_threshold=boxes.train_score,
+        iou_threshold=boxes.train_iou,
+        exclusions=[data.train_exclusions] if data.train_exclusions else [],
+    )
+    tested = truth = None
+    other = OtherVideos()
+    if data.validation:
+        truth, tested, other = read_tested(
+            data.validation,
+            data.validation_boxes,
+            data.validation_exclusions,
+            classes=classes,
+            score_threshold=boxes.score,
         )
-        self.testing = PassChoice(
-            scales=tuple(config.evaluate.scales),
-            flip=config.evaluate.flip,
-            bf16=self.bf16,
-            workers=config.data.workers,
+    poses = _poses(config, classes)
+    return ActionLists(train, tested, truth, other, actions, classes, poses)
+
+
+def settle_classes(asked: int, actions: Mapping[int, str], label_map: str) -> int:
+    """The number of actions: as asked, or the label map's largest id.
+
+    Raises:
+        UserError: the label map has a larger id than asked.
+    """
+    largest = max(actions)
+    if asked and asked < largest:
+        raise UserError(
+            f"{label_map}: lists the action {largest} ({actions[largest]}), and data.classes is {asked}; "
+            f"leave data.classes out, or set it to {largest} or more"
         )
-        if self.lists.tested is not None:  # what is wrong is said now rather than after the training
-            assert self.lists.truth is not None
-            self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
-            self._part_of_seconds()
-        self.network = distributed.parallel(self.model, device)
-        self.step = DetectStep(
-            self.network,
-            self.loss,
-            mean=config.clip.mean,
-            std=config.clip.std,
-            compiled=config.run.compile,
+    return asked or largest
+
+
+def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
+    """The ids of the poses where the loss asks for them.
+
+    Raises:
+        UserError: an unknown loss, no poses known, or one outside the classes.
+    """
+    loss = config.loss
+    check_name("loss.name", loss.name, LOSSES)
+    if loss.name != "poses":
+        return ()
+    kinds = read_action_kinds(config.data.label_map)
+    poses = tuple(loss.poses) or tuple(number for number, kind in kinds.items() if kind == _POSE_KIND)
+    if not poses and classes == AVA_ACTIONS:
+        poses = AVA_POSES
+    if len(poses) < 2:
+        raise UserError(
+            f"loss.name=poses needs the ids of two poses or more, and {config.data.label_map} has no "
+            f"label_type {_POSE_KIND}: set loss.poses, such as loss.poses=[1,2,3]"
         )
-        self.schedule = build_schedule(config.optim)
-        self.optimizer = build_optimizer(config.optim, self.model, base_lr=self.schedule.base_lr)
-        self.ema = build_average(config.optim, self.model)
-        self.metadata = {DETECT_KEY: self.recipe.to_json()}
-        self.best = BestWeights(self.folder / "best.safetensors", self.metadata)
+    wrong = [number for number in poses if not 1 <= number <= classes]
+    if wrong:
+        raise UserError(f"loss.poses holds {wrong[0]}, and there are the actions 1 to {classes}")
+    return poses
 
-    def go(self) -> DetectOutcome:
-        """Train, then score the best weights on all held-out key frames and report."""
-        with self.loader:
-            return self._go()
 
-    def _go(self) -> DetectOutcome:
-        distributed.run_on_main(self._open_folder)
-        counter = FailureCounter(
-            len(self.loader.dataset),
-            share=self.config.data.failure_share,
-            unit=self.loader.dataset.unit,
-            remedy="check the folder of the videos, or list these key frames in data.train_exclusions",
+def recipe_of(config: DetectConfig, lists: ActionLists) -> DetectRecipe:
+    """What the weights file will know of clips, frames and actions."""
+    evaluate = config.evaluate
+    return DetectRecipe(
+        clip=ClipRecipe.of(config.clip),
+        actions=lists.actions,
+        classes=lists.classes,
+        poses=lists.poses,
+        short_side=evaluate.short_side,
+        area=evaluate.area,
+        score_threshold=config.boxes.score,
+    )
+
+
+def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadReport | None]:
+    """The model by its name, made for the config's clips, with the weights that it starts from.
+
+    The last layer of our classifiers is not loaded, whatever its size: their classes are others.
+
+    Returns:
+        The model, and what became of the weights (None from scratch).
+
+    Raises:
+        UserError: an unknown name or argument, a model that is no detector, or weights that do not fit.
+    """
+    clip, keys = config.clip, config.model
+    if keys.name in MODELS and not issubclass(MODELS[keys.name].build, Detector):
+        known = [name for name, named in MODELS.items() if issubclass(named.build, Detector)]
+        raise UserError(f"model.name {keys.name!r} is no detector of actions; take one of {', '.join(known)}")
+    arguments: dict[str, Any] = {
+        "clip_size": (clip.frames, clip.crop, clip.crop),
+        "classes": classes,
+        "drop_path": keys.drop_path,
+        "dropout": keys.dropout,
+        "head_scale": keys.head_scale,
+        "checkpoint_blocks": config.run.activation_checkpointing,
+    }
+    model = create_model_from(keys.name, {**arguments, **keys.arguments})
+    assert isinstance(model, Detector)
+    if not keys.weights:
+        return model, None
+    # The last layer of what others saved counts if it fits.
+    of_actions = not keys.weights.endswith(".safetensors") or DETECT_KEY in recipe_texts(keys.weights)
+    return model, load_pretrained(model, keys, leave_out=() if of_actions else ("head.*",))
+
+
+def build_loss(config: DetectConfig, lists: ActionLists, device: torch.device) -> ActionLoss:
+    """What is minimised.
+
+    Raises:
+        UserError: an unknown loss, or a number out of its range.
+    """
+    loss = config.loss
+    if loss.focusing < 0 or not 0 <= loss.balance <= 1:
+        raise UserError(
+            f"loss.focusing {loss.focusing:g} must be 0 or more, and loss.balance {loss.balance:g} in 0..1"
         )
-        result = self._train(counter)
-        self.loader.close()
-        failures = result.progress.failures
-        if result.status == "interrupted":
-            logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
-            return DetectOutcome(self.folder, finished=False, failures=failures)
-        distributed.run_on_main(self._save_weights)
-        found = self._final_scores()
-        score = distributed.run_on_main(lambda: self._finish(result, found))
-        unreadable = 0 if found is None else len(found.failures)
-        return DetectOutcome(self.folder, True, failures + unreadable, score)
-
-    def _open_folder(self) -> None:
-        self.run_folder.open()
-        plan = describe_detection(
-            self.config,
-            self.model,
-            self.loader,
-            boxes=len(self.lists.train.boxes),
-            classes=self.lists.classes,
-            held_out=None if self.lists.tested is None else len(self.lists.tested),
-            device=self.device,
-            bf16=self.bf16,
+    weights = class_weights(lists.train.labels, power=loss.balance).to(device) if loss.balance else None
+    if loss.name == "poses":
+        poses = torch.zeros(lists.classes, dtype=torch.bool)
+        poses[[number - 1 for number in lists.poses]] = True
+        return partial(
+            pose_cross_entropy, poses=poses.to(device), focusing=loss.focusing, class_weights=weights
         )
-        self.run_folder.say(plan)
-        if self.load_report is not None:
-            self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
-            self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
-            if told := compare_levels(self.config.model.weights, self.recipe.clip):
-                self.run_folder.say(told)
+    return partial(binary_cross_entropy, focusing=loss.focusing, class_weights=weights)
 
-    def _train(self, counter: FailureCounter) -> TrainResult:
-        self.loader.given_up = counter.given_up
-        config = self.config
-        return train(
-            model=self.network,
-            step=self.step,
-            loader=self.loader,
-            optimizer=self.optimizer,
-            learning_rate=self.schedule,
-            folder=self.folder,
-            device=self.device,
-            options=loop_options(
-                config.optim, config.run, self.loader, evaluate_epochs=config.evaluate.epochs, bf16=self.bf16
-            ),
-            ema=self.ema,
-            fingerprint=self.run_folder.fingerprint,
-            evaluate=self._validate if self.lists.tested is not None else None,
-            on_failures=self.run_folder.count_failures(counter),
-            extra={"failures": counter, "best": self.best},
-        )
 
-    def _validate(self) -> dict[str, float]:
-        """One view of a part of the key frames, for each set of weights; the first competes for the best."""
-        tested, truth = self._part_of_seconds()
-        plain = replace(self.testing, scales=(), flip=False)
-        results: dict[str, float] = {}
-        for number, (name, weights) in enumerate(
-            weight_sets(self.config.evaluate.weights, self.model, self.ema)
-        ):
-            with weights:
-                found = detect_in_key_frames(
-                    self.model, tested, self.sources, self.recipe, plain, device=self.device
-                )
-                score = score_in_memory(truth, tested, found, self.lists.actions).mean_ap
-                results[f"{name}mean_ap"] = score
-                if number == 0:
-                    self.best.offer(score, self.model)
-        return results
+def class_weights(labels: np.ndarray, *, power: float) -> Tensor:
+    """A factor an action, count^-power, of mean 1; an action that never happens counts as one that does once.
 
-    def _part_of_seconds(self) -> tuple[Any, Any]:
-        """The key frames, tested and true, that are scored while it trains.
+    Args:
+        labels: bool [R, L].
+        power: 0 (all alike) to 1 (every action counts the same in all).
 
-        Raises:
-            UserError: there is nothing to find in them.
-        """
-        every, actions = self.config.evaluate.every_seconds, self.lists.actions
-        tested, truth = self.lists.tested, self.lists.truth
-        assert tested is not None
-        assert truth is not None
-        if every > 1:
-            tested, truth = (part.select(part.seconds % every == 0) for part in (tested, truth))
-        if not truth.labels[:, [number - 1 for number in actions]].any():
-            which = f" at each {every}-th second" if every > 1 else ""
-            raise UserError(
-                f"{self.config.data.validation}: none of its boxes{which} has an action that "
-                f"{self.config.data.label_map} lists, so there is nothing to score; take the files of one "
-                "version" + (", or a smaller evaluate.every_seconds" if every > 1 else "")
-            )
-        return tested, truth
+    Returns:
+        float32 [L].
+    """
+    weights = torch.from_numpy(labels.sum(axis=0)).clamp(min=1).double() ** -power
+    return (weights / weights.mean()).float()
 
-    def _save_weights(self) -> None:
-        """The weights of the last step: the averaged ones where they are kept."""
-        with nullcontext() if self.ema is None else self.ema.averaged(self.model):
-            save_weights(self.folder / "weights.safetensors", self.model, metadata=self.metadata)
 
-    def _final_scores(self) -> BoxScores | None:
-        """All views of all held-out key frames, with the best weights."""
-        if self.lists.tested is None:
-            return None
-        load_into(self.model, read_state(self.best.path), source=str(self.best.path))
-        return detect_in_key_frames(
-            self.model, self.lists.tested, self.sources, self.recipe, self.testing, device=self.device
-        )
+def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[Any]:
+    """Random crops around the training key frames; this rank's share.
 
-    def _finish(self, result: TrainResult, found: BoxScores | None) -> AvaResult | None:
-        summary: dict[str, Any] = {
-            "steps": result.progress.step,
-            "clips": result.progress.samples,
-            "failures": result.progress.failures,
-            "seconds": result.progress.seconds,
-            "checkpoint": str(result.checkpoint),
-            "weights": str(self.folder / "weights.safetensors"),
-        }
-        scored: ScoredDetections | None = None
-        lines: list[str] = []
-        if found is not None:
-            assert self.lists.tested is not None
-            scored = self._write_score(found)
-            summary |= {
-                "best_weights": str(self.best.path),
-                "validation_best_mean_ap": self.best.score,
-                "mean_ap": scored.result.mean_ap,
-                "key_frames": found.read,
-                "listed": found.listed,
-                "area": self.recipe.area,
-            }
-            kind = "detected" if self.files.boxes else "ground-truth"
-            lines += [
-                closing_words(scored, self.folder / "score"),
-                words_on_key_frames(found, self.recipe, kind, undetected=self._undetected()),
-                *filter(None, [self.lists.other.words()]),
-                f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
-            ]
-            self.run_folder.write_failures("heldout_failures.jsonl", found.failures)
-            lines += [f"unreadable, left out: {line}" for line in lines_on(found.failures)]
-        self.run_folder.write_json("summary.json", summary)
-        lines += [
-            f"checkpoint  {summary['checkpoint']}",
-            f"weights     {summary['weights']}",
-            f"report      {report(self.folder)}",
-        ]
-        self.run_folder.say("\n".join(lines))
-        return None if scored is None else scored.result
+    Raises:
+        UserError: a video is missing, or the batch or a clip setting is wrong.
+    """
+    clip, colour = config.clip, config.colour
+    changes = {"brightness": colour.brightness, "contrast": colour.contrast, "saturation": colour.saturation}
+    dataset = ActionClips(
+        key_frames,
+        video_places(config).find(key_frames),
+        frames=clip.frames,
+        stride=clip.stride,
+        target_fps=clip.target_fps,
+        transform=ShortSideJitterCrop(
+            clip.crop, short_side=(clip.short_side[0], clip.short_side[1]), flip=clip.flip
+        ),
+        augment=Augmentation(colour=ColourJitter(**changes)) if any(changes.values()) else None,
+        visible=config.boxes.visible,
+        seed=config.run.seed,
+    )
+    return ClipLoader(
+        dataset,
+        batch_size=config.optim.batch_size,
+        accumulate=config.optim.accumulate,
+        workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=config.run.device != "cpu",
+    )
 
-    def _undetected(self) -> int:
-        """Key frames of the ground truth in which no box is tested."""
-        tested, truth = self.lists.tested, self.lists.truth
-        return 0 if tested is None or truth is None else len(truth.absent_from(tested))
 
-    def _write_score(self, found: BoxScores) -> ScoredDetections:
-        """Score the best weights' detections into the folder ``score``."""
-        assert self.lists.tested is not None
-        name, _ = self.model.created_as  # type: ignore[misc]
-        about = {
-            "title": f"{self.folder.name} on {Path(self.files.groundtruth).name}",
-            "model": name,
-            "weights": str(self.best.path),
-            "weights_sha256": file_sha256(self.best.path),
-            "files": hashes_of(self.files),
-            "undetected_key_frames": self._undetected(),
-            "left_out": asdict(self.lists.other),
-            "seen": protocol_of(self.recipe, self.testing, self.files),
-        }
-        return write_score(self.folder / "score", self.files, self.lists.tested, found, about)
+def video_places(config: DetectConfig) -> VideoPlaces:
+    """Where the videos of a run are."""
+    data = config.data
+    return VideoPlaces(data.videos, tuple(data.frame_lists), data.frames, data.frames_fps, data.start_second)

@@ -46,7 +46,7 @@ from videomaskfeat.recipe import (
     METADATA_KEY,
     ClassifyRecipe,
     Levels,
-    normalise,
+    normalize,
     read_recipe,
     read_testing_recipe,
     recipe_texts,
@@ -145,7 +145,7 @@ class _Normalise(nn.Module):
         self.std = std
 
     def forward(self, clips: Tensor) -> Tensor:
-        return normalise(clips, mean=self.mean, std=self.std)
+        return normalize(clips, mean=self.mean, std=self.std)
 
 
 class _Exportable(nn.Module):

@@ -1,76 +1,205 @@
-"""``finetune``: from a pre-trained encoder, or from nothing, to a classifier and its accuracy."""
+"""``finetune``: from a pre-trained encoder, or from scratch, to a classifier and its accuracy."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.data.augment import Mixing
-from videomaskfeat.data.batches import Failure, LabelledBatch
-from videomaskfeat.data.loader import FailureCounter
+from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
+from videomaskfeat.data.batches import LabelledBatch
+from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
+from videomaskfeat.data.formats import class_names_beside
+from videomaskfeat.data.loader import ClipLoader, FailureCounter
+from videomaskfeat.data.operations import ColourJitter
+from videomaskfeat.data.records import Records, check_frames
+from videomaskfeat.data.sampling import ShortVideo, clip_indices_random
+from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
+from videomaskfeat.data.views import SAMPLINGS
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.engine.distributed import uses_bf16
-from videomaskfeat.engine.loop import TrainResult, train
-from videomaskfeat.errors import UserError
-from videomaskfeat.inference.multiview import evaluate_model, videos_a_batch
-from videomaskfeat.jobs.finetune_building import (
-    BestWeights,
-    build_classifier,
-    build_mixing,
-    check_weight_sets,
-    evaluation_views,
-    read_lists,
-    training_loader,
-    weight_sets,
-)
-from videomaskfeat.jobs.plan import describe_finetuning
+from videomaskfeat.engine.contracts import Stateful, StepResult
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
+from videomaskfeat.engine.teacher import check_weight_sets
+from videomaskfeat.errors import UserError, check_name, counted
+from videomaskfeat.inference.lists import ListChoice, read_class_names
+from videomaskfeat.inference.multiview import Machine, VideoScores, evaluate_model, views_of
+from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import report
-from videomaskfeat.jobs.run import (
-    RunFolder,
-    build_average,
-    build_optimizer,
-    build_schedule,
-    hold_run_folder,
-    loop_options,
-    rank_timeout_seconds,
-    with_threads,
-)
 from videomaskfeat.losses import soft_cross_entropy
-from videomaskfeat.metrics.accuracy import Accuracy, accuracy
-from videomaskfeat.models.weights import load_into, read_state, save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalise
-from videomaskfeat.schemas import FinetuneConfig
+from videomaskfeat.metrics.accuracy import accuracy
+from videomaskfeat.models import create_model_from
+from videomaskfeat.models.cost import multiply_adds
+from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
+from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalize
+from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class FinetuneOutcome:
-    """How a fine-tuning ended.
+def finetune(config: FinetuneConfig) -> Outcome:
+    """Fine-tune as the config says; a run folder that holds a checkpoint is resumed.
 
-    Attributes:
-        folder: the run folder.
-        finished: False where a signal stopped the run, which is saved and can be resumed.
-        failures: training videos that could not be read and were replaced, and held-out ones left out.
-        accuracy: of the best weights over all views of the held-out list; None without one.
+    Raises:
+        UserError: the config, the lists, the videos, the weights or the run folder are wrong.
+        RunFailed: the loss is not finite, or nothing can be saved.
     """
+    check_required(config, data_train="train.csv", run_folder="runs/first")
+    check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
+    return run_training(
+        FinetuneRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
+    )
 
-    folder: Path
-    finished: bool
-    failures: int
-    accuracy: Accuracy | None = None
+
+class FinetuneRun(Run):
+    """A classifier, validated with one view per video while it trains, and with all views at the end."""
+
+    kind = "finetune"
+
+    def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.lists = read_lists(config)
+        self.recipe = ClassifyRecipe.of(config.clip, config.evaluate, self.lists.names)
+        model, self.load_report = build_classifier(config, self.lists.classes)
+        self.loader = training_loader(config, self.lists)
+        self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
+        mixing = Mixing(
+            classes=self.lists.classes,
+            mixup=config.mix.mixup,
+            cutmix=config.mix.cutmix,
+            probability=config.mix.probability,
+            switch=config.mix.switch,
+            smoothing=config.mix.smoothing,
+        )
+        self.evaluates, self.evaluate_epochs = self.lists.validation is not None, config.evaluate.epochs
+        if self.lists.validation is not None:  # a mistake is reported now rather than after the training
+            views_of(self.lists.validation, self.recipe)
+        self.learn(model)
+        self.classify = FinetuneStep(
+            self.network,
+            mixing,
+            mean=self.recipe.clip.mean,
+            std=self.recipe.clip.std,
+            compiled=config.run.compile,
+        )
+        self.best = BestWeights(self.path / "best.safetensors", self.save)
+
+    def plan(self) -> list[str]:
+        """Model, cost, tokens, data, and whether videos are mixed at all."""
+        config, clip, lists = self.config, self.config.clip, self.lists
+        size = (1, 3, clip.frames, clip.crop, clip.crop)
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        learned = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        share = f"{learned / 1e6:.2f} M" if learned >= 10_000 else f"{learned / 1e3:.2f} K"
+        frozen = "" if learned == total else f" ({share} learned, the encoder is frozen)"
+        tokens = self.model.token_grid(size)  # type: ignore[operator]
+        sampling = "segments" if clip.sampling == "segments" else f"stride {clip.stride}"
+        held_out = "" if lists.validation is None else f", {len(lists.validation)} held out"
+        lines = [
+            f"model     {config.model.name}: {total / 1e6:.2f} M parameters{frozen}, "
+            f"{multiply_adds(self.model, (torch.zeros(size),)) / 1e9:.1f} G multiply-adds per view",
+            f"clip      {clip.frames} frames x {sampling}, {clip.crop}x{clip.crop} pixels: {tokens} = "
+            f"{tokens.size} tokens, {clip.samples_per_video} per opening of a video",
+            f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes",
+        ]
+        mix, optim = config.mix, config.optim
+        clips = optim.batch_size // distributed.world_size() // optim.accumulate
+        if clips <= clip.samples_per_video and (mix.mixup or mix.cutmix) and mix.probability:
+            lines.append(
+                "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the "
+                "number of processes, or raise optim.batch_size"
+            )
+        return lines
+
+    def opened(self) -> None:
+        """Log what became of the weights that the run starts from."""
+        if self.load_report is not None:
+            path = self.config.model.weights
+            self.log_weights(path, self.load_report, compare_levels(path, self.recipe.clip))
+
+    def step(self, batch: LabelledBatch) -> StepResult:
+        """The loss of a batch."""
+        return self.classify(batch)
+
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        """The best score so far."""
+        return {"best": self.best}
+
+    def evaluate(self) -> dict[str, float]:
+        """One view per video."""
+
+        def measure() -> dict[str, float]:
+            score = accuracy(*self.score(replace(self.recipe, views=1, crops=1)))
+            return {"top1": score.top1, "top5": score.top5}
+
+        return self.measure_sets(self.config.evaluate.weights, self.best, measure)
+
+    def score(self, recipe: ClassifyRecipe) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [n, L] and labels [n] of the held-out videos with the model's present weights."""
+        assert self.lists.validation is not None
+        data = self.config.data
+        scores: VideoScores = evaluate_model(
+            self.model,
+            self.lists.validation,
+            recipe,
+            Machine(str(self.device), "bf16" if self.bf16 else "fp32", data.reader, data.workers),
+        )
+        self.unreadable = scores.failures
+        return scores.scores, scores.labels
+
+    def save(self, path: Path) -> None:
+        """Write the model with its recipe."""
+        save_weights(path, self.model, metadata={CLASSIFY_KEY: self.recipe.to_json()})
+
+    def finish(self) -> dict[str, Any]:
+        """All views of the held-out list, with the best weights."""
+        self.save_last()
+        if self.lists.validation is None:
+            return {}
+        load_into(self.model, read_state(self.best.path), source=str(self.best.path))
+        # A resumed run may test with other views than the one that wrote the file.
+        distributed.run_on_main(lambda: self.save(self.best.path))
+        score = accuracy(*self.score(self.recipe))
+        return {
+            "best_weights": str(self.best.path),
+            "validation_best_top1": self.best.score,
+            "top1": score.top1,
+            "top5": score.top5,
+            "mean_class": score.mean_class,
+            "videos": score.videos,
+            "listed": len(self.lists.validation),
+            "views": self.recipe.views,
+            "crops": self.recipe.crops,
+        }
+
+    def conclude(self, summary: Mapping[str, Any]) -> list[str]:
+        """The accuracy, and what could not be read."""
+        lines = [
+            f"unreadable held-out video, left out: {failure.path}: {failure.cause}"
+            for failure in self.unreadable or ()
+        ]
+        if "top1" in summary:
+            lines += [
+                f"held-out accuracy over {summary['views']} x {summary['crops']} views, "
+                f"{summary['videos']} of {summary['listed']} videos",
+                f"  top-1       {summary['top1']:.2f} %",
+                f"  top-5       {summary['top5']:.2f} %",
+                f"  mean class  {summary['mean_class']:.2f} %",
+                f"best        {summary['best_weights']}   "
+                f"({summary['validation_best_top1']:.2f} % with one view)",
+            ]
+        return lines
 
 
 class FinetuneStep:
-    """Batch -> loss: normalise on the device, mix clips and labels, classify, compare.
+    """Batch -> loss: normalize on the device, mix clips and labels, classify, compare.
 
     Args:
         model: clips -> logits [B, L], perhaps wrapped for several processes.
@@ -96,7 +225,7 @@ class FinetuneStep:
 
         Of mixed clips the class is that of the greater part, as their targets say.
         """
-        pixels = normalise(batch.clips, mean=self.mean, std=self.std)
+        pixels = normalize(batch.clips, mean=self.mean, std=self.std)
         clips, targets = self.mixing(pixels, batch.labels)
         loss, logits = self._compare(clips, targets)
         right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
@@ -108,202 +237,204 @@ class FinetuneStep:
         return soft_cross_entropy(logits, targets), logits
 
 
-def finetune(config: FinetuneConfig) -> FinetuneOutcome:
-    """Fine-tune as the config says; a run folder that holds a checkpoint is resumed.
+@dataclass(frozen=True)
+class LabelledLists:
+    """The lists of a run and the classes that both speak of.
+
+    Attributes:
+        train: records to train on, all labelled.
+        validation: held-out records, or None.
+        classes: number of classes, L.
+        names: a name a class, or none.
+    """
+
+    train: Records
+    validation: Records | None
+    classes: int
+    names: tuple[str, ...]
+
+
+def read_lists(config: FinetuneConfig) -> LabelledLists:
+    """Read the lists and settle the number of classes.
 
     Raises:
-        UserError: the config, the lists, the videos, the weights or the run folder are wrong.
-        RunFailed: the loss is not finite, or nothing can be saved.
+        UserError: a list is wrong or without labels, a label outside the classes, names of another number, or
+            pictures where clips have more than one frame.
     """
-    if not config.data.train:
-        raise UserError("data.train is not set: give a labelled list, such as data.train=train.csv")
-    if not config.run.folder:
-        raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/first")
-    check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
-    device = distributed.choose_device(config.run.device)
-    with (
-        distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)),
-        hold_run_folder(config.run.folder),
-    ):
-        config = with_threads(config, device, lambda: _Run(config, device))
-        return _Run(config, device).go()
-
-
-class _Run:
-    """The parts of one run, built from its config."""
-
-    def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config)
-        self.folder = self.run_folder.path
-        self.bf16 = uses_bf16(config.run.precision, device)
-        self.lists = read_lists(config)
-        self.recipe = ClassifyRecipe.of(config.clip, config.evaluate, self.lists.names)
-        torch.manual_seed(config.run.seed)
-        self.model, self.load_report = build_classifier(config, self.lists.classes)
-        self.loader = training_loader(
-            config, self.lists, rank=distributed.rank(), world_size=distributed.world_size()
+    data = config.data
+    names_path = data.class_names or class_names_beside(data.train)
+    names = read_class_names(names_path) if names_path else ()
+    choice = ListChoice(
+        format=data.format,
+        labels="yes",
+        separator=data.separator,
+        prefix=data.prefix,
+        class_names=data.class_names,
+    )
+    stills = config.clip.frames == 1
+    train = choice.load(data.train, known_classes=names, stills=stills)
+    names = names or train.class_names
+    # Words are numbered as in training, also where the held-out list lacks some of them.
+    validation = choice.load(data.validation, known_classes=names, stills=stills) if data.validation else None
+    if names and data.classes and len(names) != data.classes:
+        raise UserError(
+            f"{names_path or data.train}: holds {len(names)} class names, and data.classes is "
+            f"{data.classes}; leave data.classes out, or give the names of these classes"
         )
-        self.mixing = build_mixing(config, self.lists.classes)
-        if self.lists.validation is not None:  # said now rather than after the training
-            evaluation_views(config, self.lists.validation, views=self.recipe.views, crops=self.recipe.crops)
-        self.network = distributed.parallel(self.model, device)
-        self.step = FinetuneStep(
-            self.network,
-            self.mixing,
-            mean=config.clip.mean,
-            std=config.clip.std,
-            compiled=config.run.compile,
+    assert train.labels is not None
+    classes = data.classes or len(names) or int(train.labels.max()) + 1
+    for records in (train, validation):
+        if records is not None:
+            check_labels(records, classes)
+            check_frames(records, config.clip.frames)
+    words = words_on_gaps(train, classes)
+    if words and distributed.is_main():
+        logger.warning(words)
+    return LabelledLists(train, validation, classes, names)
+
+
+def words_on_gaps(records: Records, classes: int) -> str:
+    """What is odd about the labels of a list to train on: they start above 0, or have gaps; else nothing."""
+    if records.labels is None:
+        return ""
+    present = np.unique(records.labels)
+    lowest, highest, found = int(present[0]), int(present[-1]), len(present)
+    if not lowest and found == highest + 1:
+        return ""
+    missing = highest + 1 - found
+    first = int((np.append(present, -1) != np.arange(found + 1)).argmax())
+    remedy = "subtract 1 from every label" if lowest == 1 else "renumber the labels without gaps"
+    classless = "1 class" if missing == 1 else f"{missing} classes"
+    return (
+        f"{records.source}: labels run from {lowest} to {highest}, {counted(found, 'different one')}, and "
+        f"count from 0 (data.classes is {classes}): {classless} up to {highest} have no "
+        f"video, the first is {first}; if that is not intended, {remedy}"
+    )
+
+
+def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, LoadReport | None]:
+    """The model by its name, made for the config's clips, with the weights that it starts from.
+
+    Returns:
+        The model, and what became of the weights (None from scratch).
+
+    Raises:
+        UserError: an unknown name or argument, a model that does not classify, or weights that do not fit.
+    """
+    clip, keys = config.clip, config.model
+    arguments: dict[str, Any] = {
+        "clip_size": (clip.frames, clip.crop, clip.crop),
+        "classes": classes,
+        "drop_path": keys.drop_path,
+        "dropout": keys.dropout,
+        "head_scale": keys.head_scale,
+        "checkpoint_blocks": config.run.activation_checkpointing,
+    }
+    if keys.head:
+        arguments["head"] = keys.head
+    model = create_model_from(keys.name, {**arguments, **keys.arguments})
+    return model, load_pretrained(model, keys) if keys.weights else None
+
+
+def training_loader(config: FinetuneConfig, lists: LabelledLists) -> ClipLoader[Any]:
+    """Random clips and crops of the training list, augmented.
+
+    Raises:
+        UserError: the batch, a clip setting or an augmentation is wrong.
+    """
+    dataset = LabelledClips(
+        lists.train,
+        sampler=_sampler(config.clip),
+        transform=_transform(config.clip),
+        augment=_augmentation(config),
+        reader=config.data.reader,
+        seed=config.run.seed,
+        samples_per_video=config.clip.samples_per_video,
+        flip_labels=_flip_labels(config, lists.names),
+        balanced=config.data.balanced,
+    )
+    return ClipLoader(
+        dataset,
+        batch_size=config.optim.batch_size,
+        accumulate=config.optim.accumulate,
+        workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=config.run.device != "cpu",
+    )
+
+
+def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
+    check_name("clip.sampling", clip.sampling, SAMPLINGS)
+    short: Any = clip.short_video
+    check_name("clip.short_video", short, get_args(ShortVideo))
+    if clip.sampling == "segments":
+        return functools.partial(random_segments, frames=clip.frames)
+    return functools.partial(
+        clip_indices_random,
+        frames=clip.frames,
+        stride=clip.stride,
+        target_fps=clip.target_fps,
+        short=short,
+    )
+
+
+def _transform(clip: LabelledClipConfig) -> ClipTransform:
+    if clip.crop_kind == "area":
+        return RandomResizedCrop(
+            clip.crop,
+            area=(clip.crop_area[0], clip.crop_area[1]),
+            aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
+            flip=clip.flip,
         )
-        self.schedule = build_schedule(config.optim)
-        self.optimizer = build_optimizer(config.optim, self.model, base_lr=self.schedule.base_lr)
-        self.ema = build_average(config.optim, self.model)
-        self.metadata = {CLASSIFY_KEY: self.recipe.to_json()}
-        self.best = BestWeights(self.folder / "best.safetensors", self.metadata)
-
-    def go(self) -> FinetuneOutcome:
-        """Train, then score the best weights over all views and report."""
-        with self.loader:
-            return self._go()
-
-    def _go(self) -> FinetuneOutcome:
-        distributed.run_on_main(self._open_folder)
-        counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
-        result = self._train(counter)
-        self.loader.close()
-        failures = result.progress.failures
-        if result.status == "interrupted":
-            logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
-            return FinetuneOutcome(self.folder, finished=False, failures=failures)
-        distributed.run_on_main(self._save_weights)
-        score, unreadable = self._final_score()
-        distributed.run_on_main(lambda: self._finish(result, score, unreadable))
-        return FinetuneOutcome(self.folder, True, failures + len(unreadable), score)
-
-    def _open_folder(self) -> None:
-        self.run_folder.open()
-        plan = describe_finetuning(
-            self.config, self.model, self.loader, self.lists, device=self.device, bf16=self.bf16
+    if clip.crop_kind == "short_side":
+        return ShortSideJitterCrop(
+            clip.crop,
+            short_side=(clip.short_side[0], clip.short_side[1]),
+            inverse_uniform=clip.short_side_inverse,
+            flip=clip.flip,
         )
-        self.run_folder.say(plan)
-        if self.load_report is not None:
-            self.run_folder.say(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
-            self.run_folder.write_json("weights_loaded.json", self.load_report.to_dict())
-            if told := compare_levels(self.config.model.weights, self.recipe.clip):
-                self.run_folder.say(told)
+    raise UserError(f"clip.crop_kind {clip.crop_kind!r} is not area or short_side")
 
-    def _train(self, counter: FailureCounter) -> TrainResult:
-        self.loader.given_up = counter.given_up
-        config = self.config
-        options = loop_options(
-            config.optim, config.run, self.loader, evaluate_epochs=config.evaluate.epochs, bf16=self.bf16
+
+def _augmentation(config: FinetuneConfig) -> Augmentation | None:
+    """What the config asks for, or None where that is nothing."""
+    augment, clip = config.augment, config.clip
+    shapes = (
+        RandAugment.from_words(augment.randaugment, interpolation=augment.interpolation)
+        if augment.randaugment
+        else None
+    )
+    changes = (augment.brightness, augment.contrast, augment.saturation)
+    colour = (
+        ColourJitter(brightness=changes[0], contrast=changes[1], saturation=changes[2])
+        if any(changes)
+        else None
+    )
+    area = (augment.erasing_area[0], augment.erasing_area[1])
+    erasing = (
+        RandomErasing(probability=augment.erasing, area=area, mean=clip.mean, std=clip.std)
+        if augment.erasing
+        else None
+    )
+    if shapes is None and colour is None and erasing is None:
+        return None
+    return Augmentation(randaugment=shapes, colour=colour, erasing=erasing)
+
+
+def _flip_labels(config: FinetuneConfig, names: tuple[str, ...]) -> Mapping[int, int] | None:
+    """Class -> class of the mirrored clip, where flips are to swap them."""
+    if not config.clip.flip_swaps_labels:
+        return None
+    if not config.clip.flip:
+        raise UserError(
+            "clip.flip_swaps_labels swaps the classes of flipped clips, and clip.flip=0 flips none; "
+            "set clip.flip=0.5, or leave clip.flip_swaps_labels out"
         )
-        return train(
-            model=self.network,
-            step=self.step,
-            loader=self.loader,
-            optimizer=self.optimizer,
-            learning_rate=self.schedule,
-            folder=self.folder,
-            device=self.device,
-            options=options,
-            ema=self.ema,
-            fingerprint=self.run_folder.fingerprint,
-            evaluate=self._validate if self.lists.validation is not None else None,
-            on_failures=self.run_folder.count_failures(counter),
-            extra={"failures": counter, "best": self.best},
+    if not names:
+        raise UserError(
+            "clip.flip_swaps_labels needs the names of the classes to find left and right in: "
+            "set data.class_names, such as something-something-v2-labels.json"
         )
-
-    def _validate(self) -> dict[str, float]:
-        """One view a video, for each set of weights asked for; the first one competes for the best."""
-        results: dict[str, float] = {}
-        for number, (name, weights) in enumerate(
-            weight_sets(self.config.evaluate.weights, self.model, self.ema)
-        ):
-            with weights:
-                score, _ = self._score(views=1, crops=1)
-                results |= {f"{name}top1": score.top1, f"{name}top5": score.top5}
-                if number == 0:
-                    self.best.offer(score.top1, self.model)
-        return results
-
-    def _score(self, *, views: int, crops: int) -> tuple[Accuracy, tuple[Failure, ...]]:
-        """Accuracy of the model's present weights on the held-out list, and its unreadable videos."""
-        assert self.lists.validation is not None
-        scores = evaluate_model(
-            self.model,
-            evaluation_views(self.config, self.lists.validation, views=views, crops=crops),
-            device=self.device,
-            bf16=self.bf16,
-            mean=self.config.clip.mean,
-            std=self.config.clip.std,
-            average=self.config.evaluate.average,
-            videos_per_batch=videos_a_batch(views=views, crops=crops),
-            workers=self.config.data.workers,
-        )
-        return accuracy(scores.scores, scores.labels), scores.failures
-
-    def _save_weights(self) -> None:
-        """The weights of the last step: the averaged ones where they are kept."""
-        with nullcontext() if self.ema is None else self.ema.averaged(self.model):
-            save_weights(self.folder / "weights.safetensors", self.model, metadata=self.metadata)
-
-    def _final_score(self) -> tuple[Accuracy | None, tuple[Failure, ...]]:
-        """All views of the held-out list, with the best weights."""
-        if self.lists.validation is None:
-            return None, ()
-        load_into(self.model, read_state(self.best.path), source=str(self.best.path))
-        # A resumed run may test with other views than the one that wrote the file.
-        distributed.run_on_main(lambda: save_weights(self.best.path, self.model, metadata=self.metadata))
-        return self._score(views=self.recipe.views, crops=self.recipe.crops)
-
-    def _finish(self, result: TrainResult, score: Accuracy | None, unreadable: Sequence[Failure]) -> None:
-        summary: dict[str, Any] = {
-            "steps": result.progress.step,
-            "clips": result.progress.samples,
-            "failures": result.progress.failures,
-            "seconds": result.progress.seconds,
-            "checkpoint": str(result.checkpoint),
-            "weights": str(self.folder / "weights.safetensors"),
-        }
-        if score is not None:
-            summary |= {
-                "best_weights": str(self.best.path),
-                "validation_best_top1": self.best.score,
-                "top1": score.top1,
-                "top5": score.top5,
-                "mean_class": score.mean_class,
-                "videos": score.videos,
-                "listed": self._listed_videos(),
-                "views": self.recipe.views,
-                "crops": self.recipe.crops,
-            }
-        self.run_folder.write_json("summary.json", summary)
-        self.run_folder.write_failures("heldout_failures.jsonl", unreadable)
-        for failure in unreadable:
-            self.run_folder.say(f"unreadable held-out video, left out: {failure.path}: {failure.cause}")
-        self.run_folder.say(closing_words(summary, report(self.folder)))
-
-    def _listed_videos(self) -> int:
-        return 0 if self.lists.validation is None else len(self.lists.validation)
-
-
-def closing_words(summary: Mapping[str, Any], page: Path) -> str:
-    """What the user reads at the end of a run."""
-    lines = []
-    if "top1" in summary:
-        lines += [
-            f"held-out accuracy over {summary['views']} x {summary['crops']} views, "
-            f"{summary['videos']} of {summary['listed']} videos",
-            f"  top-1       {summary['top1']:.2f} %",
-            f"  top-5       {summary['top5']:.2f} %",
-            f"  mean class  {summary['mean_class']:.2f} %",
-            f"best        {summary['best_weights']}   "
-            f"({summary['validation_best_top1']:.2f} % with one view)",
-        ]
-    lines += [
-        f"checkpoint  {summary['checkpoint']}",
-        f"weights     {summary['weights']}",
-        f"report      {page}",
-    ]
-    return "\n".join(lines)
+    return left_right_pairs({name: label for label, name in enumerate(names)})

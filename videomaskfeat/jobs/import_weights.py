@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.scores import read_class_names
+from videomaskfeat.inference.lists import read_class_names
 from videomaskfeat.interop.slowfast import ClipFacts, Colours, ImageTarget, Imported, MaskFacts, load_slowfast
 from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.jobs.pretrain_building import recipe_of as pretrain_recipe_of

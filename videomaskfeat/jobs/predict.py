@@ -1,4 +1,4 @@
-"""``predict``: the most probable classes of anybody's videos, as text, as JSON and in the video itself."""
+"""``predict``: the most probable classes of videos, as text, as JSON and drawn into the video itself."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.data.frames import is_picture
+from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
-from videomaskfeat.data.views import ViewLoader
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import Predictions, load_classifier
-from videomaskfeat.inference.scores import file_sha256, protocol_of, views_of
+from videomaskfeat.inference.multiview import Machine, views_of
+from videomaskfeat.inference.results import identity_of, protocol_of
 from videomaskfeat.inference.threads import choose_inference_threads
-from videomaskfeat.io import is_folder, make_folder, make_parent, whole_file
-from videomaskfeat.jobs.visualize import free_name
+from videomaskfeat.io import free_name, is_folder, make_folder, make_parent, whole_file
 from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
 
-_LISTS = (".csv", ".tsv", ".txt", ".json")  # endings of list files, which no video has
+_LISTS = (".csv", ".tsv", ".txt", ".json")  # suffixes of list files, which no video has
 _BARS = 3  # classes drawn into a video
 _READ_BYTES = 64 << 20  # decoded frames held on the way into a film
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What ``predict`` did.
+    """The result of ``predict``.
 
     Attributes:
-        predictions: of each video that could be read, in the order asked for.
-        failures: one error, with path and cause, for each that could not, or whose film could not be made.
-        films: the annotated videos and pictures.
         protocol: weights, views and crops that the predictions depend on.
+        predictions: of each video that could be read, in the given order.
+        failures: one error, with path and cause, for each video that could not be read, or whose film could
+            not be made.
+        films: the annotated videos and pictures.
     """
 
-    predictions: list[Predictions]
-    failures: list[Exception]
-    films: list[Path]
     protocol: Mapping[str, Any]
+    predictions: list[Predictions] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    films: list[Path] = field(default_factory=list)
 
 
 def predict(
@@ -67,19 +67,19 @@ def predict(
 
     Args:
         checkpoint: weights file (safetensors) of a classifier.
-        videos: paths, at least one, of pictures where the classifier takes clips of one frame; a folder
-            stands for all videos (or pictures) below it, a folder with a picture a frame for that video.
-        top: classes a video in the JSON file.
-        views: clips a video; None: as the classifier was tested.
-        crops: crops a clip, 1 or 3; None likewise.
+        videos: paths, at least one; of pictures if clips are one frame. A folder stands for all videos (or
+            pictures) below it, a folder with one picture per frame for that video.
+        top: classes per video in the JSON file.
+        views: temporal views per video; None: as the classifier was tested.
+        crops: crops per view, 1 or 3; None: as the classifier was tested.
         out: folder for an annotated mp4 of each video, ``NAME_labels.mp4``, or of a picture
-            ``NAME_labels.png``; None writes none.
-        json_path: file for :func:`as_json`; None writes none.
+            ``NAME_labels.png``; None: none.
+        json_path: file for :func:`as_json`; None: none.
         device: auto, cpu, cuda or cuda:N.
         precision: auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.
         reader: auto, decord or pyav.
         workers: processes that read videos; 0 reads in this one.
-        on_prediction: told each video's predictions as they come.
+        on_prediction: called with the predictions of each video as they come.
 
     Raises:
         UserError: the checkpoint or an argument is wrong, a folder holds no video, or no video could be read.
@@ -92,26 +92,25 @@ def predict(
     _refuse_lists(videos)
     paths = expand_folders(videos, stills=recipe.clip.frames == 1)
     records = Records.from_paths(paths, None, source="the videos")
-    loader = ViewLoader(views_of(records, recipe, reader=reader), videos_per_batch=1, workers=workers)
+    loader = ViewLoader(views_of(records, recipe, reader=reader), per_batch=1, workers=workers)
     choose_inference_threads(
-        classifier.model, recipe.clip, device=classifier.device, bf16=classifier.bf16, workers=workers
+        classifier.model, recipe.clip, Machine(device, precision, reader, workers=workers)
     )
-    if out:  # made now, so that a folder that cannot be is not found out after all the work
+    if out:  # made now rather than after all the work
         make_folder(out)
     if json_path:
         make_parent(json_path)
     protocol = {
-        "weights": os.fspath(checkpoint),
-        "weights_sha256": file_sha256(checkpoint),
+        **identity_of(checkpoint),
         **protocol_of(recipe),
         "average": recipe.average,
-        "precision": "bf16" if classifier.bf16 else "fp32",
+        "precision": classifier.machine.precision_used,
     }
-    result = Predicted([], [], [], protocol)
+    result = Predicted(protocol)
     with closing(iter(loader)) as batches:
         for batch in batches:
-            result.failures.extend(_read_error(failure) for failure in batch.failures)
-            for index in batch.index.tolist():  # one, or none where it could not be read
+            result.failures.extend(VideoReadError(one.path, one.cause) for one in batch.failures)
+            for index in batch.index.tolist():  # one, or none if it could not be read
                 predictions = classifier.predict_clips(batch.clips, records[index].path)
                 result.predictions.append(predictions)
                 if on_prediction is not None:
@@ -127,15 +126,16 @@ def predict(
 
 
 def as_text(predictions: Predictions, top: int = 5) -> str:
-    """The path, and below it a line for each of the first classes."""
+    """The path, and a line for each of the most probable classes."""
     lines = [f"{100 * entry.probability:7.2f} %  {entry.text}" for entry in predictions.top(top)]
     return "\n".join([predictions.path, *lines])
 
 
 def as_json(result: Predicted, top: int = 5) -> str:
-    """A list with an object a video: path, predictions (label, name or null, probability) and protocol."""
+    """A list with one object per video: path, predictions (label, name or null, probability), protocol."""
     videos = [
         {
+            "kind": "predictions",
             "path": predictions.path,
             "predictions": [asdict(entry) for entry in predictions.top(top)],
             "protocol": result.protocol,
@@ -179,7 +179,3 @@ def _frames(video: VideoReader) -> Iterator[np.ndarray]:
         yield from frames
         start += len(frames)
         count = max(_READ_BYTES // frames[0].nbytes, 1)
-
-
-def _read_error(failure: Failure) -> VideoReadError:
-    return VideoReadError(failure.path, failure.cause)

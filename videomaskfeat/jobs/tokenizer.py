@@ -1,12 +1,10 @@
-"""What a tokenizer learns from: reconstruction, and what keeps its codes in use."""
+"""``train-tokenizer``: from a config to a tokenizer of frames, its held-out figures and its report."""
 
 from __future__ import annotations
 
 import json
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,21 +20,13 @@ from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
-from videomaskfeat.engine.loop import TrainResult, train
-from videomaskfeat.engine.optim import CosineRamp, adamw, parameter_groups
-from videomaskfeat.errors import UserError, counted
-from videomaskfeat.inference.scores import file_sha256
+from videomaskfeat.engine.contracts import Stateful, StepResult
+from videomaskfeat.engine.optim import CosineRamp
+from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import file_sha256
+from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import report
-from videomaskfeat.jobs.run import (
-    RunFolder,
-    build_schedule,
-    hold_run_folder,
-    loop_options,
-    rank_timeout_seconds,
-    with_threads,
-)
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import code_counts, perplexity, used_codes
 from videomaskfeat.models.perceptual import PerceptualDistance
@@ -54,12 +44,369 @@ from videomaskfeat.schemas import TokenizerConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
 
-logger = logging.getLogger(__name__)
+RECIPE_KEY = "tokenizer"
+"""Key of what is known of a tokenizer besides its arguments, as JSON, in the metadata of its weights file."""
+HELDOUT_BATCH = 32  # held-out frames that go through the tokenizer together, at most
+_FEW_CODES = 0.25  # share of the codes that could be in use, below which the user is warned
+
+
+def train_tokenizer(config: TokenizerConfig) -> Outcome:
+    """Train a tokenizer as the config says; a run folder that holds a checkpoint is resumed.
+
+    Raises:
+        UserError: the config, the lists, the videos or the run folder are wrong.
+        RunFailed: the loss is not finite, or nothing can be saved.
+    """
+    check_required(config, data_train="videos.csv", run_folder="runs/tokens")
+    check_keys(config)
+    return run_training(
+        TokenizerRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
+    )
+
+
+class TokenizerRun(Run):
+    """A tokenizer of frames and its reconstruction of held-out ones."""
+
+    kind = "tokenizer"
+    unit = "frames"
+
+    def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.tokenizer = build_tokenizer(config)
+        self.perceptual = build_perceptual(config)
+        self.loader = training_loader(config)
+        self.heldout = heldout_loader(config)
+        self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
+        self.learn(self.tokenizer)
+        if self.perceptual is not None:
+            self.perceptual.to(device)
+        self.reconstruct = build_step(config, self.network, self.tokenizer, self.perceptual)
+        self.evaluate_epochs = config.run.evaluate_epochs
+        self.evaluates = self.heldout is not None and bool(config.run.evaluate_epochs)
+
+    def plan(self) -> list[str]:
+        """Codes, tokens, loss and data."""
+        config, tokenizer, records = self.config, self.tokenizer, self.loader.dataset.records
+        parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+        side = config.frames.size // tokenizer.stride
+        features = ""
+        if self.perceptual is not None:
+            depths = ", ".join(map(str, self.perceptual.depths))
+            features = (
+                f", and of the features of {config.perceptual.weights} after block {depths}, "
+                f"times {config.perceptual.weight:g}"
+            )
+        return [
+            f"tokenizer {config.model.name}: {tokenizer.vocabulary} codes, "
+            f"{parameters / 1e6:.2f} M parameters",
+            f"frames    {config.frames.size}x{config.frames.size} pixels: {side}x{side} tokens of "
+            f"{tokenizer.stride}x{tokenizer.stride} pixels, {config.frames.per_video} per opening of a video",
+            f"loss      squared error of the pixels{features}",
+            f"data      {records.source}: {len(records)} videos",
+        ]
+
+    def step(self, batch: PretrainBatch) -> StepResult:
+        """The loss of a batch."""
+        return self.reconstruct(batch)
+
+    def after_step(self, progress: float, states: Sequence[Any]) -> None:
+        """Move the codes."""
+        self.reconstruct.after_step(progress, states)
+
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        """That of the step."""
+        return {"step": self.reconstruct}
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The hash of the encoder that compares frames."""
+        path = self.config.perceptual.weights
+        return {f"the content of {path}": file_sha256(path)} if path else {}
+
+    def prepare(self) -> None:
+        """Reconstruct with the untrained tokenizer."""
+        self.untrained = self.measure()
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out figures."""
+        found = self.measure()
+        assert found is not None
+        return {
+            "reconstruction": found.reconstruction,
+            "perplexity": found.perplexity,
+            "used_codes": float(found.used),
+        }
+
+    def measure(self) -> HeldOutFrames | None:
+        """Held-out figures; None without a held-out list."""
+        if self.heldout is None:
+            return None
+        batches = self.heldout_batches(self.config.run.evaluate_frames)
+        frames = (pictures_of(batch.clips) for batch in batches)
+        return distributed.run_on_main(lambda: heldout_frames(self.tokenizer, frames))
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer with what is known of it, for people and programs that do not build it."""
+        recipe = {
+            "kind": self.config.model.name,
+            "vocabulary": self.tokenizer.vocabulary,
+            "stride": self.tokenizer.stride,
+            "size": self.config.frames.size,
+            "mean": self.tokenizer.mean.flatten().tolist(),
+            "std": self.tokenizer.std.flatten().tolist(),
+        }
+        save_weights(path, self.tokenizer, metadata={RECIPE_KEY: json.dumps(recipe)})
+
+    def finish(self) -> dict[str, Any]:
+        """Weights and held-out figures."""
+        self.save_last()
+        summary: dict[str, Any] = {"vocabulary": self.tokenizer.vocabulary}
+        before, after = self.untrained, self.measure()
+        if before is not None and after is not None:
+            summary |= {
+                "heldout_frames": after.frames,
+                "heldout_tokens": after.tokens,
+                "heldout_constant": after.constant,
+                "heldout_untrained": before.reconstruction,
+                "heldout_trained": after.reconstruction,
+                "heldout_perplexity": after.perplexity,
+                "heldout_used_codes": after.used,
+            }
+        return summary
+
+    def conclude(self, summary: Mapping[str, Any]) -> list[str]:
+        """Pictures and closing words."""
+        if self.config.run.pictures > 0:
+            self.draw(self.config.run.pictures)
+        return closing_words(summary)
+
+    @torch.no_grad()
+    def draw(self, count: int) -> None:
+        """Held-out frames (or the training list's), their tokens, and what the decoder makes of these."""
+        batch = next(iter((self.heldout or self.loader).epoch(0)))
+        pictures = pictures_of(batch.to(self.device).clips)[:count]  # [n, C, H, W]
+        tokens = self.tokenizer.tokens(pictures)
+        decoded = self.tokenizer.denormalise(self.tokenizer.decode(tokens))
+        write_reconstructions(
+            self.path / "pictures" / "reconstructions.png",
+            frames=_as_bytes(pictures),
+            reconstructions=_as_bytes(decoded),
+            tokens=tokens.cpu().numpy(),
+        )
+
+
+def closing_words(summary: Mapping[str, Any]) -> list[str]:
+    """What the user reads at the end of a run about the reconstruction."""
+    lines = []
+    if "heldout_trained" in summary:
+        constant, trained = summary["heldout_constant"], summary["heldout_trained"]
+        apart = margin(trained, constant)
+        place = f"{apart[0]:.1f} % {apart[1]} the one colour" if apart else "the frames have one colour"
+        lines += [
+            f"reconstruction of {summary['heldout_frames']} held-out frames (mean squared error, "
+            "normalised pixels)",
+            f"  best one colour      {constant:.5f}",
+            f"  untrained tokenizer  {summary['heldout_untrained']:.5f}",
+            f"  trained tokenizer    {trained:.5f}   ({place})",
+            f"codes used there       {summary['heldout_used_codes']} of {summary['vocabulary']}, "
+            f"perplexity {summary['heldout_perplexity']:.1f}",
+        ]
+        # A short list cannot use more codes than it has tokens.
+        if summary["heldout_used_codes"] < _FEW_CODES * min(summary["vocabulary"], summary["heldout_tokens"]):
+            lines.append(
+                "few codes in use, and a target of few tokens says little: take more epochs, or a smaller "
+                "model.arguments.vocabulary"
+            )
+    return lines
+
+
+def check_keys(config: TokenizerConfig) -> None:
+    """Refuse what a tokenizer's training has no use for, and numbers out of their range.
+
+    Raises:
+        UserError: names the first such key.
+    """
+    optim, run, gumbel = config.optim, config.run, config.gumbel
+    useless = {
+        "optim.layer_decay": optim.layer_decay != 1,
+        "optim.ema_decay": optim.ema_decay is not None,
+        "run.compile": run.compile,
+        "run.activation_checkpointing": run.activation_checkpointing,
+    }
+    for name, given in useless.items():
+        if given:
+            raise UserError(f"{name} is of no use in training a tokenizer; leave it at its default")
+    for name, value in (
+        ("gumbel.start_temperature", gumbel.start_temperature),
+        ("gumbel.end_temperature", gumbel.end_temperature),
+    ):
+        if not value > 0:
+            raise UserError(f"{name}={value}: must be above 0")
+    if not 0 < gumbel.anneal <= 1:
+        raise UserError(f"gumbel.anneal={gumbel.anneal}: must be above 0 and at most 1, a share of the run")
+    if not 0 <= gumbel.kl_warmup <= 1:
+        raise UserError(f"gumbel.kl_warmup={gumbel.kl_warmup}: must be between 0 and 1, a share of the run")
+    for name, value in (
+        ("gumbel.kl_weight", gumbel.kl_weight),
+        ("commitment.weight", config.commitment.weight),
+        ("perceptual.weight", config.perceptual.weight),
+    ):
+        if not value >= 0:
+            raise UserError(f"{name}={value}: must not be negative")
+
+
+def build_tokenizer(config: TokenizerConfig) -> TrainedTokenizer:
+    """The tokenizer by its name, checked against the frames.
+
+    Raises:
+        UserError: an unknown name or argument, or frames that its stride does not divide.
+    """
+    tokenizer = create_tokenizer(config.model.name, **config.model.arguments)
+    if config.frames.size < 1 or config.frames.size % tokenizer.stride:
+        raise UserError(
+            f"frames.size {config.frames.size} is no multiple of the tokenizer's stride {tokenizer.stride}; "
+            "change it, or model.arguments.stride"
+        )
+    return tokenizer
+
+
+def build_perceptual(config: TokenizerConfig) -> PerceptualDistance | None:
+    """The frozen encoder that compares pictures, where the config names one.
+
+    Raises:
+        UserError: the file is missing or no model of ours, or has no such depths.
+    """
+    perceptual = config.perceptual
+    if not perceptual.weights:
+        if perceptual.depths:
+            raise UserError("perceptual.depths is set and perceptual.weights is not; give the encoder's file")
+        return None
+    clip = read_clip_recipe(perceptual.weights)
+    return PerceptualDistance(
+        load_model(perceptual.weights),
+        depths=perceptual.depths,
+        size=clip.crop,
+        mean=clip.mean,
+        std=clip.std,
+    )
+
+
+def build_step(
+    config: TokenizerConfig,
+    network: nn.Module,
+    tokenizer: TrainedTokenizer,
+    perceptual: PerceptualDistance | None,
+) -> TokenizerStep:
+    """The step of this kind of tokenizer."""
+    shared: dict[str, Any] = {"perceptual": perceptual, "perceptual_weight": config.perceptual.weight}
+    if isinstance(tokenizer, DiscreteVAE):
+        gumbel = config.gumbel
+        relaxation = Relaxation(
+            CosineRamp(gumbel.start_temperature, gumbel.end_temperature),
+            anneal=gumbel.anneal,
+            kl_weight=gumbel.kl_weight,
+            kl_warmup=gumbel.kl_warmup,
+        )
+        return DvaeStep(network, tokenizer, relaxation=relaxation, **shared)
+    assert isinstance(tokenizer, VectorQuantizer)
+    return VqStep(network, tokenizer, commitment=config.commitment.weight, **shared)
+
+
+def training_loader(config: TokenizerConfig) -> ClipLoader[Any]:
+    """Random frames and crops of the training list.
+
+    Raises:
+        UserError: the list, the batch or a frame setting is wrong.
+    """
+    frames = config.frames
+    transform = RandomResizedCrop(
+        frames.size,
+        area=(frames.crop_area[0], frames.crop_area[1]),
+        aspect=(frames.crop_aspect[0], frames.crop_aspect[1]),
+        flip=frames.flip,
+    )
+    return ClipLoader(
+        _dataset(config, config.data.train, random_frame, transform, samples=frames.per_video),
+        batch_size=config.optim.batch_size,
+        accumulate=config.optim.accumulate,
+        workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=config.run.device != "cpu",
+    )
+
+
+def heldout_loader(config: TokenizerConfig) -> ClipLoader[Any] | None:
+    """The middle frame of each held-out video, its centre crop, in the list's order.
+
+    Raises:
+        UserError: the list is wrong.
+    """
+    if not config.data.validation:
+        return None
+    if config.run.evaluate_frames < 1:
+        raise UserError(
+            f"run.evaluate_frames {config.run.evaluate_frames} must be at least 1; "
+            "empty data.validation to do without held-out frames"
+        )
+    transform = UniformCrop(config.frames.size, config.frames.size)
+    dataset = _dataset(config, config.data.validation, middle_frame, transform, samples=1)
+    frames = min(config.run.evaluate_frames, len(dataset))
+    return ClipLoader(
+        dataset,
+        # A loader leaves out what does not fill a batch, so take one that divides the number of frames.
+        batch_size=max(size for size in range(1, HELDOUT_BATCH + 1) if frames % size == 0),
+        workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
+        shuffle=False,
+        read_ahead=False,
+    )
+
+
+def random_frame(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.ndarray:
+    """Any one frame of a video, int64 [1]."""
+    return rng.integers(num_frames, size=1)
+
+
+def middle_frame(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.ndarray:
+    """The frame in the middle of a video, int64 [1]; ``rng`` is not used."""
+    return np.array([num_frames // 2])
+
+
+def hide_nothing(*, rng: np.random.Generator) -> np.ndarray:
+    """The mask of a training that hides nothing, bool [1, 1, 1]."""
+    return np.zeros((1, 1, 1), dtype=bool)
+
+
+def _dataset(
+    config: TokenizerConfig, path: str, sampler: FrameSampler, transform: ClipTransform, *, samples: int
+) -> PretrainClips:
+    """Clips of one frame of a list."""
+    data = config.data
+    records = load_records(
+        path, format=data.format, labels=data.labels, prefix=data.prefix, separator=data.separator
+    )
+    return PretrainClips(
+        records,
+        sampler=sampler,
+        transform=transform,
+        mask=hide_nothing,
+        reader=data.reader,
+        seed=config.run.seed,
+        samples_per_video=samples,
+    )
 
 
 def pictures_of(clips: Tensor) -> Tensor:
     """Clips uint8 [B, T, H, W, C] -> their frames float32 [B*T, C, H, W], in 0..1."""
     return clips.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+
+
+def _as_bytes(pictures: Tensor) -> Any:
+    """Pictures float [n, C, H, W] in 0..1 -> uint8 [n, H, W, C]; what lies outside is cut off."""
+    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 class TokenizerStep(ABC):
@@ -259,459 +606,3 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
         frames=frames,
         tokens=int(counts.sum()),
     )
-
-
-# The parts of a tokenizer's training, built from the keys of the config that concern each, and checked.
-RECIPE_KEY = "tokenizer"
-"""Key of what is known of a tokenizer besides its arguments, as JSON, in the metadata of its weights file."""
-HELDOUT_BATCH = 32  # held-out frames that go through the tokenizer together, at most
-
-
-def check_keys(config: TokenizerConfig) -> None:
-    """Refuse what a tokenizer's training has no use for, and numbers out of their range.
-
-    Raises:
-        UserError: names the first such key.
-    """
-    optim, run, gumbel = config.optim, config.run, config.gumbel
-    useless = {
-        "optim.layer_decay": optim.layer_decay != 1,
-        "optim.ema_decay": optim.ema_decay is not None,
-        "run.compile": run.compile,
-        "run.activation_checkpointing": run.activation_checkpointing,
-    }
-    for name, given in useless.items():
-        if given:
-            raise UserError(f"{name} is of no use in training a tokenizer; leave it at its default")
-    for name, value in (
-        ("gumbel.start_temperature", gumbel.start_temperature),
-        ("gumbel.end_temperature", gumbel.end_temperature),
-    ):
-        if not value > 0:
-            raise UserError(f"{name}={value}: must be above 0")
-    if not 0 < gumbel.anneal <= 1:
-        raise UserError(f"gumbel.anneal={gumbel.anneal}: must be above 0 and at most 1, a share of the run")
-    if not 0 <= gumbel.kl_warmup <= 1:
-        raise UserError(f"gumbel.kl_warmup={gumbel.kl_warmup}: must be between 0 and 1, a share of the run")
-    for name, value in (
-        ("gumbel.kl_weight", gumbel.kl_weight),
-        ("commitment.weight", config.commitment.weight),
-        ("perceptual.weight", config.perceptual.weight),
-    ):
-        if not value >= 0:
-            raise UserError(f"{name}={value}: must not be negative")
-
-
-def build_tokenizer(config: TokenizerConfig) -> TrainedTokenizer:
-    """The tokenizer by its name, checked against the frames.
-
-    Raises:
-        UserError: an unknown name or argument, or frames that its stride does not divide.
-    """
-    tokenizer = create_tokenizer(config.model.name, **config.model.arguments)
-    if config.frames.size < 1 or config.frames.size % tokenizer.stride:
-        raise UserError(
-            f"frames.size {config.frames.size} is no multiple of the tokenizer's stride {tokenizer.stride}; "
-            "change it, or model.arguments.stride"
-        )
-    return tokenizer
-
-
-def build_perceptual(config: TokenizerConfig) -> PerceptualDistance | None:
-    """The frozen encoder that compares pictures, where the config names one.
-
-    Raises:
-        UserError: the file is missing or no model of ours, or has no such depths.
-    """
-    perceptual = config.perceptual
-    if not perceptual.weights:
-        if perceptual.depths:
-            raise UserError("perceptual.depths is set and perceptual.weights is not; give the encoder's file")
-        return None
-    clip = read_clip_recipe(perceptual.weights)
-    return PerceptualDistance(
-        load_model(perceptual.weights),
-        depths=perceptual.depths,
-        size=clip.crop,
-        mean=clip.mean,
-        std=clip.std,
-    )
-
-
-def build_step(
-    config: TokenizerConfig,
-    network: nn.Module,
-    tokenizer: TrainedTokenizer,
-    perceptual: PerceptualDistance | None,
-) -> TokenizerStep:
-    """The step of this kind of tokenizer."""
-    shared: dict[str, Any] = {"perceptual": perceptual, "perceptual_weight": config.perceptual.weight}
-    if isinstance(tokenizer, DiscreteVAE):
-        gumbel = config.gumbel
-        relaxation = Relaxation(
-            CosineRamp(gumbel.start_temperature, gumbel.end_temperature),
-            anneal=gumbel.anneal,
-            kl_weight=gumbel.kl_weight,
-            kl_warmup=gumbel.kl_warmup,
-        )
-        return DvaeStep(network, tokenizer, relaxation=relaxation, **shared)
-    assert isinstance(tokenizer, VectorQuantizer)
-    return VqStep(network, tokenizer, commitment=config.commitment.weight, **shared)
-
-
-def build_optimizer(
-    config: TokenizerConfig, tokenizer: nn.Module, *, base_lr: float
-) -> torch.optim.Optimizer:
-    """AdamW over the tokenizer's parameters.
-
-    Raises:
-        UserError: betas out of their range.
-    """
-    optim = config.optim
-    groups = parameter_groups(tokenizer.named_parameters(), base_lr=base_lr, weight_decay=optim.weight_decay)
-    return adamw(groups, betas=(optim.betas[0], optim.betas[1]))
-
-
-def recipe_text(config: TokenizerConfig, tokenizer: TrainedTokenizer) -> str:
-    """What the weights file says of the tokenizer, for people and programs that do not build it."""
-    return json.dumps(
-        {
-            "kind": config.model.name,
-            "vocabulary": tokenizer.vocabulary,
-            "stride": tokenizer.stride,
-            "size": config.frames.size,
-            "mean": tokenizer.mean.flatten().tolist(),
-            "std": tokenizer.std.flatten().tolist(),
-        }
-    )
-
-
-def training_loader(config: TokenizerConfig) -> ClipLoader[Any]:
-    """Random frames and crops of the training list.
-
-    Raises:
-        UserError: the list, the batch or a frame setting is wrong.
-    """
-    frames = config.frames
-    transform = RandomResizedCrop(
-        frames.size,
-        area=(frames.crop_area[0], frames.crop_area[1]),
-        aspect=(frames.crop_aspect[0], frames.crop_aspect[1]),
-        flip=frames.flip,
-    )
-    return ClipLoader(
-        _dataset(config, config.data.train, random_frame, transform, samples=frames.per_video),
-        batch_size=config.optim.batch_size,
-        accumulate=config.optim.accumulate,
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin_memory=config.run.device != "cpu",
-    )
-
-
-def heldout_loader(config: TokenizerConfig) -> ClipLoader[Any] | None:
-    """The middle frame of each held-out video, its centre crop, in the list's order.
-
-    Raises:
-        UserError: the list is wrong.
-    """
-    if not config.data.validation:
-        return None
-    if config.run.evaluate_frames < 1:
-        raise UserError(
-            f"run.evaluate_frames {config.run.evaluate_frames} must be at least 1; "
-            "empty data.validation to do without held-out frames"
-        )
-    transform = UniformCrop(config.frames.size, config.frames.size)
-    dataset = _dataset(config, config.data.validation, middle_frame, transform, samples=1)
-    frames = min(config.run.evaluate_frames, len(dataset))
-    return ClipLoader(
-        dataset,
-        # A loader leaves out what does not fill a batch, so take one that divides the number of frames.
-        batch_size=max(size for size in range(1, HELDOUT_BATCH + 1) if frames % size == 0),
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        shuffle=False,
-        read_ahead=False,
-    )
-
-
-def random_frame(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.ndarray:
-    """Any one frame of a video, int64 [1]."""
-    return rng.integers(num_frames, size=1)
-
-
-def middle_frame(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.ndarray:
-    """The frame in the middle of a video, int64 [1]; ``rng`` is not used."""
-    return np.array([num_frames // 2])
-
-
-def hide_nothing(*, rng: np.random.Generator) -> np.ndarray:
-    """The mask of a training that hides nothing, bool [1, 1, 1]."""
-    return np.zeros((1, 1, 1), dtype=bool)
-
-
-def _dataset(
-    config: TokenizerConfig, path: str, sampler: FrameSampler, transform: ClipTransform, *, samples: int
-) -> PretrainClips:
-    """Clips of one frame of a list."""
-    data = config.data
-    records = load_records(
-        path, format=data.format, labels=data.labels, prefix=data.prefix, separator=data.separator
-    )
-    return PretrainClips(
-        records,
-        sampler=sampler,
-        transform=transform,
-        mask=hide_nothing,
-        reader=data.reader,
-        seed=config.run.seed,
-        samples_per_video=samples,
-    )
-
-
-# ``train-tokenizer``: from a config to a tokenizer of frames, its held-out figures and its report.
-_FEW_CODES = 0.25  # share of the codes that could be in use, below which a word is said
-
-
-@dataclass(frozen=True)
-class TokenizerOutcome:
-    """How a training ended.
-
-    Attributes:
-        folder: the run folder.
-        finished: False where a signal stopped the run, which is saved and can be resumed.
-        failures: videos that could not be read and were replaced, all epochs together.
-    """
-
-    folder: Path
-    finished: bool
-    failures: int
-
-
-def train_tokenizer(config: TokenizerConfig) -> TokenizerOutcome:
-    """Train a tokenizer as the config says; a run folder that holds a checkpoint is resumed.
-
-    Raises:
-        UserError: the config, the lists, the videos or the run folder are wrong.
-        RunFailed: the loss is not finite, or nothing can be saved.
-    """
-    if not config.data.train:
-        raise UserError("data.train is not set: give a list file or a folder, such as data.train=videos.csv")
-    if not config.run.folder:
-        raise UserError("run.folder is not set: give the folder of this run, such as run.folder=runs/tokens")
-    check_keys(config)
-    device = distributed.choose_device(config.run.device)
-    with (
-        distributed.process_group(device, timeout_seconds=rank_timeout_seconds(config.run)),
-        hold_run_folder(config.run.folder),
-    ):
-        config = with_threads(config, device, lambda: _Run(config, device))
-        return _Run(config, device).go()
-
-
-class _Run:
-    """The parts of one run, built from its config."""
-
-    def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.run_folder = RunFolder(config.run.folder, config)
-        self.folder = self.run_folder.path
-        torch.manual_seed(config.run.seed)
-        self.tokenizer = build_tokenizer(config)
-        self.perceptual = build_perceptual(config)
-        self.loader = training_loader(config)
-        self.heldout = heldout_loader(config)
-        self.bf16 = uses_bf16(config.run.precision, device)
-        self.network = distributed.parallel(self.tokenizer, device)
-        if self.perceptual is not None:
-            self.perceptual.to(device)
-        self.step = build_step(config, self.network, self.tokenizer, self.perceptual)
-        self.schedule = build_schedule(config.optim)
-        self.optimizer = build_optimizer(config, self.tokenizer, base_lr=self.schedule.base_lr)
-
-    def go(self) -> TokenizerOutcome:
-        """Train, then measure, save, draw and report."""
-        with self.loader, self.heldout or nullcontext():
-            return self._go()
-
-    def _go(self) -> TokenizerOutcome:
-        distributed.run_on_main(self._open_folder)
-        before = self._measure() if self.heldout and distributed.is_main() else None
-        counter = FailureCounter(len(self.loader.dataset), share=self.config.data.failure_share)
-        result = self._train(counter)
-        self.loader.close()
-        failures = result.progress.failures
-        if result.status == "interrupted":
-            logger.info("interrupted; saved as %s; the same command goes on from there", result.checkpoint)
-            return TokenizerOutcome(self.folder, finished=False, failures=failures)
-        distributed.run_on_main(lambda: self._finish(before, result))
-        return TokenizerOutcome(self.folder, finished=True, failures=failures)
-
-    def _open_folder(self) -> None:
-        self.run_folder.open()
-        self.run_folder.say(self._plan())
-
-    def _plan(self) -> str:
-        """What the run is about to do, a line each."""
-        config, tokenizer = self.config, self.tokenizer
-        records = self.loader.dataset.records
-        parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
-        side = config.frames.size // tokenizer.stride
-        steps = self.loader.batches_per_epoch // config.optim.accumulate
-        lines = [
-            f"tokenizer {config.model.name}: {tokenizer.vocabulary} codes, "
-            f"{parameters / 1e6:.2f} M parameters",
-            f"frames    {config.frames.size}x{config.frames.size} pixels: {side}x{side} tokens of "
-            f"{tokenizer.stride}x{tokenizer.stride} pixels, {config.frames.per_video} from each opening of a "
-            "video",
-            f"loss      squared error of the pixels{self._perceptual_words()}",
-            f"data      {records.source}: {len(records)} videos",
-            f"plan      {config.optim.epochs:g} epochs x {steps} steps of {config.optim.batch_size} frames",
-            f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
-            + counted(torch.get_num_threads(), "thread"),
-            f"run       {config.run.folder}",
-        ]
-        return "\n".join(lines)
-
-    def _perceptual_words(self) -> str:
-        if self.perceptual is None:
-            return ""
-        depths = ", ".join(map(str, self.perceptual.depths))
-        return (
-            f", and of the features of {self.config.perceptual.weights} after block {depths}, "
-            f"times {self.config.perceptual.weight:g}"
-        )
-
-    def _train(self, counter: FailureCounter) -> TrainResult:
-        self.loader.given_up = counter.given_up
-        config = self.config
-        options = loop_options(
-            config.optim, config.run, self.loader, evaluate_epochs=config.run.evaluate_epochs, bf16=self.bf16
-        )
-        return train(
-            model=self.network,
-            step=self.step,
-            loader=self.loader,
-            optimizer=self.optimizer,
-            learning_rate=self.schedule,
-            folder=self.folder,
-            device=self.device,
-            options=options,
-            fingerprint={**self.run_folder.fingerprint, **self._content()},
-            evaluate=self._evaluate if self.heldout and config.run.evaluate_epochs else None,
-            on_failures=self.run_folder.count_failures(counter),
-            after_step=self.step.after_step,
-            extra={"failures": counter, "step": self.step},
-        )
-
-    def _content(self) -> dict[str, str]:
-        """The hash of the file that the run depends on besides its config."""
-        path = self.config.perceptual.weights
-        return {f"the content of {path}": file_sha256(path)} if path else {}
-
-    def _evaluate(self) -> dict[str, float]:
-        """Held-out figures, computed by rank 0; every rank gets the same numbers."""
-        figures = distributed.run_on_main(self._measure)
-        return {
-            "reconstruction": figures.reconstruction,
-            "perplexity": figures.perplexity,
-            "used_codes": float(figures.used),
-        }
-
-    def _measure(self) -> HeldOutFrames:
-        assert self.heldout is not None
-        return heldout_frames(self.tokenizer, self._frames(self.heldout, self.config.run.evaluate_frames))
-
-    def _frames(self, loader: ClipLoader[Any], count: int) -> Iterator[Tensor]:
-        """The first frames of a list in 0..1, the same in every call."""
-        left = min(count, len(loader.dataset))
-        for batch in loader.epoch(0):
-            if left <= 0:
-                return
-            stop_if_requested()
-            left -= len(batch.index)
-            yield pictures_of(batch.to(self.device).clips)
-
-    def _finish(self, before: HeldOutFrames | None, result: TrainResult) -> None:
-        """Weights, held-out figures, pictures and report."""
-        weights = self.folder / "weights.safetensors"
-        recipe = recipe_text(self.config, self.tokenizer)
-        save_weights(weights, self.tokenizer, metadata={RECIPE_KEY: recipe})
-        summary: dict[str, Any] = {
-            "steps": result.progress.step,
-            "frames": result.progress.samples,
-            "failures": result.progress.failures,
-            "seconds": result.progress.seconds,
-            "vocabulary": self.tokenizer.vocabulary,
-            "checkpoint": str(result.checkpoint),
-            "weights": str(weights),
-        }
-        if before is not None:
-            after = self._measure()
-            summary |= {
-                "heldout_frames": after.frames,
-                "heldout_tokens": after.tokens,
-                "heldout_constant": after.constant,
-                "heldout_untrained": before.reconstruction,
-                "heldout_trained": after.reconstruction,
-                "heldout_perplexity": after.perplexity,
-                "heldout_used_codes": after.used,
-            }
-        self.run_folder.write_json("summary.json", summary)
-        self._draw()
-        self.run_folder.say(closing_words(summary, report(self.folder)))
-
-    @torch.no_grad()
-    def _draw(self) -> None:
-        """Held-out frames (or the training list's), their tokens, and what the decoder makes of these."""
-        count = self.config.run.pictures
-        if count < 1:
-            return
-        loader = self.heldout or self.loader
-        pictures = next(self._frames(loader, count))[:count]  # [n, C, H, W]
-        tokens = self.tokenizer.tokens(pictures)
-        decoded = self.tokenizer.denormalise(self.tokenizer.decode(tokens))
-        write_reconstructions(
-            self.folder / "pictures" / "reconstructions.png",
-            frames=_as_bytes(pictures),
-            reconstructions=_as_bytes(decoded),
-            tokens=tokens.cpu().numpy(),
-        )
-
-
-def _as_bytes(pictures: Tensor) -> Any:
-    """Pictures float [n, C, H, W] in 0..1 -> uint8 [n, H, W, C]; what lies outside is cut off."""
-    return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def closing_words(summary: Mapping[str, Any], page: Path) -> str:
-    """What the user reads at the end of a run."""
-    lines = []
-    if "heldout_trained" in summary:
-        constant, trained = summary["heldout_constant"], summary["heldout_trained"]
-        apart = margin(trained, constant)
-        place = f"{apart[0]:.1f} % {apart[1]} the one colour" if apart else "the frames have one colour"
-        lines += [
-            f"reconstruction of {summary['heldout_frames']} held-out frames (mean squared error, "
-            "normalised pixels)",
-            f"  best one colour      {constant:.5f}",
-            f"  untrained tokenizer  {summary['heldout_untrained']:.5f}",
-            f"  trained tokenizer    {trained:.5f}   ({place})",
-            f"codes used there       {summary['heldout_used_codes']} of {summary['vocabulary']}, "
-            f"perplexity {summary['heldout_perplexity']:.1f}",
-        ]
-        # A short list cannot use more codes than it has tokens.
-        if summary["heldout_used_codes"] < _FEW_CODES * min(summary["vocabulary"], summary["heldout_tokens"]):
-            lines.append(
-                "few codes in use, and a target of few tokens says little: take more epochs, or a smaller "
-                "model.arguments.vocabulary"
-            )
-    lines += [
-        f"checkpoint  {summary['checkpoint']}",
-        f"weights     {summary['weights']}",
-        f"report      {page}",
-    ]
-    return "\n".join(lines)

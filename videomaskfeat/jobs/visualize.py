@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +21,13 @@ from videomaskfeat.data.workers import call_apart
 from videomaskfeat.engine.distributed import choose_device
 from videomaskfeat.errors import UserError, check_name, unknown_name
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.threads import choose_inference_threads
-from videomaskfeat.io import make_folder
+from videomaskfeat.io import free_name, make_folder
 from videomaskfeat.masking import MASKS
 from videomaskfeat.methods.method import build_target
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.recipe import PretrainRecipe, denormalise, normalise, read_recipe
+from videomaskfeat.recipe import PretrainRecipe, denormalize, normalize, read_recipe
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
@@ -98,7 +99,7 @@ def visualize(
     place = choose_device(device)
     model: Any = load_model(checkpoint, device=place)
     recipe = replace(recipe, mask=chosen)
-    choose_inference_threads(model, recipe.clip, device=place, bf16=False, network=model.features)
+    choose_inference_threads(model, recipe.clip, Machine(str(place), "fp32"), network=model.features)
     result = draw_videos(model, videos, out, recipe=recipe, seed=seed, reader=reader, columns=columns)
     if not result.written:
         raise UserError(f"none of the {len(videos)} videos could be read; the first: {result.failures[0]}")
@@ -224,7 +225,7 @@ def _predict(
 ) -> ClipDrawing:
     device = next(model.parameters()).device
     pixels = torch.from_numpy(frames)[None].to(device)
-    clip = normalise(pixels, mean=recipe.clip.mean, std=recipe.clip.std)  # [1, C, T, H, W]
+    clip = normalize(pixels, mean=recipe.clip.mean, std=recipe.clip.std)  # [1, C, T, H, W]
     prediction = model(clip, torch.from_numpy(mask)[None].to(device)).float()
     truth = target(clip)[0].float().cpu().numpy()  # [t, h, w, K]
     hidden = stretch_mask(mask, truth.shape[:3])
@@ -245,7 +246,7 @@ def _pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe)
     """Predicted pixels, normalised [1, C, n, H, W] for n frames, as panels: alone, and in the gaps only."""
     assert drawing.prediction is not None
     steps = drawing.target.shape[0]
-    pixels = denormalise(predicted, mean=recipe.clip.mean, std=recipe.clip.std)[0]  # uint8 [n, H, W, C]
+    pixels = denormalize(predicted, mean=recipe.clip.mean, std=recipe.clip.std)[0]  # uint8 [n, H, W, C]
     panels = pixels[:: len(pixels) // steps].cpu().numpy()  # of the first frame of each position
     true = drawing.frames[:: len(drawing.frames) // steps]
     hidden = stretch_mask(drawing.mask, true.shape[:3])[..., None]
@@ -254,9 +255,3 @@ def _pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe)
         Row("prediction", f"hidden error {error:.4f}", panels),
         Row("filled in", "only in the gaps", np.where(hidden, panels, true)),
     )
-
-
-def free_name(name: str, taken: Set[str]) -> str:
-    """A name that no earlier video of this call took: videos of two folders may share theirs."""
-    numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
-    return next(free for free in (name, *numbered) if free not in taken)

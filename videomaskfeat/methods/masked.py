@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.data.loader import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.inference.scores import file_sha256
+from videomaskfeat.io import file_sha256
 from videomaskfeat.jobs.pretrain_building import build_model, draw_mask, mask_grid
 from videomaskfeat.methods.method import HeldOutLoss, Method, build_target, heldout_loss
-from videomaskfeat.recipe import normalise
+from videomaskfeat.recipe import normalize
 from videomaskfeat.schemas import PretrainConfig
 
 
@@ -84,4 +84,4 @@ class MaskedPrediction(Method):
 
     def _pixels(self, batch: PretrainBatch) -> Tensor:
         """The clips of a batch, normalised, float [B, C, T, H, W]."""
-        return normalise(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
+        return normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)

@@ -36,7 +36,7 @@ from videomaskfeat.methods.method import HeldOutLoss, Method, check_arguments
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.zoo import MODELS
-from videomaskfeat.recipe import normalise
+from videomaskfeat.recipe import normalize
 from videomaskfeat.schemas import PretrainConfig
 
 
@@ -331,7 +331,7 @@ class TeacherMethod(Method):
 
     def _pixels(self, clips: Tensor) -> Tensor:
         """uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], normalised."""
-        return normalise(clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
+        return normalize(clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
 
 
 def build_encoder(config: PretrainConfig) -> Encoder:

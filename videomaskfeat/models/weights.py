@@ -736,3 +736,32 @@ def _resized_in_space(model: Encoder, value: Tensor, *, prefix: bool) -> Tensor 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+# What pre-training weights have and a classifier or detector lacks, and the other way round.
+_NEW_IN_A_CLASSIFIER = ("head.*", "norm.*")
+_LEFT_FROM_PRETRAINING = ("mask_token", "pred_head.*", "decoder_*", "hogs.*")
+_OTHER_CLASSES = ("head.projection.*",)
+
+
+def load_pretrained(model: nn.Module, keys: Any, *, leave_out: Iterable[str] = ()) -> LoadReport:
+    """Load the weights that a classifier or detector starts from, with what it may lack and have in excess.
+
+    Args:
+        model: the model; changed in place.
+        keys: has ``weights`` (the file), ``weights_key``, ``allow_missing``, ``allow_unused``, ``inflate``.
+        leave_out: names or patterns in the file that are not loaded.
+
+    Raises:
+        UserError: as of :func:`load_weights`.
+    """
+    return load_weights(
+        model,
+        keys.weights,
+        key=keys.weights_key,
+        leave_out=leave_out,
+        allow_missing=(*_NEW_IN_A_CLASSIFIER, *keys.allow_missing),
+        allow_unused=(*_LEFT_FROM_PRETRAINING, *keys.allow_unused),
+        allow_reset=_OTHER_CLASSES,
+        inflate=keys.inflate,
+    )

@@ -11,10 +11,10 @@ import pytest
 
 from tests.engine.processes import exit_code
 from videomaskfeat.config import flat, free_keys
+from videomaskfeat.engine import run as run_folder
 from videomaskfeat.engine.checkpoint import CheckpointFolder
+from videomaskfeat.engine.run import RunFolder
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.jobs import run as run_folder
-from videomaskfeat.jobs.run import RunFolder
 from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig, TokenizerConfig
 
 

@@ -1,0 +1,492 @@
+"""The run that all trainings share: folder, plan, threads, resuming, failures, summary and closing words."""
+
+from __future__ import annotations
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import simplejson
+import torch
+from torch import nn
+
+from videomaskfeat.config import config_text, flat, free_keys, load_config
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
+from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
+from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
+from videomaskfeat.engine.lock import lock_for_all_ranks
+from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups, sgd
+from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
+from videomaskfeat.engine.threads import with_threads
+from videomaskfeat.errors import RunFailed, UserError, check_name, counted
+from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        folder: the run folder.
+        finished: False if a signal stopped the run, which is saved and can be resumed.
+        failures: inputs that could not be read: replaced in training, or left out of the evaluation.
+        summary: what summary.json holds; empty unless the run has finished.
+    """
+
+    folder: Path
+    finished: bool
+    failures: int
+    summary: Mapping[str, Any]
+
+
+class RunFolder:
+    """One folder, one config: a resumed run must share every key that changes what is learned.
+
+    Args:
+        path: of the folder.
+        config: of the training, with the sections ``data``, ``optim`` and ``run``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Any) -> None:
+        self.path = Path(path)
+        self._config = config
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The keys that a resumed run must share with what it resumes."""
+        return self._without_free_keys(self._config)
+
+    def open(self, environment: Callable[[], str] | None = None) -> None:
+        """Write the config, and the text of environment.json; only rank 0 calls it.
+
+        Raises:
+            UserError: the folder holds a run of another config or of another task.
+        """
+        config = self.path / "config.yaml"
+        # Earlier versions left it empty if they were killed while they wrote it; checkpoints know theirs too.
+        written = is_file(config) and config.stat().st_size > 0
+        if written and CheckpointFolder(self.path / "checkpoints").steps():
+            self.check()
+        make_folder(self.path)
+        for folder in (self.path, self.path / "pictures", self.path / "score"):
+            remove_temporary_files(folder)
+        self.write("config.yaml", config_text(self._config))
+        if environment is not None:
+            self.write("environment.json", environment())
+        Path(self.path, "summary.json").unlink(missing_ok=True)  # of an earlier end; the run goes on
+
+    def check(self) -> None:
+        """Compare the config in the folder with this one.
+
+        Raises:
+            UserError: it belongs to another run or another task.
+        """
+        config_path = self.path / "config.yaml"
+        try:
+            earlier = load_config(type(self._config), str(config_path))
+        except UserError as error:
+            raise UserError(
+                f"{self.path}: holds a run of another task or version ({error}); choose another run.folder"
+            ) from error
+        check_fingerprint(self._without_free_keys(earlier), self.fingerprint, config_path)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file of the folder."""
+        if not self.path.is_dir():
+            raise RunFailed(f"{self.path}: the run folder was removed while the run went on")
+        with whole_file(self.path / name) as file:
+            file.write(text)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write plain data as JSON."""
+        self.write(name, simplejson.dumps(value, indent=2, ignore_nan=True))
+
+    def write_failures(self, name: str, failures: Iterable[Any]) -> None:
+        """Write the ``path`` and ``cause`` of each failure as a line of JSON."""
+        rows = ({"path": failure.path, "cause": failure.cause} for failure in failures)
+        self.write(name, "".join(simplejson.dumps(row) + "\n" for row in rows))
+
+    def say(self, text: str) -> None:
+        """Log a text, also to log.txt, which the loop keeps open only while it runs."""
+        logger.info(text)
+        append_text(self.path / "log.txt", text + "\n")
+
+    def _without_free_keys(self, config: Any) -> dict[str, Any]:
+        free = free_keys(type(config))
+        return {key: value for key, value in flat(config).items() if key not in free}
+
+
+class BestWeights:
+    """Keeps the weights with the highest score so far in a file; the first of equal ones stays.
+
+    Args:
+        path: of the file.
+        save: writes the model's present weights to a path; only rank 0 calls it.
+    """
+
+    def __init__(self, path: Path, save: Callable[[Path], None]) -> None:
+        self.path, self.score = path, -1.0
+        self._save = save
+
+    def offer(self, score: float) -> None:
+        """Save the present weights if they are better; all ranks must call it."""
+        if score > self.score:
+            self.score = score
+            distributed.run_on_main(lambda: self._save(self.path))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The highest score so far."""
+        return {"score": self.score}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.score = state["score"]
+
+
+class Run(ABC):
+    """One training, from its config to its summary.
+
+    A job's class builds its parts in ``__init__`` and checks them, so that mistakes are reported before
+    anything is written; it sets ``loader`` and ``counter`` and calls :meth:`learn`. Then `run_training` calls
+    on all ranks: :meth:`prepare`, the loop with :meth:`step` and :meth:`evaluate`, and :meth:`finish`; on
+    rank 0 alone: :meth:`plan` and :meth:`opened` before, :meth:`conclude` after.
+
+    Attributes:
+        kind: of the training, in summary.json.
+        unit: what a sample is called.
+        loader: training batches, a context manager with ``close()``.
+        heldout: loader of the batches that `heldout_batches` yields, or None.
+        counter: counts inputs that fail; ``add(failures)`` may end the run, ``given_up`` is the loader's.
+        evaluate_epochs: epochs between evaluations; 0: only at the end.
+        evaluates: whether the loop evaluates at all.
+        unreadable: failures of the final evaluation; None: not evaluated.
+    """
+
+    kind: ClassVar[str]
+    unit: ClassVar[str] = "clips"
+    loader: Any
+    heldout: Any = None
+    counter: Any
+    evaluate_epochs: float = 0.0
+    evaluates: bool = False
+    unreadable: Sequence[Any] | None = None
+
+    def __init__(self, config: Any, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.folder = RunFolder(config.run.folder, config)
+        self.path = self.folder.path
+        self.bf16 = uses_bf16(config.run.precision, device)
+        torch.manual_seed(config.run.seed)
+
+    def learn(self, model: nn.Module, *, encoder: nn.Module | None = None) -> None:
+        """Take the model that learns, on the CPU, and build its optimizer, schedule and average.
+
+        Args:
+            model: all that learns.
+            encoder: the part of the model whose blocks are its layers; None: the model itself.
+        """
+        optim = self.config.optim
+        self.model = model
+        self.network = distributed.parallel(model, self.device)
+        self.schedule = build_schedule(optim)
+        self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr, encoder=encoder)
+        self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
+
+    @abstractmethod
+    def step(self, batch: Any) -> StepResult:
+        """The result of a batch on the device."""
+
+    @abstractmethod
+    def plan(self) -> list[str]:
+        """Lines on model, data and whatever else the run starts from."""
+
+    def opened(self) -> None:  # noqa: B027
+        """Write what else belongs into the folder at the start."""
+
+    def prepare(self) -> None:  # noqa: B027
+        """Measure the untrained model."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the present weights, the same on every rank."""
+        return {}
+
+    @property
+    def state(self) -> Mapping[str, Stateful]:
+        """What a resumed run needs besides the model, by name."""
+        return {}
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a resumed run must share besides the config."""
+        return {}
+
+    def before_step(self) -> None:  # noqa: B027
+        """See ``before_step`` of `train`."""
+
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float] | None:
+        """See ``after_step`` of `train`."""
+        return None
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write the model's present weights."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Any]:
+        """Write the weights of the last step, evaluate, and return what the summary has besides."""
+
+    @abstractmethod
+    def conclude(self, summary: Mapping[str, Any]) -> list[str]:
+        """Draw what there is to draw, and return the lines that the user reads at the end."""
+
+    def averaged(self) -> AbstractContextManager[Any]:
+        """A context in which the model holds the weights that are saved: the averaged ones, if kept."""
+        return nullcontext() if self.ema is None else self.ema.averaged(self.model)
+
+    def save_last(self) -> None:
+        """Write weights.safetensors; all ranks may call it."""
+        with self.averaged():
+            distributed.run_on_main(lambda: self.save(self.path / "weights.safetensors"))
+
+    def measure_sets(
+        self, choice: str, best: BestWeights, measure: Callable[[], dict[str, float]]
+    ) -> dict[str, float]:
+        """Metrics of each chosen set of weights; the first metric of the first set competes for the best."""
+        results: dict[str, float] = {}
+        for number, (prefix, weights) in enumerate(weight_sets(choice, self.model, self.ema)):
+            with weights:
+                metrics = measure()
+                results |= {f"{prefix}{name}": value for name, value in metrics.items()}
+                if number == 0:
+                    best.offer(next(iter(metrics.values())))
+        return results
+
+    def heldout_batches(self, samples: int) -> Iterator[Any]:
+        """The first held-out samples in batches on the device, the same in every call."""
+        left = min(samples, len(self.heldout.dataset))
+        for batch in self.heldout.epoch(0):
+            if left <= 0:
+                return
+            stop_if_requested()
+            left -= len(batch.index)
+            yield batch.to(self.device)
+
+    def log_weights(self, path: str, report: Any, warning: str) -> None:
+        """Log what became of the weights that the run starts from, and write weights_loaded.json."""
+        self.folder.say(f"weights from {path}\n{report.table()}")
+        self.folder.write_json("weights_loaded.json", report.to_dict())
+        if warning:
+            self.folder.say(warning)
+
+    def train(self, *, environment: Callable[[Path], str], report: Callable[[Path], Path]) -> Outcome:
+        """Do all of it; all ranks must call it.
+
+        Args:
+            environment: run folder -> text of environment.json.
+            report: run folder -> path of the page that it writes there.
+        """
+        with ExitStack() as stack:
+            for loader in (self.loader, self.heldout):
+                if loader is not None:
+                    stack.enter_context(loader)
+            distributed.run_on_main(lambda: self._open(environment))
+            self.prepare()
+            result = self._loop()
+            self.loader.close()  # its memory is free for what follows
+            failures = result.progress.failures
+            if result.status == "interrupted":
+                logger.info("interrupted; saved as %s; the same command resumes from it", result.checkpoint)
+                return Outcome(self.path, False, failures, {})
+            summary = {
+                "kind": self.kind,
+                "steps": result.progress.step,
+                self.unit: result.progress.samples,
+                "failures": failures,
+                "seconds": result.progress.seconds,
+                "checkpoint": str(result.checkpoint),
+                "weights": str(self.path / "weights.safetensors"),
+                **self.finish(),
+            }
+            distributed.run_on_main(lambda: self._close(summary, report))
+        return Outcome(self.path, True, failures + len(self.unreadable or ()), summary)
+
+    def _open(self, environment: Callable[[Path], str]) -> None:
+        self.folder.open(lambda: environment(self.path))
+        self.folder.say("\n".join([*self.plan(), *self._plan_of_training()]))
+        self.opened()
+
+    def _close(self, summary: Mapping[str, Any], report: Callable[[Path], Path]) -> None:
+        self.folder.write_json("summary.json", summary)
+        if self.unreadable is not None:
+            self.folder.write_failures("heldout_failures.jsonl", self.unreadable)
+        lines = self.conclude(summary)
+        lines += [f"checkpoint  {summary['checkpoint']}", f"weights     {summary['weights']}"]
+        self.folder.say("\n".join([*lines, f"report      {report(self.path)}"]))
+
+    def _loop(self) -> TrainResult:
+        self.loader.given_up = self.counter.given_up
+        return train(
+            model=self.network,
+            step=self.step,
+            loader=self.loader,
+            optimizer=self.optimizer,
+            learning_rate=self.schedule,
+            folder=self.path,
+            device=self.device,
+            options=self._options(),
+            ema=self.ema,
+            fingerprint={**self.folder.fingerprint, **self.facts},
+            evaluate=self.evaluate if self.evaluates else None,
+            on_failures=self._count_failures,
+            before_step=self.before_step,
+            after_step=self.after_step,
+            extra={"failures": self.counter, **self.state},
+        )
+
+    def _count_failures(self, failures: Sequence[Any]) -> None:
+        """Count failures, and list them in failures.jsonl even if the counter ends the run."""
+        try:
+            self.counter.add(failures)
+        finally:
+            if distributed.is_main():  # whole every time, so that steps replayed by a resume add nothing
+                self.folder.write_failures("failures.jsonl", self.counter.failures.values())
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return self.loader.batches_per_epoch // self.config.optim.accumulate
+
+    def _options(self) -> LoopOptions:
+        """How the loop runs: in a config milestones and evaluations count epochs, in the loop steps."""
+        optim, run = self.config.optim, self.config.run
+        return LoopOptions(
+            epochs=optim.epochs,
+            accumulate=optim.accumulate,
+            clip_norm=optim.gradient_clip,
+            precision="bf16" if self.bf16 else "fp32",
+            seed=run.seed,
+            save_minutes=run.checkpoint_minutes,
+            keep_last=run.keep_checkpoints,
+            milestone_every=round(run.checkpoint_epochs * self._steps_per_epoch),
+            evaluate_every=round(self.evaluate_epochs * self._steps_per_epoch),
+            unit=self.unit,
+        )
+
+    def _plan_of_training(self) -> list[str]:
+        """Lines on batch, schedule, device and folder."""
+        optim, run = self.config.optim, self.config.run
+        ranks = distributed.world_size()
+        micro = optim.batch_size // ranks // optim.accumulate
+        scale = optim.batch_size / optim.base_batch_size
+        return [
+            f"batch     {optim.batch_size} {self.unit} per step: {ranks} (processes) x {optim.accumulate} "
+            f"(micro-batches) x {micro}",
+            f"plan      {optim.epochs:g} epochs x {self._steps_per_epoch} steps, warm-up "
+            f"{optim.warmup_epochs:g}; learning rate {optim.learning_rate * scale:.3g} = "
+            f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}",
+            f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
+            f"{counted(torch.get_num_threads(), 'thread')}{', compiled' if run.compile else ''}",
+            f"run       {run.folder}",
+        ]
+
+
+def run_training(
+    build: Callable[[Any, torch.device], Run],
+    config: Any,
+    *,
+    environment: Callable[[Path], str],
+    report: Callable[[Path], Path],
+) -> Outcome:
+    """Train as a config says; a run folder that holds a checkpoint is resumed.
+
+    Args:
+        build: the job's class of `Run`.
+        config: of the training.
+        environment: run folder -> text of environment.json.
+        report: run folder -> path of the page that it writes there.
+
+    Raises:
+        UserError: the config, the inputs, the weights or the run folder are wrong.
+        RunFailed: the loss is not finite, or nothing can be saved.
+    """
+    device = distributed.choose_device(config.run.device)
+    minutes = config.run.rank_timeout_minutes
+    if not minutes > 0:
+        raise UserError(f"run.rank_timeout_minutes {minutes:g} must be above 0, such as 30")
+    with (
+        distributed.process_group(device, timeout_seconds=60 * minutes),
+        # Before anything is built or measured, so that a second process is refused at once.
+        lock_for_all_ranks(config.run.folder, remedy="choose another run.folder"),
+    ):
+        config = with_threads(config, device, lambda: build(config, device))
+        return build(config, device).train(environment=environment, report=report)
+
+
+def check_required(config: Any, **examples: str) -> None:
+    """Refuse a config that lacks a key.
+
+    Args:
+        config: of a training.
+        examples: ``section_key="value"`` of each key that must be given.
+
+    Raises:
+        UserError: names the first such key.
+    """
+    for name, example in examples.items():
+        section, _, key = name.partition("_")
+        if not getattr(getattr(config, section), key):
+            raise UserError(f"{section}.{key} is not set: give it, such as {section}.{key}={example}")
+
+
+def build_schedule(optim: Any) -> WarmupCosine:
+    """The learning rate over the epochs, for the batch of a config's section ``optim``.
+
+    Raises:
+        UserError: a rate, a length or the base batch is out of its range.
+    """
+    schedule = WarmupCosine(
+        base_lr=optim.learning_rate,
+        start_lr=optim.start_learning_rate,
+        end_lr=optim.end_learning_rate,
+        warmup_epochs=optim.warmup_epochs,
+        epochs=optim.epochs,
+    )
+    return schedule.scaled(optim.batch_size, optim.base_batch_size)
+
+
+def build_optimizer(
+    optim: Any, model: nn.Module, *, base_lr: float, encoder: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer over the model's parameter groups, AdamW unless ``optim.optimizer`` names another.
+
+    Args:
+        optim: section of a config.
+        model: all that learns.
+        base_lr: peak learning rate.
+        encoder: the part of the model whose ``blocks`` are its layers; None: the model itself.
+
+    Raises:
+        UserError: an unknown optimizer, or betas or momentum out of their range.
+    """
+    name = getattr(optim, "optimizer", "adamw")
+    check_name("optim.optimizer", name, OPTIMIZERS)
+    groups = parameter_groups(
+        model.named_parameters(),
+        base_lr=base_lr,
+        weight_decay=optim.weight_decay,
+        layer_decay=optim.layer_decay,
+        depth=len(getattr(encoder or model, "blocks", ())),
+    )
+    if name == "sgd":
+        return sgd(groups, momentum=optim.momentum)
+    return adamw(groups, betas=(optim.betas[0], optim.betas[1]))

@@ -1,0 +1,129 @@
+"""What a result leaves on disk: what it depends on as plain data, tables, and a page.
+
+Every job writes its result through these functions, so that all results look alike: ``result.json`` with the
+``kind`` of the result first and the version last, CSV tables, ``report.html``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import simplejson
+
+from videomaskfeat import __version__
+from videomaskfeat.data.batches import Failure
+from videomaskfeat.data.records import Records
+from videomaskfeat.io import file_sha256, whole_file
+from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, DetectRecipe
+
+PathLike = str | os.PathLike[str]
+
+
+def write_result(folder: Path, kind: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write result.json, and return its content.
+
+    Args:
+        folder: exists.
+        kind: what was scored: "classification" or "detection".
+        result: the scores and what they depend on, as plain data.
+    """
+    content = {"kind": kind, **result, "version": __version__}
+    write_json(folder / "result.json", content)
+    return content
+
+
+def write_json(path: PathLike, content: Any) -> None:
+    """Write plain data as JSON; a number that is not finite becomes null."""
+    with whole_file(path) as file:
+        file.write(simplejson.dumps(content, indent=2, ignore_nan=True) + "\n")
+
+
+def write_table(path: PathLike, rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, its header first."""
+    with whole_file(path, newline="", errors="surrogateescape") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def write_page(path: PathLike, html: str) -> None:
+    """Write an HTML page."""
+    with whole_file(path, errors="replace") as file:  # a path may not be UTF-8
+        file.write(html)
+
+
+def listed_failures(failures: Iterable[Failure]) -> list[dict[str, Any]]:
+    """Failures as plain data; rows count from 1, as editors count lines."""
+    return [{"row": failure.index + 1, "path": failure.path, "cause": failure.cause} for failure in failures]
+
+
+def protocol_of(recipe: ClassifyRecipe) -> dict[str, Any]:
+    """How videos are cut at test time, as plain data."""
+    # With segments neither stride nor rate has an effect, and a short video repeats frames.
+    pace = _pace(recipe.clip) | {"short_video": recipe.clip.short_video}
+    return {
+        "views": recipe.views,
+        "crops": recipe.crops,
+        "sampling": recipe.sampling,
+        "frames": recipe.clip.frames,
+        **(pace if recipe.sampling == "clip" else {}),
+        "crop": recipe.clip.crop,
+        "short_side": recipe.short_side,
+        "mean": recipe.clip.mean,
+        "std": recipe.clip.std,
+    }
+
+
+def detection_protocol(
+    recipe: DetectRecipe, *, detected: bool, scales: Sequence[int] = (), flip: bool = False, precision: str
+) -> dict[str, Any]:
+    """How key frames are cut and scored at test time, as plain data.
+
+    Args:
+        recipe: of the detector.
+        detected: whether the boxes are detected, or those of the ground truth.
+        scales: short sides whose scores are averaged; empty: the recipe's alone.
+        flip: whether the scores are averaged over each clip and its mirror image.
+        precision: "fp32" or "bf16".
+    """
+    return {
+        "boxes": "detected" if detected else "ground truth",
+        **({"score_threshold": recipe.score_threshold} if detected else {}),
+        "area": recipe.area,
+        "short_sides": list(scales) or [recipe.short_side],
+        "flip": flip,
+        "frames": recipe.clip.frames,
+        **_pace(recipe.clip),
+        "mean": recipe.clip.mean,
+        "std": recipe.clip.std,
+        "scores": "softmax of the poses, sigmoid of the rest" if recipe.poses else "sigmoid",
+        "precision": precision,
+    }
+
+
+def _pace(clip: ClipRecipe) -> dict[str, Any]:
+    return {"stride": clip.stride, "target_fps": clip.target_fps}
+
+
+def identity_of(weights: PathLike) -> dict[str, str]:
+    """Path and hash of a weights file."""
+    return {"weights": os.fspath(weights), "weights_sha256": file_sha256(weights)}
+
+
+def hashes_of(files: Mapping[str, PathLike | None]) -> dict[str, dict[str, str]]:
+    """Path and hash of each named file; those without a path are left out."""
+    return {
+        name: {"path": os.fspath(path), "sha256": file_sha256(path)} for name, path in files.items() if path
+    }
+
+
+def records_sha256(records: Records) -> str:
+    """The SHA-256 of a list's rows, path and label, in their order, whatever the format of the list."""
+    digest = hashlib.sha256()
+    for record in records:
+        label = "" if record.label is None else str(record.label)
+        digest.update(os.fsencode(record.path) + b"\0" + label.encode() + b"\0")
+    return digest.hexdigest()

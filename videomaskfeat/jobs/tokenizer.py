@@ -26,7 +26,6 @@ from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256
 from videomaskfeat.jobs.doctor import diagnose
-from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import code_counts, perplexity, used_codes
 from videomaskfeat.models.perceptual import PerceptualDistance
@@ -43,6 +42,7 @@ from videomaskfeat.recipe import read_clip_recipe
 from videomaskfeat.schemas import TokenizerConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
+from videomaskfeat.viz.report import write_report
 
 RECIPE_KEY = "tokenizer"
 """Key of what is known of a tokenizer besides its arguments, as JSON, in the metadata of its weights file."""
@@ -60,7 +60,7 @@ def train_tokenizer(config: TokenizerConfig) -> Outcome:
     check_required(config, data_train="videos.csv", run_folder="runs/tokens")
     check_keys(config)
     return run_training(
-        TokenizerRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
+        TokenizerRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
     )
 
 

@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from tests.data.clip_parts import DeadlyClips
 from videomaskfeat import methods
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs.pretrain import closing_words
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import normalize
+from videomaskfeat.schemas import PretrainConfig
 
 from .conftest import TINY
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.clips import VideoClips
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
@@ -18,6 +17,7 @@ from videomaskfeat.methods.method import Method
 from videomaskfeat.methods.teaching import build_encoder
 from videomaskfeat.models.limits import check_arguments
 from videomaskfeat.recipe import PretrainRecipe
+from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets import build_target
 
 PARTS = ("recipe", "compiled", "epochs", "encoder", "student", "target")

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.drawing import draw_videos
 from videomaskfeat.jobs import visualize as task
-from videomaskfeat.jobs.visualize import draw_videos, visualize
+from videomaskfeat.jobs.visualize import visualize
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.mp4 import write_mp4

@@ -27,7 +27,7 @@ SIDEWAYS = {
     ("targets", "losses"),
     ("data", "masking"),
     ("viz", "targets"),
-    ("recipe", "data"),
+    ("interop", "recipe"),
     ("recipe", "masking"),
 }
 ABOVE = {

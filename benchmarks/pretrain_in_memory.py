@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import ROOT, machine, now, other_load, write_json
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import LoopOptions
@@ -35,6 +35,7 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.pretrain_building import mask_function, mask_grid
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods import build_method
+from videomaskfeat.schemas import PretrainConfig
 
 TIMED = 100
 """Steps at the end of which the median counts."""
@@ -153,9 +154,7 @@ def pretrain(name: str, *, device: str, steps: int, dry: bool) -> dict[str, Any]
     network = distributed.parallel(method.student, place)
     method.to(place)
     schedule = build_schedule(config.optim)
-    optimizer = build_optimizer(
-        config.optim, method.student, base_lr=schedule.base_lr, encoder=method.encoder
-    )
+    optimizer = build_optimizer(config.optim, method.student, base_lr=schedule.base_lr)
     bf16 = uses_bf16(config.run.precision, place)
     loader = make_loader(config, batches=batches, pin=place.type == "cuda")
     with tempfile.TemporaryDirectory() as folder:

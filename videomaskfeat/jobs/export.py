@@ -35,12 +35,12 @@ from videomaskfeat.interop.slowfast_export import slowfast_clip_options, slowfas
 from videomaskfeat.io import make_folder
 from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import Detector
-from videomaskfeat.models.encoder import encoder_of
-from videomaskfeat.models.encoder_base import Encoder, as_triple, on_grid
+from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
+from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import (
     ENCODER_KEY,
     METADATA_KEY,
@@ -361,8 +361,7 @@ def read_subject(weights: str | os.PathLike[str], *, part: str, input: str) -> S
 def _clip_size(model: Encoder, recipe: ClassifyRecipe | None) -> tuple[int, int, int]:
     if recipe is not None:
         return recipe.clip.frames, recipe.clip.crop, recipe.clip.crop
-    cubes, steps = model.native_grid.shape, model.patch_embed.stride
-    return as_triple(count * step for count, step in zip(cubes, steps, strict=True))
+    return model.clip_size
 
 
 def _format_of(target: Path, format: str) -> str:

@@ -267,13 +267,18 @@ class Run(ABC):
                     best.offer(next(iter(metrics.values())))
         return results
 
-    def heldout_batches(self, samples: int) -> Iterator[Any]:
-        """The first held-out samples in batches on the device, the same in every call."""
+    def heldout_batches(self, samples: int, *, stop: Callable[[], None] = stop_if_requested) -> Iterator[Any]:
+        """The first held-out samples in batches on the device, the same in every call.
+
+        Args:
+            samples: how many, rounded up to whole batches.
+            stop: called before each batch; raises if a signal has come.
+        """
         left = min(samples, len(self.heldout.dataset))
         for batch in self.heldout.epoch(0):
             if left <= 0:
                 return
-            stop_if_requested()
+            stop()
             left -= len(batch.index)
             yield batch.to(self.device)
 

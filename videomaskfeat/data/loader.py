@@ -185,7 +185,7 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
             shuffle: a new order each epoch; otherwise the list's own.
             read_ahead: at the end of an epoch the workers go on with the next one, so that no time is lost
                 between epochs. Switch it off where epochs do not follow each other, as in evaluation.
-            whole_batches: each rank takes every ``world_size``-th batch as a whole instead of its part of each;
+            whole_batches: each rank takes every ``world_size``-th batch whole instead of its part of each;
                 ranks may have one batch more or less.
             prefetch_batches: batches that each worker makes ahead, or more if the workers together would
                 otherwise not hold a whole step; with the batch size, bounds the memory.

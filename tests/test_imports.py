@@ -31,10 +31,11 @@ SIDEWAYS = {
     ("recipe", "masking"),
 }
 ABOVE = {
-    "cli": {"jobs", "methods", "inference", "targets", "models", "config", "data", *GROUND},
-    "jobs": {"config", "methods", "inference", *ROOMS, *GROUND},
+    "cli": {"jobs", "environment", "methods", "inference", "targets", "models", "config", "data", *GROUND},
+    "jobs": {"config", "environment", "methods", "inference", *ROOMS, *GROUND},
     "methods": {"config", "jobs", "inference", *ROOMS, *GROUND},
     "inference": {"config", "jobs", *ROOMS, *GROUND},
+    "environment": {"data", "engine", "models", "machine", "mp4"},
     "config": {"errors", "io", "texts"},
     "durations": set(),
     "errors": set(),

@@ -1232,7 +1232,7 @@ def add_doctor(verbs: Any) -> None:
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Run ``doctor``."""
-    from videomaskfeat.jobs.doctor import diagnose
+    from videomaskfeat.environment import diagnose
 
     diagnosis = diagnose(options.folder, measure=True)
     print(diagnosis.to_json() if options.json else diagnosis.text())

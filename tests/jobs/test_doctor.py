@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from videomaskfeat.data.readers_pyav import PyAvReader
+from videomaskfeat.environment import diagnose
 from videomaskfeat.jobs import doctor
-from videomaskfeat.jobs.doctor import diagnose
 
 
 def test_healthy_machine_decodes_with_pyav(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
+from videomaskfeat.environment import environment_text
 from videomaskfeat.inference.probe import FeatureProbe
-from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
 from videomaskfeat.methods import build_method
@@ -36,9 +36,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         RunFailed: the loss is not finite, or nothing can be saved.
     """
     check_required(config, data_train="videos.csv", run_folder="runs/first")
-    return run_training(
-        PretrainRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
-    )
+    return run_training(PretrainRun, config, environment=environment_text, report=report)
 
 
 class PretrainRun(Run):

@@ -24,9 +24,9 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
+from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256
-from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import code_counts, perplexity, used_codes
@@ -59,9 +59,7 @@ def train_tokenizer(config: TokenizerConfig) -> Outcome:
     """
     check_required(config, data_train="videos.csv", run_folder="runs/tokens")
     check_keys(config)
-    return run_training(
-        TokenizerRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
-    )
+    return run_training(TokenizerRun, config, environment=environment_text, report=report)
 
 
 class TokenizerRun(Run):

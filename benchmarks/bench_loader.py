@@ -21,7 +21,7 @@ from benchmarks.harness import Row
 from videomaskfeat.data.clips import PretrainClips, epoch_order, sample_generator
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.sample import MOTIONS, make_scene
+from videomaskfeat.data.sample_scenes import MOTIONS, make_scene
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.grid import TokenGrid

@@ -103,20 +103,16 @@ class AvaRows:
 def read_groundtruth(
     path: str | os.PathLike[str], names: VideoNames, *, largest: int = AVA_ACTIONS
 ) -> AvaRows:
-    """Rows `video,second,x1,y1,x2,y2,action,person`, or without the last column.
+    """Rows `video,second,x1,y1,x2,y2,action,person`, or without the last column, which is not kept.
 
     Seconds may be written 902, 0902 or 902.0. An empty action is a person without one. A row without a box,
-    `video,second` alone or with empty corners, is a key frame in which nobody is. Numbers of persons are not
-    kept.
-
-    Args:
-        path: of the file.
-        names: numbers the videos.
-        largest: actions count from 1 to this.
+    `video,second` alone or with empty corners, is a key frame in which nobody is. Actions count from 1 to
+    ``largest``.
 
     Raises:
-        UserError: no such file; or, with file and line, other columns, a time that is none, a box that leaves
-            the frame or has no area, or an unknown action.
+        UserError: no such file; or, with file and line, other columns, an impossible time, a box without area
+        or
+            outside the frame, or an unknown action.
     """
     parts: list[AvaRows] = []
     for block, empty in _blocks(path, TRUTH_FORM, names):
@@ -128,16 +124,11 @@ def read_groundtruth(
 def read_detections(
     path: str | os.PathLike[str], names: VideoNames, *, largest: int = AVA_ACTIONS
 ) -> AvaRows:
-    """Rows `video,second,x1,y1,x2,y2,action,score`, or with one of the last two columns.
+    """Rows `video,second,x1,y1,x2,y2,action,score`, or with one of the last two columns, or no rows.
 
-    In a file of seven columns the last one is the action where its numbers are whole, as the official script
-    has it, and the score where they are not (the first rows of the file decide). A row without a box is a
-    key frame without persons. The file may be empty.
-
-    Args:
-        path: of the file.
-        names: numbers the videos.
-        largest: actions count from 1 to this.
+    In a file of seven columns the last one is the action if its numbers are whole, as the official script has
+    it, else the score (the first rows of the file decide). A row without a box is a key frame without
+    persons.
 
     Raises:
         UserError: as `read_groundtruth`, or a score is missing or no number.
@@ -160,12 +151,8 @@ def read_detections(
 def read_times(path: str | os.PathLike[str], names: VideoNames) -> tuple[np.ndarray, np.ndarray]:
     """Videos and milliseconds of a file of `video,second`, int64 [n] each; it may be empty.
 
-    Args:
-        path: of the file.
-        names: numbers the videos.
-
     Raises:
-        UserError: no such file; or, with file and line, other columns, or a time that is none.
+        UserError: no such file; or, with file and line, other columns or an impossible time.
     """
     parts = [
         (names.numbers(block.words(0)), _times(block))
@@ -180,23 +167,20 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[int, str]:
     """The actions of a label map, number to name, in the order of the file.
 
     The file is a protocol buffer's text: ``item { name: "stand" id: 12 }`` (or ``label_id: 12``) for each
-    action, on any number of lines; other fields are passed over.
+    action.
 
     Raises:
-        UserError: no such file, or no text; no action in it; one without an id; an id that is no whole number
-            above 0; or one that stands twice.
+        UserError: no such file, no action in it, or an id that is missing, repeated or no whole number above
+        0.
     """
     return {number: fields.get("name", f"action {number}") for number, fields in _items(path).items()}
 
 
 def read_action_kinds(path: str | os.PathLike[str]) -> dict[int, str]:
-    """The ``label_type`` of those actions of a label map that have one, by number.
+    """The ``label_type`` of those actions of a label map that have one, by number; see `read_label_map`.
 
     AVA's own label map of all 80 has PERSON_MOVEMENT (poses, of which a person has exactly one),
     OBJECT_MANIPULATION and PERSON_INTERACTION; the one of the 60 that are scored has none.
-
-    Raises:
-        UserError: as `read_label_map`.
     """
     items = _items(path)
     return {number: fields["label_type"] for number, fields in items.items() if "label_type" in fields}

@@ -1,4 +1,4 @@
-"""Arithmetic of boxes, [n, 4]: x1, y1, x2, y2 in any unit, with x1 <= x2 and y1 <= y2."""
+"""Overlaps and tracks of boxes [n, 4]: x1, y1, x2, y2 in any unit, with x1 <= x2 and y1 <= y2."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ def areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of pairs of boxes, float64 [n].
-
-    Args:
-        boxes: float64 [n, 4].
-        others: float64 [n, 4].
-    """
+    """Intersection over union of pairs of boxes, float64 [n, 4] both: float64 [n]."""
     left, top = np.maximum(boxes[:, 0], others[:, 0]), np.maximum(boxes[:, 1], others[:, 1])
     right, bottom = np.minimum(boxes[:, 2], others[:, 2]), np.minimum(boxes[:, 3], others[:, 3])
     shared = np.maximum(bottom - top, 0.0) * np.maximum(right - left, 0.0)
@@ -33,20 +28,10 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 def best_overlaps(
     boxes: np.ndarray, others: np.ndarray, first: np.ndarray, last: np.ndarray, *, threshold: float
 ) -> np.ndarray:
-    """For each box the place of the one among ``others[first:last]`` that it overlaps most; -1: not enough.
+    """For each box [n, 4] the place of the one among ``others[first:last]`` that it overlaps most, int64 [n].
 
-    Of equal overlaps the first one counts. Pairs are compared a million at a time, so that memory does not
-    grow with crowded frames.
-
-    Args:
-        boxes: float [n, 4].
-        others: float [m, 4].
-        first: int [n], where in ``others`` the candidates of each box begin.
-        last: int [n], and where they end.
-        threshold: the least intersection over union that is enough.
-
-    Returns:
-        int64 [n].
+    -1 where the overlap is below the threshold. Of equal overlaps the first one counts. Pairs are compared a
+    million at a time, so that memory does not grow with crowded frames.
     """
     best = np.full(len(boxes), -1, np.int64)
     where = np.flatnonzero(last > first)
@@ -67,25 +52,19 @@ def best_overlaps(
     return best
 
 
-# Linking the boxes of key frames into tracks: one number a person for as long as the person is seen.
 _ROUNDING = 1e-6  # seconds by which times may miss a gap that they are meant to reach
 
 
 def link_boxes(
     boxes: Sequence[np.ndarray], seconds: np.ndarray, *, min_iou: float = 0.3, max_gap_seconds: float = 2.0
 ) -> list[np.ndarray]:
-    """The track of each box.
+    """The track of each box: of each key frame int64 [k], numbered from 0 in the order in which tracks begin.
 
     Args:
-        boxes: of each key frame, float [k, 4], x1, y1, x2, y2 in any unit; k may be 0.
+        boxes: of each key frame, float [k, 4] in any unit; k may be 0.
         seconds: float [n], when each key frame is, ascending.
-        min_iou: the least intersection over union, in (0, 1], of a box and the last one of its track.
-        max_gap_seconds: how long after its last box a track may go on. With a key frame a second, 2 lets a
-            person be missed in one key frame.
-
-    Returns:
-        Of each key frame int64 [k], tracks numbered 0 and up in the order in which they begin; of those that
-        begin together, in the order of their boxes.
+        min_iou: least intersection over union, in (0, 1], of a box and the last one of its track.
+        max_gap_seconds: how long after its last box a track may go on.
 
     Raises:
         UserError: an argument out of range, or times that do not ascend.
@@ -179,22 +158,15 @@ def best_pairs(gains: np.ndarray) -> list[tuple[int, int]]:
 def smooth_scores(
     scores: Sequence[np.ndarray], tracks: Sequence[np.ndarray], seconds: np.ndarray, *, sigma_seconds: float
 ) -> list[np.ndarray]:
-    """Scores averaged over the key frames of the same track, the nearer ones counting more.
+    """Scores averaged over the key frames of the same track, weighted by a Gaussian of the time between them.
 
-    The weights are a Gaussian's of the time between two key frames, and sum to 1 over the track: scores that
-    sum to 1 still do.
+    The weights sum to 1 over the track: scores that sum to 1 still do.
 
     Args:
-        scores: of each key frame, float [k, L].
-        tracks: of each key frame, int [k], as :func:`link_boxes` gives them.
+        scores: of each key frame, float [k, L]; the result has the same form.
+        tracks: of each key frame, int [k], as :func:`link_boxes` returns them.
         seconds: float [n], when each key frame is.
-        sigma_seconds: standard deviation; 0 leaves all as they are.
-
-    Returns:
-        Of each key frame [k, L], in the dtype of ``scores``.
-
-    Raises:
-        UserError: a deviation that is none.
+        sigma_seconds: standard deviation; 0 changes nothing. UserError if negative or infinite.
     """
     check_smoothing(sigma_seconds)
     smooth = [np.array(part) for part in scores]

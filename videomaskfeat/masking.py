@@ -137,18 +137,7 @@ def varied(
     unmasked: float,
     rng: np.random.Generator,
 ) -> Mask:
-    """A mask of a ratio drawn for itself, or none at all (iBOT, arXiv 2111.07832, section 4.1).
-
-    Args:
-        policy: draws the mask.
-        grid: of the mask.
-        ratios: least and greatest ratio, between which it is drawn evenly.
-        unmasked: chance that nothing is hidden, 0..1.
-        rng: the sample's own generator.
-
-    Raises:
-        UserError: a ratio is out of range for the policy.
-    """
+    """A mask of a ratio drawn evenly, or, with a chance, none (iBOT, arXiv 2111.07832, section 4.1)."""
     if rng.random() < unmasked:
         return np.zeros(grid.shape, dtype=np.bool_)
     return policy(grid, float(rng.uniform(*ratios)), rng)

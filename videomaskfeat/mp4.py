@@ -23,15 +23,15 @@ def write_mp4(
     preset: str = "veryfast",
     keyframe_interval: int = 12,
 ) -> None:
-    """Write RGB frames as an H.264 (yuv420p) mp4, on one thread so that equal frames give equal files.
+    """Write RGB frames as an H.264 (yuv420p) mp4, on one thread so that equal frames make equal files.
 
     Args:
         path: a local file; it appears when it is complete.
-        frames: uint8 [H, W, 3] each, all of one size; H and W even, as yuv420p needs.
-        fps: frames a second.
+        frames: uint8 [H, W, 3] each, all of one even height and width.
+        fps: frames per second.
         crf: quality, 0 (lossless) to 51.
         preset: x264's speed preset.
-        keyframe_interval: frames from one key frame to the next, at most.
+        keyframe_interval: maximum number of frames from one key frame to the next.
 
     Raises:
         UserError: no frames, or an odd height or width.

@@ -165,7 +165,7 @@ def test_unreadable_file_names_its_cause(tmp_path: Path) -> None:
     causes = make_unreadable(tmp_path)
     for cause, path in causes.items():
         if not cause.startswith(
-            (r"truncated or damaged after", "no pictures among")
+            (r"truncated or damaged after", "no pictures in it")
         ):  # when it is read; a folder
             with pytest.raises(VideoReadError, match=cause):
                 open_timed(path)

@@ -11,14 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from videomaskfeat.data.sample import (
-    AVA_FIRST_SECOND,
-    MOTIONS,
-    make_scene,
-    render_frame,
-    sample_scene,
-    write_sample_data,
-)
+from videomaskfeat.data.sample import AVA_FIRST_SECOND, sample_scene, write_sample_data
+from videomaskfeat.data.sample_scenes import MOTIONS, make_scene, render_frame
 from videomaskfeat.errors import UserError
 
 SMALL = {"videos": 24, "frames": 8, "size": 32, "ava_videos": 4, "ava_seconds": 4}

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from videomaskfeat.data.formats import load_records
-from videomaskfeat.data.sample import SHAPES, _disc_over_shape, sample_image, write_sample_data
+from videomaskfeat.data.sample import write_sample_data
+from videomaskfeat.data.sample_images import SHAPES, _disc_over_shape, sample_image
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.targets.hog import hog_features

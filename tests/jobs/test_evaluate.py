@@ -16,9 +16,9 @@ import pytest
 
 from tests.engine.processes import exit_codes_of_ranks
 from tests.jobs.scored_videos import BROKEN, LABELS, Run, write_list, write_words
-from tests.jobs.test_report import Page
 from tests.jobs.weights_files import NAMES, RECIPE, write_classifier
 from tests.reference.accuracy import knn_shares, mean_class, sorted_classes, top_k
+from tests.viz.pages import Page
 from videomaskfeat.cli import build_parser
 from videomaskfeat.engine import distributed
 from videomaskfeat.inference.classifiers import load_classifier, load_encoder
@@ -207,7 +207,7 @@ def test_names_that_are_not_utf8_survive(made: Path, run: Run, tmp_path: Path) -
     assert load_scores(tmp_path / "out").paths == (str(made / name),)
     assert submission.read_bytes().startswith(b"caf\xe9;")
     assert b"caf\xe9.mp4,0," in (tmp_path / "out" / "scores.csv").read_bytes()
-    assert "caf?.mp4" in (tmp_path / "out" / "report.html").read_text()
+    assert "caf\\xe9.mp4" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_segments_are_one_view_unless_asked(made: Path, run: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from tests.data.make_videos import write_video
 from videomaskfeat.cli import main
 from videomaskfeat.data.frames import decode_picture
-from videomaskfeat.data.sample import SHAPES, make_image_folders, write_image, write_image_lists
+from videomaskfeat.data.sample_images import SHAPES, make_image_folders, write_image, write_image_lists
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier

@@ -136,7 +136,7 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
     assert 0 < row["feature_std"] <= 1
     assert row["teacher_momentum"] == 1
     page = (run / "report.html").read_text()
-    assert f"None: method &#x27;{name}&#x27; predicts nothing that can be drawn." in page
+    assert f"None: method &#39;{name}&#39; predicts nothing that can be drawn." in page
     assert "Spread of features, near 0 when collapsed" in page
     assert ("Entropy of the teacher" in page) == (name == "ibot")
 

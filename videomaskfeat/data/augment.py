@@ -1,7 +1,8 @@
-"""RandAugment on whole clips (arXiv 1909.13719), with timm's words and PySlowFast's numbers.
+"""Augmentation of training clips: RandAugment, random erasing, mixup and cutmix.
 
-A clip goes through a few operations drawn at random, every frame alike. A *magnitude* from 0 to 10 says how
-strongly; each operation makes an argument of its own of it: degrees, bits, a factor.
+RandAugment (arXiv 1909.13719) has timm's words and PySlowFast's numbers. A clip goes through a few operations
+drawn at random, every frame alike. A *magnitude* from 0 to 10 says how strongly; each operation makes an
+argument of its own of it: degrees, bits, a factor.
 """
 
 from __future__ import annotations
@@ -166,13 +167,10 @@ class RandAugment:
 
     @classmethod
     def from_words(cls, words: str, *, interpolation: str = "bicubic") -> RandAugment:
-        """From timm's words, such as ``rand-m7-n4-mstd0.5-inc1``; what they leave out is as in timm.
+        """From timm's words, such as ``rand-m7-n4-mstd0.5-inc1``; see ``WORDS``, and UserError for others.
 
-        m and n (10 and 2), mstd (0; above 100 or ``inf``: evenly from 0 to m), mmax (10), inc (0) and p
-        (0.5). Deviation: ``inc0`` means 0 here; timm and PySlowFast take it for 1.
-
-        Raises:
-            UserError: a word that is not one of these, or a value out of its range.
+        Defaults: m10, n2, mstd0 (above 100 or ``inf``: evenly from 0 to m), mmax10, inc0, p0.5. Deviation:
+        ``inc0`` means 0 here; timm and PySlowFast take it for 1.
         """
         values = _read_words(words)
         noise = values.get("mstd", 0.0)
@@ -248,17 +246,16 @@ def _read_words(words: str) -> dict[str, float]:
     return values
 
 
-# Random erasing: a box, the same in all frames of a clip, becomes noise (arXiv 1708.04896).
 _TRIES = 100  # PySlowFast's for a cube; timm's for a picture are 10
 
 
 class RandomErasing:
-    """Fills a random box with noise, each pixel, channel and frame with its own ("pixel" mode on a cube).
+    """Fills a random box, the same in all frames, with noise of its own per pixel, channel and frame.
 
-    As in PySlowFast, the noise is standard normal once pixels are normalised: in levels, normal with mean
-    255 ``mean`` and standard deviation 255 ``std``. Deviation: it is whole levels and cut to 0..255, which
-    takes what lies beyond -2 and +2.44 standard deviations (2.3 % and 0.7 %) to these ends; a level's
-    chance is a whole number of 65536ths.
+    Random erasing (arXiv 1708.04896) in "pixel" mode on a cube. As in PySlowFast, the noise is standard
+    normal once pixels are normalized: in levels, normal with mean 255 ``mean`` and standard deviation 255
+    ``std``. Deviation: it is whole levels and cut to 0..255, which takes what lies beyond -2 and +2.44
+    standard deviations (2.3 % and 0.7 %) to these ends; a level's chance is a whole number of 65536ths.
 
     Args:
         probability: chance that a clip is erased at all.
@@ -334,18 +331,10 @@ def _normal_levels(mean: float, std: float) -> np.ndarray:
     return np.repeat(np.arange(256, dtype=np.uint8), np.diff(below))
 
 
-# All that is done to the pixels of a training clip, from whole frames to the erased crop.
-
-
 class Augmentation:
-    """RandAugment and colour jitter on whole frames, the crop, then erasing: PySlowFast's order.
+    """RandAugment and color jitter on whole frames, the crop, then erasing: PySlowFast's order.
 
     A part that is None is left out. All frames of a clip are treated alike.
-
-    Args:
-        randaugment: what is drawn anew for each clip.
-        colour: changes of colour after that.
-        erasing: the box that becomes noise in the finished crop.
     """
 
     def __init__(
@@ -358,15 +347,9 @@ class Augmentation:
         self.randaugment, self.colour, self.erasing = randaugment, colour, erasing
 
     def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
-        """Augment and cut a clip.
+        """Augment and cut whole frames uint8 [T, H, W, 3], which are not changed: uint8 [T, h, w, 3].
 
-        Args:
-            frames: uint8 [T, H, W, 3], RGB, whole frames as decoded; not changed.
-            geometry: the cut, drawn for frames of this size.
-            rng: the sample's own generator; draws everything.
-
-        Returns:
-            uint8 [T, h, w, 3], memory of its own.
+        The geometry is drawn for frames of this size; the sample's own generator draws the rest.
         """
         if self.randaugment is not None:
             frames = self.randaugment.apply(frames, rng)
@@ -376,9 +359,6 @@ class Augmentation:
         if self.erasing is not None:
             self.erasing.apply(clip, rng)
         return clip
-
-
-# Mixup, cutmix and label smoothing: two clips of a batch, and their labels, become one.
 
 
 @dataclass(frozen=True)
@@ -446,15 +426,11 @@ class Mixing:
         self.smoothing = smoothing
 
     def __call__(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix a batch.
-
-        Args:
-            clips: float [B, C, T, H, W], any B from 1; not changed.
-            labels: int64 [B], the class of each clip, on the same device.
+        """Mix clips float [B, C, T, H, W] and their classes int64 [B], which are not changed.
 
         Returns:
-            Clips of the same shape and dtype (``clips`` itself where nothing is mixed), and targets float32
-            [B, L]; each row sums to 1.
+            Clips of the same shape and dtype (``clips`` itself if nothing is mixed), and targets float32 [B,
+            L]; each row sums to 1.
         """
         mix = self.draw(clips.shape[-2], clips.shape[-1])
         hard = F.one_hot(labels, self.classes).float()  # [B, L]

@@ -98,21 +98,17 @@ def key_clips(
     target_fps: float | None = 30.0,
     transform: ClipTransform,
 ) -> Iterator[KeyClip]:
-    """Cut the clips around key frames out of a video, each picture resized once.
+    """Cut the clips around key frames, float [n] seconds after the first picture, out of an open video.
 
-    Args:
-        video: open.
-        key_seconds: float [n] after the first picture, ascending.
-        frames, stride, target_fps: see ``clip_seconds``.
-        transform: gives the geometry of all clips; it draws nothing at random.
+    Each picture is resized once, by a transform that draws nothing at random; see ``clip_seconds`` for the
+    rest.
 
     Yields:
         The clips, in order.
 
     Raises:
         UserError: the clip is empty.
-        VideoReadError: a picture cannot be decoded, they differ in size, or their sides do in a way that the
-            transform does not take.
+        VideoReadError: a picture cannot be decoded, they differ in size, or the transform does not take it.
     """
     times = clip_seconds(video, key_seconds, frames=frames, stride=stride, target_fps=target_fps)
     wanted = np.column_stack([times, key_seconds])  # [n, T + 1]: the key frame last

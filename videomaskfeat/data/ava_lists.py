@@ -148,32 +148,16 @@ class KeyFrames(Sequence[KeyFrame]):
 
 
 def truth_key_frames(groundtruth: Files, *, classes: int, exclusions: Files = ()) -> KeyFrames:
-    """Ground-truth boxes with their actions: rows of the same box are one box with several labels.
-
-    Args:
-        groundtruth: files of `video,second,x1,y1,x2,y2,action,person`; boxes without an action stay.
-        classes: L; actions count from 1 to this.
-        exclusions: files of `video,second` to leave out.
-
-    Raises:
-        UserError: a file is missing; or, with file and line, a row is wrong; or no box is left.
-    """
+    """Ground-truth boxes with their actions; see `training_key_frames`."""
     return training_key_frames(groundtruth, classes=classes, exclusions=exclusions)
 
 
 def detected_key_frames(
     detections: Files, *, classes: int, score_threshold: float = 0.8, exclusions: Files = ()
 ) -> KeyFrames:
-    """Boxes of a detector, to be tested on; there may be none.
+    """Boxes of a detector, to be tested on; there may be none. See `training_key_frames` for the arguments.
 
-    Args:
-        detections: files of `video,second,x1,y1,x2,y2,action,score`; actions, where there are any, are kept.
-        classes: L; actions count from 1 to this.
-        score_threshold: the least score of a box; PySlowFast's AVA configs have 0.8, its default is 0.9.
-        exclusions: files of `video,second` to leave out.
-
-    Raises:
-        UserError: a file is missing; or, with file and line, a row is wrong.
+    PySlowFast's AVA configs have a score threshold of 0.8, its default is 0.9. Actions of the file are kept.
     """
     _check_shares(score_threshold=score_threshold)
     names = VideoNames()

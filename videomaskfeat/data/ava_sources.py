@@ -103,28 +103,27 @@ def sources_in_folder(
 ) -> tuple[VideoSource, ...]:
     """Find the videos of key frames in a folder: a file each, or a folder of extracted frames each.
 
-    A clip of Kinetics, ``id_000010_000020.mp4``, is the video ``id``, and its first picture is second 10.
-    Of several clips of one video the one that contains its key frames is taken.
+    A clip of Kinetics, ``id_000010_000020.mp4``, is the video ``id``, and its first picture is second 10. Of
+    several clips of one video the one that contains its key frames is taken.
 
     Args:
         key_frames: name the videos; with or without the suffix of the files.
-        also: further key frames of just these ``videos``, which have to lie inside them as well.
         folder: of files such as ``-5KQ66BBWC4.mkv``, and of folders with pictures such as
             ``-5KQ66BBWC4/-5KQ66BBWC4_000001.jpg``.
-        start: the time of each first picture, as the key frames count it: 0 for whole films, 900 for AVA's
-            cuts and frames. None: of the two, for each video, the one with which all its key frames lie in it
-            (0 where both do; where neither does, the one with which most do decides which are wrong); of
-            Kinetics' clips the second in their name, unless the key frames have these names themselves
-            and their times fit only if they count from the clips' own starts.
-        fps: frames a second of extracted frames.
+        also: further key frames of just these ``videos``, which have to lie inside them as well.
+        start: time of each first picture, as the key frames count it: 0 for whole films, 900 for AVA's cuts.
+            None: of the two, for each video, the one with which all its key frames lie in it (0 if both do;
+            if neither does, the one with which most do decides which are wrong); of Kinetics' clips the
+            second in their name, unless the key frames have these names and fit only if they count from the
+            clips' own starts.
+        fps: frames per second of extracted frames.
 
     Returns:
         One for each of ``key_frames.videos``.
 
     Raises:
-        UserError: videos are missing, or there twice, or too short for their key frames; all are counted and
-            the first is named, a key frame by file and line. A video that cannot be opened is none of these:
-            it is warned of here, and fails when it is read.
+        UserError: videos are missing, repeated or too short for their key frames; all are counted and the
+            first is named, by file and line. A video that cannot be opened is only warned of here.
     """
     root = os.fspath(folder)
     lists = (key_frames, *also)
@@ -150,21 +149,12 @@ def sources_of_lists(
     start: float | None = None,
     fps: float = EXTRACTED_FPS,
 ) -> tuple[VideoSource, ...]:
-    """The extracted frames of the videos of key frames, as lists name them.
+    """The extracted frames of the videos of key frames, by name, as ``load_frame_lists`` returns them.
 
-    Args:
-        key_frames: name the videos.
-        frames: of each video, as ``load_frame_lists`` gives them.
-        also: as for ``sources_in_folder``.
-        start: as for ``sources_in_folder``.
-        fps: frames a second.
-
-    Returns:
-        One for each of ``key_frames.videos``.
+    See `sources_in_folder` for the other arguments.
 
     Raises:
-        UserError: videos are not in the lists, or too short for their key frames; all are counted and the
-            first is named.
+        UserError: videos are not in the lists, or too short for their key frames.
     """
     missing = [name for name in key_frames.videos if name not in frames]
     if missing:
@@ -345,14 +335,10 @@ def _fitting_most(times: np.ndarray, seconds: float) -> tuple[float, str]:
 
 
 def start_of(times: np.ndarray, seconds: float | None) -> float | None:
-    """The time of a video's first picture: 0, or `CUT_START` where only that puts all key frames into it.
+    """The time of a video's first picture: 0, or `CUT_START` if only that puts all key frames into it.
 
-    Args:
-        times: float [n], of the key frames, in seconds.
-        seconds: the video's length; None: the file does not tell.
-
-    Returns:
-        None where neither does, or nobody knows.
+    ``times`` are those of the key frames, float [n]. None if neither does, or if the length is unknown
+    (None).
     """
     if seconds is None:
         return None

@@ -1,4 +1,4 @@
-"""What a scan of a list found, as text, as JSON, and as a clean list."""
+"""Scan the videos of a list: what cannot be read, what is too short, odd, missing or there twice."""
 
 from __future__ import annotations
 
@@ -180,7 +180,6 @@ def _span_words(spread: Mapping[str, float], form: Callable[[float], str] = "{:.
     return f"{form(spread['min'])} to {form(spread['max'])}, half of them up to {form(spread['median'])}"
 
 
-# Scan the videos of a list: what cannot be read, what is too short, odd, missing or there twice.
 Progress = Callable[[int, int], None]
 DECODED_FRAMES = 16  # read from each video, first and last included
 _IN_FLIGHT = 4  # files handed to each process in advance
@@ -196,20 +195,17 @@ def check_list(
     read_seconds: float = READ_SECONDS,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Scan every video of a list.
+    """Scan every video of a list of (path, label or None).
 
     Args:
-        records: (path, label or None) a row, in the list's order.
+        records: rows, in the list's order.
         reader: as in ``open_video``.
         workers: processes that scan; 0 scans in this one, which a file that crashes the decoder then ends.
         min_frames: a video with fewer is reported as ``short``.
-        decode: whether 16 frames spread over each video are decoded too, first and last included. Without it
-            only what the file says of itself is tested, which is much quicker.
+        decode: also decode 16 frames spread over each video; else only its header is tested, which is
+            quicker.
         read_seconds: time without progress on one file after which it counts as unreadable.
         progress: called with (files done, files in all), from this process.
-
-    Returns:
-        What was found, by row.
 
     Raises:
         UserError: the list is empty, the reader unknown, or ``workers`` negative.

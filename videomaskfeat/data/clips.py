@@ -93,13 +93,8 @@ class ClipAugmentation(Protocol):
 def sample_generator(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
     """The generator that draws everything about one sample: frames, crop, flip, augmentation and mask.
 
-    It depends on nothing else, so a sample is the same whichever worker or rank makes it, and whenever.
-
-    Args:
-        seed: of the run, at least 0.
-        epoch: from 0.
-        index: row of the list, from 0.
-        turn: as in `SampleKey`.
+    It depends on nothing but the run's seed and the `SampleKey`, so a sample is the same whichever worker or
+    rank makes it, and whenever.
     """
     return _generator(_SAMPLE, seed, epoch, index, turn)
 
@@ -352,27 +347,12 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
 
 
 def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A random frame from each of ``frames`` equal segments, int64 [T]: a `FrameSampler` for training.
-
-    Args:
-        num_frames: of the video, at least 1.
-        fps: of the video; plays no part.
-        frames: segments, T.
-        rng: this sample's own generator.
-    """
+    """A random frame from each of ``frames`` equal segments, int64 [T]: a `FrameSampler`."""
     return segment_indices(num_frames, frames=frames, rng=rng)
 
 
 def check_labels(records: Records, classes: int) -> None:
-    """Every row has a label that a model with so many classes can give.
-
-    Args:
-        records: the list.
-        classes: of the model, L.
-
-    Raises:
-        UserError: a row without a label, or one outside 0..L-1, named by list and row.
-    """
+    """UserError unless every row has a label that a model with so many classes can output."""
     labels = _all_labels(records)
     outside = labels >= classes
     if outside.any():
@@ -386,18 +366,13 @@ def check_labels(records: Records, classes: int) -> None:
 
 
 def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
-    """What each class becomes in a mirror, from the names: ``... left to right`` <-> ``... right to left``.
-
-    Args:
-        classes: name -> number, such as Something-Something-v2's templates.
+    """What each class becomes in a mirror: ``... left to right`` <-> ``... right to left``.
 
     Returns:
-        number -> number of the class whose name has left and right exchanged, both ways round; classes that
-        name no side are not in it.
+        number -> number, both ways round; classes that name no side are not in it.
 
     Raises:
-        UserError: a class names a side, and no class has the mirrored name: nobody knows what its flipped
-            clips show.
+        UserError: a class names a side, and no class has the mirrored name.
     """
     known = {name.lower(): number for name, number in classes.items()}
     pairs = {}
@@ -415,14 +390,9 @@ def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """As many rows as there are, from each class the same number give or take one, in random order.
+    """Rows int64 [n], the same number of each class give or take one, in random order; labels are int [n].
 
-    Args:
-        labels: int [n], a row's class.
-        rng: draws which rows, and their order.
-
-    Returns:
-        int64 [n]. The rows of a class come equally often, give or take one.
+    The rows of a class come equally often, give or take one.
     """
     rows = rng.permutation(len(labels))
     rows = rows[np.argsort(labels[rows], kind="stable")]  # class by class, each in random order
@@ -468,12 +438,7 @@ class PairSample(ClipSample):
 
 @dataclass(frozen=True)
 class LocalCrops:
-    """How many small crops a video gives besides its two clips, and how they are cut.
-
-    Attributes:
-        count: crops per video, L.
-        transform: draws the crop of each; smaller than the clips'.
-    """
+    """How many small crops a video yields besides its two clips, L, and how they are cut."""
 
     count: int
     transform: ClipTransform

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -78,8 +79,8 @@ def _plain_size(width: int, height: int, *, turned: bool) -> bool:
 # mp4: boxes of (size, type, content), ISO/IEC 14496-12
 
 
-def _boxes(file: BinaryIO, span: Span) -> Iterator[tuple[bytes, Span]]:
-    """The boxes in a span; ValueError if one reaches beyond its end, or if they are too many."""
+def _boxes(file: BinaryIO, span: Span, *, cut: bool = False) -> Iterator[tuple[bytes, Span]]:
+    """The boxes in a span; ValueError if they are too many or one does not fit (``cut``: it ends there)."""
     position, end = span
     for _ in range(_MOST_PARTS):
         if position + 8 > end:
@@ -92,6 +93,8 @@ def _boxes(file: BinaryIO, span: Span) -> Iterator[tuple[bytes, Span]]:
             start += 8
         elif size == 0:
             size = end - position
+        if cut:
+            size = min(size, end - position)
         if size < start - position or size > end - position:
             raise ValueError("a box that does not fit")
         yield kind, (start, position + size)
@@ -277,21 +280,43 @@ def _is_plain_picture(
     return codec == b"vp09" and _vp9_size(_content(file, (start, min(end, start + 16)))) == (width, height)
 
 
+def _edits(elst: bytes, most: int) -> list[tuple[int, int]]:
+    """(duration, start) of the edits of an edit list that show pictures."""
+    form = ">Qq" if elst[0] == 1 else ">Ii"
+    width = struct.calcsize(form) + 4  # and the speed
+    count = min(struct.unpack_from(">I", elst, 4)[0], most, (len(elst) - 8) // width)
+    edits = [struct.unpack_from(form, elst, 8 + number * width) for number in range(count)]
+    return [edit for edit in edits if edit[1] != -1]  # -1 is a pause before the pictures
+
+
 def _hides_nothing(elst: bytes, shown: np.ndarray, media_ticks_per_movie_tick: float) -> bool:
     """Whether an edit list shows all pictures: a single edit, from the first picture or before to the end."""
-    version, count = elst[0], struct.unpack_from(">I", elst, 4)[0]
-    form = ">Qq" if version == 1 else ">Ii"
-    width = struct.calcsize(form) + 4  # and the speed
-    if count > _MOST_UNITS:
+    if struct.unpack_from(">I", elst, 4)[0] > _MOST_UNITS:
         return False
-    edits = [struct.unpack_from(form, elst, 8 + i * width) for i in range(count)]
-    edits = [edit for edit in edits if edit[1] != -1]  # -1 is a pause before the pictures
+    edits = _edits(elst, _MOST_UNITS)
     if len(edits) != 1:
         return False
     duration, start = edits[0]
     # The duration is rounded to the movie's coarser clock; 0 means to the end.
     end = start + (duration + 1) * media_ticks_per_movie_tick
     return bool(start <= shown.min() and (duration == 0 or end > shown.max()))
+
+
+def has_several_edits(path: str) -> bool:
+    """Whether an edit list of an mp4 file shows more than one stretch of pictures; it may be cut short."""
+    with open(path, "rb") as file:
+        spans = [(0, file.seek(0, 2))]
+        for wanted in (b"moov", b"trak", b"edts", b"elst"):
+            spans = [own for span in spans for kind, own in _readable_boxes(file, span) if kind == wanted]
+        return any(
+            len(_edits(_content(file, span), _MOST_PARTS)) > 1 for span in spans if span[1] - span[0] >= 8
+        )
+
+
+def _readable_boxes(file: BinaryIO, span: Span) -> Iterator[tuple[bytes, Span]]:
+    """The boxes in a span as far as they can be read."""
+    with suppress(struct.error, ValueError):
+        yield from _boxes(file, span, cut=True)
 
 
 def declares_too_much(path: str) -> bool:

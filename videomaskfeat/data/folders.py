@@ -25,12 +25,9 @@ VIDEO_SUFFIXES = frozenset((
 
 @dataclass(frozen=True)
 class FoundVideos:
-    """What lies below a folder; hidden files and folders (a leading dot) are left out.
+    """What lies below a folder, sorted and relative to it: video files, folders of pictures, and other files.
 
-    Attributes:
-        videos: paths of the video files, relative to the folder and sorted.
-        frames: of the folders that hold pictures, likewise.
-        left_out: of the other files, likewise.
+    Hidden files and folders (a leading dot) are left out.
     """
 
     videos: list[str]
@@ -40,13 +37,7 @@ class FoundVideos:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that was looked into.
-
-    Attributes:
-        path: relative to the root, empty for the root.
-        files: names of its files, sorted; hidden ones are left out.
-        folders: of its folders, likewise.
-    """
+    """A folder that was looked into: its path from the root, and sorted names without hidden ones."""
 
     path: str
     files: list[str]
@@ -98,13 +89,7 @@ def walk_folders(root: str) -> Iterator[Folder]:
 
     Links are followed after the real folders, in the order of their paths, so that no result depends on the
     file system's order. A link that leads to a folder that was looked into, or to one that holds the root, is
-    not followed; one line of the log says so.
-
-    Args:
-        root: the folder.
-
-    Yields:
-        Each folder; names taken out of its ``folders`` are not looked into.
+    not followed; one line of the log says so. Names removed from a folder's ``folders`` are not looked into.
 
     Raises:
         UserError: a folder cannot be listed.

@@ -71,16 +71,14 @@ class FrameFiles(Sequence[str]):
 def load_frame_lists(
     lists: Sequence[str | os.PathLike[str]], *, prefix: str | os.PathLike[str]
 ) -> dict[str, FrameFiles]:
-    """The frames of every video, by the name in the first column.
+    """The frames of every video, by the name in the first column of the lists.
 
-    Args:
-        lists: files with a header line, a row a frame, columns parted by spaces; each video's rows in the
-            order of their frame_id, which counts on by one (from wherever it starts).
-        prefix: folder before relative paths.
+    Each list has a header line and a row per frame, columns separated by spaces; each video's rows stand in
+    the order of their frame_id, which counts on by one. The prefix is the folder before relative paths.
 
     Raises:
-        UserError: a list is missing or empty; or, with file and line, it has another header or too few
-            columns, or the frames of a video do not count on, or a video is in two lists.
+        UserError: a list is missing or empty; or, with file and line, its header or a row is wrong, frames do
+            not count on, or a video is in two lists.
     """
     root = os.fspath(prefix)
     frames: dict[str, FrameFiles] = {}

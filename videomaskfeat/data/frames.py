@@ -24,14 +24,7 @@ EXTRACTED_FPS = 30.0  # of the published lists' frames; the files do not tell
 
 
 def load_picture(path: str) -> np.ndarray:
-    """Read and decode a picture file, as ``decode_picture`` does.
-
-    Returns:
-        uint8 [H, W, 3], RGB.
-
-    Raises:
-        ValueError: the file cannot be read, or is not a picture; the message is a short phrase for people.
-    """
+    """Read and decode a picture file, with the results and errors of `decode_picture`."""
     if exists(path) and not is_file(path):
         raise ValueError(NOT_REGULAR)
     try:
@@ -45,19 +38,14 @@ def load_picture(path: str) -> np.ndarray:
 
 
 def decode_picture(data: bytes) -> np.ndarray:
-    """Decode a picture of any kind that OpenCV knows; what it is, its bytes say, and not its name.
+    """Decode a picture of any kind that OpenCV knows (by its bytes, not its name): uint8 [H, W, 3], RGB.
 
-    Grey levels and palettes become RGB, CMYK is converted, 16 bits a channel become 8, transparency is
-    dropped, and the picture is turned as its EXIF orientation asks for.
-
-    Large JPEGs are decoded in full: the decoder's own reduced sizes are averages over pixels, which differ
-    from a resized full picture wherever there is detail.
-
-    Returns:
-        uint8 [H, W, 3], RGB.
+    Gray levels and palettes become RGB, CMYK is converted, 16 bits per channel become 8, transparency is
+    dropped, and the picture is turned as its EXIF orientation says. Large JPEGs are decoded in full: the
+    decoder's own reduced sizes are averages, which differ from a resized picture wherever there is detail.
 
     Raises:
-        ValueError: it is none, or damaged; the message is a short phrase for people.
+        ValueError: not a picture, or damaged; the message is a short phrase.
     """
     if not data:
         raise ValueError("empty file (0 bytes)")
@@ -161,10 +149,7 @@ _PAIRS = (frozenset("xy"), frozenset("uv"))  # the same, if both are there: the 
 
 
 def choose_frames(names: Sequence[str]) -> list[str]:
-    """The names of a video's frames among the pictures of a folder, in the order given.
-
-    Args:
-        names: of the pictures.
+    """The names of a video's frames among those of the pictures of a folder, in the order given.
 
     Raises:
         ValueError: they are several series; the message is a phrase that names them.
@@ -316,14 +301,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def frames_in_folder(folder: str) -> FrameFiles:
     """The frames in a folder, by the number at the end of their names, from the first to the last.
 
-    A number between them that no file has is a frame all the same: reading it says that it is missing.
-
-    Args:
-        folder: its pictures; other files are left out, and so is optical flow (see ``choose_frames``).
+    A number between them that no file has is a frame all the same: reading it reports that it is missing.
+    Other files are left out, and so is optical flow (see ``choose_frames``).
 
     Raises:
-        VideoReadError: there is no such folder, or no picture in it, or one has no number, or another name
-            before it.
+        VideoReadError: there is no such folder, no picture in it, or names that are not numbers of one
+        series.
     """
     names = _one_series(folder, _pictures_in(folder))
     parts = [NUMBERED.fullmatch(name) for name in names]

@@ -228,12 +228,10 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
     def epoch(
         self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[BatchT]:
-        """The batches of an epoch, from ``first_batch`` on; those before it cost nothing.
+        """The batches of an epoch (from 0), from ``first_batch`` (from 0) on; those before it cost nothing.
 
-        Args:
-            epoch: from 0.
-            first_batch: number of the first batch, from 0.
-            stop: called about twice per second while waiting for a batch; once it is true, there are no more.
+        ``stop`` is called about twice per second while waiting for a batch; once it is true, there are no
+        more.
 
         Raises:
             UserError: the list cannot be read (see `RecordClips`).
@@ -450,10 +448,8 @@ def _turns(order: np.ndarray) -> np.ndarray:
 class _BatchMaker(Generic[BatchT]):
     """Makes a whole batch from its keys.
 
-    Args:
-        dataset: makes the samples.
-        ahead: batches that a worker makes before the first of them is taken. A worker is given another task
-            when the caller has received a batch, so one slot more than that is never overwritten too early.
+    A worker makes ``ahead`` batches before the first of them is taken, and is given another task when the
+    caller has received a batch, so one slot of memory more than that is never overwritten too early.
     """
 
     def __init__(self, dataset: RecordClips[Any, BatchT], *, ahead: int) -> None:

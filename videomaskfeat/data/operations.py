@@ -233,24 +233,15 @@ def _rows(frames: np.ndarray) -> np.ndarray:
     return frames.reshape(-1, *frames.shape[2:])
 
 
-# Colour jitter: brightness, contrast and saturation of a clip, changed at random.
 _CHANGES = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
 
 
 class ColourJitter:
     """Changes brightness, contrast and saturation, in random order, all frames of a clip alike.
 
-    Each by a factor drawn evenly from 1 - x to 1 + x, as PySlowFast's ``color_jitter`` draws it; contrast is
-    measured from each frame's own mean grey. Deviation: pixels stay uint8 after each of the three, so they
-    are cut to 0..255 and to whole levels where PySlowFast goes on in floats.
-
-    Args:
-        brightness: greatest change, a share, 0 (none) to 1.
-        contrast: the same of contrast.
-        saturation: the same of saturation.
-
-    Raises:
-        UserError: a share out of its range.
+    Each by a factor drawn evenly from 1 - x to 1 + x (x: the arguments, 0..1), as PySlowFast's
+    ``color_jitter``; contrast is measured from each frame's own mean gray. Deviation: pixels stay uint8 after
+    each of the three, so they are cut to 0..255 and to whole levels where PySlowFast goes on in floats.
     """
 
     def __init__(self, *, brightness: float, contrast: float, saturation: float) -> None:
@@ -269,18 +260,9 @@ class ColourJitter:
 
 
 class RandomColour:
-    """Colour jitter for some clips, and grey for some: what makes two views of a video differ in colour.
+    """Color jitter for some clips and gray for some: what makes two views of a video differ in color.
 
-    BYOL's colours (arXiv 2006.07733, appendix B) but for hue, blur and solarisation, of which there are none
-    here.
-
-    Args:
-        jitter: what changes.
-        chance: of a jitter at all, 0..1.
-        grey: chance that a clip loses its colours, 0..1.
-
-    Raises:
-        UserError: a chance out of its range.
+    BYOL's colors (arXiv 2006.07733, appendix B) without hue, blur and solarization.
     """
 
     def __init__(self, jitter: ColourJitter, *, chance: float = 0.8, grey: float = 0.2) -> None:

@@ -57,12 +57,10 @@ class PacketLog:
     """Collects the packets of a file in file order."""
 
     def __init__(self, *, second: float, joins: Joins) -> None:
-        """Start empty.
+        """Start empty, for a clock of ``second`` ticks per second.
 
-        Args:
-            second: ticks per second.
-            joins: what a file may consist of: joined recordings; edits, which overlap in hidden packets;
-                joined segments, whose decoding times are guesses from the join on.
+        A file may consist of joined recordings; of edits, which overlap in hidden packets; or of joined
+        segments, whose decoding times are guesses from the join on.
         """
         self._second, self._joins = second, joins
         self._rows = array("q")  # five numbers of 64 bits each, since a film has 200,000 packets

@@ -104,10 +104,7 @@ class VideoReader(Opened):
         """``read`` for checked indices, int64 [T] with T >= 1."""
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Decode the frames at ``indices``: any order, repeats allowed.
-
-        Args:
-            indices: integers [T] in 0..frames-1, T >= 1.
+        """Decode the frames at ``indices`` in 0..frames-1, at least one, in any order, with repeats.
 
         Returns:
             uint8 [T, H, W, 3], RGB as displayed (turned by the file's rotation), memory of its own.
@@ -125,17 +122,13 @@ class VideoReader(Opened):
     def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Decode frames one after the other in one pass over the video, holding one of them at a time.
 
-        Args:
-            indices: as in ``read``; each frame comes once, in the order of decoding (ascending, but where a
-                reader has to go back).
-
         Yields:
-            The index, and uint8 [H, W, 3] as in ``read``: to be copied or done with before the next one is
-            asked for, and not to be changed.
+            The index and uint8 [H, W, 3] as in ``read``, each frame once in the order of decoding (ascending,
+            except where a reader has to go back): to be used before the next one is asked for, and not to be
+            changed.
 
         Raises:
-            IndexError: an index is outside, or there is none.
-            VideoReadError: a frame cannot be decoded; those that can may have come before.
+            IndexError, VideoReadError: as in ``read``; frames that can be decoded may have come before.
         """
         return self._each(np.unique(self._checked(indices)))
 
@@ -169,7 +162,6 @@ class VideoReader(Opened):
         )
 
 
-# Pictures by their time: what clips around a key frame are read with.
 _LATER = 0.48  # from which part of the way between two pictures on the later one is taken: see nearest
 MISSING_END = 1.0  # seconds beyond the end of the last picture at which it is still taken
 
@@ -196,18 +188,15 @@ class TimedReader(Opened):
         """``each_at`` for float64 [n], ascending, n >= 1."""
 
     def each_at(self, seconds: Sequence[float] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode the pictures nearest to some times, each of them once, holding one of them at a time.
+        """Decode the pictures nearest to times [n] after the first picture, each once, holding one at a time.
 
         Of two pictures that are equally near it is the later one; before the first and after the last picture
-        it is that one.
-
-        Args:
-            seconds: [n] after the first picture, n >= 1, in any order.
+        it is that one. Times may be in any order.
 
         Yields:
-            int64 [m], the places in ``seconds`` that a picture is nearest to, and the picture, uint8
-            [H, W, 3], RGB as displayed: to be copied or done with before the next one is asked for, and not
-            to be changed.
+            int64 [m], the places in ``seconds`` that a picture is nearest to, and the picture, uint8 [H, W,
+            3], RGB as
+            displayed: to be used before the next one is asked for, and not to be changed.
 
         Raises:
             VideoReadError: a picture cannot be decoded; those that can may have come before.
@@ -218,10 +207,7 @@ class TimedReader(Opened):
             yield order[places], picture
 
     def read_at(self, seconds: Sequence[float] | np.ndarray) -> np.ndarray:
-        """The pictures nearest to some times, uint8 [n, H, W, 3], memory of its own.
-
-        Args:
-            seconds: as in ``each_at``.
+        """The pictures nearest to times as in ``each_at``, uint8 [n, H, W, 3], memory of its own.
 
         Raises:
             VideoReadError: a picture cannot be decoded, or they differ in size.
@@ -319,27 +305,13 @@ def nearest_places(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def check_inside(path: str, second: float, *, last: float, end: float) -> None:
-    """A time lies at most a little beyond the pictures.
-
-    Args:
-        path: for the message.
-        second: the time.
-        last: when the last picture begins.
-        end: when it ends.
-
-    Raises:
-        VideoReadError: it lies further beyond them.
-    """
+    """VideoReadError if a time lies further than `MISSING_END` beyond the end of the last picture."""
     if second - end > MISSING_END:
         raise VideoReadError(path, f"the pictures end at {last:.2f} s, before {second:.2f} s")
 
 
 def check_size(path: str, picture: np.ndarray, size: Sequence[int]) -> None:
-    """A picture uint8 [H, W, 3] is as large as the others, (height, width).
-
-    Raises:
-        VideoReadError: it is not.
-    """
+    """VideoReadError unless a picture uint8 [H, W, 3] is as large as the others, (height, width)."""
     if picture.shape[:2] != tuple(size):
         height, width = picture.shape[:2]
         raise VideoReadError(path, f"has pictures of {width}x{height} and of {size[1]}x{size[0]}")

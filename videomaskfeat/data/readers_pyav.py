@@ -1,4 +1,4 @@
-"""Decoded frames as RGB pictures, exactly as FFmpeg's command line shows them.
+"""Exact frames of any file that FFmpeg reads, as RGB pictures as its command line shows them.
 
 Every frame passes through the filters that ``ffmpeg -i FILE -pix_fmt rgb24`` inserts: the display matrix as
 flips and turns, then the scaler with its default flags. PyAV's own conversion differs from that by up to 120
@@ -106,11 +106,7 @@ class RgbConverter:
     """
 
     def __init__(self, frame: VideoFrame, size: tuple[int, int]) -> None:
-        """Prepare the filters.
-
-        Args:
-            frame: the first one of its kind.
-            size: (width, height) of the pictures before they are turned.
+        """Prepare the filters for the first frame of its kind; ``size`` is (width, height) before the turn.
 
         Raises:
             av.error.FFmpegError, ValueError: FFmpeg cannot convert such frames.
@@ -154,7 +150,6 @@ class RgbConverter:
         return rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
 
 
-# A file open in PyAV: its packets, the pictures that they decode to, and why it does not open.
 T = TypeVar("T")
 MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
 _MOST_STREAMS = 100
@@ -219,9 +214,7 @@ class PyAvFile:
     def __init__(self, path: str, *, threads: int = 1) -> None:
         """Open a local file.
 
-        Args:
-            path: of the file.
-            threads: for decoding; 1 suits loader workers, which are processes already. 0 = all cores.
+        ``threads`` decode it, 0 = all cores; 1 suits loader workers, which are processes already.
 
         Raises:
             VideoReadError: the file is missing, empty, damaged, or holds no pictures.
@@ -444,7 +437,6 @@ def failure_phrase(error: BaseException) -> str:
     return " ".join(words.split())
 
 
-# Exact frames through PyAV.
 _BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames are found by place
 _JOINS: dict[str, Joins] = {"mpeg": "recordings", "mov": "edits", "matroska": "segments"}
 STORED_DURATIONS = ("gif", "apng")
@@ -466,15 +458,7 @@ class PyAvReader(PyAvFile, VideoReader):
     """When each frame is shown, float64 [N] after the file's first packet; None if it has no times."""
 
     def __init__(self, path: str, *, threads: int = 1) -> None:
-        """Open and index a local file.
-
-        Args:
-            path: of the file.
-            threads: for decoding; 1 suits loader workers, which are processes already. 0 = all cores.
-
-        Raises:
-            VideoReadError: the file is missing, empty, damaged, or holds no pictures.
-        """
+        """Open and index a local file; see `PyAvFile`."""
         super().__init__(path, threads=threads)
         self._info: VideoInfo | None = None
         try:

@@ -11,11 +11,9 @@ that clip.
 from __future__ import annotations
 
 import os
-import struct
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property, partial
-from typing import BinaryIO
 
 import av
 import numpy as np
@@ -23,6 +21,7 @@ from av.format import Flags
 from av.packet import Packet
 
 from videomaskfeat import io
+from videomaskfeat.data.containers import has_several_edits
 from videomaskfeat.data.reader import (
     MISSING_END,
     CountedReader,
@@ -45,7 +44,6 @@ _LONGEST_GAP = 10.0  # seconds between two wanted times over which packets are r
 _EARLIER_KEYS = 3  # key frames to go back where pictures do not come out
 _WHOLE_INDEX = ("mov", "matroska")  # their index lists no more than the file holds, unless it is cut short
 _REORDERED = 32  # packets in which pictures that are shown one after the other are stored, at most
-_MOST_BOXES = 1000  # next to each other in an mp4 file
 
 
 class UntimedError(Exception):
@@ -92,14 +90,9 @@ class SeekingReader(PyAvFile, TimedReader):
     """
 
     def __init__(self, path: str, *, threads: int = 1) -> None:
-        """Open a local file; no more than its header and its first packets are read.
-
-        Args:
-            path: of the file.
-            threads: for decoding; 1 suits loader workers, which are processes already. 0 = all cores.
+        """Open a local file; no more than its header and its first packets are read. See `PyAvFile`.
 
         Raises:
-            VideoReadError: the file is missing, empty, damaged, or holds no pictures.
             UntimedError: its times cannot be trusted.
         """
         super().__init__(path, threads=threads)
@@ -109,7 +102,7 @@ class SeekingReader(PyAvFile, TimedReader):
             joined = Flags.ts_discont in Flags(form.flags)
             if joined or not base or self._stream.start_time is None or self._guesses_times():
                 raise UntimedError(path)
-            if form.name.startswith("mov") and _has_several_edits(path):
+            if form.name.startswith("mov") and has_several_edits(path):
                 raise UntimedError(path)
             self._second = float(1 / base)  # ticks
             self._start = self._stream.start_time
@@ -355,40 +348,3 @@ def _later_key(packet: Packet, before: int | None) -> int:
     if before is not None and time < before:
         raise UntimedError  # another recording begins
     return time
-
-
-def _has_several_edits(path: str) -> bool:
-    """Whether an edit list of an mp4 file shows more than one stretch of its pictures."""
-    with open(path, "rb") as file:
-        spans = [(0, file.seek(0, 2))]
-        for kind in (b"moov", b"trak", b"edts", b"elst"):
-            spans = [own for span in spans for own in _boxes(file, *span, kind)]
-        for start, end in spans:
-            file.seek(start)
-            version, count = struct.unpack(">BxxxI", file.read(8).ljust(8, b"\0"))
-            form = ">qq4x" if version == 1 else ">ii4x"
-            width = struct.calcsize(form)
-            data = file.read(min(count * width, end - start, 1000 * width))
-            edits = struct.iter_unpack(form, data[: len(data) // width * width])
-            if sum(begin != -1 for _, begin in edits) > 1:  # -1 is a pause
-                return True
-    return False
-
-
-def _boxes(file: BinaryIO, start: int, end: int, kind: bytes) -> Iterator[tuple[int, int]]:
-    """The contents of the boxes of one kind in a span, as first byte and one past the last."""
-    for _ in range(_MOST_BOXES):
-        file.seek(start)
-        head = file.read(16)
-        if start + 8 > end or len(head) < 8:
-            return
-        size, own = struct.unpack_from(">I4s", head)
-        before = 8
-        if size == 1 and len(head) == 16:
-            size, before = struct.unpack_from(">Q", head, 8)[0], 16
-        stop = end if size == 0 else min(start + size, end)
-        if stop < start + before:
-            return
-        if own == kind:
-            yield start + before, stop
-        start = stop

@@ -46,16 +46,9 @@ class Records(Sequence[Record]):
         root: str = "",
         class_names: Sequence[str] = (),
     ) -> None:
-        """Keep the rows.
+        """Keep the rows: ``buffer`` uint8 holds every path, from ``starts`` to ``ends``, int64 [n].
 
-        Args:
-            buffer: uint8, holds every path.
-            starts: int64 [n], where in the buffer each path begins.
-            ends: int64 [n], and where it ends.
-            labels: int32 [n], -1 for a row without one, or None where no row has one.
-            source: the list file or folder, for messages.
-            root: folder that relative paths start from.
-            class_names: a name a class, or none.
+        Labels are int32 [n], -1 for a row without one, or None if no row has one. See the class for the rest.
         """
         self.source, self.root = source, root
         self.class_names = tuple(class_names)
@@ -74,11 +67,7 @@ class Records(Sequence[Record]):
         root: str = "",
         class_names: Sequence[str] = (),
     ) -> Records:
-        """Records of a few paths in Python's own form.
-
-        Raises:
-            UserError: there are none.
-        """
+        """Records of a few paths in Python's own form; UserError if there are none."""
         if not paths:
             raise UserError(f"{source}: holds no video")
         encoded = [os.fsencode(path) for path in paths]
@@ -122,15 +111,7 @@ class Records(Sequence[Record]):
 
 
 def check_frames(records: Records, frames: int) -> None:
-    """Pictures make clips of one frame only.
-
-    Args:
-        records: the list.
-        frames: of a clip, T.
-
-    Raises:
-        UserError: clips have more frames, and a row is a picture.
-    """
+    """UserError if clips have more than one frame and a row is a picture."""
     if frames == 1:
         return
     pictures = records.ends_with(PICTURE_SUFFIXES)

@@ -24,11 +24,8 @@ class ShortVideoError(Exception):
 def clip_span(fps: float, *, frames: int, stride: float, target_fps: float | None = 30.0) -> float:
     """The source frames that a clip covers, a real number.
 
-    Args:
-        fps: of the video.
-        frames: in the clip.
-        stride: from one frame of the clip to the next, in frames at ``target_fps``.
-        target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
+    ``stride`` is from one frame of the clip to the next, in frames at ``target_fps``; None counts it in the
+    video's own frames.
     """
     if frames < 1 or stride <= 0:
         raise UserError(f"a clip of {frames} frames at stride {stride} is empty; both must be positive")
@@ -55,9 +52,8 @@ def clip_indices_random(
         num_frames: of the video, at least 1.
         fps: of the video.
         frames: in the clip, T.
-        stride: from one frame of the clip to the next, in frames at ``target_fps``.
+        stride, target_fps: as in ``clip_span``.
         rng: this sample's own generator.
-        target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
         short: what a video shorter than the span becomes: ``clamp`` repeats its last frame (the reference's
             way), ``loop`` starts again from its first, ``error`` raises. No video is too short for one frame.
 
@@ -66,7 +62,7 @@ def clip_indices_random(
 
     Raises:
         ShortVideoError: the video is too short and ``short`` is ``error``.
-        UserError: ``num_frames``, ``frames``, ``stride`` or ``short`` is impossible.
+        UserError: an argument is impossible.
     """
     span = clip_span(fps, frames=frames, stride=stride, target_fps=target_fps)
     start = rng.uniform(0.0, max(num_frames - span, 0.0))
@@ -85,27 +81,11 @@ def clip_indices_view(
     target_fps: float | None = 30.0,
     short: ShortVideo = "clamp",
 ) -> np.ndarray:
-    """The frames of one of several clips spread evenly over the video, for testing.
+    """The frames of clip ``view`` of ``views`` spread evenly over the video, for testing, int64 [T].
 
-    Args:
-        num_frames: of the video, at least 1.
-        fps: of the video.
-        frames: in the clip, T.
-        stride: as in ``clip_indices_random``.
-        view: which clip, 0..views-1.
-        views: clips a video.
-        offset: True puts the first clip at the start and the last at the end in whole steps, a single clip
-            in the middle (PySlowFast's ``DATA.USE_OFFSET_SAMPLING``); False starts clip i at i/views of the
-            rest.
-        target_fps: as in ``clip_indices_random``.
-        short: as in ``clip_indices_random``.
-
-    Returns:
-        int64 [T], in 0..num_frames-1.
-
-    Raises:
-        ShortVideoError: the video is too short and ``short`` is ``error``.
-        UserError: an argument is impossible.
+    ``offset`` puts the first clip at the start and the last at the end in whole steps, a single clip in the
+    middle (PySlowFast's ``DATA.USE_OFFSET_SAMPLING``); without it clip i starts at i/views of the rest. The
+    other arguments and errors are those of ``clip_indices_random``.
     """
     if not 0 <= view < views:
         raise UserError(f"view {view} of {views}: a view counts from 0 to {max(views - 1, 0)}")
@@ -154,19 +134,10 @@ def segment_edges(num_frames: int, *, frames: int) -> np.ndarray:
 
 
 def segment_indices(num_frames: int, *, frames: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """One frame from each of ``frames`` equal segments, as Something-Something-v2 is read.
+    """One frame from each of ``frames`` equal segments, as Something-Something-v2 is read: int64 [T].
 
-    Args:
-        num_frames: of the video, at least 1; fewer than ``frames`` repeat some.
-        frames: segments, T.
-        rng: draws any frame between a segment's two edges, both included (training); None takes the floor of
-            their middle (testing).
-
-    Returns:
-        int64 [T], in 0..num_frames-1, never descending.
-
-    Raises:
-        UserError: ``num_frames`` or ``frames`` is not positive.
+    Never descending; a video of fewer than ``frames`` repeats some. The generator draws any frame between a
+    segment's two edges, both included (training); None takes the floor of their middle (testing).
     """
     edges = segment_edges(num_frames, frames=frames)
     if rng is None:

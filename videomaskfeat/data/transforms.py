@@ -17,6 +17,7 @@ import numpy as np
 from videomaskfeat.errors import UserError
 
 _LONGEST_SIDE = 16  # times the short side; panoramas have 8
+_LEAST_SIDE = 1.0  # pixels of a clip that must be left of a box that is cut, both ways
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,7 @@ class ClipGeometry:
     flip: bool = False
 
     def apply_clip(self, frames: np.ndarray) -> np.ndarray:
-        """Transform frames.
-
-        Args:
-            frames: uint8 [T, H, W, C], of the height and width that the geometry was drawn for; not changed.
+        """Transform frames uint8 [T, H, W, C] of the size that the geometry was drawn for.
 
         Returns:
             uint8 [T, h, w, C], contiguous, always memory of its own.
@@ -75,15 +73,9 @@ class ClipGeometry:
         return clip
 
     def apply_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Move boxes along with the pixels.
+        """Move boxes float [R, 4] along with the pixels: in pixels of the frame -> of the clip.
 
-        Args:
-            boxes: float [R, 4], x1, y1, x2, y2 in pixels of the video's frame, where 0 and the width are the
-                outer borders (a box over the whole frame is 0, 0, width, height).
-
-        Returns:
-            float [R, 4] in pixels of the clip, in the dtype of ``boxes``. They are not cut to the clip:
-            one outside has coordinates outside 0..size; use ``clip_boxes`` for that.
+        0 and the width are the outer borders of a picture. Boxes are not cut to the clip: see ``clip_boxes``.
         """
         cut, window = self.source, self.window
         scale = np.array([self.resized[1] / cut.width, self.resized[0] / cut.height] * 2)
@@ -139,15 +131,13 @@ class RandomResizedCrop:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
-        _check_probability(self.flip)
+        _check(self.size, self.flip)
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise UserError(f"crop area {self.area} must be two shares with 0 < low <= high <= 1")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise UserError(f"crop aspect {self.aspect} must be two ratios with 0 < low <= high")
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> ClipGeometry:
-        """The geometry for a video of this size."""
         cut = self._cut(height, width, rng)
         return _whole(cut, self.size, self.size, flip=bool(rng.random() < self.flip))
 
@@ -190,8 +180,7 @@ class ShortSideJitterCrop:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
-        _check_probability(self.flip)
+        _check(self.size, self.flip)
         if not self.size <= self.short_side[0] <= self.short_side[1]:
             raise UserError(
                 f"short side {self.short_side} must be two lengths with low <= high, "
@@ -199,7 +188,6 @@ class ShortSideJitterCrop:
             )
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> ClipGeometry:
-        """The geometry for a video of this size."""
         low, high = self.short_side
         if self.inverse_uniform:
             short = round(1.0 / rng.uniform(1.0 / high, 1.0 / low))
@@ -232,14 +220,13 @@ class UniformCrop:
     crop: int = 1
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
+        _check(self.size)
         if self.short_side < self.size:
             raise UserError(f"short side {self.short_side} is smaller than the crop {self.size}; raise it")
         if self.crop not in (0, 1, 2):
             raise UserError(f"crop {self.crop} is not 0 (left or top), 1 (centre) or 2 (right or bottom)")
 
     def sample(self, height: int, width: int, rng: np.random.Generator | None = None) -> ClipGeometry:
-        """The geometry for a video of this size; ``rng`` is not used."""
         resized = _short_side_size(height, width, self.short_side)
         top, left = uniform_crop_corner(*resized, size=self.size, crop=self.crop)
         window = Rectangle(top, left, self.size, self.size)
@@ -252,7 +239,7 @@ class WholeFrame:
 
     Both sides are rounded to the nearest multiple of what the encoder can cut into cubes, so that each is off
     by ``multiple / 2`` pixels at most; boxes are moved along each axis with its own scale. The long side is
-    at most 16 times the short one, since memory grows with it.
+    at most 16 times the short one, since memory grows with it; `sample` raises ValueError for others.
 
     Attributes:
         short_side: pixels to which the short side is resized.
@@ -270,11 +257,6 @@ class WholeFrame:
             )
 
     def sample(self, height: int, width: int, rng: np.random.Generator | None = None) -> ClipGeometry:
-        """The geometry for a video of this size; ``rng`` is not used.
-
-        Raises:
-            ValueError: one side is too long for the other.
-        """
         if max(height, width) > _LONGEST_SIDE * min(height, width):
             raise ValueError(
                 f"pictures of {width}x{height}; the long side of a whole frame is at most {_LONGEST_SIDE} "
@@ -312,18 +294,11 @@ def _whole(cut: Rectangle, height: int, width: int, *, flip: bool) -> ClipGeomet
     return ClipGeometry(cut, (height, width), Rectangle(0, 0, height, width), flip)
 
 
-def _check_size(size: int) -> None:
+def _check(size: int, flip: float = 0.0) -> None:
     if size < 1:
         raise UserError(f"crop size {size} must be a positive number of pixels")
-
-
-def _check_probability(flip: float) -> None:
     if not 0 <= flip <= 1:
         raise UserError(f"flip {flip} must be a probability, 0 to 1")
-
-
-# Crops for clips with boxes: one that loses every box is drawn again, or moved until it shows one.
-_LEAST_SIDE = 1.0  # pixels of a clip that must be left of a box that is cut, both ways
 
 
 def boxes_in_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -334,12 +309,9 @@ def boxes_in_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 def visible_boxes(
     geometry: ClipGeometry, boxes: np.ndarray, *, visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes that a clip shows, cut to it.
+    """The boxes that a clip shows, cut to it, of boxes float64 [R, 4] in pixels of the video's frame.
 
-    Args:
-        geometry: of the clip.
-        boxes: float64 [R, 4], in pixels of the video's frame.
-        visible: a box stays where the clip shows more than this share of it, 0..1; 1: where it shows all.
+    A box stays where the clip shows more than the share ``visible`` of it, 0..1; 1: where it shows all.
 
     Returns:
         float64 [K, 4] in pixels of the clip, and int64 [K], their rows. Of a box that is cut at least a pixel
@@ -356,14 +328,9 @@ def visible_boxes(
 
 
 def border_boxes(geometry: ClipGeometry, boxes: np.ndarray) -> np.ndarray:
-    """All boxes cut to a clip; one that lies outside becomes a pixel at the border next to it.
+    """All boxes, float64 [R, 4] in pixels of the frame, cut to a clip: float64 [R, 4] in its pixels.
 
-    Args:
-        geometry: of the clip.
-        boxes: float64 [R, 4], in pixels of the video's frame.
-
-    Returns:
-        float64 [R, 4] in pixels of the clip, at least a pixel wide and high each.
+    One that lies outside becomes a pixel at the border next to it; each is at least a pixel wide and high.
     """
     height, width = geometry.size
     cut = clip_boxes(geometry.apply_boxes(boxes), height, width)
@@ -381,19 +348,10 @@ def crop_with_boxes(
     visible: float = 0.0,
     tries: int = 10,
 ) -> ClipGeometry:
-    """Draw a crop that shows a box: the first of some draws that does, else the last one moved to a box.
+    """Draw a crop that shows a box: the first of ``tries`` that does, else the last one moved to a drawn box.
 
-    Args:
-        transform: draws.
-        boxes: float64 [R, 4], R >= 1, in pixels of the video's frame.
-        height: of the frame, pixels.
-        width: of the frame, pixels.
-        rng: the sample's own generator; draws everything, the box as well.
-        visible: as in ``visible_boxes``.
-        tries: draws.
-
-    Returns:
-        Of which ``visible_boxes`` leaves a box, unless the crop is too small to show enough of the drawn one.
+    Boxes are float64 [R, 4], R >= 1, in pixels of the video's frame. ``visible_boxes`` leaves one of them,
+    unless the crop is too small to show enough of the drawn one.
     """
     for _ in range(tries):
         geometry = transform.sample(height, width, rng)

@@ -35,11 +35,7 @@ class DecordReader(VideoReader):
     decoder = "decord"
 
     def __init__(self, path: str, *, threads: int = 1) -> None:
-        """Open a local file.
-
-        Args:
-            path: of the file.
-            threads: for decoding; 1 suits loader workers, which are processes already. 0 = all cores.
+        """Open a local file; for ``threads`` see `open_video`.
 
         Raises:
             InexactIndexError: decord's index cannot be relied on for this file, or it is no video at all.
@@ -100,11 +96,7 @@ class MemoryReader(VideoReader):
     decoder = "none"
 
     def __init__(self, frames: np.ndarray, *, fps: float) -> None:
-        """Keep the frames.
-
-        Args:
-            frames: uint8 [T, H, W, 3], RGB, every frame of the video and not a choice of them.
-            fps: frames a second.
+        """Keep frames uint8 [T, H, W, 3], RGB: every frame of the video, and their rate per second.
 
         Raises:
             UserError: not of that type and shape, or no frame rate.
@@ -172,12 +164,7 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
 
 
 def probe(path: str | os.PathLike[str], reader: str = "auto") -> VideoInfo:
-    """The facts of a video.
-
-    Raises:
-        VideoReadError: the file cannot be read.
-        UserError: ``reader`` is unknown or not installed.
-    """
+    """The facts of a video, with the errors of `open_video`."""
     with open_video(path, reader) as video:
         return video.info
 

@@ -1,7 +1,7 @@
-"""The side of a worker process: its loop, and the shared memory that names what it is reading.
+"""Worker processes: results in the order of their tasks, even if a worker crashes or hangs.
 
-`workers.py` is the other side. Data sets call `begin_reading` and `continue_reading`; outside a worker these
-do nothing.
+A worker names in shared memory what it is reading: data sets call `begin_reading` and `continue_reading`,
+which do nothing outside a worker.
 """
 
 from __future__ import annotations
@@ -190,7 +190,6 @@ def _end_with_the_training() -> None:
         threading.Thread(target=wait, daemon=True).start()
 
 
-# Worker processes: results in the order of their tasks, even if a worker crashes or hangs.
 READ_SECONDS = 120.0
 """Default time that a worker may spend on one record without progress."""
 TaskT = TypeVar("TaskT")
@@ -278,12 +277,10 @@ class WorkerPool(Generic[TaskT, ResultT]):
     def take(self, stop: Callable[[], bool] = lambda: False) -> ResultT | None:
         """The next result; None if there is no task left, or if ``stop`` became true while waiting.
 
-        Args:
-            stop: called about twice per second.
+        ``stop`` is called about twice per second.
 
         Raises:
-            UserError, RunFailed: what a task raised, as it was raised.
-            RunFailed: workers end again and again.
+            UserError, RunFailed: what a task raised, as it was raised; or workers end again and again.
             RuntimeError: any other error of a task, with its traceback in the message.
         """
         if not self._count:
@@ -402,15 +399,10 @@ def call_apart(
     Args:
         function: picklable; its first argument is the path of the file.
         calls: the arguments of each call.
-        workers: processes; 0 calls it in this one.
-        ahead: calls sent to each worker in advance.
-        read_seconds: time without progress after which a call fails.
+        workers, ahead, read_seconds: as in `WorkerPool`.
 
-    Returns:
+    Yields:
         The result of each call in order, or an error for a call that has ended or stopped two workers.
-
-    Raises:
-        UserError, RunFailed: what the function raised, as it was raised.
     """
     pool = WorkerPool(
         functools.partial(_call, function),

@@ -17,7 +17,6 @@ from typing import Any
 import simplejson
 import torch
 
-from videomaskfeat import __version__
 from videomaskfeat.config import (
     CompareConfig,
     CompareSettings,
@@ -35,7 +34,6 @@ from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
-from videomaskfeat.jobs.report import read_run
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods import build_method
 from videomaskfeat.methods.method import Method
@@ -43,6 +41,7 @@ from videomaskfeat.processes import Verbs
 from videomaskfeat.texts import read_json, show_text
 from videomaskfeat.values import from_parts
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
+from videomaskfeat.viz.report import read_run
 
 TIMED_STEPS = 5
 """Steps of which the median counts; two come before them."""
@@ -445,7 +444,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
     for name, text in (
         ("table.json", simplejson.dumps(content, indent=2, ignore_nan=True)),
         ("table.md", TargetResults.markdown(results)),
-        ("report.html", render_comparison(results, version=__version__, title=folder.name)),
+        ("report.html", render_comparison(results, title=folder.name)),
     ):
         with whole_file(folder / name) as file:
             file.write(text)

@@ -38,7 +38,6 @@ from videomaskfeat.inference.key_frames import (
 )
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.results import detection_protocol, identity_of
-from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
@@ -53,6 +52,7 @@ from videomaskfeat.recipe import (
     normalize,
     recipe_texts,
 )
+from videomaskfeat.viz.report import write_report
 
 LOSSES = ("sigmoid", "poses")
 AVA_POSES = tuple(range(1, 15))
@@ -77,7 +77,7 @@ def detect_train(config: DetectConfig) -> Outcome:
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     if config.evaluate.every_seconds < 1:
         raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
-    return run_training(DetectRun, config, environment=environment_text, report=report)
+    return run_training(DetectRun, config, environment=environment_text, report=write_report)
 
 
 class DetectRun(Run):

@@ -32,13 +32,13 @@ from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names
 from videomaskfeat.inference.multiview import Machine, VideoScores, evaluate_model, views_of
-from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels, normalize
+from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
     """
     check_required(config, data_train="train.csv", run_folder="runs/first")
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
-    return run_training(FinetuneRun, config, environment=environment_text, report=report)
+    return run_training(FinetuneRun, config, environment=environment_text, report=write_report)
 
 
 class FinetuneRun(Run):

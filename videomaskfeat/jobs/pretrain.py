@@ -16,7 +16,6 @@ from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.inference.probe import FeatureProbe
-from videomaskfeat.jobs.report import report
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
 from videomaskfeat.methods import build_method
 from videomaskfeat.methods.method import HeldOutLoss
@@ -24,6 +23,7 @@ from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY
 from videomaskfeat.targets.target import margin
+from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         RunFailed: the loss is not finite, or nothing can be saved.
     """
     check_required(config, data_train="videos.csv", run_folder="runs/first")
-    return run_training(PretrainRun, config, environment=environment_text, report=report)
+    return run_training(PretrainRun, config, environment=environment_text, report=write_report)
 
 
 class PretrainRun(Run):

@@ -27,7 +27,6 @@ from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256
-from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import code_counts, perplexity, used_codes
 from videomaskfeat.models.perceptual import PerceptualDistance
@@ -43,6 +42,7 @@ from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import read_clip_recipe
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
+from videomaskfeat.viz.report import write_report
 
 RECIPE_KEY = "tokenizer"
 """Key of what is known of a tokenizer besides its arguments, as JSON, in the metadata of its weights file."""
@@ -59,7 +59,7 @@ def train_tokenizer(config: TokenizerConfig) -> Outcome:
     """
     check_required(config, data_train="videos.csv", run_folder="runs/tokens")
     check_keys(config)
-    return run_training(TokenizerRun, config, environment=environment_text, report=report)
+    return run_training(TokenizerRun, config, environment=environment_text, report=write_report)
 
 
 class TokenizerRun(Run):

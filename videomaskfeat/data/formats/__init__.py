@@ -118,14 +118,10 @@ def expand_folders(paths: Iterable[str], *, stills: bool) -> list[str]:
 
 
 def write_clean_list(path: str, target: str, records: Records, rows: Sequence[int], *, format: str) -> None:
-    """Write a list with some rows of another one.
+    """Write a list at ``target`` with some rows (numbers from 0) of the list at ``path``.
 
-    Args:
-        path: the list file or folder that ``records`` were read from.
-        target: the new list; a folder's rows are `path label`, with paths from the new list's own place.
-        records: all rows.
-        rows: numbers from 0 of those to keep.
-        format: as in :func:`load_records`.
+    They stand as they stood there; of a folder they are `path label`, with paths from the new list's own
+    place.
 
     Raises:
         UserError: the rows cannot be told apart, or the file cannot be written.

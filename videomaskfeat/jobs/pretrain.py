@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +128,17 @@ class PretrainRun(Run):
         if self.heldout is None:
             return None
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-        batches = self.heldout_batches(self.config.run.evaluate_clips)
-        return distributed.run_on_main(lambda: self.method.heldout(batches, autocast=autocast))
+        return distributed.run_on_main(lambda: self.method.heldout(self.first_batches(), autocast=autocast))
+
+    def first_batches(self) -> Iterator[Any]:
+        """The held-out batches, on rank 0."""
+        left = min(self.config.run.evaluate_clips, len(self.heldout.dataset))
+        for batch in self.heldout.epoch(0):
+            if left <= 0:
+                return
+            distributed.stop_if_requested()
+            left -= len(batch.index)
+            yield batch.to(self.device)
 
     def save(self, path: Path) -> None:
         """Write all models of the method beside the path."""

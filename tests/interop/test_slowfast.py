@@ -116,8 +116,10 @@ def test_clips_and_views_are_told_as_the_yaml_has_them(
 ) -> None:
     case = RECORDED / "mvitv2_kinetics"
     clip = load_slowfast(write_config(tmp_path, changes, of=case), case / "checkpoint.pyth").clip
-    assert {name: getattr(clip, name) for name in facts} == facts
-    assert (clip.frames, clip.stride, clip.crop, clip.classes, clip.offset) == (4, 4, 64, 7, True)
+    found = {**vars(clip.recipe.clip), **vars(clip.recipe), **vars(clip)}
+    assert {name: found[name] for name in facts} == facts
+    sizes = (clip.recipe.clip.frames, clip.recipe.clip.stride, clip.recipe.clip.crop)
+    assert (*sizes, clip.classes, clip.offset) == (4, 4, 64, 7, True)
 
 
 def test_masks_are_told_as_the_yaml_has_them(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_facts_of_the_recorded_yamls_are_told() -> None:
     assert image.mask is not None
     assert (image.mask.kind, image.mask.ratio, image.mask.window) == ("block", 0.4, (1, 4, 4))
     assert isinstance(image.target, ImageTarget)
-    assert image.clip.mean == (0.485, 0.456, 0.406)
+    assert image.clip.recipe.clip.mean == (0.485, 0.456, 0.406)
     assert image.model.created_as[0] == "maskfeat_vit_b_image"  # none has its depth: the arguments decide
 
 

@@ -200,8 +200,8 @@ def test_avi_that_states_twice_its_rate_is_detected_as_the_mp4(
         shown.extend(read_number(picture) for picture in pictures)
         return [np.array([[0.0, 0, *picture.shape[1::-1], 0.9]]) for picture in pictures]
 
-    monkeypatch.setattr("tests.tasks.test_detect_video.left_half", whole)
-    plug_in = ["--detector", "tests.tasks.test_detect_video:left_half", "--every", "0.5"]
+    monkeypatch.setattr("tests.jobs.test_detect_video.left_half", whole)
+    plug_in = ["--detector", "tests.jobs.test_detect_video:left_half", "--every", "0.5"]
     for name, options in {"found": plug_in, "listed": ["--boxes", str(videos / "boxes.csv")]}.items():
         told, rows = [], []
         for path in (source, copied):

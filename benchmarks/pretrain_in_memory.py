@@ -153,9 +153,7 @@ def pretrain(name: str, *, device: str, steps: int, dry: bool) -> dict[str, Any]
     network = distributed.parallel(method.student, place)
     method.to(place)
     schedule = build_schedule(config.optim)
-    optimizer = build_optimizer(
-        config.optim, method.student, base_lr=schedule.base_lr, encoder=method.encoder
-    )
+    optimizer = build_optimizer(config.optim, method.student, base_lr=schedule.base_lr)
     bf16 = uses_bf16(config.run.precision, place)
     loader = make_loader(config, batches=batches, pin=place.type == "cuda")
     with tempfile.TemporaryDirectory() as folder:

@@ -13,9 +13,11 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast import ImageTarget
 from videomaskfeat.losses import masked_mse
-from videomaskfeat.models.heads import ViTClassifier
+from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.mae import MAE
-from videomaskfeat.models.maskfeat import ViTMaskFeat
+from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.vit import ViT
+from videomaskfeat.models.zoo import with_head
 from videomaskfeat.targets.pixels import PixelTarget
 
 RECORDED = Path(__file__).parents[1] / "golden"
@@ -23,7 +25,7 @@ VIDEO = RECORDED / "mae_vit_video"
 IMAGE = RECORDED / "maskfeat_vit_image"
 
 
-@pytest.mark.parametrize(("case", "kind"), [(VIDEO, MAE), (IMAGE, ViTMaskFeat)])
+@pytest.mark.parametrize(("case", "kind"), [(VIDEO, MAE), (IMAGE, with_head(MaskFeat, ViT))])
 def test_recorded_pretraining_step_is_reproduced(case: Path, kind: type) -> None:
     imported = load_slowfast(case / "config.yaml", case / "checkpoint.pyth")
     expected = torch.load(case / "expected.pt", weights_only=True)
@@ -100,7 +102,7 @@ def test_classifier_on_a_vision_transformer_is_read(tmp_path: Path, image: bool)
     }
     imported = load_slowfast(write_config(tmp_path, changes, of=case), tmp_path / "classifier.pyth")
     model = imported.model
-    assert isinstance(model, ViTClassifier)
+    assert isinstance(model, with_head(Classifier, ViT))
     clips = torch.randn(2, 3, 64, 64) if image else torch.randn(2, 3, 4, 64, 64)
     logits = model(clips)
     tokens, _ = model.through_blocks(*model.patch_embed(clips[:, :, None] if image else clips))

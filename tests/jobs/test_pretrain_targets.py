@@ -20,9 +20,9 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.methods.method import build_target
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import load_model, save_weights
+from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
 from videomaskfeat.targets.features import FeatureTarget
 

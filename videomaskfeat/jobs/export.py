@@ -35,12 +35,12 @@ from videomaskfeat.interop.slowfast_export import slowfast_options, slowfast_sta
 from videomaskfeat.io import make_folder
 from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import Detector
-from videomaskfeat.models.encoder import encoder_of
-from videomaskfeat.models.encoder_base import Encoder, as_triple, on_grid
+from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
+from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import (
     ENCODER_KEY,
     METADATA_KEY,
@@ -235,8 +235,7 @@ def slowfast_clip_keys(recipe: ClassifyRecipe) -> dict[str, dict[str, Any]]:
 def _clip_size(model: Encoder, recipe: ClassifyRecipe | None) -> tuple[int, int, int]:
     if recipe is not None:
         return recipe.clip.frames, recipe.clip.crop, recipe.clip.crop
-    cubes, steps = model.native_grid.shape, model.patch_embed.stride
-    return as_triple(count * step for count, step in zip(cubes, steps, strict=True))
+    return model.clip_size
 
 
 def _in_words(

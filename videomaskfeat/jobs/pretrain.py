@@ -52,7 +52,7 @@ class PretrainRun(Run):
         )
         self.heldout = self.method.heldout_loader()
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
-        self.learn(self.method.student, encoder=self.method.encoder)
+        self.learn(self.method.student)
         self.method.to(device)
         self.probe = (
             FeatureProbe(config.probe, config.data, self.method.recipe.clip, device=device, bf16=self.bf16)

@@ -21,7 +21,6 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import EXACT, MASKS, Mask, MaskFunction
 from videomaskfeat.models import arguments_of, create_model_from
-from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
 from videomaskfeat.targets.target import Target
@@ -70,7 +69,8 @@ def build_model(config: PretrainConfig, target: Target) -> nn.Module:
     except UserError as error:
         raise UserError(f"target.name {config.target.name!r}: {error}; or {target.grid_remedy}") from error
     if wanted != output:
-        pools = ", or the model's q_pool_at" if isinstance(model, MViT) else ""
+        argument = getattr(model, "grid_argument", "")
+        pools = f", or the model's {argument}" if argument else ""
         raise UserError(
             f"target.name {config.target.name!r} gives values on a grid of {wanted}, and {name} predicts on "
             f"{output}; {target.grid_remedy}{pools}"

@@ -185,7 +185,7 @@ class TokenizerRun(Run):
         batch = next(iter((self.heldout or self.loader).epoch(0)))
         pictures = pictures_of(batch.to(self.device).clips)[:count]  # [n, C, H, W]
         tokens = self.tokenizer.tokens(pictures)
-        decoded = self.tokenizer.denormalise(self.tokenizer.decode(tokens))
+        decoded = self.tokenizer.denormalize(self.tokenizer.decode(tokens))
         write_reconstructions(
             self.path / "pictures" / "reconstructions.png",
             frames=_as_bytes(pictures),
@@ -439,11 +439,11 @@ class TokenizerStep(ABC):
         """The loss of a batch of frames, and its parts."""
         pictures = pictures_of(batch.clips)
         tokens, reconstruction, loss, figures, state = self._code(pictures)
-        error = F.mse_loss(reconstruction.float(), self.tokenizer.normalise(pictures))
+        error = F.mse_loss(reconstruction.float(), self.tokenizer.normalize(pictures))
         loss = loss + error
         figures["reconstruction"] = error
         if self.perceptual is not None:
-            distance = self.perceptual(pictures, self.tokenizer.denormalise(reconstruction))
+            distance = self.perceptual(pictures, self.tokenizer.denormalize(reconstruction))
             loss = loss + self.perceptual_weight * distance
             figures["perceptual"] = distance
         counts = distributed.mean_over_ranks(code_counts(tokens, self.tokenizer.vocabulary).float())
@@ -591,7 +591,7 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
     sums = squares = torch.zeros(3, dtype=torch.float64)  # red, green, blue
     for pictures in batches:
         tokens = tokenizer.tokens(pictures)
-        truth = tokenizer.normalise(pictures).double()  # [B, C, H, W]
+        truth = tokenizer.normalize(pictures).double()  # [B, C, H, W]
         squared += float((tokenizer.decode(tokens).double() - truth).square().sum())
         sums = sums + truth.sum((0, 2, 3)).cpu()  # [C]
         squares = squares + truth.square().sum((0, 2, 3)).cpu()

@@ -342,7 +342,7 @@ def build_encoder(config: PretrainConfig) -> Encoder:
     """
     clip, name = config.clip, config.model.name
     check_name("model.name", name, MODELS)
-    encoder_name = MODELS[name].build.encoder_name  # type: ignore[attr-defined]
+    encoder_name = MODELS[name].build.encoder_name
     known = arguments_of(encoder_name)
     arguments = {key: value for key, value in arguments_of(name).items() if key in known}
     size = (clip.frames, clip.crop, clip.crop)

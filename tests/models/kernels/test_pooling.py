@@ -1,4 +1,4 @@
-"""Depthwise pooling against torch's own convolution."""
+"""Depthwise pooling against its plain version."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reference.pooling import plain_depthwise_conv3d
-from videomaskfeat.models.kernels.pooling import depthwise_conv3d
+from tests.autograd import assert_same_gradients
+from videomaskfeat.models.kernels.pooling import Pool, depthwise_conv3d, plain_pool_tokens, pool_tokens
 
+Triple = tuple[int, int, int]
 # (grid, kernel, stride): every kind that MViT uses, and odd ones (windows that overlap or not, in time too).
 CASES = [
     ((4, 6, 6), (3, 3, 3), (1, 1, 1)),
@@ -26,7 +27,7 @@ CASES = [
 
 
 def make_inputs(
-    grid: tuple[int, ...], kernel: tuple[int, ...], channels: int = 5, dtype: torch.dtype = torch.float32
+    grid: Triple, kernel: Triple, channels: int = 5, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *grid, channels, generator=generator, dtype=torch.float64).to(dtype)
@@ -34,37 +35,64 @@ def make_inputs(
     return x.requires_grad_(), weight.requires_grad_()
 
 
-def gradients(output: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    upstream = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
-    return torch.autograd.grad(output, (x, weight), upstream)
+def plain(x: Tensor, weight: Tensor, stride: Triple) -> Tensor:
+    """As ``depthwise_conv3d``, by the plain version."""
+    grid = (x.shape[1], x.shape[2], x.shape[3])
+    return plain_pool_tokens(x.flatten(1, 3), 0, grid, [Pool(weight, len(weight), stride)])[1]
 
 
 @pytest.mark.parametrize(("grid", "kernel", "stride"), CASES)
-def test_outputs_and_gradients_equal_the_plain_convolution(grid, kernel, stride) -> None:
+def test_outputs_and_gradients_equal_the_plain_convolution(
+    grid: Triple, kernel: Triple, stride: Triple
+) -> None:
     x, weight = make_inputs(grid, kernel, channels=20)
-    ours, plain = depthwise_conv3d(x, weight, stride), plain_depthwise_conv3d(x, weight, stride)
     # float32 sums of up to a few hundred products of order 1, in another order.
-    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
-    for mine, theirs in zip(gradients(ours, x, weight), gradients(plain, x, weight), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=5e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("grid", "kernel", "stride"), CASES)
-def test_gradients_are_the_derivatives(grid, kernel, stride) -> None:
+    assert_same_gradients(
+        depthwise_conv3d(x, weight, stride), plain(x, weight, stride), [x, weight], atol=5e-5
+    )
+    padding = [size // 2 for size in kernel]
+    image = x.detach().permute(0, 4, 1, 2, 3).contiguous()
+    expected = torch.nn.functional.conv3d(image, weight, None, stride, padding, 1, 20)
+    torch.testing.assert_close(
+        plain(x, weight, stride), expected.permute(0, 2, 3, 4, 1), atol=1e-5, rtol=1e-5
+    )
     x, weight = make_inputs(grid, kernel, channels=1, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda a, b: depthwise_conv3d(a, b, stride), (x, weight), fast_mode=True)
 
 
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize("widths", [(2, 4), (6,), (1, 2, 3)])
+def test_channels_are_pooled_each_by_their_own_weight(prefix: int, widths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    grid = (2, 4, 4)
+    tokens = torch.randn(2, prefix + 32, sum(widths), requires_grad=True)
+    weights = [torch.randn(width, 1, 3, 3, 3, requires_grad=True) for width in widths]
+    strides: list[Triple] = [(1, 2, 2), (1, 4, 4), (1, 1, 1)][: len(widths)]
+    pools = [Pool(*each) for each in zip(weights, widths, strides, strict=True)]
+    results, expected = (
+        torch.cat([part.flatten() for part in function(tokens, prefix, grid, pools)])
+        for function in (pool_tokens, plain_pool_tokens)
+    )
+    assert_same_gradients(results, expected, [tokens, *weights])
+    start = widths[0]
+    alone = depthwise_conv3d(tokens[:, prefix:, :start].unflatten(1, grid), weights[0], strides[0])
+    first, pooled, *_ = pool_tokens(tokens, prefix, grid, pools)
+    assert torch.equal(first, tokens[:, :prefix])
+    assert torch.equal(pooled, alone)
+
+
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (1, 4, 4)])
-def test_bfloat16_stays_near_float32(stride) -> None:
+def test_bfloat16_stays_near_float32(stride: Triple) -> None:
     x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=32, dtype=torch.bfloat16)
     ours = depthwise_conv3d(x, weight, stride)
     wide_x, wide_weight = (value.detach().float().requires_grad_() for value in (x, weight))
-    exact = plain_depthwise_conv3d(wide_x, wide_weight, stride)
+    exact = plain(wide_x, wide_weight, stride)
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours.float(), exact, atol=1e-2, rtol=1e-2)  # 8 bits: 1 / 256 of the value
-    pairs = zip(gradients(ours, x, weight), gradients(exact, wide_x, wide_weight), strict=True)
-    for mine, theirs in pairs:
+    upstream = torch.linspace(-1, 1, exact.numel()).view(exact.shape)
+    found = torch.autograd.grad(ours, (x, weight), upstream.bfloat16())
+    expected = torch.autograd.grad(exact, (wide_x, wide_weight), upstream)
+    for mine, theirs in zip(found, expected, strict=True):
         scale = float(theirs.abs().max())
         torch.testing.assert_close(mine.float() / scale, theirs / scale, atol=1e-2, rtol=1e-2)
 
@@ -73,24 +101,14 @@ def test_strided_views_give_the_same_as_copies() -> None:
     base, weight = make_inputs((4, 6, 6), (3, 3, 3), channels=24)
     weight = weight[:8]
     view = base[..., 8:16]
-    ours, copied = (
-        depthwise_conv3d(view, weight, (1, 2, 2)),
-        depthwise_conv3d(view.clone(), weight, (1, 2, 2)),
-    )
-    assert torch.equal(ours, copied)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(gradients(ours, base, weight), gradients(copied, base, weight), strict=True)
-    )
+    ours, copied = (depthwise_conv3d(x, weight, (1, 2, 2)) for x in (view, view.clone()))
+    assert_same_gradients(ours, copied, [base, weight], atol=0, rtol=0)
 
 
 def test_autocast_keeps_the_type_of_the_tokens() -> None:
     x, weight = make_inputs((2, 4, 4), (3, 3, 3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        wide, narrow = (
-            depthwise_conv3d(x, weight, (1, 1, 1)),
-            depthwise_conv3d(x.bfloat16(), weight, (1, 1, 1)),
-        )
+        wide, narrow = (depthwise_conv3d(tokens, weight, (1, 1, 1)) for tokens in (x, x.bfloat16()))
     assert torch.equal(wide, depthwise_conv3d(x, weight, (1, 1, 1)))
     assert narrow.dtype == torch.bfloat16
     narrow.float().sum().backward()
@@ -118,21 +136,16 @@ def test_custom_operator_is_registered_soundly() -> None:
 def test_compiles_whole_with_gradients() -> None:
     x, weight = make_inputs((4, 6, 6), (3, 3, 3), channels=8)
     compiled = torch.compile(lambda a, b: depthwise_conv3d(a, b, (1, 2, 2)) * 2, fullgraph=True)
-    ours, eager = compiled(x, weight), depthwise_conv3d(x, weight, (1, 2, 2)) * 2
-    torch.testing.assert_close(ours, eager, atol=1e-6, rtol=1e-6)
-    for mine, theirs in zip(gradients(ours, x, weight), gradients(eager, x, weight), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+    eager = depthwise_conv3d(x, weight, (1, 2, 2)) * 2
+    assert_same_gradients(compiled(x, weight), eager, [x, weight], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (1, 4, 4)])
-def test_cuda_equals_cpu(stride: tuple[int, int, int]) -> None:
+def test_cuda_equals_cpu(stride: Triple) -> None:
     x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=16, dtype=torch.float64)
-    cpu = depthwise_conv3d(x, weight, stride)
     cuda = depthwise_conv3d(x.cuda(), weight.cuda(), stride).cpu()
-    torch.testing.assert_close(cuda, cpu)
-    for ours, expected in zip(gradients(cuda, x, weight), gradients(cpu, x, weight), strict=True):
-        torch.testing.assert_close(ours, expected)
+    assert_same_gradients(cuda, depthwise_conv3d(x, weight, stride), [x, weight], atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.cuda

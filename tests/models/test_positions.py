@@ -1,7 +1,8 @@
-"""Image models' weights in models for clips: what a still clip gives, and what the report says."""
+"""Absolute positions on other grids, and weights of image models in models for clips."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
+from videomaskfeat.models.positions import joint_positions, separable_positions, sincos_positions
 from videomaskfeat.models.weights import load_into
 
 SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "linear_std": 0.1}
@@ -112,3 +115,28 @@ def test_an_image_model_trains_on_from_a_classifier_of_videos_only_by_name() -> 
 def test_unknown_way_is_answered_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"inflate 'center' is unknown; did you mean 'centred'"):
         load_into(create_model("vit_nano", **VIDEO), image_state(), inflate="center", **HEADS)
+
+
+def test_separable_positions_are_the_sum_of_space_and_time() -> None:
+    space, time = torch.randn(1, 6, 5), torch.randn(1, 2, 5)
+    grid = TokenGrid(2, 2, 3)
+    table = separable_positions(space, time, grid, grid).unflatten(1, grid.shape)
+    for t, h, w in ((0, 0, 0), (1, 1, 2), (0, 1, 0)):
+        torch.testing.assert_close(table[0, t, h, w], space[0, h * 3 + w] + time[0, t])
+    doubled = joint_positions(table.flatten(1, 3), grid, TokenGrid(4, 4, 6))
+    torch.testing.assert_close(doubled.mean(1), table.flatten(1, 3).mean(1), atol=1e-5, rtol=1e-5)
+
+
+def test_fixed_positions_are_waves_of_time_column_and_row() -> None:
+    grid = TokenGrid(2, 3, 4)
+    table = sincos_positions(16, grid, prefix=1, device=torch.device("cpu"))
+    assert table.shape == (1, 25, 16)
+    assert not table[0, 0].any()
+    t, h, w = 1, 2, 3
+    # 4 channels of time, 6 of the column, 6 of the row; half of each sines, half cosines.
+    expected = []
+    for index, pairs in ((t, 2), (w, 3), (h, 3)):
+        angles = [index / 10000 ** (i / pairs) for i in range(pairs)]
+        expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+    found = table[0, 1 + (t * 3 + h) * 4 + w]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)

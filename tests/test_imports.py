@@ -21,6 +21,7 @@ GROUND = {
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
 SIDEWAYS = {
+    ("engine", "config"),
     ("interop", "models"),
     ("interop", "targets"),
     ("targets", "models"),

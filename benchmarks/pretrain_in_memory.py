@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import ROOT, machine, now, other_load, write_json
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import LoopOptions
@@ -35,6 +35,7 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.pretrain_building import mask_function, mask_grid
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods import build_method
+from videomaskfeat.schemas import PretrainConfig
 
 TIMED = 100
 """Steps at the end of which the median counts."""

@@ -30,10 +30,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
-from videomaskfeat.config import PretrainConfig, load_config  # noqa: E402
+from videomaskfeat.config import load_config  # noqa: E402
 from videomaskfeat.methods.masked import MaskedPrediction  # noqa: E402
 from videomaskfeat.models.weights import load_into, read_state  # noqa: E402
 from videomaskfeat.recipe import normalize  # noqa: E402
+from videomaskfeat.schemas import PretrainConfig  # noqa: E402
 
 CLIPS = 120
 SEEN = ("clip", "shuffled", "own time", "other times", "none")

@@ -12,11 +12,12 @@ import yaml
 from tests.jobs.conftest import TINY
 from tests.jobs.test_finetune import TINY as TINY_FINETUNE
 from videomaskfeat.cli import main
-from videomaskfeat.config import CompareConfig, CompareSettings, config_text, load_config
+from videomaskfeat.config import config_text, load_config
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.compare import Command, overrides_of, plan_runs
 from videomaskfeat.methods import METHODS
 from videomaskfeat.processes import Verbs
+from videomaskfeat.schemas import CompareConfig, CompareSettings
 from videomaskfeat.targets import TARGETS
 
 SETTINGS: dict[str, Any] = {

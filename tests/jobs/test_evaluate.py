@@ -19,7 +19,7 @@ from tests.jobs.scored_videos import BROKEN, LABELS, Run, write_list, write_word
 from tests.jobs.weights_files import NAMES, RECIPE, write_classifier
 from tests.reference.accuracy import knn_shares, mean_class, sorted_classes, top_k
 from tests.viz.pages import Page
-from videomaskfeat.cli import build_parser
+from videomaskfeat.cli import CommandLine
 from videomaskfeat.engine import distributed
 from videomaskfeat.inference.classifiers import load_classifier, load_encoder
 from videomaskfeat.inference.multiview import Machine
@@ -306,9 +306,8 @@ def test_average_of_two_evaluations(made: Path, run: Run, tmp_path: Path) -> Non
 
 
 def test_average_is_not_written_over_an_evaluation() -> None:
-    parser = build_parser()
-    assert parser.parse_args(["evaluate", "best.safetensors", "val.csv"]).out == "evaluation"
-    assert parser.parse_args(["average-scores", "a", "b"]).out == "ensemble"
+    assert CommandLine("evaluate").read(["best.safetensors", "val.csv"]).out == "evaluation"
+    assert CommandLine("average-scores").read(["a", "b"]).out == "ensemble"
 
 
 def test_classes_in_words_take_the_numbers_of_the_weights(made: Path, run: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from videomaskfeat.cli import main
-from videomaskfeat.config import FinetuneConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.engine.run import BestWeights
@@ -29,6 +29,7 @@ from videomaskfeat.recipe import (
     normalize,
     read_classify_recipe,
 )
+from videomaskfeat.schemas import FinetuneConfig
 
 from .test_pretrain import last_line, rows
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.jobs.slowfast_yamls import PUBLIC
 from videomaskfeat import cli
-from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier
 from videomaskfeat.interop import load_slowfast
@@ -24,6 +24,7 @@ from videomaskfeat.methods.method import build_target
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import ClassifyRecipe, normalize, read_classify_recipe, read_recipe
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 
 
 def recorded(golden: Path, case: str, folder: Path, changes: dict[str, Any]) -> tuple[Path, Path]:

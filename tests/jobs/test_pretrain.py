@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data.clip_parts import DeadlyClips
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs import pretrain_building
@@ -23,6 +23,7 @@ from videomaskfeat.jobs.pretrain import closing_words
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import normalize
+from videomaskfeat.schemas import PretrainConfig
 
 from .conftest import TINY
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.autograd import saved_for_backward
 from videomaskfeat.cli import main
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.methods.masked import MaskedPrediction
@@ -24,6 +24,7 @@ from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
+from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets.features import FeatureTarget
 
 from .conftest import TINY

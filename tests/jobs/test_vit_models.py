@@ -16,7 +16,7 @@ from tests.engine.toy import metrics
 from tests.jobs.test_export import SMALL_CLIP, frames, normalised, onnx_run, program_run, write
 from videomaskfeat import load_classifier, load_encoder
 from videomaskfeat.cli import main
-from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.export import export
 from videomaskfeat.jobs.finetune import build_classifier
@@ -27,6 +27,7 @@ from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import ClassifyRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "clip_size": (4, 32, 32)}

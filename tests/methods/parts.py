@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PairBatch, PretrainBatch
 from videomaskfeat.methods import build_method
 from videomaskfeat.methods.teaching import TeacherMethod
+from videomaskfeat.schemas import PretrainConfig
 
 ARGUMENTS = {
     "byol": "{projection: 8, hidden_width: 16}",

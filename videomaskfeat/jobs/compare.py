@@ -17,14 +17,7 @@ from typing import Any
 import simplejson
 import torch
 
-from videomaskfeat.config import (
-    CompareConfig,
-    CompareSettings,
-    FinetuneConfig,
-    PretrainConfig,
-    TokenizerConfig,
-    load_config,
-)
+from videomaskfeat.config import load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16
@@ -38,6 +31,13 @@ from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods import build_method
 from videomaskfeat.methods.method import Method
 from videomaskfeat.processes import Verbs
+from videomaskfeat.schemas import (
+    CompareConfig,
+    CompareSettings,
+    FinetuneConfig,
+    PretrainConfig,
+    TokenizerConfig,
+)
 from videomaskfeat.texts import read_json, show_text
 from videomaskfeat.values import from_parts
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison

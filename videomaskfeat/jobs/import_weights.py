@@ -13,7 +13,6 @@ import torch
 import yaml
 from torch import nn
 
-from videomaskfeat.config import FinetuneConfig, PretrainConfig
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.lists import read_class_names
 from videomaskfeat.inference.results import write_json
@@ -23,6 +22,7 @@ from videomaskfeat.jobs.pretrain_building import recipe_of as pretrain_recipe_of
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClipRecipe
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 

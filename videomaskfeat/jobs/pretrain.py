@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
@@ -22,6 +21,7 @@ from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY
+from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.report import write_report
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from videomaskfeat.config import ClipConfig, MaskConfig, PretrainConfig
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
@@ -23,6 +22,7 @@ from videomaskfeat.masking import EXACT, MASKS, Mask, MaskFunction
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.schemas import ClipConfig, MaskConfig, PretrainConfig
 from videomaskfeat.targets.target import Target
 
 HELDOUT_BATCH = 16  # held-out clips that go through the network together, at most

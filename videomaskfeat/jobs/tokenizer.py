@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from videomaskfeat.config import TokenizerConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.formats import load_records
@@ -40,6 +39,7 @@ from videomaskfeat.models.tokenizers import (
 )
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import read_clip_recipe
+from videomaskfeat.schemas import TokenizerConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
 from videomaskfeat.viz.report import write_report

@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import partial
 
 from videomaskfeat import import_submodule
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.methods.byol import Byol
 from videomaskfeat.methods.ibot import Ibot
 from videomaskfeat.methods.latent import Latent
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.methods.method import Method, check_arguments
+from videomaskfeat.schemas import PretrainConfig
 
 __getattr__ = partial(import_submodule, __name__)
 

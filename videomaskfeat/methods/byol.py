@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine.optim import CosineRamp
@@ -33,6 +32,7 @@ from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.maskfeat import ClipEncoder
 from videomaskfeat.models.projection import Projector
+from videomaskfeat.schemas import PretrainConfig
 
 
 class Projecting(nn.Module):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.data.clips import MaskDraw
 from videomaskfeat.data.loader import ClipLoader
@@ -38,6 +37,7 @@ from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory, checked_arguments
 from videomaskfeat.models.maskfeat import MaskedEncoder
 from videomaskfeat.models.projection import PrototypeHead
+from videomaskfeat.schemas import PretrainConfig
 
 _KINDS = ("class", "cube")
 

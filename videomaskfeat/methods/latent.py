@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import Monitor
@@ -23,6 +22,7 @@ from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.maskfeat import MaskedEncoder, check_last_blocks, last_blocks
 from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor
+from videomaskfeat.schemas import PretrainConfig
 
 PREDICTORS = ("transformer", "mlp")
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.io import file_sha256
 from videomaskfeat.jobs.pretrain_building import build_model, draw_mask, mask_grid
 from videomaskfeat.methods.method import HeldOutLoss, Method, build_target, heldout_loss
 from videomaskfeat.recipe import normalize
+from videomaskfeat.schemas import PretrainConfig
 
 
 class MaskedPrediction(Method):

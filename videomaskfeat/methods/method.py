@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.errors import UserError, check_name
@@ -20,6 +19,7 @@ from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.jobs.pretrain_building import heldout_loader, recipe_of, training_loader
 from videomaskfeat.models.limits import checked_arguments
 from videomaskfeat.recipe import Levels, PretrainRecipe, read_clip_recipe, recipe_texts
+from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets import TARGETS
 from videomaskfeat.targets.features import is_path
 from videomaskfeat.targets.target import Target

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.clips import LocalCrops, MaskDraw, PairClips
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColourJitter, RandomColour
@@ -38,6 +37,7 @@ from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.recipe import normalize
+from videomaskfeat.schemas import PretrainConfig
 
 
 @dataclass(frozen=True)

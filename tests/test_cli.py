@@ -227,7 +227,7 @@ LOST = """
 import signal, sys, time
 from videomaskfeat import cli
 from videomaskfeat import terminal
-from videomaskfeat.jobs import doctor
+from videomaskfeat import environment
 
 class Freed:
     def __del__(self):
@@ -237,7 +237,7 @@ def work(*arguments, **options):
     Freed()
     time.sleep(30)
 
-terminal._END_SECONDS, doctor.diagnose = 0.1, work
+terminal._END_SECONDS, environment.diagnose = 0.1, work
 sys.exit(cli.main(["doctor"]))
 """
 

@@ -21,11 +21,13 @@ GROUND = {
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
 SIDEWAYS = {
+    ("interop", "recipe"),
     ("engine", "config"),
     ("interop", "models"),
     ("interop", "targets"),
     ("targets", "models"),
     ("targets", "losses"),
+    ("targets", "recipe"),
     ("data", "masking"),
     ("viz", "targets"),
     ("recipe", "data"),
@@ -46,7 +48,7 @@ ABOVE = {
         *GROUND,
     },
     "jobs": {"schemas", "environment", "methods", "inference", *ROOMS, *GROUND},
-    "methods": {"schemas", "jobs", "inference", *ROOMS, *GROUND},
+    "methods": {"schemas", "inference", *ROOMS, *GROUND},
     "inference": {"schemas", "jobs", *ROOMS, *GROUND},
     "schemas": {"config"},
     "terminal": {"texts"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.inference.probe import FeatureProbe
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
-from videomaskfeat.methods import build_method
+from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import save_weights
@@ -47,10 +47,10 @@ class PretrainRun(Run):
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.method = build_method(config)
-        self.loader = self.method.training_loader(
-            rank=distributed.rank(), world_size=distributed.world_size()
+        self.loader = training_loader(
+            config, self.method, rank=distributed.rank(), world_size=distributed.world_size()
         )
-        self.heldout = self.method.heldout_loader()
+        self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.learn(self.method.student)
         self.method.to(device)
@@ -74,7 +74,7 @@ class PretrainRun(Run):
             f"{multiply_adds(self.model, self.method.example) / 1e9:.1f} G multiply-adds per clip",
             f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
             f"{tokens} = {tokens.size} tokens, predictions on {output}",
-            f"target    {self.method.aim}",
+            f"target    {self.method.description}",
         ]
         sections = {name: getattr(config, name) for name in self.method.unused}
         unused = [name for name, section in sections.items() if section != type(section)()]
@@ -124,21 +124,12 @@ class PretrainRun(Run):
         return {} if self.probe is None else self.probe(self.method.weights()["weights.safetensors"])
 
     def heldout_loss(self) -> HeldOutLoss | None:
-        """The held-out loss; None without a held-out list."""
+        """The held-out loss, of which each rank computes its share; None without a held-out list."""
         if self.heldout is None:
             return None
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-        return distributed.run_on_main(lambda: self.method.heldout(self.first_batches(), autocast=autocast))
-
-    def first_batches(self) -> Iterator[Any]:
-        """The held-out batches, on rank 0."""
-        left = min(self.config.run.evaluate_clips, len(self.heldout.dataset))
-        for batch in self.heldout.epoch(0):
-            if left <= 0:
-                return
-            distributed.stop_if_requested()
-            left -= len(batch.index)
-            yield batch.to(self.device)
+        batches = self.heldout_batches(self.config.run.evaluate_clips)
+        return self.method.heldout_loss(self.model, batches, autocast=autocast)
 
     def save(self, path: Path) -> None:
         """Write all models of the method beside the path."""

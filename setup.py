@@ -18,6 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["videomaskfeat", "videomaskfeat.*"]),
+    package_data={"videomaskfeat.viz": ["templates/*"]},
     install_requires=[
         "torch>=2.11",
         # decord has no wheel elsewhere (Linux on Arm, macOS on Apple silicon): PyAV alone reads videos there.
@@ -34,6 +35,8 @@ setup(
         "rich>=13",
         "tensorboard>=2.15",
         "matplotlib>=3.8",
+        "Jinja2>=3.1",
+        "vl-convert-python>=1.9",  # Vega-Lite's JavaScript, which pages take in
     ],
     extras_require={
         "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],

@@ -164,7 +164,7 @@ def test_choices_of_frames_and_boxes_are_named_in_the_result(
         "views": "Boxes ground truth · Frames whole · Short sides 32, 40 · Flip yes",
         "detected": "Boxes detected of score 0.93 and up · Frames whole · Short side 32 · Flip no",
     }.items():
-        assert f"<p>{words}</p></header>" in pages[name]
+        assert f"<p>{words}</p>" in pages[name]
     lines = list(csv.reader(scores["plain"][1].splitlines()))
     boxes: dict[tuple[str, ...], dict[int, float]] = {tuple(line[:6]): {} for line in lines}
     for line in lines:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.test_report import Page
 from tests.metrics.test_ava_map import golden_files
+from tests.viz.pages import Page
 from videomaskfeat import cli
 from videomaskfeat.jobs.score_ava import score_ava
 from videomaskfeat.metrics.ava_map import evaluate_files

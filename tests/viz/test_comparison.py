@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videomaskfeat.viz.comparison import HEADER, SeedResult, TargetCost, TargetResults, render_comparison
+from tests.viz.pages import Page
+from videomaskfeat.viz.comparison import (
+    HEADER,
+    SeedResult,
+    TargetCost,
+    TargetResults,
+    comparison_data,
+    render_comparison,
+)
 
 COST = TargetCost(step_ms=50.0, clips=8, target_ms=5.0, parameters=10)
 
@@ -64,25 +72,31 @@ def test_one_seed_has_no_spread_and_without_finetuning_there_is_no_figure() -> N
     assert [line.count("|") for line in markdown.splitlines()] == [len(HEADER) + 1] * 4
 
 
-def test_page_shows_finetuned_bars_and_a_loss_curve_a_target() -> None:
-    html = render_comparison([RESULTS], version="1", title="compare")
-    assert "1 target, 2 seeds each" in html
-    assert "42.0 ± 2.8 %" in html
-    assert "from scratch 40.0 ± 0.0 %" in html
-    assert "per step of 8 clips; 5 ms of it for the target" in html
-    assert html.count("<svg") == 2  # the linear probe and the loss
+def test_page_shows_finetuned_bars_and_a_loss_curve_per_target() -> None:
+    text = Page(render_comparison([RESULTS], title="compare")).text
+    for words in (
+        "1 target, 2 seeds each",
+        "42.0 ± 2.8 %",
+        "from scratch 40.0 ± 0.0 %",
+        "per step of 8 clips; 5 ms of it for the target",
+        "They were asked for 120 videos of 12 classes (chance 8.3).",
+    ):
+        assert words in text
+    data = comparison_data([RESULTS], title="compare")
+    assert data["probes"][0]["data"] is None  # k-NN was not run
+    (curve,) = data["probes"][1]["data"]["curves"]  # the untrained at 0, then the one step of both
+    assert (curve["step"], curve["value"]) == ([0, 2], [15, 25])
+    (curve,) = data["losses"][0]["data"]["curves"]  # over the steps of both
+    assert (curve["step"], curve["value"]) == ([1, 2], [1, 0.5])
 
 
-def test_page_says_what_was_asked_and_links_to_every_run() -> None:
-    html = render_comparison([RESULTS], version="1", title="compare")
-    assert "They were asked for 120 videos of 12 classes (chance 8.3)." in html
-    for seed in (1, 2):
-        for run in ("pretrained", "finetuned"):
-            path = f"hog/seed_{seed}/{run}"
-            assert f'<a href="{path}/report.html">{path}</a>' in html
+def test_page_links_to_every_run() -> None:
+    html = render_comparison([RESULTS], title="compare")
+    for path in (f"hog/seed_{seed}/{run}" for seed in (1, 2) for run in ("pretrained", "finetuned")):
+        assert f'<a href="{path}/report.html">{path}</a>' in html
 
 
 def test_page_does_not_count_for_seeds_that_were_asked_differently() -> None:
     other = SeedResult(3, [], RESULTS.seeds[0].metrics, {"probe_videos": 60, "probe_classes": 12}, {}, {})
     both = TargetResults("hog", "nano", COST, [*RESULTS.seeds, other])
-    assert "They were asked" not in render_comparison([both], version="1", title="compare")
+    assert "They were asked" not in Page(render_comparison([both], title="compare")).text

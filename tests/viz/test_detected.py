@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from videomaskfeat.data.video import open_video
-from videomaskfeat.viz.labelled import Bar, DrawnPerson, colour_of, draw_persons, place_panels, write_persons
-from videomaskfeat.viz.pictures import text_width
+from videomaskfeat.viz.labelled import Bar, DrawnPerson, color_of, draw_persons, place_panels, write_persons
+from videomaskfeat.viz.sheet import text_width
 
 BARS = (Bar("talk to (e.g., self, a person, a group)", 0.5), Bar("stand", 1.0), Bar("sit", 0.0))
 
 
-def grey(height: int, width: int) -> np.ndarray:
+def gray(height: int, width: int) -> np.ndarray:
     return np.full((height, width, 3), 128, np.uint8)
 
 
 def drawn(persons: list[DrawnPerson], height: int = 360, width: int = 640) -> np.ndarray:
-    (sheet,) = draw_persons([(grey(height, width), persons)])
+    (sheet,) = draw_persons([(gray(height, width), persons)])
     return sheet
 
 
@@ -49,7 +49,7 @@ def test_a_frame_without_persons_is_left_alone() -> None:
     ],
 )
 def test_box_frames_the_person_at_any_size(size: tuple[int, int], sheet: tuple[int, int]) -> None:
-    """The coloured line lies on the edges of the box, to the rounding of a pixel and half a line's width."""
+    """The colored line lies on the edges of the box, to the rounding of a pixel and half a line's width."""
     person = DrawnPerson(3, (0.25, 0.5, 0.75, 1.0), "person 4")
     picture = drawn([person], *size)
     assert picture.shape == (*sheet, 3)
@@ -58,22 +58,22 @@ def test_box_frames_the_person_at_any_size(size: tuple[int, int], sheet: tuple[i
     height = min(sheet[0], round(size[0] * sheet[0] / size[0]))
     width = min(480 if size[1] < 480 else 1280, round(size[1] * height / size[0]))
     left = (sheet[1] - width) // 2
-    x1, y1, x2, y2 = span((np.abs(picture.astype(int) - colour_of(3)) < 12).all(axis=-1))
+    x1, y1, x2, y2 = span((np.abs(picture.astype(int) - color_of(3)) < 12).all(axis=-1))
     assert x1 == pytest.approx(left + 0.25 * width, abs=4)
     assert x2 == pytest.approx(left + 0.75 * width, abs=4)
     assert y2 == pytest.approx(height, abs=2)
-    assert y1 <= 0.5 * height + 4  # the panel's strip of the same colour stands above
+    assert y1 <= 0.5 * height + 4  # the panel's strip of the same color stands above
     assert y1 >= 0.5 * height - 40
 
 
 def test_bars_are_as_long_as_their_shares() -> None:
-    """Below the strip-wide title, each bar's coloured part: half, all and nothing of the panel's room."""
+    """Below the strip-wide title, each bar's colored part: half, all and nothing of the panel's room."""
     frame = np.zeros((720, 1280, 3), np.uint8)
     (sheet,) = draw_persons([(frame, [DrawnPerson(0, (0.1, 0.5, 0.3, 0.9), "person 1", BARS)])])
     panel = sheet[100:355]  # above the box, whose line begins at 360 - 2
-    # On black, a panel of 82 % shows colours at 82 %.
-    coloured = (np.abs(panel.astype(int) - 0.82 * np.array(colour_of(0))) < 2).all(axis=-1)
-    lengths = coloured[:, 128 + 8 :].sum(axis=1)  # right of the strip
+    # On black, a panel of 82 % shows colors at 82 %.
+    colored = (np.abs(panel.astype(int) - 0.82 * np.array(color_of(0))) < 2).all(axis=-1)
+    lengths = colored[:, 128 + 8 :].sum(axis=1)  # right of the strip
     room = lengths.max()
     assert room > 300
     assert [int(length) for length in lengths if length] == [pytest.approx(room / 2, abs=1)] * 3 + [room] * 3
@@ -129,7 +129,7 @@ def test_panels_leave_their_own_box_free_where_there_is_room() -> None:
 def test_long_names_are_cut_and_not_the_percents() -> None:
     name = "a name that goes on and on " * 4
     picture = drawn([DrawnPerson(0, (0.1, 0.5, 0.4, 0.9), "person 1", (Bar(name, 0.5),))], 320, 480)
-    strip = (np.abs(picture.astype(int) - colour_of(0)) < 45).all(axis=-1)[:150, :60]
+    strip = (np.abs(picture.astype(int) - color_of(0)) < 45).all(axis=-1)[:150, :60]
     assert span(strip)[0] == 48  # the panel begins at the box
     bright = (picture[60:150, 48 : 48 + 288].min(axis=-1) > 190).any(axis=0)  # 288: 60 % of the width
     assert bright[-30:].any()  # where the percents end
@@ -146,7 +146,7 @@ def test_more_persons_than_room_and_degenerate_boxes_are_drawn() -> None:
 
 
 def test_film_has_every_frame_at_its_speed(tmp_path: Path) -> None:
-    frames = [(grey(65, 97), [DrawnPerson(0, (0.1, 0.1, 0.5, 0.9), "person 1", BARS)])] * 5
+    frames = [(gray(65, 97), [DrawnPerson(0, (0.1, 0.1, 0.5, 0.9), "person 1", BARS)])] * 5
     write_persons(tmp_path / "film.mp4", frames, fps=12.5)
     with open_video(tmp_path / "film.mp4") as film:
         assert film.frames == 5

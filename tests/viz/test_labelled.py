@@ -14,7 +14,7 @@ from videomaskfeat.errors import RunFailed
 from videomaskfeat.viz.labelled import Bar, draw_labelled, drawn_size, write_labelled
 
 BARS = [Bar("first", 0.75), Bar("second", 0.25), Bar("third", 0.0)]
-COLOUR = (111, 211, 255)
+COLOR = (111, 211, 255)
 
 
 def noise(frames: int, height: int, width: int) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_frames_stand_above_the_bars_unchanged(height: int, width: int) -> None:
 
 def test_bars_are_as_long_as_their_shares() -> None:
     (sheet,) = draw_labelled(noise(1, 100, 420), BARS)
-    lines = (sheet == COLOUR).all(axis=-1).sum(axis=1)  # coloured pixels a row
+    lines = (sheet == COLOR).all(axis=-1).sum(axis=1)  # colored pixels a row
     lengths = [int(length) for length in lines if length]
     assert lengths == [300] * 8 + [100] * 8  # of 400 pixels, 8 rows high; the third bar has none
 

@@ -14,9 +14,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.viz.pictures import (
     VISIBLE_STRENGTH,
     ClipDrawing,
-    Label,
-    Sheet,
-    colour_strokes,
+    color_strokes,
     draw_film,
     draw_picture,
     hidden_error,
@@ -25,6 +23,7 @@ from videomaskfeat.viz.pictures import (
     write_film,
     write_picture,
 )
+from videomaskfeat.viz.sheet import Label, Sheet
 
 
 @pytest.fixture
@@ -67,11 +66,11 @@ def test_stretched_mask_repeats_its_cells() -> None:
 def test_visible_strokes_are_dimmed_and_hidden_ones_full() -> None:
     strokes = np.full((1, 1, 2), 255, dtype=np.uint8)
     hidden = np.array([[[True, False]]])
-    coloured = colour_strokes(strokes, hidden, (250, 200, 100))
-    assert tuple(coloured[0, 0, 0]) == (250, 200, 100)
+    colored = color_strokes(strokes, hidden, (250, 200, 100))
+    assert tuple(colored[0, 0, 0]) == (250, 200, 100)
     dark = np.array([9, 10, 14])
     expected = dark + VISIBLE_STRENGTH * (np.array([250, 200, 100]) - dark)
-    np.testing.assert_allclose(coloured[0, 0, 1], expected, atol=0.5)  # rounded to whole levels
+    np.testing.assert_allclose(colored[0, 0, 1], expected, atol=0.5)  # rounded to whole levels
 
 
 def test_hidden_error_counts_hidden_positions_only(drawing: ClipDrawing) -> None:

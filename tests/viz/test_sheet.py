@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from videomaskfeat.viz.pictures import Label, Sheet, text_width
+from videomaskfeat.viz.sheet import Label, Sheet, text_width
 
 
 def draw(text: str) -> np.ndarray:
@@ -20,7 +20,8 @@ def draw(text: str) -> np.ndarray:
         ("caf\udce9.mp4", "caf\\xe9.mp4"),
         ("\x1b[31mred.mp4", "\\x1b[31mred.mp4"),
         ("two\nlines.mp4", "two\\nlines.mp4"),
-        ("\u89c6\u9891.mp4", "\u89c6\u9891.mp4"),
+        ("\u89c6\u9891.mp4", "\\u89c6\\u9891.mp4"),
+        ("\uac00\U0001f3ac.mp4", "\\uac00\\U0001f3ac.mp4"),
     ],
 )
 def test_names_that_no_font_can_draw_are_spelled_out(name: str, shown: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import simplejson
 
-from videomaskfeat import __version__
 from videomaskfeat.ava import read_label_map
 from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.errors import counted
@@ -33,7 +32,7 @@ from videomaskfeat.metrics.ava_map import (
     result_of,
     write_detections,
 )
-from videomaskfeat.viz.detection import ActionRow, DetectionFacts, PartRow, percent, render_detection
+from videomaskfeat.viz.detection import ActionRow, DetectionFacts, percent, render_detection
 
 _BINS = 200  # steps of recall in the pictures
 _NAMED_VIDEOS = 5
@@ -163,7 +162,7 @@ def write_detection_result(folder: Path, scored: ScoredDetections, about: Mappin
         for row in scored.actions
     ]
     write_table(folder / "per_class.csv", [header, *rows])
-    write_page(folder / "report.html", render_detection(_facts(scored, result), version=__version__))
+    write_page(folder / "report.html", render_detection(_facts(scored, result)))
 
 
 def write_key_frame_score(
@@ -317,8 +316,8 @@ def _facts(scored: ScoredDetections, result: Mapping[str, Any]) -> DetectionFact
         actions=scored.actions,
         sides=[[name, *map(str, asdict(counts).values())] for name, counts in sides.items()],
         notes=scored.notes(),
-        persons=[PartRow(**asdict(part)) for part in scored.persons],
-        sizes=[PartRow(**asdict(part)) for part in scored.sizes],
+        persons=result["by_persons"],
+        sizes=result["by_size"],
         summary={key: value for key, value in result.items() if key not in shown_elsewhere},
         tested=_tested(result["seen"]) if "seen" in result else (),
     )

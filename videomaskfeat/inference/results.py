@@ -51,7 +51,7 @@ def write_table(path: PathLike, rows: Iterable[Sequence[object]]) -> None:
 
 def write_page(path: PathLike, html: str) -> None:
     """Write an HTML page."""
-    with whole_file(path, errors="replace") as file:  # a path may not be UTF-8
+    with whole_file(path) as file:
         file.write(html)
 
 

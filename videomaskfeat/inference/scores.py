@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from videomaskfeat import __version__
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.errors import UserError
@@ -334,7 +333,7 @@ def write_evaluation(
         },
     )
     facts = _facts(scored, result, rows, more.get("confusion"), summary)
-    write_page(folder / "report.html", render_evaluation(facts, version=__version__))
+    write_page(folder / "report.html", render_evaluation(facts))
     if submission:
         write_submission(submission, scored)
     return result, _text(scored, result, folder, about["protocol"], submission)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
-from videomaskfeat.config import DetectConfig
 from videomaskfeat.data.augment import Augmentation
 from videomaskfeat.data.ava import ActionClips
 from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
@@ -38,7 +37,6 @@ from videomaskfeat.inference.key_frames import (
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.results import detection_protocol, identity_of
 from videomaskfeat.jobs.doctor import diagnose
-from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
@@ -54,6 +52,8 @@ from videomaskfeat.recipe import (
     normalize,
     recipe_texts,
 )
+from videomaskfeat.schemas import DetectConfig
+from videomaskfeat.viz.report import write_report
 
 LOSSES = ("sigmoid", "poses")
 AVA_POSES = tuple(range(1, 15))
@@ -79,7 +79,7 @@ def detect_train(config: DetectConfig) -> Outcome:
     if config.evaluate.every_seconds < 1:
         raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
     return run_training(
-        DetectRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
+        DetectRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
     )
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import FinetuneConfig, LabelledClipConfig
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
 from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
@@ -32,13 +31,14 @@ from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names
 from videomaskfeat.inference.multiview import Machine, VideoScores, evaluate_model, views_of
 from videomaskfeat.jobs.doctor import diagnose
-from videomaskfeat.jobs.report import report
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalize
+from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
+from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
     check_required(config, data_train="train.csv", run_folder="runs/first")
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     return run_training(
-        FinetuneRun, config, environment=lambda folder: diagnose(folder).to_json(), report=report
+        FinetuneRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
     )
 
 

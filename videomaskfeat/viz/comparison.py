@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from videomaskfeat.durations import duration_text
-from videomaskfeat.viz import page
-from videomaskfeat.viz.page import Curve, line_chart
+from videomaskfeat.viz.charts import Curve, line_chart
+from videomaskfeat.viz.page import number, render_page, table
 
 HEADER = (
     "Target",
@@ -31,6 +29,12 @@ HEADER = (
     "Fine-tuned top-1",
     "fine-tuned from scratch",
 )
+# What is measured after training -> the same without it, by which a seed wins.
+_AGAINST = {
+    "knn_top1": "knn_top1_untrained",
+    "linear_top1": "linear_top1_untrained",
+    "finetuned_top1": "scratch_top1",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class TargetCost:
     """What a step costs, by itself on the machine.
 
     Attributes:
-        step_ms: forward and backward of a micro-batch, its target included, without data and optimiser.
+        step_ms: forward and backward of a micro-batch, its target included, without data and optimizer.
         clips: in that micro-batch.
         target_ms: making the target alone.
         parameters: that learn.
@@ -57,7 +61,7 @@ class SeedResult:
     Attributes:
         seed: of all of them.
         reports: of its runs, as the page links to them.
-        metrics: float [n] a name, of the pre-training: ``step``, ``loss``, ``memory_mb``,
+        metrics: float [n] per name, of the pre-training: ``step``, ``loss``, ``memory_mb``,
             ``evaluation/knn_top1``, ``evaluation/linear_top1``.
         summary: of the pre-training: ``seconds``, and ``knn_top1``, ``linear_top1`` (percent) of the trained
             encoder and ``knn_top1_untrained``, ``linear_top1_untrained`` of the same encoder at its start.
@@ -73,15 +77,12 @@ class SeedResult:
     scratch: Mapping[str, Any]
 
     def number(self, key: str) -> float | None:
-        """A number of the summary."""
-        value = self.summary.get(key)
-        return _number(value)
-
-    @property
-    def memory_mb(self) -> float | None:
-        """The most that the run held."""
-        memory = self.metrics.get("memory_mb")
-        return None if memory is None or not np.isfinite(memory).any() else float(np.nanmax(memory))
+        """A number of the summary, or ``finetuned_top1``, ``scratch_top1``, ``memory_mb`` (the most held)."""
+        if key == "memory_mb":
+            memory = self.metrics.get(key, np.empty(0))
+            return float(np.nanmax(memory)) if np.isfinite(memory).any() else None
+        fine = {"finetuned_top1": self.finetuned, "scratch_top1": self.scratch}
+        return number(fine[key].get("top1") if key in fine else self.summary.get(key))
 
 
 @dataclass(frozen=True)
@@ -94,55 +95,34 @@ class TargetResults:
     seeds: Sequence[SeedResult]
 
     def numbers(self, key: str) -> list[float]:
-        """A number of the summaries, one a seed that has it."""
-        found = (one.number(key) for one in self.seeds)
-        return [value for value in found if value is not None]
+        """A number of :meth:`SeedResult.number`, one per seed that has it."""
+        return [value for one in self.seeds if (value := one.number(key)) is not None]
 
-    @property
-    def finetuned(self) -> list[float]:
-        """Top-1 after fine-tuning, in percent, one a seed."""
-        return _numbers(one.finetuned.get("top1") for one in self.seeds)
-
-    @property
-    def scratch(self) -> list[float]:
-        """Top-1 of the same fine-tuning from random weights, in percent, one a seed."""
-        return _numbers(one.scratch.get("top1") for one in self.seeds)
-
-    def wins(self, probe: str) -> tuple[int, int]:
-        """Seeds in which the trained encoder beats itself untrained by ``knn_top1``, say; of how many."""
-        return _wins((one.number(probe), one.number(f"{probe}_untrained")) for one in self.seeds)
-
-    @property
-    def finetuned_wins(self) -> tuple[int, int]:
-        """Seeds in which fine-tuning the pre-trained encoder beats fine-tuning a random one; of how many."""
-        tops = ((one.finetuned.get("top1"), one.scratch.get("top1")) for one in self.seeds)
-        return _wins((_number(tuned), _number(scratch)) for tuned, scratch in tops)
+    def wins(self, key: str) -> tuple[int, int]:
+        """Seeds in which training beats the same without it, by ``knn_top1``, say; of how many."""
+        pairs = [(one.number(key), one.number(_AGAINST[key])) for one in self.seeds]
+        known = [(after, before) for after, before in pairs if after is not None and before is not None]
+        return sum(after > before for after, before in known), len(known)
 
     def row(self) -> dict[str, Any]:
         """Everything as plain data."""
-        probes = ("knn_top1", "linear_top1")
+        tops = {key: self.numbers(key) for pair in _AGAINST.items() for key in pair}
         return {
             "target": self.name,
             "model": self.model,
             **vars(self.cost),
-            "memory_mb": max((one.memory_mb or 0.0 for one in self.seeds), default=0.0),
+            "memory_mb": max(self.numbers("memory_mb"), default=0.0),
             "steps": self.numbers("steps"),
             "seconds": self.numbers("seconds"),
-            **{key: self.numbers(key) for key in (*probes, *(f"{probe}_untrained" for probe in probes))},
-            **{f"{probe}_wins": "{} of {}".format(*self.wins(probe)) for probe in probes},
-            "finetuned_top1": self.finetuned,
-            "scratch_top1": self.scratch,
-            "finetuned_wins": "{} of {}".format(*self.finetuned_wins),
+            **tops,
+            "knn_top1_wins": "{} of {}".format(*self.wins("knn_top1")),
+            "linear_top1_wins": "{} of {}".format(*self.wins("linear_top1")),
+            "finetuned_wins": "{} of {}".format(*self.wins("finetuned_top1")),
         }
 
     def cells(self) -> list[str]:
         """A row of the table, in the order of ``HEADER``."""
-        row = self.row()
         share = self.cost.target_ms / self.cost.step_ms if self.cost.step_ms else 0.0
-        knn, linear = (
-            [_spread(row[probe], self.wins(probe)), _spread(row[f"{probe}_untrained"])]
-            for probe in ("knn_top1", "linear_top1")
-        )
         return [
             self.name,
             self.model,
@@ -150,12 +130,13 @@ class TargetResults:
             str(self.cost.clips),
             duration_text(self.cost.step_ms / 1e3),
             f"{share:.1%}",
-            f"{row['memory_mb']:.0f}",
-            _spread(row["seconds"], form=duration_text),
-            *knn,
-            *linear,
-            _spread(row["finetuned_top1"], self.finetuned_wins),
-            _spread(row["scratch_top1"]),
+            f"{max(self.numbers('memory_mb'), default=0.0):.0f}",
+            spread(self.numbers("seconds"), form=duration_text),
+            *(
+                spread(self.numbers(key), wins)
+                for trained, untrained in _AGAINST.items()
+                for key, wins in ((trained, self.wins(trained)), (untrained, None))
+            ),
         ]
 
     @staticmethod
@@ -165,156 +146,86 @@ class TargetResults:
         return "\n".join([*lines, *("| " + " | ".join(one.cells()) + " |" for one in results)]) + "\n"
 
 
-def render_comparison(results: Sequence[TargetResults], *, version: str, title: str) -> str:
+def render_comparison(results: Sequence[TargetResults], *, title: str) -> str:
     """The page as one HTML document without any reference outside itself.
 
     Args:
         results: of each target, in the order in which they are shown.
-        version: of the package, for the footer.
         title: of the page.
     """
-    seeds = max(len(one.seeds) for one in results)
-    words = (
-        f"<p>{_count(len(results), 'target')}, {_count(seeds, 'seed')} each, under the budget that the "
-        "comparison's config gives. Numbers of several seeds are mean ± standard deviation. k-NN and linear "
-        "probe see the frozen encoder; the random encoder beside them is the same one before its first step. "
-        "In brackets stands in how many seeds the pre-trained encoder beat it, and beat what the same "
-        f"fine-tuning makes of random weights.{_asked(results)} Times are of this machine.</p>"
-    )
-    body = [
-        f'<header><div class="head"><h1>{escape(title)}</h1></div></header>',
-        page.section("Table", words, page.table([one.cells() for one in results], HEADER)),
-        page.section("Features in the course of pre-training", _probes(results)),
-        page.section("Cost", _costs(results)),
-        page.section("Training losses", _losses(results)),
-        page.section("Runs", *(_links(one) for one in results)),
-        f"<footer>Written by videomaskfeat {escape(version)}. This page needs no network.</footer>",
-    ]
-    return page.page(f"{title} · videomaskfeat", body, style="td:first-child { white-space: nowrap; }\n")
+    return render_page("comparison", comparison_data(results, title=title))
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def _asked(results: Sequence[TargetResults]) -> str:
-    """How many videos the probes were asked for, where all asked for as many."""
-    counts = {
-        (one.number("probe_videos"), one.number("probe_classes")) for all in results for one in all.seeds
+def comparison_data(results: Sequence[TargetResults], *, title: str) -> dict[str, Any]:
+    """What the page shows, as plain data."""
+    probes = {"knn_top1": "k-NN top-1, percent", "linear_top1": "Linear probe top-1, percent"}
+    tuned = {one.name: statistics.mean(tops) for one in results if (tops := one.numbers("finetuned_top1"))}
+    asked = {
+        (one.number("probe_videos"), one.number("probe_classes"))
+        for target in results
+        for one in target.seeds
     }
-    videos, classes = counts.pop() if len(counts) == 1 else (None, None)
-    if not (videos and classes):
-        return ""
-    return f" They were asked for {videos:.0f} videos of {classes:.0f} classes (chance {100 / classes:.1f})."
-
-
-def _links(result: TargetResults) -> str:
-    """The reports of a target's runs."""
-    links = [
-        f'<a href="{escape(path, quote=True)}">{escape(path.removesuffix("/report.html"))}</a>'
-        for one in result.seeds
-        for path in one.reports
-    ]
-    return f"<p>{' · '.join(links)}</p>"
-
-
-def _probes(results: Sequence[TargetResults]) -> str:
-    charts = []
-    for probe, name in (("knn_top1", "k-NN top-1, percent"), ("linear_top1", "Linear probe top-1, percent")):
-        curves = [
-            _mean_curve(one, f"evaluation/{probe}", place, start=f"{probe}_untrained")
-            for place, one in enumerate(results)
-        ]
-        charts.append(_chart(name, [curve for curve in curves if curve is not None]))
-    tuned = [one for one in results if one.finetuned]
-    if tuned:
-        most = max(max(one.finetuned) for one in tuned) or 1.0
-        bars = [
-            page.card(
-                one.name,
-                f"{_spread(one.finetuned)} %",
-                f"from scratch {_spread(one.scratch)} %" if one.scratch else "",
-                share=statistics.mean(one.finetuned) / most,
+    return {
+        "title": title,
+        "targets": len(results),
+        "seeds": max(len(one.seeds) for one in results),
+        "asked": asked.pop() if len(asked) == 1 else (None, None),
+        "table": table(HEADER, [tuple(one.cells()) for one in results]),
+        "probes": [
+            line_chart(
+                name,
+                _mean_curves(results, f"evaluation/{probe}", start=f"{probe}_untrained"),
+                from_zero=True,
+                smooth=False,
             )
-            for one in tuned
-        ]
-        return page.charts(charts) + "<h3>Fine-tuned top-1</h3>" + page.cards(bars)
-    return page.charts(charts)
+            for probe, name in probes.items()
+        ],
+        "finetuned": [
+            {
+                "name": one.name,
+                "top1": spread(one.numbers("finetuned_top1")),
+                "scratch": spread(one.numbers("scratch_top1")),
+                "share": tuned[one.name] / (max(tuned.values()) or 1.0),
+            }
+            for one in results
+            if one.name in tuned
+        ],
+        "costs": [{"name": one.name, **vars(one.cost)} for one in results],
+        # Losses of different kinds share no axis.
+        "losses": [line_chart(curve.name, [curve]) for curve in _mean_curves(results, "loss")],
+        "links": [[path for one in target.seeds for path in one.reports] for target in results],
+        "has_charts": True,
+    }
 
 
-def _costs(results: Sequence[TargetResults]) -> str:
-    slowest = max(one.cost.step_ms for one in results) or 1.0
-    return page.cards(
-        page.card(
-            one.name,
-            duration_text(one.cost.step_ms / 1e3),
-            f"per step of {one.cost.clips} clips; {duration_text(one.cost.target_ms / 1e3)} of it for the "
-            "target",
-            share=one.cost.step_ms / slowest,
-        )
-        for one in results
-    )
+def _mean_curves(results: Sequence[TargetResults], key: str, *, start: str = "") -> list[Curve]:
+    """The mean over the seeds at the steps that all recorded; ``start``: name of the value at step 0."""
+    curves = []
+    for place, result in enumerate(results):
+        columns = []
+        for one in result.seeds:
+            values = one.metrics.get(key, np.full(len(one.metrics["step"]), np.nan))
+            column = dict(zip(one.metrics["step"].tolist(), values.tolist(), strict=True))
+            first = one.number(start)
+            columns.append({0.0: first if first is not None else np.nan, **column})
+        mean = {
+            step: statistics.fmean(column[step] for column in columns)
+            for step in sorted(set.intersection(*map(set, columns)))
+        }
+        known = {step: value for step, value in mean.items() if np.isfinite(value)}
+        if known:
+            x, y = np.array([*known]), np.array([*known.values()])
+            curves.append(Curve(result.name, x, y, place))
+    return curves
 
 
-def _losses(results: Sequence[TargetResults]) -> str:
-    """A chart a target: losses of different kinds share no axis."""
-    charts = []
-    for place, one in enumerate(results):
-        curve = _mean_curve(one, "loss", place)
-        if curve is not None:
-            charts.append(_chart(one.name, [curve], smooth=True, from_zero=False))
-    return page.charts(charts)
-
-
-def _chart(name: str, curves: Sequence[Curve], *, smooth: bool = False, from_zero: bool = True) -> str:
-    svg = line_chart(curves, title=name, smooth=smooth, from_zero=from_zero) if curves else ""
-    colours = [curve.colour or 0 for curve in curves]
-    return page.chart(name, svg, [curve.name for curve in curves], colours=colours)
-
-
-def _mean_curve(result: TargetResults, key: str, place: int, *, start: str = "") -> Curve | None:
-    """The mean over the seeds, at the steps that all recorded; ``start``: name of the value at step 0."""
-    columns = []
-    for one in result.seeds:
-        values = one.metrics.get(key)
-        if values is None:
-            return None
-        kept = np.isfinite(values)
-        steps, values = one.metrics["step"][kept], values[kept]
-        first = one.number(start) if start else None
-        if first is not None:
-            steps, values = np.append(0.0, steps), np.append(first, values)
-        columns.append(dict(zip(steps.tolist(), values.tolist(), strict=True)))
-    common = sorted(set.intersection(*map(set, columns))) if columns else []
-    if not common:
-        return None
-    mean = [statistics.mean(column[step] for column in columns) for step in common]
-    return Curve(result.name, np.array(common), np.array(mean), place)
-
-
-def _number(value: object) -> float | None:
-    """A finite number as it is, all else as unknown."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None  # type: ignore[arg-type]
-
-
-def _numbers(values: Iterable[object]) -> list[float]:
-    return [number for number in map(_number, values) if number is not None]
-
-
-def _wins(pairs: Iterable[tuple[float | None, float | None]]) -> tuple[int, int]:
-    """In how many pairs the first is more; of how many that are known."""
-    known = [(after, before) for after, before in pairs if after is not None and before is not None]
-    return sum(after > before for after, before in known), len(known)
-
-
-def _spread(
+def spread(
     values: Sequence[float],
     wins: tuple[int, int] | None = None,
     *,
     form: Callable[[float], str] = "{:.1f}".format,
 ) -> str:
-    """Mean and standard deviation of several, or the one value; nothing where there is none."""
+    """Mean and standard deviation of several, or the one value; empty if there is none."""
     if not values:
         return ""
     text = form(statistics.mean(values))

@@ -1,4 +1,4 @@
-"""A video with what a classifier says of it: below the frames a bar for each of the best classes."""
+"""Videos with what a model says of them: bars below the frames, or boxes and panels on them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from videomaskfeat.io import whole_file
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.viz.pictures import Label, Sheet, text_width
+from videomaskfeat.viz.sheet import Label, Sheet, even, fit_frame, text_width, write_png
 
 _LARGEST = (720, 1280)  # height and width in pixels of the frames as drawn
-_LEAST_WIDTH = 320  # of the whole sheet, so that a name can be read
+_SLOWEST, _FASTEST = 0.1, 240.0  # frames per second that players show
+_TRACK = (38, 42, 56)  # RGB of a bar's empty part
+# Bars below the frames
+_LEAST_WIDTH = 320  # pixels of a sheet, so that a name can be read
 _MARGIN, _LINE, _BAR = 10, 34, 8  # pixels around the bars, from one to the next, and of a bar
 _PERCENT, _DIGIT = 60, 10  # pixels that "100.0%" and one of its digits take
-_COLOUR = np.array((111, 211, 255), np.uint8)
-_TRACK = np.array((38, 42, 56), np.uint8)
-_SLOWEST, _FASTEST = 0.1, 240.0  # frames a second that players show
+_COLOR = (111, 211, 255)
+# Persons: a box, and beside it a panel of what the person does
+_PERSONS_WIDTH = 480  # least pixels of a film, so that panels have room
+_GROUND = (18, 20, 28)  # the sheet's own, beside frames narrower than the film
+_LEAST_TEXT, _LARGEST_TEXT, _TEXT_SHARE = 12, 18, 0.026  # pixels, and of the film's shorter side
+_WIDEST = 0.6  # of the film's width that a panel may take
+_OPAQUE = 0.82  # of a panel
+_STRIP, _PAD, _PANEL_BAR, _GAP = 4, 6, 3, 3  # pixels: colored edge, around the text, a bar, box to panel
+_COLORS = (
+    (111, 211, 255), (255, 176, 96), (150, 232, 130), (255, 130, 165), (196, 160, 255),
+    (250, 232, 110), (90, 226, 196), (240, 140, 240), (190, 205, 130), (140, 165, 255),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,23 @@ class Bar:
 
     text: str
     share: float
+
+
+@dataclass(frozen=True)
+class DrawnPerson:
+    """A person as drawn in one frame.
+
+    Attributes:
+        track: the person's number, which decides the color.
+        box: x1, y1, x2, y2 in shares of the frame's width and height.
+        title: the first line of the panel.
+        bars: the other lines, a text and a share each.
+    """
+
+    track: int
+    box: tuple[float, float, float, float]
+    title: str
+    bars: tuple[Bar, ...] = ()
 
 
 def drawn_size(height: int, width: int, *, least_width: int = _LEAST_WIDTH) -> tuple[int, int]:
@@ -40,6 +68,11 @@ def drawn_size(height: int, width: int, *, least_width: int = _LEAST_WIDTH) -> t
     limit = min(_LARGEST[0] / height, _LARGEST[1] / width)
     scale = min(limit, max(1.0, least_width / width))
     return max(2, round(height * scale)), max(2, round(width * scale))
+
+
+def film_rate(fps: float) -> float:
+    """Frames per second at which a film is written: the nearest rate that players show, 30 for none."""
+    return float(np.clip(fps, _SLOWEST, _FASTEST)) if np.isfinite(fps) and fps > 0 else 30.0
 
 
 def draw_labelled(frames: Iterable[np.ndarray], bars: Sequence[Bar]) -> Iterator[np.ndarray]:
@@ -57,51 +90,25 @@ def draw_labelled(frames: Iterable[np.ndarray], bars: Sequence[Bar]) -> Iterator
         if sheet is None:
             height, width = drawn_size(*frame.shape[:2])
             sheet = _sheet(height, width, bars)
-            left = (sheet.pixels.shape[1] - width) // 2
-        if frame.shape[:2] != (height, width):
-            shrinks = height < frame.shape[0]
-            frame = cv2.resize(
-                frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-            )
-        sheet.paste(frame, 0, left)
+        sheet.paste(fit_frame(frame, height, width), 0, (sheet.pixels.shape[1] - width) // 2)
         yield sheet.pixels.copy()
 
 
 def write_labelled(
     path: str | os.PathLike[str], frames: Iterable[np.ndarray], bars: Sequence[Bar], *, fps: float
 ) -> None:
-    """Write :func:`draw_labelled` as an H.264 mp4.
-
-    Args:
-        path: a local file.
-        frames: uint8 [H, W, 3] each, at least one.
-        bars: from the top down.
-        fps: frames a second; one that no player shows is taken as the nearest that it does, none as 30.
-    """
+    """Write :func:`draw_labelled` as an H.264 mp4 at :func:`film_rate`; there must be a frame."""
     write_mp4(path, draw_labelled(frames, bars), fps=film_rate(fps), crf=23)
 
 
-def film_rate(fps: float) -> float:
-    """Frames a second at which a film is written: the nearest rate that players show, 30 for none."""
-    return float(np.clip(fps, _SLOWEST, _FASTEST)) if np.isfinite(fps) and fps > 0 else 30.0
-
-
 def write_labelled_picture(path: str | os.PathLike[str], picture: np.ndarray, bars: Sequence[Bar]) -> None:
-    """Write :func:`draw_labelled` of one picture as a PNG.
-
-    Args:
-        path: of the file.
-        picture: uint8 [H, W, 3], RGB.
-        bars: from the top down.
-    """
-    drawn = next(draw_labelled([picture], bars))
-    with whole_file(path, "wb") as file:
-        file.write(cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1].tobytes())
+    """Write :func:`draw_labelled` of one picture uint8 [H, W, 3], RGB, as a PNG."""
+    write_png(path, next(draw_labelled([picture], bars)))
 
 
 def _sheet(height: int, width: int, bars: Sequence[Bar]) -> Sheet:
     """The bars on a dark ground, with room for the frames above them."""
-    sheet_width = _even(max(width, _LEAST_WIDTH))
+    sheet_width = even(max(width, _LEAST_WIDTH))
     room = sheet_width - 2 * _MARGIN
     labels = []
     for number, bar in enumerate(bars):
@@ -110,75 +117,29 @@ def _sheet(height: int, width: int, bars: Sequence[Bar]) -> Sheet:
         labels.append(Label(_MARGIN, base, bar.text, width=room - _PERCENT - _MARGIN))
         left = sheet_width - _MARGIN - _PERCENT + _DIGIT * (len("100.0%") - len(percent))
         labels.append(Label(left, base, percent, bold=True))
-    sheet = Sheet(_even(height + 2 * _MARGIN + len(bars) * _LINE), sheet_width, labels)
+    sheet = Sheet(even(height + 2 * _MARGIN + len(bars) * _LINE), sheet_width, labels)
     for number, bar in enumerate(bars):
         top = height + _MARGIN + number * _LINE + 20
-        track = sheet.pixels[top : top + _BAR, _MARGIN : _MARGIN + room]
-        track[:] = _TRACK
-        track[:, : round(bar.share * room)] = _COLOUR
+        _draw_bar(sheet.pixels[top : top + _BAR, _MARGIN : _MARGIN + room], bar.share, _COLOR)
     return sheet
 
 
-def _even(length: int) -> int:
-    return length + length % 2
+def _draw_bar(ground: np.ndarray, share: float, color: tuple[int, int, int]) -> None:
+    """Fill pixels uint8 [h, w, 3] with a bar, as far as its share of 0..1."""
+    ground[:] = _TRACK
+    ground[:, : round(min(max(share, 0.0), 1.0) * ground.shape[1])] = color
 
 
-# A video with what a detector says of it: a box a person, and beside it a panel of what the person does.
-_LEAST_WIDTH_detected = 480  # pixels of a film, so that panels have room
-_GROUND = (18, 20, 28)  # the sheet's own, beside frames narrower than the film
-_BAR_GROUND = (38, 42, 56)
-_LEAST_TEXT, _LARGEST_TEXT, _TEXT_SHARE = 12, 18, 0.026  # pixels, and of the film's shorter side
-_WIDEST = 0.6  # of the film's width that a panel may take
-_OPAQUE = 0.82  # of a panel
-_STRIP, _PAD, _BAR_detected, _GAP = (
-    4,
-    6,
-    3,
-    3,
-)  # pixels: coloured edge, around the text, a bar, between box and panel
-_COLOURS = (
-    (111, 211, 255),
-    (255, 176, 96),
-    (150, 232, 130),
-    (255, 130, 165),
-    (196, 160, 255),
-    (250, 232, 110),
-    (90, 226, 196),
-    (240, 140, 240),
-    (190, 205, 130),
-    (140, 165, 255),
-)
+def color_of(track: int) -> tuple[int, int, int]:
+    """RGB of a track; ten colors take turns."""
+    return _COLORS[track % len(_COLORS)]
 
 
-@dataclass(frozen=True)
-class DrawnPerson:
-    """A person as drawn in one frame.
-
-    Attributes:
-        track: the person's number, which decides the colour.
-        box: x1, y1, x2, y2 in shares of the frame's width and height.
-        title: the first line of the panel.
-        bars: the other lines, a text and a share each.
-    """
-
-    track: int
-    box: tuple[float, float, float, float]
-    title: str
-    bars: tuple[Bar, ...] = ()
-
-
-def colour_of(track: int) -> tuple[int, int, int]:
-    """RGB of a track; ten colours take turns."""
-    return _COLOURS[track % len(_COLOURS)]
-
-
-def draw_persons(
-    frames: Iterable[tuple[np.ndarray, Sequence[DrawnPerson]]],
-) -> Iterator[np.ndarray]:
+def draw_persons(frames: Iterable[tuple[np.ndarray, Sequence[DrawnPerson]]]) -> Iterator[np.ndarray]:
     """Draw each frame with its persons.
 
-    Frames are enlarged or shrunk as :func:`~videomaskfeat.viz.labelled.drawn_size` has it, to 480 pixels of
-    width at least; ones that stay narrower stand in the middle of a dark ground.
+    Frames are enlarged or shrunk as :func:`drawn_size` has it, to 480 pixels of width at least; ones that
+    stay narrower stand in the middle of a dark ground.
 
     Args:
         frames: uint8 [H, W, 3] each, not changed, and who is in it.
@@ -189,18 +150,11 @@ def draw_persons(
     size: tuple[int, int] | None = None
     places: dict[int, int] = {}
     for frame, persons in frames:
-        if size is None:
-            size = drawn_size(*frame.shape[:2], least_width=_LEAST_WIDTH_detected)
+        size = size or drawn_size(*frame.shape[:2], least_width=_PERSONS_WIDTH)
         height, width = size
-        if frame.shape[:2] != size:
-            shrinks = height < frame.shape[0]
-            frame = cv2.resize(
-                frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-            )
-        sheet_width = max(width, _LEAST_WIDTH_detected)
-        sheet = np.full((height + height % 2, sheet_width + sheet_width % 2, 3), _GROUND, np.uint8)
+        sheet = np.full((even(height), even(max(width, _PERSONS_WIDTH)), 3), _GROUND, np.uint8)
         left = (sheet.shape[1] - width) // 2
-        sheet[:height, left : left + width] = frame
+        sheet[:height, left : left + width] = fit_frame(frame, height, width)
         places = _draw(sheet, persons, (left, height, width), places)
         yield sheet
 
@@ -211,13 +165,7 @@ def write_persons(
     *,
     fps: float,
 ) -> None:
-    """Write :func:`draw_persons` as an H.264 mp4.
-
-    Args:
-        path: a local file.
-        frames: uint8 [H, W, 3] each, at least one, and who is in it.
-        fps: frames a second; one that no player shows is taken as the nearest that it does, none as 30.
-    """
+    """Write :func:`draw_persons` as an H.264 mp4 at :func:`film_rate`; there must be a frame."""
     write_mp4(path, draw_persons(frames), fps=film_rate(fps), crf=23)
 
 
@@ -295,16 +243,16 @@ def _draw(
     text = int(np.clip(round(_TEXT_SHARE * min(sheet.shape[:2])), _LEAST_TEXT, _LARGEST_TEXT))
     line = 2 if text < 15 else 3
     panels = [
-        _panel(person.title, person.bars, colour_of(person.track), text, int(_WIDEST * sheet.shape[1]))
+        _panel(person.title, person.bars, color_of(person.track), text, int(_WIDEST * sheet.shape[1]))
         for person in persons
     ]
     shares = np.array([person.box for person in persons], np.float64).reshape(-1, 4)
     boxes = np.rint(np.clip(shares, 0, 1) * (width, height, width, height)).astype(np.int64)
     boxes += (left, 0, left, 0)
     for person, (x1, y1, x2, y2) in zip(persons, boxes.tolist(), strict=True):
-        # A dark line under the coloured one sets it off from light ground.
-        for colour, thick in ((_GROUND, line + 2), (colour_of(person.track), line)):
-            cv2.rectangle(sheet, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), colour, thick)
+        # A dark line under the colored one sets it off from light ground.
+        for color, thick in ((_GROUND, line + 2), (color_of(person.track), line)):
+            cv2.rectangle(sheet, (x1, y1), (max(x2 - 1, x1), max(y2 - 1, y1)), color, thick)
     sizes = np.array([panel.shape[:2] for panel in panels], np.int64).reshape(-1, 2)
     old = [before.get(person.track, -1) for person in persons]
     corners, places = place_panels(boxes, sizes, sheet.shape[0], sheet.shape[1], old)
@@ -317,7 +265,7 @@ def _draw(
 
 @functools.lru_cache(maxsize=256)
 def _panel(
-    title: str, bars: tuple[Bar, ...], colour: tuple[int, int, int], text: int, widest: int
+    title: str, bars: tuple[Bar, ...], color: tuple[int, int, int], text: int, widest: int
 ) -> np.ndarray:
     """A title and a line with a bar for each action, uint8 [h, w, 3]; kept, as it stays for many frames."""
     row = round(1.35 * text)  # from one base line to the next
@@ -332,17 +280,15 @@ def _panel(
     left = _STRIP + _PAD
     room = width - left - _PAD
     labels = [Label(left, _PAD + text, title, size=text, bold=True, width=room)]
-    bases = [_PAD + text + (number + 1) * (row + _BAR_detected + 2) for number in range(len(bars))]
+    bases = [_PAD + text + (number + 1) * (row + _PANEL_BAR + 2) for number in range(len(bars))]
     for bar, percent, base in zip(bars, percents, bases, strict=True):
         labels.append(Label(left, base, bar.text, size=text, width=max(room - digits - _PAD, 1)))
         start = width - _PAD - text_width(percent, size=text, bold=True)
         labels.append(Label(start, base, percent, size=text, bold=True))
-    height = (bases[-1] + 4 + _BAR_detected if bars else _PAD + text) + _PAD
+    height = (bases[-1] + 4 + _PANEL_BAR if bars else _PAD + text) + _PAD
     pixels = Sheet(height, width, labels).pixels
-    pixels[:, :_STRIP] = colour
+    pixels[:, :_STRIP] = color
     for bar, base in zip(bars, bases, strict=True):
-        ground = pixels[base + 4 : base + 4 + _BAR_detected, left : left + room]
-        ground[:] = _BAR_GROUND
-        ground[:, : round(min(max(bar.share, 0.0), 1.0) * room)] = colour
+        _draw_bar(pixels[base + 4 : base + 4 + _PANEL_BAR, left : left + room], bar.share, color)
     pixels.setflags(write=False)
     return pixels

@@ -1,129 +1,39 @@
-"""A dark sheet with text, on which panels are pasted pixel by pixel."""
+"""One clip as a picture and as a film: frames, what the encoder sees, the target, the prediction."""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.text import Text
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import make_folder, whole_file
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.texts import printable_name
+from videomaskfeat.viz.sheet import GAP, Label, Row, Sheet, even, fit_frame, row_sheet, write_png
 
-_BACKGROUND = "#12141c"
-_INK = "#e8eaf2"
-_FAINT = "#9aa1b5"
-_DPI = 128  # a power of two, so that a size in inches times it is the size in pixels exactly
-
-
-@dataclass(frozen=True)
-class Label:
-    """A line of text: ``x`` of its left end, ``y`` of its base line from the top, its size; all in pixels."""
-
-    x: int
-    y: int
-    text: str
-    size: float = 14.0
-    bold: bool = False
-    faint: bool = False
-    width: int | None = None
-    """Pixels that the text may take: a longer one is set smaller, down to 70 %, and then cut."""
-
-
-class Sheet:
-    """A picture that begins as text on a dark ground.
-
-    Attributes:
-        pixels: uint8 [height, width, 3], RGB.
-    """
-
-    def __init__(self, height: int, width: int, labels: Sequence[Label]) -> None:
-        figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
-        canvas = FigureCanvasAgg(figure)
-        with _quiet_about_glyphs():
-            for label in labels:
-                text = figure.text(
-                    label.x / width,
-                    1 - label.y / height,
-                    printable_name(label.text),  # matplotlib fails on bytes that are not UTF-8
-                    fontsize=label.size * 72 / _DPI,
-                    fontweight="bold" if label.bold else "normal",
-                    color=_FAINT if label.faint else _INK,
-                    va="baseline",
-                    parse_math=False,  # a file name may hold dollar signs
-                )
-                if label.width is not None:
-                    _fit(text, label.width, canvas)
-            canvas.draw()
-        self.pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-    def paste(self, panel: np.ndarray, top: int, left: int) -> None:
-        """Put a panel uint8 [h, w, 3] with its upper left corner at (top, left)."""
-        height, width = panel.shape[:2]
-        self.pixels[top : top + height, left : left + width] = panel
-
-
-def text_width(text: str, *, size: float, bold: bool = False) -> int:
-    """Pixels that a line of text takes on a sheet, rounded up."""
-    font = FontProperties(size=size * 72 / _DPI, weight="bold" if bold else "normal")
-    renderer = _measuring_canvas().get_renderer()
-    with _quiet_about_glyphs():
-        width, _, _ = renderer.get_text_width_height_descent(printable_name(text), font, ismath=False)
-    return math.ceil(width)
-
-
-@contextmanager
-def _quiet_about_glyphs() -> Iterator[None]:
-    """The font lacks many scripts; a box in the picture says enough, without a warning per letter."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
-
-
-@functools.lru_cache(maxsize=1)
-def _measuring_canvas() -> FigureCanvasAgg:
-    return FigureCanvasAgg(Figure(figsize=(1, 1), dpi=_DPI))
-
-
-def _fit(text: Text, width: int, canvas: FigureCanvasAgg) -> None:
-    """Make a text no wider than ``width`` pixels."""
-    size = float(text.get_fontsize())
-
-    def excess() -> float:
-        return float(text.get_window_extent(canvas.get_renderer()).width) / width
-
-    if excess() > 1:
-        text.set_fontsize(size * max(0.7, 1 / excess()))
-    while excess() > 1.005 and len(text.get_text()) > 4:
-        content = text.get_text().removesuffix("…")
-        text.set_text(content[: int(len(content) / max(excess(), 1.02))] + "…")
-
-
-# HOG histograms drawn as oriented strokes: what a target or a prediction says, made visible.
+VISIBLE_STRENGTH = 0.3
+"""Brightness of strokes at visible positions; at hidden ones it is 1. Only hidden ones are trained."""
+_CHECKERS = np.array([[42, 46, 60], [62, 67, 84]], dtype=np.uint8)
+_PANEL = np.array([[9, 10, 14], [27, 30, 42]], dtype=np.float32)  # behind visible and hidden strokes
+_LEAST_PANEL = 160  # height in pixels of a reconstruction's panels
+_TARGET_COLOR = (255, 209, 102)
+_PREDICTION_COLOR = (111, 211, 255)
+_CONSTANT_COLOR = (196, 181, 253)
 
 
 def cell_histograms(values: np.ndarray, *, bins: int = 9, channels: int = 3) -> np.ndarray:
-    """Take HOG values apart into one histogram a cell, averaged over the colour channels.
+    """Take HOG values apart into one histogram a cell, averaged over the color channels.
 
     Args:
-        values: float [t, h, w, K], a target or a prediction; K holds the colour channel slowest, then the
+        values: float [t, h, w, K], a target or a prediction; K holds the color channel slowest, then the
             bin, then the cells of the output position row by row.
         bins: orientations in half a turn.
-        channels: colour channels.
+        channels: color channels.
 
     Returns:
         float32 [t, bins, R, C] with R x C cells a frame; negative values, which a prediction may hold, are
@@ -144,7 +54,7 @@ def cell_histograms(values: np.ndarray, *, bins: int = 9, channels: int = 3) -> 
     return cells.transpose(0, 3, 1, 4, 2, 5).reshape(t, bins, h * side, w * side)
 
 
-@lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)
 def stroke_templates(bins: int, size: int) -> np.ndarray:
     """One anti-aliased stroke a bin, float32 [bins, size, size] in 0..1.
 
@@ -162,7 +72,7 @@ def stroke_templates(bins: int, size: int) -> np.ndarray:
     across = x * np.sin(angles) + y * np.cos(angles)
     half_length, half_width = 0.46 * size, max(0.6, 0.055 * size)
     beyond = np.maximum(np.abs(along) - (half_length - half_width), 0.0)
-    distance = np.hypot(beyond, across)  # to the stroke's centre line, so that its ends are round
+    distance = np.hypot(beyond, across)  # to the stroke's center line, so that its ends are round
     templates = np.clip(half_width + 0.5 - distance, 0.0, 1.0).transpose(2, 0, 1)
     templates.setflags(write=False)
     return templates
@@ -174,12 +84,12 @@ def draw_strokes(
     """Draw HOG values as strokes along the edges, one stroke a bin, as bright as the bin is heavy.
 
     Strokes that cross add up as the root of the sum of their squares: the middle of a cell then shows the L2
-    norm of its histogram, which normalisation makes 1, instead of a saturated blob.
+    norm of its histogram, which normalization makes 1, instead of a saturated blob.
 
     Args:
         values: float [t, h, w, K], see :func:`cell_histograms`.
         bins: orientations in half a turn.
-        channels: colour channels.
+        channels: color channels.
         cell_pixels: height and width of a drawn cell, in pixels.
 
     Returns:
@@ -197,33 +107,13 @@ def draw_strokes(
     return np.rint(picture * 255).astype(np.uint8)
 
 
-# One clip as a picture and as a film: frames, what the encoder sees, the target, the prediction.
-VISIBLE_STRENGTH = 0.3
-"""Brightness of strokes at visible positions; at hidden ones it is 1. Only hidden ones are trained."""
-_CHECKERS = np.array([[42, 46, 60], [62, 67, 84]], dtype=np.uint8)
-_PANEL = np.array([[9, 10, 14], [27, 30, 42]], dtype=np.float32)  # behind visible and hidden strokes
-_TARGET_COLOUR = (255, 209, 102)
-_PREDICTION_COLOUR = (111, 211, 255)
-_CONSTANT_COLOUR = (196, 181, 253)
-_GAP = 8  # pixels between panels
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a picture: a name, a note under it, and uint8 [t, H, W, 3] panels over time."""
-
-    name: str
-    note: str
-    panels: np.ndarray
-
-
 @dataclass(frozen=True)
 class ClipDrawing:
     """What is drawn of one clip.
 
     Attributes:
         title: one line above the picture, such as the name of the video.
-        frames: uint8 [T, H, W, 3], RGB, as the model saw them before normalising.
+        frames: uint8 [T, H, W, 3], RGB, as the model saw them before normalizing.
         mask: bool [t', h', w'], True = hidden, on any grid that divides the frames.
         target: float [t, h, w, K], HOG (see :func:`videomaskfeat.viz.pictures.cell_histograms`) unless there
             are ``pictures``.
@@ -231,7 +121,7 @@ class ClipDrawing:
         constant: float [K], the best constant prediction, or None to leave that row out.
         frame_labels: one text a frame, such as its number in the video; None counts from 0.
         bins: orientations in half a turn.
-        channels: colour channels.
+        channels: color channels.
         pictures: rows of panels, a panel a step of the target's grid, to draw instead of strokes: of targets
             that are pictures themselves.
     """
@@ -276,12 +166,12 @@ def stretch_mask(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def hide_cubes(frames: np.ndarray, mask: np.ndarray, *, square: int = 8) -> np.ndarray:
-    """Cover the hidden cubes of a clip with a grey chequer.
+    """Cover the hidden cubes of a clip with a gray checker.
 
     Args:
         frames: uint8 [T, H, W, 3].
         mask: bool [t', h', w'], True = hidden; divides the frames.
-        square: side of the chequer's squares in pixels.
+        square: side of the checker's squares in pixels.
 
     Returns:
         uint8 [T, H, W, 3]; visible pixels are unchanged.
@@ -292,20 +182,20 @@ def hide_cubes(frames: np.ndarray, mask: np.ndarray, *, square: int = 8) -> np.n
     return np.where(hidden[..., None], _CHECKERS[odd], frames)
 
 
-def colour_strokes(strokes: np.ndarray, hidden: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Colour drawn strokes: full strength on a lit ground where hidden, dim on a dark one where visible.
+def color_strokes(strokes: np.ndarray, hidden: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Color drawn strokes: full strength on a lit ground where hidden, dim on a dark one where visible.
 
     Args:
         strokes: uint8 [t, H, W], see :func:`videomaskfeat.viz.pictures.draw_strokes`.
         hidden: bool [t, H, W].
-        colour: RGB, 0..255, of a stroke of weight 1 in a hidden place.
+        color: RGB, 0..255, of a stroke of weight 1 in a hidden place.
 
     Returns:
         uint8 [t, H, W, 3].
     """
     alpha = strokes.astype(np.float32) * (np.where(hidden, 1.0, VISIBLE_STRENGTH).astype(np.float32) / 255)
     ground = _PANEL[hidden.astype(np.intp)]  # [t, H, W, 3]
-    mixed = ground + alpha[..., None] * (np.asarray(colour, dtype=np.float32) - ground)
+    mixed = ground + alpha[..., None] * (np.asarray(color, dtype=np.float32) - ground)
     return np.rint(mixed).astype(np.uint8)
 
 
@@ -320,18 +210,18 @@ def hidden_error(drawing: ClipDrawing, values: np.ndarray) -> float:
 
 def stroke_rows(drawing: ClipDrawing, cell_pixels: int) -> list[Row]:
     """The rows of strokes: target, then prediction and best constant where they are given."""
-    named = [("HOG target", drawing.target, _TARGET_COLOUR, False)]
+    named = [("HOG target", drawing.target, _TARGET_COLOR, False)]
     if drawing.prediction is not None:
-        named.append(("prediction", drawing.prediction, _PREDICTION_COLOUR, True))
+        named.append(("prediction", drawing.prediction, _PREDICTION_COLOR, True))
     if drawing.constant is not None:
         constant = np.broadcast_to(drawing.constant, drawing.target.shape)
-        named.append(("best constant", constant, _CONSTANT_COLOUR, True))
+        named.append(("best constant", constant, _CONSTANT_COLOR, True))
     rows = []
-    for name, values, colour, with_error in named:
+    for name, values, color, with_error in named:
         strokes = draw_strokes(values, bins=drawing.bins, channels=drawing.channels, cell_pixels=cell_pixels)
         hidden = stretch_mask(drawing.mask, strokes.shape)
         note = f"hidden error {hidden_error(drawing, values):.4f}" if with_error else "of the true pixels"
-        rows.append(Row(name, note, colour_strokes(strokes, hidden, colour)))
+        rows.append(Row(name, note, color_strokes(strokes, hidden, color)))
     return rows
 
 
@@ -350,30 +240,22 @@ def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | N
     chosen = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
     first_frames = chosen * (len(drawing.frames) // steps)  # HOG is taken of the first frame of each cube
     cell_pixels = cell_pixels or _cell_pixels(drawing, len(chosen))
-    rows = [_only(row, chosen) for row in _value_rows(drawing, cell_pixels)]
+    rows = [replace(row, panels=row.panels[chosen]) for row in _value_rows(drawing, cell_pixels)]
     height, width = rows[0].panels.shape[1:3]
     rows = _frame_rows(drawing, first_frames, height, width) + rows
 
-    left, top = 150, 76
-    sheet_width = left + len(chosen) * (width + _GAP) + _GAP
-    sheet_height = top + len(rows) * (height + _GAP) + 50
+    left, top, bottom = 150, 76, 50
+    sheet_width = left + len(chosen) * (width + GAP) + GAP
     labels = [Label(left, 28, drawing.title, size=21, bold=True, width=sheet_width - left)]
     for column, frame in enumerate(first_frames):
-        labels.append(
-            Label(left + column * (width + _GAP), top - 10, _frame_label(drawing, frame), faint=True)
-        )
-    for line, row in enumerate(rows):
-        middle = top + line * (height + _GAP) + height // 2
-        labels.append(Label(16, middle - 4, row.name, bold=True))
-        labels.append(Label(16, middle + 16, row.note, size=12, faint=True))
+        name = f"frame {frame}" if drawing.frame_labels is None else drawing.frame_labels[frame]
+        labels.append(Label(left + column * (width + GAP), top - 10, name, faint=True))
+    base = top + len(rows) * (height + GAP) + bottom - 32
     for line, text in enumerate(_PICTURE_LEGEND if drawing.pictures else _LEGEND):
-        base = sheet_height - 32 + 17 * line
-        labels.append(Label(left, base, text, size=12, faint=True, width=sheet_width - left - _GAP))
-    sheet = Sheet(sheet_height, sheet_width, labels)
-    for line, row in enumerate(rows):
-        for column, panel in enumerate(row.panels):
-            sheet.paste(panel, top + line * (height + _GAP), left + column * (width + _GAP))
-    return sheet.pixels
+        labels.append(
+            Label(left, base + 17 * line, text, size=12, faint=True, width=sheet_width - left - GAP)
+        )
+    return row_sheet(rows, left=left, top=top, right=GAP, bottom=bottom, labels=labels).pixels
 
 
 def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterator[np.ndarray]:
@@ -389,27 +271,23 @@ def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterat
     height, width = rows[0].panels.shape[1:3]
     frames = _frame_rows(drawing, np.arange(T), height, width)
     top = 84
-    sheet_width = _even(len(rows + frames) * (width + _GAP) + _GAP)
-    labels = [Label(_GAP, 26, drawing.title, size=18, bold=True, width=sheet_width - 2 * _GAP)]
+    sheet_width = even(len(rows + frames) * (width + GAP) + GAP)
+    labels = [Label(GAP, 26, drawing.title, size=18, bold=True, width=sheet_width - 2 * GAP)]
     for line, row in enumerate(frames + rows):
-        labels.append(Label(_GAP + line * (width + _GAP), top - 27, row.name, bold=True))
-        labels.append(Label(_GAP + line * (width + _GAP), top - 10, row.note, size=12, faint=True))
-    sheet = Sheet(_even(top + height + _GAP), sheet_width, labels)
+        labels.append(Label(GAP + line * (width + GAP), top - 27, row.name, bold=True))
+        labels.append(Label(GAP + line * (width + GAP), top - 10, row.note, size=12, faint=True))
+    sheet = Sheet(even(top + height + GAP), sheet_width, labels)
     for frame in range(T):
         panels = [row.panels[frame] for row in frames] + [row.panels[frame * steps // T] for row in rows]
         for line, panel in enumerate(panels):
-            sheet.paste(panel, top, _GAP + line * (width + _GAP))
+            sheet.paste(panel, top, GAP + line * (width + GAP))
         yield sheet.pixels.copy()
 
 
 def write_picture(path: str | os.PathLike[str], drawing: ClipDrawing, *, columns: int = 8) -> None:
     """Write :func:`draw_picture` as a PNG file; one frame lies there as in a film, its rows side by side."""
     single = len(drawing.frames) == 1
-    picture = next(draw_film(drawing)) if single else draw_picture(drawing, columns=columns)
-    done, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 5])
-    assert done, "a uint8 picture can always be encoded"
-    with whole_file(path, "wb") as file:
-        file.write(png.tobytes())
+    write_png(path, next(draw_film(drawing)) if single else draw_picture(drawing, columns=columns))
 
 
 def write_film(path: str | os.PathLike[str], drawing: ClipDrawing, *, fps: float = 6.0) -> None:
@@ -430,7 +308,7 @@ def _value_rows(drawing: ClipDrawing, cell_pixels: int) -> list[Row]:
         return stroke_rows(drawing, cell_pixels)
     height, width = (cells * cell_pixels for cells in drawing.target.shape[1:3])
     return [
-        replace(row, panels=np.stack([_resized(panel, height, width) for panel in row.panels]))
+        replace(row, panels=np.stack([fit_frame(panel, height, width) for panel in row.panels]))
         for row in drawing.pictures
     ]
 
@@ -439,15 +317,10 @@ def _frame_rows(drawing: ClipDrawing, chosen: np.ndarray, height: int, width: in
     """The frames and the visible input at the chosen frames, at the size of the stroke panels."""
     hidden = stretch_mask(drawing.mask, (len(drawing.frames), *drawing.mask.shape[1:]))[chosen]
     frames = drawing.frames[chosen]
-    shown = np.stack([_resized(frame, height, width) for frame in frames])
+    shown = np.stack([fit_frame(frame, height, width) for frame in frames])
     covered = hide_cubes(shown, hidden, square=max(4, height // 28))
     size = f"{frames.shape[2]} x {frames.shape[1]} pixels"
     return [Row("frames", size, shown), Row("visible", f"{drawing.mask.mean():.0%} hidden", covered)]
-
-
-def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    shrinks = height < frame.shape[0]
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 def _cell_pixels(drawing: ClipDrawing, panels_wide: int) -> int:
@@ -458,31 +331,14 @@ def _cell_pixels(drawing: ClipDrawing, panels_wide: int) -> int:
     return max(8, round(min(400, 1600 / panels_wide) / max(1, cells)))
 
 
-def _only(row: Row, steps: np.ndarray) -> Row:
-    return Row(row.name, row.note, row.panels[steps])
-
-
-def _frame_label(drawing: ClipDrawing, frame: int) -> str:
-    return f"frame {frame}" if drawing.frame_labels is None else drawing.frame_labels[frame]
-
-
-def _even(length: int) -> int:
-    return length + length % 2
-
-
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-# Frames, the tokens that they became, and what a decoder makes of these.
-_LEFT, _TOP = 170, 16
-_PANEL_reconstructions = 160  # least height of a panel in the picture
+def token_colors(tokens: np.ndarray) -> np.ndarray:
+    """A color for each number, the same every time: int [...] -> uint8 [..., 3].
 
-
-def token_colours(tokens: np.ndarray) -> np.ndarray:
-    """A colour for each number, the same every time: int [...] -> uint8 [..., 3].
-
-    The numbers of codes mean nothing, so neighbours get colours far apart: hues go round by the golden ratio.
+    The numbers of codes mean nothing, so neighbours get colors far apart: hues go round by the golden ratio.
     """
     numbers = tokens.astype(np.float64)
     hues = numbers * 0.61803398875 % 1.0
@@ -494,7 +350,7 @@ def token_colours(tokens: np.ndarray) -> np.ndarray:
 def draw_reconstructions(
     *, frames: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray
 ) -> np.ndarray:
-    """Draw a column a frame: the frame, its tokens in colours, the reconstruction.
+    """Draw a column a frame: the frame, its tokens in colors, the reconstruction.
 
     Args:
         frames: uint8 [n, H, W, 3], RGB.
@@ -504,35 +360,24 @@ def draw_reconstructions(
     Returns:
         uint8 [H', W', 3].
     """
-    count, height, width = frames.shape[:3]
-    scale = max(1, -(-_PANEL_reconstructions // height))
-    height, width = height * scale, width * scale
+    scale = max(1, -(-_LEAST_PANEL // frames.shape[1]))
+    height, width = frames.shape[1] * scale, frames.shape[2] * scale
     used = len(np.unique(tokens))
-    rows = (
-        ("frames", f"{frames.shape[2]} x {frames.shape[1]} pixels", frames),
-        ("tokens", f"{used} codes of {tokens.size} cells", token_colours(tokens)),
-        ("reconstruction", "from the tokens alone", reconstructions),
-    )
-    labels = []
-    for line, (name, note, _) in enumerate(rows):
-        middle = _TOP + line * (height + _GAP) + height // 2
-        labels.append(Label(16, middle - 4, name, bold=True))
-        labels.append(Label(16, middle + 16, note, size=12, faint=True, width=_LEFT - 24))
-    sheet = Sheet(_TOP + len(rows) * (height + _GAP) + _GAP, _LEFT + count * (width + _GAP), labels)
-    for line, (_, _, panels) in enumerate(rows):
-        for column, panel in enumerate(panels):
-            shown = cv2.resize(panel, (width, height), interpolation=cv2.INTER_NEAREST)
-            sheet.paste(shown, _TOP + line * (height + _GAP), _LEFT + column * (width + _GAP))
-    return sheet.pixels
+
+    def row(name: str, note: str, panels: np.ndarray) -> Row:
+        sized = [cv2.resize(one, (width, height), interpolation=cv2.INTER_NEAREST) for one in panels]
+        return Row(name, note, np.stack(sized))
+
+    rows = [
+        row("frames", f"{frames.shape[2]} x {frames.shape[1]} pixels", frames),
+        row("tokens", f"{used} codes of {tokens.size} cells", token_colors(tokens)),
+        row("reconstruction", "from the tokens alone", reconstructions),
+    ]
+    return row_sheet(rows, left=170, top=16, right=0, bottom=GAP).pixels
 
 
 def write_reconstructions(
     path: str | os.PathLike[str], *, frames: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray
 ) -> None:
     """Write :func:`draw_reconstructions` as a PNG file; its folder is made."""
-    make_folder(os.path.dirname(os.fspath(path)))
-    picture = draw_reconstructions(frames=frames, reconstructions=reconstructions, tokens=tokens)
-    done, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 5])
-    assert done, "a uint8 picture can always be encoded"
-    with whole_file(path, "wb") as file:
-        file.write(png.tobytes())
+    write_png(path, draw_reconstructions(frames=frames, reconstructions=reconstructions, tokens=tokens))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.baseline import PlainAttention
 from benchmarks.harness import SIZES, Row, alternate, full_float32, size_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.attention import PooledAttention
+from videomaskfeat.models.mvit import PooledAttention
 
 Triple = tuple[int, int, int]
 # block: width, heads, grid, stride of the queries, stride of keys and values

@@ -64,7 +64,7 @@ def resize_mask(mask: Tensor, grid: TokenGrid) -> Tensor:
 
     Args:
         mask: bool [B, t', h', w'], True = hidden.
-        grid: the wanted grid; each of its axes is a multiple of the mask's.
+        grid: of the result; each of its axes is a multiple of the mask's.
 
     Returns:
         bool [B, t, h, w].

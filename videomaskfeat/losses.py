@@ -1,4 +1,8 @@
-"""Losses: predictions and targets in, one number out."""
+"""Losses: predictions and targets in, one number out.
+
+All compute in float32 and return a float32 scalar, unless they say otherwise. All raise UserError for shapes
+that do not match, or a mask whose grid does not divide that of the predictions.
+"""
 
 from __future__ import annotations
 
@@ -15,76 +19,50 @@ from videomaskfeat.grid import TokenGrid, resize_mask
 def masked_mse(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error over the hidden positions and their K values (MaskFeat, section 3.1).
 
-    The mean is over all hidden positions of the batch together, in float32. Visible positions are weighted
-    by zero, so the shapes stay static; with nothing hidden the loss is 0.
+    The mean is over all hidden positions of the batch together. Visible positions have weight 0,
+    so the shapes stay static; with nothing hidden the loss is 0.
 
     Args:
         predictions: float [B, t, h, w, K].
         target: float [B, t, h, w, K].
         mask: bool [B, t', h', w'], True = hidden, on a grid that divides (t, h, w).
-
-    Returns:
-        A scalar, float32.
-
-    Raises:
-        UserError: predictions and target differ in shape, or the mask's grid does not divide theirs.
     """
-    _check_shapes(predictions, target)
-    difference = predictions.float() - target.float()
-    return _mean_over_hidden(difference.square().mean(dim=-1), mask)
+    predictions, target = _as_pair(predictions, target)
+    return _mean_over_hidden((predictions - target).square().mean(dim=-1), mask)
 
 
 def masked_l1(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error over the hidden positions and their K values (SimMIM, section 3.4).
-
-    Shapes, weights and errors as :func:`masked_mse`.
-    """
-    _check_shapes(predictions, target)
-    difference = predictions.float() - target.float()
-    return _mean_over_hidden(difference.abs().mean(dim=-1), mask)
+    """Mean absolute error (SimMIM, section 3.4); shapes and weights as :func:`masked_mse`."""
+    predictions, target = _as_pair(predictions, target)
+    return _mean_over_hidden((predictions - target).abs().mean(dim=-1), mask)
 
 
 def masked_smooth_l1(predictions: Tensor, target: Tensor, mask: Tensor, *, beta: float = 1.0) -> Tensor:
-    """The mean over hidden positions and values of d^2 / (2 beta) where abs(d) < beta, else abs(d) - beta/2.
-
-    Shapes, weights and errors as :func:`masked_mse`.
+    """The mean of d^2 / (2 beta) if abs(d) < beta, else abs(d) - beta/2; the rest as :func:`masked_mse`.
 
     Args:
-        predictions: see :func:`masked_mse`.
-        target: see :func:`masked_mse`.
-        mask: see :func:`masked_mse`.
+        predictions, target, mask: see :func:`masked_mse`.
         beta: difference at which the parabola becomes a line, above 0.
     """
-    _check_shapes(predictions, target)
-    error = F.smooth_l1_loss(predictions.float(), target.float(), reduction="none", beta=beta)
+    predictions, target = _as_pair(predictions, target)
+    error = F.smooth_l1_loss(predictions, target, reduction="none", beta=beta)
     return _mean_over_hidden(error.mean(dim=-1), mask)
 
 
 def masked_cosine(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """One minus the cosine between prediction and target, the mean over the hidden positions; 0 to 2.
-
-    Shapes, weights and errors as :func:`masked_mse`.
-    """
-    _check_shapes(predictions, target)
-    cosine = F.cosine_similarity(predictions.float(), target.float(), dim=-1)  # [B, t, h, w]
+    """One minus the cosine between prediction and target, 0 to 2; the rest as :func:`masked_mse`."""
+    cosine = F.cosine_similarity(*_as_pair(predictions, target), dim=-1)  # [B, t, h, w]
     return _mean_over_hidden(1 - cosine, mask)
 
 
 def masked_cross_entropy(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of the right token, in nats, the mean over the hidden positions (BEiT, section 2.3).
-
-    Weights as :func:`masked_mse`.
+    """Cross-entropy of the right token, in nats (BEiT, section 2.3); weights as
+    :func:`masked_mse`.
 
     Args:
         predictions: logits, float [B, t, h, w, K] over a vocabulary of K.
         target: int64 [B, t, h, w], the number of the right token, 0..K-1.
         mask: see :func:`masked_mse`.
-
-    Returns:
-        A scalar, float32.
-
-    Raises:
-        UserError: predictions and target are not on one grid, or the mask's grid does not divide theirs.
     """
     if predictions.shape[:-1] != target.shape:
         raise UserError(
@@ -95,12 +73,14 @@ def masked_cross_entropy(predictions: Tensor, target: Tensor, mask: Tensor) -> T
     return _mean_over_hidden(error.unflatten(0, target.shape), mask)
 
 
-def _check_shapes(predictions: Tensor, target: Tensor) -> None:
+def _as_pair(predictions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32, of one shape."""
     if predictions.shape != target.shape:
         raise UserError(
             f"predictions {tuple(predictions.shape)} and target {tuple(target.shape)} differ in shape; "
             "build the target with the model's output stride and values_per_token"
         )
+    return predictions.float(), target.float()
 
 
 def _mean_over_hidden(error: Tensor, mask: Tensor) -> Tensor:
@@ -111,51 +91,34 @@ def _mean_over_hidden(error: Tensor, mask: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against a distribution a clip, the mean over the batch, in float32.
+    """Cross-entropy against a distribution per clip, the mean over the batch.
 
     Args:
         logits: float [B, L].
         targets: float [B, L], each row sums to 1: smoothed labels, or those of a mixed batch.
-
-    Returns:
-        A scalar, float32.
-
-    Raises:
-        UserError: the two differ in shape.
     """
-    if logits.shape != targets.shape:
-        raise UserError(
-            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} differ in shape; "
-            "build the model with as many classes as the targets have"
-        )
+    _check_classes(logits, targets, "targets")
     return -(targets * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
 def binary_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    focusing: float = 0.0,
-    class_weights: Tensor | None = None,
+    logits: Tensor, labels: Tensor, *, focusing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Binary cross-entropy of each class by itself, the mean over boxes and classes, in float32.
+    """Binary cross-entropy of each class by itself, the mean over boxes and classes.
 
     With ``focusing`` above 0 this is the focal loss (arXiv 1708.02002, equation 4): what is already right
     counts less, by (1 - p)^focusing of the probability p given to the truth.
 
     Args:
         logits: float [R, L]; without boxes (R = 0) the loss is 0.
-        labels: bool [R, L], any number of classes a box.
+        labels: bool [R, L], any number of classes per box.
         focusing: gamma of the focal loss, 0 or more.
         class_weights: float [L], factors on the losses of the classes; None: all 1.
 
-    Returns:
-        A scalar, float32.
-
     Raises:
-        UserError: logits and labels differ in shape, or ``focusing`` is negative.
+        UserError: ``focusing`` is negative.
     """
-    _check_labels(logits, labels)
+    _check_classes(logits, labels, "labels")
     if focusing < 0:
         raise UserError(f"focusing={focusing:g} must be 0 (plain cross-entropy) or more; the paper has 2")
     logits = logits.float()
@@ -176,7 +139,7 @@ def pose_cross_entropy(
     focusing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Softmax over classes that exclude each other, and binary cross-entropy over the rest, in float32.
+    """Softmax over classes that exclude each other, and binary cross-entropy over the rest.
 
     A person has exactly one of AVA's poses (ids 1 to 14). The loss is the mean of the poses' cross-entropy
     over the boxes that have one (of several, each has the same share; negatives have none), plus
@@ -188,14 +151,8 @@ def pose_cross_entropy(
         poses: bool [L], which classes exclude each other.
         focusing: of the other classes, see :func:`binary_cross_entropy`.
         class_weights: of the other classes; those of the poses are not used.
-
-    Returns:
-        A scalar, float32.
-
-    Raises:
-        UserError: as :func:`binary_cross_entropy`.
     """
-    _check_labels(logits, labels)
+    _check_classes(logits, labels, "labels")
     poses = poses.to(logits.device)
     chosen = labels[:, poses].float()  # [R, P]
     count = chosen.sum(dim=1)
@@ -210,11 +167,11 @@ def pose_cross_entropy(
     return posed.sum() / (count > 0).sum().clamp(min=1) + rest
 
 
-def _check_labels(logits: Tensor, labels: Tensor) -> None:
+def _check_classes(logits: Tensor, labels: Tensor, name: str) -> None:
     if logits.shape != labels.shape:
         raise UserError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} differ in shape; "
-            "build the model with as many classes as the labels have"
+            f"logits {tuple(logits.shape)} and {name} {tuple(labels.shape)} differ in shape; "
+            f"build the model with as many classes as the {name} have"
         )
 
 
@@ -249,7 +206,7 @@ def across_views(student: Tensor, local: Tensor | None, teacher: Tensor, *, temp
         temperature: the student's.
 
     Returns:
-        A scalar, float32: the mean over the videos and the G*(G-1) + G*L pairs.
+        The mean over the videos and the G*(G-1) + G*L pairs.
     """
     views = student if local is None else torch.cat([student, local], dim=1)  # [V, S, K]
     pairs = teacher_cross_entropy(views[:, None], teacher[:, :, None], temperature=temperature)  # [V, G, S]
@@ -262,7 +219,7 @@ def masked_teacher_cross_entropy(
 ) -> Tensor:
     """The cross-entropy at the hidden cells, the mean over each clip's, then over the clips (iBOT, eq. 2).
 
-    A clip of which nothing is hidden counts as 0, as in the published code: where half of the clips are shown
+    A clip of which nothing is hidden counts as 0, as in the published code: if half of the clips are shown
     whole, the others weigh half.
 
     Args:
@@ -270,12 +227,6 @@ def masked_teacher_cross_entropy(
         teacher: float [B, t, h, w, K], the teacher's probabilities for the same clips, unmasked.
         mask: bool [B, t', h', w'], True = hidden, on a grid that divides (t, h, w).
         temperature: the student's.
-
-    Returns:
-        A scalar, float32.
-
-    Raises:
-        UserError: the mask's grid does not divide the cells'.
     """
     error = teacher_cross_entropy(cosines, teacher, temperature=temperature)  # [B, t, h, w]
     weight = resize_mask(mask, TokenGrid(*error.shape[1:])).to(error.dtype)
@@ -286,26 +237,23 @@ def masked_teacher_cross_entropy(
 def direction_error(predictions: Tensor, targets: Tensor) -> Tensor:
     """``2 - 2 cos`` between prediction and target, the mean over the batch; 0 to 4 (BYOL, equation 2).
 
-    The squared distance of the two as unit vectors, in float32.
+    The squared distance of the two as unit vectors.
 
     Args:
         predictions: float [B, P].
         targets: float [B, P].
-
-    Returns:
-        A scalar, float32.
     """
     return 2.0 - 2.0 * F.cosine_similarity(predictions.float(), targets.float(), dim=-1).mean()
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
-    """KL divergence of categorical distributions to the uniform one, the mean over all, in nats and float32.
+    """KL divergence of categorical distributions to the uniform one, the mean over all, in nats.
 
     Args:
         logits: float [B, V, ...], the distributions over axis 1.
 
     Returns:
-        A scalar, float32: 0 where all V are alike, log V where each distribution is a single one.
+        0 if all V are alike, log V if each distribution is a single one.
     """
     log_shares = torch.log_softmax(logits.float(), dim=1)
     return (log_shares.exp() * log_shares).sum(dim=1).mean() + math.log(logits.shape[1])

@@ -1,7 +1,6 @@
 """Files of tensors: torch's and safetensors, checked before anything in them is used.
 
-Every file of weights and every checkpoint is read here. Anything wrong with one raises :class:`DamagedFile`:
-sizes that a file declares are compared with what it holds before memory is taken for them, and no code in it
+Sizes that a file declares are compared with what it holds before memory is taken for them, and no code in it
 is run.
 """
 
@@ -13,7 +12,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -60,11 +60,11 @@ class PickledCode(UserError):
 
 
 def require_file(path: str) -> None:
-    """Do nothing for a regular file that is not empty.
+    """Refuse anything but a regular file that may hold tensors.
 
     Raises:
-        UserError: there is none, or it is a folder, a pipe or a device.
-        DamagedFile: it is empty, or a small text that stands for a file.
+        UserError: there is no file, or it is a folder, a pipe or a device.
+        DamagedFile: it is empty, or a small text in place of the file.
     """
     if not is_file(path):
         if is_folder(path):
@@ -101,18 +101,11 @@ def read_torch_file(path: str) -> object:
             ".pt, .pth or .safetensors file of weights"
         )
         raise DamagedFile(path, "unknown format", message=words)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and old storages
-            if start.startswith(b"PK"):
-                _check_archive(path, local)
-            return torch.load(local, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
-    except Exception as error:  # zipfile, pickle and torch raise many kinds for foreign bytes
-        raise _as_refusal(path, error) from error
+    with _refusing_damage(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols and old storages
+        if start.startswith(b"PK"):
+            _check_archive(path, local)
+        return torch.load(local, map_location="cpu", weights_only=True)
 
 
 def read_safetensors(path: str) -> dict[str, Tensor]:
@@ -123,10 +116,8 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
         DamagedFile: it is cut, altered, or not a safetensors file.
     """
     read_metadata(path)  # checks the header
-    try:
+    with _refusing_damage(path):
         return load_file(local_path(path))
-    except Exception as error:  # safetensors and torch raise many kinds for foreign bytes
-        raise DamagedFile(path, _first_line(error)) from error
 
 
 def read_metadata(path: str) -> dict[str, str]:
@@ -137,7 +128,7 @@ def read_metadata(path: str) -> dict[str, str]:
     """
     require_file(path)
     local = local_path(path)
-    try:
+    with _refusing_damage(path):
         size = os.path.getsize(local)
         with open(local, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -154,12 +145,6 @@ def read_metadata(path: str) -> dict[str, str]:
             raise DamagedFile(path, "its header is not an object of JSON")
         with safe_open(local, "pt") as opened:  # checks types, sizes and places of the tensors
             return opened.metadata() or {}
-    except UserError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
-    except Exception as error:  # as above
-        raise DamagedFile(path, _first_line(error)) from error
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -225,18 +210,21 @@ def _check_archive(path: str, local: str) -> None:
             raise DamagedFile(path, f"{pickles[0]} is cut")
 
 
-def _as_refusal(path: str, error: Exception) -> UserError:
-    """What is wrong with a torch file, by the error that reading it raised."""
-    text = str(error)
-    if isinstance(error, pickle.UnpicklingError) and "unsupported" in text.lower():
-        found = re.search(r"GLOBAL (\S+)", text)  # a global or an operation that is not plain data
-        return PickledCode(path, found.group(1) if found else "")
-    return DamagedFile(path, _first_line(error))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+@contextmanager
+def _refusing_damage(path: str) -> Iterator[None]:
+    """What reading a file raises, as an error for the user; zipfile, pickle, torch raise many kinds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
+    except Exception as error:
+        if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():
+            found = re.search(r"GLOBAL (\S+)", str(error))  # a global or an operation that is not plain data
+            raise PickledCode(path, found.group(1) if found else "") from error
+        lines = str(error).strip().splitlines()
+        raise DamagedFile(path, lines[0][:200] if lines else type(error).__name__) from error
 
 
 def _sort_header(path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from videomaskfeat.engine.optim import adamw, layer_of, parameter_groups, set_learning_rate, sgd
+from videomaskfeat.engine.optim import adamw, layers_behind, parameter_groups, set_learning_rate, sgd
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
+from videomaskfeat.models.maskfeat import MaskedEncoder
 
 
 def recorded(golden: Path, recipe: str) -> dict[str, list[float]]:
@@ -31,13 +32,19 @@ def test_groups_of_the_published_models_match_the_reference(
     with torch.device("meta"):
         model = create_model(name)
     groups = parameter_groups(
-        model.named_parameters(), base_lr=1.0, weight_decay=0.05, layer_decay=layer_decay, depth=16
+        model.named_parameters(),
+        base_lr=2.0,
+        weight_decay=0.05,
+        layer_decay=layer_decay,
+        layers=layers_behind(model),
     )
     found = {name: [group["lr_scale"], group["weight_decay"]] for group in groups for name in group["names"]}
     expected = recorded(golden, recipe)
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert found[name] == pytest.approx(values, rel=1e-12), name
+    assert all(group["lr"] == 2.0 * group["lr_scale"] for group in groups)
+    assert len({(group["lr_scale"], group["weight_decay"]) for group in groups}) == len(groups)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +57,11 @@ def test_groups_of_the_published_models_match_the_reference(
 def test_probes_give_the_optimiser_their_heads_alone(head: str, learning: set[str]) -> None:
     model = create_model("maskfeat_mvitv2_nano_classifier", head=head)
     groups = parameter_groups(
-        model.named_parameters(), base_lr=1.0, weight_decay=0.05, layer_decay=0.75, depth=6
+        model.named_parameters(),
+        base_lr=1.0,
+        weight_decay=0.05,
+        layer_decay=0.75,
+        layers=layers_behind(model),
     )
     names = {name for group in groups for name in group["names"]}
     assert learning <= names
@@ -58,50 +69,44 @@ def test_probes_give_the_optimiser_their_heads_alone(head: str, learning: set[st
     assert all(group["lr_scale"] == 1.0 for group in groups)
 
 
-def parameters_named(names: list[str]) -> list[tuple[str, nn.Parameter]]:
-    """Stand-ins of the right number of dimensions: biases and norms (also the head's) have one."""
-    norms = ("norm", "transforms.0.0")
-    return [
-        (
-            name,
-            nn.Parameter(
-                torch.zeros([1] if name.endswith("bias") or any(n in name for n in norms) else [1, 1])
-            ),
-        )
-        for name in names
-    ]
+class Wrapped(nn.Module):
+    """An encoder and a head, as in self-distillation."""
 
-
-@pytest.mark.parametrize(("recipe", "layer_decay"), [("finetune_s", 0.75), ("pretrain_s", 1.0)])
-def test_groups_match_the_reference(golden: Path, recipe: str, layer_decay: float) -> None:
-    expected = recorded(golden, recipe)
-    groups = parameter_groups(
-        parameters_named(list(expected)), base_lr=2.0, weight_decay=0.05, layer_decay=layer_decay, depth=16
-    )
-    found = {name: [group["lr_scale"], group["weight_decay"]] for group in groups for name in group["names"]}
-    assert found.keys() == expected.keys()
-    for name, (factor, decay) in expected.items():
-        assert found[name] == pytest.approx([factor, decay], rel=1e-12), name
-    assert all(group["lr"] == 2.0 * group["lr_scale"] for group in groups)
-    assert len({(group["lr_scale"], group["weight_decay"]) for group in groups}) == len(groups)
+    def __init__(self) -> None:
+        super().__init__()
+        self.masked = MaskedEncoder(create_model("vit_encoder", depth=3, width=16, heads=2), summary="mean")
+        self.head = nn.Linear(16, 4)
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"),
+    ("model", "name", "layers"),
     [
-        ("patch_embed.proj.weight", 0),
-        ("encoder.cls_token", 0),
-        ("module.mask_token", 0),
-        ("pos_embed_spatial", 0),
-        ("encoder.blocks.0.attn.rel_pos_h", 1),
-        ("blocks.15.norm1.weight", 16),
-        ("norm.weight", 17),
-        ("decoder_pos_embed", 17),
-        ("decoder_blocks.0.norm1.weight", 17),
+        ("mae", "patch_embed.proj.weight", 13),
+        ("mae", "cls_token", 13),
+        ("mae", "mask_token", 13),
+        ("mae", "pos_embed_spatial", 13),
+        ("mae", "blocks.0.norm1.weight", 12),
+        ("mae", "blocks.11.norm1.weight", 1),
+        ("mae", "norm.weight", 0),
+        ("mae", "decoder_pos_embed", 0),
+        ("mae", "pred_head.transforms.0.0.norm1.weight", 0),
+        ("wrapped", "masked.mask_token", 4),
+        ("wrapped", "masked.encoder.cls_token", 4),
+        ("wrapped", "masked.encoder.blocks.1.attn.qkv.weight", 2),
+        ("wrapped", "masked.encoder.norm.bias", 0),
+        ("wrapped", "head.weight", 0),
     ],
 )
-def test_layer_of_parameter(name: str, layer: int) -> None:
-    assert layer_of(name, depth=16) == layer
+def test_layers_behind_a_parameter(model: str, name: str, layers: int) -> None:
+    with torch.device("meta"):
+        built = Wrapped() if model == "wrapped" else create_model("mae_vit_b", decoder_depth=1)
+    assert name in built.state_dict()
+    assert layers_behind(built)(name) == layers
+
+
+def test_layer_decay_without_an_encoder_is_refused() -> None:
+    with pytest.raises(UserError, match="layer decay needs an encoder, and a Linear has none"):
+        layers_behind(nn.Linear(1, 1))
 
 
 def test_frozen_parameters_are_left_out() -> None:
@@ -112,8 +117,9 @@ def test_frozen_parameters_are_left_out() -> None:
 
 
 def test_set_learning_rate_keeps_the_factors() -> None:
+    named = [("blocks.0.w", nn.Parameter(torch.zeros(1, 1))), ("head.w", nn.Parameter(torch.zeros(1, 1)))]
     groups = parameter_groups(
-        parameters_named(["blocks.0.w", "head.w"]), base_lr=1.0, weight_decay=0.0, layer_decay=0.5, depth=1
+        named, base_lr=1.0, weight_decay=0.0, layer_decay=0.5, layers=lambda name: int("blocks" in name)
     )
     optimizer = adamw(groups)
     set_learning_rate(optimizer, 0.2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.jobs.action_set import CLASSES, ENCODER, ActionSet, make_action_set, write_detector
-from videomaskfeat.config import DetectConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.key_frames import VideoPlaces, read_tested
@@ -27,6 +27,7 @@ from videomaskfeat.jobs.detect import (
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.schemas import DetectConfig
 
 CPU = torch.device("cpu")
 

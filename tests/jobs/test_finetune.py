@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from videomaskfeat.cli import main
-from videomaskfeat.config import FinetuneConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.engine.run import BestWeights
@@ -21,6 +21,7 @@ from videomaskfeat.jobs.finetune import FinetuneStep, read_lists
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import load_model, read_state, save_weights
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize, read_classify_recipe
+from videomaskfeat.schemas import FinetuneConfig
 
 from .test_pretrain import last_line, rows
 

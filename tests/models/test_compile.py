@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from videomaskfeat.engine.optim import adamw
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.losses import masked_mse
-from videomaskfeat.models import create_model, encoder_base
+from videomaskfeat.models import create_model, mvit, positions
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
@@ -43,10 +43,10 @@ def test_step_compiles_without_graph_breaks() -> None:
 @pytest.mark.parametrize(
     ("build", "arguments"),
     [
-        (encoder_base._relative_index, (4, 2)),
-        (encoder_base._key_codes, (TokenGrid(2, 3, 4), "thw", 1)),
-        (encoder_base._key_codes, (TokenGrid(2, 3, 4), "", 1)),
-        (encoder_base._sincos, (48, TokenGrid(2, 3, 4), 1)),
+        (mvit._relative_index, (4, 2)),
+        (mvit._key_codes, (TokenGrid(2, 3, 4), "thw", 1)),
+        (mvit._key_codes, (TokenGrid(2, 3, 4), "", 1)),
+        (positions._sincos, (48, TokenGrid(2, 3, 4), 1)),
     ],
 )
 def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) -> None:

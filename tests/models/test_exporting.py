@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.models.attention import PooledAttention
-from videomaskfeat.models.maskfeat import MViTMaskFeat
-from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.maskfeat import MaskFeat
+from videomaskfeat.models.mvit import MViT, PooledAttention
+from videomaskfeat.models.zoo import with_head
 
 SMALL: dict[str, Any] = {
     "clip_size": (4, 32, 32),
@@ -59,7 +59,7 @@ def test_encoder_is_exported_in_torchs_operators(arguments: dict[str, Any]) -> N
 
 def test_predictor_is_exported_with_its_mask() -> None:
     torch.manual_seed(0)
-    model = MViTMaskFeat(**SMALL, blank_hidden=True).eval()
+    model = with_head(MaskFeat, MViT)(**SMALL, blank_hidden=True).eval()
     program = traced(model, torch.randn(2, 3, 4, 32, 32), torch.rand(2, 2, 2, 2) < 0.4)
     clips, mask = torch.randn(3, 3, 4, 32, 32), torch.rand(3, 2, 2, 2) < 0.4
     assert mask.any()

@@ -9,25 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.engine.processes import exit_codes_of_ranks
-from videomaskfeat.engine import distributed
+from tests.models.test_models import MVIT as SMALL
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
-from videomaskfeat.models.heads import HEADS, PROBES, AttentiveHead, Classifier, FeatureNorm
-from videomaskfeat.models.maskfeat import MViTMaskFeat
+from videomaskfeat.models.heads import PROBES, AttentiveHead, Classifier
 from videomaskfeat.models.mvit import MViT
-
-SMALL: dict[str, Any] = {
-    "depth": 4,
-    "width": 8,
-    "widen_at": (1, 3),
-    "q_pool_at": (1, 3),
-    "clip_size": (4, 32, 32),
-    "kv_stride": (1, 4, 4),
-    "cube_kernel": (3, 7, 7),
-    "cube_stride": (2, 4, 4),
-    "cube_padding": (1, 3, 3),
-}
 
 
 def small(name: str = "maskfeat_mvitv2_nano_classifier", **changes: Any) -> Classifier:
@@ -126,72 +112,11 @@ def test_probe_learns_on_a_frozen_encoder(head: str) -> None:
         assert torch.equal(value, before[name]) != learns or name == "head.kv.bias", name
 
 
-@pytest.mark.parametrize("head", ["mean", "token"])
-def test_fine_tuning_reaches_every_parameter(head: str) -> None:
-    model = small(head=head)
-    assert model.train().blocks[0].training
-    model(torch.randn(2, 3, 4, 32, 32)).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        # A bias of the keys' norm moves all scores of a query alike. In the last block the class token is all
-        # that its head sees, and its query is neither pooled nor in any place.
-        placed = name.startswith(("blocks.3.attn.rel", "blocks.3.attn.pool_q"))
-        without = name.endswith("norm_k.bias") or (head == "token" and placed)
-        assert parameter.grad is not None, name
-        assert (parameter.grad != 0).any() or without, name
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_blocks_may_be_recomputed_under_every_head(head: str) -> None:
-    clips = torch.randn(2, 3, 4, 32, 32)
-    gradients = []
-    for checkpoint_blocks in (False, True):
-        model = small(head=head, checkpoint_blocks=checkpoint_blocks)
-        model(clips).square().sum().backward()
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-    for plain, recomputed in zip(*gradients, strict=True):
-        assert torch.equal(plain, recomputed)
-
-
 def test_dropout_drops_in_training_only() -> None:
     model, clips = small(dropout=0.5), torch.randn(1, 3, 4, 32, 32)
     assert not torch.equal(model(clips), model(clips))
     model.eval()
     assert torch.equal(model(clips), model(clips))
-
-
-def test_feature_norm_is_torchs_batch_norm() -> None:
-    ours, torchs = FeatureNorm(5), nn.BatchNorm1d(5, affine=False, eps=1e-6)
-    for _ in range(3):
-        features = 100 + torch.randn(4, 5)
-        torch.testing.assert_close(ours(features), torchs(features), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.mean, torchs.running_mean)
-    torch.testing.assert_close(ours.variance, torchs.running_var, atol=1e-4, rtol=1e-5)
-    ours.eval()
-    torchs.eval()
-    torch.testing.assert_close(ours(features), torchs(features), atol=1e-4, rtol=1e-4)
-
-
-def test_feature_norm_refuses_to_learn_from_a_single_clip() -> None:
-    """Less its own mean nothing would be left of it, and the head would learn its bias alone."""
-    norm = FeatureNorm(5)
-    with pytest.raises(UserError, match=r"nothing of a single clip; .* at least 2 clips"):
-        norm(torch.randn(1, 5))
-    assert norm.eval()(torch.randn(1, 5)).abs().sum() > 0
-
-
-def normalise_a_share(features: Tensor, expected: Tensor, mean: Tensor) -> None:
-    """Ranks get 3 and 1 of four rows."""
-    with distributed.process_group(torch.device("cpu")):
-        rows = slice(0, 3) if distributed.rank() == 0 else slice(3, 4)
-        norm = FeatureNorm(5)
-        torch.testing.assert_close(norm(features[rows]), expected[rows], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(norm.mean, mean, atol=1e-6, rtol=0)
-
-
-def test_feature_norm_takes_its_statistics_over_all_processes() -> None:
-    torch.manual_seed(0)
-    features, whole = torch.randn(4, 5), FeatureNorm(5)
-    assert exit_codes_of_ranks(2, normalise_a_share, features, whole(features), whole.mean) == [0, 0]
 
 
 def test_features_at_every_depth_are_those_of_a_loop() -> None:
@@ -221,7 +146,7 @@ def test_pooled_features_are_normalised_where_the_head_was_trained_so(head: str,
 
 @torch.no_grad()
 def test_features_of_a_pre_trained_model_have_no_final_norm() -> None:
-    model = MViTMaskFeat(**SMALL).eval()
+    model = create_model("maskfeat_mvitv2_nano", **SMALL).eval()
     clips = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(model.features(clips), model.features(clips, depth=4))
     assert model.features(clips, pooled=False).shape == (1, 2, 2, 2, 32)
@@ -255,51 +180,6 @@ def test_parameters_have_pyslowfast_names(head: str, own: set[str]) -> None:
     names = {name for name in small(head=head).state_dict() if not name.startswith("blocks.")}
     stem = {"cls_token", "patch_embed.proj.weight", "patch_embed.proj.bias"}
     assert names == {*stem, "norm.weight", "norm.bias", *LINEAR, *own}
-
-
-def test_initial_values_of_the_head_follow_the_published_recipe() -> None:
-    torch.manual_seed(0)
-    model = create_model("maskfeat_mvitv2_nano_classifier", classes=400, head_scale=0.001)
-    weight, bias = (model.get_parameter(f"head.projection.{kind}") for kind in ("weight", "bias"))
-    assert weight.std().item() == pytest.approx(0.02 * 0.001, rel=0.02)  # 51,200 draws
-    assert (bias == torch.tensor(0.02) * 0.001).all()
-
-
-def test_encoder_starts_alike_under_every_head() -> None:
-    states = []
-    for head in HEADS:
-        torch.manual_seed(3)
-        states.append(create_model("maskfeat_mvitv2_nano_classifier", head=head).state_dict())
-    for name, value in states[0].items():
-        if not name.startswith("head."):
-            assert all(torch.equal(state[name], value) for state in states), name
-
-
-def test_bfloat16_autocast_stays_close() -> None:
-    torch.manual_seed(0)
-    clips = torch.randn(4, 3, 8, 64, 64)
-    for head in HEADS:
-        model = create_model("maskfeat_mvitv2_nano_classifier", head=head, classes=6).eval()
-        exact = model(clips)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            rounded = model(clips)
-        assert (rounded.float() - exact).norm() < 5e-2 * exact.norm(), head
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"head": "men"}, "head 'men' is unknown; did you mean 'mean'"),
-        ({"classes": 0}, "classes 0 must be positive"),
-        ({"dropout": 1.0}, r"dropout 1.0 in 0..1"),
-        ({"final_norm": False}, "final_norm cannot be set on a classifier"),
-        ({"mean_first": True}, "cannot be set on a classifier, nor mean_first"),
-        ({"head": "token", "class_token": False}, "head 'token' needs class_token true"),
-    ],
-)
-def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        create_model("maskfeat_mvitv2_nano_classifier", **arguments)
 
 
 @pytest.mark.parametrize("head", ["mean", "linear", "attentive"])

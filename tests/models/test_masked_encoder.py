@@ -100,7 +100,7 @@ def test_blocks_of_another_size_are_refused() -> None:
         "cells of 16 values; take at most 2",
     ):
         check_last_blocks(encoder_of_kind(MVIT), 3, SIZE)
-    with pytest.raises(UserError, match="blocks 4: the encoder has 3"):
+    with pytest.raises(UserError, match="blocks 4: must be between 1 and 3"):
         check_last_blocks(encoder_of_kind(VIT), 4, SIZE)
 
 
@@ -123,5 +123,5 @@ def test_impossible_predictors_are_refused() -> None:
         UserError, match="a predictor of depth 1, width 8, heads 3: all must be positive, heads a"
     ):
         TransformerPredictor(16, hidden_width=8, depth=1, heads=3, grid=TokenGrid(1, 1, 1))
-    with pytest.raises(UserError, match="a predictor of width 0: must be positive"):
+    with pytest.raises(UserError, match="hidden_width 0 must be positive"):
         MlpPredictor(16, hidden_width=0)

@@ -1,4 +1,4 @@
-"""The encoder: sizes, names, initial values, positions, and behaviour at any clip size."""
+"""The MViTv2 encoder and its attention: sizes, names, initial values, and the slow version."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.reference.attention import slow_attention
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder_base import joint_positions, separable_positions
-from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.kernels import attention as kernel
+from videomaskfeat.models.mvit import MViT, PooledAttention
 
 SMALL: dict[str, Any] = {
     "depth": 4,
@@ -26,26 +27,6 @@ SMALL: dict[str, Any] = {
 def small(**changes: Any) -> MViT:
     torch.manual_seed(0)
     return MViT(**{**SMALL, **changes})
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "millions"),
-    [
-        ("maskfeat_mvitv2_s", {}, 36.253),
-        ("maskfeat_mvitv2_l", {}, 217.248),
-        ("mvitv2_s", {}, 34.538),
-        ("mvitv2_b", {}, 51.230),
-        ("maskfeat_mvitv2_s_classifier", {}, 36.475),
-        ("maskfeat_mvitv2_l_classifier", {}, 217.578),
-    ],
-)
-def test_parameter_counts_are_the_published_ones(
-    name: str, arguments: dict[str, Any], millions: float
-) -> None:
-    with torch.device("meta"):
-        model = create_model(name, **arguments)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    assert round(count / 1e6, 3) == millions
 
 
 @pytest.mark.parametrize("clip", [(4, 32, 32), (6, 32, 48), (10, 64, 40), (2, 16, 16)])
@@ -88,34 +69,6 @@ def test_output_stride_and_output_grid_agree() -> None:
     assert model.output_grid((2, 3, 4, 32, 48)) == TokenGrid(2, 2, 3)
 
 
-@pytest.mark.parametrize("widen_in", ["mlp", "attention"])
-def test_checkpointing_blocks_changes_nothing(widen_in: str) -> None:
-    clips = torch.randn(2, 3, 4, 32, 32)
-    results = []
-    for checkpoint_blocks in (False, True):
-        model = small(widen_in=widen_in, checkpoint_blocks=checkpoint_blocks, drop_path=0.3)
-        torch.manual_seed(1)
-        tokens = model(clips)
-        tokens.square().mean().backward()
-        results.append([tokens, *(parameter.grad for parameter in model.parameters())])
-    for plain, recomputed in zip(*results, strict=True):
-        assert torch.equal(plain, recomputed)
-
-
-def test_drop_path_drops_whole_samples_in_training_only() -> None:
-    model = small(drop_path=0.9)
-    clips = torch.randn(1, 3, 4, 32, 32)
-    assert not torch.equal(model(clips), model(clips))
-    model.eval()
-    assert torch.equal(model(clips), model(clips))
-
-
-def test_permuting_the_batch_permutes_the_tokens() -> None:
-    model, clips, order = small(), torch.randn(3, 3, 4, 32, 32), [2, 0, 1]
-    # Kernels may group samples differently: equal to rounding.
-    torch.testing.assert_close(model(clips[order]), model(clips)[order], atol=1e-5, rtol=1e-5)
-
-
 def test_initial_values_follow_the_published_recipe() -> None:
     model = create_model("maskfeat_mvitv2_nano", linear_std=0.02)
     parameters = dict(model.named_parameters())
@@ -130,15 +83,6 @@ def test_initial_values_follow_the_published_recipe() -> None:
             # A normal of 0.02 cut at 2 (100 standard deviations) is a plain normal.
             assert value.std().item() == pytest.approx(0.02, rel=0.1), name
             assert abs(value.mean().item()) < 2e-3, name
-
-
-def test_seed_of_the_caller_decides_the_weights() -> None:
-    states = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        states.append(create_model("mvitv2_nano", depth=2, widen_at=[1], q_pool_at=[1]).state_dict())
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert not torch.equal(states[0]["cls_token"], states[2]["cls_token"])
 
 
 def test_parameters_have_pyslowfast_names() -> None:
@@ -157,42 +101,138 @@ def test_parameters_have_pyslowfast_names() -> None:
     assert "pos_embed" in small(absolute_positions="joint").state_dict()
 
 
-def test_separable_positions_are_the_sum_of_space_and_time() -> None:
-    space, time = torch.randn(1, 6, 5), torch.randn(1, 2, 5)
-    grid = TokenGrid(2, 2, 3)
-    table = separable_positions(space, time, grid, grid).unflatten(1, grid.shape)
-    for t, h, w in ((0, 0, 0), (1, 1, 2), (0, 1, 0)):
-        torch.testing.assert_close(table[0, t, h, w], space[0, h * 3 + w] + time[0, t])
-    doubled = joint_positions(table.flatten(1, 3), grid, TokenGrid(4, 4, 6))
-    torch.testing.assert_close(doubled.mean(1), table.flatten(1, 3).mean(1), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"widen_in": "mpl"}, "widen_in 'mpl' is unknown; did you mean 'mlp'"),
-        ({"absolute_positions": "sincos"}, "absolute_positions 'sincos' is unknown; there are none, joint"),
-        ({"widen_at": (9,)}, r"widen_at \(9,\): a model of depth 4 has no block 9"),
-        ({"q_pool_at": (4,)}, r"q_pool_at \(4,\): a model of depth 4 has no block 4"),
-        ({"heads": 3}, "heads 3: all must be positive, heads a divisor of width"),
-        ({"clip_size": (4, 30, 32)}, "clip height 30 is not a positive multiple of the cube stride 4"),
-        ({"cube_kernel": (3, 12, 12)}, r"cube_kernel \(3, 12, 12\).*one token a cube"),
-    ],
-)
-def test_impossible_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        small(**arguments)
-
-
 def test_clips_of_another_form_are_refused() -> None:
     with pytest.raises(UserError, match=r"clips of shape \(2, 4, 3, 32, 32\) are not \[B, 3, T, H, W\]"):
         small()(torch.randn(2, 4, 3, 32, 32))
 
 
-def test_unknown_names_are_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="model 'mvitv_s' is unknown; did you mean 'mvitv2_s'"):
-        create_model("mvitv_s")
-    with pytest.raises(UserError, match="argument 'drop_paths' is unknown; did you mean 'drop_path'"):
-        create_model("maskfeat_mvitv2_s", drop_paths=0.1)
-    with pytest.raises(UserError, match="final_norm cannot be set"):
-        create_model("maskfeat_mvitv2_s", final_norm=True)
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two heads, queries pooled": {"heads": 2, "q_stride": (1, 2, 2), "kv_stride": (1, 2, 2)},
+    "keys pooled hard": {"kv_stride": (1, 4, 4)},
+    "time pooled": {"q_stride": (2, 1, 1), "kv_stride": (1, 2, 2)},
+    "no class token": {"class_token": False, "kv_stride": (1, 2, 2)},
+    "space only": {"relative_time": False},
+    "time only": {"relative_space": False},
+    "no positions": {"relative_time": False, "relative_space": False},
+    "no residual": {"residual_pooling": False, "heads": 2},
+    "wider inside": {"width": 24, "heads": 2},
+    "other kernel": {"pool_kernel": (1, 3, 3), "qkv_bias": False},
+}
+
+
+def make(grid: TokenGrid, *, width: int = 16, heads: int = 1, **options: Any) -> PooledAttention:
+    torch.manual_seed(0)
+    layer = PooledAttention(16, width, heads, grid=grid, **options)
+    for parameter in layer.parameters():  # large values, so that positions and norms matter
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+def gradients(layer: PooledAttention, tokens: torch.Tensor, result: torch.Tensor) -> dict[str, torch.Tensor]:
+    names = [name for name, _ in layer.named_parameters()]
+    # Positive weights: with mixed signs the sums over all tokens would cancel down to their rounding.
+    weight = torch.rand(result.shape, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad((result * weight).sum(), [tokens, *layer.parameters()])
+    return dict(zip(["tokens", *names], found, strict=True))
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("native", [TokenGrid(3, 6, 4), TokenGrid(2, 4, 4)], ids=["native", "interpolated"])
+@pytest.mark.parametrize("few_scores", [0, 2**21], ids=["blocked", "at once"])
+def test_fused_attention_equals_the_slow_one(
+    options: dict[str, Any], native: TokenGrid, few_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "_FEW_SCORES", few_scores)
+    grid = TokenGrid(3, 6, 4)  # odd, and not square
+    layer = make(native, **options)
+    tokens = torch.randn(2, layer.prefix + grid.size, 16, requires_grad=True)
+    fused, new_grid = layer(tokens, grid)
+    slow = slow_attention(layer, tokens, grid)
+    assert fused.shape == (2, layer.prefix + new_grid.size, layer.width)
+    torch.testing.assert_close(fused, slow, atol=1e-5, rtol=1e-5)  # float32 rounding
+    fused_gradients, slow_gradients = (gradients(layer, tokens, result) for result in (fused, slow))
+    for name, gradient in fused_gradients.items():
+        scale = slow_gradients[name].abs().max().clamp(min=1)
+        torch.testing.assert_close(
+            gradient / scale, slow_gradients[name] / scale, atol=1e-5, rtol=0, msg=name
+        )
+
+
+def test_grid_that_the_stride_does_not_divide_rounds_up() -> None:
+    grid = TokenGrid(2, 5, 3)
+    layer = make(grid, q_stride=(1, 2, 2), kv_stride=(1, 4, 4))
+    tokens = torch.randn(1, 1 + grid.size, 16)
+    fused, new_grid = layer(tokens, grid)
+    assert new_grid == TokenGrid(2, 3, 2)
+    torch.testing.assert_close(fused, slow_attention(layer, tokens, grid), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("q_stride", [(1, 1, 1), (1, 2, 2)])
+def test_bfloat16_autocast_stays_close_in_values_and_gradients(q_stride: tuple[int, int, int]) -> None:
+    grid = TokenGrid(2, 8, 8)
+    layer = make(grid, heads=2, q_stride=q_stride, kv_stride=(1, 2, 2))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    tokens = torch.randn(2, 1 + grid.size, 16, requires_grad=True)
+    exact = layer(tokens, grid)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = layer(tokens, grid)[0]
+    assert rounded.dtype == torch.bfloat16
+    scale = exact.abs().max()
+    torch.testing.assert_close(rounded.float() / scale, exact / scale, atol=1e-2, rtol=0)
+    exact_gradients = gradients(layer, tokens, exact)
+    for name, gradient in gradients(layer, tokens, rounded.float()).items():
+        if name == "norm_k.bias":  # shifts all scores of a query alike: its gradient is nothing but rounding
+            continue
+        error = (gradient - exact_gradients[name]).norm() / exact_gradients[name].norm()
+        # Eight bits of mantissa, summed over a chain of seven layers.
+        assert error < 3e-2, (name, float(error))
+
+
+def test_blocked_attention_takes_the_widened_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_FEW_SCORES", 0)
+    grid = TokenGrid(2, 4, 4)
+    layer = make(grid, kv_stride=(1, 2, 2))
+    with torch.profiler.profile() as profile:
+        layer(torch.randn(1, 1 + grid.size, 16), grid)
+    assert any(event.key == "videomaskfeat::attention" for event in profile.key_averages())
+
+
+def test_parameters_of_attention_have_pyslowfast_names() -> None:
+    names = {name for name, _ in make(TokenGrid(2, 4, 4)).named_parameters()}
+    assert names == {
+        *("rel_pos_t", "rel_pos_h", "rel_pos_w", "qkv.weight", "qkv.bias", "proj.weight", "proj.bias"),
+        *(f"pool_{part}.weight" for part in "qkv"),
+        *(f"norm_{part}.{kind}" for part in "qkv" for kind in ("weight", "bias")),
+    }
+
+
+def test_float64_stays_float64() -> None:
+    """Against float32, whose rounding it does not have."""
+    grid = TokenGrid(3, 6, 4)
+    layer = make(grid, heads=2, kv_stride=(1, 2, 2))
+    tokens = torch.randn(2, layer.prefix + grid.size, 16)
+    single, _ = layer(tokens, grid)
+    double, _ = layer.double()(tokens.double(), grid)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(single.double(), double, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["plain", "two heads, queries pooled", "no class token"])
+def test_cuda_equals_cpu(name: str) -> None:
+    """In float64, so that TF32 plays no part."""
+    grid = TokenGrid(3, 6, 4)
+    layer = make(grid, **CASES[name]).double()
+    tokens = torch.randn(2, layer.prefix + grid.size, 16, dtype=torch.float64, requires_grad=True)
+    result, _ = layer(tokens, grid)
+    expected = gradients(layer, tokens, result)
+    layer.cuda()
+    on_gpu = tokens.detach().cuda().requires_grad_()
+    found, _ = layer(on_gpu, grid)
+    torch.testing.assert_close(found.cpu(), result, atol=1e-9, rtol=1e-9)
+    weight = torch.rand(result.shape, generator=torch.Generator().manual_seed(1)).cuda()
+    ours = torch.autograd.grad((found * weight).sum(), [on_gpu, *layer.parameters()])
+    for value, (parameter, right) in zip(ours, expected.items(), strict=True):
+        torch.testing.assert_close(value.cpu(), right, atol=1e-8, rtol=1e-8, msg=parameter)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from tests.engine.processes import exit_codes_of_ranks
-from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.projection import BatchNorm, Projector, PrototypeHead
+from videomaskfeat.models.projection import Projector, PrototypeHead
 
 SMALL = {"prototypes": 10, "hidden_width": 8, "bottleneck": 4}
 
@@ -80,43 +78,3 @@ def test_projector_is_linear_norm_relu_linear() -> None:
     torch.testing.assert_close(projector(features), projector.fc2(F.relu(hidden)), atol=1e-6, rtol=1e-5)
     with pytest.raises(UserError, match="hidden_width 0 must be positive"):
         Projector(5, hidden_width=0)
-
-
-def test_batch_norm_is_torchs_own_in_training_and_evaluation() -> None:
-    ours, theirs, features = BatchNorm(4), nn.BatchNorm1d(4), torch.randn(8, 4) * 3 + 1
-    torch.testing.assert_close(ours(features), theirs(features))
-    torch.testing.assert_close(ours.running_var, theirs.running_var)
-    torch.testing.assert_close(ours.eval()(features), theirs.eval()(features))
-
-
-def test_batch_norm_of_a_single_clip_is_refused() -> None:
-    with pytest.raises(UserError, match="batch normalisation of a single clip leaves nothing of it; take at"):
-        BatchNorm(4)(torch.randn(1, 4))
-    assert BatchNorm(4).eval()(torch.randn(1, 4)).shape == (1, 4)
-
-
-def weighted(features: Tensor, norm: nn.Module) -> Tensor:
-    """A loss a row, of which each row's gradient depends on all rows."""
-    return (norm(features) * torch.arange(4.0)).square()
-
-
-def normalise_a_share(features: Tensor, output: Tensor, gradient: Tensor, running: Tensor) -> None:
-    """Rank 0 has three rows and rank 1 one; each compares its part with what one process computes of all."""
-    with distributed.process_group(torch.device("cpu")):
-        rows = slice(0, 3) if distributed.rank() == 0 else slice(3, 4)
-        norm, own = BatchNorm(4), features[rows].clone().requires_grad_()
-        loss = weighted(own, norm)
-        loss.sum().backward()
-    torch.testing.assert_close(loss, output[rows], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(own.grad, gradient[rows], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(norm.running_var, running, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_batch_norm_over_processes_equals_one_process_gradients_included() -> None:
-    features, norm = torch.randn(4, 4) * 2 + 1, nn.BatchNorm1d(4)
-    whole = features.clone().requires_grad_()
-    loss = weighted(whole, norm)
-    loss.sum().backward()
-    arguments = (features, loss.detach(), whole.grad, norm.running_var)
-    assert exit_codes_of_ranks(2, normalise_a_share, *arguments) == [0, 0]

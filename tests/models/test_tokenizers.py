@@ -1,19 +1,216 @@
-"""Tokenizers by name and their files."""
+"""Tokenizers of frames: relaxation and codebook in closed form or against slow loops, files, mistakes."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from tests.reference import codebook as reference
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
-from videomaskfeat.models.tokenizers import create_tokenizer, load_tokenizer
+from videomaskfeat.models.tokenizers import (
+    Codebook,
+    DiscreteVAE,
+    VectorQuantizer,
+    create_tokenizer,
+    gumbel_noise,
+    gumbel_softmax,
+    load_tokenizer,
+    nearest_codes,
+    straight_through,
+)
 from videomaskfeat.models.weights import save_weights
 
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1, "code_width": 6}
+
+
+def test_relaxed_draw_in_closed_form() -> None:
+    """Three numbers: exp((logit + noise) / temperature), normalised; float32, 1e-6."""
+    logits = torch.tensor([[1.0, 0.0, -1.0]])
+    noise = torch.tensor([[0.5, 1.0, 0.25]])
+    for temperature in (2.0, 1.0, 0.1):
+        weights = [math.exp(value / temperature) for value in (1.5, 1.0, -0.75)]
+        expected = [weight / sum(weights) for weight in weights]
+        draw = gumbel_softmax(logits, noise, temperature=temperature)
+        assert draw[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_cold_draw_is_one_number() -> None:
+    draw = gumbel_softmax(torch.tensor([[0.3, 0.2, 0.1]]), torch.zeros(1, 3), temperature=1e-3)
+    assert draw[0].tolist() == pytest.approx([1, 0, 0], abs=1e-6)
+
+
+def test_straight_through_has_the_hard_value_and_the_soft_gradient() -> None:
+    """d softmax_i / d logit_j = p_i (1[i=j] - p_j) / temperature; float32, 1e-6."""
+    noise = torch.tensor([[0.1, -0.2, 0.4]])
+    logits = torch.tensor([[0.2, 1.5, -0.3]], requires_grad=True)
+    temperature = 0.7
+    draw = gumbel_softmax(logits, noise, temperature=temperature, straight_through=True)
+    assert draw[0].tolist() == pytest.approx([0, 1, 0], abs=1e-6)
+    weights = torch.tensor([[2.0, -1.0, 0.5]])
+    (draw * weights).sum().backward()
+    p = torch.softmax((logits.detach() + noise) / temperature, dim=1)
+    expected = p * (weights - (weights * p).sum()) / temperature
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, expected, atol=1e-6, rtol=0)
+
+
+def test_largest_of_noisy_logits_is_a_draw_from_the_softmax() -> None:
+    """Frequencies over 40,000 draws; three standard deviations are 0.0075 at most."""
+    torch.manual_seed(0)
+    logits = torch.tensor([0.5, -0.5, 0.0, 1.0])
+    draws = (logits + gumbel_noise(torch.empty(40_000, 4))).argmax(1)
+    frequencies = torch.bincount(draws, minlength=4) / 40_000
+    torch.testing.assert_close(frequencies, torch.softmax(logits, 0), atol=0.0075, rtol=0)
+
+
+def test_shapes_and_range_of_tokens() -> None:
+    torch.manual_seed(0)
+    model = DiscreteVAE(**TINY)
+    pictures = torch.rand(2, 3, 16, 24)
+    coding = model(pictures, temperature=1.0)
+    assert coding.logits.shape == (2, 12, 4, 6)
+    assert coding.reconstruction.shape == (2, 3, 16, 24)
+    tokens = model.tokens(pictures)
+    assert tokens.shape == (2, 4, 6)
+    assert tokens.dtype == torch.int64
+    assert torch.equal(tokens, coding.logits.argmax(1))
+    assert model.decode(tokens).shape == (2, 3, 16, 24)
+
+
+def test_every_parameter_learns() -> None:
+    torch.manual_seed(0)
+    model = DiscreteVAE(**TINY)
+    model(torch.rand(4, 3, 16, 16), temperature=1.0).reconstruction.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_frame_that_the_stride_does_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match="frames of 18x16 pixels are no multiple of the tokenizer's stride 4"):
+        DiscreteVAE(**TINY).tokens(torch.rand(1, 3, 18, 16))
+
+
+def test_nearest_codes_equal_the_slow_version() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(3, 4, 5, generator=generator)
+    codes = torch.randn(17, 5, generator=generator)
+    expected = [[reference.nearest(one, codes.tolist()) for one in row] for row in latents.tolist()]
+    assert nearest_codes(latents, codes).tolist() == expected
+    assert nearest_codes(codes, codes).tolist() == list(range(17))
+
+
+@pytest.mark.parametrize(("decay", "revive_below"), [(0.9, 0.3), (0.5, 0.0)])
+def test_updates_equal_the_slow_loop(decay: float, revive_below: float) -> None:
+    """Six batches in float32 against Python's floats: codes of some 1, equal to 1e-5."""
+    torch.manual_seed(0)
+    book = Codebook(vocabulary=7, width=3, decay=decay, revive_below=revive_below)
+    counts, sums = [0.0] * 7, [[0.0] * 3 for _ in range(7)]
+    generator = torch.Generator().manual_seed(1)
+    revived = 0
+    for _ in range(6):
+        latents = torch.randn(2, 5, 3, generator=generator) * torch.tensor([1.0, 0.2, 2.0])
+        tokens, codes = book(latents)
+        torch.testing.assert_close(codes, book.codes[tokens])
+        batch = book.statistics(latents, tokens)
+        candidates = batch.candidates.tolist()
+        assert all(candidate in latents.view(-1, 3).tolist() for candidate in candidates)
+        counts, sums, expected = reference.update(
+            counts,
+            sums,
+            latents.view(-1, 3).tolist(),
+            tokens.view(-1).tolist(),
+            candidates,
+            decay=decay,
+            revive_below=revive_below,
+        )
+        revived += int(book.update(batch))
+        torch.testing.assert_close(book.codes, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(book.counts, torch.tensor(counts), atol=1e-5, rtol=1e-5)
+    assert revived > 0
+
+
+def test_code_converges_on_the_mean_of_what_falls_to_it() -> None:
+    """Two clusters, two codes: m_i / N_i is the mean of cluster i at once and ever after; float32, 1e-5."""
+    book = Codebook(vocabulary=2, width=1, decay=0.99)
+    book.codes.copy_(torch.tensor([[-1.0], [1.0]]))
+    latents = torch.tensor([[-3.0], [-5.0], [2.0], [3.0], [4.0]])
+    for _ in range(3):
+        book.update(book.statistics(latents, book(latents)[0]))
+        torch.testing.assert_close(book.codes, torch.tensor([[-4.0], [3.0]]), atol=1e-5, rtol=0)
+
+
+def test_unused_codes_come_to_life_on_latents_of_the_batch() -> None:
+    """All latents are nearest to code 0; the others are put on latents, and are used by the next batch."""
+    torch.manual_seed(0)
+    book = Codebook(vocabulary=8, width=2)
+    book.codes.copy_(torch.tensor([[0.0, 0.0]] + [[100.0, 100.0]] * 7))
+    latents = torch.randn(64, 2)
+    tokens = book(latents)[0]
+    assert tokens.unique().tolist() == [0]
+    assert book.update(book.statistics(latents, tokens)) == 7
+    distances = (book.codes[1:, None] - latents).norm(dim=2).min(1).values
+    assert distances.max() < 1e-6  # a division of a product rounds
+    assert len(book(latents)[0].unique()) > 5
+
+
+def test_code_out_of_use_dies_after_the_time_that_its_decay_gives() -> None:
+    """Unused from the second batch on, N falls by 0.9 a batch, the mean to 1/2: 0.9^k < 0.05 * 1.. at k = 28.
+
+    N_0 = 1 of the mean (2 codes, both used alike at first); then mean_k = (0.9^k + 2 - 0.9^k) / 2 = 1.
+    """
+    book = Codebook(vocabulary=2, width=1, decay=0.9, revive_below=0.05)
+    book.counts.fill_(1.0)
+    book.sums.copy_(torch.tensor([[-1.0], [1.0]]))
+    book.codes.copy_(book.sums)
+    latents = torch.tensor([[1.0], [1.0]])  # both fall to code 1
+    revived = [int(book.update(book.statistics(latents, book(latents)[0]))) for _ in range(29)]
+    first = next(number for number in range(100) if 0.9**number < 0.05)
+    assert revived == [0] * (first - 1) + [1] + [0] * (29 - first)
+
+
+def test_straight_through_gradient_is_that_of_the_codes() -> None:
+    """L = sum(w * x^2) at x = code: dL/dlatent = 2 w code; nothing reaches the codes. float32, 1e-6."""
+    latents = torch.tensor([[0.9, 2.1]], requires_grad=True)
+    codes = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    weights = torch.tensor([[3.0, -1.0]])
+    passed = straight_through(latents, codes)
+    torch.testing.assert_close(passed, codes, atol=1e-6, rtol=0)
+    (weights * passed.square()).sum().backward()
+    assert latents.grad is not None
+    torch.testing.assert_close(latents.grad, torch.tensor([[6.0, -4.0]]), atol=1e-6, rtol=0)
+    assert codes.grad is None
+
+
+def test_gradient_passes_the_codebook_and_every_parameter_learns() -> None:
+    torch.manual_seed(0)
+    model = VectorQuantizer(**TINY)
+    coding = model(torch.rand(4, 3, 16, 16))
+    assert coding.latents.shape == (4, 4, 4, 6)
+    assert coding.tokens.shape == (4, 4, 4)
+    coding.reconstruction.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+    assert "codebook.codes" in model.state_dict()
+    assert {"codebook.counts", "codebook.sums"} < set(model.state_dict())
+
+
+@torch.no_grad()
+def test_tokens_decode_to_the_reconstruction() -> None:
+    torch.manual_seed(0)
+    model = VectorQuantizer(**TINY)
+    pictures = torch.rand(2, 3, 16, 24)
+    coding = model(pictures)
+    tokens: Tensor = model.tokens(pictures)
+    assert torch.equal(tokens, coding.tokens)
+    torch.testing.assert_close(model.decode(tokens), coding.reconstruction, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["dvae", "vq"])
@@ -30,17 +227,6 @@ def test_file_gives_the_same_tokens_and_draws_no_random_number(kind: str, tmp_pa
     assert torch.equal(loaded.decode(loaded.tokens(pictures)), tokenizer.decode(tokenizer.tokens(pictures)))
 
 
-def test_unknown_names_are_named() -> None:
-    with pytest.raises(UserError, match="tokenizer 'dvea' is unknown; did you mean 'dvae'"):
-        create_tokenizer("dvea")
-    with pytest.raises(
-        UserError, match="tokenizer 'vq': argument 'vocabluary' is unknown; did you mean 'vocabulary'"
-    ):
-        create_tokenizer("vq", vocabluary=3)
-    with pytest.raises(UserError, match=r"tokenizer .vq.: vocabulary .many. must be an integer"):
-        create_tokenizer("vq", vocabulary="many")
-
-
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(UserError, match=r"x\.safetensors: no such file of weights"):
@@ -54,3 +240,29 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cut or damaged"):
         load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "words"),
+    [
+        ("dvae", {"stride": 12}, "stride=12: must be a power of two"),
+        ("dvae", {"stride": 1}, "stride=1: must be a power of two, 2 or more"),
+        ("dvae", {"vocabulary": 1}, "vocabulary=1: must be 2 or more"),
+        ("dvae", {"blocks": 0}, "blocks=0: must be 1 or more"),
+        ("dvae", {"std": 0.0}, r"std=0\.0: must be above 0"),
+        ("dvae", {"mean": [0.4, 0.5]}, "mean of 2 numbers: must be one, or one for each of 3"),
+        ("vq", {"decay": 1.0}, r"decay=1\.0: must be at least 0 and below 1"),
+        ("vq", {"revive_below": -0.1}, r"revive_below=-0\.1: must be at least 0"),
+        ("vq", {"code_width": 0}, "code_width=0: must be 1 or more"),
+        (
+            "vq",
+            {"vocabluary": 3},
+            "argument 'vocabluary' is unknown; did you mean 'vocabulary'",
+        ),
+        ("vq", {"vocabulary": "many"}, r"tokenizer .vq.: vocabulary .many. must be an integer"),
+        ("dvea", {}, "tokenizer 'dvea' is unknown; did you mean 'dvae'"),
+    ],
+)
+def test_impossible_arguments_are_named(kind: str, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        create_tokenizer(kind, **{**TINY, **arguments})

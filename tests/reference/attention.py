@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.attention import PooledAttention
+from videomaskfeat.models.mvit import PooledAttention
 
 
 def slow_attention(layer: PooledAttention, tokens: Tensor, grid: TokenGrid) -> Tensor:

@@ -95,6 +95,17 @@ def stop_if_requested() -> None:
         raise StopRequested("stopped by a signal")
 
 
+def stop_if_any_requested() -> None:
+    """As :func:`stop_if_requested` for all ranks together: all raise, or none; all ranks must call it.
+
+    Raises:
+        StopRequested: a signal came to one of them.
+    """
+    requested = torch.tensor(float(any(signals.requested for signals in _open)))
+    if mean_over_ranks(requested) > 0:
+        raise StopRequested("stopped by a signal")
+
+
 # Names the rank that is killed, stopped or behind when the ranks of a run cannot reach each other.
 T = TypeVar("T")
 BEAT_SECONDS = 2.0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -126,21 +125,40 @@ class LinearRamp:
 
 
 # Parameter groups and their optimiser.
-# Parameters of the stem belong to layer 0, whatever module wraps the encoder ("encoder.cls_token").
-# A decoder's own position table ("decoder_pos_embed") is none of them: it stands behind the last block.
-_STEM = re.compile(r"(?:^|\.)(?:patch_embed|cls_token|mask_token|pos_embed)")
-_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+class Layered(Protocol):
+    """What layer decay asks of an encoder, or of a module that wraps one."""
+
+    @property
+    def layer_count(self) -> int:
+        """Number of layers."""
+
+    def layer_of(self, name: str) -> int:
+        """The layer of its parameter of this name, 0 = first."""
 
 
-def layer_of(name: str, *, depth: int) -> int:
-    """The layer a parameter belongs to: 0 = stem, i + 1 = block i, ``depth + 1`` = everything behind.
+def layers_behind(model: nn.Module) -> Callable[[str], int]:
+    """For a parameter of a model, by name, the number of layers behind its own, up to the encoder's last.
 
-    Relative-position tables belong to their block; class, mask and absolute position parameters to the stem.
+    The encoder is a :class:`Layered` module anywhere in the model; for all other parameters the number is 0.
+
+    Raises:
+        UserError: the model has no such module.
     """
-    block = _BLOCK.search(name)
-    if block:
-        return int(block.group(1)) + 1
-    return 0 if _STEM.search(name) else depth + 1
+    layered = [
+        (f"{prefix}." if prefix else "", cast(Layered, module))
+        for prefix, module in model.named_modules()
+        if hasattr(module, "layer_of")
+    ]
+    if not layered:
+        raise UserError(f"layer decay needs an encoder, and a {type(model).__name__} has none; set it to 1")
+
+    def count(name: str) -> int:
+        for prefix, module in layered:  # the outermost first
+            if name.startswith(prefix):
+                return module.layer_count - 1 - module.layer_of(name.removeprefix(prefix))
+        return 0
+
+    return count
 
 
 def parameter_groups(
@@ -149,12 +167,12 @@ def parameter_groups(
     base_lr: float,
     weight_decay: float,
     layer_decay: float = 1.0,
-    depth: int = 0,
+    layers: Callable[[str], int] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort parameters into optimiser groups of one weight decay and one learning-rate factor each.
 
-    Parameters of one dimension (biases, scales of norms) do not decay. A parameter of layer ``l`` learns at
-    ``layer_decay ** (depth + 1 - l)`` of the full rate (BEiT, arXiv 2106.08254, as in PySlowFast). Frozen
+    Parameters of one dimension (biases, scales of norms) do not decay. A parameter with ``n`` layers behind
+    its own learns at ``layer_decay ** n`` of the full rate (BEiT, arXiv 2106.08254, as in PySlowFast). Frozen
     parameters are left out.
 
     Args:
@@ -162,18 +180,19 @@ def parameter_groups(
         base_lr: rate that the groups start with (the training loop sets it anew every step).
         weight_decay: decay of all parameters that are not excluded.
         layer_decay: factor from each layer to the one before it, in (0, 1]; 1 = all layers alike.
-        depth: number of blocks of the encoder; only needed where ``layer_decay`` is not 1.
+        layers: from :func:`layers_behind`; only needed if ``layer_decay`` is not 1.
 
     Returns:
         Groups for ``torch.optim``: ``params``, ``names``, ``weight_decay``, ``lr`` and ``lr_scale``. The loop
         sets ``lr = schedule(epoch) * lr_scale``. Their order depends only on the order of the parameters.
     """
+    assert layers is not None or layer_decay == 1.0
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
         decay = 0.0 if parameter.ndim <= 1 else weight_decay
-        scale = layer_decay ** (depth + 1 - layer_of(name, depth=depth)) if layer_decay != 1.0 else 1.0
+        scale = 1.0 if layers is None else layer_decay ** layers(name)
         group = groups.setdefault(
             (scale, decay),
             {"params": [], "names": [], "weight_decay": decay, "lr": base_lr * scale, "lr_scale": scale},

@@ -22,7 +22,7 @@ from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.loop import TrainResult, train
-from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups, sgd
+from videomaskfeat.engine.optim import WarmupCosine, adamw, layers_behind, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, check_name, counted
@@ -189,18 +189,13 @@ class Run(ABC):
         self.bf16 = uses_bf16(config.run.precision, device)
         torch.manual_seed(config.run.seed)
 
-    def learn(self, model: nn.Module, *, encoder: nn.Module | None = None) -> None:
-        """Take the model that learns, on the CPU, and build its optimizer, schedule and average.
-
-        Args:
-            model: all that learns.
-            encoder: the part of the model whose blocks are its layers; None: the model itself.
-        """
+    def learn(self, model: nn.Module) -> None:
+        """Take the model that learns, on the CPU, and build its optimizer, schedule and average."""
         optim = self.config.optim
         self.model = model
         self.network = distributed.parallel(model, self.device)
         self.schedule = build_schedule(optim)
-        self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr, encoder=encoder)
+        self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
         self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
 
     @abstractmethod
@@ -272,13 +267,18 @@ class Run(ABC):
                     best.offer(next(iter(metrics.values())))
         return results
 
-    def heldout_batches(self, samples: int) -> Iterator[Any]:
-        """The first held-out samples in batches on the device, the same in every call."""
+    def heldout_batches(self, samples: int, *, stop: Callable[[], None] = stop_if_requested) -> Iterator[Any]:
+        """The first held-out samples in batches on the device, the same in every call.
+
+        Args:
+            samples: how many, rounded up to whole batches.
+            stop: called before each batch; raises if a signal has come.
+        """
         left = min(samples, len(self.heldout.dataset))
         for batch in self.heldout.epoch(0):
             if left <= 0:
                 return
-            stop_if_requested()
+            stop()
             left -= len(batch.index)
             yield batch.to(self.device)
 
@@ -464,16 +464,13 @@ def build_schedule(optim: Any) -> WarmupCosine:
     return schedule.scaled(optim.batch_size, optim.base_batch_size)
 
 
-def build_optimizer(
-    optim: Any, model: nn.Module, *, base_lr: float, encoder: nn.Module | None = None
-) -> torch.optim.Optimizer:
+def build_optimizer(optim: Any, model: nn.Module, *, base_lr: float) -> torch.optim.Optimizer:
     """The optimizer over the model's parameter groups, AdamW unless ``optim.optimizer`` names another.
 
     Args:
         optim: section of a config.
         model: all that learns.
         base_lr: peak learning rate.
-        encoder: the part of the model whose ``blocks`` are its layers; None: the model itself.
 
     Raises:
         UserError: an unknown optimizer, or betas or momentum out of their range.
@@ -485,7 +482,7 @@ def build_optimizer(
         base_lr=base_lr,
         weight_decay=optim.weight_decay,
         layer_decay=optim.layer_decay,
-        depth=len(getattr(encoder or model, "blocks", ())),
+        layers=layers_behind(model) if optim.layer_decay != 1 else None,
     )
     if name == "sgd":
         return sgd(groups, momentum=optim.momentum)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
-from videomaskfeat.config import DetectConfig
 from videomaskfeat.data.augment import Augmentation
 from videomaskfeat.data.ava import ActionClips
 from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
@@ -53,6 +52,7 @@ from videomaskfeat.recipe import (
     normalize,
     recipe_texts,
 )
+from videomaskfeat.schemas import DetectConfig
 from videomaskfeat.viz.report import write_report
 
 LOSSES = ("sigmoid", "poses")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import FinetuneConfig, LabelledClipConfig
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
 from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
@@ -38,6 +37,7 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalize
+from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)

@@ -9,40 +9,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import simplejson
 import torch
 import yaml
 from torch import nn
 
-from videomaskfeat.config import FinetuneConfig, PretrainConfig
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.lists import read_class_names
-from videomaskfeat.interop.slowfast import ClipFacts, Colours, ImageTarget, Imported, MaskFacts, load_slowfast
+from videomaskfeat.inference.results import write_json
+from videomaskfeat.interop.slowfast import ClipFacts, ImageTarget, Imported, MaskFacts, load_slowfast
 from videomaskfeat.io import exists, make_folder, whole_file
-from videomaskfeat.jobs.pretrain_building import recipe_of as pretrain_recipe_of
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClassifyRecipe
+from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClipRecipe, PretrainRecipe
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
-DATASETS = {"kinetics": "kinetics", "ssv2": "ssv2"}
-"""PySlowFast's name of a data set -> the format of its lists."""
-# Arguments of a model that other keys of the config give.
+DATASETS = ("kinetics", "ssv2")
+"""PySlowFast's names of data sets, and ours of the formats of their lists."""
+# Arguments of a model that other keys of the config hold.
 _BY_OTHER_KEYS = ("clip_size", "classes", "head", "drop_path", "dropout", "head_scale", "checkpoint_blocks")
 
 
 @dataclass(frozen=True)
 class SlowFastImport:
-    """What was written, and from what.
+    """The result of an import.
 
     Attributes:
         weights: the safetensors file.
         config: the config file.
         kind: the kind of model, in words.
-        table: what became of every weight of the checkpoint.
-        ignored_keys: keys of the YAML that have no part in the model, its clips or its testing.
-        notes: what was changed so that the model's answers stay the same, and what the YAML leaves open.
+        table: how each weight of the checkpoint was used.
+        ignored_keys: keys of the YAML without effect on the model, its clips and its testing.
+        notes: what was changed to keep the model's outputs, and what the YAML leaves open.
     """
 
     weights: Path
@@ -55,19 +54,14 @@ class SlowFastImport:
     def text(self) -> str:
         """The import in a few lines."""
         lines = [self.kind, self.table]
-        if self.ignored_keys:
-            lines.append("ignored, because they have no part in it:")
-            lines += [f"  {section:12s} {', '.join(keys)}" for section, keys in self._sections().items()]
-        lines += [*self.notes, f"weights  {self.weights}", f"config   {self.config}"]
-        return "\n".join(lines)
-
-    def _sections(self) -> dict[str, list[str]]:
-        """Section -> its ignored keys; those at the top under "(top)"."""
         sections: dict[str, list[str]] = {}
         for name in self.ignored_keys:
             section, dot, key = name.partition(".")
             sections.setdefault(section if dot else "(top)", []).append(key if dot else section)
-        return sections
+        if sections:
+            lines.append("ignored, because they have no part in it:")
+            lines += [f"  {section:12s} {', '.join(keys)}" for section, keys in sections.items()]
+        return "\n".join([*lines, *self.notes, f"weights  {self.weights}", f"config   {self.config}"])
 
 
 def import_slowfast(
@@ -80,21 +74,19 @@ def import_slowfast(
 ) -> SlowFastImport:
     """Write ``weights.safetensors``, ``config.yaml`` and ``import.json`` into a folder.
 
-    The weights file holds the recipe by which videos are cut, normalised and scored, so that ``evaluate``,
-    ``predict`` and ``finetune`` need nothing else; the config holds the same as keys. What trains
-    (``SOLVER``, ``AUG``, ``MIXUP``) is not carried over: the configs of this package have the published
-    recipes.
+    The weights file holds the recipe by which videos are cut, normalized and scored, so that ``evaluate``,
+    ``predict`` and ``finetune`` need nothing else; the config holds the same as keys. Training (``SOLVER``,
+    ``AUG``, ``MIXUP``) is not carried over: the configs of this package have the published recipes.
 
     Args:
         config_path: the YAML.
         checkpoint_path: its checkpoint; no code inside it is run.
         out: a folder, made if it is not there.
-        class_names: a name a class, as
-            :func:`~videomaskfeat.inference.scores.read_class_names` reads them.
+        class_names: file of class names, see :func:`~videomaskfeat.inference.lists.read_class_names`.
         weights_key: which weights of a checkpoint that holds several, such as "model_ema".
 
     Raises:
-        UserError: as :func:`~videomaskfeat.interop.load_slowfast`; a way of testing that we do not have; a
+        UserError: as :func:`~videomaskfeat.interop.load_slowfast`; a way of testing that is not supported; a
             folder that holds an import already; or class names of another number.
     """
     folder = Path(out)
@@ -114,55 +106,52 @@ def import_slowfast(
         "# Training: that of the YAML is not carried over; configs/ has the published recipes.",
     ]
     keys = yaml.safe_dump(_differences(config), sort_keys=False)
-    _write(config_file, "\n".join([*header, "", keys]))
+    with whole_file(config_file) as file:
+        file.write("\n".join([*header, "", keys]))
+    found = imported.report
     report = {
-        "kind": imported.report.kind,
+        "kind": found.kind,
         "config": source,
         "checkpoint": os.fspath(checkpoint_path),
-        "weights": imported.report.weights.to_dict(),
-        "ignored_keys": imported.report.ignored_keys,
+        "weights": found.weights.to_dict(),
+        "ignored_keys": found.ignored_keys,
         "notes": notes,
     }
-    _write(folder / "import.json", simplejson.dumps(report, indent=2) + "\n")
-    return SlowFastImport(
-        weights,
-        config_file,
-        imported.report.kind,
-        imported.report.weights.table(),
-        imported.report.ignored_keys,
-        notes,
-    )
+    write_json(folder / "import.json", report)
+    return SlowFastImport(weights, config_file, found.kind, found.weights.table(), found.ignored_keys, notes)
 
 
 def _config_and_recipe(
     path: str, imported: Imported, weights: Path, class_names: str | os.PathLike[str] | None
 ) -> tuple[FinetuneConfig | PretrainConfig, dict[str, str]]:
-    """The config, and what the weights file will know of it."""
+    """The config, and the recipe for the weights file."""
     if imported.mask is None:
         _check_testing(path, imported.clip)
         names = _class_names(class_names, imported.clip)
-        finetune = _finetune_config(imported, weights)
-        return finetune, {CLASSIFY_KEY: ClassifyRecipe.of(finetune.clip, finetune.evaluate, names).to_json()}
+        recipe = dataclasses.replace(imported.clip.recipe, class_names=names)
+        return _finetune_config(imported, weights), {CLASSIFY_KEY: recipe.to_json()}
     if class_names is not None:
         raise UserError(f"{os.fspath(class_names)}: class names, and {path} describes no classifier")
     pretrain = _pretrain_config(path, imported)
-    return pretrain, {METADATA_KEY: pretrain_recipe_of(pretrain).to_json()}
+    return pretrain, {METADATA_KEY: PretrainRecipe.of(pretrain).to_json()}
 
 
 def _check_testing(path: str, clip: ClipFacts) -> None:
-    """Whether our evaluation can do as PySlowFast does.
-
-    Raises:
-        UserError: it cannot; names the key.
-    """
-    segments = clip.sampling == "segments"
+    """Refuse a way of testing that our evaluation does not have."""
+    recipe = clip.recipe
+    segments = recipe.sampling == "segments"
     for key, value, fits, known in (
         ("TEST.DATASET", clip.dataset, clip.dataset in DATASETS, " and ".join(DATASETS)),
         ("DATA.MULTI_LABEL", clip.multi_label, not clip.multi_label, "False"),
         ("DATA.ENSEMBLE_METHOD", clip.ensemble, clip.ensemble == "sum", "'sum'"),
         ("DATA.USE_OFFSET_SAMPLING", clip.offset, clip.offset or segments, "True"),
         # With one crop PySlowFast takes the left one of SSv2, by an oversight, and the middle one of others.
-        ("TEST.NUM_SPATIAL_CROPS", clip.crops, clip.crops == 3 or (clip.crops == 1 and not segments), "3"),
+        (
+            "TEST.NUM_SPATIAL_CROPS",
+            recipe.crops,
+            recipe.crops == 3 or (recipe.crops == 1 and not segments),
+            "3",
+        ),
     ):
         if not fits:
             raise UserError(
@@ -181,31 +170,28 @@ def _class_names(path: str | os.PathLike[str] | None, clip: ClipFacts) -> tuple[
 
 
 def _finetune_config(imported: Imported, weights: Path) -> FinetuneConfig:
-    """The keys that say how the model sees and is scored on videos."""
-    clip, config = imported.clip, FinetuneConfig()
+    """The keys about how the model sees videos and is scored on them."""
+    facts, config = imported.clip, FinetuneConfig()
     name, arguments = _name_and_arguments(imported.model)
-    config.data.format = DATASETS[clip.dataset]
-    assert clip.classes is not None
-    config.data.classes = clip.classes
-    config.clip.sampling = clip.sampling
-    _set_clip(config.clip, clip)
+    config.data.format = facts.dataset
+    assert facts.classes is not None
+    config.data.classes = facts.classes
+    config.clip.sampling = facts.recipe.sampling
+    _set_clip(config.clip, facts)
     config.model.name = name
     config.model.arguments = _own_arguments(name, arguments, _BY_OTHER_KEYS)
     config.model.head = "" if arguments["head"] == arguments_of(name)["head"] else arguments["head"]
-    config.model.drop_path = arguments["drop_path"]
-    config.model.dropout = arguments["dropout"]
-    config.model.head_scale = arguments["head_scale"]
+    for key in ("drop_path", "dropout", "head_scale"):
+        setattr(config.model, key, arguments[key])
     config.model.weights = str(weights)
-    config.evaluate.views = clip.views
-    config.evaluate.crops = clip.crops
-    config.evaluate.short_side = clip.short_side
-    config.evaluate.average = clip.average
+    for key in ("views", "crops", "short_side", "average"):
+        setattr(config.evaluate, key, getattr(facts.recipe, key))
     config.run.activation_checkpointing = arguments["checkpoint_blocks"]
     return config
 
 
 def _pretrain_config(path: str, imported: Imported) -> PretrainConfig:
-    """The keys that say what the model sees, what is hidden and what is predicted."""
+    """The keys about what the model sees, what is hidden and what is predicted."""
     clip, config = imported.clip, PretrainConfig()
     name, arguments = _name_and_arguments(imported.model)
     assert imported.mask is not None
@@ -215,7 +201,7 @@ def _pretrain_config(path: str, imported: Imported) -> PretrainConfig:
         target, config.data.format, config.clip.stride = target.of_clips, "images", 1
     config.mask.kind = imported.mask.kind
     config.mask.ratio = imported.mask.ratio
-    config.mask.cell = _mask_cell(path, imported.mask, clip)
+    config.mask.cell = _mask_cell(path, imported.mask, clip.recipe.clip)
     config.model.name = name
     config.model.arguments = _own_arguments(
         name, arguments, ("clip_size", "values_per_token", "checkpoint_blocks")
@@ -244,19 +230,18 @@ def _pixel_arguments(target: PixelTarget) -> dict[str, Any]:
     return arguments
 
 
-def _set_clip(config: Any, clip: ClipFacts) -> None:
+def _set_clip(config: Any, facts: ClipFacts) -> None:
     """The keys of a clip that every task has."""
-    config.frames, config.stride, config.target_fps = clip.frames, clip.stride, clip.target_fps
-    config.crop, config.flip = clip.crop, 0.5 if clip.flip else 0.0
-    config.mean, config.std = _levels(clip.mean), _levels(clip.std)
+    clip = facts.recipe.clip
+    for key in ("frames", "stride", "target_fps", "crop"):
+        setattr(config, key, getattr(clip, key))
+    config.flip = 0.5 if facts.flip else 0.0
+    config.mean, config.std = (
+        list(levels) if isinstance(levels, tuple) else levels for levels in (clip.mean, clip.std)
+    )
 
 
-def _levels(values: Colours) -> float | list[float]:
-    """One number where all channels have the same."""
-    return values[0] if len(set(values)) == 1 else list(values)
-
-
-def _mask_cell(path: str, mask: MaskFacts, clip: ClipFacts) -> list[int]:
+def _mask_cell(path: str, mask: MaskFacts, clip: ClipRecipe) -> list[int]:
     """Frames, rows and columns of pixels behind a cell of the mask."""
     if not 0 < mask.ratio < 1:
         raise UserError(
@@ -272,7 +257,7 @@ def _mask_cell(path: str, mask: MaskFacts, clip: ClipFacts) -> list[int]:
 
 
 def _turn_channels(imported: Imported) -> tuple[str, ...]:
-    """Make a model that takes blue, green, red take red, green, blue as all our clips are; the note of it."""
+    """Make a model that takes blue, green, red take red, green, blue, as our clips are, and note that."""
     if imported.clip.channels != "bgr":
         return ()
     stem = imported.model.get_parameter("patch_embed.proj.weight")
@@ -282,22 +267,21 @@ def _turn_channels(imported: Imported) -> tuple[str, ...]:
 
 
 def _testing_notes(imported: Imported) -> tuple[str, ...]:
-    """What a user must know to test a classifier as the YAML does."""
-    clip, notes = imported.clip, []
-    if imported.mask is None and len(clip.view_counts) > 1:
-        counts = ", ".join(map(str, clip.view_counts))
-        notes.append(f"of the tested numbers of views ({counts}) the config has the greatest, {clip.views}")
-    return tuple(notes)
+    clip = imported.clip
+    if imported.mask is not None or len(clip.view_counts) < 2:
+        return ()
+    counts = ", ".join(map(str, clip.view_counts))
+    return (f"of the tested numbers of views ({counts}) the config has the greatest, {clip.recipe.views}",)
 
 
 def _name_and_arguments(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """The name that a model was created by, and every argument."""
+    """The name by which a model was created, and all arguments."""
     name, arguments = model.created_as  # type: ignore[misc]
     return name, arguments_of(name, arguments)
 
 
 def _own_arguments(name: str, arguments: Mapping[str, Any], given: tuple[str, ...]) -> dict[str, Any]:
-    """What differs from the named model, but for what other keys give."""
+    """The arguments that differ from the named model's, without those that other keys hold."""
     named = arguments_of(name)
     return {
         key: list(value) if isinstance(value, tuple) else value
@@ -315,8 +299,3 @@ def _differences(config: FinetuneConfig | PretrainConfig) -> dict[str, dict[str,
         if own:
             tree[section] = own
     return tree
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as file:
-        file.write(text)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from videomaskfeat.config import TokenizerConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.formats import load_records
@@ -40,6 +39,7 @@ from videomaskfeat.models.tokenizers import (
 )
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import read_clip_recipe
+from videomaskfeat.schemas import TokenizerConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
 from videomaskfeat.viz.report import write_report
@@ -187,7 +187,7 @@ class TokenizerRun(Run):
         batch = next(iter((self.heldout or self.loader).epoch(0)))
         pictures = pictures_of(batch.to(self.device).clips)[:count]  # [n, C, H, W]
         tokens = self.tokenizer.tokens(pictures)
-        decoded = self.tokenizer.denormalise(self.tokenizer.decode(tokens))
+        decoded = self.tokenizer.denormalize(self.tokenizer.decode(tokens))
         write_reconstructions(
             self.path / "pictures" / "reconstructions.png",
             frames=_as_bytes(pictures),
@@ -438,11 +438,11 @@ class TokenizerStep(ABC):
         """The loss of a batch of frames, and its parts."""
         pictures = pictures_of(batch.clips)
         tokens, reconstruction, loss, figures, state = self._code(pictures)
-        error = F.mse_loss(reconstruction.float(), self.tokenizer.normalise(pictures))
+        error = F.mse_loss(reconstruction.float(), self.tokenizer.normalize(pictures))
         loss = loss + error
         figures["reconstruction"] = error
         if self.perceptual is not None:
-            distance = self.perceptual(pictures, self.tokenizer.denormalise(reconstruction))
+            distance = self.perceptual(pictures, self.tokenizer.denormalize(reconstruction))
             loss = loss + self.perceptual_weight * distance
             figures["perceptual"] = distance
         counts = distributed.mean_over_ranks(code_counts(tokens, self.tokenizer.vocabulary).float())
@@ -587,7 +587,7 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
     sums = squares = torch.zeros(1, dtype=torch.float64)
     for pictures in batches:
         tokens = tokenizer.tokens(pictures)
-        truth = tokenizer.normalise(pictures).double()  # [B, C, H, W]
+        truth = tokenizer.normalize(pictures).double()  # [B, C, H, W]
         squared += float((tokenizer.decode(tokens).double() - truth).square().sum())
         sums = sums + truth.sum((0, 2, 3)).cpu()  # [C]
         squares = squares + truth.square().sum((0, 2, 3)).cpu()

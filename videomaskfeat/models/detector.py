@@ -10,18 +10,17 @@ from torch import Tensor
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import LinearHead
-from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.roi_align import roi_align
-from videomaskfeat.models.vit import ViT
 
 Temporal = Literal["early_mean", "late_mean", "late_max"]
 TEMPORAL: tuple[Temporal, ...] = get_args(Temporal)
 
 
 class Detector(Encoder):
-    """A clip and boxes of persons to a logit a box and action: AVA's usual head on an encoder.
+    """A clip and boxes of persons to a logit per box and action: AVA's usual head on an encoder
+    (:func:`~videomaskfeat.models.zoo.with_head`).
 
-    The last block's tokens are normalised and laid out as maps without the class token; of each box
+    The last block's tokens are normalized and laid out as maps without the class token; of each box
     `roi_align` (aligned, as many samples as a bin has cells) takes bins x bins cells, whose maximum goes
     through dropout and a linear layer. Parameter names are PySlowFast's.
 
@@ -43,8 +42,7 @@ class Detector(Encoder):
         bins: cells along each side of a box.
         dropout: chance of dropping a feature before the linear layer in training.
         head_scale: factor on the linear layer's initial weight and bias.
-        encoder: the arguments of the encoder, which the classes below name, except ``final_norm`` and
-            ``mean_first``.
+        encoder: the arguments of the encoder, except ``final_norm`` and ``mean_first``.
 
     Raises:
         UserError: an unknown name, or a value outside its range.
@@ -68,7 +66,7 @@ class Detector(Encoder):
             )
         if "final_norm" in encoder or "mean_first" in encoder:
             raise UserError(
-                "final_norm cannot be set on a detector, nor mean_first: boxes are cut from normalised maps"
+                "final_norm cannot be set on a detector, nor mean_first: boxes are cut from normalized maps"
             )
         super().__init__(**encoder)
         _, rows, columns = self.output_stride
@@ -89,7 +87,7 @@ class Detector(Encoder):
         """Say what the person in each box does.
 
         Args:
-            clips: float [B, C, T, H, W], normalised.
+            clips: float [B, C, T, H, W], normalized.
             boxes: float [R, 5]: place in the batch, then x1, y1, x2, y2 in pixels of the clip. There may be
                 none.
 
@@ -107,7 +105,7 @@ class Detector(Encoder):
         return self.head(features)
 
     def maps(self, clips: Tensor) -> Tensor:
-        """The encoder's normalised output as maps, [B, t, h, w, D]."""
+        """The encoder's normalized output as maps, [B, t, h, w, D]."""
         tokens, grid = self.through_blocks(*self.patch_embed(clips))
         return self.norm(on_grid(tokens, grid)).unflatten(1, grid.shape)
 
@@ -136,11 +134,3 @@ class Detector(Encoder):
             aligned=True,
         )
         return cells.amax(dim=(2, 3))
-
-
-class MViTDetector(Detector, MViT):
-    """:class:`Detector` on an MViTv2 encoder."""
-
-
-class ViTDetector(Detector, ViT):
-    """:class:`Detector` on a plain vision transformer."""

@@ -1,10 +1,10 @@
-"""The stem: from a clip to one token a spacetime cube."""
+"""What all encoders share: a stem that makes tokens of cubes, positions, a row of blocks, and features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import lru_cache
-from typing import Any, ClassVar, Literal, cast
+import math
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,18 @@ from torch.utils.checkpoint import checkpoint
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.kernels.dense import linear
+from videomaskfeat.models.positions import (
+    CLASS,
+    SPACE,
+    TABLE,
+    TABLES,
+    TIME,
+    AbsolutePositions,
+    joint_positions,
+    resize_absolute,
+    separable_positions,
+    sincos_positions,
+)
 
 Triple = tuple[int, int, int]
 
@@ -31,14 +43,14 @@ class CubeEmbed(nn.Module):
     token then also sees a rim of its neighbours' pixels.
 
     Args:
-        in_channels: colour channels of the clip, C.
+        in_channels: color channels of the clip, C.
         width: width of a token, D.
         kernel: frames, rows and columns that a token sees.
         stride: frames, rows and columns from one token to the next: the size of a cube.
         padding: zeros before and after each axis.
 
     Raises:
-        UserError: kernel, stride and padding do not give exactly one token a cube.
+        UserError: kernel, stride and padding do not give exactly one token per cube.
     """
 
     def __init__(
@@ -50,7 +62,7 @@ class CubeEmbed(nn.Module):
             if not 0 < size - 2 * pad <= step:
                 raise UserError(
                     f"cube_kernel {kernel}, cube_stride {stride}, cube_padding {padding}: an axis does "
-                    "not give one token a cube; take padding = (kernel - stride + 1) // 2"
+                    "not give one token per cube; take padding = (kernel - stride + 1) // 2"
                 )
         self.in_channels = in_channels
         self.width = width
@@ -106,160 +118,27 @@ def cut_cubes(clips: Tensor, stride: Triple) -> Tensor:
     return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
 
-# Positions: relative tables per axis, the index tables that read them, and absolute embeddings.
-
-
-def table_length(queries: int, keys: int) -> int:
-    """Rows of a relative table between axes of these lengths: every offset on the finer of the two."""
-    return 2 * max(queries, keys) - 1
-
-
-def resize_table(table: Tensor, length: int) -> Tensor:
-    """A relative table [L, d] linearly interpolated to [length, d]; itself where the length fits."""
-    if table.shape[0] == length:
-        return table
-    return F.interpolate(table.t()[None], size=length, mode="linear")[0].t()
-
-
-def axis_offsets(table: Tensor, queries: int, keys: int) -> Tensor:
-    """Relative vectors R[q, k] of one axis.
-
-    Where queries and keys differ in number their indices are first stretched to the finer of the two
-    (MViTv2, appendix; the truncation of PySlowFast).
-
-    Args:
-        table: float [L, d], interpolated when L is not ``table_length(queries, keys)``.
-        queries: number of query positions on the axis.
-        keys: number of key positions on the axis.
-
-    Returns:
-        float [queries, keys, d].
-    """
-    table = resize_table(table, table_length(queries, keys))
-    return F.embedding(_constant(_relative_index, queries, keys, device=table.device), table)
-
-
-def key_codes(grid: TokenGrid, axes: str, *, prefix: int, like: Tensor) -> Tensor:
-    """For each key the one-hot vectors of its place on the given axes, side by side.
-
-    The dot product of a query's bias vectors with a key's code is the relative bias of the pair.
-
-    Args:
-        grid: the grid of the keys.
-        axes: some of "thw", in the order in which the query's bias vectors are laid out.
-        prefix: rows of zeros before the grid's (the class token has no relative position).
-        like: gives dtype and device.
-
-    Returns:
-        [prefix + N, the axes' lengths together], a constant without gradient.
-    """
-    return _constant(_key_codes, grid, axes, prefix, device=like.device).to(like.dtype)
-
-
-def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
-    """Absolute positions [1, N0, D] of the native grid, trilinearly interpolated to [1, N, D] of ``grid``."""
-    if native == grid:
-        return table
-    volume = table.unflatten(1, native.shape).permute(0, 4, 1, 2, 3)  # [1, D, t0, h0, w0]
-    volume = F.interpolate(volume, size=grid.shape, mode="trilinear")
-    return volume.flatten(2).transpose(1, 2)
-
-
-def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
-    """Absolute positions as a sum of one for the place [1, h0*w0, D] and one for the time [1, t0, D].
-
-    Returns:
-        [1, N, D] on ``grid``; interpolated like :func:`joint_positions` when it is not the native one.
-    """
-    table = space[:, None] + time[:, :, None]  # [1, t0, h0*w0, D]
-    return joint_positions(table.flatten(1, 2), native, grid)
-
-
-def sincos_positions(width: int, grid: TokenGrid, *, prefix: int, device: torch.device) -> Tensor:
-    """Fixed absolute positions [1, prefix + N, D]; zeros for the tokens before the grid's.
-
-    A quarter of the channels tells the time, 3/8 the column and 3/8 the row, each by sines and then cosines
-    of the index over 10000^(i/n) (MAE on video, arXiv 2205.09113, in its published code).
-
-    Args:
-        width: channels, D; a multiple of 16.
-        grid: the token grid, of any size.
-        prefix: tokens before the grid's.
-        device: where the positions go.
-    """
-    return _constant(_sincos, width, grid, prefix, device=device)
-
-
-def _sincos(width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
-    time, place = width // 4, width * 3 // 8
-    parts = []
-    for axis, channels in ((0, time), (2, place), (1, place)):
-        count = torch.arange(channels // 2, dtype=torch.float64, device=device)
-        rates = 10000.0 ** -(count / (channels // 2))
-        angles = torch.arange(grid.shape[axis], dtype=torch.float64, device=device)[:, None] * rates
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [t or h or w, channels]
-        shape = [1, 1, 1, channels]
-        shape[axis] = grid.shape[axis]
-        parts.append(waves.reshape(shape).expand(*grid.shape, -1))
-    table = torch.cat(parts, dim=-1).flatten(0, 2)  # [N, D]
-    return F.pad(table, (0, 0, prefix, 0))[None].float()
-
-
-def _relative_index(queries: int, keys: int, *, device: torch.device) -> Tensor:
-    """Rows of the relative table, int64 [queries, keys]."""
-    query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
-    query = torch.arange(queries, device=device)[:, None] * query_step
-    key = torch.arange(keys, device=device)[None, :] * key_step
-    # The last key as seen from the first query is row 0.
-    return (query - key + (keys - 1) * key_step).long()
-
-
-def _key_codes(grid: TokenGrid, axes: str, prefix: int, *, device: torch.device) -> Tensor:
-    parts = []
-    for dim, axis in enumerate("thw"):
-        if axis in axes:
-            length = grid.shape[dim]
-            shape = [1, 1, 1, length]
-            shape[dim] = length
-            parts.append(torch.eye(length, device=device).reshape(shape).expand(*grid.shape, -1))
-    codes = torch.cat(parts, dim=-1).flatten(0, 2) if parts else torch.empty(grid.size, 0, device=device)
-    return F.pad(codes, (0, 0, prefix, 0))
-
-
-def _constant(build: Callable[..., Tensor], *arguments: Hashable, device: torch.device) -> Tensor:
-    """A table that depends on shapes alone, built once per shape and device.
-
-    While a graph is traced it is built anew: a cached tracer's tensor would outlive its trace. It is built on
-    the device itself then, or a compiled step on a GPU would build every table on the CPU and copy it.
-    """
-    if torch.compiler.is_compiling():
-        return build(*arguments, device=device)
-    return _cached_constant(build, arguments, device)
-
-
-@lru_cache(maxsize=512)
-def _cached_constant(
-    build: Callable[..., Tensor], arguments: tuple[Hashable, ...], device: torch.device
-) -> Tensor:
-    # Made outside inference mode, so that autograd may save it later.
-    with torch.inference_mode(False):
-        return build(*arguments, device=torch.device("cpu")).to(device)
-
-
-# What all encoders share: a stem that makes tokens of cubes, positions, a row of blocks, and features.
-AbsolutePositions = Literal["none", "joint", "separable", "sincos"]
-
-
 class Encoder(nn.Module):
-    """A clip to tokens; the base of :class:`~videomaskfeat.models.mvit.MViT` and
-    :class:`~videomaskfeat.models.vit.ViT`, and of everything that has a head on either.
+    """A clip to tokens; the base of every encoder, and of everything that has a head on one.
 
-    A kind of encoder adds ``blocks``, each ``(tokens [B, P+N, D], grid) -> (tokens, grid)``, and ``norm``,
-    the identity where there is no final norm. An image is a clip of one frame: [B, C, H, W] is taken for
-    [B, C, 1, H, W].
+    A kind of encoder passes stem and clip size to this class, then its blocks to :meth:`set_blocks`; see
+    "Add an encoder" in docs/extending.md. An image is a clip of one frame: [B, C, H, W] is taken for [B, C,
+    1, H, W].
+
+    What the rest of the framework asks of an encoder, and a kind of encoder may override:
+
+    - layer decay: :meth:`layer_of` and :attr:`layer_count`;
+    - loading weights: :meth:`is_table` and :meth:`resize_table`, the tables whose length follows the clip
+      size, and :attr:`width_weight`, the weight of a block whose shape identifies the named models that it
+      may be of;
+    - targets, masks and export: :meth:`output_grid`, :attr:`output_stride`, :attr:`clip_size`.
 
     Attributes:
         encoder_name: the named model that is this kind of encoder alone.
+        grid_argument: the argument that changes the output grid, for error messages; empty: there is none.
+        width_weight: see above; its name within the block.
+        blocks: each ``(tokens [B, P+N, D], grid) -> (tokens, grid)``.
+        norm: of the last block's tokens; the identity if there is no final norm.
         native_grid: token grid of the clip size that the model is made for.
         out_width: width of the tokens that leave the last block.
         out_heads: attention heads of the last block.
@@ -276,10 +155,12 @@ class Encoder(nn.Module):
         checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
 
     Raises:
-        UserError: a value outside its range, or cubes that do not tile the clip.
+        UserError: cubes that do not tile the clip.
     """
 
     encoder_name: ClassVar[str]
+    grid_argument: ClassVar[str] = ""
+    width_weight: ClassVar[str] = "attn.qkv.weight"
     blocks: nn.ModuleList
     norm: nn.Module
     out_width: int
@@ -305,15 +186,89 @@ class Encoder(nn.Module):
         self.checkpoint_blocks = checkpoint_blocks
         self.mean_first = mean_first
         self.patch_embed = stem
-        self.native_grid = stem.grid(clip_size)
+        self.native_grid = grid = stem.grid(clip_size)
         self.fixed_positions = absolute_positions == "sincos"
         self.cls_token = nn.Parameter(torch.empty(1, 1, stem.width)) if class_token else None
-        self._make_absolute_positions(absolute_positions, stem.width, class_token)
+        # Position parameters have PySlowFast's names; absent ones are None.
+        lengths = {
+            "joint": {TABLE: class_token + grid.size},
+            "separable": {SPACE: grid.h * grid.w, TIME: grid.t, CLASS: int(class_token)},
+        }.get(absolute_positions, {})
+        for name in TABLES:
+            length = lengths.get(name, 0)
+            table = nn.Parameter(torch.empty(1, length, stem.width)) if length else None
+            self.register_parameter(name, table)
+
+    def set_blocks(
+        self,
+        blocks: Iterable[nn.Module],
+        *,
+        widths: Sequence[int],
+        heads: int,
+        strides: Sequence[Triple] | None = None,
+        final_norm: bool = True,
+        linear_std: float = 0.02,
+    ) -> None:
+        """Set the blocks and the norm, and draw the initial weights as PySlowFast does.
+
+        Args:
+            blocks: see the class.
+            widths: width of the tokens behind each block.
+            heads: attention heads of the last block.
+            strides: frames, rows and columns by which each block pools its tokens; None: none of them does.
+            final_norm: layer norm over the last block's tokens.
+            linear_std: standard deviation of the linear layers' weights.
+        """
+        self.blocks = nn.ModuleList(blocks)
+        self.block_widths = tuple(widths)
+        self.block_strides = tuple(strides or [(1, 1, 1)] * len(self.blocks))
+        self.out_width, self.out_heads = widths[-1], heads
+        self.output_stride = self.strides()[-1]
+        self.norm = nn.LayerNorm(self.out_width, eps=1e-6) if final_norm else nn.Identity()
+        for parameter in self.parameters(recurse=False):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                std = linear_std if isinstance(module, nn.Linear) else 0.02
+                nn.init.trunc_normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+                nn.init.constant_(module.bias, 0.02)
 
     @property
     def prefix(self) -> int:
         """Number of class tokens, P."""
         return int(self.cls_token is not None)
+
+    @property
+    def clip_size(self) -> Triple:
+        """Frames, height and width that the model is made for."""
+        return as_triple(
+            math.prod(axis) for axis in zip(self.native_grid.shape, self.patch_embed.stride, strict=True)
+        )
+
+    @property
+    def layer_count(self) -> int:
+        """Number of layers for layer decay: stem, blocks, and everything behind them."""
+        return len(self.blocks) + 2
+
+    def layer_of(self, name: str) -> int:
+        """The layer of a parameter: 0 = stem, i + 1 = block i, the last one = everything behind the blocks.
+
+        Relative-position tables belong to their block; class, mask and absolute position parameters to the
+        stem.
+        """
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        stem = name.startswith(("patch_embed.", "cls_token", "mask_token", "pos_embed"))
+        return 0 if stem else self.layer_count - 1
+
+    def is_table(self, name: str) -> bool:
+        """Whether a parameter is a table of positions, whose length follows the clip size."""
+        return name in TABLES
+
+    def resize_table(self, name: str, table: Tensor) -> Tensor | None:
+        """A saved table of positions in this model's length; None if the grid it was made for is unknown."""
+        return resize_absolute(name, table, self.native_grid, self.prefix)
 
     def token_grid(self, clip_shape: Sequence[int]) -> TokenGrid:
         """The grid of cubes of a clip whose shape ends in (T, H, W).
@@ -332,17 +287,12 @@ class Encoder(nn.Module):
     def strides(self) -> list[Triple]:
         """Frames, rows and columns from a token to the next, before the first block and behind each."""
         strides = [self.patch_embed.stride]
-        for block in self.blocks:
-            pooled = cast(Triple, getattr(block, "q_stride", (1, 1, 1)))
+        for pooled in self.block_strides:
             strides.append(as_triple(step * more for step, more in zip(strides[-1], pooled, strict=True)))
         return strides
 
-    def widths(self) -> list[int]:
-        """Width of the tokens behind each block."""
-        return [cast(Any, block).mlp.fc2.weight.shape[0] for block in self.blocks]
-
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalised -> tokens [B, P+N', D'], the class token (P = 1) first.
+        """Clips float [B, C, T, H, W], normalized -> tokens [B, P+N', D'], the class token (P = 1) first.
 
         N' is the size of :meth:`output_grid`.
         """
@@ -358,7 +308,7 @@ class Encoder(nn.Module):
         """What the encoder makes of clips, without a head; the class token is left out.
 
         Args:
-            clips: float [B, C, T, H, W], normalised.
+            clips: float [B, C, T, H, W], normalized.
             depth: after how many blocks, 1..number of blocks; None: after the last, with the final norm.
             pooled: the mean over the grid's tokens instead of the tokens.
 
@@ -378,7 +328,7 @@ class Encoder(nn.Module):
         return tokens.unflatten(1, grid.shape)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """The last block's tokens [B, N, D] -> normalised and averaged [B, D]."""
+        """The last block's tokens [B, N, D] -> normalized and averaged [B, D]."""
         return self.norm(tokens.mean(dim=1)) if self.mean_first else self.norm(tokens).mean(dim=1)
 
     def through_blocks(
@@ -393,7 +343,7 @@ class Encoder(nn.Module):
         Args:
             tokens: float [B, N, D].
             grid: where they lie.
-            at: int64 [B, V], the places of the tokens [B, V, D] where these are not all.
+            at: int64 [B, V], the places of the tokens [B, V, D] if these are not all.
 
         Returns:
             [B, P+N, D], or [B, P+V, D].
@@ -420,23 +370,6 @@ class Encoder(nn.Module):
                 tokens, grid = block(tokens, grid)
         return tokens, grid
 
-    def _make_absolute_positions(self, kind: AbsolutePositions, width: int, class_token: bool) -> None:
-        """Create the position parameters under PySlowFast's names; absent ones are None."""
-        grid = self.native_grid
-        lengths = {
-            "none": {},
-            "sincos": {},
-            "joint": {"pos_embed": class_token + grid.size},
-            "separable": {
-                "pos_embed_spatial": grid.h * grid.w,
-                "pos_embed_temporal": grid.t,
-                "pos_embed_class": int(class_token),
-            },
-        }[kind]
-        for name in ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"):
-            length = lengths.get(name, 0)
-            self.register_parameter(name, nn.Parameter(torch.empty(1, length, width)) if length else None)
-
     def _absolute_positions(self, grid: TokenGrid) -> Tensor | None:
         """Absolute positions [1, P+N, D] on ``grid``, or None for a model without."""
         if self.fixed_positions:
@@ -449,17 +382,6 @@ class Encoder(nn.Module):
             return None
         rest = separable_positions(self.pos_embed_spatial, self.pos_embed_temporal, self.native_grid, grid)
         return rest if self.pos_embed_class is None else torch.cat([self.pos_embed_class, rest], dim=1)
-
-    def _initialise(self, linear_std: float) -> None:
-        """Draw the initial weights from torch's global generator (seed it first), as PySlowFast does."""
-        for parameter in self.parameters(recurse=False):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv3d):
-                std = linear_std if isinstance(module, nn.Linear) else 0.02
-                nn.init.trunc_normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
-                nn.init.constant_(module.bias, 0.02)
 
 
 def as_clips(pixels: Tensor) -> Tensor:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
-from videomaskfeat.models.kernels.dense import Perceptron
-from videomaskfeat.models.mvit import MViT
-from videomaskfeat.models.vit import ViT
+from videomaskfeat.models.layers import FeatureNorm, Perceptron, initialize
 
 HeadKind = Literal["mean", "token", "linear", "attentive"]
-HEADS: tuple[HeadKind, ...] = ("mean", "token", "linear", "attentive")
+HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 PROBES: tuple[HeadKind, ...] = ("linear", "attentive")
 """Heads that learn on a frozen encoder."""
 
@@ -35,8 +32,7 @@ class LinearHead(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(width, classes)
-        nn.init.trunc_normal_(self.projection.weight, std=0.02)
-        nn.init.constant_(self.projection.bias, 0.02)
+        initialize([self.projection], bias=0.02)
         with torch.no_grad():
             self.projection.weight.mul_(scale)
             self.projection.bias.mul_(scale)
@@ -46,70 +42,10 @@ class LinearHead(nn.Module):
         return self.projection(self.dropout(features))
 
 
-class FeatureNorm(nn.Module):
-    """Batch normalisation without scale and shift, of features that need no gradient.
-
-    In training the statistics are those of the whole batch over all processes, so that every process keeps
-    the same running ones.
-
-    Args:
-        width: width of the features, D.
-        momentum: share of a new batch in the running statistics.
-        eps: added to the variance.
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, width: int, *, momentum: float = 0.1, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.eps = eps
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("variance", torch.ones(width))
-
-    @torch.no_grad()
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, D] -> float32 [B, D].
-
-        Raises:
-            UserError: a training batch of a single clip, which has no variance.
-        """
-        features = features.float()
-        mean, variance = self._of_batch(features) if self.training else (self.mean, self.variance)
-        return (features - mean) * (variance + self.eps).rsqrt()
-
-    def _of_batch(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance [D] of a batch, which also enter the running ones."""
-        if features.shape[0] == 1 and not _several_processes():
-            raise UserError(
-                "the linear probe normalises features over a batch, which leaves nothing of a single clip; "
-                "train it with at least 2 clips a micro-batch"
-            )
-        count = features.new_full((1,), features.shape[0])
-        total, count = _over_processes(torch.cat([features.sum(0), count])).split([features.shape[1], 1])
-        mean = total / count
-        squares = _over_processes((features - mean).square().sum(0))
-        self.mean.lerp_(mean, self.momentum)
-        self.variance.lerp_(squares / (count - 1).clamp(min=1), self.momentum)  # unbiased, as BatchNorm1d's
-        return mean, squares / count
-
-
-def _several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _over_processes(values: Tensor) -> Tensor:
-    """The sum over all processes of a run."""
-    if _several_processes():
-        dist.all_reduce(values)
-    return values
-
-
 class LinearProbeHead(LinearHead):
-    """Batch normalisation without scale and shift, then a :class:`LinearHead` (MAE, appendix A.1).
+    """Batch normalization without scale and shift, then a :class:`LinearHead` (MAE, appendix A.1).
 
-    The normalisation lets one learning rate serve features of any size.
+    The normalization lets one learning rate serve features of any size.
     """
 
     def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
@@ -145,9 +81,7 @@ class AttentiveHead(LinearHead):
         self.norm_mlp = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Perceptron(width, 4 * width, width)
         nn.init.trunc_normal_(self.query, std=0.02)
-        for layer in (self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        initialize([self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2])
         with torch.no_grad():  # as V-JEPA: the last layer of each residual branch starts smaller
             self.proj.weight.mul_(0.5**0.5)
             self.mlp.fc2.weight.mul_(0.5**0.5)
@@ -165,14 +99,16 @@ class AttentiveHead(LinearHead):
 
 
 class Classifier(Encoder):
-    """A clip to logits: a head on an encoder, which the classes below name. Parameter names are PySlowFast's.
+    """A clip to logits: a head on an encoder (:func:`~videomaskfeat.models.zoo.with_head`).
+
+    Parameter names are PySlowFast's.
 
     ============= =====================================================================================
     head          logits
     ============= =====================================================================================
     "mean"        mean over the grid's tokens, layer norm, dropout, linear (MaskFeat's fine-tuning)
     "token"       layer norm, class token, dropout, linear (MViTv2)
-    "linear"      frozen encoder; mean and layer norm as in "mean", batch normalisation, linear
+    "linear"      frozen encoder; mean and layer norm as in "mean", batch normalization, linear
     "attentive"   frozen encoder; layer norm, a learned query that attends to the grid's tokens, linear
     ============= =====================================================================================
 
@@ -205,7 +141,7 @@ class Classifier(Encoder):
             raise UserError(f"classes {classes} must be positive and dropout {dropout} in 0..1, 1 excluded")
         if "final_norm" in encoder or "mean_first" in encoder:
             raise UserError(
-                "final_norm cannot be set on a classifier, nor mean_first: every head takes normalised "
+                "final_norm cannot be set on a classifier, nor mean_first: every head takes normalized "
                 "features, and says what comes first, the norm or the mean"
             )
         super().__init__(**{**encoder, "mean_first": head in ("mean", "linear")})
@@ -226,7 +162,7 @@ class Classifier(Encoder):
         """Classify.
 
         Args:
-            clips: float [B, C, T, H, W], normalised.
+            clips: float [B, C, T, H, W], normalized.
 
         Returns:
             Logits [B, L], before any softmax.
@@ -265,11 +201,3 @@ class Classifier(Encoder):
             return self.norm(tokens[:, 0])
         tokens = on_grid(tokens, grid)
         return self.norm(tokens) if self.head_kind == "attentive" else self.pool(tokens)
-
-
-class MViTClassifier(Classifier, MViT):
-    """:class:`Classifier` on an MViTv2 encoder."""
-
-
-class ViTClassifier(Classifier, ViT):
-    """:class:`Classifier` on a plain vision transformer."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.machine import machine_memory
 from videomaskfeat.values import Limits, conform
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 TRAINED = 4
 """Memory of a training as a multiple of the weights: weights, gradients, and the two moments of AdamW."""
@@ -72,17 +75,37 @@ _MAKERS = frozenset(
 
 def argument_types(build: Callable[..., Any]) -> dict[str, Any]:
     """Types of the keyword arguments of a class and, if it passes the rest on, of its parents."""
-    found: dict[str, Any] = {}
+    types: dict[str, Any] = {}
+    for function, _ in _constructors(build):
+        hints = get_type_hints(function)
+        types = {
+            **{name: hints[name] for name in inspect.signature(function).parameters if name in hints},
+            **types,
+        }
+    return types
+
+
+def argument_defaults(build: type) -> dict[str, Any]:
+    """Defaults of the keyword arguments of a class and, if it passes the rest on, of its parents."""
+    defaults: dict[str, Any] = {}
+    for _, parameters in _constructors(build):
+        own = {found.name: found.default for found in parameters if found.kind is found.KEYWORD_ONLY}
+        defaults = {**own, **defaults}
+    return defaults
+
+
+def _constructors(
+    build: Callable[..., Any],
+) -> Iterator[tuple[Callable[..., Any], list[inspect.Parameter]]]:
+    """The constructor of a class, or a function, then those of parents that get the remaining arguments."""
     for cls in inspect.getmro(build) if inspect.isclass(build) else (build,):
         function = vars(cls).get("__init__") if inspect.isclass(cls) else cls
         if function is None:
             continue
-        parameters, hints = inspect.signature(function).parameters, get_type_hints(function)
-        own = {name: hints[name] for name in parameters if name in hints}
-        found = {**own, **found}
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
-            break
-    return found
+        parameters = list(inspect.signature(function).parameters.values())
+        yield function, parameters
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            return
 
 
 def checked_arguments(build: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,6 +118,73 @@ def checked_arguments(build: Callable[..., Any], arguments: Mapping[str, Any]) -
     return {
         name: conform(value, kinds.get(name, Any), name, limits=LIMITS) for name, value in arguments.items()
     }
+
+
+def check_arguments(
+    where: str,
+    build: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *,
+    name: str = "",
+    supplied: Collection[str] = (),
+) -> dict[str, Any]:
+    """Refuse arguments that a constructor does not take, also by type or size, and the lack of one it needs.
+
+    Args:
+        where: config key that holds the arguments.
+        build: takes them.
+        arguments: given by the user.
+        name: name of ``build`` in the config, if it has one.
+        supplied: names of arguments that are not the user's to give.
+
+    Returns:
+        The arguments, lists as tuples.
+
+    Raises:
+        UserError: names the first wrong argument.
+    """
+    parameters = inspect.signature(build).parameters
+    own = [key for key in parameters if key not in supplied]
+    owner = f" of {name!r}" if name else ""
+    for key in arguments:
+        check_name(f"{where}{owner}: argument", key, own)
+    for key in own:
+        if parameters[key].default is inspect.Parameter.empty and key not in arguments:
+            raise UserError(f"{where}{owner}: argument {key!r} is missing; set {where}.{key}")
+    try:
+        return checked_arguments(build, arguments)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from None
+
+
+def build_checked(
+    build: Callable[..., M], what: str, name: str, arguments: Mapping[str, Any], *, times: int = TRAINED
+) -> M:
+    """A module with arguments from a user, checked; its ``created_as`` holds name and arguments.
+
+    Args:
+        build: its class.
+        what: is built, for messages.
+        name: kept in ``created_as``.
+        arguments: what differs from the defaults of the class.
+        times: see :func:`build_within_memory`.
+
+    Raises:
+        UserError: an unknown argument, one of a wrong type or outside its range, or too little memory.
+    """
+    known = argument_defaults(build)  # type: ignore[arg-type]
+    for key in arguments:
+        check_name(f"{what}: argument", key, known)
+    try:
+        checked = checked_arguments(build, arguments)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    try:
+        module = build_within_memory(functools.partial(build, **checked), what, times=times)
+    except TypeError as error:
+        raise UserError(f"{what}: an argument of the wrong type: {error}") from error
+    module.created_as = (name, checked)  # type: ignore[assignment]
+    return module
 
 
 def build_within_memory(build: Callable[[], T], what: str, *, times: int = TRAINED) -> T:

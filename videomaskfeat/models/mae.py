@@ -10,27 +10,23 @@ from torch.utils.checkpoint import checkpoint
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.models.encoder_base import (
-    cut_cubes,
-    joint_positions,
-    on_grid,
-    sincos_positions,
-)
-from videomaskfeat.models.kernels.dense import Linear
-from videomaskfeat.models.maskfeat import MaskedModel
+from videomaskfeat.models.encoder_base import cut_cubes, on_grid
+from videomaskfeat.models.layers import Linear, initialize
+from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
+from videomaskfeat.models.positions import joint_positions, sincos_positions
 from videomaskfeat.models.vit import Block, ViT
 
 DecoderPositions = Literal["joint", "sincos"]
 
 
 class DecoderHead(nn.Module):
-    """Blocks, a layer norm and a linear layer. The containers carry PySlowFast's parameter names.
+    """Blocks, a layer norm and a linear layer. The containers have PySlowFast's parameter names.
 
     Args:
         depth: number of blocks.
         width: width of the tokens.
         heads: attention heads.
-        values_per_token: predicted values a token, K.
+        values_per_token: predicted values per token, K.
         mlp_ratio, qkv_bias: see :class:`~videomaskfeat.models.vit.Block`.
         linear_std: standard deviation of the blocks' initial weights; biases start at 0.
         checkpoint_blocks: recompute each block in the backward pass instead of storing its activations. On
@@ -55,11 +51,8 @@ class DecoderHead(nn.Module):
         blocks = [Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias) for _ in range(depth)]
         self.transforms = nn.ModuleList([nn.Sequential(*blocks, nn.LayerNorm(width, eps=1e-6))])
         self.projections = nn.ModuleList([Linear(width, values_per_token)])
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02 if "projections" in name else linear_std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize(self.transforms.modules(), std=linear_std)
+        initialize(self.projections)
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """[B, P+N, D] on ``grid`` -> [B, N, K]."""
@@ -81,7 +74,7 @@ class MAE(MaskedModel, ViT):
     Every sample must hide equally many cubes. Parameter names are PySlowFast's.
 
     Args:
-        values_per_token: predicted values a cube, K: the target's ``values_per_token``. The default is one
+        values_per_token: predicted values per cube, K: the target's ``values_per_token``. The default is one
             frame of 16x16 pixels.
         decoder_depth: blocks of the decoder (MAE on images has 8).
         decoder_width: width of its tokens.
@@ -94,7 +87,7 @@ class MAE(MaskedModel, ViT):
         UserError: a value outside its range; see also :class:`~videomaskfeat.models.vit.ViT`.
     """
 
-    equal_masks = True  # every sample of a batch must hide equally many cubes
+    equal_masks = True
     decoder_pos_embed: nn.Parameter | None
 
     def __init__(
@@ -135,8 +128,7 @@ class MAE(MaskedModel, ViT):
             length = self.prefix + self.native_grid.size
             self.decoder_pos_embed = nn.Parameter(torch.empty(1, length, decoder_width))
             nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_width))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.mask_token = make_mask_token(decoder_width)
         self.pred_head = DecoderHead(
             decoder_depth,
             decoder_width,
@@ -165,7 +157,7 @@ class MAE(MaskedModel, ViT):
         """Only the cubes at these places go through stem and blocks.
 
         Args:
-            clips: float [B, C, T, H, W], normalised.
+            clips: float [B, C, T, H, W], normalized.
             visible: places on the token grid, int64 [B, V]; see :func:`visible_places`.
 
         Returns:

@@ -1,4 +1,8 @@
-"""What all pre-training models share: they are called with clips and masks, and predict on the whole grid."""
+"""MaskFeat: an encoder that sees a mask token in hidden places, and a head that predicts their target.
+
+Also what it shares with other methods: the base of all models that predict, and masked encoders without a
+head.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,7 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, on_grid
-from videomaskfeat.models.mvit import MViT
-from videomaskfeat.models.vit import ViT
+from videomaskfeat.models.layers import check_positive, initialize
 
 
 class MaskedModel(Encoder, ABC):
@@ -20,16 +23,18 @@ class MaskedModel(Encoder, ABC):
     :class:`~videomaskfeat.models.maskfeat.MaskFeat` and :class:`~videomaskfeat.models.mae.MAE`.
 
     Attributes:
-        values_per_token: predicted values an output position, K.
+        values_per_token: predicted values per output position, K.
+        equal_masks: every sample of a batch must hide equally many cubes.
     """
 
     values_per_token: int
+    equal_masks = False
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Predict the target everywhere.
 
         Args:
-            clips: float [B, C, T, H, W], normalised; or images [B, C, H, W].
+            clips: float [B, C, T, H, W], normalized; or images [B, C, H, W].
             mask: bool [B, t', h', w'] or for images [B, h', w'], True = hidden; its grid divides the token
                 grid.
 
@@ -49,14 +54,93 @@ class MaskedModel(Encoder, ABC):
         """As :meth:`forward`, for clips alone."""
 
 
-# An encoder that may see a mask token in the hidden places, and gives features of the clip and its cells.
+def make_mask_token(width: int) -> nn.Parameter:
+    """A learned token [1, 1, D] for hidden places, with its initial value."""
+    token = nn.Parameter(torch.empty(1, 1, width))
+    nn.init.trunc_normal_(token, std=0.02)
+    return token
+
+
+def hide_tokens(tokens: Tensor, mask: Tensor, grid: TokenGrid, mask_token: Tensor) -> Tensor:
+    """Tokens [B, N, D] on ``grid`` with the mask token [1, 1, D] in hidden places.
+
+    Args:
+        tokens, grid, mask_token: see above.
+        mask: bool [B, t', h', w'], True = hidden; its grid divides ``grid``.
+
+    Raises:
+        UserError: the mask's grid does not divide the tokens'.
+    """
+    hidden = resize_mask(mask, grid).flatten(1)[..., None]  # [B, N, 1]
+    return torch.where(hidden, mask_token.to(tokens.dtype), tokens)
+
+
+class PredictionHead(nn.Module):
+    """Layer norm, then one linear layer, on each token (MaskFeat, section 3.1).
+
+    The two containers of one element each have PySlowFast's parameter names.
+
+    Args:
+        width: width of the tokens.
+        values_per_token: predicted values per token, K.
+    """
+
+    def __init__(self, width: int, values_per_token: int) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList([nn.Sequential(nn.LayerNorm(width, eps=1e-6))])
+        self.projections = nn.ModuleList([nn.Linear(width, values_per_token)])
+        initialize(self.projections)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., D] -> [..., K]."""
+        return self.projections[0](self.transforms[0](tokens))
+
+
+class MaskFeat(MaskedModel):
+    """Masked prediction by an encoder that sees a mask token in hidden places (MaskFeat, arXiv 2112.09133).
+
+    Every token is computed, hidden or not: the shapes are static, and the mask decides in the loss what
+    counts. :func:`~videomaskfeat.models.zoo.with_head` puts it on a kind of encoder, which has no final norm,
+    as the head brings its own. Parameter names are PySlowFast's.
+
+    Args:
+        values_per_token: predicted values per output position, K: the target's ``values_per_token``.
+        blank_hidden: set the pixels of hidden cubes to 0 before the stem. If its kernel overlaps the cubes,
+            as MViTv2's does, a visible token without this sees a rim of its hidden neighbors, as in the
+            published method (False).
+        encoder: the arguments of the encoder, except ``final_norm``.
+
+    Raises:
+        UserError: see the encoder.
+    """
+
+    def __init__(self, *, values_per_token: int = 108, blank_hidden: bool = False, **encoder: Any) -> None:
+        if "final_norm" in encoder:
+            raise UserError("final_norm cannot be set on a MaskFeat model: its head has a norm of its own")
+        super().__init__(**{**encoder, "final_norm": False})
+        check_positive(values_per_token=values_per_token)
+        self.blank_hidden = blank_hidden
+        self.values_per_token = values_per_token
+        self.mask_token = make_mask_token(self.patch_embed.width)
+        self.pred_head = PredictionHead(self.out_width, values_per_token)
+
+    def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """As :meth:`forward`, for clips alone."""
+        if self.blank_hidden:
+            hidden = resize_mask(mask, self.token_grid(clips.shape))  # [B, t, h, w]
+            pixels = resize_mask(hidden, TokenGrid(*clips.shape[2:]))[:, None]  # [B, 1, T, H, W]
+            clips = clips.masked_fill(pixels, 0.0)
+        tokens, grid = self.patch_embed(clips)  # [B, N, D]
+        tokens, out_grid = self.through_blocks(hide_tokens(tokens, mask, grid, self.mask_token), grid)
+        predictions = self.pred_head(on_grid(tokens, out_grid))  # [B, P+N', D'] -> [B, N', K]
+        return predictions.unflatten(1, out_grid.shape)  # [B, t', h', w', K]
 
 
 class Encoded(NamedTuple):
     """What an encoder makes of clips.
 
-    clip: one feature a clip, [B, D'].
-    cells: one feature a cell of the output grid, [B, t, h, w, D'].
+    clip: one feature per clip, [B, D'].
+    cells: one feature per cell of the output grid, [B, t, h, w, D'].
     """
 
     clip: Tensor
@@ -71,37 +155,36 @@ class ClipEncoder(nn.Module):
         summary: the clip's feature: "token" (the class token) or "mean" (over the grid's tokens).
 
     Raises:
-        UserError: no such summary, or a class token asked of an encoder without.
+        UserError: an unknown summary, or a class token of an encoder without one.
     """
 
     def __init__(self, encoder: Encoder, *, summary: str) -> None:
         super().__init__()
         check_name("summary", summary, ("token", "mean"))
         if summary == "token" and encoder.cls_token is None:
-            raise UserError("summary 'token' needs an encoder with class_token true; else take 'mean'")
+            raise UserError("summary 'token' needs an encoder with class_token true; else use 'mean'")
         self.summary = summary
         self.encoder = encoder
 
     def forward(self, clips: Tensor) -> Encoded:
-        """Encode clips float [B, C, T, H, W], normalised.
+        """Encode clips float [B, C, T, H, W], normalized.
 
         Raises:
             UserError: the clip is not a multiple of the cube.
         """
-        tokens, grid = self.encoder.patch_embed(clips)
-        return self._encode(tokens, grid, clips)
+        return self._encode(*self.encoder.patch_embed(clips))
 
-    def _encode(self, tokens: Tensor, grid: TokenGrid, clips: Tensor) -> Encoded:
+    def _encode(self, tokens: Tensor, grid: TokenGrid) -> Encoded:
         """Stem tokens [B, N, D] of clips -> their features."""
-        encoded = self.encoder.encode(tokens, grid)  # [B, P+N', D']
-        out_grid = self.encoder.output_grid(clips.shape)
+        tokens, out_grid = self.encoder.through_blocks(tokens, grid)
+        encoded = self.encoder.norm(tokens)  # [B, P+N', D']
         cells = on_grid(encoded, out_grid)
         clip = encoded[:, 0] if self.summary == "token" else cells.mean(dim=1)
         return Encoded(clip, cells.unflatten(1, out_grid.shape))
 
 
 class MaskedEncoder(ClipEncoder):
-    """Hides tokens behind a learnt one, as :class:`~videomaskfeat.models.maskfeat.MaskFeat`, without a head.
+    """A :class:`ClipEncoder` that hides tokens behind a learned one, as :class:`MaskFeat` does.
 
     Args:
         encoder, summary: see :class:`ClipEncoder`.
@@ -109,14 +192,22 @@ class MaskedEncoder(ClipEncoder):
 
     def __init__(self, encoder: Encoder, *, summary: str) -> None:
         super().__init__(encoder, summary=summary)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, encoder.patch_embed.width))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.mask_token = make_mask_token(encoder.patch_embed.width)
+
+    @property
+    def layer_count(self) -> int:
+        """The encoder's; see :class:`~videomaskfeat.models.encoder_base.Encoder`."""
+        return self.encoder.layer_count
+
+    def layer_of(self, name: str) -> int:
+        """The encoder's layer of a parameter; the mask token belongs to the stem."""
+        return self.encoder.layer_of(name.removeprefix("encoder."))
 
     def forward(self, clips: Tensor, mask: Tensor | None = None) -> Encoded:
         """Encode clips.
 
         Args:
-            clips: float [B, C, T, H, W], normalised.
+            clips: float [B, C, T, H, W], normalized.
             mask: bool [B, t', h', w'], True = hidden, its grid divides the token grid; None hides nothing.
 
         Raises:
@@ -124,21 +215,20 @@ class MaskedEncoder(ClipEncoder):
         """
         tokens, grid = self.encoder.patch_embed(clips)
         if mask is not None:
-            hidden = resize_mask(mask, grid).flatten(1)[..., None]  # [B, N, 1]
-            tokens = torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
-        return self._encode(tokens, grid, clips)
+            tokens = hide_tokens(tokens, mask, grid, self.mask_token)
+        return self._encode(tokens, grid)
 
 
 def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
-    """What each of an encoder's last blocks gives, before any final norm.
+    """Outputs of an encoder's last blocks, before any final norm.
 
     Args:
         encoder: all of these blocks are on its output grid (see :func:`check_last_blocks`).
-        clips: float [B, C, T, H, W], normalised.
-        count: how many blocks, from the last one back.
+        clips: float [B, C, T, H, W], normalized.
+        count: number of blocks, from the last one back.
 
     Returns:
-        A tensor [B, t, h, w, D'] a block, the last block's at the end.
+        A tensor [B, t, h, w, D'] per block, the last block's at the end.
     """
     first = len(encoder.blocks) - count
     tokens, grid = encoder.through_blocks(*encoder.patch_embed(clips), depth=first)
@@ -153,16 +243,16 @@ def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
     """Refuse blocks whose features are not of the size of the last one's.
 
     Args:
-        encoder: to be asked; it is not changed.
-        count: how many blocks, from the last one back.
+        encoder: is not changed.
+        count: number of blocks, from the last one back.
         clip_size: frames, height and width.
 
     Raises:
-        UserError: more blocks than there are, or one of another grid or width; it says how many fit.
+        UserError: more blocks than there are, or one of another grid or width; it names how many fit.
     """
     depth = len(encoder.blocks)
     if not 1 <= count <= depth:
-        raise UserError(f"blocks {count}: the encoder has {depth}, and at least 1 must be taken")
+        raise UserError(f"blocks {count}: must be between 1 and {depth}, the number of the encoder's blocks")
     if count == 1:
         return
     frames, height, width = clip_size
@@ -170,95 +260,12 @@ def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
         TokenGrid.from_clip(frames=frames, height=height, width=width, stride=stride)
         for stride in encoder.strides()[1:]
     ]
-    sizes = [f"{grid} cells of {values} values" for grid, values in zip(grids, encoder.widths(), strict=True)]
+    sizes = [
+        f"{grid} cells of {values} values" for grid, values in zip(grids, encoder.block_widths, strict=True)
+    ]
     fit = next((n for n in range(depth) if sizes[depth - 1 - n] != sizes[-1]), depth)
     if fit < count:
         raise UserError(
             f"blocks {count}: the last block gives {sizes[-1]}, and the one {count} from the end "
             f"{sizes[-count]}; take at most {fit}"
         )
-
-
-# MaskFeat: an encoder that sees a mask token where the clip is hidden, and a head that predicts.
-
-
-class PredictionHead(nn.Module):
-    """Layer norm, then one linear layer, on each token (MaskFeat, section 3.1).
-
-    The two containers of one element each carry PySlowFast's parameter names.
-
-    Args:
-        width: width of the tokens.
-        values_per_token: predicted values a token, K.
-    """
-
-    def __init__(self, width: int, values_per_token: int) -> None:
-        super().__init__()
-        self.transforms = nn.ModuleList([nn.Sequential(nn.LayerNorm(width, eps=1e-6))])
-        projection = nn.Linear(width, values_per_token)
-        nn.init.trunc_normal_(projection.weight, std=0.02)
-        nn.init.zeros_(projection.bias)
-        self.projections = nn.ModuleList([projection])
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[..., D] -> [..., K]."""
-        return self.projections[0](self.transforms[0](tokens))
-
-
-class MaskFeat(MaskedModel):
-    """Masked prediction by an encoder that sees a mask token in hidden places (MaskFeat, arXiv 2112.09133).
-
-    Every token is computed, hidden or not: the shapes are static, and the mask decides in the loss what
-    counts. The encoder, which the classes below name, has no final norm, as the head brings its own.
-    Parameter names are PySlowFast's.
-
-    Args:
-        values_per_token: predicted values an output position, K: the target's ``values_per_token``.
-        blank_hidden: set the pixels of hidden cubes to 0 before the stem. Where its kernel overlaps the
-            cubes, as MViTv2's does, a visible token without this sees a rim of its hidden neighbours, as in
-            the published method (False).
-        encoder: the arguments of the encoder, except ``final_norm``.
-
-    Raises:
-        UserError: see the encoder.
-    """
-
-    def __init__(self, *, values_per_token: int = 108, blank_hidden: bool = False, **encoder: Any) -> None:
-        if "final_norm" in encoder:
-            raise UserError("final_norm cannot be set on a MaskFeat model: its head normalises by itself")
-        super().__init__(**{**encoder, "final_norm": False})
-        if values_per_token < 1:
-            raise UserError(f"values_per_token {values_per_token} must be positive")
-        self.blank_hidden = blank_hidden
-        self.values_per_token = values_per_token
-        self.mask_token = nn.Parameter(torch.empty(1, 1, self.patch_embed.width))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.pred_head = PredictionHead(self.out_width, values_per_token)
-
-    def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
-        """As :meth:`forward`, for clips alone."""
-        tokens, grid = self.masked_tokens(clips, mask)
-        encoded = self.encode(tokens, grid)
-        out_grid = self.output_grid(clips.shape)
-        predictions = self.pred_head(on_grid(encoded, out_grid))
-        return predictions.unflatten(1, out_grid.shape)
-
-    def masked_tokens(self, clips: Tensor, mask: Tensor) -> tuple[Tensor, TokenGrid]:
-        """The stem's tokens [B, N, D], the mask token where the clip is hidden, and their grid."""
-        hidden = resize_mask(mask, self.token_grid(clips.shape))  # [B, t, h, w]
-        if self.blank_hidden:
-            clips = clips.masked_fill(self._pixels(hidden, clips), 0.0)
-        tokens, grid = self.patch_embed(clips)
-        return torch.where(hidden.flatten(1)[..., None], self.mask_token.to(tokens.dtype), tokens), grid
-
-    def _pixels(self, hidden: Tensor, clips: Tensor) -> Tensor:
-        """A mask of cubes [B, t, h, w] as a mask of pixels [B, 1, T, H, W]."""
-        return resize_mask(hidden, TokenGrid(*clips.shape[2:]))[:, None]
-
-
-class MViTMaskFeat(MaskFeat, MViT):
-    """:class:`MaskFeat` on an MViTv2 encoder."""
-
-
-class ViTMaskFeat(MaskFeat, ViT):
-    """:class:`MaskFeat` on a plain vision transformer."""

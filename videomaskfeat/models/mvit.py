@@ -1,10 +1,9 @@
-"""Widths, heads and strides of an encoder's blocks, from where they change."""
+"""The MViTv2 encoder: attention on pooled queries, keys and values, and blocks that widen the tokens."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +12,194 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.attention import PooledAttention
-from videomaskfeat.models.encoder_base import (
-    AbsolutePositions,
-    CubeEmbed,
-    Encoder,
-    Triple,
-    as_triple,
-)
-from videomaskfeat.models.kernels.dense import Linear, Perceptron
+from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
+from videomaskfeat.models.kernels.attention import Relative, attention
+from videomaskfeat.models.kernels.pooling import Pool, pool_tokens
+from videomaskfeat.models.layers import Linear, Perceptron
+from videomaskfeat.models.positions import AbsolutePositions, constant_table, resize_table
 
 WidenIn = Literal["mlp", "attention"]
+
+
+def table_length(queries: int, keys: int) -> int:
+    """Rows of a relative table between axes of these lengths: every offset on the finer of the two."""
+    return 2 * max(queries, keys) - 1
+
+
+def axis_offsets(table: Tensor, queries: int, keys: int) -> Tensor:
+    """Relative vectors R[q, k] of one axis.
+
+    If queries and keys differ in number their indices are first stretched to the finer of the two (MViTv2,
+    appendix; the truncation of PySlowFast).
+
+    Args:
+        table: float [L, d], interpolated if L is not ``table_length(queries, keys)``.
+        queries: number of query positions on the axis.
+        keys: number of key positions on the axis.
+
+    Returns:
+        float [queries, keys, d].
+    """
+    table = resize_table(table, table_length(queries, keys))
+    return F.embedding(constant_table(_relative_index, queries, keys, device=table.device), table)
+
+
+def _relative_index(queries: int, keys: int, *, device: torch.device) -> Tensor:
+    """Rows of the relative table, int64 [queries, keys]."""
+    query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
+    query = torch.arange(queries, device=device)[:, None] * query_step
+    key = torch.arange(keys, device=device)[None, :] * key_step
+    # The last key as seen from the first query is row 0.
+    return (query - key + (keys - 1) * key_step).long()
+
+
+def _key_codes(grid: TokenGrid, axes: str, prefix: int, *, device: torch.device) -> Tensor:
+    """For each key the one-hot vectors of its place on the given axes, side by side; zeros for class tokens.
+
+    Returns:
+        [prefix + N, the axes' lengths together].
+    """
+    parts = []
+    for dim, axis in enumerate("thw"):
+        if axis in axes:
+            length = grid.shape[dim]
+            shape = [1, 1, 1, length]
+            shape[dim] = length
+            parts.append(torch.eye(length, device=device).reshape(shape).expand(*grid.shape, -1))
+    codes = torch.cat(parts, dim=-1).flatten(0, 2) if parts else torch.empty(grid.size, 0, device=device)
+    return F.pad(codes, (0, 0, prefix, 0))
+
+
+class TokenPool(nn.Module):
+    """The weights of a depthwise pooling convolution that all heads share: ``weight`` [d, 1, kt, kh, kw]."""
+
+    def __init__(self, head_width: int, kernel: Triple) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(head_width, 1, *kernel))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+
+class HeadNorm(nn.LayerNorm):
+    """Layer norm over the head width, in float32 on the CPU.
+
+    There, torch sums the gradients of weight and bias in the type of the input: over the 25,000 tokens of a
+    first block in bfloat16 the gradient of the bias is wrong by its whole size.
+    """
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__(head_width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., d], in the type of ``x``."""
+        if x.dtype in (torch.float32, torch.float64) or x.device.type != "cpu":
+            return super().forward(x)
+        return super().forward(x.float()).to(x.dtype)
+
+
+class PooledAttention(nn.Module):
+    """Multi-head pooling attention (MViTv2, section 3.1), equal to PySlowFast's to rounding.
+
+    Queries, keys and values each go through a depthwise convolution and a layer norm over the head width. The
+    relative bias of a pair is ``q.Rt[t_q, t_k] + q.Rh[h_q, h_k] + q.Rw[w_q, w_k]``. The class token's row and
+    column have no bias, and it is neither pooled nor added back by the residual pooling.
+
+    Args:
+        in_width: width of the incoming tokens.
+        width: width of queries, keys, values and of the result.
+        heads: number of heads, M; the head width is d = width / heads.
+        grid: the token grid at the native clip size; it sets the lengths of the relative tables.
+        pool_kernel: kernel of the pooling convolutions; odd, padded by half.
+        q_stride: pooling stride of the queries.
+        kv_stride: pooling stride of keys and values.
+        qkv_bias: whether the first linear layer has a bias.
+        relative_space: learn relative tables for height and width.
+        relative_time: learn a relative table for time.
+        residual_pooling: add the pooled queries to the result.
+        class_token: whether the first token is the class token.
+    """
+
+    def __init__(
+        self,
+        in_width: int,
+        width: int,
+        heads: int,
+        *,
+        grid: TokenGrid,
+        pool_kernel: Triple = (3, 3, 3),
+        q_stride: Triple = (1, 1, 1),
+        kv_stride: Triple = (1, 1, 1),
+        qkv_bias: bool = True,
+        relative_space: bool = True,
+        relative_time: bool = True,
+        residual_pooling: bool = True,
+        class_token: bool = True,
+    ) -> None:
+        super().__init__()
+        head_width = width // heads
+        self.width = width
+        self.heads = heads
+        self.head_width = head_width
+        self.q_stride = q_stride
+        self.kv_stride = kv_stride
+        self.residual_pooling = residual_pooling
+        self.prefix = int(class_token)
+        self.axes = "t" * relative_time + "hw" * relative_space
+
+        queries, keys = grid.pooled(q_stride), grid.pooled(kv_stride)
+        for axis in sorted(self.axes):
+            length = table_length(getattr(queries, axis), getattr(keys, axis))
+            self.register_parameter(f"rel_pos_{axis}", nn.Parameter(torch.empty(length, head_width)))
+            nn.init.trunc_normal_(self.get_parameter(f"rel_pos_{axis}"), std=0.02)
+        self.qkv = Linear(in_width, 3 * width, bias=qkv_bias)
+        self.proj = Linear(width, width)
+        self.pool_q = TokenPool(head_width, pool_kernel)
+        self.norm_q = HeadNorm(head_width)
+        self.pool_k = TokenPool(head_width, pool_kernel)
+        self.norm_k = HeadNorm(head_width)
+        self.pool_v = TokenPool(head_width, pool_kernel)
+        self.norm_v = HeadNorm(head_width)
+
+    def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
+        """Tokens [B, P+N, D] on ``grid`` (P = 1 with a class token) -> [B, P+N', width] and the new grid."""
+        q_grid, k_grid = grid.pooled(self.q_stride), grid.pooled(self.kv_stride)
+        q_first, q, k, v = self._pooled_heads(tokens, grid)
+        offsets = self._offsets(q_grid, k_grid)  # of each axis [queries, keys, d]
+        codes = constant_table(_key_codes, k_grid, self.axes, self.prefix, device=k.device)  # [P+N", keys]
+        relative = Relative(q_first, offsets, codes.to(k.dtype))
+        places = q.unflatten(1, q_grid.shape)  # [B, t', h', w', M, d]
+        result = attention(places, k * self.head_width**-0.5, v, relative)  # [B, P+N', M, d]
+        if self.residual_pooling:
+            first, rest = result.split([self.prefix, q_grid.size], dim=1)
+            result = torch.cat([first, rest + q], dim=1)
+        return self.proj(result.flatten(2)), q_grid  # [B, P+N', width]
+
+    def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pooled and normalized: the class token's queries [B, P, M, d], the others' [B, N', M, d], and
+        keys and values [B, P+N", M, d]."""
+        heads = (self.heads, self.head_width)
+        q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
+        kv_weight = torch.cat((self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads)
+        pools = [
+            Pool(q_weight, self.width, self.q_stride),
+            Pool(kv_weight, 2 * self.width, self.kv_stride),
+        ]
+        first, q, kv = pool_tokens(  # [B, P, 3D], [B, t', h', w', D], [B, t", h", w", 2D]
+            self.qkv(tokens), self.prefix, grid.shape, pools
+        )
+        q_first, kv_first = first.split([self.width, 2 * self.width], dim=-1)
+        kv = torch.cat([kv_first, kv.flatten(1, 3)], dim=1)  # [B, P+N", 2D]
+        k, v = kv.unflatten(-1, (2, *heads)).unbind(2)  # [B, P+N", M, d] each
+        q_first, q = (self.norm_q(x.unflatten(-1, heads)) for x in (q_first, q.flatten(1, 3)))
+        return q_first, q, self.norm_k(k), self.norm_v(v)
+
+    def _offsets(self, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor | None]:
+        """The relative vectors of time, height and width, [queries, keys, d] each; None: no table."""
+        return [
+            axis_offsets(self.get_parameter(f"rel_pos_{axis}"), getattr(q_grid, axis), getattr(k_grid, axis))
+            if axis in self.axes
+            else None
+            for axis in "thw"
+        ]
 
 
 class BlockPlan(NamedTuple):
@@ -49,7 +225,7 @@ def plan_blocks(
     """Widths, heads and strides of every block; see :class:`~videomaskfeat.models.mvit.MViT`.
 
     Raises:
-        UserError: a number that cannot be, or a block that is not there.
+        UserError: a number out of range, or a block that does not exist.
     """
     if depth < 1 or width < 1 or heads < 1 or width % heads:
         raise UserError(
@@ -74,15 +250,12 @@ def plan_blocks(
     return plans
 
 
-# The MViTv2 encoder.
-
-
 class MultiScaleBlock(nn.Module):
     """Pooled attention, then a two-layer perceptron, each behind a layer norm (MViTv2, figure 2).
 
-    A change of width happens either in the perceptron (``widen_in="mlp"``, the MaskFeat models) or in the
-    attention (``"attention"``, the supervised ones); the residual is then projected from the *normalised*
-    input of that half. Where the queries are pooled, the residual is max-pooled by the same stride.
+    The width changes either in the perceptron (``widen_in="mlp"``, the MaskFeat models) or in the attention
+    (``"attention"``, the supervised ones); the residual is then projected from the *normalized* input of that
+    half. If the queries are pooled, the residual is max-pooled by the same stride.
 
     Args:
         in_width: width of the incoming tokens.
@@ -92,8 +265,9 @@ class MultiScaleBlock(nn.Module):
         widen_in: the half in which the width changes.
         mlp_ratio: hidden width of the perceptron over its input width.
         drop_path: chance of dropping each half for a sample in training.
-        q_stride, kv_stride, pool_kernel, qkv_bias, relative_space, relative_time, residual_pooling,
-            class_token: see :class:`~videomaskfeat.models.attention.PooledAttention`.
+        q_stride: pooling stride of the queries.
+        class_token: whether the first token is the class token.
+        attention_arguments: the others of :class:`PooledAttention`.
     """
 
     def __init__(
@@ -106,14 +280,9 @@ class MultiScaleBlock(nn.Module):
         widen_in: WidenIn = "mlp",
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        pool_kernel: Triple = (3, 3, 3),
         q_stride: Triple = (1, 1, 1),
-        kv_stride: Triple = (1, 1, 1),
-        qkv_bias: bool = True,
-        relative_space: bool = True,
-        relative_time: bool = True,
-        residual_pooling: bool = True,
         class_token: bool = True,
+        **attention_arguments: Any,
     ) -> None:
         super().__init__()
         inner_width = out_width if widen_in == "attention" else in_width
@@ -127,14 +296,9 @@ class MultiScaleBlock(nn.Module):
             inner_width,
             heads,
             grid=grid,
-            pool_kernel=pool_kernel,
             q_stride=q_stride,
-            kv_stride=kv_stride,
-            qkv_bias=qkv_bias,
-            relative_space=relative_space,
-            relative_time=relative_time,
-            residual_pooling=residual_pooling,
             class_token=class_token,
+            **attention_arguments,
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(inner_width, eps=1e-6)
@@ -145,9 +309,9 @@ class MultiScaleBlock(nn.Module):
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Tokens [B, P+N, D] on ``grid`` -> [B, P+N', D'] and the new grid."""
         normed = self.norm1(tokens)
-        attended, new_grid = self.attn(normed, grid)
-        skip = self.proj(normed) if self.project_attention_input else tokens
-        tokens = self._pool_skip(skip, grid) + self.drop_path(attended)
+        attended, new_grid = self.attn(normed, grid)  # [B, P+N', inner]
+        skip = self.proj(normed) if self.project_attention_input else tokens  # [B, P+N, inner]
+        tokens = self._pool_skip(skip, grid) + self.drop_path(attended)  # [B, P+N', inner]
         normed = self.norm2(tokens)
         skip = self.proj(normed) if self.project_mlp_input else tokens
         return skip + self.drop_path(self.mlp(normed)), new_grid
@@ -161,7 +325,7 @@ class MultiScaleBlock(nn.Module):
         kernel = [step + 1 if step > 1 else 1 for step in self.q_stride]
         with torch.autocast(tokens.device.type, enabled=False):  # on the CPU it would take a float32 copy
             pooled = F.max_pool3d(volume, kernel, self.q_stride, [size // 2 for size in kernel])
-        return torch.cat([first, pooled.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([first, pooled.flatten(2).transpose(1, 2)], dim=1)  # [B, D, t', h', w'] -> tokens
 
 
 class MViT(Encoder):
@@ -173,7 +337,7 @@ class MViT(Encoder):
     Args:
         clip_size: native frames, height and width; sets the lengths of the position tables. Other sizes work,
             the tables are then interpolated.
-        in_channels: colour channels.
+        in_channels: color channels.
         depth: number of blocks.
         width: token width D after the stem.
         heads: attention heads of the first block.
@@ -204,6 +368,7 @@ class MViT(Encoder):
     """
 
     encoder_name = "mvitv2_encoder"
+    grid_argument = "q_pool_at"
 
     def __init__(
         self,
@@ -246,7 +411,7 @@ class MViT(Encoder):
             mean_first=mean_first,
             checkpoint_blocks=checkpoint_blocks,
         )
-        self.blocks = nn.ModuleList()
+        blocks = []
         grid = self.native_grid
         for index, plan in enumerate(plans):
             block = MultiScaleBlock(
@@ -266,12 +431,23 @@ class MViT(Encoder):
                 residual_pooling=residual_pooling,
                 class_token=class_token,
             )
-            self.blocks.append(block)
+            blocks.append(block)
             grid = grid.pooled(plan.q_stride)
-        self.out_width = plans[-1].out_width
-        self.out_heads = plans[-1].heads
-        self.output_stride = as_triple(
-            step * math.prod(plan.q_stride[axis] for plan in plans) for axis, step in enumerate(cube_stride)
+        self.set_blocks(
+            blocks,
+            widths=[plan.out_width for plan in plans],
+            heads=plans[-1].heads,
+            strides=[plan.q_stride for plan in plans],
+            final_norm=final_norm,
+            linear_std=linear_std,
         )
-        self.norm = nn.LayerNorm(self.out_width, eps=1e-6) if final_norm else nn.Identity()
-        self._initialise(linear_std)
+
+    def is_table(self, name: str) -> bool:
+        """See :class:`~videomaskfeat.models.encoder_base.Encoder`; the relative tables are such, too."""
+        return super().is_table(name) or name.rpartition(".")[2].startswith("rel_pos_")
+
+    def resize_table(self, name: str, table: Tensor) -> Tensor | None:
+        """As the base class; relative tables are interpolated, as for another clip size."""
+        if super().is_table(name):
+            return super().resize_table(name, table)
+        return resize_table(table.float(), len(self.get_parameter(name))).to(table.dtype)

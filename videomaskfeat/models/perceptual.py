@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.mvit import MViT
+from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.tokenizers import channel_levels
 
 
@@ -18,16 +18,16 @@ class PerceptualDistance(nn.Module):
     """The mean squared difference of an encoder's features of two pictures (PeCo, arXiv 2111.12710).
 
     A picture is shown as a clip of one cube that stands still, at the size that the encoder was trained on.
-    The features of each depth are normalised a token (layer norm without weights), so that depths weigh alike
-    and the distance is about 2 for pictures that have nothing in common. The encoder is frozen; the gradient
-    passes through it to the picture.
+    The features of each depth are normalized per token (layer norm without weights), so that depths weigh
+    alike and the distance is about 2 for pictures that have nothing in common. The encoder is frozen; the
+    gradient passes through it to the picture.
 
     Args:
-        encoder: with ``features(clips, depth=, pooled=)`` and ``output_stride``, such as
-            :class:`~videomaskfeat.models.mvit.MViT`. It is put into evaluation mode and loses its gradients.
+        encoder: an :class:`~videomaskfeat.models.encoder_base.Encoder`, or a module with its ``features``,
+            ``blocks`` and ``output_stride``. It is put into evaluation mode and loses its gradients.
         depths: blocks after which features are compared; each costs the encoder up to there.
         size: height and width at which pictures are shown; None keeps theirs.
-        mean: that the encoder's clips were normalised with: of every channel, or one a channel.
+        mean: that the encoder's clips were normalized with: one number, or one per channel.
         std: likewise.
 
     Raises:
@@ -51,7 +51,7 @@ class PerceptualDistance(nn.Module):
             raise UserError(
                 f"a {type(encoder).__name__} gives no features at a depth; take an encoder of this framework"
             )
-        blocks = len(cast(MViT, encoder).blocks)
+        blocks = len(cast(Encoder, encoder).blocks)
         if not depths or not all(1 <= depth <= blocks for depth in depths):
             raise UserError(
                 f"perceptual depths {list(depths)}: name one or more of the encoder's blocks 1..{blocks}"
@@ -59,7 +59,7 @@ class PerceptualDistance(nn.Module):
         self.encoder = encoder.eval().requires_grad_(False)
         self.depths = tuple(depths)
         self.size = size
-        self.frames = cast(MViT, encoder).output_stride[0]
+        self.frames = cast(Encoder, encoder).output_stride[0]
         self.register_buffer("mean", channel_levels(mean), persistent=False)
         self.register_buffer("std", channel_levels(std), persistent=False)
 
@@ -82,12 +82,12 @@ class PerceptualDistance(nn.Module):
         return self
 
     def _clips(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, C, H, W] in 0..1 -> clips [B, C, T, size, size] that stand still, normalised."""
+        """Pictures [B, C, H, W] in 0..1 -> clips [B, C, T, size, size] that stand still, normalized."""
         if self.size is not None and pictures.shape[-2:] != (self.size, self.size):
             pictures = F.interpolate(pictures, (self.size, self.size), mode="bilinear", antialias=True)
-        normalised = (pictures - self.mean) / self.std
-        return normalised[:, :, None].expand(-1, -1, self.frames, -1, -1)
+        normalized = (pictures - self.mean) / self.std
+        return normalized[:, :, None].expand(-1, -1, self.frames, -1, -1)
 
     def _features(self, clips: Tensor, depth: int) -> Tensor:
-        features = cast(MViT, self.encoder).features(clips, depth=depth, pooled=False).float()
+        features = cast(Encoder, self.encoder).features(clips, depth=depth, pooled=False).float()
         return F.layer_norm(features, features.shape[-1:])

@@ -1,9 +1,7 @@
-"""Convolutions between frames and the small grid on which a tokenizer names what it sees."""
+"""Tokenizers of frames: pictures in, a number of a code for each cell of a small grid out."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,18 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.models.limits import build_within_memory, checked_arguments
+from videomaskfeat.models.limits import build_checked
 from videomaskfeat.models.weights import created_as, load_into, read_metadata, read_state
 
 _LEAST_WIDTH = 8
 
 
 class ResidualBlock(nn.Module):
-    """ReLU, 3x3 convolution, ReLU, 1x1 convolution, added to what came in (VQ-VAE, section 4.1).
-
-    Args:
-        width: channels.
-    """
+    """ReLU, 3x3 convolution, ReLU, 1x1 convolution, added to the input (VQ-VAE, section 4.1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,18 +40,18 @@ class FrameEncoder(nn.Module):
         width: channels on the grid; each halving before has half of them, 8 at least.
         blocks: residual blocks on the grid.
         out_width: channels of the result.
-        in_channels: colour channels.
+        channels: color channels.
 
     Raises:
         UserError: the stride is no power of two above 1, or a number is below 1.
     """
 
-    def __init__(self, *, stride: int, width: int, blocks: int, out_width: int, in_channels: int = 3) -> None:
+    def __init__(self, *, stride: int, width: int, blocks: int, out_width: int, channels: int = 3) -> None:
         super().__init__()
         widths = _level_widths(stride, width, blocks)
         self.down = nn.ModuleList(
             nn.Conv2d(before, after, 4, stride=2, padding=1)
-            for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
+            for before, after in zip([channels, *widths[:-1]], widths, strict=True)
         )
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         self.out = nn.Conv2d(width, out_width, 1)
@@ -71,20 +65,14 @@ class FrameEncoder(nn.Module):
 
 
 class FrameDecoder(nn.Module):
-    """The way back: a 3x3 convolution, residual blocks, transposed 4x4 convolutions that double the size.
+    """The inverse of :class:`FrameEncoder`: a 3x3 convolution, residual blocks, transposed 4x4 convolutions.
 
     Args:
-        stride: pixels behind a cell of the grid, a power of two.
-        width: channels on the grid; each doubling has half of them, 8 at least.
-        blocks: residual blocks on the grid.
-        in_width: channels of what comes in.
-        out_channels: colour channels.
-
-    Raises:
-        UserError: the stride is no power of two above 1, or a number is below 1.
+        in_width: channels of the input.
+        stride, width, blocks, channels: see :class:`FrameEncoder`.
     """
 
-    def __init__(self, *, stride: int, width: int, blocks: int, in_width: int, out_channels: int = 3) -> None:
+    def __init__(self, *, stride: int, width: int, blocks: int, in_width: int, channels: int = 3) -> None:
         super().__init__()
         widths = _level_widths(stride, width, blocks)
         self.first = nn.Conv2d(in_width, width, 3, padding=1)
@@ -92,7 +80,7 @@ class FrameDecoder(nn.Module):
         backwards = widths[::-1]
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
-            for before, after in zip(backwards, [*backwards[1:], out_channels], strict=True)
+            for before, after in zip(backwards, [*backwards[1:], channels], strict=True)
         )
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -114,19 +102,16 @@ def _level_widths(stride: int, width: int, blocks: int) -> list[int]:
     return [*(max(width >> (levels - level), _LEAST_WIDTH) for level in range(1, levels)), width]
 
 
-# What every tokenizer of frames has in common: pictures in, numbers of codes out.
-
-
 def channel_levels(value: float | Sequence[float]) -> Tensor:
-    """A number, or one a channel, float32 in the shape that meets pictures [B, C, H, W]."""
+    """A number, or one per channel, float32 in the shape that meets pictures [B, C, H, W]."""
     return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
 
 
 class FrameTokenizer(nn.Module):
-    """A module that names each cell of a frame by one of ``vocabulary`` numbers.
+    """A module that describes each cell of a frame by one of ``vocabulary`` numbers.
 
     Args:
-        vocabulary: how many numbers there are, V.
+        vocabulary: number of codes, V.
         stride: pixels behind a cell.
     """
 
@@ -143,15 +128,20 @@ class FrameTokenizer(nn.Module):
 
 
 class TrainedTokenizer(FrameTokenizer):
-    """A tokenizer with a decoder, which is trained by what it can make again of its numbers.
+    """A tokenizer with a decoder, trained by how well that reconstructs frames from its numbers.
 
     Args:
-        vocabulary: how many numbers there are, V.
-        stride: pixels behind a cell.
-        code_width: numbers a code.
-        channels: colour channels.
-        mean: subtracted from pixels in 0..1: of every channel, or one a channel.
+        vocabulary: number of codes, V.
+        stride: pixels behind a cell, a power of two.
+        width: channels on the grid.
+        blocks: residual blocks of the encoder, and of the decoder.
+        code_width: values per code.
+        channels: color channels.
+        mean: subtracted from pixels in 0..1: one number, or one per channel.
         std: divides them after that, likewise.
+
+    Raises:
+        UserError: a value outside its range.
     """
 
     mean: Tensor
@@ -162,14 +152,18 @@ class TrainedTokenizer(FrameTokenizer):
         *,
         vocabulary: int,
         stride: int,
+        width: int,
+        blocks: int,
         code_width: int,
         channels: int,
-        mean: float | Sequence[float] = 0.45,
-        std: float | Sequence[float] = 0.225,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
     ) -> None:
         super().__init__(vocabulary=vocabulary, stride=stride)
         if code_width < 1:
             raise UserError(f"code_width={code_width}: must be 1 or more")
+        self.code_width = code_width
+        self._coder = {"stride": stride, "width": width, "blocks": blocks, "channels": channels}
         # Not among the weights: a weights file holds them as arguments.
         self.register_buffer("mean", channel_levels(mean), persistent=False)
         self.register_buffer("std", channel_levels(std), persistent=False)
@@ -183,9 +177,9 @@ class TrainedTokenizer(FrameTokenizer):
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
-        """Numbers int64 [B, h, w] -> normalised pictures float32 [B, C, h*stride, w*stride]."""
+        """Numbers int64 [B, h, w] -> normalized pictures float32 [B, C, h*stride, w*stride]."""
 
-    def normalise(self, pictures: Tensor) -> Tensor:
+    def normalize(self, pictures: Tensor) -> Tensor:
         """Pictures in 0..1 [B, C, H, W] -> as encoder and decoder see them.
 
         Raises:
@@ -198,12 +192,9 @@ class TrainedTokenizer(FrameTokenizer):
             )
         return (pictures - self.mean) / self.std
 
-    def denormalise(self, pictures: Tensor) -> Tensor:
+    def denormalize(self, pictures: Tensor) -> Tensor:
         """The way back: what a decoder gives, as pixels that are meant to lie in 0..1."""
         return pictures.float() * self.std + self.mean
-
-
-# A discrete VAE of frames: a categorical code a cell, learnt through the Gumbel-softmax relaxation.
 
 
 def gumbel_softmax(
@@ -237,10 +228,10 @@ def gumbel_noise(like: Tensor) -> Tensor:
 
 
 class DvaeCoding(NamedTuple):
-    """What a discrete VAE makes of pictures in training.
+    """Pictures in the training of a discrete VAE.
 
     logits: float [B, V, h, w], of each cell's number.
-    reconstruction: float [B, C, H, W], normalised.
+    reconstruction: float [B, C, H, W], normalized.
     """
 
     logits: Tensor
@@ -250,22 +241,13 @@ class DvaeCoding(NamedTuple):
 class DiscreteVAE(TrainedTokenizer):
     """Encoder, codebook and decoder of a discrete VAE of frames (the tokenizer of BEiT and DALL-E).
 
-    The layers are VQ-VAE's, which cost a small part of the published encoder's
+    A code per cell is drawn from a categorical distribution, through the Gumbel-softmax relaxation in
+    training. The layers are VQ-VAE's, which cost a small part of the published encoder's
     (:mod:`videomaskfeat.models.published_dvae`).
 
     Args:
-        vocabulary: codes, V.
-        stride: pixels behind a cell, a power of two.
-        width: channels on the grid.
-        blocks: residual blocks of the encoder, and of the decoder.
-        code_width: numbers a code.
         straight_through: train on hard draws, with the gradient of the relaxed ones.
-        channels: colour channels.
-        mean: subtracted from pixels in 0..1: of every channel, or one a channel.
-        std: divides them after that, likewise.
-
-    Raises:
-        UserError: a value outside its range.
+        vocabulary, stride, width, blocks, code_width, channels, mean, std: see :class:`TrainedTokenizer`.
     """
 
     def __init__(
@@ -284,23 +266,21 @@ class DiscreteVAE(TrainedTokenizer):
         super().__init__(
             vocabulary=vocabulary,
             stride=stride,
+            width=width,
+            blocks=blocks,
             code_width=code_width,
             channels=channels,
             mean=mean,
             std=std,
         )
         self.straight_through = straight_through
-        self.encoder = FrameEncoder(
-            stride=stride, width=width, blocks=blocks, out_width=vocabulary, in_channels=channels
-        )
+        self.encoder = FrameEncoder(out_width=vocabulary, **self._coder)
         self.codes = nn.Parameter(torch.empty(vocabulary, code_width).normal_())
-        self.decoder = FrameDecoder(
-            stride=stride, width=width, blocks=blocks, in_width=code_width, out_channels=channels
-        )
+        self.decoder = FrameDecoder(in_width=code_width, **self._coder)
 
     def forward(self, pictures: Tensor, temperature: float) -> DvaeCoding:
         """Pictures float32 [B, C, H, W] in 0..1, coded by relaxed draws at a temperature and decoded."""
-        logits = self.encoder(self.normalise(pictures))
+        logits = self.encoder(self.normalize(pictures))
         draw = gumbel_softmax(
             logits, gumbel_noise(logits), temperature=temperature, straight_through=self.straight_through
         )
@@ -309,14 +289,13 @@ class DiscreteVAE(TrainedTokenizer):
 
     def tokens(self, pictures: Tensor) -> Tensor:
         """The likeliest number of each cell: pictures in 0..1 [B, C, H, W] -> int64 [B, h, w]."""
-        return torch.argmax(self.encoder(self.normalise(pictures)), dim=1)
+        return torch.argmax(self.encoder(self.normalize(pictures)), dim=1)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Numbers int64 [B, h, w] -> normalised pictures float32 [B, C, H, W]."""
+        """Numbers int64 [B, h, w] -> normalized pictures float32 [B, C, H, W]."""
         return self.decoder(F.embedding(tokens, self.codes).permute(0, 3, 1, 2)).float()
 
 
-# A VQ tokenizer of frames: the nearest of V codes a cell; the codes follow what falls to them.
 _CHUNK = 4096  # latents compared with all codes at once; 8192 codes make 128 MB of distances
 
 
@@ -339,11 +318,11 @@ def nearest_codes(latents: Tensor, codes: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeStatistics:
-    """What a batch says about the codes; ranks add up theirs.
+    """Statistics of a batch for the codes; ranks add up theirs.
 
-    counts: float32 [V], latents that fell to each code.
+    counts: float32 [V], latents nearest to each code.
     sums: float32 [V, D], their sums.
-    candidates: float32 [V, D], a latent drawn for each code that may turn out dead.
+    candidates: float32 [V, D], a latent drawn for each code in case it is dead.
     """
 
     counts: Tensor
@@ -394,7 +373,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def statistics(self, latents: Tensor, tokens: Tensor) -> CodeStatistics:
-        """What latents [..., D] and their numbers [...] say; candidates from torch's global generator."""
+        """Of latents [..., D] and their numbers [...]; candidates from torch's global generator."""
         flat = latents.detach().float().reshape(-1, latents.shape[-1])  # [n, D]
         numbers = tokens.reshape(-1)  # [n]
         vocabulary = self.codes.shape[0]
@@ -417,12 +396,12 @@ class Codebook(nn.Module):
 
 
 class VqCoding(NamedTuple):
-    """What a VQ tokenizer makes of pictures in training.
+    """Pictures in the training of a VQ tokenizer.
 
     latents: float32 [B, h, w, D], of the encoder.
     tokens: int64 [B, h, w], numbers of the nearest codes.
     codes: float32 [B, h, w, D], those codes; no gradient reaches them.
-    reconstruction: float [B, C, H, W], normalised; its gradient passes the codes as if they were the latents.
+    reconstruction: float [B, C, H, W], normalized; its gradient passes the codes as if they were the latents.
     """
 
     latents: Tensor
@@ -435,18 +414,9 @@ class VectorQuantizer(TrainedTokenizer):
     """Encoder, codebook and decoder of a VQ tokenizer of frames (VQ-VAE; with a perceptual loss, PeCo's).
 
     Args:
-        vocabulary: codes, V.
-        stride: pixels behind a cell, a power of two.
-        width: channels on the grid.
-        blocks: residual blocks of the encoder, and of the decoder.
-        code_width: numbers a code; few of them keep more codes in use.
         decay, revive_below: see :class:`Codebook`.
-        channels: colour channels.
-        mean: subtracted from pixels in 0..1: of every channel, or one a channel.
-        std: divides them after that, likewise.
-
-    Raises:
-        UserError: a value outside its range.
+        vocabulary, stride, width, blocks, code_width, channels, mean, std: see :class:`TrainedTokenizer`; a
+            narrow code keeps more codes in use.
     """
 
     def __init__(
@@ -466,20 +436,18 @@ class VectorQuantizer(TrainedTokenizer):
         super().__init__(
             vocabulary=vocabulary,
             stride=stride,
+            width=width,
+            blocks=blocks,
             code_width=code_width,
             channels=channels,
             mean=mean,
             std=std,
         )
-        self.encoder = FrameEncoder(
-            stride=stride, width=width, blocks=blocks, out_width=code_width, in_channels=channels
-        )
+        self.encoder = FrameEncoder(out_width=code_width, **self._coder)
         self.codebook = Codebook(
             vocabulary=vocabulary, width=code_width, decay=decay, revive_below=revive_below
         )
-        self.decoder = FrameDecoder(
-            stride=stride, width=width, blocks=blocks, in_width=code_width, out_channels=channels
-        )
+        self.decoder = FrameDecoder(in_width=code_width, **self._coder)
 
     def forward(self, pictures: Tensor) -> VqCoding:
         """Pictures float32 [B, C, H, W] in 0..1, coded by the nearest codes and decoded."""
@@ -493,13 +461,13 @@ class VectorQuantizer(TrainedTokenizer):
         return nearest_codes(self._latents(pictures), self.codebook.codes)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Numbers int64 [B, h, w] -> normalised pictures float32 [B, C, H, W]."""
+        """Numbers int64 [B, h, w] -> normalized pictures float32 [B, C, H, W]."""
         codes = F.embedding(tokens, self.codebook.codes)  # [B, h, w, D]
         return self.decoder(codes.permute(0, 3, 1, 2)).float()
 
     def _latents(self, pictures: Tensor) -> Tensor:
         """float32 [B, h, w, D]."""
-        return self.encoder(self.normalise(pictures)).permute(0, 2, 3, 1).float()
+        return self.encoder(self.normalize(pictures)).permute(0, 2, 3, 1).float()
 
 
 def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
@@ -507,7 +475,6 @@ def straight_through(latents: Tensor, codes: Tensor) -> Tensor:
     return latents + (codes - latents).detach()
 
 
-# Tokenizers of frames by name, and their files.
 TOKENIZERS: dict[str, type[TrainedTokenizer]] = {"dvae": DiscreteVAE, "vq": VectorQuantizer}
 
 
@@ -516,8 +483,7 @@ def create_tokenizer(kind: str, /, **arguments: Any) -> TrainedTokenizer:
 
     Args:
         kind: a name in :data:`TOKENIZERS`.
-        arguments: arguments of :class:`DiscreteVAE` or :class:`VectorQuantizer` that differ from the
-            defaults.
+        arguments: of :class:`DiscreteVAE` or :class:`VectorQuantizer`, where they differ from the defaults.
 
     Returns:
         The tokenizer in training mode. Its ``created_as`` holds kind and arguments, for
@@ -527,20 +493,7 @@ def create_tokenizer(kind: str, /, **arguments: Any) -> TrainedTokenizer:
         UserError: unknown kind or argument, or a value outside its range.
     """
     check_name("tokenizer", kind, TOKENIZERS)
-    known = [name for name in inspect.signature(TOKENIZERS[kind].__init__).parameters if name != "self"]
-    for name in arguments:
-        check_name(f"tokenizer {kind!r}: argument", name, known)
-    try:
-        arguments = checked_arguments(TOKENIZERS[kind], arguments)
-    except UserError as error:
-        raise UserError(f"tokenizer {kind!r}: {error}") from None
-    try:
-        build = functools.partial(TOKENIZERS[kind], **arguments)
-        tokenizer = build_within_memory(build, f"tokenizer {kind!r}")
-    except TypeError as error:
-        raise UserError(f"tokenizer {kind!r}: an argument of the wrong type: {error}") from error
-    tokenizer.created_as = (kind, arguments)  # type: ignore[assignment]
-    return tokenizer
+    return build_checked(TOKENIZERS[kind], f"tokenizer {kind!r}", kind, arguments)
 
 
 def load_tokenizer(path: str | os.PathLike[str], *, kind: str | None = None) -> TrainedTokenizer:
@@ -548,7 +501,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
 
     Args:
         path: a safetensors file; remote paths are fetched.
-        kind: the kind that is wanted; None takes any.
+        kind: required kind; None: any.
 
     Returns:
         The tokenizer in evaluation mode, on the CPU. No random number is drawn.

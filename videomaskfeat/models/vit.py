@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.encoder_base import AbsolutePositions, CubeEmbed, Encoder, Triple
-from videomaskfeat.models.kernels.dense import Linear, Perceptron, attention
+from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple
+from videomaskfeat.models.kernels.attention import attention
+from videomaskfeat.models.layers import Linear, Perceptron
+from videomaskfeat.models.positions import AbsolutePositions
 
 
 class Attention(nn.Module):
@@ -43,8 +45,8 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the perceptron over D.
         qkv_bias: see :class:`Attention`.
         drop_path: chance of dropping each half for a sample in training.
-        layer_scale: initial value of a learned factor a channel on each half (CaiT, arXiv 2103.17239), or
-            None for none.
+        layer_scale: initial value of a learned factor per channel on each half (CaiT, arXiv 2103.17239), or
+            None.
     """
 
     gamma_1: nn.Parameter | None
@@ -90,7 +92,7 @@ class ViT(Encoder):
     Args:
         clip_size: native frames, height and width; sets the lengths of the position tables. Other sizes work,
             learned tables are then interpolated.
-        in_channels: colour channels.
+        in_channels: color channels.
         depth: number of blocks.
         width: token width, D.
         heads: attention heads.
@@ -99,7 +101,7 @@ class ViT(Encoder):
         qkv_bias: bias in the layer that makes queries, keys and values.
         class_token: prepend a learned token.
         absolute_positions: "joint" (one learned table over time and space), "separable" (a sum of two),
-            "sincos" (fixed: see :func:`~videomaskfeat.models.encoder_base.sincos_positions`) or "none".
+            "sincos" (fixed: see :func:`~videomaskfeat.models.positions.sincos_positions`) or "none".
         layer_scale: initial value of the factors on each half of a block, or None for none.
         drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
         final_norm: layer norm over the last block's tokens.
@@ -152,7 +154,7 @@ class ViT(Encoder):
             mean_first=mean_first,
             checkpoint_blocks=checkpoint_blocks,
         )
-        self.blocks = nn.ModuleList(
+        blocks = (
             Block(
                 width,
                 heads,
@@ -163,6 +165,6 @@ class ViT(Encoder):
             )
             for index in range(depth)
         )
-        self.out_width, self.out_heads, self.output_stride = width, heads, cube_stride
-        self.norm = nn.LayerNorm(width, eps=1e-6) if final_norm else nn.Identity()
-        self._initialise(linear_std)
+        self.set_blocks(
+            blocks, widths=[width] * depth, heads=heads, final_norm=final_norm, linear_std=linear_std
+        )

@@ -1,16 +1,23 @@
-"""Every named model, in one place."""
+"""Every named model: what it is built of, how it is built, and its encoder alone."""
 
 from __future__ import annotations
 
+import functools
+import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from videomaskfeat.models.detector import MViTDetector, ViTDetector
-from videomaskfeat.models.heads import MViTClassifier, ViTClassifier
+from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.models.detector import Detector
+from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.heads import Classifier
+from videomaskfeat.models.limits import TRAINED, argument_defaults, build_checked
 from videomaskfeat.models.mae import MAE
-from videomaskfeat.models.maskfeat import MViTMaskFeat, ViTMaskFeat
+from videomaskfeat.models.maskfeat import MaskFeat
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.vit import ViT
 
@@ -19,8 +26,39 @@ from videomaskfeat.models.vit import ViT
 class NamedModel:
     """A class and the arguments that make it the model of this name."""
 
-    build: type[nn.Module]
+    build: type[Encoder]
     arguments: dict[str, Any]
+
+
+@functools.cache
+def with_head(head: type[Encoder], encoder: type[Encoder]) -> type[Encoder]:
+    """A class that puts a head on a kind of encoder, such as ``MViTMaskFeat``.
+
+    Args:
+        head: MaskFeat, Classifier or Detector.
+        encoder: such as MViT.
+    """
+    doc = {"__doc__": f":class:`{head.__name__}` on :class:`{encoder.__name__}`.", "__module__": __name__}
+    name = f"{encoder.__name__}{head.__name__}"
+    return types.new_class(name, (head, encoder), exec_body=lambda namespace: namespace.update(doc))
+
+
+def family(
+    name: str, encoder: type[Encoder], arguments: Mapping[str, Any], *, detector: bool = True
+) -> dict[str, NamedModel]:
+    """The named models on one encoder.
+
+    Args:
+        name: of the classifier; "maskfeat_NAME" is pre-trained, "NAME_detector" detects actions.
+        encoder: its class.
+        arguments: what differs from the defaults of that class.
+        detector: False: without the detector.
+    """
+    builds = {encoder.encoder_name: encoder}
+    for known, head in ((name, Classifier), (f"maskfeat_{name}", MaskFeat), (f"{name}_detector", Detector)):
+        if head is not Detector or detector:
+            builds[known] = with_head(head, encoder)  # type: ignore[arg-type]
+    return {known: NamedModel(build, dict(arguments)) for known, build in builds.items()}
 
 
 _S = {"depth": 16, "width": 96, "heads": 1, "widen_at": (1, 3, 14)}
@@ -76,72 +114,43 @@ _MAE_NANO: dict[str, Any] = {
 
 # Supervised models change width in attention, classify from the class token, and pool the queries once more
 # than the MaskFeat ones in pre-training, whose last query pooling is off so that the predictions keep
-# 16-pixel positions. Fine-tuning switches it on.
-MODELS = {
-    "mvitv2_nano": NamedModel(
-        MViTClassifier, {**_NANO, "widen_in": "attention", "q_pool_at": (1,), "head": "token"}
-    ),
-    "mvitv2_s": NamedModel(
-        MViTClassifier, {**_S, "widen_in": "attention", "q_pool_at": (1, 3, 14), "head": "token"}
-    ),
+# 16-pixel positions. Fine-tuning switches it on. Detectors keep the maps of pre-training: boxes are small.
+_SUPERVISED = {"widen_in": "attention", "head": "token"}
+_MVIT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
+    # size: arguments, query poolings in pre-training, and in fine-tuning
+    "nano": (_NANO, (1,), (1,)),
+    "s": (_S, (1, 3), (1, 3, 14)),
+    "l": (_L, (2, 8), (2, 8, 44)),
+}
+_MVIT_MASKFEAT, _MVIT_CLASSIFIER, _MVIT_DETECTOR = (
+    with_head(head, MViT) for head in (MaskFeat, Classifier, Detector)
+)
+MODELS: dict[str, NamedModel] = {
+    "mvitv2_nano": NamedModel(_MVIT_CLASSIFIER, {**_NANO, **_SUPERVISED, "q_pool_at": (1,)}),
+    "mvitv2_s": NamedModel(_MVIT_CLASSIFIER, {**_S, **_SUPERVISED, "q_pool_at": (1, 3, 14)}),
     "mvitv2_b": NamedModel(
-        MViTClassifier,
-        {
-            **_B,
-            "widen_in": "attention",
-            "q_pool_at": (2, 5, 21),
-            "head": "token",
-            "clip_size": (32, 224, 224),
-        },
+        _MVIT_CLASSIFIER, {**_B, **_SUPERVISED, "q_pool_at": (2, 5, 21), "clip_size": (32, 224, 224)}
     ),
     "mvitv2_l": NamedModel(
-        MViTClassifier,
-        {
-            **_L,
-            "widen_in": "attention",
-            "q_pool_at": (2, 8, 44),
-            "head": "token",
-            "clip_size": (40, 312, 312),
-        },
+        _MVIT_CLASSIFIER, {**_L, **_SUPERVISED, "q_pool_at": (2, 8, 44), "clip_size": (40, 312, 312)}
     ),
-    "maskfeat_mvitv2_nano": NamedModel(MViTMaskFeat, {**_NANO, "widen_in": "mlp", "q_pool_at": (1,)}),
-    "maskfeat_mvitv2_s": NamedModel(MViTMaskFeat, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3)}),
-    "maskfeat_mvitv2_l": NamedModel(MViTMaskFeat, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8)}),
-    "maskfeat_mvitv2_nano_classifier": NamedModel(
-        MViTClassifier, {**_NANO, "widen_in": "mlp", "q_pool_at": (1,), "head": "mean"}
-    ),
-    "maskfeat_mvitv2_s_classifier": NamedModel(
-        MViTClassifier, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14), "head": "mean"}
-    ),
-    "maskfeat_mvitv2_l_classifier": NamedModel(
-        MViTClassifier, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8, 44), "head": "mean"}
-    ),
-    # Detectors keep the maps of pre-training, a cell every 16 pixels: boxes are small.
-    "maskfeat_mvitv2_nano_detector": NamedModel(
-        MViTDetector, {**_NANO, "widen_in": "mlp", "q_pool_at": (1,)}
-    ),
-    "maskfeat_mvitv2_s_detector": NamedModel(MViTDetector, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3)}),
-    "maskfeat_mvitv2_l_detector": NamedModel(MViTDetector, {**_L, "widen_in": "mlp", "q_pool_at": (2, 8)}),
-    # What is left of any of them without its head; the file of such a one gives every argument.
-    "mvitv2_encoder": NamedModel(MViT, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)}),
-    "vit_encoder": NamedModel(ViT, _VIT["b"]),
-    **{f"vit_{size}": NamedModel(ViTClassifier, {**video, "head": "mean"}) for size, video in _VIT.items()},
-    **{
-        f"vit_{size}_image": NamedModel(ViTClassifier, {**image, "head": "mean"})
-        for size, image in _VIT_IMAGE.items()
-    },
-    **{f"vit_{size}_detector": NamedModel(ViTDetector, video) for size, video in _VIT.items()},
-    **{f"maskfeat_vit_{size}": NamedModel(ViTMaskFeat, video) for size, video in _VIT.items()},
-    **{f"maskfeat_vit_{size}_image": NamedModel(ViTMaskFeat, image) for size, image in _VIT_IMAGE.items()},
-    **{
-        f"mae_vit_{size}": NamedModel(MAE, {**video, **_MAE_NANO} if size == "nano" else video)
-        for size, video in _VIT.items()
-    },
-    **{
-        f"mae_vit_{size}_image": NamedModel(MAE, {**image, **(_MAE_NANO if size == "nano" else _MAE_IMAGE)})
-        for size, image in _VIT_IMAGE.items()
-    },
 }
+for _size, (_shared, _before, _after) in _MVIT.items():
+    _name, _pretrained = f"maskfeat_mvitv2_{_size}", {**_shared, "widen_in": "mlp", "q_pool_at": _before}
+    MODELS[_name] = NamedModel(_MVIT_MASKFEAT, _pretrained)
+    MODELS[f"{_name}_classifier"] = NamedModel(
+        _MVIT_CLASSIFIER, {**_pretrained, "q_pool_at": _after, "head": "mean"}
+    )
+    MODELS[f"{_name}_detector"] = NamedModel(_MVIT_DETECTOR, _pretrained)
+for _size, _video in _VIT.items():
+    _image, _nano = _VIT_IMAGE[_size], _size == "nano"
+    MODELS |= family(f"vit_{_size}", ViT, _video)
+    MODELS |= family(f"vit_{_size}_image", ViT, _image, detector=False)
+    MODELS[f"mae_vit_{_size}"] = NamedModel(MAE, {**_video, **_MAE_NANO} if _nano else _video)
+    MODELS[f"mae_vit_{_size}_image"] = NamedModel(MAE, {**_image, **(_MAE_NANO if _nano else _MAE_IMAGE)})
+# An encoder without a head; a weights file of one holds every argument.
+MODELS["mvitv2_encoder"] = NamedModel(MViT, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)})
+MODELS["vit_encoder"] = NamedModel(ViT, _VIT["b"])
 
 
 def dense_form() -> str:
@@ -151,3 +160,102 @@ def dense_form() -> str:
         "dense form, a mask token in the hidden places and pixels predicted: model maskfeat_mvitv2_s or "
         "maskfeat_mvitv2_l with target pixels"
     )
+
+
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a named model with fresh weights, drawn from torch's global generator (seed it first).
+
+    >>> create_model("maskfeat_mvitv2_s", drop_path=0.1)  # doctest: +SKIP
+
+    Args:
+        name: a key of :data:`MODELS`: maskfeat_mvitv2_{s,l} (pre-training), maskfeat_mvitv2_{s,l}_classifier
+            (their fine-tuning), maskfeat_mvitv2_{s,l}_detector (actions of persons in boxes), mvitv2_{s,b,l}
+            (supervised classifiers); maskfeat_vit_{s,b,l,h}, mae_vit_{s,b,l,h} (pre-training), vit_{s,b,l,h}
+            (their fine-tuning), vit_{s,b,l,h}_detector, and with the suffix _image those for images, except
+            detectors; a nano of each kind for CPUs; mvitv2_encoder and vit_encoder have no head.
+        arguments: what differs from the named model; see :class:`~videomaskfeat.models.mvit.MViT`,
+            :class:`~videomaskfeat.models.vit.ViT`, :class:`~videomaskfeat.models.maskfeat.MaskFeat`,
+            :class:`~videomaskfeat.models.mae.MAE`, :class:`~videomaskfeat.models.heads.Classifier` and
+            :class:`~videomaskfeat.models.detector.Detector`. Lists are taken as tuples.
+
+    Returns:
+        The model in training mode. Its ``created_as`` holds the name and all arguments, for
+        :func:`~videomaskfeat.models.weights.save_weights`.
+
+    Raises:
+        UserError: unknown name or argument, a value of the wrong type or outside its range, or a model whose
+            training needs more memory than the machine has.
+    """
+    return create_model_from(name, arguments)
+
+
+def create_model_from(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """As :func:`create_model`, for arguments from a config or a file, one of which may be called "name"."""
+    without_memory = torch.get_default_device().type == "meta"
+    return _create(name, arguments, times=1 if without_memory else TRAINED)
+
+
+def create_for_inference(name: str, /, **arguments: Any) -> nn.Module:
+    """As :func:`create_model`, for a model that is not trained: only its weights must fit into memory."""
+    return _create(name, arguments, times=1)
+
+
+def create_unset(name: str, /, **arguments: Any) -> nn.Module:
+    """As :func:`create_for_inference`, for weights that are all to be loaded: they are undefined until then.
+
+    Drawing the initial weights of a large model takes longer than reading it from disk.
+    """
+    with torch.device("meta"):
+        model = _create(name, arguments, times=1)
+    return model.to_empty(device="cpu")
+
+
+def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module:
+    """As :func:`create_model`; ``times``: memory of its use as a multiple of the weights."""
+    if name.startswith("mae_mvit"):
+        raise UserError(f"model {name!r}: {dense_form()}")
+    check_name("model", name, MODELS)
+    named = MODELS[name]
+    arguments = {**named.arguments, **arguments}
+    return build_checked(named.build, f"model {name!r}", name, arguments, times=times)
+
+
+def arguments_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Every argument that ``create_model(name, **changes)`` builds with, defaults included.
+
+    Args:
+        name: a key of :data:`MODELS`.
+        changes: what differs from the named model.
+    """
+    return {**argument_defaults(MODELS[name].build), **MODELS[name].arguments, **(changes or {})}
+
+
+def encoder_arguments(encoder: type[Encoder], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, of a model with a head, that its encoder alone takes."""
+    known = argument_defaults(MODELS[encoder.encoder_name].build)
+    return {name: value for name, value in arguments.items() if name in known}
+
+
+def encoder_of(model: nn.Module) -> Encoder:
+    """A copy of a model's encoder, with the same :meth:`~videomaskfeat.models.encoder_base.Encoder.features`.
+
+    Args:
+        model: made by :func:`create_model`; it is not changed.
+
+    Returns:
+        Such as a "mvitv2_encoder", in evaluation mode, on the CPU: clips [B, C, T, H, W] -> tokens [B, P+N',
+        D'].
+
+    Raises:
+        UserError: the model was not made by ``create_model``, so that its arguments are not known.
+    """
+    created_as = getattr(model, "created_as", None)
+    if created_as is None or not isinstance(model, Encoder):
+        raise UserError(f"a {type(model).__name__} that create_model did not make has no encoder to take out")
+    arguments = encoder_arguments(type(model), created_as[1])
+    arguments |= {"final_norm": not isinstance(model.norm, nn.Identity), "mean_first": model.mean_first}
+    encoder = create_for_inference(model.encoder_name, **arguments)
+    assert isinstance(encoder, Encoder)
+    state = model.state_dict()
+    encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
+    return encoder.eval()

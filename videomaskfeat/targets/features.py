@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder, list_folder, local_path
 from videomaskfeat.losses import masked_cosine, masked_mse, masked_smooth_l1
-from videomaskfeat.models.encoder import encoder_of
 from videomaskfeat.models.encoder_base import Encoder, Triple
 from videomaskfeat.models.weights import load_model, read_metadata
-from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.models.zoo import MODELS, encoder_of
 from videomaskfeat.targets.target import CosineTally, LossTally, SquaredErrorTally, Target
 from videomaskfeat.texts import read_json
 
@@ -78,7 +77,7 @@ class EncoderTeacher(Teacher):
         self.frame_wise = encoder.native_grid.t == 1 and encoder.patch_embed.stride[0] == 1
         self.frame_stride = frame_stride
         self.output_stride = (frame_stride if self.frame_wise else time, rows, columns)
-        self.width = encoder.widths()[(blocks if depth is None else depth) - 1]
+        self.width = encoder.block_widths[(blocks if depth is None else depth) - 1]
         self.grid_remedy = _FRAME_REMEDY if self.frame_wise else _remedy(strides)
 
     def forward(self, clips: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""Training machinery that knows nothing of video."""
+"""Fast CPU forms of three functions that models call, each beside its plain version.
+
+``dense.linear``, ``pooling.pool_tokens`` and ``attention.attention``. The plain versions are torch's own
+operators: exported graphs, which must run where this package is not installed, consist of them.
+"""
 
 from functools import partial
 

@@ -2,49 +2,116 @@
 
 The plain layer (tokens to image layout, `torch.nn.Conv3d`, and back) spends ten times its forward in its
 backward, several times more again in bfloat16: oneDNN has no quick kernel for the gradients of a depthwise
-convolution in three dimensions. All three passes are rewritten here in terms of kernels that it does have:
+convolution in three dimensions. All three passes are written here in terms of kernels that it does have:
 
 - forward: the convolution on the channels-last *view* of the tokens, which needs no copy;
 - gradient of the input: again a forward convolution, of the output's gradient (spread out by the stride with
   zeros between) with the kernel turned round;
 - gradient of the weight: for each time tap, that of a depthwise convolution in *two* dimensions.
 
-Where the windows do not overlap in space (the keys and values of the first blocks: a 3x3 window every 4 or 8
+If the windows do not overlap in space (the keys and values of the first blocks: a 3x3 window every 4 or 8
 positions) most positions are never read, and all three are products over the touched positions alone.
-
-Elsewhere (GPUs, exported graphs) it is `torch.nn.functional.conv3d` on the same view.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_exporting
 
+Stride = tuple[int, int, int]
 
-def depthwise_conv3d(x: Tensor, weight: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """Depthwise convolution over the token grid, padded by half the kernel, without bias.
 
-    The same numbers as ``conv3d(x.permute(0, 4, 1, 2, 3), weight, None, stride, kernel // 2, 1, C)`` brought
-    back to token layout. First derivatives only.
+class Pool(NamedTuple):
+    """A depthwise convolution of some consecutive channels of tokens, padded by half the kernel.
+
+    weight: [width, 1, kt, kh, kw], odd kernel sizes; cast to the type of the tokens (autocast's bfloat16
+        tokens are convolved in bfloat16, with sums in float32).
+    width: number of channels; a plain integer in tracing, too, where shapes are not.
+    stride: steps in t, h, w.
+    """
+
+    weight: Tensor
+    width: int
+    stride: Stride
+
+
+def pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]) -> tuple[Tensor, ...]:
+    """Depthwise convolutions over the token grid, each of its own channels; class tokens are not pooled.
+
+    First derivatives only.
+
+    Args:
+        tokens: float [B, P + t*h*w, C], class tokens first.
+        prefix: number of class tokens, P.
+        grid: (t, h, w).
+        pools: of all channels, in order.
+
+    Returns:
+        The class tokens [B, P, C], then for each pool [B, t', h', w', width], each axis ``ceil(length /
+        step)``.
+    """
+    if is_exporting():
+        return plain_pool_tokens(tokens, prefix, grid, pools)
+    first, *parts = _SplitTokens.apply(tokens, prefix, *(pool.width for pool in pools))
+    pooled = (
+        depthwise_conv3d(part.unflatten(1, grid), pool.weight, pool.stride)
+        for part, pool in zip(parts, pools, strict=True)
+    )
+    return first, *pooled
+
+
+def plain_pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]) -> tuple[Tensor, ...]:
+    """As :func:`pool_tokens`, in torch's own operators."""
+    first, *parts = _slices(tokens, prefix, [pool.width for pool in pools])
+    pooled = (
+        _convolve(part.unflatten(1, grid), pool.weight.to(part.dtype), pool.stride)
+        for part, pool in zip(parts, pools, strict=True)
+    )
+    return first, *pooled
+
+
+def _slices(tokens: Tensor, prefix: int, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """Views of the class tokens, and of consecutive channels of the others."""
+    ends = list(itertools.accumulate(widths))
+    starts = [0, *ends[:-1]]
+    parts = (tokens[:, prefix:, start:end] for start, end in zip(starts, ends, strict=True))
+    return tokens[:, :prefix], *parts
+
+
+class _SplitTokens(torch.autograd.Function):
+    """:func:`_slices`, whose gradients are put together in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, prefix: int, *widths: int) -> tuple[Tensor, ...]:
+        ctx.prefix, ctx.widths = prefix, widths
+        return _slices(tokens, prefix, widths)
+
+    @staticmethod
+    def backward(ctx: Any, first: Tensor, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        joined = first.new_empty(first.shape[0], ctx.prefix + grads[0].shape[1], first.shape[2])
+        for part, grad in zip(_slices(joined, ctx.prefix, ctx.widths), (first, *grads), strict=True):
+            part.copy_(grad)
+        return joined, None, *(None for _ in ctx.widths)
+
+
+def depthwise_conv3d(x: Tensor, weight: Tensor, stride: Stride) -> Tensor:
+    """One convolution of :func:`pool_tokens`.
 
     Args:
         x: float [B, t, h, w, C], possibly a strided view; C contiguous is quickest.
-        weight: [C, 1, kt, kh, kw], odd kernel sizes; cast to the type of ``x`` (so autocast's bfloat16
-            tokens are convolved in bfloat16, with sums in float32).
+        weight: [C, 1, kt, kh, kw].
         stride: steps in t, h, w.
 
     Returns:
-        [B, t', h', w', C], each axis ``ceil(length / step)``.
+        [B, t', h', w', C].
     """
     weight = weight.to(x.dtype)
-    if is_exporting():
-        return _convolve(x, weight, stride)
     if x.device.type == "cpu":
         return _depthwise_conv3d(x, weight, list(stride))
     with torch.autocast(x.device.type, enabled=False):

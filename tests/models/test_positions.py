@@ -1,0 +1,142 @@
+"""Absolute positions on other grids, and weights of image models in models for clips."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models import create_model
+from videomaskfeat.models.positions import joint_positions, separable_positions, sincos_positions
+from videomaskfeat.models.weights import load_into
+
+SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "linear_std": 0.1}
+IMAGE: dict[str, Any] = {**SMALL, "clip_size": (1, 16, 16), "cube_stride": (1, 8, 8)}
+VIDEO: dict[str, Any] = {**SMALL, "clip_size": (6, 16, 16), "cube_stride": (2, 8, 8)}
+HEADS: dict[str, Any] = {"allow_missing": ["head.*", "norm.*"], "allow_unused": ["mask_token", "pred_head.*"]}
+
+
+def image_state(**changes: Any) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    state = create_model("maskfeat_vit_nano_image", **{**IMAGE, **changes}).state_dict()
+    return {name: torch.randn_like(value) * 0.3 for name, value in state.items()}
+
+
+@pytest.mark.parametrize("absolute", ["joint", "separable"])
+@pytest.mark.parametrize("inflate", ["repeated", "centred"])
+def test_still_clip_gives_the_tokens_of_its_picture(absolute: str, inflate: str) -> None:
+    state = image_state()
+    image = create_model("maskfeat_vit_nano_image", **IMAGE).eval()
+    image.load_state_dict(state)
+    video = create_model("vit_nano", **VIDEO, absolute_positions=absolute).eval()
+    report = load_into(video, state, inflate=inflate, **HEADS)
+    picture = torch.randn(2, 3, 16, 16)
+    still = picture[:, :, None].expand(-1, -1, 6, -1, -1)
+    expected = image.placed(*image.patch_embed(picture[:, :, None]))  # [B, 1+4, D]
+    found = video.placed(*video.patch_embed(still))  # [B, 1+3*4, D]
+    torch.testing.assert_close(found[:, :1], expected[:, :1], atol=1e-6, rtol=0)
+    for step in range(3):
+        cells = found[:, 1 + 4 * step : 5 + 4 * step]
+        torch.testing.assert_close(cells, expected[:, 1:], atol=1e-5, rtol=1e-5)
+    positions = (
+        ["pos_embed"]
+        if absolute == "joint"
+        else ["pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"]
+    )
+    assert report.inflated == ("patch_embed.proj.weight", *positions)
+    assert not {*report.inflated} & {*report.loaded, *report.resized, *report.new}
+    assert f"inflated from images, the kernel {inflate} (patch_embed.proj.weight, pos_embed" in str(report)
+    row = report.table().splitlines()[1]
+    assert row.startswith(f"inflated     {len(report.inflated)}  patch_embed.proj.weight, pos_embed")
+    assert row.endswith(f"from images: the kernel {inflate} over the frames, positions repeated over time")
+    assert report.to_dict()["inflated"] == list(report.inflated)
+
+
+def test_kernels_are_shared_out_or_stand_in_the_middle() -> None:
+    state = image_state()
+    kernel = state["patch_embed.proj.weight"][:, :, 0]
+    for inflate, expected in (("repeated", [kernel / 2, kernel / 2]), ("centred", [kernel * 0, kernel])):
+        video = create_model("vit_nano", **VIDEO, absolute_positions="joint")
+        load_into(video, state, inflate=inflate, **HEADS)  # type: ignore[arg-type]
+        assert torch.equal(video.patch_embed.proj.weight, torch.stack(expected, dim=2))
+
+
+def test_kernels_of_two_axes_are_taken_by_both_kinds_of_model() -> None:
+    state = image_state()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :, 0]  # [D, C, h, w]
+    video = create_model("vit_nano", **VIDEO, absolute_positions="joint")
+    assert load_into(video, state, **HEADS).inflated
+    image = create_model("vit_nano_image", **IMAGE)
+    report = load_into(image, state, **HEADS)
+    assert not report.inflated
+    assert torch.equal(image.patch_embed.proj.weight[:, :, 0], state["patch_embed.proj.weight"])
+
+
+def test_positions_of_smaller_pictures_are_resized_in_space() -> None:
+    state = image_state()
+    steps = torch.arange(2.0)
+    slope = (steps[:, None] * 10 + steps).flatten()[:, None].expand(4, 16)  # [h*w, D], linear in both
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, 16), slope[None]], dim=1)
+    video = create_model("vit_nano", **{**VIDEO, "clip_size": (4, 32, 32)}, absolute_positions="joint")
+    assert load_into(video, state, **HEADS).inflated
+    found = video.pos_embed[0, 1:, 0].reshape(2, 4, 4)
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[0, 1:3, 1], torch.tensor([0.25 * 10 + 0.25, 0.75 * 10 + 0.25]))
+    image = create_model("vit_nano_image", **{**IMAGE, "clip_size": (1, 32, 32)})
+    report = load_into(image, state, **HEADS)
+    assert report.resized == ("pos_embed",)
+    torch.testing.assert_close(image.pos_embed[0, 1:, 0].reshape(4, 4), found[0])
+
+
+def test_class_token_that_the_picture_lacks_keeps_its_own_position() -> None:
+    state = image_state(class_token=False)
+    video = create_model("vit_nano", **VIDEO, absolute_positions="joint")
+    with torch.no_grad():
+        video.pos_embed.normal_()
+    own = video.pos_embed[:, :1].clone()
+    report = load_into(video, state, inflate="repeated", **{**HEADS, "allow_missing": ["*"]})
+    assert report.inflated == ("patch_embed.proj.weight", "pos_embed")
+    assert report.new[0] == "cls_token"
+    assert torch.equal(video.pos_embed[:, :1], own)
+    assert torch.equal(video.pos_embed[:, 1:], state["pos_embed"].repeat(1, 3, 1))
+
+
+def test_an_image_model_trains_on_from_a_classifier_of_videos_only_by_name() -> None:
+    video = create_model("vit_nano", **VIDEO).state_dict()
+    with pytest.raises(UserError, match=r"has patch_embed.proj.weight in shape \(16, 3, 2, 8, 8\)"):
+        load_into(create_model("vit_nano_image", **IMAGE, absolute_positions="separable"), video)
+
+
+def test_unknown_way_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"inflate 'center' is unknown; did you mean 'centred'"):
+        load_into(create_model("vit_nano", **VIDEO), image_state(), inflate="center", **HEADS)
+
+
+def test_separable_positions_are_the_sum_of_space_and_time() -> None:
+    space, time = torch.randn(1, 6, 5), torch.randn(1, 2, 5)
+    grid = TokenGrid(2, 2, 3)
+    table = separable_positions(space, time, grid, grid).unflatten(1, grid.shape)
+    for t, h, w in ((0, 0, 0), (1, 1, 2), (0, 1, 0)):
+        torch.testing.assert_close(table[0, t, h, w], space[0, h * 3 + w] + time[0, t])
+    doubled = joint_positions(table.flatten(1, 3), grid, TokenGrid(4, 4, 6))
+    torch.testing.assert_close(doubled.mean(1), table.flatten(1, 3).mean(1), atol=1e-5, rtol=1e-5)
+
+
+def test_fixed_positions_are_waves_of_time_column_and_row() -> None:
+    grid = TokenGrid(2, 3, 4)
+    table = sincos_positions(16, grid, prefix=1, device=torch.device("cpu"))
+    assert table.shape == (1, 25, 16)
+    assert not table[0, 0].any()
+    t, h, w = 1, 2, 3
+    # 4 channels of time, 6 of the column, 6 of the row; half of each sines, half cosines.
+    expected = []
+    for index, pairs in ((t, 2), (w, 3), (h, 3)):
+        angles = [index / 10000 ** (i / pairs) for i in range(pairs)]
+        expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+    found = table[0, 1 + (t * 3 + h) * 4 + w]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)

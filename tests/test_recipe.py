@@ -1,0 +1,319 @@
+"""The recipes in a weights file: what is written is what is read, and every damage is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.inference.detectors import load_detector
+from videomaskfeat.metrics.accuracy import action_scores
+from videomaskfeat.models import create_model
+from videomaskfeat.models.weights import save_weights
+from videomaskfeat.recipe import (
+    CLASSIFY_KEY,
+    DETECT_KEY,
+    ENCODER_KEY,
+    METADATA_KEY,
+    ClassifyRecipe,
+    ClipRecipe,
+    DetectRecipe,
+    MaskRecipe,
+    PretrainRecipe,
+    normalize,
+    read_classify_recipe,
+    read_clip_recipe,
+    read_detect_recipe,
+    read_recipe,
+    read_testing_recipe,
+    recipe_texts,
+)
+
+
+def write(path: Path, metadata: dict[str, str]) -> Path:
+    save_file({"weight": torch.zeros(1)}, path, metadata=metadata)
+    return path
+
+
+def test_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    recipe = PretrainRecipe(
+        clip=ClipRecipe(
+            frames=8, stride=1.5, crop=64, target_fps=None, short_video="loop", mean=0.4, std=0.2
+        ),
+        mask=MaskRecipe(kind="tube", ratio=0.7, cell=(8, 16, 16)),
+        target="hog",
+        target_arguments={"bins": 6, "cell": 16},
+    )
+    assert read_recipe(write(tmp_path / "a.safetensors", {METADATA_KEY: recipe.to_json()})) == recipe
+
+
+def test_recipe_fills_in_what_an_older_file_lacks() -> None:
+    text = '{"clip": {"frames": 16, "stride": 4, "crop": 224}, "target": {"name": "hog"}}'
+    assert PretrainRecipe.from_json(text) == PretrainRecipe(ClipRecipe(frames=16, stride=4, crop=224))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no pre-training recipe"),
+        ("[]", "no pre-training recipe"),
+        ('{"target": {"name": "hog"}}', "clip is missing"),
+        ('{"clip": {"frames": 1, "stride": 1, "crop": 1, "colour": 2}, "target": {"name": "hog"}}', "colour"),
+    ],
+)
+def test_damaged_recipe_is_named(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: text})
+    with pytest.raises(UserError, match=f"a.safetensors: its metadata key 'pretrain' holds.*{words}"):
+        read_recipe(path)
+
+
+def test_file_without_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no pre-training recipe"):
+        read_recipe(write(tmp_path / "a.safetensors", {"model": "x"}))
+    (tmp_path / "b.safetensors").write_bytes(b"PK" + bytes(100))
+    with pytest.raises(UserError, match="not a safetensors file"):
+        read_recipe(tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="no such weights file"):
+        read_recipe(tmp_path / "c.safetensors")
+
+
+def test_classifiers_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    recipe = ClassifyRecipe(
+        clip=ClipRecipe(frames=16, stride=4, crop=224),
+        sampling="segments",
+        views=1,
+        crops=3,
+        short_side=224,
+        class_names=("Pushing [something] left", "Zähne putzen"),
+    )
+    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: recipe.to_json()})
+    assert read_classify_recipe(path) == recipe
+    assert read_clip_recipe(path) == recipe.clip
+
+
+def test_pretraining_weights_are_no_classifier(tmp_path: Path) -> None:
+    recipe = PretrainRecipe(ClipRecipe(frames=16, stride=4, crop=224))
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: recipe.to_json()})
+    assert read_clip_recipe(path) == recipe.clip
+    with pytest.raises(UserError, match="weights of a pre-training run, and a classifier's are needed"):
+        read_classify_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["model.pyth", "step_10.pt", "model.pth", "last.ckpt"])
+def test_torch_checkpoint_is_pointed_to_the_import(tmp_path: Path, name: str) -> None:
+    for read in (read_recipe, read_classify_recipe, read_testing_recipe):
+        with pytest.raises(UserError, match=rf"{name}: a PyTorch checkpoint, .*import-slowfast --config"):
+            read(tmp_path / name)
+
+
+def test_run_folder_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; give the weights file in it"):
+        read_classify_recipe(tmp_path)
+
+
+def test_testing_recipe_is_the_classifiers_or_one_view_of_the_pretrained(tmp_path: Path) -> None:
+    clip = ClipRecipe(frames=8, stride=2, crop=64)
+    classify = ClassifyRecipe(clip, views=4, crops=3, short_side=64)
+    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: classify.to_json()})
+    assert read_testing_recipe(path) == classify
+    path = write(tmp_path / "b.safetensors", {METADATA_KEY: PretrainRecipe(clip).to_json()})
+    assert read_testing_recipe(path) == ClassifyRecipe(clip, views=1, crops=1, short_side=64)
+    with pytest.raises(UserError, match=r"c.safetensors: weights without a recipe"):
+        read_testing_recipe(write(tmp_path / "c.safetensors", {"model": "x"}))
+
+
+def test_encoders_recipe_is_for_testing_alone(tmp_path: Path) -> None:
+    recipe = ClassifyRecipe(ClipRecipe(frames=8, stride=2, crop=64), views=4)
+    path = write(tmp_path / "a.safetensors", {ENCODER_KEY: recipe.to_json(), "model": "x"})
+    assert read_testing_recipe(path) == recipe
+    assert read_clip_recipe(path) == recipe.clip
+    with pytest.raises(
+        UserError, match="weights of an encoder without a head, and a classifier's are needed"
+    ):
+        read_classify_recipe(path)
+    assert recipe_texts(path) == {ENCODER_KEY: recipe.to_json()}
+    assert recipe_texts(write(tmp_path / "b.safetensors", {"model": "x"})) == {}
+
+
+def test_three_crops_take_the_short_side_of_the_crop() -> None:
+    recipe = ClassifyRecipe(ClipRecipe(frames=8, stride=2, crop=224), views=5, crops=1, short_side=256)
+    assert recipe.with_views() == recipe
+
+    def sizes(views: int | None, crops: int | None, own: ClassifyRecipe = recipe) -> tuple[int, int, int]:
+        changed = own.with_views(views=views, crops=crops)
+        return changed.views, changed.crops, changed.short_side
+
+    assert sizes(10, 1) == (10, 1, 256)
+    assert sizes(None, 3) == (5, 3, 224)
+    wide = ClassifyRecipe(recipe.clip, views=2, crops=3, short_side=250)
+    assert sizes(4, 3, wide) == (4, 3, 250)
+    assert sizes(None, 1, wide) == (2, 1, 250)
+
+
+def test_mean_and_deviation_may_be_given_a_channel(tmp_path: Path) -> None:
+    recipe = ClassifyRecipe(ClipRecipe(16, 4, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+    assert read_classify_recipe(write(tmp_path / "a.safetensors", {CLASSIFY_KEY: recipe.to_json()})) == recipe
+    clips = torch.randint(256, (2, 3, 4, 5, 3), dtype=torch.uint8)
+    pixels = normalize(clips, mean=recipe.clip.mean, std=recipe.clip.std)
+    for channel, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))):
+        torch.testing.assert_close(pixels[:, channel], (clips[..., channel] / 255 - mean) / std)
+    assert torch.equal(normalize(clips, mean=[0.4] * 3, std=[0.2] * 3), normalize(clips, mean=0.4, std=0.2))
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        ({"mean": "0.45"}, "mean '0.45' is neither a number for every channel nor a list of one a channel"),
+        ({"std": [0.2, None, 0.2]}, r"std \[0.2, None, 0.2\] is neither"),
+        ({"mean": ()}, r"mean \(\) is neither"),
+        ({"std": 0}, "std 0 must be above 0"),
+        ({"std": (0.2, 0.2, -0.2)}, r"std .* must be above 0"),
+        ({"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2)}, r"mean .* must be of as many channels"),
+    ],
+)
+def test_levels_that_are_no_numbers_are_named(levels: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ClipRecipe(16, 4, 224, **levels)
+
+
+@pytest.mark.cuda
+def test_pixels_are_normalized_on_the_gpu_as_on_the_cpu() -> None:
+    clips = torch.randint(0, 256, (2, 4, 8, 8, 3), dtype=torch.uint8)
+    found = normalize(clips.pin_memory().to("cuda", non_blocking=True), mean=0.45, std=0.225)
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), normalize(clips, mean=0.45, std=0.225), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"clip": {"frames": 0.5}}, "clip.frames 0.5 must be an integer"),
+        ({"clip": {"frames": -1}}, "clip.frames -1 must be an integer from 1 to 10000"),
+        ({"clip": {"frames": 10_000, "crop": 8192}}, "a clip of 10000 frames of 8192x8192 has"),
+        ({"clip": {"stride": "4"}}, "clip.stride '4' must be a finite number"),
+        ({"clip": {"mean": [0.4, None]}}, r"clip.mean \[0.4, None\] must be"),
+        ({"clip": {"std": 0}}, "clip.std 0 must be a finite number from"),
+        ({"clip": {"short_video": "clam"}}, "clip.short_video 'clam' is unknown; did you mean 'clamp'"),
+        ({"clip": [1]}, r"clip \[1\] must be an object of names and values"),
+        ({"views": 10**30}, r"the integer 1000.* has more than 64 bits"),
+        ({"crops": True}, "crops True must be an integer"),
+        ({"average": ["softmax"]}, r"average \['softmax'\] must be a text"),
+        ({"class_names": "abc"}, "class_names 'abc' must be a list of values, each a text"),
+        ({"class_names": [["a"]]}, r"class_names \['a'\] must be a text"),
+    ],
+)
+def test_values_of_a_recipe_are_checked_like_a_config(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    parts = json.loads(ClassifyRecipe(ClipRecipe(8, 4, 64)).to_json())
+    for key, value in change.items():
+        parts[key] = {**parts[key], **value} if isinstance(value, dict) else value
+    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: json.dumps(parts)})
+    with pytest.raises(UserError, match=rf"a\.safetensors: its metadata key 'classify' holds .*{words}"):
+        read_classify_recipe(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", '{"clip": ' + "[" * 100_000, '{"clip": {"frames": 1e400}}', "9" * 6000]
+)
+def test_no_json_is_no_traceback(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: text})
+    for read in (read_recipe, read_testing_recipe, read_clip_recipe):
+        with pytest.raises(UserError, match=r"a\.safetensors: its metadata key 'pretrain' holds") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
+
+DETECT_CLIP = ClipRecipe(frames=4, stride=2, crop=32)
+DETECT_RECIPE = DetectRecipe(
+    DETECT_CLIP, {1: "bend", 3: "réad"}, 4, poses=(1, 2), short_side=40, area="centre", score_threshold=0.7
+)
+TINY: dict[str, Any] = {"depth": 2, "width": 8, "clip_size": (4, 32, 32)}
+
+
+def write_model(
+    path: Path, recipe: str, *, name: str = "maskfeat_mvitv2_nano_detector", **arguments: Any
+) -> Path:
+    torch.manual_seed(0)
+    save_weights(path, create_model(name, **TINY, **arguments), metadata={DETECT_KEY: recipe})
+    return path
+
+
+def test_recipe_comes_back_from_the_weights(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "best.safetensors", DETECT_RECIPE.to_json(), classes=4)
+    assert read_detect_recipe(path) == DETECT_RECIPE
+    assert read_testing_recipe(path).clip == DETECT_CLIP
+    assert [DETECT_RECIPE.name_of(column) for column in range(4)] == ["bend", "action 2", "réad", "action 4"]
+
+
+def test_loaded_detector_scores_boxes(tmp_path: Path) -> None:
+    detector = load_detector(write_model(tmp_path / "best.safetensors", DETECT_RECIPE.to_json(), classes=4))
+    clips = torch.randint(0, 256, (2, 4, 32, 40, 3), dtype=torch.uint8)
+    boxes = torch.tensor([[0, 1.0, 2.0, 30.0, 31.0], [1, 5.0, 0.0, 40.0, 20.0]])
+    scores = detector.scores(clips, boxes)
+    expected = action_scores(
+        detector.model(normalize(clips, mean=0.45, std=0.225), boxes),
+        torch.tensor([True, True, False, False]),
+    )
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-6)
+    assert not scores.requires_grad
+    torch.testing.assert_close(scores[:, :2].sum(1), torch.ones(2))
+    assert detector.scores(clips, torch.zeros(0, 5)).shape == (0, 4)
+
+
+def test_weights_of_another_kind_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "pretrained.safetensors"
+    texts = {METADATA_KEY: PretrainRecipe(DETECT_CLIP).to_json()}
+    save_weights(path, create_model("maskfeat_mvitv2_nano", **TINY), metadata=texts)
+    with pytest.raises(UserError, match=r"weights of another kind \(pretrain\), and a detector's are needed"):
+        load_detector(path)
+    save_weights(path, create_model("maskfeat_mvitv2_nano", **TINY))
+    with pytest.raises(UserError, match="weights without a recipe, and a detector's are needed"):
+        load_detector(path)
+    with pytest.raises(UserError, match=r"none\.safetensors: no such weights file"):
+        load_detector(tmp_path / "none.safetensors")
+
+
+def test_a_classifier_is_asked_for_elsewhere(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "best.safetensors", DETECT_RECIPE.to_json(), classes=4)
+    with pytest.raises(UserError, match="weights of a detector of actions, and a classifier's are needed"):
+        read_classify_recipe(path)
+
+
+def test_recipe_and_model_of_two_files_are_refused(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "best.safetensors", DETECT_RECIPE.to_json(), classes=5)
+    with pytest.raises(UserError, match=r"of a detector of 4 actions, and its model a .*Detector of 5;"):
+        load_detector(path)
+    write_model(path, DETECT_RECIPE.to_json(), name="maskfeat_mvitv2_nano_classifier", classes=4)
+    with pytest.raises(UserError, match=r"a detector of 4 actions, and its model a .*Classifier of 4;"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "no detector's recipe"),
+        ('{"clip": {"frames": 4, "stride": 2, "crop": 32}}', "no detector's recipe: actions is missing"),
+        (DETECT_RECIPE.to_json().replace("short_side", "short_sides"), "no detector's recipe: .*short_sides"),
+    ],
+)
+def test_a_damaged_recipe_is_named_with_its_file(tmp_path: Path, text: str, words: str) -> None:
+    path = write_model(tmp_path / "best.safetensors", text, classes=4)
+    with pytest.raises(UserError, match=rf"best\.safetensors: its metadata key 'detect' holds {words}"):
+        read_detect_recipe(path)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match="area 'center' is unknown; did you mean 'centre'"):
+        DetectRecipe(DETECT_CLIP, {1: "bend"}, 1, area="center")
+    with pytest.raises(
+        UserError, match="the action 5 is none of the 4 that the model knows: ids count from 1"
+    ):
+        DetectRecipe(DETECT_CLIP, {5: "bend"}, 4)
+    with pytest.raises(UserError, match="the action 9 is none of the 4"):
+        DetectRecipe(DETECT_CLIP, {1: "bend"}, 4, poses=(9,))

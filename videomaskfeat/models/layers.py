@@ -1,0 +1,186 @@
+"""Layers that several models share: linear layers, perceptrons, batch normalization over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videomaskfeat.errors import UserError
+from videomaskfeat.models.kernels.dense import linear
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, faster in float32 on the CPU; first derivatives only there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D']."""
+        return linear(x, self.weight, self.bias)
+
+
+class GeluLinear(nn.Linear):
+    """GELU, then a linear layer; see :func:`~videomaskfeat.models.kernels.dense.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D], before the activation -> [..., D']."""
+        return linear(x, self.weight, self.bias, gelu=True)
+
+
+class Perceptron(nn.Module):
+    """Linear, GELU, linear.
+
+    Args:
+        in_width: width of the incoming tokens.
+        hidden_width: width between the two layers.
+        out_width: width of the outgoing tokens.
+    """
+
+    def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(in_width, hidden_width)
+        self.fc2 = GeluLinear(hidden_width, out_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D']."""
+        return self.fc2(self.fc1(x))
+
+
+def initialize(layers: Iterable[nn.Module], *, std: float = 0.02, bias: float = 0.0) -> None:
+    """Draw the weights of the linear layers among these from a truncated normal, and set their biases."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, bias)
+
+
+def check_positive(**numbers: int) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        UserError: names the first.
+    """
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"{name} {number} must be positive")
+
+
+class BatchNorm(nn.Module):
+    """As :class:`torch.nn.SyncBatchNorm`, on the CPU too: scale and shift, one channel per feature, in
+    float32.
+
+    Args:
+        width: features, D.
+        momentum: share of a new batch in the running statistics, which evaluation mode uses.
+        eps: added to the variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> float32 [B, D].
+
+        Raises:
+            UserError: a training batch of a single clip, which has no variance.
+        """
+        features = features.float()
+        running = (self.running_mean, self.running_var)
+        if self.training and _several_processes():
+            return _normalize(features, *running, self.momentum, self.eps) * self.weight + self.bias
+        if self.training:
+            _check_batch(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return F.batch_norm(
+                features, *running, self.weight, self.bias, self.training, self.momentum, self.eps
+            )
+
+
+class FeatureNorm(nn.Module):
+    """Batch normalization without scale and shift, of features that need no gradient.
+
+    Args:
+        width: features, D.
+        momentum: share of a new batch in the running statistics, which evaluation mode uses.
+        eps: added to the variance.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int, *, momentum: float = 0.1, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> float32 [B, D].
+
+        Raises:
+            UserError: a training batch of a single clip, which has no variance.
+        """
+        features = features.float()
+        if not self.training:
+            return (features - self.mean) * (self.variance + self.eps).rsqrt()
+        if not _several_processes():
+            _check_batch(features)
+        return _normalize(features, self.mean, self.variance, self.momentum, self.eps)
+
+
+def _normalize(features: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float) -> Tensor:
+    """Features [B, D] by mean and variance over the batch of all processes, with gradients through both.
+
+    The running ``mean`` and ``variance`` [D] are updated in place, so that every process keeps the same.
+    """
+    count = features.new_full((1,), features.shape[0])
+    sums = _sum_over_processes(torch.cat([features.sum(dim=0), count]))
+    batch_mean, total = sums[:-1] / sums[-1], sums[-1].detach()
+    squares = _sum_over_processes((features - batch_mean).square().sum(dim=0))
+    with torch.no_grad():
+        mean.lerp_(batch_mean, momentum)
+        variance.lerp_(squares / (total - 1).clamp(min=1), momentum)  # unbiased, as torch's
+    return (features - batch_mean) * (squares / total + eps).rsqrt()
+
+
+def _check_batch(features: Tensor) -> None:
+    if features.shape[0] == 1:
+        raise UserError(
+            "batch normalization of a single clip leaves nothing of it; use at least 2 clips per micro-batch "
+            "(optim.batch_size, optim.accumulate)"
+        )
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    return _SumOverProcesses.apply(values) if _several_processes() else values
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)

@@ -1,0 +1,205 @@
+"""Absolute positions on any token grid, and position tables of saved weights in another model's length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from videomaskfeat.errors import check_name
+from videomaskfeat.grid import TokenGrid
+
+AbsolutePositions = Literal["none", "joint", "separable", "sincos"]
+Inflate = Literal["repeated", "centred"]
+
+STEM = "patch_embed.proj.weight"
+TABLE, SPACE, TIME, CLASS = TABLES = (
+    "pos_embed",
+    "pos_embed_spatial",
+    "pos_embed_temporal",
+    "pos_embed_class",
+)
+
+
+def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
+    """Absolute positions [1, N0, D] of the native grid, trilinearly interpolated to [1, N, D] of ``grid``."""
+    if native == grid:
+        return table
+    volume = table.unflatten(1, native.shape).permute(0, 4, 1, 2, 3)  # [1, D, t0, h0, w0]
+    volume = F.interpolate(volume, size=grid.shape, mode="trilinear")  # [1, D, t, h, w]
+    return volume.flatten(2).transpose(1, 2)  # [1, N, D]
+
+
+def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
+    """Absolute positions as a sum of one for the place [1, h0*w0, D] and one for the time [1, t0, D].
+
+    Returns:
+        [1, N, D] on ``grid``; interpolated like :func:`joint_positions` if it is not the native one.
+    """
+    table = space[:, None] + time[:, :, None]  # [1, t0, h0*w0, D]
+    return joint_positions(table.flatten(1, 2), native, grid)
+
+
+def sincos_positions(width: int, grid: TokenGrid, *, prefix: int, device: torch.device) -> Tensor:
+    """Fixed absolute positions [1, prefix + N, D]; zeros for the tokens before the grid's.
+
+    A quarter of the channels encodes the time, 3/8 the column and 3/8 the row, each by sines and then cosines
+    of the index over 10000^(i/n) (MAE on video, arXiv 2205.09113, in its published code).
+
+    Args:
+        width: channels, D; a multiple of 16.
+        grid: the token grid, of any size.
+        prefix: tokens before the grid's.
+        device: of the result.
+    """
+    return constant_table(_sincos, width, grid, prefix, device=device)
+
+
+def _sincos(width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
+    time, place = width // 4, width * 3 // 8
+    parts = []
+    for axis, channels in ((0, time), (2, place), (1, place)):
+        count = torch.arange(channels // 2, dtype=torch.float64, device=device)
+        rates = 10000.0 ** -(count / (channels // 2))
+        angles = torch.arange(grid.shape[axis], dtype=torch.float64, device=device)[:, None] * rates
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [t or h or w, channels]
+        shape = [1, 1, 1, channels]
+        shape[axis] = grid.shape[axis]
+        parts.append(waves.reshape(shape).expand(*grid.shape, -1))
+    table = torch.cat(parts, dim=-1).flatten(0, 2)  # [N, D]
+    return F.pad(table, (0, 0, prefix, 0))[None].float()
+
+
+def constant_table(build: Callable[..., Tensor], *arguments: Hashable, device: torch.device) -> Tensor:
+    """A table that depends on shapes alone, built once per shape and device.
+
+    While a graph is traced it is built anew: a cached tracer's tensor would outlive its trace. It is built on
+    the device itself then, or a compiled step on a GPU would build every table on the CPU and copy it.
+    """
+    if torch.compiler.is_compiling():
+        return build(*arguments, device=device)
+    return _cached_table(build, arguments, device)
+
+
+@lru_cache(maxsize=512)
+def _cached_table(
+    build: Callable[..., Tensor], arguments: tuple[Hashable, ...], device: torch.device
+) -> Tensor:
+    # Made outside inference mode, so that autograd may save it later.
+    with torch.inference_mode(False):
+        return build(*arguments, device=torch.device("cpu")).to(device)
+
+
+def resize_table(table: Tensor, length: int) -> Tensor:
+    """A table [L, d] linearly interpolated to [length, d]; itself if the length fits."""
+    if table.shape[0] == length:
+        return table
+    return F.interpolate(table.t()[None], size=length, mode="linear")[0].t()
+
+
+def resize_absolute(name: str, table: Tensor, grid: TokenGrid, prefix: int) -> Tensor | None:
+    """A saved absolute table [1, L, D] in the length that another native grid needs.
+
+    Args:
+        name: one of :data:`TABLES`.
+        table: float [1, L, D].
+        grid: of the model that the table goes into.
+        prefix: number of its class tokens.
+
+    Returns:
+        [1, L', D], or None if the grid that the table was made for cannot be known: a joint table of several
+        time steps, or a frame of another shape.
+    """
+    if name == TIME:
+        return resize_table(table[0].float(), grid.t)[None].to(table.dtype)
+    prefix = prefix if name == TABLE else 0
+    if name not in (TABLE, SPACE) or table.shape[1] <= prefix or (name == TABLE and grid.t != 1):
+        return None
+    first, places = table.split([prefix, table.shape[1] - prefix], dim=1)
+    resized = _resize_frame(places, grid)
+    return None if resized is None else torch.cat([first, resized], dim=1)
+
+
+def _resize_frame(places: Tensor, grid: TokenGrid) -> Tensor | None:
+    """Positions [1, h0*w0, D] of a frame of the grid's shape -> [1, h*w, D]; None if it is of another."""
+    factor = (places.shape[1] / (grid.h * grid.w)) ** 0.5
+    native = TokenGrid(1, round(grid.h * factor), round(grid.w * factor))
+    if native.size != places.shape[1]:
+        return None
+    return joint_positions(places.float(), native, TokenGrid(1, grid.h, grid.w)).to(places.dtype)
+
+
+def inflate_images(
+    own: Mapping[str, Tensor], grid: TokenGrid, state: Mapping[str, Tensor], how: Inflate
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """An image model's stem and positions in the shapes of a clip model's; anything else stays as it is.
+
+    The stem's kernel is "repeated" over the frames of a cube and divided by their number, so that a still
+    clip gives the tokens of its picture (I3D, arXiv 1705.07750, section 2.4), or "centred": it is placed in
+    the middle frame, frames // 2, and the others are 0 (ViViT, arXiv 2103.15691, section 3.4). Positions are
+    repeated over time; a separate table of times, if the model has one, starts at 0.
+
+    Args:
+        own: the state dict of the model that the weights go into.
+        grid: its native token grid.
+        state: name -> tensor; a stem of one frame [D, C, 1, h, w] or [D, C, h, w] makes it an image model's.
+        how: see above.
+
+    Returns:
+        The weights, and the names of those that were inflated.
+
+    Raises:
+        UserError: an unknown way.
+    """
+    check_name("inflate", how, get_args(Inflate))
+    if STEM not in own or STEM not in state or state[STEM].ndim not in (4, 5):
+        return state, ()
+    kernel = state[STEM] if state[STEM].ndim == 5 else state[STEM].unsqueeze(2)  # [D, C, kt, h, w]
+    tables = [state[name] for name in TABLES if name in state]
+    if any(table.ndim != 3 or not table.numel() for table in tables):
+        return state, ()  # not positions at all: the loader reports the shapes
+    frames = own[STEM].shape[2]
+    if kernel.shape[2] != 1 or frames == 1:
+        return {**state, STEM: kernel}, ()
+    if how == "repeated":
+        wide = (kernel.float() / frames).to(kernel.dtype).repeat(1, 1, frames, 1, 1)  # [D, C, frames, h, w]
+    else:
+        wide = torch.zeros_like(kernel).repeat(1, 1, frames, 1, 1)
+        wide[:, :, frames // 2] = kernel[:, :, 0]
+    positions = _repeat_positions(own, grid, state)
+    # If the image has other tables than the clip, they have gone into the clip's.
+    kept = {name: value for name, value in state.items() if not (positions and name in TABLES)}
+    inflated = {STEM: wide, **positions}
+    return {**kept, **inflated}, tuple(inflated)
+
+
+def _repeat_positions(
+    own: Mapping[str, Tensor], grid: TokenGrid, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The model's position tables from an image's, by name; empty if either has none that fits."""
+    if TABLE in state:
+        table = state[TABLE]
+        prefix = int("cls_token" in state)
+    elif {SPACE, TIME} <= set(state) and state[TIME].shape[1] == 1:
+        table = state[SPACE] + state[TIME]
+        prefix = int(CLASS in state)
+        table = torch.cat([state[CLASS], table], dim=1) if prefix else table
+    else:
+        return {}
+    own_prefix = int("cls_token" in own)
+    first, places = table[:, : min(prefix, own_prefix)], table[:, prefix:]  # [1, P, D], [1, h0*w0, D]
+    resized = _resize_frame(places, grid)
+    if resized is None:
+        return {}  # the shapes do not fit, and the loader reports them
+    if TABLE in own:
+        if prefix < own_prefix:  # the image had no class token: the clip's keeps its position
+            first = own[TABLE][:, :own_prefix].to(table.dtype)
+        return {TABLE: torch.cat([first, resized.repeat(1, grid.t, 1)], dim=1)}
+    if SPACE not in own:
+        return {}
+    positions = {SPACE: resized, TIME: torch.zeros_like(resized[:, :1]).repeat(1, grid.t, 1)}
+    return positions | ({CLASS: first} if first.shape[1] else {})

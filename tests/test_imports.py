@@ -30,7 +30,7 @@ SIDEWAYS = {
     ("targets", "recipe"),
     ("data", "masking"),
     ("viz", "targets"),
-    ("recipe", "data"),
+    ("interop", "recipe"),
     ("recipe", "masking"),
 }
 ABOVE = {

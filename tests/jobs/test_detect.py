@@ -16,6 +16,7 @@ import torch
 from tests.data.make_videos import copy_to_avi
 from tests.jobs.action_set import ACTIONS, ActionSet, make_action_set, write_detector
 from tests.jobs.ranks import run_verb
+from tests.viz.pages import Page
 from videomaskfeat.cli import main
 from videomaskfeat.jobs.detect import DetectRun
 from videomaskfeat.metrics.ava_map import evaluate_files
@@ -72,7 +73,7 @@ def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: Action
     assert summary["validation_best_mean_ap"] == max(row.get("evaluation/mean_ap", 0) for row in metrics)
     assert summary["mean_ap"] == pytest.approx(summary["validation_best_mean_ap"], abs=1e-6)
     assert (summary["key_frames"], summary["listed"]) == (5, 5)
-    page = (run / "report.html").read_text()
+    page = Page((run / "report.html").read_text()).text
     assert f"{100 * summary['mean_ap']:.2f} %" in page
     assert "Of 5 of 5 held-out key frames, whole frames" in page
     recipe = read_detect_recipe(run / "best.safetensors")

@@ -91,7 +91,7 @@ def test_templates_come_along_with_the_package() -> None:
     templates = Path(page.__file__).parent
     shipped = {path for pattern in re.findall(r'"(.*?)"', found[1]) for path in templates.glob(pattern)}
     assert shipped == {path for path in (templates / "templates").iterdir() if path.is_file()}
-    assert len(shipped) == 11
+    assert len(shipped) == 12
 
 
 def test_numbers_are_finite() -> None:

@@ -21,6 +21,8 @@ GROUND = {
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
 SIDEWAYS = {
+    ("interop", "recipe"),
+    ("engine", "config"),
     ("interop", "models"),
     ("interop", "targets"),
     ("targets", "models"),
@@ -33,12 +35,24 @@ SIDEWAYS = {
 }
 ABOVE = {
     "cli": {"verbs", "terminal", *GROUND},
-    "verbs": {"jobs", "methods", "inference", "targets", "models", "schemas", "terminal", "data", *GROUND},
-    "jobs": {"schemas", "methods", "inference", *ROOMS, *GROUND},
+    "verbs": {
+        "jobs",
+        "environment",
+        "methods",
+        "inference",
+        "targets",
+        "models",
+        "schemas",
+        "terminal",
+        "data",
+        *GROUND,
+    },
+    "jobs": {"schemas", "environment", "methods", "inference", *ROOMS, *GROUND},
     "methods": {"schemas", "inference", *ROOMS, *GROUND},
     "inference": {"schemas", "jobs", *ROOMS, *GROUND},
     "schemas": {"config"},
     "terminal": {"texts"},
+    "environment": {"data", "engine", "models", "machine", "mp4"},
     "config": {"errors", "io", "texts"},
     "durations": set(),
     "errors": set(),

@@ -95,17 +95,6 @@ def stop_if_requested() -> None:
         raise StopRequested("stopped by a signal")
 
 
-def stop_if_any_requested() -> None:
-    """As :func:`stop_if_requested` for all ranks together: all raise, or none; all ranks must call it.
-
-    Raises:
-        StopRequested: a signal came to one of them.
-    """
-    requested = torch.tensor(float(any(signals.requested for signals in _open)))
-    if mean_over_ranks(requested) > 0:
-        raise StopRequested("stopped by a signal")
-
-
 # Names the rank that is killed, stopped or behind when the ranks of a run cannot reach each other.
 T = TypeVar("T")
 BEAT_SECONDS = 2.0
@@ -498,6 +487,23 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, on every rank; the argument is not changed."""
+    return mean_over_ranks(values) * world_size() if world_size() > 1 else values
+
+
+def raise_together(error: UserError | RunFailed | None) -> None:
+    """Raise on all ranks the error that one of them has; all ranks must call it, with their own or None.
+
+    So no rank waits for one that has stopped.
+    """
+    errors = gather_objects(None if error is None else (type(error), str(error)))
+    if error is not None:
+        raise error
+    for kind, text in filter(None, errors):
+        raise kind(text)
 
 
 def run_on_main(function: Callable[[], T]) -> T:

@@ -28,9 +28,9 @@ from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.lock import FolderLock
 from videomaskfeat.engine.run import RunFolder
 from videomaskfeat.engine.threads import choose_threads
+from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
-from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method, training_loader
 from videomaskfeat.methods.method import Method
@@ -455,7 +455,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
         )
         for first in _first_seeds(runs)
     ]
-    content = {"machine": json.loads(diagnose(folder).to_json()), "targets": [one.row() for one in results]}
+    content = {"machine": json.loads(environment_text(folder)), "targets": [one.row() for one in results]}
     for name, text in (
         ("table.json", simplejson.dumps(content, indent=2, ignore_nan=True)),
         ("table.md", TargetResults.markdown(results)),

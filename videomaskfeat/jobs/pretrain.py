@@ -13,8 +13,8 @@ from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
+from videomaskfeat.environment import environment_text
 from videomaskfeat.inference.probe import FeatureProbe
-from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
 from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
@@ -36,9 +36,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         RunFailed: the loss is not finite, or nothing can be saved.
     """
     check_required(config, data_train="videos.csv", run_folder="runs/first")
-    return run_training(
-        PretrainRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
-    )
+    return run_training(PretrainRun, config, environment=environment_text, report=write_report)
 
 
 class PretrainRun(Run):
@@ -126,11 +124,11 @@ class PretrainRun(Run):
         return {} if self.probe is None else self.probe(self.method.weights()["weights.safetensors"])
 
     def heldout_loss(self) -> HeldOutLoss | None:
-        """The held-out loss, computed on every rank from the same clips; None without a held-out list."""
+        """The held-out loss, of which each rank computes its share; None without a held-out list."""
         if self.heldout is None:
             return None
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-        batches = self.heldout_batches(self.config.run.evaluate_clips, stop=distributed.stop_if_any_requested)
+        batches = self.heldout_batches(self.config.run.evaluate_clips)
         return self.method.heldout_loss(self.model, batches, autocast=autocast)
 
     def save(self, path: Path) -> None:

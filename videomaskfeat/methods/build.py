@@ -10,6 +10,7 @@ from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import check_frames
 from videomaskfeat.data.transforms import RandomResizedCrop
+from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.methods import METHODS
 from videomaskfeat.methods.masked import build_student
@@ -102,6 +103,9 @@ def heldout_loader(config: PretrainConfig, method: Method) -> ClipLoader[Any] | 
         read_seconds=config.data.read_seconds,
         shuffle=False,
         read_ahead=False,
+        whole_batches=True,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
 
 

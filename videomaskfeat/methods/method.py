@@ -16,6 +16,7 @@ from videomaskfeat.data.clips import FrameSampler, PretrainClips, VideoClips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
+from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
@@ -33,6 +34,11 @@ class HeldOutLoss:
 
 class HeldOutTally(Protocol):
     """Sums the losses of held-out batches."""
+
+    sums: tuple[str, ...]
+    """Attributes that add up over ranks: numbers, tensors, mappings of them, or None for nothing yet."""
+    parts: Sequence[Any]
+    """Tallies inside this one."""
 
     @property
     def model(self) -> float:
@@ -53,6 +59,9 @@ class HeldOutTally(Protocol):
 class MeanTally:
     """The mean loss of batches, each clip weighted alike; the best constant is unknown."""
 
+    sums: tuple[str, ...] = ("_total", "clips")
+    parts: Sequence[Any] = ()
+
     def __init__(self) -> None:
         self._total, self.clips = 0.0, 0
 
@@ -70,6 +79,31 @@ class MeanTally:
     def constant(self) -> float | None:
         """The mean loss of the best constant prediction; None: unknown."""
         return None
+
+
+def add_other_ranks(tally: HeldOutTally) -> None:
+    """Add the sums of the other ranks to a tally; all ranks must call it, and all get the same sums."""
+    for part in tally.parts:
+        add_other_ranks(part)
+    if distributed.world_size() == 1:
+        return
+    ranks = distributed.gather_objects({name: _on_cpu(getattr(tally, name)) for name in tally.sums})
+    for name in tally.sums:
+        setattr(tally, name, functools.reduce(_add, [sums[name] for sums in ranks]))
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _on_cpu(inner) for name, inner in value.items()}
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _add(one: Any, two: Any) -> Any:
+    if one is None or two is None:
+        return two if one is None else one
+    if isinstance(one, Mapping):
+        return {name: _add(one.get(name), two.get(name)) for name in (*one, *(two.keys() - one.keys()))}
+    return one + two
 
 
 class Method(ABC):
@@ -229,11 +263,11 @@ class Method(ABC):
     ) -> HeldOutLoss:
         """The loss on held-out batches; the network's training mode is restored.
 
-        It runs on any rank, and on all at once; each computes the loss of the batches that it gets.
+        All ranks must call it, each with its own batches; the loss is that of the batches of all.
 
         Args:
             network: the student, perhaps wrapped for several processes.
-            batches: of :meth:`dataset` with ``heldout``, on the device.
+            batches: of this rank, of :meth:`dataset` with ``heldout``, on the device.
             autocast: the precision context of the training.
 
         Raises:
@@ -248,6 +282,8 @@ class Method(ABC):
             tally.add(*outcome)
             clips += len(batch.index)
         self.train(network, was_training)
+        add_other_ranks(tally)
+        clips = sum(distributed.gather_objects(clips))
         if not clips:
             raise ValueError("no held-out batches")
         return HeldOutLoss(tally.model, tally.constant, clips)

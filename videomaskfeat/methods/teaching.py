@@ -199,6 +199,8 @@ class ComparisonTally(MeanTally):
         best_constant: :meth:`TeacherMethod.best_constant`.
     """
 
+    sums = (*MeanTally.sums, "_sums")
+
     def __init__(self, best_constant: Callable[[Mapping[str, Tensor]], float | None]) -> None:
         super().__init__()
         self._best_constant = best_constant

@@ -128,7 +128,7 @@ def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(
     assert code == 0, text
     assert "no pictures: target 'features' cannot be drawn; pictures are of hog and pixels only" in text
     assert "(smooth L1 error at hidden positions)" in text
-    assert "best constant prediction  not known of this loss" in text
+    assert "best constant prediction  unknown for this loss" in text
     summary = simplejson.loads((whole / "summary.json").read_text())
     assert summary["heldout_constant"] is None
     assert summary["heldout_trained"] < summary["heldout_untrained"]
@@ -272,7 +272,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
             ["mask.ratio 0.01 with mask.cell [2, 16, 16]", "leaves nothing hidden", "2x2x2"],
         ),
         (["mask.ratio=0.99"], ["mask.ratio 0.99 with mask.cell [2, 16, 16]", "leaves nothing visible"]),
-        (["mask.ratio=1.5"], ["mask.ratio 1.5", "is not between 0 and 1"]),
+        (["mask.ratio=1.5"], ["mask.ratio 1.5 must be above 0 and below 1"]),
         (["method=maskd"], ["method.name 'maskd' is unknown; did you mean 'masked'?"]),
         (
             ["method.arguments={momentum: 1}"],

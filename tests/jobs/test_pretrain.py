@@ -133,7 +133,7 @@ def test_step_loss_is_the_mean_over_hidden_cells() -> None:
 
 
 def test_missing_settings_are_asked_for(pretrain: Pretrain) -> None:
-    assert_refused(pretrain("data.train=''"), "data.train is not set", "data.train=videos.csv")
+    assert_refused(pretrain("data.train=''"), "data.train is not set", "data.train=train.csv")
     assert_refused(pretrain("run.folder=''"), "run.folder is not set")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import simplejson
 import torch
 
-from videomaskfeat.config import load_config
+from videomaskfeat.config import check_config, load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16
@@ -268,13 +268,7 @@ def overrides_of(tree: Mapping[str, Any]) -> list[str]:
 
 
 def _check_settings(settings: CompareSettings) -> None:
-    for name in ("folder", "pretrain", "targets"):
-        if not getattr(settings, name):
-            raise UserError(f"compare.{name} is not set; see configs/compare/sample.yaml for an example")
-    for name, least in (("seeds", 1), ("jobs", 1), ("probes", 0)):
-        value = getattr(settings, name)
-        if value < least:
-            raise UserError(f"compare.{name}={value}: must be at least {least}")
+    check_config(CompareConfig(settings))
     _check_keys("compare.shared", settings.shared, ENTRY_KEYS[:2])
     for part, keys in settings.shared.items():
         _check_mapping(f"compare.shared.{part}", keys, "of sections such as optim")

@@ -166,7 +166,7 @@ def frame_sampler(config: PretrainConfig, choose: Callable[..., np.ndarray]) -> 
         frames=clip.frames,
         stride=clip.stride,
         target_fps=clip.target_fps,
-        short=short_video(clip),
+        short=typing.cast(ShortVideo, clip.short_video),
     )
 
 
@@ -262,16 +262,6 @@ def check_heldout_clips(config: PretrainConfig) -> None:
             f"run.evaluate_clips {config.run.evaluate_clips} must be at least 1; "
             "empty data.validation to do without a held-out loss"
         )
-
-
-def short_video(clip: ClipConfig) -> ShortVideo:
-    """The policy for short videos, checked.
-
-    Raises:
-        UserError: no such policy.
-    """
-    check_name("clip.short_video", clip.short_video, typing.get_args(ShortVideo))
-    return typing.cast(ShortVideo, clip.short_video)
 
 
 def middle_clip(num_frames: int, fps: float, *, rng: np.random.Generator, **clip: Any) -> np.ndarray:

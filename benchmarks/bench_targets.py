@@ -169,7 +169,7 @@ def _measure(case: Case, folder: Path, device: str, way: str) -> float:
 def _teacher(method: Any) -> nn.Module:
     """The network that makes the target of clips."""
     if isinstance(method, TeacherMethod):
-        return _Tokens(method.teacher_encoder())
+        return _Tokens(method.teacher_encoder)
     return cast(MaskedPrediction, method).target.get_submodule("teacher")
 
 

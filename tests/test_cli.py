@@ -87,7 +87,7 @@ def test_errors_become_one_line_and_a_code(
     def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("videomaskfeat.jobs.doctor.diagnose", fail)
+    monkeypatch.setattr("videomaskfeat.environment.diagnose", fail)
     # A closed stderr, which a broken pipe leaves, would end the test run itself.
     monkeypatch.setattr(sys.stderr, "close", lambda: None)
     assert cli.main(["doctor"]) == code
@@ -205,7 +205,7 @@ def test_error_that_ctrl_c_became_is_not_shown(
             raise UserError("doctor needs a package that is not installed") from error
 
     earlier = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("videomaskfeat.jobs.doctor.diagnose", turn)
+    monkeypatch.setattr("videomaskfeat.environment.diagnose", turn)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "videomaskfeat doctor: interrupted\n"
     assert signal.getsignal(signal.SIGINT) == earlier
@@ -227,7 +227,7 @@ LOST = """
 import signal, sys, time
 from videomaskfeat import cli
 from videomaskfeat import terminal
-from videomaskfeat.jobs import doctor
+from videomaskfeat import environment
 
 class Freed:
     def __del__(self):
@@ -237,7 +237,7 @@ def work(*arguments, **options):
     Freed()
     time.sleep(30)
 
-terminal._END_SECONDS, doctor.diagnose = 0.1, work
+terminal._END_SECONDS, environment.diagnose = 0.1, work
 sys.exit(cli.main(["doctor"]))
 """
 
@@ -252,7 +252,7 @@ def test_stopped_work_has_the_code_of_its_signal(monkeypatch: pytest.MonkeyPatch
     def stop(*arguments: object, **options: object) -> None:
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr("videomaskfeat.jobs.doctor.diagnose", stop)
+    monkeypatch.setattr("videomaskfeat.environment.diagnose", stop)
     assert cli.main(["doctor"]) == 143
 
 

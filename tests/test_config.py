@@ -17,7 +17,7 @@ from videomaskfeat.jobs.detect import build_detector
 from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.jobs.tokenizer import build_tokenizer
 from videomaskfeat.masking import MASKS
-from videomaskfeat.methods import build_method
+from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model_from
 from videomaskfeat.schemas import (
     CompareConfig,

@@ -257,12 +257,11 @@ class MixConfig:
 
 
 @dataclass
-class ClassifierConfig:
+class PretrainedModelConfig:
     """Which network, and the weights it starts from."""
 
-    name: str = key("maskfeat_mvitv2_s_classifier", "name of a classifier of create_model")
+    name: str = key("", "name of a model of create_model")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
-    head: str = key("", "head; empty: the model's own", choices=("", "mean", "token", "linear", "attentive"))
     drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0")
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
@@ -271,6 +270,14 @@ class ClassifierConfig:
     inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
     allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
     allow_unused: list[str] = key([], "more weights that the file may have in excess")
+
+
+@dataclass
+class ClassifierConfig(PretrainedModelConfig):
+    """Which network, and the weights it starts from."""
+
+    name: str = key("maskfeat_mvitv2_s_classifier", "name of a classifier of create_model")
+    head: str = key("", "head; empty: the model's own", choices=("", "mean", "token", "linear", "attentive"))
 
 
 @dataclass
@@ -441,7 +448,7 @@ class BoxConfig:
 
 
 @dataclass
-class DetectorConfig(ClassifierConfig):
+class DetectorConfig(PretrainedModelConfig):
     """Which network, and the weights it starts from."""
 
     name: str = key("maskfeat_mvitv2_s_detector", "name of a detector of create_model")

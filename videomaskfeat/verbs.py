@@ -741,7 +741,7 @@ def doctor(options: DoctorOptions) -> int:
     videomaskfeat doctor
     videomaskfeat doctor --folder /data --json
     """
-    from videomaskfeat.jobs.doctor import diagnose
+    from videomaskfeat.environment import diagnose
 
     diagnosis = diagnose(options.folder, measure=True)
     print(diagnosis.to_json() if options.json else diagnosis.text())

@@ -10,7 +10,7 @@ import torch
 from tests.engine.toy import metrics
 from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
-from videomaskfeat.methods import build_method
+from videomaskfeat.methods.build import build_method
 from videomaskfeat.schemas import PretrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"

@@ -317,7 +317,7 @@ def test_impossible_evaluations_are_refused_in_one_line(
         (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
         (["--area", "square"], ("area 'square' is unknown; there are whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
-        (["--clips-at-once", "0"], ("clips_at_once=0",)),
+        (["--clips-at-once", "0"], ("detect_evaluate.clips_at_once 0 must be at least 1",)),
         (["--frame-lists", "x.csv"], ("give one of two places",)),
         (["--out", weights], ("d.safetensors",)),
     ):

@@ -302,7 +302,7 @@ class Encoder(nn.Module):
         return self.norm(self.through_blocks(*self.patch_embed(as_clips(clips)))[0])
 
     def features(self, clips: Tensor, *, depth: int | None = None, pooled: bool = True) -> Tensor:
-        """What the encoder makes of clips, without a head; the class token is left out.
+        """Features of clips, without a head and without the class token.
 
         Args:
             clips: float [B, C, T, H, W], normalized.
@@ -322,7 +322,7 @@ class Encoder(nn.Module):
         if pooled:
             return tokens.mean(dim=1) if depth is not None else self.pool(tokens)
         tokens = tokens if depth is not None else self.norm(tokens)
-        return tokens.unflatten(1, grid.shape)
+        return tokens.unflatten(1, grid.shape)  # [B, t, h, w, D']
 
     def pool(self, tokens: Tensor) -> Tensor:
         """The last block's tokens [B, N, D] -> normalized and averaged [B, D]."""
@@ -346,14 +346,15 @@ class Encoder(nn.Module):
             [B, P+N, D], or [B, P+V, D].
         """
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+            first = self.cls_token.expand(tokens.shape[0], -1, -1)  # [B, 1, D]
+            tokens = torch.cat([first, tokens], dim=1)  # [B, P+N, D]
         positions = self._absolute_positions(grid)
         if positions is None:
             return tokens
         if at is not None:
             first, rest = positions.split([self.prefix, grid.size], dim=1)
             chosen = F.embedding(at, rest[0])  # [B, V, D]
-            positions = torch.cat([first.expand(at.shape[0], -1, -1), chosen], dim=1)
+            positions = torch.cat([first.expand(at.shape[0], -1, -1), chosen], dim=1)  # [B, P+V, D]
         return tokens + positions
 
     def run_blocks(
@@ -374,7 +375,7 @@ class Encoder(nn.Module):
             return sincos_positions(self.patch_embed.width, grid, prefix=self.prefix, device=device)
         if self.pos_embed is not None:
             first, rest = self.pos_embed.split([self.prefix, self.native_grid.size], dim=1)
-            return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)
+            return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)  # [1, P+N, D]
         if self.pos_embed_spatial is None or self.pos_embed_temporal is None:
             return None
         rest = separable_positions(self.pos_embed_spatial, self.pos_embed_temporal, self.native_grid, grid)

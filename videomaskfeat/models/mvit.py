@@ -169,8 +169,8 @@ class PooledAttention(nn.Module):
         places = q.unflatten(1, q_grid.shape)  # [B, t', h', w', M, d]
         result = attention(places, k * self.head_width**-0.5, v, relative)  # [B, P+N', M, d]
         if self.residual_pooling:
-            first, rest = result.split([self.prefix, q_grid.size], dim=1)
-            result = torch.cat([first, rest + q], dim=1)
+            first, rest = result.split([self.prefix, q_grid.size], dim=1)  # [B, P, M, d], [B, N', M, d]
+            result = torch.cat([first, rest + q], dim=1)  # [B, P+N', M, d]
         return self.proj(result.flatten(2)), q_grid  # [B, P+N', width]
 
     def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -320,7 +320,7 @@ class MultiScaleBlock(nn.Module):
         """The residual on the queries' grid, [B, P+N, D] -> [B, P+N', D]."""
         if self.q_stride == (1, 1, 1):
             return tokens
-        first, rest = tokens.split([self.prefix, grid.size], dim=1)
+        first, rest = tokens.split([self.prefix, grid.size], dim=1)  # [B, P, D], [B, N, D]
         volume = rest.unflatten(1, grid.shape).permute(0, 4, 1, 2, 3)  # [B, D, t, h, w]
         kernel = [step + 1 if step > 1 else 1 for step in self.q_stride]
         with torch.autocast(tokens.device.type, enabled=False):  # on the CPU it would take a float32 copy

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.bench_loader import FPS, pictures_with_grain
 from benchmarks.harness import Row, extra_memory
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.jobs.compare import method_cost, method_on_batch
 from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.methods.teaching import TeacherMethod
@@ -36,6 +36,7 @@ from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.recipe import normalize
+from videomaskfeat.schemas import PretrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
 STEPS = 3
@@ -168,7 +169,7 @@ def _measure(case: Case, folder: Path, device: str, way: str) -> float:
 def _teacher(method: Any) -> nn.Module:
     """The network that makes the target of clips."""
     if isinstance(method, TeacherMethod):
-        return _Tokens(method.teacher_encoder())
+        return _Tokens(method.teacher_encoder)
     return cast(MaskedPrediction, method).target.get_submodule("teacher")
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import ROOT, machine, now, other_load, write_json
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import LoopOptions
@@ -32,9 +32,10 @@ from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.loop import train
 from videomaskfeat.engine.run import build_optimizer, build_schedule
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.jobs.pretrain_building import mask_function, mask_grid
 from videomaskfeat.machine import keep_freed_memory
-from videomaskfeat.methods import build_method
+from videomaskfeat.methods.build import build_method
+from videomaskfeat.recipe import PretrainRecipe
+from videomaskfeat.schemas import PretrainConfig
 
 TIMED = 100
 """Steps at the end of which the median counts."""
@@ -107,12 +108,12 @@ def moving_patterns(count: int, frames: int, side: int, rng: np.random.Generator
 def make_loader(config: PretrainConfig, *, batches: int, pin: bool) -> MemoryLoader:
     """Batches of moving patterns with masks as the config draws them."""
     rng = np.random.default_rng(0)
-    draw, grid = mask_function(config.mask.kind), mask_grid(config.clip, config.mask)
+    recipe = PretrainRecipe.of(config)
     size = config.optim.batch_size
     made = []
     for number in range(batches):
         clips = moving_patterns(size, config.clip.frames, config.clip.crop, rng)
-        masks = np.stack([draw(grid, config.mask.ratio, rng) for _ in range(size)])
+        masks = np.stack([recipe.draw_mask(rng) for _ in range(size)])
         index = torch.arange(number * size, (number + 1) * size)
         batch = PretrainBatch(torch.from_numpy(clips), torch.from_numpy(masks), index)
         made.append(batch.pin_memory() if pin else batch)

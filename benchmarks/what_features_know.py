@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
-from videomaskfeat.config import PretrainConfig, load_config  # noqa: E402
+from videomaskfeat.config import load_config  # noqa: E402
 from videomaskfeat.data.formats import load_records  # noqa: E402
 from videomaskfeat.data.loader import ViewLoader  # noqa: E402
 from videomaskfeat.inference.multiview import ClipPass, Machine, evaluating, views_of  # noqa: E402
@@ -41,6 +41,7 @@ from videomaskfeat.models.encoder_base import Encoder  # noqa: E402
 from videomaskfeat.models.weights import load_model  # noqa: E402
 from videomaskfeat.models.zoo import encoder_of  # noqa: E402
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, read_recipe  # noqa: E402
+from videomaskfeat.schemas import PretrainConfig  # noqa: E402
 
 TIMES = 2
 RIDGE = 1e-3  # of the linear fit to colours, on features of deviation 1

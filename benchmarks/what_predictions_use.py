@@ -30,10 +30,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import machine  # noqa: E402  (the repository is not installed)
-from videomaskfeat.config import PretrainConfig, load_config  # noqa: E402
+from videomaskfeat.config import load_config  # noqa: E402
+from videomaskfeat.methods.build import build_method, heldout_loader  # noqa: E402
 from videomaskfeat.methods.masked import MaskedPrediction  # noqa: E402
 from videomaskfeat.models.weights import load_into, read_state  # noqa: E402
 from videomaskfeat.recipe import normalize  # noqa: E402
+from videomaskfeat.schemas import PretrainConfig  # noqa: E402
 
 CLIPS = 120
 SEEN = ("clip", "shuffled", "own time", "other times", "none")
@@ -61,10 +63,11 @@ def main() -> None:
 def losses_of(run: Path) -> dict[str, float]:
     """What is seen -> the loss, over all hidden places of the held-out clips."""
     config = load_config(PretrainConfig, str(run / "config.yaml"), ("data.workers=0",))
-    method = MaskedPrediction(config)
+    method = build_method(config)
+    assert isinstance(method, MaskedPrediction), f"{run}: not a run of the method masked"
     load_into(method.student, read_state(run / "weights.safetensors"))
     method.student.eval()
-    loader = method.heldout_loader()
+    loader = heldout_loader(config, method)
     assert loader is not None, f"{run}: data.validation is not set"
     sums, hidden_places, left = dict.fromkeys(SEEN, 0.0), 0, CLIPS
     for batch in loader.epoch(0):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,31 +16,15 @@ import av
 import pytest
 import simplejson
 
-from videomaskfeat import __version__, cli
-from videomaskfeat.config import FinetuneConfig, PretrainConfig, TokenizerConfig, load_config
+from videomaskfeat import __version__, cli, terminal
 from videomaskfeat.errors import RunFailed, Stopped, UserError
 
 ROOT = Path(__file__).parent.parent
-VERBS = (
-    "pretrain",
-    "finetune",
-    "evaluate",
-    "average-scores",
-    "score-ava",
-    "predict",
-    "extract-features",
-    "import-slowfast",
-    "export",
-    "visualize",
-    "report",
-    "sample-data",
-    "check-data",
-    "doctor",
-)
+TOOLS = {path.stem for path in ROOT.glob("tools/*.py")}
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")])
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_every_verb_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([verb, "--help"])
@@ -48,8 +34,7 @@ def test_help_of_every_verb_has_examples(verb: str, capsys: pytest.CaptureFixtur
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["--version"])
+    assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"videomaskfeat {__version__}\n"
 
 
@@ -60,23 +45,17 @@ def test_module_runs_as_the_command() -> None:
     assert done.stdout == f"videomaskfeat {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "tool",
-    [
-        "pretrain",
-        "finetune",
-        "train_tokenizer",
-        "evaluate",
-        "score_ava",
-        "predict",
-        "extract_features",
-        "import_slowfast",
-        "export",
-        "visualize",
-        "report",
-        "check_data",
-    ],
-)
+def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["--help"]) == 0
+    verbs = re.findall(r"^  ([a-z-]+)  ", capsys.readouterr().out, re.MULTILINE)
+    assert verbs == list(cli.VERBS)
+    assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {"average_scores", "doctor", "sample_data"}
+    assert TOOLS - {verb.replace("-", "_") for verb in verbs} == {"demo", "demo_detect", "set_up"}
+
+
+@pytest.mark.parametrize("tool", sorted(TOOLS - {"demo", "demo_detect", "set_up"}))
 def test_tools_are_verbs(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +87,7 @@ def test_errors_become_one_line_and_a_code(
     def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("videomaskfeat.jobs.doctor.diagnose", fail)
+    monkeypatch.setattr("videomaskfeat.environment.diagnose", fail)
     # A closed stderr, which a broken pipe leaves, would end the test run itself.
     monkeypatch.setattr(sys.stderr, "close", lambda: None)
     assert cli.main(["doctor"]) == code
@@ -121,7 +100,8 @@ def test_errors_become_one_line_and_a_code(
 def test_keys_are_listed_with_meanings(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrain", "--keys"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mask.ratio"))
-    assert line.split(maxsplit=2)[1:] == ["0.4", "share of the mask's cells to hide, between 0 and 1"]
+    rule = "[above 0 and below 1]"
+    assert line.split(maxsplit=2)[1:] == ["0.4", f"share of the mask's cells to hide {rule}"]
 
 
 def test_keys_say_which_arguments_targets_methods_and_tokenizers_take(
@@ -158,29 +138,33 @@ def test_sample_data_writes_videos_of_the_asked_size(
 
 
 def commands() -> list[str]:
-    """Every `videomaskfeat ...` line in a code block of the documents and in the headers of the configs."""
-    found = []
-    for path in DOCUMENTS:
-        for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE):
-            joined = block.replace("\\\n", " ")
-            found += re.findall(r"^videomaskfeat [^\n#]+", joined, re.MULTILINE)
+    """Every `videomaskfeat ...` line of the documents, the configs' headers and the verbs' help."""
+    texts = [path.read_text() for path in DOCUMENTS]
+    blocks = [block for text in texts for block in re.findall(r"(?ms)^```\w*\n(.*?)^```", text)]
+    blocks += [inspect.cleandoc(run.__doc__ or "") for run in cli.VERBS.values()]
+    found = [
+        line.partition("     ")[0]
+        for block in blocks
+        for line in re.findall(
+            r"^ *(?:torchrun .*-m )?(videomaskfeat [a-z][^\n#|]+)", re.sub(r"\\\n *", "", block), re.M
+        )
+    ]
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         header = path.read_text().split("\n\n")[0]
         found += re.findall(r"videomaskfeat (?!\.)[a-z][^\n&]+", header.split("Expected:")[0])
-    return [command.strip() for command in found]
+    return sorted({command.strip() for command in found})
 
 
 @pytest.mark.parametrize("command", commands())
-def test_documented_command_is_understood(command: str) -> None:
-    """It parses, and the config that it names is there and takes its overrides."""
-    options = cli.build_parser().parse_args(command.split()[1:])
-    schemas: dict[str, type] = {
-        "pretrain": PretrainConfig,
-        "finetune": FinetuneConfig,
-        "train-tokenizer": TokenizerConfig,
-    }
-    if options.verb in schemas and options.config:
-        load_config(schemas[options.verb], str(ROOT / options.config), options.overrides)
+def test_documented_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its options are known and have allowed values, and the config that it names is there and takes them."""
+    monkeypatch.chdir(ROOT)
+    verb, *words = [word for word in shlex.split(command)[1:] if word != "..."]
+    if "..." in command:  # stands for a config, or for the options of the line before
+        words = [word for word in words if word != "--config"]
+        assert cli.CommandLine(verb).parser().parse_known_intermixed_args(words)[1] == []
+    else:
+        assert cli.CommandLine(verb).read(words) is not None or "--keys" in words
 
 
 # A module that is imported when Ctrl-C comes, and turns it into an error of its own, as numpy does.
@@ -198,7 +182,8 @@ except KeyboardInterrupt:
     ("start", "module", "name"),
     [
         (["-m", "videomaskfeat", "pretrain"], "argparse", "videomaskfeat"),
-        (["-m", "videomaskfeat", "pretrain"], "omegaconf", "videomaskfeat pretrain"),
+        (["-m", "videomaskfeat", "pretrain"], "omegaconf", "videomaskfeat"),
+        (["-m", "videomaskfeat", "pretrain"], "simplejson", "videomaskfeat pretrain"),
         (["tools/pretrain.py"], "argparse", "videomaskfeat"),
     ],
 )
@@ -220,7 +205,7 @@ def test_error_that_ctrl_c_became_is_not_shown(
             raise UserError("doctor needs a package that is not installed") from error
 
     earlier = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("videomaskfeat.jobs.doctor.diagnose", turn)
+    monkeypatch.setattr("videomaskfeat.environment.diagnose", turn)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "videomaskfeat doctor: interrupted\n"
     assert signal.getsignal(signal.SIGINT) == earlier
@@ -232,7 +217,7 @@ def test_ctrl_c_while_its_handler_is_set_is_one_line(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.Interrupts, "__enter__", interrupted)
+    monkeypatch.setattr(terminal.Interrupts, "__enter__", interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "videomaskfeat doctor: interrupted\n"
 
@@ -241,8 +226,8 @@ def test_ctrl_c_while_its_handler_is_set_is_one_line(
 LOST = """
 import signal, sys, time
 from videomaskfeat import cli
-from videomaskfeat.cli import verb
-from videomaskfeat.jobs import doctor
+from videomaskfeat import terminal
+from videomaskfeat import environment
 
 class Freed:
     def __del__(self):
@@ -252,7 +237,7 @@ def work(*arguments, **options):
     Freed()
     time.sleep(30)
 
-verb._END_SECONDS, doctor.diagnose = 0.1, work
+terminal._END_SECONDS, environment.diagnose = 0.1, work
 sys.exit(cli.main(["doctor"]))
 """
 
@@ -267,5 +252,82 @@ def test_stopped_work_has_the_code_of_its_signal(monkeypatch: pytest.MonkeyPatch
     def stop(*arguments: object, **options: object) -> None:
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr("videomaskfeat.jobs.doctor.diagnose", stop)
+    monkeypatch.setattr("videomaskfeat.environment.diagnose", stop)
     assert cli.main(["doctor"]) == 143
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["best.safetensors", "val.csv", "--views", "3", "--prefix", "a b", "--class-names", "1e-3"],
+        ["best.safetensors", "views=3", "prefix=a b", "class_names='1e-3'", "val.csv"],
+        ["list=val.csv", "--views=3", "evaluate.prefix=a b", "best.safetensors", "--class-names", "1e-3"],
+    ],
+)
+def test_options_are_flags_or_keys_in_any_order(words: list[str]) -> None:
+    options = cli.CommandLine("evaluate").read(words)
+    assert (options.weights, options.list) == ("best.safetensors", "val.csv")
+    assert (options.views, options.prefix, options.class_names) == (3, "a b", "1e-3")
+    assert (options.crops, options.workers, options.out) == (None, 2, "evaluation")
+
+
+def test_flags_of_every_kind() -> None:
+    detect = [
+        "w",
+        "a.mp4",
+        "b${x}.mp4",
+        "--no-film",
+        "--csv",
+        "--detector-option",
+        "model=x/y",
+        "--every",
+        "0.5",
+    ]
+    config = cli.CommandLine("detect").read([*detect, "told.top=7", "detector_options.size=3"])
+    assert config.files.videos == ["a.mp4", "b${x}.mp4"]
+    assert (config.told.film, config.told.csv, config.told.top, config.persons.every) == (False, True, 7, 0.5)
+    assert config.persons.detector_options == {"model": "x/y", "size": 3}
+    required = ["--groundtruth", "g", "--labels", "l", "w"]
+    options = cli.CommandLine("detect-evaluate").read(
+        [*required, "--scales", "224", "256", "out=o", "--flip"]
+    )
+    assert (options.scales, options.out, options.flip, options.area) == ([224, 256], "o", True, None)
+    options = cli.CommandLine("export").read(["w", "o.onnx", "--batch", "dynamic"])
+    assert (options.batch, options.tolerance) == (None, 1e-4)
+    compare = [
+        "--config",
+        "configs/compare/sample.yaml",
+        "--targets",
+        "hog,mae",
+        "compare.jobs=1",
+        "--seeds",
+        "2",
+    ]
+    config = cli.CommandLine("compare").read(compare)
+    assert (config.compare.only, config.compare.jobs, config.compare.seeds) == (["hog,mae"], 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("evaluate w", "LIST is missing: list file or folder, with or without labels; see videomaskfeat"),
+        ("score-ava --groundtruth g --labels l", "--detections is missing: rows video,second,x1,y1,x2,y2,"),
+        ("evaluate w l more", "unexpected argument 'more'; see videomaskfeat evaluate --help"),
+        ("evaluate w l --veiws 3", "unknown option '--veiws'; did you mean '--views'?; see video"),
+        ("evaluate w l veiws=3", "argument 'veiws=3' is neither an option nor a file; did you mean 'views'?"),
+        ("evaluate w l --views x", "argument '--views x': evaluate.views 'x' must be an integer"),
+        ("evaluate w l crops=2", "argument 'crops=2': evaluate.crops 2 is not one of 1, 3"),
+        ("evaluate w l --k 0", "argument '--k 0': evaluate.k 0 must be at least 1"),
+        ("evaluate w l --reader pyaw", "evaluate.reader 'pyaw' is not one of auto, decord, pyav; did"),
+        ("evaluate w l --views", "argument --views: expected one argument; see videomaskfeat evaluate"),
+        ("pretrain data.train", "argument 'data.train' is not of the form section.key=value, such as run."),
+        ("pretrian", "videomaskfeat: unknown verb 'pretrian'; did you mean 'pretrain'?; see --help"),
+    ],
+)  # fmt: skip
+def test_mistake_is_one_line_and_exit_code_2(
+    line: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1

@@ -22,12 +22,8 @@ def environment_of_torch(**given: str) -> str:
         "import os, sys\n"
         "from videomaskfeat import cli\n"
         "assert 'torch' not in sys.modules, 'too late for OpenMP'\n"
-        "class Parser:\n"
-        "    def parse_args(self, arguments):\n"
-        "        import argparse\n"
-        "        return argparse.Namespace(verb='x', run=lambda options: 0)\n"
-        "cli.build_parser = Parser\n"
-        "cli.main([])\n"
+        "cli.CommandLine.read = lambda line, arguments: None\n"
+        "cli.main(['pretrain'])\n"
         f"print([os.environ.get(name) for name in {VARIABLES!r}])"
     )
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | given
@@ -114,7 +110,7 @@ def test_idle_threads_exceed_the_cores_and_end(monkeypatch: pytest.MonkeyPatch) 
     """In a process of its own: a team of two per Python thread until there are more threads than cores."""
     code = (
         "import os, threading, torch\n"
-        "from videomaskfeat import cpu\n"
+        "from videomaskfeat import machine as cpu\n"
         "cpu.available_cores = lambda: 5\n"
         "torch.set_num_threads(2)\n"
         "torch.zeros(1 << 20).add_(1)\n"

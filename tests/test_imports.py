@@ -17,24 +17,42 @@ PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_submodule"}  # not modules
 GROUND = {
     "errors", "io", "texts", "processes", "grid", "mp4", "machine", "tensor_files", "values",
-    "csv_columns", "ava", "boxes", "durations",
+    "csv_columns", "ava", "boxes", "durations", "config",
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
 SIDEWAYS = {
+    ("interop", "recipe"),
+    ("engine", "config"),
     ("interop", "models"),
     ("interop", "targets"),
     ("targets", "models"),
     ("targets", "losses"),
+    ("targets", "recipe"),
     ("data", "masking"),
     ("viz", "targets"),
-    ("recipe", "data"),
+    ("interop", "recipe"),
     ("recipe", "masking"),
 }
 ABOVE = {
-    "cli": {"jobs", "methods", "inference", "targets", "models", "config", "data", *GROUND},
-    "jobs": {"config", "methods", "inference", *ROOMS, *GROUND},
-    "methods": {"config", "jobs", "inference", *ROOMS, *GROUND},
-    "inference": {"config", "jobs", *ROOMS, *GROUND},
+    "cli": {"verbs", "terminal", *GROUND},
+    "verbs": {
+        "jobs",
+        "environment",
+        "methods",
+        "inference",
+        "targets",
+        "models",
+        "schemas",
+        "terminal",
+        "data",
+        *GROUND,
+    },
+    "jobs": {"schemas", "environment", "methods", "inference", *ROOMS, *GROUND},
+    "methods": {"schemas", "inference", *ROOMS, *GROUND},
+    "inference": {"schemas", "jobs", *ROOMS, *GROUND},
+    "schemas": {"config"},
+    "terminal": {"texts"},
+    "environment": {"data", "engine", "models", "machine", "mp4"},
     "config": {"errors", "io", "texts"},
     "durations": set(),
     "errors": set(),

@@ -205,24 +205,14 @@ def _joined(source: str, parts: list[AvaRows], *, scored: bool) -> AvaRows:
     """All rows of a file; ``scored`` is what one without rows is taken for."""
     empty = np.empty(0, np.int64)
     none = AvaRows(source, empty, empty, np.empty((0, 4)), empty, np.empty(0), scored, *(empty,) * 4)
-
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts or [none]])
-
-    lines = column("lines")
-    return AvaRows(
-        source,
-        videos=column("videos"),
-        times=column("times"),
-        boxes=column("boxes"),
-        actions=column("actions"),
-        scores=column("scores"),
-        scored=all(part.scored for part in parts if len(part.lines)) if len(lines) else scored,
-        lines=lines,
-        empty_videos=column("empty_videos"),
-        empty_times=column("empty_times"),
-        empty_lines=column("empty_lines"),
-    )
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts or [none]])
+        for name in AvaRows.__dataclass_fields__
+        if name not in ("source", "scored")
+    }
+    if len(arrays["lines"]):
+        scored = all(part.scored for part in parts if len(part.lines))
+    return AvaRows(source, scored=scored, **arrays)
 
 
 def _times(rows: CsvRows) -> np.ndarray:

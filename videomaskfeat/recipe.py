@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, is_folder
-from videomaskfeat.masking import MASKS
+from videomaskfeat.masking import MASKS, Mask, MaskFunction
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
 from videomaskfeat.texts import parse_json
 from videomaskfeat.values import Limits, conform, from_parts
@@ -93,6 +95,11 @@ class ClipRecipe:
         names = [field.name for field in dataclasses.fields(cls) if hasattr(section, field.name)]
         return cls(**{name: getattr(section, name) for name in names})
 
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of a clip."""
+        return (self.frames, self.crop, self.crop)
+
     def __post_init__(self) -> None:
         mean, std = as_levels(self.mean, "mean"), as_levels(self.std, "std")
         if min(std if isinstance(std, tuple) else (std,)) <= 0:
@@ -146,6 +153,60 @@ class PretrainRecipe:
     target: str = "hog"
     target_arguments: Mapping[str, Any] = field(default_factory=dict)
     method: str = "masked"
+
+    @classmethod
+    def of(cls, config: Any) -> PretrainRecipe:
+        """The recipe in the sections clip, mask, target and method of a pre-training config."""
+        mask = config.mask
+        return cls(
+            clip=ClipRecipe.of(config.clip),
+            mask=MaskRecipe(
+                kind=mask.kind, ratio=mask.ratio, cell=(mask.cell[0], mask.cell[1], mask.cell[2])
+            ),
+            target=config.target.name,
+            target_arguments=dict(config.target.arguments),
+            method=config.method.name,
+        )
+
+    @property
+    def mask_grid(self) -> TokenGrid:
+        """The grid on which masks are drawn: the clip cut into mask cells.
+
+        Raises:
+            UserError: the cells do not tile the clip.
+        """
+        cell, size = self.mask.cell, self.clip.size
+        if any(step < 1 or length % step for length, step in zip(size, cell, strict=True)):
+            raise UserError(
+                f"mask.cell {list(cell)} does not tile a clip of {size[0]} frames and {size[1]}x{size[2]} "
+                "pixels: each of its sizes must divide the clip's (clip.frames, clip.crop, clip.crop)"
+            )
+        return TokenGrid(*(length // step for length, step in zip(size, cell, strict=True)))
+
+    @property
+    def mask_policy(self) -> MaskFunction:
+        """The function that draws masks: (grid, ratio, rng) -> bool [t', h', w'], True = hidden.
+
+        Raises:
+            UserError: an unknown kind.
+        """
+        check_name("mask.kind", self.mask.kind, MASKS)
+        return MASKS[self.mask.kind]
+
+    def draw_mask(self, rng: np.random.Generator) -> Mask:
+        """One mask, bool [t', h', w'], True = hidden.
+
+        Raises:
+            UserError: an unknown kind, cells that do not tile the clip, or a ratio that leaves nothing
+                visible or nothing hidden.
+        """
+        policy, grid = self.mask_policy, self.mask_grid
+        try:
+            return policy(grid, self.mask.ratio, rng)
+        except UserError as error:
+            raise UserError(
+                f"mask.ratio {self.mask.ratio:g} with mask.cell {list(self.mask.cell)}: {error}"
+            ) from error
 
     def to_json(self) -> str:
         """The text for the key ``METADATA_KEY``."""

@@ -13,9 +13,15 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import pytest
 from av.bitstream import BitStreamFilterContext
 
+from videomaskfeat.data.video import available_readers
+
 FRAMES = 48
+HAS_DECORD = not available_readers()["decord"].startswith("missing")
+needs_decord = pytest.mark.skipif(not HAS_DECORD, reason="decord has no wheel for this machine")
+READERS = ["pyav", "auto", pytest.param("decord", marks=needs_decord)]
 
 
 def numbered_picture(number: int, width: int, height: int) -> np.ndarray:

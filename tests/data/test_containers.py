@@ -10,17 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.make_videos import VP9, write_video
+from tests.data.make_videos import HAS_DECORD, READERS, VP9, write_video
 from tests.reference.decode import decode_all
 from videomaskfeat.data.containers import is_exact_in_decord
-from videomaskfeat.data.video import VideoReadError, available_readers, open_video
-
-HAS_DECORD = not available_readers()["decord"].startswith("missing")
-READERS = [
-    "pyav",
-    "auto",
-    pytest.param("decord", marks=pytest.mark.skipif(not HAS_DECORD, reason="decord has no wheel here")),
-]
+from videomaskfeat.data.video import VideoReadError, open_video
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from av.packet import Packet
 
 from tests.data.make_videos import (
     FRAMES,
+    READERS,
     VP9,
-    make_all,
-    make_unreadable,
+    needs_decord,
     read_number,
     uneven_times,
     write_video,
@@ -29,12 +29,8 @@ from videomaskfeat.data import readers_pyav, video
 from videomaskfeat.data import video as readers_decord
 from videomaskfeat.data.readers_pyav import PyAvReader
 from videomaskfeat.data.readers_seeking import open_timed
-from videomaskfeat.data.video import VideoReadError, available_readers, open_video, probe
+from videomaskfeat.data.video import MemoryReader, VideoReadError, available_readers, open_video, probe
 from videomaskfeat.errors import UserError
-
-HAS_DECORD = not available_readers()["decord"].startswith("missing")
-needs_decord = pytest.mark.skipif(not HAS_DECORD, reason="decord has no wheel for this machine")
-READERS = ["pyav", "auto", pytest.param("decord", marks=needs_decord)]
 
 NAMES = [
     "plain.mp4", "sound.mp4", "one_frame.mp4", "one_group.mp4", "all_keys.mp4", "many_b.mp4", "vfr.mp4",
@@ -50,16 +46,6 @@ DECORD_READS = {
     "plain.mp4", "sound.mp4", "one_frame.mp4", "one_group.mp4", "all_keys.mp4", "many_b.mp4", "vfr.mp4",
     "portrait.mp4", "turned_90.mp4", "turned_180.mp4", "turned_270.mp4", "vp9.webm", "vp9_odd_width.webm",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_all(tmp_path_factory.mktemp("videos"))
-
-
-@pytest.fixture(scope="module")
-def unreadable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_unreadable(tmp_path_factory.mktemp("unreadable"))
 
 
 def test_every_kind_of_file_is_tested(files: dict[str, Path]) -> None:
@@ -422,3 +408,39 @@ def test_size_that_changes_is_scaled_to_the_first(tmp_path: Path) -> None:
     assert clip.shape == (8, 64, 96, 3)
     np.testing.assert_array_equal(clip[5:6], later)
     assert [read_number(picture) for picture in clip] == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+
+
+def test_frames_are_those_given_in_memory_of_their_own() -> None:
+    with MemoryReader(NOISE, fps=12.5) as video:
+        assert (video.frames, video.fps, video.info.duration_seconds) == (6, 12.5, 0.48)
+        assert (video.info.width, video.info.height) == (5, 4)
+        read = video.read([4, 0, 4])
+        np.testing.assert_array_equal(read, np.stack([NOISE[4], NOISE[0], NOISE[4]]))
+        read[:] = 0
+        assert NOISE[4].any()
+        with pytest.raises(IndexError, match=r"frames in memory: frame 6 is outside 0\.\.5"):
+            video.read([6])
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        (NOISE / 255.0, r"frames of float64 6x4x5x3: must be uint8 \[T, H, W, 3\]"),
+        (NOISE[0], r"frames of uint8 4x5x3: must be"),
+        (NOISE.transpose(0, 3, 1, 2), r"frames of uint8 6x3x4x5: must be"),
+        (NOISE[:0], r"frames of uint8 0x4x5x3: .*with at least one frame"),
+        (np.uint8(3), r"frames of uint8 without shape: must be"),
+    ],
+)
+def test_other_arrays_are_refused(frames: np.ndarray, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        MemoryReader(frames, fps=30.0)
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])
+def test_impossible_frame_rate_is_refused(fps: float) -> None:
+    with pytest.raises(UserError, match=r"fps=.*: must be the frames a second"):
+        MemoryReader(NOISE, fps=fps)

@@ -10,18 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.engine.processes import exit_code
-from videomaskfeat.config import (
-    DetectConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    TokenizerConfig,
-    flat,
-    free_keys,
-)
+from videomaskfeat.config import flat, free_keys
 from videomaskfeat.engine import run as run_folder
 from videomaskfeat.engine.checkpoint import CheckpointFolder
 from videomaskfeat.engine.run import RunFolder
 from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig, TokenizerConfig
 
 
 def open_folder(path: Path, *, epochs: float = 3.0) -> None:

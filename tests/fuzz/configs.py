@@ -105,8 +105,9 @@ def _training(rng: random.Random, material: Path) -> Case:
 
 def _compare(rng: random.Random, material: Path) -> Case:
     """The plan of a comparison, which is made before its first run."""
-    from videomaskfeat.config import CompareConfig, load_config
+    from videomaskfeat.config import load_config
     from videomaskfeat.jobs.compare import plan_runs
+    from videomaskfeat.schemas import CompareConfig
 
     tree = yaml.safe_load(rng.choice(sorted((ROOT / "configs" / "compare").glob("sample*.yaml"))).read_text())
     names = rng.sample(sorted(tree["compare"]["targets"]), 2)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.jobs.scored_videos import Run, make_scored
+from tests.jobs.scored_videos import Run as ScoringVerb
+from tests.jobs.scored_videos import make_scored
 from videomaskfeat.cli import main
 from videomaskfeat.data.sample import write_sample_data
+from videomaskfeat.engine.run import Run
 
 TINY = [
     "clip.frames=4",
@@ -27,6 +33,23 @@ TINY = [
     "data.workers=0",
     "run.pictures=1",
 ]
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Run], int], None]:
+    """``stop_at(run_class, step)``: SIGTERM comes in that micro-batch, as if the cluster stopped the run."""
+
+    def patch(run_class: type[Run], step: int) -> None:
+        original, steps = run_class.step, itertools.count(1)
+
+        def counting(self: Run, batch: Any) -> Any:
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, batch)
+
+        monkeypatch.setattr(run_class, "step", counting)
+
+    return patch
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> ScoringVerb:
     """A verb that scores, writing into ``tmp_path / "out"``."""
 
     def call(verb: str, *arguments: str | Path) -> tuple[int, str, str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from videomaskfeat.config import FinetuneConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.finetune import LabelledLists, read_lists, words_on_gaps
+from videomaskfeat.schemas import FinetuneConfig
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ import yaml
 from tests.jobs.conftest import TINY
 from tests.jobs.test_finetune import TINY as TINY_FINETUNE
 from videomaskfeat.cli import main
-from videomaskfeat.config import CompareConfig, CompareSettings, config_text, load_config
+from videomaskfeat.config import config_text, load_config
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.compare import Command, overrides_of, plan_runs
 from videomaskfeat.methods import METHODS
 from videomaskfeat.processes import Verbs
+from videomaskfeat.schemas import CompareConfig, CompareSettings
 from videomaskfeat.targets import TARGETS
 
 SETTINGS: dict[str, Any] = {
@@ -102,11 +103,11 @@ def test_keys_become_overrides() -> None:
             [],
             r"targets\.a: key 'pretran' is unknown; did you mean 'pretrain'",
         ),
-        ({"targets": {"a": "hog"}}, [], r"compare\.targets\.a is 'hog', and must be a mapping of pretrain"),
+        ({"targets": {"a": "hog"}}, [], r"compare\.targets\.a 'hog' must be an object"),
         (
             {"targets": {"a": {"before": {"t": {"verb": "finetune"}}}}},
             [],
-            r"targets\.a\.before\.t\.verb is 'finetune', and must be pretrain or train-tokenizer",
+            r"targets\.a\.before\.t\.verb 'finetune' is unknown; there are pretrain, train-tokenizer",
         ),
         (
             {"targets": {"a": {"pretrain": {"optim": {"epoch": 1}}}}},
@@ -116,29 +117,29 @@ def test_keys_become_overrides() -> None:
         (
             {"targets": {"a": {"pretrain": ["x"]}}},
             [],
-            r"targets\.a\.pretrain is \['x'\], and must",
+            r"targets\.a\.pretrain \['x'\] must be an object",
         ),
         (
             {"targets": {"a": {"before": None}}},
             [],
-            r"targets\.a\.before is None, and must be a",
+            r"targets\.a\.before None must be an object",
         ),
-        ({"shared": {"finetune": 6}}, [], r"compare\.shared\.finetune is 6, and must be a mapping"),
-        ({"shared": {"pretrain": None}}, [], r"compare\.shared\.pretrain is None, and must be a mapping"),
+        ({"shared": {"finetune": 6}}, [], r"compare\.shared\.finetune 6 must be an object"),
+        ({"shared": {"pretrain": None}}, [], r"compare\.shared\.pretrain None must be an object"),
         (
             {"targets": {"a": {"before": {"t": {"verb": "pretrain", "keys": [1]}}}}},
             [],
-            r"before\.t\.keys is \[1\], and must be a mapping",
+            r"before\.t\.keys \[1\] must be an object",
         ),
         (
             {"targets": {"a": {"before": {"t": {"verb": "pretrain", "config": 3}}}}},
             [],
-            r"before\.t\.config is 3, and must be a path",
+            r"before\.t\.config 3 must be a text",
         ),
         (
             {"targets": {"a": {"before": {"t": None}}}},
             [],
-            r"before\.t is None, and must be a mapping",
+            r"before\.t None must be an object",
         ),
         (
             {"targets": {"a": {"before": {"t": {"verb": "pretrain", "keys": {"optim": {"epoch": 1}}}}}}},

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,9 @@ import torch
 from tests.data.make_videos import copy_to_avi
 from tests.jobs.action_set import ACTIONS, ActionSet, make_action_set, write_detector
 from tests.jobs.ranks import run_verb
+from tests.viz.pages import Page
 from videomaskfeat.cli import main
-from videomaskfeat.data.batches import ActionBatch
-from videomaskfeat.jobs.detect import DetectStep
+from videomaskfeat.jobs.detect import DetectRun
 from videomaskfeat.metrics.ava_map import evaluate_files
 from videomaskfeat.models.weights import read_state
 from videomaskfeat.recipe import read_detect_recipe
@@ -75,7 +73,7 @@ def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: Action
     assert summary["validation_best_mean_ap"] == max(row.get("evaluation/mean_ap", 0) for row in metrics)
     assert summary["mean_ap"] == pytest.approx(summary["validation_best_mean_ap"], abs=1e-6)
     assert (summary["key_frames"], summary["listed"]) == (5, 5)
-    page = (run / "report.html").read_text()
+    page = Page((run / "report.html").read_text()).text
     assert f"{100 * summary['mean_ap']:.2f} %" in page
     assert "Of 5 of 5 held-out key frames, whole frames" in page
     recipe = read_detect_recipe(run / "best.safetensors")
@@ -263,21 +261,12 @@ def test_ground_truth_is_looked_for_beside_detected_boxes(
 
 
 def test_resumed_run_equals_the_uninterrupted_one(
-    verb: Verb, actions: ActionSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: Verb, actions: ActionSet, tmp_path: Path, stop_at: Any
 ) -> None:
     """Bit for bit on the CPU: stopped after 3 of 4 steps."""
     options = ["model.drop_path=0.5", "model.dropout=0.5", "loss.name=poses", "loss.poses=[1,2]"]
     assert verb("detect-train", *actions.overrides(tmp_path / "whole"), *options)[0] == 0
-    steps, original = 0, DetectStep.__call__
-
-    def counting(self: DetectStep, batch: ActionBatch) -> object:
-        nonlocal steps
-        steps += 1
-        if steps == 3:
-            os.kill(os.getpid(), signal.SIGTERM)  # as if the cluster asked the run to stop
-        return original(self, batch)
-
-    monkeypatch.setattr(DetectStep, "__call__", counting)
+    stop_at(DetectRun, 3)
     parted = [*actions.overrides(tmp_path / "parted"), *options]
     assert "interrupted" in verb("detect-train", *parted)[2]
     assert verb("detect-train", *parted)[0] == 0

@@ -16,8 +16,8 @@ from tests.reference.ava_map import frame_map
 from videomaskfeat.cli import main
 from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.batches import ActionBatch, KeyFrameBatch
-from videomaskfeat.jobs import detect_evaluate
-from videomaskfeat.jobs.detect import DetectStep
+from videomaskfeat.inference import detectors
+from videomaskfeat.jobs.detect import DetectRun
 from videomaskfeat.mp4 import write_mp4
 
 VIDEOS = {  # the file of each video, and the second of its first picture
@@ -76,16 +76,16 @@ def watch(
     """
     trained: dict[int, tuple[int, bool]] = {}
     tested: dict[tuple[str, float], int] = {}
-    learn, score = DetectStep.__call__, detect_evaluate.score_key_frames
+    learn, score = DetectRun.step, detectors.score_batches
 
-    def watched_step(self: DetectStep, batch: ActionBatch) -> object:
+    def watched_step(self: DetectRun, batch: ActionBatch) -> object:
         for row, index in enumerate(batch.index.tolist()):
             acting = bool(batch.labels[batch.boxes[:, 0] == row].any())
             trained[index] = read_number(batch.clips[row, 2].numpy()), acting
         return learn(self, batch)
 
     def watched_score(
-        network: Any, model: Any, batches: Iterable[KeyFrameBatch], key_frames: KeyFrames, **options: Any
+        detector: Any, batches: Iterable[KeyFrameBatch], key_frames: KeyFrames, **options: Any
     ) -> Any:
         def passing() -> Iterator[KeyFrameBatch]:
             moments = key_frames.moments()
@@ -94,10 +94,10 @@ def watch(
                     tested[moments[index]] = read_number(clip[2].numpy())
                 yield batch
 
-        return score(network, model, passing(), key_frames, **options)
+        return score(detector, passing(), key_frames, **options)
 
-    monkeypatch.setattr(DetectStep, "__call__", watched_step)
-    monkeypatch.setattr(detect_evaluate, "score_key_frames", watched_score)
+    monkeypatch.setattr(DetectRun, "step", watched_step)
+    monkeypatch.setattr(detectors, "score_batches", watched_score)
     return trained, tested
 
 

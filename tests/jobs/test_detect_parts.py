@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,12 @@ import pytest
 import torch
 
 from tests.jobs.action_set import CLASSES, ENCODER, ActionSet, make_action_set, write_detector
-from videomaskfeat.config import DetectConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.key_frames import VideoPlaces, read_tested
 from videomaskfeat.jobs.detect import (
-    DetectStep,
+    DetectRun,
     build_detector,
     build_loss,
     class_weights,
@@ -27,6 +29,8 @@ from videomaskfeat.jobs.detect import (
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.schemas import DetectConfig
 
 CPU = torch.device("cpu")
 
@@ -105,7 +109,10 @@ def test_step_is_the_loss_of_normalised_clips() -> None:
     clips = torch.randint(0, 256, (2, 2, 8, 8, 3), dtype=torch.uint8)
     boxes = torch.tensor([[1.0, 0, 0, 8, 8], [0.0, 0, 0, 4, 4], [1.0, 2, 2, 8, 8]])
     labels = torch.rand(3, CLASSES) < 0.5
-    step = DetectStep(Model(), binary_cross_entropy, mean=0.5, std=0.25)
+    recipe = SimpleNamespace(clip=ClipRecipe(frames=2, stride=1, crop=8, mean=0.5, std=0.25))
+    run: Any = SimpleNamespace(network=Model(), loss=binary_cross_entropy, recipe=recipe)
+    run.compare = functools.partial(DetectRun.detect, run)
+    step = functools.partial(DetectRun.step, run)
     loss, numbers, _ = step(ActionBatch(clips, boxes, labels, torch.arange(2)))
     means = (clips.double() / 255 - 0.5).mean(dim=(1, 2, 3, 4)) / 0.25
     logits = means[[1, 0, 1], None].float() * torch.ones(CLASSES)

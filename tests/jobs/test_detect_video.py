@@ -374,9 +374,7 @@ def test_config_names_the_detector(
 def test_keys_are_listed_and_unknown_ones_named(
     weights: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["detect", "--keys"])
-    assert ended.value.code == 0
+    assert main(["detect", "--keys"]) == 0
     assert "persons.detector" in capsys.readouterr().out
     (tmp_path / "detect.yaml").write_text("persons: {evry: 2}\n")
     command = ["detect", str(weights), str(videos / "a.mp4"), "--config", str(tmp_path / "detect.yaml")]
@@ -464,7 +462,7 @@ def test_what_is_told_is_checked_before_the_work(
 ) -> None:
     """Before anything is opened: there are neither weights nor a video."""
     assert main(["detect", str(tmp_path / "w.safetensors"), "a.mp4", "--detector", "no:where", *option]) == 2
-    assert f" {option[1]} must be " in capsys.readouterr().err
+    assert f"argument '{' '.join(option)}': told." in capsys.readouterr().err
 
 
 def test_file_of_boxes_must_have_every_video_before_the_first(

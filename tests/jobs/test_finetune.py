@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import simplejson
@@ -13,14 +14,22 @@ import torch
 from torch import nn
 
 from videomaskfeat.cli import main
-from videomaskfeat.config import FinetuneConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.engine.run import BestWeights
-from videomaskfeat.jobs.finetune import FinetuneStep, read_lists
+from videomaskfeat.jobs.finetune import FinetuneRun, read_lists
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import load_model, read_state, save_weights
-from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize, read_classify_recipe
+from videomaskfeat.recipe import (
+    METADATA_KEY,
+    ClassifyRecipe,
+    ClipRecipe,
+    PretrainRecipe,
+    normalize,
+    read_classify_recipe,
+)
+from videomaskfeat.schemas import FinetuneConfig
 
 from .test_pretrain import last_line, rows
 
@@ -142,23 +151,13 @@ def test_probe_leaves_the_encoder_alone(finetune: Finetune, pretrained: Path, tm
 
 @pytest.mark.parametrize("options", [["optim.ema_decay=0.9"], ["optim.optimizer=sgd", "data.balanced=true"]])
 def test_resumed_run_equals_the_uninterrupted_one(
-    finetune: Finetune, tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+    finetune: Finetune, tmp_path: Path, options: list[str], stop_at: Any
 ) -> None:
     """Bit for bit on the CPU, mixing and augmentation included: stopped after 5 of 8 steps."""
     whole = [*options, f"run.folder={tmp_path / 'whole'}"]
     assert finetune(*whole)[0] == 0
     parted = [*options, f"run.folder={tmp_path / 'parted'}"]
-    steps = 0
-    original = FinetuneStep.__call__
-
-    def counting(self: FinetuneStep, batch: LabelledBatch) -> object:
-        nonlocal steps
-        steps += 1
-        if steps == 5:
-            os.kill(os.getpid(), signal.SIGTERM)  # as if the cluster asked the run to stop
-        return original(self, batch)
-
-    monkeypatch.setattr(FinetuneStep, "__call__", counting)
+    stop_at(FinetuneRun, 5)
     text = finetune(*parted)[1]
     assert "interrupted" in text
     assert finetune(*parted)[0] == 0
@@ -179,7 +178,10 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     batch = LabelledBatch(clips, torch.tensor([1, 4]), torch.arange(2))
     mixing = Mixing(classes=5, mixup=0.0, cutmix=0.0, probability=1.0, switch=0.5, smoothing=0.1)
-    loss, metrics, _ = FinetuneStep(model, mixing, mean=0.45, std=0.225)(batch)
+    recipe = ClassifyRecipe(ClipRecipe(frames=4, stride=2, crop=32))
+    run: Any = SimpleNamespace(network=model, mixing=mixing, recipe=recipe)
+    run.compare = functools.partial(FinetuneRun.classify, run)
+    loss, metrics, _ = FinetuneRun.step(run, batch)
     logits = model(normalize(clips, mean=0.45, std=0.225))
     wanted = 0.02 * torch.ones(2, 5)
     wanted[0, 1] = wanted[1, 4] = 0.92

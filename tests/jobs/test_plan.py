@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from videomaskfeat.config import FinetuneConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs.finetune import FinetuneRun, LabelledLists
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
+from videomaskfeat.schemas import FinetuneConfig
 
 
 @pytest.mark.parametrize(("name", "billions"), [("maskfeat_mvitv2_s_classifier", 71.4), ("mvitv2_s", 64.5)])

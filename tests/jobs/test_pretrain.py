@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data.clip_parts import DeadlyClips
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat import methods
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
-from videomaskfeat.jobs import pretrain_building
 from videomaskfeat.jobs.pretrain import closing_words
-from videomaskfeat.methods.masked import MaskedPrediction
+from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import normalize
+from videomaskfeat.schemas import PretrainConfig
 
 from .conftest import TINY
 
@@ -114,7 +115,7 @@ def test_losses_do_not_depend_on_workers_or_micro_batches(
 def test_step_loss_is_the_mean_over_hidden_cells() -> None:
     """Against a loop over the hidden positions; float32, 1e-5."""
     config = load_config(PretrainConfig, None, TINY)
-    method = MaskedPrediction(config)
+    method = build_method(config)
     target, model = method.target, method.student.eval()
     generator = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8, generator=generator)
@@ -215,7 +216,7 @@ def test_video_that_crashes_the_decoder_is_replaced_and_a_resumed_run_is_the_sam
         dataset.deeds = {5: "abort"}
         return dataset
 
-    monkeypatch.setattr(pretrain_building, "PretrainClips", make)
+    monkeypatch.setattr(methods.method, "PretrainClips", make)
     choices = ("optim.epochs=3", "run.checkpoint_minutes=0", "run.keep_checkpoints=12", "data.workers=1")
     code, text = pretrain(*choices)
     assert code == 3, text

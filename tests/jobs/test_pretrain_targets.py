@@ -14,16 +14,17 @@ from safetensors.torch import load_file, save_file
 
 from tests.autograd import saved_for_backward
 from videomaskfeat.cli import main
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.errors import UserError
-from videomaskfeat.methods.masked import MaskedPrediction
-from videomaskfeat.methods.method import build_target
+from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
+from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.targets import build_target
 from videomaskfeat.targets.features import FeatureTarget
 
 from .conftest import TINY
@@ -65,18 +66,19 @@ def assert_refused(result: tuple[int, str], *words: str) -> None:
 
 
 def test_teachers_own_normalisation_is_read_from_its_file(teacher: Path) -> None:
-    target = build_target("features", {"teacher": str(teacher)}, mean=0.5, std=0.25)
+    clip = ClipRecipe(frames=4, stride=2, crop=32, mean=0.5, std=0.25)
+    target = build_target("features", {"teacher": str(teacher)}, clip=clip)
     assert isinstance(target, FeatureTarget)
     assert target.get_buffer("scale").item() == pytest.approx(0.25 / 0.2)
     assert target.get_buffer("shift").item() == pytest.approx((0.5 - 0.4) / 0.2)
-    other = build_target("features", {"teacher": str(teacher), "teacher_mean": 0.5}, mean=0.5, std=0.25)
+    other = build_target("features", {"teacher": str(teacher), "teacher_mean": 0.5}, clip=clip)
     assert other.get_buffer("shift").item() == 0
 
 
 def test_target_is_made_of_the_whole_clip_whatever_the_mask(teacher: Path) -> None:
     """Against the cosine written out; float32, 1e-5."""
     arguments = f"target.arguments={{teacher: {teacher}, normalise: none, loss: cosine}}"
-    method = MaskedPrediction(load_config(PretrainConfig, None, [*TINY, "target=features", arguments]))
+    method = build_method(load_config(PretrainConfig, None, [*TINY, "target=features", arguments]))
     torch.manual_seed(0)
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     masks = torch.rand(2, 2, 2, 2, 2) < 0.5
@@ -104,7 +106,7 @@ def test_making_the_target_keeps_nothing_for_a_backward(name: str, teacher: Path
         "dvae": f"{{weights: {tokenizer}, vocabulary: 8}}",
     }
     settings = [*TINY, f"target={name}", f"target.arguments={arguments[name]}"]
-    method = MaskedPrediction(load_config(PretrainConfig, None, settings))
+    method = build_method(load_config(PretrainConfig, None, settings))
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     batch = PretrainBatch(clips, torch.rand(2, 2, 2, 2) < 0.5, torch.arange(2))
     assert saved_for_backward(lambda: method.make_target(batch)) == 0
@@ -227,7 +229,10 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
             ["target=pixel"],
             ["target.name 'pixel' is unknown; did you mean 'pixels'? there are hog, pixels,"],
         ),
-        (["target=features"], ["target.arguments: 'features' needs 'teacher', and none is given"]),
+        (
+            ["target=features"],
+            ["of 'features': argument 'teacher' is missing; set target.arguments.teacher"],
+        ),
         (
             ["target=pixels", "target.arguments={normalized: false}"],
             ["target.arguments of 'pixels': argument 'normalized' is unknown; did you mean 'normalised'?"],
@@ -289,7 +294,7 @@ def test_a_model_that_pools_nowhere_is_not_told_to_pool_elsewhere() -> None:
     overrides += ["target=pixels", "model.name=maskfeat_vit_nano"]
     config = load_config(PretrainConfig, None, overrides)
     with pytest.raises(UserError, match=r"predicts on 2x4x4; set the target's output_stride$"):
-        MaskedPrediction(config)
+        build_method(config)
 
 
 def test_teacher_that_is_no_encoder_is_named(pretrain: Pretrain, tmp_path: Path) -> None:

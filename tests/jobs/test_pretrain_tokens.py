@@ -66,7 +66,7 @@ def test_tokenizers_that_do_not_fit_are_refused_before_training(pretrain: Pretra
             "target.arguments.weights gone.safetensors: no such file of weights; train the tokenizer first "
             "(videomaskfeat train-tokenizer), or check the path",
         ),
-        ("{}", "'dvae' needs 'weights'"),
+        ("{}", "of 'dvae': argument 'weights' is missing"),
     ):
         code, text = pretrain("target.name=dvae", f"target.arguments={arguments}")
         assert code == 2, text

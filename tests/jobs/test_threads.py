@@ -12,10 +12,11 @@ import torch
 
 from tests.jobs.conftest import TINY
 from videomaskfeat.cli import main
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.engine import threads
 from videomaskfeat.engine.lock import FolderLock
 from videomaskfeat.jobs.compare import method_cost
+from videomaskfeat.schemas import PretrainConfig
 
 Pretrain = Callable[..., tuple[int, str]]
 

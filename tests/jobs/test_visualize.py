@@ -179,7 +179,7 @@ def test_mask_and_ratio_can_be_chosen(
     path = str(videos / "disc.v1.mp4")
     visualize(checkpoint, [path], tmp_path, mask="frame", ratio=0.5, device="cpu")
     assert sorted(drawings[0].mask.mean(axis=(1, 2))) == [0.0, 1.0]
-    with pytest.raises(UserError, match=r"mask 'tubes' is unknown; did you mean 'tube'"):
+    with pytest.raises(UserError, match=r"mask.kind 'tubes' is unknown; did you mean 'tube'"):
         visualize(checkpoint, [path], tmp_path, mask="tubes", device="cpu")
 
 

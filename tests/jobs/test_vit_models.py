@@ -16,17 +16,18 @@ from tests.engine.toy import metrics
 from tests.jobs.test_export import SMALL_CLIP, frames, normalised, onnx_run, program_run, write
 from videomaskfeat import load_classifier, load_encoder
 from videomaskfeat.cli import main
-from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.export import export
 from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.jobs.import_weights import import_slowfast
-from videomaskfeat.methods.masked import MaskedPrediction
+from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import ClassifyRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "clip_size": (4, 32, 32)}
@@ -94,7 +95,7 @@ def masked_config(name: str, target: str = "pixels", **mask: Any) -> PretrainCon
 )
 def test_pretraining_learns_one_batch(name: str, target: str) -> None:
     torch.manual_seed(0)
-    method = MaskedPrediction(masked_config(name, target))
+    method = build_method(masked_config(name, target))
     student = method.student
     clips = functional.interpolate(torch.randn(2, 3, 4, 8, 8), (8, 64, 64), mode="trilinear")  # no mere noise
     mask = method.example[1].expand(2, -1, -1, -1)
@@ -111,7 +112,7 @@ def test_pretraining_learns_one_batch(name: str, target: str) -> None:
 
 
 def test_mae_multiply_adds_are_those_of_the_visible_tokens() -> None:
-    method = MaskedPrediction(masked_config("mae_vit_nano"))
+    method = build_method(masked_config("mae_vit_nano"))
 
     def blocks(tokens: int, width: int, depth: int) -> int:
         return depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
@@ -122,7 +123,7 @@ def test_mae_multiply_adds_are_those_of_the_visible_tokens() -> None:
     layer_norms = 5 * (27 * 96 * 13 + 257 * 64 * 4 + 256 * 64)  # fvcore counts 5 a value
     found = multiply_adds(method.student, method.example)
     assert found == pytest.approx(by_hand + layer_norms, rel=2e-3)
-    dense = MaskedPrediction(masked_config("maskfeat_vit_nano"))
+    dense = build_method(masked_config("maskfeat_vit_nano"))
     assert found < 0.3 * multiply_adds(dense.student, dense.example)
 
 
@@ -176,7 +177,7 @@ def test_sample_config_trains_and_its_weights_start_a_classifier(
 )
 def test_what_cannot_be_is_said_before_training(config: PretrainConfig, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        MaskedPrediction(config)
+        build_method(config)
 
 
 @pytest.mark.parametrize(("name", "inflated"), [("mae_vit_nano", False), ("maskfeat_vit_nano_image", True)])
@@ -213,7 +214,7 @@ def test_recorded_pretraining_is_imported(
     config = load_config(PretrainConfig, str(outcome.config))
     found = (config.model.name, config.target.name, config.mask.kind, config.mask.cell, config.data.format)
     assert found == facts
-    method = MaskedPrediction(config)
+    method = build_method(config)
     method.student.load_state_dict(load_model(outcome.weights).state_dict())
     expected = torch.load(folder / "expected.pt", weights_only=True)
     clips: Tensor = expected["clip"]

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.config import PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PairBatch, PretrainBatch
-from videomaskfeat.methods import build_method
+from videomaskfeat.methods.build import build_method
+from videomaskfeat.methods.method import HeldOutLoss, Method
 from videomaskfeat.methods.teaching import TeacherMethod
+from videomaskfeat.schemas import PretrainConfig
 
 ARGUMENTS = {
     "byol": "{projection: 8, hidden_width: 16}",
@@ -50,19 +52,24 @@ def tiny_method(name: str, model: str = "mvit", *overrides: str) -> TeacherMetho
 def make_batch(method: TeacherMethod, videos: int = 3, seed: int = 1) -> Any:
     """Clips of noise, two a video; something is hidden in every clip but the last."""
     generator = torch.Generator().manual_seed(seed)
-    frames, crop = method.config.clip.frames, method.config.clip.crop
+    frames, crop = method.recipe.clip.frames, method.recipe.clip.crop
 
     def noise(count: int, size: int) -> torch.Tensor:
         return torch.randint(0, 256, (count, frames, size, size, 3), dtype=torch.uint8, generator=generator)
 
     count = 2 * videos
-    grid = (frames // method.config.mask.cell[0], 2, 2)
+    grid = (frames // method.recipe.mask.cell[0], 2, 2)
     mask = torch.rand(count, *grid, generator=generator) < 0.5
     mask[:, 0, 0, 0] = True
     mask[-1] = False
     clips, index = noise(count, crop), torch.arange(videos).repeat_interleave(2)
-    if method.config.method.name == "latent":
+    if method.recipe.method == "latent":
         return PretrainBatch(clips, mask, index)
-    if method.config.method.name == "byol":
+    if method.recipe.method == "byol":
         return PairBatch(clips, None, None, index)
     return PairBatch(clips, mask, noise(2 * videos, 16), index)
+
+
+def heldout_loss(method: Method, *batches: Any) -> HeldOutLoss:
+    """The held-out loss of batches in float32."""
+    return method.heldout_loss(method.student, batches, autocast=torch.autocast("cpu", enabled=False))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.methods.parts import make_batch, tiny_method
+from tests.methods.parts import heldout_loss, make_batch, tiny_method
 from videomaskfeat.methods.byol import Byol
 
 
@@ -26,7 +26,7 @@ def test_loss_is_the_papers_in_both_directions(model: str) -> None:
     """
     method = tiny_byol(model)
     batch = make_batch(method)
-    first, second = (method._pixels(batch.clips[view::2]) for view in (0, 1))
+    first, second = (method.pixels(batch.clips[view::2]) for view in (0, 1))
     online, target = method.student.online, method.teacher.module
 
     def normed(features: torch.Tensor, mlp: torch.nn.Module) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_teacher_normalises_by_the_batch_in_training_only() -> None:
     batch = make_batch(method)
     method.loss(method.student, batch)
     running = teacher.projector.norm.running_mean.clone()
-    method.heldout([batch], autocast=torch.autocast("cpu", enabled=False))
+    heldout_loss(method, batch)
     assert torch.equal(teacher.projector.norm.running_mean, running)
     assert teacher.projector.training
 
@@ -68,8 +68,8 @@ def test_best_constant_points_along_the_mean_direction() -> None:
     """Against the loss with that prediction everywhere; float32, 1e-4."""
     method = tiny_byol()
     batch = make_batch(method)
-    found = method.heldout([batch], autocast=torch.autocast("cpu", enabled=False)).constant
-    method._train(False)
+    found = heldout_loss(method, batch).constant
+    method.train(method.student, False)
     directions = method.compare(method.student, batch, progress=1.0).rows["projection_std"]
     mean = F.normalize(directions.mean(dim=0), dim=0)
     distances = (mean - directions).square().sum(dim=1)

@@ -9,8 +9,9 @@ import torch
 
 from tests.engine.toy import metrics
 from videomaskfeat.cli import main
-from videomaskfeat.config import PretrainConfig, load_config
-from videomaskfeat.methods import build_method
+from videomaskfeat.config import load_config
+from videomaskfeat.methods.build import build_method
+from videomaskfeat.schemas import PretrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 NAMES = ("ibot", "byol", "latent")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.parts import make_batch, tiny_method
+from tests.methods.parts import heldout_loss, make_batch, tiny_method
 from tests.reference import self_distillation as reference
 from videomaskfeat.grid import resize_mask
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
@@ -24,10 +24,10 @@ def tiny_ibot(model: str = "mvit", *overrides: str) -> Ibot:
 def test_loss_is_the_sum_of_class_and_cube_losses(model: str) -> None:
     """Against loops over videos, views, cells and prototypes in float64; float32 at 1/0.04, 1e-4."""
     method = tiny_ibot(model)
-    method._centres["class_centre"].value = 0.3 * torch.randn(12)
-    method._centres["cube_centre"].value = 0.3 * torch.randn(12)
+    method.centers["class_centre"].value = 0.3 * torch.randn(12)
+    method.centers["cube_centre"].value = 0.3 * torch.randn(12)
     batch, progress = make_batch(method), 0.25
-    pixels, small = method._pixels(batch.clips), method._pixels(batch.local)
+    pixels, small = method.pixels(batch.clips), method.pixels(batch.local)
     with torch.no_grad():
         classes, cubes, local = method.student(pixels, batch.mask, small)
         teacher = method.teacher.module
@@ -37,7 +37,7 @@ def test_loss_is_the_sum_of_class_and_cube_losses(model: str) -> None:
     taught = {
         kind: [
             [reference.softmax((row - centre).tolist(), temperature) for row in rows]
-            for rows, centre in ((part, method._centres[f"{kind}_centre"].value) for part in parts)
+            for rows, centre in ((part, method.centers[f"{kind}_centre"].value) for part in parts)
         ]
         for kind, parts in (("class", outputs["class"].unflatten(0, (-1, 2))), ("cube", outputs["cube"]))
     }
@@ -80,7 +80,7 @@ def test_centres_follow_the_teachers_outputs_separately() -> None:
         method.after_step((step + 1) / 2, states)
     for name, batches in seen.items():
         expected = torch.tensor(reference.centred(batches, 0.9))
-        torch.testing.assert_close(method._centres[name].value, expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(method.centers[name].value, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_prototypes_are_not_learnt_in_the_first_epoch() -> None:
@@ -145,7 +145,7 @@ def test_best_constant_is_the_loss_of_the_mean_distributions() -> None:
     method = tiny_ibot()
     batch = make_batch(method)
     rows = method.compare(method.student, batch, progress=1.0).rows
-    found = method.heldout([batch], autocast=torch.autocast("cpu", enabled=False)).constant
+    found = heldout_loss(method, batch).constant
     grid = method.student.masked.encoder.output_grid((4, 32, 32))
     taught = {
         "class": rows["class_distribution"].unflatten(0, (-1, 2)),

@@ -27,7 +27,7 @@ def normed(rows: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("model", "blocks"), [("mvit", 1), ("mvit", 2), ("vit", 2), ("image", 1)])
 def test_target_is_the_mean_of_normalised_blocks(model: str, blocks: int) -> None:
     method = tiny_latent(model, blocks=blocks)
-    pixels, encoder = method._pixels(make_batch(method).clips), method.teacher_encoder()
+    pixels, encoder = method.pixels(make_batch(method).clips), method.teacher_encoder
     depths = range(len(encoder.blocks) - blocks + 1, len(encoder.blocks) + 1)
     with torch.no_grad():
         parts = [normed(encoder.features(pixels, depth=depth, pooled=False)) for depth in depths]
@@ -39,7 +39,7 @@ def test_loss_is_the_error_at_hidden_cells(beta: float) -> None:
     """Against a loop over the hidden cells; float32, 1e-5."""
     method = tiny_latent(beta=beta)
     batch = make_batch(method)
-    pixels = method._pixels(batch.clips)
+    pixels = method.pixels(batch.clips)
     with torch.no_grad():
         errors = (method.student(pixels, batch.mask) - method.target(pixels)).abs()
     step = errors.shape[2] // batch.mask.shape[2]
@@ -61,7 +61,7 @@ def test_teacher_sees_the_whole_clip_and_the_student_does_not() -> None:
     mask[:, 0, 0, 0] = True
     clips = batch.clips.clone()
     clips[:, :2, :16, :16] = 255 - clips[:, :2, :16, :16]
-    before, after = method._pixels(batch.clips), method._pixels(clips)
+    before, after = method.pixels(batch.clips), method.pixels(clips)
     with torch.no_grad():
         predictions = [method.student(pixels, mask) for pixels in (before, after)]
     torch.testing.assert_close(*predictions, atol=1e-6, rtol=1e-6)

@@ -1,19 +1,29 @@
-"""Accuracies against closed forms and against sorting in plain Python; counts are exact."""
+"""Accuracies, use of a vocabulary and spread, against closed forms and slow loops."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import torch
 
+from tests.reference import self_distillation as reference
 from tests.reference.accuracy import mean_class, sorted_classes, top_k
 from videomaskfeat.errors import UserError
 from videomaskfeat.metrics.accuracy import (
     Accuracy,
     accuracy,
     class_accuracies,
+    code_counts,
     confusion_matrix,
+    direction_std,
+    directions,
+    entropy,
     label_ranks,
+    perplexity,
     predictions,
+    used_codes,
 )
 
 
@@ -100,3 +110,55 @@ def test_scores_that_are_no_numbers() -> None:
     scores = np.array([[0.5, np.nan], [0.1, 0.9]])
     with pytest.raises(UserError, match="1 of 2 videos have a score that is not a number"):
         accuracy(scores, np.array([0, 1]))
+
+
+def test_counts_are_of_every_code_of_the_vocabulary() -> None:
+    tokens = torch.tensor([[[0, 2], [2, 4]]])
+    assert code_counts(tokens, 6).tolist() == [1, 0, 2, 0, 1, 0]
+    assert used_codes(code_counts(tokens, 6)) == 3
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([7, 0, 0, 0], 1.0),  # one code
+        ([5, 5, 5, 5], 4.0),  # all alike
+        ([3, 0, 3, 0], 2.0),
+        # shares 1/2, 1/4, 1/4: an entropy of 1.5 bits
+        ([2, 1, 1, 0], 2**1.5),
+    ],
+)
+def test_perplexity_of_known_usage(counts: list[int], expected: float) -> None:
+    """A closed form in float64: equal to 1e-12."""
+    assert perplexity(torch.tensor(counts)).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_perplexity_of_a_geometric_usage() -> None:
+    """Shares 2^-1, 2^-2, ..., the last twice: entropy sum k*2^-k + n*2^-n bits."""
+    counts = [64, 32, 16, 8, 4, 2, 1, 1]
+    bits = sum(count / 128 * math.log2(128 / count) for count in counts)
+    assert perplexity(torch.tensor(counts)).item() == pytest.approx(2**bits, rel=1e-12)
+
+
+def std(features: torch.Tensor) -> float:
+    return direction_std(directions(features).mean(dim=0)).item()
+
+
+def test_direction_std_is_the_deviation_of_unit_vectors() -> None:
+    """Against a loop over rows in float64; float32 means, 1e-5."""
+    features = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)) + 0.5
+    expected = reference.direction_std(features.flatten(0, 1).tolist())
+    assert std(features) == pytest.approx(expected, rel=1e-5)
+
+
+def test_equal_directions_have_none_and_opposite_ones_all() -> None:
+    line = torch.tensor([[1.0, 2.0, 3.0]])
+    assert std(torch.cat([line, 5 * line, 0.1 * line])) < 1e-3  # lengths play no part; rounding
+    assert std(torch.cat([line, -line])) == pytest.approx(1.0)
+    assert std(torch.tensor([[1.0, 0.0], [0.0, 1.0]])) == pytest.approx(math.sqrt(0.5), rel=1e-6)
+
+
+def test_entropy_of_uniform_certain_and_binary_distributions() -> None:
+    rows = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]])
+    expected = torch.tensor([math.log(4), 0.0, math.log(2)])
+    torch.testing.assert_close(entropy(rows), expected, atol=1e-6, rtol=1e-6)

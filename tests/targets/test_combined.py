@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.methods.method import build_target
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.targets import build_target
 from videomaskfeat.targets.combined import CombinedTarget
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
-build = functools.partial(build_target, mean=0.45, std=0.225)
+build = functools.partial(build_target, clip=ClipRecipe(frames=4, stride=2, crop=32))
 RAW = {"name": "pixels", "weight": 0.25, "arguments": {"normalised": False, "loss": "l1"}}
 
 

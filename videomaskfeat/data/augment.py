@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -54,16 +54,9 @@ class Operation:
     resamples: bool = False
 
 
-def _degrees(strength: float, sign: int, increasing: bool) -> float:
-    return sign * strength * 30.0
-
-
-def _shear(strength: float, sign: int, increasing: bool) -> float:
-    return sign * strength * 0.3
-
-
-def _share(strength: float, sign: int, increasing: bool) -> float:
-    return sign * strength * 0.45
+def _signed(most: float) -> Callable[[float, int, bool], float]:
+    """An argument from 0 to ``most`` in either direction."""
+    return lambda strength, sign, increasing: sign * strength * most
 
 
 def _bits(strength: float, sign: int, increasing: bool) -> int:
@@ -89,7 +82,7 @@ OPERATIONS = {
     "AutoContrast": Operation(operations.auto_contrast),
     "Equalize": Operation(operations.equalize),
     "Invert": Operation(operations.invert),
-    "Rotate": Operation(operations.rotate, _degrees, resamples=True),
+    "Rotate": Operation(operations.rotate, _signed(30.0), resamples=True),
     "Posterize": Operation(operations.posterize, _bits),
     "Solarize": Operation(operations.solarize, _threshold),
     "SolarizeAdd": Operation(operations.solarize_add, _amount),
@@ -97,10 +90,10 @@ OPERATIONS = {
     "Contrast": Operation(operations.contrast, _factor),
     "Brightness": Operation(operations.brightness, _factor),
     "Sharpness": Operation(operations.sharpness, _factor),
-    "ShearX": Operation(operations.shear_x, _shear, resamples=True),
-    "ShearY": Operation(operations.shear_y, _shear, resamples=True),
-    "TranslateXRel": Operation(operations.translate_x, _share, resamples=True),
-    "TranslateYRel": Operation(operations.translate_y, _share, resamples=True),
+    "ShearX": Operation(operations.shear_x, _signed(0.3), resamples=True),
+    "ShearY": Operation(operations.shear_y, _signed(0.3), resamples=True),
+    "TranslateXRel": Operation(operations.translate_x, _signed(0.45), resamples=True),
+    "TranslateYRel": Operation(operations.translate_y, _signed(0.45), resamples=True),
 }
 
 
@@ -117,6 +110,7 @@ class Step:
     argument: float | None
 
 
+@dataclass(frozen=True)
 class RandAugment:
     """Draws operations for a clip and applies them to all of its frames.
 
@@ -135,35 +129,32 @@ class RandAugment:
         UserError: a value out of its range.
     """
 
-    def __init__(
-        self,
-        *,
-        magnitude: float = 10.0,
-        layers: int = 2,
-        noise: float = 0.0,
-        largest: float = SCALE,
-        probability: float = 0.5,
-        increasing: bool = False,
-        interpolation: str = "bicubic",
-    ) -> None:
-        if not 0 < largest < math.inf:
-            raise UserError(f"RandAugment's largest magnitude mmax={largest:g} must be above 0")
-        if not 0 <= magnitude <= largest:
+    _: KW_ONLY
+    magnitude: float = 10.0
+    layers: int = 2
+    noise: float = 0.0
+    largest: float = SCALE
+    probability: float = 0.5
+    increasing: bool = False
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.largest < math.inf:
+            raise UserError(f"RandAugment's largest magnitude mmax={self.largest:g} must be above 0")
+        if not 0 <= self.magnitude <= self.largest:
             raise UserError(
-                f"RandAugment's magnitude m={magnitude:g} must lie in 0..{largest:g}; "
+                f"RandAugment's magnitude m={self.magnitude:g} must lie in 0..{self.largest:g}; "
                 "mmax raises the upper end"
             )
-        if layers < 1:
-            raise UserError(f"RandAugment's layers n={layers} must be at least 1; leave it out to have none")
-        if not noise >= 0:
-            raise UserError(f"RandAugment's noise mstd={noise:g} must be at least 0")
-        if not 0 <= probability <= 1:
-            raise UserError(f"RandAugment's chance of each operation p={probability:g} must lie in 0..1")
-        check_name("RandAugment's interpolation", interpolation, operations.INTERPOLATIONS)
-        self.magnitude, self.layers, self.noise = magnitude, layers, noise
-        self.largest, self.probability = largest, probability
-        self.increasing = increasing
-        self.interpolation = interpolation
+        if self.layers < 1:
+            raise UserError(
+                f"RandAugment's layers n={self.layers} must be at least 1; leave it out to have none"
+            )
+        if not self.noise >= 0:
+            raise UserError(f"RandAugment's noise mstd={self.noise:g} must be at least 0")
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"RandAugment's chance of each operation p={self.probability:g} must lie in 0..1")
+        check_name("RandAugment's interpolation", self.interpolation, operations.INTERPOLATIONS)
 
     @classmethod
     def from_words(cls, words: str, *, interpolation: str = "bicubic") -> RandAugment:
@@ -331,20 +322,17 @@ def _normal_levels(mean: float, std: float) -> np.ndarray:
     return np.repeat(np.arange(256, dtype=np.uint8), np.diff(below))
 
 
+@dataclass(eq=False)
 class Augmentation:
     """RandAugment and color jitter on whole frames, the crop, then erasing: PySlowFast's order.
 
     A part that is None is left out. All frames of a clip are treated alike.
     """
 
-    def __init__(
-        self,
-        *,
-        randaugment: RandAugment | None = None,
-        colour: ColourJitter | None = None,
-        erasing: RandomErasing | None = None,
-    ) -> None:
-        self.randaugment, self.colour, self.erasing = randaugment, colour, erasing
+    _: KW_ONLY
+    randaugment: RandAugment | None = None
+    colour: ColourJitter | None = None
+    erasing: RandomErasing | None = None
 
     def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
         """Augment and cut whole frames uint8 [T, H, W, 3], which are not changed: uint8 [T, h, w, 3].
@@ -374,6 +362,7 @@ class Mix:
     box: Rectangle | None = None
 
 
+@dataclass(frozen=True)
 class Mixing:
     """Mixes a batch of clips and turns their labels into targets.
 
@@ -398,32 +387,29 @@ class Mixing:
         UserError: a value out of its range.
     """
 
-    def __init__(
-        self,
-        *,
-        classes: int,
-        mixup: float,
-        cutmix: float,
-        probability: float,
-        switch: float,
-        smoothing: float,
-    ) -> None:
-        if classes < 1:
-            raise UserError(f"classes={classes}: there must be at least 1")
-        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+    _: KW_ONLY
+    classes: int
+    mixup: float
+    cutmix: float
+    probability: float
+    switch: float
+    smoothing: float
+
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise UserError(f"classes={self.classes}: there must be at least 1")
+        for name, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if not (math.isfinite(alpha) and alpha >= 0):
                 raise UserError(
                     f"{name}={alpha}: its alpha must be a finite number, at least 0; 0 switches it off"
                 )
-        for name, chance in (("probability", probability), ("switch", switch)):
+        for name, chance in (("probability", self.probability), ("switch", self.switch)):
             if not 0 <= chance <= 1:
                 raise UserError(f"{name}={chance}: a chance lies in 0..1")
-        if not 0 <= smoothing < 1:
-            raise UserError(f"smoothing={smoothing}: must be at least 0 and below 1; at 1 nothing is learnt")
-        self.classes = classes
-        self.mixup, self.cutmix = mixup, cutmix
-        self.probability, self.switch = probability, switch
-        self.smoothing = smoothing
+        if not 0 <= self.smoothing < 1:
+            raise UserError(
+                f"smoothing={self.smoothing}: must be at least 0 and below 1; at 1 nothing is learnt"
+            )
 
     def __call__(self, clips: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix clips float [B, C, T, H, W] and their classes int64 [B], which are not changed.

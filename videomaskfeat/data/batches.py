@@ -33,7 +33,12 @@ class Failure:
 
 
 class _Movable:
-    """What moves to a device; the fields that are not named stay on the CPU."""
+    """What moves to a device.
+
+    The fields that are not named stay on the CPU: ``index``, int64, the record each clip comes from, and
+    ``failures``, records that could not be read. In training these are replaced in the batch, in testing
+    nothing stands in for them.
+    """
 
     device_fields: ClassVar[tuple[str, ...]]
 
@@ -61,8 +66,6 @@ class PretrainBatch(_Movable):
 
     clips: uint8 [B, T, H, W, C].
     mask: bool [B, t', h', w'], True = hidden.
-    index: int64 [B], the record each clip comes from; stays on the CPU.
-    failures: records that could not be read, replaced in this batch.
     """
 
     clips: Tensor
@@ -79,8 +82,6 @@ class PairBatch(_Movable):
     clips: uint8 [2V, T, H, W, C]; the two of a video stand together.
     mask: bool [2V, t', h', w'], True = hidden; None: nothing is hidden.
     local: uint8 [V*L, T, H', W', C], L small crops of each video, which stand together; None: none.
-    index: int64 [2V], the record each clip comes from; stays on the CPU.
-    failures: records that could not be read, replaced in this batch.
     """
 
     clips: Tensor
@@ -97,8 +98,6 @@ class LabelledBatch(_Movable):
 
     clips: uint8 [B, T, H, W, C].
     labels: int64 [B].
-    index: int64 [B], the record each clip comes from; stays on the CPU.
-    failures: records that could not be read, replaced in this batch.
     """
 
     clips: Tensor
@@ -113,9 +112,7 @@ class ViewsBatch(_Movable):
     """All views of some videos, for testing; those that could not be read are missing.
 
     clips: uint8 [n*V*S, T, H, W, C]; the views of one video stand together, view v of crop s at v*S + s.
-    index: int64 [n], the record each video is; stays on the CPU.
-    labels: int64 [n], -1 for a record without one; stays on the CPU.
-    failures: records that could not be read; nothing stands in for them. n is 0 where that is all of them.
+    index, labels: int64 [n]; the label is -1 for a record without one. n is 0 if no video could be read.
     """
 
     clips: Tensor
@@ -132,8 +129,6 @@ class ActionBatch(_Movable):
     clips: uint8 [B, T, H, W, C].
     boxes: float32 [R, 5], of all clips: number of the clip in the batch, x1, y1, x2, y2 in its pixels.
     labels: bool [R, L]; column i is the action with the id i + 1, and a row may have none.
-    index: int64 [B], the key frame each clip is around; stays on the CPU.
-    failures: key frames that could not be read, replaced in this batch.
     """
 
     clips: Tensor
@@ -162,11 +157,9 @@ class KeyFrameBatch(_Movable):
     """All views of some key frames of one video, for testing; those that could not be read are missing.
 
     views: a `BoxedClips` for each scale and mirror image, of equal B and R: row r is the same box in all.
-    index: int64 [B], which key frame each clip is around; stays on the CPU.
     rows: int64 [R], which row each box is among those of all key frames (``KeyFrames.boxes``, ``.scores``,
         ``.labels``), where it stands as the file has it; stays on the CPU.
-    failures: key frames that could not be read; nothing stands in for them. B is 0, and there is no view,
-        where that is all of them.
+    index: int64 [B], which key frames these are; B is 0, and there is no view, if none could be read.
     """
 
     views: tuple[BoxedClips, ...]

@@ -166,6 +166,7 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
         pin_memory: bool = False,
         shuffle: bool = True,
         read_ahead: bool = True,
+        whole_batches: bool = False,
         prefetch_batches: int = 2,
         read_seconds: float = READ_SECONDS,
         renew_megabytes: float = 100.0,
@@ -184,6 +185,8 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
             shuffle: a new order each epoch; otherwise the list's own.
             read_ahead: at the end of an epoch the workers go on with the next one, so that no time is lost
                 between epochs. Switch it off where epochs do not follow each other, as in evaluation.
+            whole_batches: each rank takes every ``world_size``-th batch whole instead of its part of each;
+                ranks may have one batch more or less.
             prefetch_batches: batches that each worker makes ahead, or more if the workers together would
                 otherwise not hold a whole step; with the batch size, bounds the memory.
             read_seconds: time that a worker may spend on one record without progress before it is replaced.
@@ -209,14 +212,16 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
             readings_to_settle=readings_to_settle,
             pin_memory=pin_memory,
         )
-        videos = _videos_per_step(dataset, batch_size, world_size * accumulate)
-        self.dataset = dataset
+        parts = 1 if whole_batches else world_size
+        videos = _videos_per_step(dataset, batch_size, parts * accumulate)
+        self.dataset, self.batch_size = dataset, batch_size
         self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
         """Epoch -> records that are not tried in it: `FailureCounter.given_up` of a training's counter."""
-        self.batches_per_epoch = len(dataset) // videos * accumulate
+        batches = len(dataset) // videos * accumulate
+        self.batches_per_epoch = len(range(rank, batches, world_size)) if whole_batches else batches
         """Micro-batches that this rank gets in an epoch."""
         self._read_ahead = read_ahead
-        self._keys = _KeyStream(dataset, videos, accumulate, rank, world_size, shuffle)
+        self._keys = _KeyStream(dataset, videos, accumulate, rank, world_size, shuffle, whole_batches)
         self._pool: WorkerPool[_BatchKeys, BatchT] | None = None
         self._position = (0, 0)  # epoch and batch that the pool gives next
 
@@ -393,10 +398,11 @@ class _KeyStream:
         rank: int,
         world_size: int,
         shuffle: bool,
+        whole_batches: bool,
     ) -> None:
         self.now = 0  # the epoch that the caller is in
         self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
-        self._dataset, self._shuffle = dataset, shuffle
+        self._dataset, self._shuffle, self._whole_batches = dataset, shuffle, whole_batches
         self._videos, self._accumulate = videos, accumulate
         self._rank, self._world_size = rank, world_size
 
@@ -423,6 +429,8 @@ class _KeyStream:
         order = self._dataset.order(epoch) if self._shuffle else np.arange(records)
         steps = records // self._videos
         keys = np.stack([order, _turns(order)], axis=1)[: steps * self._videos]
+        if self._whole_batches:
+            return keys.reshape(steps * self._accumulate, -1, 2)[self._rank :: self._world_size]
         keys = keys.reshape(steps, self._world_size, -1, 2)
         return keys[:, self._rank].reshape(steps * self._accumulate, -1, 2)
 

@@ -77,26 +77,20 @@ def clip_indices_view(
     stride: float,
     view: int,
     views: int,
-    offset: bool = True,
     target_fps: float | None = 30.0,
     short: ShortVideo = "clamp",
 ) -> np.ndarray:
     """The frames of clip ``view`` of ``views`` spread evenly over the video, for testing, int64 [T].
 
-    ``offset`` puts the first clip at the start and the last at the end in whole steps, a single clip in the
-    middle (PySlowFast's ``DATA.USE_OFFSET_SAMPLING``); without it clip i starts at i/views of the rest. The
-    other arguments and errors are those of ``clip_indices_random``.
+    The first clip is at the start and the last at the end, in whole steps, and a single clip in the middle
+    (PySlowFast's ``DATA.USE_OFFSET_SAMPLING``). For the other arguments and errors see
+    ``clip_indices_random``.
     """
     if not 0 <= view < views:
         raise UserError(f"view {view} of {views}: a view counts from 0 to {max(views - 1, 0)}")
     span = clip_span(fps, frames=frames, stride=stride, target_fps=target_fps)
     rest = max(num_frames - span, 0.0)
-    if not offset:
-        start = rest * view / views
-    elif views == 1:
-        start = np.floor(rest / 2)
-    else:
-        start = view * np.floor(rest / (views - 1))
+    start = np.floor(rest / 2) if views == 1 else view * np.floor(rest / (views - 1))
     return _spread(float(start), span, num_frames, frames, short)
 
 

@@ -56,7 +56,6 @@ class EvaluationViews(Dataset[ViewsBatch]):
         crop: pixels of a cut's side.
         short_side: pixels to which a frame's short side is resized before it is cut. The published figures
             are of 256 for 1 crop of 224, and of the crop's own side for 3.
-        offset: as in ``clip_indices_view``.
         reader: of video files: auto (here PyAV), decord or pyav.
 
     Raises:
@@ -74,7 +73,6 @@ class EvaluationViews(Dataset[ViewsBatch]):
     crops: int
     crop: int
     short_side: int
-    offset: bool = True
     reader: str = "auto"
 
     def __post_init__(self) -> None:
@@ -120,7 +118,6 @@ class EvaluationViews(Dataset[ViewsBatch]):
                     stride=self.stride,
                     view=view,
                     views=self.views,
-                    offset=self.offset,
                     target_fps=self.target_fps,
                     short=self.short,
                 )

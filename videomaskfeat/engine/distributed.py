@@ -489,6 +489,23 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, on every rank; the argument is not changed."""
+    return mean_over_ranks(values) * world_size() if world_size() > 1 else values
+
+
+def raise_together(error: UserError | RunFailed | None) -> None:
+    """Raise on all ranks the error that one of them has; all ranks must call it, with their own or None.
+
+    So no rank waits for one that has stopped.
+    """
+    errors = gather_objects(None if error is None else (type(error), str(error)))
+    if error is not None:
+        raise error
+    for kind, text in filter(None, errors):
+        raise kind(text)
+
+
 def run_on_main(function: Callable[[], T]) -> T:
     """Call ``function`` on rank 0 only and return its (picklable) result on every rank.
 

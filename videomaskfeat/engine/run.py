@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -268,14 +269,25 @@ class Run(ABC):
         return results
 
     def heldout_batches(self, samples: int) -> Iterator[Any]:
-        """The first held-out samples in batches on the device, the same in every call."""
-        left = min(samples, len(self.heldout.dataset))
-        for batch in self.heldout.epoch(0):
-            if left <= 0:
-                return
-            stop_if_requested()
-            left -= len(batch.index)
-            yield batch.to(self.device)
+        """This rank's share of the first held-out samples, in batches on the device.
+
+        The batches are the same in every call and for any number of ranks, which take them in turn. All ranks
+        must take all of theirs; an error or a signal that stops one of them stops all.
+        """
+        rank, ranks = distributed.rank(), distributed.world_size()
+        count = math.ceil(min(samples, len(self.heldout.dataset)) / self.heldout.batch_size)
+        batches = self.heldout.epoch(0)
+        for first in range(0, count, ranks):
+            batch, error = None, None
+            try:
+                stop_if_requested()
+                if first + rank < count:
+                    batch = next(batches)
+            except (UserError, RunFailed) as caught:  # raised below, on all ranks
+                error = caught
+            distributed.raise_together(error)
+            if batch is not None:
+                yield batch.to(self.device)
 
     def log_weights(self, path: str, report: Any, warning: str) -> None:
         """Log what became of the weights that the run starts from, and write weights_loaded.json."""

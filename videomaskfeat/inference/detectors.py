@@ -40,17 +40,12 @@ class VideoDetector:
         model: (clips float [B, C, T, H, W], boxes [R, 5]) -> logits [R, L], on the machine's device.
         recipe: how it sees key frames.
         machine: on what it runs.
-
-    Raises:
-        UserError: ``machine.clips_at_once`` is below 1.
     """
 
     def __init__(self, model: nn.Module, recipe: DetectRecipe, machine: Machine | None = None) -> None:
         self.model = model
         self.recipe = recipe
         self.machine = machine or Machine("cpu")
-        if self.machine.clips_at_once < 1:
-            raise UserError(f"clips_at_once={self.machine.clips_at_once}: must be at least 1")
 
     @torch.no_grad()
     def scores(self, clips: Tensor, boxes: Tensor) -> Tensor:

@@ -45,6 +45,9 @@ class Machine:
         workers: processes per rank that read videos; 0 reads in the rank's own.
         videos_per_batch: videos that a worker reads at a time; None: some 32 clips.
         clips_at_once: clips that go through the network together.
+
+    Raises:
+        UserError: a number is out of range.
     """
 
     device: str = "auto"
@@ -53,6 +56,12 @@ class Machine:
     workers: int = 0
     videos_per_batch: int | None = None
     clips_at_once: int = 8
+
+    def __post_init__(self) -> None:
+        for key, least in (("workers", 0), ("videos_per_batch", 1), ("clips_at_once", 1)):
+            value = getattr(self, key)
+            if value is not None and value < least:
+                raise UserError(f"{key}={value}: must be at least {least}")
 
     @functools.cached_property
     def place(self) -> torch.device:
@@ -200,14 +209,9 @@ class ClipPass:
         network: normalized clips float [B, C, T, H, W] -> [B, ...].
         clip: how clips are normalized.
         machine: on what the network runs.
-
-    Raises:
-        UserError: ``machine.clips_at_once`` is below 1.
     """
 
     def __init__(self, network: Callable[[Tensor], Tensor], clip: ClipRecipe, machine: Machine) -> None:
-        if machine.clips_at_once < 1:
-            raise UserError(f"clips_at_once={machine.clips_at_once}: must be at least 1")
         self.machine = machine
         self._network, self._clip = network, clip
 

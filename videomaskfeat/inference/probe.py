@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from videomaskfeat.config import DataConfig, ProbeConfig
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
@@ -17,6 +16,7 @@ from videomaskfeat.inference.multiview import Machine, VideoScores, video_featur
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_neighbours, knn_scores, linear_probe_scores
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.schemas import DataConfig, ProbeConfig
 
 
 class FeatureProbe:

@@ -19,6 +19,7 @@ from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskedModel, MaskFeat
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.vit import ViT
+from videomaskfeat.recipe import ClassifyRecipe
 
 _STEM = "patch_embed.proj.weight"
 _HEAD_WIDTH = 64  # of its decoders
@@ -101,6 +102,29 @@ def slowfast_options(model: nn.Module) -> dict[str, dict[str, Any]]:
             else {"PRED_HOG": True, "HEAD_TYPE": "separate"}
         )
     return options
+
+
+def slowfast_clip_options(recipe: ClassifyRecipe) -> dict[str, dict[str, Any]]:
+    """The sections of a PySlowFast YAML about clips and views, as far as it has the same."""
+    clip, segments = recipe.clip, recipe.sampling == "segments"
+    data: dict[str, Any] = {}
+    for key, value in (("MEAN", clip.mean), ("STD", clip.std)):
+        colours = value if isinstance(value, tuple) else (value,) * 3
+        # Its frames of SSv2 are blue, green, red: normalised so, and then reversed for a model of ours.
+        data[key] = list(colours[::-1] if segments else colours)
+    if segments:
+        data["REVERSE_INPUT_CHANNEL"] = True
+    else:
+        data["USE_OFFSET_SAMPLING"] = True  # or its views would not reach from the first frame to the last
+        if recipe.crops == 1:  # one crop is cut from a frame of the smallest scale of training, three are not
+            data["TRAIN_JITTER_SCALES"] = [recipe.short_side, recipe.short_side * 5 // 4]
+    for key, number in (("SAMPLING_RATE", clip.stride), ("TARGET_FPS", clip.target_fps)):
+        if number is not None and number == int(number):  # it takes whole numbers
+            data[key] = int(number)
+    dataset = {"DATASET": "ssv2" if segments else "kinetics"}
+    views = {"NUM_ENSEMBLE_VIEWS": recipe.views, "NUM_SPATIAL_CROPS": recipe.crops}
+    keys = {"DATA": data, "TRAIN": dataset, "TEST": {**dataset, **views}}
+    return keys | ({"MODEL": {"HEAD_ACT": "none"}} if recipe.average == "logits" else {})
 
 
 def _of_images(encoder: Encoder) -> bool:

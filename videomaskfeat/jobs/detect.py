@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
-from videomaskfeat.config import DetectConfig
 from videomaskfeat.data.augment import Augmentation
 from videomaskfeat.data.ava import ActionClips
 from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
@@ -25,6 +24,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
+from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
@@ -37,7 +37,6 @@ from videomaskfeat.inference.key_frames import (
 )
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.results import detection_protocol, identity_of
-from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
@@ -48,11 +47,11 @@ from videomaskfeat.recipe import (
     DETECT_KEY,
     ClipRecipe,
     DetectRecipe,
-    Levels,
     compare_levels,
     normalize,
     recipe_texts,
 )
+from videomaskfeat.schemas import DetectConfig
 from videomaskfeat.viz.report import write_report
 
 LOSSES = ("sigmoid", "poses")
@@ -78,9 +77,7 @@ def detect_train(config: DetectConfig) -> Outcome:
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     if config.evaluate.every_seconds < 1:
         raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
-    return run_training(
-        DetectRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
-    )
+    return run_training(DetectRun, config, environment=environment_text, report=write_report)
 
 
 class DetectRun(Run):
@@ -92,7 +89,7 @@ class DetectRun(Run):
         super().__init__(config, device)
         self.lists = read_lists(config)
         self.recipe = recipe_of(config, self.lists)
-        loss = build_loss(config, self.lists, device)
+        self.loss = build_loss(config, self.lists, device)
         model, self.load_report = build_detector(config, self.lists.classes)
         self.loader = training_loader(config, self.lists.train)
         self.counter = FailureCounter(
@@ -114,13 +111,7 @@ class DetectRun(Run):
             self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
             self.validated = self.part_of_seconds(self.lists.tested, self.lists.truth)
         self.learn(model)
-        self.detect = DetectStep(
-            self.network,
-            loss,
-            mean=self.recipe.clip.mean,
-            std=self.recipe.clip.std,
-            compiled=config.run.compile,
-        )
+        self.compare = torch.compile(self.detect) if config.run.compile else self.detect
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
     def plan(self) -> list[str]:
@@ -147,8 +138,22 @@ class DetectRun(Run):
             self.log_weights(path, self.load_report, compare_levels(path, self.recipe.clip))
 
     def step(self, batch: ActionBatch) -> StepResult:
-        """The loss of a batch."""
-        return self.detect(batch)
+        """Normalize on the device, score the actions of each box, compare; ``boxes`` counts them per process.
+
+        A box weighs the same on every process, whichever of them has more: their losses and gradients are
+        averaged, so each loss is scaled by the process' share of the boxes. (A softmax over poses is a mean
+        over the boxes that have a pose, so there the scale is near enough and not exact.) Micro-batches of
+        one process weigh alike.
+        """
+        clips = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
+        loss = self.compare(clips, batch.boxes, batch.labels)
+        own = torch.tensor(float(len(batch.boxes)), device=loss.device)
+        mean = distributed.mean_over_ranks(own)
+        return StepResult(loss * (own / mean.clamp(min=1e-6)), {"boxes": mean})
+
+    def detect(self, clips: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Clips float [B, C, T, H, W], boxes [R, 5], labels bool [R, L] -> loss float32 []."""
+        return self.loss(self.network(clips, boxes), labels)
 
     @property
     def state(self) -> Mapping[str, Stateful]:
@@ -247,45 +252,6 @@ class DetectRun(Run):
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
         """The mAP, and what could not be read."""
         return self.words if "mean_ap" in summary else []
-
-
-class DetectStep:
-    """Batch -> loss: normalize on the device, say what each box does, compare.
-
-    Args:
-        model: (clips, boxes) -> logits [R, L], perhaps wrapped for several processes.
-        loss: (logits, labels) -> scalar.
-        mean: subtracted from pixels in 0..1.
-        std: divides them after that.
-        compiled: compile network and loss with torch.compile.
-    """
-
-    def __init__(
-        self, model: nn.Module, loss: ActionLoss, *, mean: Levels, std: Levels, compiled: bool = False
-    ) -> None:
-        self.model = model
-        self.mean = mean
-        self.std = std
-        self._loss = loss
-        self._compare = torch.compile(self.compare) if compiled else self.compare
-
-    def __call__(self, batch: ActionBatch) -> StepResult:
-        """The loss of a batch, and how many boxes a process has, as ``boxes``.
-
-        A box weighs the same on every process, whichever of them has more: their losses and gradients are
-        averaged, so each loss is scaled by the process' share of the boxes. (A softmax over poses is a mean
-        over the boxes that have a pose, so there the scale is near enough and not exact.) Micro-batches of
-        one process weigh alike.
-        """
-        clips = normalize(batch.clips, mean=self.mean, std=self.std)
-        loss = self._compare(clips, batch.boxes, batch.labels)
-        own = torch.tensor(float(len(batch.boxes)), device=loss.device)
-        mean = distributed.mean_over_ranks(own)
-        return StepResult(loss * (own / mean.clamp(min=1e-6)), {"boxes": mean})
-
-    def compare(self, clips: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], boxes [R, 5], labels bool [R, L] -> loss float32 []."""
-        return self._loss(self.model(clips, boxes), labels)
 
 
 @dataclass(frozen=True)

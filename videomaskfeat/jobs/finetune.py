@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import FinetuneConfig, LabelledClipConfig
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
 from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
@@ -28,16 +27,17 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
+from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names
 from videomaskfeat.inference.multiview import Machine, VideoScores, evaluate_model, views_of
-from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, Levels, compare_levels, normalize
+from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels, normalize
+from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
     """
     check_required(config, data_train="train.csv", run_folder="runs/first")
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
-    return run_training(
-        FinetuneRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
-    )
+    return run_training(FinetuneRun, config, environment=environment_text, report=write_report)
 
 
 class FinetuneRun(Run):
@@ -69,25 +67,12 @@ class FinetuneRun(Run):
         model, self.load_report = build_classifier(config, self.lists.classes)
         self.loader = training_loader(config, self.lists)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
-        mixing = Mixing(
-            classes=self.lists.classes,
-            mixup=config.mix.mixup,
-            cutmix=config.mix.cutmix,
-            probability=config.mix.probability,
-            switch=config.mix.switch,
-            smoothing=config.mix.smoothing,
-        )
+        self.mixing = Mixing(classes=self.lists.classes, **vars(config.mix))
         self.evaluates, self.evaluate_epochs = self.lists.validation is not None, config.evaluate.epochs
         if self.lists.validation is not None:  # a mistake is reported now rather than after the training
             views_of(self.lists.validation, self.recipe)
         self.learn(model)
-        self.classify = FinetuneStep(
-            self.network,
-            mixing,
-            mean=self.recipe.clip.mean,
-            std=self.recipe.clip.std,
-            compiled=config.run.compile,
-        )
+        self.compare = torch.compile(self.classify) if config.run.compile else self.classify
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
     def plan(self) -> list[str]:
@@ -124,8 +109,21 @@ class FinetuneRun(Run):
             self.log_weights(path, self.load_report, compare_levels(path, self.recipe.clip))
 
     def step(self, batch: LabelledBatch) -> StepResult:
-        """The loss of a batch."""
-        return self.classify(batch)
+        """Normalize on the device, mix clips and labels, classify, compare.
+
+        ``train_top1`` is the share of clips, in percent, whose class wins: of a mixed clip the class of the
+        greater part, as its target says.
+        """
+        pixels = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
+        clips, targets = self.mixing(pixels, batch.labels)
+        loss, logits = self.compare(clips, targets)
+        right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
+        return StepResult(loss, {"train_top1": 100 * right.float().mean()})
+
+    def classify(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Clips float [B, C, T, H, W] and targets float [B, L] -> loss float32 [] and logits [B, L]."""
+        logits = self.network(clips)
+        return soft_cross_entropy(logits, targets), logits
 
     @property
     def state(self) -> Mapping[str, Stateful]:
@@ -196,45 +194,6 @@ class FinetuneRun(Run):
                 f"({summary['validation_best_top1']:.2f} % with one view)",
             ]
         return lines
-
-
-class FinetuneStep:
-    """Batch -> loss: normalize on the device, mix clips and labels, classify, compare.
-
-    Args:
-        model: clips -> logits [B, L], perhaps wrapped for several processes.
-        mixing: (clips, labels) -> (clips, targets [B, L]).
-        mean: subtracted from pixels in 0..1.
-        std: divides them after that.
-        compiled: compile network and loss with torch.compile.
-    """
-
-    def __init__(
-        self, model: nn.Module, mixing: Mixing, *, mean: Levels, std: Levels, compiled: bool = False
-    ) -> None:
-        self.model = model
-        self.mixing = mixing
-        self.mean = mean
-        self.std = std
-        self._compare: Callable[..., tuple[Tensor, Tensor]] = (
-            torch.compile(self.compare) if compiled else self.compare
-        )
-
-    def __call__(self, batch: LabelledBatch) -> StepResult:
-        """The loss of a batch, and in ``train_top1`` the share of its clips, in percent, whose class wins.
-
-        Of mixed clips the class is that of the greater part, as their targets say.
-        """
-        pixels = normalize(batch.clips, mean=self.mean, std=self.std)
-        clips, targets = self.mixing(pixels, batch.labels)
-        loss, logits = self._compare(clips, targets)
-        right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
-        return StepResult(loss, {"train_top1": 100 * right.float().mean()})
-
-    def compare(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Clips float [B, C, T, H, W] and targets float [B, L] -> loss float32 [] and logits [B, L]."""
-        logits = self.model(clips)
-        return soft_cross_entropy(logits, targets), logits
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,15 @@ import torch
 import yaml
 from torch import nn
 
-from videomaskfeat.config import FinetuneConfig, PretrainConfig
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.lists import read_class_names
 from videomaskfeat.inference.results import write_json
 from videomaskfeat.interop.slowfast import ClipFacts, ImageTarget, Imported, MaskFacts, load_slowfast
 from videomaskfeat.io import exists, make_folder, whole_file
-from videomaskfeat.jobs.pretrain_building import recipe_of as pretrain_recipe_of
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClipRecipe
+from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClipRecipe, PretrainRecipe
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
@@ -134,7 +133,7 @@ def _config_and_recipe(
     if class_names is not None:
         raise UserError(f"{os.fspath(class_names)}: class names, and {path} describes no classifier")
     pretrain = _pretrain_config(path, imported)
-    return pretrain, {METADATA_KEY: pretrain_recipe_of(pretrain).to_json()}
+    return pretrain, {METADATA_KEY: PretrainRecipe.of(pretrain).to_json()}
 
 
 def _check_testing(path: str, clip: ClipFacts) -> None:

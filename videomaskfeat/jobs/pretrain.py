@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
+from videomaskfeat.environment import environment_text
 from videomaskfeat.inference.probe import FeatureProbe
-from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
-from videomaskfeat.methods import build_method
+from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY
+from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.report import write_report
 
@@ -36,9 +36,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         RunFailed: the loss is not finite, or nothing can be saved.
     """
     check_required(config, data_train="videos.csv", run_folder="runs/first")
-    return run_training(
-        PretrainRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
-    )
+    return run_training(PretrainRun, config, environment=environment_text, report=write_report)
 
 
 class PretrainRun(Run):
@@ -49,10 +47,10 @@ class PretrainRun(Run):
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.method = build_method(config)
-        self.loader = self.method.training_loader(
-            rank=distributed.rank(), world_size=distributed.world_size()
+        self.loader = training_loader(
+            config, self.method, rank=distributed.rank(), world_size=distributed.world_size()
         )
-        self.heldout = self.method.heldout_loader()
+        self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.learn(self.method.student)
         self.method.to(device)
@@ -76,7 +74,7 @@ class PretrainRun(Run):
             f"{multiply_adds(self.model, self.method.example) / 1e9:.1f} G multiply-adds per clip",
             f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
             f"{tokens} = {tokens.size} tokens, predictions on {output}",
-            f"target    {self.method.aim}",
+            f"target    {self.method.description}",
         ]
         sections = {name: getattr(config, name) for name in self.method.unused}
         unused = [name for name, section in sections.items() if section != type(section)()]
@@ -126,12 +124,12 @@ class PretrainRun(Run):
         return {} if self.probe is None else self.probe(self.method.weights()["weights.safetensors"])
 
     def heldout_loss(self) -> HeldOutLoss | None:
-        """The held-out loss; None without a held-out list."""
+        """The held-out loss, of which each rank computes its share; None without a held-out list."""
         if self.heldout is None:
             return None
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
         batches = self.heldout_batches(self.config.run.evaluate_clips)
-        return distributed.run_on_main(lambda: self.method.heldout(batches, autocast=autocast))
+        return self.method.heldout_loss(self.model, batches, autocast=autocast)
 
     def save(self, path: Path) -> None:
         """Write all models of the method beside the path."""

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from videomaskfeat.config import TokenizerConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.formats import load_records
@@ -24,9 +23,9 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
+from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256
-from videomaskfeat.jobs.doctor import diagnose
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import code_counts, perplexity, used_codes
 from videomaskfeat.models.perceptual import PerceptualDistance
@@ -40,6 +39,7 @@ from videomaskfeat.models.tokenizers import (
 )
 from videomaskfeat.models.weights import load_model, save_weights
 from videomaskfeat.recipe import read_clip_recipe
+from videomaskfeat.schemas import TokenizerConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
 from videomaskfeat.viz.report import write_report
@@ -59,9 +59,7 @@ def train_tokenizer(config: TokenizerConfig) -> Outcome:
     """
     check_required(config, data_train="videos.csv", run_folder="runs/tokens")
     check_keys(config)
-    return run_training(
-        TokenizerRun, config, environment=lambda folder: diagnose(folder).to_json(), report=write_report
-    )
+    return run_training(TokenizerRun, config, environment=environment_text, report=write_report)
 
 
 class TokenizerRun(Run):
@@ -144,7 +142,7 @@ class TokenizerRun(Run):
             return None
         batches = self.heldout_batches(self.config.run.evaluate_frames)
         frames = (pictures_of(batch.clips) for batch in batches)
-        return distributed.run_on_main(lambda: heldout_frames(self.tokenizer, frames))
+        return heldout_frames(self.tokenizer, frames)
 
     def save(self, path: Path) -> None:
         """Write the tokenizer with what is known of it, for people and programs that do not build it."""
@@ -362,6 +360,9 @@ def heldout_loader(config: TokenizerConfig) -> ClipLoader[Any] | None:
         read_seconds=config.data.read_seconds,
         shuffle=False,
         read_ahead=False,
+        whole_batches=True,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
 
 
@@ -576,15 +577,18 @@ class HeldOutFrames:
 
 @torch.no_grad()
 def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> HeldOutFrames:
-    """Code and decode frames float32 [B, C, H, W] in 0..1, in float32.
+    """Code and decode frames float32 [B, C, H, W] in 0..1, in float32; all ranks must call it.
+
+    Args:
+        tokenizer: codes and decodes.
+        batches: those of this rank; the figures are of the batches of all ranks.
 
     Raises:
         ValueError: there are no batches.
     """
-    squared = values = 0.0
-    frames = 0
-    counts = torch.zeros(tokenizer.vocabulary, dtype=torch.int64)
-    sums = squares = torch.zeros(1, dtype=torch.float64)
+    frames = squared = values = 0.0
+    counts = torch.zeros(tokenizer.vocabulary, dtype=torch.float64)
+    sums = squares = torch.zeros(3, dtype=torch.float64)  # red, green, blue
     for pictures in batches:
         tokens = tokenizer.tokens(pictures)
         truth = tokenizer.normalize(pictures).double()  # [B, C, H, W]
@@ -594,15 +598,19 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
         counts += code_counts(tokens, tokenizer.vocabulary).cpu()
         values += truth.numel()
         frames += len(pictures)
+    own = torch.cat([torch.tensor([frames, squared, values], dtype=torch.float64), sums, squares, counts])
+    total = distributed.sum_over_ranks(own)
+    totals, sums, squares, counts = total.split([3, 3, 3, len(counts)])
+    frames, squared, values = totals.tolist()
     if not frames:
         raise ValueError("no held-out batches")
-    pixels = values / len(sums)
+    pixels = values / 3
     variance = squares / pixels - (sums / pixels).square()  # [C]
     return HeldOutFrames(
         reconstruction=squared / values,
         constant=max(float(variance.mean()), 0.0),  # rounding may bring it below
         perplexity=float(perplexity(counts)),
         used=int(used_codes(counts)),
-        frames=frames,
+        frames=int(frames),
         tokens=int(counts.sum()),
     )

@@ -19,16 +19,13 @@ from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.workers import call_apart
 from videomaskfeat.engine.distributed import choose_device
-from videomaskfeat.errors import UserError, check_name, unknown_name
-from videomaskfeat.grid import TokenGrid
+from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import free_name, make_folder
-from videomaskfeat.masking import MASKS
-from videomaskfeat.methods.method import build_target
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import PretrainRecipe, denormalize, normalize, read_recipe
-from videomaskfeat.targets import TARGETS
+from videomaskfeat.targets import TARGETS, build_target
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.viz.pictures import (
@@ -139,7 +136,7 @@ def draw_videos(
                 failures.append(clip)
                 continue
             frames, indices = clip
-            mask = _draw_mask(recipe, sample_generator(seed, 0, index))
+            mask = recipe.draw_mask(sample_generator(seed, 0, index))
             drawing = replace(
                 _predict(model, target, frames, mask, recipe),
                 title=os.path.basename(video),
@@ -173,8 +170,7 @@ def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
     reason = why_not_drawn(recipe)
     if reason is not None:
         raise UserError(reason)
-    clip = recipe.clip
-    target = build_target(recipe.target, recipe.target_arguments, mean=clip.mean, std=clip.std)
+    target = build_target(recipe.target, recipe.target_arguments, clip=recipe.clip)
     assert isinstance(target, HogTarget | PixelTarget)
     return target
 
@@ -205,14 +201,6 @@ def _read_middle(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.nd
         frames = source.read(indices)  # [T, H, W, 3]
     geometry = UniformCrop(clip.crop, clip.crop).sample(frames.shape[1], frames.shape[2])
     return geometry.apply_clip(frames), indices
-
-
-def _draw_mask(recipe: PretrainRecipe, rng: np.random.Generator) -> np.ndarray:
-    """A mask bool [t', h', w'] of the recipe's kind."""
-    mask, clip = recipe.mask, recipe.clip
-    check_name("mask", mask.kind, MASKS)
-    grid = TokenGrid.from_clip(frames=clip.frames, height=clip.crop, width=clip.crop, stride=mask.cell)
-    return MASKS[mask.kind](grid, mask.ratio, rng)
 
 
 @torch.inference_mode()

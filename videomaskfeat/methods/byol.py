@@ -9,30 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.batches import PairBatch
-from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import direction_error
-from videomaskfeat.methods.teaching import (
-    Colours,
-    Comparison,
-    Local,
-    TeacherMethod,
-    build_encoder,
-    call,
-    compiled,
-    heldout_pairs,
-    settings,
-    training_pairs,
-)
-from videomaskfeat.metrics.accuracy import direction_std, directions
+from videomaskfeat.methods.teaching import Colours, Comparison, PairMethod, build_group
+from videomaskfeat.metrics.accuracy import directions
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.maskfeat import ClipEncoder
 from videomaskfeat.models.projection import Projector
+from videomaskfeat.recipe import PretrainRecipe
 
 
 class Projecting(nn.Module):
@@ -76,7 +64,7 @@ class ByolStudent(nn.Module):
         return torch.cat([self.predictor(part) for part in projections.chunk(views)])
 
 
-class Byol(TeacherMethod):
+class Byol(PairMethod):
     """Bootstrap your own latent (arXiv 2006.07733) on two clips of each video, at two times.
 
     The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS, no hue,
@@ -84,7 +72,9 @@ class Byol(TeacherMethod):
     projector normalises by the student's running statistics. The teacher's encoder is what is saved.
 
     Args:
-        config: of the run.
+        recipe: see :class:`~videomaskfeat.methods.method.Method`.
+        encoder: the student's, with fresh weights.
+        compiled: see :class:`~videomaskfeat.methods.method.Method`.
         projection: width of what is compared, P.
         hidden_width: of projector and predictor.
         summary: the clip's feature: "mean" (over the grid's tokens) or "token" (the class token).
@@ -95,7 +85,7 @@ class Byol(TeacherMethod):
         collapse_grace: share of the run that is not judged.
 
     Raises:
-        UserError: a value out of its range, or a single video a micro-batch.
+        UserError: a value out of its range.
     """
 
     loss_name = "2 - 2 cos, both directions"
@@ -104,8 +94,10 @@ class Byol(TeacherMethod):
 
     def __init__(
         self,
-        config: PretrainConfig,
         *,
+        recipe: PretrainRecipe,
+        encoder: Encoder,
+        compiled: bool = False,
         projection: int = 256,
         hidden_width: int = 4096,
         summary: str = "mean",
@@ -115,10 +107,9 @@ class Byol(TeacherMethod):
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
     ) -> None:
-        super().__init__(config)
-        self._parts = {"colours": settings(Colours, "colour", colour), "mask": None, "local": Local()}
-        encoder = ClipEncoder(build_encoder(config), summary=summary)
-        width = encoder.encoder.out_width
+        colours = build_group(Colours, "colour", colour)
+        width = encoder.out_width
+        features = ClipEncoder(encoder, summary=summary)
         heads = [
             build_within_memory(
                 partial(Projector, before, hidden_width=hidden_width, out_width=projection),
@@ -126,11 +117,16 @@ class Byol(TeacherMethod):
             )
             for before in (width, projection)
         ]
-        online, predictor = Projecting(encoder, heads[0]), heads[1]
-        self.student = ByolStudent(online, predictor)
+        online, predictor = Projecting(features, heads[0]), heads[1]
         meaning = "all clips get nearly the same one"
-        self._teach(
-            online,
+        super().__init__(
+            recipe=recipe,
+            student=ByolStudent(online, predictor),
+            encoder=encoder,
+            masked=False,
+            compiled=compiled,
+            colours=colours,
+            followed=online,
             momentum=CosineRamp(momentum, momentum_end),
             monitors=(
                 Monitor("feature_std", collapse_std, meaning),
@@ -138,43 +134,31 @@ class Byol(TeacherMethod):
             ),
             grace=collapse_grace,
         )
-        self._train(True)
-        self._call = compiled(call, config)
+        self.train(self.student, True)
 
     @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.online.encoder.encoder
-
-    @property
-    def aim(self) -> str:
+    def description(self) -> str:
         """What is compared."""
         return "the teacher's projection of another clip of the same video (BYOL)"
 
-    def training_loader(self, *, rank: int, world_size: int) -> ClipLoader[Any]:
-        """Pairs of clips.
+    def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:
+        """Refuse micro-batches of one video in one process, of which batch normalization leaves nothing.
 
         Raises:
-            UserError: one video a micro-batch of one process, of which batch normalisation leaves nothing.
+            UserError: names the batch and the smallest one.
         """
-        optim = self.config.optim
-        if world_size == 1 and optim.batch_size // optim.accumulate == 2:
+        if world_size == 1 and batch_size // accumulate == 2:
             raise UserError(
-                f"optim.batch_size {optim.batch_size} with optim.accumulate {optim.accumulate} leaves one "
-                "video a micro-batch, which batch normalisation cannot take; a batch counts two clips a "
-                f"video, take at least {4 * optim.accumulate}"
+                f"optim.batch_size {batch_size} with optim.accumulate {accumulate} leaves one video per "
+                "micro-batch, which batch normalization cannot take; a batch counts two clips per video, "
+                f"take at least {4 * accumulate}"
             )
-        return training_pairs(self.config, rank=rank, world_size=world_size, **self._parts)
-
-    def heldout_loader(self) -> ClipLoader[Any] | None:
-        """Pairs of the held-out list."""
-        return heldout_pairs(self.config, **self._parts)
 
     def compare(self, network: nn.Module, batch: PairBatch, *, progress: float) -> Comparison:
         """Predict the projection of each clip's partner."""
         pixels = self._by_view(batch)
         features, projections = self.teach(pixels)
-        predictions = self._call(network, pixels, 2)
+        predictions = self._forward(network, pixels, 2)
         partners = torch.cat(projections.chunk(2)[::-1])
         loss = 2.0 * direction_error(predictions, partners)  # the mean of both directions, twice
         return Comparison(
@@ -191,31 +175,28 @@ class Byol(TeacherMethod):
         """The teacher's projections, float [2V, P]."""
         return self.teach(self._by_view(batch))[1]
 
-    def wanted(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def constant_rows(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The directions of the projections."""
         return {"direction": rows["projection_std"]}
 
-    def best_constant(self, wanted: Mapping[str, Tensor]) -> float:
+    def best_constant(self, means: Mapping[str, Tensor]) -> float:
         """The mean of 2 - 2 c.u over unit vectors u is least for c along their mean: 2 - 2 |mean|."""
-        return 2 * (2 - 2 * float(wanted["direction"].norm()))
+        return 2 * (2 - 2 * float(means["direction"].norm()))
 
+    @property
     def teacher_encoder(self) -> Encoder:
-        """The teacher's encoder."""
+        """See :attr:`TeacherMethod.teacher_encoder`."""
         module = self.teacher.module
         assert isinstance(module, Projecting)
         return module.encoder.encoder
 
     def _by_view(self, batch: PairBatch) -> Tensor:
         """The pixels of a batch, whose clips come pair by pair, view by view: float [2V, C, T, H, W]."""
-        return self._pixels(batch.clips.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
+        return self.pixels(batch.clips.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
 
-    def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How far features and projections of the teacher spread."""
-        return {name: direction_std(means[name]) for name in ("feature_std", "projection_std")}
-
-    def _train(self, training: bool) -> None:
-        """The teacher's projector normalises by the batch in training, as the student's does."""
-        super()._train(training)
+    def train(self, network: nn.Module, mode: bool) -> None:
+        """The teacher's projector normalizes by the batch in training, as the student's does."""
+        super().train(network, mode)
         module = self.teacher.module
         assert isinstance(module, Projecting)
-        module.projector.train(training)
+        module.projector.train(mode)

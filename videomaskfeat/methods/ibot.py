@@ -10,34 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.data.clips import MaskDraw
-from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.engine.optim import CosineRamp, LinearRamp
 from videomaskfeat.engine.teacher import Monitor, RunningCentre
-from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.errors import UserError
 from videomaskfeat.grid import resize_mask
-from videomaskfeat.jobs.pretrain_building import check_mask_grid, mask_function, mask_grid
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
 from videomaskfeat.masking import varied
-from videomaskfeat.methods.teaching import (
-    Colours,
-    Comparison,
-    Local,
-    TeacherMethod,
-    build_encoder,
-    call,
-    compiled,
-    heldout_pairs,
-    settings,
-    training_pairs,
-)
-from videomaskfeat.metrics.accuracy import direction_std, directions, entropy
+from videomaskfeat.methods.method import check_mask_grid
+from videomaskfeat.methods.teaching import Colours, Comparison, Local, PairMethod, build_group
+from videomaskfeat.metrics.accuracy import directions, entropy
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.limits import build_within_memory, checked_arguments
+from videomaskfeat.models.limits import build_within_memory, check_arguments
 from videomaskfeat.models.maskfeat import MaskedEncoder
 from videomaskfeat.models.projection import PrototypeHead
+from videomaskfeat.recipe import PretrainRecipe
 
 _KINDS = ("class", "cube")
 
@@ -80,7 +68,7 @@ class IbotNetwork(nn.Module):
         return classes, cubes, small
 
 
-class Ibot(TeacherMethod):
+class Ibot(PairMethod):
     """Self-distillation with an online tokenizer (iBOT, arXiv 2111.07832) on two clips of each video.
 
     The teacher sees both clips whole and gives a distribution over K prototypes for the class token and for
@@ -92,7 +80,11 @@ class Ibot(TeacherMethod):
     the colours; the centre takes in whole optimiser steps, not micro-batches.
 
     Args:
-        config: of the run; of ``mask``, the ratio is not used where ``ratios`` are given.
+        recipe: see :class:`~videomaskfeat.methods.method.Method`; the mask's ratio is not used if ``ratios``
+            are given.
+        encoder: the student's, with fresh weights.
+        epochs: length of the run.
+        compiled: see :class:`~videomaskfeat.methods.method.Method`.
         head: arguments of :class:`~videomaskfeat.models.projection.PrototypeHead` (prototypes, hidden_width,
             bottleneck, layers).
         shared_head: one head for class token and cells, as published.
@@ -124,8 +116,11 @@ class Ibot(TeacherMethod):
 
     def __init__(
         self,
-        config: PretrainConfig,
         *,
+        recipe: PretrainRecipe,
+        encoder: Encoder,
+        epochs: float,
+        compiled: bool = False,
         head: Mapping[str, Any] | None = None,
         shared_head: bool = True,
         summary: str = "token",
@@ -146,86 +141,72 @@ class Ibot(TeacherMethod):
         collapse_information: float = 0.001,
         collapse_grace: float = 0.1,
     ) -> None:
-        super().__init__(config)
-        self._local = settings(Local, "local", local)
-        self._colours = settings(Colours, "colour", colour)
-        self._mask = _mask_draw(config, ratios, unmasked)
-        self.temperature = _teacher_temperature(config, teacher_temperature, temperature_warmup_epochs)
+        crops, colours = build_group(Local, "local", local), build_group(Colours, "colour", colour)
+        self._mask_draw = _mask_draw(recipe, ratios, unmasked)
+        self.temperature = _teacher_temperature(epochs, teacher_temperature, temperature_warmup_epochs)
         if not student_temperature > 0:
             raise UserError(
                 f"method.arguments.student_temperature {student_temperature:g} must be above 0, such as 0.1"
             )
         self.student_temperature = student_temperature
-        self.freeze_epochs = freeze_epochs
+        self.epochs, self.freeze_epochs = epochs, freeze_epochs
         self.weights_of_losses = _loss_weights(class_weight, cube_weight)
-        self.student = _network(config, head or {}, shared_head=shared_head, summary=summary)
-        _check_sizes(config, self.student.masked.encoder, self._local)
-        prototypes = self.student.class_head.prototypes
-        self._teach(
-            self.student,
+        _check_sizes(recipe, encoder, crops)
+        student = _network(encoder, head or {}, shared_head=shared_head, summary=summary)
+        prototypes = student.class_head.prototypes
+        super().__init__(
+            recipe=recipe,
+            student=student,
+            encoder=encoder,
+            compiled=compiled,
+            colours=colours,
+            local=crops,
+            followed=student,
             momentum=CosineRamp(momentum, momentum_end),
-            centres={
+            centers={
                 f"{kind}_centre": RunningCentre(prototypes, momentum=centre_momentum) for kind in _KINDS
             },
             monitors=_monitors(collapse_std, collapse_information),
             grace=collapse_grace,
         )
-        self._call = compiled(call, config)
 
     @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.masked.encoder
-
-    @property
-    def example(self) -> tuple[Tensor, ...]:
-        """A clip and a mask."""
-        mask = mask_grid(self.config.clip, self.config.mask)
-        return (*super().example, torch.zeros((1, *mask.shape), dtype=torch.bool))
-
-    @property
-    def aim(self) -> str:
+    def description(self) -> str:
         """What is predicted, and what is hidden."""
-        mask, small = self.config.mask, self._local
+        small = self.local
         crops = f"; {small.count} local crops of {small.size}x{small.size} pixels" if small.count else ""
         return (
             f"the teacher's distributions over {self.student.class_head.prototypes} prototypes: of the other "
-            f"clip, and at the positions that a {mask.kind} mask of "
-            f"{mask_grid(self.config.clip, mask)} cells hides{crops}"
+            f"clip, and {self.masked_positions}{crops}"
         )
 
-    def training_loader(self, *, rank: int, world_size: int) -> ClipLoader[Any]:
-        """Pairs of clips with masks, and local crops.
+    def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:
+        """Refuse steps of one video, whose two clips *should* become the same.
 
         Raises:
-            UserError: a single video a step, whose two clips *should* become the same.
+            UserError: names the batch and the smallest one.
         """
-        if self.config.optim.batch_size == 2:
+        if batch_size == 2:
             raise UserError(
-                "optim.batch_size 2 is one video a step, of which agreement cannot be told from collapse; a "
-                "batch counts two clips a video, take at least 4"
+                "optim.batch_size 2 is one video per step, of which agreement cannot be told from collapse; "
+                "a batch counts two clips per video, take at least 4"
             )
-        return training_pairs(self.config, rank=rank, world_size=world_size, **self._parts)
 
-    def heldout_loader(self) -> ClipLoader[Any] | None:
-        """The same of the held-out list."""
-        return heldout_pairs(self.config, **self._parts)
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return {"colours": self._colours, "mask": self._mask, "local": self._local}
+    def mask_draw(self) -> MaskDraw:
+        """What draws masks of random ratios."""
+        return self._mask_draw
 
     def compare(self, network: nn.Module, batch: PairBatch, *, progress: float) -> Comparison:
         """Predict the teacher's distributions of the other clip, and of the hidden cells."""
         assert batch.mask is not None
-        pixels = self._pixels(batch.clips)
-        local = None if batch.local is None else self._pixels(batch.local)
+        pixels = self.pixels(batch.clips)
+        local = None if batch.local is None else self.pixels(batch.local)
         taught, rows = self.teach(pixels, progress=progress)
         learn = self._learns_prototypes(progress)
-        classes, cubes, small = self._call(network, pixels, batch.mask, local, learn)
+        classes, cubes, small = self._forward(network, pixels, batch.mask, local, learn)
         class_loss = across_views(
             classes.unflatten(0, (-1, 2)),  # [V, 2, K]
-            small.unflatten(0, (len(pixels) // 2, self._local.count)),  # [V, L, K]
+            small.unflatten(0, (len(pixels) // 2, self.local.count)),  # [V, L, K]
             taught["class"].unflatten(0, (-1, 2)),
             temperature=self.student_temperature,
         )
@@ -243,11 +224,11 @@ class Ibot(TeacherMethod):
                 head.directions.grad = None
 
     def _learns_prototypes(self, progress: float) -> bool:
-        return progress * self.config.optim.epochs >= self.freeze_epochs
+        return progress * self.epochs >= self.freeze_epochs
 
     def make_target(self, batch: PairBatch) -> dict[str, Tensor]:
         """The teacher's distributions of a batch."""
-        return self.teach(self._pixels(batch.clips), progress=self.progress)[0]
+        return self.teach(self.pixels(batch.clips), progress=self.progress)[0]
 
     @torch.no_grad()
     def teach(self, pixels: Tensor, *, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -266,31 +247,32 @@ class Ibot(TeacherMethod):
         cosines = {"class": network.class_head(clip), "cube": network.cube_head(cells)}
         taught, rows = {}, {"feature_std": directions(clip)}
         for kind, outputs in cosines.items():
-            centred = outputs - self._centres[f"{kind}_centre"].value
+            centred = outputs - self.centers[f"{kind}_centre"].value
             taught[kind] = torch.softmax(centred / self.temperature(progress), dim=-1)
             rows[f"{kind}_centre"] = outputs.flatten(0, -2)
             rows[f"{kind}_distribution"] = taught[kind].flatten(0, -2)
             rows[f"{kind}_uncertainty"] = entropy(taught[kind]).reshape(-1, 1)
         return taught, rows
 
-    def wanted(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def constant_rows(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The distributions of clips, and the mean of those of their hidden cells (0 where none is)."""
         assert batch.mask is not None
-        grid = self.student.masked.encoder.output_grid(batch.clips.shape[1:4])  # of [T, H, W]
+        grid = self.teacher_encoder.output_grid(batch.clips.shape[1:4])  # of [T, H, W]
         hidden = resize_mask(batch.mask, grid).flatten(1).float()  # [B, N]
         share = hidden / hidden.sum(dim=1, keepdim=True).clamp(min=1)
         cells = rows["cube_distribution"].unflatten(0, share.shape)  # [B, N, K]
         return {"class": rows["class_distribution"], "cube": torch.einsum("bn,bnk->bk", share, cells)}
 
-    def best_constant(self, wanted: Mapping[str, Tensor]) -> float:
+    def best_constant(self, means: Mapping[str, Tensor]) -> float:
         """Cross-entropy is least for the mean of the distributions; clips shown whole have none of cells."""
-        hidden = wanted["cube"].sum().clamp(min=1e-12)  # the share of clips of which something is hidden
+        hidden = means["cube"].sum().clamp(min=1e-12)  # the share of clips of which something is hidden
         weight, cube_weight = self.weights_of_losses
-        cubes = hidden * torch.special.entr(wanted["cube"] / hidden).sum()
-        return float(weight * torch.special.entr(wanted["class"]).sum() + cube_weight * cubes)
+        cubes = hidden * torch.special.entr(means["cube"] / hidden).sum()
+        return float(weight * torch.special.entr(means["class"]).sum() + cube_weight * cubes)
 
+    @property
     def teacher_encoder(self) -> Encoder:
-        """The teacher's encoder."""
+        """See :attr:`TeacherMethod.teacher_encoder`."""
         module = self.teacher.module
         assert isinstance(module, IbotNetwork)
         return module.masked.encoder
@@ -299,7 +281,7 @@ class Ibot(TeacherMethod):
         """How far features spread, and how far distributions do: the entropy of their mean, and what of it is
         not within each one (the information that a distribution has on which clip, or cell, it is of).
         """
-        figures = {"feature_std": direction_std(means["feature_std"])}
+        figures = super().figures(means)
         for kind in _KINDS:
             whole = entropy(means[f"{kind}_distribution"])
             within = means[f"{kind}_uncertainty"][0]
@@ -309,33 +291,24 @@ class Ibot(TeacherMethod):
         return figures
 
 
-def _network(
-    config: PretrainConfig, head: Mapping[str, Any], *, shared_head: bool, summary: str
-) -> IbotNetwork:
+def _network(encoder: Encoder, head: Mapping[str, Any], *, shared_head: bool, summary: str) -> IbotNetwork:
     """Encoder and one or two heads."""
-    masked = MaskedEncoder(build_encoder(config), summary=summary)
-    known = {"prototypes", "hidden_width", "bottleneck", "layers"}
-    for key in head:
-        check_name("method.arguments.head: argument", key, sorted(known))
-    where = "method.arguments.head"
-    try:
-        checked = checked_arguments(PrototypeHead, head)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    build = functools.partial(PrototypeHead, masked.encoder.out_width, **checked)
+    where, width = "method.arguments.head", encoder.out_width
+    masked = MaskedEncoder(encoder, summary=summary)
+    checked = check_arguments(where, PrototypeHead, head, supplied=("width",))
+    build = functools.partial(PrototypeHead, width, **checked)
     class_head = build_within_memory(build, where)
     cube_head = class_head if shared_head else build_within_memory(build, where)
     return IbotNetwork(masked, class_head, cube_head)
 
 
-def _mask_draw(config: PretrainConfig, ratios: Sequence[float] | None, unmasked: float) -> MaskDraw:
+def _mask_draw(recipe: PretrainRecipe, ratios: Sequence[float] | None, unmasked: float) -> MaskDraw:
     """What draws a mask, tried at both ends of the ratios.
 
     Raises:
         UserError: ratios or chance out of their range, or a mask that cannot be.
     """
-    mask = config.mask
-    policy, grid = mask_function(mask.kind), mask_grid(config.clip, mask)
+    mask, policy, grid = recipe.mask, recipe.mask_policy, recipe.mask_grid
     if ratios is not None and len(ratios) != 2:
         raise UserError(
             f"method.arguments.ratios {list(ratios)} must be two numbers, the least ratio and the greatest, "
@@ -359,7 +332,7 @@ def _mask_draw(config: PretrainConfig, ratios: Sequence[float] | None, unmasked:
     return functools.partial(varied, policy, grid, ratios=(low, high), unmasked=unmasked)
 
 
-def _teacher_temperature(config: PretrainConfig, ends: Sequence[float], warmup_epochs: float) -> LinearRamp:
+def _teacher_temperature(epochs: float, ends: Sequence[float], warmup_epochs: float) -> LinearRamp:
     """The teacher's temperature over the run.
 
     Raises:
@@ -370,7 +343,6 @@ def _teacher_temperature(config: PretrainConfig, ends: Sequence[float], warmup_e
             f"method.arguments.teacher_temperature {list(ends)} must be two numbers above 0, at the start "
             "and after the warm-up, such as [0.04, 0.07]"
         )
-    epochs = config.optim.epochs
     if not 0 <= warmup_epochs <= epochs:
         raise UserError(
             f"method.arguments.temperature_warmup_epochs {warmup_epochs:g} must lie between 0 and the length "
@@ -388,17 +360,16 @@ def _loss_weights(class_weight: float, cube_weight: float) -> tuple[float, float
     return class_weight, cube_weight
 
 
-def _check_sizes(config: PretrainConfig, encoder: Encoder, local: Local) -> None:
+def _check_sizes(recipe: PretrainRecipe, encoder: Encoder, local: Local) -> None:
     """Masks must fit the output's grid, and local crops the encoder's cubes.
 
     Raises:
         UserError: they do not.
     """
-    clip = config.clip
-    check_mask_grid(config, encoder.output_grid((clip.frames, clip.crop, clip.crop)))
+    check_mask_grid(recipe, encoder.output_grid(recipe.clip.size))
     if local.count:
         try:
-            encoder.output_grid((clip.frames, local.size, local.size))
+            encoder.output_grid((recipe.clip.frames, local.size, local.size))
         except UserError as error:
             raise UserError(f"method.arguments.local.size {local.size}: {error}") from error
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.jobs.pretrain_building import check_mask_grid, draw_mask, mask_grid
 from videomaskfeat.losses import masked_l1, masked_smooth_l1
-from videomaskfeat.methods.teaching import Comparison, TeacherMethod, build_encoder, call, compiled
-from videomaskfeat.metrics.accuracy import direction_std, directions
+from videomaskfeat.methods.method import check_mask_grid
+from videomaskfeat.methods.teaching import Comparison, TeacherMethod
+from videomaskfeat.metrics.accuracy import directions
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.maskfeat import MaskedEncoder, check_last_blocks, last_blocks
 from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor
+from videomaskfeat.recipe import PretrainRecipe
 
 PREDICTORS = ("transformer", "mlp")
 
@@ -57,7 +58,9 @@ class Latent(TeacherMethod):
     block's output is taken before the encoder's own final norm.
 
     Args:
-        config: of the run.
+        recipe: see :class:`~videomaskfeat.methods.method.Method`.
+        encoder: the student's, with fresh weights.
+        compiled: see :class:`~videomaskfeat.methods.method.Method`.
         blocks: how many of the teacher's last blocks are averaged; all must be of the last one's size.
         predictor: "transformer" or "mlp".
         predictor_width: its hidden width.
@@ -79,8 +82,10 @@ class Latent(TeacherMethod):
 
     def __init__(
         self,
-        config: PretrainConfig,
         *,
+        recipe: PretrainRecipe,
+        encoder: Encoder,
+        compiled: bool = False,
         blocks: int = 1,
         predictor: str = "transformer",
         predictor_width: int = 384,
@@ -92,58 +97,43 @@ class Latent(TeacherMethod):
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
     ) -> None:
-        super().__init__(config)
-        draw_mask(config)
+        recipe.draw_mask(np.random.default_rng(0))  # refuses what cannot be
         check_name("method.arguments.predictor", predictor, PREDICTORS)
         if not beta >= 0:
             raise UserError(f"method.arguments.beta {beta:g} must not be negative; 0 is plain L1")
-        encoder = build_encoder(config)
-        size = (config.clip.frames, config.clip.crop, config.clip.crop)
-        check_mask_grid(config, encoder.output_grid(size))
-        check_last_blocks(encoder, blocks, size)
+        size = recipe.clip.size
         width, grid = encoder.out_width, encoder.output_grid(size)
+        check_mask_grid(recipe, grid)
+        check_last_blocks(encoder, blocks, size)
         build: Callable[[], nn.Module] = partial(MlpPredictor, width, hidden_width=predictor_width)
         if predictor == "transformer":
             sizes: dict[str, Any] = {"depth": predictor_depth, "heads": predictor_heads, "grid": grid}
             build = partial(TransformerPredictor, width, hidden_width=predictor_width, **sizes)
         head = build_within_memory(build, "the predictor of method.arguments")
         self.blocks, self.beta = blocks, beta
-        self.student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head)
-        self._teach(
-            encoder,
+        super().__init__(
+            recipe=recipe,
+            student=LatentStudent(MaskedEncoder(encoder, summary="mean"), head),
+            encoder=encoder,
+            compiled=compiled,
+            followed=encoder,
             momentum=CosineRamp(momentum, momentum_end),
             monitors=(
                 Monitor("feature_std", collapse_std, "all cells of all clips have nearly the same target"),
             ),
             grace=collapse_grace,
         )
-        self._call = compiled(call, config)
 
     @property
-    def encoder(self) -> nn.Module:
-        """The student's encoder."""
-        return self.student.masked.encoder
-
-    @property
-    def example(self) -> tuple[Tensor, ...]:
-        """A clip and a mask."""
-        mask = mask_grid(self.config.clip, self.config.mask)
-        return (*super().example, torch.zeros((1, *mask.shape), dtype=torch.bool))
-
-    @property
-    def aim(self) -> str:
+    def description(self) -> str:
         """Target and mask."""
-        mask = self.config.mask
-        return (
-            f"the teacher's features at the positions that a {mask.kind} mask of "
-            f"{mask_grid(self.config.clip, mask)} cells hides, ratio {mask.ratio:g}"
-        )
+        return f"the teacher's features {self.masked_positions}, ratio {self.recipe.mask.ratio:g}"
 
     def compare(self, network: nn.Module, batch: PretrainBatch, *, progress: float) -> Comparison:
         """Predict the teacher's features at the hidden cells."""
-        pixels = self._pixels(batch.clips)
+        pixels = self.pixels(batch.clips)
         target = self.target(pixels)
-        predictions = self._call(network, pixels, batch.mask)
+        predictions = self._forward(network, pixels, batch.mask)
         if self.beta:
             loss = masked_smooth_l1(predictions, target, batch.mask, beta=self.beta)
         else:
@@ -153,21 +143,18 @@ class Latent(TeacherMethod):
 
     def make_target(self, batch: PretrainBatch) -> Tensor:
         """The teacher's features of a batch."""
-        return self.target(self._pixels(batch.clips))
+        return self.target(self.pixels(batch.clips))
 
     @torch.no_grad()
     def target(self, pixels: Tensor) -> Tensor:
         """Whole clips float [B, C, T, H, W] -> what the teacher makes of them, float32 [B, t, h, w, D']."""
-        outputs = last_blocks(self.teacher_encoder(), pixels, self.blocks)
+        outputs = last_blocks(self.teacher_encoder, pixels, self.blocks)
         normed = [F.layer_norm(output.float(), output.shape[-1:]) for output in outputs]
         return torch.stack(normed).mean(dim=0)
 
+    @property
     def teacher_encoder(self) -> Encoder:
-        """The teacher's encoder."""
+        """See :attr:`TeacherMethod.teacher_encoder`."""
         module = self.teacher.module
         assert isinstance(module, Encoder)
         return module
-
-    def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How far targets spread over cells and clips, and their means over clips."""
-        return {name: direction_std(means[name]) for name in ("feature_std", "clip_std")}

@@ -1,206 +1,172 @@
-"""The held-out loss of masked prediction, and of the constant that does best on the same clips."""
+"""What ``pretrain`` asks of a method."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
-from videomaskfeat.data.loader import ClipLoader
+from videomaskfeat.data.clips import FrameSampler, PretrainClips, VideoClips
+from videomaskfeat.data.records import Records
+from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
+from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
+from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.io import is_file, is_folder
-from videomaskfeat.jobs.pretrain_building import heldout_loader, recipe_of, training_loader
-from videomaskfeat.models.limits import checked_arguments
-from videomaskfeat.recipe import Levels, PretrainRecipe, read_clip_recipe, recipe_texts
-from videomaskfeat.targets import TARGETS
-from videomaskfeat.targets.features import is_path
-from videomaskfeat.targets.target import Target
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.recipe import ClipRecipe, PretrainRecipe, normalize
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean losses over every hidden position of the held-out clips."""
+    """Mean losses over the held-out clips."""
 
     model: float
-    constant: float | None  # of the best one prediction for all places, in hindsight; None: not known
+    constant: float | None  # of the best constant prediction in hindsight; None if it is unknown
     clips: int
 
 
-@torch.no_grad()
-def heldout_loss(
-    model: nn.Module, target: Target, batches: Iterable[tuple[Tensor, Tensor]], *, autocast: torch.autocast
-) -> HeldOutLoss:
-    """Evaluate ``model`` on normalised clips and masks; the model's training mode is restored.
+class HeldOutTally(Protocol):
+    """Sums the losses of held-out batches."""
 
-    Args:
-        model: (clips [B, C, T, H, W], mask) -> predictions [B, t, h, w, K].
-        target: what it predicts, with its loss.
-        batches: (clips float [B, C, T, H, W], mask bool [B, t', h', w']), all on the model's device.
-        autocast: the precision context that training uses.
+    sums: tuple[str, ...]
+    """Attributes that add up over ranks: numbers, tensors, mappings of them, or None for nothing yet."""
+    parts: Sequence[Any]
+    """Tallies inside this one."""
 
-    Raises:
-        ValueError: there are no batches.
-    """
-    was_training = model.training
-    model.eval()
-    tally, clip_count = target.tally(), 0
-    for clips, mask in batches:
-        with autocast:
-            predictions = model(clips, mask)
-        tally.add(predictions, target(clips), mask)
-        clip_count += clips.shape[0]
-    model.train(was_training)
-    if clip_count == 0:
-        raise ValueError("no held-out batches")
-    return HeldOutLoss(tally.model, tally.constant, clip_count)
+    @property
+    def model(self) -> float:
+        """The mean loss."""
+        ...
+
+    @property
+    def constant(self) -> float | None:
+        """The mean loss of the best constant prediction in hindsight; None if it is unknown."""
+        ...
+
+    @property
+    def add(self) -> Callable[..., None]:
+        """Takes in what :meth:`Method.heldout_batch` returned."""
+        ...
 
 
-# Targets from the words of a config or of a weights file.
-_MAKERS = {
-    "weights": "train the tokenizer first (videomaskfeat train-tokenizer)",
-    "teacher": "run the training that makes the teacher first (its run folder's weights.safetensors)",
-}
-"""Arguments of targets that are files of weights, and how to come by them."""
+class MeanTally:
+    """The mean loss of batches, each clip weighted alike; the best constant is unknown."""
+
+    sums: tuple[str, ...] = ("_total", "clips")
+    parts: Sequence[Any] = ()
+
+    def __init__(self) -> None:
+        self._total, self.clips = 0.0, 0
+
+    def add(self, loss: Tensor, clips: int) -> None:
+        """Take in the mean loss of a batch, 0-d, and its number of clips."""
+        self._total += float(loss) * clips
+        self.clips += clips
+
+    @property
+    def model(self) -> float:
+        """The mean loss."""
+        return self._total / self.clips
+
+    @property
+    def constant(self) -> float | None:
+        """The mean loss of the best constant prediction; None: unknown."""
+        return None
 
 
-def build_target(name: str, arguments: Mapping[str, Any], *, mean: Levels, std: Levels) -> Target:
-    """The target by its name.
-
-    Args:
-        name: a key of ``TARGETS``.
-        arguments: what differs from its own.
-        mean: of the run's clips, given to a target that asks for ``clip_mean``.
-        std: likewise, for ``clip_std``. One that asks for ``build`` is given this function.
-
-    Raises:
-        UserError: an unknown name, arguments that it does not take, or a tokenizer's or teacher's file that
-            is not there.
-    """
-    check_name("target.name", name, TARGETS)
-    build = TARGETS[name]
-    asked = inspect.signature(build).parameters
-    offered = {
-        "clip_mean": mean,
-        "clip_std": std,
-        "build": functools.partial(build_target, mean=mean, std=std),
-    }
-    supplied = {key: value for key, value in offered.items() if key in asked}
-    check_arguments("target.arguments", name, build, arguments, supplied=supplied)
-    for key, remedy in _MAKERS.items():
-        path = arguments.get(key) if key in asked else None
-        if isinstance(path, str) and is_path(path) and not is_file(path) and not is_folder(path):
-            raise UserError(
-                f"target.arguments.{key} {path}: no such file of weights; {remedy}, or check the path"
-            )
-    if "teacher_mean" in asked:
-        arguments = {**_teacher_levels(arguments.get("teacher")), **arguments}
-    try:
-        return build(**{key: _as_tuple(value) for key, value in arguments.items()}, **supplied)
-    except TypeError as error:
-        raise UserError(f"target.arguments of {name!r}: {error}") from error
+def add_other_ranks(tally: HeldOutTally) -> None:
+    """Add the sums of the other ranks to a tally; all ranks must call it, and all get the same sums."""
+    for part in tally.parts:
+        add_other_ranks(part)
+    if distributed.world_size() == 1:
+        return
+    ranks = distributed.gather_objects({name: _on_cpu(getattr(tally, name)) for name in tally.sums})
+    for name in tally.sums:
+        setattr(tally, name, functools.reduce(_add, [sums[name] for sums in ranks]))
 
 
-def _teacher_levels(teacher: Any) -> dict[str, Levels]:
-    """What the clips of a teacher of this framework are normalised with, where its file says so."""
-    path = str(teacher)
-    if not path.endswith(".safetensors") or not is_file(path) or not recipe_texts(path):
-        return {}
-    clip = read_clip_recipe(path)
-    return {"teacher_mean": clip.mean, "teacher_std": clip.std}
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _on_cpu(inner) for name, inner in value.items()}
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
-def check_arguments(
-    where: str,
-    name: str,
-    build: Callable[..., object],
-    given: Mapping[str, Any],
-    *,
-    supplied: Collection[str] = (),
-) -> None:
-    """Refuse arguments that a constructor does not take, also by type or size, and the lack of one it needs.
-
-    Args:
-        where: the config key that holds them.
-        name: what the config calls the thing to be built.
-        build: builds it.
-        given: by the user.
-        supplied: names of arguments that are not the user's to give.
-
-    Raises:
-        UserError: names the first such argument.
-    """
-    parameters = inspect.signature(build).parameters
-    own = [key for key in parameters if key not in supplied]
-    for key in given:
-        check_name(f"{where} of {name!r}: argument", key, own)
-    for key in own:
-        if parameters[key].default is inspect.Parameter.empty and key not in given:
-            raise UserError(f"{where}: {name!r} needs {key!r}, and none is given; set {where}.{key}")
-    try:
-        checked_arguments(build, given)
-    except UserError as error:
-        raise UserError(f"{where}.{error}") from None
-
-
-def _as_tuple(value: Any) -> Any:
-    """Lists, as YAML and JSON bring them, become tuples all the way down."""
-    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value
-
-
-# What ``pretrain`` asks of a method.
+def _add(one: Any, two: Any) -> Any:
+    if one is None or two is None:
+        return two if one is None else one
+    if isinstance(one, Mapping):
+        return {name: _add(one.get(name), two.get(name)) for name in (*one, *(two.keys() - one.keys()))}
+    return one + two
 
 
 class Method(ABC):
-    """Batch -> loss, and whatever else learns beside the optimiser.
+    """Batch -> loss, and whatever else learns beside the optimizer.
 
-    ``METHODS[name](config, **config.method.arguments)`` builds one: weights drawn from torch's global
-    generator, all on the CPU, every setting that it uses checked.
+    ``METHODS`` names the classes. :func:`~videomaskfeat.methods.build.build_method` passes each of them those
+    of ``recipe``, ``compiled``, ``epochs`` (length of the run), ``encoder``, ``target`` and ``student`` that
+    its ``__init__`` takes, and the config's ``method.arguments`` for the others. All is built on the CPU,
+    with weights from torch's global generator.
 
-    Attributes:
-        config: of the run.
-        recipe: what the weights files will know of clip, mask and target.
-        student: its parameters are optimised, averaged (``optim.ema_decay``) and saved with the checkpoints.
+    Args:
+        recipe: clip, mask and target, as the weights files will store them.
+        student: its parameters are optimized, averaged (``optim.ema_decay``) and saved with the checkpoints.
+        encoder: the part of the student with ``blocks``, ``token_grid`` and ``output_grid``.
+        masked: the student takes clips and masks instead of clips alone.
+        compiled: compile what the step computes.
     """
 
-    student: nn.Module
     loss_name: str = "loss"
-    """What its loss is called where held-out figures are shown."""
+    """Name of the loss beside held-out figures."""
     unused: tuple[str, ...] = ()
-    """Sections of the config that it has no use for."""
+    """Sections of the config that the method does not read."""
     fixed_target: bool = True
-    """Whether losses of different times of a run compare: not where a teacher learns along."""
+    """Whether losses at different times of a run compare; False if the target changes with a teacher."""
+    clips_per_video: int = 1
+    """Clips in a batch that come from one record of the list."""
 
-    def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
-        self.recipe: PretrainRecipe = recipe_of(config)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The part of the student with ``blocks``, ``token_grid`` and ``output_grid``."""
-        return self.student
-
-    @property
-    def example(self) -> tuple[Tensor, ...]:
-        """What the student takes for one clip, of zeros on the CPU: to count its multiply-adds."""
-        clip = self.config.clip
-        return (torch.zeros(1, 3, clip.frames, clip.crop, clip.crop),)
+    def __init__(
+        self,
+        *,
+        recipe: PretrainRecipe,
+        student: nn.Module,
+        encoder: nn.Module,
+        masked: bool = True,
+        compiled: bool = False,
+    ) -> None:
+        self.recipe, self.student, self.encoder = recipe, student, encoder
+        self._masked, self._compiled = masked, compiled
 
     @property
     @abstractmethod
-    def aim(self) -> str:
-        """What is learnt from what, on one line of the plan, such as "hog at the positions that ..."."""
+    def description(self) -> str:
+        """What is predicted from what, a line of the plan, such as "hog at the positions that ..."."""
+
+    @property
+    def masked_positions(self) -> str:
+        """Where a prediction is compared with its target, for :attr:`description`."""
+        mask = self.recipe.mask
+        return f"at the positions that a {mask.kind} mask of {self.recipe.mask_grid} cells hides"
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """What the student takes for one clip, on the CPU, to count its multiply-adds."""
+        clip = torch.zeros(1, 3, *self.recipe.clip.size)
+        return (clip, self.example_mask()[None]) if self._masked else (clip,)
+
+    def example_mask(self) -> Tensor:
+        """A mask bool [t', h', w'] as the student may get it."""
+        return torch.zeros(self.recipe.mask_grid.shape, dtype=torch.bool)
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """What a resumed run needs besides the student, by name: a teacher, a centre, a codebook."""
+        """What a resumed run needs besides the student, by name: a teacher, a center, a codebook."""
         return {}
 
     @property
@@ -211,13 +177,47 @@ class Method(ABC):
     def to(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to move
         """Move what is not the student to a device, before the first step."""
 
-    def training_loader(self, *, rank: int, world_size: int) -> ClipLoader[Any]:
-        """The training batches of a rank, by default one random clip with its mask a sample."""
-        return training_loader(self.config, rank=rank, world_size=world_size)
+    def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:  # noqa: B027
+        """Refuse a batch that the method cannot learn from.
 
-    def heldout_loader(self) -> ClipLoader[Any] | None:
-        """The batches of the held-out list, or None where the config names none."""
-        return heldout_loader(self.config)
+        Raises:
+            UserError: names the batch and the smallest one.
+        """
+
+    def dataset(
+        self,
+        records: Records,
+        *,
+        crop: RandomResizedCrop,
+        heldout: bool = False,
+        samples_per_video: int = 1,
+        reader: str = "auto",
+        seed: int = 0,
+    ) -> VideoClips[Any, Any]:
+        """Random clips of a list with their masks; held out, the middle clip and center crop of each video.
+
+        Args:
+            records: the list.
+            crop: of a training clip.
+            heldout: the list is evaluated, not learned from.
+            samples_per_video: clips cut from one opening of a video in training.
+            reader: auto, decord or pyav.
+            seed: of whatever is drawn.
+
+        Raises:
+            UserError: a clip or mask that cannot be.
+        """
+        clip = self.recipe.clip
+        transform: ClipTransform = UniformCrop(clip.crop, clip.crop) if heldout else crop
+        return PretrainClips(
+            records,
+            sampler=frame_sampler(clip, middle_clip if heldout else clip_indices_random),
+            transform=transform,
+            mask=functools.partial(self.recipe.mask_policy, self.recipe.mask_grid, self.recipe.mask.ratio),
+            reader=reader,
+            seed=seed,
+            samples_per_video=1 if heldout else samples_per_video,
+        )
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Any) -> StepResult:
@@ -225,17 +225,17 @@ class Method(ABC):
 
         Args:
             network: the student, perhaps wrapped for several processes; call this, not ``student``.
-            batch: one of :meth:`training_loader`, on the device. Runs under the run's autocast.
+            batch: of :meth:`dataset`, on the device. Runs under the run's autocast.
         """
 
     def make_target(self, batch: Any) -> Any:
-        """What :meth:`loss` makes of a batch without gradient to compare with; to tell what it costs.
+        """What :meth:`loss` compares predictions with, made without gradient, to measure its cost.
 
         Args:
             batch: as for :meth:`loss`.
 
         Returns:
-            None where there is no such part.
+            None if there is no such part.
         """
         return None
 
@@ -243,7 +243,7 @@ class Method(ABC):
         """Called on all ranks when a step's gradients are complete; one set to None spares its weight."""
 
     def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
-        """Called on all ranks after every optimiser step.
+        """Called on all ranks after every optimizer step.
 
         Args:
             progress: share of the run that is done, in 0..1.
@@ -253,13 +253,52 @@ class Method(ABC):
             Numbers for the log by name, the same on every rank.
 
         Raises:
-            RunFailed: the run cannot go on, as where it has collapsed; on all ranks alike.
+            RunFailed: the run cannot go on, as when it has collapsed; on all ranks alike.
         """
         return {}
 
-    @abstractmethod
-    def heldout(self, batches: Iterable[Any], *, autocast: torch.autocast) -> HeldOutLoss:
-        """The loss of the student as it is now on held-out batches, which are on the device; rank 0 only."""
+    @torch.no_grad()
+    def heldout_loss(
+        self, network: nn.Module, batches: Iterable[Any], *, autocast: torch.autocast
+    ) -> HeldOutLoss:
+        """The loss on held-out batches; the network's training mode is restored.
+
+        All ranks must call it, each with its own batches; the loss is that of the batches of all.
+
+        Args:
+            network: the student, perhaps wrapped for several processes.
+            batches: of this rank, of :meth:`dataset` with ``heldout``, on the device.
+            autocast: the precision context of the training.
+
+        Raises:
+            ValueError: there are no batches.
+        """
+        was_training = network.training
+        self.train(network, False)
+        tally, clips = self.tally(), 0
+        for batch in batches:
+            with autocast:
+                outcome = self.heldout_batch(network, batch)
+            tally.add(*outcome)
+            clips += len(batch.index)
+        self.train(network, was_training)
+        add_other_ranks(tally)
+        clips = sum(distributed.gather_objects(clips))
+        if not clips:
+            raise ValueError("no held-out batches")
+        return HeldOutLoss(tally.model, tally.constant, clips)
+
+    def tally(self) -> HeldOutTally:
+        """An empty tally for :meth:`heldout_loss`, by default of the mean over the clips."""
+        return MeanTally()
+
+    def heldout_batch(self, network: nn.Module, batch: Any) -> tuple[Any, ...]:
+        """What the tally takes in of a batch, computed under autocast and without gradient."""
+        return self.loss(network, batch).loss, len(batch.index)
+
+    def train(self, network: nn.Module, mode: bool) -> None:
+        """Switch network, and what belongs to it, to training mode or evaluation mode."""
+        network.train(mode)
 
     def weights(self) -> Mapping[str, nn.Module]:
         """What is saved at the end: file name -> model made by ``create_model``.
@@ -267,3 +306,47 @@ class Method(ABC):
         ``weights.safetensors`` is the one to fine-tune.
         """
         return {"weights.safetensors": self.student}
+
+    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled if the run is."""
+        return torch.compile(function) if self._compiled else function
+
+    def pixels(self, clips: Tensor) -> Tensor:
+        """uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], normalized."""
+        return normalize(clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
+
+
+def frame_sampler(clip: ClipRecipe, choose: Callable[..., np.ndarray]) -> FrameSampler:
+    """What chooses the frames of a clip; ``choose`` draws them, as clip_indices_random does.
+
+    Raises:
+        UserError: an unknown policy for short videos.
+    """
+    check_name("clip.short_video", clip.short_video, get_args(ShortVideo))
+    return functools.partial(
+        choose,
+        frames=clip.frames,
+        stride=clip.stride,
+        target_fps=clip.target_fps,
+        short=clip.short_video,
+    )
+
+
+def middle_clip(num_frames: int, fps: float, *, rng: np.random.Generator, **clip: Any) -> np.ndarray:
+    """The one clip in the middle of a video, with the signature of a random one; ``rng`` is not used."""
+    return clip_indices_view(num_frames, fps, view=0, views=1, **clip)
+
+
+def check_mask_grid(recipe: PretrainRecipe, output: TokenGrid, *, model: str = "the model") -> None:
+    """Refuse masks that do not fit the grid of a network's output.
+
+    Raises:
+        UserError: the mask grid does not divide it.
+    """
+    grid = recipe.mask_grid
+    if not grid.divides(output):
+        raise UserError(
+            f"mask.cell {list(recipe.mask.cell)} gives a mask of {grid} cells, which does not divide the "
+            f"{output} positions that {model} predicts; each axis of the positions must be a multiple of the "
+            "mask's"
+        )

@@ -1,19 +1,19 @@
-"""Pairs of clips for methods that compare views: their loaders, from the config and a method's arguments."""
+"""What methods share whose student learns from its own moving average, the teacher."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.config import PretrainConfig
-from videomaskfeat.data.clips import LocalCrops, MaskDraw, PairClips
-from videomaskfeat.data.loader import ClipLoader
+from videomaskfeat.data.clips import LocalCrops, MaskDraw, PairClips, VideoClips
 from videomaskfeat.data.operations import ColourJitter, RandomColour
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine.contracts import Stateful, StepResult
@@ -26,137 +26,14 @@ from videomaskfeat.engine.teacher import (
     sum_of_rows,
 )
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.jobs.pretrain_building import (
-    HELDOUT_BATCH,
-    check_heldout_clips,
-    frame_sampler,
-    records_of,
-    training_crop,
-)
-from videomaskfeat.methods.method import HeldOutLoss, Method, check_arguments
+from videomaskfeat.methods.method import MeanTally, Method, frame_sampler
+from videomaskfeat.metrics.accuracy import direction_std
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.limits import check_arguments
 from videomaskfeat.models.zoo import MODELS
-from videomaskfeat.recipe import normalize
+from videomaskfeat.recipe import ClipRecipe
 
-
-@dataclass(frozen=True)
-class Colours:
-    """How the colours of a view change.
-
-    Attributes:
-        brightness, contrast, saturation: greatest change, a share.
-        chance: that they change at all, 0..1.
-        grey: chance that a view loses its colours, 0..1.
-    """
-
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    chance: float = 0.8
-    grey: float = 0.2
-
-
-@dataclass(frozen=True)
-class Local:
-    """Small crops that only the student sees.
-
-    Attributes:
-        count: crops a video; 0: none.
-        size: pixels of their side; frames are those of the clips.
-        area: least and greatest share of the frame.
-    """
-
-    count: int = 0
-    size: int = 96
-    area: Sequence[float] = (0.05, 0.4)
-
-
-def pair_dataset(
-    config: PretrainConfig, path: str, *, colours: Colours, mask: MaskDraw | None, local: Local
-) -> PairClips:
-    """Pairs of the videos of a list, each clip with random frames, crop and colours.
-
-    Raises:
-        UserError: the list, a clip setting or an argument is wrong.
-    """
-    clip = config.clip
-    if clip.samples_per_video not in (1, 2):
-        raise UserError(
-            f"clip.samples_per_video {clip.samples_per_video}: method {config.method.name!r} cuts two clips "
-            "from each video; leave it at 1"
-        )
-    crops = None
-    if len(local.area) != 2:
-        raise UserError(
-            f"method.arguments.local.area {list(local.area)} must be two shares of the frame, the least and "
-            "the greatest, such as [0.05, 0.4]"
-        )
-    if local.count:
-        transform = RandomResizedCrop(
-            local.size,
-            area=(local.area[0], local.area[1]),
-            aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
-            flip=clip.flip,
-        )
-        crops = LocalCrops(local.count, transform)
-    jitter = ColourJitter(
-        brightness=colours.brightness, contrast=colours.contrast, saturation=colours.saturation
-    )
-    return PairClips(
-        records_of(config, path),
-        sampler=frame_sampler(config, clip_indices_random),
-        transform=training_crop(clip),
-        colour=RandomColour(jitter, chance=colours.chance, grey=colours.grey),
-        mask=mask,
-        local=crops,
-        reader=config.data.reader,
-        seed=config.run.seed,
-    )
-
-
-def training_pairs(config: PretrainConfig, *, rank: int, world_size: int, **parts: Any) -> ClipLoader[Any]:
-    """The training batches of a rank; ``parts`` are those of :func:`pair_dataset`.
-
-    ``optim.batch_size`` counts clips, two a video; local crops do not count.
-
-    Raises:
-        UserError: see :func:`pair_dataset`; or a batch that does not divide.
-    """
-    return ClipLoader(
-        pair_dataset(config, config.data.train, **parts),
-        batch_size=config.optim.batch_size,
-        accumulate=config.optim.accumulate,
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        rank=rank,
-        world_size=world_size,
-        pin_memory=config.run.device != "cpu",
-    )
-
-
-def heldout_pairs(config: PretrainConfig, **parts: Any) -> ClipLoader[Any] | None:
-    """Pairs of the held-out videos in the list's order, always the same; None where there is no list.
-
-    Raises:
-        UserError: see :func:`pair_dataset`; or no clips to evaluate.
-    """
-    if not config.data.validation:
-        return None
-    check_heldout_clips(config)
-    dataset = pair_dataset(config, config.data.validation, **parts)
-    videos = min(max(config.run.evaluate_clips // 2, 1), len(dataset))
-    return ClipLoader(
-        dataset,
-        batch_size=2 * max(size for size in range(1, HELDOUT_BATCH // 2 + 1) if videos % size == 0),
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        shuffle=False,
-        read_ahead=False,
-    )
-
-
-# What methods share whose student learns from a teacher that is its own moving average.
 T = TypeVar("T")
 REMEDY = (
     "lower optim.learning_rate, lengthen optim.warmup_epochs, raise method.arguments.momentum towards 1, or "
@@ -166,12 +43,12 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a student and a teacher say of a batch.
+    """What a student and a teacher predict for a batch.
 
     Attributes:
         loss: 0-d, float32.
         metrics: further 0-d tensors for the log.
-        rows: float [n, K] a name, of which the method wants the mean over the step.
+        rows: float [n, K] by name, whose means over the step the method needs.
     """
 
     loss: Tensor
@@ -197,35 +74,59 @@ class Position:
 class TeacherMethod(Method):
     """A student that learns to agree with its own moving average.
 
-    A class below sets ``student``, then calls :meth:`_teach`; it says how a batch is compared, what the
-    teacher's encoder is, and which figures of a step go to the log and are watched for a collapse.
+    Args:
+        followed: the part of the student that has a teacher.
+        momentum: see :class:`~videomaskfeat.engine.teacher.Teacher`.
+        monitors: what is watched for a collapse, among the names of :meth:`figures`.
+        grace: share of the run that is not judged.
+        centers: the teacher's running centers, by the names of their rows.
+        method: arguments of :class:`~videomaskfeat.methods.method.Method`.
 
-    Attributes:
-        teacher: the moving average.
-        followed: the part of the student that it follows.
+    Raises:
+        UserError: a momentum or a share out of its range.
     """
 
-    teacher: Teacher
-    followed: nn.Module
     unused: tuple[str, ...] = ("target",)
     fixed_target = False
+
+    def __init__(
+        self,
+        *,
+        followed: nn.Module,
+        momentum: Callable[[float], float],
+        monitors: tuple[Monitor, ...],
+        grace: float,
+        centers: Mapping[str, RunningCentre] | None = None,
+        **method: Any,
+    ) -> None:
+        super().__init__(**method)
+        self.followed = followed
+        self.teacher = Teacher(followed, momentum=momentum)
+        self.centers = dict(centers or {})
+        self._position = Position()
+        self._stop = CollapseStop(monitors, grace=grace, remedy=REMEDY)
+        self._forward = self.compile(forward)
 
     @abstractmethod
     def compare(self, network: nn.Module, batch: Any, *, progress: float) -> Comparison:
         """The loss of a batch with the schedules as they are at a share of the run, 0..1."""
 
+    @property
     @abstractmethod
     def teacher_encoder(self) -> Encoder:
         """The teacher's encoder: what is saved to be fine-tuned."""
 
-    @abstractmethod
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """0-d tensors about a step, by name, from the means [K] of its rows over all ranks."""
+        """0-d tensors about a step, by name, from the means [K] of its rows over all ranks.
+
+        By default the standard deviations of directions, for the rows named ``..._std``.
+        """
+        return {name: direction_std(mean) for name, mean in means.items() if name.endswith("_std")}
 
     @property
     def state(self) -> Mapping[str, Stateful]:
         """Teacher, share of the run, and what watches for a collapse."""
-        return {"teacher": self.teacher, "position": self._position, "collapse": self._stop, **self._centres}
+        return {"teacher": self.teacher, "position": self._position, "collapse": self._stop, **self.centers}
 
     @property
     def progress(self) -> float:
@@ -233,10 +134,10 @@ class TeacherMethod(Method):
         return self._position.progress
 
     def to(self, device: torch.device) -> None:
-        """Move the teacher, and start means and centres there."""
+        """Move teacher and centers."""
         self.teacher.module.to(device)
-        for centre in self._centres.values():
-            centre.to(device)
+        for center in self.centers.values():
+            center.to(device)
 
     def loss(self, network: nn.Module, batch: Any) -> StepResult:
         """The loss of a batch; its state are the sums of the rows, by name."""
@@ -245,7 +146,7 @@ class TeacherMethod(Method):
         return StepResult(compared.loss, compared.metrics, sums)
 
     def after_step(self, progress: float, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, float]:
-        """Let teacher and centres follow, and watch for a collapse.
+        """Let teacher and centers follow, and watch for a collapse.
 
         Returns:
             The figures of the step for the log.
@@ -256,132 +157,215 @@ class TeacherMethod(Method):
         self.teacher.follow(self.followed, progress)
         self._position.progress = progress
         means = {name: mean_of_rows([sums[name] for sums in states]) for name in states[0]}
-        for name, centre in self._centres.items():
-            centre.update(means[name])
+        for name, center in self.centers.items():
+            center.update(means[name])
         tensors = self.figures(means)
         values = torch.stack([value.float().reshape(()) for value in tensors.values()]).tolist()
         figures = dict(zip(tensors, values, strict=True))
         self._stop.watch(figures, progress)
         return {**figures, "teacher_momentum": self.teacher.momentum(progress)}
 
-    @torch.no_grad()
-    def heldout(self, batches: Iterable[Any], *, autocast: torch.autocast) -> HeldOutLoss:
-        """The mean loss of held-out batches, with the schedules as they are at the end of the run."""
-        was_training = self.student.training
-        self._train(False)
-        total, clips = 0.0, 0
-        sums: dict[str, Tensor] = {}
-        for batch in batches:
-            with autocast:
-                compared = self.compare(self.student, batch, progress=1.0)
-            total += float(compared.loss) * len(batch.index)
-            clips += len(batch.index)
-            for name, rows in self.wanted(batch, compared.rows).items():
-                sums[name] = sums.get(name, 0.0) + rows.double().sum(dim=0)
-        self._train(was_training)
-        if not clips:
-            raise ValueError("no held-out batches")
-        constant = self.best_constant({name: value / clips for name, value in sums.items()}) if sums else None
-        return HeldOutLoss(total / clips, constant, clips)
+    def tally(self) -> ComparisonTally:
+        """An empty tally of comparisons."""
+        return ComparisonTally(self.best_constant)
 
-    def wanted(self, batch: Any, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What the teacher wants of each clip of a held-out batch, [B, K] a name; nothing, where the constant
-        that would do best is not known.
+    def heldout_batch(self, network: nn.Module, batch: Any) -> tuple[Any, ...]:
+        """The comparison with the schedules as they are at the end of the run."""
+        compared = self.compare(network, batch, progress=1.0)
+        with torch.autocast(compared.loss.device.type, enabled=False):
+            rows = self.constant_rows(batch, compared.rows)
+        return compared.loss, len(batch.index), rows
+
+    def constant_rows(self, batch: Any, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the best constant prediction depends on, of each clip of a held-out batch: [B, K] by name.
+
+        Nothing if the best constant is unknown.
         """
         return {}
 
-    def best_constant(self, wanted: Mapping[str, Tensor]) -> float | None:
-        """The loss of the one prediction that does best everywhere, from the means [K] of what is wanted."""
+    def best_constant(self, means: Mapping[str, Tensor]) -> float | None:
+        """The loss of the best constant prediction, from the means [K] of :meth:`constant_rows`."""
         return None
 
     def weights(self) -> Mapping[str, nn.Module]:
         """The teacher's encoder."""
-        return {"weights.safetensors": self.teacher_encoder()}
+        return {"weights.safetensors": self.teacher_encoder}
 
-    def _teach(
+
+class ComparisonTally(MeanTally):
+    """The mean loss of held-out comparisons, and that of the best constant prediction.
+
+    Args:
+        best_constant: :meth:`TeacherMethod.best_constant`.
+    """
+
+    sums = (*MeanTally.sums, "_sums")
+
+    def __init__(self, best_constant: Callable[[Mapping[str, Tensor]], float | None]) -> None:
+        super().__init__()
+        self._best_constant = best_constant
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, loss: Tensor, clips: int, rows: Mapping[str, Tensor] | None = None) -> None:
+        """Take in a batch with :meth:`TeacherMethod.constant_rows` of its clips, [B, K] by name."""
+        super().add(loss, clips)
+        for name, values in (rows or {}).items():
+            self._sums[name] = self._sums.get(name, 0.0) + values.double().sum(dim=0)
+
+    @property
+    def constant(self) -> float | None:
+        """See :attr:`MeanTally.constant`."""
+        means = {name: value / self.clips for name, value in self._sums.items()}
+        return self._best_constant(means) if means else None
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How the colors of a view change.
+
+    Attributes:
+        brightness, contrast, saturation: greatest change, a share.
+        chance: that they change at all, 0..1.
+        grey: chance that a view loses its colors, 0..1.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    chance: float = 0.8
+    grey: float = 0.2
+
+
+@dataclass(frozen=True)
+class Local:
+    """Small crops that only the student sees.
+
+    Attributes:
+        count: crops per video; 0: none.
+        size: pixels of their side; frames are those of the clips.
+        area: least and greatest share of the frame.
+    """
+
+    count: int = 0
+    size: int = 96
+    area: Sequence[float] = (0.05, 0.4)
+
+
+class PairMethod(TeacherMethod):
+    """A method that compares two clips of each video, each with random frames, crop and colors.
+
+    The batch size counts clips, two per video; local crops do not count.
+
+    Args:
+        colours: changes of the colors.
+        local: small crops.
+        teaching: arguments of :class:`TeacherMethod`.
+    """
+
+    clips_per_video = 2
+
+    def __init__(self, *, colours: Colours, local: Local | None = None, **teaching: Any) -> None:
+        super().__init__(**teaching)
+        self.colours, self.local = colours, local or Local()
+
+    def mask_draw(self) -> MaskDraw | None:
+        """What draws the mask of a clip; None: nothing is hidden."""
+        return None
+
+    def dataset(
         self,
-        followed: nn.Module,
+        records: Records,
         *,
-        momentum: Callable[[float], float],
-        monitors: tuple[Monitor, ...],
-        grace: float,
-        centres: Mapping[str, RunningCentre] | None = None,
-    ) -> None:
-        """Make the teacher and what goes with it.
-
-        Args:
-            followed: the part of the student that has a teacher.
-            momentum: see :class:`~videomaskfeat.engine.teacher.Teacher`.
-            monitors: what is watched, among the names of :meth:`figures`.
-            grace: share of the run that is not judged.
-            centres: the teacher's running centres, by the names of their rows.
+        crop: RandomResizedCrop,
+        heldout: bool = False,
+        samples_per_video: int = 1,
+        reader: str = "auto",
+        seed: int = 0,
+    ) -> VideoClips[Any, Any]:
+        """Pairs of clips; held-out ones too are random, and always the same.
 
         Raises:
-            UserError: a momentum or a share out of its range.
+            UserError: a clip or an argument that cannot be.
         """
-        self.followed = followed
-        self.teacher = Teacher(followed, momentum=momentum)
-        self._position = Position()
-        self._stop = CollapseStop(monitors, grace=grace, remedy=REMEDY)
-        self._centres = dict(centres or {})
+        if samples_per_video not in (1, 2):
+            raise UserError(
+                f"clip.samples_per_video {samples_per_video}: method {self.recipe.method!r} cuts two clips "
+                "from each video; leave it at 1"
+            )
+        area, colours = tuple(self.local.area), self.colours
+        if len(area) != 2:
+            raise UserError(
+                f"method.arguments.local.area {list(area)} must be two shares of the frame, the least and "
+                "the greatest, such as [0.05, 0.4]"
+            )
+        local = None
+        if self.local.count:
+            small = dataclasses.replace(crop, size=self.local.size, area=area)
+            local = LocalCrops(self.local.count, small)
+        jitter = ColourJitter(
+            brightness=colours.brightness, contrast=colours.contrast, saturation=colours.saturation
+        )
+        return PairClips(
+            records,
+            sampler=frame_sampler(self.recipe.clip, clip_indices_random),
+            transform=crop,
+            colour=RandomColour(jitter, chance=colours.chance, grey=colours.grey),
+            mask=self.mask_draw(),
+            local=local,
+            reader=reader,
+            seed=seed,
+        )
 
-    def _train(self, training: bool) -> None:
-        """Switch between training and evaluation mode; a teacher with batch normalisation switches too."""
-        self.student.train(training)
 
-    def _pixels(self, clips: Tensor) -> Tensor:
-        """uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], normalised."""
-        return normalize(clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
+def build_encoder(
+    name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe, checkpoint_blocks: bool = False
+) -> Encoder:
+    """The encoder of a named model, with a final norm and without a head, for clips of the recipe.
 
-
-def build_encoder(config: PretrainConfig) -> Encoder:
-    """The encoder of the config's model, with a final norm and without a head, for the config's clips.
+    Args:
+        name: any model; the encoder has its sizes.
+        arguments: differences from the named model.
+        clip: the clips.
+        checkpoint_blocks: recompute activations in the backward pass.
 
     Raises:
         UserError: an unknown name or argument, or a clip that the cubes do not tile.
     """
-    clip, name = config.clip, config.model.name
     check_name("model.name", name, MODELS)
     encoder_name = MODELS[name].build.encoder_name
     known = arguments_of(encoder_name)
-    arguments = {key: value for key, value in arguments_of(name).items() if key in known}
-    size = (clip.frames, clip.crop, clip.crop)
-    arguments |= {
-        "clip_size": size,
+    own = {key: value for key, value in arguments_of(name).items() if key in known}
+    own |= {
+        "clip_size": clip.size,
         "final_norm": True,
         "mean_first": False,
-        "checkpoint_blocks": config.run.activation_checkpointing,
+        "checkpoint_blocks": checkpoint_blocks,
     }
-    encoder = create_model_from(encoder_name, {**arguments, **config.model.arguments})
+    encoder = create_model_from(encoder_name, {**own, **arguments})
     assert isinstance(encoder, Encoder)
     return encoder
 
 
-def settings(kind: type[T], name: str, given: Mapping[str, Any] | None) -> T:
+def build_group(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T:
     """A group of a method's arguments.
 
     Args:
         kind: its dataclass.
         name: of the argument.
-        given: what differs from the defaults; None: nothing.
+        values: differences from the defaults; None: no differences.
 
     Raises:
         UserError: it is no mapping, or has a key that the group has not.
     """
-    if given is None:
+    if values is None:
         return kind()
     where = f"method.arguments.{name}"
-    if not isinstance(given, Mapping):
-        raise UserError(f"{where} is a mapping of names to values, and got {given!r}")
-    check_arguments(where, name, kind, given)
-    return kind(**given)
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is a mapping of names to values, and got {values!r}")
+    check_arguments(where, kind, values)
+    return kind(**values)
 
 
-def compiled(function: Callable[..., T], config: PretrainConfig) -> Callable[..., T]:
-    """The function, compiled where the config says so."""
-    return torch.compile(function) if config.run.compile else function
-
-
-def call(network: nn.Module, *inputs: Any) -> Any:
-    """A network's outputs; what is compiled of a step."""
+def forward(network: nn.Module, *inputs: Any) -> Any:
+    """A network's outputs: what is compiled of a step."""
     return network(*inputs)

@@ -1,15 +1,14 @@
-"""Which detections hit: AVA's rules of matching, and the average precision of what they give.
+"""AVA's frame mAP: matching by its official rules, average precision, the score by parts, and its files.
 
-Everything here is about rows: a box in a key frame, with one action. Key frames are numbers that both sides
-share. The detections of an action have one total order, so that no result depends on how rows are sorted or
-in how many parts they were gathered: by score, the highest first; of equal scores by key frame, then by x1,
-y1, x2, y2, the lowest first. (Rows that agree in all of that are one detection twice, and may change places.)
+A row is a box in a key frame, with one action; key frames are numbers that both sides share. The detections
+of an action have one total order, so that no result depends on the order of rows: by score, the highest
+first; of equal scores by key frame, then by x1, y1, x2, y2, the lowest first.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,14 +47,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found: as `GroundTruth`, and how sure that is.
-
-    Attributes:
-        frames: int64 [n].
-        boxes: float [n, 4].
-        actions: int64 [n].
-        scores: float [n], higher is better.
-    """
+    """What was found: as `GroundTruth`, and scores float [n], higher is better."""
 
     frames: np.ndarray
     boxes: np.ndarray
@@ -66,17 +58,7 @@ class Detections:
     def of_box_scores(
         cls, frames: np.ndarray, boxes: np.ndarray, scores: np.ndarray, actions: Sequence[int]
     ) -> Detections:
-        """A row for each box and each action.
-
-        Args:
-            frames: int [R], the key frame of each box.
-            boxes: float [R, 4].
-            scores: float [R, L].
-            actions: the numbers of the L actions.
-
-        Returns:
-            R x L rows, the actions of a box one after the other.
-        """
+        """Key frames int [R], boxes [R, 4] and scores [R, L] of the L actions -> R x L rows, box by box."""
         count = len(actions)
         assert scores.shape == (len(frames), count)
         return cls(
@@ -89,14 +71,14 @@ class Detections:
 
 @dataclass(frozen=True)
 class Matches:
-    """The detections of some actions, action by action, each in the order in which they were judged.
+    """The detections of some actions, action by action, in the order in which they were judged.
 
     Attributes:
         rows: int64 [m], the row of each among the detections.
         actions: int64 [m], ascending.
-        hits: bool [m], whether it is right; all others are false positives.
+        hits: bool [m]; all others are false positives.
         truths: int64 [m], the row of the ground truth, of its action and key frame, that it overlaps most;
-            -1 where that is not enough. Of those with one truth the first is the hit.
+            -1 if not enough. Of those with the same truth the first is the hit.
     """
 
     rows: np.ndarray
@@ -105,7 +87,7 @@ class Matches:
     truths: np.ndarray
 
     def of(self, action: int) -> slice:
-        """Where the detections of an action lie."""
+        """The detections of an action."""
         first, last = np.searchsorted(self.actions, [action, action + 1])
         return slice(int(first), int(last))
 
@@ -116,17 +98,17 @@ def match(
     """Judge every detection of the given actions.
 
     In the order of their scores, each may take only the one box of its action and key frame that it overlaps
-    most (of equal overlaps the first in the order of corners), and it is a false positive where that overlap
-    is below the threshold or that box was taken before.
+    most (of equal overlaps the first in the order of corners). It is a false positive if that overlap is
+    below the threshold, or if that box was taken before.
 
     Args:
         groundtruth: what there is to find.
         detections: what was found.
-        actions: the actions to judge, each once; rows of others play no part.
-        iou_threshold: the least intersection over union, above 0 and at most 1.
+        actions: the actions to judge, each once; rows of others have no effect.
+        iou_threshold: minimum intersection over union, above 0 and at most 1.
 
     Raises:
-        UserError: a threshold out of its range, or a score that is not a number.
+        UserError: the threshold is out of range, or a score is not a number.
     """
     if not 0 < iou_threshold <= 1:
         raise UserError(f"iou_threshold={iou_threshold} is not above 0 and at most 1; AVA is scored at 0.5")
@@ -164,7 +146,7 @@ def best_rows(detections: Detections, actions: Sequence[int], count: int) -> Det
     """The ``count`` best rows of each key frame, of the given actions; of equal scores the lower action.
 
     Raises:
-        UserError: a count below 1, or a score that is not a number.
+        UserError: the count is below 1, or a score is not a number.
     """
     if count < 1:
         raise UserError(f"rows_per_frame={count} leaves nothing; take 1 or more (the official script: 50)")
@@ -186,7 +168,7 @@ def average_precision_of(hits: np.ndarray, truths: int) -> float:
 
     Args:
         hits: bool [m], of the detections of one action, the best first.
-        truths: boxes there are to find; NaN comes back where there are none.
+        truths: number of boxes to find; if 0 the result is NaN.
     """
     if not truths:
         return float("nan")
@@ -241,17 +223,16 @@ def _check_scores(scores: np.ndarray) -> None:
         )
 
 
-# What is scored, from AVA's files of ground truth, detections, actions and times; detections written.
 _WRITTEN_AT_ONCE = 100_000  # rows
 
 
 @dataclass(frozen=True)
 class SideCounts:
-    """How many rows of a file play a part, and why the others do not.
+    """How many rows of a file count, and why the others do not.
 
     Attributes:
         rows: in the file.
-        used: that play a part.
+        used: that count.
         excluded: at excluded times.
         no_action: of persons without an action, at other times.
         not_listed: of actions that the label map does not list, at other times.
@@ -272,16 +253,15 @@ class AvaData:
         groundtruth: what there is to find.
         detections: what was found.
         actions: number to name of the label map's actions.
-        person_frames: int64 [f], key frames of the ground truth that hold persons, ascending.
-        persons: int64 [f], boxes that differ in each, those of actions that are not scored included.
+        person_frames: int64 [f], key frames of the ground truth with persons, ascending.
+        persons: int64 [f], different boxes in each, also of actions that are not scored.
         groundtruth_counts: of the ground truth's rows.
         detection_counts: of the detections' rows.
-        unknown_videos: names of videos that the detections have and the ground truth has not.
-        unknown_rows: their detections among those used: they are false positives all.
-        bare_rows: detections among those used in other key frames without a row of the ground truth: they are
-            false positives as well.
-        bare_frames: how many such key frames there are.
-        scored: whether the detections came with scores; else each has the score 1.
+        unknown_videos: names of videos that only the detections have.
+        unknown_rows: used detections in these videos, all false positives.
+        bare_rows: used detections in other key frames without ground truth, also false positives.
+        bare_frames: number of these key frames.
+        scored: whether the detections have scores; otherwise each has the score 1.
     """
 
     groundtruth: GroundTruth
@@ -304,7 +284,7 @@ def read_ava(
     labelmap: str | os.PathLike[str],
     exclusions: str | os.PathLike[str] | None = None,
 ) -> AvaData:
-    """Read all that a score is made of.
+    """Read the files that a score is made of.
 
     Rows have the columns ``video,second,x1,y1,x2,y2,action,person`` (ground truth) or ``...,action,score``
     (detections), with a line of headings or without. The eighth column may be left out: without scores all
@@ -319,7 +299,7 @@ def read_ava(
         exclusions: CSV file of ``video,second`` that are not scored.
 
     Raises:
-        UserError: a file that is not there, or a row that is wrong, with file and line; or nothing to find.
+        UserError: a file is missing, a row is wrong (with file and line), or there is nothing to find.
     """
     actions = read_label_map(labelmap)
     names, largest = VideoNames(), max(AVA_ACTIONS, *actions)
@@ -370,9 +350,9 @@ def read_ava(
 def write_detections(
     path: str | os.PathLike[str], key_frames: Sequence[tuple[str, float]], detections: Detections
 ) -> None:
-    """Write detections as the official script takes them: ``video,second,x1,y1,x2,y2,action,score``.
+    """Write detections for the official script: ``video,second,x1,y1,x2,y2,action,score``.
 
-    Numbers have as many digits as they need to be read back as they are, in their own type.
+    Numbers have as many digits as reading them back needs, in their own type.
 
     Args:
         path: of the file.
@@ -427,9 +407,6 @@ def _second(second: float) -> str:
     return f"{second:04.0f}" if second.is_integer() else f"{second:.3f}".rstrip("0")
 
 
-# AVA's score: frame mAP at IoU 0.5, the mean over the actions of their average precisions.
-
-
 @dataclass(frozen=True)
 class AvaResult:
     """The score of a set of detections, in shares of 1.
@@ -452,18 +429,10 @@ def evaluate_files(
     iou_threshold: float = 0.5,
     rows_per_frame: int | None = None,
 ) -> AvaResult:
-    """Score a file of detections; for the files see :func:`~videomaskfeat.metrics.ava_map.read_ava`.
-
-    Args:
-        groundtruth: CSV file of what there is to find.
-        detections: CSV file of what was found, in any order of its rows.
-        labelmap: protocol buffer's text; only its actions count.
-        exclusions: CSV file of times that do not count, on either side.
-        iou_threshold: the least intersection over union of a hit.
-        rows_per_frame: judge only so many rows a key frame, the best; None for all (the official script: 50).
+    """Score a file of detections; see :func:`read_ava` and, for the rules, :func:`average_precision`.
 
     Raises:
-        UserError: a file that is not there; a row that is wrong, with file and line; an option out of range.
+        UserError: a file is missing, a row is wrong (with file and line), or an option is out of range.
     """
     data = read_ava(groundtruth, detections, labelmap, exclusions)
     return average_precision(
@@ -483,16 +452,15 @@ def average_precision(
     iou_threshold: float = 0.5,
     rows_per_frame: int | None = None,
 ) -> AvaResult:
-    """Score detections in memory.
-
-    Parts that several processes hold may be put together in any order: the result is the same to the bit.
+    """Score detections in memory; the order of rows does not change a bit of the result.
 
     Args:
         groundtruth: what there is to find, each row once.
-        detections: what was found, each row once; none is fine.
+        detections: what was found, each row once; may be empty.
         actions: numbers of the actions that count.
-        iou_threshold: the least intersection over union of a hit, above 0 and at most 1.
-        rows_per_frame: judge only so many rows a key frame, the best; None for all.
+        iou_threshold: minimum intersection over union of a hit, above 0 and at most 1.
+        rows_per_frame: judge only so many rows per key frame, the best; None for all (the official script:
+            50).
 
     Raises:
         UserError: no ground truth of these actions, a score that is not a number, or an option out of range.
@@ -504,11 +472,7 @@ def average_precision(
 
 
 def result_of(groundtruth: GroundTruth, matches: Matches, actions: Sequence[int]) -> AvaResult:
-    """The score of detections that have been judged.
-
-    Raises:
-        UserError: no ground truth of these actions.
-    """
+    """The score of detections that have been judged; raises UserError without ground truth."""
     truths = {action: int((groundtruth.actions == action).sum()) for action in actions}
     if not any(truths.values()):
         raise UserError(f"none of the {len(truths)} actions has ground truth, so there is nothing to score")
@@ -516,15 +480,13 @@ def result_of(groundtruth: GroundTruth, matches: Matches, actions: Sequence[int]
     return AvaResult(float(np.nanmean(list(ap.values()))), ap)
 
 
-# AVA's score of parts of the ground truth: by how many persons a key frame holds, and by how large they are.
-# The least and the most persons of a key frame.
+# Persons per key frame, and shares of the frame's area; the end of a range is excluded.
 PERSON_PARTS: dict[str, tuple[float, float]] = {
-    "1 person": (1, 1),
-    "2 persons": (2, 2),
-    "3 or 4 persons": (3, 4),
+    "1 person": (1, 2),
+    "2 persons": (2, 3),
+    "3 or 4 persons": (3, 5),
     "5 persons and more": (5, np.inf),
 }
-# Where a part begins and ends, as shares of the frame's area, the end excluded.
 SIZE_PARTS: dict[str, tuple[float, float]] = {
     "small: below 5 % of the frame": (0.0, 0.05),
     "medium: 5 % to 20 %": (0.05, 0.2),
@@ -538,8 +500,8 @@ class Part:
 
     Attributes:
         name: what it holds.
-        mean_ap: over the actions that have ground truth in it; NaN where none has.
-        actions: how many have.
+        mean_ap: over the actions with ground truth in it; NaN if none has any.
+        actions: number of actions with ground truth in it.
         truths: rows of the ground truth in it.
         detections: that belong to it.
     """
@@ -560,7 +522,7 @@ def by_persons(
     person_frames: np.ndarray,
     persons: np.ndarray,
 ) -> list[Part]:
-    """Key frames of one person, of two, and so on; detections in key frames without a person are in none.
+    """The score by persons per key frame; detections in key frames without a person belong to no part.
 
     Args:
         groundtruth: what there is to find.
@@ -568,71 +530,46 @@ def by_persons(
         matches: of the two.
         actions: numbers of the actions that count.
         person_frames: int64 [f], key frames, ascending, each once.
-        persons: int64 [f], how many persons each holds.
+        persons: int64 [f], number of persons in each.
     """
     truth_persons = _looked_up(groundtruth.frames, person_frames, persons)
     found_persons = _looked_up(detections.frames[matches.rows], person_frames, persons)
-
-    return [
-        _part(
-            name,
-            groundtruth,
-            matches,
-            actions,
-            (truth_persons >= least) & (truth_persons <= most),
-            (found_persons >= least) & (found_persons <= most),
-        )
-        for name, (least, most) in PERSON_PARTS.items()
-    ]
+    return _parts_of(PERSON_PARTS, groundtruth, matches, actions, truth_persons, found_persons)
 
 
 def by_size(
     groundtruth: GroundTruth, detections: Detections, matches: Matches, actions: Sequence[int]
 ) -> list[Part]:
-    """Boxes by their area, which are shares of the frame; a detection that overlaps none by its own.
-
-    Args:
-        groundtruth: what there is to find, boxes in shares of the frame.
-        detections: what was found.
-        matches: of the two.
-        actions: numbers of the actions that count.
-    """
+    """The score by the size of boxes, shares of the frame; a detection without a match counts by its own."""
     truth_areas = areas(groundtruth.boxes.astype(np.float64))
     found_areas = areas(detections.boxes[matches.rows].astype(np.float64))
     matched = matches.truths >= 0
     found_areas[matched] = truth_areas[matches.truths[matched]]
-    return [
-        _part(
-            name,
-            groundtruth,
-            matches,
-            actions,
-            (truth_areas >= least) & (truth_areas < end),
-            (found_areas >= least) & (found_areas < end),
-        )
-        for name, (least, end) in SIZE_PARTS.items()
-    ]
+    return _parts_of(SIZE_PARTS, groundtruth, matches, actions, truth_areas, found_areas)
 
 
-def _part(
-    name: str,
+def _parts_of(
+    parts: Mapping[str, tuple[float, float]],
     groundtruth: GroundTruth,
     matches: Matches,
     actions: Sequence[int],
-    truths_within: np.ndarray,
-    detections_within: np.ndarray,
-) -> Part:
-    """The score of some rows: of the ground truth (bool [n]) and of the judged detections (bool [m])."""
-    ap = []
-    truths = 0
-    for action in actions:
-        own = matches.of(action)
-        count = int((truths_within & (groundtruth.actions == action)).sum())
-        ap.append(average_precision_of(matches.hits[own][detections_within[own]], count))
-        truths += count
-    known = [value for value in ap if not np.isnan(value)]
-    mean = float(np.mean(known)) if known else float("nan")
-    return Part(name, mean, len(known), truths, int(detections_within.sum()))
+    truth_values: np.ndarray,
+    found_values: np.ndarray,
+) -> list[Part]:
+    """The score of each part: ground truth [n] and judged detections [m] with values in its range."""
+    results = []
+    for name, (least, end) in parts.items():
+        truths_within = (truth_values >= least) & (truth_values < end)
+        found_within = (found_values >= least) & (found_values < end)
+        counts, ap = [], []
+        for action in actions:
+            own = matches.of(action)
+            counts.append(int((truths_within & (groundtruth.actions == action)).sum()))
+            ap.append(average_precision_of(matches.hits[own][found_within[own]], counts[-1]))
+        known = [value for value in ap if not np.isnan(value)]
+        mean = float(np.mean(known)) if known else float("nan")
+        results.append(Part(name, mean, len(known), sum(counts), int(found_within.sum())))
+    return results
 
 
 def _looked_up(frames: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 import torch
@@ -104,6 +104,43 @@ def checked_arguments(build: Callable[..., Any], arguments: Mapping[str, Any]) -
     return {
         name: conform(value, kinds.get(name, Any), name, limits=LIMITS) for name, value in arguments.items()
     }
+
+
+def check_arguments(
+    where: str,
+    build: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *,
+    name: str = "",
+    supplied: Collection[str] = (),
+) -> dict[str, Any]:
+    """Refuse arguments that a constructor does not take, also by type or size, and the lack of one it needs.
+
+    Args:
+        where: config key that holds the arguments.
+        build: takes them.
+        arguments: given by the user.
+        name: name of ``build`` in the config, if it has one.
+        supplied: names of arguments that are not the user's to give.
+
+    Returns:
+        The arguments, lists as tuples.
+
+    Raises:
+        UserError: names the first wrong argument.
+    """
+    parameters = inspect.signature(build).parameters
+    own = [key for key in parameters if key not in supplied]
+    owner = f" of {name!r}" if name else ""
+    for key in arguments:
+        check_name(f"{where}{owner}: argument", key, own)
+    for key in own:
+        if parameters[key].default is inspect.Parameter.empty and key not in arguments:
+            raise UserError(f"{where}{owner}: argument {key!r} is missing; set {where}.{key}")
+    try:
+        return checked_arguments(build, arguments)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from None
 
 
 def build_checked(

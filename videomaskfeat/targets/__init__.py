@@ -1,16 +1,24 @@
-"""What is predicted in the hidden places: one file a target.
+"""What is predicted at the hidden positions: one file per target.
 
 Each is a :class:`~videomaskfeat.targets.target.Target`: a module from whole clips to what is to be predicted,
-with its loss. A new one is one more file and one more line here.
+with its loss. A new one is one more file and one more line here (docs/extending.md).
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from videomaskfeat import import_submodule
+from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.io import is_file, is_folder
+from videomaskfeat.models.limits import check_arguments
+from videomaskfeat.recipe import ClipRecipe, Levels, read_clip_recipe, recipe_texts
 from videomaskfeat.targets.combined import CombinedTarget
-from videomaskfeat.targets.features import FeatureTarget
+from videomaskfeat.targets.features import FeatureTarget, is_path
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.targets.target import Target
@@ -26,3 +34,59 @@ TARGETS: dict[str, type[Target]] = {
     "dvae": DvaeTarget,
     "codebook": CodebookTarget,
 }
+_SOURCES = {
+    "weights": "train the tokenizer first (videomaskfeat train-tokenizer)",
+    "teacher": "run the training that makes the teacher first (its run folder's weights.safetensors)",
+}
+"""Arguments of targets that name a weights file, and where such a file comes from."""
+
+
+def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -> Target:
+    """The target by its name.
+
+    Args:
+        name: a key of ``TARGETS``.
+        arguments: differences from its defaults.
+        clip: the run's clips. A target with an argument ``clip_mean`` or ``clip_std`` gets the recipe's; one
+            with an argument ``build`` gets this function, to build further targets.
+
+    Raises:
+        UserError: an unknown name, arguments that it does not take, or a missing file of a tokenizer or
+            teacher.
+    """
+    check_name("target.name", name, TARGETS)
+    build = TARGETS[name]
+    takes = inspect.signature(build).parameters
+    offers: dict[str, Any] = {
+        "clip_mean": clip.mean,
+        "clip_std": clip.std,
+        "build": functools.partial(build_target, clip=clip),
+    }
+    supplied = {key: value for key, value in offers.items() if key in takes}
+    check_arguments("target.arguments", build, arguments, name=name, supplied=supplied)
+    for key, remedy in _SOURCES.items():
+        path = arguments.get(key) if key in takes else None
+        if isinstance(path, str) and is_path(path) and not is_file(path) and not is_folder(path):
+            raise UserError(
+                f"target.arguments.{key} {path}: no such file of weights; {remedy}, or check the path"
+            )
+    if "teacher_mean" in takes:
+        arguments = {**_teacher_levels(arguments.get("teacher")), **arguments}
+    try:
+        return build(**{key: _as_tuple(value) for key, value in arguments.items()}, **supplied)
+    except TypeError as error:
+        raise UserError(f"target.arguments of {name!r}: {error}") from error
+
+
+def _teacher_levels(teacher: Any) -> dict[str, Levels]:
+    """How the clips of a teacher of this framework are normalized, if its file knows."""
+    path = str(teacher)
+    if not path.endswith(".safetensors") or not is_file(path) or not recipe_texts(path):
+        return {}
+    clip = read_clip_recipe(path)
+    return {"teacher_mean": clip.mean, "teacher_std": clip.std}
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists, as YAML and JSON bring them, become tuples all the way down."""
+    return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value

@@ -40,6 +40,11 @@ class LossTally:
         loss: (predictions, target, mask) -> the mean over the hidden positions of a batch.
     """
 
+    sums: tuple[str, ...] = ("hidden", "_sum")
+    """Attributes that add up over batches and over ranks: numbers, tensors, or None for nothing yet."""
+    parts: Sequence[LossTally] = ()
+    """Tallies inside this one."""
+
     def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
         self._loss = loss
         self._sum = 0.0
@@ -66,6 +71,8 @@ class LossTally:
 
 class SquaredErrorTally(LossTally):
     """Mean squared error, in float64; the best constant is the targets' mean, its loss their variance."""
+
+    sums = ("hidden", "_squared", "_sums", "_squares")
 
     def __init__(self) -> None:
         self.hidden = 0.0
@@ -103,6 +110,8 @@ class CosineTally(LossTally):
     Of unit vectors u the mean of ``1 - c.u`` is least for c along their mean, where it is 1 - |mean of u|.
     """
 
+    sums = (*LossTally.sums, "_directions")
+
     def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
         super().__init__(loss)
         self._directions: Tensor | None = None
@@ -124,6 +133,8 @@ class CosineTally(LossTally):
 
 class CrossEntropyTally(LossTally):
     """Cross-entropy in nats; the best constant is the distribution of the tokens, its loss their entropy."""
+
+    sums = (*LossTally.sums, "_counts")
 
     def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor], *, vocabulary: int) -> None:
         super().__init__(loss)
@@ -154,31 +165,33 @@ class SumTally(LossTally):
         split: predictions -> those of each part.
     """
 
+    sums = ()
+
     def __init__(
         self,
         parts: Sequence[LossTally],
         weights: Sequence[float],
         split: Callable[[Tensor], Sequence[Tensor]],
     ) -> None:
-        self._parts = parts
+        self.parts = parts
         self._weights = weights
         self._split = split
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
         """See :meth:`LossTally.add`."""
-        for part, own, truth in zip(self._parts, self._split(predictions), target, strict=True):
+        for part, own, truth in zip(self.parts, self._split(predictions), target, strict=True):
             part.add(own, truth, mask)
 
     @property
     def model(self) -> float:
         """See :attr:`LossTally.model`."""
-        return sum(weight * part.model for part, weight in zip(self._parts, self._weights, strict=True))
+        return sum(weight * part.model for part, weight in zip(self.parts, self._weights, strict=True))
 
     @property
     def constant(self) -> float | None:
         """See :attr:`LossTally.constant`."""
         total = 0.0
-        for part, weight in zip(self._parts, self._weights, strict=True):
+        for part, weight in zip(self.parts, self._weights, strict=True):
             if part.constant is None:
                 return None
             total += weight * part.constant

@@ -18,6 +18,7 @@ from videomaskfeat.viz.sheet import GAP, Label, Row, Sheet, even, fit_frame, row
 
 VISIBLE_STRENGTH = 0.3
 """Brightness of strokes at visible positions; at hidden ones it is 1. Only hidden ones are trained."""
+_CHANNELS = 3  # of color
 _CHECKERS = np.array([[42, 46, 60], [62, 67, 84]], dtype=np.uint8)
 _PANEL = np.array([[9, 10, 14], [27, 30, 42]], dtype=np.float32)  # behind visible and hidden strokes
 _LEAST_PANEL = 160  # height in pixels of a reconstruction's panels
@@ -26,22 +27,22 @@ _PREDICTION_COLOR = (111, 211, 255)
 _CONSTANT_COLOR = (196, 181, 253)
 
 
-def cell_histograms(values: np.ndarray, *, bins: int = 9, channels: int = 3) -> np.ndarray:
-    """Take HOG values apart into one histogram a cell, averaged over the color channels.
+def cell_histograms(values: np.ndarray, *, bins: int = 9) -> np.ndarray:
+    """Take HOG values apart into one histogram per cell, averaged over the color channels.
 
     Args:
         values: float [t, h, w, K], a target or a prediction; K holds the color channel slowest, then the
             bin, then the cells of the output position row by row.
         bins: orientations in half a turn.
-        channels: color channels.
 
     Returns:
-        float32 [t, bins, R, C] with R x C cells a frame; negative values, which a prediction may hold, are
+        float32 [t, bins, R, C] with R x C cells per frame; negative values, which a prediction may hold, are
         clipped to 0 before the average.
 
     Raises:
         UserError: K is not channels x bins x a square number.
     """
+    channels = _CHANNELS
     t, h, w, K = values.shape
     side = math.isqrt(K // (channels * bins))
     if side == 0 or side * side * channels * bins != K:
@@ -56,7 +57,7 @@ def cell_histograms(values: np.ndarray, *, bins: int = 9, channels: int = 3) -> 
 
 @functools.lru_cache(maxsize=8)
 def stroke_templates(bins: int, size: int) -> np.ndarray:
-    """One anti-aliased stroke a bin, float32 [bins, size, size] in 0..1.
+    """One anti-aliased stroke per bin, float32 [bins, size, size] in 0..1.
 
     The target's phase is atan2(gx, gy), so the gradient of phase p points along (sin p, cos p) with x to the
     right and y *down*, and the edge, perpendicular to it, along (cos p, -sin p): as seen, p counted
@@ -78,27 +79,20 @@ def stroke_templates(bins: int, size: int) -> np.ndarray:
     return templates
 
 
-def draw_strokes(
-    values: np.ndarray, *, bins: int = 9, channels: int = 3, cell_pixels: int = 16
-) -> np.ndarray:
-    """Draw HOG values as strokes along the edges, one stroke a bin, as bright as the bin is heavy.
+def draw_strokes(values: np.ndarray, *, bins: int = 9, cell_pixels: int = 16) -> np.ndarray:
+    """Draw HOG values as strokes along the edges, one stroke per bin, as bright as the bin is heavy.
 
     Strokes that cross add up as the root of the sum of their squares: the middle of a cell then shows the L2
     norm of its histogram, which normalization makes 1, instead of a saturated blob.
 
     Args:
-        values: float [t, h, w, K], see :func:`cell_histograms`.
-        bins: orientations in half a turn.
-        channels: color channels.
+        values: see :func:`cell_histograms`, like ``bins`` and the error.
         cell_pixels: height and width of a drawn cell, in pixels.
 
     Returns:
         uint8 [t, R * cell_pixels, C * cell_pixels], 255 where a stroke of weight 1 passes.
-
-    Raises:
-        UserError: the values are not HOG's, see :func:`cell_histograms`.
     """
-    histograms = cell_histograms(values, bins=bins, channels=channels)
+    histograms = cell_histograms(values, bins=bins)
     t, _, rows, columns = histograms.shape
     templates = stroke_templates(bins, cell_pixels).reshape(bins, -1)
     energy = np.square(histograms).transpose(0, 2, 3, 1).reshape(-1, bins) @ np.square(templates)
@@ -115,15 +109,13 @@ class ClipDrawing:
         title: one line above the picture, such as the name of the video.
         frames: uint8 [T, H, W, 3], RGB, as the model saw them before normalizing.
         mask: bool [t', h', w'], True = hidden, on any grid that divides the frames.
-        target: float [t, h, w, K], HOG (see :func:`videomaskfeat.viz.pictures.cell_histograms`) unless there
-            are ``pictures``.
+        target: float [t, h, w, K], HOG (see :func:`cell_histograms`) unless there are ``pictures``.
         prediction: float [t, h, w, K], or None to leave that row out.
         constant: float [K], the best constant prediction, or None to leave that row out.
-        frame_labels: one text a frame, such as its number in the video; None counts from 0.
+        frame_labels: one text per frame, such as its number in the video; None counts from 0.
         bins: orientations in half a turn.
-        channels: color channels.
-        pictures: rows of panels, a panel a step of the target's grid, to draw instead of strokes: of targets
-            that are pictures themselves.
+        pictures: rows of panels, one panel per step of the target's grid, to draw instead of strokes: of
+            targets that are pictures themselves.
     """
 
     title: str
@@ -134,7 +126,6 @@ class ClipDrawing:
     constant: np.ndarray | None = None
     frame_labels: tuple[str, ...] | None = None
     bins: int = 9
-    channels: int = 3
     pictures: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
@@ -218,7 +209,7 @@ def stroke_rows(drawing: ClipDrawing, cell_pixels: int) -> list[Row]:
         named.append(("best constant", constant, _CONSTANT_COLOR, True))
     rows = []
     for name, values, color, with_error in named:
-        strokes = draw_strokes(values, bins=drawing.bins, channels=drawing.channels, cell_pixels=cell_pixels)
+        strokes = draw_strokes(values, bins=drawing.bins, cell_pixels=cell_pixels)
         hidden = stretch_mask(drawing.mask, strokes.shape)
         note = f"hidden error {hidden_error(drawing, values):.4f}" if with_error else "of the true pixels"
         rows.append(Row(name, note, color_strokes(strokes, hidden, color)))
@@ -226,15 +217,12 @@ def stroke_rows(drawing: ClipDrawing, cell_pixels: int) -> list[Row]:
 
 
 def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | None = None) -> np.ndarray:
-    """Draw one clip: a column a time step, a row each for frames, visible input, target and prediction.
+    """Draw one clip, uint8 [H, W, 3]: a column per time step, a row each for frames, input and predictions.
 
     Args:
         drawing: the clip and what belongs to it.
         columns: time steps at most; of more, an even choice is drawn.
         cell_pixels: size of a HOG cell in the picture; None chooses it for a picture some 1700 pixels wide.
-
-    Returns:
-        uint8 [H, W, 3].
     """
     steps = drawing.target.shape[0]
     chosen = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
@@ -259,7 +247,7 @@ def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | N
 
 
 def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterator[np.ndarray]:
-    """Draw one clip as a film, the rows of :func:`draw_picture` side by side, one picture a frame.
+    """Draw one clip as a film, the rows of :func:`draw_picture` side by side, one picture per frame.
 
     Yields:
         uint8 [H, W, 3], both even, as H.264 needs.
@@ -324,9 +312,9 @@ def _frame_rows(drawing: ClipDrawing, chosen: np.ndarray, height: int, width: in
 
 
 def _cell_pixels(drawing: ClipDrawing, panels_wide: int) -> int:
-    """Pixels a drawn HOG cell, so that the panels side by side take some 1600 pixels; 8 at least."""
+    """Pixels per drawn HOG cell, so that the panels side by side take some 1600 pixels; 8 at least."""
     K = drawing.target.shape[-1]
-    inside = 1 if drawing.pictures else math.isqrt(K // (drawing.bins * drawing.channels))
+    inside = 1 if drawing.pictures else math.isqrt(K // (drawing.bins * _CHANNELS))
     cells = drawing.target.shape[2] * inside
     return max(8, round(min(400, 1600 / panels_wide) / max(1, cells)))
 
@@ -338,7 +326,7 @@ def _by(shape: tuple[int, ...]) -> str:
 def token_colors(tokens: np.ndarray) -> np.ndarray:
     """A color for each number, the same every time: int [...] -> uint8 [..., 3].
 
-    The numbers of codes mean nothing, so neighbours get colors far apart: hues go round by the golden ratio.
+    The numbers of codes mean nothing, so neighbors get colors far apart: hues go round by the golden ratio.
     """
     numbers = tokens.astype(np.float64)
     hues = numbers * 0.61803398875 % 1.0
@@ -350,7 +338,7 @@ def token_colors(tokens: np.ndarray) -> np.ndarray:
 def draw_reconstructions(
     *, frames: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray
 ) -> np.ndarray:
-    """Draw a column a frame: the frame, its tokens in colors, the reconstruction.
+    """Draw a column per frame: the frame, its tokens in colors, the reconstruction.
 
     Args:
         frames: uint8 [n, H, W, 3], RGB.

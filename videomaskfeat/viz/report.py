@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
@@ -27,64 +28,9 @@ _WEBP_QUALITY = 75  # of pictures on a page; the files in the run folder stay ex
 _FAILURES_SHOWN = 200
 _NOW = 50  # steps behind "loss now"
 
-# Title, metric -> its name in the chart, how it is drawn; "always": also if nothing was recorded.
-_CHARTS: tuple[tuple[str, Mapping[str, str], Mapping[str, Any]], ...] = (
-    (
-        "Accuracy, percent",
-        {"train_top1": "training top-1", "evaluation/top1": "held-out top-1"},
-        {"from_zero": True},
-    ),
-    ("Frame mAP, share of 1", {"evaluation/mean_ap": "held-out mAP"}, {"from_zero": True, "smooth": False}),
-    (
-        "Frozen features, top-1, percent",
-        {"evaluation/knn_top1": "k-NN", "evaluation/linear_top1": "linear probe"},
-        {"from_zero": True, "smooth": False},
-    ),
-    (
-        "Reconstruction, mean squared error",
-        {"reconstruction": "training", "evaluation/reconstruction": "held out"},
-        {},
-    ),
-    ("Perplexity of the codes", {"perplexity": "a training batch", "evaluation/perplexity": "held out"}, {}),
-    ("Codes in use", {"used_codes": "a training batch", "evaluation/used_codes": "held out"}, {}),
-    ("Perceptual distance", {"perceptual": "training"}, {}),
-    ("Temperature of the draws", {"temperature": "temperature"}, {}),
-    ("KL divergence to uniform codes, nats", {"kl": "training"}, {}),
-    ("Distance of the latents to their codes", {"commitment": "training"}, {}),
-    ("Parts of the loss", {"class_loss": "class token", "cube_loss": "cubes"}, {"from_zero": True}),
-    (
-        "Spread of features, near 0 when collapsed",
-        {"feature_std": "features", "projection_std": "projections", "clip_std": "means of clips"},
-        {"from_zero": True},
-    ),
-    (
-        "Entropy of the teacher's mean distribution, nats",
-        {"class_entropy": "class token", "cube_entropy": "cubes"},
-        {"from_zero": True},
-    ),
-    (
-        "What the teacher's distributions tell inputs apart by, nats",
-        {"class_information": "class token", "cube_information": "cubes"},
-        {"from_zero": True},
-    ),
-    ("Learning rate", {"lr": "learning rate"}, {"from_zero": True, "smooth": False, "always": True}),
-    ("Gradient norm, before clipping", {"grad_norm": "gradient norm"}, {"log": True, "always": True}),
-    ("Time per step, ms", {"step_ms": "in all", "data_ms": "data"}, {"log": True, "always": True}),
-    (
-        "Clips per second",
-        {"samples_per_second": "clips per second"},
-        {"from_zero": True, "always": True},
-    ),
-    ("Peak memory, MB", {"memory_mb": "memory"}, {"from_zero": True, "smooth": False, "always": True}),
-)
 KINDS = ("pretrain", "finetune", "detect", "tokenizer")
-_SIDE_BY_SIDE = {
-    "evaluation/top1": "Held-out top-1, percent",
-    "evaluation/mean_ap": "Held-out mAP, share of 1",
-    "evaluation/heldout_loss": "Held-out loss",
-    "train_top1": "Training top-1, percent",
-    "loss": "Training loss",
-}
+# Which metrics a page draws, and under which names.
+_CURVES = json.loads((Path(__file__).parent / "templates/curves.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -255,7 +201,7 @@ def report_data(facts: RunFacts, beside: Sequence[RunFacts] = ()) -> dict[str, A
 def _side_by_side(runs: Sequence[RunFacts]) -> dict[str, Any]:
     """Held-out accuracy or loss, and training loss, of several runs over their steps."""
     charts = []
-    for key, title in _SIDE_BY_SIDE.items():
+    for key, title in _CURVES["beside"].items():
         curves = [
             Curve(run.name, run.metrics["step"], run.metrics[key], place)
             for place, run in enumerate(runs)
@@ -295,22 +241,21 @@ def _run_charts(facts: RunFacts, kind: str, constant: float | None) -> list[dict
     # A tokenizer's constant is one of the reconstruction, of which the loss is more than that.
     levels = {} if constant is None or kind == "tokenizer" else {"best constant": constant}
     parts = {name: name.removeprefix("loss_") for name in facts.metrics if name.startswith("loss_")}
-    loss = {"loss": "training", "evaluation/heldout_loss": "held out"}
-    charts: list[tuple[str, Mapping[str, str], Mapping[str, Any]]] = [
-        ("Loss", loss, {"from_zero": True, "levels": levels, "always": True}),
-        ("Parts of the loss", parts, {"from_zero": True}),
-        *_CHARTS,
-    ]
+    loss, *others = _CURVES["run"]
     drawn = []
-    for title, names, how in charts:
+    for entry in (
+        {**loss, "levels": levels},
+        {"title": "Parts of the loss", "curves": parts, "from_zero": True},
+        *others,
+    ):
         curves = [
             Curve(name, facts.metrics["step"], facts.metrics[key])
-            for key, name in names.items()
+            for key, name in entry["curves"].items()
             if len(facts.finite(key))
         ]
-        options = {key: value for key, value in how.items() if key != "always"}
-        if curves or "always" in how:
-            drawn.append(line_chart(title, curves, **options))
+        if curves or entry.get("always"):
+            options = {key: entry[key] for key in ("log", "from_zero", "smooth", "levels") if key in entry}
+            drawn.append(line_chart(entry["title"], curves, **options))
     return drawn
 
 

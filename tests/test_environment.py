@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from videomaskfeat import environment
 from videomaskfeat.data.readers_pyav import PyAvReader
-from videomaskfeat.jobs import doctor
-from videomaskfeat.jobs.doctor import diagnose
+from videomaskfeat.environment import diagnose
 
 
 def test_healthy_machine_decodes_with_pyav(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_reader_that_decodes_rubbish_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 def test_missing_compiler_and_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package",))
     diagnosis = diagnose()
     assert diagnosis.broken == [
         "no-such-package is not installed and videomaskfeat needs it: pip install no-such-package"
@@ -54,7 +54,7 @@ def test_missing_compiler_and_package_are_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_missing_extra_is_advice_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnxruntime" in diagnose().facts["extras"]["export"]
-    monkeypatch.setattr(doctor, "EXTRAS", {"fly": (("torch", "no-such-package"), "flying")})
+    monkeypatch.setattr(environment, "EXTRAS", {"fly": (("torch", "no-such-package"), "flying")})
     diagnosis = diagnose()
     assert diagnosis.healthy
     assert diagnosis.facts["extras"]["fly"] == "missing: no-such-package"

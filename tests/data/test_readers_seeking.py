@@ -14,8 +14,6 @@ from av.video.frame import VideoFrame
 from tests.data.make_videos import (
     FRAMES,
     copy_packets,
-    make_all,
-    make_unreadable,
     numbered_picture,
     read_number,
     uneven_times,
@@ -31,11 +29,6 @@ from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.mp4 import write_mp4
 
 COUNTED = {"raw.h264", "mpeg4_b.avi", "h264_b.avi"}  # their packets carry no trustworthy times
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_all(tmp_path_factory.mktemp("videos"))
 
 
 def nearest(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -161,12 +154,10 @@ def test_beyond_the_ends_the_first_and_the_last_repeat(files: dict[str, Path]) -
         assert [read_number(picture) for picture in clip] == [0, 0, 0, *[FRAMES - 1] * 3], name
 
 
-def test_unreadable_file_names_its_cause(tmp_path: Path) -> None:
-    causes = make_unreadable(tmp_path)
-    for cause, path in causes.items():
-        if not cause.startswith(
-            (r"truncated or damaged after", "no pictures in it")
-        ):  # when it is read; a folder
+def test_unreadable_file_names_its_cause(unreadable: dict[str, Path]) -> None:
+    for cause, path in unreadable.items():
+        # Found when it is read, and a folder.
+        if not cause.startswith((r"truncated or damaged after", "no pictures in it")):
             with pytest.raises(VideoReadError, match=cause):
                 open_timed(path)
 

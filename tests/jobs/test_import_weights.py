@@ -13,17 +13,19 @@ from torch import Tensor, nn
 
 from tests.jobs.slowfast_yamls import PUBLIC
 from videomaskfeat import cli
-from videomaskfeat.config import FinetuneConfig, PretrainConfig, load_config
+from videomaskfeat.config import load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_state
-from videomaskfeat.jobs import finetune, pretrain_building
+from videomaskfeat.jobs import finetune
 from videomaskfeat.jobs.import_weights import SlowFastImport, import_slowfast
-from videomaskfeat.methods.method import build_target
+from videomaskfeat.methods.masked import build_student
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.recipe import ClassifyRecipe, normalize, read_classify_recipe, read_recipe
+from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe, normalize, read_classify_recipe, read_recipe
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.targets import build_target
 
 
 def recorded(golden: Path, case: str, folder: Path, changes: dict[str, Any]) -> tuple[Path, Path]:
@@ -209,7 +211,7 @@ def test_public_pre_training_of_full_size_is_imported(tmp_path: Path, golden: Pa
     outcome = imported(tmp_path, name, full_size(f"maskfeat_mvitv2_{size.lower()}"))
     config = load_config(PretrainConfig, str(outcome.config))
     recipe = read_recipe(outcome.weights)
-    assert pretrain_building.recipe_of(config) == recipe
+    assert PretrainRecipe.of(config) == recipe
     assert (recipe.mask.kind, recipe.mask.ratio, recipe.mask.cell) == ("cube", 0.4, (2, 32, 32))
     assert (recipe.clip.frames, recipe.clip.stride, recipe.clip.crop) == (16, 4, 224)
     # The published pre-training is this package's default but for the size.
@@ -242,8 +244,9 @@ def test_written_pre_training_config_builds_model_and_target(golden: Path, tmp_p
     outcome = import_slowfast(*recorded(golden, "maskfeat_mvitv2_video", tmp_path, changes), tmp_path / "out")
     config = load_config(PretrainConfig, str(outcome.config))
     assert (config.mask.kind, config.mask.cell) == ("tube", [2, 16, 16])
-    target = build_target(config.target.name, config.target.arguments, mean=0.45, std=0.225)
-    model = pretrain_building.build_model(config, target)
+    recipe = PretrainRecipe.of(config)
+    target = build_target(config.target.name, config.target.arguments, clip=recipe.clip)
+    model = build_student(config.model.name, config.model.arguments, recipe=recipe, target=target)
     model.load_state_dict(load_model(outcome.weights).state_dict())
     assert "pred_head.projections.0.weight" in model.state_dict()
 

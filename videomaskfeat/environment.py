@@ -90,6 +90,11 @@ def diagnose(data_folder: str | os.PathLike[str] = ".", *, measure: bool = False
     return Diagnosis(facts, broken, advice)
 
 
+def environment_text(folder: str | os.PathLike[str]) -> str:
+    """The diagnosis as the JSON text that runs keep beside their results."""
+    return diagnose(folder).to_json()
+
+
 def _versions(broken: list[str]) -> dict[str, str]:
     found = {"videomaskfeat": videomaskfeat.__version__, "python": sys.version.split()[0]}
     for package in PACKAGES:

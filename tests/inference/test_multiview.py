@@ -196,7 +196,7 @@ def test_list_without_a_readable_video(tmp_path: Path) -> None:
     [
         ("average", "softmx", "average 'softmx' is unknown; did you mean 'softmax'"),
         ("clips_at_once", 0, "clips_at_once=0: must be at least 1"),
-        ("videos_per_batch", 0, "per_batch=0: must be at least 1"),
+        ("videos_per_batch", 0, "videos_per_batch=0: must be at least 1"),
         ("workers", -1, "workers=-1: must be at least 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The library: videos to probabilities and features, compared with the network on clips cut by hand."""
+"""Videos to probabilities and features, compared with the network on clips cut by hand."""
 
 from __future__ import annotations
 

@@ -1,0 +1,143 @@
+"""The method of a pre-training config with its parts and loaders: the one place that reads the config."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from videomaskfeat.data.clips import VideoClips
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.loader import ClipLoader
+from videomaskfeat.data.records import check_frames
+from videomaskfeat.data.transforms import RandomResizedCrop
+from videomaskfeat.engine import distributed
+from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.methods import METHODS
+from videomaskfeat.methods.masked import build_student
+from videomaskfeat.methods.method import Method
+from videomaskfeat.methods.teaching import build_encoder
+from videomaskfeat.models.limits import check_arguments
+from videomaskfeat.recipe import PretrainRecipe
+from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.targets import build_target
+
+PARTS = ("recipe", "compiled", "epochs", "encoder", "student", "target")
+"""Arguments of methods that are built from the config."""
+HELDOUT_BATCH = 16  # held-out clips that go through the network together, at most
+
+
+def build_method(config: PretrainConfig) -> Method:
+    """The config's method with its parts, on the CPU; weights come from torch's global generator.
+
+    Raises:
+        UserError: an unknown name or argument, or parts that cannot be or do not fit each other.
+    """
+    name, model = config.method.name, config.model
+    check_name("method.name", name, METHODS)
+    build = METHODS[name]
+    arguments = check_arguments("method.arguments", build, config.method.arguments, name=name, supplied=PARTS)
+    takes = inspect.signature(build).parameters
+    recipe = PretrainRecipe.of(config)
+    checkpoint_blocks = config.run.activation_checkpointing
+    parts: dict[str, Any] = {"recipe": recipe, "compiled": config.run.compile, "epochs": config.optim.epochs}
+    if "target" in takes:
+        target = build_target(config.target.name, config.target.arguments, clip=recipe.clip)
+        parts["target"] = target
+        parts["student"] = build_student(
+            model.name, model.arguments, recipe=recipe, target=target, checkpoint_blocks=checkpoint_blocks
+        )
+    else:
+        parts["encoder"] = build_encoder(
+            model.name, model.arguments, clip=recipe.clip, checkpoint_blocks=checkpoint_blocks
+        )
+    try:
+        return build(**{key: part for key, part in parts.items() if key in takes}, **arguments)
+    except TypeError as error:
+        raise UserError(f"method.arguments of {name!r}: {error}") from error
+
+
+def training_loader(
+    config: PretrainConfig, method: Method, *, rank: int = 0, world_size: int = 1
+) -> ClipLoader[Any]:
+    """The training batches of a rank.
+
+    Raises:
+        UserError: the list, the batch or a clip setting is wrong.
+    """
+    optim, data = config.optim, config.data
+    method.check_batch(optim.batch_size, accumulate=optim.accumulate, world_size=world_size)
+    return ClipLoader(
+        _dataset(config, method, data.train),
+        batch_size=optim.batch_size,
+        accumulate=optim.accumulate,
+        workers=data.workers,
+        read_seconds=data.read_seconds,
+        rank=rank,
+        world_size=world_size,
+        pin_memory=config.run.device != "cpu",
+    )
+
+
+def heldout_loader(config: PretrainConfig, method: Method) -> ClipLoader[Any] | None:
+    """The held-out clips in the list's order, always the same; None if the config names no list.
+
+    Raises:
+        UserError: the list is wrong, or there is nothing to evaluate.
+    """
+    if not config.data.validation:
+        return None
+    if config.run.evaluate_clips < 1:
+        raise UserError(
+            f"run.evaluate_clips {config.run.evaluate_clips} must be at least 1; "
+            "empty data.validation to do without a held-out loss"
+        )
+    dataset = _dataset(config, method, config.data.validation, heldout=True)
+    clips = method.clips_per_video
+    videos = min(max(config.run.evaluate_clips // clips, 1), len(dataset))
+    # A loader leaves out what does not fill a batch, so take one that divides the number of clips.
+    together = max(size for size in range(1, HELDOUT_BATCH // clips + 1) if videos % size == 0)
+    return ClipLoader(
+        dataset,
+        batch_size=clips * together,
+        workers=config.data.workers,
+        read_seconds=config.data.read_seconds,
+        shuffle=False,
+        read_ahead=False,
+        whole_batches=True,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def _dataset(
+    config: PretrainConfig, method: Method, path: str, *, heldout: bool = False
+) -> VideoClips[Any, Any]:
+    """The clips of a list.
+
+    Raises:
+        UserError: the list is wrong, or holds pictures and clips have more than one frame.
+    """
+    data, clip = config.data, config.clip
+    records = load_records(
+        path,
+        format=data.format,
+        labels=data.labels,
+        prefix=data.prefix,
+        separator=data.separator,
+        stills=clip.frames == 1,
+    )
+    check_frames(records, clip.frames)
+    crop = RandomResizedCrop(
+        clip.crop,
+        area=(clip.crop_area[0], clip.crop_area[1]),
+        aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
+        flip=clip.flip,
+    )
+    return method.dataset(
+        records,
+        crop=crop,
+        heldout=heldout,
+        samples_per_video=clip.samples_per_video,
+        reader=data.reader,
+        seed=config.run.seed,
+    )

@@ -1,0 +1,772 @@
+"""The verbs of the command line: for each its options, its help, and the function that it calls.
+
+The functions import their jobs when they run, so that ``--help`` does not load torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from videomaskfeat.config import key
+from videomaskfeat.processes import started_by_verbs
+from videomaskfeat.schemas import (
+    AREAS,
+    CROPS,
+    LABELS,
+    LIST_FORMATS,
+    PRECISIONS,
+    READERS,
+    SAMPLINGS,
+    SEPARATORS,
+    SHARE,
+    CompareConfig,
+    DetectConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    TokenizerConfig,
+)
+from videomaskfeat.terminal import DONE, FAILED, INTERRUPTED, SOME_FAILED, progress, report_failures
+from videomaskfeat.texts import printable, printable_name
+
+T = TypeVar("T")
+
+
+def _part(cls: type[T], options: Any) -> T:
+    """Those of the options that a class takes."""
+    values = {item.name: getattr(options, item.name) for item in fields(cls) if hasattr(options, item.name)}  # type: ignore[arg-type]
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+# Options that several verbs share.
+
+
+@dataclass
+class ListOptions:
+    """list"""
+
+    prefix: str = key("", "folder put before every relative path")
+    format: str = key("auto", "format of the list", choices=LIST_FORMATS)
+    labels: str = key("auto", "whether rows end with a label", choices=LABELS)
+    separator: str = key("auto", "column separator", choices=SEPARATORS)
+
+
+@dataclass
+class MachineOptions:
+    """machine"""
+
+    device: str = key("auto", "auto | cpu | cuda | cuda:N")
+    precision: str = key("auto", "precision of the network", choices=PRECISIONS)
+
+
+@dataclass
+class ReadingOptions(MachineOptions):
+    """reading"""
+
+    reader: str = key("auto", "video reader", choices=READERS)
+    workers: int = key(2, "processes per rank that read videos; 0: none besides the main one", least=0)
+
+
+@dataclass
+class BatchOptions(MachineOptions):
+    """batches"""
+
+    clips_at_once: int = key(8, "clips that go through the network together", least=1)
+
+
+# Trainings, which take a config.
+
+
+def _exit_code(outcome: Any) -> int:
+    """The exit code of a training that ended without an error.
+
+    One that a signal stopped has saved its last step and ends with 0; as a part of a longer command it must
+    be distinguished from a finished one.
+    """
+    if not outcome.finished and started_by_verbs():
+        return INTERRUPTED
+    return SOME_FAILED if outcome.failures else DONE
+
+
+def pretrain(config: PretrainConfig) -> int:
+    """Pre-train an encoder on videos by masked prediction; an existing run folder is resumed.
+
+      videomaskfeat pretrain --config configs/pretrain/sample.yaml
+      videomaskfeat pretrain --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml \\
+          data.train=k400/train.csv data.prefix=k400/videos run.folder=runs/s
+      torchrun --nproc-per-node=8 -m videomaskfeat pretrain --config ... run.folder=runs/s
+      videomaskfeat pretrain --keys        every key, its default and its meaning
+    """
+    from videomaskfeat.jobs.pretrain import pretrain
+
+    return _exit_code(pretrain(config))
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """Train a classifier from pre-trained weights, ours or PySlowFast's, or from scratch.
+
+      videomaskfeat finetune --config configs/finetune/sample.yaml model.weights=demo/run/weights.safetensors
+      videomaskfeat finetune --config configs/finetune/k400_maskfeat_mvitv2_s.yaml \\
+          data.train=k400/train.csv data.validation=k400/val.csv model.weights=runs/s/weights.safetensors \\
+          run.folder=runs/s_k400
+      videomaskfeat finetune --config ... model.head=linear        a linear probe: the encoder stays frozen
+      torchrun --nproc-per-node=8 -m videomaskfeat finetune --config ... run.folder=runs/s_k400
+      videomaskfeat finetune --keys        every key, its default and its meaning
+    """
+    from videomaskfeat.jobs.finetune import finetune
+
+    return _exit_code(finetune(config))
+
+
+def detect_train(config: DetectConfig) -> int:
+    """Train an action detector, which says what each person in a box does, from pre-trained weights.
+
+      videomaskfeat detect-train --config configs/detect/sample.yaml \\
+          model.weights=demo/run/weights.safetensors
+      videomaskfeat detect-train --config configs/detect/ava_v22_maskfeat_mvitv2_s.yaml \\
+          data.videos=ava/videos model.weights=runs/s_k400/best.safetensors run.folder=runs/s_ava
+      torchrun --nproc-per-node=8 -m videomaskfeat detect-train --config ... run.folder=runs/s_ava
+      videomaskfeat detect-train --keys        every key, its default and its meaning
+    """
+    from videomaskfeat.jobs.detect import detect_train
+
+    return _exit_code(detect_train(config))
+
+
+def train_tokenizer(config: TokenizerConfig) -> int:
+    """Train a tokenizer of frames on videos; a pre-training can predict its tokens (BEiT, PeCo).
+
+      videomaskfeat train-tokenizer --config configs/tokenizer/sample_dvae.yaml
+      videomaskfeat train-tokenizer --config configs/tokenizer/sample_vq.yaml \\
+          perceptual.weights=demo/run/weights.safetensors perceptual.depths=[2,4]
+      videomaskfeat pretrain --config configs/pretrain/sample_dvae.yaml      predicts its tokens
+      videomaskfeat train-tokenizer --keys        every key, its default and its meaning
+    """
+    from videomaskfeat.jobs.tokenizer import train_tokenizer
+
+    return _exit_code(train_tokenizer(config))
+
+
+def compare(config: CompareConfig) -> int:
+    """Pre-train with several targets under one budget, probe and fine-tune each; write one page.
+
+    videomaskfeat compare --config configs/compare/sample.yaml
+    videomaskfeat compare --config configs/compare/sample.yaml --targets hog,pixels,ibot --seeds 3
+    videomaskfeat compare --config ... compare.folder=runs/targets     the same command continues after a stop
+    videomaskfeat compare --keys        every key, its default and its meaning
+    """
+    from videomaskfeat.jobs.compare import compare
+
+    names = [name.strip() for names in config.compare.only for name in names.split(",") if name.strip()]
+    print(printable(f"report  {compare(config, targets=names)}"))
+    return DONE
+
+
+def _pretrain_arguments() -> dict[str, list[str]]:
+    from videomaskfeat.methods import METHODS
+    from videomaskfeat.targets import TARGETS
+
+    return _arguments("target.arguments", TARGETS) | _arguments("method.arguments", METHODS)
+
+
+def _tokenizer_arguments() -> dict[str, list[str]]:
+    from videomaskfeat.models.tokenizers import TOKENIZERS
+
+    return _arguments("model.arguments", TOKENIZERS)
+
+
+TAKES: dict[str, Callable[[], Mapping[str, Sequence[str]]]] = {
+    "pretrain": _pretrain_arguments,
+    "train-tokenizer": _tokenizer_arguments,
+}
+"""Verb -> title and names of the arguments that ``--keys`` prints below the keys."""
+
+
+def _arguments(where: str, builders: Mapping[str, Callable[..., object]]) -> dict[str, list[str]]:
+    supplied = ("config", "build", "clip_mean", "clip_std")  # by the run itself
+    return {
+        f"{where} of {name}": [
+            argument.name if argument.default is argument.empty else f"{argument.name}={argument.default}"
+            for argument in inspect.signature(build).parameters.values()
+            if argument.name not in supplied
+        ]
+        for name, build in builders.items()
+    }
+
+
+# Classifiers: scores, predictions, features.
+
+
+@dataclass
+class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions):
+    """files"""
+
+    weights: str = key("", "weights of a fine-tuning run or of import-slowfast", positional=True)
+    list: str = key("", "list file or folder, with or without labels", positional=True)
+    out: str = key("evaluation", "folder to write")
+    submission: str = key("", "also write a Something-Something-v2 submission to this file")
+    class_names: str = key("", "file of class names: one per line, or SSv2's labels JSON")
+    views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="as tested")
+    crops: int | None = key(None, "crops per view", choices=CROPS, null="as tested")
+    sampling: str | None = key(None, "how frames are drawn", choices=SAMPLINGS, null="as tested")
+    short_side: int | None = key(None, "short side of a frame", unit="pixels", least=1, null="as tested")
+    average: str | None = key(None, "what is averaged", choices=("softmax", "logits"), null="as tested")
+    knn: str = key("", "classify by the most similar videos of this training list; any weights")
+    k: int = key(20, "number of nearest neighbors that vote", least=1)
+    temperature: float = key(0.07, "temperature of the weights of their votes", above=0)
+    videos_per_batch: int | None = key(None, "videos per worker and batch", least=1, null="about 32 clips")
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Score a classifier with any head, or frozen features by k-NN, on a list of videos.
+
+      videomaskfeat evaluate runs/s_k400/best.safetensors k400/val.csv --prefix k400/videos --views 10
+      videomaskfeat evaluate best.safetensors val.csv views=5 crops=3 out=runs/s_k400/5x3
+      videomaskfeat evaluate best.safetensors ssv2/something-something-v2-test.json --prefix ssv2/videos \\
+          --views 1 --crops 3 --submission submission.csv
+      videomaskfeat evaluate runs/s/weights.safetensors val.csv --knn train.csv
+      torchrun --nproc-per-node=8 -m videomaskfeat evaluate best.safetensors k400/val.csv
+    """
+    from videomaskfeat.inference.lists import ListChoice
+    from videomaskfeat.inference.multiview import Machine
+    from videomaskfeat.jobs.evaluate import Neighbours, ViewChoice, evaluate
+
+    with progress("scoring videos") as update:
+        result = evaluate(
+            options.weights,
+            options.list,
+            options.out,
+            views=_part(ViewChoice, options),
+            lists=_part(ListChoice, options),
+            neighbours=Neighbours(options.knn, options.k, options.temperature) if options.knn else None,
+            machine=_part(Machine, options),
+            submission=options.submission,
+            progress=update,
+        )
+    return _print_scores("evaluate", result)
+
+
+def _print_scores(verb: str, result: Any) -> int:
+    if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
+        return DONE
+    print(printable(result.text))
+    return report_failures(verb, (f"{one.path}: {one.cause}" for one in result.failures))
+
+
+@dataclass
+class AverageScoresOptions:
+    """files"""
+
+    scores: list[str] = key([], "folders of evaluations, or their scores.npz", positional=True)
+    out: str = key("ensemble", "folder to write")
+    submission: str = key("", "also write a Something-Something-v2 submission to this file")
+
+
+def average_scores(options: AverageScoresOptions) -> int:
+    """Average the scores of two or more evaluations of one list: an ensemble, and its accuracy.
+
+    videomaskfeat average-scores runs/a/evaluation runs/b/evaluation --out ensemble
+    """
+    from videomaskfeat.jobs.average_scores import average_files
+
+    result = average_files(options.scores, options.out, submission=options.submission)
+    return _print_scores("average-scores", result)
+
+
+@dataclass
+class PredictOptions(ReadingOptions):
+    """files"""
+
+    checkpoint: str = key("", "weights of a fine-tuning run or of import-slowfast", positional=True)
+    videos: list[str] = key([], "videos or pictures, or folders with them", positional=True)
+    top: int = key(5, "classes per video", least=1)
+    views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="as tested")
+    crops: int | None = key(None, "crops per view", choices=(1, 3), null="as tested")
+    json: str | None = key(None, "also write JSON to this file; - prints it instead of the text")
+    out: str | None = key(None, "folder for an annotated mp4 of each video (without sound)")
+    workers: int = key(0, "processes that read videos; 0: none besides the main one", least=0)
+
+
+def predict(options: PredictOptions) -> int:
+    """Classify videos; print text or JSON, or draw the classes into the videos.
+
+    videomaskfeat predict runs/s_k400/best.safetensors my_video.mp4
+    videomaskfeat predict best.safetensors my_videos/ --top 3 --json labels.json --out labeled
+    videomaskfeat predict best.safetensors *.mp4 --views 1 --json - | jq
+    """
+    from videomaskfeat.jobs.predict import Predictions, as_json, as_text, predict
+
+    def print_text(found: Predictions) -> None:
+        print(printable(as_text(found, options.top)), flush=True)
+
+    json_only = options.json == "-"
+    values = vars(options).copy()
+    json_path = values.pop("json")
+    result = predict(
+        **values, json_path=None if json_only else json_path, on_prediction=None if json_only else print_text
+    )
+    if json_only:
+        print(as_json(result, options.top))
+    else:
+        for film in result.films:
+            print(printable(str(film)))
+    return report_failures("predict", result.failures)
+
+
+@dataclass
+class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
+    """files"""
+
+    weights: str = key("", "weights of any run of ours, or of import-slowfast", positional=True)
+    list: str = key("", "list file or folder of videos", positional=True)
+    out: str = key("", "folder to write", positional=True)
+    depth: int | None = key(None, "number of blocks before the features, from 1", least=1, null="all blocks")
+    grid: bool = key(False, "write one feature per token instead of their mean")
+    views: int = key(1, "temporal views per video, evenly spaced", least=1)
+    crops: int = key(1, "crops per view", choices=(1, 3))
+    dtype: str = key("float32", "type on disk", choices=("float32", "float16"))
+    shard: int = key(128, "videos between two saves", least=1)
+
+
+def extract_features(options: FeaturesOptions) -> int:
+    """Write the features of a list's videos; the same command continues after a stop.
+
+      videomaskfeat extract-features runs/s/weights.safetensors k400/val.csv features/k400_val
+      videomaskfeat extract-features weights.safetensors my_videos/ features/mine --depth 12 --views 4
+      videomaskfeat extract-features weights.safetensors list.csv features/grid --grid --dtype float16
+      torchrun --nproc-per-node=8 -m videomaskfeat extract-features weights.safetensors list.csv features/all
+    then, in Python:
+      array, paths, labels = videomaskfeat.read_features("features/k400_val")
+    """
+    from videomaskfeat.jobs.features import extract_features
+
+    values = vars(options).copy()
+    names = {"list": "list_path", "shard": "videos_per_shard"}
+    with progress("extracting features") as update:
+        result = extract_features(
+            **{names.get(name, name): value for name, value in values.items()}, progress=update
+        )
+    print(printable(f"{result.folder / 'features.npy'}  {options.dtype} {list(result.shape)}"))
+    return report_failures("extract-features", result.failures)
+
+
+# Detectors of actions.
+
+
+@dataclass
+class ScoreOptions:
+    """rules"""
+
+    iou: float = key(0.5, "minimum IoU of a hit", **SHARE)
+    rows_per_frame: int | None = key(None, "only the N best rows (official script: 50)", least=1, null="all")
+
+
+@dataclass
+class ScoreAvaOptions(ScoreOptions):
+    """files"""
+
+    groundtruth: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_val_v2.2.csv")
+    detections: str = key("", "rows video,second,x1,y1,x2,y2,action,score", required="detections.csv")
+    labels: str = key("", "label map (pbtxt): the actions that count", required="actions.pbtxt")
+    exclusions: str | None = key(None, "rows video,second that do not count")
+    out: str | None = key(None, "folder for result.json, per_class.csv and report.html")
+
+
+def score_ava(options: ScoreAvaOptions) -> int:
+    """Score a file of detections by AVA's official rules: frame mAP, each action, and the errors.
+
+      videomaskfeat score-ava --groundtruth ava/annotations/ava_val_v2.2.csv --detections detections.csv \\
+          --labels ava/annotations/ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
+          --exclusions ava/annotations/ava_val_excluded_timestamps_v2.2.csv --out runs/ava/score
+    """
+    from videomaskfeat.jobs.score_ava import score_ava
+
+    values = vars(options).copy()
+    values["iou_threshold"] = values.pop("iou")
+    print(printable(score_ava(**values).text))
+    return DONE
+
+
+@dataclass
+class DetectEvaluateOptions(ScoreOptions, BatchOptions):
+    """files"""
+
+    weights: str = key("", "weights of a detect-train run", positional=True)
+    groundtruth: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_val_v2.2.csv")
+    labels: str = key("", "label map (pbtxt): the actions that are scored", required="actions.pbtxt")
+    boxes: list[str] = key([], "detected boxes, rows video,second,x1,y1,x2,y2,,score; empty: true ones")
+    exclusions: str = key("", "rows video,second that are not scored")
+    out: str = key("evaluation", "folder to write")
+    videos: str = key("", "folder with one video file, or one folder of extracted frames, per video")
+    frame_lists: list[str] = key([], "instead: lists of extracted frames")
+    frames: str = key("", "folder put before the paths of frame_lists")
+    frames_fps: float = key(30.0, "frame rate of extracted frames", above=0)
+    start_second: float | None = key(
+        None, "second of the videos' first frame (AVA: 0 or 900)", null="found out"
+    )
+    area: str | None = key(None, "area of the frame", choices=AREAS, null="as tested")
+    short_side: int | None = key(None, "short side of a frame", unit="pixels", least=1, null="as tested")
+    scales: list[int] = key([], "average the scores of these short sides instead", unit="pixels", least=1)
+    flip: bool = key(False, "average over each clip and its mirror image")
+    score_threshold: float | None = key(None, "minimum score of a detected box", **SHARE, null="as tested")
+    workers: int = key(2, "processes per rank that read videos; 0: none besides the main one", least=0)
+
+
+def detect_evaluate(options: DetectEvaluateOptions) -> int:
+    """Score an action detector on key frames by AVA's official rules.
+
+      videomaskfeat detect-evaluate runs/s_ava/best.safetensors --videos ava/videos \\
+          --groundtruth ava/annotations/ava_val_v2.2.csv \\
+          --boxes ava/annotations/ava_val_predicted_boxes.csv \\
+          --labels ava/annotations/ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
+          --exclusions ava/annotations/ava_val_excluded_timestamps_v2.2.csv --out runs/s_ava/whole
+      videomaskfeat detect-evaluate ... --area centre --short-side 224
+      videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
+      torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
+    """
+    from videomaskfeat.inference.ava_scores import ScoredFiles
+    from videomaskfeat.inference.key_frames import VideoPlaces, lines_on
+    from videomaskfeat.inference.multiview import Machine
+    from videomaskfeat.jobs.detect_evaluate import FrameChoice, detect_evaluate
+
+    with progress("scoring key frames") as update:
+        result = detect_evaluate(
+            options.weights,
+            ScoredFiles(options.groundtruth, options.labels, options.exclusions, tuple(options.boxes)),
+            _part(VideoPlaces, options),
+            options.out,
+            frames=_part(FrameChoice, options),
+            machine=_part(Machine, options),
+            iou_threshold=options.iou,
+            rows_per_frame=options.rows_per_frame,
+            progress=update,
+        )
+    if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
+        return DONE
+    print(printable(result.text))
+    return report_failures("detect-evaluate", lines_on(result.failures))
+
+
+@dataclass
+class DetectFiles:
+    """files"""
+
+    checkpoint: str = key("", "weights of a detect-train run", positional=True)
+    videos: list[str] = key([], "video files", positional=True)
+    out: str = key(".", "folder for NAME_actions.*")
+
+
+@dataclass
+class PersonsConfig:
+    """where the persons are (boxes or detector)"""
+
+    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; the video is a file's name")
+    detector: str | None = key(None, "module:name of a callable, uint8 [n,H,W,3] -> n x [k,5]: pixels, score")
+    detector_options: dict[str, Any] = key({}, "keyword arguments that make it", flag="detector-option")
+    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
+    every: float = key(1.0, "seconds between two key frames; a minimum if boxes are given", above=0)
+    start_second: float | None = key(None, "second of the first frame in boxes", null="found out")
+
+
+@dataclass
+class ActionsConfig:
+    """which actions are reported"""
+
+    threshold: float = key(0.4, "minimum score of an action", **SHARE)
+    top: int = key(3, "maximum number of actions drawn per person", least=1)
+    smooth_seconds: float = key(0.7, "standard deviation of the average over a track; 0: none", least=0)
+    min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
+    max_gap_seconds: float | None = key(None, "seconds that a track may miss", least=0, null="two key frames")
+    film: bool = key(True, "write an annotated mp4 (without sound)")
+    csv: bool = key(False, "also write rows for score-ava")
+
+
+@dataclass
+class MachineConfig(BatchOptions):
+    """machine"""
+
+
+@dataclass
+class DetectVideoConfig:
+    """What persons do in videos."""
+
+    files: DetectFiles = field(default_factory=DetectFiles)
+    persons: PersonsConfig = field(default_factory=PersonsConfig)
+    told: ActionsConfig = field(default_factory=ActionsConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+
+def detect(config: DetectVideoConfig) -> int:
+    """Detect the actions of each person in videos; write JSON and annotated videos.
+
+      videomaskfeat detect runs/ava/best.safetensors my_video.mp4 --boxes my_boxes.csv --out found
+      videomaskfeat detect best.safetensors *.mp4 --detector my_boxes:find_persons --every 0.5
+      videomaskfeat detect best.safetensors my_video.mp4 --detector-option model=hustvl/yolos-tiny \\
+          --detector videomaskfeat.interop.huggingface:PersonDetector
+    """
+    from videomaskfeat.jobs.detect_video import detect_videos
+
+    def print_found(words: str, files: Sequence[Path]) -> None:
+        print(printable("\n".join([words, *map(str, files)])), flush=True)
+
+    with progress("detecting") as update:
+        result = detect_videos(
+            **vars(config.files),
+            **vars(config.persons),
+            **vars(config.told),
+            **vars(config.machine),
+            progress=update,
+            on_video=print_found,
+        )
+    return report_failures("detect", result.failures)
+
+
+# Pictures and pages.
+
+
+@dataclass
+class VisualizeOptions:
+    """files"""
+
+    checkpoint: str = key("", "weights.safetensors of a pre-training run", positional=True)
+    videos: list[str] = key([], "videos, or folders of videos", positional=True)
+    out: str = key("pictures", "folder to write")
+    mask: str | None = key(None, "mask policy", null="the run's own")
+    ratio: float | None = key(None, "share hidden", null="the run's own")
+    seed: int = key(0, "seed of the mask", least=0)
+    columns: int = key(8, "time steps per picture", least=1)
+    device: str = key("auto", "auto | cpu | cuda")
+    reader: str = key("auto", "video reader", choices=READERS)
+
+
+def visualize(options: VisualizeOptions) -> int:
+    """Draw frames, mask, target and prediction of videos, as a picture and an mp4 each.
+
+    videomaskfeat visualize runs/s/weights.safetensors my_video.mp4 --out pictures
+    videomaskfeat visualize runs/s/weights.safetensors *.mp4 --mask tube --ratio 0.6 --seed 3
+    """
+    from videomaskfeat.jobs.visualize import visualize
+
+    result = visualize(**vars(options))
+    for path in result.written:
+        print(printable_name(str(path)))
+    return report_failures("visualize", result.failures)
+
+
+@dataclass
+class ReportOptions:
+    """files"""
+
+    folder: str = key("", "run folder", positional=True)
+    out: str | None = key(None, "HTML file", null="report.html in the run folder")
+    beside: list[str] = key([], "other run folders to show side by side with this one")
+
+
+def report(options: ReportOptions) -> int:
+    """Write one self-contained HTML page about a run, finished or not.
+
+    videomaskfeat report runs/s
+    videomaskfeat report runs/s --out s.html
+    videomaskfeat report runs/pretrained --beside runs/scratch      both runs' curves in one chart
+    """
+    from videomaskfeat.jobs.report import report
+
+    print(printable(str(report(**vars(options)))))
+    return DONE
+
+
+# Models of other programs.
+
+
+@dataclass
+class ImportOptions:
+    """files"""
+
+    config: str = key("", "config (YAML) of PySlowFast", required="MVITv2_S_16x4.yaml")
+    checkpoint: str = key("", "checkpoint of PySlowFast", required="MViTv2_S_16x4_k400.pyth")
+    out: str = key("", "folder for weights.safetensors, config.yaml, import.json", positional=True)
+    class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
+    weights_key: str = key(
+        "",
+        "which weights of a checkpoint with several, such as model_ema; empty: the first of model_state, "
+        "state_dict, model and module",
+    )
+
+
+def import_slowfast(options: ImportOptions) -> int:
+    """Convert a PySlowFast YAML and checkpoint (MaskFeat, MViTv2) into weights and a config of ours.
+
+      videomaskfeat import-slowfast --config MVITv2_S_16x4.yaml --checkpoint MViTv2_S_16x4_k400.pyth zoo/s
+      videomaskfeat import-slowfast --config k400_MVITv2_S_16x4_FT.yaml --checkpoint s.pyth zoo/s_ft \\
+          --class-names kinetics400_names.txt
+      videomaskfeat predict zoo/s_ft/weights.safetensors my_video.mp4
+    """
+    from videomaskfeat.jobs.import_weights import import_slowfast
+
+    values = vars(options).copy()
+    files = values.pop("config"), values.pop("checkpoint")
+    print(printable(import_slowfast(*files, **values).text()))
+    return DONE
+
+
+@dataclass
+class ExportOptions:
+    """files"""
+
+    weights: str = key("", "weights of any run of ours, or of import-slowfast", positional=True)
+    out: str = key("", "file to write", positional=True)
+    format: str = key(
+        "auto",
+        "format",
+        choices={
+            "auto": "as OUT ends",
+            "safetensors": "",
+            "slowfast": ".pyth and .yaml",
+            "torch": ".pt2",
+            "onnx": "",
+        },
+    )
+    part: str = key("model", "part", choices={"model": "", "encoder": "without its head"})
+    input: str | None = key(
+        None,
+        "input of a graph",
+        choices={
+            "uint8": "frames as decoded, [B,T,H,W,C]; normalized inside",
+            "float": "normalized clips, [B,C,T,H,W]",
+        },
+        null="uint8",
+    )
+    batch: int | None = key(None, "batch size of a graph; dynamic: any", least=1, null="dynamic")
+    opset: int | None = key(None, "ONNX opset, 18 to 23", null="20")
+    tolerance: float = key(1e-4, "largest difference allowed, relative to the maximum", above=0, below=1)
+    overwrite: bool = key(False, "replace OUT if it exists")
+
+
+def export(options: ExportOptions) -> int:
+    """Write a model as ONNX, as a torch.export program, in PySlowFast's names or as safetensors, and
+    compare the file with the model.
+
+      videomaskfeat export runs/s_k400/best.safetensors s_k400.onnx
+      videomaskfeat export runs/s_k400/best.safetensors s_k400.pt2 --batch 8 --input float
+      videomaskfeat export runs/s_k400/best.safetensors s_k400.pyth        PySlowFast's names, and a YAML
+      videomaskfeat export runs/s/weights.safetensors encoder.onnx --part encoder --opset 18
+      videomaskfeat export runs/s_k400/best.safetensors encoder.safetensors --part encoder
+    """
+    from videomaskfeat.jobs.export import export
+
+    print(printable(export(**vars(options)).text()))
+    return DONE
+
+
+# Data, and this machine.
+
+
+@dataclass
+class SampleDataOptions:
+    """options"""
+
+    directory: str = key("", "folder to write", positional=True)
+    videos: int = key(400, "number of videos")
+    size: int = key(96, "height and width", unit="pixels")
+    frames: int = key(32, "frames per video")
+    fps: float = key(30.0, "frame rate")
+    seed: int = key(0, "equal seeds give equal files")
+    ava_videos: int = key(12, "number of longer videos with boxes")
+    images: int = key(600, "number of pictures whose class is a shape")
+
+
+def sample_data(options: SampleDataOptions) -> int:
+    """Write the built-in sample data set: videos of motions, pictures of shapes, and their lists.
+
+    videomaskfeat sample-data demo/sample
+    videomaskfeat sample-data small --videos 40 --size 64 --frames 16 --seed 7
+    """
+    from videomaskfeat.data.sample import write_sample_data
+
+    with progress("writing videos") as update:
+        write_sample_data(**vars(options), progress=update)
+    print(printable(os.path.join(options.directory, "README.txt")))
+    return DONE
+
+
+@dataclass
+class CheckDataOptions(ListOptions):
+    """files"""
+
+    list: str = key("", "list file or folder", positional=True)
+    reader: str = key("auto", "video reader", choices=READERS)
+    workers: int = key(os.cpu_count() or 1, "number of processes", least=0)
+    min_frames: int = key(1, "report videos with fewer frames", least=1)
+    quick: bool = key(False, "only open and probe; decode no frames")
+    json: str | None = key(None, "also write the findings to this JSON file")
+    clean: str | None = key(None, "write the list without the bad rows to this file")
+
+
+def check_data(options: CheckDataOptions) -> int:
+    """Scan every video of a list: unreadable, too short, odd, duplicate and missing ones.
+
+    videomaskfeat check-data k400/train.csv --prefix k400/videos --clean k400/train_clean.csv
+    videomaskfeat check-data my_videos/ --min-frames 32 --json report.json
+    """
+    from videomaskfeat.jobs.check_data import check_data
+
+    values = vars(options).copy()
+    values["workers"] = options.workers or 1  # never in this process, which a file could end
+    names = {"list": "path", "json": "json_path", "clean": "clean_path"}
+    with progress("checking videos") as update:
+        report = check_data(
+            decode=not values.pop("quick"),
+            **{names.get(name, name): value for name, value in values.items()},
+            progress=update,
+        )
+    print(printable(report.text()))
+    return SOME_FAILED if report.bad else DONE
+
+
+@dataclass
+class DoctorOptions:
+    """options"""
+
+    folder: str = key(".", "folder whose free space is reported")
+    json: bool = key(False, "print JSON")
+
+
+def doctor(options: DoctorOptions) -> int:
+    """Report what works on this machine, and what is missing for which feature.
+
+    videomaskfeat doctor
+    videomaskfeat doctor --folder /data --json
+    """
+    from videomaskfeat.environment import diagnose
+
+    diagnosis = diagnose(options.folder, measure=True)
+    print(diagnosis.to_json() if options.json else diagnosis.text())
+    return DONE if diagnosis.healthy else FAILED
+
+
+VERBS: dict[str, Callable[[Any], int]] = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "train-tokenizer": train_tokenizer,
+    "compare": compare,
+    "evaluate": evaluate,
+    "average-scores": average_scores,
+    "detect-train": detect_train,
+    "detect-evaluate": detect_evaluate,
+    "score-ava": score_ava,
+    "predict": predict,
+    "detect": detect,
+    "extract-features": extract_features,
+    "import-slowfast": import_slowfast,
+    "export": export,
+    "visualize": visualize,
+    "report": report,
+    "sample-data": sample_data,
+    "check-data": check_data,
+    "doctor": doctor,
+}
+"""Name -> function of the config or the options, whose docstring is the help; it returns the exit code."""

@@ -14,6 +14,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast import ImageTarget
+from videomaskfeat.interop.slowfast_keys import NO_EFFECT, describe_keys
 from videomaskfeat.losses import masked_mse
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.mae import MAE
@@ -446,3 +447,12 @@ def test_option_that_would_change_a_vision_transformer_is_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=words):
         load_slowfast(write_config(tmp_path, changes, of=case), case / "checkpoint.pyth")
+
+
+def test_keys_that_are_read_are_described_once() -> None:
+    rows = list(describe_keys())
+    keys = [key for _, key, _ in rows]
+    assert len(set(keys)) == len(keys)
+    assert ("every model", "MVIT.DEPTH", "16") in rows
+    assert ("fixed", "MVIT.MODE", "'conv'") in rows
+    assert not set(keys) & NO_EFFECT

@@ -190,9 +190,9 @@ def test_model_goes_back_to_pyslowfast(folder: Path) -> None:
     assert not imported.report.ignored_keys
     clips, model = normalised(frames(2)), load_model(folder / "best.safetensors")
     assert torch.equal(imported.model(clips), model(clips))
-    said = imported.clip
-    assert (said.frames, said.stride, said.target_fps, said.crop) == (8, 2, 30, 64)
-    assert (said.mean, said.std, said.channels) == ((0.45,) * 3, (0.225,) * 3, "rgb")
+    said = imported.clip.recipe
+    assert (said.clip.frames, said.clip.stride, said.clip.target_fps, said.clip.crop) == (8, 2, 30, 64)
+    assert (said.clip.mean, said.clip.std, imported.clip.channels) == (0.45, 0.225, "rgb")
     assert (said.sampling, said.views, said.crops) == ("clip", 3, 1)
 
 
@@ -211,8 +211,8 @@ def test_segments_go_back_to_pyslowfast_in_its_order_of_colours(tmp_path: Path) 
     assert options["DATA"]["MEAN"] == [0.3, 0.4, 0.5]
     assert "SAMPLING_RATE" not in options["DATA"]  # 1.5 cannot be said there
     said = load_slowfast(tmp_path / "a.yaml", tmp_path / "a.pyth").clip
-    assert (said.mean, said.std, said.channels) == (clip.mean, clip.std, "rgb")
-    assert (said.sampling, said.views, said.crops) == ("segments", 1, 3)
+    assert (said.recipe.clip.mean, said.recipe.clip.std, said.channels) == (clip.mean, clip.std, "rgb")
+    assert (said.recipe.sampling, said.recipe.views, said.recipe.crops) == ("segments", 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) 
         ),
         (["a.pt2", "--part", "head"], r"part 'head' is unknown; there are model, encoder"),
         (["a.pt2", "--input", "int8"], r"input 'int8' is unknown; did you mean 'uint8'"),
-        (["a.pt2", "--batch", "0"], r"batch 0: must be at least 1, or dynamic"),
+        (["a.pt2", "--batch", "0"], "export.batch 0 must be at least 1"),
         (["a.pt2", "--opset", "18"], r"--opset means nothing to --format torch: leave it out, or take onnx"),
         (
             ["a.pyth", "--batch", "2"],
@@ -464,7 +464,7 @@ def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) 
         ),
         (["a.safetensors", "--input", "float"], r"--input means nothing to --format safetensors"),
         (["a.onnx", "--opset", "9"], r"opset 9: torch writes 18 to 23; take one of these"),
-        (["a.pt2", "--tolerance", "0"], r"tolerance 0: a share of the largest value, above 0 and below 1"),
+        (["a.pt2", "--tolerance", "0"], "export.tolerance 0 must be above 0 and below 1"),
         (["."], r"its ending says no format"),
         (["folder.onnx"], r"folder\.onnx: is a folder; give the name of the file to write"),
     ],

@@ -144,7 +144,7 @@ def test_missing_settings_are_asked_for(pretrain: Pretrain) -> None:
         ("clip.frames=3", ["frames 3", "multiple"]),
         ("mask.cell=[2,24,24]", ["mask.cell [2, 24, 24] does not tile a clip of 4 frames and 32x32 pixels"]),
         ("mask.cell=[2,8,8]", ["mask.cell [2, 8, 8]", "2x4x4 cells", "does not divide", "2x2x2"]),
-        ("mask.kind=cubes", ["mask.kind 'cubes' is not one of cube, cube_exact,"]),
+        ("mask.kind=cubes", ["mask.kind 'cubes' is unknown; did you mean 'cube'?"]),
         ("mask.ratio=1", ["ratio"]),
         ("model.name=maskfeat_mvit2_s", ["did you mean 'maskfeat_mvitv2_s'?"]),
         ("model.arguments={dept: 3}", ["'dept'", "did you mean 'depth'?"]),

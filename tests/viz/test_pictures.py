@@ -1,7 +1,8 @@
-"""Pictures: hidden cubes covered, visible strokes dimmed, panels in their places."""
+"""Pictures: strokes along edges, hidden cubes covered, panels in their places, a color per token."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,21 +10,95 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.viz.pictures import (
     VISIBLE_STRENGTH,
     ClipDrawing,
+    cell_histograms,
     color_strokes,
     draw_film,
     draw_picture,
+    draw_reconstructions,
+    draw_strokes,
     hidden_error,
     hide_cubes,
     stretch_mask,
+    stroke_templates,
+    token_colors,
     write_film,
     write_picture,
+    write_reconstructions,
 )
-from videomaskfeat.viz.sheet import Label, Sheet
+
+
+def stroke_angle(picture: np.ndarray) -> float:
+    """Degrees, counter-clockwise from the horizontal as seen, of the brightest direction: by its moments."""
+    y, x = np.mgrid[: picture.shape[0], : picture.shape[1]] - (np.array(picture.shape)[:, None, None] - 1) / 2
+    weight = picture.astype(np.float64) ** 4
+    up = -y
+    return (
+        math.degrees(0.5 * math.atan2(2 * (weight * x * up).sum(), (weight * (x * x - up * up)).sum())) % 180
+    )
+
+
+def edge_clip(degrees: float, size: int = 32) -> torch.Tensor:
+    """float [1, 3, 2, size, size] with one straight edge through the middle at this angle as seen."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    angle = math.radians(degrees)
+    side = x * math.sin(angle) + y * math.cos(angle)  # signed distance to the line, y down
+    frame = cv2.GaussianBlur((side > 0).astype(np.float32), (0, 0), 1.5)
+    return torch.from_numpy(np.broadcast_to(frame, (1, 3, 2, size, size)).copy())
+
+
+@pytest.mark.parametrize("degrees", [30, 45, 50, 70, 90, 110, 130, 135, 150, 170])
+def test_strokes_of_an_edge_run_along_it(degrees: float) -> None:
+    clip = edge_clip(degrees)
+    picture = draw_strokes(HogTarget()(clip)[0].numpy(), cell_pixels=24)[0]
+    cells = clip[0, 0, 0].unfold(0, 8, 8).unfold(1, 8, 8).flatten(2)  # [4, 4, 64] pixels of each cell
+    row, column = divmod(int(cells.std(dim=2).argmax()), 4)  # the cell that the edge divides best
+    cell = picture[row * 24 : row * 24 + 24, column * 24 : column * 24 + 24]
+    off = (stroke_angle(cell) - degrees + 90) % 180 - 90
+    assert abs(off) <= 11  # a bin is 20 degrees wide and drawn at its middle; 1 for the pixels
+
+
+def test_vertical_edge_is_one_upright_stroke() -> None:
+    values = HogTarget()(edge_clip(90))[0].numpy()
+    cell = draw_strokes(values, cell_pixels=24)[0][24:48, 24:48]
+    assert (cell[:, :9] == 0).all()
+    assert (cell[:, -9:] == 0).all()
+    assert (cell[3:-3, 11:13] > 240).all()
+
+
+@pytest.mark.parametrize("bin_index", range(9))
+def test_template_lies_at_the_middle_of_its_bin(bin_index: int) -> None:
+    assert stroke_angle(stroke_templates(9, 33)[bin_index]) == pytest.approx(20 * bin_index + 10, abs=0.5)
+
+
+def test_histograms_take_k_apart_as_channel_bin_cell() -> None:
+    values = np.zeros((1, 2, 3, 3, 9, 2, 2), dtype=np.float32)
+    values[0, 1, 2, :, 5, 0, 1] = 0.75  # lower right position, bin 5, its upper right cell
+    values[0, 0, 0, 0, 1, 1, 0] = 0.9  # one channel of three
+    values[0, 0, 0, 1, 1, 1, 0] = -5.0  # clipped before the average
+    histograms = cell_histograms(values.reshape(1, 2, 3, 108))
+    expected = np.zeros((1, 9, 4, 6), dtype=np.float32)
+    expected[0, 5, 2, 5] = 0.75
+    expected[0, 1, 1, 0] = 0.3
+    np.testing.assert_allclose(histograms, expected, atol=1e-7)  # one rounding of float32
+
+
+def test_strokes_that_cross_add_up_to_the_norm() -> None:
+    values = np.full((1, 1, 1, 27), 1 / 3, dtype=np.float32)  # nine equal bins of norm 1, one cell a position
+    picture = draw_strokes(values, cell_pixels=17)[0]
+    assert picture[8, 8] == 255
+    assert picture.mean() < 100
+
+
+def test_values_that_are_not_hog_are_refused() -> None:
+    with pytest.raises(UserError, match=r"768 values a token cannot be drawn as HOG.*3 channels x 9 bins"):
+        draw_strokes(np.zeros((1, 1, 1, 768), dtype=np.float32))
 
 
 @pytest.fixture
@@ -117,13 +192,26 @@ def test_parts_that_do_not_fit_are_named(drawing: ClipDrawing) -> None:
         replace(drawing, frame_labels=("0",) * 7)
 
 
-@pytest.mark.parametrize("width", [57, 115, 229, 1131])  # of these, width / 100 * 100 falls short in floats
-def test_sheet_is_as_large_as_asked(width: int) -> None:
-    assert Sheet(width + 1, width, []).pixels.shape == (width + 1, width, 3)
+def test_equal_tokens_have_equal_colors_and_others_others() -> None:
+    colors = token_colors(np.arange(256))
+    assert colors.shape == (256, 3)
+    assert len(np.unique(colors, axis=0)) > 250
+    np.testing.assert_array_equal(token_colors(np.array([[7, 9]])), colors[[7, 9]][None])
 
 
-def test_long_text_is_cut_to_its_width() -> None:
-    sheet = Sheet(40, 300, [Label(10, 25, "a very long title " * 10, width=200)])
-    lit = (sheet.pixels != sheet.pixels[0, 0]).any(axis=(0, 2))
-    assert lit[10:200].any()
-    assert not lit[215:].any()
+def test_panels_hold_their_pixels(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames, decoded = rng.integers(0, 256, (2, 3, 160, 160, 3), dtype=np.uint8)
+    tokens = np.arange(12).reshape(3, 2, 2)
+    picture = draw_reconstructions(frames=frames, reconstructions=decoded, tokens=tokens)
+    for number in range(3):
+        left = 170 + number * 168
+        np.testing.assert_array_equal(picture[16:176, left : left + 160], frames[number])
+        np.testing.assert_array_equal(picture[352:512, left : left + 160], decoded[number])
+        np.testing.assert_array_equal(picture[184, left], token_colors(tokens[number, 0, 0]))
+        np.testing.assert_array_equal(picture[343, left + 159], token_colors(tokens[number, 1, 1]))
+    path = tmp_path / "pictures" / "x.png"
+    write_reconstructions(path, frames=frames, reconstructions=decoded, tokens=tokens)
+    written = cv2.imread(str(path))
+    assert written is not None
+    np.testing.assert_array_equal(written[..., ::-1], picture)

@@ -29,3 +29,15 @@ def test_names_that_no_font_can_draw_are_spelled_out(name: str, shown: str) -> N
         warnings.simplefilter("error")
         np.testing.assert_array_equal(draw(name), draw(shown))
         assert text_width(name, size=14) == text_width(shown, size=14)
+
+
+@pytest.mark.parametrize("width", [57, 115, 229, 1131])  # of these, width / 100 * 100 falls short in floats
+def test_sheet_is_as_large_as_asked(width: int) -> None:
+    assert Sheet(width + 1, width, []).pixels.shape == (width + 1, width, 3)
+
+
+def test_long_text_is_cut_to_its_width() -> None:
+    sheet = Sheet(40, 300, [Label(10, 25, "a very long title " * 10, width=200)])
+    lit = (sheet.pixels != sheet.pixels[0, 0]).any(axis=(0, 2))
+    assert lit[10:200].any()
+    assert not lit[215:].any()

@@ -318,7 +318,7 @@ def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
     """The ids of the poses where the loss asks for them.
 
     Raises:
-        UserError: an unknown loss, no poses known, or one outside the classes.
+        UserError: no poses known, or one outside the classes.
     """
     loss = config.loss
     if loss.name != "poses":
@@ -385,11 +385,7 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
 
 
 def build_loss(config: DetectConfig, lists: ActionLists, device: torch.device) -> ActionLoss:
-    """What is minimised.
-
-    Raises:
-        UserError: an unknown loss, or a number out of its range.
-    """
+    """The loss with the weights of the classes."""
     loss = config.loss
     weights = class_weights(lists.train.labels, power=loss.balance).to(device) if loss.balance else None
     if loss.name == "poses":

@@ -7,7 +7,6 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from videomaskfeat.ava import read_label_map
 from videomaskfeat.data.batches import Failure
@@ -133,28 +132,29 @@ def detect_evaluate(
         found = score_key_frames(
             detector, tested, sources, scales=frames.scales, flip=frames.flip, progress=progress
         )
+        seconds = round(time.monotonic() - start, 1)
         undetected, detected = len(truth.absent_from(tested)), bool(files.boxes)
-        about: dict[str, Any] = {
-            "title": f"{Path(weights).stem} on {os.path.basename(files.groundtruth)}",
-            "model": detector.model.created_as[0],  # type: ignore[index]
-            "weights": os.fspath(weights),
-            "seen": detection_protocol(
-                recipe,
-                detected=detected,
-                scales=frames.scales,
-                flip=frames.flip,
-                precision=machine.precision_used,
-            ),
-            "undetected_key_frames": undetected,
-            "left_out": dataclasses.asdict(other),
-            "starts": sorted({source.start_seconds for source in sources}),
-            "seconds": round(time.monotonic() - start, 1),
-        }
 
         def write() -> tuple[AvaResult, str]:
-            identity = {**about, **identity_of(weights), "files": files.hashes()}
+            about = {
+                "title": f"{Path(weights).stem} on {os.path.basename(files.groundtruth)}",
+                "model": detector.model.created_as[0],  # type: ignore[index]
+                **identity_of(weights),
+                "seen": detection_protocol(
+                    recipe,
+                    detected=detected,
+                    scales=frames.scales,
+                    flip=frames.flip,
+                    precision=machine.precision_used,
+                ),
+                "undetected_key_frames": undetected,
+                "left_out": dataclasses.asdict(other),
+                "starts": sorted({source.start_seconds for source in sources}),
+                "seconds": seconds,
+                "files": files.hashes(),
+            }
             rules = Rules(iou_threshold, rows_per_frame)
-            scored = write_key_frame_score(Path(out), files, tested, found, identity, rules)
+            scored = write_key_frame_score(Path(out), files, tested, found, about, rules)
             words = words_on_key_frames(found, recipe, detected=detected, undetected=undetected)
             return scored.result, "\n".join(filter(None, [words, other.words(), scored.text(Path(out))]))
 

@@ -112,18 +112,19 @@ def detect_videos(
         check_boxes(boxes, videos, classes=max(AVA_ACTIONS, loaded.recipe.classes))
     make_folder(out)
     loaded.choose_threads()
-    protocol = {
-        **identity_of(checkpoint),
-        "boxes": {"detector": detector, "options": options}
-        if boxes is None
-        else {"file": os.fspath(boxes), "sha256": file_sha256(boxes)},
-        "box_score": loaded.recipe.score_threshold if box_score is None else box_score,
+    find: dict[str, Any] = {
         "every": every,
-        "threshold": threshold,
         "smooth_seconds": smooth_seconds,
         "min_iou": min_iou,
+        "max_gap_seconds": max_gap_seconds,
+    }
+    protocol = {
+        **identity_of(checkpoint),
+        "boxes": {"detector": detector, "options": options} if boxes is None else _file(boxes),
+        "box_score": loaded.recipe.score_threshold if box_score is None else box_score,
+        "threshold": threshold,
+        **find,
         **_clips_as_data(loaded),
-        "version": __version__,
     }
     result, names = Detected(), set[str]()
     for video in videos:
@@ -134,12 +135,9 @@ def detect_videos(
                 boxes=boxes,
                 box_detector=finder,
                 box_score=box_score,
-                every=every,
                 start_second=start_second,
-                smooth_seconds=smooth_seconds,
-                min_iou=min_iou,
-                max_gap_seconds=max_gap_seconds,
                 progress=progress,
+                **find,
             )
         except VideoReadError as error:
             result.failures.append(error)
@@ -394,4 +392,9 @@ def _clips_as_data(detector: VideoDetector) -> dict[str, Any]:
         "mean": clip.mean,
         "std": clip.std,
         "precision": detector.machine.precision_used,
+        "version": __version__,
     }
+
+
+def _file(path: str | os.PathLike[str]) -> dict[str, str]:
+    return {"file": os.fspath(path), "sha256": file_sha256(path)}

@@ -100,7 +100,7 @@ def extract_features(
             video could be read.
         RunFailed: a feature is not finite.
     """
-    _check(list_path, dtype=dtype, clips_at_once=clips_at_once, videos_per_shard=videos_per_shard)
+    _check(list_path, dtype=dtype, videos_per_shard=videos_per_shard)
     machine = Machine(device, precision, reader, workers, clips_at_once=clips_at_once)
     with distributed.process_group(machine.place):
         encoder = load_encoder(
@@ -142,11 +142,10 @@ def extract_features(
     return Extracted(Path(out), shape, failures)
 
 
-def _check(list_path: str, *, dtype: str, **positive: int) -> None:
+def _check(list_path: str, *, dtype: str, videos_per_shard: int) -> None:
     check_name("dtype", dtype, DTYPES)
-    for argument, value in positive.items():
-        if value < 1:
-            raise UserError(f"{argument}={value}: must be at least 1")
+    if videos_per_shard < 1:
+        raise UserError(f"videos_per_shard={videos_per_shard}: must be at least 1")
     if os.path.splitext(list_path)[1].lower() in VIDEO_SUFFIXES and is_file(list_path):
         raise UserError(f"{list_path}: is a video, and a list or a folder of videos is needed here")
 

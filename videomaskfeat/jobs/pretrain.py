@@ -14,8 +14,8 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, run_training
 from videomaskfeat.environment import environment_text
+from videomaskfeat.inference.drawing import draw_videos, why_not_drawn
 from videomaskfeat.inference.probe import FeatureProbe
-from videomaskfeat.jobs.visualize import draw_videos, why_not_drawn
 from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds

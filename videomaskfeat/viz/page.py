@@ -8,7 +8,9 @@ import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,19 +105,19 @@ def _chart_library() -> str:
     """
     import vl_convert
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "videomaskfeat"
-    path = folder / f"vega-{version('vl-convert-python')}.js.gz"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = Path(cache, "videomaskfeat", f"vega-{version('vl-convert-python')}.js.gz")
     try:
         with open_file(path, "rb") as file:
             content: bytes = file.read()
         gzip.decompress(content)
-    except (OSError, EOFError, UserError):
-        script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-        content = gzip.compress(script.encode(), mtime=0)
-        try:
-            make_folder(folder)
-            with whole_file(path, "wb") as file:
-                file.write(content)
-        except (OSError, RunFailed, UserError):  # a cache that cannot be written is none
-            pass
+    except (OSError, EOFError, zlib.error, UserError):
+        content = gzip.compress(
+            vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode(), mtime=0
+        )
+        with suppress(OSError, RunFailed, UserError):  # a cache that cannot be written is none
+            if path.is_absolute():  # there may be no home
+                make_folder(path.parent)
+                with whole_file(path, "wb") as file:
+                    file.write(content)
     return base64.b64encode(content).decode("ascii")

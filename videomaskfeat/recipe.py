@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -99,6 +100,24 @@ class ClipRecipe:
     def size(self) -> tuple[int, int, int]:
         """Frames, rows and columns of a clip."""
         return (self.frames, self.crop, self.crop)
+
+    def frame_sampler(self, choose: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        """What chooses the frames of a clip: (frames of the video, its fps, rng=generator) -> indices [T].
+
+        Args:
+            choose: such as :func:`~videomaskfeat.data.sampling.clip_indices_random`.
+
+        Raises:
+            UserError: an unknown policy for short videos.
+        """
+        check_name("clip.short_video", self.short_video, LIMITS["short_video"])
+        return functools.partial(
+            choose,
+            frames=self.frames,
+            stride=self.stride,
+            target_fps=self.target_fps,
+            short=self.short_video,
+        )
 
     def __post_init__(self) -> None:
         mean, std = as_levels(self.mean, "mean"), as_levels(self.std, "std")

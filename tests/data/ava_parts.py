@@ -16,6 +16,8 @@ from videomaskfeat.data.ava_sources import VideoSource
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
 
+NAMES = ("a", "b", "c")
+Parts = tuple[KeyFrames, tuple[VideoSource, ...]]
 CLASSES = 5
 BOXES = ("0.10,0.20,0.45,0.90", "0.60,0.10,0.90,0.70")
 CLIP = {"frames": 4, "stride": 5}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from videomaskfeat.data.batches import PretrainBatch
+from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.clips import PretrainClips
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.records import Records
@@ -48,14 +50,17 @@ def raise_bug(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.nd
     raise RuntimeError("a bug in the sampler")
 
 
-def equal(left: PretrainBatch, right: PretrainBatch) -> bool:
-    """Whether two batches hold the same clips, masks, records and failures."""
-    return (
-        torch.equal(left.clips, right.clips)
-        and torch.equal(left.mask, right.mask)
-        and torch.equal(left.index, right.index)
-        and left.failures == right.failures
-    )
+def equal(left: Any, right: Any) -> bool:
+    """Whether two batches of any kind hold the same tensors and failures."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, tuple):
+        return len(left) == len(right) and all(map(equal, left, right))
+    if dataclasses.is_dataclass(left) and not isinstance(left, Failure):
+        return all(
+            equal(getattr(left, one.name), getattr(right, one.name)) for one in dataclasses.fields(left)
+        )
+    return bool(left == right)
 
 
 class DeadlyClips(PretrainClips):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.ava_parts import NAMES, Parts, write_numbered, write_truth
 from tests.data.make_videos import make_all, make_unreadable
+from videomaskfeat.data.ava_sources import sources_in_folder
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +21,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def unreadable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Files that cannot be read: cause -> path."""
     return make_unreadable(tmp_path_factory.mktemp("unreadable"))
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Three videos of 5 s, in each of which four seconds have two boxes."""
+    root = tmp_path_factory.mktemp("ava")
+    write_numbered(root / "videos", NAMES)
+    key_frames = write_truth(root / "truth.csv", NAMES, [901, 902, 903, 904])
+    return key_frames, sources_in_folder(key_frames, root / "videos")

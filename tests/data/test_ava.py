@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.ava_parts import CLASSES, extract, make_actions, write_numbered, write_truth
+from tests.data.ava_parts import CLASSES, Parts, extract, make_actions, write_numbered, write_truth
+from tests.data.clip_parts import equal
 from tests.data.make_videos import read_number, uneven_times, write_video
 from tests.reference.key_frames import key_frame_indices
 from videomaskfeat.data import ava_sources
 from videomaskfeat.data.augment import Augmentation, RandAugment
 from videomaskfeat.data.ava import key_clips
-from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
-from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder
+from videomaskfeat.data.ava_lists import training_key_frames
+from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
@@ -96,26 +97,6 @@ def test_pictures_too_long_for_a_whole_frame_are_unreadable() -> None:
         pytest.raises(VideoReadError, match="pictures of 33x2; the long side of a whole frame is at most 16"),
     ):
         next(key_clips(video, np.zeros(1), frames=2, stride=1, transform=WHOLE))
-
-
-NAMES = ("a", "b", "c")
-Parts = tuple[KeyFrames, tuple[VideoSource, ...]]
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """Three videos of 5 s, in each of which four seconds have two boxes."""
-    root = tmp_path_factory.mktemp("ava")
-    write_numbered(root / "videos", NAMES)
-    key_frames = write_truth(root / "truth.csv", NAMES, [901, 902, 903, 904])
-    return key_frames, sources_in_folder(key_frames, root / "videos")
-
-
-def equal(left: ActionBatch, right: ActionBatch) -> bool:
-    return left.failures == right.failures and all(
-        torch.equal(getattr(left, name), getattr(right, name))
-        for name in ("clips", "boxes", "labels", "index")
-    )
 
 
 # Rectangles of one colour each, in shares of the frame: red has the action 1, green 2, blue 3.

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.ava_parts import CLIP, extract, write_numbered, write_truth
+from tests.data.ava_parts import CLIP, Parts, extract, write_numbered, write_truth
+from tests.data.clip_parts import equal
 from tests.data.make_videos import read_number
 from videomaskfeat.data import ava_sources
 from videomaskfeat.data.ava import KeyFrameViews
-from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames
-from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder
-from videomaskfeat.data.batches import BoxedClips, KeyFrameBatch
+from videomaskfeat.data.ava_lists import detected_key_frames
+from videomaskfeat.data.ava_sources import sources_in_folder
+from videomaskfeat.data.batches import BoxedClips
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.reader import CountedReader
 from videomaskfeat.data.readers_pyav import PyAvFile
@@ -24,18 +25,6 @@ from videomaskfeat.data.sampling import key_frame_seconds
 from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4
-
-NAMES = ("a", "b", "c")
-Parts = tuple[KeyFrames, tuple[VideoSource, ...]]
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """Three videos of 5 s, in each of which four seconds have two boxes."""
-    root = tmp_path_factory.mktemp("ava")
-    write_numbered(root / "videos", NAMES)
-    key_frames = write_truth(root / "truth.csv", NAMES, [901, 902, 903, 904])
-    return key_frames, sources_in_folder(key_frames, root / "videos")
 
 
 def make_views(parts: Parts, **arguments: object) -> KeyFrameViews:
@@ -45,19 +34,6 @@ def make_views(parts: Parts, **arguments: object) -> KeyFrameViews:
 def numbers(view: BoxedClips) -> list[list[int]]:
     """The numbers of the frames of each clip, upright and as large as they were written."""
     return [[read_number(picture) for picture in clip] for clip in view.clips.numpy()]
-
-
-def same(left: KeyFrameBatch, right: KeyFrameBatch) -> bool:
-    return (
-        torch.equal(left.index, right.index)
-        and torch.equal(left.rows, right.rows)
-        and left.failures == right.failures
-        and len(left.views) == len(right.views)
-        and all(
-            torch.equal(one.clips, other.clips) and torch.equal(one.boxes, other.boxes)
-            for one, other in zip(left.views, right.views, strict=True)
-        )
-    )
 
 
 def test_frames_equal_the_reference(golden: Path) -> None:
@@ -142,7 +118,7 @@ def test_video_and_extracted_frames_give_the_same_views(tmp_path: Path) -> None:
         for name in ("videos", "frames")
     )
     batch = videos.batch([0, 1, 2, 3])
-    assert same(batch, frames.batch([0, 1, 2, 3]))  # PNG: the very pixels
+    assert equal(batch, frames.batch([0, 1, 2, 3]))  # PNG: the very pixels
     assert numbers(batch.views[0])[0] == [0, 0, 0, 5]
 
 
@@ -181,7 +157,7 @@ def test_ranks_and_workers_take_every_key_frame_once(parts: Parts, size: int) ->
         assert sum(len(loader) for loader in ranks) == len(whole)
     if size == 3:
         loader = ViewLoader(views, per_batch=size, workers=2, rank=1, world_size=2)
-        assert all(same(*pair) for pair in zip(loader, whole[3:], strict=True))
+        assert all(equal(*pair) for pair in zip(loader, whole[3:], strict=True))
 
 
 class _DeadlyViews(KeyFrameViews):
@@ -201,7 +177,7 @@ def test_video_that_costs_two_workers_fails_with_all_its_key_frames(
     views.__class__ = _DeadlyViews
     batches = list(ViewLoader(views, per_batch=2, workers=1))
     assert [batch.index.tolist() for batch in batches] == [[0, 1], [2, 3], [], [], [8, 9], [10, 11]]
-    assert all(same(batches[number], whole[number]) for number in (0, 1, 4, 5))
+    assert all(equal(batches[number], whole[number]) for number in (0, 1, 4, 5))
     failures = [failure for batch in batches for failure in batch.failures]
     assert [(one.index, one.cause) for one in failures] == [
         (index, "the decoder crashed (SIGABRT)") for index in (4, 5, 6, 7)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.clip_parts import MASK, SAMPLER, make_clips, write_videos
+from tests.data.clip_parts import MASK, SAMPLER, equal, make_clips, write_videos
 from videomaskfeat.data import clips as clips_module
 from videomaskfeat.data.clips import (
     LabelledBatch,
@@ -42,6 +42,19 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_videos(tmp_path_factory.mktemp("videos"), 12)
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The videos that a data set opens from now on."""
+    paths: list[str] = []
+
+    def counting(path: str, reader: str = "auto") -> object:
+        paths.append(path)
+        return open_video(path, reader)
+
+    monkeypatch.setattr(clips_module, "open_video", counting)
+    return paths
+
+
 def test_sample_is_frames_crop_and_mask_of_its_own_generator(videos: Path) -> None:
     """Against the same drawing by hand, in the order frames, crop, mask."""
     dataset = make_clips(videos)
@@ -67,14 +80,7 @@ def test_samples_differ_between_seeds_epochs_and_records() -> None:
     assert sorted(epoch_order(0, 0, 50)) == list(range(50))
 
 
-def test_several_samples_come_from_one_opening(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-
-    def counting(path: str, reader: str = "auto") -> object:
-        opened.append(path)
-        return open_video(path, reader)
-
-    monkeypatch.setattr(clips_module, "open_video", counting)
+def test_several_samples_come_from_one_opening(videos: Path, opened: list[str]) -> None:
     sample = make_clips(videos, samples_per_video=3)[SampleKey(0, 1)]
     assert len(opened) == 1
     assert sample.clips.shape == (3, 2, 16, 16, 3)
@@ -180,24 +186,10 @@ def make_labelled(records: Records | Path, **arguments: object) -> LabelledClips
     return LabelledClips(rows, **parts)  # type: ignore[arg-type]
 
 
-def _equal(left: LabelledBatch, right: LabelledBatch) -> bool:
-    same = all(
-        torch.equal(getattr(left, name), getattr(right, name)) for name in ("clips", "labels", "index")
-    )
-    return same and left.failures == right.failures
-
-
 def test_labelled_samples_are_frames_then_crop_and_augmentation_of_each(
-    labelled: Path, monkeypatch: pytest.MonkeyPatch
+    labelled: Path, opened: list[str]
 ) -> None:
     """Against the same drawing by hand; one opening serves all of them."""
-    opened: list[str] = []
-
-    def counting(path: str, reader: str = "auto") -> object:
-        opened.append(path)
-        return open_video(path, reader)
-
-    monkeypatch.setattr(clips_module, "open_video", counting)
     sample = make_labelled(labelled, samples_per_video=6, augment=Inversion())[SampleKey(3, 7)]
     assert len(opened) == 1
     rng = sample_generator(11, 3, 7)
@@ -250,7 +242,7 @@ def test_batches_hold_clips_labels_and_rows(labelled: Path) -> None:
     assert batch.labels.dtype == torch.int64
     assert batch.labels.tolist() == [int(row) % 5 for row in batch.index]
     assert batch.index[0::2].tolist() == batch.index[1::2].tolist()
-    assert _equal(batch, batch.to("cpu"))
+    assert equal(batch, batch.to("cpu"))
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -261,13 +253,13 @@ def test_stream_is_the_same_for_workers_ranks_and_after_a_resume(labelled: Path,
 
     whole = list(loader().epoch(1))
     working = loader(workers=2)
-    assert all(_equal(*pair) for pair in zip(working.epoch(1), whole, strict=True))
+    assert all(equal(*pair) for pair in zip(working.epoch(1), whole, strict=True))
     working.close()
     parts = [list(loader(rank=rank, world_size=2).epoch(1)) for rank in range(2)]
     for step, batch in enumerate(whole):
         assert torch.equal(torch.cat([part[step].clips for part in parts]), batch.clips)
         assert torch.equal(torch.cat([part[step].labels for part in parts]), batch.labels)
-    assert _equal(next(loader().epoch(1, first_batch=2)), whole[2])
+    assert equal(next(loader().epoch(1, first_batch=2)), whole[2])
 
 
 def test_balanced_order_takes_classes_evenly() -> None:

@@ -28,7 +28,7 @@ def protocol(golden: Path) -> dict[str, list[dict]]:
 
 def test_views_equal_the_reference(protocol: dict[str, list[dict]]) -> None:
     cases = [case for case in protocol["temporal"] if case["use_offset"]]
-    assert len(cases) == 30
+    assert len(cases) == 47
     for case in cases:
         indices = clip_indices_view(
             case["num_frames"],

@@ -88,76 +88,51 @@ def test_keys_become_overrides() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "targets", "words"),
+    ("changes", "words"),
     [
-        ({"folder": ""}, [], r"compare\.folder is not set; see configs/compare/sample\.yaml"),
-        ({"targets": {}}, [], r"compare\.targets is not set"),
-        ({"seeds": 0}, [], r"compare\.seeds=0: must be at least 1"),
-        (
-            {},
-            ["hogg"],
-            r"--targets: compare\.targets entry 'hogg' is unknown; did you mean 'hog'\? there are",
-        ),
-        (
-            {"targets": {"a": {"pretran": {}}}},
-            [],
-            r"targets\.a: key 'pretran' is unknown; did you mean 'pretrain'",
-        ),
-        ({"targets": {"a": "hog"}}, [], r"compare\.targets\.a 'hog' must be an object"),
-        (
-            {"targets": {"a": {"before": {"t": {"verb": "finetune"}}}}},
-            [],
-            r"targets\.a\.before\.t\.verb 'finetune' is unknown; there are pretrain, train-tokenizer",
-        ),
-        (
-            {"targets": {"a": {"pretrain": {"optim": {"epoch": 1}}}}},
-            [],
-            r"compare\.targets\.a: .*unknown key 'optim\.epoch'",
-        ),
-        (
-            {"targets": {"a": {"pretrain": ["x"]}}},
-            [],
-            r"targets\.a\.pretrain \['x'\] must be an object",
-        ),
-        (
-            {"targets": {"a": {"before": None}}},
-            [],
-            r"targets\.a\.before None must be an object",
-        ),
-        ({"shared": {"finetune": 6}}, [], r"compare\.shared\.finetune 6 must be an object"),
-        ({"shared": {"pretrain": None}}, [], r"compare\.shared\.pretrain None must be an object"),
-        (
-            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "keys": [1]}}}}},
-            [],
-            r"before\.t\.keys \[1\] must be an object",
-        ),
-        (
-            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "config": 3}}}}},
-            [],
-            r"before\.t\.config 3 must be a text",
-        ),
-        (
-            {"targets": {"a": {"before": {"t": None}}}},
-            [],
-            r"before\.t None must be an object",
-        ),
-        (
-            {"targets": {"a": {"before": {"t": {"verb": "pretrain", "keys": {"optim": {"epoch": 1}}}}}}},
-            [],
-            r"unknown key 'optim\.epoch'",
-        ),
-        (
-            {"targets": {"a": {"before": {"t": {"verb": "train-tokenizer", "config": "nope.yaml"}}}}},
-            [],
-            r"nope\.yaml",
-        ),
+        ({"folder": ""}, r"compare\.folder is not set: give it, such as compare\.folder=runs/compare"),
+        ({"targets": {}}, r"compare\.targets is not set"),
+        ({"seeds": 0}, r"compare\.seeds 0 must be at least 1"),
+        ({"shared": {"finetune": 6}}, r"compare\.shared\.finetune 6 must be an object"),
+        ({"shared": {"pretrain": None}}, r"compare\.shared\.pretrain None must be an object"),
     ],
 )
-def test_mistakes_are_said_before_the_first_run(
-    changes: dict[str, Any], targets: list[str], words: str
-) -> None:
+def test_mistakes_are_said_before_the_first_run(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        plan_runs(settings(**changes), targets)
+        plan_runs(settings(**changes))
+
+
+EPOCH = {"optim": {"epoch": 1}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("hog", r"a 'hog' must be an object"),
+        ({"pretran": {}}, r"a: key 'pretran' is unknown; did you mean 'pretrain'"),
+        ({"pretrain": EPOCH}, r"a: .*unknown key 'optim\.epoch'"),
+        ({"pretrain": ["x"]}, r"a\.pretrain \['x'\] must be an object"),
+        ({"before": None}, r"a\.before None must be an object"),
+        ({"before": {"t": None}}, r"a\.before\.t None must be an object"),
+        (
+            {"before": {"t": {"verb": "finetune"}}},
+            r"a\.before\.t\.verb 'finetune' is unknown; there are pretrain, train-tokenizer",
+        ),
+        ({"before": {"t": {"verb": "pretrain", "keys": [1]}}}, r"a\.before\.t\.keys \[1\] must be an object"),
+        ({"before": {"t": {"verb": "pretrain", "config": 3}}}, r"a\.before\.t\.config 3 must be a text"),
+        ({"before": {"t": {"verb": "pretrain", "keys": EPOCH}}}, r"a: .*unknown key 'optim\.epoch'"),
+        ({"before": {"t": {"verb": "train-tokenizer", "config": "nope.yaml"}}}, r"a: nope\.yaml"),
+    ],
+)
+def test_mistakes_in_an_entry_are_said_before_the_first_run(entry: Any, words: str) -> None:
+    with pytest.raises(UserError, match=rf"compare\.targets\.{words}"):
+        plan_runs(settings(targets={"a": entry}))
+
+
+def test_an_unknown_target_is_named() -> None:
+    words = r"--targets: compare\.targets entry 'hogg' is unknown; did you mean 'hog'\? there are"
+    with pytest.raises(UserError, match=words):
+        plan_runs(settings(), ["hogg"])
 
 
 @pytest.mark.parametrize("name", ["sample", "sample_images"])

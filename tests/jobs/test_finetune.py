@@ -209,7 +209,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
     [
         (["data.classes=5"], ("train.csv", "has the label 5", "with 5 classes labels are 0..4")),
         (["clip.sampling=segment"], ("clip.sampling 'segment' is unknown; did you mean 'segments'",)),
-        (["evaluate.crops=2"], ("crops=2", "1 crop (centre) or 3")),
+        (["evaluate.crops=2"], ("evaluate.crops 2 must be 1 or 3",)),
         (["clip.sampling=segments"], ("views=2 with sampling=segments", "take views=1")),
         (["evaluate.short_side=16"], ("short side 16 is smaller than the crop 32",)),
         (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
@@ -226,7 +226,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
             ("clip.flip_swaps_labels needs the names of the classes",),
         ),
         (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips none", "set clip.flip=0.5")),
-        (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is not area or short_side",)),
+        (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is unknown; there are area, short_side",)),
         (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file of weights",)),
     ],
 )

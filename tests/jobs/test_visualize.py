@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.jobs import visualize as task
-from videomaskfeat.jobs.visualize import draw_videos, visualize
+from videomaskfeat.inference import drawing
+from videomaskfeat.inference.drawing import draw_videos
+from videomaskfeat.jobs.visualize import visualize
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.viz.pictures import ClipDrawing, draw_film, draw_picture
 
@@ -35,7 +37,7 @@ class Oracle(nn.Module):
 
     def __init__(self, target: nn.Module | None = None) -> None:
         super().__init__()
-        self.target = target or task.HogTarget()
+        self.target = target or HogTarget()
         self.weight = nn.Parameter(torch.zeros(1))
         self.seen: list[tuple[Tensor, Tensor]] = []
 
@@ -65,8 +67,8 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawings(monkeypatch: pytest.MonkeyPatch) -> list[ClipDrawing]:
     """What would have been drawn; nothing is written."""
     caught: list[ClipDrawing] = []
-    monkeypatch.setattr(task, "write_picture", lambda path, drawing, columns: caught.append(drawing))
-    monkeypatch.setattr(task, "write_film", lambda path, drawing: None)
+    monkeypatch.setattr(drawing, "write_picture", lambda path, drawing, columns: caught.append(drawing))
+    monkeypatch.setattr(drawing, "write_film", lambda path, drawing: None)
     return caught
 
 

@@ -564,18 +564,12 @@ class PyAvReader(PyAvFile, VideoReader):
         self.fps = self.timing.fps
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
-        unique = np.unique(indices)
-        missing = set(unique.tolist())
         clip: np.ndarray | None = None
-        for index, frame in self._despite_stalls(lambda: self._decode(unique)):
-            picture = self._picture(frame)
+        for index, picture in self._each(np.unique(indices)):
             if clip is None:
                 clip = np.empty((len(indices), *picture.shape), np.uint8)
-            for place in np.flatnonzero(indices == index):
-                clip[place] = picture
-            missing.discard(index)
-        if clip is None or missing:
-            raise VideoReadError(self.path, f"frame {min(missing)} of {self.frames} cannot be decoded")
+            clip[indices == index] = picture
+        assert clip is not None  # `_each` raises if it has nothing to yield
         return clip
 
     def _each(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -97,24 +97,17 @@ def write_sample_data(
         UserError: a size or count that cannot be.
     """
     _check(videos=videos, frames=frames, size=size, fps=fps, ava_videos=ava_videos, ava_seconds=ava_seconds)
-    root = Path(directory)
+    root, made = Path(directory), {"size": size, "seed": seed}
     if images:
         make_image_folders(root / "images", images)
     make_folder(root / "videos")
-    jobs: list[_Job] = [
-        partial(_write_clip, root, number, frames=frames, size=size, fps=fps, seed=seed)
-        for number in range(videos)
-    ]
     if ava_videos:
         make_folder(root / "ava" / "videos")
         make_folder(root / "ava" / "annotations")
-        jobs += [
-            partial(_write_actors, root, number, seconds=ava_seconds, size=size, fps=fps, seed=seed)
-            for number in range(ava_videos)
-        ]
-    jobs += [
-        partial(write_image, root / "images", number, images=images, size=size, seed=seed)
-        for number in range(images)
+    jobs: list[_Job] = [
+        *(partial(_write_clip, root, n, frames=frames, fps=fps, **made) for n in range(videos)),
+        *(partial(_write_actors, root, n, seconds=ava_seconds, fps=fps, **made) for n in range(ava_videos)),
+        *(partial(write_image, root / "images", n, images=images, **made) for n in range(images)),
     ]
     results = _run_all(jobs, workers or os.cpu_count() or 1, progress)
     _write_kinetics_lists(root, videos)

@@ -7,7 +7,7 @@ same time in a 25 fps and in a 30 fps video. Everything follows PySlowFast (``da
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -92,6 +92,11 @@ def clip_indices_view(
     rest = max(num_frames - span, 0.0)
     start = np.floor(rest / 2) if views == 1 else view * np.floor(rest / (views - 1))
     return _spread(float(start), span, num_frames, frames, short)
+
+
+def clip_indices_middle(num_frames: int, fps: float, *, rng: np.random.Generator, **clip: Any) -> np.ndarray:
+    """The one clip in the middle, with the signature of ``clip_indices_random``; ``rng`` is not used."""
+    return clip_indices_view(num_frames, fps, view=0, views=1, **clip)
 
 
 def _spread(start: float, span: float, num_frames: int, frames: int, short: ShortVideo) -> np.ndarray:

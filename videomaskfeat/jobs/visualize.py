@@ -1,57 +1,20 @@
-"""``visualize``: run a pre-trained model on videos and draw what it saw, should have said, and said."""
+"""``visualize``: run a pre-trained model on videos and draw clip, mask, target and prediction."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from videomaskfeat.data.clips import sample_generator
 from videomaskfeat.data.formats import expand_folders
-from videomaskfeat.data.sampling import ShortVideo, ShortVideoError, clip_indices_view
-from videomaskfeat.data.transforms import UniformCrop
-from videomaskfeat.data.video import VideoReadError, open_video
-from videomaskfeat.data.workers import call_apart
 from videomaskfeat.engine.distributed import choose_device
-from videomaskfeat.errors import UserError, unknown_name
+from videomaskfeat.errors import UserError
+from videomaskfeat.inference.drawing import Visualized, draw_videos
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.threads import choose_inference_threads
-from videomaskfeat.io import free_name, make_folder
 from videomaskfeat.models.weights import load_model
-from videomaskfeat.recipe import PretrainRecipe, denormalize, normalize, read_recipe
-from videomaskfeat.targets import TARGETS, build_target
-from videomaskfeat.targets.hog import HogTarget
-from videomaskfeat.targets.pixels import PixelTarget
-from videomaskfeat.viz.pictures import (
-    ClipDrawing,
-    Row,
-    hidden_error,
-    stretch_mask,
-    write_film,
-    write_picture,
-)
-
-DRAWN = ("hog", "pixels")
-"""Targets of which there are pictures."""
-
-
-@dataclass(frozen=True)
-class Visualized:
-    """What ``visualize`` did.
-
-    Attributes:
-        written: a picture and a film for each video that could be read.
-        failures: one error, with path and cause, for each that could not.
-    """
-
-    written: list[Path]
-    failures: list[Exception]
+from videomaskfeat.recipe import read_recipe
 
 
 def visualize(
@@ -66,30 +29,27 @@ def visualize(
     reader: str = "auto",
     columns: int = 8,
 ) -> Visualized:
-    """Draw videos with a pre-trained model: the centre crop of the middle clip of each.
+    """Draw videos with a pre-trained model: the center crop of the middle clip of each.
 
     Args:
         checkpoint: weights file (safetensors) of a pre-training run.
         videos: paths, at least one; a folder stands for all videos below it, or for the one whose pictures it
             holds.
-        out: folder to write ``NAME.png`` into, and ``NAME.mp4`` where clips have more than one frame.
-        mask: kind of mask; None takes the run's own.
-        ratio: share to hide; None takes the run's own.
+        out: folder to write ``NAME.png`` into, and ``NAME.mp4`` if clips have more than one frame.
+        mask: kind of mask; None: the run's own.
+        ratio: share to hide; None: the run's own.
         seed: of the masks.
         device: auto, cpu or cuda.
         reader: auto, decord or pyav.
-        columns: time steps in a picture, at most.
+        columns: maximum number of time steps in a picture.
 
     Raises:
         UserError: the checkpoint, the mask, the seed or the device is wrong, the target cannot be drawn, or
             no video could be read.
     """
     recipe = read_recipe(checkpoint)
-    chosen = replace(
-        recipe.mask,
-        kind=recipe.mask.kind if mask is None else mask,
-        ratio=recipe.mask.ratio if ratio is None else ratio,
-    )
+    own = recipe.mask
+    chosen = replace(own, kind=mask or own.kind, ratio=own.ratio if ratio is None else ratio)
     videos = expand_folders(videos, stills=recipe.clip.frames == 1)
     if seed < 0:
         raise UserError(f"seed={seed}: must be at least 0")
@@ -101,145 +61,3 @@ def visualize(
     if not result.written:
         raise UserError(f"none of the {len(videos)} videos could be read; the first: {result.failures[0]}")
     return result
-
-
-def draw_videos(
-    model: nn.Module,
-    videos: Iterable[str],
-    out: str | os.PathLike[str],
-    *,
-    recipe: PretrainRecipe,
-    seed: int = 0,
-    reader: str = "auto",
-    workers: int = 0,
-    columns: int = 8,
-) -> Visualized:
-    """Draw videos with a model in memory; its training mode is restored. See :func:`visualize`.
-
-    Args:
-        workers: 1 reads the videos in another process, where one that crashes the decoder is a failure.
-
-    Raises:
-        UserError: the mask is wrong, or the target cannot be drawn.
-    """
-    target = _drawable_target(recipe)
-    make_folder(out)
-    written: list[Path] = []
-    failures: list[Exception] = []
-    was_training = model.training
-    model.eval()
-    try:
-        calls = [(video, recipe, reader) for video in videos]
-        clips = call_apart(_middle_clip, calls, workers=workers)
-        for index, ((video, *_), clip) in enumerate(zip(calls, clips, strict=True)):
-            if isinstance(clip, Exception):
-                failures.append(clip)
-                continue
-            frames, indices = clip
-            mask = recipe.draw_mask(sample_generator(seed, 0, index))
-            drawing = replace(
-                _predict(model, target, frames, mask, recipe),
-                title=os.path.basename(video),
-                frame_labels=tuple(f"frame {number}" for number in indices),
-            )
-            name = free_name(Path(video).stem, {path.stem for path in written})
-            picture = Path(out, f"{name}.png")
-            write_picture(picture, drawing, columns=columns)
-            written.append(picture)
-            if len(frames) > 1:
-                film = Path(out, f"{name}.mp4")
-                write_film(film, drawing)
-                written.append(film)
-    finally:
-        model.train(was_training)
-    return Visualized(written, failures)
-
-
-def why_not_drawn(recipe: PretrainRecipe) -> str | None:
-    """Why pictures cannot be made of what a recipe predicts; None where they can."""
-    if recipe.method != "masked":
-        return f"method {recipe.method!r} predicts nothing that can be drawn"
-    if recipe.target not in TARGETS:
-        return str(unknown_name("target", recipe.target, TARGETS))
-    if recipe.target not in DRAWN:
-        return f"target {recipe.target!r} cannot be drawn; pictures are of {' and '.join(DRAWN)} only"
-    return None
-
-
-def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
-    reason = why_not_drawn(recipe)
-    if reason is not None:
-        raise UserError(reason)
-    target = build_target(recipe.target, recipe.target_arguments, clip=recipe.clip)
-    assert isinstance(target, HogTarget | PixelTarget)
-    return target
-
-
-def _middle_clip(
-    video: str, recipe: PretrainRecipe, reader: str
-) -> tuple[np.ndarray, np.ndarray] | VideoReadError | ShortVideoError:
-    """Frames uint8 [T, H, W, 3] of the centre crop of the clip in the middle, and their numbers [T]."""
-    try:
-        return _read_middle(video, recipe, reader)
-    except (VideoReadError, ShortVideoError) as error:
-        return error
-
-
-def _read_middle(video: str, recipe: PretrainRecipe, reader: str) -> tuple[np.ndarray, np.ndarray]:
-    clip = recipe.clip
-    with open_video(video, reader) as source:
-        indices = clip_indices_view(
-            source.frames,
-            source.fps,
-            frames=clip.frames,
-            stride=clip.stride,
-            view=0,
-            views=1,
-            target_fps=clip.target_fps,
-            short=cast(ShortVideo, clip.short_video),
-        )
-        frames = source.read(indices)  # [T, H, W, 3]
-    geometry = UniformCrop(clip.crop, clip.crop).sample(frames.shape[1], frames.shape[2])
-    return geometry.apply_clip(frames), indices
-
-
-@torch.inference_mode()
-def _predict(
-    model: nn.Module,
-    target: HogTarget | PixelTarget,
-    frames: np.ndarray,
-    mask: np.ndarray,
-    recipe: PretrainRecipe,
-) -> ClipDrawing:
-    device = next(model.parameters()).device
-    pixels = torch.from_numpy(frames)[None].to(device)
-    clip = normalize(pixels, mean=recipe.clip.mean, std=recipe.clip.std)  # [1, C, T, H, W]
-    prediction = model(clip, torch.from_numpy(mask)[None].to(device)).float()
-    truth = target(clip)[0].float().cpu().numpy()  # [t, h, w, K]
-    hidden = stretch_mask(mask, truth.shape[:3])
-    drawing = ClipDrawing(
-        title="",
-        frames=frames,
-        mask=mask,
-        target=truth,
-        prediction=prediction[0].cpu().numpy(),
-        constant=truth[hidden].mean(axis=0),  # the best for this very clip, in hindsight
-    )
-    if isinstance(target, HogTarget):
-        return replace(drawing, bins=target.bins)
-    return replace(drawing, pictures=_pixel_rows(drawing, target.as_clips(prediction, clip), recipe))
-
-
-def _pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe) -> tuple[Row, ...]:
-    """Predicted pixels, normalised [1, C, n, H, W] for n frames, as panels: alone, and in the gaps only."""
-    assert drawing.prediction is not None
-    steps = drawing.target.shape[0]
-    pixels = denormalize(predicted, mean=recipe.clip.mean, std=recipe.clip.std)[0]  # uint8 [n, H, W, C]
-    panels = pixels[:: len(pixels) // steps].cpu().numpy()  # of the first frame of each position
-    true = drawing.frames[:: len(drawing.frames) // steps]
-    hidden = stretch_mask(drawing.mask, true.shape[:3])[..., None]
-    error = hidden_error(drawing, drawing.prediction)
-    return (
-        Row("prediction", f"hidden error {error:.4f}", panels),
-        Row("filled in", "only in the gaps", np.where(hidden, panels, true)),
-    )

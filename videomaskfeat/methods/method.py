@@ -6,21 +6,20 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.data.clips import FrameSampler, PretrainClips, VideoClips
+from videomaskfeat.data.clips import PretrainClips, VideoClips
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.sampling import ShortVideo, clip_indices_random, clip_indices_view
+from videomaskfeat.data.sampling import clip_indices_middle, clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
-from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.recipe import ClipRecipe, PretrainRecipe, normalize
+from videomaskfeat.recipe import PretrainRecipe, normalize
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ class Method(ABC):
         transform: ClipTransform = UniformCrop(clip.crop, clip.crop) if heldout else crop
         return PretrainClips(
             records,
-            sampler=frame_sampler(clip, middle_clip if heldout else clip_indices_random),
+            sampler=clip.frame_sampler(clip_indices_middle if heldout else clip_indices_random),
             transform=transform,
             mask=functools.partial(self.recipe.mask_policy, self.recipe.mask_grid, self.recipe.mask.ratio),
             reader=reader,
@@ -314,27 +313,6 @@ class Method(ABC):
     def pixels(self, clips: Tensor) -> Tensor:
         """uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], normalized."""
         return normalize(clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
-
-
-def frame_sampler(clip: ClipRecipe, choose: Callable[..., np.ndarray]) -> FrameSampler:
-    """What chooses the frames of a clip; ``choose`` draws them, as clip_indices_random does.
-
-    Raises:
-        UserError: an unknown policy for short videos.
-    """
-    check_name("clip.short_video", clip.short_video, get_args(ShortVideo))
-    return functools.partial(
-        choose,
-        frames=clip.frames,
-        stride=clip.stride,
-        target_fps=clip.target_fps,
-        short=clip.short_video,
-    )
-
-
-def middle_clip(num_frames: int, fps: float, *, rng: np.random.Generator, **clip: Any) -> np.ndarray:
-    """The one clip in the middle of a video, with the signature of a random one; ``rng`` is not used."""
-    return clip_indices_view(num_frames, fps, view=0, views=1, **clip)
 
 
 def check_mask_grid(recipe: PretrainRecipe, output: TokenGrid, *, model: str = "the model") -> None:

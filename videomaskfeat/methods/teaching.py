@@ -26,7 +26,7 @@ from videomaskfeat.engine.teacher import (
     sum_of_rows,
 )
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.methods.method import MeanTally, Method, frame_sampler
+from videomaskfeat.methods.method import MeanTally, Method
 from videomaskfeat.metrics.accuracy import direction_std
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
@@ -307,7 +307,7 @@ class PairMethod(TeacherMethod):
         )
         return PairClips(
             records,
-            sampler=frame_sampler(self.recipe.clip, clip_indices_random),
+            sampler=self.recipe.clip.frame_sampler(clip_indices_random),
             transform=crop,
             colour=RandomColour(jitter, chance=colours.chance, grey=colours.grey),
             mask=self.mask_draw(),

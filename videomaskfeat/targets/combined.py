@@ -33,36 +33,37 @@ class CombinedTarget(Target):
         parts: Mapping[str, Mapping[str, Any] | None],
         build: Callable[[str, Mapping[str, Any]], Target],
     ) -> None:
-        super().__init__()
         if not isinstance(parts, Mapping) or not parts:
             raise UserError(
                 f"combined parts {parts!r} must be a mapping of targets, such as "
                 "{hog: {weight: 1.0}, pixels: {weight: 0.5, arguments: {normalised: false}}}"
             )
-        self.targets = nn.ModuleList()
-        self.weights: dict[str, float] = {}
+        targets: dict[str, Target] = {}
+        weights: dict[str, float] = {}
         for called, given in parts.items():
             name, weight, arguments = _read(called, given)
             try:
-                self.targets.append(build(name, arguments))
+                targets[called] = build(name, arguments)
             except UserError as error:
                 raise UserError(f"part {called!r} of the combined target: {error}") from error
-            self.weights[called] = weight
-        strides = {called: tuple(target.output_stride) for called, target in self._parts.items()}
+            weights[called] = weight
+        strides = {called: tuple(target.output_stride) for called, target in targets.items()}
         if len(set(strides.values())) > 1:
             shown = ", ".join(f"{called} {stride}" for called, stride in strides.items())
             raise UserError(
                 f"the parts of the combined target have several output strides ({shown}), and one head "
-                f"predicts them all; {next(reversed(self._parts.values())).grid_remedy}"
+                f"predicts them all; {next(reversed(targets.values())).grid_remedy}"
             )
-        first = next(iter(self._parts.values()))
-        self.output_stride = first.output_stride
-        self.grid_remedy = first.grid_remedy
-        self.values_per_token = sum(target.values_per_token for target in self._parts.values())
-        self.files = tuple(path for target in self._parts.values() for path in target.files)
-        self.loss_name = "weighted sum of " + " and ".join(
-            f"{target.loss_name} ({called})" for called, target in self._parts.items()
+        first = next(iter(targets.values()))
+        super().__init__(
+            output_stride=first.output_stride,
+            values_per_token=sum(target.values_per_token for target in targets.values()),
+            files=tuple(path for target in targets.values() for path in target.files),
+            grid_remedy=first.grid_remedy,
         )
+        self.targets, self.weights = nn.ModuleList(targets.values()), weights
+        names = [f"{target.loss_name} ({called})" for called, target in targets.items()]
+        self.loss_name = f"weighted sum of {' and '.join(names)}"
 
     @property
     def _parts(self) -> dict[str, Target]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import os
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder, list_folder, local_path
-from videomaskfeat.losses import masked_cosine, masked_mse, masked_smooth_l1
 from videomaskfeat.models.encoder_base import Encoder, Triple
 from videomaskfeat.models.weights import load_model, read_metadata
 from videomaskfeat.models.zoo import MODELS, encoder_of
-from videomaskfeat.targets.target import CosineTally, LossTally, SquaredErrorTally, Target
+from videomaskfeat.targets.target import Target
 from videomaskfeat.texts import read_json
 
 _FOLDER = "hf:"
@@ -287,11 +285,7 @@ def levels(value: float | Sequence[float]) -> Tensor:
 
 
 # The feature target: what a frozen teacher makes of the whole clip.
-_NAMES = {
-    "smooth_l1": "smooth L1 error",
-    "cosine": "one minus the cosine",
-    "mse": "mean squared error",
-}
+_LOSSES = ("smooth_l1", "cosine", "mse")
 _NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
     "layer": lambda features: F.layer_norm(features, features.shape[-1:]),
     "l2": lambda features: F.normalize(features, dim=-1),
@@ -339,25 +333,21 @@ class FeatureTarget(Target):
         clip_mean: float | Sequence[float] = 0.45,
         clip_std: float | Sequence[float] = 0.225,
     ) -> None:
-        super().__init__()
-        for word, value, known in (("normalise", normalise, _NORMALISE), ("loss", loss, _NAMES)):
+        for word, value, known in (("normalise", normalise, _NORMALISE), ("loss", loss, _LOSSES)):
             check_name(f"feature {word}", value, known)
         if not beta > 0:
             raise UserError(f"feature beta {beta} must be above 0")
-        self.teacher = load_teacher(teacher, depth=depth, frame_stride=frame_stride)
-        self.output_stride = self.teacher.output_stride
-        self.values_per_token = self.teacher.width
-        self.files = self.teacher.files
-        self.grid_remedy = self.teacher.grid_remedy
-        self.bf16 = bf16
-        self.loss_name = _NAMES[loss]
+        network = load_teacher(teacher, depth=depth, frame_stride=frame_stride)
+        super().__init__(
+            output_stride=network.output_stride,
+            values_per_token=network.width,
+            loss=loss,
+            files=network.files,
+            grid_remedy=network.grid_remedy,
+            **({"beta": beta} if loss == "smooth_l1" else {}),
+        )
+        self.teacher, self.bf16 = network, bf16
         self._normalise = _NORMALISE[normalise]
-        losses: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-            "smooth_l1": functools.partial(masked_smooth_l1, beta=beta),
-            "cosine": masked_cosine,
-            "mse": masked_mse,
-        }
-        self._loss = losses[loss]
         mean = _first(teacher_mean, self.teacher.mean, clip_mean)
         std = _first(teacher_std, self.teacher.std, clip_std)
         # (x * clip_std + clip_mean - mean) / std, as one factor and one shift, [1 or C, 1, 1, 1].
@@ -371,22 +361,6 @@ class FeatureTarget(Target):
         with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.teacher(clips.float() * scale + shift)
         return self._normalise(features.float())
-
-    def train(self, mode: bool = True) -> FeatureTarget:
-        """The teacher stays in evaluation mode: its dropout would make another target of every call."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def loss(self, predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """The chosen loss over the hidden positions."""
-        return self._loss(predictions, target, mask)
-
-    def tally(self) -> LossTally:
-        """Its account over held-out batches; of smooth L1 the best constant is not known."""
-        if self._loss is masked_mse:
-            return SquaredErrorTally()
-        return CosineTally(self._loss) if self._loss is masked_cosine else LossTally(self._loss)
 
 
 def _first(*values: float | Sequence[float] | None) -> float | Sequence[float]:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.losses import masked_mse
-from videomaskfeat.targets.target import LossTally, SquaredErrorTally, Target
+from videomaskfeat.targets.target import Target, Triple
 
 # Where a horizontal gradient is zero in truth, rounding noise (about 1e-6 on normalised frames) alone would
 # decide between the first and the last bin. The smallest real gradient of an 8-bit frame is about 0.017.
@@ -107,17 +106,14 @@ class HogTarget(Target):
         UserError: the output stride is not a multiple of the cell in space, or not the cube's in time.
     """
 
-    loss_name = "mean squared error"
-
     def __init__(
         self,
         bins: int = 9,
         cell: int = 8,
-        cube_stride: tuple[int, int, int] = (2, 4, 4),
-        output_stride: tuple[int, int, int] = (2, 16, 16),
+        cube_stride: Triple = (2, 4, 4),
+        output_stride: Triple = (2, 16, 16),
         channels: int = 3,
     ) -> None:
-        super().__init__()
         for name, value in (("bins", bins), ("cell", cell), ("channels", channels)):
             if value < 1:
                 raise UserError(f"HOG {name} {value} must be 1 or more")
@@ -134,10 +130,9 @@ class HogTarget(Target):
                 f"output_stride {tuple(output_stride)} and cube_stride {tuple(cube_stride)} differ in time: "
                 "HOG is read from one frame a cube, so the encoder must keep the cubes' time axis"
             )
-        self.bins = bins
-        self.cell = cell
-        self.output_stride = output_stride
-        self.values_per_token = channels * bins * (output_stride[1] // cell) * (output_stride[2] // cell)
+        cells = (output_stride[1] // cell) * (output_stride[2] // cell)
+        super().__init__(output_stride=output_stride, values_per_token=channels * bins * cells)
+        self.bins, self.cell = bins, cell
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], normalised -> targets float32 [B, t, h, w, K].
@@ -153,14 +148,3 @@ class HogTarget(Target):
             batch, grid.t, channels, self.bins, grid.h, height // self.cell // grid.h, grid.w, -1
         )  # [B, t, C, bins, h, cell rows, w, cell columns]
         return cells.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)
-
-    def loss(self, predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """The mean squared error over the hidden positions."""
-        return masked_mse(predictions, target, mask)
-
-    def tally(self) -> LossTally:
-        """Its account over held-out batches."""
-        return SquaredErrorTally()
-
-    def extra_repr(self) -> str:
-        return f"bins={self.bins}, cell={self.cell}, output_stride={tuple(self.output_stride)}"

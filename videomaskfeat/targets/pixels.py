@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.losses import masked_l1, masked_mse
-from videomaskfeat.targets.target import LossTally, SquaredErrorTally, Target, Triple
+from videomaskfeat.targets.target import Target, Triple
 
 _EPS = 1e-6  # added to a cube's variance (MAE's code)
-_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]] = {
-    "mse": (masked_mse, "mean squared error"),
-    "l1": (masked_l1, "mean absolute error"),
-}
 
 
 class PixelTarget(Target):
@@ -48,20 +41,18 @@ class PixelTarget(Target):
         output_stride: Triple = (2, 16, 16),
         channels: int = 3,
     ) -> None:
-        super().__init__()
         check_name("pixel frames", frames, ("first", "all"))
-        check_name("pixel loss", loss, _LOSSES)
+        check_name("pixel loss", loss, ("mse", "l1"))
         if min(*output_stride, channels) < 1:
             raise UserError(
                 f"pixel output_stride {tuple(output_stride)} and channels {channels} must be 1 or more"
             )
-        self.normalised = normalised
-        self.frames_read = output_stride[0] if frames == "all" else 1
-        self.output_stride = output_stride
-        self.values_per_token = self.frames_read * output_stride[1] * output_stride[2] * channels
-        if normalised and self.values_per_token == 1:
-            raise UserError("pixels: one value a position has no variance; give normalised: false")
-        self._loss, self.loss_name = _LOSSES[loss]
+        frames_read = output_stride[0] if frames == "all" else 1
+        values = frames_read * output_stride[1] * output_stride[2] * channels
+        if normalised and values == 1:
+            raise UserError("pixels: one value per position has no variance; give normalised: false")
+        super().__init__(output_stride=output_stride, values_per_token=values, loss=loss)
+        self.normalised, self.frames_read = normalised, frames_read
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], normalised -> targets float32 [B, t, h, w, K].
@@ -74,14 +65,6 @@ class PixelTarget(Target):
             return cubes
         centred = cubes - cubes.mean(dim=-1, keepdim=True)
         return centred.div_(_deviation(centred))
-
-    def loss(self, predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """The squared or absolute error over the hidden positions."""
-        return self._loss(predictions, target, mask)
-
-    def tally(self) -> LossTally:
-        """Its account over held-out batches; of the absolute error the best constant is not kept."""
-        return SquaredErrorTally() if self._loss is masked_mse else LossTally(self._loss)
 
     def as_clips(self, values: Tensor, clips: Tensor) -> Tensor:
         """Values, such as a prediction, as pictures; normalised ones get their position's own level back.
@@ -113,9 +96,6 @@ class PixelTarget(Target):
         cubes = clips.float().reshape(batch, channels, grid.t, step, grid.h, rows, grid.w, columns)
         cubes = cubes[:, :, :, : self.frames_read]  # [B, C, t, u, h, rows, w, columns]
         return cubes.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
-
-    def extra_repr(self) -> str:
-        return f"normalised={self.normalised}, output_stride={tuple(self.output_stride)}"
 
 
 def _deviation(centred: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.grid import TokenGrid, resize_mask
+from videomaskfeat.losses import (
+    masked_cosine,
+    masked_cross_entropy,
+    masked_l1,
+    masked_mse,
+    masked_smooth_l1,
+)
 
 _NO_VARIANCE = 1e-9  # a best constant's loss up to which the targets count as constant
 
@@ -202,53 +210,95 @@ class SumTally(LossTally):
 Triple = tuple[int, int, int]
 
 
-class Target(nn.Module, ABC):
-    """What is predicted in the hidden places, with its loss.
-
-    A frozen network inside (a teacher, a tokenizer) is part of the target: it gets no gradient, is not saved
-    with a run, and is read from its own file again when the run is resumed.
-
-    An argument of ``__init__`` named ``clip_mean`` or ``clip_std`` is given the run's own normalisation, for
-    targets that need another one.
+@dataclass(frozen=True)
+class MaskedLoss:
+    """A loss over the masked positions: (predictions [B, t, h, w, K], target, mask) -> 0-d, float32.
 
     Attributes:
-        output_stride: frames, rows and columns of the clip behind one position of the target.
-        values_per_token: values that a model predicts a position, K: numbers, or logits of a vocabulary.
-        loss_name: what the loss is called where its figures are shown.
-        grid_remedy: how to bring the target to another grid, as the middle of a message.
-        files: files that the target was read from; a run that goes on must find the same bytes in them.
+        function: computes it.
+        name: beside its figures.
+        tally: (loss) -> an empty tally over held-out batches.
     """
 
-    output_stride: Triple
-    values_per_token: int
-    loss_name: str = "loss"
-    grid_remedy: str = "set the target's output_stride"
-    files: tuple[str, ...] = ()
+    function: Callable[..., Tensor]
+    name: str
+    tally: Callable[[Callable[..., Tensor]], LossTally] = LossTally
+
+
+LOSSES = {
+    "mse": MaskedLoss(masked_mse, "mean squared error", lambda _: SquaredErrorTally()),
+    "l1": MaskedLoss(masked_l1, "mean absolute error"),
+    "smooth_l1": MaskedLoss(masked_smooth_l1, "smooth L1 error"),
+    "cosine": MaskedLoss(masked_cosine, "one minus the cosine", CosineTally),
+    "cross_entropy": MaskedLoss(masked_cross_entropy, "cross-entropy in nats"),
+}
+
+
+class Target(nn.Module, ABC):
+    """What is predicted at the masked positions, with its loss.
+
+    A frozen network inside (a teacher, a tokenizer) is part of the target: it gets no gradient, is not saved
+    with a run, and is read from its own file again when the run is resumed. A target is always in evaluation
+    mode.
+
+    An argument of ``__init__`` named ``clip_mean`` or ``clip_std`` gets the run's own normalization.
+
+    Args:
+        output_stride: frames, rows and columns of the clip behind one position of the target.
+        values_per_token: numbers that a model predicts per position, K: values, or logits of a vocabulary.
+        loss: a name in :data:`LOSSES`.
+        files: files that the target was read from; a resumed run must find the same bytes in them.
+        grid_remedy: how to change the target's grid, as the middle of a message.
+        loss_arguments: further arguments of the loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        output_stride: Triple,
+        values_per_token: int,
+        loss: str = "mse",
+        files: tuple[str, ...] = (),
+        grid_remedy: str = "set the target's output_stride",
+        **loss_arguments: Any,
+    ) -> None:
+        super().__init__()
+        self.output_stride, self.values_per_token = output_stride, values_per_token
+        self.files, self.grid_remedy = files, grid_remedy
+        self.loss_name = LOSSES[loss].name
+        self._loss, self._loss_arguments = LOSSES[loss], loss_arguments
 
     @abstractmethod
     def forward(self, clips: Tensor) -> Any:
-        """Whole clips float [B, C, T, H, W], normalised as the run's -> what is to be predicted.
+        """Whole clips float [B, C, T, H, W], normalized as the run's -> what is to be predicted.
 
         The caller switches gradients and autocast off. Mostly a tensor, whose first axes are [B, t, h, w]:
         float32 [B, t, h, w, K], or int64 [B, t, h, w].
         """
 
-    @abstractmethod
     def loss(self, predictions: Tensor, target: Any, mask: Tensor) -> Tensor:
-        """How far predictions are from the target in the hidden places, a scalar, float32.
+        """How far predictions are from the target at the masked positions, 0-d, float32.
 
         Args:
             predictions: float [B, t, h, w, K].
-            target: what :meth:`forward` gave.
+            target: of :meth:`forward`.
             mask: bool [B, t', h', w'], True = hidden, on a grid that divides (t, h, w).
         """
+        return self._loss.function(predictions, target, mask, **self._loss_arguments)
 
     def loss_parts(
         self, predictions: Tensor, target: Any, mask: Tensor
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss, and what else of it is to be logged, by name: a target of several parts says theirs."""
+        """The loss, and what else of it is logged, by name: the parts of a combined target."""
         return self.loss(predictions, target, mask), {}
 
     def tally(self) -> LossTally:
-        """An empty account of this loss over held-out batches."""
-        return LossTally(self.loss)
+        """An empty tally of this loss over held-out batches."""
+        return self._loss.tally(self.loss)
+
+    def train(self, mode: bool = True) -> Target:
+        """Stay in evaluation mode: dropout in a teacher would make another target of every call."""
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        return f"output_stride={tuple(self.output_stride)}, values_per_token={self.values_per_token}"

@@ -1,0 +1,183 @@
+"""Pictures and films of videos with mask, target and prediction of a pre-trained model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from videomaskfeat.data.clips import sample_generator
+from videomaskfeat.data.sampling import ShortVideoError, clip_indices_middle
+from videomaskfeat.data.transforms import UniformCrop
+from videomaskfeat.data.video import VideoReadError, open_video
+from videomaskfeat.data.workers import call_apart
+from videomaskfeat.errors import UserError, unknown_name
+from videomaskfeat.io import free_name, make_folder
+from videomaskfeat.recipe import PretrainRecipe, denormalize, normalize
+from videomaskfeat.targets import TARGETS, build_target
+from videomaskfeat.targets.hog import HogTarget
+from videomaskfeat.targets.pixels import PixelTarget
+from videomaskfeat.viz.pictures import (
+    ClipDrawing,
+    Row,
+    hidden_error,
+    stretch_mask,
+    write_film,
+    write_picture,
+)
+
+DRAWN = ("hog", "pixels")
+"""Targets of which there are pictures."""
+
+
+@dataclass(frozen=True)
+class Visualized:
+    """What was drawn.
+
+    Attributes:
+        written: a picture and a film for each video that could be read.
+        failures: one error, with path and cause, for each that could not.
+    """
+
+    written: list[Path]
+    failures: list[Exception]
+
+
+def draw_videos(
+    model: nn.Module,
+    videos: Iterable[str],
+    out: str | os.PathLike[str],
+    *,
+    recipe: PretrainRecipe,
+    seed: int = 0,
+    reader: str = "auto",
+    workers: int = 0,
+    columns: int = 8,
+) -> Visualized:
+    """Draw the center crop of the middle clip of each video; the model's training mode is restored.
+
+    Args:
+        model: predicts the recipe's target.
+        videos: paths.
+        out: folder to write ``NAME.png`` into, and ``NAME.mp4`` if clips have more than one frame.
+        recipe: clip, mask and target.
+        seed: of the masks.
+        reader: auto, decord or pyav.
+        columns: maximum number of time steps in a picture.
+        workers: 1 reads the videos in another process, where one that crashes the decoder is a failure.
+
+    Raises:
+        UserError: the mask is wrong, or the target cannot be drawn.
+    """
+    target = _drawable_target(recipe)
+    make_folder(out)
+    written: list[Path] = []
+    failures: list[Exception] = []
+    was_training = model.training
+    model.eval()
+    try:
+        calls = [(video, recipe, reader) for video in videos]
+        clips = call_apart(_middle_clip, calls, workers=workers)
+        for index, ((video, *_), clip) in enumerate(zip(calls, clips, strict=True)):
+            if isinstance(clip, Exception):
+                failures.append(clip)
+                continue
+            frames, indices = clip
+            mask = recipe.draw_mask(sample_generator(seed, 0, index))
+            drawing = replace(
+                _predict(model, target, frames, mask, recipe),
+                title=os.path.basename(video),
+                frame_labels=tuple(f"frame {number}" for number in indices),
+            )
+            name = free_name(Path(video).stem, {path.stem for path in written})
+            picture = Path(out, f"{name}.png")
+            write_picture(picture, drawing, columns=columns)
+            written.append(picture)
+            if len(frames) > 1:
+                film = Path(out, f"{name}.mp4")
+                write_film(film, drawing)
+                written.append(film)
+    finally:
+        model.train(was_training)
+    return Visualized(written, failures)
+
+
+def why_not_drawn(recipe: PretrainRecipe) -> str | None:
+    """Why pictures cannot be made of what a recipe predicts; None where they can."""
+    if recipe.method != "masked":
+        return f"method {recipe.method!r} predicts nothing that can be drawn"
+    if recipe.target not in TARGETS:
+        return str(unknown_name("target", recipe.target, TARGETS))
+    if recipe.target not in DRAWN:
+        return f"target {recipe.target!r} cannot be drawn; pictures are of {' and '.join(DRAWN)} only"
+    return None
+
+
+def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
+    reason = why_not_drawn(recipe)
+    if reason is not None:
+        raise UserError(reason)
+    target = build_target(recipe.target, recipe.target_arguments, clip=recipe.clip)
+    assert isinstance(target, HogTarget | PixelTarget)
+    return target
+
+
+def _middle_clip(
+    video: str, recipe: PretrainRecipe, reader: str
+) -> tuple[np.ndarray, np.ndarray] | VideoReadError | ShortVideoError:
+    """Frames uint8 [T, H, W, 3] of the center crop of the clip in the middle, and their numbers [T]."""
+    clip, rng = recipe.clip, np.random.default_rng(0)  # the middle clip draws nothing
+    try:
+        with open_video(video, reader) as source:
+            indices = clip.frame_sampler(clip_indices_middle)(source.frames, source.fps, rng=rng)
+            frames = source.read(indices)  # [T, H, W, 3]
+    except (VideoReadError, ShortVideoError) as error:
+        return error
+    return UniformCrop(clip.crop, clip.crop).sample(*frames.shape[1:3]).apply_clip(frames), indices
+
+
+@torch.inference_mode()
+def _predict(
+    model: nn.Module,
+    target: HogTarget | PixelTarget,
+    frames: np.ndarray,
+    mask: np.ndarray,
+    recipe: PretrainRecipe,
+) -> ClipDrawing:
+    device = next(model.parameters()).device
+    pixels = torch.from_numpy(frames)[None].to(device)
+    clip = normalize(pixels, mean=recipe.clip.mean, std=recipe.clip.std)  # [1, C, T, H, W]
+    prediction = model(clip, torch.from_numpy(mask)[None].to(device)).float()
+    truth = target(clip)[0].float().cpu().numpy()  # [t, h, w, K]
+    hidden = stretch_mask(mask, truth.shape[:3])
+    drawing = ClipDrawing(
+        title="",
+        frames=frames,
+        mask=mask,
+        target=truth,
+        prediction=prediction[0].cpu().numpy(),
+        constant=truth[hidden].mean(axis=0),  # the best for this very clip, in hindsight
+    )
+    if isinstance(target, HogTarget):
+        return replace(drawing, bins=target.bins)
+    return replace(drawing, pictures=_pixel_rows(drawing, target.as_clips(prediction, clip), recipe))
+
+
+def _pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe) -> tuple[Row, ...]:
+    """Predicted pixels, normalised [1, C, n, H, W] for n frames, as panels: alone, and in the gaps only."""
+    assert drawing.prediction is not None
+    steps = drawing.target.shape[0]
+    pixels = denormalize(predicted, mean=recipe.clip.mean, std=recipe.clip.std)[0]  # uint8 [n, H, W, C]
+    panels = pixels[:: len(pixels) // steps].cpu().numpy()  # of the first frame of each position
+    true = drawing.frames[:: len(drawing.frames) // steps]
+    hidden = stretch_mask(drawing.mask, true.shape[:3])[..., None]
+    error = hidden_error(drawing, drawing.prediction)
+    return (
+        Row("prediction", f"hidden error {error:.4f}", panels),
+        Row("filled in", "only in the gaps", np.where(hidden, panels, true)),
+    )

@@ -47,7 +47,7 @@ class AllTokens(nn.Module):
         """Predictions [B, t, h, w, K]."""
         model = self.model
         tokens, grid = model.patch_embed(clips)
-        encoded = model.encode(tokens, grid)  # [B, 1+N, D]
+        encoded = model.norm(model.through_blocks(tokens, grid)[0])  # [B, 1+N, D]
         visible = visible_places(resize_mask(mask, grid))
         chosen = encoded[:, 1:].gather(1, visible[..., None].expand(-1, -1, encoded.shape[2]))
         kept = torch.cat([encoded[:, :1], chosen], dim=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -117,7 +118,12 @@ class _MakesFolder:
 def test_pickled_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
     path, made = tmp_path / "model.pt", tmp_path / "made"
     torch.save({**STATE, "extra": _MakesFolder(made)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(PickledCode, match=rf"model\.pt: holds pickled code .*{os.mkdir.__module__}\.mkdir"):
+    words = rf"model\.pt: holds pickled code .*{os.mkdir.__module__}\.mkdir.* save only its tensors"
+    with pytest.raises(PickledCode, match=words) as caught:
+        read_torch_file(str(path))
+    assert "\n" not in str(caught.value)
+    path.write_bytes(pickle.dumps(_MakesFolder(made)))
+    with pytest.raises(UserError, match=r"model\.pt: "):
         read_torch_file(str(path))
     assert not made.exists()
 

@@ -9,6 +9,7 @@ import torch
 import torch._dynamo.utils
 from torch import Tensor, nn
 
+from tests.autograd import assert_same_gradients
 from tests.reference.roi_align import plain_roi_align
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.roi_align import roi_align
@@ -61,22 +62,22 @@ def test_values_and_gradients_equal_sample_after_sample(
         [
             random_boxes(6, batch=2, height=high, width=wide, spread=0.3),
             torch.tensor([[1.0, 0, 0, wide, high], [0, -wide, -high, 2 * wide, 2 * high]]).double(),
-            # far outside; of a hundredth of a cell; a line; a point; exactly on cells; turned round
             torch.tensor(
-                [[1.0, 5 * wide, 0, 6 * wide, high], [0, 0.3, 0.3, 0.3 + 0.01 / scale, 0.4]]
-            ).double(),
-            torch.tensor([[0, 0.25 * wide, 0, 0.25 * wide, high], [1, 2, 2, 2, 2]]).double(),
-            torch.tensor(
-                [[1, 0.5 / scale, 0.5 / scale, 2.5 / scale, 4.5 / scale], [1, wide, high, 0, 0]]
-            ).double(),
+                [
+                    [1.0, 5 * wide, 0, 6 * wide, high],  # far outside
+                    [0, 0.3, 0.3, 0.3 + 0.01 / scale, 0.4],  # of a hundredth of a cell
+                    [0, 0.25 * wide, 0, 0.25 * wide, high],  # a line
+                    [1, 2, 2, 2, 2],  # a point
+                    [1, 0.5 / scale, 0.5 / scale, 2.5 / scale, 4.5 / scale],  # exactly on cells
+                    [1, wide, high, 0, 0],  # turned round
+                ],
+                dtype=torch.float64,
+            ),
         ]
     )
     arguments = (output_size, scale, sampling_ratio, aligned)
     ours, plain = roi_align(features, boxes, *arguments), plain_roi_align(features, boxes, *arguments)
-    torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-12)  # float64
-    upstream = torch.linspace(-1, 1, ours.numel(), dtype=ours.dtype).view(ours.shape)
-    (mine,), (theirs,) = (torch.autograd.grad(value, features, upstream) for value in (ours, plain))
-    torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-12)
+    assert_same_gradients(ours, plain, [features], atol=1e-12, rtol=1e-12)  # float64
 
 
 @pytest.mark.parametrize("cells", [1.0, 1.0001, 2.0, 2.0001, 2.1, 3.0001, 3.5, 40.0, 70.3])
@@ -149,10 +150,7 @@ def test_compiles_without_graph_breaks_for_any_boxes() -> None:
     for count, spread in ((5, 0.0), (5, 2.0), (9, 0.3)):  # more samples a bin, more boxes: the same graph
         boxes = random_boxes(count, batch=2, height=96, width=128, spread=spread).float()
         torch._dynamo.mark_dynamic(boxes, 0)
-        ours, plain = compiled(features, boxes), loss(features, boxes)
-        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
-        (mine,), (theirs,) = (torch.autograd.grad(value, features) for value in (ours, plain))
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+        assert_same_gradients(compiled(features, boxes), loss(features, boxes), [features])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
@@ -169,10 +167,7 @@ def test_exports_as_plain_products_with_the_same_values_and_gradients() -> None:
     program = torch.export.export(_Pooling(), (features, boxes), dynamic_shapes=dynamic)
     assert not [node for node in program.graph.nodes if "videomaskfeat" in str(node.target)]
     boxes = random_boxes(8, batch=2, height=96, width=128, spread=0.3).float()
-    dense, sparse = program.module()(features, boxes), _Pooling()(features, boxes)
-    torch.testing.assert_close(dense, sparse, atol=1e-5, rtol=0)
-    (mine,), (theirs,) = (torch.autograd.grad(value.square().sum(), features) for value in (dense, sparse))
-    torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    assert_same_gradients(program.module()(features, boxes), _Pooling()(features, boxes), [features])
 
 
 def test_custom_operator_is_registered_soundly() -> None:
@@ -213,6 +208,4 @@ def test_cuda_equals_cpu() -> None:
     cpu = roi_align(features, boxes, 7, 1 / 16, 0, True)
     with torch.autocast("cuda", torch.bfloat16):  # of no effect
         cuda = roi_align(features.cuda(), boxes.cuda(), 7, 1 / 16, 0, True).cpu()
-    torch.testing.assert_close(cuda, cpu)
-    ours, expected = (torch.autograd.grad(x.square().sum(), features)[0] for x in (cuda, cpu))
-    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    assert_same_gradients(cuda, cpu, [features])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,30 +91,6 @@ def test_state_is_found_where_others_keep_it(tmp_path: Path, key: str | None) ->
     state = {"a": torch.arange(3)}
     torch.save({key: state, "epoch": 3} if key else state, tmp_path / "x.pyth")
     assert torch.equal(read_state(tmp_path / "x.pyth")["a"], state["a"])
-
-
-class Payload:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, (str(self.path), "w")
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_pickled_code_is_refused_and_never_run(tmp_path: Path, zipped: bool) -> None:
-    path, trap = tmp_path / "trap.pyth", tmp_path / "was_run"
-    torch.save({"model_state": {"a": Payload(trap)}}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"trap.pyth: holds pickled code .* save only its tensors") as caught:
-        read_state(path)
-    assert "\n" not in str(caught.value)
-    assert not trap.exists()
-    pickle.dump(Payload(trap), path.open("wb"))
-    with pytest.raises(UserError, match=r"trap.pyth: "):
-        read_state(path)
-    assert not trap.exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from videomaskfeat.engine import distributed
-from videomaskfeat.errors import RunFailed, UserError, check_name
+from videomaskfeat.errors import RunFailed, UserError
 
 
 class ExponentialMovingAverage:
@@ -68,20 +68,16 @@ class ExponentialMovingAverage:
             value.copy_(state[name])
 
 
-WEIGHT_SETS = ("auto", "trained", "averaged", "both")
-
-
 def check_weight_sets(choice: str, *, averaged: bool) -> None:
-    """Refuse a choice of weights that cannot be.
+    """Refuse to evaluate an average that is not kept.
 
     Args:
-        choice: one of ``WEIGHT_SETS``.
+        choice: auto, trained, averaged or both.
         averaged: whether an average is kept.
 
     Raises:
-        UserError: an unknown choice, or an average that is not kept.
+        UserError: there is none.
     """
-    check_name("evaluate.weights", choice, WEIGHT_SETS)
     if not averaged and choice in ("averaged", "both"):
         raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
 

@@ -151,7 +151,10 @@ class Encoder(nn.Module):
         class_token: prepend a learned token (P = 1).
         absolute_positions: "none", "joint" (one table over time and space), "separable" (a sum of two) or
             "sincos" (fixed, without parameters).
+        final_norm: layer norm over the last block's tokens.
         mean_first: see above.
+        linear_std: standard deviation of the linear layers' initial weights. The published 0.02 suits the
+            published widths; narrow models start slowly with it.
         checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
 
     Raises:
@@ -179,12 +182,16 @@ class Encoder(nn.Module):
         *,
         class_token: bool = True,
         absolute_positions: AbsolutePositions = "none",
+        final_norm: bool = True,
         mean_first: bool = False,
+        linear_std: float = 0.02,
         checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.checkpoint_blocks = checkpoint_blocks
+        self.final_norm = final_norm
         self.mean_first = mean_first
+        self.linear_std = linear_std
         self.patch_embed = stem
         self.native_grid = grid = stem.grid(clip_size)
         self.fixed_positions = absolute_positions == "sincos"
@@ -206,8 +213,6 @@ class Encoder(nn.Module):
         widths: Sequence[int],
         heads: int,
         strides: Sequence[Triple] | None = None,
-        final_norm: bool = True,
-        linear_std: float = 0.02,
     ) -> None:
         """Set the blocks and the norm, and draw the initial weights as PySlowFast does.
 
@@ -216,20 +221,18 @@ class Encoder(nn.Module):
             widths: width of the tokens behind each block.
             heads: attention heads of the last block.
             strides: frames, rows and columns by which each block pools its tokens; None: none of them does.
-            final_norm: layer norm over the last block's tokens.
-            linear_std: standard deviation of the linear layers' weights.
         """
         self.blocks = nn.ModuleList(blocks)
         self.block_widths = tuple(widths)
         self.block_strides = tuple(strides or [(1, 1, 1)] * len(self.blocks))
         self.out_width, self.out_heads = widths[-1], heads
         self.output_stride = self.strides()[-1]
-        self.norm = nn.LayerNorm(self.out_width, eps=1e-6) if final_norm else nn.Identity()
+        self.norm = nn.LayerNorm(self.out_width, eps=1e-6) if self.final_norm else nn.Identity()
         for parameter in self.parameters(recurse=False):
             nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
-                std = linear_std if isinstance(module, nn.Linear) else 0.02
+                std = self.linear_std if isinstance(module, nn.Linear) else 0.02
                 nn.init.trunc_normal_(module.weight, std=std)
             if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
                 nn.init.constant_(module.bias, 0.02)
@@ -296,16 +299,10 @@ class Encoder(nn.Module):
 
         N' is the size of :meth:`output_grid`.
         """
-        tokens, grid = self.patch_embed(as_clips(clips))
-        return self.encode(tokens, grid)
-
-    def encode(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
-        """The encoder after the stem: tokens [B, N, D] on ``grid`` -> [B, P+N', D']."""
-        tokens, _ = self.through_blocks(tokens, grid)
-        return self.norm(tokens)
+        return self.norm(self.through_blocks(*self.patch_embed(as_clips(clips)))[0])
 
     def features(self, clips: Tensor, *, depth: int | None = None, pooled: bool = True) -> Tensor:
-        """What the encoder makes of clips, without a head; the class token is left out.
+        """Features of clips, without a head and without the class token.
 
         Args:
             clips: float [B, C, T, H, W], normalized.
@@ -325,7 +322,7 @@ class Encoder(nn.Module):
         if pooled:
             return tokens.mean(dim=1) if depth is not None else self.pool(tokens)
         tokens = tokens if depth is not None else self.norm(tokens)
-        return tokens.unflatten(1, grid.shape)
+        return tokens.unflatten(1, grid.shape)  # [B, t, h, w, D']
 
     def pool(self, tokens: Tensor) -> Tensor:
         """The last block's tokens [B, N, D] -> normalized and averaged [B, D]."""
@@ -349,14 +346,15 @@ class Encoder(nn.Module):
             [B, P+N, D], or [B, P+V, D].
         """
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+            first = self.cls_token.expand(tokens.shape[0], -1, -1)  # [B, 1, D]
+            tokens = torch.cat([first, tokens], dim=1)  # [B, P+N, D]
         positions = self._absolute_positions(grid)
         if positions is None:
             return tokens
         if at is not None:
             first, rest = positions.split([self.prefix, grid.size], dim=1)
             chosen = F.embedding(at, rest[0])  # [B, V, D]
-            positions = torch.cat([first.expand(at.shape[0], -1, -1), chosen], dim=1)
+            positions = torch.cat([first.expand(at.shape[0], -1, -1), chosen], dim=1)  # [B, P+V, D]
         return tokens + positions
 
     def run_blocks(
@@ -377,7 +375,7 @@ class Encoder(nn.Module):
             return sincos_positions(self.patch_embed.width, grid, prefix=self.prefix, device=device)
         if self.pos_embed is not None:
             first, rest = self.pos_embed.split([self.prefix, self.native_grid.size], dim=1)
-            return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)
+            return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)  # [1, P+N, D]
         if self.pos_embed_spatial is None or self.pos_embed_temporal is None:
             return None
         rest = separable_positions(self.pos_embed_spatial, self.pos_embed_temporal, self.native_grid, grid)

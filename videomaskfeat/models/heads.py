@@ -43,10 +43,7 @@ class LinearHead(nn.Module):
 
 
 class LinearProbeHead(LinearHead):
-    """Batch normalization without scale and shift, then a :class:`LinearHead` (MAE, appendix A.1).
-
-    The normalization lets one learning rate serve features of any size.
-    """
+    """Batch normalization, so that one learning rate fits all features, then linear (MAE, appendix A.1)."""
 
     def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
         super().__init__(width, classes, dropout=dropout, scale=scale)
@@ -159,13 +156,7 @@ class Classifier(Encoder):
         return self.head_kind in PROBES
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Classify.
-
-        Args:
-            clips: float [B, C, T, H, W], normalized.
-
-        Returns:
-            Logits [B, L], before any softmax.
+        """Clips float [B, C, T, H, W], normalized -> logits [B, L], before any softmax.
 
         Raises:
             UserError: the clip is not a multiple of the cube.

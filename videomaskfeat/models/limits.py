@@ -23,47 +23,33 @@ TRAINED = 4
 """Memory of a training as a multiple of the weights: weights, gradients, and the two moments of AdamW."""
 
 _ANY = -math.inf  # the model itself refuses numbers that are too small
+_BLOCKS = ("depth", "blocks", "decoder_depth", "predictor_depth", "layers", "widen_at", "q_pool_at")
+_WIDTHS = (
+    "width",
+    "decoder_width",
+    "code_width",
+    "hidden_width",
+    "bottleneck",
+    "projection",
+    "predictor_width",
+)
+_SHAPES = ("q_pool_stride", "kv_stride", "cube_kernel", "cube_stride", "in_channels", "channels")
 LIMITS: Limits = {
-    "depth": (_ANY, 1000),
-    "blocks": (_ANY, 1000),
-    "decoder_depth": (_ANY, 1000),
-    "width": (_ANY, 2**17),
-    "decoder_width": (_ANY, 2**17),
-    "code_width": (_ANY, 2**17),
-    "heads": (_ANY, 2**12),
-    "decoder_heads": (_ANY, 2**12),
-    "widen_at": (_ANY, 1000),
-    "q_pool_at": (_ANY, 1000),
-    "clip_size": (_ANY, 2**17),
-    "in_channels": (1, 1024),
-    "channels": (1, 1024),
-    "classes": (_ANY, 10**8),
-    "values_per_token": (_ANY, 10**8),
-    "vocabulary": (_ANY, 10**8),
-    "stride": (_ANY, 1024),
+    **dict.fromkeys(_BLOCKS, (_ANY, 1000)),
+    **dict.fromkeys((*_WIDTHS, "clip_size"), (_ANY, 2**17)),
+    **dict.fromkeys(("heads", "decoder_heads", "predictor_heads"), (_ANY, 2**12)),
+    **dict.fromkeys(("classes", "values_per_token", "vocabulary"), (_ANY, 10**8)),
+    **dict.fromkeys(("stride", "cell", "output_stride"), (_ANY, 1024)),
+    **dict.fromkeys(_SHAPES, (1, 1024)),
+    **dict.fromkeys(("layer_scale", "mean"), (-1e3, 1e3)),
     "prototypes": (_ANY, 10**7),
-    "hidden_width": (_ANY, 2**17),
-    "bottleneck": (_ANY, 2**17),
-    "layers": (_ANY, 1000),
-    "projection": (_ANY, 2**17),
-    "predictor_width": (_ANY, 2**17),
-    "predictor_depth": (_ANY, 1000),
-    "predictor_heads": (_ANY, 2**12),
-    "cell": (_ANY, 1024),
-    "output_stride": (_ANY, 1024),
     "bins": (_ANY, 256),
     "mlp_ratio": (0.01, 100),
     "drop_path": (0, 1),
-    "layer_scale": (-1e3, 1e3),
     "linear_std": (0, 1e3),
     "head_scale": (-1e6, 1e6),
     "pool_kernel": (1, 31),
-    "q_pool_stride": (1, 1024),
-    "kv_stride": (1, 1024),
-    "cube_kernel": (1, 1024),
-    "cube_stride": (1, 1024),
     "cube_padding": (0, 1024),
-    "mean": (-1e3, 1e3),
 }
 """Smallest and largest numbers in the arguments of models and tokenizers; each is far beyond any published
 one. The memory that they need together is compared with the machine's."""
@@ -164,10 +150,9 @@ def build_checked(
 
     Args:
         build: its class.
-        what: is built, for messages.
         name: kept in ``created_as``.
         arguments: what differs from the defaults of the class.
-        times: see :func:`build_within_memory`.
+        what, times: see :func:`build_within_memory`.
 
     Raises:
         UserError: an unknown argument, one of a wrong type or outside its range, or too little memory.
@@ -188,18 +173,18 @@ def build_checked(
 
 
 def build_within_memory(build: Callable[[], T], what: str, *, times: int = TRAINED) -> T:
-    """What ``build`` makes, unless it needs more memory than the machine has.
+    """The result of ``build``, unless it needs more memory than the machine has.
 
     It is built on torch's device "meta" first, which takes no memory and draws no random numbers, and then
-    again; once if that is the default device.
+    again, unless "meta" is the default device.
 
     Args:
-        build: makes a module; called once or twice.
-        what: is built, for the message.
-        times: how often the memory of its tensors will be needed; :data:`TRAINED` for what is trained.
+        build: makes a module.
+        what: name of the module, for the message.
+        times: memory as a multiple of its tensors'; :data:`TRAINED` for what is trained.
 
     Raises:
-        UserError: names what is needed and what there is.
+        UserError: names the memory needed and that of the machine.
     """
     memory = machine_memory()
     purpose = " to be trained (weights, gradients and the two moments of AdamW)" if times == TRAINED else ""

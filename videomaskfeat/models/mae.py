@@ -142,11 +142,7 @@ class MAE(MaskedModel, ViT):
         self.decoder_embed = Linear(self.out_width, decoder_width)
 
     def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
-        """As :meth:`forward`, for clips alone.
-
-        Raises:
-            UserError: the samples hide different numbers of cubes, all or none.
-        """
+        """As :meth:`forward`, for clips alone; refuses masks of unequal numbers of cubes, all or none."""
         self.patch_embed.check(clips)
         grid = self.token_grid(clips.shape)
         visible = visible_places(resize_mask(mask, grid))  # [B, V]
@@ -188,13 +184,7 @@ class MAE(MaskedModel, ViT):
 
 
 def visible_places(hidden: Tensor) -> Tensor:
-    """The places that are not hidden, in the order of the grid.
-
-    Args:
-        hidden: bool [B, t, h, w].
-
-    Returns:
-        int64 [B, V].
+    """The places that are not hidden, in the order of the grid: bool [B, t, h, w] -> int64 [B, V].
 
     Raises:
         UserError: the samples hide different numbers of cubes, all or none.

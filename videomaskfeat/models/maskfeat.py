@@ -19,8 +19,7 @@ from videomaskfeat.models.layers import check_positive, initialize
 
 
 class MaskedModel(Encoder, ABC):
-    """An encoder with a head that predicts the target of hidden places; the base of
-    :class:`~videomaskfeat.models.maskfeat.MaskFeat` and :class:`~videomaskfeat.models.mae.MAE`.
+    """An encoder with a head that predicts the target of hidden places.
 
     Attributes:
         values_per_token: predicted values per output position, K.
@@ -62,11 +61,7 @@ def make_mask_token(width: int) -> nn.Parameter:
 
 
 def hide_tokens(tokens: Tensor, mask: Tensor, grid: TokenGrid, mask_token: Tensor) -> Tensor:
-    """Tokens [B, N, D] on ``grid`` with the mask token [1, 1, D] in hidden places.
-
-    Args:
-        tokens, grid, mask_token: see above.
-        mask: bool [B, t', h', w'], True = hidden; its grid divides ``grid``.
+    """Tokens [B, N, D] with the mask token [1, 1, D] where a mask bool [B, t', h', w'] hides them.
 
     Raises:
         UserError: the mask's grid does not divide the tokens'.
@@ -79,10 +74,6 @@ class PredictionHead(nn.Module):
     """Layer norm, then one linear layer, on each token (MaskFeat, section 3.1).
 
     The two containers of one element each have PySlowFast's parameter names.
-
-    Args:
-        width: width of the tokens.
-        values_per_token: predicted values per token, K.
     """
 
     def __init__(self, width: int, values_per_token: int) -> None:
@@ -184,11 +175,7 @@ class ClipEncoder(nn.Module):
 
 
 class MaskedEncoder(ClipEncoder):
-    """A :class:`ClipEncoder` that hides tokens behind a learned one, as :class:`MaskFeat` does.
-
-    Args:
-        encoder, summary: see :class:`ClipEncoder`.
-    """
+    """A :class:`ClipEncoder` that hides tokens behind a learned one, as :class:`MaskFeat` does."""
 
     def __init__(self, encoder: Encoder, *, summary: str) -> None:
         super().__init__(encoder, summary=summary)

@@ -169,8 +169,8 @@ class PooledAttention(nn.Module):
         places = q.unflatten(1, q_grid.shape)  # [B, t', h', w', M, d]
         result = attention(places, k * self.head_width**-0.5, v, relative)  # [B, P+N', M, d]
         if self.residual_pooling:
-            first, rest = result.split([self.prefix, q_grid.size], dim=1)
-            result = torch.cat([first, rest + q], dim=1)
+            first, rest = result.split([self.prefix, q_grid.size], dim=1)  # [B, P, M, d], [B, N', M, d]
+            result = torch.cat([first, rest + q], dim=1)  # [B, P+N', M, d]
         return self.proj(result.flatten(2)), q_grid  # [B, P+N', width]
 
     def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -320,7 +320,7 @@ class MultiScaleBlock(nn.Module):
         """The residual on the queries' grid, [B, P+N, D] -> [B, P+N', D]."""
         if self.q_stride == (1, 1, 1):
             return tokens
-        first, rest = tokens.split([self.prefix, grid.size], dim=1)
+        first, rest = tokens.split([self.prefix, grid.size], dim=1)  # [B, P, D], [B, N, D]
         volume = rest.unflatten(1, grid.shape).permute(0, 4, 1, 2, 3)  # [B, D, t, h, w]
         kernel = [step + 1 if step > 1 else 1 for step in self.q_stride]
         with torch.autocast(tokens.device.type, enabled=False):  # on the CPU it would take a float32 copy
@@ -351,17 +351,12 @@ class MViT(Encoder):
         cube_kernel, cube_stride, cube_padding: see :class:`~videomaskfeat.models.encoder_base.CubeEmbed`.
         mlp_ratio: hidden width of the perceptrons over their input width.
         qkv_bias: bias in the layer that makes queries, keys and values.
-        class_token: prepend a learned token.
         absolute_positions: "none", "joint" (one table over time and space) or "separable" (a sum of two).
         relative_space: relative position tables for height and width.
         relative_time: a relative position table for time.
         residual_pooling: add the pooled queries to the attention's result.
         drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
-        final_norm: layer norm over the last block's tokens.
-        mean_first: pooled :meth:`features` are averaged before that norm instead of after it.
-        linear_std: standard deviation of the linear layers' initial weights. The published 0.02 suits widths
-            of 96 and more; narrow models start slowly with it.
-        checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
+        shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
 
     Raises:
         UserError: a value outside its range, or cubes that do not tile the clip.
@@ -389,16 +384,12 @@ class MViT(Encoder):
         cube_padding: Triple = (1, 3, 3),
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        class_token: bool = True,
         absolute_positions: AbsolutePositions = "none",
         relative_space: bool = True,
         relative_time: bool = True,
         residual_pooling: bool = True,
         drop_path: float = 0.0,
-        final_norm: bool = True,
-        mean_first: bool = False,
-        linear_std: float = 0.02,
-        checkpoint_blocks: bool = False,
+        **shared: Any,
     ) -> None:
         check_name("widen_in", widen_in, ("mlp", "attention"))
         check_name("absolute_positions", absolute_positions, ("none", "joint", "separable"))
@@ -406,10 +397,8 @@ class MViT(Encoder):
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_kernel, stride=cube_stride, padding=cube_padding),
             clip_size,
-            class_token=class_token,
             absolute_positions=absolute_positions,
-            mean_first=mean_first,
-            checkpoint_blocks=checkpoint_blocks,
+            **shared,
         )
         blocks = []
         grid = self.native_grid
@@ -429,7 +418,7 @@ class MViT(Encoder):
                 relative_space=relative_space,
                 relative_time=relative_time,
                 residual_pooling=residual_pooling,
-                class_token=class_token,
+                class_token=bool(self.prefix),
             )
             blocks.append(block)
             grid = grid.pooled(plan.q_stride)
@@ -438,8 +427,6 @@ class MViT(Encoder):
             widths=[plan.out_width for plan in plans],
             heads=plans[-1].heads,
             strides=[plan.q_stride for plan in plans],
-            final_norm=final_norm,
-            linear_std=linear_std,
         )
 
     def is_table(self, name: str) -> bool:

@@ -35,11 +35,7 @@ def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor
 
 
 def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
-    """Absolute positions as a sum of one for the place [1, h0*w0, D] and one for the time [1, t0, D].
-
-    Returns:
-        [1, N, D] on ``grid``; interpolated like :func:`joint_positions` if it is not the native one.
-    """
+    """Absolute positions [1, N, D]: sums of those of the place [1, h0*w0, D] and of the time [1, t0, D]."""
     table = space[:, None] + time[:, :, None]  # [1, t0, h0*w0, D]
     return joint_positions(table.flatten(1, 2), native, grid)
 

@@ -22,9 +22,6 @@ class Projector(nn.Module):
         width: width of the incoming features, D.
         hidden_width: width between the two layers; 4096 in the paper.
         out_width: width of the projection, P; 256 in the paper.
-
-    Raises:
-        UserError: a width below 1.
     """
 
     def __init__(self, width: int, *, hidden_width: int = 4096, out_width: int = 256) -> None:
@@ -103,15 +100,7 @@ class PrototypeHead(nn.Module):
 
 
 class MlpPredictor(nn.Module):
-    """Linear, GELU, linear, on each cell by itself.
-
-    Args:
-        width: width of the cells, D.
-        hidden_width: width between the two layers.
-
-    Raises:
-        UserError: a width below 1.
-    """
+    """Linear, GELU, linear, on each cell [D] by itself."""
 
     def __init__(self, width: int, *, hidden_width: int) -> None:
         super().__init__()

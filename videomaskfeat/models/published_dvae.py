@@ -28,13 +28,7 @@ def map_pixels(pictures: Tensor) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """A convolution of stride 1 that keeps height and width; its parameters are called ``w`` and ``b``.
-
-    Args:
-        in_width: channels that come in.
-        out_width: channels that leave.
-        kernel: height and width of the kernel, odd.
-    """
+    """A convolution of stride 1 with an odd kernel and padding; its parameters are called ``w`` and ``b``."""
 
     def __init__(self, in_width: int, out_width: int, kernel: int) -> None:
         super().__init__()
@@ -51,9 +45,9 @@ class EncoderBlock(nn.Module):
     """Three 3x3 and one 1x1 convolution, a ReLU before each, at a gain of 1 / layers^2 beside the identity.
 
     Args:
-        in_width: channels that come in; where they differ from those that leave, a 1x1 convolution stands in
-            for the identity.
-        out_width: channels that leave; the block works on a quarter of them.
+        in_width: channels of the input; a 1x1 convolution replaces the identity if they are not
+            ``out_width``.
+        out_width: channels of the output; the block works on a quarter of them.
         layers: blocks of the whole encoder.
     """
 
@@ -92,8 +86,8 @@ class PublishedEncoder(FrameTokenizer):
     Args:
         vocabulary: tokens; 8192 in the published file.
         width: channels of the first group; 256 in the published file.
-        blocks: blocks a group; 2 in the published file.
-        channels: colour channels.
+        blocks: blocks per group; 2 in the published file.
+        channels: color channels.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Features of boxes: RoIAlign as two small matrices a box.
+"""Features of boxes: RoIAlign as two small matrices per box.
 
 Bilinear sampling is separable: the value at (y, x) is a weighted mean over rows, then one over columns, and
-the mean over a bin's grid of samples is one over its rows of one over its columns. So two matrices a box,
+the mean over a bin's grid of samples is one over its rows of one over its columns. So two matrices per box,
 output = rows @ features @ columns^T, hold the weights of all its samples: no sample is ever gathered, and no
 shape depends on how many there are.
 
@@ -43,9 +43,9 @@ def roi_align(
             beyond the features: samples up to one cell outside read the border, others count as zero. A box
             without width or height gives zeros, where ``aligned`` and the sampling adapts to it.
         output_size: bins (height, width), or one number for both.
-        spatial_scale: cells a pixel: 1/16 for features at stride 16.
-        sampling_ratio: samples a bin along each axis; 0 or less adapts it to the box: the least whole number
-            that puts them no more than a cell apart.
+        spatial_scale: cells per pixel: 1/16 for features at stride 16.
+        sampling_ratio: samples per bin along each axis; 0 or less adapts it to the box: the least whole
+            number that puts them no more than a cell apart.
         aligned: True puts the centre of cell i at i + 0.5, which is right; False at i, with no box smaller
             than a cell, as older networks were trained.
 
@@ -72,17 +72,7 @@ def roi_align(
 
 
 def _pool_dense(maps: Tensor, places: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The two products for each box.
-
-    Args:
-        maps: [B, H, W, C].
-        places: int64 [R], which of them each box lies in.
-        rows: [R, height, H].
-        columns: [R, width, W].
-
-    Returns:
-        [R, height, width, C].
-    """
+    """Maps [B, H, W, C] of places int64 [R], rows [R, h, H], columns [R, w, W] -> [R, h, w, C]."""
     (count, height, cells_high), (width, cells_wide), channels = rows.shape, columns.shape[1:], maps.shape[3]
     own = maps.index_select(0, places).view(count, cells_high, cells_wide * channels)
     strips = torch.bmm(rows, own).view(count * height, cells_wide, channels)
@@ -145,14 +135,10 @@ def _taps(places: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor
 
 
 def _weighted_sums(table: Tensor, taken: Tensor, weights: Tensor, bags: Tensor, count: int) -> Tensor:
-    """For each bag the sum of its rows of ``table`` [m, C], each times its weight: [count, C].
+    """For each of ``count`` bags the sum of its rows of a table [m, C], each times its weight: [count, C].
 
-    Args:
-        table: [m, C].
-        taken: int64 [n], rows of the table.
-        weights: [n].
-        bags: int64 [n], ascending, which bag each belongs to.
-        count: of bags; one without rows gives zeros.
+    Rows ``taken`` int64 [n], their ``weights`` [n] and ``bags`` int64 [n], ascending; an empty bag gives
+    zeros.
     """
     if not len(taken):
         return table.new_zeros(count, table.shape[1])
@@ -161,18 +147,13 @@ def _weighted_sums(table: Tensor, taken: Tensor, weights: Tensor, bags: Tensor, 
 
 
 def _weights(start: Tensor, end: Tensor, bins: int, cells: int, ratio: int, aligned: bool) -> Tensor:
-    """What each cell along one axis weighs in each bin of each box.
+    """The weight of each cell along one axis in each bin of each box, [R, bins, cells].
 
     Args:
-        start: [R], the box's edge in cells.
-        end: [R].
-        bins: along the axis.
-        cells: along the axis.
-        ratio: samples a bin; 0 or less for as many as a bin has cells, rounded up.
+        start, end: [R], the box's edges in cells.
+        bins, cells: numbers along the axis.
+        ratio: samples per bin; 0 or less for as many as a bin has cells, rounded up.
         aligned: False makes every box at least one cell long.
-
-    Returns:
-        [R, bins, cells].
     """
     length = end - start
     if not aligned:

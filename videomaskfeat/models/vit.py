@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
@@ -99,16 +101,11 @@ class ViT(Encoder):
         cube_stride: frames, rows and columns of a cube; the stem's kernel, so no token sees beyond its own.
         mlp_ratio: hidden width of the perceptrons over D.
         qkv_bias: bias in the layer that makes queries, keys and values.
-        class_token: prepend a learned token.
         absolute_positions: "joint" (one learned table over time and space), "separable" (a sum of two),
             "sincos" (fixed: see :func:`~videomaskfeat.models.positions.sincos_positions`) or "none".
         layer_scale: initial value of the factors on each half of a block, or None for none.
         drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
-        final_norm: layer norm over the last block's tokens.
-        mean_first: pooled :meth:`features` are averaged before that norm instead of after it.
-        linear_std: standard deviation of the linear layers' initial weights. The published 0.02 suits widths
-            of 384 and more; narrow models start slowly with it.
-        checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
+        shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
 
     Raises:
         UserError: a value outside its range, or cubes that do not tile the clip.
@@ -127,14 +124,10 @@ class ViT(Encoder):
         cube_stride: Triple = (2, 16, 16),
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
-        class_token: bool = True,
         absolute_positions: AbsolutePositions = "separable",
         layer_scale: float | None = None,
         drop_path: float = 0.0,
-        final_norm: bool = True,
-        mean_first: bool = False,
-        linear_std: float = 0.02,
-        checkpoint_blocks: bool = False,
+        **shared: Any,
     ) -> None:
         check_name("absolute_positions", absolute_positions, ("none", "joint", "separable", "sincos"))
         if depth < 1 or width < 1 or heads < 1 or width % heads:
@@ -149,10 +142,8 @@ class ViT(Encoder):
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_stride, stride=cube_stride, padding=(0, 0, 0)),
             clip_size,
-            class_token=class_token,
             absolute_positions=absolute_positions,
-            mean_first=mean_first,
-            checkpoint_blocks=checkpoint_blocks,
+            **shared,
         )
         blocks = (
             Block(
@@ -165,6 +156,4 @@ class ViT(Encoder):
             )
             for index in range(depth)
         )
-        self.set_blocks(
-            blocks, widths=[width] * depth, heads=heads, final_norm=final_norm, linear_std=linear_std
-        )
+        self.set_blocks(blocks, widths=[width] * depth, heads=heads)

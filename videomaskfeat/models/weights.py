@@ -217,11 +217,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
 
 
 def created_as(path: str) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments in a file of :func:`save_weights`, unchecked.
-
-    Raises:
-        UserError: no such file, a damaged one, or one without model name.
-    """
+    """Name and arguments in a file of :func:`save_weights`, unchecked; errors as :func:`load_model`."""
     metadata = read_metadata(path)
     if "model" not in metadata:
         raise UserError(
@@ -347,19 +343,14 @@ def _is_state(value: object) -> bool:
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, key: str = "", **options: Any
 ) -> LoadReport:
-    """Read the weights in a file and load them into a model.
+    """Read the weights in a file and load them into a model, changed in place.
 
     Args:
-        model: the model; changed in place.
-        path: see :func:`read_weights`.
-        key: likewise.
+        path, key: see :func:`read_weights`, which also names the errors.
         options: those of :func:`load_into`, except ``source``.
 
     Returns:
-        What :func:`load_into` returns, with the key that was taken and those beside it.
-
-    Raises:
-        UserError: as of both.
+        The report of :func:`load_into`, with the key that was taken and those beside it.
     """
     weights = read_weights(path, key=key)
     report = load_into(model, weights.state, source=os.fspath(path), **options)
@@ -524,11 +515,7 @@ def _fit(
 
 
 def _check_values(name: str, value: Tensor, mine: Tensor) -> None:
-    """Refuse a tensor that no model could have learned.
-
-    Raises:
-        _Misfit: not plain numbers of the kind that the model has there, or numbers that are not finite.
-    """
+    """Refuse anything but plain, finite numbers of the kind that the model has there."""
     remedy = "the file is damaged or comes from a failed training: use another checkpoint"
     kind = str(value.dtype).removeprefix("torch.")
     plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
@@ -542,11 +529,7 @@ def _check_values(name: str, value: Tensor, mine: Tensor) -> None:
 
 
 def _resize(model: nn.Module, name: str, value: Tensor, shape: torch.Size) -> Tensor:
-    """A position table in the shape that the model needs.
-
-    Raises:
-        _Misfit: another kind of weight, or a table whose own grid is unknown.
-    """
+    """A position table in the shape that the model needs; refuses other weights and unknown grids."""
     differ = [has != needs for has, needs in zip(value.shape, shape, strict=False)]
     what = f"has {name} in shape {tuple(value.shape)} and the model needs {tuple(shape)}"
     same_kind = value.ndim == len(shape) and value.numel() and sum(differ) == 1
@@ -588,10 +571,9 @@ def _outline_of(state: Mapping[str, Tensor], width_weight: str) -> _Outline | No
 
 
 def _other_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """How a state dict of another depth or other widths than the model's differs, and its likely name.
+    """For an error, how weights of another depth or other widths differ, and their likely name.
 
-    Returns:
-        A clause for an error message; None if the encoders are alike or one is none of ours.
+    None if the encoders are alike or one is none of ours.
     """
     if not isinstance(model, Encoder):
         return None

@@ -100,15 +100,8 @@ def _widen_queries(first: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]
     """Queries with, behind their own channels, their products with the relative vectors of each axis.
 
     In one pass forward and backward over the largest tensors of the model, where slicing, concatenation and
-    products take a dozen.
-
-    Args:
-        first: float [B, P, M, d], which get zeros.
-        rest: float [B, t, h, w, M, d].
-        offsets: see :class:`Relative`.
-
-    Returns:
-        [B, P + t*h*w, M, d + keys of all axes], under autocast in its type.
+    products take a dozen: [B, P, M, d], which get zeros, and [B, t, h, w, M, d] -> [B, P + t*h*w, M, d + keys
+    of all axes].
     """
     first, rest = _in_autocast_type(first, rest)
     with torch.autocast(rest.device.type, enabled=False):

@@ -35,13 +35,13 @@ def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
 
 
-def assert_refused(result: tuple[int, str], *words: str, code: int = 2) -> None:
+def assert_refused(result: tuple[int, str], *words: str, code: int = 2, verb: str = "") -> None:
     """Exit code, one line with all these words, and no traceback."""
     got, text = result
     assert got == code, text
     assert "Traceback" not in text
     line = last_line(text)
-    assert line.startswith("videomaskfeat pretrain: ")
+    assert line.startswith(f"videomaskfeat {verb}")
     for word in words:
         assert word in line, f"{word!r} is not in {line!r}"
 

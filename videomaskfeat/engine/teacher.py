@@ -69,10 +69,14 @@ class ExponentialMovingAverage:
 
 
 def check_weight_sets(choice: str, *, averaged: bool) -> None:
-    """Refuse averaged weights if no average is kept.
+    """Refuse to evaluate an average that is not kept.
+
+    Args:
+        choice: auto, trained, averaged or both.
+        averaged: whether an average is kept.
 
     Raises:
-        UserError: an average that is not kept.
+        UserError: there is none.
     """
     if not averaged and choice in ("averaged", "both"):
         raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")

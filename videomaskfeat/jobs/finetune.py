@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from videomaskfeat.data.formats import class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.records import Records, check_frames
-from videomaskfeat.data.sampling import ShortVideo, clip_indices_random
+from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
@@ -330,7 +330,7 @@ def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
         frames=clip.frames,
         stride=clip.stride,
         target_fps=clip.target_fps,
-        short=cast(ShortVideo, clip.short_video),
+        short=clip.short_video,  # type: ignore[arg-type]
     )
 
 

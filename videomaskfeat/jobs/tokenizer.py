@@ -219,7 +219,7 @@ def closing_words(summary: Mapping[str, Any]) -> list[str]:
 
 
 def check_keys(config: TokenizerConfig) -> None:
-    """Refuse what a tokenizer's training has no use for.
+    """Refuse keys that a tokenizer's training does not use.
 
     Raises:
         UserError: names the first such key.
@@ -231,9 +231,9 @@ def check_keys(config: TokenizerConfig) -> None:
         "run.compile": run.compile,
         "run.activation_checkpointing": run.activation_checkpointing,
     }
-    for name, given in useless.items():
-        if given:
-            raise UserError(f"{name} is of no use in training a tokenizer; leave it at its default")
+    for name, changed in useless.items():
+        if changed:
+            raise UserError(f"{name} is not used in training a tokenizer; leave it at its default")
 
 
 def build_tokenizer(config: TokenizerConfig) -> TrainedTokenizer:

@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,6 @@ SIDEWAYS = {
     ("targets", "recipe"),
     ("data", "masking"),
     ("viz", "targets"),
-    ("interop", "recipe"),
     ("recipe", "masking"),
 }
 ABOVE = {
@@ -49,7 +48,7 @@ ABOVE = {
     },
     "jobs": {"schemas", "environment", "methods", "inference", *ROOMS, *GROUND},
     "methods": {"schemas", "inference", *ROOMS, *GROUND},
-    "inference": {"schemas", "jobs", *ROOMS, *GROUND},
+    "inference": {"schemas", *ROOMS, *GROUND},
     "schemas": {"config"},
     "terminal": {"texts"},
     "environment": {"data", "engine", "models", "machine", "mp4"},
@@ -107,6 +106,49 @@ def test_rooms_import_in_one_direction() -> None:
             if other != room and other not in allowed(room):
                 wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {other}")
     assert not wrong, "\n".join(wrong)
+
+
+def modules() -> dict[str, Path]:
+    """The modules of the package, by dotted name."""
+    return {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def imported_modules(path: Path, known: Iterable[str], *, inside_functions: bool) -> set[str]:
+    """Modules of the package that a file imports, apart from the package itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree) if inside_functions else tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in known else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return (found & set(known)) - {PACKAGE.name}
+
+
+def test_no_job_imports_another() -> None:
+    known, prefix = modules(), "videomaskfeat.jobs."
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in known.items()
+        if name.startswith(prefix)
+        for other in imported_modules(path, known, inside_functions=True)
+        if other.startswith(prefix)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circular_imports_between_files() -> None:
+    """Removing modules that import nothing that is left must remove them all."""
+    known = modules()
+    left = {name: imported_modules(path, known, inside_functions=False) for name, path in known.items()}
+    while leaves := [name for name, others in left.items() if not others & left.keys()]:
+        for name in leaves:
+            del left[name]
+    assert not left, f"these modules import each other: {sorted(left)}"
 
 
 def test_package_import_is_quick() -> None:

@@ -300,11 +300,11 @@ class Schema:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("one.crop=sid", "one.crop 'sid' is not one of area, side; did you mean 'side'\\?"),
-        ("one.share=0.0", "one.share 0.0 must be above 0 and at most 1"),
+        ("one.crop=sid", "one.crop 'sid' is unknown; did you mean 'side'\\? there are area, side"),
+        ("one.share=0.0", "one.share 0 must be above 0 and at most 1"),
         ("one.share=1.5", "one.share 1.5 must be above 0 and at most 1"),
         ("one.sides=[4,0]", r"one.sides \[4, 0\] must be at least 1"),
-        ("one.decay=1.0", "one.decay 1.0 must be at least 0 and below 1"),
+        ("one.decay=1.0", "one.decay 1 must be at least 0 and below 1"),
         ("one.decay=-0.5", "one.decay -0.5 must be at least 0 and below 1"),
     ],
 )

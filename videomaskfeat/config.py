@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from videomaskfeat.errors import UserError, nearest
+from videomaskfeat.errors import UserError, nearest, unknown_name
 from videomaskfeat.texts import dump_yaml, parse_yaml, read_yaml, show_text
 
 T = TypeVar("T")
@@ -71,14 +71,15 @@ class Rules:
     positional: bool = False
     flag: str = ""
 
-    def broken_by(self, value: Any) -> str:
-        """The rule that a value breaks, in words, or an empty string."""
+    def broken_by(self, name: str, value: Any) -> str:
+        """What is wrong with the value of the key ``name``, or an empty string."""
         for one in value if isinstance(value, list) else [value]:
             if self.choices and one not in self.choices:
-                known = [str(choice) or '""' for choice in self.choices]
-                return f"is not one of {', '.join(known)}{nearest(str(one), known)}"
+                if isinstance(one, str):
+                    return str(unknown_name(name, one, [choice for choice in self.choices if choice]))
+                return f"{name} {_show(value)} must be {' or '.join(map(str, self.choices))}"
             if isinstance(one, int | float) and not self._contains(one):
-                return f"must be {self.span()}"
+                return f"{name} {_show(value)} must be {self.span()}"
         return ""
 
     def _contains(self, number: float) -> bool:
@@ -169,8 +170,8 @@ def check_config(
         UserError: a required key is empty, or a value is not among the choices of its key or out of range.
     """
     for one in keys_of(config):
-        if one.value is not None and (broken := one.rules.broken_by(one.value)):
-            raise UserError(f"{where(one.name)}{one.name} {_show(one.value)} {broken}")
+        if one.value is not None and (broken := one.rules.broken_by(one.name, one.value)):
+            raise UserError(f"{where(one.name)}{broken}")
         if complete and one.rules.required and not one.value:
             raise UserError(f"{one.name} is not set: give it, such as {one.name}={one.rules.required}")
 
@@ -481,19 +482,10 @@ def _convert_plain(value: Any, kind: type) -> Any:
 
 
 def _show(value: Any) -> str:
-    return show_text(repr(value))
+    return show_text(f"{value:g}" if isinstance(value, float) else repr(value))
 
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it refers to itself, or is nested too deeply"
     return show_text(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)
-
-
-def __getattr__(name: str) -> Any:  # until every import is changed
-    import importlib
-
-    try:
-        return getattr(importlib.import_module("videomaskfeat.schemas"), name)
-    except AttributeError:
-        raise AttributeError(f"module 'videomaskfeat.config' has no attribute {name!r}") from None

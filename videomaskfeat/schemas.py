@@ -11,7 +11,7 @@ from typing import Any
 
 from videomaskfeat.config import key
 
-LIST_FORMATS = ("auto", "kinetics", "ssv2", "folder", "frames", "images")
+LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 READERS = ("auto", "decord", "pyav")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}

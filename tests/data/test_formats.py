@@ -19,6 +19,7 @@ from videomaskfeat.data import formats
 from videomaskfeat.data.formats import load_records, write_clean_list
 from videomaskfeat.data.records import Record, Records, check_frames
 from videomaskfeat.errors import UserError
+from videomaskfeat.schemas import LIST_FORMATS
 
 
 def _write(folder: Path, text: str | bytes, name: str = "train.csv") -> Path:
@@ -397,6 +398,10 @@ def test_labels_json_of_wrong_types(tmp_path: Path, label: str) -> None:
     (tmp_path / "x-labels.json").write_text(f'{{"A": {label}}}')
     with pytest.raises(UserError, match=r"x-labels.json: the label .* of 'A' is not a whole number"):
         load_records(_write(tmp_path, '[{"id": 1, "template": "A"}]', "x-train.json"))
+
+
+def test_every_format_is_a_choice_of_the_keys() -> None:
+    assert set(LIST_FORMATS) == {"auto", *formats.FORMATS}
 
 
 def test_added_format_is_detected_read_and_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -456,7 +456,7 @@ def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) 
         ),
         (["a.pt2", "--part", "head"], r"part 'head' is unknown; there are model, encoder"),
         (["a.pt2", "--input", "int8"], r"input 'int8' is unknown; did you mean 'uint8'"),
-        (["a.pt2", "--batch", "0"], r"batch 0: must be at least 1, or dynamic"),
+        (["a.pt2", "--batch", "0"], "export.batch 0 must be at least 1"),
         (["a.pt2", "--opset", "18"], r"--opset means nothing to --format torch: leave it out, or take onnx"),
         (
             ["a.pyth", "--batch", "2"],
@@ -464,7 +464,7 @@ def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) 
         ),
         (["a.safetensors", "--input", "float"], r"--input means nothing to --format safetensors"),
         (["a.onnx", "--opset", "9"], r"opset 9: torch writes 18 to 23; take one of these"),
-        (["a.pt2", "--tolerance", "0"], r"tolerance 0: a share of the largest value, above 0 and below 1"),
+        (["a.pt2", "--tolerance", "0"], "export.tolerance 0 must be above 0 and below 1"),
         (["."], r"its ending says no format"),
         (["folder.onnx"], r"folder\.onnx: is a folder; give the name of the file to write"),
     ],

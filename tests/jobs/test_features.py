@@ -24,6 +24,7 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference import features
 from videomaskfeat.jobs.features import extract_features
 
+Extract = Callable[..., features.Features]
 FILES = ("features.npy", "index.csv", "failures.csv", "meta.json")
 
 
@@ -47,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def extract(data: Path, tmp_path: Path) -> Callable[..., features.Features]:
+def extract(data: Path, tmp_path: Path) -> Extract:
     """``extract(name="out", **arguments)``: the features of the list on the CPU, two videos a shard."""
 
     def call(name: str = "out", **arguments: object) -> features.Features:
@@ -80,7 +81,7 @@ GOOD = [0, 1, 2, 5, 6, 7]
     ],
 )
 def test_rows_are_the_encoders_features_in_the_lists_order(
-    data: Path, extract: Callable[..., features.Features], weights: str, arguments: dict
+    data: Path, extract: Extract, weights: str, arguments: dict
 ) -> None:
     array, paths, labels = extract(weights=data / weights, **arguments)
     assert paths == [str(data / f"videos/{row}, a.mp4") for row in GOOD]
@@ -100,7 +101,7 @@ def test_rows_are_the_encoders_features_in_the_lists_order(
 
 
 def test_folder_holds_the_array_its_index_and_what_they_depend_on(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
+    data: Path, extract: Extract, tmp_path: Path
 ) -> None:
     array = extract(depth=2).array
     out = tmp_path / "out"
@@ -119,7 +120,7 @@ def test_folder_holds_the_array_its_index_and_what_they_depend_on(
     assert len(meta["settings"]["list_sha256"]) == 64
 
 
-def test_folder_of_videos_has_no_labels(data: Path, extract: Callable[..., features.Features]) -> None:
+def test_folder_of_videos_has_no_labels(data: Path, extract: Extract) -> None:
     _, paths, labels = extract(list_path=data / "videos")
     assert len(paths) == 6
     assert labels.tolist() == [-1] * 6
@@ -141,9 +142,7 @@ def test_unreadable_videos_are_listed_each_time(
         ]
 
 
-def test_killed_process_goes_on_to_the_same_bytes(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
-) -> None:
+def test_killed_process_goes_on_to_the_same_bytes(data: Path, extract: Extract, tmp_path: Path) -> None:
     extract("whole", videos_per_shard=1)
     out = tmp_path / "killed"
     command = ["-m", "videomaskfeat", "extract-features", str(data / "weights.safetensors")]
@@ -187,10 +186,7 @@ class Killed(BaseException):
 
 
 def test_end_at_any_file_operation_changes_no_byte(
-    data: Path,
-    extract: Callable[..., features.Features],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    data: Path, extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A start for each flush, rename and removal, which dies right before it; the next goes on to the end."""
     three = tmp_path / "three.csv"
@@ -252,9 +248,7 @@ def test_joining_takes_the_room_of_one_shard(
     assert array.nbytes + array[0].nbytes <= most <= array.nbytes + array[0].nbytes + 7 * 128
 
 
-def test_other_settings_list_or_weights_are_refused(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
-) -> None:
+def test_other_settings_list_or_weights_are_refused(data: Path, extract: Extract, tmp_path: Path) -> None:
     whole = extract(depth=2)
     weights = write_pretrained(tmp_path / "other.safetensors", seed=3)
     for arguments, words in (
@@ -273,9 +267,7 @@ def test_other_settings_list_or_weights_are_refused(
     np.testing.assert_array_equal(again.array, whole.array)
 
 
-def test_folder_of_something_else_is_left_alone(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
-) -> None:
+def test_folder_of_something_else_is_left_alone(data: Path, extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"out: holds files and no features \(no meta.json\)"):
@@ -303,35 +295,33 @@ def test_folder_of_something_else_is_left_alone(
     ],
 )
 def test_wrong_arguments_are_named_and_leave_no_folder(
-    extract: Callable[..., features.Features], tmp_path: Path, arguments: dict, words: str
+    extract: Extract, tmp_path: Path, arguments: dict, words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
         extract(**arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_file_above_the_folder_is_named(extract: Callable[..., features.Features], tmp_path: Path) -> None:
+def test_file_above_the_folder_is_named(extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"out: cannot be a folder, since .*file is a file"):
         extract("file/out")
 
 
-def test_video_in_the_lists_place_is_named(data: Path, extract: Callable[..., features.Features]) -> None:
+def test_video_in_the_lists_place_is_named(data: Path, extract: Extract) -> None:
     with pytest.raises(UserError, match="is a video, and a list or a folder of videos is needed"):
         extract(list_path=data / "videos/0, a.mp4")
 
 
 def test_list_without_a_readable_video_is_the_users_mistake(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
+    data: Path, extract: Extract, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.csv").write_text(f'"{data}/videos/3, a.mp4"\n"{data}/videos/4, a.mp4"\n')
     with pytest.raises(UserError, match=r"none of its 2 videos could be read; the first: .*not a video file"):
         extract(list_path=tmp_path / "bad.csv")
 
 
-def test_wrong_prefix_is_mended_in_the_same_folder(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
-) -> None:
+def test_wrong_prefix_is_mended_in_the_same_folder(data: Path, extract: Extract, tmp_path: Path) -> None:
     words = r"none of its 9 videos could be read; .*; check the folder that the paths start from \(--prefix\)"
     with pytest.raises(UserError, match=words):
         extract(prefix=str(tmp_path / "nowhere"))
@@ -341,9 +331,7 @@ def test_wrong_prefix_is_mended_in_the_same_folder(
         extract(prefix=str(tmp_path / "nowhere"))  # what holds features stays
 
 
-def test_features_that_float16_cannot_hold_are_refused(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
-) -> None:
+def test_features_that_float16_cannot_hold_are_refused(data: Path, extract: Extract, tmp_path: Path) -> None:
     from safetensors.torch import load_file, safe_open, save_file
 
     state = load_file(data / "weights.safetensors")
@@ -356,9 +344,7 @@ def test_features_that_float16_cannot_hold_are_refused(
         extract(weights=tmp_path / "large.safetensors", dtype="float16")
 
 
-def test_short_videos_fail_where_the_recipe_says_so(
-    extract: Callable[..., features.Features], tmp_path: Path
-) -> None:
+def test_short_videos_fail_where_the_recipe_says_so(extract: Extract, tmp_path: Path) -> None:
     recipe = replace(RECIPE, clip=replace(RECIPE.clip, short_video="error", stride=4))  # spans 16 frames
     weights = write_classifier(tmp_path / "strict.safetensors", recipe)
     assert len(extract(weights=weights).paths) == 2  # of 10, 11, 12, 15, 16 and 17 frames
@@ -373,18 +359,14 @@ def _on_a_rank(weights: str, path: str, out: str) -> None:
     extract_features(weights, path, out, **settings)
 
 
-def test_ranks_share_the_list_and_end_together(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
-) -> None:
+def test_ranks_share_the_list_and_end_together(data: Path, extract: Extract, tmp_path: Path) -> None:
     extract("one")
     arguments = (str(data / "weights.safetensors"), str(data / "list.csv"), str(tmp_path / "two"))
     assert exit_codes_of_ranks(2, _on_a_rank, *arguments) == [0, 0]
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_progress_counts_what_was_done_before(
-    data: Path, extract: Callable[..., features.Features], tmp_path: Path
-) -> None:
+def test_progress_counts_what_was_done_before(data: Path, extract: Extract, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features.FeatureFolder, "finish", lambda *_: ((), []))
         with pytest.raises(UserError, match="not finished"):

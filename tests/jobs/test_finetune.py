@@ -1,8 +1,10 @@
-"""Fine-tuning end to end on a tiny sample, and the words of what is refused."""
+"""Fine-tuning: a tiny run end to end, its lists, its plan, two ranks, and what is refused."""
 
 from __future__ import annotations
 
 import functools
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,12 @@ from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
 from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import LabelledBatch
+from videomaskfeat.data.records import Records
 from videomaskfeat.engine.run import BestWeights
-from videomaskfeat.jobs.finetune import FinetuneRun, read_lists
+from videomaskfeat.errors import UserError
+from videomaskfeat.jobs.finetune import FinetuneRun, LabelledLists, read_lists, words_on_gaps
 from videomaskfeat.models import create_model
+from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import load_model, read_state, save_weights
 from videomaskfeat.recipe import (
     METADATA_KEY,
@@ -31,7 +36,8 @@ from videomaskfeat.recipe import (
 )
 from videomaskfeat.schemas import FinetuneConfig
 
-from .test_pretrain import last_line, rows
+from .ranks import run_verb
+from .test_pretrain import assert_refused, rows
 
 Finetune = Callable[..., tuple[int, str]]
 
@@ -75,17 +81,6 @@ def pretrained(tmp_path: Path) -> Path:
     recipe = PretrainRecipe(ClipRecipe(frames=4, stride=2, crop=32)).to_json()
     save_weights(path, create_model("maskfeat_mvitv2_nano", **ENCODER), metadata={METADATA_KEY: recipe})
     return path
-
-
-def assert_refused(result: tuple[int, str], *words: str) -> None:
-    """Exit code 2, one line with all these words, and no traceback."""
-    code, text = result
-    assert code == 2, text
-    assert "Traceback" not in text
-    line = last_line(text)
-    assert line.startswith("videomaskfeat finetune: ")
-    for word in words:
-        assert word in line, f"{word!r} is not in {line!r}"
 
 
 def test_run_leaves_a_classifier_that_knows_its_classes_and_views(
@@ -209,7 +204,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
     [
         (["data.classes=5"], ("train.csv", "has the label 5", "with 5 classes labels are 0..4")),
         (["clip.sampling=segment"], ("clip.sampling 'segment' is unknown; did you mean 'segments'",)),
-        (["evaluate.crops=2"], ("crops=2", "1 crop (centre) or 3")),
+        (["evaluate.crops=2"], ("evaluate.crops 2 must be 1 or 3",)),
         (["clip.sampling=segments"], ("views=2 with sampling=segments", "take views=1")),
         (["evaluate.short_side=16"], ("short side 16 is smaller than the crop 32",)),
         (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
@@ -218,15 +213,15 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         (["mix.mixup=-1"], ("mixup",)),
         (
             ["optim.optimizer=adam"],
-            ("optim.optimizer 'adam' is unknown; did you mean 'adamw'? there are adamw, sgd"),
+            ("optim.optimizer 'adam' is unknown; did you mean 'adamw'?",),
         ),
-        (["model.head=max"], ("head 'max' is unknown; there are mean, token, linear, attentive",)),
+        (["model.head=max"], ("model.head 'max' is unknown;",)),
         (
             ["clip.flip_swaps_labels=true", "clip.flip=0.5"],
             ("clip.flip_swaps_labels needs the names of the classes",),
         ),
         (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips none", "set clip.flip=0.5")),
-        (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is not area or short_side",)),
+        (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is unknown; there are area, short_side",)),
         (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file of weights",)),
     ],
 )
@@ -320,3 +315,153 @@ def test_run_on_a_gpu_mixes_averages_and_scores(finetune: Finetune, pretrained: 
     assert [row["step"] for row in rows(run) if "evaluation/top1" in row] == [4, 8]
     assert simplejson.loads((run / "summary.json").read_text())["videos"] == 2
     assert load_model(run / "weights.safetensors")(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 12)
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    """Lists as Kinetics publishes them, classes in words; one class is in the training list alone."""
+    listed = {"train": ["archery", "bowling", "cooking", "bowling"], "val": ["cooking", "bowling"]}
+    for split, names in listed.items():
+        rows = ["label,youtube_id,time_start,time_end,split"]
+        rows += [f"{name},{split}{row:06d},0,10,{split}" for row, name in enumerate(names)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(rows) + "\n")
+        (tmp_path / f"{split}000000_000000_000010.mp4").touch()
+    return tmp_path
+
+
+def read(folder: Path, *overrides: str) -> LabelledLists:
+    data = [f"data.train={folder / 'train.csv'}", f"data.validation={folder / 'val.csv'}"]
+    return read_lists(load_config(FinetuneConfig, None, [*data, *overrides]))
+
+
+def labels(lists: LabelledLists) -> tuple[list[int], list[int]]:
+    assert lists.validation is not None
+    assert lists.train.labels is not None
+    assert lists.validation.labels is not None
+    return lists.train.labels.tolist(), lists.validation.labels.tolist()
+
+
+def test_classes_in_words_have_the_numbers_of_the_training_list(lists: Path) -> None:
+    """The held-out list lacks a class, and by itself would number the others from 0."""
+    found = read(lists)
+    assert found.names == ("archery", "bowling", "cooking")
+    assert labels(found) == ([0, 1, 2, 1], [2, 1])
+
+
+@pytest.mark.parametrize("name", ["names.txt", "names.json"])
+def test_a_file_of_names_numbers_both_lists(lists: Path, name: str) -> None:
+    names = ["cooking", "bowling", "archery", "dancing"]
+    text = "\n".join(names) if name == "names.txt" else json.dumps(names)
+    (lists / name).write_text(text)
+    found = read(lists, f"data.class_names={lists / name}")
+    assert found.classes == 4
+    assert labels(found) == ([2, 1, 0, 1], [0, 1])
+
+
+def test_class_of_the_held_out_list_alone_is_refused(lists: Path) -> None:
+    (lists / "val.csv").write_text((lists / "val.csv").read_text().replace("cooking", "cookin"))
+    with pytest.raises(UserError, match=r"val\.csv: class 'cookin' .* did you mean 'cooking'"):
+        read(lists)
+
+
+def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.csv: holds 3 class names, and data\.classes is 400; leave"):
+        read(lists, "data.classes=400")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (
+            [1, 2, 3],
+            "labels run from 1 to 3, 3 different ones, .*1 class up to 3 .*the first is 0",
+        ),
+        (
+            [0, 1, 4],
+            r"from 0 to 4, 3 .*\(data.classes is 5\): 2 classes .*first is 2; .*renumber",
+        ),
+        ([0, 1, 2], ""),
+        ([0, 0], ""),
+        ([0, 123456789], "123456788 classes up to 123456789"),
+    ],
+)
+def test_labels_that_start_at_1_or_have_gaps(numbers: list[int], words: str) -> None:
+    records = Records.from_paths(["a"] * len(numbers), numbers, source="l.csv")
+    text = words_on_gaps(records, max(numbers) + 1)
+    assert re.search(words, text) if words else not text
+
+
+@pytest.mark.parametrize(("name", "billions"), [("maskfeat_mvitv2_s_classifier", 71.4), ("mvitv2_s", 64.5)])
+def test_multiply_adds_are_the_published_ones(name: str, billions: float) -> None:
+    clip = torch.zeros(1, 3, 16, 224, 224)
+    assert round(multiply_adds(create_model(name), (clip,)) / 1e9, 1) == billions
+
+
+def plan(model: torch.nn.Module, *overrides: str) -> str:
+    """Of fine-tuning a model on 64 videos."""
+    config = load_config(FinetuneConfig, None, ["clip.frames=8", "clip.crop=64", *overrides])
+    records = Records.from_paths(["a.mp4"] * 64, [0] * 64, source="train.csv")
+    run = SimpleNamespace(config=config, model=model, lists=LabelledLists(records, None, 5, ()))
+    return "\n".join(FinetuneRun.plan(run))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([], False),
+        (["optim.accumulate=8"], False),  # two videos of two clips
+        (["optim.accumulate=16"], True),
+        (["optim.accumulate=16", "clip.samples_per_video=1"], False),
+        (["optim.accumulate=32", "clip.samples_per_video=1"], True),
+        (["optim.accumulate=16", "mix.mixup=0", "mix.cutmix=0"], False),
+        (["optim.accumulate=16", "mix.probability=0"], False),
+    ],
+)
+def test_plan_says_where_no_two_videos_meet_to_be_mixed(overrides: list[str], told: bool) -> None:
+    """Of the default 32 clips a step, two from each video."""
+    model = create_model("maskfeat_mvitv2_nano_classifier", classes=5)
+    words = "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the number of"
+    assert (words in plan(model, *overrides)) == told
+
+
+@pytest.mark.parametrize(
+    ("learned", "words"),
+    [(1_285, "(1.28 K learned"), (9_999, "(10.00 K learned"), (10_000, "(0.01 M learned")],
+)
+def test_plan_says_how_little_a_probe_learns(learned: int, words: str) -> None:
+    model = create_model("maskfeat_mvitv2_nano_classifier", classes=5).requires_grad_(False)
+    model.probe = torch.nn.Parameter(torch.zeros(learned))
+    assert words in plan(model)
+
+
+# Each rank draws its own drop path and mixing.
+SAME = ["model.drop_path=0.0", "mix.mixup=0", "mix.cutmix=0", "data.balanced=true", "optim.ema_decay=0.9"]
+
+
+def finetune_on_ranks(count: int, sample: Path, run: Path) -> None:
+    """A tiny run on so many ranks; 3 held-out videos, so that one rank has one more than the other."""
+    rows = (sample / "val.csv").read_text() + (sample / "test.csv").read_text().splitlines()[0] + "\n"
+    (sample / "three.csv").write_text(rows)
+    data = [f"data.train={sample / 'train.csv'}", f"data.validation={sample / 'three.csv'}"]
+    overrides = [*TINY, *SAME, *data, f"run.folder={run}"]
+    run_verb(count, "finetune", *overrides)
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_and_score_what_one_does(sample: Path, tmp_path: Path) -> None:
+    """Sums of gradients in another order: losses equal to 1e-4; accuracies of 3 videos exactly."""
+    finetune_on_ranks(1, sample, tmp_path / "one")
+    finetune_on_ranks(2, sample, tmp_path / "two")
+    one, two = (
+        [simplejson.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("one", "two")
+    )
+    assert len(one) == 8
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in two], rel=1e-4)
+    for key in ("evaluation/top1", "evaluation/top5"):
+        assert [row.get(key) for row in one] == [row.get(key) for row in two]
+    first, second = (simplejson.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
+    assert {key: first[key] for key in ("top1", "top5", "videos")} == {
+        key: second[key] for key in ("top1", "top5", "videos")
+    }
+    assert first["videos"] == 3

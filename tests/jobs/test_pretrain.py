@@ -35,13 +35,13 @@ def last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
 
 
-def assert_refused(result: tuple[int, str], *words: str, code: int = 2) -> None:
+def assert_refused(result: tuple[int, str], *words: str, code: int = 2, verb: str = "") -> None:
     """Exit code, one line with all these words, and no traceback."""
     got, text = result
     assert got == code, text
     assert "Traceback" not in text
     line = last_line(text)
-    assert line.startswith("videomaskfeat pretrain: ")
+    assert line.startswith(f"videomaskfeat {verb}")
     for word in words:
         assert word in line, f"{word!r} is not in {line!r}"
 
@@ -133,7 +133,7 @@ def test_step_loss_is_the_mean_over_hidden_cells() -> None:
 
 
 def test_missing_settings_are_asked_for(pretrain: Pretrain) -> None:
-    assert_refused(pretrain("data.train=''"), "data.train is not set", "data.train=videos.csv")
+    assert_refused(pretrain("data.train=''"), "data.train is not set", "data.train=train.csv")
     assert_refused(pretrain("run.folder=''"), "run.folder is not set")
 
 
@@ -155,8 +155,8 @@ def test_missing_settings_are_asked_for(pretrain: Pretrain) -> None:
         ("optim.batch_size=40", ["16 videos, fewer than the 40"]),
         ("optim.epochs=1", ["warmup_epochs=1 with epochs=1"]),
         ("run.precision=fp16", ["precision", "fp16"]),
-        ("optim.base_batch_size=0", ["base_batch_size=0", "1 or more"]),
-        ("optim.betas=[2,2]", ["betas=(2.0, 2.0)", "below 1"]),
+        ("optim.base_batch_size=0", ["optim.base_batch_size 0 must be at least 1"]),
+        ("optim.betas=[2,2]", ["optim.betas [2.0, 2.0] must be at least 0 and below 1"]),
         ("target.arguments={cell: 0}", ["HOG cell 0 must be 1 or more"]),
         ("model.arguments={depth: x}", ["depth 'x' must be an integer"]),
         ("optim.accumulate=0", ["accumulate"]),

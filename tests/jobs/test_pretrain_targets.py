@@ -128,7 +128,7 @@ def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(
     assert code == 0, text
     assert "no pictures: target 'features' cannot be drawn; pictures are of hog and pixels only" in text
     assert "(smooth L1 error at hidden positions)" in text
-    assert "best constant prediction  not known of this loss" in text
+    assert "best constant prediction  unknown for this loss" in text
     summary = simplejson.loads((whole / "summary.json").read_text())
     assert summary["heldout_constant"] is None
     assert summary["heldout_trained"] < summary["heldout_untrained"]
@@ -272,7 +272,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
             ["mask.ratio 0.01 with mask.cell [2, 16, 16]", "leaves nothing hidden", "2x2x2"],
         ),
         (["mask.ratio=0.99"], ["mask.ratio 0.99 with mask.cell [2, 16, 16]", "leaves nothing visible"]),
-        (["mask.ratio=1.5"], ["mask.ratio 1.5", "is not between 0 and 1"]),
+        (["mask.ratio=1.5"], ["mask.ratio 1.5 must be above 0 and below 1"]),
         (["method=maskd"], ["method.name 'maskd' is unknown; did you mean 'masked'?"]),
         (
             ["method.arguments={momentum: 1}"],
@@ -302,3 +302,59 @@ def test_teacher_that_is_no_encoder_is_named(pretrain: Pretrain, tmp_path: Path)
     save_file({"weight": torch.zeros(1)}, path, {"model": "dvae", "arguments": "{}"})
     refused = pretrain("target=features", f"target.arguments.teacher={path}")
     assert_refused(refused, "tokenizer.safetensors: holds a 'dvae', which has no features of clips")
+
+
+def write_tokenizer(path: Path, kind: str, *, vocabulary: int = 12, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = create_tokenizer(kind, vocabulary=vocabulary, stride=8, width=16, blocks=1, code_width=4)
+    for parameter in tokenizer.parameters():
+        parameter.data.normal_(std=0.5)
+    save_weights(path, tokenizer)
+    return path
+
+
+@pytest.mark.parametrize(("target", "kind"), [("dvae", "dvae"), ("codebook", "vq")])
+def test_pretraining_learns_tokens_and_leaves_the_tokenizer_alone(
+    target: str, kind: str, pretrain: Pretrain, sample: Path, tmp_path: Path
+) -> None:
+    weights = write_tokenizer(tmp_path / "tokenizer.safetensors", kind)
+    before = weights.read_bytes()
+    settings = [
+        f"data.validation={sample / 'val.csv'}",
+        f"target.name={target}",
+        f"target.arguments={{weights: {weights}, vocabulary: 12}}",
+        "optim.learning_rate=3e-3",
+        "optim.gradient_clip=1",
+    ]
+    code, text = pretrain(*settings)
+    assert code == 0, text
+    assert weights.read_bytes() == before
+    saved = load_file(tmp_path / "run" / "weights.safetensors")
+    assert not [name for name in saved if "tokenizer" in name or "codebook" in name or name == "codes"]
+    summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["heldout_trained"] < summary["heldout_untrained"]
+    assert "cross-entropy in nats" in text
+
+    write_tokenizer(weights, kind, seed=1)  # a resumed run must find the same tokens under the path
+    code, text = pretrain(*settings)
+    assert code == 2
+    assert "tokenizer.safetensors" in text.strip().splitlines()[-1]
+
+
+def test_tokenizers_that_do_not_fit_are_refused_before_training(pretrain: Pretrain, tmp_path: Path) -> None:
+    weights = write_tokenizer(tmp_path / "tokenizer.safetensors", "dvae")
+    for arguments, words in (
+        (f"{{weights: {weights}, vocabulary: 8192}}", "a vocabulary of 12, and target.arguments want 8192"),
+        (f"{{weights: {weights}, output_stride: [2, 4, 4]}}", "would have to be enlarged"),
+        (f"{{weights: {weights}, output_stride: [2, 8, 8]}}", "2x4x4"),  # against the 2x2x2 of the model
+        (
+            "{weights: gone.safetensors}",
+            "target.arguments.weights gone.safetensors: no such file of weights; train the tokenizer first "
+            "(videomaskfeat train-tokenizer), or check the path",
+        ),
+        ("{}", "of 'dvae': argument 'weights' is missing"),
+    ):
+        code, text = pretrain("target.name=dvae", f"target.arguments={arguments}")
+        assert code == 2, text
+        assert words in text.strip().splitlines()[-1]
+        assert not (tmp_path / "run").exists()

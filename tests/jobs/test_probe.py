@@ -53,7 +53,7 @@ def test_what_is_learnt_does_not_depend_on_the_probe(
         (["probe.test={sample}/val.csv"], "probe.test is set and probe.train is not"),
         (
             ["probe.train={sample}/train.csv", "probe.test={sample}/val.csv", "probe.k=0"],
-            "k=0, temperature=0.07: k must be at least 1",
+            "probe.k 0 must be at least 1",
         ),
         (["probe.train={sample}/none.csv", "probe.test={sample}/val.csv"], "none.csv"),
     ],

@@ -113,7 +113,7 @@ def test_run_folder_from_before_the_key_is_measured(
 def test_negative_number_is_refused(pretrain: Pretrain, tmp_path: Path) -> None:
     code, text = pretrain("run.threads=-1")
     assert code == 2
-    assert "run.threads=-1: must be 1 or more, or 0 to have it measured" in text
+    assert "run.threads -1 must be at least 0" in text
     assert not (tmp_path / "run").exists()
 
 

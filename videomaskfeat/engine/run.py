@@ -16,7 +16,7 @@ import simplejson
 import torch
 from torch import nn
 
-from videomaskfeat.config import config_text, flat, free_keys, load_config
+from videomaskfeat.config import check_config, config_text, flat, free_keys, load_config
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
@@ -26,12 +26,10 @@ from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.optim import WarmupCosine, adamw, layers_behind, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
-from videomaskfeat.errors import RunFailed, UserError, check_name, counted
+from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
 
 logger = logging.getLogger(__name__)
-
-OPTIMIZERS = ("adamw", "sgd")
 
 
 @dataclass(frozen=True)
@@ -426,33 +424,15 @@ def run_training(
         UserError: the config, the inputs, the weights or the run folder are wrong.
         RunFailed: the loss is not finite, or nothing can be saved.
     """
+    check_config(config)
     device = distributed.choose_device(config.run.device)
-    minutes = config.run.rank_timeout_minutes
-    if not minutes > 0:
-        raise UserError(f"run.rank_timeout_minutes {minutes:g} must be above 0, such as 30")
     with (
-        distributed.process_group(device, timeout_seconds=60 * minutes),
+        distributed.process_group(device, timeout_seconds=60 * config.run.rank_timeout_minutes),
         # Before anything is built or measured, so that a second process is refused at once.
         lock_for_all_ranks(config.run.folder, remedy="choose another run.folder"),
     ):
         config = with_threads(config, device, lambda: build(config, device))
         return build(config, device).train(environment=environment, report=report)
-
-
-def check_required(config: Any, **examples: str) -> None:
-    """Refuse a config that lacks a key.
-
-    Args:
-        config: of a training.
-        examples: ``section_key="value"`` of each key that must be given.
-
-    Raises:
-        UserError: names the first such key.
-    """
-    for name, example in examples.items():
-        section, _, key = name.partition("_")
-        if not getattr(getattr(config, section), key):
-            raise UserError(f"{section}.{key} is not set: give it, such as {section}.{key}={example}")
 
 
 def build_schedule(optim: Any) -> WarmupCosine:
@@ -480,10 +460,9 @@ def build_optimizer(optim: Any, model: nn.Module, *, base_lr: float) -> torch.op
         base_lr: peak learning rate.
 
     Raises:
-        UserError: an unknown optimizer, or betas or momentum out of their range.
+        UserError: betas or momentum out of their range.
     """
     name = getattr(optim, "optimizer", "adamw")
-    check_name("optim.optimizer", name, OPTIMIZERS)
     groups = parameter_groups(
         model.named_parameters(),
         base_lr=base_lr,

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights."""
+"""Moving averages: of weights, as a teacher network, of its outputs; and the stop of collapsed runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from videomaskfeat.engine import distributed
-from videomaskfeat.errors import RunFailed, UserError, check_name
+from videomaskfeat.errors import RunFailed, UserError
 
 
 class ExponentialMovingAverage:
@@ -38,7 +38,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimiser step."""
+        """Take in the weights after an optimizer step."""
         weights = model.state_dict()
         self._blend(
             [self._average[name] for name in self._parameters],
@@ -68,20 +68,16 @@ class ExponentialMovingAverage:
             value.copy_(state[name])
 
 
-WEIGHT_SETS = ("auto", "trained", "averaged", "both")
-
-
 def check_weight_sets(choice: str, *, averaged: bool) -> None:
-    """Refuse a choice of weights that cannot be.
+    """Refuse to evaluate an average that is not kept.
 
     Args:
-        choice: one of ``WEIGHT_SETS``.
+        choice: auto, trained, averaged or both.
         averaged: whether an average is kept.
 
     Raises:
-        UserError: an unknown choice, or an average that is not kept.
+        UserError: there is none.
     """
-    check_name("evaluate.weights", choice, WEIGHT_SETS)
     if not averaged and choice in ("averaged", "both"):
         raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
 
@@ -94,9 +90,6 @@ def weight_sets(
         yield ("averaged_" if choice == "both" else ""), average.averaged(model)
     if average is None or choice in ("trained", "both"):
         yield "", nullcontext()
-
-
-# A teacher: the moving average of a network that is learning, as a network of its own.
 
 
 class Teacher:
@@ -126,7 +119,7 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, network: nn.Module, progress: float) -> None:
-        """Take in the student's weights after an optimiser step.
+        """Take in the student's weights after an optimizer step.
 
         Args:
             network: the student, built alike, on the same device.
@@ -145,9 +138,6 @@ class Teacher:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on with saved weights."""
         self.module.load_state_dict(state)
-
-
-# Means over everything that one optimiser step has seen: all micro-batches, on all ranks.
 
 
 def sum_of_rows(rows: Tensor) -> Tensor:
@@ -204,9 +194,6 @@ class RunningCentre:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved centre."""
         self.value.copy_(state["value"])
-
-
-# The stop of a training whose features have become the same for everything.
 
 
 @dataclass(frozen=True)

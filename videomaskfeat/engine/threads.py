@@ -140,10 +140,8 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Any]
         build: builds the training: an :class:`~videomaskfeat.engine.run.Run`.
 
     Raises:
-        UserError: the number is negative, or what ``build`` raises.
+        UserError: what ``build`` raises.
     """
-    if config.run.threads < 0:
-        raise UserError(f"run.threads={config.run.threads}: must be 1 or more, or 0 to have it measured")
     if device.type != "cpu":
         return config
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Training machinery that knows nothing of video."""
+"""A trained model over lists and videos; shared by jobs."""
 
 from functools import partial
 

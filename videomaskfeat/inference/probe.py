@@ -22,7 +22,7 @@ from videomaskfeat.schemas import DataConfig, ProbeConfig
 class FeatureProbe:
     """Nearest neighbours and a linear fit on the features of two labelled lists.
 
-    One centre view a video, its tokens averaged and brought to length 1; the labels never reach the encoder.
+    One center view per video, its tokens averaged and scaled to length 1; the labels never reach the encoder.
 
     Args:
         config: the lists, and how they are asked.

@@ -1,4 +1,4 @@
-"""Other projects' configs and checkpoints, brought along."""
+"""Configs, checkpoints and models of other projects and formats."""
 
 from functools import partial
 

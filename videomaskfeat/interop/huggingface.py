@@ -122,7 +122,7 @@ def _chances(logits: Tensor, classes: int) -> Tensor:
     """Probabilities [..., classes] of logits [..., C].
 
     DETR and YOLOS have one column more than classes, for no object, and a softmax; the others, trained with
-    the focal loss, have a sigmoid a class.
+    the focal loss, have a sigmoid per class.
     """
     if logits.shape[-1] == classes + 1:
         return logits.softmax(dim=-1)[..., :-1]

@@ -1,4 +1,4 @@
-"""Training machinery that knows nothing of video."""
+"""One file per verb of the command line."""
 
 from functools import partial
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import simplejson
 import torch
 
-from videomaskfeat.config import load_config
+from videomaskfeat.config import check_config, load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16
@@ -249,13 +249,7 @@ def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[Ta
         UserError: a key is missing or unknown, a target is unknown, a config does not load, or a finished run
             belongs to another config.
     """
-    for name in ("folder", "pretrain", "targets"):
-        if not getattr(settings, name):
-            raise UserError(f"compare.{name} is not set; see configs/compare/sample.yaml for an example")
-    for name, least in (("seeds", 1), ("jobs", 1), ("probes", 0)):
-        value = getattr(settings, name)
-        if value < least:
-            raise UserError(f"compare.{name}={value}: must be at least {least}")
+    check_config(CompareConfig(settings))
     shared = from_parts(_Shared, settings.shared, name="compare.shared")
     entries = {
         name: from_parts(_Entry, {} if entry is None else entry, name=f"compare.targets.{name}")

@@ -22,10 +22,10 @@ from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
-from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
-from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.errors import UserError
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
 from videomaskfeat.inference.key_frames import (
@@ -54,7 +54,6 @@ from videomaskfeat.recipe import (
 from videomaskfeat.schemas import DetectConfig
 from videomaskfeat.viz.report import write_report
 
-LOSSES = ("sigmoid", "poses")
 AVA_POSES = tuple(range(1, 15))
 _POSE_KIND = "PERSON_MOVEMENT"  # the label_type of AVA's poses
 ActionLoss = Callable[[Tensor, Tensor], Tensor]
@@ -68,15 +67,7 @@ def detect_train(config: DetectConfig) -> Outcome:
         UserError: the config, the files, the videos, the weights or the run folder are wrong.
         RunFailed: the loss is not finite, or nothing can be saved.
     """
-    check_required(
-        config,
-        data_train="ava_train_v2.2.csv",
-        data_label_map="ava_action_list_v2.2.pbtxt",
-        run_folder="runs/first",
-    )
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
-    if config.evaluate.every_seconds < 1:
-        raise UserError(f"evaluate.every_seconds {config.evaluate.every_seconds} must be at least 1")
     return run_training(DetectRun, config, environment=environment_text, report=write_report)
 
 
@@ -284,9 +275,6 @@ def read_lists(config: DetectConfig) -> ActionLists:
         UserError: a file is missing or wrong, or an action outside the classes.
     """
     data, boxes = config.data, config.boxes
-    for key in ("train_score", "train_iou", "score"):
-        if not 0 <= (value := getattr(boxes, key)) <= 1:
-            raise UserError(f"boxes.{key}={value:g} is not in 0..1")
     actions = read_label_map(data.label_map)
     classes = settle_classes(data.classes, actions, data.label_map)
     train = training_key_frames(
@@ -330,10 +318,9 @@ def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
     """The ids of the poses where the loss asks for them.
 
     Raises:
-        UserError: an unknown loss, no poses known, or one outside the classes.
+        UserError: no poses known, or one outside the classes.
     """
     loss = config.loss
-    check_name("loss.name", loss.name, LOSSES)
     if loss.name != "poses":
         return ()
     kinds = read_action_kinds(config.data.label_map)
@@ -398,16 +385,8 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
 
 
 def build_loss(config: DetectConfig, lists: ActionLists, device: torch.device) -> ActionLoss:
-    """What is minimised.
-
-    Raises:
-        UserError: an unknown loss, or a number out of its range.
-    """
+    """The loss with the weights of the classes."""
     loss = config.loss
-    if loss.focusing < 0 or not 0 <= loss.balance <= 1:
-        raise UserError(
-            f"loss.focusing {loss.focusing:g} must be 0 or more, and loss.balance {loss.balance:g} in 0..1"
-        )
     weights = class_weights(lists.train.labels, power=loss.balance).to(device) if loss.balance else None
     if loss.name == "poses":
         poses = torch.zeros(lists.classes, dtype=torch.bool)

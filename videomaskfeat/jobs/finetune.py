@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +20,14 @@ from videomaskfeat.data.formats import class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColourJitter
 from videomaskfeat.data.records import Records, check_frames
-from videomaskfeat.data.sampling import ShortVideo, clip_indices_random
+from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
-from videomaskfeat.data.views import SAMPLINGS
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
-from videomaskfeat.engine.run import BestWeights, Outcome, Run, check_required, run_training
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
-from videomaskfeat.errors import UserError, check_name, counted
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names
 from videomaskfeat.inference.multiview import Machine, VideoScores, evaluate_model, views_of
 from videomaskfeat.losses import soft_cross_entropy
@@ -50,7 +49,6 @@ def finetune(config: FinetuneConfig) -> Outcome:
         UserError: the config, the lists, the videos, the weights or the run folder are wrong.
         RunFailed: the loss is not finite, or nothing can be saved.
     """
-    check_required(config, data_train="train.csv", run_folder="runs/first")
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     return run_training(FinetuneRun, config, environment=environment_text, report=write_report)
 
@@ -325,9 +323,6 @@ def training_loader(config: FinetuneConfig, lists: LabelledLists) -> ClipLoader[
 
 
 def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
-    check_name("clip.sampling", clip.sampling, SAMPLINGS)
-    short: Any = clip.short_video
-    check_name("clip.short_video", short, get_args(ShortVideo))
     if clip.sampling == "segments":
         return functools.partial(random_segments, frames=clip.frames)
     return functools.partial(
@@ -335,7 +330,7 @@ def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
         frames=clip.frames,
         stride=clip.stride,
         target_fps=clip.target_fps,
-        short=short,
+        short=clip.short_video,  # type: ignore[arg-type]
     )
 
 
@@ -347,14 +342,12 @@ def _transform(clip: LabelledClipConfig) -> ClipTransform:
             aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
             flip=clip.flip,
         )
-    if clip.crop_kind == "short_side":
-        return ShortSideJitterCrop(
-            clip.crop,
-            short_side=(clip.short_side[0], clip.short_side[1]),
-            inverse_uniform=clip.short_side_inverse,
-            flip=clip.flip,
-        )
-    raise UserError(f"clip.crop_kind {clip.crop_kind!r} is not area or short_side")
+    return ShortSideJitterCrop(
+        clip.crop,
+        short_side=(clip.short_side[0], clip.short_side[1]),
+        inverse_uniform=clip.short_side_inverse,
+        flip=clip.flip,
+    )
 
 
 def _augmentation(config: FinetuneConfig) -> Augmentation | None:

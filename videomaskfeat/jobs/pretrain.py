@@ -12,7 +12,7 @@ import torch
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
-from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
+from videomaskfeat.engine.run import Outcome, Run, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.inference.drawing import draw_videos, why_not_drawn
 from videomaskfeat.inference.probe import FeatureProbe
@@ -35,7 +35,6 @@ def pretrain(config: PretrainConfig) -> Outcome:
         UserError: the config, the lists, the videos or the run folder are wrong.
         RunFailed: the loss is not finite, or nothing can be saved.
     """
-    check_required(config, data_train="videos.csv", run_folder="runs/first")
     return run_training(PretrainRun, config, environment=environment_text, report=write_report)
 
 

@@ -22,7 +22,7 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Unif
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.optim import CosineRamp
-from videomaskfeat.engine.run import Outcome, Run, check_required, run_training
+from videomaskfeat.engine.run import Outcome, Run, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256
@@ -57,7 +57,6 @@ def train_tokenizer(config: TokenizerConfig) -> Outcome:
         UserError: the config, the lists, the videos or the run folder are wrong.
         RunFailed: the loss is not finite, or nothing can be saved.
     """
-    check_required(config, data_train="videos.csv", run_folder="runs/tokens")
     check_keys(config)
     return run_training(TokenizerRun, config, environment=environment_text, report=write_report)
 
@@ -220,38 +219,21 @@ def closing_words(summary: Mapping[str, Any]) -> list[str]:
 
 
 def check_keys(config: TokenizerConfig) -> None:
-    """Refuse what a tokenizer's training has no use for, and numbers out of their range.
+    """Refuse keys that a tokenizer's training does not use.
 
     Raises:
         UserError: names the first such key.
     """
-    optim, run, gumbel = config.optim, config.run, config.gumbel
+    optim, run = config.optim, config.run
     useless = {
         "optim.layer_decay": optim.layer_decay != 1,
         "optim.ema_decay": optim.ema_decay is not None,
         "run.compile": run.compile,
         "run.activation_checkpointing": run.activation_checkpointing,
     }
-    for name, given in useless.items():
-        if given:
-            raise UserError(f"{name} is of no use in training a tokenizer; leave it at its default")
-    for name, value in (
-        ("gumbel.start_temperature", gumbel.start_temperature),
-        ("gumbel.end_temperature", gumbel.end_temperature),
-    ):
-        if not value > 0:
-            raise UserError(f"{name}={value}: must be above 0")
-    if not 0 < gumbel.anneal <= 1:
-        raise UserError(f"gumbel.anneal={gumbel.anneal}: must be above 0 and at most 1, a share of the run")
-    if not 0 <= gumbel.kl_warmup <= 1:
-        raise UserError(f"gumbel.kl_warmup={gumbel.kl_warmup}: must be between 0 and 1, a share of the run")
-    for name, value in (
-        ("gumbel.kl_weight", gumbel.kl_weight),
-        ("commitment.weight", config.commitment.weight),
-        ("perceptual.weight", config.perceptual.weight),
-    ):
-        if not value >= 0:
-            raise UserError(f"{name}={value}: must not be negative")
+    for name, changed in useless.items():
+        if changed:
+            raise UserError(f"{name} is not used in training a tokenizer; leave it at its default")
 
 
 def build_tokenizer(config: TokenizerConfig) -> TrainedTokenizer:
@@ -455,7 +437,7 @@ class TokenizerStep(ABC):
         """Tokens, normalised reconstruction, further loss, its figures, and the state for `after_step`."""
 
     def after_step(self, progress: float, states: Sequence[Any]) -> None:
-        """Take in that an optimiser step is done, and with it this share of the run."""
+        """Take in that an optimizer step is done, and with it this share of the run."""
         self.progress = progress
 
     def state_dict(self) -> dict[str, Any]:
@@ -510,7 +492,7 @@ class DvaeStep(TokenizerStep):
 class VqStep(TokenizerStep):
     """The step of a :class:`~videomaskfeat.models.tokenizers.VectorQuantizer`: squared error and commitment.
 
-    The codes move once an optimiser step, by what all its micro-batches on all ranks say.
+    The codes move once an optimizer step, by what all its micro-batches on all ranks say.
     """
 
     def __init__(

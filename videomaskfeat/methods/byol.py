@@ -39,7 +39,7 @@ class Projecting(nn.Module):
     def forward(self, clips: Tensor, views: int = 1) -> tuple[Tensor, Tensor]:
         """Clips of several views, view after view -> features [B, D'] and projections [B, P].
 
-        Batch normalisation takes each view by itself.
+        Batch normalization takes each view by itself.
         """
         features = self.encoder(clips).clip
         return features, torch.cat([self.projector(part) for part in features.chunk(views)])
@@ -69,7 +69,7 @@ class Byol(PairMethod):
 
     The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS, no hue,
     blur and solarisation among the colours; in evaluation, which only held-out losses are, the teacher's
-    projector normalises by the student's running statistics. The teacher's encoder is what is saved.
+    projector normalizes by the student's running statistics. The teacher's encoder is what is saved.
 
     Args:
         recipe: see :class:`~videomaskfeat.methods.method.Method`.

@@ -51,7 +51,7 @@ class IbotNetwork(nn.Module):
         """Cosines to the prototypes.
 
         Args:
-            clips: float [B, C, T, H, W], normalised.
+            clips: float [B, C, T, H, W], normalized.
             mask: bool [B, t', h', w'], True = hidden.
             local: small crops float [S, C, T, H', W'], of which nothing is hidden; None: none.
             learn_prototypes: see :class:`~videomaskfeat.models.projection.PrototypeHead`.
@@ -77,7 +77,7 @@ class Ibot(PairMethod):
     so that neither one prototype nor all alike can win. The teacher's encoder is what is saved.
 
     Deviations from the published code: no schedule of the weight decay; no hue, blur and solarisation among
-    the colours; the centre takes in whole optimiser steps, not micro-batches.
+    the colors; the center takes in whole optimizer steps, not micro-batches.
 
     Args:
         recipe: see :class:`~videomaskfeat.methods.method.Method`; the mask's ratio is not used if ``ratios``

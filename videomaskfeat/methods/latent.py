@@ -49,7 +49,7 @@ class LatentStudent(nn.Module):
 class Latent(TeacherMethod):
     """Features of the clip's own moving-average encoder as target: data2vec's and V-JEPA's family.
 
-    The teacher sees the whole clip; its last blocks' outputs, each layer-normalised without scale and shift,
+    The teacher sees the whole clip; its last blocks' outputs, each layer-normalized without scale and shift,
     are averaged (data2vec, arXiv 2202.03555, section 3.3: of images the last 6 of a ViT-B's 12; V-JEPA,
     arXiv 2404.08471, takes the last). The student sees mask tokens in the hidden places, in the dense form,
     and a predictor goes from its features to the teacher's. The teacher's encoder is what is saved.

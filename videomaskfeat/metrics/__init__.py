@@ -1,4 +1,4 @@
-"""What a score is: arrays of numbers in, numbers out; no video, no model. AVA's score knows its files too."""
+"""Metrics: functions of arrays, without videos and models; AVA's also reads and writes its files."""
 
 from functools import partial
 

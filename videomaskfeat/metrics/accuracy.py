@@ -1,8 +1,8 @@
-"""Classification: top-1, top-5, mean class accuracy and the confusion matrix, all from one score a class.
+"""Accuracies and the confusion matrix, scores of actions, use of a vocabulary, and spread of features.
 
-Scores are logits or probabilities, higher is better. Of equal scores the class with the lower number comes
-first, everywhere alike, so the prediction of a video is the class of rank 0 and top-1 is the trace of the
-confusion matrix. (A model that says the same of every class is therefore right about the videos of class 0.)
+Scores of classes are logits or probabilities, higher is better. Of equal scores the class with the lower
+label comes first, so the prediction of a video is the class of rank 0, and top-1 is the trace of the
+confusion matrix. (A model with equal scores for all classes is therefore right for the videos of class 0.)
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from videomaskfeat.errors import UserError
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often the right class was among the best; in percent, 0..100.
+    """Accuracies in percent, 0..100.
 
     Attributes:
-        top1: videos whose class has the highest score.
-        top5: videos whose class is among the 5 highest (among all of them where there are fewer).
-        mean_class: mean of the classes' own top-1, over the classes that have videos.
-        videos: how many were scored.
+        top1: share of the videos whose class has the highest score.
+        top5: share of the videos whose class is among the 5 highest.
+        mean_class: mean of the classes' own top-1, over the classes with videos.
+        videos: number of videos.
     """
 
     top1: float
@@ -35,7 +35,7 @@ class Accuracy:
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> Accuracy:
-    """All that is said of a list in one line.
+    """The accuracies of a list.
 
     Args:
         scores: float [n, L], n >= 1.
@@ -119,9 +119,6 @@ def _check(scores: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-# From the logits of a detector of actions to the scores that are judged.
-
-
 def action_scores(logits: Tensor, poses: Tensor | None = None) -> Tensor:
     """The probability of each action of each box, in 0..1.
 
@@ -140,9 +137,6 @@ def action_scores(logits: Tensor, poses: Tensor | None = None) -> Tensor:
     poses = poses.to(logits.device)
     chances = logits.masked_fill(~poses, -torch.inf).softmax(dim=1)
     return torch.where(poses, chances, scores)
-
-
-# How much of its vocabulary a tokenizer uses.
 
 
 def code_counts(tokens: Tensor, vocabulary: int) -> Tensor:
@@ -166,9 +160,6 @@ def perplexity(counts: Tensor) -> Tensor:
 def used_codes(counts: Tensor) -> Tensor:
     """How many codes were used at all: counts [V] -> int64 []."""
     return (counts > 0).sum()
-
-
-# How far features, or distributions, differ from each other: 0 where they have collapsed to one.
 
 
 def directions(features: Tensor) -> Tensor:

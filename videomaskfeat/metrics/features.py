@@ -1,4 +1,4 @@
-"""k nearest neighbours on frozen features: how good they are without any training."""
+"""How good frozen features are: k nearest neighbors, and a linear classifier that is fitted exactly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from videomaskfeat.errors import UserError
 
 _CELLS = 1 << 24  # similarities held at a time
+_STEPS = 500  # L-BFGS needs far fewer, except on features that are nearly equal
 
 
 def knn_scores(
@@ -88,10 +89,6 @@ def _most_similar(similarity: np.ndarray, k: int) -> np.ndarray:
     room = k - above.sum(axis=1, keepdims=True)
     chosen = above | (equal & (equal.cumsum(axis=1) <= room))
     return chosen.nonzero()[1].reshape(-1, k)
-
-
-# A linear classifier on frozen features, fitted exactly: no rates, no epochs, the same result every time.
-_STEPS = 500  # L-BFGS is done long before, but on features that are nearly alike
 
 
 def linear_probe_scores(

@@ -35,9 +35,9 @@ class Teacher(nn.Module, ABC):
     Attributes:
         output_stride: frames, rows and columns of the clip behind one feature.
         width: of a feature, D.
-        mean, std: what its clips are normalised with, one number or one a channel; None: not known.
-        files: what it was read from.
-        grid_remedy: how to bring it to another grid, as the middle of a message.
+        mean, std: normalization of its clips, one number or one per channel; None: unknown.
+        files: files that it was read from.
+        grid_remedy: how to change its grid, as the middle of a message.
     """
 
     output_stride: Triple
@@ -49,7 +49,7 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W] in its own normalisation -> features [B, t, h, w, D]."""
+        """Clips float [B, C, T, H, W] in its own normalization -> features [B, t, h, w, D]."""
 
 
 class EncoderTeacher(Teacher):
@@ -129,9 +129,9 @@ class FrameTeacher(Teacher):
         rows, columns = _pair(source.patch_size)
         self.output_stride = (frame_stride, rows, columns)
         self.width = int(source.hidden_size if self.hugging_face else cast(Any, model).embed_dim)
-        told = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-        if isinstance(told, dict):
-            self.mean, self.std = told.get("mean"), told.get("std")
+        facts = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+        if isinstance(facts, dict):
+            self.mean, self.std = facts.get("mean"), facts.get("std")
         self.grid_remedy = _FRAME_REMEDY
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -296,8 +296,8 @@ _NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
 class FeatureTarget(Target):
     """A frozen teacher's features of the whole clip (MaskFeat, section 3.2, "deep features"; SaGe).
 
-    The teacher sees the clip unmasked, in its own normalisation: that of its file, or the run's where the
-    file names none. A teacher of images sees every ``frame_stride``-th frame by itself.
+    The teacher sees the clip unmasked, in its own normalization: that of its file, or the run's if the file
+    names none. A teacher of images sees every ``frame_stride``-th frame by itself.
 
     Args:
         teacher: see :func:`~videomaskfeat.targets.features.load_teacher`.
@@ -308,11 +308,9 @@ class FeatureTarget(Target):
         loss: "smooth_l1", "cosine" or "mse".
         beta: of the smooth L1 loss, where the parabola becomes a line.
         bf16: run the teacher under bf16 autocast, whatever the student runs in: for large ones on a GPU.
-        teacher_mean: what the teacher's clips are normalised with, of every channel or one a channel; None:
-            what its file says, or else ``clip_mean``.
-        teacher_std: likewise.
-        clip_mean: what the run's clips are normalised with.
-        clip_std: likewise.
+        teacher_mean, teacher_std: normalization of the teacher's clips, one number or one per channel; None:
+            that of its file, or else the run's.
+        clip_mean, clip_std: normalization of the run's clips.
 
     Raises:
         UserError: an unknown word, or a teacher that cannot be.
@@ -356,7 +354,7 @@ class FeatureTarget(Target):
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalised -> features float32 [B, t, h, w, K]."""
+        """Clips float [B, C, T, H, W], normalized -> features float32 [B, t, h, w, K]."""
         scale, shift = self.get_buffer("scale"), self.get_buffer("shift")
         with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.teacher(clips.float() * scale + shift)

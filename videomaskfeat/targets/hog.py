@@ -23,7 +23,7 @@ def hog_features(frames: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
 
     Each pixel's Sobel gradient (border reflected) adds its magnitude to the one bin of its unsigned
     orientation, ``floor(atan2(gx, gy) / pi * bins) mod bins``; there is no interpolation between bins, no
-    Gaussian window and no normalisation over neighbouring cells (MaskFeat, section 3.2; the numbers of
+    Gaussian window and no normalization over neighbouring cells (MaskFeat, section 3.2; the numbers of
     PySlowFast's ``HOGLayerC``). Computed in float32 whatever autocast says, and without gradient.
 
     Deviation from PySlowFast: ``|gx| <= 5e-6`` counts as 0. There, rounding noise decides between bins 0 and

@@ -17,7 +17,7 @@ class PixelTarget(Target):
 
     K = frames * rows * columns * channels values, ordered frame, row, column, colour, the last one fastest,
     as PySlowFast's MAE has them. Normalised ones have the mean and the variance (unbiased) of their own
-    position taken off: MAE, arXiv 2111.06377, section 3. Raw ones stand in the run's own normalisation:
+    position taken off: MAE, arXiv 2111.06377, section 3. Raw ones stand in the run's own normalization:
     SimMIM, arXiv 2111.09886, section 3.4, with ``loss="l1"``.
 
     Args:
@@ -71,10 +71,10 @@ class PixelTarget(Target):
 
         Args:
             values: float [B, t, h, w, K].
-            clips: float [B, C, T, H, W], the whole clips in the run's normalisation.
+            clips: float [B, C, T, H, W], the whole clips in the run's normalization.
 
         Returns:
-            float32 [B, C, t * u, H, W] in the run's normalisation, for u frames read of each position.
+            float32 [B, C, t * u, H, W] in the run's normalization, for u frames read of each position.
         """
         values = values.float()
         if self.normalised:

@@ -321,6 +321,7 @@ def test_flags_of_every_kind() -> None:
         ("evaluate w l --reader pyaw", "evaluate.reader 'pyaw' is unknown; did you mean 'pyav'? there"),
         ("evaluate w l --views", "argument --views: expected one argument; see videomaskfeat evaluate"),
         ("pretrain data.train", "argument 'data.train' is not of the form section.key=value, such as run."),
+        ("", "videomaskfeat: the verb is missing; see --help"),
         ("pretrian", "videomaskfeat: unknown verb 'pretrian'; did you mean 'pretrain'?; see --help"),
     ],
 )  # fmt: skip

@@ -46,15 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger().handlers[0].setFormatter(PrintableFormatter("%(message)s"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-h", "--help", "--version"):
         print(f"videomaskfeat {__version__}" if name == "--version" else overview())
         return DONE
     if name not in VERBS:
-        print(
-            one_line(f"videomaskfeat: unknown verb {name!r}{nearest(name, VERBS)}; see --help"),
-            file=sys.stderr,
-        )
+        problem = f"unknown verb {name!r}{nearest(name, VERBS)}" if name else "the verb is missing"
+        print(one_line(f"videomaskfeat: {problem}; see --help"), file=sys.stderr)
         return MISTAKE
     set_wait_policy()
     try:

@@ -489,12 +489,3 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it refers to itself, or is nested too deeply"
     return show_text(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)
-
-
-def __getattr__(name: str) -> Any:  # until every import is changed
-    import importlib
-
-    try:
-        return getattr(importlib.import_module("videomaskfeat.schemas"), name)
-    except AttributeError:
-        raise AttributeError(f"module 'videomaskfeat.config' has no attribute {name!r}") from None

@@ -21,7 +21,7 @@ from videomaskfeat.engine import distributed as rank_watch
 from videomaskfeat.errors import RunFailed
 
 # Children are forked from a server that has imported torch once but never computed. torch._dynamo takes
-# seconds to import, and every optimiser step and DistributedDataParallel asks for it.
+# seconds to import, and every optimizer step and DistributedDataParallel asks for it.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["videomaskfeat.engine.loop", "torch._dynamo"])
 

@@ -151,7 +151,7 @@ def test_bf16_stays_near_fp32(tmp_path: Path) -> None:
     assert {value.dtype for value in weights.values()} == {torch.float32}
 
 
-def test_non_finite_loss_stops_before_the_optimiser_step(tmp_path: Path) -> None:
+def test_non_finite_loss_stops_before_the_optimizer_step(tmp_path: Path) -> None:
     """Sample 3 is poisoned; its micro-batch is named, and the weights of the model are the last good ones."""
     loader = ToyLoader(accumulate=2, poisoned=3)
     order = torch.cat([batch.index for batch in loader.epoch(0)]).tolist()
@@ -225,7 +225,7 @@ def test_too_many_failures_save_before_the_end(tmp_path: Path) -> None:
 
 def test_not_one_whole_step_is_refused(tmp_path: Path) -> None:
     loader = ToyLoader(accumulate=1)
-    with pytest.raises(UserError, match="accumulate=7 with 6 batches an epoch: not one whole optimiser step"):
+    with pytest.raises(UserError, match="accumulate=7 with 6 batches an epoch: not one whole optimizer step"):
         train_toy(tmp_path, accumulate=7, loader=loader)
 
 

@@ -61,7 +61,7 @@ def test_groups_of_the_published_models_match_the_reference(
         ("attentive", {"head.query", "head.kv.bias"}),
     ],
 )
-def test_probes_give_the_optimiser_their_heads_alone(head: str, learning: set[str]) -> None:
+def test_probes_give_the_optimizer_their_heads_alone(head: str, learning: set[str]) -> None:
     model = create_model("maskfeat_mvitv2_nano_classifier", head=head)
     groups = parameter_groups(
         model.named_parameters(),

@@ -232,7 +232,7 @@ def test_extra_state_is_restored(tmp_path: Path) -> None:
 
 @pytest.mark.cuda
 def test_run_on_a_gpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    """Weights, optimiser, average and the GPU's random state; sums on a GPU may differ in their last bits."""
+    """Weights, optimizer, average and the GPU's random state; sums on a GPU may differ in their last bits."""
     gpu = torch.device("cuda", 0)
     train_toy(tmp_path / "whole", device=gpu)
     train_toy(tmp_path / "parts", device=gpu, epochs=1.5)

@@ -182,6 +182,6 @@ def differences(one: Any, two: Any, where: str = "") -> list[str]:
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:
-    """Weights, optimiser, average, random state, progress and every logged number are equal bit for bit."""
+    """Weights, optimizer, average, random state, progress and every logged number are equal bit for bit."""
     assert differences(final_state(folder), final_state(reference)) == []
     assert metrics(folder) == metrics(reference)

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there, and are read without running code."""
+"""Checkpoints that are whole or not there, are read without running code, and hold all that a run needs."""
 
 from __future__ import annotations
 
@@ -245,7 +245,6 @@ def _system_error(error: BaseException) -> OSError | None:
     return cause
 
 
-# Everything that a resumed run needs.
 _DEEPEST = 20  # levels of lists and dictionaries in a setting
 _LARGEST_COUNT = 2**53  # of steps, samples or seconds
 
@@ -254,16 +253,16 @@ _LARGEST_COUNT = 2**53  # of steps, samples or seconds
 class Progress:
     """How far a run has come.
 
-    ``epoch`` and ``epoch_step`` count optimiser steps, not batches of a rank, so that the position stays
+    ``epoch`` and ``epoch_step`` count optimizer steps, not batches of a rank, so that the position stays
     right when a run is resumed with another number of ranks or micro-batches.
     """
 
     step: int = 0
-    """Optimiser steps done since the start."""
+    """Optimizer steps done since the start."""
     epoch: int = 0
     """Whole epochs done: the number of the epoch that the next step belongs to."""
     epoch_step: int = 0
-    """Optimiser steps done in that epoch."""
+    """Optimizer steps done in that epoch."""
     samples: int = 0
     """Samples seen, over all ranks."""
     failures: int = 0
@@ -282,7 +281,7 @@ class Progress:
         vars(self).update(asdict(Progress(**state)))
 
     def advance(self, *, steps_per_epoch: int, samples: int, failures: int, seconds: float) -> None:
-        """Count one optimiser step."""
+        """Count one optimizer step."""
         self.step += 1
         self.epoch_step += 1
         if self.epoch_step == steps_per_epoch:
@@ -517,7 +516,7 @@ def _check_tensor(name: str, value: Any, shape: torch.Size, dtype: torch.dtype) 
 
 
 def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Groups and parameters as the optimiser's own, and of each parameter all that the optimiser keeps."""
+    """Groups and parameters as the optimizer's own, and of each parameter all that the optimizer keeps."""
     _require(isinstance(saved, Mapping), "it is no dictionary")
     own = optimizer.state_dict()
     groups, state = saved.get("param_groups"), saved.get("state")
@@ -545,12 +544,12 @@ def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What an optimiser cannot go on without, once it has taken a step."""
+    """What an optimizer cannot go on without, once it has taken a step."""
     return ("step", "exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ()
 
 
 def _alike(value: Any, own: Any) -> bool:
-    """Whether a value can stand for one of the optimiser's own: the same type, and numbers finite."""
+    """Whether a value can stand for one of the optimizer's own: the same type, and numbers finite."""
     if isinstance(own, bool | str) or own is None:
         return type(value) is type(own)
     if isinstance(own, int | float):

@@ -79,12 +79,9 @@ class Stateful(Protocol):
         ...
 
 
-# How to train.
-
-
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to train; all lengths in optimiser steps unless the name says otherwise.
+    """How to train; all lengths in optimizer steps unless the name says otherwise.
 
     Raises:
         UserError: a value out of its range.
@@ -93,11 +90,11 @@ class LoopOptions:
     epochs: float
     """Passes over the data; may be a fraction."""
     accumulate: int = 1
-    """Micro-batches whose gradients are averaged into one optimiser step."""
+    """Micro-batches whose gradients are averaged into one optimizer step."""
     clip_norm: float | None = None
     """Upper limit of the L2 norm over all gradients; None = no limit."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the step function runs under autocast; weights and optimiser stay float32."""
+    """bf16: the step function runs under autocast; weights and optimizer stay float32."""
     seed: int = 0
     """Seeds torch's generators (drop path, dropout), differently on each rank."""
     save_minutes: float = 10.0

@@ -1,4 +1,4 @@
-"""Turn SIGTERM and Ctrl-C into a wish to stop that the training loop grants between two steps.
+"""Signals that stop a run between two steps, and the processes (ranks) that torchrun starts as one run.
 
 Long work that the loop calls, such as an evaluation, calls :func:`stop_if_requested` now and then.
 """
@@ -95,7 +95,6 @@ def stop_if_requested() -> None:
         raise StopRequested("stopped by a signal")
 
 
-# Names the rank that is killed, stopped or behind when the ranks of a run cannot reach each other.
 T = TypeVar("T")
 BEAT_SECONDS = 2.0
 """How often a rank publishes its position."""
@@ -282,7 +281,6 @@ def _position(beat: str) -> Position:
     return Position(int(step), int(calls))
 
 
-# Several processes as one run: started by torchrun, or a single process that needs none of this.
 _LEAVE_SECONDS = 10.0  # for the other ranks to leave the group too
 
 

@@ -29,7 +29,7 @@ from videomaskfeat.io import is_file, make_folder, open_file, whole_file, write_
 logger = logging.getLogger(__name__)
 
 Record = Mapping[str, float | int | str | None]
-"""One flat line of metrics.jsonl; always with ``step`` (1 = after the first optimiser step) and ``epoch``."""
+"""One flat line of metrics.jsonl; always with ``step`` (1 = after the first optimizer step) and ``epoch``."""
 
 _PACKAGE = "videomaskfeat"
 

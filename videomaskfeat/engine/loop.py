@@ -74,7 +74,7 @@ def train(
         step: computes the result of a batch on ``device`` with ``model``; micro-batches and ranks weigh
             alike.
         loader: yields equally many batches on every rank.
-        learning_rate: fractional epoch -> rate, read before every optimiser step.
+        learning_rate: fractional epoch -> rate, read before every optimizer step.
         folder: the run folder: ``checkpoints/``, ``metrics.jsonl``, ``log.txt`` and ``tensorboard/`` go
             there. It must be the same folder for all ranks.
         ema: moving average to update after each step; saved with the checkpoints.
@@ -85,9 +85,9 @@ def train(
             It may ask ``stop_if_requested`` of engine/signals.py; a resumed run then evaluates first.
         on_failures: called on all ranks with the failures of all ranks, after the steps that had some; may
             raise to end the run.
-        before_step: called on all ranks when the gradients of a step are complete, before the optimiser; a
-            gradient that it sets to None leaves its weight and the optimiser's state of it alone.
-        after_step: called on all ranks after every optimiser step with the share of the run that is then
+        before_step: called on all ranks when the gradients of a step are complete, before the optimizer; a
+            gradient that it sets to None leaves its weight and the optimizer's state of it alone.
+        after_step: called on all ranks after every optimizer step with the share of the run that is then
             done, in 0..1, and the states of the step's micro-batches on this rank; may raise to end the run,
             which nothing is saved of then. What it changes belongs into ``extra``; numbers that it returns,
             the same on every rank, are logged by their names.
@@ -153,7 +153,7 @@ class _Run(Generic[BatchT]):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run, at least one."""
+        """Optimizer steps of the whole run, at least one."""
         return max(round(self.options.epochs * self.steps_per_epoch), 1)
 
     @property
@@ -209,7 +209,7 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
                 return TrainResult("interrupted", progress, path, record)
             minutes = (time.monotonic() - saved_at) / 60.0
             distributed.note_step(progress.step)
-            record, failures, stopping, save_due = _optimiser_step(run, step_batches, stop, minutes)
+            record, failures, stopping, save_due = _optimizer_step(run, step_batches, stop, minutes)
             last = progress.step == run.total_steps
             if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
                 record, stopping = _evaluated(run, record, stopping)
@@ -255,10 +255,10 @@ def _fetch(run: _Run[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
     return _StepBatches([], seconds, stopped=not failed, error=error)
 
 
-def _optimiser_step(
+def _optimizer_step(
     run: _Run[BatchT], data: _StepBatches[BatchT], stop: StopSignals, minutes_since_save: float
 ) -> tuple[dict[str, Any], list[Any], bool, bool]:
-    """One step of the optimiser.
+    """One step of the optimizer.
 
     Returns:
         The record of the step, the failures of all ranks, and whether any rank wants to stop or to save.
@@ -273,8 +273,8 @@ def _optimiser_step(
         clip_grads_with_norm_(run.parameters, run.options.clip_norm, norm)
 
     # Everything that the host must know travels in one tensor: one all-reduce and one wait for the device a
-    # step. The wait stands before the optimiser step, since a loss that is not finite must not reach the
-    # weights; what it costs is the time to start the optimiser's few fused kernels.
+    # step. The wait stands before the optimizer step, since a loss that is not finite must not reach the
+    # weights; what it costs is the time to start the optimizer's few fused kernels.
     save_due = minutes_since_save >= run.options.save_minutes
     own = [stop.requested, save_due, bool(gradients.failures), data.seconds]
     device = gradients.values.device
@@ -352,7 +352,7 @@ def _not_finite(run: _Run[BatchT], gradients: _Gradients, loss: float, grad_norm
     samples = sorted(index for rank in distributed.gather_objects(bad) for one in rank for index in one)
     step = run.state.progress.step
     return (
-        f"step {step + 1} (epoch {run.epoch:.3f}): {what}; samples {samples}; stopped before the optimiser"
+        f"step {step + 1} (epoch {run.epoch:.3f}): {what}; samples {samples}; stopped before the optimizer"
         f" step, the weights are those of step {step}; look at these samples, lower the learning rate or the"
         " gradient clip, or use fp32, and resume from the newest checkpoint"
     )
@@ -381,7 +381,7 @@ def _steps_per_epoch(loader: Loader[Any], accumulate: int) -> int:
     if steps < 1:
         raise UserError(
             f"accumulate={accumulate} with {loader.batches_per_epoch} batches an epoch: not one whole"
-            " optimiser step; lower accumulate or the batch size, or bring more data"
+            " optimizer step; lower accumulate or the batch size, or bring more data"
         )
     return steps
 

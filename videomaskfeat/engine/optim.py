@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the fractional epoch."""
+"""Schedules as pure functions of the progress, parameter groups, and their optimizers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WarmupCosine:
     """A linear warm-up from ``start_lr`` to ``base_lr``, then half a cosine down to ``end_lr``.
 
     The cosine begins where the warm-up ends, as in the published recipes, and the rate is meant to be
-    read before every optimiser step at ``epoch = epochs done + steps done in this epoch / its steps``.
+    read before every optimizer step at ``epoch = epochs done + steps done in this epoch / its steps``.
 
     Args:
         base_lr: the highest rate, reached after ``warmup_epochs``.
@@ -58,7 +58,7 @@ class WarmupCosine:
         """The same schedule for another batch size: all three rates grow in proportion to the batch.
 
         Args:
-            batch_size: samples in one optimiser step, over all ranks and micro-batches.
+            batch_size: samples in one optimizer step, over all ranks and micro-batches.
             reference_batch_size: the batch that the rates were published for.
 
         Raises:
@@ -71,9 +71,6 @@ class WarmupCosine:
         return replace(
             self, base_lr=self.base_lr * factor, start_lr=self.start_lr * factor, end_lr=self.end_lr * factor
         )
-
-
-# Numbers that move from one value to another while a training goes on: momentum, temperatures.
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,6 @@ class LinearRamp:
         return self.start + (self.end - self.start) * part
 
 
-# Parameter groups and their optimiser.
 class Layered(Protocol):
     """What layer decay asks of an encoder, or of a module that wraps one."""
 
@@ -169,7 +165,7 @@ def parameter_groups(
     layer_decay: float = 1.0,
     layers: Callable[[str], int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Sort parameters into optimiser groups of one weight decay and one learning-rate factor each.
+    """Sort parameters into optimizer groups of one weight decay and one learning-rate factor each.
 
     Parameters of one dimension (biases, scales of norms) do not decay. A parameter with ``n`` layers behind
     its own learns at ``layer_decay ** n`` of the full rate (BEiT, arXiv 2106.08254, as in PySlowFast). Frozen

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights."""
+"""Moving averages: of weights, as a teacher network, of its outputs; and the stop of collapsed runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimiser step."""
+        """Take in the weights after an optimizer step."""
         weights = model.state_dict()
         self._blend(
             [self._average[name] for name in self._parameters],
@@ -92,9 +92,6 @@ def weight_sets(
         yield "", nullcontext()
 
 
-# A teacher: the moving average of a network that is learning, as a network of its own.
-
-
 class Teacher:
     """A copy of a network whose weights follow it: ``w = m * w + (1 - m) * student``.
 
@@ -122,7 +119,7 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, network: nn.Module, progress: float) -> None:
-        """Take in the student's weights after an optimiser step.
+        """Take in the student's weights after an optimizer step.
 
         Args:
             network: the student, built alike, on the same device.
@@ -141,9 +138,6 @@ class Teacher:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on with saved weights."""
         self.module.load_state_dict(state)
-
-
-# Means over everything that one optimiser step has seen: all micro-batches, on all ranks.
 
 
 def sum_of_rows(rows: Tensor) -> Tensor:
@@ -200,9 +194,6 @@ class RunningCentre:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved centre."""
         self.value.copy_(state["value"])
-
-
-# The stop of a training whose features have become the same for everything.
 
 
 @dataclass(frozen=True)

@@ -437,7 +437,7 @@ class TokenizerStep(ABC):
         """Tokens, normalised reconstruction, further loss, its figures, and the state for `after_step`."""
 
     def after_step(self, progress: float, states: Sequence[Any]) -> None:
-        """Take in that an optimiser step is done, and with it this share of the run."""
+        """Take in that an optimizer step is done, and with it this share of the run."""
         self.progress = progress
 
     def state_dict(self) -> dict[str, Any]:
@@ -492,7 +492,7 @@ class DvaeStep(TokenizerStep):
 class VqStep(TokenizerStep):
     """The step of a :class:`~videomaskfeat.models.tokenizers.VectorQuantizer`: squared error and commitment.
 
-    The codes move once an optimiser step, by what all its micro-batches on all ranks say.
+    The codes move once an optimizer step, by what all its micro-batches on all ranks say.
     """
 
     def __init__(

@@ -146,7 +146,7 @@ def test_what_a_method_does_not_read_is_said(name: str, pretrain: Pretrain) -> N
     both = "target, mask" if name == "byol" else "target"  # the tiny run sets a mask
     code, text = pretrain(*settings(name), "target=pixels", "optim.epochs=1", "optim.warmup_epochs=0")
     assert code == 0, text
-    assert f"ignored   {both}: method {name} has no use for it" in text
+    assert f"ignored   {both}: method {name} does not use it" in text
 
 
 def test_weights_are_fine_tuned_and_give_features(pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Projector(nn.Module):
 class PrototypeHead(nn.Module):
     """A perceptron, unit length, then the cosines to K learned prototypes: the head of DINO and iBOT.
 
-    The prototypes are the rows of a weight-normalised layer whose gain stays 1. Unit vectors and cosines are
+    The prototypes are the rows of a weight-normalized layer whose gain stays 1. Unit vectors and cosines are
     computed in float32: a temperature of 0.04 multiplies their rounding by 25.
 
     Args:

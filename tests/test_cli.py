@@ -271,6 +271,42 @@ def test_options_are_flags_or_keys_in_any_order(words: list[str]) -> None:
     assert (options.crops, options.workers, options.out) == (None, 2, "evaluation")
 
 
+@pytest.mark.parametrize("text", ["-", "a: b", "a #b", "010", "1:30", "[x]", "${x}", "null.json", " é "])
+def test_text_is_the_same_by_flag_and_by_key(text: str) -> None:
+    for words in ([f"--json={text}"], [f"json={text}"]):
+        assert cli.CommandLine("predict").read(["w", "a.mp4", *words]).json == text
+
+
+def test_lists_and_null_by_key() -> None:
+    read = cli.CommandLine("report").read
+    assert read(["run", "beside=a b"]).beside == ["a b"]
+    assert read(["run", "beside=[a, b]"]).beside == ["a", "b"]
+    assert read(["run", "out=null"]).out is None
+
+
+def test_numbers_of_flags_are_decimal() -> None:
+    options = cli.CommandLine("evaluate").read(["w", "l", "--views", "010", "--temperature", ".5"])
+    assert (options.views, options.temperature) == (10, 0.5)
+    for wrong in ("0x10", "1:30", "null"):
+        with pytest.raises(UserError, match="must be an integer"):
+            cli.CommandLine("evaluate").read(["w", "l", "--views", wrong])
+    with pytest.raises(UserError, match="list of integers"):
+        cli.CommandLine("detect-evaluate").read(["w", "--scales", "0x10"])
+
+
+def test_files_after_dashes_are_never_options() -> None:
+    options = cli.CommandLine("evaluate").read(["--views", "2", "--", "-w", "top=1"])
+    assert (options.weights, options.list, options.views) == ("-w", "top=1", 2)
+    assert cli.CommandLine("evaluate").read(["w", "--", "out=x"]).list == "out=x"
+    assert cli.CommandLine("pretrain").read(["--", "run.seed=3"]).run.seed == 3
+
+
+def test_a_default_that_is_given_is_not_null() -> None:
+    read = cli.CommandLine("export").read
+    assert read(["w", "o", "--input", "uint8", "--opset", "20"]).input == "uint8"
+    assert read(["w", "o", "opset=20"]).opset == 20
+
+
 def test_flags_of_every_kind() -> None:
     detect = [
         "w",

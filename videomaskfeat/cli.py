@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import io
+import json
 import logging
 import os
 import re
@@ -134,6 +135,7 @@ class CommandLine:
             UserError: a wrong option or value, or a missing one.
             SystemExit: the help was asked for and is printed.
         """
+        arguments, files = _split_at_dashes(arguments)
         options, unknown = self.parser().parse_known_intermixed_args(arguments)
         if unknown:
             known = [_flag(name, one) for name, one in self.keys.items()]
@@ -148,7 +150,7 @@ class CommandLine:
                 words += [word for word in value if self._full_name(word)]
                 setattr(options, name, [word for word in value if word not in words])
         overrides = [one for name in self.keys for one in self._of_flag(name, getattr(options, name, None))]
-        overrides += self._of_words(words)
+        overrides += self._of_words(words, files)
         config: Any = load_config(self.schema, getattr(options, "yaml", None), overrides, say=logger.info)
         if not self.flagged:
             return config
@@ -222,14 +224,18 @@ class CommandLine:
                 parsed = Override.parse(f"{one.name}.{item}")
                 yield Override(parsed.name, parsed.value, f"{_flag(name, one)} {item}")
         elif kind is list:
-            numbers = None if one.kind == list[str] else f"[{','.join(value)}]"
+            numbers = None if one.kind == list[str] else f"[{','.join(map(_quoted, value))}]"
             yield Override(one.name, numbers or value, spelling, literal=numbers is None)
+        elif kind in (int, float):
+            yield Override(one.name, _quoted(value), spelling)
         else:
             yield Override(one.name, value, spelling, literal=kind is str and value != one.rules.null)
 
-    def _of_words(self, words: Sequence[str]) -> Iterator[Override]:
-        """``key=value``, and the positional arguments in their order."""
+    def _of_words(self, words: Sequence[str], files: Sequence[str]) -> Iterator[Override]:
+        """``key=value``, and the positional arguments in their order; those after ``--`` are never keys."""
         loose, given = [], set()
+        if not self.flagged:
+            words, files = [*words, *files], []
         for word in words:
             name, _, value = word.partition("=")
             full = self._full_name(word)
@@ -237,12 +243,13 @@ class CommandLine:
                 yield Override.parse(word)
             elif full:
                 given.add(full)
-                yield Override(full, value, word)
+                yield self._of_word(full, value, word)
             elif re.match(r"[a-z][a-z_.-]*=", word) and not os.path.lexists(word):
                 close = nearest(name, self.keys) or self._see_help
                 raise UserError(f"argument {show_text(word)!r} is neither an option nor a file{close}")
             else:
                 loose.append(word)
+        loose += files
         for one in self.positional:
             if one.name not in given and loose:
                 taken = loose if _kind(one) is list else loose[0]
@@ -250,6 +257,16 @@ class CommandLine:
                 yield Override(one.name, taken, one.name.partition(".")[2].upper(), literal=True)
         if loose:
             raise UserError(f"unexpected argument {show_text(loose[0])!r}{self._see_help}")
+
+    def _of_word(self, name: str, value: str, word: str) -> Override:
+        """Text without quotes is taken as it is, like that of a flag; other values are YAML."""
+        one = self.names.get(name)
+        if one and _kind(one) is str and not value.startswith(("'", '"')):
+            nulls = ("null", one.rules.null) if type(None) in typing.get_args(one.kind) else ()
+            return Override(name, value, word, literal=value not in nulls)
+        if one and one.kind == list[str] and value and not value.startswith("["):
+            return Override(name, [value], word, literal=True)
+        return Override(name, value, word)
 
     def _full_name(self, word: str) -> str:
         """``section.key`` of ``key=value`` or ``section.key=value``; empty if there is no such key."""
@@ -263,6 +280,17 @@ class CommandLine:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _split_at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The arguments before and after the first ``--``; argparse takes ``-x`` after it for an option."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]
+
+
+def _quoted(number: str) -> str:
+    """Text that YAML leaves as it is: by its rules 010 would be 8, and 1:30 would be 90."""
+    return json.dumps(number)
 
 
 def _help(verb: str) -> tuple[str, str]:

@@ -301,7 +301,7 @@ def load_config(
     for name, value in _resolve(tree, setter):
         try:
             rules = known[name].rules
-            value = None if rules.null and value == rules.null else value
+            value = None if rules.null.isalpha() and value == rules.null else value
             _set(config, name, _convert(value, known[name].kind, known[name].value))
         except ValueError as error:
             either = f", or {rules.null}" if rules.null.isalpha() else ""

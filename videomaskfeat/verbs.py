@@ -168,9 +168,11 @@ def compare(config: CompareConfig) -> int:
 
 def _pretrain_arguments() -> dict[str, list[str]]:
     from videomaskfeat.methods import METHODS
+    from videomaskfeat.methods.build import PARTS
     from videomaskfeat.targets import TARGETS
 
-    return _arguments("target.arguments", TARGETS) | _arguments("method.arguments", METHODS)
+    targets = _arguments("target.arguments", TARGETS, supplied=("build", "clip_mean", "clip_std"))
+    return targets | _arguments("method.arguments", METHODS, supplied=PARTS)
 
 
 def _tokenizer_arguments() -> dict[str, list[str]]:
@@ -186,8 +188,10 @@ TAKES: dict[str, Callable[[], Mapping[str, Sequence[str]]]] = {
 """Verb -> title and names of the arguments that ``--keys`` prints below the keys."""
 
 
-def _arguments(where: str, builders: Mapping[str, Callable[..., object]]) -> dict[str, list[str]]:
-    supplied = ("config", "build", "clip_mean", "clip_std")  # by the run itself
+def _arguments(
+    where: str, builders: Mapping[str, Callable[..., object]], *, supplied: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """Title and arguments of each builder, without those that the run supplies."""
     return {
         f"{where} of {name}": [
             argument.name if argument.default is argument.empty else f"{argument.name}={argument.default}"

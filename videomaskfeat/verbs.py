@@ -171,7 +171,8 @@ def _pretrain_arguments() -> dict[str, list[str]]:
     from videomaskfeat.methods.build import PARTS
     from videomaskfeat.targets import TARGETS
 
-    return _arguments("target.arguments", TARGETS) | _arguments("method.arguments", METHODS, supplied=PARTS)
+    targets = _arguments("target.arguments", TARGETS, supplied=("build", "clip_mean", "clip_std"))
+    return targets | _arguments("method.arguments", METHODS, supplied=PARTS)
 
 
 def _tokenizer_arguments() -> dict[str, list[str]]:
@@ -188,11 +189,9 @@ TAKES: dict[str, Callable[[], Mapping[str, Sequence[str]]]] = {
 
 
 def _arguments(
-    where: str,
-    builders: Mapping[str, Callable[..., object]],
-    *,
-    supplied: Sequence[str] = ("build", "clip_mean", "clip_std"),  # by the run itself
+    where: str, builders: Mapping[str, Callable[..., object]], *, supplied: Sequence[str] = ()
 ) -> dict[str, list[str]]:
+    """Title and arguments of each builder, without those that the run supplies."""
     return {
         f"{where} of {name}": [
             argument.name if argument.default is argument.empty else f"{argument.name}={argument.default}"

@@ -280,6 +280,7 @@ def test_signal_is_answered_with_what_will_be_done(caplog: pytest.LogCaptureFixt
 
 def test_second_signal_ends_at_once_unless_it_is_the_same_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal and a launcher both pass a signal on; a person who presses again waits longer."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores SIGINT
     with StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
@@ -288,6 +289,7 @@ def test_second_signal_ends_at_once_unless_it_is_the_same_wish(monkeypatch: pyte
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    signal.signal(signal.SIGINT, earlier)
 
 
 def test_long_work_inside_a_training_asks_for_the_signal() -> None:

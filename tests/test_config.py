@@ -330,3 +330,9 @@ def test_rules_leave_null_and_bounds_alone_and_are_printed() -> None:
         "short sides [pixels, at least 1]",
         "decay [at least 0 and below 1]",
     ]
+
+
+@pytest.mark.parametrize("override", ["run.folder.x=1", "optim.betas.0=1"])
+def test_a_value_inside_a_plain_key_is_blamed_on_its_argument(override: str) -> None:
+    with pytest.raises(UserError, match=f"^argument '{override}': "):
+        load_config(PretrainConfig, "configs/pretrain/sample.yaml", [override])

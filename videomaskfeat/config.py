@@ -294,7 +294,8 @@ def load_config(
         _merge(tree, layer)
 
     def setter(name: str) -> str:
-        setters = [one.where for one in given if f"{name}.".startswith(f"{one.name}.")]
+        places = [(one.where, f"{one.name}.") for one in given]
+        setters = [where for where, key in places if f"{name}.".startswith(key) or key.startswith(f"{name}.")]
         return setters[-1] if setters else path or "the arguments"
 
     config = schema()

@@ -262,7 +262,7 @@ class PretrainedModelConfig:
 
     name: str = key("", "name of a model of create_model")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
-    drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0")
+    drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
     weights: str = key("", "weights to start from, ours or a PySlowFast checkpoint; empty: from scratch")
@@ -452,7 +452,7 @@ class DetectorConfig(PretrainedModelConfig):
     """Which network, and the weights it starts from."""
 
     name: str = key("maskfeat_mvitv2_s_detector", "name of a detector of create_model")
-    drop_path: float = key(0.4, "drop path rate of the last block; rises linearly from 0")
+    drop_path: float = key(0.4, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.5, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(1.0, "factor on the last layer's initial weights")
 

@@ -169,11 +169,12 @@ def test_config_file_holds_only_differences_and_states_its_source(path: Path) ->
 
 
 @pytest.mark.parametrize("path", TRAININGS, ids=str)
-def test_config_file_builds_its_network(path: Path) -> None:
+def test_config_file_builds_its_network(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device, without the files that earlier runs leave: weights, tokenizers and teachers."""
     config = load_config(
         SCHEMAS[path.parent.name], str(path), ["model.weights="] * ("model.weights" in path.read_text())
     )
+    monkeypatch.chdir(tmp_path)  # a demo may have left those files here
     with torch.device("meta"):
         if isinstance(config, FinetuneConfig):
             head = list(build_classifier(config, 7)[0].state_dict().items())[-1]

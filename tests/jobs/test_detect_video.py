@@ -203,17 +203,17 @@ def test_avi_that_states_twice_its_rate_is_detected_as_the_mp4(
     monkeypatch.setattr("tests.jobs.test_detect_video.left_half", whole)
     plug_in = ["--detector", "tests.jobs.test_detect_video:left_half", "--every", "0.5"]
     for name, options in {"found": plug_in, "listed": ["--boxes", str(videos / "boxes.csv")]}.items():
-        told, rows = [], []
+        documents, rows = [], []
         for path in (source, copied):
             out = path.parent / name
             command = ["detect", str(weights), str(path), *options, "--csv", "--out", str(out)]
             assert main([*command, "--threshold", "0", "--device", "cpu"]) == 0
-            told.append(simplejson.loads((out / "a_actions.json").read_text()))
+            documents.append(simplejson.loads((out / "a_actions.json").read_text()))
             rows.append((out / "a_actions.csv").read_bytes())
             with av.open(str(out / "a_actions.mp4")) as film:
                 times = [round(frame.time * 30) for frame in film.decode(video=0)]
             assert times == list(range(FRAMES))
-        own, avi = told
+        own, avi = documents
         seconds = [0, 0.5, 1, 1.5, 2] if name == "found" else [0, 1, 2]
         assert [frame["seconds"] for frame in avi["key_frames"]] == seconds
         assert all(frame["persons"] for frame in avi["key_frames"])

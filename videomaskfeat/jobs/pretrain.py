@@ -14,7 +14,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, run_training
 from videomaskfeat.environment import environment_text
-from videomaskfeat.inference.drawing import draw_videos, why_not_drawn
+from videomaskfeat.inference.drawing import draw_videos, explain_undrawable
 from videomaskfeat.inference.probe import FeatureProbe
 from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
@@ -153,7 +153,7 @@ class PretrainRun(Run):
                 "heldout_untrained": before.model if self.method.fixed_target else None,
                 "heldout_trained": after.model,
             }
-        reason = why_not_drawn(self.method.recipe)
+        reason = explain_undrawable(self.method.recipe)
         return summary if reason is None else {**summary, "not_drawn": reason}
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:

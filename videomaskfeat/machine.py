@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-# How often a waiting thread of libgomp checks again before it sleeps. This is libgomp's own default, some 3 ms,
-# so that an idle machine computes as fast as without a policy. A busy machine needs 0, the default of PASSIVE
-# (see `yielding_threads`). Always 0 would cost a wake-up per parallel region, which doubles the step of a small
-# model on an idle machine (docs/performance.md).
+# How often a waiting thread of libgomp checks again before it sleeps. This is libgomp's own default, some
+# 3 ms: an idle machine computes as fast as without a policy. A busy machine needs 0, the default of PASSIVE
+# (see `yielding_threads`). Always 0 would cost a wake-up per parallel region, which doubles the step of a
+# small model on an idle machine (docs/performance.md).
 _SPINS = "300000"
 _CGROUP = Path("/sys/fs/cgroup")
 # A busy machine keeps the main thread waiting for a core; a machine that is busy no longer has idle cores.

@@ -243,16 +243,16 @@ def evaluate(options: EvaluateOptions) -> int:
     """
     from videomaskfeat.inference.lists import ListChoice
     from videomaskfeat.inference.multiview import Machine
-    from videomaskfeat.jobs.evaluate import Neighbours, ViewChoice, evaluate
+    from videomaskfeat.jobs.evaluate import Neighbors, ViewOptions, evaluate
 
     with progress("scoring videos") as update:
         result = evaluate(
             options.weights,
             options.list,
             options.out,
-            views=_part(ViewChoice, options),
+            views=_part(ViewOptions, options),
             lists=_part(ListChoice, options),
-            neighbours=Neighbours(options.knn, options.k, options.temperature) if options.knn else None,
+            neighbors=Neighbors(options.knn, options.k, options.temperature) if options.knn else None,
             machine=_part(Machine, options),
             submission=options.submission,
             progress=update,
@@ -439,17 +439,17 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
     from videomaskfeat.inference.ava_scores import ScoredFiles
-    from videomaskfeat.inference.key_frames import VideoPlaces, lines_on
+    from videomaskfeat.inference.key_frames import VideoLocations, format_failures
     from videomaskfeat.inference.multiview import Machine
-    from videomaskfeat.jobs.detect_evaluate import FrameChoice, detect_evaluate
+    from videomaskfeat.jobs.detect_evaluate import FrameOptions, detect_evaluate
 
     with progress("scoring key frames") as update:
         result = detect_evaluate(
             options.weights,
             ScoredFiles(options.groundtruth, options.labels, options.exclusions, tuple(options.boxes)),
-            _part(VideoPlaces, options),
+            _part(VideoLocations, options),
             options.out,
-            frames=_part(FrameChoice, options),
+            frames=_part(FrameOptions, options),
             machine=_part(Machine, options),
             iou_threshold=options.iou,
             rows_per_frame=options.rows_per_frame,
@@ -458,7 +458,7 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
     if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
         return DONE
     print(printable(result.text))
-    return report_failures("detect-evaluate", lines_on(result.failures))
+    return report_failures("detect-evaluate", format_failures(result.failures))
 
 
 @dataclass

@@ -21,7 +21,7 @@ from videomaskfeat.inference.detectors import VideoDetector, load_detector
 from videomaskfeat.inference.multiview import Progress
 from videomaskfeat.inference.person_boxes import check_boxes, load_box_detector
 from videomaskfeat.inference.persons import KeyFrameActions, VideoActions, check_tracking, find_actions
-from videomaskfeat.inference.results import identity_of, write_json
+from videomaskfeat.inference.results import describe_weights, write_json
 from videomaskfeat.io import file_sha256, free_name, make_folder
 from videomaskfeat.metrics.ava_map import Detections, write_detections
 from videomaskfeat.viz.labelled import Bar, DrawnPerson, film_rate, write_persons
@@ -119,7 +119,7 @@ def detect_videos(
         "max_gap_seconds": max_gap_seconds,
     }
     protocol = {
-        **identity_of(checkpoint),
+        **describe_weights(checkpoint),
         "boxes": {"detector": detector, "options": options} if boxes is None else _file(boxes),
         "box_score": loaded.recipe.score_threshold if box_score is None else box_score,
         "threshold": threshold,

@@ -157,9 +157,9 @@ class PretrainRun(Run):
                 "heldout_untrained": before.model if self.method.fixed_target else None,
                 "heldout_trained": after.model,
             }
-        from videomaskfeat.inference.drawing import why_not_drawn
+        from videomaskfeat.inference.drawing import explain_undrawable
 
-        reason = why_not_drawn(self.method.recipe)
+        reason = explain_undrawable(self.method.recipe)
         return summary if reason is None else {**summary, "not_drawn": reason}
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:

@@ -195,13 +195,6 @@ def test_finished_run_has_nothing_left_to_do(tmp_path: Path, reference: Path) ->
     assert_same_run(tmp_path, reference)
 
 
-def test_given_checkpoint_starts_a_new_folder(tmp_path: Path, reference: Path) -> None:
-    """The first lines are the old folder's; everything else is the same."""
-    train_toy(tmp_path, resume=reference / "checkpoints" / "step_00000008.pt")
-    assert metrics(tmp_path) == metrics(reference)[8:]
-    assert final_state(tmp_path)["progress"] == final_state(reference)["progress"]
-
-
 def test_other_accumulation_keeps_position(tmp_path: Path) -> None:
     """Without dropout the number of micro-batches changes only rounding (float32: 1e-6)."""
     train_toy(tmp_path / "one", dropout=0.0, accumulate=2)

@@ -16,7 +16,7 @@ from videomaskfeat.engine.teacher import (
     CollapseStop,
     ExponentialMovingAverage,
     Monitor,
-    RunningCentre,
+    RunningCenter,
     Teacher,
     mean_of_rows,
     sum_of_rows,
@@ -97,19 +97,19 @@ def test_centre_is_the_moving_average_of_the_steps_means() -> None:
     """Against a loop over rows; steps of several micro-batches of unequal size; float32: 1e-6."""
     generator = torch.Generator().manual_seed(0)
     steps = [[torch.randn(n, 5, generator=generator) for n in sizes] for sizes in ((2, 3), (4,), (1, 1, 2))]
-    centre = RunningCentre(5, momentum=0.9)
+    centre = RunningCenter(5, momentum=0.9)
     for parts in steps:
         centre.update(mean_of_rows([sum_of_rows(part) for part in parts]))
     expected = reference.centred([torch.cat(parts).tolist() for parts in steps], 0.9)
     torch.testing.assert_close(centre.value, torch.tensor(expected), atol=1e-6, rtol=1e-6)
-    again = RunningCentre(5)
+    again = RunningCenter(5)
     again.load_state_dict(centre.state_dict())
     assert torch.equal(again.value, centre.value)
 
 
 def test_centre_of_a_constant_closed_form() -> None:
     """c_n = (1 - m^n) x."""
-    centre = RunningCentre(1, momentum=0.9)
+    centre = RunningCenter(1, momentum=0.9)
     for _ in range(7):
         centre.update(mean_of_rows([sum_of_rows(torch.full((3, 1), 2.0, dtype=torch.bfloat16))]))
     assert centre.value.item() == pytest.approx(2 * (1 - 0.9**7), rel=1e-5)
@@ -118,7 +118,7 @@ def test_centre_of_a_constant_closed_form() -> None:
 def update_on_a_rank(rows: torch.Tensor, expected: torch.Tensor) -> None:
     """Rank 0 sees the first row, rank 1 the others; the centre is that of all."""
     with distributed.process_group(torch.device("cpu")):
-        centre = RunningCentre(rows.shape[1])
+        centre = RunningCenter(rows.shape[1])
         centre.update(mean_of_rows([sum_of_rows(rows[:1] if distributed.rank() == 0 else rows[1:])]))
     torch.testing.assert_close(centre.value, expected, atol=1e-6, rtol=1e-6)
 

@@ -101,7 +101,7 @@ class DetectRun(Run):
             assert self.lists.truth is not None
             self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
             self.validated = self.part_of_seconds(self.lists.tested, self.lists.truth)
-        self.learn(model)
+        self.set_model(model)
         self.compare = torch.compile(self.detect) if config.run.compile else self.detect
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
@@ -122,7 +122,7 @@ class DetectRun(Run):
             f"{len(lists.train.boxes)} boxes{tested}, {lists.classes} actions",
         ]
 
-    def opened(self) -> None:
+    def on_open(self) -> None:
         """Log what became of the weights that the run starts from."""
         if self.load_report is not None:
             path = self.config.model.weights

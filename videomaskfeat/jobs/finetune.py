@@ -69,7 +69,7 @@ class FinetuneRun(Run):
         self.evaluates, self.evaluate_epochs = self.lists.validation is not None, config.evaluate.epochs
         if self.lists.validation is not None:  # a mistake is reported now rather than after the training
             build_views(self.lists.validation, self.recipe)
-        self.learn(model)
+        self.set_model(model)
         self.compare = torch.compile(self.classify) if config.run.compile else self.classify
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
@@ -100,7 +100,7 @@ class FinetuneRun(Run):
             )
         return lines
 
-    def opened(self) -> None:
+    def on_open(self) -> None:
         """Log what became of the weights that the run starts from."""
         if self.load_report is not None:
             path = self.config.model.weights

@@ -53,7 +53,7 @@ class PretrainRun(Run):
         )
         self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
-        self.learn(self.method.student)
+        self.set_model(self.method.student)
         self.method.to(device)
         self.probe = self._build_probe() if config.probe.train or config.probe.test else None
         self.evaluate_epochs = config.run.evaluate_epochs

@@ -74,7 +74,7 @@ class TokenizerRun(Run):
         self.loader = training_loader(config)
         self.heldout = heldout_loader(config)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
-        self.learn(self.tokenizer)
+        self.set_model(self.tokenizer)
         if self.perceptual is not None:
             self.perceptual.to(device)
         self.reconstruct = build_step(config, self.network, self.tokenizer, self.perceptual)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.data.clips import MaskDraw
 from videomaskfeat.engine.optim import CosineRamp, LinearRamp
-from videomaskfeat.engine.teacher import Monitor, RunningCentre
+from videomaskfeat.engine.teacher import Monitor, RunningCenter
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import resize_mask
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
@@ -164,7 +164,7 @@ class Ibot(PairMethod):
             followed=student,
             momentum=CosineRamp(momentum, momentum_end),
             centers={
-                f"{kind}_centre": RunningCentre(prototypes, momentum=centre_momentum) for kind in _KINDS
+                f"{kind}_centre": RunningCenter(prototypes, momentum=centre_momentum) for kind in _KINDS
             },
             monitors=_monitors(collapse_std, collapse_information),
             grace=collapse_grace,

@@ -20,7 +20,7 @@ from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.teacher import (
     CollapseStop,
     Monitor,
-    RunningCentre,
+    RunningCenter,
     Teacher,
     mean_of_rows,
     sum_of_rows,
@@ -93,7 +93,7 @@ class TeacherMethod(Method):
         momentum: Callable[[float], float],
         monitors: tuple[Monitor, ...],
         grace: float,
-        centers: Mapping[str, RunningCentre] | None = None,
+        centers: Mapping[str, RunningCenter] | None = None,
         **method: Any,
     ) -> None:
         super().__init__(**method)

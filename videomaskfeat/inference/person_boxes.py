@@ -15,7 +15,7 @@ import numpy as np
 
 from videomaskfeat.ava import AVA_ACTIONS, VideoNames, read_detections
 from videomaskfeat.data.ava_lists import detected_key_frames
-from videomaskfeat.data.ava_sources import LENGTH_SLACK, clip_name, start_of
+from videomaskfeat.data.ava_sources import find_start, is_inside, parse_clip_name
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, nearest
 
 _NAMED = 5  # videos, in a message
@@ -105,16 +105,16 @@ def read_boxes(
         times[float(listed.seconds[number])] = int(number)
     seconds = np.array(sorted(times))
     notes = []
-    clip = clip_name(Path(video).name)
+    clip = parse_clip_name(Path(video).name)
     start = 0.0 if start_second is None else start_second
     if start_second is None and clip and clip[0] == own:
         start = clip[1]
         notes.append(f"The first picture is second {start:g}, as the name of the clip gives.")
-    elif start_second is None and (start := start_of(seconds, duration_seconds) or 0.0):
+    elif start_second is None and (start := find_start(seconds, duration_seconds) or 0.0):
         notes.append(
             f"The times of {name} fit the video only if its first picture is second {start:g}: taken so."
         )
-    inside = (seconds >= start - LENGTH_SLACK) & (seconds - start <= duration_seconds + LENGTH_SLACK)
+    inside = is_inside(seconds, start, duration_seconds)
     if not inside.any():
         raise UserError(
             f"{name}: all {len(seconds)} key frames of {own}, from {seconds[0]:g} to {seconds[-1]:g} s, lie "
@@ -154,7 +154,7 @@ def _thinned(seconds: np.ndarray, every: float) -> np.ndarray:
 
 def _name_in(known: set[str], video: str) -> str | None:
     """What a file of boxes calls a video: its file's name, or what a clip of Kinetics was cut from."""
-    clip = clip_name(Path(video).name)
+    clip = parse_clip_name(Path(video).name)
     words = (Path(video).name, Path(video).stem, clip[0] if clip else "")
     return next((word for word in words if word in known), None)
 

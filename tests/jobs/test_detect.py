@@ -24,7 +24,7 @@ from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.key_frames import VideoPlaces, read_tested
+from videomaskfeat.inference.key_frames import VideoLocations, read_key_frames
 from videomaskfeat.jobs.detect import (
     DetectRun,
     build_detector,
@@ -260,7 +260,7 @@ def test_ground_truth_is_looked_for_beside_detected_boxes(
     """A video that is not there, or a time beyond the end, though no box is there: before the first step."""
     weights, truth = write_detector(tmp_path / "d.safetensors"), tmp_path / "truth.csv"
     for row, words in (
-        ("zz,0001", ("1 of the 3 videos of", "truth.csv is not there, the first is 'zz'")),
+        ("zz,0001", ("1 of the 3 videos of", "truth.csv is missing, the first is 'zz'")),
         ("v,0099", ("truth.csv:19: 1 key frame of 1 video lies outside it", "the first at 99 s of")),
     ):
         truth.write_text(Path(actions.truth).read_text() + f"{row},0.1,0.1,0.5,0.5,1,0\n")
@@ -577,7 +577,7 @@ def test_an_action_beyond_the_classes_is_named_with_its_line(config_of: Any, tmp
 
 def test_extracted_frames_are_found_by_lists(config_of: Any) -> None:
     places = video_places(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
-    assert places == VideoPlaces(frame_lists=("none.csv",), frames="f")
+    assert places == VideoLocations(frame_lists=("none.csv",), frames="f")
     with pytest.raises(UserError, match=r"none\.csv: no such"):
         places.find(read_lists(config_of()).train)
 
@@ -587,7 +587,7 @@ def test_boxes_where_nobody_is_are_tested_on(tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("a,1,0.1,0.1,0.5,0.5,12\nb,2\nc,3\n")
     rows = [f"{video},{second},0.1,0.1,0.5,0.5,,0.99\n" for video, second in ("a1", "b2", "d4")]
     (tmp_path / "boxes.csv").write_text("".join(rows))
-    truth, tested, other = read_tested(
+    truth, tested, other = read_key_frames(
         str(tmp_path / "truth.csv"), [str(tmp_path / "boxes.csv")], "", classes=80, score_threshold=0.5
     )
     assert truth.videos == tested.videos == ("a", "b")

@@ -24,7 +24,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.inference.classifiers import load_classifier, load_encoder
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.scores import load_scores
-from videomaskfeat.jobs.evaluate import Neighbours, evaluate
+from videomaskfeat.jobs.evaluate import Neighbors, evaluate
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def evaluate_on_ranks(made: Path, out: Path) -> None:
         made / "best.safetensors",
         str(made / "val.csv"),
         out / "knn",
-        neighbours=Neighbours(str(made / "val.csv"), k=4),
+        neighbors=Neighbors(str(made / "val.csv"), k=4),
         machine=machine,
     )
     assert len(nearest.failures) == 2  # one in each list

@@ -14,8 +14,8 @@ import simplejson
 from videomaskfeat.ava import read_label_map
 from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.errors import counted
-from videomaskfeat.inference.detectors import BoxScores, detections_of
-from videomaskfeat.inference.results import hashes_of, write_page, write_result, write_table
+from videomaskfeat.inference.detectors import BoxScores, build_detections
+from videomaskfeat.inference.results import hash_files, write_page, write_result, write_table
 from videomaskfeat.io import make_folder, whole_file
 from videomaskfeat.metrics.ava_map import (
     AvaData,
@@ -58,11 +58,13 @@ class ScoredFiles:
     def hashes(self) -> dict[str, dict[str, str]]:
         """Path and hash of each file."""
         named = {"groundtruth": self.groundtruth, "labels": self.label_map, "exclusions": self.exclusions}
-        return hashes_of(named | {f"boxes {number}": path for number, path in enumerate(self.boxes, start=1)})
+        return hash_files(
+            named | {f"boxes {number}": path for number, path in enumerate(self.boxes, start=1)}
+        )
 
 
 @dataclass(frozen=True)
-class Rules:
+class ScoringRules:
     """How detections are judged.
 
     Attributes:
@@ -89,7 +91,7 @@ class ScoredDetections:
     """
 
     data: AvaData
-    rules: Rules
+    rules: ScoringRules
     result: AvaResult
     actions: list[ActionRow]
     persons: list[Part]
@@ -122,7 +124,7 @@ class ScoredDetections:
         return "\n".join(lines if folder is None else [*lines, str(folder / "report.html")])
 
 
-def score_detections(data: AvaData, rules: Rules) -> ScoredDetections:
+def score_detections(data: AvaData, rules: ScoringRules) -> ScoredDetections:
     """Score detections, and find what explains the score.
 
     Raises:
@@ -171,7 +173,7 @@ def write_key_frame_score(
     key_frames: KeyFrames,
     found: BoxScores,
     about: Mapping[str, Any],
-    rules: Rules = Rules(),
+    rules: ScoringRules = ScoringRules(),
 ) -> ScoredDetections:
     """Write detections.csv, score that file by the official rules, and write the result; rank 0 alone.
 
@@ -188,7 +190,7 @@ def write_key_frame_score(
     make_folder(folder)
     path = folder / "detections.csv"
     actions = read_label_map(files.label_map)
-    write_detections(path, key_frames.moments(), detections_of(key_frames, found, actions))
+    write_detections(path, key_frames.moments(), build_detections(key_frames, found, actions))
     scored = score_detections(
         read_ava(files.groundtruth, path, files.label_map, files.exclusions or None), rules
     )

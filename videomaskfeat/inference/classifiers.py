@@ -15,7 +15,7 @@ from torch import Tensor
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import MemoryReader, open_video
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.inference.multiview import ClipPass, Machine, evaluating, views_of
+from videomaskfeat.inference.multiview import ClipPass, Machine, build_views, evaluation_mode
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe
@@ -181,12 +181,12 @@ class VideoEncoder:
             source = MemoryReader(frames, fps=fps)
             name = source.path
         with source:
-            views = views_of(Records.from_paths([name], None, source=name), recipe, reader=reader)
+            views = build_views(Records.from_paths([name], None, source=name), recipe, reader=reader)
             return torch.from_numpy(views.clips(source)), name
 
     def _run(self, network: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         """Clips uint8 [B, T, H, W, C] -> float64 [B, ...] on the CPU."""
-        with evaluating(self.model):
+        with evaluation_mode(self.model):
             outputs = ClipPass(network, self.recipe.clip, self.machine)(clips)
         if not outputs.isfinite().all():
             raise RunFailed(

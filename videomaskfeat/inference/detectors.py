@@ -22,8 +22,8 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
-    evaluating,
-    on_every_rank,
+    evaluation_mode,
+    run_on_every_rank,
 )
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.metrics.accuracy import action_scores
@@ -224,7 +224,7 @@ def score_batches(
 
     def work() -> list[ScoredBatch]:
         parts, done = [], 0
-        with evaluating(detector.model):
+        with evaluation_mode(detector.model):
             for batch in batches:
                 stop_if_requested()
                 parts.append(_score_batch(detector, batch))
@@ -233,7 +233,7 @@ def score_batches(
                     progress(min(done * distributed.world_size(), len(key_frames)), len(key_frames))
         return parts
 
-    return join_batches([batch for parts in on_every_rank(work) for batch in parts], key_frames)
+    return join_batches([batch for parts in run_on_every_rank(work) for batch in parts], key_frames)
 
 
 def _score_batch(detector: VideoDetector, batch: KeyFrameBatch) -> ScoredBatch:
@@ -274,7 +274,7 @@ def join_batches(parts: Sequence[ScoredBatch], key_frames: KeyFrames) -> BoxScor
     return BoxScores(scores, times > 0, tuple(failures), len(key_frames))
 
 
-def detections_of(tested: KeyFrames, found: BoxScores, actions: Iterable[int]) -> Detections:
+def build_detections(tested: KeyFrames, found: BoxScores, actions: Iterable[int]) -> Detections:
     """One row per scored box and given action; ``frames`` are rows of ``tested``."""
     ids = list(actions)
     frames = np.repeat(np.arange(len(tested)), np.diff(tested.starts))
@@ -296,7 +296,7 @@ def score_in_memory(
         UserError: there is no ground truth of these actions.
     """
     ids = list(actions)
-    detections = detections_of(tested, found, ids)
+    detections = build_detections(tested, found, ids)
     numbers = {moment: number for number, moment in enumerate(tested.moments())}
     frames = np.array([numbers.setdefault(moment, len(numbers)) for moment in truth.moments()], np.int64)
     boxes, columns = np.nonzero(truth.labels)

@@ -107,7 +107,7 @@ def draw_videos(
     return Visualized(written, failures)
 
 
-def why_not_drawn(recipe: PretrainRecipe) -> str | None:
+def explain_undrawable(recipe: PretrainRecipe) -> str | None:
     """Why pictures cannot be made of what a recipe predicts; None where they can."""
     if recipe.method != "masked":
         return f"method {recipe.method!r} predicts nothing that can be drawn"
@@ -119,7 +119,7 @@ def why_not_drawn(recipe: PretrainRecipe) -> str | None:
 
 
 def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
-    reason = why_not_drawn(recipe)
+    reason = explain_undrawable(recipe)
     if reason is not None:
         raise UserError(reason)
     target = build_target(recipe.target, recipe.target_arguments, clip=recipe.clip)

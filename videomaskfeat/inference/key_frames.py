@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
+from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames
 from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder, sources_of_lists
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.frame_lists import load_frame_lists
@@ -21,7 +21,7 @@ _NAMED_VIDEOS = 5
 
 
 @dataclass(frozen=True)
-class VideoPlaces:
+class VideoLocations:
     """Where the pictures of videos are.
 
     Attributes:
@@ -64,7 +64,7 @@ class VideoPlaces:
 
 
 @dataclass(frozen=True)
-class OtherVideos:
+class IgnoredBoxes:
     """Detected boxes of videos that the ground truth lacks, which are not tested on.
 
     Attributes:
@@ -75,7 +75,7 @@ class OtherVideos:
     boxes: int = 0
     videos: tuple[str, ...] = ()
 
-    def words(self) -> str:
+    def text(self) -> str:
         """For people; empty if there are none."""
         if not self.boxes:
             return ""
@@ -88,14 +88,14 @@ class OtherVideos:
         )
 
 
-def read_tested(
+def read_key_frames(
     groundtruth: str,
     boxes: Sequence[str],
     exclusions: str,
     *,
     classes: int,
     score_threshold: float,
-) -> tuple[KeyFrames, KeyFrames, OtherVideos]:
+) -> tuple[KeyFrames, KeyFrames, IgnoredBoxes]:
     """The ground truth, and the boxes to test on: detected ones, or those of the ground truth.
 
     Args:
@@ -112,9 +112,9 @@ def read_tested(
         UserError: a file is missing or wrong, or all detected boxes are of other key frames.
     """
     closed = [exclusions] if exclusions else []
-    truth = truth_key_frames([groundtruth], classes=classes, exclusions=closed)
+    truth = training_key_frames([groundtruth], classes=classes, exclusions=closed)
     if not boxes:
-        return truth, truth, OtherVideos()
+        return truth, truth, IgnoredBoxes()
     tested = detected_key_frames(boxes, classes=classes, score_threshold=score_threshold, exclusions=closed)
     if len(tested) and len(truth.absent_from(tested)) == len(truth):
         video, seconds = tested.videos[tested.video[0]], tested.seconds[0]
@@ -127,13 +127,13 @@ def read_tested(
     truth = truth.of_videos(sorted(nobody.union(truth.videos)))
     own = tested.of_videos(truth.videos)
     names = sorted(set(tested.videos) - set(truth.videos))
-    other = OtherVideos(len(tested.boxes) - len(own.boxes), tuple(names))
+    other = IgnoredBoxes(len(tested.boxes) - len(own.boxes), tuple(names))
     if other.boxes:
-        logger.warning("%s: %s", tested.source, other.words())
+        logger.warning("%s: %s", tested.source, other.text())
     return truth, own, other
 
 
-def words_on_key_frames(found: BoxScores, recipe: DetectRecipe, *, detected: bool, undetected: int) -> str:
+def describe_key_frames(found: BoxScores, recipe: DetectRecipe, *, detected: bool, undetected: int) -> str:
     """How many key frames and boxes a score is of, and which part of the frames the network saw.
 
     Args:
@@ -160,7 +160,7 @@ def words_on_key_frames(found: BoxScores, recipe: DetectRecipe, *, detected: boo
     return "\n".join(lines)
 
 
-def lines_on(failures: Iterable[Failure]) -> list[str]:
+def format_failures(failures: Iterable[Failure]) -> list[str]:
     """A line for each video and cause of key frames that could not be read, with their number."""
     counts = Counter((failure.path, failure.cause) for failure in failures)
     return [f"{path}: {cause} ({counted(count, 'key frame')})" for (path, cause), count in counts.items()]

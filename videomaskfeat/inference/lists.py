@@ -65,7 +65,7 @@ class ListChoice:
         )
 
 
-def class_names_of(
+def resolve_class_names(
     known: Sequence[str], list_path: str, choice: ListChoice, *, classes: int | None, source: str
 ) -> tuple[str, ...]:
     """Class names, indexed by label: those of the weights, checked against those that belong to the list.

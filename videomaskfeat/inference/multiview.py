@@ -128,7 +128,7 @@ def evaluate_model(
         return (logits.softmax(dim=-1) if average == "softmax" else logits).mean(dim=1)
 
     network = ClipPass(distributed.unwrap(model), recipe.clip, machine)
-    with evaluating(model):
+    with evaluation_mode(model):
         return _over_list(network, mean_of, records, recipe, progress)
 
 
@@ -161,11 +161,11 @@ def video_features(
     def mean_of(features: Tensor) -> Tensor:
         return nn.functional.normalize(features.mean(dim=1), dim=-1)
 
-    with evaluating(model):
+    with evaluation_mode(model):
         return _over_list(ClipPass(features, recipe.clip, machine), mean_of, records, recipe, progress)
 
 
-def views_of(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto") -> EvaluationViews:
+def build_views(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto") -> EvaluationViews:
     """The views of a list's videos at test time.
 
     Raises:
@@ -190,7 +190,7 @@ def views_of(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto") 
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients; afterwards every module is in the mode in which it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -225,7 +225,7 @@ class ClipPass:
         return torch.cat(outputs).cpu().double()
 
 
-def on_every_rank(work: Callable[[], T]) -> list[T]:
+def run_on_every_rank(work: Callable[[], T]) -> list[T]:
     """Call ``work`` on every rank and return the (picklable) results of all, in order of rank.
 
     A UserError or RunFailed of one rank is raised on all of them, so that no rank waits for it.
@@ -263,7 +263,7 @@ def _over_list(
     if videos_per_batch is None:
         videos_per_batch = max(_CLIPS_HELD // max(recipe.views * recipe.crops, 1), 1)
     loader = ViewLoader(
-        views_of(records, recipe, reader=machine.reader),
+        build_views(records, recipe, reader=machine.reader),
         per_batch=videos_per_batch,
         workers=machine.workers,
         rank=distributed.rank(),
@@ -287,7 +287,7 @@ def _over_list(
                     progress(min(done, len(records)), len(records))
         return part
 
-    return _join(on_every_rank(work), records)
+    return _join(run_on_every_rank(work), records)
 
 
 def _check_finite(scores: Tensor, index: Tensor) -> None:

@@ -55,12 +55,12 @@ def write_page(path: PathLike, html: str) -> None:
         file.write(html)
 
 
-def listed_failures(failures: Iterable[Failure]) -> list[dict[str, Any]]:
+def describe_failures(failures: Iterable[Failure]) -> list[dict[str, Any]]:
     """Failures as plain data; rows count from 1, as editors count lines."""
     return [{"row": failure.index + 1, "path": failure.path, "cause": failure.cause} for failure in failures]
 
 
-def protocol_of(recipe: ClassifyRecipe) -> dict[str, Any]:
+def describe_views(recipe: ClassifyRecipe) -> dict[str, Any]:
     """How videos are cut at test time, as plain data."""
     # With segments neither stride nor rate has an effect, and a short video repeats frames.
     pace = _pace(recipe.clip) | {"short_video": recipe.clip.short_video}
@@ -77,7 +77,7 @@ def protocol_of(recipe: ClassifyRecipe) -> dict[str, Any]:
     }
 
 
-def detection_protocol(
+def describe_detection(
     recipe: DetectRecipe, *, detected: bool, scales: Sequence[int] = (), flip: bool = False, precision: str
 ) -> dict[str, Any]:
     """How key frames are cut and scored at test time, as plain data.
@@ -108,19 +108,19 @@ def _pace(clip: ClipRecipe) -> dict[str, Any]:
     return {"stride": clip.stride, "target_fps": clip.target_fps}
 
 
-def identity_of(weights: PathLike) -> dict[str, str]:
+def describe_weights(weights: PathLike) -> dict[str, str]:
     """Path and hash of a weights file."""
     return {"weights": os.fspath(weights), "weights_sha256": file_sha256(weights)}
 
 
-def hashes_of(files: Mapping[str, PathLike | None]) -> dict[str, dict[str, str]]:
+def hash_files(files: Mapping[str, PathLike | None]) -> dict[str, dict[str, str]]:
     """Path and hash of each named file; those without a path are left out."""
     return {
         name: {"path": os.fspath(path), "sha256": file_sha256(path)} for name, path in files.items() if path
     }
 
 
-def records_sha256(records: Records) -> str:
+def hash_records(records: Records) -> str:
     """The SHA-256 of a list's rows, path and label, in their order, whatever the format of the list."""
     digest = hashlib.sha256()
     for record in records:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.inference.multiview import Machine, evaluating
+from videomaskfeat.inference.multiview import Machine, evaluation_mode
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.recipe import ClipRecipe
 
@@ -42,7 +42,7 @@ def choose_inference_threads(
         with torch.autocast("cpu", torch.bfloat16, enabled=machine.bf16):
             run(pixels)
 
-    with evaluating(model):
+    with evaluation_mode(model):
         choice = choose_threads(work, workers=machine.workers)
     if choice.seconds and distributed.is_main():
         logger.info("threads   %s", choice)

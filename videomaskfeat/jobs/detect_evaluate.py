@@ -12,18 +12,18 @@ from videomaskfeat.ava import read_label_map
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.ava_scores import Rules, ScoredFiles, write_key_frame_score
+from videomaskfeat.inference.ava_scores import ScoredFiles, ScoringRules, write_key_frame_score
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, load_detector, score_key_frames
-from videomaskfeat.inference.key_frames import VideoPlaces, read_tested, words_on_key_frames
+from videomaskfeat.inference.key_frames import VideoLocations, describe_key_frames, read_key_frames
 from videomaskfeat.inference.multiview import Machine, Progress
-from videomaskfeat.inference.results import detection_protocol, identity_of
+from videomaskfeat.inference.results import describe_detection, describe_weights
 from videomaskfeat.io import make_folder
 from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.recipe import DetectRecipe
 
 
 @dataclass(frozen=True)
-class FrameChoice:
+class FrameOptions:
     """How key frames are cut; None: as the weights were tested.
 
     Attributes:
@@ -74,16 +74,16 @@ class EvaluatedDetector:
         return self.found.failures
 
 
-AS_TESTED, THIS_MACHINE = FrameChoice(), Machine()
+AS_TESTED, THIS_MACHINE = FrameOptions(), Machine()
 
 
 def detect_evaluate(
     weights: str | os.PathLike[str],
     files: ScoredFiles,
-    places: VideoPlaces,
+    places: VideoLocations,
     out: str | os.PathLike[str],
     *,
-    frames: FrameChoice = AS_TESTED,
+    frames: FrameOptions = AS_TESTED,
     machine: Machine = THIS_MACHINE,
     iou_threshold: float = 0.5,
     rows_per_frame: int | None = None,
@@ -118,7 +118,7 @@ def detect_evaluate(
         recipe = frames.recipe(detector.recipe)
         detector = VideoDetector(detector.model, recipe, detector.machine)
         _check_actions(read_label_map(files.label_map), files.label_map, recipe, os.fspath(weights))
-        truth, tested, other = read_tested(
+        truth, tested, other = read_key_frames(
             files.groundtruth,
             files.boxes,
             files.exclusions,
@@ -139,8 +139,8 @@ def detect_evaluate(
             about = {
                 "title": f"{Path(weights).stem} on {os.path.basename(files.groundtruth)}",
                 "model": detector.model.created_as[0],  # type: ignore[index]
-                **identity_of(weights),
-                "seen": detection_protocol(
+                **describe_weights(weights),
+                "seen": describe_detection(
                     recipe,
                     detected=detected,
                     scales=frames.scales,
@@ -153,10 +153,10 @@ def detect_evaluate(
                 "seconds": seconds,
                 "files": files.hashes(),
             }
-            rules = Rules(iou_threshold, rows_per_frame)
+            rules = ScoringRules(iou_threshold, rows_per_frame)
             scored = write_key_frame_score(Path(out), files, tested, found, about, rules)
-            words = words_on_key_frames(found, recipe, detected=detected, undetected=undetected)
-            return scored.result, "\n".join(filter(None, [words, other.words(), scored.text(Path(out))]))
+            words = describe_key_frames(found, recipe, detected=detected, undetected=undetected)
+            return scored.result, "\n".join(filter(None, [words, other.text(), scored.text(Path(out))]))
 
         result, text = distributed.run_on_main(write)
         return EvaluatedDetector(Path(out), result, found, text if distributed.is_main() else "")

@@ -29,7 +29,7 @@ from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names
-from videomaskfeat.inference.multiview import Machine, VideoScores, evaluate_model, views_of
+from videomaskfeat.inference.multiview import Machine, VideoScores, build_views, evaluate_model
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.models import create_model_from
@@ -68,7 +68,7 @@ class FinetuneRun(Run):
         self.mixing = Mixing(classes=self.lists.classes, **vars(config.mix))
         self.evaluates, self.evaluate_epochs = self.lists.validation is not None, config.evaluate.epochs
         if self.lists.validation is not None:  # a mistake is reported now rather than after the training
-            views_of(self.lists.validation, self.recipe)
+            build_views(self.lists.validation, self.recipe)
         self.learn(model)
         self.compare = torch.compile(self.classify) if config.run.compile else self.classify
         self.best = BestWeights(self.path / "best.safetensors", self.save)

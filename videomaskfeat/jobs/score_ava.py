@@ -6,14 +6,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from videomaskfeat.inference.ava_scores import Rules, score_detections, write_detection_result
-from videomaskfeat.inference.results import hashes_of
+from videomaskfeat.inference.ava_scores import ScoringRules, score_detections, write_detection_result
+from videomaskfeat.inference.results import hash_files
 from videomaskfeat.io import make_folder
 from videomaskfeat.metrics.ava_map import AvaResult, read_ava
 
 
 @dataclass(frozen=True)
-class ScoredFile:
+class DetectionScore:
     """The score of a file.
 
     Attributes:
@@ -36,7 +36,7 @@ def score_ava(
     *,
     iou_threshold: float = 0.5,
     rows_per_frame: int | None = None,
-) -> ScoredFile:
+) -> DetectionScore:
     """Score a file of detections; for the files see :func:`~videomaskfeat.metrics.ava_map.read_ava`.
 
     Args:
@@ -52,7 +52,7 @@ def score_ava(
         UserError: a file is missing, a row is wrong (with file and line), or an option is out of range.
     """
     data = read_ava(groundtruth, detections, labels, exclusions)
-    scored = score_detections(data, Rules(iou_threshold, rows_per_frame))
+    scored = score_detections(data, ScoringRules(iou_threshold, rows_per_frame))
     folder = None if out is None else Path(out)
     if folder is not None:
         make_folder(folder)
@@ -63,5 +63,5 @@ def score_ava(
             "exclusions": exclusions,
         }
         title = f"{os.path.basename(detections)} on {os.path.basename(groundtruth)}"
-        write_detection_result(folder, scored, {"title": title, "files": hashes_of(files)})
-    return ScoredFile(scored.result, folder, scored.text(folder))
+        write_detection_result(folder, scored, {"title": title, "files": hash_files(files)})
+    return DetectionScore(scored.result, folder, scored.text(folder))

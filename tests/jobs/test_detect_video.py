@@ -394,7 +394,7 @@ def test_keys_are_listed_and_unknown_ones_named(
             "boxes.csv: has no box of 'a'; its videos are b, c: a row starts",
         ),
         ("", "boxes.csv: contains no boxes; a row is `video,second,x1,y1,x2,y2,,score`"),
-        ("a,1,0,0,1,1.5,,0.9\n", "boxes.csv:1: the box of 'a,1,0,0,1,1.5,,0.9' leaves the frame"),
+        ("a,1,0,0,1,1.5,,0.9\n", "boxes.csv:1: the box of 'a,1,0,0,1,1.5,,0.9' exceeds the frame"),
         ("a,1,0.5,0,0.4,1,,0.9\n", "boxes.csv:1: x2 of .* is not above x1"),
         (
             "a,9,0,0,1,1,,0.9\n",

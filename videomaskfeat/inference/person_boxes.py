@@ -16,7 +16,7 @@ import numpy as np
 from videomaskfeat.ava import AVA_ACTIONS, VideoNames, read_detections
 from videomaskfeat.data.ava import KeyClip
 from videomaskfeat.data.ava_lists import detected_key_frames
-from videomaskfeat.data.ava_sources import LENGTH_SLACK, clip_name, start_of
+from videomaskfeat.data.ava_sources import find_start, is_inside, parse_clip_name
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, nearest
 
 _NAMED_VIDEOS = 5  # number of videos in a message
@@ -109,14 +109,14 @@ def read_boxes(
         rows[float(listed.seconds[row])] = int(row)
     seconds = np.array(sorted(rows))
     notes = []
-    clip = clip_name(Path(video).name)
+    clip = parse_clip_name(Path(video).name)
     start = 0.0 if start_second is None else start_second
     if start_second is None and clip and clip[0] == own:
         start = clip[1]
         notes.append(f"The first frame is at second {start:g}, according to the name of the clip.")
-    elif start_second is None and (start := start_of(seconds, duration_seconds) or 0.0):
+    elif start_second is None and (start := find_start(seconds, duration_seconds) or 0.0):
         notes.append(f"The first frame is at second {start:g}: otherwise the times of {name} do not fit.")
-    inside = (seconds >= start - LENGTH_SLACK) & (seconds - start <= duration_seconds + LENGTH_SLACK)
+    inside = is_inside(seconds, start, duration_seconds)
     if not inside.any():
         raise UserError(
             f"{name}: all {len(seconds)} key frames of {own}, from {seconds[0]:g} to {seconds[-1]:g} s, are "
@@ -154,7 +154,7 @@ def _drop_close_times(seconds: np.ndarray, every: float) -> np.ndarray:
 
 def _find_name(known: set[str], video: str) -> str | None:
     """The name of a video in a boxes file: its file name, or the name of the video of a Kinetics clip."""
-    clip = clip_name(Path(video).name)
+    clip = parse_clip_name(Path(video).name)
     names = (Path(video).name, Path(video).stem, clip[0] if clip else "")
     return next((name for name in names if name in known), None)
 

@@ -384,7 +384,8 @@ def score_ava(options: ScoreAvaOptions) -> int:
 
     values = vars(options).copy()
     values["iou_threshold"] = values.pop("iou")
-    print(printable(score_ava(**values).text))
+    _, text = score_ava(**values)
+    print(printable(text))
     return DONE
 
 
@@ -425,27 +426,26 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
       videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
-    from videomaskfeat.inference.ava_scores import ScoredFiles
+    from videomaskfeat.inference.ava_scores import ScoredFiles, ScoringRules
     from videomaskfeat.inference.key_frames import VideoLocations, format_failures
     from videomaskfeat.inference.multiview import Machine
     from videomaskfeat.jobs.detect_evaluate import FrameOptions, detect_evaluate
 
     with progress("scoring key frames") as update:
-        result = detect_evaluate(
+        box_scores, text = detect_evaluate(
             options.weights,
             ScoredFiles(options.groundtruth, options.labels, options.exclusions, tuple(options.boxes)),
             _part(VideoLocations, options),
             options.out,
             frames=_part(FrameOptions, options),
             machine=_part(Machine, options),
-            iou_threshold=options.iou,
-            rows_per_frame=options.rows_per_frame,
+            rules=ScoringRules(options.iou, options.rows_per_frame),
             progress=update,
         )
-    if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
+    if not text:  # not the first rank: torchrun would end all of them at a code that is not 0
         return DONE
-    print(printable(result.text))
-    return report_failures("detect-evaluate", format_failures(result.failures))
+    print(printable(text))
+    return report_failures("detect-evaluate", format_failures(box_scores.failures))
 
 
 def detect(config: DetectVideoConfig) -> int:

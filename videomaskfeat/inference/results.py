@@ -1,7 +1,7 @@
 """What a result leaves on disk: what it depends on as plain data, tables, and a page.
 
 Every job writes its result through these functions, so that all results look alike: ``result.json`` with the
-``kind`` of the result first and the version last, CSV tables, ``report.html``.
+``kind`` of the result first and the provenance and version last, CSV tables, ``report.html``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from videomaskfeat import __version__
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.records import Records
 from videomaskfeat.io import file_sha256, whole_file
+from videomaskfeat.provenance import describe_provenance
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, DetectRecipe
 
 PathLike = str | os.PathLike[str]
@@ -32,7 +33,7 @@ def write_result(folder: Path, kind: str, result: Mapping[str, Any]) -> dict[str
         kind: what was scored: "classification" or "detection".
         result: the scores and what they depend on, as plain data.
     """
-    content = {"kind": kind, **result, "version": __version__}
+    content = {"kind": kind, **result, "provenance": describe_provenance(), "version": __version__}
     write_json(folder / "result.json", content)
     return content
 

@@ -157,7 +157,13 @@ NAMES = {
 _NAME_SPELLING = re.compile(r"colour|centre|normalis|optimis|neighbour|grey|labelled|behaviour|spoilt|learnt")
 
 ALLOWED = {
-    # (file, phrase): why it stays.
+    # Names of config keys and of states in checkpoints, which stay.
+    **{("videomaskfeat/methods/byol.py", name): "method.arguments" for name in ("colour",)},
+    **{("videomaskfeat/methods/teaching.py", name): "method.arguments" for name in ("grey",)},
+    **{
+        ("videomaskfeat/methods/ibot.py", name): "method.arguments, states"
+        for name in ("colour", "centre", "centre_momentum", "_centre")
+    },
 }
 
 

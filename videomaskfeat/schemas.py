@@ -548,3 +548,70 @@ class CompareConfig:
     """Several targets under one budget."""
 
     compare: CompareSettings = field(default_factory=CompareSettings)
+
+
+# Detecting actions in videos.
+
+
+@dataclass
+class MachineOptions:
+    """machine"""
+
+    device: str = key("auto", "auto | cpu | cuda | cuda:N")
+    precision: str = key("auto", "precision of the network", choices=PRECISIONS)
+
+
+@dataclass
+class BatchOptions(MachineOptions):
+    """batches"""
+
+    clips_at_once: int = key(8, "clips that go through the network together", least=1)
+
+
+@dataclass
+class DetectFiles:
+    """files"""
+
+    checkpoint: str = key("", "weights of a detect-train run", positional=True)
+    videos: list[str] = key([], "video files", positional=True)
+    out: str = key(".", "folder for NAME_actions.*")
+
+
+@dataclass
+class PersonsConfig:
+    """where the persons are (boxes or detector)"""
+
+    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; video is the name of its file")
+    detector: str | None = key(None, "module:name of a callable, uint8 [n,H,W,3] -> n x [k,5]: pixels, score")
+    detector_options: dict[str, Any] = key({}, "keyword arguments that make it", flag="detector-option")
+    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
+    every: float = key(1.0, "seconds between two key frames; a minimum if boxes are given", above=0)
+    start_second: float | None = key(None, "second of the first frame in boxes", null="found out")
+
+
+@dataclass
+class ActionsConfig:
+    """which actions are reported"""
+
+    threshold: float = key(0.4, "minimum score of an action", **SHARE)
+    top: int = key(3, "maximum number of actions drawn per person", least=1)
+    smooth_seconds: float = key(0.7, "standard deviation of the average over a track; 0: none", least=0)
+    min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
+    max_gap_seconds: float | None = key(None, "seconds that a track may miss", least=0, null="two key frames")
+    film: bool = key(True, "write an annotated mp4 (without sound)")
+    csv: bool = key(False, "also write rows for score-ava")
+
+
+@dataclass
+class MachineConfig(BatchOptions):
+    """machine"""
+
+
+@dataclass
+class DetectVideoConfig:
+    """What persons do in videos."""
+
+    files: DetectFiles = field(default_factory=DetectFiles)
+    persons: PersonsConfig = field(default_factory=PersonsConfig)
+    told: ActionsConfig = field(default_factory=ActionsConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)

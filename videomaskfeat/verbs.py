@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,14 +19,16 @@ from videomaskfeat.schemas import (
     CROPS,
     LABELS,
     LIST_FORMATS,
-    PRECISIONS,
     READERS,
     SAMPLINGS,
     SEPARATORS,
     SHARE,
+    BatchOptions,
     CompareConfig,
     DetectConfig,
+    DetectVideoConfig,
     FinetuneConfig,
+    MachineOptions,
     PretrainConfig,
     TokenizerConfig,
 )
@@ -56,26 +58,11 @@ class ListOptions:
 
 
 @dataclass
-class MachineOptions:
-    """machine"""
-
-    device: str = key("auto", "auto | cpu | cuda | cuda:N")
-    precision: str = key("auto", "precision of the network", choices=PRECISIONS)
-
-
-@dataclass
 class ReadingOptions(MachineOptions):
     """reading"""
 
     reader: str = key("auto", "video reader", choices=READERS)
     workers: int = key(2, "processes per rank that read videos; 0: none besides the main one", least=0)
-
-
-@dataclass
-class BatchOptions(MachineOptions):
-    """batches"""
-
-    clips_at_once: int = key(8, "clips that go through the network together", least=1)
 
 
 # Trainings, which take a config.
@@ -397,7 +384,8 @@ def score_ava(options: ScoreAvaOptions) -> int:
 
     values = vars(options).copy()
     values["iou_threshold"] = values.pop("iou")
-    print(printable(score_ava(**values).text))
+    _, text = score_ava(**values)
+    print(printable(text))
     return DONE
 
 
@@ -438,76 +426,26 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
       videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
-    from videomaskfeat.inference.ava_scores import ScoredFiles
+    from videomaskfeat.inference.ava_scores import ScoredFiles, ScoringRules
     from videomaskfeat.inference.key_frames import VideoLocations, format_failures
     from videomaskfeat.inference.multiview import Machine
     from videomaskfeat.jobs.detect_evaluate import FrameOptions, detect_evaluate
 
     with progress("scoring key frames") as update:
-        result = detect_evaluate(
+        box_scores, text = detect_evaluate(
             options.weights,
             ScoredFiles(options.groundtruth, options.labels, options.exclusions, tuple(options.boxes)),
             _part(VideoLocations, options),
             options.out,
             frames=_part(FrameOptions, options),
             machine=_part(Machine, options),
-            iou_threshold=options.iou,
-            rows_per_frame=options.rows_per_frame,
+            rules=ScoringRules(options.iou, options.rows_per_frame),
             progress=update,
         )
-    if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
+    if not text:  # not the first rank: torchrun would end all of them at a code that is not 0
         return DONE
-    print(printable(result.text))
-    return report_failures("detect-evaluate", format_failures(result.failures))
-
-
-@dataclass
-class DetectFiles:
-    """files"""
-
-    checkpoint: str = key("", "weights of a detect-train run", positional=True)
-    videos: list[str] = key([], "video files", positional=True)
-    out: str = key(".", "folder for NAME_actions.*")
-
-
-@dataclass
-class PersonsConfig:
-    """where the persons are (boxes or detector)"""
-
-    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; the video is a file's name")
-    detector: str | None = key(None, "module:name of a callable, uint8 [n,H,W,3] -> n x [k,5]: pixels, score")
-    detector_options: dict[str, Any] = key({}, "keyword arguments that make it", flag="detector-option")
-    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
-    every: float = key(1.0, "seconds between two key frames; a minimum if boxes are given", above=0)
-    start_second: float | None = key(None, "second of the first frame in boxes", null="found out")
-
-
-@dataclass
-class ActionsConfig:
-    """which actions are reported"""
-
-    threshold: float = key(0.4, "minimum score of an action", **SHARE)
-    top: int = key(3, "maximum number of actions drawn per person", least=1)
-    smooth_seconds: float = key(0.7, "standard deviation of the average over a track; 0: none", least=0)
-    min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
-    max_gap_seconds: float | None = key(None, "seconds that a track may miss", least=0, null="two key frames")
-    film: bool = key(True, "write an annotated mp4 (without sound)")
-    csv: bool = key(False, "also write rows for score-ava")
-
-
-@dataclass
-class MachineConfig(BatchOptions):
-    """machine"""
-
-
-@dataclass
-class DetectVideoConfig:
-    """What persons do in videos."""
-
-    files: DetectFiles = field(default_factory=DetectFiles)
-    persons: PersonsConfig = field(default_factory=PersonsConfig)
-    told: ActionsConfig = field(default_factory=ActionsConfig)
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    print(printable(text))
+    return report_failures("detect-evaluate", format_failures(box_scores.failures))
 
 
 def detect(config: DetectVideoConfig) -> int:
@@ -520,18 +458,11 @@ def detect(config: DetectVideoConfig) -> int:
     """
     from videomaskfeat.jobs.detect_video import detect_videos
 
-    def print_found(words: str, files: Sequence[Path]) -> None:
-        print(printable("\n".join([words, *map(str, files)])), flush=True)
+    def print_result(text: str, files: Sequence[Path]) -> None:
+        print(printable("\n".join([text, *map(str, files)])), flush=True)
 
     with progress("detecting") as update:
-        result = detect_videos(
-            **vars(config.files),
-            **vars(config.persons),
-            **vars(config.told),
-            **vars(config.machine),
-            progress=update,
-            on_video=print_found,
-        )
+        result = detect_videos(config, progress=update, on_video=print_result)
     return report_failures("detect", result.failures)
 
 

@@ -185,10 +185,10 @@ def encoder_width(weights: Path) -> int:
 @pytest.mark.parametrize(
     ("name", "limit", "monitor", "words"),
     [
-        ("byol", "collapse_std", "feature_std", "all clips get nearly the same one"),
+        ("byol", "collapse_std", "feature_std", "it is nearly the same for all clips"),
         ("latent", "collapse_std", "feature_std", "all cells of all clips have nearly the same target"),
-        ("ibot", "collapse_std", "feature_std", "all clips get nearly the same features"),
-        ("ibot", "collapse_information", "class_information", "all clips get nearly the same distribution"),
+        ("ibot", "collapse_std", "feature_std", "all clips have nearly the same features"),
+        ("ibot", "collapse_information", "class_information", "all clips have nearly the same distribution"),
     ],
 )
 def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, pretrain: Pretrain) -> None:
@@ -233,7 +233,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
             "method.arguments={beta: .nan}",
             ["method.arguments.beta is nan; a finite number"],
         ),
-        ("ibot", "method.arguments={ratios: [0.2]}", ["ratios [0.2] must be two numbers, the least ratio"]),
+        ("ibot", "method.arguments={ratios: [0.2]}", ["ratios [0.2] must be two numbers, the minimum and"]),
         ("ibot", "method.arguments={local: {area: [0.4]}}", ["local.area [0.4] must be two shares of the"]),
         ("latent", "method.arguments={blocks: 4}", ["blocks 4: the last block gives", "take at most 2"]),
         ("latent", "method.arguments={predictor_heads: 5}", ["heads 5", "a divisor of the width"]),
@@ -257,7 +257,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
         (
             "ibot",
             "method.arguments={centre_momentum: 2}",
-            ["a centre's momentum of 2 is not between 0 and 1"],
+            ["a center's momentum of 2 is not between 0 and 1"],
         ),
         ("ibot", "method.arguments={class_weight: 0, cube_weight: 0}", ["nor both 0"]),
         (
@@ -266,7 +266,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
             ["argument 'prototype' is unknown; did you mean 'prototypes'?"],
         ),
         ("ibot", "method.arguments={local: {count: 2, size: 30}}", ["local.size 30", "multiple of the cube"]),
-        ("ibot", "optim.batch_size=2", ["optim.batch_size 2 is one video per step", "take at least 4"]),
+        ("ibot", "optim.batch_size=2", ["optim.batch_size 2 is one video per step", "use at least 4"]),
         ("ibot", "mask.cell=[2,8,8]", ["mask.cell [2, 8, 8]", "does not divide", "2x2x2"]),
     ],
 )

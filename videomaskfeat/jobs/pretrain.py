@@ -48,9 +48,7 @@ class PretrainRun(Run):
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.method = build_method(config)
-        self.loader = training_loader(
-            config, self.method, rank=distributed.rank(), world_size=distributed.world_size()
-        )
+        self.loader = training_loader(config, self.method)
         self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.set_model(self.method.student)

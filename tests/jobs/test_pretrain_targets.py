@@ -240,7 +240,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         (
             ["target=pixels", "target.arguments={output_stride: [2, 8, 8]}"],
             [
-                "'pixels' gives values on a grid of 2x4x4",
+                "'pixels' has values on a grid of 2x4x4",
                 "predicts on 2x2x2; set the target's output_stride, or the model's q_pool_at",
             ],
         ),
@@ -250,7 +250,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         ),
         (
             ["target=features", "target.arguments={teacher: TEACHER, depth: 1}"],
-            ["'features' gives values on a grid of 2x4x4", "predicts on 2x2x2; set target.arguments.depth"],
+            ["'features' has values on a grid of 2x4x4", "predicts on 2x2x2; set target.arguments.depth"],
         ),
         (
             ["target=features", "target.arguments={teacher: gone.safetensors}"],

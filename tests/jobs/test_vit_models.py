@@ -167,7 +167,7 @@ def test_sample_config_trains_and_its_weights_start_a_classifier(
     [
         (
             masked_config("mae_vit_nano", kind="cube", ratio=0.4),
-            "mask.kind 'cube' does not hide equally many",
+            "mask.kind 'cube' does not hide the same number of positions",
         ),
         (masked_config("mae_vit_nano", ratio=0.999), "mask.ratio 0.999 .*leaves nothing visible"),
         (masked_config("mae_vit_nano", ratio=0.001), "mask.ratio 0.001 .*leaves nothing hidden"),

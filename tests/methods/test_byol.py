@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.methods.parts import heldout_loss, make_batch, tiny_method
+from tests.methods.tiny import heldout_loss, make_batch, tiny_method
 from videomaskfeat.methods.byol import Byol
 
 

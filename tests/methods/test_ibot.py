@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.parts import heldout_loss, make_batch, tiny_method
+from tests.methods.tiny import heldout_loss, make_batch, tiny_method
 from tests.reference import self_distillation as reference
 from videomaskfeat.grid import resize_mask
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.parts import ARGUMENTS, make_batch, tiny_method
+from tests.methods.tiny import ARGUMENTS, make_batch, tiny_method
 from videomaskfeat.methods.latent import Latent
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.engine.toy import metrics
 from tests.jobs.conftest import TINY
 from tests.jobs.ranks import run_verb
-from tests.methods.parts import ARGUMENTS
+from tests.methods.tiny import ARGUMENTS
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from tests.autograd import saved_for_backward
 from tests.engine.toy import differences, metrics
 from tests.jobs.test_pretrain import assert_refused
-from tests.methods.parts import ARGUMENTS, heldout_loss, make_batch, tiny_method
+from tests.methods.tiny import ARGUMENTS, heldout_loss, make_batch, tiny_method
 from videomaskfeat import read_features
 from videomaskfeat.cli import main
 from videomaskfeat.models.encoder_base import Encoder

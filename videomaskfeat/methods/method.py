@@ -36,7 +36,7 @@ class HeldOutTally(Protocol):
 
     sums: tuple[str, ...]
     """Names of attributes to add up over ranks: numbers, tensors, mappings of them, or None if empty."""
-    parts: Sequence[Any]
+    tallies: Sequence[Any]
     """Tallies inside this one."""
 
     @property
@@ -59,7 +59,7 @@ class MeanTally:
     """The mean loss over clips; the best constant prediction is unknown."""
 
     sums: tuple[str, ...] = ("_total", "clips")
-    parts: Sequence[Any] = ()
+    tallies: Sequence[Any] = ()
 
     def __init__(self) -> None:
         self._total, self.clips = 0.0, 0
@@ -82,8 +82,8 @@ class MeanTally:
 
 def add_other_ranks(tally: HeldOutTally) -> None:
     """Add the sums of the other ranks to a tally; all ranks must call it."""
-    for part in tally.parts:
-        add_other_ranks(part)
+    for inner in tally.tallies:
+        add_other_ranks(inner)
     if distributed.world_size() == 1:
         return
     ranks = distributed.gather_objects({name: _on_cpu(getattr(tally, name)) for name in tally.sums})

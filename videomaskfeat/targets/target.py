@@ -50,7 +50,7 @@ class LossTally:
 
     sums: tuple[str, ...] = ("hidden", "_sum")
     """Attributes that add up over batches and over ranks: numbers, tensors, or None for nothing yet."""
-    parts: Sequence[LossTally] = ()
+    tallies: Sequence[LossTally] = ()
     """Tallies inside this one."""
 
     def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
@@ -168,41 +168,41 @@ class SumTally(LossTally):
     The parts share no value of the prediction, so the best constant is best in each part by itself.
 
     Args:
-        parts: the tally of each part.
-        weights: of the parts.
-        split: predictions -> those of each part.
+        tallies: one tally per target.
+        weights: weight of each target.
+        split: predictions -> the predictions of each target.
     """
 
     sums = ()
 
     def __init__(
         self,
-        parts: Sequence[LossTally],
+        tallies: Sequence[LossTally],
         weights: Sequence[float],
         split: Callable[[Tensor], Sequence[Tensor]],
     ) -> None:
-        self.parts = parts
+        self.tallies = tallies
         self._weights = weights
         self._split = split
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
         """See :meth:`LossTally.add`."""
-        for part, own, truth in zip(self.parts, self._split(predictions), target, strict=True):
-            part.add(own, truth, mask)
+        for tally, own, truth in zip(self.tallies, self._split(predictions), target, strict=True):
+            tally.add(own, truth, mask)
 
     @property
     def model(self) -> float:
         """See :attr:`LossTally.model`."""
-        return sum(weight * part.model for part, weight in zip(self.parts, self._weights, strict=True))
+        return sum(weight * tally.model for tally, weight in zip(self.tallies, self._weights, strict=True))
 
     @property
     def constant(self) -> float | None:
         """See :attr:`LossTally.constant`."""
         total = 0.0
-        for part, weight in zip(self.parts, self._weights, strict=True):
-            if part.constant is None:
+        for tally, weight in zip(self.tallies, self._weights, strict=True):
+            if tally.constant is None:
                 return None
-            total += weight * part.constant
+            total += weight * tally.constant
         return total
 
 

@@ -1,6 +1,6 @@
 """Files of a result: ``result.json``, CSV tables and ``report.html``, and descriptions of its inputs.
 
-In ``result.json`` the ``kind`` of the result comes first and the version last.
+In ``result.json`` the ``kind`` of the result comes first; the provenance and the version come last.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from videomaskfeat import __version__
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.records import Records
 from videomaskfeat.io import file_sha256, whole_file
+from videomaskfeat.provenance import describe_provenance
 from videomaskfeat.recipe import ClassifyRecipe, DetectRecipe
 
 PathLike = str | os.PathLike[str]
@@ -31,7 +32,7 @@ def write_result(folder: Path, kind: str, result: Mapping[str, Any]) -> dict[str
         kind: "classification" or "detection".
         result: scores and inputs, as plain data.
     """
-    content = {"kind": kind, **result, "version": __version__}
+    content = {"kind": kind, **result, "provenance": describe_provenance(), "version": __version__}
     write_json(folder / "result.json", content)
     return content
 

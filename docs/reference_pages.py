@@ -91,7 +91,9 @@ def verb_page(verb: str) -> str:
         "key | default | meaning",
         ((f"`{one.name}`", f"`{one.shown}`", one.rules.explain()) for one in keys_of(line.schema)),
     )
-    page = f"# {verb}\n\n{summary_of(VERBS[verb])}\n\n## Help\n\n```text\n{parser.format_help()}```\n\n## Keys\n\n{keys}"
+    page = f"# {verb}\n\n{summary_of(VERBS[verb])}\n\n## Help\n\n```text\n{parser.format_help()}```\n"
+    if not line.flagged:  # the help of other verbs has their keys
+        page += f"\n## Keys\n\n{keys}"
     for title, names in TAKES[verb]().items() if verb in TAKES else ():
         page += f"\n### {title}\n\n" + ("\n".join(f"- `{name}`" for name in names) or "none") + "\n"
     return page
@@ -124,20 +126,24 @@ def registry_page(title: str, intro: str, classes: Mapping[str, type], where: st
 
 def masks_page() -> str:
     """All mask policies."""
-    rows = (
-        (f"`{name}`", summary_of(draw), "yes" if name in EXACT else "no") for name, draw in MASKS.items()
-    )
+    rows = ((f"`{name}`", summary_of(draw), "yes" if name in EXACT else "no") for name, draw in MASKS.items())
     intro = (
-        "Which cells are hidden: `mask.kind`. `mask.ratio` is the share of hidden cells, and `mask.cell` the size of "
-        "a cell.\n\n"
+        "Which cells are hidden: `mask.kind`. `mask.ratio` is the share of hidden cells, and `mask.cell` the "
+        "size of a cell.\n\n"
     )
-    return f"# Masks\n\n{intro}{table('`mask.kind` | what it hides | same number of hidden cells in every mask', rows)}"
+    header = "`mask.kind` | what it hides | same number of hidden cells in every mask"
+    return f"# Masks\n\n{intro}{table(header, rows)}"
 
 
 def models_page() -> str:
     """All named models with their sizes."""
-    intro = "`model.name` in a config, or `videomaskfeat.create_model(NAME)`. Sizes are those of the default arguments.\n\n"
-    header = "name | clip (frames x height x width) | depth | width | tokens (t x h x w) | parameters (millions)"
+    intro = (
+        "`model.name` in a config, or `videomaskfeat.create_model(NAME)`. Sizes are those of the default "
+        "arguments.\n\n"
+    )
+    header = (
+        "name | clip (frames x height x width) | depth | width | tokens (t x h x w) | parameters (millions)"
+    )
     return f"# Models\n\n{intro}{table(header, (model_row(name) for name in MODELS))}"
 
 
@@ -162,7 +168,9 @@ def configs_page() -> str:
     """All configs with their headers."""
     page = "# Configs\n\nFiles in `configs/`. Each contains only what differs from the defaults.\n"
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
-        title, *lines = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()]
+        title, *lines = [
+            line.lstrip("# ") for line in path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        ]
         notes = "\n".join(f"- {line}" for line in lines)
         page += f"\n## {path.relative_to(ROOT).as_posix()}\n\n{title}\n\n{notes}\n"
     return page
@@ -209,9 +217,13 @@ def on_config(config: Any) -> Any:
     modules: dict[str, list[str]] = {}
     for name in api_modules():
         parts = name.split(".")
-        modules.setdefault(parts[1] if len(parts) > 2 else "other modules", []).append(f"reference/api/{name}.md")
+        modules.setdefault(parts[1] if len(parts) > 2 else "other modules", []).append(
+            f"reference/api/{name}.md"
+        )
     section = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
-    section.append({"Commands": ["reference/verbs/index.md", *(f"reference/verbs/{verb}.md" for verb in VERBS)]})
+    section.append(
+        {"Commands": ["reference/verbs/index.md", *(f"reference/verbs/{verb}.md" for verb in VERBS)]}
+    )
     section.append({"API": [{package: pages} for package, pages in modules.items()]})
     return config
 

@@ -21,7 +21,7 @@ from videomaskfeat.errors import RunFailed, Stopped, UserError
 
 ROOT = Path(__file__).parent.parent
 TOOLS = {path.stem for path in ROOT.glob("tools/*.py")}
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")])
+DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("datasets/*/README.md")])
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

@@ -230,7 +230,7 @@ def test_no_two_configs_share_a_run_folder() -> None:
         ("5", [], "holds the value '5', and a config is a mapping of sections"),
         ("optim:", [], "optim is a section of keys, and got None; set optim.KEY"),
         ("optim: ${optim}", [], r"optim is a section of keys, and got '\$\{optim\}'"),
-        ("optim: {epochs: 1, epochs: 2}", [], "line 1: .* the key 'epochs' stands twice"),
+        ("optim: {epochs: 1, epochs: 2}", [], "line 1: .* the key 'epochs' is repeated"),
         ("optim: {epochs: ${optim.epochs}}".replace("${", '"${').replace("s}}", 's}"}'), [], "Recursive"),
         ('run: {seed: "${foo:1}"}', [], "run.seed: the interpolation .*Unsupported interpolation type"),
         (

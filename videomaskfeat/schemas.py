@@ -504,7 +504,7 @@ class DetectConfig:
 
     data: ActionDataConfig = field(default_factory=ActionDataConfig)
     clip: ActionClipConfig = field(default_factory=ActionClipConfig)
-    colour: ColorConfig = field(default_factory=ColorConfig)
+    color: ColorConfig = field(default_factory=ColorConfig, metadata={"former": "colour"})
     boxes: BoxConfig = field(default_factory=BoxConfig)
     model: DetectorConfig = field(default_factory=DetectorConfig)
     loss: ActionLossConfig = field(default_factory=ActionLossConfig)

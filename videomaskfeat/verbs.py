@@ -181,7 +181,7 @@ def _tokenizer_arguments() -> dict[str, list[str]]:
     return _arguments("model.arguments", TOKENIZERS)
 
 
-TAKES: dict[str, Callable[[], Mapping[str, Sequence[str]]]] = {
+ARGUMENTS: dict[str, Callable[[], Mapping[str, Sequence[str]]]] = {
     "pretrain": _pretrain_arguments,
     "train-tokenizer": _tokenizer_arguments,
 }
@@ -500,7 +500,7 @@ class DetectVideoConfig:
 
     files: DetectFiles = field(default_factory=DetectFiles)
     persons: PersonsConfig = field(default_factory=PersonsConfig)
-    told: ActionsConfig = field(default_factory=ActionsConfig)
+    actions: ActionsConfig = field(default_factory=ActionsConfig, metadata={"former": "told"})
     machine: MachineConfig = field(default_factory=MachineConfig)
 
 
@@ -521,7 +521,7 @@ def detect(config: DetectVideoConfig) -> int:
         result = detect_videos(
             **vars(config.files),
             **vars(config.persons),
-            **vars(config.told),
+            **vars(config.actions),
             **vars(config.machine),
             progress=update,
             on_video=print_found,

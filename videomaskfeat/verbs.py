@@ -167,12 +167,18 @@ def compare(config: CompareConfig) -> int:
 
 
 def _pretrain_arguments() -> dict[str, list[str]]:
-    from videomaskfeat.methods import METHODS
+    from videomaskfeat.methods import METHODS, method_class
     from videomaskfeat.methods.build import PARTS
-    from videomaskfeat.targets import TARGETS
+    from videomaskfeat.targets import TARGETS, target_class
 
-    targets = _arguments("target.arguments", TARGETS, supplied=("build", "clip_mean", "clip_std"))
-    return targets | _arguments("method.arguments", METHODS, supplied=PARTS)
+    targets = _arguments(
+        "target.arguments",
+        {name: target_class(name) for name in TARGETS},
+        supplied=("build", "clip_mean", "clip_std"),
+    )
+    return targets | _arguments(
+        "method.arguments", {name: method_class(name) for name in METHODS}, supplied=PARTS
+    )
 
 
 def _tokenizer_arguments() -> dict[str, list[str]]:

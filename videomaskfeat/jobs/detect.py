@@ -42,7 +42,7 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
-from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.models.zoo import DETECTOR, MODELS
 from videomaskfeat.recipe import (
     DETECT_KEY,
     ClipRecipe,
@@ -364,8 +364,8 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
         UserError: an unknown name or argument, a model that is no detector, or weights that do not fit.
     """
     clip, keys = config.clip, config.model
-    if keys.name in MODELS and not issubclass(MODELS[keys.name].build, Detector):
-        known = [name for name, named in MODELS.items() if issubclass(named.build, Detector)]
+    if keys.name in MODELS and MODELS[keys.name].classes[0] != DETECTOR:
+        known = [name for name, named in MODELS.items() if named.classes[0] == DETECTOR]
         raise UserError(f"model.name {keys.name!r} is no detector of actions; take one of {', '.join(known)}")
     arguments: dict[str, Any] = {
         "clip_size": (clip.frames, clip.crop, clip.crop),

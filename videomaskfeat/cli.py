@@ -216,11 +216,11 @@ class CommandLine:
         """The parser; it collects the options as ``overrides`` and all other arguments as ``words``."""
         summary, examples = _help(self.verb)
         names = [one.name.partition(".")[2].upper() for one in self.positional]
-        spelling = "--option VALUE or option=VALUE" if self.flagged else "section.key=VALUE"
+        spelling = "--option VALUE | option=VALUE" if self.flagged else "section.key=VALUE"
         parser = _Parser(
             prog=f"videomaskfeat {self.verb}",
-            usage=" ".join(["%(prog)s", *names, "[--option VALUE | option=VALUE ...]"]),
-            description=f"{summary}\n\nOptions are written {spelling}; the last one wins.",
+            usage=" ".join(["%(prog)s", *names, f"[{spelling} ...]"]),
+            description=f"{summary}\n\nIf an option is set twice, the last one wins.",
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -247,7 +247,10 @@ class CommandLine:
                     _add_flag(group, flag, one)
         if not self.section:
             parser.add_argument(
-                "--config", dest="yaml", metavar="YAML", help="config file: only what differs"
+                "--config",
+                dest="yaml",
+                metavar="YAML",
+                help="config file: keys that differ from the defaults",
             )
         parser.add_argument("--keys", action="store_true", help="list every key with its default, and stop")
         return parser
@@ -341,7 +344,7 @@ def _add_flag(group: Any, flag: str, one: Key) -> None:
     kind, meaning = _kind(one), one.rules.explain().replace("%", "%%")
     metavar = "N" if kind in (int, float) else (one.rules.flag or one.name.partition(".")[2]).upper()
     if one.value is True:
-        meaning = f"do not: {meaning}"
+        meaning = f"turn off: {meaning}"
     elif one.value or (one.value is not False and kind in (int, float)) or one.rules.null:
         meaning += f" (default: {one.shown})"
     group.add_argument(

@@ -101,6 +101,17 @@ def key(default: Any, meaning: str, **rules: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def section(kind: type[T], *, former: str = "", **defaults: Any) -> Any:
+    """A section of a config.
+
+    Args:
+        kind: class of the section.
+        former: name of the section in configs written before, which is still accepted.
+        defaults: defaults that differ from those of the class.
+    """
+    return field(default_factory=lambda: kind(**copy.deepcopy(defaults)), metadata={"former": former})
+
+
 @dataclass(frozen=True)
 class Key:
     """A key of a schema with its value in a config.
@@ -258,9 +269,9 @@ def load_config(
 ) -> T:
     """Read a config: the schema's defaults, then the YAML file, then ``section.key=value`` overrides.
 
-    ``target: pixels`` sets the ``name`` of a section. The file's ``arguments`` belong to the file's name: they
-    are dropped if an override sets another name. ``log`` receives a line about this, and about a former name of
-    a section.
+    ``target: pixels`` sets the ``name`` of a section. The file's ``arguments`` belong to the file's name and
+    are dropped if an override sets another one. ``log`` receives a line about this, and about a former name
+    of a section.
 
     Raises:
         UserError: a file that is missing or not YAML, an unknown key (with the nearest known one), a value of
@@ -309,10 +320,10 @@ def current_name(
 ) -> str:
     """A section or key by its present name; ``log`` receives a line about a former name of its section."""
     first, dot, rest = name.partition(".")
-    for section in fields(schema):
-        if first == section.metadata.get("former"):
-            log(f"{where}: the section {first} is now named {section.name}")
-            return f"{section.name}{dot}{rest}"
+    for item in fields(schema):
+        if first and first == item.metadata.get("former"):
+            log(f"{where}: the section {first} is now named {item.name}")
+            return f"{item.name}{dot}{rest}"
     return name
 
 
@@ -420,7 +431,9 @@ def _check_plain(value: Any, name: str, setter: Callable[[str], str]) -> bool:
     """Refuse values that no key may have; return whether the value contains an interpolation."""
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
-        interpolated = [_check_plain(one, f"{name}.{key}", setter) for key, one in inner]  # checks all of them
+        interpolated = [
+            _check_plain(one, f"{name}.{key}", setter) for key, one in inner
+        ]  # checks all of them
         return any(interpolated)
     place = f"{setter(name)}: {show_text(name)}"
     if value == "???":

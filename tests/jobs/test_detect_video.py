@@ -462,7 +462,7 @@ def test_what_is_told_is_checked_before_the_work(
 ) -> None:
     """Before anything is opened: there are neither weights nor a video."""
     assert main(["detect", str(tmp_path / "w.safetensors"), "a.mp4", "--detector", "no:where", *option]) == 2
-    assert f"argument '{' '.join(option)}': told." in capsys.readouterr().err
+    assert f"argument '{' '.join(option)}': actions." in capsys.readouterr().err
 
 
 def test_file_of_boxes_must_have_every_video_before_the_first(

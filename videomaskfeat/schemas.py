@@ -542,3 +542,73 @@ class CompareConfig:
     """Comparison of several targets under one budget."""
 
     compare: CompareSettings = section(CompareSettings)
+
+
+# Detecting actions in videos.
+
+
+@dataclass
+class MachineOptions:
+    """machine"""
+
+    device: str = key("auto", "device: auto | cpu | cuda | cuda:N")
+    precision: str = key("auto", "precision of the network", choices=PRECISIONS)
+
+
+@dataclass
+class BatchOptions(MachineOptions):
+    """batches"""
+
+    clips_at_once: int = key(8, "clips per forward pass", least=1)
+
+
+@dataclass
+class DetectFiles:
+    """files"""
+
+    checkpoint: str = key("", "weights of a detect-train run", positional=True)
+    videos: list[str] = key([], "video files", positional=True)
+    out: str = key(".", "folder for NAME_actions.*")
+
+
+@dataclass
+class PersonsConfig:
+    """persons (boxes or detector)"""
+
+    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; video: the name of a file")
+    detector: str | None = key(
+        None, "module:name of a callable: frames uint8 [n,H,W,3] -> n boxes [k,5] in pixels, with score"
+    )
+    detector_options: dict[str, Any] = key(
+        {}, "keyword arguments of the detector's constructor", flag="detector-option"
+    )
+    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
+    every: float = key(1.0, "seconds between two key frames; with boxes: a minimum", above=0)
+    start_second: float | None = key(None, "second of the first frame in boxes", null="from the rows")
+
+
+@dataclass
+class ActionsConfig:
+    """which actions are reported"""
+
+    threshold: float = key(0.4, "minimum score of an action", **SHARE)
+    top: int = key(3, "maximum number of actions drawn per person", least=1)
+    smooth_seconds: float = key(
+        0.7, "standard deviation of the smoothing over a track; 0: none", unit="seconds", least=0
+    )
+    min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
+    max_gap_seconds: float | None = key(
+        None, "maximum gap in a track", unit="seconds", least=0, null="two key frames"
+    )
+    film: bool = key(True, "annotated video (mp4 without sound)")
+    csv: bool = key(False, "rows for score-ava")
+
+
+@dataclass
+class DetectVideoConfig:
+    """Detection of actions in videos."""
+
+    files: DetectFiles = section(DetectFiles)
+    persons: PersonsConfig = section(PersonsConfig)
+    actions: ActionsConfig = section(ActionsConfig, former="told")
+    machine: BatchOptions = section(BatchOptions)

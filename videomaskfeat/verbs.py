@@ -12,22 +12,24 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from videomaskfeat.config import key, section
+from videomaskfeat.config import key
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
     AREAS,
     CROPS,
     LABELS,
     LIST_FORMATS,
-    PRECISIONS,
     READERS,
     SAMPLINGS,
     SEPARATORS,
     SHARE,
     AvaVideos,
+    BatchOptions,
     CompareConfig,
     DetectConfig,
+    DetectVideoConfig,
     FinetuneConfig,
+    MachineOptions,
     PretrainConfig,
     TokenizerConfig,
 )
@@ -62,14 +64,6 @@ class ListOptions:
 
 
 @dataclass
-class MachineOptions:
-    """machine"""
-
-    device: str = key("auto", "device: auto | cpu | cuda | cuda:N")
-    precision: str = key("auto", "precision of the network", choices=PRECISIONS)
-
-
-@dataclass
 class ReadingOptions(MachineOptions):
     """reading"""
 
@@ -95,13 +89,6 @@ class KeyFrameOptions:
     rows_per_frame: int | None = key(
         None, "maximum number of rows per key frame, best first (official script: 50)", least=1, null="all"
     )
-
-
-@dataclass
-class BatchOptions(MachineOptions):
-    """batches"""
-
-    clips_at_once: int = key(8, "clips per forward pass", least=1)
 
 
 # Trainings, with a config each.
@@ -453,58 +440,6 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
     return _print_scores("detect-evaluate", result, format_failures(result.failures))
 
 
-@dataclass
-class DetectFiles:
-    """files"""
-
-    checkpoint: str = key("", "weights of a detect-train run", positional=True)
-    videos: list[str] = key([], "video files", positional=True)
-    out: str = key(".", "folder for NAME_actions.*")
-
-
-@dataclass
-class PersonsConfig:
-    """persons (boxes or detector)"""
-
-    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; video: the name of a file")
-    detector: str | None = key(
-        None, "module:name of a callable: frames uint8 [n,H,W,3] -> n boxes [k,5] in pixels, with score"
-    )
-    detector_options: dict[str, Any] = key(
-        {}, "keyword arguments of the detector's constructor", flag="detector-option"
-    )
-    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
-    every: float = key(1.0, "seconds between two key frames; with boxes: a minimum", above=0)
-    start_second: float | None = key(None, "second of the first frame in boxes", null="from the rows")
-
-
-@dataclass
-class ActionsConfig:
-    """which actions are reported"""
-
-    threshold: float = key(0.4, "minimum score of an action", **SHARE)
-    top: int = key(3, "maximum number of actions drawn per person", least=1)
-    smooth_seconds: float = key(
-        0.7, "standard deviation of the smoothing over a track; 0: none", unit="seconds", least=0
-    )
-    min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
-    max_gap_seconds: float | None = key(
-        None, "maximum gap in a track", unit="seconds", least=0, null="two key frames"
-    )
-    film: bool = key(True, "annotated video (mp4 without sound)")
-    csv: bool = key(False, "rows for score-ava")
-
-
-@dataclass
-class DetectVideoConfig:
-    """Detection of actions in videos."""
-
-    files: DetectFiles = section(DetectFiles)
-    persons: PersonsConfig = section(PersonsConfig)
-    actions: ActionsConfig = section(ActionsConfig, former="told")
-    machine: BatchOptions = section(BatchOptions)
-
-
 def detect(config: DetectVideoConfig) -> int:
     """Detect the actions of each person in videos; write JSON and annotated videos.
 
@@ -519,14 +454,7 @@ def detect(config: DetectVideoConfig) -> int:
         print(printable("\n".join([summary, *map(str, files)])), flush=True)
 
     with progress("detecting") as update:
-        result = detect_videos(
-            **vars(config.files),
-            **vars(config.persons),
-            **vars(config.actions),
-            **vars(config.machine),
-            progress=update,
-            on_video=print_summary,
-        )
+        result = detect_videos(config, progress=update, on_video=print_summary)
     return report_failures("detect", result.failures)
 
 

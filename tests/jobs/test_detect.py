@@ -260,7 +260,7 @@ def test_ground_truth_is_looked_for_beside_detected_boxes(
     """A video that is not there, or a time beyond the end, though no box is there: before the first step."""
     weights, truth = write_detector(tmp_path / "d.safetensors"), tmp_path / "truth.csv"
     for row, words in (
-        ("zz,0001", ("1 of the 3 videos of", "truth.csv is not there, the first is 'zz'")),
+        ("zz,0001", ("1 of the 3 videos of", "truth.csv is missing, the first is 'zz'")),
         ("v,0099", ("truth.csv:19: 1 key frame of 1 video lies outside it", "the first at 99 s of")),
     ):
         truth.write_text(Path(actions.truth).read_text() + f"{row},0.1,0.1,0.5,0.5,1,0\n")

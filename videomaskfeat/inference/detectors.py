@@ -94,7 +94,7 @@ class VideoDetector:
         return scores
 
     def _logits(self, clips: Tensor, boxes: Tensor) -> Tensor:
-        device = self.machine.place
+        device = self.machine.torch_device
         pixels = self.recipe.clip.normalize(clips.to(device, non_blocking=True))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.machine.bf16):
             logits: Tensor = self.model(pixels, boxes.to(device))
@@ -124,7 +124,7 @@ def load_detector(
     machine = Machine(device, precision, workers=workers, clips_at_once=clips_at_once)
     _ = machine.bf16  # refuses a device or precision before the weights are read
     recipe = read_detect_recipe(weights)
-    model = load_model(weights, device=machine.place)
+    model = load_model(weights, device=machine.torch_device)
     if not isinstance(model, Detector) or model.classes != recipe.classes:
         raise UserError(
             f"{os.fspath(weights)}: its recipe is that of a detector of {recipe.classes} actions, and its "
@@ -197,7 +197,7 @@ def score_key_frames(
         workers=machine.workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        pin_memory=machine.place.type == "cuda",
+        pin_memory=machine.torch_device.type == "cuda",
     )
     with closing(iter(loader)) as batches:
         return score_batches(detector, batches, key_frames, progress=progress)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
+from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames
 from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder, sources_of_lists
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.frame_lists import load_frame_lists
@@ -112,7 +112,7 @@ def read_key_frames(
         UserError: a file is missing or wrong, or all detected boxes are of other key frames.
     """
     closed = [exclusions] if exclusions else []
-    truth = truth_key_frames([groundtruth], classes=classes, exclusions=closed)
+    truth = training_key_frames([groundtruth], classes=classes, exclusions=closed)
     if not boxes:
         return truth, truth, IgnoredBoxes()
     tested = detected_key_frames(boxes, classes=classes, score_threshold=score_threshold, exclusions=closed)

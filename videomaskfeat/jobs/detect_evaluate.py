@@ -107,10 +107,10 @@ def detect_evaluate(
         UserError: the weights, a file or a choice is wrong, or no key frame could be read.
         RunFailed: the network's output is not finite.
     """
-    with distributed.process_group(machine.place):
+    with distributed.process_group(machine.torch_device):
         detector = load_detector(
             weights,
-            device=str(machine.place),
+            device=str(machine.torch_device),
             precision=machine.precision,
             workers=machine.workers,
             clips_at_once=machine.clips_at_once,

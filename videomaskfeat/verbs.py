@@ -268,13 +268,13 @@ def evaluate(options: EvaluateOptions) -> int:
             submission=options.submission,
             progress=update,
         )
-    return _print_scores("evaluate", result, (f"{one.path}: {one.cause}" for one in result.failures))
+    return _print_scores("evaluate", result.text, (f"{one.path}: {one.cause}" for one in result.failures))
 
 
-def _print_scores(verb: str, result: Any, failures: Iterable[str]) -> int:
-    if not result.text:  # not the first rank; torchrun would end all ranks if it returned SOME_FAILED
+def _print_scores(verb: str, text: str, failures: Iterable[str]) -> int:
+    if not text:  # not the first rank; torchrun would end all ranks if it returned SOME_FAILED
         return DONE
-    print(printable(result.text))
+    print(printable(text))
     return report_failures(verb, failures)
 
 
@@ -295,7 +295,9 @@ def average_scores(options: AverageScoresOptions) -> int:
     from videomaskfeat.jobs.average_scores import average_files
 
     result = average_files(options.scores, options.out, submission=options.submission)
-    return _print_scores("average-scores", result, (f"{one.path}: {one.cause}" for one in result.failures))
+    return _print_scores(
+        "average-scores", result.text, (f"{one.path}: {one.cause}" for one in result.failures)
+    )
 
 
 @dataclass
@@ -388,7 +390,8 @@ def score_ava(options: ScoreAvaOptions) -> int:
     """
     from videomaskfeat.jobs.score_ava import score_ava
 
-    print(printable(score_ava(**_as_arguments(options, iou="iou_threshold")).text))
+    _, text = score_ava(**_as_arguments(options, iou="iou_threshold"))
+    print(printable(text))
     return DONE
 
 
@@ -420,24 +423,23 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
       videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
-    from videomaskfeat.inference.ava_scores import ScoredFiles
+    from videomaskfeat.inference.ava_scores import ScoredFiles, ScoringRules
     from videomaskfeat.inference.key_frames import VideoLocations, format_failures
     from videomaskfeat.inference.multiview import Machine
     from videomaskfeat.jobs.detect_evaluate import FrameOptions, detect_evaluate
 
     with progress("scoring key frames") as update:
-        result = detect_evaluate(
+        box_scores, text = detect_evaluate(
             options.weights,
             ScoredFiles(options.groundtruth, options.labels, options.exclusions, tuple(options.boxes)),
             _select_fields(VideoLocations, options),
             options.out,
             frames=_select_fields(FrameOptions, options),
             machine=_select_fields(Machine, options),
-            iou_threshold=options.iou,
-            rows_per_frame=options.rows_per_frame,
+            rules=ScoringRules(options.iou, options.rows_per_frame),
             progress=update,
         )
-    return _print_scores("detect-evaluate", result, format_failures(result.failures))
+    return _print_scores("detect-evaluate", text, format_failures(box_scores.failures))
 
 
 def detect(config: DetectVideoConfig) -> int:

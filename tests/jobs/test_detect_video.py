@@ -70,7 +70,7 @@ def detect(weights: Path, videos: list[Path], out: Path, **options: Any) -> Dete
     """Run the job on the CPU; each option belongs to the section of the config that has it."""
     config = DetectVideoConfig(DetectFiles(str(weights), [str(video) for video in videos], str(out)))
     for name, value in {"device": "cpu", **options}.items():
-        section = next(part for part in (config.persons, config.actions, config.machine) if hasattr(part, name))
+        section = next(one for one in (config.persons, config.actions, config.machine) if hasattr(one, name))
         setattr(section, name, value)
     return detect_videos(config)
 

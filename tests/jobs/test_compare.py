@@ -90,7 +90,10 @@ def test_keys_become_overrides() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"folder": ""}, r"compare\.folder is not set: give it, such as compare\.folder=runs/compare"),
+        (
+            {"folder": ""},
+            r"compare\.folder is not set: folder .*; set it, such as compare\.folder=runs/compare",
+        ),
         ({"targets": {}}, r"compare\.targets is not set"),
         ({"seeds": 0}, r"compare\.seeds 0 must be at least 1"),
         ({"shared": {"finetune": 6}}, r"compare\.shared\.finetune 6 must be an object"),

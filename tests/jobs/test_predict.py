@@ -195,7 +195,7 @@ def test_wrong_weights_are_refused(videos: Path, tmp_path: Path, capsys: pytest.
         (pretrained, "weights of a pre-training run, and a classifier's are needed"),
         (tmp_path / "model.pyth", "videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT"),
         (tmp_path, "is a folder; give the weights file in it"),
-        (tmp_path / "nowhere.safetensors", "no such weights file"),
+        (tmp_path / "nowhere.safetensors", "no such file"),
     ):
         assert main(["predict", str(path), video]) == 2
         error = capsys.readouterr().err

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_object", "import_submodule"}  # not modules
 GROUND = {
     "errors", "io", "texts", "processes", "grid", "mp4", "machine", "tensor_files", "values",
-    "csv_columns", "ava", "boxes", "durations", "config",
+    "csv_columns", "ava", "boxes", "durations", "config", "provenance",
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
 SIDEWAYS = {
@@ -51,12 +51,13 @@ ABOVE = {
     "inference": {"schemas", *ROOMS, *GROUND},
     "schemas": {"config"},
     "terminal": {"texts"},
-    "environment": {"data", "engine", "models", "machine", "mp4"},
+    "environment": {"data", "engine", "models", "machine", "mp4", "provenance"},
     "config": {"errors", "io", "texts"},
     "durations": set(),
     "errors": set(),
     "io": {"errors"},
     "processes": {"errors"},
+    "provenance": set(),
     "texts": {"errors", "io"},
     "mp4": {"errors", "io"},
     "csv_columns": {"errors", "io", "texts"},

@@ -214,9 +214,10 @@ def test_processes_find_what_one_finds(tmp_path: Path) -> None:
 
 def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path) -> None:
     """Real videos, whole 3:2 frames, three ranks' loaders; the files are scored by the official rules."""
-    truth, tested, _ = read_key_frames(
+    key_frames = read_key_frames(
         actions.truth, [actions.boxes], actions.excluded, classes=CLASSES, score_threshold=0.8
     )
+    truth, tested, _ = key_frames
     assert (len(tested), len(tested.boxes)) == (5, 15)
     weights = write_detector(tmp_path / "d.safetensors")
     detector = load_detector(weights, device="cpu", clips_at_once=2)
@@ -229,7 +230,7 @@ def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path
     shared = score_batches(detector, (batch for part in parts for batch in part), tested)
     np.testing.assert_allclose(shared.scores, found.scores, atol=1e-6)
     files = ScoredFiles(actions.truth, actions.labels, actions.excluded, (actions.boxes,))
-    scored = write_key_frame_score(tmp_path / "out", files, tested, found, {"title": "made"})
+    scored = write_key_frame_score(tmp_path / "out", files, key_frames, found, {"title": "made"})
     memory = score_in_memory(truth, tested, found, ACTIONS)
     assert memory.mean_ap == pytest.approx(scored.result.mean_ap, abs=1e-9)
     assert memory.ap == pytest.approx(scored.result.ap, abs=1e-9, nan_ok=True)
@@ -251,13 +252,14 @@ def test_a_perfect_detector_scores_one(actions: ActionSet) -> None:
 def test_empty_detections_score_nothing(actions: ActionSet, tmp_path: Path) -> None:
     empty = tmp_path / "empty.csv"
     empty.write_text("")
-    truth, tested, _ = read_key_frames(actions.truth, [str(empty)], "", classes=CLASSES, score_threshold=0.8)
+    key_frames = read_key_frames(actions.truth, [str(empty)], "", classes=CLASSES, score_threshold=0.8)
+    truth, tested, _ = key_frames
     assert len(tested) == 0
     detector = load_detector(write_detector(tmp_path / "d.safetensors"))
     found = score_key_frames(detector, tested, sources_in_folder(tested, actions.videos))
     assert score_in_memory(truth, tested, found, ACTIONS).mean_ap == 0
     files = ScoredFiles(actions.truth, actions.labels, "", (str(empty),))
-    scored = write_key_frame_score(tmp_path / "out", files, tested, found, {"title": "made"})
+    scored = write_key_frame_score(tmp_path / "out", files, key_frames, found, {"title": "made"})
     assert scored.result.mean_ap == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tested"]["key_frames"] == 0
 

@@ -175,7 +175,7 @@ def test_features_are_mean_directions(listing: Path) -> None:
     expected = model.features((clips - 0.45) / 0.225).mean(dim=0)
     np.testing.assert_allclose(result.scores[3], expected / expected.norm(), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(result.scores, axis=1), 1.0, atol=1e-6)
-    with pytest.raises(UserError, match="a Linear has no features to compare videos by"):
+    with pytest.raises(UserError, match="Linear has no `features` method, so videos cannot be compared"):
         video_features(nn.Linear(1, 1), records, RECIPE, machine)
 
 

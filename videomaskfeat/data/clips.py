@@ -42,13 +42,13 @@ class SampleKey:
         epoch: the epoch.
         index: index of the record.
         turn: number of earlier samples of this record in the epoch; above 0 only if classes are balanced.
-        given_up: indices of records that are not read, see `FailureCounter.given_up`.
+        skipped: indices of records that are not read, see `FailureCounter.skipped_records`.
     """
 
     epoch: int
     index: int
     turn: int = 0
-    given_up: frozenset[int] = frozenset()
+    skipped: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             path = self.records[index].path
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
-                if index in key.given_up:
+                if index in key.skipped:
                     raise VideoReadError(path, "its reading cost two workers in an earlier epoch")
                 begin_reading(path, key.epoch, key.index, key.turn, index)
                 return replace(self._load(index, rng), failures=tuple(failures))

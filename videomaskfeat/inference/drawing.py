@@ -15,7 +15,7 @@ from videomaskfeat.data.clips import sample_generator
 from videomaskfeat.data.sampling import ShortVideoError, clip_indices_middle
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
-from videomaskfeat.data.workers import call_apart
+from videomaskfeat.data.workers import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.io import free_name, make_folder
 from videomaskfeat.recipe import PretrainRecipe, denormalize, normalize
@@ -82,7 +82,7 @@ def draw_videos(
     model.eval()
     try:
         calls = [(video, recipe, reader) for video in videos]
-        clips = call_apart(_middle_clip, calls, workers=workers)
+        clips = call_in_workers(_middle_clip, calls, workers=workers)
         for index, ((video, *_), clip) in enumerate(zip(calls, clips, strict=True)):
             if isinstance(clip, Exception):
                 failures.append(clip)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
 from videomaskfeat.inference.key_frames import (
+    EvaluationFrames,
     IgnoredBoxes,
     VideoLocations,
     describe_key_frames,
@@ -99,7 +100,7 @@ class DetectRun(Run):
         self.evaluates, self.evaluate_epochs = self.lists.tested is not None, config.evaluate.epochs
         if self.lists.tested is not None:  # a mistake is reported now rather than after the training
             assert self.lists.truth is not None
-            self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
+            self.sources = video_places(config).find_videos(self.lists.truth, self.lists.tested)
             self.validated = self.part_of_seconds(self.lists.tested, self.lists.truth)
         self.learn(model)
         self.compare = torch.compile(self.detect) if config.run.compile else self.detect
@@ -213,28 +214,24 @@ class DetectRun(Run):
         tested, truth = self.lists.tested, self.lists.truth
         assert tested is not None
         assert truth is not None
-        undetected, detected = len(truth.absent_from(tested)), bool(self.files.boxes)
+        frames = EvaluationFrames(truth, tested, self.lists.other)
         name, _ = self.model.created_as  # type: ignore[misc]
         about = {
             "title": f"{self.path.name} on {Path(self.files.groundtruth).name}",
             "model": name,
             **describe_weights(self.best.path),
-            "files": self.files.hashes(),
-            "undetected_key_frames": undetected,
-            "left_out": asdict(self.lists.other),
             "seen": describe_detection(
                 self.recipe,
-                detected=detected,
+                detected=bool(self.files.boxes),
                 scales=self.config.evaluate.scales,
                 flip=self.config.evaluate.flip,
                 precision=self.machine.precision_used,
             ),
         }
-        scored = write_key_frame_score(self.path / "score", self.files, tested, found, about)
+        scored = write_key_frame_score(self.path / "score", self.files, frames, found, about)
         lines = [
             scored.text(self.path / "score"),
-            describe_key_frames(found, self.recipe, detected=detected, undetected=undetected),
-            *filter(None, [self.lists.other.text()]),
+            *describe_key_frames(frames, found, self.recipe),
             f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             *(f"unreadable, left out: {line}" for line in format_failures(found.failures)),
         ]
@@ -417,11 +414,11 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
     Raises:
         UserError: a video is missing, or the batch or a clip setting is wrong.
     """
-    clip, colour = config.clip, config.colour
-    changes = {"brightness": colour.brightness, "contrast": colour.contrast, "saturation": colour.saturation}
+    clip, color = config.clip, config.color
+    changes = {"brightness": color.brightness, "contrast": color.contrast, "saturation": color.saturation}
     dataset = ActionClips(
         key_frames,
-        video_places(config).find(key_frames),
+        video_places(config).find_videos(key_frames),
         frames=clip.frames,
         stride=clip.stride,
         target_fps=clip.target_fps,

@@ -14,7 +14,7 @@ import numpy as np
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.lists import ListChoice, check_list, resolve_class_names
+from videomaskfeat.inference.lists import ListChoice, check_records, resolve_class_names
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
@@ -108,7 +108,7 @@ def evaluate(
         UserError: the weights, a list or a choice is wrong, or no video could be read.
         RunFailed: the network's output is not finite.
     """
-    with distributed.process_group(machine.place):
+    with distributed.process_group(machine.torch_device):
         work = _Evaluation(os.fspath(weights), list_path, views, lists, neighbors, machine)
         distributed.run_on_main(lambda: make_output_folders(out, submission))
         network = None if neighbors is None else work.model.features
@@ -144,7 +144,7 @@ class _Evaluation:
         known = _classifier_recipe(weights) if neighbors is None else read_testing_recipe(weights)
         self.recipe = views.recipe(known)
         _ = machine.bf16  # refuses a wrong precision before the weights are read
-        model: Any = load_model(weights, device=machine.place)
+        model: Any = load_model(weights, device=machine.torch_device)
         self.model = model
         own = int(model.classes) if neighbors is None else None
         names = resolve_class_names(known.class_names, list_path, lists, classes=own, source=weights)
@@ -163,7 +163,7 @@ class _Evaluation:
         for records in (self.records, self.train):
             if records is not None:
                 build_views(records, self.recipe)  # refuses what does not fit
-                check_list(records, classes=self.classes, source=source, named=bool(names))
+                check_records(records, classes=self.classes, source=source, named=bool(names))
 
     def scored(self, progress: Progress | None) -> tuple[ScoredList, VideoScores | None]:
         """The scores of the list, and with neighbors the features of the training list."""

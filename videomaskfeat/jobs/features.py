@@ -102,7 +102,7 @@ def extract_features(
     """
     _check(list_path, dtype=dtype, videos_per_shard=videos_per_shard)
     machine = Machine(device, precision, reader, workers, clips_at_once=clips_at_once)
-    with distributed.process_group(machine.place):
+    with distributed.process_group(machine.torch_device):
         encoder = load_encoder(
             weights, device=device, precision=precision, reader=reader, clips_at_once=clips_at_once
         )
@@ -203,7 +203,7 @@ class _Work:
             ),
             per_batch=fitting,
             workers=workers,
-            pin_memory=self.encoder.machine.place.type == "cuda",
+            pin_memory=self.encoder.machine.torch_device.type == "cuda",
         )
 
     def _features(self, batch: ViewsBatch) -> list[np.ndarray]:

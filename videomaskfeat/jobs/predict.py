@@ -86,7 +86,7 @@ def predict(
         RunFailed: the model's output is not finite.
     """
     if top < 1:
-        raise UserError(f"top {top}: ask for at least 1 class")
+        raise UserError(f"top {top}: must be at least 1 class")
     classifier = load_classifier(checkpoint, device=device, precision=precision, reader=reader)
     recipe = classifier.recipe.with_views(views=views, crops=crops)
     _refuse_lists(videos)

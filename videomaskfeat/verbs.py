@@ -295,19 +295,26 @@ def predict(options: PredictOptions) -> int:
     videomaskfeat predict best.safetensors my_videos/ --top 3 --json labels.json --out labeled
     videomaskfeat predict best.safetensors *.mp4 --views 1 --json - | jq
     """
-    from videomaskfeat.jobs.predict import Predictions, as_json, as_text, predict
+    from videomaskfeat.inference.multiview import Machine
+    from videomaskfeat.jobs.predict import Predictions, format_json, format_text, predict
 
-    def print_text(found: Predictions) -> None:
-        print(printable(as_text(found, options.top)), flush=True)
+    def print_text(predictions: Predictions) -> None:
+        print(printable(format_text(predictions, options.top)), flush=True)
 
     json_only = options.json == "-"
-    values = vars(options).copy()
-    json_path = values.pop("json")
     result = predict(
-        **values, json_path=None if json_only else json_path, on_prediction=None if json_only else print_text
+        options.checkpoint,
+        options.videos,
+        top=options.top,
+        views=options.views,
+        crops=options.crops,
+        out=options.out,
+        json_path=None if json_only else options.json,
+        machine=_part(Machine, options),
+        on_prediction=None if json_only else print_text,
     )
     if json_only:
-        print(as_json(result, options.top))
+        print(format_json(result, options.top))
     else:
         for film in result.films:
             print(printable(str(film)))
@@ -339,13 +346,24 @@ def extract_features(options: FeaturesOptions) -> int:
     then, in Python:
       array, paths, labels = videomaskfeat.read_features("features/k400_val")
     """
+    from videomaskfeat.inference.lists import ListChoice
+    from videomaskfeat.inference.multiview import Machine
     from videomaskfeat.jobs.features import extract_features
 
-    values = vars(options).copy()
-    names = {"list": "list_path", "shard": "videos_per_shard"}
     with progress("extracting features") as update:
         result = extract_features(
-            **{names.get(name, name): value for name, value in values.items()}, progress=update
+            options.weights,
+            options.list,
+            options.out,
+            depth=options.depth,
+            grid=options.grid,
+            views=options.views,
+            crops=options.crops,
+            dtype=options.dtype,
+            videos_per_shard=options.shard,
+            lists=_part(ListChoice, options),
+            machine=_part(Machine, options),
+            progress=update,
         )
     print(printable(f"{result.folder / 'features.npy'}  {options.dtype} {list(result.shape)}"))
     return report_failures("extract-features", result.failures)

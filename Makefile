@@ -27,6 +27,7 @@ test: lint types test-fast
 lint: set-up
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: set-up
 	$(BIN)/mypy

@@ -39,7 +39,7 @@ setup(
         "vl-convert-python>=1.9",  # Vega-Lite's JavaScript, which pages take in
     ],
     extras_require={
-        "dev": ["ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],
+        "dev": ["codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],
         "teachers": ["transformers>=4.40"],  # vision models of others, whose features are predicted
         "detector": ["transformers>=4.40"],  # detection models of others, which find the persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23

@@ -404,7 +404,7 @@ def test_lists_hold_what_is_trained_and_tested_on(config_of: Any) -> None:
 
 
 def test_training_batches_have_the_boxes_of_their_clips(config_of: Any) -> None:
-    config = config_of("colour.brightness=0.2")
+    config = config_of("color.brightness=0.2")
     loader = training_loader(config, read_lists(config).train)
     batch = next(loader.epoch(0))
     assert isinstance(batch, ActionBatch)

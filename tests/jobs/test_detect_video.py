@@ -70,7 +70,7 @@ def detect(weights: Path, videos: list[Path], out: Path, **options: Any) -> Dete
     """Run the job on the CPU; each option belongs to the section of the config that has it."""
     config = DetectVideoConfig(DetectFiles(str(weights), [str(video) for video in videos], str(out)))
     for name, value in {"device": "cpu", **options}.items():
-        section = next(part for part in (config.persons, config.told, config.machine) if hasattr(part, name))
+        section = next(one for one in (config.persons, config.actions, config.machine) if hasattr(one, name))
         setattr(section, name, value)
     return detect_videos(config)
 
@@ -469,7 +469,7 @@ def test_tracking_options_are_checked_before_the_weights_are_read(
 ) -> None:
     """Before anything is opened: there are neither weights nor a video."""
     assert main(["detect", str(tmp_path / "w.safetensors"), "a.mp4", "--detector", "no:where", *option]) == 2
-    assert f"argument '{' '.join(option)}': told." in capsys.readouterr().err
+    assert f"argument '{' '.join(option)}': actions." in capsys.readouterr().err
 
 
 def test_file_of_boxes_must_have_every_video_before_the_first(

@@ -493,7 +493,7 @@ def test_batch_that_is_no_number_is_named(small: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("none.safetensors", None, "no such weights file"),
+        ("none.safetensors", None, "no such file"),
         ("step_10.pt", None, "a PyTorch checkpoint, .*import-slowfast"),
         ("cut.safetensors", b"\x10\0\0", "not a safetensors file"),
     ],

@@ -198,7 +198,7 @@ def test_wrong_weights_are_refused(videos: Path, tmp_path: Path, verb: Verb) -> 
         (pretrained, "weights of a pre-training run, and a classifier's are needed"),
         (tmp_path / "model.pyth", "videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT"),
         (tmp_path, "is a folder; give the weights file in it"),
-        (tmp_path / "nowhere.safetensors", "no such weights file"),
+        (tmp_path / "nowhere.safetensors", "no such file"),
     ):
         code, _, err = verb(path, videos / "a.mp4")
         assert code == 2

@@ -414,8 +414,8 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
     Raises:
         UserError: a video is missing, or the batch or a clip setting is wrong.
     """
-    clip, colour = config.clip, config.colour
-    changes = {"brightness": colour.brightness, "contrast": colour.contrast, "saturation": colour.saturation}
+    clip, color = config.clip, config.color
+    changes = {"brightness": color.brightness, "contrast": color.contrast, "saturation": color.saturation}
     dataset = ActionClips(
         key_frames,
         video_places(config).find_videos(key_frames),

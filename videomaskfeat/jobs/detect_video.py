@@ -65,7 +65,7 @@ def detect_videos(
             read.
         RunFailed: a score is not finite, or the person detector raised an error.
     """
-    files, persons, actions = config.files, config.persons, config.told
+    files, persons, actions = config.files, config.persons, config.actions
     _check(config)
     tracking: dict[str, Any] = {
         "smooth_seconds": actions.smooth_seconds,
@@ -115,7 +115,7 @@ def detect_videos(
 
 
 def _check(config: DetectVideoConfig) -> None:
-    persons, actions = config.persons, config.told
+    persons, actions = config.persons, config.actions
     if not config.files.videos:
         raise UserError("no video: give at least one file")
     if not 0 <= actions.threshold <= 1:
@@ -128,7 +128,7 @@ def _check(config: DetectVideoConfig) -> None:
 
 
 def _describe_protocol(config: DetectVideoConfig, detector: VideoDetector) -> dict[str, Any]:
-    persons, actions, recipe = config.persons, config.told, detector.recipe
+    persons, actions, recipe = config.persons, config.actions, detector.recipe
     boxes: dict[str, Any] = {"detector": persons.detector, "options": dict(persons.detector_options)}
     if persons.boxes is not None:
         boxes = {"file": os.fspath(persons.boxes), "sha256": file_sha256(persons.boxes)}

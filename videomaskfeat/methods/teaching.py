@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.clips import LocalCrops, MaskDraw, PairClips, VideoClips
-from videomaskfeat.data.operations import ColourJitter, RandomColour
+from videomaskfeat.data.operations import ColorJitter, RandomColor
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
@@ -295,14 +295,14 @@ class PairMethod(TeacherMethod):
         if self.local.count:
             small = dataclasses.replace(crop, size=self.local.size, area=area)
             local = LocalCrops(self.local.count, small)
-        jitter = ColourJitter(
+        jitter = ColorJitter(
             brightness=colors.brightness, contrast=colors.contrast, saturation=colors.saturation
         )
         return PairClips(
             records,
             sampler=self.recipe.clip.frame_sampler(clip_indices_random),
             transform=crop,
-            colour=RandomColour(jitter, chance=colors.chance, grey=colors.grey),
+            color=RandomColor(jitter, chance=colors.chance, grey=colors.grey),
             mask=self.mask_draw(),
             local=local,
             **reading,

@@ -29,11 +29,11 @@ from videomaskfeat.jobs.detect import (
     DetectRun,
     build_detector,
     build_loss,
+    build_recipe,
     class_weights,
     read_lists,
-    recipe_of,
     training_loader,
-    video_places,
+    video_locations,
 )
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.metrics.ava_map import evaluate_files
@@ -399,7 +399,7 @@ def test_lists_hold_what_is_trained_and_tested_on(config_of: Any) -> None:
     assert lists.tested is not None
     assert lists.truth is not None
     assert (len(lists.tested.boxes), len(lists.truth.boxes)) == (15, 10)  # a second is excluded
-    recipe = recipe_of(config_of("evaluate.area=centre"), lists)
+    recipe = build_recipe(config_of("evaluate.area=centre"), lists)
     assert (recipe.area, recipe.short_side, recipe.score_threshold) == ("centre", 32, 0.8)
 
 
@@ -516,7 +516,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
     [
         (["loss.name=sigmid"], "loss.name 'sigmid' is unknown; did you mean 'sigmoid'"),
         (["loss.name=poses"], r"needs the ids of two poses or more, and .*labels\.pbtxt has no label_type"),
-        (["loss.name=poses", "loss.poses=[1,9]"], "loss.poses holds 9, and there are the actions 1 to 4"),
+        (["loss.name=poses", "loss.poses=[1,9]"], "loss.poses contains 9; ids of actions are 1 to 4"),
         (["loss.balance=2"], "loss.balance 2 must be between 0 and 1"),
         (["loss.focusing=-1"], "loss.focusing -1 must be at least 0"),
         (
@@ -525,7 +525,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         ),
         (
             ["model.name=maskfeat_mvitv2_nano"],
-            "'maskfeat_mvitv2_nano' is no detector of actions; take",
+            "'maskfeat_mvitv2_nano' is no detector of actions; use",
         ),
         (
             ["model.name=maskfeat_mvit_nano_detector"],
@@ -552,7 +552,7 @@ def test_impossible_settings_are_named(config_of: Any, overrides: list[str], wor
     def build() -> None:
         config = config_of(*overrides)
         lists = read_lists(config)
-        recipe_of(config, lists)
+        build_recipe(config, lists)
         build_loss(config, lists, CPU)
         build_detector(config, lists.classes)
         training_loader(config, lists.train)
@@ -576,7 +576,7 @@ def test_an_action_beyond_the_classes_is_named_with_its_line(config_of: Any, tmp
 
 
 def test_extracted_frames_are_found_by_lists(config_of: Any) -> None:
-    places = video_places(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
+    places = video_locations(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
     assert places == VideoLocations(frame_lists=("none.csv",), frames="f")
     with pytest.raises(UserError, match=r"none\.csv: no such"):
         places.find_videos(read_lists(config_of()).train)

@@ -22,7 +22,7 @@ from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine.run import BestWeights
 from videomaskfeat.errors import UserError
-from videomaskfeat.jobs.finetune import FinetuneRun, LabelledLists, read_lists, words_on_gaps
+from videomaskfeat.jobs.finetune import ClassLists, FinetuneRun, label_gap_warning, read_lists
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import load_model, read_state, save_weights
@@ -335,12 +335,12 @@ def lists(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, *overrides: str) -> LabelledLists:
+def read(folder: Path, *overrides: str) -> ClassLists:
     data = [f"data.train={folder / 'train.csv'}", f"data.validation={folder / 'val.csv'}"]
     return read_lists(load_config(FinetuneConfig, None, [*data, *overrides]))
 
 
-def labels(lists: LabelledLists) -> tuple[list[int], list[int]]:
+def labels(lists: ClassLists) -> tuple[list[int], list[int]]:
     assert lists.validation is not None
     assert lists.train.labels is not None
     assert lists.validation.labels is not None
@@ -371,7 +371,7 @@ def test_class_of_the_held_out_list_alone_is_refused(lists: Path) -> None:
 
 
 def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.csv: holds 3 class names, and data\.classes is 400; leave"):
+    with pytest.raises(UserError, match=r"train\.csv: has 3 class names, and data\.classes is 400; leave"):
         read(lists, "data.classes=400")
 
 
@@ -393,7 +393,7 @@ def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> No
 )
 def test_labels_that_start_at_1_or_have_gaps(numbers: list[int], words: str) -> None:
     records = Records.from_paths(["a"] * len(numbers), numbers, source="l.csv")
-    text = words_on_gaps(records, max(numbers) + 1)
+    text = label_gap_warning(records, max(numbers) + 1)
     assert re.search(words, text) if words else not text
 
 
@@ -407,7 +407,7 @@ def plan(model: torch.nn.Module, *overrides: str) -> str:
     """Of fine-tuning a model on 64 videos."""
     config = load_config(FinetuneConfig, None, ["clip.frames=8", "clip.crop=64", *overrides])
     records = Records.from_paths(["a.mp4"] * 64, [0] * 64, source="train.csv")
-    run = SimpleNamespace(config=config, model=model, lists=LabelledLists(records, None, 5, ()))
+    run = SimpleNamespace(config=config, model=model, lists=ClassLists(records, None, 5, ()))
     return "\n".join(FinetuneRun.plan(run))  # type: ignore[arg-type]
 
 

@@ -19,7 +19,7 @@ from videomaskfeat import methods
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
-from videomaskfeat.jobs.pretrain import closing_words
+from videomaskfeat.jobs.pretrain import final_lines
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import normalize
@@ -365,7 +365,7 @@ def test_trained_model_is_placed_beside_the_constant(trained: float, words: str)
         "heldout_untrained": 3.0,
         "heldout_trained": trained,
     }
-    assert f"({words})" in closing_words(summary)[-1]
+    assert f"({words})" in final_lines(summary)[-1]
 
 
 def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() -> None:
@@ -379,7 +379,7 @@ def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() 
         **{f"{probe}_top1{when}": 10.0 for probe in ("knn", "linear") for when in ("", "_untrained")},
         "not_drawn": "target 'dvae' cannot be drawn",
     }
-    text = "\n".join(closing_words(summary))
+    text = "\n".join(final_lines(summary))
     for words in (
         "best constant prediction  unknown for this loss",
         "top-1 on 120 videos of 12 classes (before training)",
@@ -397,8 +397,8 @@ def test_constant_targets_have_no_percentage(constant: float) -> None:
         "heldout_untrained": 0.1,
         "heldout_trained": 0.0,
     }
-    text = "\n".join(closing_words(summary))
-    assert "(the targets are constant: nothing can do better)" in text
+    text = "\n".join(final_lines(summary))
+    assert "(the targets are constant: no prediction can be better)" in text
     assert "%" not in text
 
 

@@ -24,9 +24,9 @@ from videomaskfeat.jobs.tokenizer import (
     DvaeStep,
     Relaxation,
     VqStep,
-    closing_words,
+    final_lines,
+    frames_of,
     heldout_frames,
-    pictures_of,
     sum_over_ranks,
 )
 from videomaskfeat.models import create_model
@@ -99,7 +99,7 @@ def test_run_learns_to_reconstruct_and_leaves_what_is_needed(
     page = (run / "report.html").read_text()
     for word in ("Held-out reconstruction", "Codes in use", "Perplexity of the codes", "their tokens and"):
         assert word in page
-    for word in ("best one colour", "trained tokenizer", "perplexity", "codes used there", "report.html"):
+    for word in ("best single color", "trained tokenizer", "perplexity", "codes used there", "report.html"):
         assert word in text
     with safe_open(str(run / "weights.safetensors"), "pt") as file:
         metadata = file.metadata()
@@ -194,7 +194,7 @@ def test_dvae_step_sums_its_parts() -> None:
     torch.manual_seed(1)
     loss, figures, _ = step(some)
     torch.manual_seed(1)
-    pictures = pictures_of(some.clips)
+    pictures = frames_of(some.clips)
     assert pictures[2, 1, 5, 7] == some.clips[2, 0, 5, 7, 1] / 255
     coding = tokenizer(pictures, 0.5)
     error = (coding.reconstruction - (pictures - 0.45) / 0.225).square().mean()
@@ -243,7 +243,7 @@ def test_heldout_constant_is_the_variance_of_the_pixels() -> None:
     [
         ("model.name=vqvae", "tokenizer 'vqvae' is unknown; did you mean 'dvae'?"),
         ("model.arguments={vocabulay: 8}", "argument 'vocabulay' is unknown; did you mean 'vocabulary'?"),
-        ("frames.size=18", "frames.size 18 is no multiple of the tokenizer's stride 4"),
+        ("frames.size=18", "frames.size 18 is not a multiple of the tokenizer's stride 4"),
         ("gumbel.end_temperature=0", "gumbel.end_temperature 0 must be above 0"),
         ("gumbel.anneal=0", "gumbel.anneal 0 must be above 0 and at most 1"),
         ("gumbel.kl_weight=-1", "gumbel.kl_weight -1 must be at least 0"),
@@ -302,9 +302,9 @@ def test_few_codes_in_use_are_remarked_on(used: int, tokens: int, few: bool) -> 
         "heldout_used_codes": used,
         "vocabulary": 256,
     }
-    text = "\n".join(closing_words(summary))
+    text = "\n".join(final_lines(summary))
     assert f"codes used there       {used} of 256, perplexity 20.0" in text
-    assert ("few codes in use" in text) == few
+    assert ("few codes are in use" in text) == few
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ class Run(ABC):
     ``__init__`` of a job's class builds and checks everything, so that mistakes are reported before anything
     is written. It sets ``loader`` and ``counter`` and calls :meth:`set_model`. Then `run_training` calls on
     all ranks :meth:`prepare`, the loop with :meth:`step` and :meth:`evaluate`, and :meth:`finish`. On rank 0
-    it also calls :meth:`plan` and :meth:`on_open` before the loop, and :meth:`conclude` after it.
+    it also calls :meth:`plan` before the loop, and :meth:`conclude` after it.
 
     Attributes:
         kind: kind of the training in summary.json.
@@ -170,6 +170,9 @@ class Run(ABC):
         evaluate_epochs: epochs between evaluations; 0: only at the end.
         evaluates: whether the loop evaluates.
         unreadable: failures of the final evaluation; None: not evaluated.
+        best: weights with the highest score, if the job selects weights.
+        load_report: report on the initial weights from ``model.weights``, if there are any.
+        load_warning: warning to log with the report.
     """
 
     kind: ClassVar[str]
@@ -180,6 +183,9 @@ class Run(ABC):
     evaluate_epochs: float = 0.0
     evaluates: bool = False
     unreadable: Sequence[Any] | None = None
+    best: BestWeights | None = None
+    load_report: Any = None
+    load_warning: str = ""
 
     def __init__(self, config: Any, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -205,8 +211,13 @@ class Run(ABC):
     def plan(self) -> list[str]:
         """Lines on model and data for the log."""
 
-    def on_open(self) -> None:  # noqa: B027
-        """Write further files of the run folder at the start."""
+    def _log_initial_weights(self) -> None:
+        """Log which initial weights were loaded, and write weights_loaded.json."""
+        if self.load_report is not None:
+            self.folder.log(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
+            self.folder.write_json("weights_loaded.json", self.load_report.to_dict())
+            if self.load_warning:
+                self.folder.log(self.load_warning)
 
     def prepare(self) -> None:  # noqa: B027
         """Measure the untrained model."""
@@ -218,7 +229,7 @@ class Run(ABC):
     @property
     def state(self) -> Mapping[str, Stateful]:
         """State that a resumed run needs besides the model, by name."""
-        return {}
+        return {} if self.best is None else {"best": self.best}
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -253,17 +264,15 @@ class Run(ABC):
         with self.averaged():
             distributed.run_on_main(lambda: self.save(self.path / "weights.safetensors"))
 
-    def measure_sets(
-        self, choice: str, best: BestWeights, measure: Callable[[], dict[str, float]]
-    ) -> dict[str, float]:
+    def measure_sets(self, choice: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Metrics of each chosen set of weights; the first metric of the first set decides which are best."""
         results: dict[str, float] = {}
         for number, (prefix, weights) in enumerate(weight_sets(choice, self.model, self.ema)):
             with weights:
                 metrics = measure()
                 results |= {f"{prefix}{name}": value for name, value in metrics.items()}
-                if number == 0:
-                    best.offer(next(iter(metrics.values())))
+                if number == 0 and self.best is not None:
+                    self.best.offer(next(iter(metrics.values())))
         return results
 
     def heldout_batches(self, samples: int) -> Iterator[Any]:
@@ -286,13 +295,6 @@ class Run(ABC):
             distributed.raise_together(error)
             if batch is not None:
                 yield batch.to(self.device)
-
-    def log_weights(self, path: str, report: Any, warning: str) -> None:
-        """Log which initial weights were loaded, and write weights_loaded.json."""
-        self.folder.log(f"weights from {path}\n{report.table()}")
-        self.folder.write_json("weights_loaded.json", report.to_dict())
-        if warning:
-            self.folder.log(warning)
 
     def train(self, *, environment: Callable[[Path], str], report: Callable[[Path], Path]) -> Outcome:
         """Run from start to end; all ranks must call it. For the arguments see `run_training`."""
@@ -324,7 +326,7 @@ class Run(ABC):
     def _open(self, environment: Callable[[Path], str]) -> None:
         self.folder.open(lambda: environment(self.path))
         self.folder.log("\n".join([*self.plan(), *self._plan_of_training()]))
-        self.on_open()
+        self._log_initial_weights()
 
     def _close(self, summary: Mapping[str, Any], report: Callable[[Path], Path]) -> None:
         self.folder.write_json("summary.json", summary)

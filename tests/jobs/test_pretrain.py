@@ -132,7 +132,7 @@ def test_step_loss_is_the_mean_over_hidden_cells() -> None:
     assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
 
 
-def test_missing_settings_are_asked_for(pretrain: Pretrain) -> None:
+def test_missing_keys_are_named(pretrain: Pretrain) -> None:
     assert_refused(pretrain("data.train=''"), "data.train is not set", "data.train=train.csv")
     assert_refused(pretrain("run.folder=''"), "run.folder is not set")
 
@@ -297,10 +297,10 @@ def test_run_folder_of_another_config_is_refused_and_kept(pretrain: Pretrain, tm
 def test_no_space_left_ends_with_code_1_and_keeps_the_checkpoint(
     pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["run.checkpoint_epochs=1"]
-    assert pretrain(*settings, "optim.epochs=1.5")[0] == 0
-    kept = sorted((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
-    content = kept[-1].read_bytes()
+    overrides = ["run.checkpoint_epochs=1"]
+    assert pretrain(*overrides, "optim.epochs=1.5")[0] == 0
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
+    content = checkpoints[-1].read_bytes()
 
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -308,7 +308,7 @@ def test_no_space_left_ends_with_code_1_and_keeps_the_checkpoint(
     monkeypatch.setattr("torch.save", full)
     other = f"run.folder={tmp_path / 'other'}"
     assert_refused(pretrain(other), "No space left", code=1)
-    assert kept[-1].read_bytes() == content
+    assert checkpoints[-1].read_bytes() == content
 
 
 def test_folder_that_cannot_be_made_is_refused(pretrain: Pretrain, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Methods with a teacher on two ranks: centres, batch normalisation and monitors are those of all clips."""
+"""Methods with a teacher on two ranks: centers, batch normalization and monitors are those of all clips."""
 
 from __future__ import annotations
 

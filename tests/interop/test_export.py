@@ -140,14 +140,14 @@ def test_exporters_keep_their_insides_to_themselves(
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_package_is_named_with_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
-    words = rf"ONNX files need {missing}, not installed here; pip install 'videomaskfeat\[export\]'"
+    words = rf"ONNX files need {missing}, which is not installed; pip install 'videomaskfeat\[export\]'"
     with pytest.raises(UserError, match=words):
         require_onnx(20)
 
 
 @pytest.mark.parametrize("opset", [17, 24])
 def test_opset_that_torch_does_not_write_is_refused(tmp_path: Path, toy: Graph, opset: int) -> None:
-    with pytest.raises(UserError, match=f"opset {opset}: torch writes 18 to 23"):
+    with pytest.raises(UserError, match=f"opset {opset} is not supported; use one of 18 to 23"):
         save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=opset, metadata={})
 
 
@@ -155,11 +155,11 @@ def test_weights_beyond_an_onnx_file_are_refused(
     tmp_path: Path, toy: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bytes_of_toy = 4 * (2 * 3 + 2)
-    monkeypatch.setattr(export, "_ONNX_LIMIT", bytes_of_toy - 1)
-    with pytest.raises(UserError, match="and an ONNX file holds 2 GiB; export them with --format torch"):
+    monkeypatch.setattr(export, "_MAX_ONNX_BYTES", bytes_of_toy - 1)
+    with pytest.raises(UserError, match="but the limit of an ONNX file is 2 GiB; use --format torch"):
         save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=20, metadata={})
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(export, "_ONNX_LIMIT", bytes_of_toy)
+    monkeypatch.setattr(export, "_MAX_ONNX_BYTES", bytes_of_toy)
     save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=20, metadata={})
 
 

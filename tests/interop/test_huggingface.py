@@ -13,7 +13,7 @@ import torch
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.person_boxes import find_boxes, load_box_detector
-from videomaskfeat.interop.huggingface import PersonDetector, _chances, _resized
+from videomaskfeat.interop.huggingface import PersonDetector, _class_scores, _resized_size
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +79,19 @@ def test_it_is_a_plug_in(yolos: Path) -> None:
 
 
 def test_a_class_or_model_that_is_not_there_is_named(yolos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"knows no class 'persons'; did you mean 'person'.*cat, person, dog"):
+    with pytest.raises(UserError, match=r"has no class 'persons'; did you mean 'person'.*cat, person, dog"):
         PersonDetector(model=str(yolos), label="persons")
-    with pytest.raises(UserError, match=r"model '.*nothing' does not load \(.*hustvl/yolos-tiny"):
+    with pytest.raises(UserError, match=r"model '.*nothing' cannot be loaded \(.*hustvl/yolos-tiny"):
         PersonDetector(model=str(tmp_path / "nothing"))
 
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"need transformers; pip install videomaskfeat\[detector\]"):
+    with pytest.raises(
+        UserError,
+        match=r"needs the package transformers; pip install "
+        r"'videomaskfeat\[detector\]'",
+    ):
         PersonDetector(model="hustvl/yolos-tiny")
 
 
@@ -100,11 +104,11 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_pictures_are_resized_as_the_model_wants(settings: dict[str, Any], size: tuple[int, int]) -> None:
-    assert _resized(1080, 1920, settings) == size
+    assert _resized_size(1080, 1920, settings) == size
 
 
 def test_both_kinds_of_logits_are_read() -> None:
     logits = torch.tensor([[0.0, 1.0, -1.0]])
-    torch.testing.assert_close(_chances(logits, 3), torch.sigmoid(logits))
+    torch.testing.assert_close(_class_scores(logits, 3), torch.sigmoid(logits))
     weights = torch.tensor([[1.0, np.e, 1 / np.e]], dtype=torch.float32)
-    torch.testing.assert_close(_chances(logits, 2), (weights / weights.sum())[:, :2])
+    torch.testing.assert_close(_class_scores(logits, 2), (weights / weights.sum())[:, :2])

@@ -374,8 +374,8 @@ def test_ground_truth_of_which_nothing_is_left(files: dict[str, Path]) -> None:
     files["excluded"].write_text("vidB,0903")
     with pytest.raises(
         UserError,
-        match=r"truth\.csv: none of its 3 rows can be scored: 1 are of actions that .*labels\.pbtxt does not "
-        "list, 1 have no action, 1 are at excluded times; take the files of one version",
+        match=r"truth\.csv: none of its 3 rows can be scored: 1 have actions that .*labels\.pbtxt does not "
+        "list, 1 have no action, 1 are at excluded times; use files of one version",
     ):
         score(files)
 

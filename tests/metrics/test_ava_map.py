@@ -281,26 +281,26 @@ def test_parts_by_size_hold_no_size_against_another() -> None:
 
 def test_score_that_is_no_number() -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(UserError, match="1 of 2 detections have a score that is not a number; their order"):
+    with pytest.raises(
+        UserError, match="1 of 2 detections have a score that is not a number; check the model"
+    ):
         average_precision(truth, one_action([BOX, BOX], [0.5, math.nan], [0, 0]), actions=[2])
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, math.nan])
 def test_threshold_out_of_range(threshold: float) -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(UserError, match=r"iou_threshold=.* is not above 0 and at most 1"):
+    with pytest.raises(UserError, match=r"iou_threshold=.* must be above 0 and at most 1"):
         average_precision(truth, one_action([BOX], [0.5], [0]), actions=[2], iou_threshold=threshold)
 
 
 def test_rows_per_frame_out_of_range() -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(UserError, match="rows_per_frame=0 leaves nothing; take 1 or more"):
+    with pytest.raises(UserError, match="rows_per_frame=0 must be at least 1"):
         average_precision(truth, one_action([BOX], [0.5], [0]), actions=[2], rows_per_frame=0)
 
 
 def test_nothing_to_find() -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([7]))
-    with pytest.raises(
-        UserError, match="none of the 4 actions has ground truth, so there is nothing to score"
-    ):
+    with pytest.raises(UserError, match="none of the 4 actions has ground truth; check the action ids"):
         average_precision(truth, one_action([BOX], [0.5], [0]), actions=ACTIONS)

@@ -51,7 +51,7 @@ def test_equally_similar_ones_come_in_order() -> None:
 def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels, test = draw(1)
     whole = knn_scores(train, labels, test, classes=4)
-    monkeypatch.setattr(features, "_CELLS", 3 * len(train))
+    monkeypatch.setattr(features, "_MAX_SIMILARITIES", 3 * len(train))
     np.testing.assert_allclose(knn_scores(train, labels, test, classes=4), whole, atol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_low_temperature_does_not_overflow() -> None:
     [
         ({"k": 0}, r"k=0, temperature=0\.07: k must be at least 1"),
         ({"temperature": 0.0}, "temperature=0: k must be at least 1, temperature above 0"),
-        ({"classes": 3}, r"labels are 0\.\.3, and there are 3 classes \(0\.\.2\)"),
+        ({"classes": 3}, r"labels are 0\.\.3, but there are 3 classes \(0\.\.2\)"),
     ],
 )
 def test_impossible_neighbors(arguments: dict[str, float], words: str) -> None:
@@ -144,8 +144,8 @@ def test_a_class_without_examples_gets_little() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"penalty": 0.0}, r"penalty=0: must be above 0"),
-        ({"classes": 2}, r"the labels are 0..2, and there are 2 classes \(0..1\)"),
+        ({"penalty": 0.0}, r"penalty=0 must be above 0"),
+        ({"classes": 2}, r"the training labels are 0..2, but there are 2 classes \(0..1\)"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -156,5 +156,5 @@ def test_what_cannot_be_is_refused(
     options = {"classes": CLASSES, **change}
     with pytest.raises(UserError, match=words):
         linear_probe_scores(train, labels, test, **options)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="differ in width; take both from one encoder"):
+    with pytest.raises(UserError, match="differ in width; use one encoder for both"):
         linear_probe_scores(train, labels, test[:, :2], classes=CLASSES)

@@ -162,7 +162,7 @@ def test_named_detectors_keep_the_maps_of_pre_training(
 
 
 def test_a_place_outside_the_batch_is_named() -> None:
-    with pytest.raises(UserError, match="boxes name places 0 to 1 in a batch of 1"):
+    with pytest.raises(UserError, match="boxes have batch indices 0 to 1 in a batch of 1"):
         small()(torch.randn(1, 3, 4, 32, 48), BOXES)
 
 

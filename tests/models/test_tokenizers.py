@@ -93,7 +93,7 @@ def test_every_parameter_learns() -> None:
 
 
 def test_frame_that_the_stride_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match="frames of 18x16 pixels are no multiple of the tokenizer's stride 4"):
+    with pytest.raises(UserError, match="frames of 18x16 pixels must be multiples of the tokenizer stride 4"):
         DiscreteVAE(**TINY).tokens(torch.rand(1, 3, 18, 16))
 
 
@@ -232,10 +232,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.safetensors: no such file of weights"):
         load_tokenizer(path)
     save_weights(path, create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()))
-    with pytest.raises(UserError, match="holds the model 'mvitv2_encoder', and a tokenizer is needed"):
+    with pytest.raises(UserError, match="contains the model 'mvitv2_encoder', but a tokenizer is needed"):
         load_tokenizer(path)
     save_weights(path, create_tokenizer("vq", **TINY))
-    with pytest.raises(UserError, match="holds a tokenizer of kind 'vq', and one of kind 'dvae' is needed"):
+    with pytest.raises(UserError, match="contains a tokenizer of kind 'vq', but kind 'dvae' is needed"):
         load_tokenizer(path, kind="dvae")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cut or damaged"):
@@ -245,15 +245,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments", "words"),
     [
-        ("dvae", {"stride": 12}, "stride=12: must be a power of two"),
-        ("dvae", {"stride": 1}, "stride=1: must be a power of two, 2 or more"),
-        ("dvae", {"vocabulary": 1}, "vocabulary=1: must be 2 or more"),
-        ("dvae", {"blocks": 0}, "blocks=0: must be 1 or more"),
-        ("dvae", {"std": 0.0}, r"std=0\.0: must be above 0"),
-        ("dvae", {"mean": [0.4, 0.5]}, "mean of 2 numbers: must be one, or one for each of 3"),
-        ("vq", {"decay": 1.0}, r"decay=1\.0: must be at least 0 and below 1"),
-        ("vq", {"revive_below": -0.1}, r"revive_below=-0\.1: must be at least 0"),
-        ("vq", {"code_width": 0}, "code_width=0: must be 1 or more"),
+        ("dvae", {"stride": 12}, "stride=12 must be a power of two"),
+        ("dvae", {"stride": 1}, "stride=1 must be a power of two, 2 or more"),
+        ("dvae", {"vocabulary": 1}, "vocabulary=1 must be 2 or more"),
+        ("dvae", {"blocks": 0}, "blocks 0 must be positive"),
+        ("dvae", {"std": 0.0}, r"std=0\.0 must be above 0"),
+        ("dvae", {"mean": [0.4, 0.5]}, "mean of 2 numbers must be one number, or one per channel"),
+        ("vq", {"decay": 1.0}, r"decay=1\.0 must be at least 0 and below 1"),
+        ("vq", {"revive_below": -0.1}, r"revive_below=-0\.1 must be at least 0"),
+        ("vq", {"code_width": 0}, "code_width 0 must be positive"),
         (
             "vq",
             {"vocabluary": 3},

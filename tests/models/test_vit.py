@@ -121,7 +121,7 @@ def test_detector_stands_on_it() -> None:
 def test_weights_of_another_size_are_named() -> None:
     with torch.device("meta"):
         model, other = create_model("vit_s"), create_model("mae_vit_b")
-    with pytest.raises(UserError, match=r"holds 12 blocks from width 768 .* likely maskfeat_vit_b or"):
+    with pytest.raises(UserError, match=r"has 12 blocks and stem width 768, .* probably maskfeat_vit_b or"):
         load_into(model, other.state_dict(), allow_missing=["head.*"], allow_unused=["*"])
 
 

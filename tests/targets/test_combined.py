@@ -51,9 +51,9 @@ def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
             {"hogs": {}},
             r"part 'hogs' of the combined target: target\.name 'hogs' is unknown; did you mean 'hog'",
         ),
-        ({"hog": {"weight": 0}}, r"part 'hog' .* has the weight 0; it must be above 0"),
-        ({"hog": {"weight": -1.0}}, r"has the weight -1\.0; it must be above 0"),
-        ({"hog": {"weight": float("nan")}}, r"has the weight nan; it must be above 0"),
+        ({"hog": {"weight": 0}}, r"part 'hog' .* has weight 0; it must be above 0"),
+        ({"hog": {"weight": -1.0}}, r"has weight -1\.0; it must be above 0"),
+        ({"hog": {"weight": float("nan")}}, r"has weight nan; it must be above 0"),
         (
             {"hog": {"wight": 1}},
             r"key 'wight' is unknown; did you mean 'weight'\? there are name, weight, arguments",
@@ -61,7 +61,7 @@ def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
         ({"hog": 2}, r"part 'hog' of the combined target is 2; it must be a mapping"),
         (
             {"hog": {}, "pixels": {"arguments": {"output_stride": [2, 8, 8]}}},
-            r"several output strides \(hog \(2, 16, 16\), pixels \(2, 8, 8\)\).*set the target's output_",
+            r"different output strides \(hog \(2, 16, 16\), pixels \(2, 8, 8\)\).*set the target's output_",
         ),
     ],
 )

@@ -201,16 +201,16 @@ def test_models_of_others_are_read_frame_by_frame() -> None:
         ({"teacher": "gone_models:vit"}, r"gone_models cannot be imported .*install its package"),
         ({"teacher": "foreign_models:vit"}, r"foreign_models has no callable 'vit'"),
         ({"teacher": "foreign_models:number"}, r"foreign_models has no callable 'number'"),
-        ({"teacher": "foreign_models:no_module"}, r"gave a dict, and a torch module is needed"),
+        ({"teacher": "foreign_models:no_module"}, r"returned a dict; it must return a torch module"),
         (
             {"teacher": "foreign_models:linear"},
-            r"a Linear is no vision transformer in the manner of Hugging Face",
+            r"a Linear has neither Hugging Face's interface",
         ),
         (
             {"teacher": "foreign_models:timm", "depth": 2},
-            r"depth can be chosen of Hugging Face's models only",
+            r"only Hugging Face models support depth",
         ),
-        ({"teacher": "hf:gone"}, r"hf:gone: no folder with a config\.json; .*nothing is downloaded"),
+        ({"teacher": "hf:gone"}, r"hf:gone: there is no folder with a config\.json; .*nothing is downloaded"),
         ({"teacher": "foreign_models:timm", "frame_stride": 0}, r"frame_stride 0 must be 1 or more"),
         ({"teacher": "foreign_models:timm", "loss": "cosin"}, r"feature loss 'cosin'.*did you mean 'cosine'"),
         ({"teacher": "foreign_models:timm", "normalise": "layr"}, r"feature normalise 'layr'.*mean 'layer'"),
@@ -246,7 +246,7 @@ def test_folder_without_the_package_names_the_extra(tmp_path: Path, monkeypatch:
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
-        UserError, match=r"needs the package transformers.*pip install 'videomaskfeat\[teachers\]'"
+        UserError, match=r"the package transformers is not installed; pip install 'videomaskfeat\[teachers\]'"
     ):
         load_teacher(f"hf:{tmp_path}")
 
@@ -260,7 +260,8 @@ def test_remedy_says_which_blocks_have_which_grid(teacher: str) -> None:
     made = load_teacher(teacher)
     assert isinstance(made, EncoderTeacher)
     words = (
-        "set target.arguments.depth (the teacher's features are 2x8x8 up to block 1, 2x16x16 up to block 4"
+        "set target.arguments.depth (the teacher's features have strides of "
+        "2x8x8 up to block 1, 2x16x16 up to block 4"
     )
     assert made.grid_remedy.startswith(words)
 
@@ -271,11 +272,11 @@ def test_remedy_of_a_teacher_of_one_grid_is_another_teacher(tmp_path: Path) -> N
     save_weights(path, create_model("maskfeat_vit_nano", **sizes))
     made = load_teacher(str(path), depth=1)
     assert made(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2, 4, 4, 8)
-    words = "take another teacher (the features of this one are 2x8x8 frames, rows and columns apart)"
+    words = "use another teacher (its features have a stride of 2x8x8 frames, rows and columns)"
     assert made.grid_remedy == words
 
 
 def test_remedy_of_a_teacher_of_images_is_its_frame_stride(image_teacher: str) -> None:
     assert load_teacher(image_teacher).grid_remedy.startswith(
-        "set target.arguments.frame_stride to the frames of the model's cubes"
+        "set target.arguments.frame_stride to the frames per cube of the model"
     )

@@ -161,7 +161,7 @@ def test_frames_of_the_wrong_size_are_refused() -> None:
 
 
 def test_impossible_strides_are_refused() -> None:
-    with pytest.raises(UserError, match=r"columns must be a multiple of the HOG cell, 8 pixels"):
+    with pytest.raises(UserError, match=r"columns must be a multiple of the HOG cell of 8 pixels"):
         HogTarget(output_stride=(2, 16, 12))
     with pytest.raises(UserError, match="differ in time"):
         HogTarget(output_stride=(4, 16, 16))

@@ -142,14 +142,18 @@ def test_loss_is_the_cross_entropy_of_the_hidden_tokens(dvae: str) -> None:
 
 def test_what_does_not_fit_is_refused_with_both_numbers(dvae: str, codebook: str) -> None:
     with pytest.raises(
-        UserError, match=r"dvae\.safetensors: a tokenizer with a vocabulary of 12, .* want 8192"
+        UserError, match=r"dvae\.safetensors: the tokenizer has a vocabulary of 12, .* is 8192"
     ):
         DvaeTarget(weights=dvae, vocabulary=8192)
-    with pytest.raises(UserError, match=r"vocabulary of 12, .* want 512"):
+    with pytest.raises(UserError, match=r"vocabulary of 12, .* is 512"):
         CodebookTarget(weights=codebook, vocabulary=512)
-    with pytest.raises(UserError, match=r"stand for 8x8 pixels and the model's positions for 4x4.*stride=4"):
+    with pytest.raises(
+        UserError,
+        match=r"a token covers 8x8 pixels, more than the "
+        r"model's positions of 4x4.*stride=4",
+    ):
         DvaeTarget(weights=dvae, output_stride=(2, 4, 4))
-    with pytest.raises(UserError, match=r"output_stride \(2, 16, 8\): .* as many rows as columns"):
+    with pytest.raises(UserError, match=r"output_stride \(2, 16, 8\): .* equal numbers of rows and columns"):
         DvaeTarget(weights=dvae, output_stride=(2, 16, 8))
     with pytest.raises(UserError, match=r"clip height 40 is not a positive multiple of the cube stride 16"):
         DvaeTarget(weights=dvae)(torch.zeros(1, 3, 2, 40, 32))
@@ -160,13 +164,13 @@ def test_wrong_files_are_refused(dvae: str, codebook: str, tmp_path: Path) -> No
         DvaeTarget(weights=str(tmp_path / "gone.safetensors"))
     with pytest.raises(UserError, match=r"gone\.pt: no such file of weights"):
         DvaeTarget(weights=str(tmp_path / "gone.pt"))
-    with pytest.raises(UserError, match="holds a tokenizer of kind 'vq', and one of kind 'dvae' is needed"):
+    with pytest.raises(UserError, match="contains a tokenizer of kind 'vq', but kind 'dvae' is needed"):
         DvaeTarget(weights=codebook)
-    with pytest.raises(UserError, match="holds a tokenizer of kind 'dvae', and one of kind 'vq' is needed"):
+    with pytest.raises(UserError, match="contains a tokenizer of kind 'dvae', but kind 'vq' is needed"):
         CodebookTarget(weights=dvae)
-    with pytest.raises(UserError, match=r"encoder\.pt: is no safetensors file; a codebook comes from"):
+    with pytest.raises(UserError, match=r"encoder\.pt: not a safetensors file; use"):
         CodebookTarget(weights=str(tmp_path / "encoder.pt"))
     other = str(tmp_path / "encoder.safetensors")
     save_weights(other, create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()))
-    with pytest.raises(UserError, match="holds the model 'mvitv2_encoder', and a tokenizer is needed"):
+    with pytest.raises(UserError, match="contains the model 'mvitv2_encoder', but a tokenizer is needed"):
         DvaeTarget(weights=other)

@@ -27,7 +27,7 @@ from videomaskfeat.inference.results import identity_of, listed_failures, protoc
 from videomaskfeat.inference.scores import Evaluated, ScoredList, make_places, write_evaluation
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import file_sha256, is_file, is_folder
-from videomaskfeat.metrics.features import check_neighbours, knn_scores
+from videomaskfeat.metrics.features import check_knn, knn_scores
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe, recipe_texts
 
@@ -140,7 +140,7 @@ class _Evaluation:
         self.weights, self.list_path = weights, list_path
         self.neighbours, self.machine = neighbours, machine
         if neighbours is not None:
-            check_neighbours(k=neighbours.k, temperature=neighbours.temperature)
+            check_knn(k=neighbours.k, temperature=neighbours.temperature)
         known = _classifier_recipe(weights) if neighbours is None else read_testing_recipe(weights)
         self.recipe = views.recipe(known)
         _ = machine.bf16  # refuses a wrong precision before the weights are read

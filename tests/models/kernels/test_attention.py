@@ -42,11 +42,11 @@ def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 pytestmark = pytest.mark.usefixtures("_both_ways")
 
 
-@pytest.mark.parametrize("scores_at_once", [2**20, 64, 1])
+@pytest.mark.parametrize("scores_per_block", [2**20, 64, 1])
 def test_attention_equals_its_plain_version_in_any_number_of_blocks(
-    scores_at_once: int, monkeypatch: pytest.MonkeyPatch
+    scores_per_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "_SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(kernel, "_SCORES_PER_BLOCK", scores_per_block)
     heads = make_heads()
     assert_same_gradients(plain_attention(*heads), formula(*heads), heads)
     assert_same_gradients(attention(*heads), formula(*heads), heads)

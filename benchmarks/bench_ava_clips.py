@@ -104,7 +104,7 @@ def _speeds(film: Path, frames: int, stride: int, count: int) -> list[Row]:
 
     def train_opening() -> None:
         for index in np.random.default_rng(1).permutation(count):
-            training._open.drop(sources[0])
+            training._open.close(sources[0])
             training.collate([training[SampleKey(0, int(index))]])
 
     ways: dict[str, Callable[[], object]] = {

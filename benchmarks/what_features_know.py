@@ -33,7 +33,7 @@ from benchmarks.harness import machine  # noqa: E402  (the repository is not ins
 from videomaskfeat.config import load_config  # noqa: E402
 from videomaskfeat.data.formats import load_records  # noqa: E402
 from videomaskfeat.data.loader import ViewLoader  # noqa: E402
-from videomaskfeat.inference.multiview import ClipPass, Machine, evaluating, views_of  # noqa: E402
+from videomaskfeat.inference.multiview import ClipPass, Machine, build_views, evaluation_mode  # noqa: E402
 from videomaskfeat.metrics.accuracy import accuracy  # noqa: E402
 from videomaskfeat.metrics.features import linear_probe_scores  # noqa: E402
 from videomaskfeat.models import create_model  # noqa: E402
@@ -102,12 +102,12 @@ def ask(encoder: Encoder, run: Path) -> dict[str, float]:
 def clips_of(encoder: Encoder, path: str, clip: ClipRecipe) -> Clips:
     """Features, colours and labels of a list."""
     recipe = ClassifyRecipe(clip=clip, views=TIMES, crops=1, short_side=clip.crop)
-    views = views_of(load_records(path, labels="yes"), recipe)
+    views = build_views(load_records(path, labels="yes"), recipe)
     on_grid = functools.partial(encoder.features, pooled=False)  # [B, t, h, w, D]
     network = ClipPass(on_grid, clip, Machine("cpu"))
     features, colours, labels, in_time = [], [], [], []
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    with evaluating(encoder):
+    with evaluation_mode(encoder):
         for batch in ViewLoader(views, per_batch=4, workers=0):
             tokens = network(batch.clips)
             features.append(tokens.mean(dim=(1, 2, 3)))

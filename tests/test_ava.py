@@ -32,7 +32,7 @@ def test_rows_keep_their_lines_and_share_the_numbers_of_videos(tmp_path: Path) -
     assert truth.actions.tolist() == [12, -1]
     assert truth.times.tolist() == [902_000, 902_500]
     assert truth.boxes.tolist() == [[0.1, 0.2, 0.5, 0.75]] * 2
-    videos, times = read_times(write(tmp_path, "c,0903\na,902.5\n"), names)
+    videos, times = read_times([write(tmp_path, "c,0903\na,902.5\n")], names)
     assert [names.texts()[video] for video in [*truth.videos, *videos]] == ["b", "a", "c", "a"]
     assert len(names) == 3
     # By name, then by time: a 902.5, b 902, c 903.

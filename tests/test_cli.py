@@ -1,4 +1,4 @@
-"""The command line: help, versions, exit codes, and the commands that the documents show."""
+"""The command line: help, version, options, exit codes, and the commands of the documents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -21,7 +23,8 @@ from videomaskfeat.errors import RunFailed, Stopped, UserError
 
 ROOT = Path(__file__).parent.parent
 TOOLS = {path.stem for path in ROOT.glob("tools/*.py")}
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")])
+SCRIPTS = {"demo", "demo_detect", "set_up"}  # tools that are no verbs
+DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("datasets/*/README.md")])
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -33,16 +36,12 @@ def test_help_of_every_verb_has_examples(verb: str, capsys: pytest.CaptureFixtur
     assert f"examples:\n  videomaskfeat {verb}" in text
 
 
-def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"videomaskfeat {__version__}\n"
-
-
-def test_module_runs_as_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "videomaskfeat", "--version"], capture_output=True, text=True
-    )
-    assert done.stdout == f"videomaskfeat {__version__}\n"
+    version = capsys.readouterr().out
+    assert version == f"videomaskfeat {__version__}\n"
+    command = [sys.executable, "-m", "videomaskfeat", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == version
 
 
 def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
@@ -52,11 +51,11 @@ def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
     verbs = re.findall(r"^  ([a-z-]+)  ", capsys.readouterr().out, re.MULTILINE)
     assert verbs == list(cli.VERBS)
     assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {"average_scores", "doctor", "sample_data"}
-    assert TOOLS - {verb.replace("-", "_") for verb in verbs} == {"demo", "demo_detect", "set_up"}
+    assert TOOLS - {verb.replace("-", "_") for verb in verbs} == SCRIPTS
 
 
-@pytest.mark.parametrize("tool", sorted(TOOLS - {"demo", "demo_detect", "set_up"}))
-def test_tools_are_verbs(
+@pytest.mark.parametrize("tool", sorted(TOOLS - SCRIPTS))
+def test_tool_runs_its_verb(
     tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [f"tools/{tool}.py", "--help"])
@@ -66,10 +65,21 @@ def test_tools_are_verbs(
     assert f"videomaskfeat {tool.replace('_', '-')}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("tool", sorted(path.name for path in ROOT.glob("tools/*.py")))
-def test_tools_do_nothing_where_a_worker_imports_them(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tool", sorted(TOOLS))
+def test_tool_does_nothing_when_a_worker_imports_it(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [tool, "--help"])
-    runpy.run_path(str(ROOT / "tools" / tool), run_name="__mp_main__")
+    runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__mp_main__")
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], int]:
+    """``doctor(work)`` runs the verb with other work than its own, and returns the exit code."""
+
+    def run(work: Callable[[], None]) -> int:
+        monkeypatch.setattr("videomaskfeat.environment.diagnose", lambda *_, **__: work())
+        return cli.main(["doctor"])
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -79,18 +89,22 @@ def test_tools_do_nothing_where_a_worker_imports_them(tool: str, monkeypatch: py
         (RunFailed("no space"), 1),
         (KeyboardInterrupt(), 130),
         (BrokenPipeError(), 0),
+        (Stopped(signal.SIGTERM), 143),
     ],
 )
 def test_errors_become_one_line_and_a_code(
-    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    code: int,
+    doctor: Callable[[Callable[[], None]], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(*arguments: object, **options: object) -> None:
+    def fail() -> None:
         raise error
 
-    monkeypatch.setattr("videomaskfeat.environment.diagnose", fail)
     # A closed stderr, which a broken pipe leaves, would end the test run itself.
     monkeypatch.setattr(sys.stderr, "close", lambda: None)
-    assert cli.main(["doctor"]) == code
+    assert doctor(fail) == code
     lines = capsys.readouterr().err.splitlines()
     if isinstance(error, UserError):
         assert lines == ["videomaskfeat doctor: one two"]
@@ -101,10 +115,10 @@ def test_keys_are_listed_with_meanings(capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main(["pretrain", "--keys"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mask.ratio"))
     rule = "[above 0 and below 1]"
-    assert line.split(maxsplit=2)[1:] == ["0.4", f"share of the mask's cells to hide {rule}"]
+    assert line.split(maxsplit=2)[1:] == ["0.4", f"share of hidden mask cells {rule}"]
 
 
-def test_keys_say_which_arguments_targets_methods_and_tokenizers_take(
+def test_keys_list_the_arguments_of_targets_methods_and_tokenizers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["pretrain", "--keys"]) == 0
@@ -117,14 +131,14 @@ def test_keys_say_which_arguments_targets_methods_and_tokenizers_take(
     assert "model.arguments of vq\n  vocabulary=8192," in capsys.readouterr().out
 
 
-def test_doctor_speaks_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_text_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     assert "decodes" in capsys.readouterr().out
     assert cli.main(["doctor", "--json"]) == 0
     assert simplejson.loads(capsys.readouterr().out)["versions"]["videomaskfeat"] == __version__
 
 
-def test_sample_data_writes_videos_of_the_asked_size(
+def test_sample_data_writes_videos_of_the_given_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--videos", "24", "--size", "48", "--frames", "5", "--ava-videos", "0"]
@@ -142,7 +156,7 @@ def commands() -> list[str]:
     texts = [path.read_text() for path in DOCUMENTS]
     blocks = [block for text in texts for block in re.findall(r"(?ms)^```\w*\n(.*?)^```", text)]
     blocks += [inspect.cleandoc(run.__doc__ or "") for run in cli.VERBS.values()]
-    found = [
+    lines = [
         line.partition("     ")[0]
         for block in blocks
         for line in re.findall(
@@ -151,23 +165,23 @@ def commands() -> list[str]:
     ]
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         header = path.read_text().split("\n\n")[0]
-        found += re.findall(r"videomaskfeat (?!\.)[a-z][^\n&]+", header.split("Expected:")[0])
-    return sorted({command.strip() for command in found})
+        lines += re.findall(r"videomaskfeat (?!\.)[a-z][^\n&]+", header.split("Expected:")[0])
+    return sorted({line.strip() for line in lines})
 
 
 @pytest.mark.parametrize("command", commands())
 def test_documented_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its options are known and have allowed values, and the config that it names is there and takes them."""
+    """Its options are known and have allowed values. Its config exists and has those keys."""
     monkeypatch.chdir(ROOT)
     verb, *words = [word for word in shlex.split(command)[1:] if word != "..."]
-    if "..." in command:  # stands for a config, or for the options of the line before
+    if "..." in command:  # for a config, or for the options of the line before
         words = [word for word in words if word != "--config"]
         assert cli.CommandLine(verb).parser().parse_known_intermixed_args(words)[1] == []
     else:
         assert cli.CommandLine(verb).read(words) is not None or "--keys" in words
 
 
-# A module that is imported when Ctrl-C comes, and turns it into an error of its own, as numpy does.
+# A module that is imported when Ctrl-C comes, and turns it into another error, as numpy does.
 INTERRUPTED = """
 import os, signal, time
 try:
@@ -195,18 +209,17 @@ def test_ctrl_c_during_imports_is_one_line(tmp_path: Path, start: list[str], mod
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{name}: interrupted\n")
 
 
-def test_error_that_ctrl_c_became_is_not_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_error_after_ctrl_c_is_not_shown(
+    doctor: Callable[[Callable[[], None]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def turn(*arguments: object, **options: object) -> None:
+    def convert() -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as error:
             raise UserError("doctor needs a package that is not installed") from error
 
     earlier = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("videomaskfeat.environment.diagnose", turn)
-    assert cli.main(["doctor"]) == 130
+    assert doctor(convert) == 130
     assert capsys.readouterr().err == "videomaskfeat doctor: interrupted\n"
     assert signal.getsignal(signal.SIGINT) == earlier
 
@@ -222,12 +235,10 @@ def test_ctrl_c_while_its_handler_is_set_is_one_line(
     assert capsys.readouterr().err == "videomaskfeat doctor: interrupted\n"
 
 
-# Ctrl-C while an object is freed: Python prints the exception and goes on.
+# Ctrl-C while an object is freed: Python prints the exception and continues.
 LOST = """
 import signal, sys, time
-from videomaskfeat import cli
-from videomaskfeat import terminal
-from videomaskfeat import environment
+from videomaskfeat import cli, environment, terminal
 
 class Freed:
     def __del__(self):
@@ -242,115 +253,114 @@ sys.exit(cli.main(["doctor"]))
 """
 
 
-def test_ctrl_c_that_python_loses_ends_the_verb_all_the_same() -> None:
+def test_ctrl_c_that_python_loses_ends_the_verb() -> None:
     done = subprocess.run([sys.executable, "-c", LOST], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 130
     assert done.stderr.endswith("\nvideomaskfeat doctor: interrupted\n")
 
 
-def test_stopped_work_has_the_code_of_its_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*arguments: object, **options: object) -> None:
-        raise Stopped(signal.SIGTERM)
-
-    monkeypatch.setattr("videomaskfeat.environment.diagnose", stop)
-    assert cli.main(["doctor"]) == 143
+def read(line: str) -> Any:
+    """The options of a command line, which is split as in a shell."""
+    verb, *arguments = shlex.split(line)
+    return cli.CommandLine(verb).read(arguments)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "line",
     [
-        ["best.safetensors", "val.csv", "--views", "3", "--prefix", "a b", "--class-names", "1e-3"],
-        ["best.safetensors", "views=3", "prefix=a b", "class_names='1e-3'", "val.csv"],
-        ["list=val.csv", "--views=3", "evaluate.prefix=a b", "best.safetensors", "--class-names", "1e-3"],
+        "best.safetensors val.csv --views 3 --prefix 'a b' --class-names 1e-3",
+        """best.safetensors views=3 'prefix=a b' "class_names='1e-3'" val.csv""",
+        "list=val.csv --views=3 'evaluate.prefix=a b' best.safetensors --class-names 1e-3",
     ],
 )
-def test_options_are_flags_or_keys_in_any_order(words: list[str]) -> None:
-    options = cli.CommandLine("evaluate").read(words)
+def test_options_are_flags_or_words_in_any_order(line: str) -> None:
+    options = read(f"evaluate {line}")
     assert (options.weights, options.list) == ("best.safetensors", "val.csv")
     assert (options.views, options.prefix, options.class_names) == (3, "a b", "1e-3")
     assert (options.crops, options.workers, options.out) == (None, 2, "evaluation")
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("predict w v --json a json=b", {"json": "b"}),
+        ("predict w v json=b --json a", {"json": "a"}),
+        ("predict w v --json a json=null", {"json": None}),
+        ("predict w v --json top=3", {"json": "top=3", "top": 5}),
+        ("evaluate w l views=3 --views 4 views=5", {"views": 5}),
+        ("evaluate w l --views 010 --temperature .5", {"views": 10, "temperature": 0.5}),
+        ("report run 'beside=a b'", {"beside": ["a b"]}),
+        ("report run 'beside=[a, b]'", {"beside": ["a", "b"]}),
+        ("report run --beside a b out=c", {"beside": ["a", "b"], "out": "c"}),
+        ("report run out=null", {"out": None}),
+        ("export w o --input uint8 --opset 20", {"input": "uint8", "opset": 20}),
+        ("export w o opset=20", {"opset": 20}),
+        ("export w o.onnx --batch dynamic", {"batch": None, "tolerance": 1e-4}),
+        ("evaluate --views 2 -- -w top=1", {"weights": "-w", "list": "top=1", "views": 2}),
+        ("evaluate w -- out=x", {"list": "out=x"}),
+        (
+            "detect-evaluate --groundtruth g --labels l w --scales 224 256 out=o --flip",
+            {"scales": [224, 256], "out": "o", "flip": True, "area": None},
+        ),
+    ],
+)
+def test_the_last_value_of_an_option_wins(line: str, expected: dict[str, Any]) -> None:
+    assert vars(read(line)) == {**vars(read(line)), **expected}
+
+
 @pytest.mark.parametrize("text", ["-", "a: b", "a #b", "010", "1:30", "[x]", "${x}", "null.json", " é "])
-def test_text_is_the_same_by_flag_and_by_key(text: str) -> None:
+def test_text_is_the_same_in_a_flag_and_in_a_word(text: str) -> None:
     for words in ([f"--json={text}"], [f"json={text}"]):
         assert cli.CommandLine("predict").read(["w", "a.mp4", *words]).json == text
 
 
-def test_lists_and_null_by_key() -> None:
-    read = cli.CommandLine("report").read
-    assert read(["run", "beside=a b"]).beside == ["a b"]
-    assert read(["run", "beside=[a, b]"]).beside == ["a", "b"]
-    assert read(["run", "out=null"]).out is None
-
-
-def test_numbers_of_flags_are_decimal() -> None:
-    options = cli.CommandLine("evaluate").read(["w", "l", "--views", "010", "--temperature", ".5"])
-    assert (options.views, options.temperature) == (10, 0.5)
-    for wrong in ("0x10", "1:30", "null"):
-        with pytest.raises(UserError, match="must be an integer"):
-            cli.CommandLine("evaluate").read(["w", "l", "--views", wrong])
-    with pytest.raises(UserError, match="list of integers"):
-        cli.CommandLine("detect-evaluate").read(["w", "--scales", "0x10"])
-
-
-def test_files_after_dashes_are_never_options() -> None:
-    options = cli.CommandLine("evaluate").read(["--views", "2", "--", "-w", "top=1"])
-    assert (options.weights, options.list, options.views) == ("-w", "top=1", 2)
-    assert cli.CommandLine("evaluate").read(["w", "--", "out=x"]).list == "out=x"
-    assert cli.CommandLine("pretrain").read(["--", "run.seed=3"]).run.seed == 3
-
-
-def test_a_default_that_is_given_is_not_null() -> None:
-    read = cli.CommandLine("export").read
-    assert read(["w", "o", "--input", "uint8", "--opset", "20"]).input == "uint8"
-    assert read(["w", "o", "opset=20"]).opset == 20
-
-
-def test_flags_of_every_kind() -> None:
-    detect = [
-        "w",
-        "a.mp4",
-        "b${x}.mp4",
-        "--no-film",
-        "--csv",
-        "--detector-option",
-        "model=x/y",
-        "--every",
-        "0.5",
-    ]
-    config = cli.CommandLine("detect").read([*detect, "told.top=7", "detector_options.size=3"])
+def test_flags_of_verbs_with_sections() -> None:
+    detect = "detect w a.mp4 'b${x}.mp4' --no-film --csv --detector-option model=x/y --every 0.5"
+    config = read(f"{detect} actions.top=7 told.min_iou=0.2 detector_options.size=3")
     assert config.files.videos == ["a.mp4", "b${x}.mp4"]
-    assert (config.told.film, config.told.csv, config.told.top, config.persons.every) == (False, True, 7, 0.5)
+    assert config.persons.every == 0.5
     assert config.persons.detector_options == {"model": "x/y", "size": 3}
-    required = ["--groundtruth", "g", "--labels", "l", "w"]
-    options = cli.CommandLine("detect-evaluate").read(
-        [*required, "--scales", "224", "256", "out=o", "--flip"]
+    actions = config.actions
+    assert (actions.film, actions.csv, actions.top, actions.min_iou) == (False, True, 7, 0.2)
+    compare = "compare --config configs/compare/sample.yaml --targets hog,mae compare.jobs=1 --seeds 2"
+    config = read(compare).compare
+    assert (config.only, config.jobs, config.seeds) == (["hog,mae"], 1, 2)
+    assert read("pretrain -- run.seed=3").run.seed == 3
+
+
+def test_file_named_like_an_option_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("out=1.mp4", "take=2.mp4"):
+        (tmp_path / name).touch()
+    assert read("predict w take=2.mp4").videos == ["take=2.mp4"]
+    assert read("predict w -- out=1.mp4").videos == ["out=1.mp4"]
+    message = (
+        "'out=1.mp4' is both an option and a file; write --out 1.mp4 for the option, or put the file after"
     )
-    assert (options.scales, options.out, options.flip, options.area) == ([224, 256], "o", True, None)
-    options = cli.CommandLine("export").read(["w", "o.onnx", "--batch", "dynamic"])
-    assert (options.batch, options.tolerance) == (None, 1e-4)
-    compare = [
-        "--config",
-        "configs/compare/sample.yaml",
-        "--targets",
-        "hog,mae",
-        "compare.jobs=1",
-        "--seeds",
-        "2",
-    ]
-    config = cli.CommandLine("compare").read(compare)
-    assert (config.compare.only, config.compare.jobs, config.compare.seeds) == (["hog,mae"], 1, 2)
+    with pytest.raises(UserError, match=message):
+        read("predict w out=1.mp4")
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("evaluate w", "LIST is missing: list file or folder, with or without labels; see videomaskfeat"),
         ("score-ava --groundtruth g --labels l", "--detections is missing: rows video,second,x1,y1,x2,y2,"),
         ("evaluate w l more", "unexpected argument 'more'; see videomaskfeat evaluate --help"),
         ("evaluate w l --veiws 3", "unknown option '--veiws'; did you mean '--views'?; see video"),
         ("evaluate w l veiws=3", "argument 'veiws=3' is neither an option nor a file; did you mean 'views'?"),
+        ("evaluate w l --nosuch", "unknown option '--nosuch'; see videomaskfeat evaluate --help"),
+        ("pretrain --run.seed 3", "unknown option '--run.seed'; write run.seed=VALUE"),
+        ("pretrain --confg x", "unknown option '--confg'; did you mean '--config'?"),
+        ("compare --targets a compare.sed=2", "unknown key 'compare.sed'; did you mean 'seeds'?"),
+        (
+            "predict w out=1.mp4",
+            "VIDEOS is missing: videos or pictures, or folders with them ('out=1.mp4' is an",
+        ),
+        ("evaluate w l --views 0x10", "evaluate.views '0x10' must be an integer"),
+        ("evaluate w l --views 1:30", "evaluate.views '1:30' must be an integer"),
+        ("evaluate w l --views null", "evaluate.views 'null' must be an integer"),
+        ("detect-evaluate w --scales 0x10", "detect_evaluate.scales ['0x10'] must be a list of integers"),
         ("evaluate w l --views x", "argument '--views x': evaluate.views 'x' must be an integer"),
         ("evaluate w l crops=2", "argument 'crops=2': evaluate.crops 2 must be 1 or 3"),
         ("evaluate w l --k 0", "argument '--k 0': evaluate.k 0 must be at least 1"),
@@ -360,11 +370,11 @@ def test_flags_of_every_kind() -> None:
         ("", "videomaskfeat: the verb is missing; see --help"),
         ("pretrian", "videomaskfeat: unknown verb 'pretrian'; did you mean 'pretrain'?; see --help"),
     ],
-)  # fmt: skip
+)
 def test_mistake_is_one_line_and_exit_code_2(
-    line: str, words: str, capsys: pytest.CaptureFixture[str]
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(line.split()) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert error.count("\n") == 1

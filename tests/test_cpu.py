@@ -33,7 +33,7 @@ def environment_of_torch(**given: str) -> str:
 
 
 def test_verb_sets_passive_waiting_before_torch_is_loaded() -> None:
-    assert environment_of_torch() == "['PASSIVE', '10000']"
+    assert environment_of_torch() == "['PASSIVE', '300000']"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_yielding_threads_watches_only_with_its_own_wait_policy(monkeypatch: pyt
     with machine.yielding_threads():
         alone = threading.active_count()
     monkeypatch.setenv(machine.WAIT_POLICY, "PASSIVE")
-    monkeypatch.setenv(machine.SPIN_COUNT, "10000")
+    monkeypatch.setenv(machine.SPIN_COUNT, machine._SPINS)
     with machine.yielding_threads():
         watched = threading.active_count()
     assert watched == alone + sys.platform.startswith("linux")

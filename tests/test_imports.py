@@ -14,10 +14,10 @@ import pytest
 import videomaskfeat
 
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
-TOP_LEVEL = {"__version__", "import_submodule"}  # not modules
+TOP_LEVEL = {"__version__", "import_object", "import_submodule"}  # not modules
 GROUND = {
     "errors", "io", "texts", "processes", "grid", "mp4", "machine", "tensor_files", "values",
-    "csv_columns", "ava", "boxes", "durations", "config",
+    "csv_columns", "ava", "boxes", "durations", "config", "provenance",
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
 SIDEWAYS = {
@@ -51,12 +51,13 @@ ABOVE = {
     "inference": {"schemas", *ROOMS, *GROUND},
     "schemas": {"config"},
     "terminal": {"texts"},
-    "environment": {"data", "engine", "models", "machine", "mp4"},
+    "environment": {"data", "engine", "models", "machine", "mp4", "provenance"},
     "config": {"errors", "io", "texts"},
     "durations": set(),
     "errors": set(),
     "io": {"errors"},
     "processes": {"errors"},
+    "provenance": set(),
     "texts": {"errors", "io"},
     "mp4": {"errors", "io"},
     "csv_columns": {"errors", "io", "texts"},
@@ -219,3 +220,17 @@ def test_map_of_the_design_names_every_module_and_no_other() -> None:
     assert named <= {path.name for path in modules}
     mapped = {path.name for path in modules}
     assert mapped <= named
+
+
+@pytest.mark.parametrize("registry", ["targets:TARGETS", "methods:METHODS", "data.formats:FORMATS"])
+def test_every_entry_of_a_registry_names_a_class(registry: str) -> None:
+    entries = videomaskfeat.import_object(f"videomaskfeat.{registry}")
+    assert all(isinstance(videomaskfeat.import_object(entry), type) for entry in entries.values())
+
+
+def test_every_named_model_has_a_class() -> None:
+    from videomaskfeat.models.encoder_base import Encoder
+    from videomaskfeat.models.zoo import MODELS
+
+    assert all(issubclass(named.build, Encoder) for named in MODELS.values())
+    assert all(MODELS[named.build.encoder_name].build in named.build.__mro__ for named in MODELS.values())

@@ -27,7 +27,7 @@ __all__ = ["__version__", *_LAZY]
 def __getattr__(name: str) -> Any:
     """Import a public name on its first use, so that ``import videomaskfeat`` stays quick (PEP 562)."""
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        return import_object(f"{_LAZY[name]}:{name}")
     return import_submodule(__name__, name)
 
 
@@ -36,6 +36,15 @@ def __dir__() -> list[str]:
 
     modules = {module.name for module in pkgutil.iter_modules(__path__)} - {"__main__"}
     return sorted({*__all__, *modules})
+
+
+def import_object(entry: str) -> Any:
+    """The object that an entry "module:name" of a registry names, such as ``TARGETS["hog"]``.
+
+    A registry contains entries, so that a run imports only the parts that it uses.
+    """
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def import_submodule(package: str, name: str) -> Any:

@@ -1,15 +1,15 @@
-"""AVA's files as arrays: boxes in key frames, with actions or scores; lists of times; label maps.
+"""AVA's CSV files and label maps as arrays.
 
-The formats are those of https://research.google.com/ava/download.html and of the lists of boxes that come
-with PySlowFast: comma-separated rows, mostly without a line of headings.
+Formats: https://research.google.com/ava/download.html, and the box lists that come with PySlowFast. Rows are
+comma-separated, usually without a header.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -17,22 +17,23 @@ from videomaskfeat.csv_columns import CsvRows, read_csv
 from videomaskfeat.errors import UserError
 from videomaskfeat.texts import read_text, show_text
 
-AVA_ACTIONS = 80  # ids count from 1 to this
-NO_ACTION = -1  # of a row that is a person without an action
+AVA_ACTIONS = 80  # largest action id; ids count from 1
+NO_ACTION = -1  # action of a person without an action
 TRUTH_FORM = "video,second,x1,y1,x2,y2,action,person"
 FOUND_FORM = "video,second,x1,y1,x2,y2,action,score"
 _CORNERS = ("x1", "y1", "x2", "y2")
-_BOX, _NO_BOX = (2, 3, 4, 5), 2  # columns of a box, and how many a row has that ends before it
+_BOX_COLUMNS, _COLUMNS_WITHOUT_BOX = (2, 3, 4, 5), 2
 _LONGEST_ID = 9  # digits
 _LABEL_MAP_BYTES = 1 << 22
-_LONGEST = 10**9  # milliseconds that no video reaches (11 days): a key frame is video * _LONGEST + time
-_ROUNDING = 1e-6  # how far boxes computed in float32 may leave the frame
-# `name: value`, or a brace, of a protocol buffer's text; values may be quoted.
+_LARGEST_TIME = 10**9  # milliseconds (11 days); a key frame is the number video * _LARGEST_TIME + time
+_ROUNDING = 1e-6  # how far boxes computed in float32 may exceed the frame
+# A field `name: value` or a brace of a protocol buffer in text format; values may be quoted.
 _TOKEN = re.compile(r"""\b(\w+)\s*:\s*("(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[^\s{}"']+)|([{}])|\#[^\n]*""")
+_NONE = np.empty(0, np.int64)
 
 
 class VideoNames:
-    """Numbers of videos, 0 and up as they are met: one object for all files that are compared."""
+    """Numbers video names from 0 in order of appearance; use one object for all files that are compared."""
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
@@ -41,30 +42,30 @@ class VideoNames:
         return len(self._numbers)
 
     def numbers(self, words: np.ndarray) -> np.ndarray:
-        """int64 [n] of names S [n]; new ones get the next numbers."""
-        heads = np.ones(len(words), bool)  # of runs: rows of one video mostly follow each other
-        heads[1:] = words[1:] != words[:-1]
-        unique, inverse = np.unique(words[heads], return_inverse=True)
-        own = [self._numbers.setdefault(name, len(self._numbers)) for name in unique.tolist()]
-        return np.array(own, np.int64)[inverse][np.cumsum(heads) - 1] if own else np.empty(0, np.int64)
+        """int64 [n] of names S [n]; new names get the next numbers."""
+        starts = np.ones(len(words), bool)  # rows of one video usually follow each other
+        starts[1:] = words[1:] != words[:-1]
+        unique, inverse = np.unique(words[starts], return_inverse=True)
+        numbers = [self._numbers.setdefault(name, len(self._numbers)) for name in unique.tolist()]
+        return np.array(numbers, np.int64)[inverse][np.cumsum(starts) - 1] if numbers else _NONE
 
     def texts(self) -> list[str]:
-        """The names by number."""
+        """The names, indexed by number."""
         return [name.decode("utf-8", "surrogateescape") for name in self._numbers]
 
     def key_frames(self, videos: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Videos and milliseconds in one number each, int64 [n], that sorts by name and then by time.
+        """Encode videos and milliseconds as int64 [n], sorted by name and then by time.
 
-        No order of rows or of files changes the order of the numbers; further names change the numbers.
+        The numbers do not depend on the order of rows or files, but change when names are added.
         """
         ranks = np.empty(len(self), np.int64)
         ranks[[self._numbers[name] for name in sorted(self._numbers)]] = np.arange(len(self))
-        return ranks[videos] * _LONGEST + times
+        return ranks[videos] * _LARGEST_TIME + times
 
     def moments(self, key_frames: np.ndarray) -> list[tuple[str, float]]:
-        """Video and second of numbers that ``key_frames`` gave, since when no name came."""
+        """Video and second of results of ``key_frames``; no name may have been added since."""
         names = [name.decode("utf-8", "surrogateescape") for name in sorted(self._numbers)]
-        videos, times = np.divmod(key_frames, _LONGEST)
+        videos, times = np.divmod(key_frames, _LARGEST_TIME)
         return [
             (names[video], time / 1000) for video, time in zip(videos.tolist(), times.tolist(), strict=True)
         ]
@@ -72,28 +73,28 @@ class VideoNames:
 
 @dataclass(frozen=True)
 class AvaRows:
-    """The rows of a file: a box in a key frame, with an action or none.
+    """The rows of a file.
 
     Attributes:
-        source: the file, for messages.
+        source: file name, for messages.
+        scored: whether the file has scores.
         videos: int64 [n], numbers in a `VideoNames`.
         times: int64 [n], milliseconds.
-        boxes: float64 [n, 4], x1, y1, x2, y2 in shares of the frame.
-        actions: int64 [n], -1 for none.
-        scores: float64 [n], 1 in a file without scores.
-        scored: whether it has them.
-        lines: int64 [n], where each row stands in the file.
-        empty_videos, empty_times, empty_lines: int64 [k], key frames that rows without a box name, as
-            AVA-Kinetics has them: nobody is there.
+        boxes: float64 [n, 4], x1, y1, x2, y2 as fractions of the frame.
+        actions: int64 [n], action ids; -1: no action.
+        scores: float64 [n]; 1 in a file without scores.
+        lines: int64 [n], line numbers.
+        empty_videos, empty_times, empty_lines: int64 [k], the rows without a box: key frames without persons
+            in AVA-Kinetics.
     """
 
     source: str
+    scored: bool
     videos: np.ndarray
     times: np.ndarray
     boxes: np.ndarray
     actions: np.ndarray
     scores: np.ndarray
-    scored: bool
     lines: np.ndarray
     empty_videos: np.ndarray
     empty_times: np.ndarray
@@ -103,204 +104,204 @@ class AvaRows:
 def read_groundtruth(
     path: str | os.PathLike[str], names: VideoNames, *, largest: int = AVA_ACTIONS
 ) -> AvaRows:
-    """Rows `video,second,x1,y1,x2,y2,action,person`, or without the last column, which is not kept.
+    """Read rows `video,second,x1,y1,x2,y2,action,person`; the last column is optional and not used.
 
-    Seconds may be written 902, 0902 or 902.0. An empty action is a person without one. A row without a box,
-    `video,second` alone or with empty corners, is a key frame in which nobody is. Actions count from 1 to
-    ``largest``.
+    Seconds may be written 902, 0902 or 902.0. An empty action is a person without an action. A row without a
+    box (`video,second`, or empty corners) is a key frame without persons.
+
+    Args:
+        path: the CSV file.
+        names: numbers the videos.
+        largest: largest action id.
 
     Raises:
-        UserError: no such file; or, with file and line, other columns, an impossible time, a box without area
-        or
+        UserError: the file is missing; or a row has wrong columns, an impossible time, a box without area or
             outside the frame, or an unknown action.
     """
-    parts: list[AvaRows] = []
-    for block, empty in _blocks(path, TRUTH_FORM, names):
-        place, actions = _placed(block, names), _actions(block, largest)
-        parts.append(AvaRows(block.name, *place, actions, np.ones(len(block)), False, block.lines, *empty))
-    return _joined(os.fspath(path), parts, scored=False)
+    blocks = []
+    for boxed, empty in _read_blocks(path, TRUTH_FORM):
+        block = _block_arrays(boxed, empty, names)
+        blocks.append(block | {"actions": _actions(boxed, largest), "scores": np.ones(len(boxed))})
+    return _join(path, blocks, scored=False)
 
 
 def read_detections(
     path: str | os.PathLike[str], names: VideoNames, *, largest: int = AVA_ACTIONS
 ) -> AvaRows:
-    """Rows `video,second,x1,y1,x2,y2,action,score`, or with one of the last two columns, or no rows.
+    """Read rows `video,second,x1,y1,x2,y2,action,score`; one of the last two columns may be missing.
 
-    In a file of seven columns the last one is the action if its numbers are whole, as the official script has
-    it, else the score (the first rows of the file decide). A row without a box is a key frame without
-    persons.
-
-    Raises:
-        UserError: as `read_groundtruth`, or a score is missing or no number.
-    """
-    parts: list[AvaRows] = []
-    boxes_only = False
-    first = True
-    for block, empty in _blocks(path, FOUND_FORM, names):
-        if first and len(block) and block.columns == 7:
-            boxes_only = bool((block.numbers(6, blank=1.0) % 1 != 0).any())
-        place, scored = _placed(block, names), boxes_only or block.columns == 8
-        actions = np.full(len(block), NO_ACTION) if boxes_only else _actions(block, largest)
-        scores = block.numbers(block.columns - 1, blank=np.nan) if scored else np.ones(len(block))
-        block.fail(np.isnan(scores), "the score of '{row}' is empty; give a number, or leave the row out")
-        first = first and not len(block)
-        parts.append(AvaRows(block.name, *place, actions, scores, scored, block.lines, *empty))
-    return _joined(os.fspath(path), parts, scored=True)
-
-
-def read_times(path: str | os.PathLike[str], names: VideoNames) -> tuple[np.ndarray, np.ndarray]:
-    """Videos and milliseconds of a file of `video,second`, int64 [n] each; it may be empty.
+    In a file of seven columns the last one is the action if the first rows have whole numbers there, as in
+    the official script, and otherwise the score. The file may be empty. A row without a box is a key frame
+    without persons. See `read_groundtruth` for the arguments.
 
     Raises:
-        UserError: no such file; or, with file and line, other columns or an impossible time.
+        UserError: as `read_groundtruth`, or a score is missing or is not a number.
     """
-    parts = [
+    blocks: list[dict[str, np.ndarray]] = []
+    has_actions: bool | None = None  # None: no row with a box yet
+    has_scores = True
+    for boxed, empty in _read_blocks(path, FOUND_FORM):
+        if has_actions is None and len(boxed):
+            has_actions = boxed.columns == 8 or not (boxed.numbers(6, blank=1.0) % 1).any()
+            has_scores = boxed.columns == 8 or not has_actions
+        block = _block_arrays(boxed, empty, names)
+        actions = _actions(boxed, largest) if has_actions else np.full(len(boxed), NO_ACTION)
+        scores = np.ones(len(boxed))
+        if has_scores and len(boxed):
+            scores = boxed.numbers(boxed.columns - 1, blank=np.nan)
+        boxed.fail(np.isnan(scores), "the score of '{row}' is empty; give a number, or leave the row out")
+        blocks.append(block | {"actions": actions, "scores": scores})
+    return _join(path, blocks, scored=has_scores)
+
+
+def read_times(paths: Iterable[str | os.PathLike[str]], names: VideoNames) -> tuple[np.ndarray, np.ndarray]:
+    """Read files of `video,second`, which may be empty: videos and milliseconds, int64 [n] each.
+
+    Raises:
+        UserError: a file is missing, or a row has wrong columns or an impossible time.
+    """
+    blocks = [
         (names.numbers(block.words(0)), _times(block))
-        for block in read_csv(path, form="video,second", columns=(2,), numbers=(1,))
+        for path in paths
+        for block in read_csv(path, form="video,second", column_counts=(2,), number_columns=(1,))
     ]
-    empty = np.empty(0, np.int64)
-    videos, times = zip((empty, empty), *parts, strict=True)
+    videos, times = zip((_NONE, _NONE), *blocks, strict=True)
     return np.concatenate(videos), np.concatenate(times)
 
 
 def read_label_map(path: str | os.PathLike[str]) -> dict[int, str]:
-    """The actions of a label map, number to name, in the order of the file.
+    """Read a label map: action names by id, in the order of the file.
 
-    The file is a protocol buffer's text: ``item { name: "stand" id: 12 }`` (or ``label_id: 12``) for each
-    action.
+    The file is a protocol buffer in text format, with ``item { name: "stand" id: 12 }`` (or ``label_id: 12``)
+    per action.
 
     Raises:
-        UserError: no such file, no action in it, or an id that is missing, repeated or no whole number above
-        0.
+        UserError: the file is missing or has no action; or an id is missing, repeated or not a positive
+            integer.
     """
-    return {number: fields.get("name", f"action {number}") for number, fields in _items(path).items()}
+    return {number: item.get("name", f"action {number}") for number, item in _items(path).items()}
 
 
 def read_action_kinds(path: str | os.PathLike[str]) -> dict[int, str]:
-    """The ``label_type`` of those actions of a label map that have one, by number; see `read_label_map`.
+    """Read the ``label_type`` by action id, for actions that have one; see `read_label_map`.
 
-    AVA's own label map of all 80 has PERSON_MOVEMENT (poses, of which a person has exactly one),
-    OBJECT_MANIPULATION and PERSON_INTERACTION; the one of the 60 that are scored has none.
+    AVA's label map of all 80 actions has PERSON_MOVEMENT (poses; a person has exactly one),
+    OBJECT_MANIPULATION and PERSON_INTERACTION; the one of the 60 evaluated actions has none.
     """
     items = _items(path)
-    return {number: fields["label_type"] for number, fields in items.items() if "label_type" in fields}
+    return {number: item["label_type"] for number, item in items.items() if "label_type" in item}
 
 
-def _blocks(
-    path: str | os.PathLike[str], form: str, names: VideoNames
-) -> Iterator[tuple[CsvRows, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Rows with a box, and videos, milliseconds and lines of those without one."""
-    for block in read_csv(path, form=form, columns=(7, 8), numbers=(1, *_BOX), short=_NO_BOX):
-        no_box = block.is_empty(_BOX)
-        empty = block.select(no_box)
-        yield block.select(~no_box), (names.numbers(empty.words(0)), _times(empty), empty.lines)
+def _read_blocks(path: str | os.PathLike[str], form: str) -> Iterator[tuple[CsvRows, CsvRows]]:
+    """Yield rows with a box and rows without one."""
+    blocks = read_csv(
+        path,
+        form=form,
+        column_counts=(7, 8),
+        number_columns=(1, *_BOX_COLUMNS),
+        short_row_columns=_COLUMNS_WITHOUT_BOX,
+    )
+    for block in blocks:
+        without_box = block.is_empty(_BOX_COLUMNS)
+        yield block.select(~without_box), block.select(without_box)
 
 
-def _placed(block: CsvRows, names: VideoNames) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Videos, times and boxes."""
-    return names.numbers(block.words(0)), _times(block), _boxes(block)
-
-
-def _joined(source: str, parts: list[AvaRows], *, scored: bool) -> AvaRows:
-    """All rows of a file; ``scored`` is what one without rows is taken for."""
-    empty = np.empty(0, np.int64)
-    none = AvaRows(source, empty, empty, np.empty((0, 4)), empty, np.empty(0), scored, *(empty,) * 4)
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts or [none]])
-        for name in AvaRows.__dataclass_fields__
-        if name not in ("source", "scored")
+def _block_arrays(boxed: CsvRows, empty: CsvRows, names: VideoNames) -> dict[str, np.ndarray]:
+    """The attributes of `AvaRows` without actions and scores."""
+    return {
+        "empty_videos": names.numbers(empty.words(0)),
+        "empty_times": _times(empty),
+        "empty_lines": empty.lines,
+        "videos": names.numbers(boxed.words(0)),
+        "times": _times(boxed),
+        "boxes": _boxes(boxed),
+        "lines": boxed.lines,
     }
-    if len(arrays["lines"]):
-        scored = all(part.scored for part in parts if len(part.lines))
-    return AvaRows(source, scored=scored, **arrays)
+
+
+def _join(path: str | os.PathLike[str], blocks: list[dict[str, np.ndarray]], *, scored: bool) -> AvaRows:
+    no_rows = {"boxes": np.empty((0, 4)), "scores": np.empty(0)}
+    names = [field.name for field in fields(AvaRows)[2:]]
+    arrays = [
+        np.concatenate([no_rows.get(name, _NONE), *(block[name] for block in blocks)]) for name in names
+    ]
+    return AvaRows(os.fspath(path), scored, *arrays)
 
 
 def _times(rows: CsvRows) -> np.ndarray:
-    """Milliseconds, so that 902, 0902 and 902.0 are one time."""
+    """Milliseconds, int64 [n], so that 902, 0902 and 902.0 are equal."""
     times = np.rint(rows.numbers(1) * 1000)
     rows.fail_field(
-        (times < 0) | (times >= _LONGEST),
-        "the second '{value}' of '{row}' is no time of a video; seconds count from its start, 0 and up",
+        (times < 0) | (times >= _LARGEST_TIME),
+        "the second '{value}' of '{row}' is not a time in a video; seconds count from its start, from 0",
         1,
     )
     return times.astype(np.int64)
 
 
 def _boxes(rows: CsvRows) -> np.ndarray:
-    """float64 [n, 4], checked."""
-    boxes = np.column_stack([rows.numbers(column) for column in _BOX])
+    boxes = np.column_stack([rows.numbers(column) for column in _BOX_COLUMNS])
     outside: np.ndarray = (boxes < -_ROUNDING) | (boxes > 1 + _ROUNDING)
     rows.fail(
         np.asarray(outside.any(axis=1)),
-        "the box of '{row}' leaves the frame; x1, y1, x2, y2 are shares of its width and height, 0 to 1: "
-        "divide pixels by these, and cut boxes off at the border",
+        "the box of '{row}' exceeds the frame; x1, y1, x2, y2 are fractions of its width and height, 0 to 1: "
+        "divide pixels by these, and clip boxes to the frame",
     )
-    for small, large in ((0, 2), (1, 3)):
-        low, high = _CORNERS[small], _CORNERS[large]
+    for low, high in ((0, 2), (1, 3)):
         rows.fail(
-            boxes[:, large] <= boxes[:, small],
-            f"{high} of '{{row}}' is not above {low}; a box is x1,y1,x2,y2 (left, top, right, bottom): "
-            "mend the row, or leave it out",
+            boxes[:, high] <= boxes[:, low],
+            f"{_CORNERS[high]} of '{{row}}' is not above {_CORNERS[low]}; a box is x1,y1,x2,y2 (left, top, "
+            "right, bottom): correct the row, or leave it out",
         )
     return boxes
 
 
 def _actions(rows: CsvRows, largest: int) -> np.ndarray:
-    """int64 [n]."""
     actions = rows.numbers(6, blank=np.nan)
-    whose = "AVA's" if largest == AVA_ACTIONS else "those of the label map"
+    source = "AVA's" if largest == AVA_ACTIONS else "those of the label map"
     rows.fail_field(
         ~np.isnan(actions) & ((actions != np.rint(actions)) | (actions < 1) | (actions > largest)),
         f"the action '{{value}}' of '{{row}}' is unknown; ids are whole numbers from 1 to {largest}, "
-        f"{whose}, and an empty field is a person without an action",
+        f"{source}, and an empty field is a person without an action",
         6,
     )
     return np.where(np.isnan(actions), NO_ACTION, actions).astype(np.int64)
 
 
 def _items(path: str | os.PathLike[str]) -> dict[int, dict[str, str]]:
-    """The fields of each action of a label map, by number."""
+    """The fields of each action of a label map, by id."""
     name = os.fspath(path)
-    text = read_text(
-        path,
-        what='a label map, which holds `item { name: "stand" id: 12 }` for each action',
-        limit=_LABEL_MAP_BYTES,
-    )
+    what = 'a label map with `item { name: "stand" id: 12 }` for each action'
+    text = read_text(path, what=what, limit=_LABEL_MAP_BYTES)
     items: dict[int, dict[str, str]] = {}
-    open_at, fields = 0, dict[str, str]()
+    item_line, item = 0, dict[str, str]()
     line, counted_to = 1, 0
     for token in _TOKEN.finditer(text):
         line += text.count("\n", counted_to, token.start())
         counted_to = token.start()
         if token[3] == "{":
-            open_at, fields = line, {}
+            item_line, item = line, {}
         elif token[3] == "}":
-            number = _label_id(fields, f"{name}:{open_at}")
+            number = _label_id(item, f"{name}:{item_line}")
             if number in items:
-                raise UserError(f"{name}:{open_at}: the id {number} stands twice; give each action its own")
-            items[number] = fields
+                raise UserError(f"{name}:{item_line}: the id {number} is repeated; give each action its own")
+            items[number] = item
         elif token[1]:
-            fields[token[1]] = _unquoted(token[2])
+            value = token[2]
+            quoted = value[0] in "\"'"
+            item[token[1]] = re.sub(r"\\(.)", r"\1", value[1:-1]) if quoted else value
     if not items:
-        raise UserError(
-            f'{name}: lists no action; a label map holds `item {{ name: "stand" id: 12 }}` for each'
-        )
+        raise UserError(f"{name}: has no action; give {what}")
     return items
 
 
-def _unquoted(text: str) -> str:
-    """A value of a label map without its quotes."""
-    return re.sub(r"\\(.)", r"\1", text[1:-1]) if text[0] in "\"'" else text
-
-
-def _label_id(fields: dict[str, str], where: str) -> int:
-    """The id of an item of a label map."""
-    text = fields.get("id", fields.get("label_id"))
-    own = f"the action {show_text(fields['name'])!r}" if "name" in fields else "an action"
+def _label_id(item: dict[str, str], where: str) -> int:
+    text = item.get("id", item.get("label_id"))
+    action = f"the action {show_text(item['name'])!r}" if "name" in item else "an action"
     if text is None:
         raise UserError(
-            f"{where}: {own} has no id; write `id: 12` (or `label_id: 12`), the number in the CSV files"
+            f"{where}: {action} has no id; write `id: 12` (or `label_id: 12`), the number in the CSV files"
         )
     if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID) or int(text) < 1:
-        raise UserError(f"{where}: the id '{show_text(text, 40)}' of {own} is not a whole number from 1 up")
+        raise UserError(f"{where}: the id '{show_text(text, 40)}' of {action} is not a positive integer")
     return int(text)

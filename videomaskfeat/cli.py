@@ -1,6 +1,6 @@
 """The command line ``videomaskfeat VERB ...``: reads the arguments, runs the verb, explains its errors.
 
-Every option of a verb is a key of its schema; it is given as ``--option VALUE`` or as ``option=VALUE``.
+Every option of a verb is a key of its schema, written ``--option VALUE`` or ``option=VALUE``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import sys
 import textwrap
 import traceback
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, make_dataclass
 from typing import Any, NoReturn
 
 from videomaskfeat import __version__
-from videomaskfeat.config import Key, Override, keys_of, load_config
+from videomaskfeat.config import Key, Override, current_name, keys_of, load_config
 from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError, nearest
 from videomaskfeat.machine import set_wait_policy, yielding_threads
 from videomaskfeat.processes import end_with_parent
@@ -35,14 +35,15 @@ from videomaskfeat.terminal import (
     one_line,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.verbs import TAKES, VERBS
+from videomaskfeat.verbs import ARGUMENTS, VERBS
 
 logger = logging.getLogger(__name__)
-_OVERVIEW = "Masked video pre-training: hide spacetime cubes, predict what they held."
+_OVERVIEW = "Masked video pre-training: hide spacetime cubes of a video, predict their content."
+_OPTION_WORD = "--\0"  # argparse's name of a word ``option=VALUE``; no user can type it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb and return the exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setFormatter(PrintableFormatter("%(message)s"))
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -66,11 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(line: CommandLine, arguments: Sequence[str]) -> int:
-    """Run the verb.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C came, and nothing in the verb took it as a wish to stop.
-    """
     with Interrupts(line.verb) as interrupts:
         try:
             end_with_parent()
@@ -78,22 +74,22 @@ def _run(line: CommandLine, arguments: Sequence[str]) -> int:
                 config = line.read(arguments)
                 return DONE if config is None else VERBS[line.verb](config)
         except BaseException as error:
-            if interrupts.came:  # a module that is being imported may turn it into an error of its own
+            if interrupts.came:  # an import may turn Ctrl-C into another error
                 raise KeyboardInterrupt from error
             raise
 
 
 def _explain(verb: str, error: BaseException) -> int:
-    """Print what a person needs of an error, and return the exit code; errors of the program are raised."""
+    """Print one line about an error and return the exit code; raise it if it is a fault of the program."""
     if isinstance(error, BrokenPipeError):  # the reader of the output, such as `head`, has ended
         sys.stderr.close()
         return DONE
-    if not isinstance(error, UserError | RunFailed | OSError):  # OSError: a folder that may not be written
+    if not isinstance(error, UserError | RunFailed | OSError):  # OSError: a folder that is not writable
         raise error
     print(f"videomaskfeat {verb}: {one_line(error)}", file=sys.stderr)
     if isinstance(error, UserError):
         return MISTAKE
-    if isinstance(error, PlugInFailed):  # the user's own code: where in it is theirs to see
+    if isinstance(error, PlugInFailed):
         traceback.print_exception(error.__cause__)
     return error.exit_code if isinstance(error, Stopped) else FAILED
 
@@ -109,7 +105,7 @@ class CommandLine:
     """Reads the arguments of a verb into its config.
 
     A schema without sections becomes the only section of a config, under the verb's name. Such a verb, and
-    one with positional arguments, has a ``--flag`` for each key; those of a training are too many.
+    one with positional arguments, has a ``--flag`` for each key. A training has too many keys for that.
     """
 
     def __init__(self, verb: str) -> None:
@@ -123,75 +119,138 @@ class CommandLine:
         self.names = {one.name: one for one in keys_of(schema)}
         self.positional = [one for one in self.names.values() if one.rules.positional]
         self.flagged = bool(self.section or self.positional)
-        self.keys = {name.partition(".")[2]: one for name, one in self.names.items()}
+        self.keys = {
+            name.partition(".")[2]: one for name, one in self.names.items() if self.flagged or one.rules.flag
+        }
         """Name without its section -> key with a flag."""
-        if not self.flagged:
-            self.keys = {name: one for name, one in self.keys.items() if one.rules.flag}
 
     def read(self, arguments: Sequence[str]) -> Any:
-        """The config or the options, or None if the keys were asked for and are printed.
+        """The config or the options of the verb; None if ``--keys`` is among the arguments, which is done.
+
+        If an option is given twice, the last one wins.
 
         Raises:
-            UserError: a wrong option or value, or a missing one.
-            SystemExit: the help was asked for and is printed.
+            UserError: an option or a value is wrong or missing.
+            SystemExit: after the help is printed.
         """
-        arguments, files = _split_at_dashes(arguments)
-        options, unknown = self.parser().parse_known_intermixed_args(arguments)
+        cut = arguments.index("--") if "--" in arguments else len(arguments)
+        arguments, files = (
+            arguments[:cut],
+            arguments[cut + 1 :],
+        )  # argparse reads ``-x`` after -- as an option
+        options, unknown = self.parser().parse_known_intermixed_args(self._mark_options(arguments))
         if unknown:
-            known = [_flag(name, one) for name, one in self.keys.items()]
-            close = nearest(unknown[0].partition("=")[0], known)
-            raise UserError(f"unknown option {show_text(unknown[0])!r}{close}{self._see_help}")
+            raise UserError(f"unknown option {show_text(unknown[0])!r}{self._hint(unknown[0])}")
         if options.keys:
             self.print_keys()
             return None
-        words = options.words
-        for name, value in vars(options).items():
-            if isinstance(value, list) and name != "words":  # ``--beside a b out=c``
-                words += [word for word in value if self._full_name(word)]
-                setattr(options, name, [word for word in value if word not in words])
-        overrides = [one for name in self.keys for one in self._of_flag(name, getattr(options, name, None))]
-        overrides += self._of_words(words, files)
-        config: Any = load_config(self.schema, getattr(options, "yaml", None), overrides, say=logger.info)
-        if not self.flagged:
-            return config
-        for one in keys_of(config):
-            if (one.rules.required or one.rules.positional) and not one.value:
-                name = one.name.partition(".")[2]
-                shown = name.upper() if one.rules.positional else _flag(name, one)
-                raise UserError(f"{shown} is missing: {one.rules.meaning}{self._see_help}")
+        overrides: list[Override] = options.overrides
+        if self.flagged:
+            overrides += self._positional_overrides([*options.words, *files], {one.name for one in overrides})
+        else:
+            overrides += map(Override.parse, [*options.words, *files])
+        last = {one.name: one for one in overrides}
+        config: Any = load_config(self.schema, getattr(options, "yaml", None), last.values(), log=logger.info)
+        if self.flagged:
+            self._check_complete(config, overrides)
         return getattr(config, self.section) if self.section else config
+
+    def _mark_options(self, arguments: Sequence[str]) -> Iterator[str]:
+        """Mark the words ``option=VALUE``, so that argparse keeps the order of words and flags."""
+        with_value = [
+            "--config",
+            *(flag for flag, one in self._flags().items() if _kind(one) not in (bool, list)),
+        ]
+        for before, word in zip(["", *arguments], arguments, strict=False):
+            is_value = len(before) > 2 and any(flag.startswith(before) for flag in with_value)
+            yield word if is_value or not self._is_option(word) else f"{_OPTION_WORD}={word}"
+
+    def _is_option(self, word: str) -> bool:
+        """Whether a word is ``option=VALUE``; a file may have such a name, too."""
+        if not self.flagged:
+            return "=" in word and not word.startswith("-")
+        if self._full_name(word):
+            if self.positional and os.path.lexists(word):
+                name, _, value = word.partition("=")
+                raise UserError(
+                    f"argument {show_text(word)!r} is both an option and a file; write "
+                    f"--{name} {show_text(value)} for the option, or put the file after --"
+                )
+            return True
+        if re.match(r"[a-z][a-z_.-]*=", word) and not os.path.lexists(word):
+            close = nearest(word.partition("=")[0], self.keys) or self._see_help
+            raise UserError(f"argument {show_text(word)!r} is neither an option nor a file{close}")
+        return False
+
+    def _check_complete(self, config: Any, overrides: Sequence[Override]) -> None:
+        for one in keys_of(config):
+            if one.value or not (one.rules.required or one.rules.positional):
+                continue
+            name = one.name.partition(".")[2]
+            shown = name.upper() if one.rules.positional else _flag(name, one)
+            words = [override.spelling for override in overrides if re.match("[^-]+=", override.spelling)]
+            note = (
+                f" ({show_text(words[-1])!r} is an option; a file of that name goes after --)"
+                if words and one.rules.positional
+                else ""
+            )
+            raise UserError(f"{shown} is missing: {one.rules.meaning}{note}{self._see_help}")
+
+    def _flags(self) -> dict[str, Key]:
+        return {_flag(name, one): one for name, one in self.keys.items() if not one.rules.positional}
+
+    def _hint(self, unknown: str) -> str:
+        """The tail of the error about an unknown option."""
+        name = unknown.lstrip("-").partition("=")[0]
+        if name in self.names and not self.flagged:
+            return f"; write {name}=VALUE"
+        flags = [*self._flags(), "--help", "--keys", *([] if self.section else ["--config"])]
+        close = nearest(name, [flag.removeprefix("--") for flag in flags]).replace("'", "'--", 1)
+        return f"{close}{self._see_help}"
 
     @property
     def _see_help(self) -> str:
         return f"; see videomaskfeat {self.verb} --help"
 
     def parser(self) -> argparse.ArgumentParser:
-        """The parser of the flags; all other arguments are its ``words``."""
+        """The parser; it collects the options as ``overrides`` and all other arguments as ``words``."""
         summary, examples = _help(self.verb)
         names = [one.name.partition(".")[2].upper() for one in self.positional]
+        spelling = "--option VALUE | option=VALUE" if self.flagged else "section.key=VALUE"
         parser = _Parser(
             prog=f"videomaskfeat {self.verb}",
-            usage=" ".join(["%(prog)s", *names, "[--option VALUE | option=VALUE ...]"]),
-            description=summary,
+            usage=" ".join(["%(prog)s", *names, f"[{spelling} ...]"]),
+            description=f"{summary}\n\nIf an option is set twice, the last one wins.",
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        parser.set_defaults(overrides=[])
         parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+        parser.add_argument(
+            _OPTION_WORD,
+            dest="words",
+            action=_Collect,
+            to_overrides=self._word_overrides,
+            help=argparse.SUPPRESS,
+        )
         meanings = [
             f"{name:<22}{one.rules.meaning}" for name, one in zip(names, self.positional, strict=True)
         ]
         if names:
             parser.add_argument_group("arguments", "\n".join(meanings))
-        flags = {name: one for name, one in self.keys.items() if not one.rules.positional}
+        flags = self._flags()
         sections = dict.fromkeys(one.section for one in flags.values())
         for section in reversed(sections) if self.section else sections:  # a class before its bases
             group = parser.add_argument_group((section.__doc__ or "").partition("\n")[0].rstrip("."))
-            for name, one in flags.items():
+            for flag, one in flags.items():
                 if one.section is section:
-                    _add_flag(group, name, one)
+                    _add_flag(group, flag, one)
         if not self.section:
             parser.add_argument(
-                "--config", dest="yaml", metavar="YAML", help="config file: only what differs"
+                "--config",
+                dest="yaml",
+                metavar="YAML",
+                help="config file: keys that differ from the defaults",
             )
         parser.add_argument("--keys", action="store_true", help="list every key with its default, and stop")
         return parser
@@ -207,66 +266,33 @@ class CommandLine:
         width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))
         for name, default, meaning in rows:
             print(f"{name:<{width}}  {default:<{default_width}}  {meaning}")
-        for title, names in TAKES[self.verb]().items() if self.verb in TAKES else ():
+        for title, names in ARGUMENTS[self.verb]().items() if self.verb in ARGUMENTS else ():
             print(f"\n{title}")
             print(textwrap.indent(textwrap.fill(", ".join(names) or "none", 100), "  "))
 
-    def _of_flag(self, name: str, value: Any) -> Iterator[Override]:
-        one = self.keys[name]
-        if value is None:
-            return
-        kind, spelling = (
-            _kind(one),
-            f"{_flag(name, one)} {value if isinstance(value, str) else ' '.join(value)}",
-        )
-        if kind is dict:
-            for item in value:
-                parsed = Override.parse(f"{one.name}.{item}")
-                yield Override(parsed.name, parsed.value, f"{_flag(name, one)} {item}")
-        elif kind is list:
-            numbers = None if one.kind == list[str] else f"[{','.join(map(_quoted, value))}]"
-            yield Override(one.name, numbers or value, spelling, literal=numbers is None)
-        elif kind in (int, float):
-            yield Override(one.name, _quoted(value), spelling)
-        else:
-            yield Override(one.name, value, spelling, literal=kind is str and value != one.rules.null)
-
-    def _of_words(self, words: Sequence[str], files: Sequence[str]) -> Iterator[Override]:
-        """``key=value``, and the positional arguments in their order; those after ``--`` are never keys."""
-        loose, given = [], set()
-        if not self.flagged:
-            words, files = [*words, *files], []
-        for word in words:
-            name, _, value = word.partition("=")
-            full = self._full_name(word)
-            if not self.flagged:
-                yield Override.parse(word)
-            elif full:
-                given.add(full)
-                yield self._of_word(full, value, word)
-            elif re.match(r"[a-z][a-z_.-]*=", word) and not os.path.lexists(word):
-                close = nearest(name, self.keys) or self._see_help
-                raise UserError(f"argument {show_text(word)!r} is neither an option nor a file{close}")
-            else:
-                loose.append(word)
-        loose += files
+    def _positional_overrides(self, words: Sequence[str], set_names: set[str]) -> Iterator[Override]:
+        """The positional arguments that no option sets, in their order."""
         for one in self.positional:
-            if one.name not in given and loose:
-                taken = loose if _kind(one) is list else loose[0]
-                loose = [] if _kind(one) is list else loose[1:]
-                yield Override(one.name, taken, one.name.partition(".")[2].upper(), literal=True)
-        if loose:
-            raise UserError(f"unexpected argument {show_text(loose[0])!r}{self._see_help}")
+            if one.name not in set_names and words:
+                value, words = (words, []) if _kind(one) is list else (words[0], words[1:])
+                yield Override(one.name, value, one.name.partition(".")[2].upper(), literal=True)
+        if words:
+            raise UserError(f"unexpected argument {show_text(words[0])!r}{self._see_help}")
 
-    def _of_word(self, name: str, value: str, word: str) -> Override:
-        """Text without quotes is taken as it is, like that of a flag; other values are YAML."""
-        one = self.names.get(name)
+    def _word_overrides(self, word: str) -> Iterator[Override]:
+        """Text without quotes is literal, as it is in a flag; other values are YAML."""
+        if not self.flagged:
+            yield Override.parse(word)
+            return
+        name, value = self._full_name(word), word.partition("=")[2]
+        one = self.names.get(current_name(self.schema, name))
         if one and _kind(one) is str and not value.startswith(("'", '"')):
             nulls = ("null", one.rules.null) if type(None) in typing.get_args(one.kind) else ()
-            return Override(name, value, word, literal=value not in nulls)
-        if one and one.kind == list[str] and value and not value.startswith("["):
-            return Override(name, [value], word, literal=True)
-        return Override(name, value, word)
+            yield Override(name, value, word, literal=value not in nulls)
+        elif one and one.kind == list[str] and value and not value.startswith("["):
+            yield Override(name, [value], word, literal=True)
+        else:
+            yield Override(name, value, word)
 
     def _full_name(self, word: str) -> str:
         """``section.key`` of ``key=value`` or ``section.key=value``; empty if there is no such key."""
@@ -274,7 +300,8 @@ class CommandLine:
         first, dot, rest = name.partition(".")
         if equals and self.flagged and first in self.keys:
             return f"{self.keys[first].name}{dot}{rest}"
-        return name if equals and any(f"{name}.".startswith(f"{one}.") for one in self.names) else ""
+        current = f"{current_name(self.schema, name)}."
+        return name if equals and any(current.startswith(f"{one}.") for one in self.names) else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -282,15 +309,17 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def _split_at_dashes(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """The arguments before and after the first ``--``; argparse takes ``-x`` after it for an option."""
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:cut], arguments[cut + 1 :]
+class _Collect(argparse.Action):
+    """Appends what a value sets to the ``overrides``."""
 
+    def __init__(
+        self, *arguments: Any, to_overrides: Callable[[Any], Iterator[Override]], **rest: Any
+    ) -> None:
+        super().__init__(*arguments, **rest)
+        self._to_overrides = to_overrides
 
-def _quoted(number: str) -> str:
-    """Text that YAML leaves as it is: by its rules 010 would be 8, and 1:30 would be 90."""
-    return json.dumps(number)
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.overrides += self._to_overrides(values)
 
 
 def _help(verb: str) -> tuple[str, str]:
@@ -302,26 +331,51 @@ def _help(verb: str) -> tuple[str, str]:
 
 def _kind(one: Key) -> Any:
     """The type of a key's values: the element of a union, and list or dict without their elements."""
+    origin = typing.get_origin(one.kind)
     kinds = [kind for kind in typing.get_args(one.kind) if kind is not type(None)]
-    return (
-        typing.get_origin(one.kind) if typing.get_origin(one.kind) in (list, dict) else [*kinds, one.kind][0]
-    )
+    return origin if origin in (list, dict) else [*kinds, one.kind][0]
 
 
 def _flag(name: str, one: Key) -> str:
     return f"--{'no-' if one.value is True else ''}{one.rules.flag or name.replace('_', '-')}"
 
 
-def _add_flag(group: Any, name: str, one: Key) -> None:
+def _add_flag(group: Any, flag: str, one: Key) -> None:
     kind, meaning = _kind(one), one.rules.explain().replace("%", "%%")
-    shape: dict[str, Any] = {"metavar": "N" if kind in (int, float) else (one.rules.flag or name).upper()}
+    metavar = "N" if kind in (int, float) else (one.rules.flag or one.name.partition(".")[2]).upper()
+    if one.value is True:
+        meaning = f"turn off: {meaning}"
+    elif one.value or (one.value is not False and kind in (int, float)) or one.rules.null:
+        meaning += f" (default: {one.shown})"
+    group.add_argument(
+        flag,
+        dest=one.name,
+        action=_Collect,
+        to_overrides=lambda value: _flag_overrides(flag, one, value),
+        nargs={bool: 0, list: "+"}.get(kind),
+        metavar="KEY=VALUE" if kind is dict else metavar,
+        help=meaning,
+    )
+
+
+def _flag_overrides(flag: str, one: Key, value: Any) -> Iterator[Override]:
+    kind = _kind(one)
+    spelling = f"{flag} {value if isinstance(value, str) else ' '.join(value)}".rstrip()
     if kind is bool:
-        shape = {"action": "store_const", "const": str(not one.value).lower()}
-        meaning = f"do not: {meaning}" if one.value else meaning
-    elif kind is list:
-        shape["nargs"] = "+"
+        yield Override(one.name, str(not one.value).lower(), spelling)
     elif kind is dict:
-        shape = {"metavar": "KEY=VALUE", "action": "append"}
-    if one.value or (one.value is not False and kind in (int, float)) or one.rules.null:
-        meaning += "" if one.value is True else f" (default: {one.shown})"
-    group.add_argument(_flag(name, one), dest=name, help=meaning, **shape)
+        parsed = Override.parse(f"{one.name}.{value}")
+        yield Override(parsed.name, parsed.value, spelling)
+    elif one.kind == list[str]:
+        yield Override(one.name, value, spelling, literal=True)
+    elif kind is list:
+        yield Override(one.name, f"[{','.join(map(_quoted, value))}]", spelling)
+    elif kind in (int, float):
+        yield Override(one.name, _quoted(value), spelling)
+    else:
+        yield Override(one.name, value, spelling, literal=kind is str and value != one.rules.null)
+
+
+def _quoted(number: str) -> str:
+    """Text that YAML does not interpret: it would read 010 as 8, and 1:30 as 90."""
+    return json.dumps(number)

@@ -1,7 +1,7 @@
 """Config keys: how they are declared, checked, and read from YAML and the command line.
 
-A config is a dataclass of sections, and a section a dataclass whose fields are made by :func:`key`. All of
-them stand in :mod:`videomaskfeat.schemas`.
+A config is a dataclass of sections. A section is a dataclass with fields from :func:`key`. The configs of all
+trainings are in :mod:`videomaskfeat.schemas`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -22,40 +22,31 @@ from videomaskfeat.errors import UserError, nearest, unknown_name
 from videomaskfeat.texts import dump_yaml, parse_yaml, read_yaml, show_text
 
 T = TypeVar("T")
-_DEEPEST_KEY = 16  # parts of an override's key, ``section.key.name``
+_DEEPEST_KEY = 16  # maximum number of names in an override's key, ``section.key.name``
 _LONGEST_INTERPOLATION = 1000  # characters; omegaconf's grammar is recursive
-_BOOLS = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
+_BOOLS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-# What omegaconf raises for trees that fit nowhere, besides its own errors.
+# Errors of omegaconf for trees of the wrong form, besides its own.
 _MISFITS = (OmegaConfBaseException, TypeError, AttributeError, ValueError, AssertionError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a key declares besides its default. A value of null breaks no rule of choices and range.
+    """Meaning and limits of a key. The limits do not apply to null.
 
     Attributes:
         meaning: one line for ``--keys`` and ``--help``.
         unit: unit of the value, printed after the meaning.
         choices: allowed values; a mapping explains each.
-        least: smallest allowed number; like the other bounds, it holds for each value of a list.
+        least: smallest allowed number; like the other bounds, it applies to each value of a list.
         greatest: largest allowed number.
-        above: number that the value must exceed.
-        below: number that the value must stay below.
-        required: example of a value, if a job cannot run without one.
-        free: whether a run that is resumed may change the value.
-        null: what null stands for, printed instead of it.
-        positional: whether a verb takes the value without a name as well.
-        flag: name of the verb's ``--flag``, if it is not the key's own.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
+        required: example of a value, if the key must be set.
+        free: whether the value may change when a run is resumed.
+        null: meaning of null, printed instead of it.
+        positional: whether the value may be a positional argument of the verb.
+        flag: name of the verb's ``--flag``, if it differs from the key's.
     """
 
     meaning: str
@@ -72,23 +63,20 @@ class Rules:
     flag: str = ""
 
     def broken_by(self, name: str, value: Any) -> str:
-        """What is wrong with the value of the key ``name``, or an empty string."""
+        """The error in the value of the key ``name``, or an empty string."""
         for one in value if isinstance(value, list) else [value]:
             if self.choices and one not in self.choices:
                 if isinstance(one, str):
                     return str(unknown_name(name, one, [choice for choice in self.choices if choice]))
                 return f"{name} {_show(value)} must be {' or '.join(map(str, self.choices))}"
-            if isinstance(one, int | float) and not self._contains(one):
+            if isinstance(one, int | float) and not (
+                (self.least is None or one >= self.least)
+                and (self.greatest is None or one <= self.greatest)
+                and (self.above is None or one > self.above)
+                and (self.below is None or one < self.below)
+            ):
                 return f"{name} {_show(value)} must be {self.span()}"
         return ""
-
-    def _contains(self, number: float) -> bool:
-        return (
-            (self.least is None or number >= self.least)
-            and (self.greatest is None or number <= self.greatest)
-            and (self.above is None or number > self.above)
-            and (self.below is None or number < self.below)
-        )
 
     def span(self) -> str:
         """The allowed numbers in words, such as ``at least 0 and below 1``, or an empty string."""
@@ -106,11 +94,22 @@ class Rules:
 
 
 def key(default: Any, meaning: str, **rules: Any) -> Any:
-    """A config key: a dataclass field with its default, its meaning and its :class:`Rules`."""
+    """A config key: a dataclass field with a default, a meaning and the other :class:`Rules`."""
     metadata = {"rules": Rules(meaning, **rules)}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def section(kind: type[T], *, former: str = "", **defaults: Any) -> Any:
+    """A section of a config.
+
+    Args:
+        kind: class of the section.
+        former: name of the section in configs written before, which is still accepted.
+        defaults: defaults that differ from those of the class.
+    """
+    return field(default_factory=lambda: kind(**copy.deepcopy(defaults)), metadata={"former": former})
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,8 @@ class Key:
         name: ``section.key``.
         section: class that declares the key.
         kind: type of the value.
-        value: in the config; the default, if the config is the schema's own.
-        rules: of the key.
+        value: its value, or the default in a schema.
+        rules: its rules.
     """
 
     name: str
@@ -133,7 +132,7 @@ class Key:
 
     @property
     def shown(self) -> str:
-        """The value as YAML has it, or what null stands for."""
+        """The value as text; for null, its meaning."""
         return self.rules.null or "null" if self.value is None else str(self.value) or '""'
 
 
@@ -152,19 +151,19 @@ def keys_of(config: Any) -> Iterator[Key]:
 
 
 def free_keys(schema: type) -> frozenset[str]:
-    """The keys, ``section.key``, that a run that is resumed may change."""
+    """The keys, ``section.key``, that may change when a run is resumed."""
     return frozenset(one.name for one in keys_of(schema) if one.rules.free)
 
 
 def check_config(
     config: Any, where: Callable[[str], str] = lambda name: "", *, complete: bool = True
 ) -> None:
-    """Hold every value to the rules of its key.
+    """Check every value against the rules of its key.
 
     Args:
         config: a config, such as a ``PretrainConfig``.
-        where: ``section.key`` -> place that set it, such as ``x.yaml: ``, which begins the message.
-        complete: whether the keys that a job needs must be set.
+        where: maps ``section.key`` to the place that set it, such as ``x.yaml: ``, for the message.
+        complete: whether required keys must be set.
 
     Raises:
         UserError: a required key is empty, or a value is not among the choices of its key or out of range.
@@ -173,11 +172,12 @@ def check_config(
         if one.value is not None and (broken := one.rules.broken_by(one.name, one.value)):
             raise UserError(f"{where(one.name)}{broken}")
         if complete and one.rules.required and not one.value:
-            raise UserError(f"{one.name} is not set: give it, such as {one.name}={one.rules.required}")
+            example = f"{one.name}={one.rules.required}"
+            raise UserError(f"{one.name} is not set: {one.rules.meaning}; set it, such as {example}")
 
 
 def config_text(config: Any) -> str:
-    """The whole config as YAML, as it is written into the run folder."""
+    """The whole config as YAML, for the run folder."""
     tree = OmegaConf.structured(config)
     try:
         return OmegaConf.to_yaml(tree)
@@ -204,9 +204,9 @@ class Override:
 
     Attributes:
         name: ``section.key``, or a section, or a name inside a key.
-        value: YAML; a list is taken as it is, and so is any value that is ``literal``.
-        spelling: what the user wrote, for messages.
-        literal: whether the value is text that is not read as YAML, such as a path.
+        value: text in YAML, or a list.
+        spelling: the user's text, for messages.
+        literal: whether the value is plain text instead of YAML, such as a path.
     """
 
     name: str
@@ -219,7 +219,7 @@ class Override:
         """Read ``section.key=value``.
 
         Raises:
-            UserError: an argument of another form.
+            UserError: the argument has another form.
         """
         name, equals, value = argument.partition("=")
         if not equals or not name.strip():
@@ -235,20 +235,20 @@ class Override:
         return f"argument {show_text(repr(self.spelling), 120)}"
 
     def tree(self) -> dict[str, Any]:
-        """The value in its section, as a file would have it.
+        """The value in its section, as in a file.
 
         Raises:
-            UserError: a value that is not YAML, or too many parts.
+            UserError: the value is not YAML, or the name has too many parts.
         """
-        parts = self.name.split(".")
-        if len(parts) > _DEEPEST_KEY:
+        names = self.name.split(".")
+        if len(names) > _DEEPEST_KEY:
             raise UserError(f"argument {show_text(self.name, 40)!r}: a key has at most {_DEEPEST_KEY} parts")
-        tree = self._plain()
-        for part in reversed(parts):
-            tree = {part: tree}
+        tree = self._parse_value()
+        for name in reversed(names):
+            tree = {name: tree}
         return typing.cast(dict[str, Any], tree)
 
-    def _plain(self) -> Any:
+    def _parse_value(self) -> Any:
         # `key=` is the empty text, as in a shell; `key=null` is None. A file name whose bytes are not UTF-8
         # cannot be YAML.
         if not isinstance(self.value, str) or not self.value or re.search("[\udc80-\udcff]", self.value):
@@ -265,36 +265,37 @@ def load_config(
     path: str | None,
     overrides: Iterable[str | Override] = (),
     *,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> T:
     """Read a config: the schema's defaults, then the YAML file, then ``section.key=value`` overrides.
 
-    A section with a ``name`` may be given as that name alone: ``target: pixels``. The file's ``arguments``
-    belong to the name in the file: if an override sets another name, they are dropped, and ``say`` gets
-    a line about it.
+    ``target: pixels`` sets the ``name`` of a section. The file's ``arguments`` belong to the file's name and
+    are dropped if an override sets another one. ``log`` receives a line about this, and about a former name
+    of a section.
 
     Raises:
-        UserError: a file that is missing or no YAML, an unknown key (with the nearest known one), a value of
+        UserError: a file that is missing or not YAML, an unknown key (with the nearest known one), a value of
             the wrong type, a number that is not finite or an integer beyond 64 bits, a value that breaks the
-            rules of its key, an interpolation such as ``${oc.env:HOME}`` that cannot be resolved, an override
-            without ``=``.
+            rules of its key, an interpolation such as ``${oc.env:HOME}`` that cannot be resolved, or an
+            override without ``=``.
     """
     known = {one.name: one for one in keys_of(schema)}
     tree: dict[str, dict[str, Any]] = {}
     for name, one in known.items():
         tree.setdefault(name.partition(".")[0], {})[name.partition(".")[2]] = one.value
-    given = [Override.parse(one) if isinstance(one, str) else one for one in overrides]
-    layers = [(one.where, _expand(one.tree(), tree, one.where)) for one in given if not one.literal]
+    parsed = [Override.parse(one) if isinstance(one, str) else one for one in overrides]
+    parsed = [replace(one, name=current_name(schema, one.name, one.where, log)) for one in parsed]
+    layers = [(one.where, _expand(one.tree(), tree, one.where)) for one in parsed if not one.literal]
     if path:
-        _merge(tree, _expand(_read_file(path), tree, path))
-        for dropped in _drop_arguments_of_others(tree, [layer for _, layer in layers]):
-            if say is not None:
-                say(f"{path}: {dropped}")
+        layer = {current_name(schema, str(name), path, log): keys for name, keys in _read_file(path).items()}
+        _merge(tree, _expand(layer, tree, path))
+        for line in _drop_arguments_of_others(tree, [layer for _, layer in layers]):
+            log(f"{path}: {line}")
     for _, layer in layers:
         _merge(tree, layer)
 
     def setter(name: str) -> str:
-        places = [(one.where, f"{one.name}.") for one in given]
+        places = [(one.where, f"{one.name}.") for one in parsed]
         setters = [where for where, key in places if f"{name}.".startswith(key) or key.startswith(f"{name}.")]
         return setters[-1] if setters else path or "the arguments"
 
@@ -307,11 +308,23 @@ def load_config(
         except ValueError as error:
             either = f", or {rules.null}" if rules.null.isalpha() else ""
             raise UserError(f"{setter(name)}: {name} {_show(value)} must be {error}{either}") from None
-    for override in given:
+    for override in parsed:
         if override.literal:
             _set(config, override.name, override.value)
     check_config(config, lambda name: f"{setter(name)}: ", complete=False)
     return config
+
+
+def current_name(
+    schema: type, name: str, where: str = "", log: Callable[[str], None] = lambda line: None
+) -> str:
+    """A section or key by its present name; ``log`` receives a line about a former name of its section."""
+    first, dot, rest = name.partition(".")
+    for item in fields(schema):
+        if first and first == item.metadata.get("former"):
+            log(f"{where}: the section {first} is now named {item.name}")
+            return f"{item.name}{dot}{rest}"
+    return name
 
 
 def _set(config: Any, name: str, value: Any) -> None:
@@ -324,41 +337,41 @@ def _read_file(path: str) -> dict[str, Any]:
     if plain is None:  # empty, or only comments
         return {}
     if not isinstance(plain, dict):
-        found = "a list" if isinstance(plain, list) else f"the value {show_text(plain, 40)!r}"
-        raise UserError(f"{path}: holds {found}, and a config is a mapping of sections (see --keys)")
+        content = "a list" if isinstance(plain, list) else f"the value {show_text(plain, 40)!r}"
+        raise UserError(f"{path}: contains {content}; a config must be a mapping of sections (see --keys)")
     return plain
 
 
 def _expand(layer: dict[str, Any], known: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, Any]:
-    """Write out sections that are given as a name alone, and refuse unknown sections and keys."""
+    """Write ``section: name`` as a mapping, and refuse unknown sections and keys."""
     elsewhere = {item: f"{name}.{item}" for name, items in known.items() for item in items}
     for name, items in layer.items():
         if name not in known:
             close = nearest(str(name), known) or _nearest_elsewhere(str(name), elsewhere)
-            close = close or f"; there are {', '.join(known)}"
+            close = close or f"; the sections are {', '.join(known)}"
             raise UserError(f"{where}: unknown section {show_text(str(name))!r}{close}")
         if isinstance(items, str) and "name" in known[name] and "${" not in items:
             items = layer[name] = {"name": items}
         if not isinstance(items, dict):
             raise UserError(
-                f"{where}: {name} is a section of keys, and got {_show(items)}; set {name}.KEY instead"
+                f"{where}: {name} is a section and cannot be set to {_show(items)}; set {name}.KEY instead"
             )
         for item in map(str, items):
             if item not in known[name]:
                 close = nearest(item, known[name]) or _nearest_elsewhere(item, elsewhere)
-                there = f"; {name} has {', '.join(known[name])} (--keys explains them)"
-                raise UserError(f"{where}: unknown key '{name}.{show_text(item)}'{close or there}")
+                close = close or f"; the keys of {name} are {', '.join(known[name])} (--keys explains them)"
+                raise UserError(f"{where}: unknown key '{name}.{show_text(item)}'{close}")
     return layer
 
 
 def _nearest_elsewhere(item: str, elsewhere: Mapping[str, str]) -> str:
-    """The same or the nearest word in another section, as the tail of an error message."""
+    """The same or the nearest key of another section, as the tail of an error message."""
     hint = nearest(item, elsewhere)
     return f"; did you mean {elsewhere[hint.split(chr(39))[1]]!r}?" if hint else ""
 
 
 def _merge(tree: dict[str, Any], layer: dict[str, Any]) -> None:
-    """Put a layer on top: mappings are merged, everything else is replaced."""
+    """Merge mappings, and replace everything else."""
     for name, value in layer.items():
         if isinstance(value, dict) and isinstance(tree.get(name), dict):
             _merge(tree[name], value)
@@ -369,13 +382,13 @@ def _merge(tree: dict[str, Any], layer: dict[str, Any]) -> None:
 def _drop_arguments_of_others(
     tree: dict[str, dict[str, Any]], layers: Iterable[dict[str, Any]]
 ) -> Iterator[str]:
-    """Empty the ``arguments`` of each section that a layer gives another name; yield a line about each."""
+    """Empty the ``arguments`` of each section that a layer renames, and yield a line about it."""
     for layer in layers:
         for section, items in layer.items():
             own = tree[section]
             if items.get("name") not in (None, own.get("name")) and own.get("arguments"):
                 dropped = f"{section}.arguments ({', '.join(map(str, own['arguments']))})"
-                yield f"{dropped} are those of {own['name']}, and not given to {items['name']}"
+                yield f"{dropped} are arguments of {own['name']}; they are not passed to {items['name']}"
                 own["arguments"] = {}
 
 
@@ -402,10 +415,10 @@ def _resolved(parent: Any, key: Any, name: str, setter: Callable[[str], str]) ->
         value = parent[key]
     except _MISFITS as error:
         raise UserError(
-            f"{place} cannot be resolved ({_first_line(error)}); write the value, or correct the name in it"
+            f"{place} cannot be resolved ({_first_line(error)}); write the value, or correct it"
         ) from error
     if isinstance(value, DictConfig | ListConfig) and written:
-        raise UserError(f"{place} is a mapping or list; write it out")
+        raise UserError(f"{place} is a mapping or list; write its values")
     if isinstance(value, DictConfig):
         return {inner: _resolved(value, inner, f"{name}.{inner!s}", setter) for inner in value}
     if isinstance(value, ListConfig):
@@ -415,36 +428,34 @@ def _resolved(parent: Any, key: Any, name: str, setter: Callable[[str], str]) ->
 
 
 def _check_plain(value: Any, name: str, setter: Callable[[str], str]) -> bool:
-    """Refuse what no key may hold; return whether the value holds an interpolation."""
+    """Refuse values that no key may have; return whether the value contains an interpolation."""
     if isinstance(value, dict | list):
         inner = value.items() if isinstance(value, dict) else enumerate(value)
-        found = [_check_plain(one, f"{name}.{key}", setter) for key, one in inner]  # checks all of them
-        return any(found)
+        interpolated = [
+            _check_plain(one, f"{name}.{key}", setter) for key, one in inner
+        ]  # checks all of them
+        return any(interpolated)
     place = f"{setter(name)}: {show_text(name)}"
     if value == "???":
-        raise UserError(f"{place} is ???, which stands for a missing value; give {show_text(name)}=VALUE")
+        raise UserError(f"{place} is ???, which means a missing value; set {show_text(name)}=VALUE")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{place} is {value}; a finite number is needed")
+        raise UserError(f"{place} is {value}; it must be a finite number")
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise UserError(f"{place} has more than 64 bits; give a smaller integer")
+        raise UserError(f"{place} has more than 64 bits; set a smaller integer")
     if not isinstance(value, str):
         return False
     if "\0" in value or re.search("[\ud800-\udc7f\udd00-\udfff]", value):
-        raise UserError(f"{place} is {_show(value)}, which holds a character that no text may have")
+        raise UserError(f"{place} is {_show(value)}, which contains a character that is not valid text")
     if "${" in value and len(value) > _LONGEST_INTERPOLATION:
         raise UserError(
             f"{place}: an interpolation of {len(value)} characters ({show_text(value, 40)}); "
-            f"at most {_LONGEST_INTERPOLATION} are read"
+            f"the maximum is {_LONGEST_INTERPOLATION}"
         )
     return "${" in value
 
 
 def _convert(value: Any, kind: Any, default: Any) -> Any:
-    """The value as the type of its key.
-
-    Raises:
-        ValueError: what the value must be, in words.
-    """
+    """Convert a value to the type of its key; the message of a ValueError states the rule."""
     origin, kinds = typing.get_origin(kind), typing.get_args(kind)
     if type(None) in kinds:
         return None if value is None else _convert(value, kinds[0], default)

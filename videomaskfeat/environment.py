@@ -22,6 +22,7 @@ from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.machine import SPIN_COUNT, WAIT_POLICY, available_cores
 from videomaskfeat.models import create_model
 from videomaskfeat.mp4 import write_mp4
+from videomaskfeat.provenance import describe_provenance
 
 PACKAGES = (
     "torch", "decord", "av", "opencv-python-headless", "pytorchvideo", "fvcore", "iopath", "simplejson",
@@ -91,8 +92,10 @@ def diagnose(data_folder: str | os.PathLike[str] = ".", *, measure: bool = False
 
 
 def environment_text(folder: str | os.PathLike[str]) -> str:
-    """The diagnosis as the JSON text that runs keep beside their results."""
-    return diagnose(folder).to_json()
+    """The JSON text that runs keep beside their results: their ``provenance`` and the diagnosis."""
+    return json.dumps(
+        {"provenance": describe_provenance(), **json.loads(diagnose(folder).to_json())}, indent=1
+    )
 
 
 def _versions(broken: list[str]) -> dict[str, str]:

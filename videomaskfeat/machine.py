@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
-# How often a waiting thread of libgomp checks again before it sleeps: for some 0.1 ms. The default, 3 ms, is
-# spent in full whenever another process has taken the core of the thread that is waited for: steps then take
-# 10 to 100 times as long. 0, the default of PASSIVE, costs a wake-up per parallel region, which doubles the
-# step of a small model on an idle machine (docs/performance.md).
-_SPINS = "10000"
+# How often a waiting thread of libgomp checks again before it sleeps. This is libgomp's own default, some
+# 3 ms: an idle machine computes as fast as without a policy. A busy machine needs 0, the default of PASSIVE
+# (see `yielding_threads`). Always 0 would cost a wake-up per parallel region, which doubles the step of a
+# small model on an idle machine (docs/performance.md).
+_SPINS = "300000"
 _CGROUP = Path("/sys/fs/cgroup")
 # A busy machine keeps the main thread waiting for a core; a machine that is busy no longer has idle cores.
 _BUSY_DELAY, _CALM_IDLE = 0.1, 0.1  # shares of the time
@@ -93,7 +93,7 @@ def _quota(cgroup: Path) -> int | None:
 def yielding_threads() -> Iterator[None]:
     """While the context is open, threads that wait for each other sleep at once if the machine is busy.
 
-    With ``set_wait_policy`` they check again for some 0.1 ms first, which is fastest on an idle machine. When
+    With ``set_wait_policy`` they check again for some 3 ms first, which is fastest on an idle machine. When
     other programs run, that takes the core from the very thread that is waited for. In a process whose policy
     is PASSIVE, libgomp skips these checks as long as the process has more OpenMP threads than there are cores
     (its manual, ``GOMP_SPINCOUNT``), so idle ones are added while the machine is busy. The number of threads

@@ -1,77 +1,86 @@
-"""Every config key of every task, with its default, meaning and rules.
+"""Every config key of every training, with its default, meaning and rules.
 
-They stand together in one module without torch, so that ``--help`` and ``--keys`` are quick, and so that a
-comparison can read the configs of the trainings that it runs.
+The module does not import torch: ``--help`` and ``--keys`` are quick, and a comparison can read the configs
+of its trainings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from videomaskfeat.config import key
+from videomaskfeat.config import key, section
 
 LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 READERS = ("auto", "decord", "pyav")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 CROPS = {1: "center", 3: "along the longer side"}
-SAMPLINGS = {"clip": "frames at a stride", "segments": "a frame from each of equal parts"}
-AREAS = {"whole": "in its aspect", "centre": "a square crop, boxes cut to it"}
+SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of equal segments"}
+AREAS = {"whole": "in its aspect ratio", "centre": "a square crop; boxes are clipped to it"}
 LABELS = ("auto", "yes", "no")
 MASK_KINDS = ("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block")
+ACTION_LOSSES = {"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
+CROP_KINDS = {"area": "crop_area of the frame, resized", "short_side": "from a frame resized to short_side"}
+OPTIMIZERS = {"adamw": "", "sgd": "momentum, Nesterov"}
 SHARE: Any = {"least": 0, "greatest": 1}
 WEIGHT_SETS = {"auto": "averaged if ema_decay is set", "trained": "", "averaged": "", "both": ""}
 
 
-# Sections that several tasks share.
+# Sections that several trainings share.
 
 
 @dataclass
 class ReadingConfig:
-    """How records are read."""
+    """Reading of records."""
 
-    workers: int = key(2, "loader processes per rank; 0: the main process loads", least=0, free=True)
-    read_seconds: float = key(
-        120.0, "seconds without progress before a loader is replaced", above=0, free=True
-    )
+    workers: int = key(2, "number of loader workers per rank; 0: the main process loads", least=0, free=True)
+    read_seconds: float = key(120.0, "timeout of a stuck loader worker", unit="seconds", above=0, free=True)
     failure_share: float = key(
-        0.01, "share of records that may be unreadable; above 0, one always may", **SHARE, free=True
+        0.01, "maximum share of unreadable records; above 0: at least one record", **SHARE, free=True
     )
 
 
 @dataclass
 class ListConfig(ReadingConfig):
-    """Which lists, and how they are read."""
+    """List files and how they are read."""
 
     train: str = key("", "list file, or folder of videos, frame folders or pictures", required="train.csv")
-    validation: str = key("", "held-out list or folder; empty: no validation")
-    format: str = key("auto", "format of the lists", choices=LIST_FORMATS)
-    separator: str = key("auto", "column separator of a list", choices=SEPARATORS)
-    prefix: str = key("", "folder put before every relative path of the lists")
+    validation: str = key("", "held-out list file or folder; empty: no validation")
+    format: str = key("auto", "format of the list files", choices=LIST_FORMATS)
+    separator: str = key("auto", "column separator of a list file", choices=SEPARATORS)
+    prefix: str = key("", "folder put before every relative path in the list files")
     reader: str = key("auto", "video reader; auto falls back to pyav per file", choices=READERS)
 
 
 @dataclass
 class FramesConfig:
-    """How frames become a clip."""
+    """Frames of a clip."""
 
     frames: int = key(16, "frames per clip", least=1)
-    stride: int = key(4, "source frames between two frames of the clip, counted at target_fps", least=1)
-    target_fps: float | None = key(30.0, "frame rate at which the stride counts; null: the source's", above=0)
+    stride: int = key(4, "frame stride, in frames at target_fps", least=1)
+    target_fps: float | None = key(30.0, "frame rate of the stride; null: the video's own", above=0)
     crop: int = key(224, "height and width of the clip", unit="pixels", least=1)
-    flip: float = key(0.5, "probability of a horizontal flip", **SHARE)
-    mean: Any = key(0.45, "subtracted from pixels in 0..1: a number, or a list of one per channel")
-    std: Any = key(0.225, "divides them after that: a number, or a list of one per channel")
+    flip: float = key(0.5, "probability of a horizontal flip; 0 if left and right differ in meaning", **SHARE)
+    mean: Any = key(0.45, "mean of pixels in 0..1 for normalization: a number, or one per channel")
+    std: Any = key(0.225, "standard deviation for normalization: a number, or one per channel")
+
+
+@dataclass
+class RandomCropConfig:
+    """Random crop."""
+
+    crop_area: list[float] = key([0.5, 1.0], "range of the crop's share of the frame", above=0, greatest=1)
+    crop_aspect: list[float] = key([0.75, 1.3333], "range of the crop's width/height", above=0)
 
 
 @dataclass
 class OptimConfig:
-    """How the network is trained."""
+    """Optimization."""
 
-    epochs: float = key(300, "passes over the list", above=0)
+    epochs: float = key(300, "number of passes over the list", above=0)
     warmup_epochs: float = key(10, "epochs of linear warm-up", least=0)
-    batch_size: int = key(32, "clips per optimizer step, over all ranks and micro-batches", least=1)
+    batch_size: int = key(32, "clips (tokenizers: frames) per optimizer step of all ranks", least=1)
     accumulate: int = key(1, "micro-batches per optimizer step, for each rank", least=1)
     base_batch_size: int = key(32, "batch size of the learning rates, which scale linearly", least=1)
     learning_rate: float = key(1e-4, "peak learning rate, for base_batch_size", least=0)
@@ -86,18 +95,18 @@ class OptimConfig:
 
 @dataclass
 class RunConfig:
-    """Where and how the task runs."""
+    """The run."""
 
     folder: str = key("", "run folder; an existing one is resumed", required="runs/first", free=True)
-    seed: int = key(0, "seed of weights, order, clips, crops and everything else that is drawn", least=0)
-    device: str = key("auto", "auto | cpu | cuda", free=True)
+    seed: int = key(0, "seed of weights, order, clips, crops and all other random draws", least=0)
+    device: str = key("auto", "device: auto | cpu | cuda", free=True)
     precision: str = key("auto", "precision of the network", choices=PRECISIONS)
-    threads: int = key(0, "CPU threads per rank; 0: measured, and kept when resumed", least=0, free=True)
-    compile: bool = key(False, "torch.compile the step (needs a C++ compiler on a CPU)", free=True)
-    activation_checkpointing: bool = key(False, "recompute activations: less memory, slower", free=True)
+    threads: int = key(0, "number of CPU threads per rank; 0: measured at the start", least=0, free=True)
+    compile: bool = key(False, "torch.compile; on a CPU it needs a C++ compiler", free=True)
+    activation_checkpointing: bool = key(False, "activation checkpointing: less memory, slower", free=True)
     checkpoint_minutes: float = key(10.0, "minutes between two checkpoints", least=0, free=True)
-    checkpoint_epochs: float = key(10.0, "epochs between checkpoints kept for good", least=0, free=True)
-    keep_checkpoints: int = key(2, "newest checkpoints kept, besides milestones", least=1, free=True)
+    checkpoint_epochs: float = key(10.0, "epochs between two milestone checkpoints", least=0, free=True)
+    keep_checkpoints: int = key(2, "number of newest checkpoints besides milestones", least=1, free=True)
     rank_timeout_minutes: float = key(30.0, "minutes until a waiting rank ends the run", above=0, free=True)
 
 
@@ -106,42 +115,40 @@ class RunConfig:
 
 @dataclass
 class DataConfig(ListConfig):
-    """Which videos to train on."""
+    """Videos."""
 
-    validation: str = key("", "held-out list or folder; empty: no held-out loss", free=True)
+    validation: str = key("", "held-out list file or folder; empty: no held-out loss", free=True)
     labels: str = key("auto", "whether rows end with a label (unused)", choices=LABELS)
 
 
 @dataclass
-class ClipConfig(FramesConfig):
-    """What is cut from a video."""
+class ClipConfig(FramesConfig, RandomCropConfig):
+    """Clips."""
 
-    short_video: str = key("clamp", "if a video is shorter than the clip", choices=("clamp", "loop", "error"))
-    crop_area: list[float] = key([0.5, 1.0], "range of the crop's share of the frame", above=0, greatest=1)
-    crop_aspect: list[float] = key([0.75, 1.3333], "range of the crop's width/height", above=0)
-    samples_per_video: int = key(1, "clips cut from one opening of a video", least=1)
+    short_video: str = key("clamp", "rule for videos shorter than a clip", choices=("clamp", "loop", "error"))
+    samples_per_video: int = key(1, "clips per opening of a video", least=1)
 
 
 @dataclass
 class MaskConfig:
-    """What is hidden."""
+    """The mask."""
 
     kind: str = key("cube", "mask policy", choices=MASK_KINDS)
-    ratio: float = key(0.4, "share of the mask's cells to hide", above=0, below=1)
+    ratio: float = key(0.4, "share of hidden mask cells", above=0, below=1)
     cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels", least=1)
 
 
 @dataclass
 class MethodConfig:
-    """How the encoder is pre-trained."""
+    """The pre-training method."""
 
-    name: str = key("masked", "masked (predict the target at hidden positions) | ibot | byol | latent")
+    name: str = key("masked", "masked (predicts the target at hidden positions) | ibot | byol | latent")
     arguments: dict[str, Any] = key({}, "arguments of the method that differ from its defaults")
 
 
 @dataclass
 class ModelConfig:
-    """Which network."""
+    """The network."""
 
     name: str = key("maskfeat_mvitv2_s", "name of a model of create_model")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
@@ -149,7 +156,7 @@ class ModelConfig:
 
 @dataclass
 class TargetConfig:
-    """What the method masked predicts."""
+    """The target of the method masked."""
 
     name: str = key("hog", "name of a target")
     arguments: dict[str, Any] = key({}, "arguments of the target that differ from its defaults")
@@ -157,44 +164,44 @@ class TargetConfig:
 
 @dataclass
 class PretrainOptimConfig(OptimConfig):
-    """How the encoder is trained."""
+    """Optimization of the encoder."""
 
     accumulate: int = key(1, "micro-batches per optimizer step, for each rank", least=1, free=True)
 
 
 @dataclass
 class ProbeConfig:
-    """Labeled videos on which frozen features are scored during the training; their labels teach nothing."""
+    """Labeled videos for scores of frozen features during the training. Their labels train nothing."""
 
-    train: str = key("", "labeled list whose features are known; empty: no probe", free=True)
-    test: str = key("", "labeled list whose classes are predicted", free=True)
-    k: int = key(20, "number of nearest neighbors that vote", least=1, free=True)
-    temperature: float = key(0.07, "temperature of the weights of their votes", above=0, free=True)
+    train: str = key("", "labeled list file of known features; empty: no probe", free=True)
+    test: str = key("", "labeled list file of the videos to classify", free=True)
+    k: int = key(20, "number of nearest neighbors", least=1, free=True)
+    temperature: float = key(0.07, "temperature of the neighbors' votes", above=0, free=True)
     penalty: float = key(1e-2, "L2 penalty of the linear probe", above=0, free=True)
 
 
 @dataclass
 class PretrainRunConfig(RunConfig):
-    """Where and how pre-training runs, and what it shows."""
+    """The run and its held-out evaluations."""
 
     evaluate_epochs: float = key(0.0, "epochs between evaluations; 0: only at the end", least=0, free=True)
     evaluate_clips: int = key(256, "maximum number of held-out clips", free=True)
-    pictures: int = key(4, "held-out videos drawn at the end", least=0, free=True)
+    pictures: int = key(4, "number of held-out videos drawn at the end", least=0, free=True)
 
 
 @dataclass
 class PretrainConfig:
-    """Masked pre-training; the defaults are the published MaskFeat recipe of MViTv2-S on Kinetics-400."""
+    """Masked pre-training. The defaults are the published MaskFeat recipe of MViTv2-S on Kinetics-400."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    target: TargetConfig = field(default_factory=TargetConfig)
-    optim: PretrainOptimConfig = field(default_factory=PretrainOptimConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
-    run: PretrainRunConfig = field(default_factory=PretrainRunConfig)
+    data: DataConfig = section(DataConfig)
+    clip: ClipConfig = section(ClipConfig)
+    mask: MaskConfig = section(MaskConfig)
+    method: MethodConfig = section(MethodConfig)
+    model: ModelConfig = section(ModelConfig)
+    target: TargetConfig = section(TargetConfig)
+    optim: PretrainOptimConfig = section(PretrainOptimConfig)
+    probe: ProbeConfig = section(ProbeConfig)
+    run: PretrainRunConfig = section(PretrainRunConfig)
 
 
 # Fine-tuning.
@@ -202,37 +209,31 @@ class PretrainConfig:
 
 @dataclass
 class LabelledDataConfig(ListConfig):
-    """Which labeled videos to train on."""
+    """Labeled videos."""
 
-    classes: int = key(0, "number of classes; 0: as in the class names, or the largest label + 1", least=0)
+    classes: int = key(0, "number of classes; 0: from the class names, or the largest label + 1", least=0)
     class_names: str = key("", "file of class names: one per line, or SSv2's labels JSON")
-    balanced: bool = key(False, "draw every class equally often in an epoch")
+    balanced: bool = key(False, "equal frequency of all classes in an epoch")
 
 
 @dataclass
 class LabelledClipConfig(ClipConfig):
-    """What is cut from a video in training."""
+    """Clips in training."""
 
-    sampling: str = key("clip", "how frames are drawn", choices=SAMPLINGS)
-    crop_kind: str = key("area", "how a crop is drawn", choices=("area", "short_side"))
-    crop_area: list[float] = key(
-        [0.08, 1.0], "area: range of the crop's share of the frame", above=0, greatest=1
-    )
-    crop_aspect: list[float] = key([0.75, 1.3333], "area: range of the crop's width/height", above=0)
+    sampling: str = key("clip", "frame sampling", choices=SAMPLINGS)
+    crop_kind: str = key("area", "crop", choices=CROP_KINDS)
     short_side: list[int] = key([256, 320], "short_side: range of its length", unit="pixels", least=1)
-    short_side_inverse: bool = key(True, "short_side: draw 1/length uniformly instead of the length")
-    flip: float = key(0.5, "probability of a flip; 0 if classes know left and right", **SHARE)
-    flip_swaps_labels: bool = key(False, "a flipped clip takes the class of the mirrored template (SSv2)")
-    samples_per_video: int = key(2, "clips cut from one opening of a video", least=1)
+    short_side_inverse: bool = key(True, "short_side: uniform distribution of 1/length instead of length")
+    flip_swaps_labels: bool = key(False, "class of the mirrored template for a flipped clip (SSv2)")
 
 
 @dataclass
 class ColorConfig:
     """Color jitter of a training clip."""
 
-    brightness: float = key(0.0, "maximum change of brightness, a share; 0: none", least=0)
-    contrast: float = key(0.0, "maximum change of contrast, a share; 0: none", least=0)
-    saturation: float = key(0.0, "maximum change of saturation, a share; 0: none", least=0)
+    brightness: float = key(0.0, "maximum relative change of brightness; 0: none", least=0)
+    contrast: float = key(0.0, "maximum relative change of contrast; 0: none", least=0)
+    saturation: float = key(0.0, "maximum relative change of saturation; 0: none", least=0)
 
 
 @dataclass
@@ -241,32 +242,32 @@ class AugmentConfig(ColorConfig):
 
     randaugment: str = key("rand-m7-n2-mstd0.5-inc1", "RandAugment in timm's notation; empty: none")
     interpolation: str = key("bicubic", "RandAugment's interpolation", choices=("bicubic", "bilinear"))
-    erasing: float = key(0.25, "probability that a box in all frames becomes noise", **SHARE)
-    erasing_area: list[float] = key([0.02, 0.3333], "range of the share that is erased", above=0, greatest=1)
+    erasing: float = key(0.25, "probability of random erasing: noise in a box of all frames", **SHARE)
+    erasing_area: list[float] = key([0.02, 0.3333], "range of the erased share", above=0, greatest=1)
 
 
 @dataclass
 class MixConfig:
-    """How clips and labels of a batch are mixed."""
+    """Mixing of clips and labels in a batch."""
 
     mixup: float = key(0.8, "alpha of mixup; 0: off", least=0)
     cutmix: float = key(1.0, "alpha of cutmix; 0: off", least=0)
-    probability: float = key(1.0, "probability that a batch is mixed", **SHARE)
+    probability: float = key(1.0, "probability of mixing, per batch", **SHARE)
     switch: float = key(0.5, "probability of cutmix if both are on", **SHARE)
     smoothing: float = key(0.1, "label smoothing", least=0, below=1)
 
 
 @dataclass
 class PretrainedModelConfig:
-    """Which network, and the weights it starts from."""
+    """The network and its initial weights."""
 
     name: str = key("", "name of a model of create_model")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
     drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
-    weights: str = key("", "weights to start from, ours or a PySlowFast checkpoint; empty: from scratch")
-    weights_key: str = key("", "which weights of a checkpoint with several, such as model_ema", free=True)
+    weights: str = key("", "initial weights, ours or a PySlowFast checkpoint; empty: from scratch")
+    weights_key: str = key("", "key of the weights in the checkpoint, such as model_ema", free=True)
     inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
     allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
     allow_unused: list[str] = key([], "more weights that the file may have in excess")
@@ -274,7 +275,7 @@ class PretrainedModelConfig:
 
 @dataclass
 class ClassifierConfig(PretrainedModelConfig):
-    """Which network, and the weights it starts from."""
+    """The network and its initial weights."""
 
     name: str = key("maskfeat_mvitv2_s_classifier", "name of a classifier of create_model")
     head: str = key("", "head; empty: the model's own", choices=("", "mean", "token", "linear", "attentive"))
@@ -282,60 +283,66 @@ class ClassifierConfig(PretrainedModelConfig):
 
 @dataclass
 class FinetuneOptimConfig(OptimConfig):
-    """How the classifier is trained; the batch size is videos times clip.samples_per_video."""
+    """Optimization. The batch size is videos times clip.samples_per_video."""
 
-    optimizer: str = key("adamw", "optimizer", choices={"adamw": "", "sgd": "momentum, Nesterov"})
+    optimizer: str = key("adamw", "optimizer", choices=OPTIMIZERS)
     momentum: float = key(0.9, "momentum of sgd", least=0, below=1)
-    epochs: float = key(100, "passes over the list", above=0)
-    warmup_epochs: float = key(20, "epochs of linear warm-up", least=0)
-    learning_rate: float = key(6e-4, "peak learning rate, for base_batch_size", least=0)
-    layer_decay: float = key(0.75, "learning rate factor from a layer to the one before; 1: none", least=0)
-    gradient_clip: float | None = key(5.0, "maximum L2 norm of the gradient; null: no clipping", above=0)
 
 
 @dataclass
-class EvaluateConfig:
-    """How the classifier is validated: one view during the training, all views at the end."""
+class ValidationConfig:
+    """Validation."""
 
     epochs: float = key(5.0, "epochs between two validations; 0: only at the end", least=0)
-    views: int = key(5, "temporal views per video at the end, evenly spaced", least=1, free=True)
-    crops: int = key(1, "crops per view at the end", choices=CROPS, free=True)
-    short_side: int = key(256, "short side before a crop is cut", unit="pixels", least=1)
-    average: str = key("softmax", "what is averaged", choices=("softmax", "logits"), free=True)
     weights: str = key("auto", "weights that are evaluated", choices=WEIGHT_SETS)
 
 
 @dataclass
-class FinetuneConfig:
-    """Classification; the defaults are the published fine-tuning of MaskFeat MViTv2-S on Kinetics-400."""
+class EvaluateConfig(ValidationConfig):
+    """Validation: one view per video during the training, all views at the end."""
 
-    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
-    clip: LabelledClipConfig = field(default_factory=LabelledClipConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    mix: MixConfig = field(default_factory=MixConfig)
-    model: ClassifierConfig = field(default_factory=ClassifierConfig)
-    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    views: int = key(5, "temporal views per video at the end, evenly spaced", least=1, free=True)
+    crops: int = key(1, "crops per view at the end", choices=CROPS, free=True)
+    short_side: int = key(256, "short side before a crop is cut", unit="pixels", least=1)
+    average: str = key("softmax", "average over views", choices=("softmax", "logits"), free=True)
+
+
+@dataclass
+class FinetuneConfig:
+    """Classification. The defaults are the published fine-tuning of MaskFeat MViTv2-S on Kinetics-400."""
+
+    data: LabelledDataConfig = section(LabelledDataConfig)
+    clip: LabelledClipConfig = section(LabelledClipConfig, crop_area=[0.08, 1.0], samples_per_video=2)
+    augment: AugmentConfig = section(AugmentConfig)
+    mix: MixConfig = section(MixConfig)
+    model: ClassifierConfig = section(ClassifierConfig)
+    optim: FinetuneOptimConfig = section(
+        FinetuneOptimConfig,
+        epochs=100,
+        warmup_epochs=20,
+        learning_rate=6e-4,
+        layer_decay=0.75,
+        gradient_clip=5.0,
+    )
+    evaluate: EvaluateConfig = section(EvaluateConfig)
+    run: RunConfig = section(RunConfig)
 
 
 # Training a tokenizer of frames.
 
 
 @dataclass
-class FrameConfig:
-    """What is cut from a video."""
+class FrameConfig(RandomCropConfig):
+    """Frames."""
 
     size: int = key(112, "height and width of a frame, a multiple of the tokenizer's stride", unit="pixels")
-    per_video: int = key(4, "frames drawn from one opening of a video, each with its own crop", least=1)
-    crop_area: list[float] = key([0.5, 1.0], "range of the crop's share of the frame", above=0, greatest=1)
-    crop_aspect: list[float] = key([0.75, 1.3333], "range of the crop's width/height", above=0)
+    per_video: int = key(4, "frames per opening of a video, each with its own crop", least=1)
     flip: float = key(0.5, "probability of a horizontal flip", **SHARE)
 
 
 @dataclass
 class TokenizerModelConfig:
-    """Which tokenizer."""
+    """The tokenizer."""
 
     name: str = key("dvae", "dvae (discrete VAE, as in BEiT) | vq (nearest codes, as in PeCo)")
     arguments: dict[str, Any] = key({}, "arguments of the tokenizer that differ from its defaults")
@@ -343,174 +350,161 @@ class TokenizerModelConfig:
 
 @dataclass
 class GumbelConfig:
-    """How a dvae draws codes."""
+    """Sampling of the codes of a dvae."""
 
-    start_temperature: float = key(1.0, "temperature of the relaxed draws at the start", above=0)
+    start_temperature: float = key(1.0, "temperature of the Gumbel-softmax at the start", above=0)
     end_temperature: float = key(0.0625, "temperature at the end; lower is closer to single codes", above=0)
-    anneal: float = key(1.0, "share of the run that the annealing (half a cosine) takes", above=0, greatest=1)
+    anneal: float = key(1.0, "share of the run with annealing (half a cosine)", above=0, greatest=1)
     kl_weight: float = key(1e-3, "weight of the KL divergence of codes to uniform ones", unit="nats", least=0)
-    kl_warmup: float = key(0.05, "share of the run over which that weight rises from 0", **SHARE)
+    kl_warmup: float = key(0.05, "share of the run in which kl_weight rises from 0", **SHARE)
 
 
 @dataclass
 class CommitmentConfig:
-    """What a vq adds to its loss; model.arguments (decay, revive_below) set how its codes move."""
+    """The loss of a vq. Its codes move by model.arguments (decay, revive_below)."""
 
     weight: float = key(0.25, "weight of the squared distance of the latents to their codes", least=0)
 
 
 @dataclass
 class PerceptualConfig:
-    """A frozen encoder of this package that compares frames with their reconstructions, as in PeCo."""
+    """A frozen encoder that compares frames with their reconstructions, as in PeCo."""
 
-    weights: str = key("", "weights.safetensors of any model of ours; empty: only pixels count")
+    weights: str = key("", "weights.safetensors of any run; empty: pixels only")
     depths: list[int] = key([], "blocks after which features are compared")
     weight: float = key(1.0, "weight of the distance, besides the squared error of the pixels", least=0)
 
 
 @dataclass
-class TokenizerOptimConfig(OptimConfig):
-    """How the tokenizer is trained."""
-
-    epochs: float = key(100, "passes over the list", above=0)
-    warmup_epochs: float = key(1, "epochs of linear warm-up", least=0)
-    batch_size: int = key(128, "frames per optimizer step, over all ranks and micro-batches", least=1)
-    base_batch_size: int = key(128, "batch size of the learning rates, which scale linearly", least=1)
-    learning_rate: float = key(3e-4, "peak learning rate, for base_batch_size", least=0)
-    weight_decay: float = key(1e-4, "weight decay; none on 1-d parameters", least=0)
-    gradient_clip: float | None = key(1.0, "maximum L2 norm of the gradient; null: no clipping", above=0)
-
-
-@dataclass
 class TokenizerRunConfig(RunConfig):
-    """Where and how a tokenizer is trained, and what is shown."""
+    """The run and its held-out evaluations."""
 
-    compile: bool = key(False, "must stay false: not supported for tokenizers")
-    activation_checkpointing: bool = key(False, "must stay false: not supported for tokenizers")
     evaluate_epochs: float = key(0.0, "epochs between evaluations; 0: only at the end", least=0, free=True)
     evaluate_frames: int = key(256, "maximum number of held-out videos, one frame each", free=True)
-    pictures: int = key(8, "held-out frames drawn at the end with their reconstructions", least=0, free=True)
+    pictures: int = key(8, "number of held-out frames drawn at the end", least=0, free=True)
 
 
 @dataclass
 class TokenizerConfig:
-    """Training a tokenizer of frames on videos; its tokens are what the targets dvae and codebook predict."""
+    """Training of a tokenizer of frames. The targets dvae and codebook predict its tokens."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    frames: FrameConfig = field(default_factory=FrameConfig)
-    model: TokenizerModelConfig = field(default_factory=TokenizerModelConfig)
-    gumbel: GumbelConfig = field(default_factory=GumbelConfig)
-    commitment: CommitmentConfig = field(default_factory=CommitmentConfig)
-    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
-    optim: TokenizerOptimConfig = field(default_factory=TokenizerOptimConfig)
-    run: TokenizerRunConfig = field(default_factory=TokenizerRunConfig)
+    data: DataConfig = section(DataConfig)
+    frames: FrameConfig = section(FrameConfig)
+    model: TokenizerModelConfig = section(TokenizerModelConfig)
+    gumbel: GumbelConfig = section(GumbelConfig)
+    commitment: CommitmentConfig = section(CommitmentConfig)
+    perceptual: PerceptualConfig = section(PerceptualConfig)
+    optim: OptimConfig = section(
+        OptimConfig,
+        epochs=100,
+        warmup_epochs=1,
+        batch_size=128,
+        base_batch_size=128,
+        learning_rate=3e-4,
+        weight_decay=1e-4,
+        gradient_clip=1.0,
+    )
+    run: TokenizerRunConfig = section(TokenizerRunConfig)
 
 
 # Action detection.
 
 
 @dataclass
-class ActionDataConfig(ReadingConfig):
-    """Which key frames, with which boxes, and where their videos are."""
+class AvaVideos:
+    """videos"""
 
-    train: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_train_v2.2.csv")
-    train_boxes: list[str] = key([], "detected boxes to train on, too: rows ...,action or empty,score")
-    train_exclusions: str = key("", "rows video,second to leave out of training")
-    validation: str = key("", "held-out ground truth; empty: no validation")
-    validation_boxes: list[str] = key([], "detected boxes to test on; empty: those of the ground truth")
-    validation_exclusions: str = key("", "rows video,second that are not scored")
-    label_map: str = key("", "actions that are named and scored (pbtxt)", required="actions.pbtxt")
-    classes: int = key(0, "number of actions, ids from 1 (AVA: 80); 0: the label map's largest id", least=0)
     videos: str = key("", "folder with one video file, or one folder of extracted frames, per video")
-    frame_lists: list[str] = key([], "instead: lists of extracted frames in PySlowFast's format")
+    frame_lists: list[str] = key([], "lists of extracted frames in PySlowFast's format, instead of videos")
     frames: str = key("", "folder put before the paths of frame_lists")
     frames_fps: float = key(30.0, "frame rate of extracted frames", above=0)
-    start_second: float | None = key(
-        None, "second of the videos' first frame (AVA: 0 or 900)", null="found out"
-    )
+    start_second: float | None = key(None, "second of the first frame (AVA: 0 or 900)", null="from the rows")
+
+
+@dataclass
+class ActionDataConfig(AvaVideos, ReadingConfig):
+    """Key frames, their boxes and their videos."""
+
+    train: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_train_v2.2.csv")
+    train_boxes: list[str] = key([], "detected boxes for training: rows ...,action or empty,score")
+    train_exclusions: str = key("", "rows video,second to leave out of training")
+    validation: str = key("", "held-out ground truth; empty: no validation")
+    validation_boxes: list[str] = key([], "detected boxes for validation; empty: boxes of the ground truth")
+    validation_exclusions: str = key("", "rows video,second that are not scored")
+    label_map: str = key("", "label map (pbtxt) of the scored actions", required="actions.pbtxt")
+    classes: int = key(0, "number of actions, ids from 1 (AVA: 80); 0: the label map's largest id", least=0)
 
 
 @dataclass
 class ActionClipConfig(FramesConfig):
-    """What is cut from a video around a key frame."""
+    """Clips around key frames."""
 
     short_side: list[int] = key([256, 320], "range of the short side in training", unit="pixels", least=1)
 
 
 @dataclass
 class BoxConfig:
-    """Which boxes are trained and tested on."""
+    """Boxes."""
 
     train_score: float = key(0.9, "minimum score of a detected box in training", **SHARE)
-    train_iou: float = key(0.9, "minimum IoU at which a detected box takes true actions", **SHARE)
-    score: float = key(0.8, "minimum score of a detected box in testing", **SHARE)
-    visible: float = key(0.0, "training: a box is kept if the crop shows more of it", **SHARE)
-
-
-@dataclass
-class DetectorConfig(PretrainedModelConfig):
-    """Which network, and the weights it starts from."""
-
-    name: str = key("maskfeat_mvitv2_s_detector", "name of a detector of create_model")
-    drop_path: float = key(0.4, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
-    dropout: float = key(0.5, "dropout before the last linear layer", least=0, below=1)
-    head_scale: float = key(1.0, "factor on the last layer's initial weights")
+    train_iou: float = key(0.9, "minimum IoU of a detected box and the box of its actions", **SHARE)
+    score: float = key(0.8, "minimum score of a detected box at test time", **SHARE)
+    visible: float = key(0.0, "minimum visible share of a box in a training crop, exclusive", **SHARE)
 
 
 @dataclass
 class ActionLossConfig:
-    """Which loss."""
+    """The loss."""
 
-    name: str = key(
-        "sigmoid", "loss", choices={"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
-    )
-    poses: list[int] = key([], "ids of the poses; empty: the label map's, or 1..14")
+    name: str = key("sigmoid", "loss", choices=ACTION_LOSSES)
+    poses: list[int] = key([], "ids of the poses; empty: from the label map, or 1..14")
     focusing: float = key(0.0, "gamma of the focal loss; 0: cross-entropy", least=0)
-    balance: float = key(0.0, "actions weigh count^-balance, with mean 1; 0: all equal", **SHARE)
+    balance: float = key(0.0, "exponent b of action weights count^-b, with mean 1; 0: all equal", **SHARE)
 
 
 @dataclass
-class DetectOptimConfig(FinetuneOptimConfig):
-    """How the detector is trained; a batch has one clip per key frame."""
+class DetectEvaluateConfig(ValidationConfig):
+    """Validation."""
 
-    optimizer: str = key("sgd", "optimizer", choices={"adamw": "", "sgd": "momentum, Nesterov"})
-    epochs: float = key(30, "passes over the key frames", above=0)
-    warmup_epochs: float = key(5, "epochs of linear warm-up", least=0)
-    batch_size: int = key(128, "clips per optimizer step, over all ranks and micro-batches", least=1)
-    base_batch_size: int = key(128, "batch size of the learning rates, which scale linearly", least=1)
-    learning_rate: float = key(3.6, "peak learning rate, for base_batch_size", least=0)
-    start_learning_rate: float = key(0.01, "learning rate at step 0, for base_batch_size", least=0)
-    end_learning_rate: float = key(0.0036, "learning rate at the end, for base_batch_size", least=0)
-    weight_decay: float = key(1e-8, "weight decay; none on 1-d parameters", least=0)
-    layer_decay: float = key(0.875, "learning rate factor from a layer to the one before; 1: none", least=0)
-
-
-@dataclass
-class DetectEvaluateConfig:
-    """How the detector is validated."""
-
-    epochs: float = key(5.0, "epochs between two validations; 0: only at the end", least=0)
-    every_seconds: int = key(1, "while training, score each n-th second only", least=1)
+    every_seconds: int = key(1, "seconds between scored key frames during the training", least=1)
     area: str = key("whole", "area of the frame", choices=AREAS)
-    short_side: int = key(224, "length that the short side is resized to", unit="pixels", least=1)
-    flip: bool = key(False, "at the end, average over the clip and its mirror image", free=True)
-    scales: list[int] = key([], "at the end, average over these short sides", least=1, free=True)
-    weights: str = key("auto", "weights that are evaluated", choices=WEIGHT_SETS)
+    short_side: int = key(224, "length of the resized short side", unit="pixels", least=1)
+    flip: bool = key(False, "average over the clip and its mirror image at the end", free=True)
+    scales: list[int] = key([], "short sides to average over at the end", least=1, free=True)
 
 
 @dataclass
 class DetectConfig:
-    """Detection of actions; there is no published recipe of MaskFeat: the defaults are Hiera's for AVA."""
+    """Action detection. MaskFeat has no published recipe: the defaults are Hiera's for AVA."""
 
-    data: ActionDataConfig = field(default_factory=ActionDataConfig)
-    clip: ActionClipConfig = field(default_factory=ActionClipConfig)
-    colour: ColorConfig = field(default_factory=ColorConfig)
-    boxes: BoxConfig = field(default_factory=BoxConfig)
-    model: DetectorConfig = field(default_factory=DetectorConfig)
-    loss: ActionLossConfig = field(default_factory=ActionLossConfig)
-    optim: DetectOptimConfig = field(default_factory=DetectOptimConfig)
-    evaluate: DetectEvaluateConfig = field(default_factory=DetectEvaluateConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    data: ActionDataConfig = section(ActionDataConfig)
+    clip: ActionClipConfig = section(ActionClipConfig)
+    color: ColorConfig = section(ColorConfig, former="colour")
+    boxes: BoxConfig = section(BoxConfig)
+    model: PretrainedModelConfig = section(
+        PretrainedModelConfig,
+        name="maskfeat_mvitv2_s_detector",
+        drop_path=0.4,
+        dropout=0.5,
+        head_scale=1.0,
+    )
+    loss: ActionLossConfig = section(ActionLossConfig)
+    optim: FinetuneOptimConfig = section(
+        FinetuneOptimConfig,
+        optimizer="sgd",
+        epochs=30,
+        warmup_epochs=5,
+        batch_size=128,
+        base_batch_size=128,
+        learning_rate=3.6,
+        start_learning_rate=0.01,
+        end_learning_rate=0.0036,
+        weight_decay=1e-8,
+        layer_decay=0.875,
+        gradient_clip=5.0,
+    )
+    evaluate: DetectEvaluateConfig = section(DetectEvaluateConfig)
+    run: RunConfig = section(RunConfig)
 
 
 # Comparing targets.
@@ -518,16 +512,16 @@ class DetectConfig:
 
 @dataclass
 class CompareSettings:
-    """What is compared, and what all runs share.
+    """The entries of a comparison, and the keys that they share.
 
     An entry of ``targets`` is a mapping of three keys, all optional:
 
     - ``pretrain`` and ``finetune``: section -> key -> value, on top of the shared configs;
-    - ``before``: runs that must come first, such as a tokenizer's or a teacher's: name -> ``{verb, config,
-      keys, folder}``. They are in ``{run}``, or in a folder that several entries share.
+    - ``before``: runs that come first, such as a tokenizer's or a teacher's: name -> ``{verb, config, keys,
+      folder}``. They are in ``{run}``, or in a folder that several entries share.
 
-    In every value ``{folder}`` is the comparison's folder, ``{run}`` that of the entry's runs with this seed,
-    and ``{seed}`` the seed.
+    In every value ``{folder}`` is the comparison's folder, ``{run}`` the folder of the entry's runs with this
+    seed, and ``{seed}`` the seed.
     """
 
     folder: str = key("", "folder of all runs; an existing one is continued", required="runs/compare")
@@ -535,7 +529,7 @@ class CompareSettings:
     finetune: str = key("", "fine-tuning config of all entries; empty: no fine-tuning")
     shared: dict[str, Any] = key({}, "pretrain, finetune: keys that differ from those files in every entry")
     targets: dict[str, Any] = key(
-        {}, "name -> what differs there; see docs/comparing.md", required="{hog: {}}"
+        {}, "mapping of a name to the keys that differ; see docs/comparing.md", required="{hog: {}}"
     )
     only: list[str] = key([], "entries to run; empty: all", flag="targets")
     seeds: int = key(1, "number of runs per entry, with run.seed 1, 2, ...", least=1, flag="seeds")
@@ -545,6 +539,76 @@ class CompareSettings:
 
 @dataclass
 class CompareConfig:
-    """Several targets under one budget."""
+    """Comparison of several targets under one budget."""
 
-    compare: CompareSettings = field(default_factory=CompareSettings)
+    compare: CompareSettings = section(CompareSettings)
+
+
+# Detecting actions in videos.
+
+
+@dataclass
+class MachineOptions:
+    """machine"""
+
+    device: str = key("auto", "device: auto | cpu | cuda | cuda:N")
+    precision: str = key("auto", "precision of the network", choices=PRECISIONS)
+
+
+@dataclass
+class BatchOptions(MachineOptions):
+    """batches"""
+
+    clips_at_once: int = key(8, "clips per forward pass", least=1)
+
+
+@dataclass
+class DetectFiles:
+    """files"""
+
+    checkpoint: str = key("", "weights of a detect-train run", positional=True)
+    videos: list[str] = key([], "video files", positional=True)
+    out: str = key(".", "folder for NAME_actions.*")
+
+
+@dataclass
+class PersonsConfig:
+    """persons (boxes or detector)"""
+
+    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; video: the name of a file")
+    detector: str | None = key(
+        None, "module:name of a callable: frames uint8 [n,H,W,3] -> n boxes [k,5] in pixels, with score"
+    )
+    detector_options: dict[str, Any] = key(
+        {}, "keyword arguments of the detector's constructor", flag="detector-option"
+    )
+    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
+    every: float = key(1.0, "seconds between two key frames; with boxes: a minimum", above=0)
+    start_second: float | None = key(None, "second of the first frame in boxes", null="from the rows")
+
+
+@dataclass
+class ActionsConfig:
+    """which actions are reported"""
+
+    threshold: float = key(0.4, "minimum score of an action", **SHARE)
+    top: int = key(3, "maximum number of actions drawn per person", least=1)
+    smooth_seconds: float = key(
+        0.7, "standard deviation of the smoothing over a track; 0: none", unit="seconds", least=0
+    )
+    min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
+    max_gap_seconds: float | None = key(
+        None, "maximum gap in a track", unit="seconds", least=0, null="two key frames"
+    )
+    film: bool = key(True, "annotated video (mp4 without sound)")
+    csv: bool = key(False, "rows for score-ava")
+
+
+@dataclass
+class DetectVideoConfig:
+    """Detection of actions in videos."""
+
+    files: DetectFiles = section(DetectFiles)
+    persons: PersonsConfig = section(PersonsConfig)
+    actions: ActionsConfig = section(ActionsConfig, former="told")
+    machine: BatchOptions = section(BatchOptions)

@@ -1,4 +1,4 @@
-"""The verbs of the command line: for each its options, its help, and the function that it calls.
+"""The verbs of the command line: the options, the help and the function of each.
 
 The functions import their jobs when they run, so that ``--help`` does not load torch.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,14 +19,17 @@ from videomaskfeat.schemas import (
     CROPS,
     LABELS,
     LIST_FORMATS,
-    PRECISIONS,
     READERS,
     SAMPLINGS,
     SEPARATORS,
     SHARE,
+    AvaVideos,
+    BatchOptions,
     CompareConfig,
     DetectConfig,
+    DetectVideoConfig,
     FinetuneConfig,
+    MachineOptions,
     PretrainConfig,
     TokenizerConfig,
 )
@@ -36,10 +39,15 @@ from videomaskfeat.texts import printable, printable_name
 T = TypeVar("T")
 
 
-def _part(cls: type[T], options: Any) -> T:
-    """Those of the options that a class takes."""
+def _select_fields(cls: type[T], options: Any) -> T:
+    """An instance of a dataclass from the options of the same names."""
     values = {item.name: getattr(options, item.name) for item in fields(cls) if hasattr(options, item.name)}  # type: ignore[arg-type]
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _as_arguments(options: Any, **new_names: str) -> dict[str, Any]:
+    """The options as keyword arguments of a job, which has other names for some of them."""
+    return {new_names.get(name, name): value for name, value in vars(options).items()}
 
 
 # Options that several verbs share.
@@ -56,36 +64,41 @@ class ListOptions:
 
 
 @dataclass
-class MachineOptions:
-    """machine"""
-
-    device: str = key("auto", "auto | cpu | cuda | cuda:N")
-    precision: str = key("auto", "precision of the network", choices=PRECISIONS)
-
-
-@dataclass
 class ReadingOptions(MachineOptions):
     """reading"""
 
     reader: str = key("auto", "video reader", choices=READERS)
-    workers: int = key(2, "processes per rank that read videos; 0: none besides the main one", least=0)
+    workers: int = key(2, "number of loader processes per rank; 0: the main process loads", least=0)
 
 
 @dataclass
-class BatchOptions(MachineOptions):
-    """batches"""
+class ViewsOptions:
+    """views"""
 
-    clips_at_once: int = key(8, "clips that go through the network together", least=1)
+    views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="as tested")
+    crops: int | None = key(None, "crops per view", choices=CROPS, null="as tested")
 
 
-# Trainings, which take a config.
+@dataclass
+class KeyFrameOptions:
+    """key frames"""
+
+    groundtruth: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_val_v2.2.csv")
+    labels: str = key("", "label map (pbtxt) of the scored actions", required="actions.pbtxt")
+    iou: float = key(0.5, "minimum IoU of a hit", **SHARE)
+    rows_per_frame: int | None = key(
+        None, "maximum number of rows per key frame, best first (official script: 50)", least=1, null="all"
+    )
+
+
+# Trainings, with a config each.
 
 
 def _exit_code(outcome: Any) -> int:
     """The exit code of a training that ended without an error.
 
-    One that a signal stopped has saved its last step and ends with 0; as a part of a longer command it must
-    be distinguished from a finished one.
+    A training that a signal stopped has saved its last step and ends with 0. As a step of a longer command
+    it ends with 130.
     """
     if not outcome.finished and started_by_verbs():
         return INTERRUPTED
@@ -123,7 +136,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 
 def detect_train(config: DetectConfig) -> int:
-    """Train an action detector, which says what each person in a box does, from pre-trained weights.
+    """Train a detector of the actions of persons in boxes from pre-trained weights.
 
       videomaskfeat detect-train --config configs/detect/sample.yaml \\
           model.weights=demo/run/weights.safetensors
@@ -152,7 +165,7 @@ def train_tokenizer(config: TokenizerConfig) -> int:
 
 
 def compare(config: CompareConfig) -> int:
-    """Pre-train with several targets under one budget, probe and fine-tune each; write one page.
+    """Pre-train with several targets under one budget, probe and fine-tune each, and write one page.
 
     videomaskfeat compare --config configs/compare/sample.yaml
     videomaskfeat compare --config configs/compare/sample.yaml --targets hog,pixels,ibot --seeds 3
@@ -167,12 +180,18 @@ def compare(config: CompareConfig) -> int:
 
 
 def _pretrain_arguments() -> dict[str, list[str]]:
-    from videomaskfeat.methods import METHODS
+    from videomaskfeat.methods import METHODS, method_class
     from videomaskfeat.methods.build import PARTS
-    from videomaskfeat.targets import TARGETS
+    from videomaskfeat.targets import TARGETS, target_class
 
-    targets = _arguments("target.arguments", TARGETS, supplied=("build", "clip_mean", "clip_std"))
-    return targets | _arguments("method.arguments", METHODS, supplied=PARTS)
+    targets = _arguments(
+        "target.arguments",
+        {name: target_class(name) for name in TARGETS},
+        supplied=("build", "clip_mean", "clip_std"),
+    )
+    return targets | _arguments(
+        "method.arguments", {name: method_class(name) for name in METHODS}, supplied=PARTS
+    )
 
 
 def _tokenizer_arguments() -> dict[str, list[str]]:
@@ -181,17 +200,17 @@ def _tokenizer_arguments() -> dict[str, list[str]]:
     return _arguments("model.arguments", TOKENIZERS)
 
 
-TAKES: dict[str, Callable[[], Mapping[str, Sequence[str]]]] = {
+ARGUMENTS: dict[str, Callable[[], Mapping[str, Sequence[str]]]] = {
     "pretrain": _pretrain_arguments,
     "train-tokenizer": _tokenizer_arguments,
 }
-"""Verb -> title and names of the arguments that ``--keys`` prints below the keys."""
+"""Verb -> title and names of arguments, which ``--keys`` prints below the keys."""
 
 
 def _arguments(
     where: str, builders: Mapping[str, Callable[..., object]], *, supplied: Sequence[str] = ()
 ) -> dict[str, list[str]]:
-    """Title and arguments of each builder, without those that the run supplies."""
+    """Title and arguments of each builder, without the ``supplied`` ones."""
     return {
         f"{where} of {name}": [
             argument.name if argument.default is argument.empty else f"{argument.name}={argument.default}"
@@ -206,22 +225,20 @@ def _arguments(
 
 
 @dataclass
-class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions):
+class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions):
     """files"""
 
     weights: str = key("", "weights of a fine-tuning run or of import-slowfast", positional=True)
     list: str = key("", "list file or folder, with or without labels", positional=True)
     out: str = key("evaluation", "folder to write")
-    submission: str = key("", "also write a Something-Something-v2 submission to this file")
+    submission: str = key("", "file for a Something-Something-v2 submission")
     class_names: str = key("", "file of class names: one per line, or SSv2's labels JSON")
-    views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="as tested")
-    crops: int | None = key(None, "crops per view", choices=CROPS, null="as tested")
-    sampling: str | None = key(None, "how frames are drawn", choices=SAMPLINGS, null="as tested")
+    sampling: str | None = key(None, "frame sampling", choices=SAMPLINGS, null="as tested")
     short_side: int | None = key(None, "short side of a frame", unit="pixels", least=1, null="as tested")
-    average: str | None = key(None, "what is averaged", choices=("softmax", "logits"), null="as tested")
-    knn: str = key("", "classify by the most similar videos of this training list; any weights")
-    k: int = key(20, "number of nearest neighbors that vote", least=1)
-    temperature: float = key(0.07, "temperature of the weights of their votes", above=0)
+    average: str | None = key(None, "average over views", choices=("softmax", "logits"), null="as tested")
+    knn: str = key("", "training list for k-NN classification by features of any weights")
+    k: int = key(20, "number of nearest neighbors", least=1)
+    temperature: float = key(0.07, "temperature of the neighbors' votes", above=0)
     videos_per_batch: int | None = key(None, "videos per worker and batch", least=1, null="about 32 clips")
 
 
@@ -237,28 +254,28 @@ def evaluate(options: EvaluateOptions) -> int:
     """
     from videomaskfeat.inference.lists import ListChoice
     from videomaskfeat.inference.multiview import Machine
-    from videomaskfeat.jobs.evaluate import Neighbours, ViewChoice, evaluate
+    from videomaskfeat.jobs.evaluate import Neighbors, ViewOptions, evaluate
 
     with progress("scoring videos") as update:
         result = evaluate(
             options.weights,
             options.list,
             options.out,
-            views=_part(ViewChoice, options),
-            lists=_part(ListChoice, options),
-            neighbours=Neighbours(options.knn, options.k, options.temperature) if options.knn else None,
-            machine=_part(Machine, options),
+            views=_select_fields(ViewOptions, options),
+            lists=_select_fields(ListChoice, options),
+            neighbors=Neighbors(options.knn, options.k, options.temperature) if options.knn else None,
+            machine=_select_fields(Machine, options),
             submission=options.submission,
             progress=update,
         )
-    return _print_scores("evaluate", result)
+    return _print_scores("evaluate", result.text, (f"{one.path}: {one.cause}" for one in result.failures))
 
 
-def _print_scores(verb: str, result: Any) -> int:
-    if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
+def _print_scores(verb: str, text: str, failures: Iterable[str]) -> int:
+    if not text:  # not the first rank; torchrun would end all ranks if it returned SOME_FAILED
         return DONE
-    print(printable(result.text))
-    return report_failures(verb, (f"{one.path}: {one.cause}" for one in result.failures))
+    print(printable(text))
+    return report_failures(verb, failures)
 
 
 @dataclass
@@ -267,32 +284,32 @@ class AverageScoresOptions:
 
     scores: list[str] = key([], "folders of evaluations, or their scores.npz", positional=True)
     out: str = key("ensemble", "folder to write")
-    submission: str = key("", "also write a Something-Something-v2 submission to this file")
+    submission: str = key("", "file for a Something-Something-v2 submission")
 
 
 def average_scores(options: AverageScoresOptions) -> int:
-    """Average the scores of two or more evaluations of one list: an ensemble, and its accuracy.
+    """Average the scores of two or more evaluations of one list, and report the ensemble's accuracy.
 
     videomaskfeat average-scores runs/a/evaluation runs/b/evaluation --out ensemble
     """
     from videomaskfeat.jobs.average_scores import average_files
 
     result = average_files(options.scores, options.out, submission=options.submission)
-    return _print_scores("average-scores", result)
+    return _print_scores(
+        "average-scores", result.text, (f"{one.path}: {one.cause}" for one in result.failures)
+    )
 
 
 @dataclass
-class PredictOptions(ReadingOptions):
+class PredictOptions(ReadingOptions, ViewsOptions):
     """files"""
 
     checkpoint: str = key("", "weights of a fine-tuning run or of import-slowfast", positional=True)
     videos: list[str] = key([], "videos or pictures, or folders with them", positional=True)
     top: int = key(5, "classes per video", least=1)
-    views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="as tested")
-    crops: int | None = key(None, "crops per view", choices=(1, 3), null="as tested")
-    json: str | None = key(None, "also write JSON to this file; - prints it instead of the text")
-    out: str | None = key(None, "folder for an annotated mp4 of each video (without sound)")
-    workers: int = key(0, "processes that read videos; 0: none besides the main one", least=0)
+    json: str | None = key(None, "JSON file; - prints JSON instead of text")
+    out: str | None = key(None, "folder for annotated videos (mp4 without sound)")
+    workers: int = key(0, "number of loader processes; 0: the main process loads", least=0)
 
 
 def predict(options: PredictOptions) -> int:
@@ -304,18 +321,15 @@ def predict(options: PredictOptions) -> int:
     """
     from videomaskfeat.jobs.predict import Predictions, as_json, as_text, predict
 
-    def print_text(found: Predictions) -> None:
-        print(printable(as_text(found, options.top)), flush=True)
+    def print_text(predictions: Predictions) -> None:
+        print(printable(as_text(predictions, options.top)), flush=True)
 
-    json_only = options.json == "-"
-    values = vars(options).copy()
-    json_path = values.pop("json")
-    result = predict(
-        **values, json_path=None if json_only else json_path, on_prediction=None if json_only else print_text
-    )
-    if json_only:
+    if options.json == "-":
+        arguments = _as_arguments(replace(options, json=None), json="json_path")
+        result = predict(**arguments, on_prediction=None)
         print(as_json(result, options.top))
     else:
+        result = predict(**_as_arguments(options, json="json_path"), on_prediction=print_text)
         for film in result.films:
             print(printable(str(film)))
     return report_failures("predict", result.failures)
@@ -325,19 +339,19 @@ def predict(options: PredictOptions) -> int:
 class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
     """files"""
 
-    weights: str = key("", "weights of any run of ours, or of import-slowfast", positional=True)
+    weights: str = key("", "weights of any run, or of import-slowfast", positional=True)
     list: str = key("", "list file or folder of videos", positional=True)
     out: str = key("", "folder to write", positional=True)
     depth: int | None = key(None, "number of blocks before the features, from 1", least=1, null="all blocks")
-    grid: bool = key(False, "write one feature per token instead of their mean")
+    grid: bool = key(False, "one feature per token instead of their mean")
     views: int = key(1, "temporal views per video, evenly spaced", least=1)
-    crops: int = key(1, "crops per view", choices=(1, 3))
+    crops: int = key(1, "crops per view", choices=CROPS)
     dtype: str = key("float32", "type on disk", choices=("float32", "float16"))
     shard: int = key(128, "videos between two saves", least=1)
 
 
 def extract_features(options: FeaturesOptions) -> int:
-    """Write the features of a list's videos; the same command continues after a stop.
+    """Write features of the videos of a list; the same command continues after a stop.
 
       videomaskfeat extract-features runs/s/weights.safetensors k400/val.csv features/k400_val
       videomaskfeat extract-features weights.safetensors my_videos/ features/mine --depth 12 --views 4
@@ -348,12 +362,9 @@ def extract_features(options: FeaturesOptions) -> int:
     """
     from videomaskfeat.jobs.features import extract_features
 
-    values = vars(options).copy()
-    names = {"list": "list_path", "shard": "videos_per_shard"}
+    arguments = _as_arguments(options, list="list_path", shard="videos_per_shard")
     with progress("extracting features") as update:
-        result = extract_features(
-            **{names.get(name, name): value for name, value in values.items()}, progress=update
-        )
+        result = extract_features(**arguments, progress=update)
     print(printable(f"{result.folder / 'features.npy'}  {options.dtype} {list(result.shape)}"))
     return report_failures("extract-features", result.failures)
 
@@ -362,26 +373,16 @@ def extract_features(options: FeaturesOptions) -> int:
 
 
 @dataclass
-class ScoreOptions:
-    """rules"""
-
-    iou: float = key(0.5, "minimum IoU of a hit", **SHARE)
-    rows_per_frame: int | None = key(None, "only the N best rows (official script: 50)", least=1, null="all")
-
-
-@dataclass
-class ScoreAvaOptions(ScoreOptions):
+class ScoreAvaOptions(KeyFrameOptions):
     """files"""
 
-    groundtruth: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_val_v2.2.csv")
     detections: str = key("", "rows video,second,x1,y1,x2,y2,action,score", required="detections.csv")
-    labels: str = key("", "label map (pbtxt): the actions that count", required="actions.pbtxt")
-    exclusions: str | None = key(None, "rows video,second that do not count")
+    exclusions: str | None = key(None, "rows video,second that are not scored")
     out: str | None = key(None, "folder for result.json, per_class.csv and report.html")
 
 
 def score_ava(options: ScoreAvaOptions) -> int:
-    """Score a file of detections by AVA's official rules: frame mAP, each action, and the errors.
+    """Score a file of detections by AVA's official rules: frame mAP, average precision per action, errors.
 
       videomaskfeat score-ava --groundtruth ava/annotations/ava_val_v2.2.csv --detections detections.csv \\
           --labels ava/annotations/ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
@@ -389,35 +390,25 @@ def score_ava(options: ScoreAvaOptions) -> int:
     """
     from videomaskfeat.jobs.score_ava import score_ava
 
-    values = vars(options).copy()
-    values["iou_threshold"] = values.pop("iou")
-    print(printable(score_ava(**values).text))
+    _, text = score_ava(**_as_arguments(options, iou="iou_threshold"))
+    print(printable(text))
     return DONE
 
 
 @dataclass
-class DetectEvaluateOptions(ScoreOptions, BatchOptions):
+class DetectEvaluateOptions(KeyFrameOptions, AvaVideos, BatchOptions):
     """files"""
 
     weights: str = key("", "weights of a detect-train run", positional=True)
-    groundtruth: str = key("", "rows video,second,x1,y1,x2,y2,action,person", required="ava_val_v2.2.csv")
-    labels: str = key("", "label map (pbtxt): the actions that are scored", required="actions.pbtxt")
-    boxes: list[str] = key([], "detected boxes, rows video,second,x1,y1,x2,y2,,score; empty: true ones")
+    boxes: list[str] = key([], "detected boxes: rows video,second,x1,y1,x2,y2,,score; empty: ground truth")
     exclusions: str = key("", "rows video,second that are not scored")
     out: str = key("evaluation", "folder to write")
-    videos: str = key("", "folder with one video file, or one folder of extracted frames, per video")
-    frame_lists: list[str] = key([], "instead: lists of extracted frames")
-    frames: str = key("", "folder put before the paths of frame_lists")
-    frames_fps: float = key(30.0, "frame rate of extracted frames", above=0)
-    start_second: float | None = key(
-        None, "second of the videos' first frame (AVA: 0 or 900)", null="found out"
-    )
     area: str | None = key(None, "area of the frame", choices=AREAS, null="as tested")
     short_side: int | None = key(None, "short side of a frame", unit="pixels", least=1, null="as tested")
-    scales: list[int] = key([], "average the scores of these short sides instead", unit="pixels", least=1)
-    flip: bool = key(False, "average over each clip and its mirror image")
+    scales: list[int] = key([], "short sides to average over, instead of one", unit="pixels", least=1)
+    flip: bool = key(False, "average over the clip and its mirror image")
     score_threshold: float | None = key(None, "minimum score of a detected box", **SHARE, null="as tested")
-    workers: int = key(2, "processes per rank that read videos; 0: none besides the main one", least=0)
+    workers: int = key(2, "number of loader processes per rank; 0: the main process loads", least=0)
 
 
 def detect_evaluate(options: DetectEvaluateOptions) -> int:
@@ -432,76 +423,23 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
       videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
-    from videomaskfeat.inference.ava_scores import ScoredFiles
-    from videomaskfeat.inference.key_frames import VideoPlaces, lines_on
+    from videomaskfeat.inference.ava_scores import ScoredFiles, ScoringRules
+    from videomaskfeat.inference.key_frames import VideoLocations, format_failures
     from videomaskfeat.inference.multiview import Machine
-    from videomaskfeat.jobs.detect_evaluate import FrameChoice, detect_evaluate
+    from videomaskfeat.jobs.detect_evaluate import FrameOptions, detect_evaluate
 
     with progress("scoring key frames") as update:
-        result = detect_evaluate(
+        box_scores, text = detect_evaluate(
             options.weights,
             ScoredFiles(options.groundtruth, options.labels, options.exclusions, tuple(options.boxes)),
-            _part(VideoPlaces, options),
+            _select_fields(VideoLocations, options),
             options.out,
-            frames=_part(FrameChoice, options),
-            machine=_part(Machine, options),
-            iou_threshold=options.iou,
-            rows_per_frame=options.rows_per_frame,
+            frames=_select_fields(FrameOptions, options),
+            machine=_select_fields(Machine, options),
+            rules=ScoringRules(options.iou, options.rows_per_frame),
             progress=update,
         )
-    if not result.text:  # not the first rank: torchrun would end all of them at a code that is not 0
-        return DONE
-    print(printable(result.text))
-    return report_failures("detect-evaluate", lines_on(result.failures))
-
-
-@dataclass
-class DetectFiles:
-    """files"""
-
-    checkpoint: str = key("", "weights of a detect-train run", positional=True)
-    videos: list[str] = key([], "video files", positional=True)
-    out: str = key(".", "folder for NAME_actions.*")
-
-
-@dataclass
-class PersonsConfig:
-    """where the persons are (boxes or detector)"""
-
-    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; the video is a file's name")
-    detector: str | None = key(None, "module:name of a callable, uint8 [n,H,W,3] -> n x [k,5]: pixels, score")
-    detector_options: dict[str, Any] = key({}, "keyword arguments that make it", flag="detector-option")
-    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
-    every: float = key(1.0, "seconds between two key frames; a minimum if boxes are given", above=0)
-    start_second: float | None = key(None, "second of the first frame in boxes", null="found out")
-
-
-@dataclass
-class ActionsConfig:
-    """which actions are reported"""
-
-    threshold: float = key(0.4, "minimum score of an action", **SHARE)
-    top: int = key(3, "maximum number of actions drawn per person", least=1)
-    smooth_seconds: float = key(0.7, "standard deviation of the average over a track; 0: none", least=0)
-    min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
-    max_gap_seconds: float | None = key(None, "seconds that a track may miss", least=0, null="two key frames")
-    film: bool = key(True, "write an annotated mp4 (without sound)")
-    csv: bool = key(False, "also write rows for score-ava")
-
-
-@dataclass
-class MachineConfig(BatchOptions):
-    """machine"""
-
-
-@dataclass
-class DetectVideoConfig:
-    """What persons do in videos."""
-
-    files: DetectFiles = field(default_factory=DetectFiles)
-    persons: PersonsConfig = field(default_factory=PersonsConfig)
-    told: ActionsConfig = field(default_factory=ActionsConfig)
-    machine: MachineConfig = field(default_factory=MachineConfig)
+    return _print_scores("detect-evaluate", text, format_failures(box_scores.failures))
 
 
 def detect(config: DetectVideoConfig) -> int:
@@ -514,18 +452,11 @@ def detect(config: DetectVideoConfig) -> int:
     """
     from videomaskfeat.jobs.detect_video import detect_videos
 
-    def print_found(words: str, files: Sequence[Path]) -> None:
-        print(printable("\n".join([words, *map(str, files)])), flush=True)
+    def print_summary(summary: str, files: Sequence[Path]) -> None:
+        print(printable("\n".join([summary, *map(str, files)])), flush=True)
 
     with progress("detecting") as update:
-        result = detect_videos(
-            **vars(config.files),
-            **vars(config.persons),
-            **vars(config.told),
-            **vars(config.machine),
-            progress=update,
-            on_video=print_found,
-        )
+        result = detect_videos(config, progress=update, on_video=print_summary)
     return report_failures("detect", result.failures)
 
 
@@ -539,16 +470,16 @@ class VisualizeOptions:
     checkpoint: str = key("", "weights.safetensors of a pre-training run", positional=True)
     videos: list[str] = key([], "videos, or folders of videos", positional=True)
     out: str = key("pictures", "folder to write")
-    mask: str | None = key(None, "mask policy", null="the run's own")
-    ratio: float | None = key(None, "share hidden", null="the run's own")
+    mask: str | None = key(None, "mask policy", null="as trained")
+    ratio: float | None = key(None, "share of hidden tokens", null="as trained")
     seed: int = key(0, "seed of the mask", least=0)
     columns: int = key(8, "time steps per picture", least=1)
-    device: str = key("auto", "auto | cpu | cuda")
+    device: str = key("auto", "device: auto | cpu | cuda")
     reader: str = key("auto", "video reader", choices=READERS)
 
 
 def visualize(options: VisualizeOptions) -> int:
-    """Draw frames, mask, target and prediction of videos, as a picture and an mp4 each.
+    """Draw frames, mask, target and prediction of each video, as a picture and an mp4.
 
     videomaskfeat visualize runs/s/weights.safetensors my_video.mp4 --out pictures
     videomaskfeat visualize runs/s/weights.safetensors *.mp4 --mask tube --ratio 0.6 --seed 3
@@ -567,7 +498,7 @@ class ReportOptions:
 
     folder: str = key("", "run folder", positional=True)
     out: str | None = key(None, "HTML file", null="report.html in the run folder")
-    beside: list[str] = key([], "other run folders to show side by side with this one")
+    beside: list[str] = key([], "run folders to compare with this one")
 
 
 def report(options: ReportOptions) -> int:
@@ -575,7 +506,7 @@ def report(options: ReportOptions) -> int:
 
     videomaskfeat report runs/s
     videomaskfeat report runs/s --out s.html
-    videomaskfeat report runs/pretrained --beside runs/scratch      both runs' curves in one chart
+    videomaskfeat report runs/pretrained --beside runs/scratch      the curves of both runs in one chart
     """
     from videomaskfeat.jobs.report import report
 
@@ -595,14 +526,12 @@ class ImportOptions:
     out: str = key("", "folder for weights.safetensors, config.yaml, import.json", positional=True)
     class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
     weights_key: str = key(
-        "",
-        "which weights of a checkpoint with several, such as model_ema; empty: the first of model_state, "
-        "state_dict, model and module",
+        "", "key of the weights in the checkpoint; empty: the first of model_state, state_dict, model, module"
     )
 
 
 def import_slowfast(options: ImportOptions) -> int:
-    """Convert a PySlowFast YAML and checkpoint (MaskFeat, MViTv2) into weights and a config of ours.
+    """Convert a PySlowFast YAML and checkpoint (MaskFeat, MViTv2) into a weights file and a config.
 
       videomaskfeat import-slowfast --config MVITv2_S_16x4.yaml --checkpoint MViTv2_S_16x4_k400.pyth zoo/s
       videomaskfeat import-slowfast --config k400_MVITv2_S_16x4_FT.yaml --checkpoint s.pyth zoo/s_ft \\
@@ -611,9 +540,9 @@ def import_slowfast(options: ImportOptions) -> int:
     """
     from videomaskfeat.jobs.import_weights import import_slowfast
 
-    values = vars(options).copy()
-    files = values.pop("config"), values.pop("checkpoint")
-    print(printable(import_slowfast(*files, **values).text()))
+    arguments = vars(options).copy()
+    files = arguments.pop("config"), arguments.pop("checkpoint")
+    print(printable(import_slowfast(*files, **arguments).text()))
     return DONE
 
 
@@ -621,13 +550,13 @@ def import_slowfast(options: ImportOptions) -> int:
 class ExportOptions:
     """files"""
 
-    weights: str = key("", "weights of any run of ours, or of import-slowfast", positional=True)
+    weights: str = key("", "weights of any run, or of import-slowfast", positional=True)
     out: str = key("", "file to write", positional=True)
     format: str = key(
         "auto",
         "format",
         choices={
-            "auto": "as OUT ends",
+            "auto": "by the file extension",
             "safetensors": "",
             "slowfast": ".pyth and .yaml",
             "torch": ".pt2",
@@ -637,28 +566,27 @@ class ExportOptions:
     part: str = key("model", "part", choices={"model": "", "encoder": "without its head"})
     input: str | None = key(
         None,
-        "input of a graph",
+        "input of the graph",
         choices={
-            "uint8": "frames as decoded, [B,T,H,W,C]; normalized inside",
+            "uint8": "decoded frames, [B,T,H,W,C]; the graph normalizes them",
             "float": "normalized clips, [B,C,T,H,W]",
         },
         null="uint8",
     )
-    batch: int | None = key(None, "batch size of a graph; dynamic: any", least=1, null="dynamic")
+    batch: int | None = key(None, "batch size of the graph; dynamic: any", least=1, null="dynamic")
     opset: int | None = key(None, "ONNX opset, 18 to 23", null="20")
-    tolerance: float = key(1e-4, "largest difference allowed, relative to the maximum", above=0, below=1)
+    tolerance: float = key(1e-4, "maximum difference, relative to the largest output", above=0, below=1)
     overwrite: bool = key(False, "replace OUT if it exists")
 
 
 def export(options: ExportOptions) -> int:
-    """Write a model as ONNX, as a torch.export program, in PySlowFast's names or as safetensors, and
-    compare the file with the model.
+    """Write a model as ONNX, torch.export program, PySlowFast checkpoint or safetensors, and check the file.
 
-      videomaskfeat export runs/s_k400/best.safetensors s_k400.onnx
-      videomaskfeat export runs/s_k400/best.safetensors s_k400.pt2 --batch 8 --input float
-      videomaskfeat export runs/s_k400/best.safetensors s_k400.pyth        PySlowFast's names, and a YAML
-      videomaskfeat export runs/s/weights.safetensors encoder.onnx --part encoder --opset 18
-      videomaskfeat export runs/s_k400/best.safetensors encoder.safetensors --part encoder
+    videomaskfeat export runs/s_k400/best.safetensors s_k400.onnx
+    videomaskfeat export runs/s_k400/best.safetensors s_k400.pt2 --batch 8 --input float
+    videomaskfeat export runs/s_k400/best.safetensors s_k400.pyth        PySlowFast's names, and a YAML
+    videomaskfeat export runs/s/weights.safetensors encoder.onnx --part encoder --opset 18
+    videomaskfeat export runs/s_k400/best.safetensors encoder.safetensors --part encoder
     """
     from videomaskfeat.jobs.export import export
 
@@ -678,9 +606,9 @@ class SampleDataOptions:
     size: int = key(96, "height and width", unit="pixels")
     frames: int = key(32, "frames per video")
     fps: float = key(30.0, "frame rate")
-    seed: int = key(0, "equal seeds give equal files")
+    seed: int = key(0, "seed of all files")
     ava_videos: int = key(12, "number of longer videos with boxes")
-    images: int = key(600, "number of pictures whose class is a shape")
+    images: int = key(600, "number of pictures, one shape per class")
 
 
 def sample_data(options: SampleDataOptions) -> int:
@@ -704,29 +632,24 @@ class CheckDataOptions(ListOptions):
     list: str = key("", "list file or folder", positional=True)
     reader: str = key("auto", "video reader", choices=READERS)
     workers: int = key(os.cpu_count() or 1, "number of processes", least=0)
-    min_frames: int = key(1, "report videos with fewer frames", least=1)
-    quick: bool = key(False, "only open and probe; decode no frames")
-    json: str | None = key(None, "also write the findings to this JSON file")
-    clean: str | None = key(None, "write the list without the bad rows to this file")
+    min_frames: int = key(1, "minimum number of frames per video", least=1)
+    quick: bool = key(False, "open and probe the videos without decoding frames")
+    json: str | None = key(None, "JSON file for the findings")
+    clean: str | None = key(None, "file for the list without bad rows")
 
 
 def check_data(options: CheckDataOptions) -> int:
-    """Scan every video of a list: unreadable, too short, odd, duplicate and missing ones.
+    """Scan a list for unreadable, short, odd, duplicate and missing videos.
 
     videomaskfeat check-data k400/train.csv --prefix k400/videos --clean k400/train_clean.csv
     videomaskfeat check-data my_videos/ --min-frames 32 --json report.json
     """
     from videomaskfeat.jobs.check_data import check_data
 
-    values = vars(options).copy()
-    values["workers"] = options.workers or 1  # never in this process, which a file could end
-    names = {"list": "path", "json": "json_path", "clean": "clean_path"}
+    arguments = _as_arguments(options, list="path", json="json_path", clean="clean_path")
+    arguments["workers"] = options.workers or 1  # not in this process: a damaged video can crash it
     with progress("checking videos") as update:
-        report = check_data(
-            decode=not values.pop("quick"),
-            **{names.get(name, name): value for name, value in values.items()},
-            progress=update,
-        )
+        report = check_data(decode=not arguments.pop("quick"), **arguments, progress=update)
     print(printable(report.text()))
     return SOME_FAILED if report.bad else DONE
 
@@ -735,12 +658,12 @@ def check_data(options: CheckDataOptions) -> int:
 class DoctorOptions:
     """options"""
 
-    folder: str = key(".", "folder whose free space is reported")
+    folder: str = key(".", "folder to report the free space of")
     json: bool = key(False, "print JSON")
 
 
 def doctor(options: DoctorOptions) -> int:
-    """Report what works on this machine, and what is missing for which feature.
+    """Report what works on this machine, and what each feature lacks.
 
     videomaskfeat doctor
     videomaskfeat doctor --folder /data --json
@@ -773,4 +696,4 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "check-data": check_data,
     "doctor": doctor,
 }
-"""Name -> function of the config or the options, whose docstring is the help; it returns the exit code."""
+"""Name -> function of the config or the options, with the help as its docstring; it returns the exit code."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.data.make_videos import numbered_picture
 from videomaskfeat.data.ava import ActionClips
-from videomaskfeat.data.ava_lists import KeyFrames, truth_key_frames
+from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
 from videomaskfeat.data.ava_sources import VideoSource
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
@@ -45,7 +45,7 @@ def write_truth(
         for action, box in enumerate(boxes, 1)
     ]
     path.write_text("".join(rows))
-    return truth_key_frames([path], classes=CLASSES)
+    return training_key_frames([path], classes=CLASSES)
 
 
 def extract(video: Path, folder: Path, *, suffix: str = "png", fps: float | None = None) -> Path:

@@ -1,25 +1,36 @@
-"""AVA's annotations: which boxes come out, with which labels, and the words for what is wrong."""
+"""AVA's annotations: boxes, their labels, and the errors for wrong files."""
 
 from __future__ import annotations
 
 import logging
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.reference.ava_boxes import plain_training_boxes
-from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames, truth_key_frames
+from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames
 from videomaskfeat.errors import UserError
 
 BOX, SHIFTED, OTHER = "0.100,0.200,0.500,0.800", "0.100,0.200,0.510,0.800", "0.600,0.100,0.900,0.900"
 TRUTH = f"vidA,0902,{BOX},12,0\nvidA,0902,{BOX},3,0\nvidA,0902,{OTHER},,1\nvidB,0903,{OTHER},1,2\n"
 
 
-def write(folder: Path, text: str, name: str = "truth.csv") -> Path:
-    (folder / name).write_text(text)
-    return folder / name
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """write(text, name="truth.csv") writes a file and returns its path."""
+
+    def write_file(text: str, name: str = "truth.csv") -> Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write_file
 
 
 def contents(key_frames: KeyFrames) -> dict[tuple[str, float], list[tuple[list[float], list[int], float]]]:
@@ -37,8 +48,8 @@ def corners(text: str) -> list[float]:
     return [float(corner) for corner in text.split(",")]
 
 
-def test_rows_of_a_box_become_one_box_with_several_labels(tmp_path: Path) -> None:
-    key_frames = truth_key_frames([write(tmp_path, TRUTH)], classes=80)
+def test_rows_of_a_box_become_one_box_with_several_labels(write: Write) -> None:
+    key_frames = training_key_frames([write(TRUTH)], classes=80)
     assert contents(key_frames) == {
         ("vidA", 902.0): [(corners(BOX), [3, 12], 1.0), (corners(OTHER), [], 1.0)],
         ("vidB", 903.0): [(corners(OTHER), [1], 1.0)],
@@ -53,25 +64,24 @@ def test_rows_of_a_box_become_one_box_with_several_labels(tmp_path: Path) -> Non
         key_frames[2]
 
 
-def test_spelling_and_order_of_rows_change_nothing(tmp_path: Path) -> None:
-    """A box is its numbers, not its text; and the files of a set may be several."""
-    whole = contents(truth_key_frames([write(tmp_path, TRUTH)], classes=80))
+def test_spelling_and_order_of_rows_change_nothing(write: Write) -> None:
+    """Boxes are compared as numbers, and a set may have several files."""
+    whole = contents(training_key_frames([write(TRUTH)], classes=80))
     rows = TRUTH.replace("0902", "902").replace("0.100", "0.1").splitlines(keepends=True)
     rows[1] = rows[1].replace("0.500", "0.50")
-    parts = [write(tmp_path, "".join(rows[i::2][::-1]), f"part{i}.csv") for i in (1, 0)]
-    assert contents(truth_key_frames(parts, classes=80)) == whole
+    parts = [write("".join(rows[i::2][::-1]), f"part{i}.csv") for i in (1, 0)]
+    assert contents(training_key_frames(parts, classes=80)) == whole
 
 
-def test_detected_boxes_take_labels_by_overlap_and_negatives_stay(tmp_path: Path) -> None:
+def test_detected_boxes_take_labels_by_overlap_and_negatives_stay(write: Write) -> None:
     # SHIFTED overlaps BOX by 40/41 = 0.976.
     far = "0.000,0.000,0.100,0.100"
     found = write(
-        tmp_path,
         f"vidA,902,{SHIFTED},,0.95\nvidA,902,{far},,0.9\nvidA,902,{OTHER},,0.97\nvidA,902,{far},,0.1\n"
         f"vidA,903,{SHIFTED},,0.99\nvidB,903,{SHIFTED},,0.899\n",
         "found.csv",
     )
-    truth = write(tmp_path, TRUTH)
+    truth = write(TRUTH)
     key_frames = training_key_frames([truth], [found], classes=80)
     assert contents(key_frames) == {
         ("vidA", 902.0): [
@@ -90,10 +100,10 @@ def test_detected_boxes_take_labels_by_overlap_and_negatives_stay(tmp_path: Path
 
 
 def test_boxes_of_videos_without_ground_truth_are_counted_or_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
-    truth = write(tmp_path, TRUTH)
-    found = write(tmp_path, f"vidC,902,{BOX},,0.95\nvidC,903,{BOX},,0.95\n", "found.csv")
+    truth = write(TRUTH)
+    found = write(f"vidC,902,{BOX},,0.95\nvidC,903,{BOX},,0.95\n", "found.csv")
     with pytest.raises(
         UserError, match=r"found\.csv: all its boxes are of videos that the .* \(vidC, \.\.\.\)"
     ):
@@ -101,8 +111,8 @@ def test_boxes_of_videos_without_ground_truth_are_counted_or_refused(
     found.write_text(found.read_text() + f"vidA,902,{SHIFTED},,0.95\n")
     key_frames = training_key_frames([truth], [found], classes=80)
     assert (
-        "2 boxes are of 1 videos that the ground truth does not have (vidC, ...): they are trained on as "
-        "persons who do nothing"
+        "2 boxes are of 1 videos that the ground truth does not have (vidC, ...): training uses them as "
+        "persons without an action"
     ) in caplog.text
     assert contents(key_frames)["vidC", 902.0] == [(corners(BOX), [], 0.95)]
     caplog.clear()
@@ -111,10 +121,9 @@ def test_boxes_of_videos_without_ground_truth_are_counted_or_refused(
     assert "1 boxes are of 1 videos that the ground truth does not have (vidC, ...)\n" in caplog.text
 
 
-def test_detected_boxes_of_a_labelled_list_keep_its_labels(tmp_path: Path) -> None:
-    """As in the published lists: actions by overlap are in the list already, and negatives have none."""
+def test_detected_boxes_of_a_labelled_list_keep_its_labels(write: Write) -> None:
+    """The published lists already have actions by overlap; negatives have none."""
     found = write(
-        tmp_path,
         f"vidA,902,{SHIFTED},79,0.95\nvidA,902,{SHIFTED},80,0.95\nvidA,902,{BOX},7,0.91\n"
         f"vidB,903,{BOX},,0.97\n",
         "found.csv",
@@ -127,14 +136,14 @@ def test_detected_boxes_of_a_labelled_list_keep_its_labels(tmp_path: Path) -> No
         ],
         ("vidB", 903.0): [(corners(BOX), [], 0.97), (corners(OTHER), [1], 1.0)],
     }
-    assert contents(training_key_frames([write(tmp_path, TRUTH)], [found], classes=80)) == expected
+    assert contents(training_key_frames([write(TRUTH)], [found], classes=80)) == expected
     alone = contents(training_key_frames([], [found], classes=80))
     assert alone["vidA", 902.0][0] == (corners(BOX), [7], 0.91)
 
 
 @pytest.mark.parametrize("labelled", [False, True])
-def test_random_files_equal_a_plain_version(tmp_path: Path, labelled: bool) -> None:
-    """Crowded key frames on a coarse grid of corners, where the same boxes and equal overlaps abound."""
+def test_random_files_match_the_reference(write: Write, labelled: bool) -> None:
+    """Crowded key frames on a coarse grid of corners have many equal boxes and overlaps."""
     rng = np.random.default_rng(int(labelled))
 
     def rows(count: int, last: bool) -> str:
@@ -147,9 +156,9 @@ def test_random_files_equal_a_plain_version(tmp_path: Path, labelled: bool) -> N
             lines.append(f"v{rng.integers(4)},{900 + rng.integers(6)},{box},{action},{end}\n")
         return "".join(lines)
 
-    truth = [write(tmp_path, rows(150, True)), write(tmp_path, rows(50, True), "more.csv")]
-    found = [write(tmp_path, rows(300, False), "found.csv"), write(tmp_path, rows(9, False), "few.csv")]
-    excluded = [write(tmp_path, "v0,0902\nv3,905\nv9,905\n", "excluded.csv")]
+    truth = [write(rows(150, True)), write(rows(50, True), "more.csv")]
+    found = [write(rows(300, False), "found.csv"), write(rows(9, False), "few.csv")]
+    excluded = [write("v0,0902\nv3,905\nv9,905\n", "excluded.csv")]
     thresholds = {"score_threshold": 0.4, "iou_threshold": 0.5}
     ours = training_key_frames(truth, found, classes=5, exclusions=excluded, **thresholds)
     plain = plain_training_boxes(truth, found, excluded, **thresholds)
@@ -162,65 +171,65 @@ def test_random_files_equal_a_plain_version(tmp_path: Path, labelled: bool) -> N
     }
 
 
-def test_boxes_to_test_on_score_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A key frame with no box is left out, and said."""
-    enough = f"vidA,902,{BOX},,0.9\nvidA,902,{OTHER},,0.8\n"
-    less = f"vidA,902,{SHIFTED},,0.79\nvidB,903,{BOX},,0.5\nvidB,904,{BOX},,0.5\n"
-    found = write(tmp_path, enough + less, "found.csv")
+def test_boxes_for_testing_reach_the_score_threshold(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """Key frames without a box are left out and reported."""
+    high = f"vidA,902,{BOX},,0.9\nvidA,902,{OTHER},,0.8\n"
+    low = f"vidA,902,{SHIFTED},,0.79\nvidB,903,{BOX},,0.5\nvidB,904,{BOX},,0.5\n"
+    found = write(high + low, "found.csv")
     with caplog.at_level(logging.INFO, "videomaskfeat.data.ava_lists"):
         key_frames = detected_key_frames([found], classes=80)
     assert contents(key_frames) == {("vidA", 902.0): [(corners(BOX), [], 0.9), (corners(OTHER), [], 0.8)]}
     assert key_frames.boxless == (("vidB", 903.0), ("vidB", 904.0))
     assert "found.csv: 2 boxes, 0 of them with an action, in 1 key frames of 1 videos" in caplog.text
     assert (
-        "2 of 3 key frames have no box that scores 0.8 or more, and are left out (vidB at 903 s, ...)"
+        "2 of 3 key frames have no box with a score of 0.8 or more, and are left out (vidB at 903 s, ...)"
         in caplog.text
     )
     assert len(detected_key_frames([found], classes=80, score_threshold=0).boxes) == 5
-    truth = truth_key_frames([write(tmp_path, TRUTH)], classes=80)
+    truth = training_key_frames([write(TRUTH)], classes=80)
     assert truth.absent_from(key_frames) == [("vidB", 903.0)]
     assert key_frames.absent_from(truth) == []
 
 
-def test_boxes_without_a_column_of_actions(tmp_path: Path) -> None:
-    found = write(tmp_path, f"vidA,902,{BOX},0.9\nvidA,902,{OTHER},1\n", "found.csv")
+def test_boxes_without_a_column_of_actions(write: Write) -> None:
+    found = write(f"vidA,902,{BOX},0.9\nvidA,902,{OTHER},1\n", "found.csv")
     assert contents(detected_key_frames([found], classes=80)) == {
         ("vidA", 902.0): [(corners(BOX), [], 0.9), (corners(OTHER), [], 1.0)]
     }
 
 
 @pytest.mark.parametrize("text", ["", f"vidA,902,{BOX},,0.1\n"])
-def test_no_boxes_to_test_on_are_no_mistake(tmp_path: Path, text: str) -> None:
-    key_frames = detected_key_frames([write(tmp_path, text, "found.csv")], classes=80)
+def test_no_boxes_for_testing_are_allowed(write: Write, text: str) -> None:
+    key_frames = detected_key_frames([write(text, "found.csv")], classes=80)
     assert (len(key_frames), key_frames.labels.shape, key_frames.videos) == (0, (0, 80), ())
 
 
-def test_excluded_times_are_left_out(tmp_path: Path) -> None:
-    truth, excluded = write(tmp_path, TRUTH), write(tmp_path, "vidB,903\nvidC,902\n", "excluded.csv")
-    key_frames = truth_key_frames([truth], classes=80, exclusions=[excluded])
+def test_excluded_times_are_left_out(write: Write) -> None:
+    truth, excluded = write(TRUTH), write("vidB,903\nvidC,902\n", "excluded.csv")
+    key_frames = training_key_frames([truth], classes=80, exclusions=[excluded])
     assert list(contents(key_frames)) == [("vidA", 902.0)]
     assert key_frames.boxless == ()
     assert len(detected_key_frames([], classes=80, exclusions=[excluded])) == 0
 
 
-def test_part_of_the_key_frames(tmp_path: Path) -> None:
+def test_select_keeps_some_key_frames(write: Write) -> None:
     rows = "".join(
         f"v,{second},{BOX},{second - 900},0\nv,{second},{OTHER},1,0\n" for second in range(902, 912)
     )
-    whole = truth_key_frames([write(tmp_path, rows)], classes=80)
+    whole = training_key_frames([write(rows)], classes=80)
     part = whole.select(whole.seconds % 4 == 0)
     assert contents(part) == {key: value for key, value in contents(whole).items() if key[1] in (904, 908)}
     assert [len(whole), len(part), len(part.boxes)] == [10, 2, 4]
 
 
-def test_many_boxes_take_little_memory(tmp_path: Path) -> None:
-    """Some 32 bytes a box, and 8 a key frame for where it stands; the same after a pickle, in a worker."""
+def test_many_boxes_use_little_memory(write: Write) -> None:
+    """About 32 bytes per box, and 8 per key frame for its line; also when pickled for a worker."""
     rng = np.random.default_rng(0)
     left = rng.random(20_000) * 0.4
     rows = "".join(
         f"v{i % 50},{902 + i // 200},{x:.6f},0.1,0.9,0.9,{i % 80 + 1},0\n" for i, x in enumerate(left)
     )
-    key_frames = truth_key_frames([write(tmp_path, rows)], classes=80)
+    key_frames = training_key_frames([write(rows)], classes=80)
     pickled = pickle.dumps(key_frames)
     assert len(key_frames.boxes) > 19_900
     assert len(pickled) < 38 * 20_000
@@ -232,69 +241,50 @@ def test_many_boxes_take_little_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (
-            f"vidA,902,{BOX},13,0",
-            r":2: the action '13' of 'vidA,.*' is unknown; ids are whole numbers from 1 to 12",
-        ),
-        (f"vidA,902,{BOX},0,0", r":2: the action '0' of 'vidA,.*' is unknown"),
-        ("vidA,902,0.1,0.2,1.5,0.8,12,0", r":2: the box of 'vidA,.*' leaves the frame; .* divide pixels"),
-        ("vidA,902,0.5,0.2,0.4,0.8,12,0", r":2: x2 of 'vidA,.*' is not above x1; a box is x1,y1,x2,y2"),
-        ("vidA,902,0.5,0.8,0.6,0.8,12,0", r":2: y2 of 'vidA,.*' is not above y1; a box is x1,y1,x2,y2"),
-        (
-            "vidA,902,,0.2,0.5,0.8,,",
-            r":2: the x1 of 'vidA,902,,.*' is empty; a row is `video,second,x1",
-        ),
-        (
-            f"vidA,soon,{BOX},12,0",
-            r":2: the second 'soon' of 'vidA,.*' is not a number; a row is `video,second",
-        ),
+        (f"vidA,902,{BOX},13,0", r":2: the action '13' of 'vidA,.*' is unknown; ids are .* from 1 to 12"),
         (f"vidA,902,{BOX}", r":2: 'vidA,.*' has 6 columns, and the first row has 8"),
     ],
 )
-def test_row_that_is_wrong_is_refused_by_file_and_line(tmp_path: Path, row: str, words: str) -> None:
+def test_wrong_row_is_refused_by_file_and_line(write: Write, row: str, words: str) -> None:
     good = f"vidA,902,{BOX},12,0\n"
+    truth, found = write(good + row), write(good + row, "found.csv")
     with pytest.raises(UserError, match=rf"truth\.csv{words}"):
-        truth_key_frames([write(tmp_path, good + row)], classes=12)
-    found = write(tmp_path, good + row, "found.csv")
-    with pytest.raises(UserError, match=rf"found\.csv{words}"):
-        training_key_frames([write(tmp_path, good)], [found], classes=12)
-    with pytest.raises(UserError, match=rf"found\.csv{words}"):
-        detected_key_frames([found], classes=12)
+        training_key_frames([truth], classes=12)
+    for load in (partial(training_key_frames, []), detected_key_frames):
+        with pytest.raises(UserError, match=rf"found\.csv{words}"):
+            load([found], classes=12)
 
 
-def test_files_and_thresholds_that_are_wrong(tmp_path: Path) -> None:
-    truth, empty = write(tmp_path, TRUTH), write(tmp_path, "", "empty.csv")
-    with pytest.raises(
-        UserError, match=r"truth\.csv:4: the score 2 is not in 0\.\.1; is this a file of ground truth"
-    ):
-        training_key_frames([truth], [truth], classes=80)
+def test_wrong_files_and_thresholds(write: Write, tmp_path: Path) -> None:
+    truth, empty = write(TRUTH), write("", "empty.csv")
+    no_actions = write(f"vidC,902,{BOX},,0.99\n", "no_actions.csv")
+    excluded = write("vidA,902\nvidB,903\n", "excluded.csv")
+    load = partial(training_key_frames, classes=80)
+    with pytest.raises(UserError, match=r"truth\.csv:4: the score 2 is not in 0\.\.1; is this a file of"):
+        load([truth], [truth])
     with pytest.raises(UserError, match=r"empty\.csv: has no rows; ground truth has a row `video,second,x1,"):
-        truth_key_frames([empty], classes=80)
-    excluded = write(tmp_path, "vidA,902\nvidB,903\n", "excluded.csv")
+        load([empty])
+    with pytest.raises(UserError, match="has no rows with a box"):
+        load([write("k1,12.5\nk2,3\n", "boxless.csv")])
     with pytest.raises(UserError, match=r"no box is left; .*, and lower the score threshold \(0\.9\)"):
-        training_key_frames([truth], [empty], classes=80, exclusions=[excluded])
-    idle = write(tmp_path, f"vidA,902,{BOX},,0.99\n", "idle.csv")
-    with pytest.raises(UserError, match=r"idle\.csv: no box has an action; give the ground truth with its"):
-        training_key_frames([], [idle], classes=80)
+        load([truth], [empty], exclusions=[excluded])
+    with pytest.raises(UserError, match=r"no_actions\.csv: no box has an action; give the ground truth with"):
+        load([], [no_actions])
     with pytest.raises(UserError, match=r"nowhere\.csv: no such file"):
-        truth_key_frames([tmp_path / "nowhere.csv"], classes=80)
+        load([tmp_path / "nowhere.csv"])
     with pytest.raises(UserError, match=r"iou_threshold=90 is not in 0\.\.1"):
-        training_key_frames([truth], classes=80, iou_threshold=90)
+        load([truth], iou_threshold=90)
     with pytest.raises(UserError, match=r"score_threshold=nan is not in 0\.\.1"):
-        detected_key_frames([idle], classes=80, score_threshold=float("nan"))
+        detected_key_frames([no_actions], classes=80, score_threshold=float("nan"))
 
 
-def test_key_frames_in_which_nobody_is_are_left_out_of_training(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_key_frames_without_persons_are_left_out_of_training(
+    write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """AVA-Kinetics has seven columns, and rows of two where there is no box."""
+    """AVA-Kinetics has seven columns, and two in rows without a box."""
     text = f"k1,12.5\nk2,84.317878,{BOX},12\nk2,90,,,,,\nk3,7,,,,,9\n"
-    key_frames = truth_key_frames([write(tmp_path, text)], classes=80)
+    key_frames = training_key_frames([write(text)], classes=80)
     assert contents(key_frames) == {("k2", 84.318): [(corners(BOX), [12], 1.0)]}
     assert key_frames.boxless == (("k1", 12.5), ("k2", 90.0), ("k3", 7.0))
-    assert key_frames.place(0).endswith("truth.csv:2")
+    assert key_frames.location(0).endswith("truth.csv:2")
     assert "3 of 4 key frames have no box, and are left out (k1 at 12.5 s" in caplog.text
-    with pytest.raises(UserError, match="has no rows with a box"):
-        truth_key_frames([write(tmp_path, "k1,12.5\nk2,3\n")], classes=80)
-    with pytest.raises(UserError, match=r"truth.csv:2: 'k2,3,4' has 3 columns, and the first row has 7"):
-        truth_key_frames([write(tmp_path, f"k2,84,{BOX},12\nk2,3,4\n")], classes=80)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import logging
 import os
 import pickle
-import re
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.extending import add_module, python_blocks
 from videomaskfeat.data import formats
 from videomaskfeat.data.formats import load_records, write_clean_list
 from videomaskfeat.data.records import Record, Records, check_frames
@@ -382,7 +382,7 @@ def test_kinetics_csv_with_semicolons_and_blank_lines(tmp_path: Path) -> None:
         ('[{"id": "1", "template": 5}]', "has the template 5, which is not text"),
         ("[" * 100_000, "nested more than 64 levels deep; take format=kinetics"),
         ('[{"id": ' + "9" * 6000 + "}]", "has more than 64 bits"),
-        ('[{"id": 1, "id": 2}]', "the key 'id' stands twice"),
+        ('[{"id": 1, "id": 2}]', "the key 'id' is repeated"),
     ],
 )
 def test_json_lists_of_wrong_types(tmp_path: Path, content: str, words: str) -> None:
@@ -406,13 +406,9 @@ def test_every_format_is_a_choice_of_the_keys() -> None:
 
 def test_added_format_is_detected_read_and_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example of docs/extending.md."""
-    text = (Path(__file__).parents[2] / "docs/extending.md").read_text(encoding="utf-8")
-    code, line = re.findall(r"```python\n(.*?)```", text.partition("## Add a list format\n")[2], re.DOTALL)[
-        :2
-    ]
-    names: dict[str, Any] = {"__name__": "jsonl"}
-    exec(compile(code, "jsonl.py", "exec"), names)
-    added = eval(f"{{{line}}}", names)
+    code, line, *_ = python_blocks("Add a list format")
+    add_module(code, "videomaskfeat.data.formats.jsonl", monkeypatch)
+    added = ast.literal_eval(f"{{{line}}}")
     monkeypatch.setattr(formats, "FORMATS", {**added, **formats.FORMATS})
     rows = ['{"video": "a.mp4", "label": 3}\n', '{"video": "b.mp4"}\n', '{"video": "c d.mp4", "label": 0}\n']
     path = _write(tmp_path, "".join(rows), "train.jsonl")

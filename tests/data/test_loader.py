@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -37,29 +38,55 @@ def epochs(videos: Path) -> list[list[PretrainBatch]]:
     return [list(loader.epoch(epoch)) for epoch in (0, 1)]
 
 
-LOADER_THAT_IS_KILLED = """
+TRAINING = """
 import multiprocessing, os, signal, sys
+from multiprocessing import forkserver
 from pathlib import Path
 from tests.data.clip_parts import make_clips
 from videomaskfeat.data.loader import ClipLoader
 
-batches = ClipLoader(make_clips(Path(sys.argv[1])), batch_size=8, workers=2).epoch(0)
+loader = ClipLoader(make_clips(Path(sys.argv[1])), batch_size=4, workers=2)
+batches = loader.epoch(0)
 next(batches)
-print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+def list_workers():
+    return sorted(worker.pid for worker in multiprocessing.active_children())
+
+workers = list_workers()
+Path(sys.argv[2]).write_text(" ".join(map(str, workers)))
+if sys.argv[3] == "group":
+    for pid in (*workers, forkserver._forkserver._forkserver_pid):
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    assert sum(1 for _ in batches) == loader.batches_per_epoch - 1
+    assert list_workers() == workers
+    loader.close()
+else:
+    if sys.argv[3] == "stopped":
+        os.kill(workers[0], signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_workers_end_when_the_training_is_killed(videos: Path) -> None:
-    command = [sys.executable, "-c", LOADER_THAT_IS_KILLED, str(videos)]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
-    assert ended.returncode == -signal.SIGKILL
-    workers = [Path("/proc", pid) for pid in ended.stdout.split()]
+@pytest.mark.parametrize(
+    ("mode", "code"), [("killed", -signal.SIGKILL), ("stopped", -signal.SIGKILL), ("group", 0)]
+)
+def test_workers_end_with_the_training_and_not_before(
+    videos: Path, tmp_path: Path, mode: str, code: int
+) -> None:
+    """Killed, also while a worker is stopped; Ctrl-C and SIGTERM reach workers and their server too, whose
+    work the current step still needs.
+    """
+    command = [sys.executable, "-c", TRAINING, videos, tmp_path / "workers", mode]
+    assert subprocess.run(command, timeout=120).returncode == code
+    workers = [Path("/proc", pid) for pid in (tmp_path / "workers").read_text().split()]
     assert len(workers) == 2
     for _ in range(100):
         if not any(worker.exists() for worker in workers):
             return
         time.sleep(0.1)
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(worker.name), signal.SIGKILL)
     pytest.fail(f"{workers} are there ten seconds later")
 
 
@@ -123,10 +150,10 @@ def test_steps_are_the_same_for_any_number_of_ranks(
 
 
 class _CountingClips(PretrainClips):
-    asked: list[SampleKey]
+    requested: list[SampleKey]
 
     def __getitem__(self, key: SampleKey):  # type: ignore[no-untyped-def]
-        self.asked.append(key)
+        self.requested.append(key)
         return super().__getitem__(key)
 
 
@@ -135,13 +162,13 @@ def test_resume_in_mid_epoch_makes_the_rest_and_nothing_before(
 ) -> None:
     dataset = make_clips(videos)
     dataset.__class__ = _CountingClips
-    dataset.asked = []  # type: ignore[attr-defined]
+    dataset.requested = []  # type: ignore[attr-defined]
     loader = ClipLoader(dataset, batch_size=8, accumulate=2)
     whole = list(ClipLoader(make_clips(videos), batch_size=8, accumulate=2).epoch(1))
     rest = list(loader.epoch(1, first_batch=3))
     assert len(rest) == 1
     assert equal(rest[0], whole[3])
-    assert len(dataset.asked) == 4  # type: ignore[attr-defined]
+    assert len(dataset.requested) == 4  # type: ignore[attr-defined]
     assert list(loader.epoch(1, first_batch=4)) == []
 
 
@@ -265,13 +292,12 @@ def test_pinned_batches_reach_the_gpu_unchanged(videos: Path, epochs: list[list[
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"batch_size": 9, "world_size": 2}, r"batch_size=9 .* multiple of .* = 2; take 8 or 10"),
-        ({"batch_size": 6, "accumulate": 4}, r"batch_size=6 .* = 4; take 4 or 8"),
-        ({"batch_size": 0}, r"batch_size=0 .* = 1; take 1$"),
-        ({"batch_size": 0}, r"batch_size=0"),
+        ({"batch_size": 9, "world_size": 2}, r"batch_size=9 .* multiple of .* = 2; use 8 or 10"),
+        ({"batch_size": 6, "accumulate": 4}, r"batch_size=6 .* = 4; use 4 or 8"),
+        ({"batch_size": 0}, r"batch_size=0 .* = 1; use 1$"),
         ({"batch_size": 4, "accumulate": 0}, r"accumulate=0: must be at least 1"),
         ({"batch_size": 4, "workers": -1}, r"workers=-1: must be at least 0"),
-        ({"batch_size": 24}, r"train\.csv: holds 21 videos, fewer than the 24 of one step"),
+        ({"batch_size": 24}, r"train\.csv: contains 21 videos, fewer than the 24 of one step"),
     ],
 )
 def test_impossible_batches_are_refused(videos: Path, arguments: dict[str, int], words: str) -> None:
@@ -322,15 +348,3 @@ def test_counter_goes_on_after_a_resume() -> None:
     assert after.failures == before.failures
     with pytest.raises(UserError, match="3 of 200"):
         after.add(_failures(8))
-
-
-def test_workers_outlive_a_signal_to_their_group(videos: Path) -> None:
-    """Ctrl-C reaches workers too, and the step under way still needs them."""
-    loader = ClipLoader(make_clips(videos), batch_size=4, workers=1)
-    batches = loader.epoch(0)
-    next(batches)
-    for worker in _workers():
-        os.kill(worker, signal.SIGINT)
-        os.kill(worker, signal.SIGTERM)
-    assert sum(1 for _ in batches) == loader.batches_per_epoch - 1
-    loader.close()

@@ -27,7 +27,7 @@ _SAMPLES = {folder: sorted((ROOT / "configs" / folder).glob("sample*.yaml")) for
 _GOLDEN = ("maskfeat_mvitv2_video", "mvitv2_kinetics", "mae_vit_video", "maskfeat_vit_image")
 _DETECT = {
     "persons": {"boxes": "boxes.csv", "box_score": 0.5, "every": 1.0, "start_second": None},
-    "told": {"threshold": 0.4, "top": 3, "smooth_seconds": 0.7, "film": True, "csv": False},
+    "actions": {"threshold": 0.4, "top": 3, "smooth_seconds": 0.7, "film": True, "csv": False},
     "machine": {"device": "cpu", "precision": "auto", "clips_at_once": 8},
 }
 _BOUNDED = ("data.workers=0", "run.device=cpu", "run.compile=false", "run.folder=run")

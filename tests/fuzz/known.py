@@ -10,6 +10,8 @@ from tests.fuzz.victim import Case
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
 READERS = ("auto", "decord", "pyav")
+NUMBER = len(CORPUS) * len(READERS)
+"""Number of cases."""
 UNREADABLE = ("no_codec.mp4",)
 
 

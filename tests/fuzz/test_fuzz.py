@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import main
 from tests.fuzz.campaign import KINDS, ROOT, Bounds, fuzz
 from tests.fuzz.victim import Case, Refused, verb
 from videomaskfeat import cli
@@ -47,13 +48,22 @@ def test_damaged_input_is_read_or_refused(
 
 
 def test_files_that_once_failed_are_read_or_refused(tmp_path: Path) -> None:
-    from tests.fuzz.known import CORPUS, READERS, UNREADABLE
+    from tests.fuzz.known import NUMBER, READERS, UNREADABLE
 
     bounds = Bounds(seconds=8.0, growth_bytes=300 << 20)
-    outcome = fuzz("known", seconds=200.0, keep=tmp_path, cases=len(CORPUS) * len(READERS), bounds=bounds)
+    outcome = fuzz("known", seconds=200.0, keep=tmp_path, cases=NUMBER, bounds=bounds)
     assert not outcome.findings, outcome.report()
-    assert outcome.cases == len(CORPUS) * len(READERS)
+    assert outcome.cases == NUMBER
     assert outcome.refused >= len(UNREADABLE) * len(READERS)
+
+
+@pytest.mark.parametrize("arguments", [["known", "15"], ["known", "-1"], ["known", "--first", "15"]])
+def test_seed_beyond_the_known_files_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    seed = arguments[-1]
+    assert capsys.readouterr().err == f"case {seed} of known is unknown: its cases are 0..14\n"
 
 
 def test_what_a_victim_does_wrong_is_found(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_top_is_the_most_probable_first_and_of_equals_the_lower_number() -> None
     assert len(predictions.top(9)) == 4
     equal = Predictions("a.mp4", torch.full((400,), 1 / 400))  # torch's plain sort mixes so many equals
     assert [entry.label for entry in equal.top(400)] == list(range(400))
-    with pytest.raises(UserError, match="top 0: ask for at least 1 class"):
+    with pytest.raises(UserError, match="top 0: must be at least 1 class"):
         predictions.top(0)
 
 
@@ -163,8 +163,8 @@ def test_unreadable_video_is_a_read_error(tmp_path: Path, classifier: VideoClass
 def test_wrong_arguments_are_named(folder: Path, frames: np.ndarray, classifier: VideoClassifier) -> None:
     path = folder / "video.mp4"
     wrong = [
-        (lambda: classifier.predict(path, fps=30.0), r"fps=30.0 for .*video.mp4: a file knows its own"),
-        (lambda: classifier.predict(frames), "decoded frames do not tell how fast they are"),
+        (lambda: classifier.predict(path, fps=30.0), r"fps=30.0 for .*video.mp4: a file has its own"),
+        (lambda: classifier.predict(frames), "the frame rate of decoded frames is missing"),
         (lambda: classifier.predict(frames / 255, fps=30.0), r"frames of float64 20x32x48x3: must be uint8"),
         (lambda: classifier.predict(path, views=0), "views=0, crops=1: there must be at least 1 view"),
         (lambda: classifier.predict(path, crops=2), "views=2, crops=2: .*1 crop"),
@@ -185,7 +185,7 @@ def test_loading_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="precision 'fp16' is unknown; did you mean 'bf16'"):
         load_encoder(folder / "pretrained.safetensors", precision="fp16")
     few = write_classifier(tmp_path / "few.safetensors", replace(RECIPE, class_names=("a", "b")))
-    with pytest.raises(UserError, match=r"few\.safetensors: knows 2 class names for 7 classes"):
+    with pytest.raises(UserError, match=r"few\.safetensors: 2 class names for 7 classes"):
         load_classifier(few)
 
 

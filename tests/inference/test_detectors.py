@@ -32,14 +32,14 @@ from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_scor
 from videomaskfeat.inference.detectors import (
     BoxScores,
     VideoDetector,
-    detections_of,
+    build_detections,
     join_batches,
     load_detector,
     score_batches,
     score_in_memory,
     score_key_frames,
 )
-from videomaskfeat.inference.key_frames import read_tested
+from videomaskfeat.inference.key_frames import read_key_frames
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.recipe import ClipRecipe, DetectRecipe, normalize
@@ -170,7 +170,7 @@ def test_key_frames_that_cannot_be_read_are_listed_and_nothing_stands_in() -> No
     assert [failure.path for failure in found.failures] == ["0.mp4", "1.mp4"]
     assert not found.scored[:3].any()
     assert (found.scores[:3] == 0).all()
-    assert len(detections_of(frames, found, ACTIONS).frames) == 3 * len(ACTIONS)
+    assert len(build_detections(frames, found, ACTIONS).frames) == 3 * len(ACTIONS)
     with pytest.raises(UserError, match=r"made\.csv: none of the 3 key frames could be read; .* 0\.mp4"):
         score_batches(detector_of(Shades()), batches_of(frames, 2, failing=(0, 1, 2)), frames)
 
@@ -214,9 +214,10 @@ def test_processes_find_what_one_finds(tmp_path: Path) -> None:
 
 def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path) -> None:
     """Real videos, whole 3:2 frames, three ranks' loaders; the files are scored by the official rules."""
-    truth, tested, _ = read_tested(
+    key_frames = read_key_frames(
         actions.truth, [actions.boxes], actions.excluded, classes=CLASSES, score_threshold=0.8
     )
+    truth, tested, _ = key_frames
     assert (len(tested), len(tested.boxes)) == (5, 15)
     weights = write_detector(tmp_path / "d.safetensors")
     detector = load_detector(weights, device="cpu", clips_at_once=2)
@@ -229,7 +230,7 @@ def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path
     shared = score_batches(detector, (batch for part in parts for batch in part), tested)
     np.testing.assert_allclose(shared.scores, found.scores, atol=1e-6)
     files = ScoredFiles(actions.truth, actions.labels, actions.excluded, (actions.boxes,))
-    scored = write_key_frame_score(tmp_path / "out", files, tested, found, {"title": "made"})
+    scored = write_key_frame_score(tmp_path / "out", files, key_frames, found, {"title": "made"})
     memory = score_in_memory(truth, tested, found, ACTIONS)
     assert memory.mean_ap == pytest.approx(scored.result.mean_ap, abs=1e-9)
     assert memory.ap == pytest.approx(scored.result.ap, abs=1e-9, nan_ok=True)
@@ -240,7 +241,7 @@ def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path
 
 
 def test_a_perfect_detector_scores_one(actions: ActionSet) -> None:
-    truth, tested, _ = read_tested(actions.truth, [], "", classes=CLASSES, score_threshold=0.8)
+    truth, tested, _ = read_key_frames(actions.truth, [], "", classes=CLASSES, score_threshold=0.8)
     assert tested is truth
     right = BoxScores(truth.labels.astype(np.float32), np.ones(len(truth.boxes), bool), (), len(truth))
     assert score_in_memory(truth, tested, right, ACTIONS).mean_ap == 1.0
@@ -251,13 +252,14 @@ def test_a_perfect_detector_scores_one(actions: ActionSet) -> None:
 def test_empty_detections_score_nothing(actions: ActionSet, tmp_path: Path) -> None:
     empty = tmp_path / "empty.csv"
     empty.write_text("")
-    truth, tested, _ = read_tested(actions.truth, [str(empty)], "", classes=CLASSES, score_threshold=0.8)
+    key_frames = read_key_frames(actions.truth, [str(empty)], "", classes=CLASSES, score_threshold=0.8)
+    truth, tested, _ = key_frames
     assert len(tested) == 0
     detector = load_detector(write_detector(tmp_path / "d.safetensors"))
     found = score_key_frames(detector, tested, sources_in_folder(tested, actions.videos))
     assert score_in_memory(truth, tested, found, ACTIONS).mean_ap == 0
     files = ScoredFiles(actions.truth, actions.labels, "", (str(empty),))
-    scored = write_key_frame_score(tmp_path / "out", files, tested, found, {"title": "made"})
+    scored = write_key_frame_score(tmp_path / "out", files, key_frames, found, {"title": "made"})
     assert scored.result.mean_ap == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tested"]["key_frames"] == 0
 
@@ -266,4 +268,4 @@ def test_boxes_of_other_key_frames_are_refused(actions: ActionSet, tmp_path: Pat
     other = tmp_path / "other.csv"
     other.write_text("z,0001,0.1,0.1,0.5,0.5,,0.9\n")
     with pytest.raises(UserError, match=r"none of its 1 key frame \(z at 1 s, \.\.\.\) has ground truth in"):
-        read_tested(actions.truth, [str(other)], "", classes=CLASSES, score_threshold=0.8)
+        read_key_frames(actions.truth, [str(other)], "", classes=CLASSES, score_threshold=0.8)

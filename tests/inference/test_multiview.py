@@ -21,10 +21,10 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference.multiview import (
     Machine,
     VideoScores,
+    build_views,
     evaluate_model,
-    evaluating,
+    evaluation_mode,
     video_features,
-    views_of,
 )
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 
@@ -55,7 +55,10 @@ def score(
 
 def by_hand(listing: Path, average: str) -> np.ndarray:
     """Float64 [n, L]: a video at a time, no batches, the toy's own arithmetic in float64."""
-    views, weight = views_of(load_records(listing), RECIPE), ToyClassifier().weight.detach().double().numpy()
+    views, weight = (
+        build_views(load_records(listing), RECIPE),
+        ToyClassifier().weight.detach().double().numpy(),
+    )
     rows = []
     for row in range(len(views)):
         if row in BROKEN:
@@ -148,7 +151,7 @@ def test_every_part_gets_its_mode_back(listing: Path) -> None:
     assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
     score(listing, model)
     assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
-    with evaluating(model):
+    with evaluation_mode(model):
         assert not any(module.training for module in model.modules())
         assert not torch.is_grad_enabled()
     failing = PoisonedClassifier()
@@ -168,11 +171,11 @@ def test_progress_counts_videos(listing: Path) -> None:
 def test_features_are_mean_directions(listing: Path) -> None:
     records, model, machine = load_records(listing), ToyClassifier(), Machine("cpu", clips_at_once=5)
     result = video_features(model, records, RECIPE, machine)
-    clips = views_of(records, RECIPE)[3].clips.permute(0, 4, 1, 2, 3) / 255
+    clips = build_views(records, RECIPE)[3].clips.permute(0, 4, 1, 2, 3) / 255
     expected = model.features((clips - 0.45) / 0.225).mean(dim=0)
     np.testing.assert_allclose(result.scores[3], expected / expected.norm(), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(result.scores, axis=1), 1.0, atol=1e-6)
-    with pytest.raises(UserError, match="a Linear has no features to compare videos by"):
+    with pytest.raises(UserError, match="Linear has no `features` method, so videos cannot be compared"):
         video_features(nn.Linear(1, 1), records, RECIPE, machine)
 
 

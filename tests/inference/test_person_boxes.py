@@ -1,4 +1,4 @@
-"""Detectors of persons as plug-ins: found by name, built with options, and held to their promise."""
+"""Person detectors as plug-ins: found by name, built with options, and their output is checked."""
 
 from __future__ import annotations
 
@@ -70,20 +70,26 @@ def test_functions_classes_and_makers_are_found_in_the_current_folder(plug_ins: 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("plain", {}, "detector 'plain' is not of the form package.module:name, such as my_boxes:find"),
-        (":name", {}, "is not of the form package.module:name"),
+        ("plain", {}, "detector 'plain': must have the form package.module:name, such as my_boxes:find"),
+        (":name", {}, "must have the form package.module:name"),
         ("no_such_module_here:f", {}, "there is no module no_such_module_here, neither installed nor in /"),
         ("videomaskfeat.no_such_part:f", {}, "there is no module videomaskfeat.no_such_part, neither"),
         ("needy_plug_in:f", {}, "needy_plug_in needs the module a_module_that_is_not_there, which is not"),
         ("broken_plug_in:f", {}, "importing broken_plug_in failed: ZeroDivisionError: division by zero"),
-        ("PLUG:halve", {}, "PLUG has no halve; did you mean 'halves'.; a detector takes pictures uint8"),
-        ("PLUG:width", {}, "is an int, which cannot be called; a detector takes pictures"),
-        ("PLUG:Corner", {"sise": 3}, "its options do not fit .*'sise'.*; it takes: size, score"),
-        ("PLUG:make", {"size": 3}, "its options do not fit .*; it takes: score"),
-        ("PLUG:make_nothing", {"score": 1}, "made None, which cannot be called"),
+        (
+            "PLUG:halve",
+            {},
+            "PLUG has no halve; did you mean 'halves'.; a detector is called with frames uint8",
+        ),
+        ("PLUG:width", {}, "an int is not callable; a detector is called"),
+        ("PLUG:Corner", {"sise": 3}, "wrong options .*'sise'.*; the valid options are: size, score"),
+        ("PLUG:make", {"size": 3}, "wrong options .*; the valid options are: score"),
+        ("PLUG:make_nothing", {"score": 1}, "None is not callable"),
     ],
 )
-def test_what_does_not_load_is_named(plug_ins: str, name: str, options: dict[str, Any], words: str) -> None:
+def test_detector_that_cannot_be_loaded_is_named(
+    plug_ins: str, name: str, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words.replace("PLUG", plug_ins)):
         load_box_detector(name.replace("PLUG", plug_ins), options)
 
@@ -91,22 +97,22 @@ def test_what_does_not_load_is_named(plug_ins: str, name: str, options: dict[str
 @pytest.mark.parametrize(
     ("returns", "words"),
     [
-        (lambda frames: None, "returned None for 1 pictures; a detector takes pictures"),
-        (lambda frames: [], "returned 0 results for 1 pictures"),
-        (lambda frames: [[], []], "returned 2 results for 1 pictures"),
-        (lambda frames: [np.zeros((3, 4))], r"returned an array \[3, 4\] for a picture"),
-        (lambda frames: [np.zeros(5)], r"returned an array \[5\] for a picture"),
-        (lambda frames: ["boxes"], "returned a str for a picture, which is no array"),
+        (lambda frames: None, "returned None for 1 frames; a detector is called with"),
+        (lambda frames: [], "returned 0 results for 1 frames"),
+        (lambda frames: [[], []], "returned 2 results for 1 frames"),
+        (lambda frames: [np.zeros((3, 4))], r"returned an array \[3, 4\] for a frame"),
+        (lambda frames: [np.zeros(5)], r"returned an array \[5\] for a frame"),
+        (lambda frames: ["boxes"], "returned a str for a frame, which is not an array"),
         (lambda frames: [[[0, 0, 5, 5, np.nan]]], "returned a number that is not finite"),
         (lambda frames: [[[0, 0, 5, 5, 3.5]]], "returned the score 3.5; scores are between 0 and 1"),
         (lambda frames: [[[5, 5, 2, 9, 0.5]]], r"returned the box \[5.0, 5.0, 2.0, 9.0\], which ends before"),
         (
             lambda frames: [[[0.1, 0.2, 0.5, 1, 0.5]]],
-            "returned boxes within 0..1 for pictures of 10x8; give pixels",
+            "returned boxes within 0..1 for frames of 10x8; boxes must be in pixels",
         ),
     ],
 )
-def test_what_breaks_the_promise_is_named(returns: Callable[..., Any], words: str) -> None:
+def test_wrong_output_is_named(returns: Callable[..., Any], words: str) -> None:
     with pytest.raises(UserError, match=f"detector 'my:own' {words}"):
         find_boxes(returns, np.zeros((1, 8, 10, 3), np.uint8), name="my:own", score_threshold=0.5)
 

@@ -9,8 +9,8 @@ import pytest
 
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.multiview import views_of
-from videomaskfeat.inference.results import protocol_of, records_sha256
+from videomaskfeat.inference.multiview import build_views
+from videomaskfeat.inference.results import describe_views, hash_records
 from videomaskfeat.io import file_sha256
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 
@@ -23,19 +23,19 @@ def records(paths: list[str], labels: list[int] | None = None, source: str = "li
 
 def test_segments_have_no_pace() -> None:
     pace = {"stride", "target_fps", "short_video"}
-    both = protocol_of(RECIPE)
-    segments = protocol_of(ClassifyRecipe(RECIPE.clip, sampling="segments", views=1))
+    both = describe_views(RECIPE)
+    segments = describe_views(ClassifyRecipe(RECIPE.clip, sampling="segments", views=1))
     assert set(both) - set(segments) == pace
     assert (both["views"], both["crops"], both["short_side"], both["stride"]) == (3, 1, 40, 2)
 
 
 def test_views_are_the_recipes() -> None:
-    views = views_of(records(["a.mp4"]), RECIPE)
+    views = build_views(records(["a.mp4"]), RECIPE)
     # Three clips of 8 frames over 20: they start at 0, 6 and 12.
     assert views.frame_indices(20, 30.0)[:, 0].tolist() == [0, 6, 12]
     assert (views.crop, views.short_side, views.crops) == (32, 40, 1)
     with pytest.raises(UserError, match="views=3 with sampling=segments"):
-        views_of(records(["a.mp4"]), ClassifyRecipe(RECIPE.clip, sampling="segments", views=3))
+        build_views(records(["a.mp4"]), ClassifyRecipe(RECIPE.clip, sampling="segments", views=3))
 
 
 def test_hash_of_a_file_is_sha256(tmp_path: Path) -> None:
@@ -47,12 +47,12 @@ def test_hash_of_a_file_is_sha256(tmp_path: Path) -> None:
 
 
 def test_hash_of_a_list_is_that_of_its_rows_in_their_order() -> None:
-    own = records_sha256(records(["a", "b"], [0, 1]))
-    assert own == records_sha256(records(["a", "b"], [0, 1], source="of another name"))
+    own = hash_records(records(["a", "b"], [0, 1]))
+    assert own == hash_records(records(["a", "b"], [0, 1], source="of another name"))
     others = [
         records(["b", "a"], [1, 0]),
         records(["a", "b"], [0, 2]),
         records(["a", "b"]),
         records(["a", "b"], [0, -1]),
     ]
-    assert len({own, *map(records_sha256, others)}) == 5
+    assert len({own, *map(hash_records, others)}) == 5

@@ -90,7 +90,10 @@ def test_keys_become_overrides() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"folder": ""}, r"compare\.folder is not set: give it, such as compare\.folder=runs/compare"),
+        (
+            {"folder": ""},
+            r"compare\.folder is not set: folder .*; set it, such as compare\.folder=runs/compare",
+        ),
         ({"targets": {}}, r"compare\.targets is not set"),
         ({"seeds": 0}, r"compare\.seeds 0 must be at least 1"),
         ({"shared": {"finetune": 6}}, r"compare\.shared\.finetune 6 must be an object"),
@@ -119,7 +122,7 @@ EPOCH = {"optim": {"epoch": 1}}
             r"a\.before\.t\.verb 'finetune' is unknown; there are pretrain, train-tokenizer",
         ),
         ({"before": {"t": {"verb": "pretrain", "keys": [1]}}}, r"a\.before\.t\.keys \[1\] must be an object"),
-        ({"before": {"t": {"verb": "pretrain", "config": 3}}}, r"a\.before\.t\.config 3 must be a text"),
+        ({"before": {"t": {"verb": "pretrain", "config": 3}}}, r"a\.before\.t\.config 3 must be a string"),
         ({"before": {"t": {"verb": "pretrain", "keys": EPOCH}}}, r"a: .*unknown key 'optim\.epoch'"),
         ({"before": {"t": {"verb": "train-tokenizer", "config": "nope.yaml"}}}, r"a: nope\.yaml"),
     ],

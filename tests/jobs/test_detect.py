@@ -24,7 +24,7 @@ from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.key_frames import VideoPlaces, read_tested
+from videomaskfeat.inference.key_frames import VideoLocations, read_key_frames
 from videomaskfeat.jobs.detect import (
     DetectRun,
     build_detector,
@@ -166,15 +166,15 @@ def test_choices_of_frames_and_boxes_are_named_in_the_result(
     assert (seen["centre"]["area"], seen["views"]["flip"]) == ("centre", True)
     assert seen["views"]["short_sides"] == [32, 40]
     assert (seen["detected"]["boxes"], seen["detected"]["score_threshold"]) == ("detected", 0.93)
-    assert "ground-truth boxes on centre crops: 10 in 5 of 5 key frames" in scores["centre"][2]
+    assert "ground-truth boxes on center crops: 10 in 5 of 5 key frames" in scores["centre"][2]
     assert [scores[name][0]["tested"]["boxes"] for name in scores] == [10, 10, 10, 10]
     assert len({text for _, text, _ in scores.values()}) == 4
     pages = {name: (tmp_path / name / "report.html").read_text() for name in scores}
     for name, words in {
         "plain": "Boxes ground truth · Frames whole · Short side 32 · Flip no",
-        "centre": "Boxes ground truth · Frames centre crop · Short side 32 · Flip no",
+        "centre": "Boxes ground truth · Frames center crop · Short side 32 · Flip no",
         "views": "Boxes ground truth · Frames whole · Short sides 32, 40 · Flip yes",
-        "detected": "Boxes detected of score 0.93 and up · Frames whole · Short side 32 · Flip no",
+        "detected": "Boxes detected with a score of 0.93 or more · Frames whole · Short side 32 · Flip no",
     }.items():
         assert f"<p>{words}</p>" in pages[name]
     lines = list(csv.reader(scores["plain"][1].splitlines()))
@@ -194,7 +194,7 @@ def test_an_unreadable_video_is_listed_and_counts_as_not_found(
     code, said, text = verb("detect-evaluate", *arguments)
     assert code == 3, text
     assert "4 in 2 of 5 key frames" in said
-    assert "3 key frames could not be read: what there is to find in them counts as not found" in said
+    assert "3 key frames could not be read: their ground truth counts as not found" in said
     assert f"detect-evaluate: {videos / 'w.mp4'}: not a video file (3 key frames)" in text
     assert text.count("detect-evaluate: ") == 1
     tested = result_of(out)["tested"]
@@ -224,7 +224,7 @@ def test_ground_truth_without_a_detected_box_is_counted_and_said(
     arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
     code, said, text = verb("detect-evaluate", *arguments)
     assert code == 0, text
-    assert "2 key frames of the ground truth have no detected box: what there is to find in them" in said
+    assert "2 key frames of the ground truth have no detected box: their ground truth counts" in said
     assert result_of(out)["undetected_key_frames"] == 2
     assert all(row["found"] <= 3 / 5 for row in result_of(out)["actions"] if row["groundtruth"])
 
@@ -238,7 +238,7 @@ def test_boxes_of_videos_without_ground_truth_are_counted_and_said(
     arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
     code, said, text = verb("detect-evaluate", *arguments)
     assert code == 0, text
-    words = "1 detected box is of 1 video that the ground truth does not have (a), and left out"
+    words = "1 detected box is of 1 video without ground truth (a), and left out"
     assert words in said
     assert f"{boxes}: {words}" in text
     assert result_of(out)["left_out"] == {"boxes": 1, "videos": ["a"]}
@@ -248,7 +248,7 @@ def test_boxes_of_videos_without_ground_truth_are_counted_and_said(
         "detect-train", *actions.overrides(tmp_path / "run"), f"data.validation_boxes=[{boxes}]"
     )
     assert code == 0, text
-    words = "2 detected boxes are of 2 videos that the ground truth does not have (a, nowhere), and left out"
+    words = "2 detected boxes are of 2 videos without ground truth (a, nowhere), and left out"
     assert text.count(words) == 2  # at once, and in the end
     score = tmp_path / "run" / "score"
     assert result_of(score)["left_out"] == {"boxes": 2, "videos": ["a", "nowhere"]}
@@ -260,7 +260,7 @@ def test_ground_truth_is_looked_for_beside_detected_boxes(
     """A video that is not there, or a time beyond the end, though no box is there: before the first step."""
     weights, truth = write_detector(tmp_path / "d.safetensors"), tmp_path / "truth.csv"
     for row, words in (
-        ("zz,0001", ("1 of the 3 videos of", "truth.csv is not there, the first is 'zz'")),
+        ("zz,0001", ("1 of the 3 videos of", "truth.csv is missing, the first is 'zz'")),
         ("v,0099", ("truth.csv:19: 1 key frame of 1 video lies outside it", "the first at 99 s of")),
     ):
         truth.write_text(Path(actions.truth).read_text() + f"{row},0.1,0.1,0.5,0.5,1,0\n")
@@ -324,15 +324,15 @@ def test_impossible_evaluations_are_refused_in_one_line(
     (tmp_path / "other.pbtxt").write_text('item { name: "swim" id: 1 }')
     (tmp_path / "none.csv").write_text("")
     for changes, words in (
-        (["--labels", tmp_path / "more.pbtxt"], ("lists the action 9 (swim)", "d.safetensors knows 4")),
-        (["--labels", tmp_path / "other.pbtxt"], ("calls the action 1 'swim'", "was trained with 'stand'")),
+        (["--labels", tmp_path / "more.pbtxt"], ("action 9 (swim) is out of range", "d.safetensors has 4")),
+        (["--labels", tmp_path / "other.pbtxt"], ("action 1 is 'swim', but 'stand' in",)),
         (["--groundtruth", tmp_path / "none.csv"], ("none.csv: has no rows; ground truth has a row",)),
         (["--score-threshold", "95"], ("detect_evaluate.score_threshold 95 must be between 0 and 1",)),
         (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
         (["--area", "square"], ("area 'square' is unknown; there are whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
         (["--clips-at-once", "0"], ("detect_evaluate.clips_at_once 0 must be at least 1",)),
-        (["--frame-lists", "x.csv"], ("give one of two places",)),
+        (["--frame-lists", "x.csv"], ("both locations of the videos given; give either a folder",)),
         (["--out", weights], ("d.safetensors",)),
     ):
         arguments = [weights, *actions.evaluation(), "--out", tmp_path / "out", *changes]
@@ -404,7 +404,7 @@ def test_lists_hold_what_is_trained_and_tested_on(config_of: Any) -> None:
 
 
 def test_training_batches_have_the_boxes_of_their_clips(config_of: Any) -> None:
-    config = config_of("colour.brightness=0.2")
+    config = config_of("color.brightness=0.2")
     loader = training_loader(config, read_lists(config).train)
     batch = next(loader.epoch(0))
     assert isinstance(batch, ActionBatch)
@@ -536,8 +536,8 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["boxes.train_score=3"], "boxes.train_score 3 must be between 0 and 1"),
         (["boxes.train_iou=-1"], "boxes.train_iou -1 must be between 0 and 1"),
         (["boxes.train_score=0.999", "data.train=none.csv"], r"none\.csv"),
-        (["data.videos="], r"give one of two places: .* \(--videos, or the key data\.videos\)"),
-        (["data.frame_lists=[x.csv]"], "give one of two places"),
+        (["data.videos="], r"no location of the videos given; .* \(--videos, or the key data\.videos\)"),
+        (["data.frame_lists=[x.csv]"], "both locations of the videos given"),
         (["data.frames_fps=0"], "data.frames_fps 0 must be above 0"),
         (["data.videos=nowhere"], "nowhere"),
         (["boxes.visible=2"], "boxes.visible 2 must be between 0 and 1"),
@@ -577,9 +577,9 @@ def test_an_action_beyond_the_classes_is_named_with_its_line(config_of: Any, tmp
 
 def test_extracted_frames_are_found_by_lists(config_of: Any) -> None:
     places = video_places(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
-    assert places == VideoPlaces(frame_lists=("none.csv",), frames="f")
+    assert places == VideoLocations(frame_lists=("none.csv",), frames="f")
     with pytest.raises(UserError, match=r"none\.csv: no such"):
-        places.find(read_lists(config_of()).train)
+        places.find_videos(read_lists(config_of()).train)
 
 
 def test_boxes_where_nobody_is_are_tested_on(tmp_path: Path) -> None:
@@ -587,7 +587,7 @@ def test_boxes_where_nobody_is_are_tested_on(tmp_path: Path) -> None:
     (tmp_path / "truth.csv").write_text("a,1,0.1,0.1,0.5,0.5,12\nb,2\nc,3\n")
     rows = [f"{video},{second},0.1,0.1,0.5,0.5,,0.99\n" for video, second in ("a1", "b2", "d4")]
     (tmp_path / "boxes.csv").write_text("".join(rows))
-    truth, tested, other = read_tested(
+    truth, tested, other = read_key_frames(
         str(tmp_path / "truth.csv"), [str(tmp_path / "boxes.csv")], "", classes=80, score_threshold=0.5
     )
     assert truth.videos == tested.videos == ("a", "b")

@@ -112,7 +112,7 @@ def test_key_frames_of_ava_kinetics_are_trained_and_scored(
     code = main(["detect-train", *lists.overrides(tmp_path / "run"), *whole])
     text = capfd.readouterr().err
     assert code == 0, text
-    assert "2 of 3 videos start at second that their file names give" in text
+    assert "2 of 3 videos start at the second in their file names" in text
 
     moments = [(video, VIDEOS[video][1] + second) for video in "abc" for second in (1.0, 2.0, 3.0)]
     moments = sorted([*moments, ("b", NOBODY["b"])])

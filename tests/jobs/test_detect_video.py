@@ -1,4 +1,4 @@
-"""``detect``: persons' actions in videos, from a file of boxes or a plug-in, as JSON, rows and film."""
+"""``detect``: actions of persons in videos, from a boxes file or a plug-in, as JSON, rows and a film."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.detectors import VideoDetector, load_detector
 from videomaskfeat.inference.person_boxes import read_boxes
 from videomaskfeat.inference.persons import KeyFrameActions, VideoActions, find_actions
-from videomaskfeat.jobs.detect_video import Timeline, detect_videos, write_film, write_rows
+from videomaskfeat.jobs.detect_video import Detected, Timeline, detect_videos, write_film, write_rows
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import DETECT_KEY, ClipRecipe, DetectRecipe
+from videomaskfeat.schemas import DetectFiles, DetectVideoConfig
 
 RECIPE = DetectRecipe(
     ClipRecipe(frames=4, stride=2, crop=32),
@@ -65,8 +66,17 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def detect(weights: Path, videos: list[Path], out: Path, **options: Any) -> Detected:
+    """Run the job on the CPU; each option belongs to the section of the config that has it."""
+    config = DetectVideoConfig(DetectFiles(str(weights), [str(video) for video in videos], str(out)))
+    for name, value in {"device": "cpu", **options}.items():
+        section = next(one for one in (config.persons, config.actions, config.machine) if hasattr(one, name))
+        setattr(section, name, value)
+    return detect_videos(config)
+
+
 def left_half(pictures: np.ndarray) -> list[np.ndarray]:
-    """A person in the left half of each picture but those with an odd number."""
+    """A person in the left half of each frame with an even number."""
     height, width = pictures.shape[1:3]
     person = np.array([[0.0, 0, width / 2, height, 0.9]])
     return [person[read_number(picture) % 2 :] for picture in pictures]
@@ -105,11 +115,12 @@ def test_json_and_rows_hold_what_was_found(
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{videos / 'a.mp4'}: 2 persons in 3 key frames, 5 boxes: ")
     assert said[1:] == [str(tmp_path / "a_actions.json"), str(tmp_path / "a_actions.csv")]
-    told = simplejson.loads((tmp_path / "a_actions.json").read_text())
+    document = simplejson.loads((tmp_path / "a_actions.json").read_text())
     found = find_actions(detector, videos / "a.mp4", boxes=boxes)
-    assert (told["width"], told["height"], told["persons"], told["start_second"]) == (96, 64, 2, 0)
-    assert [frame["seconds"] for frame in told["key_frames"]] == [0, 1, 2]
-    for frame, key_frame in zip(told["key_frames"], found.key_frames, strict=True):
+    facts = [document[key] for key in ("width", "height", "persons", "start_second")]
+    assert facts == [96, 64, 2, 0]
+    assert [frame["seconds"] for frame in document["key_frames"]] == [0, 1, 2]
+    for frame, key_frame in zip(document["key_frames"], found.key_frames, strict=True):
         assert len(frame["persons"]) == len(key_frame.boxes)
         for row, person in enumerate(frame["persons"]):
             assert person["track"] == key_frame.tracks[row] + 1
@@ -123,16 +134,13 @@ def test_json_and_rows_hold_what_was_found(
                 assert action["score"] == pytest.approx(score, abs=1e-5)
                 raw = key_frame.scores[row, number - 1]
                 assert action["unsmoothed_score"] == pytest.approx(raw, abs=1e-5)
-    assert told["protocol"]["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert told["protocol"]["boxes"] == {
+    protocol = document["protocol"]
+    assert protocol["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert protocol["boxes"] == {
         "file": str(boxes),
         "sha256": hashlib.sha256(boxes.read_bytes()).hexdigest(),
     }
-    assert (told["protocol"]["every"], told["protocol"]["threshold"], told["protocol"]["box_score"]) == (
-        1.0,
-        0.3,
-        0.8,
-    )
+    assert (protocol["every"], protocol["threshold"], protocol["box_score"]) == (1.0, 0.3, 0.8)
     rows = read_detections(tmp_path / "a_actions.csv", VideoNames())
     assert rows.actions.tolist() == [1, 2, 4] * 5  # the actions that have a name
     scores = np.concatenate([frame.scores[:, [0, 1, 3]] for frame in found.key_frames])
@@ -160,9 +168,8 @@ def test_plug_in_finds_the_persons_each_second(detector: VideoDetector, videos: 
 
 def test_film_shows_every_frame_with_its_persons(weights: Path, videos: Path, tmp_path: Path) -> None:
     """Frame by frame: the number below the boxes can be read, and the box is where the line between is."""
-    result = detect_videos(
-        weights, [str(videos / "a.mp4")], tmp_path, boxes=videos / "boxes.csv", threshold=0.99, device="cpu"
-    )
+    boxes = str(videos / "boxes.csv")
+    result = detect(weights, [videos / "a.mp4"], tmp_path, boxes=boxes, threshold=0.99)
     assert result.files == [tmp_path / "a_actions.json", tmp_path / "a_actions.mp4"]
     with open_video(tmp_path / "a_actions.mp4") as film:
         assert (film.frames, film.fps) == (FRAMES, 30)
@@ -233,16 +240,10 @@ def test_any_kind_of_video_plays_at_its_speed(weights: Path, tmp_path: Path) -> 
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        result = detect_videos(
-            weights,
-            [str(path) for path in paths],
-            tmp_path / "films",
-            detector="everywhere:find",
-            device="cpu",
-        )
+        result = detect(weights, paths, tmp_path / "films", detector="everywhere:find")
     assert not result.failures
     sizes = {"odd": (322, 480), "portrait": (713, 480), "turned": (720, 480)}
-    for found, name in zip(result.found, KINDS, strict=True):
+    for found, name in zip(result.videos, KINDS, strict=True):
         with av.open(str(tmp_path / "films" / f"{name}_actions.mp4")) as container:
             stream = container.streams.video[0]
             seconds = float(stream.duration * stream.time_base)
@@ -262,7 +263,8 @@ def test_second_of_the_film_is_second_of_the_video_however_uneven(tmp_path: Path
     milliseconds = [*range(0, 1000, 20), *range(1000, 9000, 500), *range(9000, 10000, 25)]
     path = write_video(tmp_path / "a.mp4", frames=len(milliseconds), milliseconds=milliseconds)
     fps, times = len(milliseconds) / 10, np.array(milliseconds) / 1000
-    write_film(tmp_path / "film.mp4", replace(person_at(), path=str(path), fps=fps, duration_seconds=10.0))
+    video = replace(person_at(), path=str(path), fps=fps, duration_seconds=10.0)
+    write_film(tmp_path / "film.mp4", video, threshold=0.4, top=3)
     with av.open(str(tmp_path / "film.mp4")) as film:
         shown = [(frame.time, read_number(frame.to_ndarray(format="rgb24")[:320])) for frame in film.decode()]
     assert len(shown) == len(milliseconds)
@@ -311,20 +313,22 @@ def test_times_of_ava_cuts_are_found_out(detector: VideoDetector, videos: Path, 
         "a.mp4,901,0.1,0.1,0.5,0.9,,0.9\na.mp4,902,0.1,0.1,0.5,0.9,1,0.9\na.mp4,930,0.1,0.1,0.5,0.9,1,0.9\n"
     )
     boxes = tmp_path / "cut.csv"
-    with pytest.raises(UserError, match=r"all 3 key frames of a.mp4, from 901 to 930 s, lie outside .*a.mp4"):
+    with pytest.raises(UserError, match=r"all 3 key frames of a.mp4, from 901 to 930 s, are outside .*a.mp4"):
         find_actions(detector, videos / "a.mp4", boxes=boxes)
     found = find_actions(detector, videos / "a.mp4", boxes=boxes, start_second=900)
     assert [frame.seconds for frame in found.key_frames] == [1, 2]
     assert found.notes == (
-        f"1 of the 3 key frames of {boxes} lie outside the video, the first at 930 s, and are left out: it "
-        "lasts 2.5 s and begins at second 900.",
+        f"1 of the 3 key frames of {boxes} are outside the video and left out, the first at 930 s: the video "
+        "lasts 2.5 s and starts at second 900.",
     )
     boxes.write_text("\n".join(boxes.read_text().splitlines()[:2]))
     found = find_actions(detector, videos / "a.mp4", boxes=boxes, every=2)
     assert [frame.seconds for frame in found.key_frames] == [1]
     assert found.start_second == 900
-    assert "fit the video only if its first picture is second 900: taken so." in found.notes[0]
-    assert found.notes[1] == "1 of 2 key frames are left out, as they come within 2 s of the one before."
+    assert found.notes == (
+        f"The first frame is at second 900: otherwise the times of {boxes} do not fit.",
+        "1 of 2 key frames are left out: they follow within 2 s of the one before.",
+    )
 
 
 def test_boxes_may_have_any_action_that_the_detector_knows(
@@ -335,7 +339,7 @@ def test_boxes_may_have_any_action_that_the_detector_knows(
     with pytest.raises(UserError, match=r"boxes\.csv:1: the action '95' .* from 1 to 80"):
         find_actions(detector, videos / "a.mp4", boxes=boxes)
     listed = read_boxes(boxes, "a.mp4", duration_seconds=2.5, every=1, score_threshold=0.8, classes=100)
-    assert [len(own) for own in listed.boxes] == [1]
+    assert [len(own) for own, _ in listed.persons] == [1]
 
 
 def test_video_without_persons_gets_its_film(
@@ -364,10 +368,10 @@ def test_config_names_the_detector(
     monkeypatch.chdir(tmp_path)
     command = ["detect", str(weights), str(videos / "a.mp4"), "--config", "detect.yaml", "--device", "cpu"]
     assert main([*command, "--detector-option", "share=0.25"]) == 0
-    told = simplejson.loads((tmp_path / "a_actions.json").read_text())
-    assert [frame["seconds"] for frame in told["key_frames"]] == [0, 2]
-    assert told["key_frames"][0]["persons"][0]["box_pixels"] == [0, 0, 24, 9]
-    assert told["protocol"]["boxes"] == {"detector": "my_own_boxes:make", "options": {"share": 0.25}}
+    document = simplejson.loads((tmp_path / "a_actions.json").read_text())
+    assert [frame["seconds"] for frame in document["key_frames"]] == [0, 2]
+    assert document["key_frames"][0]["persons"][0]["box_pixels"] == [0, 0, 24, 9]
+    assert document["protocol"]["boxes"] == {"detector": "my_own_boxes:make", "options": {"share": 0.25}}
     assert not (tmp_path / "a_actions.mp4").exists()
 
 
@@ -387,14 +391,14 @@ def test_keys_are_listed_and_unknown_ones_named(
     [
         (
             "b,1,0,0,1,1,,0.9\nc,1,0,0,1,1,,0.9\n",
-            "boxes.csv: has no box of 'a'; its videos are b, c: a row begins",
+            "boxes.csv: has no box of 'a'; its videos are b, c: a row starts",
         ),
-        ("", "boxes.csv: holds no box at all; a row is `video,second,x1,y1,x2,y2,,score`"),
-        ("a,1,0,0,1,1.5,,0.9\n", "boxes.csv:1: the box of 'a,1,0,0,1,1.5,,0.9' leaves the frame"),
+        ("", "boxes.csv: contains no boxes; a row is `video,second,x1,y1,x2,y2,,score`"),
+        ("a,1,0,0,1,1.5,,0.9\n", "boxes.csv:1: the box of 'a,1,0,0,1,1.5,,0.9' exceeds the frame"),
         ("a,1,0.5,0,0.4,1,,0.9\n", "boxes.csv:1: x2 of .* is not above x1"),
         (
             "a,9,0,0,1,1,,0.9\n",
-            "boxes.csv: all 1 key frames of a, from 9 to 9 s, lie outside .* \\(--start-second\\)",
+            "boxes.csv: all 1 key frames of a, from 9 to 9 s, are outside .* \\(--start-second\\)",
         ),
         ("a,1,0,0,1,1,,7\n", "boxes.csv:1: the score 7 is not in 0..1"),
     ],
@@ -412,17 +416,20 @@ def test_wrong_boxes_are_named(
     [
         (
             {"boxes": None},
-            r"no boxes and no detector of persons: give a file of boxes \(--boxes\), or .* \(--detector\)",
+            r"neither given; give either a boxes file \(--boxes\) or a person detector \(--detector\)",
         ),
         (
             {"detector": "tests.jobs.test_detect_video:left_half"},
-            "boxes and a detector of persons: .* not both",
+            "boxes and person detector: both given; give either",
         ),
-        ({"detector_options": {"a": 1}}, "options a: without a detector of persons nothing takes them"),
-        ({"every": 0.0}, "every 0 must be a number of seconds above 0"),
-        ({"threshold": 1.5}, "threshold 1.5 is not between 0 and 1"),
-        ({"box_score": -1.0}, "box score -1 is not between 0 and 1"),
-        ({"top": 0}, "top 0: ask for at least 1 action"),
+        (
+            {"detector_options": {"a": 1}},
+            "detector options a without a person detector; name it with --detector",
+        ),
+        ({"every": 0.0}, "every 0: must be a number of seconds above 0"),
+        ({"threshold": 1.5}, "threshold 1.5: the minimum score of an action is in 0..1"),
+        ({"box_score": -1.0}, "box_score -1: must be in 0..1"),
+        ({"top": 0}, "top 0: must be at least 1 action"),
         ({"smooth_seconds": -1.0}, "smoothing over -1 must be a number of seconds"),
         ({"min_iou": 0.0}, "min IoU 0 must be above 0"),
         ({"min_iou": 3.0}, "min IoU 3 must be above 0, and at most 1"),
@@ -434,9 +441,9 @@ def test_wrong_boxes_are_named(
 def test_wrong_arguments_are_named(
     weights: Path, videos: Path, tmp_path: Path, arguments: dict[str, Any], words: str
 ) -> None:
-    given = {"boxes": videos / "boxes.csv", "film": False, "device": "cpu", **arguments}
+    options = {"boxes": str(videos / "boxes.csv"), "film": False, **arguments}
     with pytest.raises(UserError, match=words):
-        detect_videos(weights, [str(videos / "a.mp4")], tmp_path, **given)
+        detect(weights, [videos / "a.mp4"], tmp_path, **options)
 
 
 def test_bad_videos_are_reported_and_the_others_done(
@@ -451,18 +458,18 @@ def test_bad_videos_are_reported_and_the_others_done(
     assert main(command) == 3
     assert f"videomaskfeat detect: {tmp_path / 'bad.mp4'}: not a video file" in capsys.readouterr().err
     assert main(["detect", str(weights), str(tmp_path), *plug_in, "--device", "cpu"]) == 2
-    assert "is a folder, and a video file is needed here" in capsys.readouterr().err
+    assert "is a folder; give a video file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "option", [("--smooth-seconds", "-1"), ("--min-iou", "3"), ("--max-gap-seconds", "-2")]
 )
-def test_what_is_told_is_checked_before_the_work(
+def test_tracking_options_are_checked_before_the_weights_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
 ) -> None:
     """Before anything is opened: there are neither weights nor a video."""
     assert main(["detect", str(tmp_path / "w.safetensors"), "a.mp4", "--detector", "no:where", *option]) == 2
-    assert f"argument '{' '.join(option)}': told." in capsys.readouterr().err
+    assert f"argument '{' '.join(option)}': actions." in capsys.readouterr().err
 
 
 def test_file_of_boxes_must_have_every_video_before_the_first(
@@ -498,16 +505,15 @@ def test_detector_that_raises_is_named_above_its_traceback(
     assert any('det_that_raises.py", line 2, in raises' in line for line in below)
     assert main([*command, "det_that_raises:Unmade"]) == 1
     said = capsys.readouterr().err
-    assert "detector 'det_that_raises:Unmade' could not be made: KeyError: 'weights'\nTraceback" in said
+    assert "detector 'det_that_raises:Unmade' could not be built: KeyError: 'weights'\nTraceback" in said
 
 
 def test_persons_are_linked_over_the_steps_of_the_file(weights: Path, videos: Path, tmp_path: Path) -> None:
     """Key frames 1 s apart and --every 0.2: twice that is less than a step."""
-    video, boxes = str(videos / "a.mp4"), videos / "boxes.csv"
-    result = detect_videos(weights, [video], tmp_path, boxes=boxes, every=0.2, film=False, device="cpu")
-    (found,) = result.found
+    video, boxes = videos / "a.mp4", str(videos / "boxes.csv")
+    (found,) = detect(weights, [video], tmp_path, boxes=boxes, every=0.2, film=False).videos
     assert (found.persons, found.every) == (2, 1.0)
-    told = simplejson.loads((tmp_path / "a_actions.json").read_text())["protocol"]
-    assert (told["every"], told["max_gap_seconds"]) == (0.2, 2.0)
+    document = simplejson.loads((tmp_path / "a_actions.json").read_text())["protocol"]
+    assert (document["every"], document["max_gap_seconds"]) == (0.2, 2.0)
     found = find_actions(load_detector(weights), video, boxes=boxes, every=2)
     assert found.every == 2  # thinned to 0 and 2 s

@@ -24,7 +24,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.inference.classifiers import load_classifier, load_encoder
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.scores import load_scores
-from videomaskfeat.jobs.evaluate import Neighbours, evaluate
+from videomaskfeat.jobs.evaluate import Neighbors, evaluate
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def evaluate_on_ranks(made: Path, out: Path) -> None:
         made / "best.safetensors",
         str(made / "val.csv"),
         out / "knn",
-        neighbours=Neighbours(str(made / "val.csv"), k=4),
+        neighbors=Neighbors(str(made / "val.csv"), k=4),
         machine=machine,
     )
     assert len(nearest.failures) == 2  # one in each list
@@ -354,15 +354,15 @@ def test_label_outside_the_classes(made: Path, run: Run) -> None:
     listing = write_list(made / "eleven.csv", [0, 11, 2])
     code, _, err = run("evaluate", made / "best.safetensors", listing)
     assert code == 2
-    assert f"eleven.csv: row 2 ({made / '001.mp4'}) has the label 11, and" in err
+    assert f"eleven.csv: row 2 ({made / '001.mp4'}): label 11 is out of range; " in err
     assert "best.safetensors has 7 classes (0..6; 1 of 3 rows are outside); give the list" in err
 
 
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (NAMES[:-1], "holds 6 class names, and"),
-        ((*NAMES[:3], "stand", "turn right", *NAMES[5:]), "calls class 3 'stand', and"),
+        (NAMES[:-1], "6 class names, but"),
+        ((*NAMES[:3], "stand", "turn right", *NAMES[5:]), "class 3 is 'stand', but"),
     ],
 )
 def test_class_names_that_do_not_fit(made: Path, run: Run, names: tuple[str, ...], words: str) -> None:
@@ -371,7 +371,7 @@ def test_class_names_that_do_not_fit(made: Path, run: Run, names: tuple[str, ...
     code, _, err = run("evaluate", made / "best.safetensors", made / "val.csv", "--class-names", path)
     assert code == 2
     assert f"names.txt: {words}" in err
-    assert ("has 7 classes; give the names" in err) or ("calls it 'turn right': these are not the" in err)
+    assert ("has 7 classes; give the names" in err) or ("but 'turn right' in" in err)
 
 
 def test_labels_of_another_data_set_are_refused(made: Path, run: Run) -> None:
@@ -381,7 +381,7 @@ def test_labels_of_another_data_set_are_refused(made: Path, run: Run) -> None:
     listing.write_text(json.dumps([{"id": "000", "template": "Pushing [something]", "label": "x"}]))
     code, _, err = run("evaluate", made / "best.safetensors", listing)
     assert code == 2
-    assert "ssv2-labels.json: holds 2 class names, and" in err
+    assert "ssv2-labels.json: 2 class names, but" in err
 
 
 def test_template_that_the_labels_lack(made: Path, run: Run) -> None:
@@ -424,8 +424,8 @@ def test_classes_in_words_of_unknown_order_are_refused(made: Path, run: Run, tmp
     listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
     code, _, err = run("evaluate", weights, listing)
     assert code == 2
-    assert "names 3 classes in words, and" in err
-    assert "has 7, so nobody can tell which is which; give a file of class names" in err
+    assert "3 classes in words, but" in err
+    assert "has 7, so their labels are unknown; give a file of class names" in err
 
 
 @pytest.mark.parametrize("option", ["--out", "--submission"])

@@ -84,9 +84,10 @@ def pretrained(tmp_path: Path) -> Path:
 
 
 def test_run_leaves_a_classifier_that_knows_its_classes_and_views(
-    finetune: Finetune, pretrained: Path, tmp_path: Path
+    finetune: Finetune, pretrained: Path, sample: Path, tmp_path: Path
 ) -> None:
-    code, text = finetune(f"model.weights={pretrained}", "evaluate.average=logits")
+    names = f"data.class_names={sample / 'classes.txt'}"
+    code, text = finetune(f"model.weights={pretrained}", names, "evaluate.average=logits")
     assert code == 0, text
     run = tmp_path / "run"
     for name in ("config.yaml", "log.txt", "report.html", "tensorboard", "best.safetensors"):
@@ -97,7 +98,12 @@ def test_run_leaves_a_classifier_that_knows_its_classes_and_views(
     assert [row["step"] for row in metrics if "evaluation/top1" in row] == [4, 8]
     assert all("train_top1" in row for row in metrics)
     summary = simplejson.loads((run / "summary.json").read_text())
-    assert (summary["videos"], summary["listed"], summary["views"]) == (2, 2, 2)
+    assert (summary["videos"], summary["listed"], summary["views"], summary["classes"]) == (2, 2, 2, 12)
+    confusion = simplejson.loads((run / "confusion.json").read_text())
+    assert confusion["class_names"][:2] == ["move left", "move right"]
+    assert (sum(map(sum, confusion["counts"])), len(confusion["counts"])) == (2, 12)
+    provenance = simplejson.loads((run / "environment.json").read_text())["provenance"]
+    assert {"command", "date", "torch"} <= provenance.keys()
     assert summary["validation_best_top1"] == max(row.get("evaluation/top1", 0.0) for row in metrics)
     loaded = simplejson.loads((run / "weights_loaded.json").read_text())
     assert {"head.projection.weight", "norm.weight"} <= set(loaded["new"])
@@ -222,7 +228,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         ),
         (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips none", "set clip.flip=0.5")),
         (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is unknown; there are area, short_side",)),
-        (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file of weights",)),
+        (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file",)),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(

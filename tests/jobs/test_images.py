@@ -322,7 +322,7 @@ def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, call:
     code, _, err = call("predict", weights, picture)
     assert code == 2
     assert "000058.png) is a picture, which is one frame, and clips have 2" in last_line(err)
-    with pytest.raises(UserError, match="is one picture, and this network takes clips of 2 frames"):
+    with pytest.raises(UserError, match="is one image, and the clips of this network have 2 frames"):
         load_classifier(weights, device="cpu").predict(np.zeros((40, 40, 3), np.uint8))
 
 

@@ -20,7 +20,7 @@ from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_state
 from videomaskfeat.jobs import finetune
 from videomaskfeat.jobs.import_weights import SlowFastImport, import_slowfast
-from videomaskfeat.methods.masked import build_student
+from videomaskfeat.methods.build import build_student
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe, normalize, read_classify_recipe, read_recipe

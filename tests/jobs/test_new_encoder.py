@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.extending import add_module, python_blocks
 from videomaskfeat.cli import main
 from videomaskfeat.engine.optim import layers_behind, parameter_groups
 from videomaskfeat.errors import UserError
@@ -21,21 +19,17 @@ from videomaskfeat.models.zoo import MODELS, encoder_of, family
 from .conftest import TINY as PRETRAIN
 from .test_finetune import TINY as FINETUNE
 
-DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 SMALL = "model.arguments={depth: 2, width: 16}"
 EXPECTED = {"mixer_nano", "maskfeat_mixer_nano", "mixer_nano_detector", "mixer_encoder"}
 
 
 @pytest.fixture
-def _mixer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example's file in a folder outside the package, and its line in the zoo."""
-    section = DOCS.read_text(encoding="utf-8").partition("## Add an encoder")[2].partition("\n## ")[0]
-    file, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    (tmp_path / "mixer.py").write_text(file)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mixer", raising=False)
+def _mixer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example's module and its line in the zoo."""
+    file, line = python_blocks("Add an encoder")
+    add_module(file, "videomaskfeat.models.mixer", monkeypatch)
     models = dict(MODELS)
-    exec(line, {"MODELS": models, "family": family, "Mixer": importlib.import_module("mixer").Mixer})
+    exec(line, {"MODELS": models, "family": family})
     assert models.keys() - MODELS.keys() == EXPECTED
     for name in EXPECTED:
         monkeypatch.setitem(MODELS, name, models[name])

@@ -195,7 +195,7 @@ def test_wrong_weights_are_refused(videos: Path, tmp_path: Path, capsys: pytest.
         (pretrained, "weights of a pre-training run, and a classifier's are needed"),
         (tmp_path / "model.pyth", "videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT"),
         (tmp_path, "is a folder; give the weights file in it"),
-        (tmp_path / "nowhere.safetensors", "no such weights file"),
+        (tmp_path / "nowhere.safetensors", "no such file"),
     ):
         assert main(["predict", str(path), video]) == 2
         error = capsys.readouterr().err
@@ -206,7 +206,7 @@ def test_wrong_weights_are_refused(videos: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"top": 0}, "top 0: ask for at least 1 class"),
+        ({"top": 0}, "top 0: must be at least 1 class"),
         ({"views": 0}, "views=0, crops=1: there must be at least 1 view"),
         ({"crops": 5}, "views=2, crops=5: .*1 crop"),
         ({"reader": "ffmpeg"}, "reader 'ffmpeg' is unknown; there are auto, decord, pyav"),

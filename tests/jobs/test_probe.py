@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import simplejson
 
-from videomaskfeat.jobs.evaluate import Neighbours, ViewChoice, evaluate
+from videomaskfeat.jobs.evaluate import Neighbors, ViewOptions, evaluate
 
 from .test_pretrain import Pretrain, rows
 
@@ -28,8 +28,8 @@ def test_the_probe_is_an_evaluation_of_the_weights_at_that_time(
         tmp_path / "run" / "weights.safetensors",
         str(sample / "val.csv"),
         tmp_path / "evaluation",
-        views=ViewChoice(views=1, crops=1, short_side=32),
-        neighbours=Neighbours(str(sample / "train.csv"), k=3),
+        views=ViewOptions(views=1, crops=1, short_side=32),
+        neighbors=Neighbors(str(sample / "train.csv"), k=3),
     )
     assert result.accuracy is not None
     assert result.accuracy.top1 == summary["knn_top1"]

@@ -1,4 +1,4 @@
-"""score-ava end to end: what it says, what it leaves, and how it fails."""
+"""``score-ava`` end to end: its output, its files and its errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def arguments(files: list[str], *more: str) -> list[str]:
     return ["score-ava", *(word for pair in zip(names, files, strict=True) for word in pair), *more]
 
 
-def test_verb_leaves_the_official_score_with_its_protocol(
+def test_verb_writes_the_official_score_with_its_protocol(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = golden_files(golden)
@@ -34,7 +34,7 @@ def test_verb_leaves_the_official_score_with_its_protocol(
     assert lines[0] == ("mAP 57.15 % at IoU 0.5: the mean of 8 of 8 actions, 91 rows to find, 594 detections")
     assert [line.split()[-1] for line in lines[2:10]] == ["4", "7", "32", "33", "46", "60", "68", "80"]
     assert lines[10] == (
-        "Of the 124 rows of the ground truth 33 play no part: 9 at excluded times, 24 of actions that the "
+        "33 of the 124 rows of the ground truth are ignored: 9 at excluded times, 24 of actions that the "
         "label map does not list."
     )
     assert lines[-1] == str(tmp_path / "a" / "score" / "report.html")
@@ -76,7 +76,7 @@ def test_verb_leaves_the_official_score_with_its_protocol(
     assert hashes[1] in text
 
 
-def test_nothing_is_written_unless_asked_for(
+def test_no_file_is_written_by_default(
     golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [str(Path(path).resolve()) for path in golden_files(golden)]
@@ -111,27 +111,27 @@ def test_options_are_the_metrics_own(golden: Path, capsys: pytest.CaptureFixture
         ("", "There are no detections, so every action with ground truth scores 0."),
         (
             f"{PERSON},4,0.5\n" + "".join(f"v{n},902,0,0,1,1,7,.5\n" for n in range(7)),
-            "7 detections are of 7 videos that the ground truth does not have (v0, v1, v2, v3, v4 and 2 more)"
-            ": false positives all; compare the two files' videos.",
+            "7 detections are of 7 videos without ground truth (v0, v1, v2, v3, v4 and 2 more) and count as "
+            "false positives; compare the videos of the two files.",
         ),
         (
             f"{PERSON},4,0.5\nvid00-cbZ-X_,1700,0.1,0.1,0.5,0.5,4,0.5\n",
-            "1 detection is in 1 key frame without ground truth, of videos that have some elsewhere: false "
-            "positives all; compare the two files' times.",
+            "1 detection is in 1 key frame without ground truth, of videos that have some elsewhere, and "
+            "count as false positives; compare the times of the two files.",
         ),
-        (f"{PERSON},4\n", "The detections have no scores, so all are equally sure."),
+        (f"{PERSON},4\n", "The detections have no scores, so all are ranked equally."),
         (
             f"{PERSON},4,0.5\n{PERSON},,0.5\n{PERSON},5,0.5\n",
-            "Of the 3 rows of the detections 2 play no part: 1 without an action, 1 of actions that the "
-            "label map does not list.",
+            "2 of the 3 rows of the detections are ignored: 1 without an action, 1 of actions that the label "
+            "map does not list.",
         ),
     ],
 )
-def test_odd_detections_are_scored_and_told(golden: Path, tmp_path: Path, rows: str, words: str) -> None:
+def test_odd_detections_are_scored_and_noted(golden: Path, tmp_path: Path, rows: str, words: str) -> None:
     files = golden_files(golden)
     (tmp_path / "found.csv").write_text(rows)
-    scored = score_ava(files[0], str(tmp_path / "found.csv"), files[2], files[3], tmp_path / "out")
-    assert words in scored.text.splitlines()
+    scored, text = score_ava(files[0], str(tmp_path / "found.csv"), files[2], files[3], tmp_path / "out")
+    assert words in text.splitlines()
     assert scored.result.mean_ap < 0.01
     assert words in Page((tmp_path / "out" / "report.html").read_text()).text
 

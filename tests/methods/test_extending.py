@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import re
+import ast
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.engine.toy import metrics
+from tests.extending import add_module, python_blocks
 from videomaskfeat.methods import METHODS
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.targets import TARGETS
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 
-
-def example(title: str, registry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def example(title: str, registry: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the file under a heading of the page, and add its line to the registry."""
-    section = PAGE.read_text(encoding="utf-8").partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-    module, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(module, str(PAGE), "exec"), names)
-    for name, part in eval(f"{{{line}}}", names).items():
-        monkeypatch.setitem(registry, name, part)
+    module, line = python_blocks(title)
+    ((name, entry),) = ast.literal_eval(f"{{{line}}}").items()
+    add_module(module, entry.partition(":")[0], monkeypatch)
+    monkeypatch.setitem(registry, name, entry)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +33,7 @@ def example(title: str, registry: dict[str, Any], monkeypatch: pytest.MonkeyPatc
 )
 def test_an_example_trains_two_steps_and_is_evaluated(
     title: str,
-    registry: dict[str, Any],
+    registry: dict[str, str],
     overrides: list[str],
     logged: tuple[str, ...],
     pretrain: Callable[..., tuple[int, str]],

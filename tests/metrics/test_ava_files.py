@@ -206,12 +206,12 @@ def test_written_detections_have_the_same_score(golden: Path, tmp_path: Path) ->
     [
         (
             "vidA,902,0.1,0.1,1.2,0.5,12,0.5",
-            r":3: the box of 'vidA,.*' leaves the frame; .* 0 to 1: divide pixels",
+            r":3: the box of 'vidA,.*' exceeds the frame; .* 0 to 1: divide pixels",
         ),
-        ("vidA,902,-0.1,0.1,0.2,0.5,12,0.5", r":3: the box of .* leaves the frame"),
+        ("vidA,902,-0.1,0.1,0.2,0.5,12,0.5", r":3: the box of .* exceeds the frame"),
         (
             "vidA,902,0.5,0.1,0.5,0.5,12,0.5",
-            r":3: x2 of 'vidA,.*' is not above x1; a box is x1,y1,x2,y2 .* mend",
+            r":3: x2 of 'vidA,.*' is not above x1; a box is x1,y1,x2,y2 .* correct",
         ),
         ("vidA,902,0.1,0.6,0.5,0.5,12,0.5", r":3: y2 of 'vidA,.*' is not above y1; a box is x1,y1,x2,y2"),
         (
@@ -243,7 +243,7 @@ def test_written_detections_have_the_same_score(golden: Path, tmp_path: Path) ->
         ("vidA,soon,0.1,0.1,0.5,0.5,12,0.5", r":3: the second 'soon' of 'vidA,.*' is not a number"),
         (
             "vidA,-3,0.1,0.1,0.5,0.5,12,0.5",
-            r":3: the second '-3' of 'vidA,.*' is no time of a video; seconds",
+            r":3: the second '-3' of 'vidA,.*' is not a time in a video; seconds",
         ),
         (",902,0.1,0.1,0.5,0.5,12,0.5", r":3: the video of ',902,.*' is empty"),
         (
@@ -315,7 +315,7 @@ def test_box_rounded_across_the_border_is_inside(files: dict[str, Path]) -> None
 def test_file_that_is_no_text(files: dict[str, Path], side: str, content: bytes, kind: str) -> None:
     """Named by its path, what it is and what belongs there; none of its bytes is shown."""
     files[side].write_bytes(content)
-    form = {"excluded": "a CSV file with rows `video,second`", "labels": "a label map, which holds `item {"}
+    form = {"excluded": "a CSV file with rows `video,second`", "labels": "a label map with `item {"}
     with pytest.raises(UserError) as caught:
         score(files)
     message = str(caught.value).removeprefix(f"{files[side]}:").strip()
@@ -383,7 +383,10 @@ def test_ground_truth_of_which_nothing_is_left(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("vidB,903,1\n", r":1: 'vidB,903,1' has 3 columns, and 2 are needed: `video,second`, with commas"),
+        (
+            "vidB,903,1\n",
+            r":1: 'vidB,903,1' has 3 columns, and 2 are needed: `video,second`, separated by commas",
+        ),
         ("vidA,0902\nvidB\n", r":2: 'vidB' has 1 column, and the first row has 2"),
         ("vidB,9O3\n", r":1: the second '9O3' of 'vidB,9O3' is not a number; a row is `video,second`"),
         ("video,second\nvidB,\n", r":2: the second of 'vidB,' is empty"),
@@ -405,12 +408,15 @@ def test_exclusion_that_is_wrong(files: dict[str, Path], text: str, words: str) 
         ('item { name: "stand" }', r":1: the action 'stand' has no id"),
         (
             LABELS.replace("79", "0"),
-            r":5: the id '0' of the action 'talk .*' is not a whole number from 1 up",
+            r":5: the id '0' of the action 'talk .*' is not a positive integer",
         ),
         (LABELS.replace("79", "7.9"), r":5: the id '7.9' of the action"),
-        (LABELS.replace("79", "12"), r":5: the id 12 stands twice; give each action its own"),
-        ("stand\nwalk\n", r': lists no action; a label map holds `item \{ name: "stand" id: 12 \}` for each'),
-        ("", r": lists no action"),
+        (LABELS.replace("79", "12"), r":5: the id 12 is repeated; give each action its own"),
+        (
+            "stand\nwalk\n",
+            r': has no action; give a label map with `item \{ name: "stand" id: 12 \}`',
+        ),
+        ("", r": has no action"),
     ],
 )
 def test_label_map_that_is_wrong(files: dict[str, Path], text: str, words: str) -> None:

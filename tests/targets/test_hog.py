@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.reference.hog import scatter_hog
 from videomaskfeat.errors import UserError
-from videomaskfeat.targets import TARGETS
+from videomaskfeat.targets import target_class
 from videomaskfeat.targets.hog import HogTarget, hog_features
 
 
@@ -129,7 +129,7 @@ def test_target_of_pictures_equals_the_recorded_one(golden: Path) -> None:
 def test_every_target_of_the_table_says_how_many_values_it_gives() -> None:
     clips = torch.rand(1, 3, 2, 32, 32)
     for name in ("hog", "pixels"):  # the others need files or other targets
-        target = TARGETS[name]()
+        target = target_class(name)()
         assert target(clips).shape[-1] == target.values_per_token
 
 

@@ -260,7 +260,7 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
             begin_reading(source.path, int(self.key_frames.video[indices[0]]))
             return indices, self._views(self._open.get(source), source, indices), []
         except VideoReadError as error:
-            self._open.drop(source)
+            self._open.close(source)
             if len(indices) == 1:
                 return [], (), [Failure(indices[0], source.path, error.cause)]
         # One of them spoils the pass through the video: each by itself.
@@ -421,7 +421,7 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
             )[0]
             pixels, geometries, clips = self._clips(reader, seconds, key_frame.boxes, rng)
         except VideoReadError:
-            self._open.drop(source)
+            self._open.close(source)
             raise
         boxes, labels = [], []
         for geometry in geometries:

@@ -1,4 +1,4 @@
-"""Where the pictures of AVA's videos are: video files or extracted frames, and which second they begin at."""
+"""Finds AVA's videos, as files or extracted frames, and the second at which each begins."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from videomaskfeat.io import is_folder, list_folder
 
 logger = logging.getLogger(__name__)
 
-CUT_START = 900.0  # second of the film at which AVA's cut videos and extracted frames begin
-LENGTH_SLACK = 0.1  # seconds that a key frame may lie beyond what a container states as its length
-# A clip of Kinetics: the original video's name, and the seconds at which it starts and ends.
+_POSSIBLE_STARTS = (0.0, 900.0)  # AVA's cut videos and extracted frames begin at second 900 of the film
+_LENGTH_TOLERANCE = 0.1  # seconds that a key frame may lie beyond the length stated by a container
+# Name of a Kinetics clip: name of the original video, start and end in seconds.
 _CLIP_NAME = re.compile(r"(.+)_(\d{6})_(\d{6})")
 
 
 @dataclass(frozen=True)
 class VideoSource:
-    """Where the pictures of a video are.
+    """A video file or a folder of extracted frames.
 
     Attributes:
-        path: of the video file, or of the folder of its frames.
-        start_seconds: the time, as the key frames count it, of the first picture.
-        frames: the frames, where they are extracted.
-        fps: frames a second at which they were.
+        path: path of the file or folder.
+        start_seconds: time of the first frame, as the key frames count it.
+        frames: extracted frames, if they come from a list.
+        fps: frame rate of extracted frames.
     """
 
     path: str
@@ -45,37 +45,34 @@ class VideoSource:
     fps: float = EXTRACTED_FPS
 
     def open(self) -> TimedReader:
-        """Open it; times count from its first picture.
+        """Open the video; times count from its first frame.
 
         Raises:
-            VideoReadError: it cannot be read.
+            VideoReadError: the video cannot be read.
         """
-        frames = self.frames
-        if frames is None and not is_folder(self.path):
+        if self.frames is None and not is_folder(self.path):
             return open_timed(self.path)
-        return CountedReader(FrameFilesReader(frames or frames_in_folder(self.path), fps=self.fps))
+        return CountedReader(FrameFilesReader(self.frames or frames_in_folder(self.path), fps=self.fps))
 
 
 class OpenVideos:
-    """Keeps the readers of the videos that were read last, since opening one takes a part of a clip's time.
+    """Caches the readers of recently read videos, since opening a video is slow.
 
-    Each process has its own: on the way to a worker it leaves them behind.
+    Each process has its own cache; a pickled object is empty.
+
+    Args:
+        limit: maximum number of open videos; each stores the index of its container, some megabytes per hour.
     """
 
     def __init__(self, limit: int) -> None:
-        """Start with none.
-
-        Args:
-            limit: videos that stay open; each holds its container's index, some megabytes for an hour.
-        """
         self._limit = limit
         self._readers: OrderedDict[VideoSource, TimedReader] = OrderedDict()
 
     def get(self, source: VideoSource) -> TimedReader:
-        """The reader of a video, open.
+        """Return the open reader of a video.
 
         Raises:
-            VideoReadError: it cannot be read.
+            VideoReadError: the video cannot be read.
         """
         reader = self._readers.pop(source, None) or source.open()
         self._readers[source] = reader
@@ -83,8 +80,8 @@ class OpenVideos:
             self._readers.popitem(last=False)[1].close()
         return reader
 
-    def drop(self, source: VideoSource) -> None:
-        """Close a video, as after an error."""
+    def close(self, source: VideoSource) -> None:
+        """Close a video if it is open, for example after an error."""
         reader = self._readers.pop(source, None)
         if reader is not None:
             reader.close()
@@ -101,44 +98,43 @@ def sources_in_folder(
     start: float | None = None,
     fps: float = EXTRACTED_FPS,
 ) -> tuple[VideoSource, ...]:
-    """Find the videos of key frames in a folder: a file each, or a folder of extracted frames each.
+    """Find the videos of key frames in a folder of video files and folders of extracted frames.
 
-    A clip of Kinetics, ``id_000010_000020.mp4``, is the video ``id``, and its first picture is second 10. Of
-    several clips of one video the one that contains its key frames is taken.
+    The Kinetics clip ``id_000010_000020.mp4`` is the video ``id``, and its first frame is second 10. If there
+    are several clips of a video, the one that contains all its key frames is used.
 
     Args:
-        key_frames: name the videos; with or without the suffix of the files.
-        folder: of files such as ``-5KQ66BBWC4.mkv``, and of folders with pictures such as
+        key_frames: key frames, whose video names may have a file suffix.
+        folder: folder with files such as ``-5KQ66BBWC4.mkv``, or folders of frames such as
             ``-5KQ66BBWC4/-5KQ66BBWC4_000001.jpg``.
-        also: further key frames of just these ``videos``, which have to lie inside them as well.
-        start: time of each first picture, as the key frames count it: 0 for whole films, 900 for AVA's cuts.
-            None: of the two, for each video, the one with which all its key frames lie in it (0 if both do;
-            if neither does, the one with which most do decides which are wrong); of Kinetics' clips the
-            second in their name, unless the key frames have these names and fit only if they count from the
-            clips' own starts.
-        fps: frames per second of extracted frames.
+        also: other key frames of the same ``videos``, which must also lie inside them.
+        start: time of the first frame of every video, as the key frames count it: 0 for whole films, 900 for
+            AVA's cut videos. None: chosen for each video. For Kinetics clips it is the second in their name,
+            unless the key frames have these names and only fit if they count from the start of the clip. For
+            other videos it is 0 if all key frames lie in the video then, otherwise 900.
+        fps: frame rate of extracted frames.
 
     Returns:
-        One for each of ``key_frames.videos``.
+        One source for each of ``key_frames.videos``.
 
     Raises:
-        UserError: videos are missing, repeated or too short for their key frames; all are counted and the
-            first is named, by file and line. A video that cannot be opened is only warned of here.
+        UserError: videos are missing, ambiguous, or too short for their key frames; the message has the
+            number of them, and the first one with its line. A video that cannot be opened causes a warning.
     """
     root = os.fspath(folder)
     lists = (key_frames, *also)
-    found = []
-    for number, paths in enumerate(_find(key_frames, root)):
+    videos = []
+    for number, paths in enumerate(_find_paths(key_frames, root)):
         clips = []
         for path in paths:
             try:
-                clips.append(_measured(path, frames_in_folder(path) if is_folder(path) else None, fps))
+                clips.append(_measure(path, frames_in_folder(path) if is_folder(path) else None, fps))
             except VideoReadError as error:
                 logger.warning("%s cannot be read: %s", path, error.cause)
-                clips.append(_Found(path, None, fps, None))
+                clips.append(_Video(path, None, fps, None))
         times = np.concatenate([one.seconds[one.video == number] for one in lists])
-        found.append(_clip_around(times, clips, root, key_frames.videos[number]))
-    return _placed(lists, found, start, root)
+        videos.append(_choose_clip(times, clips, root, key_frames.videos[number]))
+    return _build_sources(lists, videos, start, root)
 
 
 def sources_of_lists(
@@ -149,7 +145,7 @@ def sources_of_lists(
     start: float | None = None,
     fps: float = EXTRACTED_FPS,
 ) -> tuple[VideoSource, ...]:
-    """The extracted frames of the videos of key frames, by name, as ``load_frame_lists`` returns them.
+    """Find the videos of key frames among extracted frames by name, from ``load_frame_lists``.
 
     See `sources_in_folder` for the other arguments.
 
@@ -160,46 +156,44 @@ def sources_of_lists(
     if missing:
         raise UserError(
             f"the lists of frames lack {len(missing)} of the {counted(len(key_frames.videos), 'video')} of "
-            f"{key_frames.source}, the first is {missing[0]!r}; give the lists of these videos, or take "
-            "their rows out"
+            f"{key_frames.source}, the first is {missing[0]!r}; give the lists of these videos, or remove "
+            "their rows"
         )
-    found = [_measured(os.path.dirname(frames[name][0]), frames[name], fps) for name in key_frames.videos]
-    return _placed((key_frames, *also), found, start, "the lists of frames")
+    videos = [_measure(os.path.dirname(frames[name][0]), frames[name], fps) for name in key_frames.videos]
+    return _build_sources((key_frames, *also), videos, start, "the lists of frames")
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Video:
     path: str
     frames: FrameFiles | None
     fps: float
-    seconds: float | None  # None if the file does not state it
+    seconds: float | None  # None: the length is unknown
 
     @property
     def named_start(self) -> float | None:
-        """The second in the name of a clip of Kinetics."""
-        clip = clip_name(os.path.basename(self.path))
+        """The start in the name of a Kinetics clip."""
+        clip = parse_clip_name(os.path.basename(self.path))
         return clip[1] if clip else None
 
 
-def clip_name(name: str) -> tuple[str, float] | None:
-    """The video that a clip of Kinetics was cut from, and the second of its first picture; None for others.
+def parse_clip_name(name: str) -> tuple[str, float] | None:
+    """Name of the original video and start in seconds, from the name of a Kinetics clip; None for others.
 
-    >>> clip_name("-0aB_cD_000010_000020.mp4")
+    >>> parse_clip_name("-0aB_cD_000010_000020.mp4")
     ('-0aB_cD', 10.0)
     """
     match = _CLIP_NAME.fullmatch(_stem(name))
     return (match[1], float(match[2])) if match else None
 
 
-def _clip_around(times: np.ndarray, clips: list[_Found], root: str, name: str) -> _Found:
-    """Of the clips of one video the one that contains all its key frames."""
-    around = [
-        clip
-        for clip in clips
-        if clip.seconds is not None and _inside(times, clip.named_start or 0.0, clip.seconds).all()
-    ]
-    if len(clips) == 1 or around:
-        return (around or clips)[0]
+def _choose_clip(times: np.ndarray, clips: list[_Video], root: str, name: str) -> _Video:
+    """Choose among the clips of one video the one that contains all its key frames."""
+    if len(clips) == 1:
+        return clips[0]
+    for clip in clips:
+        if clip.seconds is not None and is_inside(times, clip.named_start or 0.0, clip.seconds).all():
+            return clip
     names = " and as ".join(os.path.basename(clip.path) for clip in clips)
     raise UserError(
         f"{root}: the video {name!r} is there as {names}, and no clip contains all its key frames (from "
@@ -207,161 +201,152 @@ def _clip_around(times: np.ndarray, clips: list[_Found], root: str, name: str) -
     )
 
 
-def _measured(path: str, frames: FrameFiles | None, fps: float) -> _Found:
+def _measure(path: str, frames: FrameFiles | None, fps: float) -> _Video:
     if frames is not None:
-        return _Found(path, frames, fps, len(frames) / fps)
+        return _Video(path, frames, fps, len(frames) / fps)
     with open_timed(path) as reader:
-        return _Found(path, None, fps, reader.duration_seconds)
+        return _Video(path, None, fps, reader.duration_seconds)
 
 
-def _find(key_frames: KeyFrames, root: str) -> list[list[str]]:
-    """The path of each video, or of all clips that were cut from it."""
+def _find_paths(key_frames: KeyFrames, root: str) -> list[list[str]]:
+    """The path of each video, or the paths of all its Kinetics clips."""
     try:
         entries = list_folder(root)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"{root}: no such folder; give the one that holds the videos of {key_frames.source}"
+            f"{root}: no such folder; give the one with the videos of {key_frames.source}"
         ) from error
-    known, by_stem = set(entries), dict[str, list[str]]()
-    clips: dict[str, list[str]] = {}
+    by_stem, clips = dict[str, list[str]](), dict[str, list[str]]()
     for entry in entries:
         by_stem.setdefault(_stem(entry), []).append(entry)
-        clip = clip_name(entry)
+        clip = parse_clip_name(entry)
         if clip:
             clips.setdefault(clip[0], []).append(entry)
+    all_entries = set(entries)
     paths, missing = [], []
     for name in key_frames.videos:
-        found = [name] if name in known and name != _stem(name) else by_stem.get(name, [])
-        found = found or by_stem.get(_stem(name), [])
-        if len(found) > 1:
+        names = [name] if name in all_entries and name != _stem(name) else by_stem.get(name, [])
+        names = names or by_stem.get(_stem(name), [])
+        if len(names) > 1:
             raise UserError(
-                f"{root}: the video {name!r} is there as {' and as '.join(found)}; keep one of them in this "
+                f"{root}: the video {name!r} is there as {' and as '.join(names)}; keep one of them in this "
                 "folder"
             )
-        found = found or clips.get(name, [])
-        missing += [] if found else [name]
-        paths.append([os.path.join(root, entry) for entry in found])
+        names = names or clips.get(name, [])
+        missing += [] if names else [name]
+        paths.append([os.path.join(root, entry) for entry in names])
     if missing:
         raise UserError(
             f"{root}: {len(missing)} of the {counted(len(key_frames.videos), 'video')} of "
-            f"{key_frames.source} {'is' if len(missing) == 1 else 'are'} not there, the first is "
-            f"{missing[0]!r}; put them there, as video files or as folders of frames of that name, or take "
-            "their rows out"
+            f"{key_frames.source} {'is' if len(missing) == 1 else 'are'} missing, the first is "
+            f"{missing[0]!r}; add them as video files or as folders of frames with that name, or remove "
+            "their rows"
         )
     return paths
 
 
 def _stem(name: str) -> str:
-    """A name without the suffix of a video."""
+    """A name without the suffix of a video file."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in VIDEO_SUFFIXES else name
 
 
-@dataclass(frozen=True)
-class _Outside:
-    """Key frames, int64 [n] rows of a list, that lie outside a video which begins at ``start``."""
-
-    key_frames: KeyFrames
-    rows: np.ndarray
-    video: _Found
-    start: str
-
-
-def _placed(
-    lists: Sequence[KeyFrames], found: list[_Found], start: float | None, where: str
+def _build_sources(
+    lists: Sequence[KeyFrames], videos: list[_Video], start: float | None, where: str
 ) -> tuple[VideoSource, ...]:
-    """The sources with their starts, after checking that each reaches the key frames of all lists."""
+    """Choose the starts, and check that all key frames lie inside their videos."""
     sources: list[VideoSource] = []
-    outside: list[_Outside] = []
+    outside: list[tuple[KeyFrames, np.ndarray, _Video, str]] = []
     reasons: Counter[str] = Counter()
-    own_names = _count_from_own_start(lists, found) if start is None else False
-    for number, video in enumerate(found):
+    use_names = start is None and not _count_from_clip_start(lists, videos)
+    for number, video in enumerate(videos):
         rows = [np.flatnonzero(one.video == number) for one in lists]
-        times = np.concatenate([one.seconds[own] for one, own in zip(lists, rows, strict=True)])
-        named = None if own_names else video.named_start
-        own = start
         if start is None:
-            own = start_of(times, video.seconds) if named is None else named
-        begins = f"second {own:g}" if own is not None else ""
-        if own is None and video.seconds is not None:
-            own, begins = _fitting_most(times, video.seconds)
-        elif own is None:
-            own = 0.0
-            reasons["0, since their files do not tell how long they are"] += 1
-        elif start is None:
-            reasons[_reason(own) if named is None else "that their file names give"] += 1
-        sources.append(VideoSource(video.path, own, video.frames, video.fps))
+            times = np.concatenate([one.seconds[own] for one, own in zip(lists, rows, strict=True)])
+            seconds, description, reason = _choose_start(times, video, use_name=use_names)
+            reasons[reason] += 1
+        else:
+            seconds, description = start, f"second {start:g}"
+        sources.append(VideoSource(video.path, seconds, video.frames, video.fps))
         if video.seconds is not None:
-            for one, part in zip(lists, rows, strict=True):
-                beyond = part[~_inside(one.seconds[part], own, video.seconds)]
-                outside += [_Outside(one, beyond, video, begins)] if len(beyond) else []
+            for one, own in zip(lists, rows, strict=True):
+                wrong = own[~is_inside(one.seconds[own], seconds, video.seconds)]
+                outside += [(one, wrong, video, description)] if len(wrong) else []
     if outside:
-        raise UserError(_words_on_outside(outside))
+        raise UserError(_describe_outside(outside))
     for reason, count in reasons.most_common():
-        logger.info("%s: %d of %d videos start at second %s", where, count, len(found), reason)
+        logger.info("%s: %d of %d videos start at %s", where, count, len(videos), reason)
     return tuple(sources)
 
 
-def _count_from_own_start(lists: Sequence[KeyFrames], found: list[_Found]) -> bool:
-    """Whether key frames that are named after Kinetics' clips count from the start of the clips.
+def _choose_start(times: np.ndarray, video: _Video, *, use_name: bool) -> tuple[float, str, str]:
+    """The start of a video in seconds, its description in errors, and the reason for it in the log."""
+    if use_name and video.named_start is not None:
+        return video.named_start, f"second {video.named_start:g}", "the second in their file names"
+    if video.seconds is None:
+        return 0.0, "", "second 0, since their length is unknown"
+    start = find_start(times, video.seconds)
+    if start is not None:
+        reason = (
+            f"second {start:g}, since their key frames would lie beyond their ends if they started at 0"
+            if start
+            else "second 0, since all their key frames lie inside them"
+        )
+        return start, f"second {start:g}", reason
+    # Key frames lie outside with every start; the start that fits most of them tells which are wrong.
+    fits = {start: int(is_inside(times, start, video.seconds).sum()) for start in _POSSIBLE_STARTS}
+    best = max(fits, key=lambda start: fits[start])
+    if not fits[best]:
+        return best, "second 0 or 900", ""
+    return best, f"second {best:g} (the start that fits most of its key frames)", ""
 
-    So where they do not lie in all clips with the starts that the names give, and do when they count from 0.
+
+def _count_from_clip_start(lists: Sequence[KeyFrames], videos: list[_Video]) -> bool:
+    """Whether key frames that are named after Kinetics clips count from the start of the clips.
+
+    This is so if they lie in all clips when they count from 0, but not with the starts in the names.
     """
-    videos = lists[0].videos
-    named = [number for number, name in enumerate(videos) if clip_name(name)]
-    fits = []
-    for by_name in (True, False):
-        fits.append(True)
-        for number in named:
-            clip, times = found[number], [one.seconds[one.video == number] for one in lists]
-            start = clip.named_start if by_name else 0.0
-            if clip.seconds is not None and start is not None:
-                fits[-1] &= bool(_inside(np.concatenate(times), start, clip.seconds).all())
-    return bool(named) and not fits[0] and fits[1]
+    numbers = [number for number, name in enumerate(lists[0].videos) if parse_clip_name(name)]
+
+    def fits(number: int, start: float | None) -> bool:
+        times = np.concatenate([one.seconds[one.video == number] for one in lists])
+        seconds = videos[number].seconds
+        return seconds is None or start is None or bool(is_inside(times, start, seconds).all())
+
+    return not all(fits(number, videos[number].named_start) for number in numbers) and all(
+        fits(number, 0.0) for number in numbers
+    )
 
 
-def _inside(times: np.ndarray, start: float, seconds: float) -> np.ndarray:
-    """Which times lie in a video that begins at ``start``, bool [n]."""
-    return (times >= start - LENGTH_SLACK) & (times - start <= seconds + LENGTH_SLACK)
+def is_inside(times: np.ndarray, start: float, seconds: float) -> np.ndarray:
+    """Which times lie in a video of this length that begins at ``start``, bool [n]."""
+    return (times >= start - _LENGTH_TOLERANCE) & (times - start <= seconds + _LENGTH_TOLERANCE)
 
 
-def _fitting_most(times: np.ndarray, seconds: float) -> tuple[float, str]:
-    """The start with which most times lie in a video, where some do not with any; and its name."""
-    fitting = {start: int(_inside(times, start, seconds).sum()) for start in (0.0, CUT_START)}
-    best = max(fitting, key=lambda start: fitting[start])
-    if not fitting[best]:
-        return best, f"second 0 or {CUT_START:g}"
-    return best, f"second {best:g} (the start that fits most of its key frames)"
+def find_start(times: np.ndarray, seconds: float) -> float | None:
+    """The time of a video's first frame: 0 or 900, the first with which all key frames lie in the video.
 
+    Args:
+        times: times of the key frames, float [n].
+        seconds: length of the video.
 
-def start_of(times: np.ndarray, seconds: float | None) -> float | None:
-    """The time of a video's first picture: 0, or `CUT_START` if only that puts all key frames into it.
-
-    ``times`` are those of the key frames, float [n]. None if neither does, or if the length is unknown
-    (None).
+    Returns:
+        None if neither fits.
     """
-    if seconds is None:
-        return None
-    for start in (0.0, CUT_START):
-        if _inside(times, start, seconds).all():
+    for start in _POSSIBLE_STARTS:
+        if is_inside(times, start, seconds).all():
             return start
     return None
 
 
-def _reason(start: float) -> str:
-    if start:
-        return f"{start:g}, since their key frames would lie beyond their ends if they started at 0"
-    return "0, since all their key frames lie inside them so"
-
-
-def _words_on_outside(outside: list[_Outside]) -> str:
-    """What is wrong with key frames that lie outside their videos: those of the first list that has any."""
-    first = outside[0]
-    own = [part for part in outside if part.key_frames is first.key_frames]
-    count, row, length = sum(len(part.rows) for part in own), int(first.rows[0]), first.video.seconds
+def _describe_outside(outside: list[tuple[KeyFrames, np.ndarray, _Video, str]]) -> str:
+    """The error for key frames outside their videos: those of the first list that has any."""
+    key_frames, rows, video, start = outside[0]
+    counts = [len(wrong) for one, wrong, _, _ in outside if one is key_frames]
+    row, total = int(rows[0]), sum(counts)
     return (
-        f"{first.key_frames.place(row)}: {counted(count, 'key frame')} of {counted(len(own), 'video')} "
-        f"{'lies' if count == 1 else 'lie'} outside {'it' if len(own) == 1 else 'them'}, the first at "
-        f"{first.key_frames.seconds[row]:g} s of {first.video.path}, which lasts {length:.1f} s and begins "
-        f"at {first.start}; mend the times, give the second at which the files start, or take the whole files"
+        f"{key_frames.location(row)}: {counted(total, 'key frame')} of {counted(len(counts), 'video')} "
+        f"{'lies' if total == 1 else 'lie'} outside {'it' if len(counts) == 1 else 'them'}, the first at "
+        f"{key_frames.seconds[row]:g} s of {video.path}, which lasts {video.seconds:.1f} s and begins "
+        f"at {start}; correct the times, give the second at which the files start, or use the whole files"
     )

@@ -1,4 +1,4 @@
-"""Batches as they reach a step, and how the clips of several videos are joined."""
+"""Batches as a step receives them, and how the clips of several videos are joined."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.data.workers import in_worker, no_shared_memory
+from videomaskfeat.data.workers import allocation_error, in_worker
 
 MovedT = TypeVar("MovedT", bound="_Movable")
 
@@ -21,9 +21,9 @@ class Failure:
 
     index: its row in the list, from 0.
     path: its path.
-    cause: in a few words.
-    lost_in_epoch: the epoch of training in which its reading has ended or stopped two workers; None if it
-        failed in another way.
+    cause: a short phrase.
+    lost_in_epoch: training epoch in which its reading crashed or stopped two workers; None if it failed in
+        another way.
     """
 
     index: int
@@ -33,30 +33,29 @@ class Failure:
 
 
 class _Movable:
-    """What moves to a device.
+    """Base of batches: ``device_fields`` move to a device.
 
-    The fields that are not named stay on the CPU: ``index``, int64, the record each clip comes from, and
-    ``failures``, records that could not be read. In training these are replaced in the batch, in testing
-    nothing stands in for them.
+    The other fields stay on the CPU: ``index``, int64, the record of each clip, and ``failures``, the records
+    that could not be read. In training a batch contains replacements for these; in testing it does not.
     """
 
     device_fields: ClassVar[tuple[str, ...]]
 
     def to(self: MovedT, device: torch.device | str) -> MovedT:
-        """The same on a device; without waiting, where it is pinned."""
-        return self._moved(lambda part: part.to(device, non_blocking=True))
+        """Copy to a device, asynchronously if the batch is pinned."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self: MovedT) -> MovedT:
-        """The same in page-locked memory."""
-        return self._moved(lambda part: part.pin_memory())
+        """Copy into page-locked memory."""
+        return self._moved(lambda tensor: tensor.pin_memory())
 
     def _moved(self: MovedT, move: Callable[[Tensor], Tensor]) -> MovedT:
-        def moved(part: Any) -> Any:
-            if isinstance(part, tuple):
-                return tuple(one._moved(move) for one in part)
-            return None if part is None else move(part)
+        def move_value(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(batch._moved(move) for batch in value)
+            return None if value is None else move(value)
 
-        changes = {name: moved(getattr(self, name)) for name in self.device_fields}
+        changes = {name: move_value(getattr(self, name)) for name in self.device_fields}
         return replace(self, **changes)  # type: ignore[type-var]
 
 
@@ -77,11 +76,11 @@ class PretrainBatch(_Movable):
 
 @dataclass(frozen=True)
 class PairBatch(_Movable):
-    """A micro-batch of one rank, two clips of each video.
+    """A micro-batch of one rank, with two clips per video.
 
-    clips: uint8 [2V, T, H, W, C]; the two of a video stand together.
+    clips: uint8 [2V, T, H, W, C]; the two clips of a video are adjacent.
     mask: bool [2V, t', h', w'], True = hidden; None: nothing is hidden.
-    local: uint8 [V*L, T, H', W', C], L small crops of each video, which stand together; None: none.
+    local: uint8 [V*L, T, H', W', C], L adjacent small crops per video; None: no small crops.
     """
 
     clips: Tensor
@@ -109,10 +108,10 @@ class LabelledBatch(_Movable):
 
 @dataclass(frozen=True)
 class ViewsBatch(_Movable):
-    """All views of some videos, for testing; those that could not be read are missing.
+    """All views of some videos, for testing; unreadable videos are missing.
 
-    clips: uint8 [n*V*S, T, H, W, C]; the views of one video stand together, view v of crop s at v*S + s.
-    index, labels: int64 [n]; the label is -1 for a record without one. n is 0 if no video could be read.
+    clips: uint8 [n*V*S, T, H, W, C]; the views of a video are adjacent, view v of crop s at v*S + s.
+    index, labels: int64 [n]; the label is -1 for a record without a label. n is 0 if no video could be read.
     """
 
     clips: Tensor
@@ -124,11 +123,11 @@ class ViewsBatch(_Movable):
 
 @dataclass(frozen=True)
 class ActionBatch(_Movable):
-    """A micro-batch of one rank: clips around key frames, with persons' boxes and what they do.
+    """A micro-batch of one rank: clips around key frames, with persons' boxes and actions.
 
     clips: uint8 [B, T, H, W, C].
     boxes: float32 [R, 5], of all clips: number of the clip in the batch, x1, y1, x2, y2 in its pixels.
-    labels: bool [R, L]; column i is the action with the id i + 1, and a row may have none.
+    labels: bool [R, L]; column i is the action with id i + 1; a row may have no action.
     """
 
     clips: Tensor
@@ -154,12 +153,12 @@ class BoxedClips(_Movable):
 
 @dataclass(frozen=True)
 class KeyFrameBatch(_Movable):
-    """All views of some key frames of one video, for testing; those that could not be read are missing.
+    """All views of some key frames of one video, for testing; unreadable key frames are missing.
 
     views: a `BoxedClips` for each scale and mirror image, of equal B and R: row r is the same box in all.
-    rows: int64 [R], which row each box is among those of all key frames (``KeyFrames.boxes``, ``.scores``,
-        ``.labels``), where it stands as the file has it; stays on the CPU.
-    index: int64 [B], which key frames these are; B is 0, and there is no view, if none could be read.
+    rows: int64 [R], row of each box in ``KeyFrames.boxes``, ``.scores`` and ``.labels``, which contain it as
+        in the file; stays on the CPU.
+    index: int64 [B], number of each key frame; B is 0, and there is no view, if no key frame could be read.
     """
 
     views: tuple[BoxedClips, ...]
@@ -170,13 +169,13 @@ class KeyFrameBatch(_Movable):
 
 
 class SharedClips:
-    """Shared memory of a worker that its batches of clips lie in by turns.
+    """Shared memory of a worker, reused for its batches of clips in turn.
 
-    Fresh shared memory would be mapped and cleared page by page for every batch, which takes three times as
-    long as writing it (3.1 ms against 1 for two clips of 16 frames of 224x224).
+    Fresh shared memory is mapped and cleared page by page for every batch, which takes three times as long as
+    writing it (3.1 ms against 1 ms for two clips of 16 frames of 224x224).
 
     Args:
-        slots: batches that keep what they hold; the next one overwrites the oldest.
+        slots: number of batches that keep their content; the next batch overwrites the oldest.
     """
 
     def __init__(self, slots: int) -> None:
@@ -184,7 +183,7 @@ class SharedClips:
         self._next = 0
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """Memory for a batch, uint8 of this shape, with whatever an earlier batch left in it."""
+        """Memory for a batch, uint8 of this shape; may contain pixels of an earlier batch."""
         size = int(np.prod(shape))
         slot = self._slots[self._next]
         if slot is None or slot.numel() < size:
@@ -194,16 +193,16 @@ class SharedClips:
         return slot[:size].view(shape)
 
 
-def join_clips(parts: Sequence[np.ndarray], memory: SharedClips | None = None) -> Tensor:
-    """Join uint8 [S, T, H, W, C] to [B, T, H, W, C]; in a worker straight into its shared memory."""
-    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+def join_clips(samples: Sequence[np.ndarray], memory: SharedClips | None = None) -> Tensor:
+    """Join uint8 [S, T, H, W, C] to [B, T, H, W, C], directly in shared memory if given."""
+    shape = (sum(map(len, samples)), *samples[0].shape[1:])
     clips = empty_clips(shape) if memory is None else memory.take(shape)
-    np.concatenate(parts, out=clips.numpy())
+    np.concatenate(samples, out=clips.numpy())
     return clips
 
 
 def empty_clips(shape: tuple[int, ...]) -> Tensor:
-    """uint8 memory; in a worker shared from the start, as torch's own collate has it, which saves a copy."""
+    """uint8 memory; in a worker it is shared from the start, as in torch's collate, which saves a copy."""
     size = int(np.prod(shape))
     if not in_worker() or not size:
         return torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages: many fewer faults
@@ -211,9 +210,9 @@ def empty_clips(shape: tuple[int, ...]) -> Tensor:
 
 
 def _shared(size: int) -> Tensor:
-    """Fresh shared memory, uint8 [size]; RunFailed if there is none left."""
+    """Fresh shared memory, uint8 [size]; RunFailed if it cannot be allocated."""
     try:
         storage = torch.UntypedStorage._new_shared(size)
     except RuntimeError as error:
-        raise no_shared_memory(f"{size / 2**20:.1f} MB of shared memory for a batch", error) from error
+        raise allocation_error(f"{size / 2**20:.1f} MB of shared memory for a batch", error) from error
     return torch.empty(0, dtype=torch.uint8).set_(storage)

@@ -16,7 +16,7 @@ import numpy as np
 from videomaskfeat import io
 from videomaskfeat.data.reader import VideoInfo, VideoReadError
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, call_apart, continue_reading
+from videomaskfeat.data.workers import READ_SECONDS, call_in_workers, continue_reading
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.texts import printable_name
@@ -222,7 +222,7 @@ def check_list(
     paths = list(first_row)
     scans: dict[str, Scan] = {}
     calls = [(path, reader, decode) for path in paths]
-    results = call_apart(_scan, calls, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
+    results = call_in_workers(_scan, calls, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
     for path, scan in zip(paths, results, strict=True):
         scans[path] = Scan(path, cause=scan.cause) if isinstance(scan, VideoReadError) else scan
         if progress is not None:
@@ -317,7 +317,7 @@ def _equal_contents(
             by_size[scan.size_bytes].append(path)
     suspects = [(path,) for paths in by_size.values() if len(paths) > 1 for path in paths]
     by_digest: dict[str, list[str]] = defaultdict(list)
-    digests = call_apart(_digest, suspects, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
+    digests = call_in_workers(_digest, suspects, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
     for (path,), digest in zip(suspects, digests, strict=True):
         if not isinstance(digest, VideoReadError):
             by_digest[digest].append(path)

@@ -39,13 +39,13 @@ class SampleKey:
     """What a worker is asked for: a record of the list in an epoch.
 
     turn: how often the epoch has asked for this record before; above 0 only where classes are balanced.
-    given_up: records that are not tried, see `FailureCounter.given_up`.
+    skipped: records that are not tried, see `FailureCounter.skipped_records`.
     """
 
     epoch: int
     index: int
     turn: int = 0
-    given_up: frozenset[int] = frozenset()
+    skipped: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             path = self.records[index].path
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
-                if index in key.given_up:
+                if index in key.skipped:
                     raise VideoReadError(path, "its reading cost two workers in an earlier epoch")
                 begin_reading(path, key.epoch, key.index, key.turn, index)
                 return replace(self._load(index, rng), failures=tuple(failures))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -24,7 +24,17 @@ _BatchKeys = tuple[SampleKey, ...]
 
 
 class FailureCounter:
-    """Counts the records of a list that could not be read, and stops the run when they are too many."""
+    """Counts the unreadable records of a list, and stops the run if there are too many.
+
+    Args:
+        total_records: number of rows of the list.
+        share: share of the list that may fail, 0..1; above 0 at least one record may fail.
+        unit: noun for a record, see `RecordClips.unit`.
+        remedy: end of the message if too many records failed.
+
+    Raises:
+        UserError: the share is not between 0 and 1.
+    """
 
     def __init__(
         self,
@@ -34,26 +44,17 @@ class FailureCounter:
         unit: str = "video",
         remedy: str = "`videomaskfeat check-data` writes a list without them",
     ) -> None:
-        """Start at none.
-
-        Args:
-            total_records: rows of the list.
-            share: of the list that may fail, 0..1; where it is above 0, at least one record may.
-            unit: what a record is called, see `RecordClips.unit`.
-            remedy: what to do where too many have failed, as the end of a message.
-
-        Raises:
-            UserError: the share is not between 0 and 1.
-        """
         if not 0 <= share <= 1:
-            raise UserError(f"failure share {share:g} is not between 0 and 1; 0.01 lets 1 % of the list fail")
+            raise UserError(
+                f"failure share {share:g} is not between 0 and 1; with 0.01, 1 % of the list may fail"
+            )
         self.total_records, self.share = total_records, share
         self._unit, self._remedy = unit, remedy
         self.allowed = max(int(share * total_records), 1) if share else 0
         self.failures: dict[int, Failure] = {}
 
     def __len__(self) -> int:
-        """How many different records have failed."""
+        """Number of different records that failed."""
         return len(self.failures)
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,25 +62,27 @@ class FailureCounter:
         return {"failures": [asdict(failure) for failure in self.failures.values()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.failures = {entry["index"]: Failure(**entry) for entry in state["failures"]}
 
-    def given_up(self, epoch: int) -> frozenset[int]:
-        """Records that are not tried in an epoch, since each try costs two workers and perhaps minutes.
+    def skipped_records(self, epoch: int) -> frozenset[int]:
+        """Records that an epoch does not try, since each try may crash two workers and take minutes.
 
-        Those that were lost two epochs before or earlier: by then their failure is counted on every rank and
-        in every checkpoint, so that a resumed run, and any rank, gives up the same ones at the same time.
+        These are the records that crashed workers two epochs before or earlier: by then every rank and every
+        checkpoint has counted the failure, so a resumed run, and any rank, skips the same records at the same
+        time.
         """
-        failures = self.failures.values()
         return frozenset(
-            one.index for one in failures if one.lost_in_epoch is not None and one.lost_in_epoch <= epoch - 2
+            failure.index
+            for failure in self.failures.values()
+            if failure.lost_in_epoch is not None and failure.lost_in_epoch <= epoch - 2
         )
 
     def add(self, failures: Iterable[Failure]) -> None:
-        """Count failures; each record is counted and logged once, however often it comes.
+        """Count and log failures, each record once.
 
         Raises:
-            UserError: more records have failed than may.
+            UserError: more records failed than allowed.
         """
         for failure in failures:
             known = self.failures.get(failure.index)
@@ -103,12 +106,17 @@ class FailureCounter:
 
 
 class Loader(Generic[TaskT, BatchT]):
-    """What all loaders share: worker processes that make batches in the order of their tasks.
+    """Base of all loaders: worker processes that make batches in the order of their tasks.
 
-    Workers that end or hang are replaced, see `WorkerPool`, and the stream of batches goes on as if nothing
-    had happened. If the reading of a record ends or stops a second worker too, the record fails in this
-    sample. That is decided for each sample by itself, by the same file and the same draws, so it comes out
-    alike in a resumed run, which knows nothing of it, and on any rank.
+    Workers that crash or hang are replaced (see `WorkerPool`), and the stream of batches stays the same. If
+    the reading of a record crashes or stops a second worker too, the record fails in this sample. This is
+    decided for each sample independently, by the same file and the same draws, so the result is the same in a
+    resumed run and on any rank.
+
+    Arguments are those of `WorkerPool`; workers start with `_start`.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     def __init__(
@@ -117,41 +125,63 @@ class Loader(Generic[TaskT, BatchT]):
         path_of: Callable[[Reading], str],
         *,
         workers: int,
-        ahead: int,
         read_seconds: float,
         **options: Any,
     ) -> None:
-        """Check the numbers; workers start with `_start`. All arguments are those of `WorkerPool`.
-
-        Raises:
-            UserError: a number that cannot be.
-        """
-        check_least(workers=(workers, 0))
+        check_minimum(workers=(workers, 0))
         if not read_seconds > 0:
             raise UserError(
-                f"read_seconds={read_seconds:g}: must be above 0; {READ_SECONDS:g} is the default"
+                f"read_seconds={read_seconds:g}: must be above 0; the default is {READ_SECONDS:g}"
             )
         self._make, self._path_of = make, path_of
-        self._options: dict[str, Any] = {
+        self._options = {
             "workers": workers,
-            "ahead": ahead,
             "read_seconds": read_seconds,
             "lost": LostReadings(),
             **options,
         }
 
     def _start(self, tasks: Iterator[TaskT | None]) -> WorkerPool[TaskT, BatchT]:
-        """Start the workers."""
         return WorkerPool(self._make, tasks, path_of=self._path_of, **self._options)
 
 
 class ClipLoader(Loader[_BatchKeys, BatchT]):
-    """Loads batches to train on; the data set decides of what kind they are.
+    """Loads batches to train on, of the kind that the data set makes.
 
-    Step s of an epoch takes the s-th run of ``batch_size`` clips in the epoch's order, each rank its part of
-    them, cut into ``accumulate`` micro-batches; the last incomplete step of an epoch is left out. Neither the
-    number of workers nor that of ranks changes what a step holds, and any batch can be the first one to be
-    made, so (epoch, batch number) is all the state that a resumed run needs. Records that fail are replaced.
+    Step s of an epoch uses clips s * ``batch_size`` to (s + 1) * ``batch_size`` of the epoch's order. Each
+    rank gets an equal share of them, in ``accumulate`` micro-batches; the last incomplete step of an epoch is
+    dropped. The content of a step depends neither on the number of workers nor on the number of ranks, and
+    loading can start at any batch, so (epoch, batch number) is all the state that a resumed run needs.
+    Records that fail are replaced. Workers start with the first batch.
+
+    Args:
+        dataset: makes the samples; its seed also orders them.
+        batch_size: clips per optimizer step, over all ranks and micro-batches.
+        accumulate: micro-batches per optimizer step.
+        workers: number of processes of this rank; 0 makes batches in the calling process.
+        rank: rank of this process, 0..world_size-1.
+        world_size: number of processes that train together.
+        pin_memory: return page-locked batches, for fast copies to a GPU.
+        shuffle: a new order in each epoch; otherwise the order of the list.
+        read_ahead: at the end of an epoch, workers continue with the next one, so that no time is lost
+            between epochs. Disable it if epochs do not follow each other, as in evaluation.
+        whole_batches: each rank gets every ``world_size``-th batch whole instead of a share of each; ranks
+            may have one batch more or less.
+        prefetch_batches: batches that each worker makes ahead, or more if a whole step needs more; with the
+            batch size, this bounds the memory.
+        read_seconds: maximum time per record without progress; then the worker is replaced.
+        renew_megabytes: growth of a worker's own memory after which a fresh process replaces it; the others
+            continue. PyAV keeps 0.5 to 5.9 kB of every opened video, depending on the file (decord next to
+            nothing): a renewal every 18,000 videos or more.
+        readings_to_settle: records that a worker reads before its growth is measured.
+
+    Attributes:
+        skipped_records: epoch -> records that it does not try; a training sets
+            `FailureCounter.skipped_records`.
+        batches_per_epoch: micro-batches of this rank per epoch.
+
+    Raises:
+        UserError: an argument is out of range, or a batch does not divide evenly or is larger than the list.
     """
 
     def __init__(
@@ -172,34 +202,7 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
         renew_megabytes: float = 100.0,
         readings_to_settle: int = 1_000,
     ) -> None:
-        """Check the sizes; workers start with the first batch.
-
-        Args:
-            dataset: makes the samples; its seed also orders them.
-            batch_size: clips per optimizer step, over all ranks and micro-batches.
-            accumulate: micro-batches per optimizer step.
-            workers: processes of this rank; 0 makes batches in the calling process.
-            rank: of this process, 0..world_size-1.
-            world_size: processes that train together.
-            pin_memory: hand out page-locked batches, for fast copies to a GPU.
-            shuffle: a new order each epoch; otherwise the list's own.
-            read_ahead: at the end of an epoch the workers go on with the next one, so that no time is lost
-                between epochs. Switch it off where epochs do not follow each other, as in evaluation.
-            whole_batches: each rank takes every ``world_size``-th batch whole instead of its part of each;
-                ranks may have one batch more or less.
-            prefetch_batches: batches that each worker makes ahead, or more if the workers together would
-                otherwise not hold a whole step; with the batch size, bounds the memory.
-            read_seconds: time that a worker may spend on one record without progress before it is replaced.
-            renew_megabytes: growth of a worker's own memory after which a fresh process takes its place; the
-                others go on. PyAV keeps 0.5 to 5.9 kB of every opened video for good, depending on the file
-                (decord next to nothing): a renewal every 18,000 videos or more.
-            readings_to_settle: records that a worker reads before its growth is measured.
-
-        Raises:
-            UserError: a number that cannot be, or a batch that does not divide evenly or is larger than the
-                list.
-        """
-        check_least(accumulate=(accumulate, 1))
+        check_minimum(accumulate=(accumulate, 1))
         # The training loop takes the batches of a whole step at once.
         ahead = max(prefetch_batches, math.ceil(accumulate / max(workers, 1)))
         super().__init__(
@@ -212,30 +215,28 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
             readings_to_settle=readings_to_settle,
             pin_memory=pin_memory,
         )
-        parts = 1 if whole_batches else world_size
-        videos = _videos_per_step(dataset, batch_size, parts * accumulate)
+        shares = 1 if whole_batches else world_size
+        videos = _videos_per_step(dataset, batch_size, shares * accumulate)
         self.dataset, self.batch_size = dataset, batch_size
-        self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
-        """Epoch -> records that are not tried in it: `FailureCounter.given_up` of a training's counter."""
+        self.skipped_records: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
         batches = len(dataset) // videos * accumulate
         self.batches_per_epoch = len(range(rank, batches, world_size)) if whole_batches else batches
-        """Micro-batches that this rank gets in an epoch."""
         self._read_ahead = read_ahead
         self._keys = _KeyStream(dataset, videos, accumulate, rank, world_size, shuffle, whole_batches)
         self._pool: WorkerPool[_BatchKeys, BatchT] | None = None
-        self._position = (0, 0)  # epoch and batch that the pool gives next
+        self._position = (0, 0)  # epoch and number of the pool's next batch
 
     def epoch(
         self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[BatchT]:
-        """The batches of an epoch (from 0), from ``first_batch`` (from 0) on; those before it cost nothing.
+        """The batches of an epoch (from 0), starting at ``first_batch`` (from 0); earlier ones cost nothing.
 
-        ``stop`` is called about twice per second while waiting for a batch; once it is true, there are no
-        more.
+        ``stop`` is called about twice per second while waiting for a batch; once it is true, the iterator
+        ends.
 
         Raises:
             UserError: the list cannot be read (see `RecordClips`).
-            RunFailed: worker processes end again and again.
+            RunFailed: worker after worker was lost.
         """
         for number in range(first_batch, self.batches_per_epoch):
             batch = self._batch(epoch, number, stop)
@@ -244,7 +245,7 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
             yield batch
 
     def close(self) -> None:
-        """End the workers; a later batch starts them anew."""
+        """End the workers; a later batch starts new ones."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
@@ -261,27 +262,24 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
             self.close()
             end_epoch = None if self._read_ahead else epoch + 1
             self._pool = self._start(self._keys.stream((epoch, number), end_epoch=end_epoch))
-        self._keys.now, self._keys.given_up = epoch, self.given_up
+        self._keys.current_epoch, self._keys.skipped_records = epoch, self.skipped_records
         try:
             batch = self._pool.take(stop)
         except BaseException:
             self.close()
             raise
-        if batch is None:
-            self.close()
-            return None
         last = number + 1 == self.batches_per_epoch
         self._position = (epoch + 1, 0) if last else (epoch, number + 1)
-        if last and not self._read_ahead:
+        if batch is None or (last and not self._read_ahead):
             self.close()
-        return cast(BatchT, _own(batch))
+        return None if batch is None else cast(BatchT, _copy_shared_clips(batch))
 
 
 class Views(Protocol[TaskT, ViewsT_co]):
     """A data set to test on: `EvaluationViews`, `KeyFrameViews`."""
 
     def tasks(self, per_batch: int, rank: int, world_size: int) -> Sequence[TaskT]:
-        """What makes each batch of a rank, in the order of the list."""
+        """One task per batch of a rank, in the order of the list."""
         ...
 
     def batch(self, task: TaskT, /) -> ViewsT_co:
@@ -289,15 +287,24 @@ class Views(Protocol[TaskT, ViewsT_co]):
         ...
 
     def path_of(self, reading: Reading) -> str:
-        """The path that a reading is about."""
+        """The path of a reading."""
         ...
 
 
 class ViewLoader(Loader[TaskT, BatchT]):
     """All views of a list's videos or key frames, a few per batch, in the list's order.
 
-    Every record is taken exactly once, whatever the number of ranks, and ranks may have one batch more or
-    less than others. Iterate as often as you like.
+    Every record is loaded exactly once, whatever the number of ranks; ranks may have one batch more or less.
+    The loader can be iterated several times; workers start and end with each iteration.
+
+    Args:
+        dataset: makes the views.
+        per_batch: maximum number of videos or key frames per batch.
+        workers, rank, world_size, pin_memory, read_seconds: see `ClipLoader`.
+        prefetch_batches: batches that each worker makes ahead.
+
+    Raises:
+        UserError: an argument is out of range.
     """
 
     def __init__(
@@ -312,18 +319,7 @@ class ViewLoader(Loader[TaskT, BatchT]):
         prefetch_batches: int = 2,
         read_seconds: float = READ_SECONDS,
     ) -> None:
-        """Check the sizes; workers start with each iteration and end with it.
-
-        Args:
-            dataset: makes the views.
-            per_batch: videos or key frames per batch, at most.
-            workers, rank, world_size, pin_memory, read_seconds: see `ClipLoader`.
-            prefetch_batches: batches that each worker makes ahead.
-
-        Raises:
-            UserError: a number that cannot be.
-        """
-        check_least(per_batch=(per_batch, 1))
+        check_minimum(per_batch=(per_batch, 1))
         super().__init__(
             dataset.batch,
             dataset.path_of,
@@ -336,7 +332,7 @@ class ViewLoader(Loader[TaskT, BatchT]):
         self._tasks = dataset.tasks(per_batch, rank, world_size)
 
     def __len__(self) -> int:
-        """Batches of this rank."""
+        """Number of batches of this rank."""
         return len(self._tasks)
 
     def __iter__(self) -> Generator[BatchT, None, None]:
@@ -344,7 +340,7 @@ class ViewLoader(Loader[TaskT, BatchT]):
 
         Raises:
             UserError: the reader is unknown or not installed.
-            RunFailed: worker processes end again and again.
+            RunFailed: worker after worker was lost.
         """
         pool = self._start(iter(self._tasks))
         try:
@@ -354,89 +350,84 @@ class ViewLoader(Loader[TaskT, BatchT]):
             pool.close()
 
 
-def check_least(**values: tuple[int, int]) -> None:
-    """Raise a UserError for a value below its least one: ``name=(value, least)``."""
-    for name, (value, least) in values.items():
-        if value < least:
-            raise UserError(f"{name}={value}: must be at least {least}")
+def check_minimum(**values: tuple[int, int]) -> None:
+    """Raise UserError if a value is below its minimum: ``name=(value, minimum)``."""
+    for name, (value, minimum) in values.items():
+        if value < minimum:
+            raise UserError(f"{name}={value}: must be at least {minimum}")
 
 
-def _own(batch: Any) -> Any:
-    """The batch with clips in memory of its own: a worker will write its next batches where they lie.
+def _copy_shared_clips(batch: Any) -> Any:
+    """The batch with clips in its own memory: a worker writes its next batches into the shared memory.
 
     Page-locked batches are copies already.
     """
     return replace(batch, clips=batch.clips.clone()) if batch.clips.is_shared() else batch
 
 
-def _videos_per_step(dataset: RecordClips[Any, Any], batch_size: int, parts: int) -> int:
-    """Videos per optimizer step, after checking that they divide evenly into so many parts."""
-    unit = parts * dataset.samples_per_video
+def _videos_per_step(dataset: RecordClips[Any, Any], batch_size: int, shares: int) -> int:
+    """Videos per optimizer step; UserError unless they divide evenly into ``shares``."""
+    unit = shares * dataset.samples_per_video
     if batch_size < 1 or batch_size % unit:
-        below, above = (max(batch_size, 0) // unit * unit, (max(batch_size, 0) // unit + 1) * unit)
+        below = max(batch_size, 0) // unit * unit
         raise UserError(
             f"batch_size={batch_size} must be a positive multiple of ranks x accumulate x samples_per_video "
-            f"= {unit}; take {f'{below} or {above}' if below else above}"
+            f"= {unit}; use {f'{below} or ' if below else ''}{below + unit}"
         )
     videos = batch_size // dataset.samples_per_video
     if videos > len(dataset):
         raise UserError(
-            f"{dataset.records.source}: holds {len(dataset)} {dataset.unit}s, fewer than the {videos} of one "
-            f"step (batch_size={batch_size}); take a smaller batch"
+            f"{dataset.records.source}: contains {len(dataset)} {dataset.unit}s, fewer than the {videos} of "
+            f"one step (batch_size={batch_size}); use a smaller batch size"
         )
     return videos
 
 
+@dataclass
 class _KeyStream:
     """The keys of this rank's batches."""
 
-    def __init__(
-        self,
-        dataset: RecordClips[Any, Any],
-        videos: int,
-        accumulate: int,
-        rank: int,
-        world_size: int,
-        shuffle: bool,
-        whole_batches: bool,
-    ) -> None:
-        self.now = 0  # the epoch that the caller is in
-        self.given_up: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
-        self._dataset, self._shuffle, self._whole_batches = dataset, shuffle, whole_batches
-        self._videos, self._accumulate = videos, accumulate
-        self._rank, self._world_size = rank, world_size
+    dataset: RecordClips[Any, Any]
+    videos: int
+    accumulate: int
+    rank: int
+    world_size: int
+    shuffle: bool
+    whole_batches: bool
+    current_epoch: int = 0
+    skipped_records: Callable[[int], frozenset[int]] = lambda epoch: frozenset()
 
     def stream(self, start: tuple[int, int], *, end_epoch: int | None) -> Iterator[_BatchKeys | None]:
-        """The keys from an epoch and batch on, epoch after epoch.
+        """The keys from (epoch, batch) on, epoch after epoch.
 
-        None for an epoch after the next one, since the records given up in it are not known yet.
+        None for an epoch after the next one, since its skipped records are not known yet.
         """
         first_epoch, first_batch = start
         for epoch in count(first_epoch):
             if epoch == end_epoch:
                 return
-            while epoch > self.now + 1:
+            while epoch > self.current_epoch + 1:
                 yield None
-            parts = self._epoch(epoch)  # [batches, videos, 2]
-            given_up = self.given_up(epoch)
-            for part in parts[first_batch:]:
-                yield tuple(SampleKey(epoch, int(index), int(turn), given_up) for index, turn in part)
+            batches = self._epoch(epoch)  # [batches, videos, 2]
+            skipped = self.skipped_records(epoch)
+            for batch in batches[first_batch:]:
+                yield tuple(SampleKey(epoch, int(index), int(turn), skipped) for index, turn in batch)
             first_batch = 0
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        """Record indices and turns of this rank's batches, int64 [batches, videos a batch, 2]."""
-        records = len(self._dataset)
-        order = self._dataset.order(epoch) if self._shuffle else np.arange(records)
-        steps = records // self._videos
-        keys = np.stack([order, _turns(order)], axis=1)[: steps * self._videos]
-        if self._whole_batches:
-            return keys.reshape(steps * self._accumulate, -1, 2)[self._rank :: self._world_size]
-        keys = keys.reshape(steps, self._world_size, -1, 2)
-        return keys[:, self._rank].reshape(steps * self._accumulate, -1, 2)
+        """Record indices and turns of this rank's batches, int64 [batches, videos per batch, 2]."""
+        records = len(self.dataset)
+        order = self.dataset.order(epoch) if self.shuffle else np.arange(records)
+        steps = records // self.videos
+        keys = np.stack([order, _turns(order)], axis=1)[: steps * self.videos]
+        if self.whole_batches:
+            return keys.reshape(steps * self.accumulate, -1, 2)[self.rank :: self.world_size]
+        keys = keys.reshape(steps, self.world_size, -1, 2)
+        return keys[:, self.rank].reshape(steps * self.accumulate, -1, 2)
 
 
 def _turns(order: np.ndarray) -> np.ndarray:
-    """How often each record has come before in an order, int64 [n]: 0 wherever none comes twice."""
+    """How often each record occurs earlier in an order, int64 [n]."""
     sorting = np.argsort(order, kind="stable")
     ordered = order[sorting]
     firsts = np.searchsorted(ordered, ordered)  # where the run of equal records begins
@@ -448,8 +439,8 @@ def _turns(order: np.ndarray) -> np.ndarray:
 class _BatchMaker(Generic[BatchT]):
     """Makes a whole batch from its keys.
 
-    A worker makes ``ahead`` batches before the first of them is taken, and is given another task when the
-    caller has received a batch, so one slot of memory more than that is never overwritten too early.
+    A worker makes ``ahead`` batches before the caller takes the first one, and gets another task when the
+    caller has received a batch: with one slot of memory more, no batch is overwritten too early.
     """
 
     def __init__(self, dataset: RecordClips[Any, BatchT], *, ahead: int) -> None:

@@ -166,7 +166,7 @@ class Run(ABC):
         unit: what a sample is called.
         loader: training batches, a context manager with ``close()``.
         heldout: loader of the batches that `heldout_batches` yields, or None.
-        counter: counts inputs that fail; ``add(failures)`` may end the run, ``given_up`` is the loader's.
+        counter: counts inputs that fail: ``add(failures)``, which may end the run, and ``skipped_records``.
         evaluate_epochs: epochs between evaluations; 0: only at the end.
         evaluates: whether the loop evaluates at all.
         unreadable: failures of the final evaluation; None: not evaluated.
@@ -340,7 +340,7 @@ class Run(ABC):
         self.folder.say("\n".join([*lines, f"report      {report(self.path)}"]))
 
     def _loop(self) -> TrainResult:
-        self.loader.given_up = self.counter.given_up
+        self.loader.skipped_records = self.counter.skipped_records
         return train(
             model=self.network,
             step=self.step,

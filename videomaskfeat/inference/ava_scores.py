@@ -1,4 +1,4 @@
-"""The AVA score of detections, what explains it, and the files that it leaves."""
+"""The AVA score of detections, its breakdown, and its files."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import numpy as np
 import simplejson
 
 from videomaskfeat.ava import read_label_map
-from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.errors import counted
-from videomaskfeat.inference.detectors import BoxScores, detections_of
-from videomaskfeat.inference.results import hashes_of, write_page, write_result, write_table
+from videomaskfeat.inference.detectors import BoxScores, build_detections
+from videomaskfeat.inference.key_frames import EvaluationFrames, shorten_names
+from videomaskfeat.inference.results import hash_files, write_page, write_result, write_table
 from videomaskfeat.io import make_folder, whole_file
 from videomaskfeat.metrics.ava_map import (
     AvaData,
     AvaResult,
     Matches,
     Part,
-    SideCounts,
     best_rows,
     by_persons,
     by_size,
@@ -34,19 +33,18 @@ from videomaskfeat.metrics.ava_map import (
 )
 from videomaskfeat.viz.detection import ActionRow, DetectionFacts, percent, render_detection
 
-_BINS = 200  # steps of recall in the pictures
-_NAMED_VIDEOS = 5
-_NAMED = 100  # unreadable key frames that a result lists; failures.jsonl has all
+_BINS = 200  # steps of recall in the curves
+_LISTED_FAILURES = 100  # unreadable key frames in result.json; failures.jsonl lists all
 
 
 @dataclass(frozen=True)
 class ScoredFiles:
-    """The files that a score is made of.
+    """The input files of a detection score.
 
     Attributes:
-        groundtruth: CSV file of what there is to find.
-        label_map: the actions that count.
-        exclusions: CSV file of times that do not count; empty: none.
+        groundtruth: CSV file of the ground truth.
+        label_map: the actions that are scored.
+        exclusions: CSV file of times that are not scored; empty: none.
         boxes: CSV files of detected boxes; empty: those of the ground truth.
     """
 
@@ -58,17 +56,19 @@ class ScoredFiles:
     def hashes(self) -> dict[str, dict[str, str]]:
         """Path and hash of each file."""
         named = {"groundtruth": self.groundtruth, "labels": self.label_map, "exclusions": self.exclusions}
-        return hashes_of(named | {f"boxes {number}": path for number, path in enumerate(self.boxes, start=1)})
+        return hash_files(
+            named | {f"boxes {number}": path for number, path in enumerate(self.boxes, start=1)}
+        )
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How detections are judged.
+class ScoringRules:
+    """How detections are scored.
 
     Attributes:
-        iou_threshold: minimum overlap of a hit.
-        rows_per_frame: judge only so many rows per key frame, the best; None for all (the official script:
-            50).
+        iou_threshold: minimum IoU of a hit.
+        rows_per_frame: score only this number of rows per key frame, the best ones; None: all (the official
+            script: 50).
     """
 
     iou_threshold: float = 0.5
@@ -77,11 +77,11 @@ class Rules:
 
 @dataclass(frozen=True)
 class ScoredDetections:
-    """A set of detections, its score and what explains it.
+    """Detections, their score and its breakdown.
 
     Attributes:
         data: ground truth and detections.
-        rules: how they were judged.
+        rules: how they were scored.
         result: the score.
         actions: one row per action, in the order of the label map.
         persons: the score by persons per key frame.
@@ -89,7 +89,7 @@ class ScoredDetections:
     """
 
     data: AvaData
-    rules: Rules
+    rules: ScoringRules
     result: AvaResult
     actions: list[ActionRow]
     persons: list[Part]
@@ -97,15 +97,15 @@ class ScoredDetections:
 
     @property
     def judged(self) -> int:
-        """Number of detections that were judged."""
+        """Number of detections that were scored."""
         return sum(row.detections for row in self.actions)
 
     def notes(self) -> list[str]:
-        """Sentences on rows without effect, and on detections that look like a mistake."""
-        return list(_notes(self))
+        """Sentences on rows without effect, and on probable mistakes in the detections."""
+        return list(_find_notes(self))
 
     def text(self, folder: Path | None) -> str:
-        """For people: the score, a line per action, notes, and where the report is."""
+        """The score, a line per action, notes, and the path of the report in a folder."""
         known = [row for row in self.actions if row.truths]
         lines = [
             f"mAP {percent(self.result.mean_ap)} at IoU {self.rules.iou_threshold:g}: the mean of "
@@ -122,17 +122,17 @@ class ScoredDetections:
         return "\n".join(lines if folder is None else [*lines, str(folder / "report.html")])
 
 
-def score_detections(data: AvaData, rules: Rules) -> ScoredDetections:
-    """Score detections, and find what explains the score.
+def score_detections(data: AvaData, rules: ScoringRules) -> ScoredDetections:
+    """Score detections, and break the score down by action, persons per key frame and box size.
 
     Raises:
         UserError: a rule is out of range.
     """
     actions = list(data.actions)
-    truth, found = data.groundtruth, data.detections
+    truth, detections = data.groundtruth, data.detections
     if rules.rows_per_frame is not None:
-        found = best_rows(found, actions, rules.rows_per_frame)
-    matches = match(truth, found, actions, iou_threshold=rules.iou_threshold)
+        detections = best_rows(detections, actions, rules.rows_per_frame)
+    matches = match(truth, detections, actions, iou_threshold=rules.iou_threshold)
     result = result_of(truth, matches, actions)
     return ScoredDetections(
         data=data,
@@ -140,21 +140,21 @@ def score_detections(data: AvaData, rules: Rules) -> ScoredDetections:
         result=result,
         actions=[_action_row(data, matches, result, action) for action in actions],
         persons=by_persons(
-            truth, found, matches, actions, person_frames=data.person_frames, persons=data.persons
+            truth, detections, matches, actions, person_frames=data.person_frames, persons=data.persons
         ),
-        sizes=by_size(truth, found, matches, actions),
+        sizes=by_size(truth, detections, matches, actions),
     )
 
 
 def write_detection_result(folder: Path, scored: ScoredDetections, about: Mapping[str, Any]) -> None:
-    """Write result.json, per_class.csv and report.html; only rank 0 calls it.
+    """Write result.json, per_class.csv and report.html into an existing folder; only rank 0 calls it.
 
     Args:
-        folder: exists.
+        folder: the folder.
         scored: the score.
-        about: what else it depends on, as plain data; has a ``title``.
+        about: ``title`` and inputs of the result, as plain data.
     """
-    result = write_result(folder, "detection", _summary(scored, about))
+    result = write_result(folder, "detection", _summarize(scored, about))
     header = ("action", "name", "groundtruth", "detections", "ap", "found")
     rows = [
         (row.number, row.name, row.truths, row.detections)
@@ -162,52 +162,59 @@ def write_detection_result(folder: Path, scored: ScoredDetections, about: Mappin
         for row in scored.actions
     ]
     write_table(folder / "per_class.csv", [header, *rows])
-    write_page(folder / "report.html", render_detection(_facts(scored, result)))
+    write_page(folder / "report.html", render_detection(_collect_facts(scored, result)))
 
 
 def write_key_frame_score(
     folder: Path,
     files: ScoredFiles,
-    key_frames: KeyFrames,
-    found: BoxScores,
+    frames: EvaluationFrames,
+    box_scores: BoxScores,
     about: Mapping[str, Any],
-    rules: Rules = Rules(),
+    *,
+    rules: ScoringRules = ScoringRules(),
 ) -> ScoredDetections:
-    """Write detections.csv, score that file by the official rules, and write the result; rank 0 alone.
+    """Write detections.csv, score it by the official rules, and write the result; only rank 0 calls it.
 
     Ground truth in key frames that could not be read counts as not found.
 
     Args:
-        folder: made if it is not there.
-        files: what the score is made of.
-        key_frames: whose boxes were scored.
-        found: their scores.
-        about: what else the result depends on; has a ``title``.
-        rules: how detections are judged.
+        folder: created if missing.
+        files: input files of the score.
+        frames: key frames of the evaluation.
+        box_scores: scores of the tested boxes.
+        about: ``title`` and further inputs of the result, as plain data.
+        rules: how detections are scored.
     """
     make_folder(folder)
     path = folder / "detections.csv"
     actions = read_label_map(files.label_map)
-    write_detections(path, key_frames.moments(), detections_of(key_frames, found, actions))
+    tested = frames.tested
+    write_detections(path, tested.moments(), build_detections(tested, box_scores, actions))
     scored = score_detections(
         read_ava(files.groundtruth, path, files.label_map, files.exclusions or None), rules
     )
-    unreadable = [{"path": failure.path, "cause": failure.cause} for failure in found.failures]
-    tested = {
-        "key_frames": found.read,
-        "listed": found.listed,
-        "boxes": int(found.scored.sum()),
-        "without_boxes": len(key_frames.boxless),
-        "unreadable": unreadable[:_NAMED],
+    unreadable = [{"path": failure.path, "cause": failure.cause} for failure in box_scores.failures]
+    facts = {
+        "undetected_key_frames": len(frames.truth.absent_from(tested)),
+        "left_out": asdict(frames.ignored),
+        "files": files.hashes(),
+        "tested": {
+            "key_frames": box_scores.read,
+            "listed": box_scores.listed,
+            "boxes": int(box_scores.scored.sum()),
+            "without_boxes": len(tested.boxless),
+            "unreadable": unreadable[:_LISTED_FAILURES],
+        },
     }
-    write_detection_result(folder, scored, {**about, "tested": tested})
+    write_detection_result(folder, scored, {**about, **facts})
     with whole_file(folder / "failures.jsonl") as file:
         file.writelines(simplejson.dumps(row) + "\n" for row in unreadable)
     return scored
 
 
-def _summary(scored: ScoredDetections, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of result.json; scores are shares of 1, null without ground truth."""
+def _summarize(scored: ScoredDetections, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of result.json; scores are in 0..1, null without ground truth."""
     data = scored.data
     return {
         "mean_ap": scored.result.mean_ap,
@@ -243,68 +250,63 @@ def _summary(scored: ScoredDetections, about: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _notes(scored: ScoredDetections) -> Iterator[str]:
+def _find_notes(scored: ScoredDetections) -> Iterator[str]:
     data = scored.data
     for side, counts in (("ground truth", data.groundtruth_counts), ("detections", data.detection_counts)):
-        if left := _left_out(counts):
-            yield f"Of the {counts.rows} rows of the {side} {counts.rows - counts.used} play no part: {left}."
+        causes = (
+            (counts.excluded, "at excluded times"),
+            (counts.no_action, "without an action"),
+            (counts.not_listed, "of actions that the label map does not list"),
+        )
+        if unused := ", ".join(f"{count} {cause}" for count, cause in causes if count):
+            ignored = counts.rows - counts.used
+            yield f"{ignored} of the {counts.rows} rows of the {side} are ignored: {unused}."
     if data.unknown_videos:
-        names = ", ".join(data.unknown_videos[:_NAMED_VIDEOS])
-        more = len(data.unknown_videos) - _NAMED_VIDEOS
-        names += f" and {more} more" if more > 0 else ""
         yield (
-            f"{_are(data.unknown_rows)} of {counted(len(data.unknown_videos), 'video')} that the ground "
-            f"truth does not have ({names}): false positives all; compare the two files' videos."
+            f"{_count_detections(data.unknown_rows)} of {counted(len(data.unknown_videos), 'video')} without "
+            f"ground truth ({shorten_names(data.unknown_videos)}) and count as false positives; compare the "
+            "videos of the two files."
         )
     if data.bare_rows:
         yield (
-            f"{_are(data.bare_rows)} in {counted(data.bare_frames, 'key frame')} without ground truth, of "
-            "videos that have some elsewhere: false positives all; compare the two files' times."
+            f"{_count_detections(data.bare_rows)} in {counted(data.bare_frames, 'key frame')} without ground "
+            "truth, of videos that have some elsewhere, and count as false positives; compare the times of "
+            "the two files."
         )
     if not data.detection_counts.rows:
         yield "There are no detections, so every action with ground truth scores 0."
     if not data.scored:
-        yield "The detections have no scores, so all are equally sure."
+        yield "The detections have no scores, so all are ranked equally."
     if scored.judged < data.detection_counts.used:
         yield (
-            f"{_are(data.detection_counts.used - scored.judged)} not among the "
+            f"{_count_detections(data.detection_counts.used - scored.judged)} not among the "
             f"{scored.rules.rows_per_frame} best rows of their key frames."
         )
 
 
-def _are(detections: int) -> str:
-    return f"{counted(detections, 'detection')} {'is' if detections == 1 else 'are'}"
-
-
-def _left_out(counts: SideCounts) -> str:
-    parts = (
-        (counts.excluded, "at excluded times"),
-        (counts.no_action, "without an action"),
-        (counts.not_listed, "of actions that the label map does not list"),
-    )
-    return ", ".join(f"{count} {why}" for count, why in parts if count)
+def _count_detections(number: int) -> str:
+    return f"{counted(number, 'detection')} {'is' if number == 1 else 'are'}"
 
 
 def _action_row(data: AvaData, matches: Matches, result: AvaResult, action: int) -> ActionRow:
     hits = matches.hits[matches.of(action)]
     truths = int((data.groundtruth.actions == action).sum())
-    where = np.flatnonzero(hits)
-    right = np.arange(1, len(where) + 1)
+    ranks = np.flatnonzero(hits)
+    hit_counts = np.arange(1, len(ranks) + 1)
     return ActionRow(
         number=action,
         name=data.actions[action],
         truths=truths,
         detections=len(hits),
         ap=result.ap[action],
-        found=len(where) / truths if truths else math.nan,
+        found=len(ranks) / truths if truths else math.nan,
         heights=precision_by_recall(hits, truths, _BINS) if truths else np.zeros(_BINS),
-        recall=right / max(truths, 1),
-        precision=right / (where + 1),
+        recall=hit_counts / max(truths, 1),
+        precision=hit_counts / (ranks + 1),
     )
 
 
-def _facts(scored: ScoredDetections, result: Mapping[str, Any]) -> DetectionFacts:
-    """What the report shows."""
+def _collect_facts(scored: ScoredDetections, result: Mapping[str, Any]) -> DetectionFacts:
     sides = {"Ground truth": scored.data.groundtruth_counts, "Detections": scored.data.detection_counts}
     shown_elsewhere = ("kind", "title", "actions", "by_persons", "by_size")
     return DetectionFacts(
@@ -319,17 +321,18 @@ def _facts(scored: ScoredDetections, result: Mapping[str, Any]) -> DetectionFact
         persons=result["by_persons"],
         sizes=result["by_size"],
         summary={key: value for key, value in result.items() if key not in shown_elsewhere},
-        tested=_tested(result["seen"]) if "seen" in result else (),
+        tested=_list_settings(result["seen"]) if "seen" in result else (),
     )
 
 
-def _tested(seen: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """How key frames were tested: name, value and note of what may differ between two scores of a model."""
+def _list_settings(seen: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and note of the evaluation settings that may differ between two scores of a model."""
     sides = [str(side) for side in seen["short_sides"]]
-    threshold = f"of score {seen['score_threshold']:g} and up" if "score_threshold" in seen else ""
+    threshold = f"with a score of {seen['score_threshold']:g} or more" if "score_threshold" in seen else ""
+    several = len(sides) > 1
     return [
-        ("Boxes", f"{seen['boxes']} {threshold}".rstrip(), "of the persons that were tested"),
-        ("Frames", "whole" if seen["area"] == "whole" else "centre crop", "what of them the network saw"),
-        (f"Short side{'s' * (len(sides) > 1)}", ", ".join(sides), "pixels" + ", averaged" * (len(sides) > 1)),
+        ("Boxes", f"{seen['boxes']} {threshold}".rstrip(), "boxes of persons that are scored"),
+        ("Frames", "whole" if seen["area"] == "whole" else "center crop", "area that the network sees"),
+        (f"Short side{'s' * several}", ", ".join(sides), "pixels" + ", averaged" * several),
         ("Flip", "yes" if seen["flip"] else "no", "averaged with the mirror image" if seen["flip"] else ""),
     ]

@@ -15,14 +15,14 @@ from torch import Tensor
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import MemoryReader, open_video
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.inference.multiview import ClipPass, Machine, evaluating, views_of
+from videomaskfeat.inference.multiview import ClipPass, Machine, build_views, evaluation_mode
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe
 
 Video = str | os.PathLike[str] | np.ndarray | Tensor
-"""A path (a file, or a folder with one picture per frame), or all decoded frames, uint8 [T, H, W, 3], RGB; if
-the clips of the network are one frame also a picture, uint8 [H, W, 3]."""
+"""A path (a file, or a folder with one image per frame), or all decoded frames, uint8 [T, H, W, 3], RGB; or
+an image, uint8 [H, W, 3], if the clips of the network have one frame."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Prediction:
 
     Attributes:
         label: the class.
-        name: its name, or None if the weights have no class names.
+        name: class name, or None if unknown.
         probability: 0..1.
     """
 
@@ -41,7 +41,7 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """The name, or the label if there is no name."""
+        """The name, or the label if the name is unknown."""
         return f"class {self.label}" if self.name is None else self.name
 
 
@@ -50,9 +50,9 @@ class Predictions:
     """The output of a classifier for one video.
 
     Attributes:
-        path: of the video; "frames in memory" for decoded frames.
-        probabilities: float32 [L] on the CPU, sum 1: the softmax averaged over the views, or that of the
-            averaged logits, as the recipe says.
+        path: path of the video; "frames in memory" for decoded frames.
+        probabilities: float32 [L] on the CPU, sum 1: the averaged softmax of the views, or the softmax of
+            their averaged logits, according to the recipe.
         class_names: class names, indexed by label; may be empty.
     """
 
@@ -61,30 +61,25 @@ class Predictions:
     class_names: tuple[str, ...] = ()
 
     def top(self, count: int = 5) -> list[Prediction]:
-        """The most probable classes, in descending order; of equals the lower label comes first.
+        """The most probable classes, in descending order; equal ones in the order of their labels.
 
         Raises:
             UserError: ``count`` is below 1.
         """
         if count < 1:
-            raise UserError(f"top {count}: ask for at least 1 class")
+            raise UserError(f"top {count}: must be at least 1 class")
         order = self.probabilities.argsort(descending=True, stable=True)[:count].tolist()
         names = self.class_names
         return [Prediction(n, names[n] if names else None, float(self.probabilities[n])) for n in order]
 
 
 class VideoEncoder:
-    """An encoder that takes videos; made by :func:`load_encoder`.
-
-    Args:
-        model: the network, on the machine's device.
-        recipe: how it sees videos.
-        machine: on what it runs.
+    """An encoder for videos; built by :func:`load_encoder`.
 
     Attributes:
-        model: the network, in evaluation mode.
-        recipe: how it sees videos.
-        machine: on what it runs.
+        model: the network, in evaluation mode, on the device of the machine.
+        recipe: how clips are cut.
+        machine: device, precision and batch size.
     """
 
     def __init__(self, model: Encoder, recipe: ClassifyRecipe, machine: Machine | None = None) -> None:
@@ -106,33 +101,33 @@ class VideoEncoder:
 
         Args:
             video: see :data:`Video`.
-            fps: frames per second; required for decoded frames, and only for them.
+            fps: frame rate of decoded frames; None for a path.
             depth: number of blocks, from 1, after which features are taken; None: all, and the final norm.
-            pooled: average over the token grid and over the views.
-            views: temporal views, evenly spaced; a single one is the middle of the video.
+            pooled: average over the token grid and the views.
+            views: temporal views, evenly spaced; a single view is the middle of the video.
             crops: square crops per view along its longer side, 1 (center) or 3.
 
         Returns:
-            float32 on the CPU: [D], or on the grid of the one view [t, h, w, D].
+            float32 on the CPU: [D], or for the token grid of a single view [t, h, w, D].
 
         Raises:
-            UserError: an argument is wrong, such as several views on the grid.
+            UserError: an argument is wrong, or several views without pooling.
             VideoReadError: the video cannot be read.
-            ShortVideoError: it is too short, and the recipe forbids that.
+            ShortVideoError: it is too short, and the recipe does not allow that.
         """
         recipe = self.recipe.with_views(views=views, crops=crops)
         self.check_output(recipe, depth=depth, pooled=pooled)
-        clips, _ = self._clips(video, fps, recipe)
+        clips, _ = self._cut_views(video, fps, recipe)
         return self.clip_features(clips, depth=depth, pooled=pooled)[0]
 
     def clip_features(
         self, clips: Tensor, *, depth: int | None = None, pooled: bool = True, views: int | None = None
     ) -> Tensor:
-        """Features of clips.
+        """Features of clips; ``depth`` and ``pooled`` as in :meth:`features`.
 
         Args:
             clips: uint8 [n*V*S, T, H, W, C], the views of a video next to each other.
-            depth: as in :meth:`features`.
+            depth: number of blocks.
             pooled: average over the token grid.
             views: clips per video, V*S, to average over; None: all clips are of one video.
 
@@ -144,27 +139,28 @@ class VideoEncoder:
         return outputs.unflatten(0, (-1, views or len(clips))).mean(dim=1).float()
 
     def check_output(self, recipe: ClassifyRecipe, *, depth: int | None, pooled: bool) -> None:
-        """Refuse features that :meth:`features` cannot give.
+        """Check the arguments of :meth:`features`.
 
         Raises:
-            UserError: the encoder has fewer blocks, or several views are asked for on the grid.
+            UserError: the encoder has fewer blocks, or several views without pooling.
         """
         blocks = len(self.model.blocks)
         if depth is not None and not 1 <= depth <= blocks:
             raise UserError(f"depth={depth}: the encoder has blocks 1..{blocks}")
         if not pooled and recipe.views * recipe.crops > 1:
             raise UserError(
-                f"views={recipe.views}, crops={recipe.crops} on the grid: the grids of several views show "
-                "other times and places and have no mean; take one view and one crop, or pooled features"
+                f"views={recipe.views}, crops={recipe.crops} on the grid: token grids of several views "
+                "cannot be averaged, since they show other times and places; use one view and one crop, or "
+                "pooled features"
             )
 
-    def _clips(self, video: Video, fps: float | None, recipe: ClassifyRecipe) -> tuple[Tensor, str]:
+    def _cut_views(self, video: Video, fps: float | None, recipe: ClassifyRecipe) -> tuple[Tensor, str]:
         """The views of a video, uint8 [V*S, T, H, W, C], and its name."""
         reader = self.machine.reader
         if isinstance(video, str | os.PathLike):
             name = os.fspath(video)
             if fps is not None:
-                raise UserError(f"fps={fps} for {name}: a file knows its own; fps is for frames")
+                raise UserError(f"fps={fps} for {name}: a file has its own; fps is for decoded frames")
             source = open_video(video, reader)
         else:
             frames = np.asarray(video)
@@ -172,31 +168,31 @@ class VideoEncoder:
                 if recipe.clip.frames > 1:
                     shape = "x".join(map(str, frames.shape))
                     raise UserError(
-                        f"an array {shape} is one picture, and this network takes clips of "
-                        f"{recipe.clip.frames} frames; give all frames of a video, [T, H, W, 3]"
+                        f"an array {shape} is one image, and the clips of this network have "
+                        f"{recipe.clip.frames} frames; pass all frames of a video, [T, H, W, 3]"
                     )
                 frames, fps = frames[None], fps or 1.0  # any rate: there is one frame
             if fps is None:
-                raise UserError("decoded frames do not tell how fast they are: give their fps=")
+                raise UserError("the frame rate of decoded frames is missing: pass fps=")
             source = MemoryReader(frames, fps=fps)
             name = source.path
         with source:
-            views = views_of(Records.from_paths([name], None, source=name), recipe, reader=reader)
+            views = build_views(Records.from_paths([name], None, source=name), recipe, reader=reader)
             return torch.from_numpy(views.clips(source)), name
 
     def _run(self, network: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         """Clips uint8 [B, T, H, W, C] -> float64 [B, ...] on the CPU."""
-        with evaluating(self.model):
+        with evaluation_mode(self.model):
             outputs = ClipPass(network, self.recipe.clip, self.machine)(clips)
         if not outputs.isfinite().all():
             raise RunFailed(
-                "the model's output is not finite; its weights are damaged, or its training went wrong"
+                "the model's output is not finite; its weights are damaged, or its training diverged"
             )
         return outputs
 
 
 class VideoClassifier(VideoEncoder):
-    """A classifier that takes videos; also an encoder. Made by :func:`load_classifier`."""
+    """A classifier for videos, which is also an encoder; built by :func:`load_classifier`."""
 
     def predict(
         self,
@@ -206,24 +202,19 @@ class VideoClassifier(VideoEncoder):
         views: int | None = None,
         crops: int | None = None,
     ) -> Predictions:
-        """Probability of each class.
+        """The probability of each class; arguments and errors as in :meth:`features`.
 
         Args:
             video: see :data:`Video`.
-            fps: frames per second; required for decoded frames, and only for them.
-            views: temporal views, evenly spaced; None: as in the recipe.
-            crops: square crops per view along its longer side, 1 (center) or 3; None: as in the recipe.
-
-        Raises:
-            UserError: an argument is wrong.
-            VideoReadError: the video cannot be read.
-            ShortVideoError: it is too short, and the recipe forbids that.
+            fps: frame rate of decoded frames; None for a path.
+            views: temporal views; None: as in the recipe.
+            crops: crops per view; None: as in the recipe.
         """
-        clips, name = self._clips(video, fps, self.recipe.with_views(views=views, crops=crops))
+        clips, name = self._cut_views(video, fps, self.recipe.with_views(views=views, crops=crops))
         return self.predict_clips(clips, name)
 
     def predict_clips(self, clips: Tensor, path: str) -> Predictions:
-        """As :meth:`predict`, of the clips uint8 [V*S, T, H, W, C] of one video."""
+        """As :meth:`predict`, for the clips uint8 [V*S, T, H, W, C] of one video."""
         logits = self._run(self.model, clips)  # [V*S, L]
         if self.recipe.average == "logits":
             logits = logits.mean(dim=0, keepdim=True)
@@ -239,26 +230,26 @@ def load_classifier(
     reader: str = "auto",
     clips_at_once: int = 8,
 ) -> VideoClassifier:
-    """A classifier with its recipe and class names.
+    """Load a classifier with its recipe and class names.
 
     Args:
-        weights: the safetensors file of a fine-tuning run, or of ``videomaskfeat import-slowfast``.
+        weights: safetensors file of a fine-tuning run, or of ``videomaskfeat import-slowfast``.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         precision: auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.
-        reader: reader of video files: auto, decord or pyav.
-        clips_at_once: clips that go through the network together.
+        reader: video reader: auto, decord or pyav.
+        clips_at_once: clips per forward pass.
 
     Raises:
         UserError: the weights are not a classifier's, or an argument is wrong.
     """
     recipe = read_classify_recipe(weights)
     machine = Machine(device, precision, reader, clips_at_once=clips_at_once)
-    classifier = VideoClassifier(_load(weights, machine), recipe, machine)
+    classifier = VideoClassifier(load_network(weights, machine), recipe, machine)
     classes = classifier.model.classes
     if recipe.class_names and len(recipe.class_names) != classes:
         raise UserError(
-            f"{os.fspath(weights)}: knows {len(recipe.class_names)} class names for {classes} classes; write "
-            "it again with a name for each class, or with none"
+            f"{os.fspath(weights)}: {len(recipe.class_names)} class names for {classes} classes; write it "
+            "again with one name per class, or with none"
         )
     return classifier
 
@@ -271,23 +262,19 @@ def load_encoder(
     reader: str = "auto",
     clips_at_once: int = 8,
 ) -> VideoEncoder:
-    """An encoder with its recipe: of a pre-training run, or of a classifier without its head.
+    """Load the encoder of a pre-training run, or of a classifier without its head, with its recipe.
 
-    Args:
-        weights: the safetensors file of any run, or of ``videomaskfeat import-slowfast``.
-        device: as in :func:`load_classifier`, and so are the others.
-        precision: auto, fp32 or bf16.
-        reader: auto, decord or pyav.
-        clips_at_once: clips that go through the network together.
+    The arguments are those of :func:`load_classifier`, for the weights of any run.
 
     Raises:
         UserError: the file has no recipe, or an argument is wrong.
     """
     recipe = read_testing_recipe(weights)
     machine = Machine(device, precision, reader, clips_at_once=clips_at_once)
-    return VideoEncoder(_load(weights, machine), recipe, machine)
+    return VideoEncoder(load_network(weights, machine), recipe, machine)
 
 
-def _load(weights: str | os.PathLike[str], machine: Machine) -> Encoder:
-    _ = machine.bf16  # refuses a device or precision before the weights are read
-    return cast(Encoder, load_model(weights, device=machine.place))
+def load_network(weights: str | os.PathLike[str], machine: Machine) -> Encoder:
+    """Load a model onto the device of a machine, and check device and precision before."""
+    _ = machine.bf16  # raises if device or precision are wrong
+    return cast(Encoder, load_model(weights, device=machine.torch_device))

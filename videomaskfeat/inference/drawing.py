@@ -15,7 +15,7 @@ from videomaskfeat.data.clips import sample_generator
 from videomaskfeat.data.sampling import ShortVideoError, clip_indices_middle
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
-from videomaskfeat.data.workers import call_apart
+from videomaskfeat.data.workers import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.io import free_name, make_folder
 from videomaskfeat.recipe import PretrainRecipe, denormalize, normalize
@@ -82,7 +82,7 @@ def draw_videos(
     model.eval()
     try:
         calls = [(video, recipe, reader) for video in videos]
-        clips = call_apart(_middle_clip, calls, workers=workers)
+        clips = call_in_workers(_middle_clip, calls, workers=workers)
         for index, ((video, *_), clip) in enumerate(zip(calls, clips, strict=True)):
             if isinstance(clip, Exception):
                 failures.append(clip)
@@ -107,7 +107,7 @@ def draw_videos(
     return Visualized(written, failures)
 
 
-def why_not_drawn(recipe: PretrainRecipe) -> str | None:
+def explain_undrawable(recipe: PretrainRecipe) -> str | None:
     """Why pictures cannot be made of what a recipe predicts; None where they can."""
     if recipe.method != "masked":
         return f"method {recipe.method!r} predicts nothing that can be drawn"
@@ -119,7 +119,7 @@ def why_not_drawn(recipe: PretrainRecipe) -> str | None:
 
 
 def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
-    reason = why_not_drawn(recipe)
+    reason = explain_undrawable(recipe)
     if reason is not None:
         raise UserError(reason)
     target = build_target(recipe.target, recipe.target_arguments, clip=recipe.clip)

@@ -1,4 +1,4 @@
-"""Key frames to train and test on: where their videos are, their boxes, and words on what was tested."""
+"""Key frames to train and evaluate on: their videos, their boxes, and sentences on them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, truth_key_frames
+from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames
 from videomaskfeat.data.ava_sources import VideoSource, sources_in_folder, sources_of_lists
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.frame_lists import load_frame_lists
@@ -21,15 +22,15 @@ _NAMED_VIDEOS = 5
 
 
 @dataclass(frozen=True)
-class VideoPlaces:
-    """Where the pictures of videos are.
+class VideoLocations:
+    """Where the videos of key frames are: in a folder, or in lists of extracted frames.
 
     Attributes:
         videos: folder with a video file, or a folder of extracted frames, per video.
-        frame_lists: instead, lists of extracted frames.
+        frame_lists: lists of extracted frames.
         frames: folder before the paths of these lists.
-        frames_fps: frames per second at which frames were extracted.
-        start_second: time of each video's first frame, as the key frames count; None: found out.
+        frames_fps: frame rate of extracted frames.
+        start_second: time of the first frame of each video; None: inferred.
     """
 
     videos: str = ""
@@ -38,23 +39,24 @@ class VideoPlaces:
     frames_fps: float = 30.0
     start_second: float | None = None
 
-    def find(self, key_frames: KeyFrames, *also: KeyFrames) -> tuple[VideoSource, ...]:
-        """The videos of key frames.
+    def find_videos(self, key_frames: KeyFrames, *also: KeyFrames) -> tuple[VideoSource, ...]:
+        """The videos of key frames, in the order of ``key_frames.videos``.
 
         Args:
-            key_frames: name them.
-            also: further key frames of the same ``videos``, which must lie inside them as well.
+            key_frames: define the videos.
+            also: further key frames of the same videos; they must be inside the videos as well.
 
         Raises:
-            UserError: no place is given, or both are; or a video is not there or too short.
+            UserError: no location or both are set, or a video is missing or too short.
         """
         if bool(self.videos) == bool(self.frame_lists):
+            count = "both locations" if self.videos else "no location"
             raise UserError(
-                "give one of two places: a folder of the videos (--videos, or the key data.videos), or lists "
-                "of extracted frames (--frame-lists, or data.frame_lists)"
+                f"{count} of the videos given; give either a folder of videos (--videos, or the key "
+                "data.videos), or lists of extracted frames (--frame-lists, or data.frame_lists)"
             )
         if self.frames_fps <= 0:
-            raise UserError(f"frames a second of extracted frames must be above 0, not {self.frames_fps:g}")
+            raise UserError(f"frames_fps {self.frames_fps:g}: the frame rate must be above 0")
         also = tuple(one for one in also if one is not key_frames)
         start, fps = self.start_second, self.frames_fps
         if self.videos:
@@ -64,103 +66,113 @@ class VideoPlaces:
 
 
 @dataclass(frozen=True)
-class OtherVideos:
-    """Detected boxes of videos that the ground truth lacks, which are not tested on.
+class IgnoredBoxes:
+    """Detected boxes of videos without ground truth, which are left out.
 
     Attributes:
-        boxes: how many.
-        videos: their names.
+        boxes: number of boxes.
+        videos: names of the videos.
     """
 
     boxes: int = 0
     videos: tuple[str, ...] = ()
 
-    def words(self) -> str:
-        """For people; empty if there are none."""
+    def text(self) -> str:
+        """A sentence; empty if there are no such boxes."""
         if not self.boxes:
             return ""
-        more = len(self.videos) - _NAMED_VIDEOS
-        names = ", ".join(self.videos[:_NAMED_VIDEOS]) + (f" and {more} more" if more > 0 else "")
-        which = "1 detected box is" if self.boxes == 1 else f"{self.boxes} detected boxes are"
+        number = "1 detected box is" if self.boxes == 1 else f"{self.boxes} detected boxes are"
         return (
-            f"{which} of {counted(len(self.videos), 'video')} that the ground truth does not have ({names}), "
-            "and left out"
+            f"{number} of {counted(len(self.videos), 'video')} without ground truth "
+            f"({shorten_names(self.videos)}), and left out"
         )
 
 
-def read_tested(
+def shorten_names(names: Sequence[str]) -> str:
+    """The first names, and the number of the others."""
+    more = len(names) - _NAMED_VIDEOS
+    return ", ".join(names[:_NAMED_VIDEOS]) + (f" and {more} more" if more > 0 else "")
+
+
+class EvaluationFrames(NamedTuple):
+    """Key frames of an evaluation; ``truth`` and ``tested`` have the same ``videos``.
+
+    Attributes:
+        truth: the ground truth.
+        tested: the boxes to score: detected ones, or those of the ground truth.
+        ignored: detected boxes of other videos.
+    """
+
+    truth: KeyFrames
+    tested: KeyFrames
+    ignored: IgnoredBoxes
+
+
+def read_key_frames(
     groundtruth: str,
     boxes: Sequence[str],
     exclusions: str,
     *,
     classes: int,
     score_threshold: float,
-) -> tuple[KeyFrames, KeyFrames, OtherVideos]:
-    """The ground truth, and the boxes to test on: detected ones, or those of the ground truth.
+) -> EvaluationFrames:
+    """Read the key frames of an evaluation.
 
     Args:
         groundtruth: CSV file.
         boxes: CSV files of detected boxes; empty: those of the ground truth.
-        exclusions: CSV file of times that do not count; empty: none.
+        exclusions: CSV file of times that are not evaluated; empty: none.
         classes: number of actions.
         score_threshold: minimum score of a detected box.
 
-    Returns:
-        Both have the ``videos`` of the ground truth; detected boxes of others are left out, and counted.
-
     Raises:
-        UserError: a file is missing or wrong, or all detected boxes are of other key frames.
+        UserError: a file is missing or wrong, or all detected boxes are in other key frames.
     """
-    closed = [exclusions] if exclusions else []
-    truth = truth_key_frames([groundtruth], classes=classes, exclusions=closed)
+    files = [exclusions] if exclusions else []
+    truth = training_key_frames([groundtruth], classes=classes, exclusions=files)
     if not boxes:
-        return truth, truth, OtherVideos()
-    tested = detected_key_frames(boxes, classes=classes, score_threshold=score_threshold, exclusions=closed)
+        return EvaluationFrames(truth, truth, IgnoredBoxes())
+    tested = detected_key_frames(boxes, classes=classes, score_threshold=score_threshold, exclusions=files)
     if len(tested) and len(truth.absent_from(tested)) == len(truth):
         video, seconds = tested.videos[tested.video[0]], tested.seconds[0]
         raise UserError(
             f"{tested.source}: none of its {counted(len(tested), 'key frame')} ({video} at {seconds:g} s, "
             f"...) has ground truth in {groundtruth}; give the boxes of the same split and version"
         )
-    # Detections in key frames without persons are false positives, also in videos that have no others.
-    nobody = {video for video, _ in truth.boxless}.intersection(tested.videos)
-    truth = truth.of_videos(sorted(nobody.union(truth.videos)))
-    own = tested.of_videos(truth.videos)
+    # Detections in key frames without persons are false positives, even if their video has no other ones.
+    empty = {video for video, _ in truth.boxless}.intersection(tested.videos)
+    truth = truth.of_videos(sorted(empty.union(truth.videos)))
+    kept = tested.of_videos(truth.videos)
     names = sorted(set(tested.videos) - set(truth.videos))
-    other = OtherVideos(len(tested.boxes) - len(own.boxes), tuple(names))
-    if other.boxes:
-        logger.warning("%s: %s", tested.source, other.words())
-    return truth, own, other
+    ignored = IgnoredBoxes(len(tested.boxes) - len(kept.boxes), tuple(names))
+    if ignored.boxes:
+        logger.warning("%s: %s", tested.source, ignored.text())
+    return EvaluationFrames(truth, kept, ignored)
 
 
-def words_on_key_frames(found: BoxScores, recipe: DetectRecipe, *, detected: bool, undetected: int) -> str:
-    """How many key frames and boxes a score is of, and which part of the frames the network saw.
-
-    Args:
-        found: the scores.
-        recipe: how key frames were cut.
-        detected: whether the boxes were detected, or those of the ground truth.
-        undetected: key frames of the ground truth in which no box was tested.
-    """
-    boxes = "detected" if detected else "ground-truth"
-    seen = "whole frames" if recipe.area == "whole" else "centre crops"
+def describe_key_frames(frames: EvaluationFrames, box_scores: BoxScores, recipe: DetectRecipe) -> list[str]:
+    """Sentences on the evaluated boxes and key frames."""
+    boxes = "ground-truth" if frames.tested is frames.truth else "detected"
+    area = "whole frames" if recipe.area == "whole" else "center crops"
     lines = [
-        f"{boxes} boxes on {seen}: {int(found.scored.sum())} in {found.read} of {found.listed} key frames"
+        f"{boxes} boxes on {area}: {int(box_scores.scored.sum())} in {box_scores.read} of "
+        f"{box_scores.listed} key frames"
     ]
+    undetected = len(frames.truth.absent_from(frames.tested))
     if undetected:
         lines.append(
             f"{counted(undetected, 'key frame')} of the ground truth {'has' if undetected == 1 else 'have'} "
-            "no detected box: what there is to find in them counts as not found"
+            "no detected box: their ground truth counts as not found"
         )
-    if found.failures:
+    if box_scores.failures:
         lines.append(
-            f"{counted(len(found.failures), 'key frame')} could not be read: what there is to find in them "
-            "counts as not found"
+            f"{counted(len(box_scores.failures), 'key frame')} could not be read: their ground truth counts "
+            "as not found"
         )
-    return "\n".join(lines)
+    return lines + ([frames.ignored.text()] if frames.ignored.boxes else [])
 
 
-def lines_on(failures: Iterable[Failure]) -> list[str]:
-    """A line for each video and cause of key frames that could not be read, with their number."""
+def format_failures(failures: Iterable[Failure]) -> list[str]:
+    """One line per video and cause, with the number of unreadable key frames."""
     counts = Counter((failure.path, failure.cause) for failure in failures)
     return [f"{path}: {cause} ({counted(count, 'key frame')})" for (path, cause), count in counts.items()]

@@ -1,4 +1,4 @@
-"""Lists to score and the names of their classes, checked against the classes of a network."""
+"""Lists to score and their class names, checked against the classes of a network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from videomaskfeat.texts import parse_json, read_text, show_text
 
 @dataclass(frozen=True)
 class ListChoice:
-    """How a list is read; see :func:`~videomaskfeat.data.formats.load_records`.
+    """How lists are read; see :func:`~videomaskfeat.data.formats.load_records`.
 
     Attributes:
-        format: auto, kinetics, ssv2, folder, frames or images.
+        format: format of the list.
         labels: auto, yes or no.
         separator: column separator.
         prefix: folder before relative paths.
-        class_names: file of class names; empty: the weights' own, or those beside the list.
+        class_names: file of class names; empty: those of the weights, or those beside the list.
     """
 
     format: str = "auto"
@@ -42,17 +42,7 @@ class ListChoice:
         known_classes: Sequence[str] = (),
         stills: bool = False,
     ) -> Records:
-        """Read a list.
-
-        Args:
-            path: the list.
-            labels: instead of the choice's own.
-            known_classes: class names, indexed by label, for a list of classes in words.
-            stills: clips are of one frame.
-
-        Raises:
-            UserError: the list is missing, or a row is wrong.
-        """
+        """Read a list; ``labels`` overrides the attribute, all else is as in ``load_records``."""
         return load_records(
             path,
             format=self.format,
@@ -65,20 +55,20 @@ class ListChoice:
         )
 
 
-def class_names_of(
+def resolve_class_names(
     known: Sequence[str], list_path: str, choice: ListChoice, *, classes: int | None, source: str
 ) -> tuple[str, ...]:
-    """Class names, indexed by label: those of the weights, checked against those that belong to the list.
+    """Class names, indexed by label: those of the list, checked against those of the weights; may be empty.
 
     Args:
         known: class names of the weights; may be empty.
         list_path: the list; labels of Something-Something-v2 are found beside it.
-        choice: may name a file.
+        choice: may name a file of class names.
         classes: number of classes of the network; None if the list decides.
         source: file of the weights, for messages.
 
     Raises:
-        UserError: another number of classes, or other names in the same places.
+        UserError: the number of classes or a name differs.
     """
     path = choice.class_names or class_names_beside(list_path)
     names = read_class_names(path) if path else tuple(known)
@@ -86,56 +76,54 @@ def class_names_of(
         return names
     if classes is not None and len(names) != classes:
         raise UserError(
-            f"{path}: holds {len(names)} class names, and {source} has {classes} classes; give the names of "
-            "the classes that it was trained for, or other weights"
+            f"{path}: {len(names)} class names, but {source} has {classes} classes; give the names of the "
+            "classes that it was trained on, or other weights"
         )
 
-    def plain(name: str) -> str:  # as Something-Something-v2's labels and templates both have it
+    def normalized(name: str) -> str:  # the same for labels and templates of Something-Something-v2
         return name.replace("[", "").replace("]", "").strip().lower()
 
     for label, (own, other) in enumerate(zip(known, names, strict=False)):
-        if plain(own) != plain(other):
+        if normalized(own) != normalized(other):
             raise UserError(
-                f"{path}: calls class {label} {other!r}, and {source} calls it {own!r}: these are not "
-                "the classes that it was trained for, or they stand in another order"
+                f"{path}: class {label} is {other!r}, but {own!r} in {source}; give the names of the classes "
+                "that it was trained on, in the same order"
             )
     return names
 
 
-def check_list(records: Records, *, classes: int, source: str, named: bool) -> None:
-    """Refuse a list that does not fit a network, or of which no file is there, before videos are read.
+def check_records(records: Records, *, classes: int, source: str, named: bool) -> None:
+    """Check that a list fits a network, and that at least one of its files exists.
 
-    The words of Kinetics' own CSV, and class folders, are numbered in alphabetical order. That is the order
-    of the training only if all of its classes are in this list, too.
+    Classes in words (Kinetics CSV, class folders) are numbered in alphabetical order. These are the labels of
+    the training only if the list has all of its classes.
 
     Args:
         records: the list.
         classes: number of classes of the network.
-        source: what knows the classes, for messages.
-        named: whether class names are known, by which words were numbered.
+        source: file that defines the classes, for messages.
+        named: whether the words were numbered by known class names.
 
     Raises:
-        UserError: a label is not a class of the network, the list has other classes in words, or none of its
-            files exists.
+        UserError: a label is out of range, the list has other classes in words, or none of its files exists.
     """
     labels = records.labels
     if labels is not None and (outside := labels >= classes).any():
         row = int(outside.argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, and "
+            f"{records.source}: row {row + 1} ({records[row].path}): label {labels[row]} is out of range; "
             f"{source} has {classes} classes (0..{classes - 1}; {outside.sum()} of {len(records)} rows are "
-            "outside); give the list of the data set that it was trained for, or other weights"
+            "outside); give the list of the data set that it was trained on, or other weights"
         )
     if not named and labels is not None and records.class_names:
-        found = len(np.unique(labels))
-        if found != classes:
+        count = len(np.unique(labels))
+        if count != classes:
             raise UserError(
-                f"{records.source}: names {found} classes in words, and {source} has {classes}, so nobody "
-                "can tell which is which; give a file of class names, a name a line in the order of the "
-                "training"
+                f"{records.source}: {count} classes in words, but {source} has {classes}, so their labels "
+                f"are unknown; give a file of class names, one per line in the order of the training"
             )
     paths = (records[row].path for row in range(len(records)))
-    if not any("://" in path or exists(path) for path in paths):  # ends at the first, for most lists
+    if not any("://" in path or exists(path) for path in paths):  # usually stops at the first path
         raise UserError(
             f"{records.source}: none of its {len(records)} videos could be read; the first: "
             f"{records[0].path} (no such file); check the folder that the paths start from (--prefix)"
@@ -143,14 +131,14 @@ def check_list(records: Records, *, classes: int, source: str, named: bool) -> N
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Class names, indexed by label.
+    """Read class names, indexed by label.
 
     Args:
         path: a text file with one name per line in the order of the labels, or a JSON file: a list of names,
-            or an object of name -> label, as Something-Something-v2's.
+            or an object of name -> label, as in Something-Something-v2.
 
     Raises:
-        UserError: no such file, not of these forms, or labels that are not 0, 1, 2, ...
+        UserError: the file is missing or has another format, or its labels are not 0, 1, 2, ...
     """
     name = os.fspath(path)
     if not exists(name):
@@ -159,22 +147,22 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     if not name.endswith(".json"):
         names = tuple(line.strip() for line in text.split("\n") if line.strip())
     else:
-        names = _names_from_json(text, name)
+        names = _parse_names(text, name)
     if not names:
-        raise UserError(f"{name}: holds no class name; write one a line, in the order of the labels")
-    strange = next((one for one in names if not is_name(one)), None)
-    if strange is not None:
-        raise UserError(f"{name}: the class name {show_text(repr(strange))} is not text; correct it")
+        raise UserError(f"{name}: contains no class names; write one per line, in the order of the labels")
+    invalid = next((one for one in names if not is_name(one)), None)
+    if invalid is not None:
+        raise UserError(f"{name}: the class name {show_text(repr(invalid))} is not text; correct it")
     return names
 
 
-def _names_from_json(text: str, name: str) -> tuple[str, ...]:
-    table = parse_json(text, name, remedy="it holds a list of names, or an object of name -> label")
+def _parse_names(text: str, name: str) -> tuple[str, ...]:
+    table = parse_json(text, name, remedy="it contains a list of names, or an object of name -> label")
     if isinstance(table, list) and all(isinstance(one, str) for one in table):
         return tuple(table)
     if not isinstance(table, dict):
-        raise UserError(f"{name}: is neither a JSON list of names nor an object of name -> label")
+        raise UserError(f"{name}: must be a JSON list of names or an object of name -> label")
     by_label = {label_number(label, name, words): words for words, label in table.items()}
     if sorted(by_label) != list(range(len(table))):
-        raise UserError(f"{name}: its labels are not 0 to {len(table) - 1}, each once; correct the file")
+        raise UserError(f"{name}: its labels must be 0 to {len(table) - 1}, each once; correct the file")
     return tuple(by_label[label] for label in range(len(by_label)))

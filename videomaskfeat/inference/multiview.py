@@ -1,18 +1,17 @@
-"""A network over all views of the videos in a list, on any number of ranks.
+"""Apply a model to all views of the videos in a list, on any number of ranks.
 
-Each video is opened once, on one rank, and its views are averaged in float64. Clips go through the network a
-few at a time, whichever videos they are of, so memory does not grow with the number of views. Batch size and
-number of ranks change a result only by rounding: some 1e-6 of the largest logit in float32, 1e-2 in bf16.
+Each video is opened once, on one rank, and the outputs of its views are averaged in float64. Clips go through
+the network in small batches, so memory does not grow with the number of views. Batch size and number of ranks
+change a result only by rounding: about 1e-6 of the largest logit in float32, 1e-2 in bf16.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,21 +29,21 @@ from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 T = TypeVar("T")
 AVERAGES = ("softmax", "logits")
 Progress = Callable[[int, int], None]
-"""(number done, number in all)"""
-_CLIPS_HELD = 32  # 77 MB of 16 frames of 224x224
+"""(number done, total)"""
+_CLIPS_IN_MEMORY = 32  # 77 MB for 16 frames of 224x224
 
 
 @dataclass(frozen=True)
 class Machine:
-    """On what a network runs.
+    """Device, precision and loading options of inference.
 
     Attributes:
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         precision: auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.
-        reader: reader of video files: auto, decord or pyav.
-        workers: processes per rank that read videos; 0 reads in the rank's own.
-        videos_per_batch: videos that a worker reads at a time; None: some 32 clips.
-        clips_at_once: clips that go through the network together.
+        reader: video reader: auto, decord or pyav.
+        workers: loader processes per rank; 0: the main process loads.
+        videos_per_batch: videos per worker and batch; None: about 32 clips.
+        clips_at_once: clips per forward pass.
 
     Raises:
         UserError: a number is out of range.
@@ -64,14 +63,14 @@ class Machine:
                 raise UserError(f"{key}={value}: must be at least {least}")
 
     @functools.cached_property
-    def place(self) -> torch.device:
-        """The device; raises UserError if there is no such one."""
+    def torch_device(self) -> torch.device:
+        """The device; raises UserError if it does not exist."""
         return distributed.choose_device(self.device)
 
     @functools.cached_property
     def bf16(self) -> bool:
         """Whether networks run under bf16 autocast."""
-        return uses_bf16(self.precision, self.place)
+        return uses_bf16(self.precision, self.torch_device)
 
     @property
     def precision_used(self) -> str:
@@ -81,15 +80,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class VideoScores:
-    """What a network gives for the videos that could be read, in the list's order.
+    """Outputs of a model for the readable videos of a list, in the order of the list.
 
     Attributes:
-        scores: float32 [n, L]: probabilities or logits, as they were averaged; from `video_features` the
-            features, [n, D].
-        labels: int64 [n], -1 for a record without one.
-        rows: int64 [n], the record of each, ascending.
-        failures: records that could not be read, by row; nothing replaces them.
-        listed: records of the list: n + len(failures).
+        scores: float32 [n, L], probabilities or logits, as they were averaged; or features [n, D].
+        labels: int64 [n], -1 for a record without a label.
+        rows: int64 [n], row of each video in the list, ascending.
+        failures: unreadable videos, by row; no other videos replace them.
+        listed: number of records in the list: n + len(failures).
     """
 
     scores: np.ndarray
@@ -107,14 +105,14 @@ def evaluate_model(
     *,
     progress: Progress | None = None,
 ) -> VideoScores:
-    """The scores of a classifier, averaged over a video's views; all ranks call it and get the whole result.
+    """Score videos with a classifier, averaged over their views; all ranks call it and get the whole result.
 
     Args:
-        model: clips float [B, C, T, H, W] -> logits [B, L], on the device. It runs in evaluation mode; each
-            of its modules is left in the mode in which it came.
+        model: clips float [B, C, T, H, W] -> logits [B, L], on the device. It runs in evaluation mode; the
+            training mode of each module is restored.
         records: the list.
-        recipe: how videos are cut, and what is averaged.
-        machine: on what the model runs.
+        recipe: how clips are cut, and what is averaged.
+        machine: device and loading options.
         progress: called on rank 0 after each of its batches.
 
     Raises:
@@ -124,12 +122,12 @@ def evaluate_model(
     average = recipe.average
     check_name("average", average, AVERAGES)
 
-    def mean_of(logits: Tensor) -> Tensor:
+    def average_views(logits: Tensor) -> Tensor:
         return (logits.softmax(dim=-1) if average == "softmax" else logits).mean(dim=1)
 
     network = ClipPass(distributed.unwrap(model), recipe.clip, machine)
-    with evaluating(model):
-        return _over_list(network, mean_of, records, recipe, progress)
+    with evaluation_mode(model):
+        return _score_list(network, average_views, records, recipe, progress)
 
 
 def video_features(
@@ -140,47 +138,43 @@ def video_features(
     *,
     progress: Progress | None = None,
 ) -> VideoScores:
-    """The encoder's tokens averaged over clips and views and scaled to length 1, float32 [n, D].
+    """Compute features float32 [n, D], averaged over tokens and views and scaled to length 1.
 
-    Args:
-        model: has ``features(clips float [B, C, T, H, W]) -> [B, D]``.
-        records: as in `evaluate_model`, and so are the others.
-        recipe: how videos are cut.
-        machine: on what the model runs.
-        progress: called on rank 0 after each of its batches.
+    The model has ``features(clips float [B, C, T, H, W]) -> [B, D]``. All else is as in
+    :func:`evaluate_model`.
 
     Raises:
-        UserError: the model has no features; or as `evaluate_model`.
+        UserError: the model has no features; or as :func:`evaluate_model`.
         RunFailed: a feature is not finite.
     """
     plain = distributed.unwrap(model)
     features: Any = getattr(plain, "features", None)
     if not callable(features):
-        raise UserError(f"a {type(plain).__name__} has no features to compare videos by")
+        raise UserError(
+            f"{type(plain).__name__} has no `features` method, so videos cannot be compared by it"
+        )
 
-    def mean_of(features: Tensor) -> Tensor:
+    def average_views(features: Tensor) -> Tensor:
         return nn.functional.normalize(features.mean(dim=1), dim=-1)
 
-    with evaluating(model):
-        return _over_list(ClipPass(features, recipe.clip, machine), mean_of, records, recipe, progress)
+    with evaluation_mode(model):
+        return _score_list(ClipPass(features, recipe.clip, machine), average_views, records, recipe, progress)
 
 
-def views_of(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto") -> EvaluationViews:
+def build_views(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto") -> EvaluationViews:
     """The views of a list's videos at test time.
 
     Raises:
-        UserError: views, crops or another value of the recipe that is out of range.
+        UserError: views, crops or another value of the recipe is out of range.
     """
     clip = recipe.clip
-    sampling: Any = recipe.sampling  # both are checked by the views
-    short: Any = clip.short_video
     return EvaluationViews(
         records,
         frames=clip.frames,
         stride=clip.stride,
         target_fps=clip.target_fps,
-        short=short,
-        sampling=sampling,
+        short=cast(Any, clip.short_video),  # EvaluationViews checks the names
+        sampling=cast(Any, recipe.sampling),
         views=recipe.views,
         crops=recipe.crops,
         crop=clip.crop,
@@ -190,8 +184,8 @@ def views_of(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto") 
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; afterwards every module is in the mode in which it was."""
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; restores the training mode of each module at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -203,12 +197,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class ClipPass:
-    """Clips uint8 [B, T, H, W, C] -> outputs of a network, float64 [B, ...] on the CPU.
+    """Forward passes over any number of clips, in batches of ``machine.clips_at_once``.
 
     Args:
         network: normalized clips float [B, C, T, H, W] -> [B, ...].
         clip: how clips are normalized.
-        machine: on what the network runs.
+        machine: device, precision and batch size.
     """
 
     def __init__(self, network: Callable[[Tensor], Tensor], clip: ClipRecipe, machine: Machine) -> None:
@@ -216,93 +210,86 @@ class ClipPass:
         self._network, self._clip = network, clip
 
     def __call__(self, clips: Tensor) -> Tensor:
-        """Clips uint8 [B, T, H, W, C], B >= 1 -> float64 [B, ...]."""
-        outputs, device = [], self.machine.place
-        for part in clips.split(self.machine.clips_at_once):
-            pixels = self._clip.normalize(part.to(device, non_blocking=True))
+        """Clips uint8 [B, T, H, W, C], B >= 1 -> float64 [B, ...] on the CPU."""
+        outputs, device = [], self.machine.torch_device
+        for batch in clips.split(self.machine.clips_at_once):
+            pixels = self._clip.normalize(batch.to(device, non_blocking=True))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.machine.bf16):
                 outputs.append(self._network(pixels).float())
         return torch.cat(outputs).cpu().double()
 
 
-def on_every_rank(work: Callable[[], T]) -> list[T]:
-    """Call ``work`` on every rank and return the (picklable) results of all, in order of rank.
+def run_on_every_rank(work: Callable[[], T]) -> list[T]:
+    """Call ``work`` on every rank and return the (picklable) results of all ranks, in order.
 
     A UserError or RunFailed of one rank is raised on all of them, so that no rank waits for it.
     """
     result: list[T] = []
-    mistake: UserError | RunFailed | None = None
+    failure: UserError | RunFailed | None = None
     try:
         result.append(work())
     except (UserError, RunFailed) as error:
-        mistake = error
-    mistakes = [error for error in distributed.gather_objects(mistake) if error is not None]
-    if mistakes:
-        raise mistakes[0]
+        failure = error
+    failures = [error for error in distributed.gather_objects(failure) if error is not None]
+    if failures:
+        raise failures[0]
     return [own[0] for own in distributed.gather_objects(result)]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The rows of one rank: scores float32 [n, K], labels and rows int64 [n] of each batch."""
-
-    batches: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)
-    failures: list[Failure] = dataclasses.field(default_factory=list)
+_RankScores = tuple[list[tuple[np.ndarray, ...]], list[Failure]]
+"""Scores, labels and rows of each batch of a rank, and its unreadable videos."""
 
 
-def _over_list(
+def _score_list(
     network: ClipPass,
-    mean_of: Callable[[Tensor], Tensor],
+    average_views: Callable[[Tensor], Tensor],
     records: Records,
     recipe: ClassifyRecipe,
     progress: Progress | None,
 ) -> VideoScores:
-    """The rows of all ranks; ``mean_of`` averages float64 [n, V*S, K] over the views."""
+    """The scores of all ranks; ``average_views`` averages float64 [n, V*S, K] over the views."""
     machine = network.machine
-    videos_per_batch = machine.videos_per_batch
-    if videos_per_batch is None:
-        videos_per_batch = max(_CLIPS_HELD // max(recipe.views * recipe.crops, 1), 1)
+    per_batch = machine.videos_per_batch
+    if per_batch is None:
+        per_batch = max(_CLIPS_IN_MEMORY // max(recipe.views * recipe.crops, 1), 1)
     loader = ViewLoader(
-        views_of(records, recipe, reader=machine.reader),
-        per_batch=videos_per_batch,
+        build_views(records, recipe, reader=machine.reader),
+        per_batch=per_batch,
         workers=machine.workers,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
-        pin_memory=machine.place.type == "cuda",
+        pin_memory=machine.torch_device.type == "cuda",
     )
 
-    def work() -> _Part:
-        part = _Part()
+    def work() -> _RankScores:
+        results: list[tuple[np.ndarray, ...]] = []
+        failures: list[Failure] = []
         with closing(iter(loader)) as batches:
             for number, batch in enumerate(batches, start=1):
                 stop_if_requested()
-                part.failures.extend(batch.failures)
+                failures.extend(batch.failures)
                 if len(batch.index):
                     outputs = network(batch.clips)  # [n*V*S, K]
-                    scores = mean_of(outputs.view(len(batch.index), -1, outputs.shape[1]))  # [n, K]
-                    _check_finite(scores, batch.index)
-                    part.batches.append((scores.float().numpy(), batch.labels.numpy(), batch.index.numpy()))
+                    scores = average_views(outputs.view(len(batch.index), -1, outputs.shape[1]))  # [n, K]
+                    finite = scores.isfinite().all(dim=1)
+                    if not finite.all():
+                        row = batch.index[~finite].tolist()[0] + 1
+                        raise RunFailed(
+                            f"the model's output is not finite for the video in row {row} of the list; its "
+                            "weights are damaged, or its training diverged"
+                        )
+                    results.append((scores.float().numpy(), batch.labels.numpy(), batch.index.numpy()))
                 if progress is not None and distributed.is_main():
-                    done = number * videos_per_batch * distributed.world_size()
+                    done = number * per_batch * distributed.world_size()
                     progress(min(done, len(records)), len(records))
-        return part
+        return results, failures
 
-    return _join(on_every_rank(work), records)
-
-
-def _check_finite(scores: Tensor, index: Tensor) -> None:
-    finite = scores.isfinite().all(dim=1)
-    if not finite.all():
-        raise RunFailed(
-            f"the model's output is not finite for the video in row {index[~finite].tolist()[0] + 1} of the "
-            "list; its weights are damaged, or its training went wrong"
-        )
+    return _join(run_on_every_rank(work), records)
 
 
-def _join(parts: list[_Part], records: Records) -> VideoScores:
-    """All rows in the list's order."""
-    batches = [batch for part in parts for batch in part.batches]
-    failures = sorted((failure for part in parts for failure in part.failures), key=lambda one: one.index)
+def _join(ranks: list[_RankScores], records: Records) -> VideoScores:
+    batches = [batch for results, _ in ranks for batch in results]
+    failures = sorted((failure for _, own in ranks for failure in own), key=lambda failure: failure.index)
     if not batches:
         raise UserError(
             f"{records.source}: none of its {len(records)} videos could be read; the first: "

@@ -1,4 +1,4 @@
-"""Boxes of persons in a video: from a file of AVA's form, or from a plug-in that finds them in pictures."""
+"""Person boxes in a video: from a file in AVA's format, or from a plug-in that detects them in frames."""
 
 from __future__ import annotations
 
@@ -14,55 +14,60 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.ava import AVA_ACTIONS, VideoNames, read_detections
+from videomaskfeat.data.ava import KeyClip
 from videomaskfeat.data.ava_lists import detected_key_frames
-from videomaskfeat.data.ava_sources import LENGTH_SLACK, clip_name, start_of
+from videomaskfeat.data.ava_sources import find_start, is_inside, parse_clip_name
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, nearest
 
-_NAMED = 5  # videos, in a message
+_NAMED_VIDEOS = 5  # number of videos in a message
+Persons = tuple[np.ndarray, np.ndarray]
+"""Boxes float32 [k, 4], x1, y1, x2, y2 relative to the frame size, and their scores float32 [k]."""
 BoxDetector = Callable[[np.ndarray], Sequence[Any]]
-"""Pictures uint8 [n, H, W, 3] -> n arrays [k, 5]: x1, y1, x2, y2 in pixels, and a score in 0..1."""
-_PROMISE = (
-    "a detector takes pictures uint8 [n, H, W, 3] and returns n arrays [k, 5], x1, y1, x2, y2 in pixels and "
-    "a score"
+"""Frames uint8 [n, H, W, 3] -> n arrays [k, 5]: x1, y1, x2, y2 in pixels, and a score in 0..1."""
+_CONTRACT = (
+    "a detector is called with frames uint8 [n, H, W, 3] and returns n arrays [k, 5]: x1, y1, x2, y2 in "
+    "pixels and a score"
 )
 
 
 @dataclass(frozen=True)
 class FileBoxes:
-    """The boxes of persons in a video.
+    """Person boxes of a video, read from a file.
 
     Attributes:
-        seconds: float64 [n], times of key frames after the first picture, ascending.
-        start_second: the time that the file gives to the first picture.
-        boxes: for each key frame float32 [k, 4], x1, y1, x2, y2 in shares of the frame.
-        scores: for each key frame float32 [k].
-        notes: sentences on what was found out or left out.
+        seconds: float64 [n], times of key frames after the first frame, ascending.
+        start_second: time of the first frame in the file.
+        persons: for each key frame its boxes and their scores.
+        notes: sentences on what was inferred or left out.
     """
 
     seconds: np.ndarray
     start_second: float
-    boxes: tuple[np.ndarray, ...]
-    scores: tuple[np.ndarray, ...]
+    persons: tuple[Persons, ...]
     notes: tuple[str, ...]
+
+    def find_persons(self, clips: Sequence[KeyClip]) -> list[Persons]:
+        """The persons in the key frames of clips."""
+        return [self.persons[clip.number] for clip in clips]
 
 
 def check_boxes(path: str | os.PathLike[str], videos: Sequence[str], *, classes: int = AVA_ACTIONS) -> None:
-    """Refuse a file of boxes that lacks some videos, before the first of them is worked on.
+    """Check that a boxes file has boxes of all videos, before the first video is read.
 
     Args:
         path: as in :func:`read_boxes`.
         videos: paths of the video files.
-        classes: the largest action that a row may have.
+        classes: the largest valid action id.
 
     Raises:
-        UserError: no such file, a row is wrong, or videos, which are named, have no box.
+        UserError: the file or the boxes of a video are missing, or a row is wrong.
     """
     names = VideoNames()
     read_detections(path, names, largest=classes)
     known = set(names.texts())
-    lacking = [video for video in videos if _name_in(known, video) is None]
-    if lacking:
-        raise UserError(_unknown(os.fspath(path), lacking, sorted(known)))
+    missing = [video for video in videos if _find_name(known, video) is None]
+    if missing:
+        raise _missing_boxes(os.fspath(path), missing, sorted(known))
 
 
 def read_boxes(
@@ -75,76 +80,71 @@ def read_boxes(
     classes: int = AVA_ACTIONS,
     start_second: float | None = None,
 ) -> FileBoxes:
-    """The boxes of a video, found by its file's name with or without suffix.
+    """The boxes of a video, which the file lists by file name, with or without suffix.
 
     Args:
-        path: rows `video,second,x1,y1,x2,y2,action,score`, the action empty or not.
+        path: rows `video,second,x1,y1,x2,y2,action,score`; the action may be empty.
         video: path of the video file.
-        duration_seconds: of the video.
-        every: minimum seconds between key frames; those in between are left out.
-        score_threshold: minimum score of a box. Key frames without any box are kept.
-        classes: the largest action that a row may have; the action has no other effect.
-        start_second: the time of the first picture, as the file counts; None: the second in the name of a
-            clip of Kinetics (``id_000010_000020.mp4``) if the file names the whole video (``id``); else 900,
-            if its times fit the video so and not otherwise (AVA's videos are cut out of films from second
-            900 on), else 0.
+        duration_seconds: duration of the video.
+        every: minimum seconds between key frames; key frames in between are left out.
+        score_threshold: minimum score of a box. Key frames without boxes remain.
+        classes: the largest valid action id; actions have no other effect.
+        start_second: time of the first frame in the file. None: for a Kinetics clip
+            (``id_000010_000020.mp4``) of a video that the file lists as ``id``, the second in its name; else
+            900 if the times fit the video only then (AVA's videos start at second 900 of a film), else 0.
 
     Raises:
-        UserError: no such file, no box of this video in it, a row is wrong (with file and line), or all key
-            frames lie outside the video.
+        UserError: the file is missing, it has no box of this video, a row is wrong (with file and line), or
+            all key frames are outside the video.
     """
     name = os.fspath(path)
     listed = detected_key_frames([path], classes=classes, score_threshold=score_threshold)
     known = {listed.videos[number] for number in set(listed.video.tolist())}
     known |= {other for other, _ in listed.boxless}
-    own = _name_in(known, video)
+    own = _find_name(known, video)
     if own is None:
-        raise UserError(_unknown(name, [video], sorted(known)))
-    times: dict[float, int] = {second: -1 for other, second in listed.boxless if other == own}
-    for number in np.flatnonzero(listed.video == listed.videos.index(own)) if own in listed.videos else ():
-        times[float(listed.seconds[number])] = int(number)
-    seconds = np.array(sorted(times))
+        raise _missing_boxes(name, [video], sorted(known))
+    rows: dict[float, int] = {second: -1 for other, second in listed.boxless if other == own}
+    for row in np.flatnonzero(listed.video == listed.videos.index(own)) if own in listed.videos else ():
+        rows[float(listed.seconds[row])] = int(row)
+    seconds = np.array(sorted(rows))
     notes = []
-    clip = clip_name(Path(video).name)
+    clip = parse_clip_name(Path(video).name)
     start = 0.0 if start_second is None else start_second
     if start_second is None and clip and clip[0] == own:
         start = clip[1]
-        notes.append(f"The first picture is second {start:g}, as the name of the clip gives.")
-    elif start_second is None and (start := start_of(seconds, duration_seconds) or 0.0):
-        notes.append(
-            f"The times of {name} fit the video only if its first picture is second {start:g}: taken so."
-        )
-    inside = (seconds >= start - LENGTH_SLACK) & (seconds - start <= duration_seconds + LENGTH_SLACK)
+        notes.append(f"The first frame is at second {start:g}, according to the name of the clip.")
+    elif start_second is None and (start := find_start(seconds, duration_seconds) or 0.0):
+        notes.append(f"The first frame is at second {start:g}: otherwise the times of {name} do not fit.")
+    inside = is_inside(seconds, start, duration_seconds)
     if not inside.any():
         raise UserError(
-            f"{name}: all {len(seconds)} key frames of {own}, from {seconds[0]:g} to {seconds[-1]:g} s, lie "
-            f"outside {video}, which lasts {duration_seconds:.1f} s and begins at second {start:g}; mend the "
-            "times, or give the second at which the video starts (--start-second)"
+            f"{name}: all {len(seconds)} key frames of {own}, from {seconds[0]:g} to {seconds[-1]:g} s, are "
+            f"outside {video}, which lasts {duration_seconds:.1f} s and starts at second {start:g}; correct "
+            "the times, or set the second at which the video starts (--start-second)"
         )
     if not inside.all():
         notes.append(
-            f"{int((~inside).sum())} of the {len(seconds)} key frames of {name} lie outside the video, the "
-            f"first at {seconds[~inside][0]:g} s, and are left out: it lasts {duration_seconds:.1f} s and "
-            f"begins at second {start:g}."
+            f"{int((~inside).sum())} of the {len(seconds)} key frames of {name} are outside the video and "
+            f"left out, the first at {seconds[~inside][0]:g} s: the video lasts {duration_seconds:.1f} s and "
+            f"starts at second {start:g}."
         )
-    kept = _thinned(seconds[inside], every)
+    kept = _drop_close_times(seconds[inside], every)
     if len(kept) < inside.sum():
         notes.append(
-            f"{int(inside.sum()) - len(kept)} of {int(inside.sum())} key frames are left out, as they come "
+            f"{int(inside.sum()) - len(kept)} of {int(inside.sum())} key frames are left out: they follow "
             f"within {every:g} s of the one before."
         )
-    frames = [listed[times[second]] if times[second] >= 0 else None for second in kept.tolist()]
-    return FileBoxes(
-        seconds=kept - start,
-        start_second=start,
-        boxes=tuple(np.empty((0, 4), np.float32) if frame is None else frame.boxes for frame in frames),
-        scores=tuple(np.empty(0, np.float32) if frame is None else frame.scores for frame in frames),
-        notes=tuple(notes),
-    )
+    persons: list[Persons] = []
+    for second in kept.tolist():
+        frame = listed[rows[second]] if rows[second] >= 0 else None
+        empty = np.empty((0, 4), np.float32), np.empty(0, np.float32)
+        persons.append(empty if frame is None else (frame.boxes, frame.scores))
+    return FileBoxes(kept - start, start, tuple(persons), tuple(notes))
 
 
-def _thinned(seconds: np.ndarray, every: float) -> np.ndarray:
-    """Ascending times without those too close to the one kept before, to the rounding of a millisecond."""
+def _drop_close_times(seconds: np.ndarray, every: float) -> np.ndarray:
+    """Ascending times that are at least ``every`` seconds apart, rounded to milliseconds."""
     kept: list[float] = []
     for second in seconds.tolist():
         if not kept or second - kept[-1] >= every - 1e-3:
@@ -152,107 +152,105 @@ def _thinned(seconds: np.ndarray, every: float) -> np.ndarray:
     return np.array(kept)
 
 
-def _name_in(known: set[str], video: str) -> str | None:
-    """What a file of boxes calls a video: its file's name, or what a clip of Kinetics was cut from."""
-    clip = clip_name(Path(video).name)
-    words = (Path(video).name, Path(video).stem, clip[0] if clip else "")
-    return next((word for word in words if word in known), None)
+def _find_name(known: set[str], video: str) -> str | None:
+    """The name of a video in a boxes file: its file name, or the name of the video of a Kinetics clip."""
+    clip = parse_clip_name(Path(video).name)
+    names = (Path(video).name, Path(video).stem, clip[0] if clip else "")
+    return next((name for name in names if name in known), None)
 
 
-def _unknown(name: str, videos: Sequence[str], known: list[str]) -> str:
+def _missing_boxes(name: str, videos: Sequence[str], known: list[str]) -> UserError:
     if not known:
-        return f"{name}: holds no box at all; a row is `video,second,x1,y1,x2,y2,,score`"
-    listed = ", ".join(known[:_NAMED]) + (f" and {len(known) - _NAMED} more" if len(known) > _NAMED else "")
-    lacking = ", ".join(repr(Path(video).stem) for video in videos)
-    return (
-        f"{name}: has no box of {lacking}; its videos are {listed}: a row begins with the name of "
-        "the video's file without its ending, so rename one of the two"
+        return UserError(f"{name}: contains no boxes; a row is `video,second,x1,y1,x2,y2,,score`")
+    listed = ", ".join(known[:_NAMED_VIDEOS])
+    if len(known) > _NAMED_VIDEOS:
+        listed += f" and {len(known) - _NAMED_VIDEOS} more"
+    missing = ", ".join(repr(Path(video).stem) for video in videos)
+    return UserError(
+        f"{name}: has no box of {missing}; its videos are {listed}: a row starts with the file name of the "
+        "video without its suffix; rename the video or the rows"
     )
 
 
 def load_box_detector(name: str, options: Mapping[str, Any] | None = None) -> BoxDetector:
-    """Import a detector of persons by its name.
+    """Import a person detector by its name.
 
-    The module is an installed one, or in the current folder. A class, or with options also a function, is
-    called with the options as keyword arguments, and returns the detector.
+    The module is an installed one, or in the current folder. A class, and with options also a function, is
+    called with the options as keyword arguments and returns the detector.
 
     Args:
         name: ``package.module:name``, such as ``my_boxes:find_persons``.
         options: keyword arguments.
 
     Raises:
-        UserError: no such module or name, a module that cannot be imported, wrong options, or the result is
+        UserError: the module or name is missing, the import fails, the options are wrong, or the result is
             not callable.
         PlugInFailed: the class or function raised an error.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
         raise UserError(
-            f"detector {name!r} is not of the form package.module:name, such as my_boxes:find_persons"
+            f"detector {name!r}: must have the form package.module:name, such as my_boxes:find_persons"
         )
-    module = _import(module_name, name)
-    found: Any = module
+    detector: Any = _import_module(module_name, name)
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            known = [word for word in vars(found) if not word.startswith("_")]
+        if not hasattr(detector, part):
+            known = [word for word in vars(detector) if not word.startswith("_")]
             raise UserError(
-                f"detector {name!r}: {module_name} has no {attribute}{nearest(part, known)}; {_PROMISE}"
+                f"detector {name!r}: {module_name} has no {attribute}{nearest(part, known)}; {_CONTRACT}"
             )
-        found = getattr(found, part)
-    if not callable(found):
-        raise UserError(f"detector {name!r} is {_kind(found)}, which cannot be called; {_PROMISE}")
-    if inspect.isclass(found) or options:
-        found = _made(found, dict(options or {}), name)
-    if not callable(found):
-        raise UserError(f"detector {name!r} made {_kind(found)}, which cannot be called; {_PROMISE}")
-    return found
+        detector = getattr(detector, part)
+    if callable(detector) and (inspect.isclass(detector) or options):
+        detector = _build_detector(detector, dict(options or {}), name)
+    if not callable(detector):
+        raise UserError(f"detector {name!r}: {_type_name(detector)} is not callable; {_CONTRACT}")
+    return detector
 
 
 def find_boxes(
     detector: BoxDetector,
-    pictures: np.ndarray,
+    frames: np.ndarray,
     *,
     name: str,
     score_threshold: float,
-    video: str = "pictures",
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Call a detector of persons, and check its output.
+    video: str = "frames",
+) -> list[Persons]:
+    """Call a person detector, and check its output.
 
-    Boxes are cut to the picture; those below the score or outside the picture are left out.
+    Boxes are clipped to the frame. Those below the threshold or outside the frame are dropped.
 
     Args:
         detector: see :data:`BoxDetector`.
-        pictures: uint8 [n, H, W, 3].
-        name: of the detector, for messages.
+        frames: uint8 [n, H, W, 3].
+        name: name of the detector, for messages.
         score_threshold: minimum score.
-        video: of the pictures, for messages.
+        video: name of the video, for messages.
 
     Returns:
-        For each picture boxes float32 [k, 4], x1, y1, x2, y2 in shares of its width and height, and scores
-        float32 [k], in descending order.
+        For each frame its boxes in descending order of the score, and the scores.
 
     Raises:
-        UserError: the detector's output is not as promised.
+        UserError: the detector returned something else.
         PlugInFailed: the detector raised an error.
     """
     try:
-        found = detector(pictures)
+        outputs = detector(frames)
     except (UserError, RunFailed):
         raise
-    except Exception as error:  # whatever the user's own code does
-        raise PlugInFailed(f"detector {name!r} failed on {video}: {_told(error)}") from error
-    if not isinstance(found, Sequence | np.ndarray) or len(found) != len(pictures):
-        many = f"{len(found)} results" if hasattr(found, "__len__") else _kind(found)
-        raise UserError(f"detector {name!r} returned {many} for {len(pictures)} pictures; {_PROMISE}")
-    height, width = pictures.shape[1:3]
-    return [_checked(rows, height, width, name, score_threshold) for rows in found]
+    except Exception as error:  # the user's own code can raise anything
+        raise PlugInFailed(f"detector {name!r} failed on {video}: {type(error).__name__}: {error}") from error
+    if not isinstance(outputs, Sequence | np.ndarray) or len(outputs) != len(frames):
+        count = f"{len(outputs)} results" if hasattr(outputs, "__len__") else _type_name(outputs)
+        raise UserError(f"detector {name!r} returned {count} for {len(frames)} frames; {_CONTRACT}")
+    height, width = frames.shape[1:3]
+    return [_check_output(rows, height, width, name, score_threshold) for rows in outputs]
 
 
-def _import(module_name: str, name: str) -> Any:
-    here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
-    if added:  # an installed command does not look there, and `python -m` does
-        sys.path.insert(0, here)
+def _import_module(module_name: str, name: str) -> Any:
+    folder = os.getcwd()
+    added = folder not in sys.path and "" not in sys.path
+    if added:  # `python -m` searches the current folder, an installed command does not
+        sys.path.insert(0, folder)
     try:
         return importlib.import_module(module_name)
     except UserError:
@@ -261,25 +259,24 @@ def _import(module_name: str, name: str) -> Any:
         parts = module_name.split(".")
         if error.name in {".".join(parts[: count + 1]) for count in range(len(parts))}:
             raise UserError(
-                f"detector {name!r}: there is no module {error.name}, neither installed nor in {here}"
+                f"detector {name!r}: there is no module {error.name}, neither installed nor in {folder}"
             ) from error
         raise UserError(
             f"detector {name!r}: {module_name} needs the module {error.name}, which is not installed"
         ) from error
-    except Exception as error:  # whatever the user's own module does when it is run
+    except Exception as error:  # the user's own module can raise anything
         raise UserError(
             f"detector {name!r}: importing {module_name} failed: {type(error).__name__}: {error}"
         ) from error
     finally:
         if added:
-            sys.path.remove(here)
+            sys.path.remove(folder)
 
 
-def _made(maker: Any, options: dict[str, Any], name: str) -> Any:
-    """What a class, or a function that makes detectors, gives for these options."""
+def _build_detector(builder: Any, options: dict[str, Any], name: str) -> Any:
     try:
-        signature = inspect.signature(maker)
-    except ValueError:  # written in C: it will say itself what is wrong
+        signature = inspect.signature(builder)
+    except ValueError:  # written in C; the call itself reports wrong options
         signature = None
     if signature is not None:
         try:
@@ -287,60 +284,53 @@ def _made(maker: Any, options: dict[str, Any], name: str) -> Any:
         except TypeError as error:
             known = ", ".join(signature.parameters) or "none"
             raise UserError(
-                f"detector {name!r}: its options do not fit ({error}); it takes: {known}"
+                f"detector {name!r}: wrong options ({error}); the valid options are: {known}"
             ) from error
     try:
-        return maker(**options)
+        return builder(**options)
     except (UserError, RunFailed):
         raise
-    except Exception as error:  # whatever the user's own code does
-        raise PlugInFailed(f"detector {name!r} could not be made: {_told(error)}") from error
+    except Exception as error:  # the user's own code can raise anything
+        raise PlugInFailed(
+            f"detector {name!r} could not be built: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _checked(
-    rows: Any, height: int, width: int, name: str, score_threshold: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _check_output(rows: Any, height: int, width: int, name: str, score_threshold: float) -> Persons:
+    def wrong(output: str, rule: str = _CONTRACT) -> UserError:
+        return UserError(f"detector {name!r} returned {output}; {rule}")
+
     try:
         table = np.asarray(rows, np.float64)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"detector {name!r} returned {_kind(rows)} for a picture, which is no array; {_PROMISE}"
-        ) from error
+        raise wrong(f"{_type_name(rows)} for a frame, which is not an array") from error
     if table.size == 0:
         table = table.reshape(0, 5)
     if table.ndim != 2 or table.shape[1] != 5:
-        shape = list(table.shape)
-        raise UserError(f"detector {name!r} returned an array {shape} for a picture; {_PROMISE}")
+        raise wrong(f"an array {list(table.shape)} for a frame")
     boxes, scores = table[:, :4], table[:, 4]
     if not np.isfinite(table).all():
-        raise UserError(f"detector {name!r} returned a number that is not finite; {_PROMISE}")
-    if ((scores < 0) | (scores > 1)).any():
-        wrong = scores[(scores < 0) | (scores > 1)][0]
-        raise UserError(
-            f"detector {name!r} returned the score {wrong:g}; scores are between 0 and 1, after the softmax "
-            "or sigmoid"
+        raise wrong("a number that is not finite")
+    outside = (scores < 0) | (scores > 1)
+    if outside.any():
+        raise wrong(
+            f"the score {scores[outside][0]:g}",
+            "scores are between 0 and 1, after the softmax or sigmoid",
         )
-    if (boxes[:, 2:] < boxes[:, :2]).any():
-        wrong_box = boxes[(boxes[:, 2:] < boxes[:, :2]).any(axis=1)][0]
-        raise UserError(
-            f"detector {name!r} returned the box {np.round(wrong_box, 2).tolist()}, which ends before it "
-            "begins; a box is x1, y1, x2, y2 (left, top, right, bottom), and not width and height"
+    inverted = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    if inverted.any():
+        raise wrong(
+            f"the box {np.round(boxes[inverted][0], 2).tolist()}, which ends before it starts",
+            "a box is x1, y1, x2, y2 (left, top, right, bottom), not width and height",
         )
     if len(boxes) and boxes.max() <= 1.0 and min(height, width) > 2:
-        raise UserError(
-            f"detector {name!r} returned boxes within 0..1 for pictures of {width}x{height}; give pixels, "
-            "and not shares of the picture"
-        )
+        raise wrong(f"boxes within 0..1 for frames of {width}x{height}", "boxes must be in pixels")
     boxes = np.clip(boxes, 0, [width, height, width, height]) / [width, height, width, height]
     kept = (scores >= score_threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     order = np.flatnonzero(kept)[np.argsort(-scores[kept], kind="stable")]
     return boxes[order].astype(np.float32), scores[order].astype(np.float32)
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _kind(thing: Any) -> str:
-    name = type(thing).__name__
-    return "None" if thing is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+def _type_name(value: Any) -> str:
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

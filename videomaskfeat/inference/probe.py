@@ -12,7 +12,7 @@ from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.multiview import Machine, VideoScores, video_features, views_of
+from videomaskfeat.inference.multiview import Machine, VideoScores, build_views, video_features
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_knn, knn_scores, linear_probe_scores
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
@@ -53,7 +53,7 @@ class FeatureProbe:
         # The shorter side is the crop itself, so that the square shows all that it can of the frame.
         self._recipe = ClassifyRecipe(clip=clip, views=1, crops=1, short_side=clip.crop)
         for part in (self._known, self._asked):
-            views_of(part, self._recipe, reader=data.reader)  # refuses what does not fit
+            build_views(part, self._recipe, reader=data.reader)  # refuses what does not fit
         self._machine = Machine(str(device), "bf16" if bf16 else "fp32", data.reader, data.workers)
 
     def __call__(self, encoder: nn.Module) -> dict[str, float]:

@@ -1,7 +1,6 @@
-"""What a result leaves on disk: what it depends on as plain data, tables, and a page.
+"""Files of a result: ``result.json``, CSV tables and ``report.html``, and descriptions of its inputs.
 
-Every job writes its result through these functions, so that all results look alike: ``result.json`` with the
-``kind`` of the result first and the version last, CSV tables, ``report.html``.
+In ``result.json`` the ``kind`` of the result comes first; the provenance and the version come last.
 """
 
 from __future__ import annotations
@@ -19,32 +18,33 @@ from videomaskfeat import __version__
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.records import Records
 from videomaskfeat.io import file_sha256, whole_file
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, DetectRecipe
+from videomaskfeat.provenance import describe_provenance
+from videomaskfeat.recipe import ClassifyRecipe, DetectRecipe
 
 PathLike = str | os.PathLike[str]
 
 
 def write_result(folder: Path, kind: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Write result.json, and return its content.
+    """Write result.json into an existing folder, and return its content.
 
     Args:
-        folder: exists.
-        kind: what was scored: "classification" or "detection".
-        result: the scores and what they depend on, as plain data.
+        folder: the folder.
+        kind: "classification" or "detection".
+        result: scores and inputs, as plain data.
     """
-    content = {"kind": kind, **result, "version": __version__}
+    content = {"kind": kind, **result, "provenance": describe_provenance(), "version": __version__}
     write_json(folder / "result.json", content)
     return content
 
 
 def write_json(path: PathLike, content: Any) -> None:
-    """Write plain data as JSON; a number that is not finite becomes null."""
+    """Write plain data as JSON; non-finite numbers become null."""
     with whole_file(path) as file:
         file.write(simplejson.dumps(content, indent=2, ignore_nan=True) + "\n")
 
 
 def write_table(path: PathLike, rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file, its header first."""
+    """Write a CSV file; the first row is the header."""
     with whole_file(path, newline="", errors="surrogateescape") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
@@ -55,38 +55,39 @@ def write_page(path: PathLike, html: str) -> None:
         file.write(html)
 
 
-def listed_failures(failures: Iterable[Failure]) -> list[dict[str, Any]]:
-    """Failures as plain data; rows count from 1, as editors count lines."""
+def describe_failures(failures: Iterable[Failure]) -> list[dict[str, Any]]:
+    """Unreadable videos as plain data; rows count from 1, as in editors."""
     return [{"row": failure.index + 1, "path": failure.path, "cause": failure.cause} for failure in failures]
 
 
-def protocol_of(recipe: ClassifyRecipe) -> dict[str, Any]:
+def describe_views(recipe: ClassifyRecipe) -> dict[str, Any]:
     """How videos are cut at test time, as plain data."""
-    # With segments neither stride nor rate has an effect, and a short video repeats frames.
-    pace = _pace(recipe.clip) | {"short_video": recipe.clip.short_video}
+    clip = recipe.clip
+    # Stride, frame rate and short_video have no effect with segments.
+    pace = {"stride": clip.stride, "target_fps": clip.target_fps, "short_video": clip.short_video}
     return {
         "views": recipe.views,
         "crops": recipe.crops,
         "sampling": recipe.sampling,
-        "frames": recipe.clip.frames,
+        "frames": clip.frames,
         **(pace if recipe.sampling == "clip" else {}),
-        "crop": recipe.clip.crop,
+        "crop": clip.crop,
         "short_side": recipe.short_side,
-        "mean": recipe.clip.mean,
-        "std": recipe.clip.std,
+        "mean": clip.mean,
+        "std": clip.std,
     }
 
 
-def detection_protocol(
+def describe_detection(
     recipe: DetectRecipe, *, detected: bool, scales: Sequence[int] = (), flip: bool = False, precision: str
 ) -> dict[str, Any]:
     """How key frames are cut and scored at test time, as plain data.
 
     Args:
-        recipe: of the detector.
-        detected: whether the boxes are detected, or those of the ground truth.
-        scales: short sides whose scores are averaged; empty: the recipe's alone.
-        flip: whether the scores are averaged over each clip and its mirror image.
+        recipe: recipe of the detector.
+        detected: whether boxes are detected, or those of the ground truth.
+        scales: short sides over which scores are averaged; empty: that of the recipe alone.
+        flip: whether scores are averaged over each clip and its mirror image.
         precision: "fp32" or "bf16".
     """
     return {
@@ -96,7 +97,8 @@ def detection_protocol(
         "short_sides": list(scales) or [recipe.short_side],
         "flip": flip,
         "frames": recipe.clip.frames,
-        **_pace(recipe.clip),
+        "stride": recipe.clip.stride,
+        "target_fps": recipe.clip.target_fps,
         "mean": recipe.clip.mean,
         "std": recipe.clip.std,
         "scores": "softmax of the poses, sigmoid of the rest" if recipe.poses else "sigmoid",
@@ -104,24 +106,20 @@ def detection_protocol(
     }
 
 
-def _pace(clip: ClipRecipe) -> dict[str, Any]:
-    return {"stride": clip.stride, "target_fps": clip.target_fps}
-
-
-def identity_of(weights: PathLike) -> dict[str, str]:
-    """Path and hash of a weights file."""
+def describe_weights(weights: PathLike) -> dict[str, str]:
+    """Path and SHA-256 of a weights file."""
     return {"weights": os.fspath(weights), "weights_sha256": file_sha256(weights)}
 
 
-def hashes_of(files: Mapping[str, PathLike | None]) -> dict[str, dict[str, str]]:
-    """Path and hash of each named file; those without a path are left out."""
+def hash_files(files: Mapping[str, PathLike | None]) -> dict[str, dict[str, str]]:
+    """Path and SHA-256 of each named file; empty paths are left out."""
     return {
         name: {"path": os.fspath(path), "sha256": file_sha256(path)} for name, path in files.items() if path
     }
 
 
-def records_sha256(records: Records) -> str:
-    """The SHA-256 of a list's rows, path and label, in their order, whatever the format of the list."""
+def hash_records(records: Records) -> str:
+    """SHA-256 of paths and labels in order, which does not depend on the format of the list."""
     digest = hashlib.sha256()
     for record in records:
         label = "" if record.label is None else str(record.label)

@@ -14,7 +14,7 @@ import numpy as np
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.results import listed_failures, write_page, write_result, write_table
+from videomaskfeat.inference.results import describe_failures, write_page, write_result, write_table
 from videomaskfeat.io import is_file, is_folder, make_folder, make_parent, open_file, whole_file
 from videomaskfeat.metrics.accuracy import (
     Accuracy,
@@ -284,7 +284,7 @@ class Evaluated:
     text: str
 
 
-def make_places(out: str | os.PathLike[str], submission: str) -> None:
+def make_output_folders(out: str | os.PathLike[str], submission: str) -> None:
     """Make the folders of an evaluation, before all the work rather than after it."""
     make_folder(out)
     if submission:
@@ -329,7 +329,7 @@ def write_evaluation(
             "unreadable": len(scored.failures),
             "classes": scored.classes,
             **about,
-            "failures": listed_failures(scored.failures),
+            "failures": describe_failures(scored.failures),
         },
     )
     facts = _facts(scored, result, rows, more.get("confusion"), summary)
@@ -473,7 +473,7 @@ def _ends(scored: ScoredList) -> tuple[list[ShownVideo], list[ShownVideo]]:
             label_share=float(own[place]),
             prediction=scored.class_text(int(said[place])),
             prediction_share=float(probabilities[place, said[place]]),
-            picture=middle_picture(scored.paths[place]),
+            picture=encode_middle_frame(scored.paths[place]),
         )
 
     worst = [place for place in order.tolist() if not right[place]][:_SHOWN]
@@ -481,7 +481,7 @@ def _ends(scored: ScoredList) -> tuple[list[ShownVideo], list[ShownVideo]]:
     return list(map(shown, worst)), list(map(shown, best))
 
 
-def middle_picture(path: str) -> bytes | None:
+def encode_middle_frame(path: str) -> bytes | None:
     """The frame in the middle of a video, as a small JPEG file; None if the video cannot be read any more."""
     try:
         with open_video(path, "pyav") as video:

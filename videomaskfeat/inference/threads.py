@@ -1,4 +1,4 @@
-"""The number of CPU threads with which a trained model computes."""
+"""The number of CPU threads for inference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.inference.multiview import Machine, evaluating
+from videomaskfeat.inference.multiview import Machine, evaluation_mode
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.recipe import ClipRecipe
 
@@ -27,22 +27,21 @@ def choose_inference_threads(
     """Set torch's number of CPU threads to the fastest one for a single clip; on a GPU do nothing.
 
     Args:
-        model: put into evaluation mode meanwhile.
-        clip: the size of its clips.
-        machine: on what the model runs, and the number of its loader processes.
-        network: what is run, float [1, C, T, H, W] -> anything; None: the model.
+        model: runs in evaluation mode; its modes are restored.
+        clip: defines the size of the clip.
+        machine: device, precision and number of loader workers.
+        network: function of a clip float [1, C, T, H, W] that is timed; None: the model.
     """
-    if machine.place.type != "cpu":
+    if machine.torch_device.type != "cpu":
         return
     keep_freed_memory()
-    pixels = torch.zeros(1, 3, clip.frames, clip.crop, clip.crop)
-    run = network or model
+    pixels = torch.zeros(1, 3, *clip.size)
 
     def work() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=machine.bf16):
-            run(pixels)
+            (network or model)(pixels)
 
-    with evaluating(model):
+    with evaluation_mode(model):
         choice = choose_threads(work, workers=machine.workers)
     if choice.seconds and distributed.is_main():
         logger.info("threads   %s", choice)

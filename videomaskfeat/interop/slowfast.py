@@ -490,7 +490,8 @@ def _cubes(options: Options) -> Triple:
     )
     if kernel != stride or any(padding[image:]):
         raise UserError(
-            f"{options.path}: MVIT.PATCH_KERNEL {kernel}, PATCH_STRIDE {stride} and PATCH_PADDING {padding} (time, "
+            f"{options.path}: MVIT.PATCH_KERNEL {kernel}, PATCH_STRIDE "
+            f"{stride} and PATCH_PADDING {padding} (time, "
             "height, width): a vision transformer needs kernel = stride and no padding"
         )
     if image and options["DATA.NUM_FRAMES"] != 1:

@@ -11,7 +11,7 @@ from videomaskfeat.inference.scores import (
     Evaluated,
     average_scores,
     load_scores,
-    make_places,
+    make_output_folders,
     scores_path,
     write_evaluation,
 )
@@ -43,6 +43,6 @@ def average_files(
         "members_sha256": {str(number): file_sha256(file) for number, file in enumerate(files, start=1)},
         "protocol": {"averaged": files, "scores": scored.kind},
     }
-    make_places(out, submission)
+    make_output_folders(out, submission)
     result, text = write_evaluation(Path(out), scored, about, submission=submission)
     return Evaluated(Path(out), result, scored, scored.failures, text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,20 +29,21 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
 from videomaskfeat.inference.key_frames import (
-    OtherVideos,
-    VideoPlaces,
-    lines_on,
-    read_tested,
-    words_on_key_frames,
+    EvaluationFrames,
+    IgnoredBoxes,
+    VideoLocations,
+    describe_key_frames,
+    format_failures,
+    read_key_frames,
 )
 from videomaskfeat.inference.multiview import Machine
-from videomaskfeat.inference.results import detection_protocol, identity_of
+from videomaskfeat.inference.results import describe_detection, describe_weights
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
-from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.models.zoo import DETECTOR, MODELS
 from videomaskfeat.recipe import (
     DETECT_KEY,
     ClipRecipe,
@@ -99,7 +100,7 @@ class DetectRun(Run):
         self.evaluates, self.evaluate_epochs = self.lists.tested is not None, config.evaluate.epochs
         if self.lists.tested is not None:  # a mistake is reported now rather than after the training
             assert self.lists.truth is not None
-            self.sources = video_places(config).find(self.lists.truth, self.lists.tested)
+            self.sources = video_places(config).find_videos(self.lists.truth, self.lists.tested)
             self.validated = self.part_of_seconds(self.lists.tested, self.lists.truth)
         self.learn(model)
         self.compare = torch.compile(self.detect) if config.run.compile else self.detect
@@ -213,30 +214,26 @@ class DetectRun(Run):
         tested, truth = self.lists.tested, self.lists.truth
         assert tested is not None
         assert truth is not None
-        undetected, detected = len(truth.absent_from(tested)), bool(self.files.boxes)
+        frames = EvaluationFrames(truth, tested, self.lists.other)
         name, _ = self.model.created_as  # type: ignore[misc]
         about = {
             "title": f"{self.path.name} on {Path(self.files.groundtruth).name}",
             "model": name,
-            **identity_of(self.best.path),
-            "files": self.files.hashes(),
-            "undetected_key_frames": undetected,
-            "left_out": asdict(self.lists.other),
-            "seen": detection_protocol(
+            **describe_weights(self.best.path),
+            "seen": describe_detection(
                 self.recipe,
-                detected=detected,
+                detected=bool(self.files.boxes),
                 scales=self.config.evaluate.scales,
                 flip=self.config.evaluate.flip,
                 precision=self.machine.precision_used,
             ),
         }
-        scored = write_key_frame_score(self.path / "score", self.files, tested, found, about)
+        scored = write_key_frame_score(self.path / "score", self.files, frames, found, about)
         lines = [
             scored.text(self.path / "score"),
-            words_on_key_frames(found, self.recipe, detected=detected, undetected=undetected),
-            *filter(None, [self.lists.other.words()]),
+            *describe_key_frames(frames, found, self.recipe),
             f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
-            *(f"unreadable, left out: {line}" for line in lines_on(found.failures)),
+            *(f"unreadable, left out: {line}" for line in format_failures(found.failures)),
         ]
         return scored.result.mean_ap, lines
 
@@ -262,7 +259,7 @@ class ActionLists:
     train: KeyFrames
     tested: KeyFrames | None
     truth: KeyFrames | None
-    other: OtherVideos
+    other: IgnoredBoxes
     actions: dict[int, str]
     classes: int
     poses: tuple[int, ...]
@@ -286,9 +283,9 @@ def read_lists(config: DetectConfig) -> ActionLists:
         exclusions=[data.train_exclusions] if data.train_exclusions else [],
     )
     tested = truth = None
-    other = OtherVideos()
+    other = IgnoredBoxes()
     if data.validation:
-        truth, tested, other = read_tested(
+        truth, tested, other = read_key_frames(
             data.validation,
             data.validation_boxes,
             data.validation_exclusions,
@@ -364,8 +361,8 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
         UserError: an unknown name or argument, a model that is no detector, or weights that do not fit.
     """
     clip, keys = config.clip, config.model
-    if keys.name in MODELS and not issubclass(MODELS[keys.name].build, Detector):
-        known = [name for name, named in MODELS.items() if issubclass(named.build, Detector)]
+    if keys.name in MODELS and MODELS[keys.name].classes[0] != DETECTOR:
+        known = [name for name, named in MODELS.items() if named.classes[0] == DETECTOR]
         raise UserError(f"model.name {keys.name!r} is no detector of actions; take one of {', '.join(known)}")
     arguments: dict[str, Any] = {
         "clip_size": (clip.frames, clip.crop, clip.crop),
@@ -417,11 +414,11 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
     Raises:
         UserError: a video is missing, or the batch or a clip setting is wrong.
     """
-    clip, colour = config.clip, config.colour
-    changes = {"brightness": colour.brightness, "contrast": colour.contrast, "saturation": colour.saturation}
+    clip, color = config.clip, config.color
+    changes = {"brightness": color.brightness, "contrast": color.contrast, "saturation": color.saturation}
     dataset = ActionClips(
         key_frames,
-        video_places(config).find(key_frames),
+        video_places(config).find_videos(key_frames),
         frames=clip.frames,
         stride=clip.stride,
         target_fps=clip.target_fps,
@@ -444,7 +441,9 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
     )
 
 
-def video_places(config: DetectConfig) -> VideoPlaces:
+def video_places(config: DetectConfig) -> VideoLocations:
     """Where the videos of a run are."""
     data = config.data
-    return VideoPlaces(data.videos, tuple(data.frame_lists), data.frames, data.frames_fps, data.start_second)
+    return VideoLocations(
+        data.videos, tuple(data.frame_lists), data.frames, data.frames_fps, data.start_second
+    )

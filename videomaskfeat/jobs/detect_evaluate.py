@@ -1,4 +1,4 @@
-"""``detect-evaluate``: score a detector of actions on key frames by AVA's official rules."""
+"""``detect-evaluate``: score an action detector on key frames by AVA's official rules."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videomaskfeat.ava import read_label_map
-from videomaskfeat.data.batches import Failure
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.ava_scores import Rules, ScoredFiles, write_key_frame_score
+from videomaskfeat.inference.ava_scores import ScoredFiles, ScoringRules, write_key_frame_score
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, load_detector, score_key_frames
-from videomaskfeat.inference.key_frames import VideoPlaces, read_tested, words_on_key_frames
+from videomaskfeat.inference.key_frames import VideoLocations, describe_key_frames, read_key_frames
 from videomaskfeat.inference.multiview import Machine, Progress
-from videomaskfeat.inference.results import detection_protocol, identity_of
+from videomaskfeat.inference.results import describe_detection, describe_weights
 from videomaskfeat.io import make_folder
-from videomaskfeat.metrics.ava_map import AvaResult
 from videomaskfeat.recipe import DetectRecipe
 
 
 @dataclass(frozen=True)
-class FrameChoice:
-    """How key frames are cut; None: as the weights were tested.
+class FrameOptions:
+    """How key frames are cut; None: as in the recipe of the weights.
 
     Attributes:
         area: "whole" or "centre".
-        short_side: pixels to which a frame's short side is resized.
-        scales: short sides whose scores are averaged, instead of one.
-        flip: average over each clip and its mirror image, too.
+        short_side: pixels to which the short side of a frame is resized.
+        scales: short sides over which scores are averaged, instead of one.
+        flip: average over each clip and its mirror image.
         score_threshold: minimum score of a detected box.
     """
 
@@ -40,140 +38,112 @@ class FrameChoice:
     flip: bool = False
     score_threshold: float | None = None
 
-    def recipe(self, known: DetectRecipe) -> DetectRecipe:
-        """The recipe of the weights with these choices.
+    def apply(self, recipe: DetectRecipe) -> DetectRecipe:
+        """The recipe with these options.
 
         Raises:
-            UserError: an unknown area, or a score outside 0..1.
+            UserError: the area is unknown, or the score is outside 0..1.
         """
-        chosen = {key: getattr(self, key) for key in ("area", "short_side", "score_threshold")}
-        return dataclasses.replace(
-            known, **{key: value for key, value in chosen.items() if value is not None}
-        )
+        options = {key: getattr(self, key) for key in ("area", "short_side", "score_threshold")}
+        changes = {key: value for key, value in options.items() if value is not None}
+        return dataclasses.replace(recipe, **changes)
 
 
-@dataclass(frozen=True)
-class EvaluatedDetector:
-    """The result of an evaluation.
-
-    Attributes:
-        folder: where it is written.
-        result: the score, in shares of 1.
-        found: the scores of all boxes.
-        text: for people; empty on all ranks but the first.
-    """
-
-    folder: Path
-    result: AvaResult
-    found: BoxScores
-    text: str
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """Key frames that could not be read."""
-        return self.found.failures
-
-
-AS_TESTED, THIS_MACHINE = FrameChoice(), Machine()
+AS_TESTED, THIS_MACHINE, OFFICIAL = FrameOptions(), Machine(), ScoringRules()
 
 
 def detect_evaluate(
     weights: str | os.PathLike[str],
     files: ScoredFiles,
-    places: VideoPlaces,
+    locations: VideoLocations,
     out: str | os.PathLike[str],
     *,
-    frames: FrameChoice = AS_TESTED,
+    frames: FrameOptions = AS_TESTED,
     machine: Machine = THIS_MACHINE,
-    iou_threshold: float = 0.5,
-    rows_per_frame: int | None = None,
+    rules: ScoringRules = OFFICIAL,
     progress: Progress | None = None,
-) -> EvaluatedDetector:
+) -> tuple[BoxScores, str]:
     """Score the boxes of key frames, and write the result into a folder.
 
     Args:
-        weights: safetensors file of a run of ``detect-train``.
+        weights: safetensors file of a ``detect-train`` run.
         files: ground truth, label map, exclusions and boxes.
-        places: where the videos are.
+        locations: where the videos are.
         out: folder to write: detections.csv (the official format), result.json, per_class.csv, report.html
             and failures.jsonl.
         frames: how key frames are cut.
-        machine: on what the detector runs.
-        iou_threshold: minimum overlap of a hit.
-        rows_per_frame: judge only so many rows per key frame, the best; the official script takes 50.
-        progress: called with the number of key frames that are done, and of all.
+        machine: device and loading options.
+        rules: how detections are scored.
+        progress: called with the number of scored key frames, and the total.
+
+    Returns:
+        The scores of all boxes, and the result as text, which is empty on all ranks except the first.
 
     Raises:
-        UserError: the weights, a file or a choice is wrong, or no key frame could be read.
-        RunFailed: the network's output is not finite.
+        UserError: the weights, a file or an option is wrong, or no key frame could be read.
+        RunFailed: the output of the network is not finite.
     """
-    with distributed.process_group(machine.place):
+    with distributed.process_group(machine.torch_device):
         detector = load_detector(
             weights,
-            device=str(machine.place),
+            device=str(machine.torch_device),
             precision=machine.precision,
             workers=machine.workers,
             clips_at_once=machine.clips_at_once,
         )
-        recipe = frames.recipe(detector.recipe)
+        recipe = frames.apply(detector.recipe)
         detector = VideoDetector(detector.model, recipe, detector.machine)
         _check_actions(read_label_map(files.label_map), files.label_map, recipe, os.fspath(weights))
-        truth, tested, other = read_tested(
+        key_frames = read_key_frames(
             files.groundtruth,
             files.boxes,
             files.exclusions,
             classes=recipe.classes,
             score_threshold=recipe.score_threshold,
         )
-        sources = places.find(truth, tested)
-        distributed.run_on_main(lambda: make_folder(out))  # rather than after all the work
+        sources = locations.find_videos(key_frames.truth, key_frames.tested)
+        distributed.run_on_main(lambda: make_folder(out))  # reports a mistake before the work
         detector.choose_threads()
         start = time.monotonic()
-        found = score_key_frames(
-            detector, tested, sources, scales=frames.scales, flip=frames.flip, progress=progress
+        box_scores = score_key_frames(
+            detector, key_frames.tested, sources, scales=frames.scales, flip=frames.flip, progress=progress
         )
         seconds = round(time.monotonic() - start, 1)
-        undetected, detected = len(truth.absent_from(tested)), bool(files.boxes)
 
-        def write() -> tuple[AvaResult, str]:
+        def write() -> str:
             about = {
                 "title": f"{Path(weights).stem} on {os.path.basename(files.groundtruth)}",
                 "model": detector.model.created_as[0],  # type: ignore[index]
-                **identity_of(weights),
-                "seen": detection_protocol(
+                **describe_weights(weights),
+                "seen": describe_detection(
                     recipe,
-                    detected=detected,
+                    detected=bool(files.boxes),
                     scales=frames.scales,
                     flip=frames.flip,
                     precision=machine.precision_used,
                 ),
-                "undetected_key_frames": undetected,
-                "left_out": dataclasses.asdict(other),
                 "starts": sorted({source.start_seconds for source in sources}),
                 "seconds": seconds,
-                "files": files.hashes(),
             }
-            rules = Rules(iou_threshold, rows_per_frame)
-            scored = write_key_frame_score(Path(out), files, tested, found, about, rules)
-            words = words_on_key_frames(found, recipe, detected=detected, undetected=undetected)
-            return scored.result, "\n".join(filter(None, [words, other.words(), scored.text(Path(out))]))
+            scored = write_key_frame_score(Path(out), files, key_frames, box_scores, about, rules=rules)
+            return "\n".join([*describe_key_frames(key_frames, box_scores, recipe), scored.text(Path(out))])
 
-        result, text = distributed.run_on_main(write)
-        return EvaluatedDetector(Path(out), result, found, text if distributed.is_main() else "")
+        text = distributed.run_on_main(write)
+        return box_scores, text if distributed.is_main() else ""
 
 
 def _check_actions(actions: dict[int, str], label_map: str, recipe: DetectRecipe, weights: str) -> None:
-    """Refuse a label map with other actions than those of the weights."""
+    """Check that the actions of a label map are those of the weights."""
     unknown = [number for number in actions if number > recipe.classes]
     if unknown:
         raise UserError(
-            f"{label_map}: lists the action {unknown[0]} ({actions[unknown[0]]}), and {weights} knows "
-            f"{recipe.classes}; give the label map that it was trained with"
+            f"{label_map}: action {unknown[0]} ({actions[unknown[0]]}) is out of range; {weights} has "
+            f"{recipe.classes} actions; give the label map that it was trained with"
         )
     for number, name in actions.items():
         own = recipe.actions.get(number, name)
         if own.lower() != name.lower():
             raise UserError(
-                f"{label_map}: calls the action {number} {name!r}, and {weights} was trained with {own!r} "
-                "under that id; give the label map that it was trained with"
+                f"{label_map}: action {number} is {name!r}, but {own!r} in {weights}; give the label map "
+                "that it was trained with"
             )

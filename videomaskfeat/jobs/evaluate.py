@@ -14,17 +14,17 @@ import numpy as np
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.lists import ListChoice, check_list, class_names_of
+from videomaskfeat.inference.lists import ListChoice, check_records, resolve_class_names
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
     VideoScores,
+    build_views,
     evaluate_model,
     video_features,
-    views_of,
 )
-from videomaskfeat.inference.results import identity_of, listed_failures, protocol_of, records_sha256
-from videomaskfeat.inference.scores import Evaluated, ScoredList, make_places, write_evaluation
+from videomaskfeat.inference.results import describe_failures, describe_views, describe_weights, hash_records
+from videomaskfeat.inference.scores import Evaluated, ScoredList, make_output_folders, write_evaluation
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import file_sha256, is_file, is_folder
 from videomaskfeat.metrics.features import check_knn, knn_scores
@@ -33,7 +33,7 @@ from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_test
 
 
 @dataclass(frozen=True)
-class ViewChoice:
+class ViewOptions:
     """How videos are cut; None: as the weights were tested.
 
     Attributes:
@@ -61,7 +61,7 @@ class ViewChoice:
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """Classification by the nearest training videos instead of a head.
 
     Attributes:
@@ -75,7 +75,7 @@ class Neighbours:
     temperature: float = 0.07
 
 
-AS_TESTED, AS_IT_LOOKS, THIS_MACHINE = ViewChoice(), ListChoice(), Machine()
+AS_TESTED, AS_IT_LOOKS, THIS_MACHINE = ViewOptions(), ListChoice(), Machine()
 
 
 def evaluate(
@@ -83,9 +83,9 @@ def evaluate(
     list_path: str,
     out: str | os.PathLike[str],
     *,
-    views: ViewChoice = AS_TESTED,
+    views: ViewOptions = AS_TESTED,
     lists: ListChoice = AS_IT_LOOKS,
-    neighbours: Neighbours | None = None,
+    neighbors: Neighbors | None = None,
     machine: Machine = THIS_MACHINE,
     submission: str = "",
     progress: Progress | None = None,
@@ -93,13 +93,13 @@ def evaluate(
     """Score the videos of a list by all their views, and write the result into a folder.
 
     Args:
-        weights: safetensors file of a fine-tuning run or of ``import-slowfast``; with ``neighbours`` also of
+        weights: safetensors file of a fine-tuning run or of ``import-slowfast``; with ``neighbors`` also of
             a pre-training run.
         list_path: list or folder of videos, with labels or without.
         out: folder to write, see :func:`~videomaskfeat.inference.scores.write_evaluation`.
         views: how videos are cut.
         lists: how the lists are read.
-        neighbours: classify by the nearest videos of a training list; None: by the network's own head.
+        neighbors: classify by the nearest videos of a training list; None: by the network's own head.
         machine: on what it runs.
         submission: file for a Something-Something-v2 test submission; empty: none.
         progress: called with the number of videos that are done, and of all.
@@ -108,10 +108,10 @@ def evaluate(
         UserError: the weights, a list or a choice is wrong, or no video could be read.
         RunFailed: the network's output is not finite.
     """
-    with distributed.process_group(machine.place):
-        work = _Evaluation(os.fspath(weights), list_path, views, lists, neighbours, machine)
-        distributed.run_on_main(lambda: make_places(out, submission))
-        network = None if neighbours is None else work.model.features
+    with distributed.process_group(machine.torch_device):
+        work = _Evaluation(os.fspath(weights), list_path, views, lists, neighbors, machine)
+        distributed.run_on_main(lambda: make_output_folders(out, submission))
+        network = None if neighbors is None else work.model.features
         choose_inference_threads(work.model, work.recipe.clip, machine, network=network)
         start = time.monotonic()
         scored, train = work.scored(progress)
@@ -132,42 +132,42 @@ class _Evaluation:
         self,
         weights: str,
         list_path: str,
-        views: ViewChoice,
+        views: ViewOptions,
         lists: ListChoice,
-        neighbours: Neighbours | None,
+        neighbors: Neighbors | None,
         machine: Machine,
     ) -> None:
         self.weights, self.list_path = weights, list_path
-        self.neighbours, self.machine = neighbours, machine
-        if neighbours is not None:
-            check_knn(k=neighbours.k, temperature=neighbours.temperature)
-        known = _classifier_recipe(weights) if neighbours is None else read_testing_recipe(weights)
+        self.neighbors, self.machine = neighbors, machine
+        if neighbors is not None:
+            check_knn(k=neighbors.k, temperature=neighbors.temperature)
+        known = _classifier_recipe(weights) if neighbors is None else read_testing_recipe(weights)
         self.recipe = views.recipe(known)
         _ = machine.bf16  # refuses a wrong precision before the weights are read
-        model: Any = load_model(weights, device=machine.place)
+        model: Any = load_model(weights, device=machine.torch_device)
         self.model = model
-        own = int(model.classes) if neighbours is None else None
-        names = class_names_of(known.class_names, list_path, lists, classes=own, source=weights)
+        own = int(model.classes) if neighbors is None else None
+        names = resolve_class_names(known.class_names, list_path, lists, classes=own, source=weights)
         stills = self.recipe.clip.frames == 1
         self.train: Records | None = None
-        if neighbours is not None:
+        if neighbors is not None:
             # Class folders number themselves: these may be of another data set than the weights.
-            known_there = () if is_folder(neighbours.list_path) else names
+            known_there = () if is_folder(neighbors.list_path) else names
             self.train = lists.load(
-                neighbours.list_path, labels="yes", known_classes=known_there, stills=stills
+                neighbors.list_path, labels="yes", known_classes=known_there, stills=stills
             )
             names = self.train.class_names or names
         self.records = lists.load(list_path, known_classes=names, stills=stills)
         self.classes, self.names = self._classes(own, names)
-        source = weights if neighbours is None else neighbours.list_path
+        source = weights if neighbors is None else neighbors.list_path
         for records in (self.records, self.train):
             if records is not None:
-                views_of(records, self.recipe)  # refuses what does not fit
-                check_list(records, classes=self.classes, source=source, named=bool(names))
+                build_views(records, self.recipe)  # refuses what does not fit
+                check_records(records, classes=self.classes, source=source, named=bool(names))
 
     def scored(self, progress: Progress | None) -> tuple[ScoredList, VideoScores | None]:
-        """The scores of the list, and with neighbours the features of the training list."""
-        if self.neighbours is None:
+        """The scores of the list, and with neighbors the features of the training list."""
+        if self.neighbors is None:
             found = evaluate_model(self.model, self.records, self.recipe, self.machine, progress=progress)
             return self._scored(found, found.scores, self.recipe.average), None
         assert self.train is not None
@@ -175,49 +175,49 @@ class _Evaluation:
             video_features(self.model, records, self.recipe, self.machine, progress=progress)
             for records in (self.train, self.records)
         )
-        return self._scored(found, self._votes(self.neighbours, train, found), "knn"), train
+        return self._scored(found, self._votes(self.neighbors, train, found), "knn"), train
 
     def describe(self, train: VideoScores | None) -> dict[str, Any]:
         """What the result depends on; rank 0 alone calls it."""
-        neighbours = self.neighbours
+        neighbors = self.neighbors
         about: dict[str, Any] = {
             "title": f"{Path(self.weights).stem} on {os.path.basename(os.path.normpath(self.list_path))}",
             "weights": self.weights,
             "model": self.model.created_as[0],
-            "head": "knn" if neighbours else getattr(self.model, "head_kind", "none"),
+            "head": "knn" if neighbors else getattr(self.model, "head_kind", "none"),
             "list": self.list_path,
-            **identity_of(self.weights),
-            "list_sha256": records_sha256(self.records),
+            **describe_weights(self.weights),
+            "list_sha256": hash_records(self.records),
         }
         if is_file(self.list_path):
             about["list_file_sha256"] = file_sha256(self.list_path)
         if self.train is not None:
-            about["train_list_sha256"] = records_sha256(self.train)
+            about["train_list_sha256"] = hash_records(self.train)
         about["protocol"] = {
-            **protocol_of(self.recipe),
-            "average": "features" if neighbours else self.recipe.average,
+            **describe_views(self.recipe),
+            "average": "features" if neighbors else self.recipe.average,
             "precision": self.machine.precision_used,
             "reader": self.machine.reader,
         }
-        if neighbours is not None and train is not None:
-            about["protocol"] |= {"k": neighbours.k, "temperature": neighbours.temperature}
-            about["train_list"] = neighbours.list_path
+        if neighbors is not None and train is not None:
+            about["protocol"] |= {"k": neighbors.k, "temperature": neighbors.temperature}
+            about["train_list"] = neighbors.list_path
             about["train_videos"], about["train_listed"] = len(train.rows), train.listed
-            about["train_failures"] = listed_failures(train.failures)
+            about["train_failures"] = describe_failures(train.failures)
         return about
 
     def _classes(self, own: int | None, names: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
-        """The number of classes and their names; with neighbours, the training list decides."""
+        """The number of classes and their names; with neighbors, the training list decides."""
         if own is not None:
             return own, names
         assert self.train is not None
         labels = self.train.labels
         assert labels is not None  # asked for
         count = int(labels.max()) + 1
-        # The names may be of the classes of the weights, and the neighbours of another data set.
+        # The names may be of the classes of the weights, and the neighbors of another data set.
         return (len(names), names) if len(names) >= count else (count, ())
 
-    def _votes(self, neighbours: Neighbours, train: VideoScores, found: VideoScores) -> np.ndarray:
+    def _votes(self, neighbors: Neighbors, train: VideoScores, found: VideoScores) -> np.ndarray:
         """Shares float32 [n, L] of the nearest training videos; each rank computes a part of the videos."""
         rank, ranks = distributed.rank(), distributed.world_size()
         part = knn_scores(
@@ -225,8 +225,8 @@ class _Evaluation:
             train.labels,
             found.scores[rank::ranks],
             classes=self.classes,
-            k=neighbours.k,
-            temperature=neighbours.temperature,
+            k=neighbors.k,
+            temperature=neighbors.temperature,
         )
         scores = np.empty((len(found.rows), self.classes), np.float32)
         for number, rows in enumerate(distributed.gather_objects(part)):
@@ -241,7 +241,7 @@ class _Evaluation:
 
 
 def _classifier_recipe(weights: str) -> ClassifyRecipe:
-    """The recipe of a classifier; other weights of ours are pointed to the nearest neighbours."""
+    """The recipe of a classifier; other weights of ours are pointed to the nearest neighbors."""
     try:
         return read_classify_recipe(weights)
     except UserError as error:

@@ -24,10 +24,10 @@ from videomaskfeat.inference.features import FeatureFolder, Shard
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
-    on_every_rank,
-    views_of,
+    build_views,
+    run_on_every_rank,
 )
-from videomaskfeat.inference.results import identity_of, protocol_of, records_sha256
+from videomaskfeat.inference.results import describe_views, describe_weights, hash_records
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import is_file
 from videomaskfeat.recipe import ClassifyRecipe
@@ -102,7 +102,7 @@ def extract_features(
     """
     _check(list_path, dtype=dtype, videos_per_shard=videos_per_shard)
     machine = Machine(device, precision, reader, workers, clips_at_once=clips_at_once)
-    with distributed.process_group(machine.place):
+    with distributed.process_group(machine.torch_device):
         encoder = load_encoder(
             weights, device=device, precision=precision, reader=reader, clips_at_once=clips_at_once
         )
@@ -116,16 +116,16 @@ def extract_features(
             separator=separator,
             stills=recipe.clip.frames == 1,
         )
-        views_of(records, recipe)  # refuses views and crops that cannot be, before the folder is made
-        identity = identity_of(weights)
+        build_views(records, recipe)  # refuses views and crops that cannot be, before the folder is made
+        identity = describe_weights(weights)
         settings = {
             "depth": depth,
             "grid": grid,
-            **protocol_of(recipe),
+            **describe_views(recipe),
             "precision": machine.precision_used,
             "dtype": dtype,
             "videos_per_shard": videos_per_shard,
-            "list_sha256": records_sha256(records),
+            "list_sha256": hash_records(records),
             "weights_sha256": identity["weights_sha256"],
         }
         about = {"weights": identity["weights"], "list": list_path, "videos": len(records)}
@@ -137,7 +137,7 @@ def extract_features(
             work = _Work(
                 encoder, recipe, records, folder, depth=depth, pooled=not grid, size=videos_per_shard
             )
-            on_every_rank(lambda: work.do(pending, workers=workers, progress=progress))
+            run_on_every_rank(lambda: work.do(pending, workers=workers, progress=progress))
             shape, failures = distributed.run_on_main(lambda: folder.finish(records, count))
     return Extracted(Path(out), shape, failures)
 
@@ -196,14 +196,14 @@ class _Work:
         fitting = max(number for number in range(1, min(most, self.size) + 1) if self.size % number == 0)
         paths = [self.records[row].path for row in rows]
         return ViewLoader(
-            views_of(
+            build_views(
                 Records.from_paths(paths, None, source=self.records.source),
                 self.recipe,
                 reader=self.encoder.machine.reader,
             ),
             per_batch=fitting,
             workers=workers,
-            pin_memory=self.encoder.machine.place.type == "cuda",
+            pin_memory=self.encoder.machine.torch_device.type == "cuda",
         )
 
     def _features(self, batch: ViewsBatch) -> list[np.ndarray]:

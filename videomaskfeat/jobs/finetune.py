@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejson
 import torch
 from torch import Tensor, nn
 
@@ -29,9 +30,9 @@ from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names
-from videomaskfeat.inference.multiview import Machine, VideoScores, evaluate_model, views_of
+from videomaskfeat.inference.multiview import Machine, VideoScores, build_views, evaluate_model
 from videomaskfeat.losses import soft_cross_entropy
-from videomaskfeat.metrics.accuracy import accuracy
+from videomaskfeat.metrics.accuracy import accuracy, confusion_matrix
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
@@ -68,7 +69,7 @@ class FinetuneRun(Run):
         self.mixing = Mixing(classes=self.lists.classes, **vars(config.mix))
         self.evaluates, self.evaluate_epochs = self.lists.validation is not None, config.evaluate.epochs
         if self.lists.validation is not None:  # a mistake is reported now rather than after the training
-            views_of(self.lists.validation, self.recipe)
+            build_views(self.lists.validation, self.recipe)
         self.learn(model)
         self.compare = torch.compile(self.classify) if config.run.compile else self.classify
         self.best = BestWeights(self.path / "best.safetensors", self.save)
@@ -162,7 +163,10 @@ class FinetuneRun(Run):
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
         # A resumed run may test with other views than the one that wrote the file.
         distributed.run_on_main(lambda: self.save(self.best.path))
-        score = accuracy(*self.score(self.recipe))
+        scores, labels = self.score(self.recipe)
+        score = accuracy(scores, labels)
+        confusion = {"class_names": self.lists.names, "counts": confusion_matrix(scores, labels).tolist()}
+        distributed.run_on_main(lambda: self.folder.write("confusion.json", simplejson.dumps(confusion)))
         return {
             "best_weights": str(self.best.path),
             "validation_best_top1": self.best.score,
@@ -171,6 +175,7 @@ class FinetuneRun(Run):
             "mean_class": score.mean_class,
             "videos": score.videos,
             "listed": len(self.lists.validation),
+            "classes": self.lists.classes,
             "views": self.recipe.views,
             "crops": self.recipe.crops,
         }

@@ -19,8 +19,8 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import Predictions, load_classifier
-from videomaskfeat.inference.multiview import Machine, views_of
-from videomaskfeat.inference.results import identity_of, protocol_of
+from videomaskfeat.inference.multiview import Machine, build_views
+from videomaskfeat.inference.results import describe_views, describe_weights
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import free_name, is_folder, make_folder, make_parent, whole_file
 from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
@@ -86,13 +86,13 @@ def predict(
         RunFailed: the model's output is not finite.
     """
     if top < 1:
-        raise UserError(f"top {top}: ask for at least 1 class")
+        raise UserError(f"top {top}: must be at least 1 class")
     classifier = load_classifier(checkpoint, device=device, precision=precision, reader=reader)
     recipe = classifier.recipe.with_views(views=views, crops=crops)
     _refuse_lists(videos)
     paths = expand_folders(videos, stills=recipe.clip.frames == 1)
     records = Records.from_paths(paths, None, source="the videos")
-    loader = ViewLoader(views_of(records, recipe, reader=reader), per_batch=1, workers=workers)
+    loader = ViewLoader(build_views(records, recipe, reader=reader), per_batch=1, workers=workers)
     choose_inference_threads(
         classifier.model, recipe.clip, Machine(device, precision, reader, workers=workers)
     )
@@ -101,8 +101,8 @@ def predict(
     if json_path:
         make_parent(json_path)
     protocol = {
-        **identity_of(checkpoint),
-        **protocol_of(recipe),
+        **describe_weights(checkpoint),
+        **describe_views(recipe),
         "average": recipe.average,
         "precision": classifier.machine.precision_used,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,9 +13,6 @@ from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, run_training
-from videomaskfeat.environment import environment_text
-from videomaskfeat.inference.drawing import draw_videos, why_not_drawn
-from videomaskfeat.inference.probe import FeatureProbe
 from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
@@ -23,7 +20,9 @@ from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY
 from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets.target import margin
-from videomaskfeat.viz.report import write_report
+
+if TYPE_CHECKING:
+    from videomaskfeat.inference.probe import FeatureProbe
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +34,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
         UserError: the config, the lists, the videos or the run folder are wrong.
         RunFailed: the loss is not finite, or nothing can be saved.
     """
+    from videomaskfeat.environment import environment_text
+    from videomaskfeat.viz.report import write_report
+
     return run_training(PretrainRun, config, environment=environment_text, report=write_report)
 
 
@@ -53,13 +55,15 @@ class PretrainRun(Run):
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.learn(self.method.student)
         self.method.to(device)
-        self.probe = (
-            FeatureProbe(config.probe, config.data, self.method.recipe.clip, device=device, bf16=self.bf16)
-            if config.probe.train or config.probe.test
-            else None
-        )
+        self.probe = self._build_probe() if config.probe.train or config.probe.test else None
         self.evaluate_epochs = config.run.evaluate_epochs
         self.evaluates = bool((self.heldout or self.probe) and config.run.evaluate_epochs)
+
+    def _build_probe(self) -> FeatureProbe:
+        from videomaskfeat.inference.probe import FeatureProbe
+
+        config, clip = self.config, self.method.recipe.clip
+        return FeatureProbe(config.probe, config.data, clip, device=self.device, bf16=self.bf16)
 
     def plan(self) -> list[str]:
         """Model, cost, tokens, target, unused sections and data."""
@@ -153,11 +157,15 @@ class PretrainRun(Run):
                 "heldout_untrained": before.model if self.method.fixed_target else None,
                 "heldout_trained": after.model,
             }
-        reason = why_not_drawn(self.method.recipe)
+        from videomaskfeat.inference.drawing import explain_undrawable
+
+        reason = explain_undrawable(self.method.recipe)
         return summary if reason is None else {**summary, "not_drawn": reason}
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
         """Pictures of the first held-out videos (or of the training list's), and the closing words."""
+        from videomaskfeat.inference.drawing import draw_videos
+
         records = (self.heldout or self.loader).dataset.records
         videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
         if videos and "not_drawn" not in summary:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
-from videomaskfeat.inference.ava_scores import Rules, score_detections, write_detection_result
-from videomaskfeat.inference.results import hashes_of
+from videomaskfeat.inference.ava_scores import (
+    ScoredDetections,
+    ScoringRules,
+    score_detections,
+    write_detection_result,
+)
+from videomaskfeat.inference.results import hash_files
 from videomaskfeat.io import make_folder
-from videomaskfeat.metrics.ava_map import AvaResult, read_ava
-
-
-@dataclass(frozen=True)
-class ScoredFile:
-    """The score of a file.
-
-    Attributes:
-        result: the score, in shares of 1.
-        folder: where its report is; None if none was asked for.
-        text: for people.
-    """
-
-    result: AvaResult
-    folder: Path | None
-    text: str
+from videomaskfeat.metrics.ava_map import read_ava
 
 
 def score_ava(
@@ -36,23 +25,26 @@ def score_ava(
     *,
     iou_threshold: float = 0.5,
     rows_per_frame: int | None = None,
-) -> ScoredFile:
+) -> tuple[ScoredDetections, str]:
     """Score a file of detections; for the files see :func:`~videomaskfeat.metrics.ava_map.read_ava`.
 
     Args:
-        groundtruth: CSV file of what there is to find.
-        detections: CSV file of what was found.
-        labels: label map; only its actions count.
-        exclusions: CSV file of times that do not count.
-        out: folder to write result.json, per_class.csv and report.html into.
-        iou_threshold: minimum overlap of a hit.
-        rows_per_frame: judge only so many rows per key frame, the best; the official script takes 50.
+        groundtruth: CSV file of the ground truth.
+        detections: CSV file of detections.
+        labels: label map; only its actions are scored.
+        exclusions: CSV file of times that are not scored.
+        out: folder for result.json, per_class.csv and report.html; None: none.
+        iou_threshold: minimum IoU of a hit.
+        rows_per_frame: score only this number of rows per key frame, the best ones; the official script: 50.
+
+    Returns:
+        The score, and the result as text.
 
     Raises:
         UserError: a file is missing, a row is wrong (with file and line), or an option is out of range.
     """
     data = read_ava(groundtruth, detections, labels, exclusions)
-    scored = score_detections(data, Rules(iou_threshold, rows_per_frame))
+    scored = score_detections(data, ScoringRules(iou_threshold, rows_per_frame))
     folder = None if out is None else Path(out)
     if folder is not None:
         make_folder(folder)
@@ -63,5 +55,5 @@ def score_ava(
             "exclusions": exclusions,
         }
         title = f"{os.path.basename(detections)} on {os.path.basename(groundtruth)}"
-        write_detection_result(folder, scored, {"title": title, "files": hashes_of(files)})
-    return ScoredFile(scored.result, folder, scored.text(folder))
+        write_detection_result(folder, scored, {"title": title, "files": hash_files(files)})
+    return scored, scored.text(folder)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from functools import partial
 
-from videomaskfeat import import_submodule
-from videomaskfeat.methods.byol import Byol
-from videomaskfeat.methods.ibot import Ibot
-from videomaskfeat.methods.latent import Latent
-from videomaskfeat.methods.masked import MaskedPrediction
+from videomaskfeat import import_object, import_submodule
 from videomaskfeat.methods.method import Method
 
 __getattr__ = partial(import_submodule, __name__)
 
-METHODS: dict[str, type[Method]] = {
-    "masked": MaskedPrediction,
-    "ibot": Ibot,
-    "byol": Byol,
-    "latent": Latent,
+METHODS: dict[str, str] = {
+    "masked": "videomaskfeat.methods.masked:MaskedPrediction",
+    "ibot": "videomaskfeat.methods.ibot:Ibot",
+    "byol": "videomaskfeat.methods.byol:Byol",
+    "latent": "videomaskfeat.methods.latent:Latent",
 }
+"""Methods by ``method.name``: "module:class", imported by :func:`method_class`."""
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method in :data:`METHODS`."""
+    cls: type[Method] = import_object(METHODS[name])
+    return cls

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from videomaskfeat.data.clips import VideoClips
 from videomaskfeat.data.formats import load_records
@@ -12,14 +15,18 @@ from videomaskfeat.data.records import check_frames
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.methods import METHODS
-from videomaskfeat.methods.masked import build_student
-from videomaskfeat.methods.method import Method
-from videomaskfeat.methods.teaching import build_encoder
+from videomaskfeat.grid import TokenGrid
+from videomaskfeat.masking import EXACT
+from videomaskfeat.methods import METHODS, method_class
+from videomaskfeat.methods.method import Method, check_mask_grid
+from videomaskfeat.models import arguments_of, create_model_from
+from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import check_arguments
-from videomaskfeat.recipe import PretrainRecipe
+from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.recipe import ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets import build_target
+from videomaskfeat.targets.target import Target
 
 PARTS = ("recipe", "compiled", "epochs", "encoder", "student", "target")
 """Arguments of methods that are built from the config."""
@@ -34,7 +41,7 @@ def build_method(config: PretrainConfig) -> Method:
     """
     name, model = config.method.name, config.model
     check_name("method.name", name, METHODS)
-    build = METHODS[name]
+    build = method_class(name)
     arguments = check_arguments("method.arguments", build, config.method.arguments, name=name, supplied=PARTS)
     takes = inspect.signature(build).parameters
     recipe = PretrainRecipe.of(config)
@@ -54,6 +61,90 @@ def build_method(config: PretrainConfig) -> Method:
         return build(**{key: part for key, part in parts.items() if key in takes}, **arguments)
     except TypeError as error:
         raise UserError(f"method.arguments of {name!r}: {error}") from error
+
+
+def build_student(
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    recipe: PretrainRecipe,
+    target: Target,
+    checkpoint_blocks: bool = False,
+) -> nn.Module:
+    """The named model, made for the recipe's clips and checked against mask and target.
+
+    Args:
+        name: a model that predicts at masked positions.
+        arguments: differences from the named model.
+        recipe: clip and mask.
+        target: what it predicts.
+        checkpoint_blocks: recompute activations in the backward pass.
+
+    Raises:
+        UserError: an unknown name or argument, a model that predicts nothing, a clip that the cubes do not
+            tile, a mask grid that does not divide the output grid, or a target on another grid.
+    """
+    if name in MODELS and "values_per_token" not in arguments_of(name):
+        known = [other for other in MODELS if "values_per_token" in arguments_of(other)]
+        raise UserError(
+            f"model.name {name!r} predicts no target, so it cannot learn {recipe.target!r}; "
+            f"take one of {', '.join(known)}"
+        )
+    size = recipe.clip.size
+    own = {
+        "clip_size": size,
+        "values_per_token": target.values_per_token,
+        "checkpoint_blocks": checkpoint_blocks,
+    }
+    model = create_model_from(name, {**own, **arguments})
+    output = model.output_grid((1, 3, *size))  # type: ignore[operator]
+    try:
+        grid = TokenGrid.from_clip(frames=size[0], height=size[1], width=size[2], stride=target.output_stride)
+    except UserError as error:
+        raise UserError(f"target.name {recipe.target!r}: {error}; or {target.grid_remedy}") from error
+    if grid != output:
+        argument = getattr(model, "grid_argument", "")
+        pools = f", or the model's {argument}" if argument else ""
+        raise UserError(
+            f"target.name {recipe.target!r} gives values on a grid of {grid}, and {name} predicts on "
+            f"{output}; {target.grid_remedy}{pools}"
+        )
+    check_mask_grid(recipe, output, model=name)
+    if getattr(model, "equal_masks", False) and recipe.mask.kind not in EXACT:
+        raise UserError(
+            f"mask.kind {recipe.mask.kind!r} does not hide equally many positions of every clip, and {name} "
+            f"computes the visible ones alone, equally many of each; take one of {', '.join(EXACT)}"
+        )
+    return model
+
+
+def build_encoder(
+    name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe, checkpoint_blocks: bool = False
+) -> Encoder:
+    """The encoder of a named model, with a final norm and without a head, for clips of the recipe.
+
+    Args:
+        name: any model; the encoder has its sizes.
+        arguments: differences from the named model.
+        clip: the clips.
+        checkpoint_blocks: recompute activations in the backward pass.
+
+    Raises:
+        UserError: an unknown name or argument, or a clip that the cubes do not tile.
+    """
+    check_name("model.name", name, MODELS)
+    encoder_name = MODELS[name].build.encoder_name
+    known = arguments_of(encoder_name)
+    own = {key: value for key, value in arguments_of(name).items() if key in known}
+    own |= {
+        "clip_size": clip.size,
+        "final_norm": True,
+        "mean_first": False,
+        "checkpoint_blocks": checkpoint_blocks,
+    }
+    encoder = create_model_from(encoder_name, {**own, **arguments})
+    assert isinstance(encoder, Encoder)
+    return encoder
 
 
 def training_loader(

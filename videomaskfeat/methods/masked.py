@@ -11,13 +11,8 @@ from torch import Tensor, nn
 
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.errors import UserError
-from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import file_sha256
-from videomaskfeat.masking import EXACT
-from videomaskfeat.methods.method import Method, check_mask_grid
-from videomaskfeat.models import arguments_of, create_model_from
-from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.methods.method import Method
 from videomaskfeat.recipe import PretrainRecipe
 from videomaskfeat.targets.target import LossTally, Target
 
@@ -92,58 +87,3 @@ class MaskedPrediction(Method):
     def _target_of(self, pixels: Tensor) -> Any:
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
             return self.target(pixels)
-
-
-def build_student(
-    name: str,
-    arguments: Mapping[str, Any],
-    *,
-    recipe: PretrainRecipe,
-    target: Target,
-    checkpoint_blocks: bool = False,
-) -> nn.Module:
-    """The named model, made for the recipe's clips and checked against mask and target.
-
-    Args:
-        name: a model that predicts at masked positions.
-        arguments: differences from the named model.
-        recipe: clip and mask.
-        target: what it predicts.
-        checkpoint_blocks: recompute activations in the backward pass.
-
-    Raises:
-        UserError: an unknown name or argument, a model that predicts nothing, a clip that the cubes do not
-            tile, a mask grid that does not divide the output grid, or a target on another grid.
-    """
-    if name in MODELS and "values_per_token" not in arguments_of(name):
-        known = [other for other in MODELS if "values_per_token" in arguments_of(other)]
-        raise UserError(
-            f"model.name {name!r} predicts no target, so it cannot learn {recipe.target!r}; "
-            f"take one of {', '.join(known)}"
-        )
-    size = recipe.clip.size
-    own = {
-        "clip_size": size,
-        "values_per_token": target.values_per_token,
-        "checkpoint_blocks": checkpoint_blocks,
-    }
-    model = create_model_from(name, {**own, **arguments})
-    output = model.output_grid((1, 3, *size))  # type: ignore[operator]
-    try:
-        grid = TokenGrid.from_clip(frames=size[0], height=size[1], width=size[2], stride=target.output_stride)
-    except UserError as error:
-        raise UserError(f"target.name {recipe.target!r}: {error}; or {target.grid_remedy}") from error
-    if grid != output:
-        argument = getattr(model, "grid_argument", "")
-        pools = f", or the model's {argument}" if argument else ""
-        raise UserError(
-            f"target.name {recipe.target!r} gives values on a grid of {grid}, and {name} predicts on "
-            f"{output}; {target.grid_remedy}{pools}"
-        )
-    check_mask_grid(recipe, output, model=name)
-    if getattr(model, "equal_masks", False) and recipe.mask.kind not in EXACT:
-        raise UserError(
-            f"mask.kind {recipe.mask.kind!r} does not hide equally many positions of every clip, and {name} "
-            f"computes the visible ones alone, equally many of each; take one of {', '.join(EXACT)}"
-        )
-    return model

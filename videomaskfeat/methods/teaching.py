@@ -25,14 +25,11 @@ from videomaskfeat.engine.teacher import (
     mean_of_rows,
     sum_of_rows,
 )
-from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.errors import UserError
 from videomaskfeat.methods.method import MeanTally, Method
 from videomaskfeat.metrics.accuracy import direction_std
-from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import check_arguments
-from videomaskfeat.models.zoo import MODELS
-from videomaskfeat.recipe import ClipRecipe
 
 T = TypeVar("T")
 REMEDY = (
@@ -315,35 +312,6 @@ class PairMethod(TeacherMethod):
             reader=reader,
             seed=seed,
         )
-
-
-def build_encoder(
-    name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe, checkpoint_blocks: bool = False
-) -> Encoder:
-    """The encoder of a named model, with a final norm and without a head, for clips of the recipe.
-
-    Args:
-        name: any model; the encoder has its sizes.
-        arguments: differences from the named model.
-        clip: the clips.
-        checkpoint_blocks: recompute activations in the backward pass.
-
-    Raises:
-        UserError: an unknown name or argument, or a clip that the cubes do not tile.
-    """
-    check_name("model.name", name, MODELS)
-    encoder_name = MODELS[name].build.encoder_name
-    known = arguments_of(encoder_name)
-    own = {key: value for key, value in arguments_of(name).items() if key in known}
-    own |= {
-        "clip_size": clip.size,
-        "final_norm": True,
-        "mean_first": False,
-        "checkpoint_blocks": checkpoint_blocks,
-    }
-    encoder = create_model_from(encoder_name, {**own, **arguments})
-    assert isinstance(encoder, Encoder)
-    return encoder
 
 
 def build_group(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T:

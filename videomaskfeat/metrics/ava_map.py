@@ -305,7 +305,7 @@ def read_ava(
             f"{os.fspath(detections)}: no row has an action, so this is a list of person boxes; "
             f"detections have a row `{FOUND_FORM}` for each box and action"
         )
-    excluded = read_times(exclusions, names) if exclusions else (np.empty(0, np.int64),) * 2
+    excluded = read_times([exclusions] if exclusions else [], names)
     truth_frames, found_frames, excluded_frames = (
         names.key_frames(videos, times)
         for videos, times in ((truth.videos, truth.times), (found.videos, found.times), excluded)

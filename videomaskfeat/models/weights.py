@@ -24,10 +24,8 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import local_path
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.heads import Classifier
-from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.positions import Inflate, inflate_images
-from videomaskfeat.models.zoo import MODELS, create_unset, encoder_arguments
+from videomaskfeat.models.zoo import CLASSIFIER, MAE, MASKFEAT, MODELS, create_unset, encoder_arguments
 from videomaskfeat.tensor_files import (
     PickledCode,
     read_metadata,
@@ -571,8 +569,8 @@ def _other_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     alike = {name: named.build for name, named in MODELS.items() if _outline_of_named(name) == theirs}
     if not alike:
         return f"{differ}; no named model matches: build the model with the arguments of the saved model"
-    kind = MaskedModel if "mask_token" in state else Classifier
-    likely = [name for name, build in alike.items() if issubclass(build, kind)] or alike
+    heads = (MASKFEAT, MAE) if "mask_token" in state else (CLASSIFIER,)
+    likely = [name for name in alike if MODELS[name].classes[0] in heads] or alike
     build = [name for name, build in alike.items() if issubclass(build, type(model))]
     advice = f"{differ}; it is probably {' or '.join(likely)}"
     return f"{advice}: build {' or '.join(build)}" if build else advice

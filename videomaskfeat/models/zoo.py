@@ -11,23 +11,33 @@ from typing import Any
 import torch
 from torch import nn
 
+from videomaskfeat import import_object
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.limits import TRAINED, argument_defaults, build_checked
-from videomaskfeat.models.mae import MAE
-from videomaskfeat.models.maskfeat import MaskFeat
-from videomaskfeat.models.mvit import MViT
-from videomaskfeat.models.vit import ViT
+
+MVIT, VIT = "videomaskfeat.models.mvit:MViT", "videomaskfeat.models.vit:ViT"
+MASKFEAT, MAE = "videomaskfeat.models.maskfeat:MaskFeat", "videomaskfeat.models.mae:MAE"
+CLASSIFIER, DETECTOR = "videomaskfeat.models.heads:Classifier", "videomaskfeat.models.detector:Detector"
 
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A class, and the arguments of a named model."""
+    """The class of a named model, imported on first use, and its arguments.
 
-    build: type[Encoder]
+    Attributes:
+        classes: "module:class" of the model, or of a head and of the encoder below it.
+        arguments: differences from the defaults of the class.
+    """
+
+    classes: tuple[str, ...]
     arguments: dict[str, Any]
+
+    @property
+    def build(self) -> type[Encoder]:
+        """The class of the model."""
+        *head, cls = (import_object(entry) for entry in self.classes)
+        return with_head(head[0], cls) if head else cls
 
 
 @functools.cache
@@ -44,21 +54,25 @@ def with_head(head: type[Encoder], encoder: type[Encoder]) -> type[Encoder]:
 
 
 def family(
-    name: str, encoder: type[Encoder], arguments: Mapping[str, Any], *, detector: bool = True
+    name: str, encoder: str, arguments: Mapping[str, Any], *, encoder_name: str, detector: bool = True
 ) -> dict[str, NamedModel]:
     """The named models of one encoder.
 
     Args:
         name: name of the classifier; "maskfeat_NAME" is the pre-training model, "NAME_detector" the detector.
-        encoder: class of the encoder.
+        encoder: "module:class" of the encoder.
         arguments: arguments that differ from the defaults of that class.
+        encoder_name: ``encoder_name`` of that class, the name of the encoder without a head.
         detector: include the detector.
     """
-    builds = {encoder.encoder_name: encoder}
-    for known, head in ((name, Classifier), (f"maskfeat_{name}", MaskFeat), (f"{name}_detector", Detector)):
-        if head is not Detector or detector:
-            builds[known] = with_head(head, encoder)  # type: ignore[arg-type]
-    return {known: NamedModel(build, dict(arguments)) for known, build in builds.items()}
+    classes = {
+        encoder_name: (encoder,),
+        name: (CLASSIFIER, encoder),
+        f"maskfeat_{name}": (MASKFEAT, encoder),
+    }
+    if detector:
+        classes[f"{name}_detector"] = (DETECTOR, encoder)
+    return {full_name: NamedModel(entries, dict(arguments)) for full_name, entries in classes.items()}
 
 
 _S = {"depth": 16, "width": 96, "heads": 1, "widen_at": (1, 3, 14)}
@@ -122,9 +136,7 @@ _MVIT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
     "s": (_S, (1, 3), (1, 3, 14)),
     "l": (_L, (2, 8), (2, 8, 44)),
 }
-_MVIT_MASKFEAT, _MVIT_CLASSIFIER, _MVIT_DETECTOR = (
-    with_head(head, MViT) for head in (MaskFeat, Classifier, Detector)
-)
+_MVIT_MASKFEAT, _MVIT_CLASSIFIER, _MVIT_DETECTOR = (MASKFEAT, MVIT), (CLASSIFIER, MVIT), (DETECTOR, MVIT)
 MODELS: dict[str, NamedModel] = {
     "mvitv2_nano": NamedModel(_MVIT_CLASSIFIER, {**_NANO, **_SUPERVISED, "q_pool_at": (1,)}),
     "mvitv2_s": NamedModel(_MVIT_CLASSIFIER, {**_S, **_SUPERVISED, "q_pool_at": (1, 3, 14)}),
@@ -144,13 +156,13 @@ for _size, (_shared, _before, _after) in _MVIT.items():
     MODELS[f"{_name}_detector"] = NamedModel(_MVIT_DETECTOR, _pretrained)
 for _size, _video in _VIT.items():
     _image, _nano = _VIT_IMAGE[_size], _size == "nano"
-    MODELS |= family(f"vit_{_size}", ViT, _video)
-    MODELS |= family(f"vit_{_size}_image", ViT, _image, detector=False)
-    MODELS[f"mae_vit_{_size}"] = NamedModel(MAE, {**_video, **_MAE_NANO} if _nano else _video)
-    MODELS[f"mae_vit_{_size}_image"] = NamedModel(MAE, {**_image, **(_MAE_NANO if _nano else _MAE_IMAGE)})
+    MODELS |= family(f"vit_{_size}", VIT, _video, encoder_name="vit_encoder")
+    MODELS |= family(f"vit_{_size}_image", VIT, _image, encoder_name="vit_encoder", detector=False)
+    MODELS[f"mae_vit_{_size}"] = NamedModel((MAE,), {**_video, **_MAE_NANO} if _nano else _video)
+    MODELS[f"mae_vit_{_size}_image"] = NamedModel((MAE,), {**_image, **(_MAE_NANO if _nano else _MAE_IMAGE)})
 # An encoder without a head; its weights file contains all arguments.
-MODELS["mvitv2_encoder"] = NamedModel(MViT, {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)})
-MODELS["vit_encoder"] = NamedModel(ViT, _VIT["b"])
+MODELS["mvitv2_encoder"] = NamedModel((MVIT,), {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)})
+MODELS["vit_encoder"] = NamedModel((VIT,), _VIT["b"])
 
 
 def dense_form() -> str:

@@ -12,33 +12,43 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from videomaskfeat import import_submodule
+from videomaskfeat import import_object, import_submodule
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.models.limits import check_arguments
 from videomaskfeat.recipe import ClipRecipe, Levels, read_clip_recipe, recipe_texts
-from videomaskfeat.targets.combined import CombinedTarget
-from videomaskfeat.targets.features import FeatureTarget, is_path
-from videomaskfeat.targets.hog import HogTarget
-from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.targets.target import Target
-from videomaskfeat.targets.tokens import CodebookTarget, DvaeTarget
 
 __getattr__ = partial(import_submodule, __name__)
 
-TARGETS: dict[str, type[Target]] = {
-    "hog": HogTarget,
-    "pixels": PixelTarget,
-    "features": FeatureTarget,
-    "combined": CombinedTarget,
-    "dvae": DvaeTarget,
-    "codebook": CodebookTarget,
+TARGETS: dict[str, str] = {
+    "hog": "videomaskfeat.targets.hog:HogTarget",
+    "pixels": "videomaskfeat.targets.pixels:PixelTarget",
+    "features": "videomaskfeat.targets.features:FeatureTarget",
+    "combined": "videomaskfeat.targets.combined:CombinedTarget",
+    "dvae": "videomaskfeat.targets.tokens:DvaeTarget",
+    "codebook": "videomaskfeat.targets.tokens:CodebookTarget",
 }
+"""Targets by ``target.name``: "module:class", imported by :func:`target_class`."""
+
+HUGGING_FACE = "hf:"
+"""Prefix of a folder with a model of Hugging Face, as the name of a teacher."""
 _SOURCES = {
     "weights": "train the tokenizer first (videomaskfeat train-tokenizer)",
     "teacher": "train the teacher first (weights.safetensors of its run folder)",
 }
 """Arguments of targets that name a weights file, and how to get the file."""
+
+
+def target_class(name: str) -> type[Target]:
+    """The class of a target in :data:`TARGETS`."""
+    cls: type[Target] = import_object(TARGETS[name])
+    return cls
+
+
+def names_weights_file(teacher: str) -> bool:
+    """Whether a teacher's name is the path of a weights file, which may be missing."""
+    return not teacher.startswith(HUGGING_FACE) and (":" not in teacher or "/" in teacher or is_file(teacher))
 
 
 def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -> Target:
@@ -54,7 +64,7 @@ def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -
         UserError: an unknown name, invalid arguments, or a missing file of a tokenizer or teacher.
     """
     check_name("target.name", name, TARGETS)
-    build = TARGETS[name]
+    build = target_class(name)
     parameters = inspect.signature(build).parameters
     from_run: dict[str, Any] = {
         "clip_mean": clip.mean,
@@ -65,10 +75,8 @@ def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -
     check_arguments("target.arguments", build, arguments, name=name, supplied=supplied)
     for key, remedy in _SOURCES.items():
         path = arguments.get(key) if key in parameters else None
-        if isinstance(path, str) and is_path(path) and not is_file(path) and not is_folder(path):
-            raise UserError(
-                f"target.arguments.{key} {path}: there is no such weights file; {remedy}, or check the path"
-            )
+        if isinstance(path, str) and names_weights_file(path) and not is_file(path) and not is_folder(path):
+            raise UserError(f"target.arguments.{key} {path}: no such file; {remedy}, or check the path")
     if "teacher_mean" in parameters:
         arguments = {**_teacher_levels(arguments.get("teacher")), **arguments}
     try:

@@ -18,10 +18,10 @@ from videomaskfeat.io import is_file, is_folder, list_folder, local_path
 from videomaskfeat.models.encoder_base import Encoder, Triple
 from videomaskfeat.models.weights import load_model, read_metadata
 from videomaskfeat.models.zoo import MODELS, encoder_of
+from videomaskfeat.targets import HUGGING_FACE, names_weights_file
 from videomaskfeat.targets.target import Target
 from videomaskfeat.texts import read_json
 
-_FOLDER = "hf:"
 _PREPROCESSOR = "preprocessor_config.json"
 _FRAME_REMEDY = (
     "set target.arguments.frame_stride to the frames per cube of the model, use a teacher with another patch "
@@ -161,9 +161,9 @@ def load_teacher(name: str, *, depth: int | None = None, frame_stride: int = 2) 
     """
     if frame_stride < 1:
         raise UserError(f"teacher frame_stride {frame_stride} must be 1 or more")
-    if name.startswith(_FOLDER):
-        teacher = _from_folder(name[len(_FOLDER) :], depth=depth, frame_stride=frame_stride)
-    elif not is_path(name):
+    if name.startswith(HUGGING_FACE):
+        teacher = _from_folder(name[len(HUGGING_FACE) :], depth=depth, frame_stride=frame_stride)
+    elif not names_weights_file(name):
         model = _from_callable(name)
         teacher = FrameTeacher(model, depth=depth, frame_stride=frame_stride, name=name)
     else:
@@ -171,16 +171,12 @@ def load_teacher(name: str, *, depth: int | None = None, frame_stride: int = 2) 
     return teacher.requires_grad_(False).eval()
 
 
-def is_path(name: str) -> bool:
-    """Whether a teacher's name is a path of a weights file, existing or not."""
-    return not name.startswith(_FOLDER) and (":" not in name or "/" in name or is_file(name))
-
-
 def _from_weights(path: str, *, depth: int | None, frame_stride: int) -> Teacher:
     if is_file(path) and not path.endswith(".safetensors"):
         raise UserError(
-            f"teacher {path}: not a safetensors file; use the weights.safetensors of a run (import-slowfast "
-            f"converts PySlowFast checkpoints), {_FOLDER}FOLDER, or package.module:callable"
+            f"teacher {path}: not a safetensors file; use the weights.safetensors of a run ("
+            f"import-slowfast converts PySlowFast checkpoints), "
+            f"{HUGGING_FACE}FOLDER, or package.module:callable"
         )
     model = read_metadata(path).get("model")
     if model is not None and model not in MODELS:
@@ -197,23 +193,24 @@ def _from_weights(path: str, *, depth: int | None, frame_stride: int) -> Teacher
 def _from_folder(folder: str, *, depth: int | None, frame_stride: int) -> Teacher:
     if not is_folder(folder) or not is_file(os.path.join(folder, "config.json")):
         raise UserError(
-            f"teacher {_FOLDER}{folder}: there is no folder with a config.json; use one that save_pretrained "
-            "wrote (nothing is downloaded)"
+            f"teacher {HUGGING_FACE}{folder}: there is no folder with a "
+            f"config.json; use one that save_pretrained "
+            "save_pretrained wrote (nothing is downloaded)"
         )
     try:
         from transformers import AutoModel
     except ImportError as error:
         raise UserError(
-            f"teacher {_FOLDER}{folder}: the package transformers is not installed; "
+            f"teacher {HUGGING_FACE}{folder}: the package transformers is not installed; "
             "pip install 'videomaskfeat[teachers]'"
         ) from error
     try:
         model = AutoModel.from_pretrained(local_path(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"teacher {_FOLDER}{folder}: cannot be loaded: {str(error).splitlines()[0]}"
+            f"teacher {HUGGING_FACE}{folder}: cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    teacher = FrameTeacher(model, depth=depth, frame_stride=frame_stride, name=_FOLDER + folder)
+    teacher = FrameTeacher(model, depth=depth, frame_stride=frame_stride, name=HUGGING_FACE + folder)
     names = [name for name in list_folder(folder) if name.endswith((".safetensors", ".bin", ".json"))]
     teacher.files = tuple(os.path.join(folder, name) for name in names)
     if _PREPROCESSOR in names:

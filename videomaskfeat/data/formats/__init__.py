@@ -6,29 +6,28 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from videomaskfeat import import_submodule
-from videomaskfeat.data.formats.folder import Folder
+from videomaskfeat import import_object, import_submodule
 from videomaskfeat.data.formats.format import ListFormat, ListSource
-from videomaskfeat.data.formats.frames import Frames
-from videomaskfeat.data.formats.images import Images
-from videomaskfeat.data.formats.kinetics import Kinetics
-from videomaskfeat.data.formats.ssv2 import Ssv2
-from videomaskfeat.data.formats.table import Table
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError, check_name, counted
 from videomaskfeat.io import is_folder, whole_file
 
 __getattr__ = partial(import_submodule, __name__)
 
-FORMATS: dict[str, ListFormat] = {
-    "ssv2": Ssv2(),
-    "kinetics": Kinetics(),
-    "table": Table(),
-    "folder": Folder(),
-    "frames": Frames(),
-    "images": Images(),
+FORMATS: dict[str, str] = {
+    "ssv2": "videomaskfeat.data.formats.ssv2:Ssv2",
+    "kinetics": "videomaskfeat.data.formats.kinetics:Kinetics",
+    "table": "videomaskfeat.data.formats.table:Table",
+    "folder": "videomaskfeat.data.formats.folder:Folder",
+    "frames": "videomaskfeat.data.formats.frames:Frames",
+    "images": "videomaskfeat.data.formats.images:Images",
 }
-"""Formats by the name in ``format=``; with ``auto`` the first one takes a list that detects it."""
+"""Formats by the name in ``format=``, as "module:class"; ``auto`` takes the first one that detects a list."""
+
+
+def build_formats() -> dict[str, ListFormat]:
+    """The formats in :data:`FORMATS`, by name."""
+    return {name: import_object(entry)() for name, entry in FORMATS.items()}
 
 
 def load_records(
@@ -82,11 +81,12 @@ def _find_format(source: ListSource) -> ListFormat:
     """The format of a list, as named or detected."""
     check_name("format", source.format, ("auto", *FORMATS))
     check_name("labels", source.labels, ("auto", "yes", "no"))
-    suitable = {name: one for name, one in FORMATS.items() if one.of_folders == source.is_folder}
+    formats = build_formats()
+    suitable = {name: one for name, one in formats.items() if one.of_folders == source.is_folder}
     if source.format in suitable:
         return suitable[source.format]
     if source.format != "auto":
-        folders = ", ".join(name for name, one in FORMATS.items() if one.of_folders)
+        folders = ", ".join(name for name, one in formats.items() if one.of_folders)
         needed = (
             f"needs a list file, and this is a folder; take {folders}"
             if source.is_folder
@@ -134,4 +134,4 @@ def write_clean_list(path: str, target: str, records: Records, rows: Sequence[in
 
 def class_names_beside(path: str) -> str:
     """The file of class names that lies beside a list, as Something-Something-v2 has it; empty if none."""
-    return next((file for one in FORMATS.values() if (file := one.class_file(path))), "")
+    return next((file for one in build_formats().values() if (file := one.class_file(path))), "")

@@ -87,7 +87,7 @@ def test_recorded_logits_are_reproduced(case: str) -> None:
     assert not {"MODEL.NUM_CLASSES", "DATA.SAMPLING_RATE"} & set(imported.report.ignored_keys)
 
 
-def test_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_with_other_classes_is_refused(tmp_path: Path) -> None:
     case = RECORDED / "mvitv2_kinetics"
     path = write_config(tmp_path, {"MODEL.NUM_CLASSES": 8}, of=case)
     words = r"checkpoint.pyth has head.projection.weight in shape \(7, 64\), but the model needs \(8, 64\)"
@@ -127,7 +127,7 @@ def test_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
         ({"MODEL.HEAD_ACT": "none", "DATA.RANDOM_FLIP": False}, {"average": "logits", "flip": False}),
     ],
 )
-def test_clips_and_views_are_told_as_the_yaml_has_them(
+def test_clips_and_views_match_the_yaml(
     tmp_path: Path, changes: dict[str, Any], facts: dict[str, Any]
 ) -> None:
     case = RECORDED / "mvitv2_kinetics"
@@ -138,7 +138,7 @@ def test_clips_and_views_are_told_as_the_yaml_has_them(
     assert (*sizes, clip.classes, clip.offset) == (4, 4, 64, 7, True)
 
 
-def test_masks_are_told_as_the_yaml_has_them(tmp_path: Path) -> None:
+def test_masks_match_the_yaml(tmp_path: Path) -> None:
     for changes, kind in (
         ({}, "cube"),
         ({"AUG.MASK_TUBE": True}, "tube"),
@@ -149,7 +149,7 @@ def test_masks_are_told_as_the_yaml_has_them(tmp_path: Path) -> None:
         assert (mask.kind, mask.ratio, mask.window) == (kind, 0.4, (2, 2, 2))
 
 
-def test_report_names_what_had_no_part() -> None:
+def test_report_names_unused_weights_and_ignored_keys() -> None:
     report = load_slowfast(GOLDEN / "config.yaml", CHECKPOINT).report
     assert len(report.weights.loaded) == 108
     assert set(report.weights.unused) == {"hogs.0.weight_x", "hogs.0.weight_y"}
@@ -171,7 +171,7 @@ def test_numbers_and_tuples_written_as_strings_are_read(tmp_path: Path) -> None:
     assert imported.model.patch_embed.stride == (2, 4, 4)
 
 
-def test_absent_keys_have_pyslowfast_defaults(tmp_path: Path) -> None:
+def test_missing_keys_have_pyslowfast_defaults(tmp_path: Path) -> None:
     # By default PATCH_PADDING is (2, 4, 4), which with a 3x7x7 kernel gives one token too many.
     with pytest.raises(UserError, match=r"cube_padding \(2, 4, 4\)"):
         load_slowfast(write_config(tmp_path, {"MVIT.PATCH_PADDING": ...}), CHECKPOINT)
@@ -179,7 +179,7 @@ def test_absent_keys_have_pyslowfast_defaults(tmp_path: Path) -> None:
         load_slowfast(write_config(tmp_path, {"DATA.TEST_CROP_SIZE": ...}), CHECKPOINT)
 
 
-def test_shortened_encoder_predicts_from_the_block_asked_for(tmp_path: Path) -> None:
+def test_pretrain_depth_shortens_the_encoder(tmp_path: Path) -> None:
     path = write_config(tmp_path, {"MASK.PRETRAIN_DEPTH": [2]})
     checkpoint = torch.load(CHECKPOINT, weights_only=True)
     state = checkpoint["model_state"]
@@ -213,8 +213,8 @@ def test_shortened_encoder_predicts_from_the_block_asked_for(tmp_path: Path) -> 
         ),
         (
             {"MASK.MAE_ON": True, "MASK.PRED_HOG": False, "MASK.HEAD_TYPE": "separate_xformer"},
-            r"MASK.MAE_ON True with pooling .*: an MAE encoder sees the visible tokens alone, and MViTv2's "
-            r"pooling needs the whole grid; take the dense form, .*: model maskfeat_mvitv2_s",
+            r"MASK.MAE_ON True with pooling .*: an MAE encoder sees the visible tokens only, but MViTv2's "
+            r"pooling needs the whole grid; use the dense form, .*: model maskfeat_mvitv2_s",
         ),
         ({"MASK.HEAD_TYPE": "separate_xformer"}, r"MASK.HEAD_TYPE is 'separate_xformer'"),
         ({"MVIT.MODE": "avg"}, r"MVIT.MODE 'avg' is not supported; only 'conv' is"),
@@ -305,14 +305,14 @@ def test_yaml_of_a_resnet_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["model: {name: mvitv2_s}\nclip: {frames: 16}\n", "a: 1\n", "{}\n"])
-def test_other_yaml_is_none_of_pyslowfast(tmp_path: Path, text: str) -> None:
+def test_other_yaml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ours.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"ours.yaml: not a PySlowFast YAML: it has no section MODEL"):
         load_slowfast(path, CHECKPOINT)
 
 
-def test_pickle_of_arrays_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_pickled_arrays_are_refused_with_a_remedy(tmp_path: Path) -> None:
     """As Caffe2's checkpoints are, and old ones with numbers of numpy's beside the weights."""
     path = tmp_path / "old.pyth"
     torch.save({"model_state": {}, "epoch": np.float64(3)}, path)
@@ -322,7 +322,7 @@ def test_pickle_of_arrays_is_refused_with_the_way_out(tmp_path: Path) -> None:
         load_slowfast(GOLDEN / "config.yaml", path)
 
 
-def test_files_that_are_no_yaml_are_named(tmp_path: Path) -> None:
+def test_error_names_a_file_that_is_not_yaml(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     for text, words in (("a: [1", "not valid YAML"), ("just words", "not a PySlowFast YAML")):
         path.write_text(text)
@@ -341,7 +341,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         load_slowfast(GOLDEN / "config.yaml", tmp_path / "other.pyth")
 
 
-def test_weights_beside_the_model_are_taken_by_their_key(tmp_path: Path) -> None:
+def test_weights_key_selects_a_set_of_weights(tmp_path: Path) -> None:
     """Names with a prefix, and an average beside the model, as other trainers save them."""
     state = torch.load(CHECKPOINT, weights_only=True)["model_state"]
     path = tmp_path / "both.pyth"
@@ -384,7 +384,7 @@ def test_recorded_step_of_a_vision_transformer_is_reproduced(case: Path, kind: t
         assert norm == pytest.approx(expected["grad_norm"][name], rel=1e-4, abs=1e-8), name
 
 
-def test_facts_of_the_recorded_yamls_are_told() -> None:
+def test_clips_and_masks_of_recorded_yamls() -> None:
     video = load_slowfast(VIDEO / "config.yaml", VIDEO / "checkpoint.pyth")
     assert video.mask is not None
     assert (video.mask.kind, video.mask.ratio, video.mask.window) == ("random", 0.9, (2, 4, 4))

@@ -265,7 +265,7 @@ def test_parameter_counts_are_the_published_ones(name: str, arguments: dict[str,
         ),
     ],
 )
-def test_impossible_arguments_are_named(case: str, arguments: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_refused(case: str, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         build(case, **arguments)
 

@@ -40,13 +40,13 @@ def small(**changes: object) -> MaskFeat:
     return model
 
 
-def test_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     save_weights(tmp_path / "model.safetensors", small())
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_model_that_create_model_did_not_make_is_not_saved(tmp_path: Path) -> None:
+def test_model_of_unknown_arguments_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot save a Linear that create_model did not create"):
         save_weights(tmp_path / "x.safetensors", nn.Linear(1, 1))
 
@@ -87,7 +87,7 @@ def test_weight_of_another_shape_is_refused() -> None:
 
 
 @pytest.mark.parametrize("key", ["model_state", "state_dict", "model", None])
-def test_state_is_found_where_others_keep_it(tmp_path: Path, key: str | None) -> None:
+def test_usual_keys_of_a_checkpoint_are_found(tmp_path: Path, key: str | None) -> None:
     state = {"a": torch.arange(3)}
     torch.save({key: state, "epoch": 3} if key else state, tmp_path / "x.pyth")
     assert torch.equal(read_state(tmp_path / "x.pyth")["a"], state["a"])
@@ -95,7 +95,7 @@ def test_state_is_found_where_others_keep_it(tmp_path: Path, key: str | None) ->
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("kind", ["zip.pyth", "legacy.pyth", "model.safetensors"])
-def test_cut_file_is_named(tmp_path: Path, kind: str, share: float) -> None:
+def test_truncated_file_is_refused(tmp_path: Path, kind: str, share: float) -> None:
     path = tmp_path / kind
     state = {"a": torch.randn(1000)}
     if kind.endswith("safetensors"):
@@ -114,7 +114,7 @@ def test_cut_file_is_named(tmp_path: Path, kind: str, share: float) -> None:
     [b"\0\0\0\x20ftypisom\0\0\2\0", b"\x1aE\xdf\xa3", b"RIFF\0\0\0\0AVI LIST", b"a.mp4,3\n", b"\x89PNG"],
     ids=["mp4", "webm", "avi", "list", "png"],
 )
-def test_other_files_are_no_checkpoints_and_nobody_is_told_to_run_them(tmp_path: Path, start: bytes) -> None:
+def test_other_files_are_refused_without_advice_to_trust_them(tmp_path: Path, start: bytes) -> None:
     path = tmp_path / "some.mp4"
     path.write_bytes(start + bytes(100))
     with pytest.raises(
@@ -124,7 +124,7 @@ def test_other_files_are_no_checkpoints_and_nobody_is_told_to_run_them(tmp_path:
     assert "trust" not in str(caught.value)
 
 
-def test_folder_is_no_file_of_weights_and_those_inside_are_named(tmp_path: Path) -> None:
+def test_folder_is_refused_and_its_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder; give the weights file itself$"):
         read_state(tmp_path)
     (tmp_path / "weights.safetensors").touch()
@@ -132,7 +132,7 @@ def test_folder_is_no_file_of_weights_and_those_inside_are_named(tmp_path: Path)
         read_state(tmp_path)
 
 
-def test_files_without_weights_are_named(tmp_path: Path) -> None:
+def test_files_without_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with pytest.raises(UserError, match=r"x.pt: no such file"):
         read_state(path)
@@ -144,7 +144,7 @@ def test_files_without_weights_are_named(tmp_path: Path) -> None:
         read_state(path)
 
 
-def test_safetensors_of_others_has_no_model_name(tmp_path: Path) -> None:
+def test_safetensors_without_model_name_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="contains no model name"):
         load_model(tmp_path / "x.safetensors")
@@ -200,7 +200,7 @@ def interpolated(table: Tensor, length: int) -> Tensor:
     ],
     ids=["nano", "nano with another pooling", "s"],
 )
-def test_pretrained_encoder_goes_on_in_a_classifier(
+def test_classifier_starts_from_pretrained_weights(
     pretraining: Callable[[], MViT], finetuning: Callable[[], MViT], alike: int, resized: list[str]
 ) -> None:
     source, model = pretraining().eval(), finetuning().eval()
@@ -233,10 +233,10 @@ def test_probe_of_a_pretrained_encoder_starts_from_its_weights() -> None:
     assert torch.equal(model.eval().features(clips, depth=2), source.eval().features(clips, depth=2))
 
 
-def test_layer_for_other_classes_is_new_only_where_that_is_allowed() -> None:
+def test_layer_for_other_classes_is_reset_only_if_allowed() -> None:
     source, model = classifier(classes=7), classifier()
     before = model.get_parameter("head.projection.weight").clone()
-    with pytest.raises(UserError, match=r"has head.projection.weight in shape \(7, 16\) .*needs \(5, 16\)"):
+    with pytest.raises(UserError, match=r"has head.projection.weight in shape \(7, 16\), .*needs \(5, 16\)"):
         load_into(model, source.state_dict())
     report = load_into(model, source.state_dict(), allow_reset=["head.projection.*"])
     assert report.new == report.reset == ("head.projection.weight", "head.projection.bias")
@@ -246,7 +246,7 @@ def test_layer_for_other_classes_is_new_only_where_that_is_allowed() -> None:
     assert not same.new  # of the same shape it is loaded
 
 
-def test_table_has_a_row_a_kind() -> None:
+def test_table_has_one_row_per_kind() -> None:
     report = load_into(
         classifier(clip_size=(4, 48, 48)),
         {**small().state_dict(), "head.projection.weight": torch.zeros(7, 16)},
@@ -299,9 +299,7 @@ def test_table_has_a_row_a_kind() -> None:
         ),
     ],
 )
-def test_weights_of_another_depth_or_width_are_told_with_their_likely_name(
-    name: str, model: str, words: str
-) -> None:
+def test_error_names_the_probable_model_of_other_weights(name: str, model: str, words: str) -> None:
     with torch.device("meta"):  # shapes are all that is asked for
         state, other = create_model(name).state_dict(), create_model(model)
     with pytest.raises(UserError, match=words) as caught:
@@ -309,7 +307,7 @@ def test_weights_of_another_depth_or_width_are_told_with_their_likely_name(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_like_no_named_model_are_told_so() -> None:
+def test_error_for_weights_of_an_unknown_model() -> None:
     with pytest.raises(UserError, match=r"has 3 blocks and stem width 8, but .*; no named model matches"):
         load_into(small(), small(depth=3).state_dict())
 
@@ -337,7 +335,7 @@ def test_joint_absolute_positions_of_another_grid_are_refused() -> None:
     source = classifier(absolute_positions="joint")
     other = classifier(absolute_positions="joint", clip_size=(8, 64, 64))
     with pytest.raises(
-        UserError, match=r"has pos_embed in shape \(1, 129, 8\) .*build the model with the clip_size"
+        UserError, match=r"has pos_embed in shape \(1, 129, 8\), .*build the model with the clip_size"
     ):
         load_into(other, source.state_dict())
 
@@ -346,7 +344,7 @@ def test_joint_absolute_positions_of_another_grid_are_refused() -> None:
     "prefix",
     ["module.", "_orig_mod.", "module._orig_mod.", "model.", "backbone.", "encoder.", "student.backbone."],
 )
-def test_prefix_that_all_names_share_is_removed_and_reported(prefix: str) -> None:
+def test_common_prefix_is_removed_and_reported(prefix: str) -> None:
     model, other = small(), small()
     report = load_into(other, {prefix + name: value for name, value in model.state_dict().items()})
     assert_equal_weights(other, model)
@@ -362,7 +360,7 @@ def assert_equal_weights(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(one.state_dict()[name], value), name
 
 
-def test_prefix_of_names_that_fit_is_kept() -> None:
+def test_prefix_of_matching_names_is_kept() -> None:
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2)))  # all names begin with "0.0."
     report = load_into(model, model.state_dict())
     assert report.prefix == ""
@@ -378,7 +376,7 @@ def checkpoint_with_average(path: Path, model: nn.Module, *names: str) -> Path:
     return path
 
 
-def test_average_beside_the_model_is_named_and_can_be_chosen(tmp_path: Path) -> None:
+def test_moving_average_is_reported_and_can_be_loaded(tmp_path: Path) -> None:
     model, other = small(), small()
     path = checkpoint_with_average(tmp_path / "a.pth", model, "model", "model_ema")
     report = load_weights(other, path)
@@ -393,7 +391,7 @@ def test_average_beside_the_model_is_named_and_can_be_chosen(tmp_path: Path) -> 
         load_weights(other, path, key="ema")
 
 
-def test_several_sets_without_a_known_name_ask_for_the_key(tmp_path: Path) -> None:
+def test_several_sets_of_weights_need_a_key(tmp_path: Path) -> None:
     model, other = small(), small()
     path = checkpoint_with_average(tmp_path / "a.pth", model, "student", "teacher")
     with pytest.raises(UserError, match=r"several sets of weights, under student, teacher; .*_key=stud"):
@@ -405,7 +403,7 @@ def test_several_sets_without_a_known_name_ask_for_the_key(tmp_path: Path) -> No
     assert_equal_weights(other, model)
 
 
-def test_nothing_loaded_is_an_error_whatever_is_allowed() -> None:
+def test_loading_nothing_is_an_error() -> None:
     with pytest.raises(UserError, match=r"a\.pt: none of its 1 weights \(stranger\) is one of the model's"):
         load_into(
             small(),
@@ -421,7 +419,7 @@ def test_nothing_loaded_is_an_error_whatever_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_blame_the_file(value: float) -> None:
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
     model = small()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state["mask_token"].view(-1)[0] = value
@@ -441,7 +439,7 @@ def test_values_that_are_not_finite_blame_the_file(value: float) -> None:
         (lambda value: value.to(torch.int8), "as int8"),
     ],
 )
-def test_tensors_that_no_model_has_are_refused(make: Callable[[Tensor], Tensor], words: str) -> None:
+def test_unsupported_tensors_are_refused(make: Callable[[Tensor], Tensor], words: str) -> None:
     model = small()
     state = {**model.state_dict(), "mask_token": make(model.mask_token.detach())}
     with pytest.raises(UserError, match=f"has mask_token .*{words}"):
@@ -467,7 +465,7 @@ def test_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
         ('{"width": 131072}', "cannot build the model .*: .*needs at least .*B.*, but this machine has"),
     ],
 )
-def test_wrong_arguments_in_a_file_are_named(tmp_path: Path, arguments: str, words: str) -> None:
+def test_invalid_arguments_in_a_file_are_refused(tmp_path: Path, arguments: str, words: str) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.zeros(1)}, path, {"model": "vit_h", "arguments": arguments})
     with pytest.raises(UserError, match=rf"a\.safetensors: {words}") as caught:

@@ -37,7 +37,7 @@ def test_loss_is_the_weighted_sum_of_the_parts_on_their_own_values() -> None:
     assert target.loss_name == "weighted sum of mean squared error (hog) and mean absolute error (raw)"
 
 
-def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
+def test_defaults_of_a_part_are_its_key_and_weight_one() -> None:
     target = CombinedTarget(parts={"hog": None, "pixels": {}}, build=build)
     assert target.weights == {"hog": 1.0, "pixels": 1.0}
     assert [type(part) for part in target.targets] == [HogTarget, PixelTarget]
@@ -65,6 +65,6 @@ def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
         ),
     ],
 )
-def test_parts_that_cannot_be_are_named(parts: dict[str, Any], words: str) -> None:
+def test_invalid_parts_are_refused(parts: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         CombinedTarget(parts=parts, build=build)

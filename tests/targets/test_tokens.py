@@ -52,7 +52,7 @@ def clips_and_pixels(height: int = 32, width: int = 48) -> tuple[Tensor, Tensor]
     return (pixels - mean) / std, pixels
 
 
-def test_tokens_are_those_of_the_first_frame_of_each_cube(dvae: str) -> None:
+def test_tokens_belong_to_the_first_frame_of_each_cube(dvae: str) -> None:
     """At an output stride of the tokenizer's own nothing is resized."""
     clips, pixels = clips_and_pixels()
     target = DvaeTarget(weights=dvae, output_stride=(2, 8, 8), clip_mean=MEAN, clip_std=STD)
@@ -68,7 +68,7 @@ def test_tokens_are_those_of_the_first_frame_of_each_cube(dvae: str) -> None:
     assert torch.equal(target(other), tokens)
 
 
-def test_frames_are_made_smaller_until_cells_are_positions(dvae: str) -> None:
+def test_frames_are_resized_to_match_cells_and_positions(dvae: str) -> None:
     """16-pixel positions of 8-pixel tokens: half the size, close to Pillow's bicubic of the same pixels."""
     picture = np.full((1, 32, 48, 3), 90, dtype=np.uint8)
     cv2.circle(picture[0], (20, 15), 9, (170, 120, 140), -1)  # far from 0 and 255, where overshoots are cut
@@ -87,7 +87,7 @@ def test_frames_are_made_smaller_until_cells_are_positions(dvae: str) -> None:
     np.testing.assert_allclose(seen[0][0].permute(1, 2, 0).numpy() * 255, expected, atol=2)
 
 
-def test_published_encoder_serves_as_a_target(tmp_path: Path) -> None:
+def test_published_encoder_is_a_target(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = PublishedEncoder(vocabulary=24, width=8, blocks=1)
     torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
@@ -99,7 +99,7 @@ def test_published_encoder_serves_as_a_target(tmp_path: Path) -> None:
     assert target.files == (str(tmp_path / "encoder.pt"),)
 
 
-def test_codebook_gives_the_nearest_codes(codebook: str) -> None:
+def test_codebook_target_is_the_nearest_codes(codebook: str) -> None:
     clips, pixels = clips_and_pixels()
     target = CodebookTarget(weights=codebook, output_stride=(4, 8, 8), clip_mean=MEAN, clip_std=STD)
     tokens = target(clips)
@@ -140,7 +140,7 @@ def test_loss_is_the_cross_entropy_of_the_hidden_tokens(dvae: str) -> None:
     assert tally.constant == pytest.approx(2 / 3 * np.log(3 / 2) + 1 / 3 * np.log(3), rel=1e-6)
 
 
-def test_what_does_not_fit_is_refused_with_both_numbers(dvae: str, codebook: str) -> None:
+def test_mismatches_are_refused_with_both_numbers(dvae: str, codebook: str) -> None:
     with pytest.raises(
         UserError, match=r"dvae\.safetensors: the tokenizer has a vocabulary of 12, .* is 8192"
     ):

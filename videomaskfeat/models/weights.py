@@ -384,7 +384,7 @@ def load_into(
     allow_reset: Iterable[str] = (),
     leave_out: Iterable[str] = (),
     inflate: Inflate = "repeated",
-    source: str = "the weights",
+    source: str = "the state dict",
 ) -> LoadReport:
     """Load weights into a model; every mismatch must be allowed by name.
 

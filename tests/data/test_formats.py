@@ -382,7 +382,7 @@ def test_kinetics_csv_with_semicolons_and_blank_lines(tmp_path: Path) -> None:
         ('[{"id": "1", "template": 5}]', "has the template 5, which is not text"),
         ("[" * 100_000, "nested more than 64 levels deep; take format=kinetics"),
         ('[{"id": ' + "9" * 6000 + "}]", "has more than 64 bits"),
-        ('[{"id": 1, "id": 2}]', "the key 'id' stands twice"),
+        ('[{"id": 1, "id": 2}]', "the key 'id' is repeated"),
     ],
 )
 def test_json_lists_of_wrong_types(tmp_path: Path, content: str, words: str) -> None:

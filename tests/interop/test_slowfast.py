@@ -297,7 +297,7 @@ def test_pickle_of_arrays_is_refused_with_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "old.pyth"
     torch.save({"model_state": {}, "epoch": np.float64(3)}, path)
     with pytest.raises(
-        UserError, match=r"old.pyth: holds pickled code .* save only its tensors \(torch.save"
+        UserError, match=r"old.pyth: contains pickled code .* save only its tensors \(torch.save"
     ):
         load_slowfast(GOLDEN / "config.yaml", path)
 

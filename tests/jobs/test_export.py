@@ -51,7 +51,7 @@ CLASSIFY = ClassifyRecipe(CLIP, views=3, class_names=NAMES)
 # Another size than the model's own, so that its position tables are interpolated inside the graph.
 SMALL_CLIP = ClipRecipe(frames=4, stride=2, crop=32)
 SMALL: dict[str, Any] = {"depth": 2, "width": 16}
-# float32: 1e-6 of the largest value is what sums in another order make, see docs/export.md.
+# float32: 1e-6 of the largest value is what sums in another order make, see docs/how_to/export.md.
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}
 
 
@@ -493,7 +493,7 @@ def test_batch_that_is_no_number_is_named(small: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("none.safetensors", None, "no such weights file"),
+        ("none.safetensors", None, "no such file"),
         ("step_10.pt", None, "a PyTorch checkpoint, .*import-slowfast"),
         ("cut.safetensors", b"\x10\0\0", "not a safetensors file"),
     ],
@@ -544,7 +544,7 @@ def test_documented_code_runs(
     for ending in ("onnx", "pt2"):
         export(small, tmp_path / f"classifier.{ending}")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/export.md").read_text(), re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/how_to/export.md").read_text(), re.M | re.S)
     assert len(blocks) == 2
     said = []
     for block in blocks:

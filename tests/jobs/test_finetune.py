@@ -228,7 +228,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         ),
         (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips none", "set clip.flip=0.5")),
         (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is unknown; there are area, short_side",)),
-        (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file of weights",)),
+        (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file",)),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(

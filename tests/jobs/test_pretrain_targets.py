@@ -349,7 +349,7 @@ def test_tokenizers_that_do_not_fit_are_refused_before_training(pretrain: Pretra
         (f"{{weights: {weights}, output_stride: [2, 8, 8]}}", "2x4x4"),  # against the 2x2x2 of the model
         (
             "{weights: gone.safetensors}",
-            "target.arguments.weights gone.safetensors: no such file of weights; train the tokenizer first "
+            "target.arguments.weights gone.safetensors: no such file; train the tokenizer first "
             "(videomaskfeat train-tokenizer), or check the path",
         ),
         ("{}", "of 'dvae': argument 'weights' is missing"),

@@ -104,7 +104,7 @@ def test_cut_file_is_named(tmp_path: Path, kind: str, share: float) -> None:
         torch.save({"model_state": state}, path, _use_new_zipfile_serialization=kind == "zip.pyth")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=rf"{kind}: is cut or damaged and cannot be read") as caught:
+    with pytest.raises(UserError, match=rf"{kind}: is truncated or damaged and cannot be read") as caught:
         read_state(path)
     assert "\n" not in str(caught.value)
 
@@ -125,7 +125,7 @@ def test_other_files_are_no_checkpoints_and_nobody_is_told_to_run_them(tmp_path:
 
 
 def test_folder_is_no_file_of_weights_and_those_inside_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder; give the file of weights itself$"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder; give the weights file itself$"):
         read_state(tmp_path)
     (tmp_path / "weights.safetensors").touch()
     with pytest.raises(UserError, match=r": is a folder; give the weights in it, .*/weights.safetensors$"):
@@ -134,7 +134,7 @@ def test_folder_is_no_file_of_weights_and_those_inside_are_named(tmp_path: Path)
 
 def test_files_without_weights_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    with pytest.raises(UserError, match=r"x.pt: no such file of weights"):
+    with pytest.raises(UserError, match=r"x.pt: no such file"):
         read_state(path)
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="holds no weights"):
@@ -149,7 +149,7 @@ def test_safetensors_of_others_has_no_model_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no model name inside"):
         load_model(tmp_path / "x.safetensors")
     (tmp_path / "y.safetensors").write_bytes(b"\x08")
-    with pytest.raises(UserError, match=r"y.safetensors: is cut or damaged"):
+    with pytest.raises(UserError, match=r"y.safetensors: is truncated or damaged"):
         load_model(tmp_path / "y.safetensors")
 
 

@@ -197,7 +197,7 @@ def test_models_of_others_are_read_frame_by_frame() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"teacher": "gone/weights.safetensors"}, r"gone/weights\.safetensors: no such file of weights"),
+        ({"teacher": "gone/weights.safetensors"}, r"gone/weights\.safetensors: no such file"),
         ({"teacher": "gone_models:vit"}, r"gone_models cannot be imported .*install its package"),
         ({"teacher": "foreign_models:vit"}, r"foreign_models has no callable 'vit'"),
         ({"teacher": "foreign_models:number"}, r"foreign_models has no callable 'number'"),

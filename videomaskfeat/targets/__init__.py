@@ -77,9 +77,7 @@ def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -
     for key, remedy in _SOURCES.items():
         path = arguments.get(key) if key in takes else None
         if isinstance(path, str) and names_weights_file(path) and not is_file(path) and not is_folder(path):
-            raise UserError(
-                f"target.arguments.{key} {path}: no such file of weights; {remedy}, or check the path"
-            )
+            raise UserError(f"target.arguments.{key} {path}: no such file; {remedy}, or check the path")
     if "teacher_mean" in takes:
         arguments = {**_teacher_levels(arguments.get("teacher")), **arguments}
     try:

@@ -14,7 +14,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import Machine, VideoScores, build_views, video_features
 from videomaskfeat.metrics.accuracy import accuracy
-from videomaskfeat.metrics.features import check_neighbours, knn_scores, linear_probe_scores
+from videomaskfeat.metrics.features import check_knn, knn_scores, linear_probe_scores
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.schemas import DataConfig, ProbeConfig
 
@@ -44,7 +44,7 @@ class FeatureProbe:
                 f"probe.{given} is set and probe.{lacking} is not: give both lists, one whose labels are "
                 "known and one that is asked"
             )
-        check_neighbours(k=config.k, temperature=config.temperature)
+        check_knn(k=config.k, temperature=config.temperature)
         self.config = config
         self._known = _labelled(config.train, data, clip)
         # Class folders are numbered as those of the training are, also where some are lacking.

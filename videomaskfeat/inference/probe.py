@@ -10,7 +10,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.lists import ListChoice
 from videomaskfeat.inference.multiview import Machine, VideoScores, build_views, video_features
 from videomaskfeat.metrics.accuracy import accuracy
-from videomaskfeat.metrics.features import check_neighbours, knn_scores, linear_probe_scores
+from videomaskfeat.metrics.features import check_knn, knn_scores, linear_probe_scores
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.schemas import DataConfig, ProbeConfig
 
@@ -39,7 +39,7 @@ class FeatureProbe:
             raise UserError(
                 f"probe.{present} is set but probe.{missing} is not; set both labeled lists, or neither"
             )
-        check_neighbours(k=config.k, temperature=config.temperature)
+        check_knn(k=config.k, temperature=config.temperature)
         self.config = config
         lists = ListChoice(data.format, "yes", data.separator, data.prefix)
         stills = clip.frames == 1

@@ -118,7 +118,7 @@ def key_clips(
         part = wanted[first : first + _KEY_FRAMES_PER_PASS]
         pending: dict[int, _Pending] = {}
         next_out = 0
-        for places, picture in video.each_at(part.ravel()):
+        for places, picture in video.iter_frames_at(part.ravel()):
             if geometry is None:
                 size = picture.shape[:2]
                 geometry = fixed_geometry(transform, video.path, size)
@@ -287,7 +287,7 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         )  # [B, T]
         geometries: list[ClipGeometry] = []
         clips: list[Tensor] = []
-        for places, picture in reader.each_at(seconds.reshape(-1)):
+        for places, picture in reader.iter_frames_at(seconds.reshape(-1)):
             continue_reading()
             if not geometries:
                 geometries = [fixed_geometry(cut, source.path, picture.shape[:2]) for cut in self._cuts]
@@ -442,7 +442,7 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
             return pixels, geometries, [self.augment.apply(frames, crop, rng) for crop in geometries]
         geometries, clips = [], []
         # Each picture is cut as it comes: to collect whole frames in fresh memory takes as long as decoding.
-        for places, picture in reader.each_at(seconds):
+        for places, picture in reader.iter_frames_at(seconds):
             if not geometries:
                 size = picture.shape[:2]
                 pixels, geometries = self._crops(picture, boxes, rng)

@@ -180,7 +180,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
         indices = self.frame_indices(video.frames, video.fps)  # [V, T]
         clips = clips.reshape(self.views, self.crops, *clips.shape[1:])
         geometries: list[ClipGeometry] = []  # of the crops; they differ in their windows alone
-        for number, picture in video.each(np.unique(indices)):
+        for number, picture in video.iter_frames(np.unique(indices)):
             continue_reading()
             height, width = picture.shape[:2]
             if not geometries:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from videomaskfeat.data.folders import FoundVideos, find_videos, log_left_out
+from videomaskfeat.data.folders import FoundVideos, find_videos, log_skipped
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import is_folder
@@ -141,8 +141,8 @@ def unlabelled_records(source: ListSource, found: Sequence[str], wanted: str) ->
         )
     if not found:
         raise UserError(
-            f"{source.path}: holds no {wanted} ({counted(len(source.found.left_out), 'other file')}); check "
+            f"{source.path}: holds no {wanted} ({counted(len(source.found.skipped), 'other file')}); check "
             "the path and the format"
         )
-    log_left_out(source.path, source.found.left_out)
+    log_skipped(source.path, source.found.skipped)
     return Records.from_paths(found, None, source=source.path, root=source.path)

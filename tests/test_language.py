@@ -28,7 +28,6 @@ ROOT = Path(__file__).parent.parent
 PENDING: set[str] = {
     "benchmarks",
     "datasets",
-    "docs",
     "package",
     "package/data",
     "package/engine",
@@ -161,7 +160,7 @@ _PUBLIC = re.compile(
             r"""(?<=[`'"])(told|colour(_r2)?|centred?|normalised?)(?=[`'":])""",
             r"\b(colour|normalised?)(?=[=:])|\bcolour(?=[.:] ?[{a-z])|(?<=section )colour",
             r"((?<=area[= ])|(?<=area: ))centre\b|\bcentre(?= \(a square)|(?<=repeated \| )centred",
-            r"\bcentre_momentum\b|\btold(?=\.)",
+            r"\bcentre_momentum\b|\btold(?=\.)|\blabelled(?=\.py)",
         )
     )
 )

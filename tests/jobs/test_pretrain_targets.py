@@ -126,7 +126,7 @@ def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(
     whole = tmp_path / "whole"
     code, text = pretrain(*settings, f"run.folder={whole}")
     assert code == 0, text
-    assert "no pictures: target 'features' cannot be drawn; pictures are of hog and pixels only" in text
+    assert "no pictures: target 'features' cannot be drawn; only hog and pixels can" in text
     assert "(smooth L1 error at hidden positions)" in text
     assert "best constant prediction  unknown for this loss" in text
     summary = simplejson.loads((whole / "summary.json").read_text())

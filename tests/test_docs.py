@@ -129,7 +129,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "action detectors": ("maskfeat_mvitv2_s_detector", SMALL_MVIT),
     "MViTv1, SlowFast, X3D, ResNets and other models": None,
 }
-"""Row of the table in docs/how_to/come_from_pyslowfast.md -> a small model of ours; None: there is none."""
+"""Row of the table in docs/how_to/come_from_pyslowfast.md -> a small model of ours, or None."""
 
 
 def slowfast_rows() -> dict[str, tuple[str, str]]:

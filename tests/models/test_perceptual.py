@@ -58,5 +58,5 @@ def test_depths_that_the_encoder_lacks_are_named(depths: list[int]) -> None:
 
 
 def test_model_without_features_is_refused() -> None:
-    with pytest.raises(UserError, match="a Linear gives no features at a depth"):
+    with pytest.raises(UserError, match="a Linear has no features per depth"):
         PerceptualDistance(nn.Linear(2, 2), depths=[1])

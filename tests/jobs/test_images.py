@@ -284,14 +284,14 @@ def test_damaged_pictures_are_replaced_in_training_and_listed_in_scoring(
     failures = (tmp_path / "run/failures.jsonl").read_text()
     assert "000004.png" in failures
     assert "000015.png" in failures
-    assert "no picture, or a damaged one" in failures
+    assert "not a picture, or a damaged one" in failures
     weights = _classifier(tmp_path / "w.safetensors")
     code, out, err = run_verb(
         "evaluate", weights, damaged / "val", "--out", tmp_path / "out", "--workers", "0"
     )
     assert code == 3
     assert out.startswith("11 of 12 videos scored")
-    assert "000058.png: no picture, or a damaged one" in err
+    assert "000058.png: not a picture, or a damaged one" in err
 
 
 def test_check_data_reads_class_folders_and_writes_a_clean_list(
@@ -313,7 +313,7 @@ def test_check_data_reads_class_folders_and_writes_a_clean_list(
 def test_check_data_says_that_it_takes_class_folders_for_videos(shapes: Path, run_verb: RunVerb) -> None:
     _, out, err = run_verb("check-data", shapes / "train", "--workers", "0")
     assert "10 rows" in out
-    assert "10 folders of pictures, each taken for the frames of a video; format=images takes them" in err
+    assert "10 folders of pictures, read as the frames of videos; set format=images if they are" in err
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
@@ -324,8 +324,8 @@ def test_pictures_for_longer_clips_are_refused(
     code, _, err = run_verb(*words, "clip.frames=4", f"data.train={shapes / 'train.csv'}", "data.validation=")
     assert code == 2
     line = last_line(err)
-    assert "is a picture, which is one frame, and clips have 4 (48 of 48 rows are pictures)" in line
-    assert "take clip.frames=1" in line
+    assert "is a picture, which has one frame, and clips have 4 (48 of 48 rows are pictures)" in line
+    assert "use clip.frames=1" in line
 
 
 def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, run_verb: RunVerb) -> None:
@@ -333,13 +333,13 @@ def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, run_v
     picture = shapes / "val/star/000058.png"
     code, _, err = run_verb("predict", weights, picture)
     assert code == 2
-    assert "000058.png) is a picture, which is one frame, and clips have 2" in last_line(err)
+    assert "000058.png) is a picture, which has one frame, and clips have 2" in last_line(err)
     with pytest.raises(UserError, match="is one image, and the clips of this network have 2 frames"):
         load_classifier(weights, device="cpu").predict(np.zeros((40, 40, 3), np.uint8))
 
 
 def test_one_class_or_none_is_refused(shapes: Path, tmp_path: Path, run_verb: RunVerb) -> None:
-    for name, words in (("train/star", "lies in no class folder"), (".", "which are splits and no classes")):
+    for name, words in (("train/star", "is not in a class folder"), (".", "are splits, not classes")):
         code, _, err = run_verb(*finetuning(shapes, tmp_path / "run", "vit"), f"data.train={shapes / name}")
         assert code == 2
         assert words in last_line(err)
@@ -347,8 +347,8 @@ def test_one_class_or_none_is_refused(shapes: Path, tmp_path: Path, run_verb: Ru
     shutil.copytree(shapes / "train/star", tmp_path / "one/star")
     code, _, err = run_verb(*finetuning(shapes, tmp_path / "run", "vit"), f"data.train={tmp_path / 'one'}")
     assert code == 2
-    assert "holds one class folder, star, and a classifier needs two at least" in last_line(err)
+    assert "contains one class folder, star, and a classifier needs at least two" in last_line(err)
     (tmp_path / "none").mkdir()
     code, _, err = run_verb(*pretraining(shapes, tmp_path / "run", "vit"), f"data.train={tmp_path / 'none'}")
     assert code == 2
-    assert "holds no pictures" in last_line(err)
+    assert "contains no pictures" in last_line(err)

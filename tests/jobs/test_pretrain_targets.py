@@ -301,7 +301,7 @@ def test_teacher_that_is_no_encoder_is_named(pretrain: Pretrain, tmp_path: Path)
     path = tmp_path / "tokenizer.safetensors"
     save_file({"weight": torch.zeros(1)}, path, {"model": "dvae", "arguments": "{}"})
     refused = pretrain("target=features", f"target.arguments.teacher={path}")
-    assert_refused(refused, "tokenizer.safetensors: holds a 'dvae', which has no features of clips")
+    assert_refused(refused, "contains the model 'dvae', which has no features of clips")
 
 
 def write_tokenizer(path: Path, kind: str, *, vocabulary: int = 12, seed: int = 0) -> Path:

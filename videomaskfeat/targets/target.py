@@ -164,12 +164,7 @@ class CrossEntropyTally(LossTally):
 class SumTally(LossTally):
     """A weighted sum of losses, each on its own slice of the predicted values.
 
-    The slices are disjoint, so the best constant is the best one of each part.
-
-    Args:
-        tallies: tally of each part.
-        weights: weight of each part.
-        split: predictions -> slices.
+    The slices are disjoint, so the best constant is the best one of each part. ``split`` cuts predictions.
     """
 
     sums = ()
@@ -204,12 +199,9 @@ class SumTally(LossTally):
 
 @dataclass(frozen=True)
 class MaskedLoss:
-    """A loss over hidden positions: (predictions [B, t, h, w, K], target, mask) -> 0-d float32.
+    """A loss over hidden positions, its name for logs and reports, and a function (loss) -> an empty tally.
 
-    Attributes:
-        function: the loss.
-        name: name for logs and reports.
-        tally: (loss) -> an empty tally.
+    ``function(predictions [B, t, h, w, K], target, mask)`` returns a 0-d float32 tensor.
     """
 
     function: Callable[..., Tensor]
@@ -271,12 +263,10 @@ class Target(nn.Module, ABC):
         """
 
     def loss(self, predictions: Tensor, target: Any, mask: Tensor) -> Tensor:
-        """Loss of predictions at hidden positions, 0-d float32.
+        """Loss of predictions float [B, t, h, w, K] at hidden positions, 0-d float32.
 
-        Args:
-            predictions: float [B, t, h, w, K].
-            target: from :meth:`forward`.
-            mask: bool [B, t', h', w'], True = hidden, on a grid that divides (t, h, w).
+        ``target`` is from :meth:`forward`; ``mask`` is bool [B, t', h', w'], True = hidden, on a grid that
+        divides (t, h, w).
         """
         return self._loss.function(predictions, target, mask, **self._loss_arguments)
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: set-up demo demo-detect proof proof-detect test lint types test-fast test-slow fuzz benchmarks format clean
+.PHONY: set-up demo demo-detect proof proof-detect test lint types test-fast test-slow fuzz benchmarks docs format clean
 
 set-up:
 	@$(PYTHON) tools/set_up.py
@@ -48,9 +48,14 @@ fuzz: set-up
 benchmarks: set-up
 	$(BIN)/python benchmarks/run.py
 
+# The documentation, into site/; Python 3.11 or newer.
+docs: set-up
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: set-up
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv demo runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -43,7 +43,10 @@ setup(
         "teachers": ["transformers>=4.40"],  # vision models of others, whose features are predicted
         "detector": ["transformers>=4.40"],  # detection models of others, which find the persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     entry_points={"console_scripts": ["videomaskfeat = videomaskfeat.__main__:run"]},
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -64,7 +64,7 @@ class PillowAugmentation:
     def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
         """uint8 [T, H, W, C], whole frames -> float32 [T, C, h, w] in 0..1."""
         pictures = [Image.fromarray(frame) for frame in frames]
-        for step in OPERATIONS.draw(rng):
+        for step in OPERATIONS.sample(rng):
             change = pillow_change(step.name, step.argument, OPERATIONS.interpolation)
             pictures = [change(picture) for picture in pictures]
         whole = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
@@ -75,7 +75,7 @@ class PillowAugmentation:
         if geometry.flip:
             clip = clip.flip(3)
         if rng.random() < ERASING.probability:
-            box = ERASING.draw(clip.shape[2], clip.shape[3], rng)
+            box = ERASING.sample(clip.shape[2], clip.shape[3], rng)
             assert box is not None
             noise = torch.randn(*clip.shape[:2], box.height, box.width) * 0.225 + 0.45
             clip[:, :, box.top : box.top + box.height, box.left : box.left + box.width] = noise

@@ -24,7 +24,7 @@ from videomaskfeat.errors import RunFailed, Stopped, UserError
 ROOT = Path(__file__).parent.parent
 TOOLS = {path.stem for path in ROOT.glob("tools/*.py")}
 SCRIPTS = {"demo", "demo_detect", "set_up"}  # tools that are no verbs
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("datasets/*/README.md")])
+DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("datasets/*/README.md")])
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

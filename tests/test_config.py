@@ -174,7 +174,7 @@ def test_former_name_of_a_section_is_accepted_with_a_note(load: Load, tmp_path: 
         ("5", [], "contains the value '5'; a config must be a mapping of sections"),
         ("optim:", [], "optim is a section and cannot be set to None; set optim.KEY"),
         ("optim: ${optim}", [], r"optim is a section and cannot be set to '\$\{optim\}'"),
-        ("optim: {epochs: 1, epochs: 2}", [], "line 1: .* the key 'epochs' stands twice"),
+        ("optim: {epochs: 1, epochs: 2}", [], "line 1: .* the key 'epochs' is repeated"),
         ("optim: {epochs: ${optim.epochs}}".replace("${", '"${').replace("s}}", 's}"}'), [], "Recursive"),
         ('run: {seed: "${foo:1}"}', [], "run.seed: the interpolation .*Unsupported interpolation type"),
         (

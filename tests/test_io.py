@@ -44,7 +44,7 @@ def test_file_in_the_way_is_named(tmp_path: Path, below: str) -> None:
 
 
 def test_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder, and a file is to be written; choose another path"):
+    with pytest.raises(UserError, match="is a folder, and the output is a file; choose another path"):
         make_parent(tmp_path)
 
 

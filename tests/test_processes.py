@@ -97,7 +97,7 @@ def test_signal_reaches_verbs_of_all_threads_and_a_second_one_kills(
         futures = [pool.submit(verbs.run, [str(tmp_path), name]) for name in ("waits", "stuck")]
         wait_until(lambda: (tmp_path / "waits").exists() and (tmp_path / "stuck").exists())
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match="stopped by SIGTERM; what is finished is kept"):
+        with pytest.raises(Stopped, match="stopped by SIGTERM; finished work is kept"):
             futures[0].result(timeout=30)
         assert not futures[1].done()
         os.kill(os.getpid(), signal.SIGTERM)

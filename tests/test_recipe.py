@@ -78,7 +78,7 @@ def test_file_without_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.safetensors").write_bytes(b"PK" + bytes(100))
     with pytest.raises(UserError, match="not a safetensors file"):
         read_recipe(tmp_path / "b.safetensors")
-    with pytest.raises(UserError, match="no such weights file"):
+    with pytest.raises(UserError, match="no such file"):
         read_recipe(tmp_path / "c.safetensors")
 
 
@@ -199,12 +199,12 @@ def test_pixels_are_normalized_on_the_gpu_as_on_the_cpu() -> None:
         ({"clip": {"mean": [0.4, None]}}, r"clip.mean \[0.4, None\] must be"),
         ({"clip": {"std": 0}}, "clip.std 0 must be a finite number from"),
         ({"clip": {"short_video": "clam"}}, "clip.short_video 'clam' is unknown; did you mean 'clamp'"),
-        ({"clip": [1]}, r"clip \[1\] must be an object of names and values"),
+        ({"clip": [1]}, r"clip \[1\] must be a mapping of names to values"),
         ({"views": 10**30}, r"the integer 1000.* has more than 64 bits"),
         ({"crops": True}, "crops True must be an integer"),
-        ({"average": ["softmax"]}, r"average \['softmax'\] must be a text"),
-        ({"class_names": "abc"}, "class_names 'abc' must be a list of values, each a text"),
-        ({"class_names": [["a"]]}, r"class_names \['a'\] must be a text"),
+        ({"average": ["softmax"]}, r"average \['softmax'\] must be a string"),
+        ({"class_names": "abc"}, "class_names 'abc' must be a list of values, each a string"),
+        ({"class_names": [["a"]]}, r"class_names \['a'\] must be a string"),
     ],
 )
 def test_values_of_a_recipe_are_checked_like_a_config(
@@ -275,7 +275,7 @@ def test_weights_of_another_kind_are_named(tmp_path: Path) -> None:
     save_weights(path, create_model("maskfeat_mvitv2_nano", **TINY))
     with pytest.raises(UserError, match="weights without a recipe, and a detector's are needed"):
         load_detector(path)
-    with pytest.raises(UserError, match=r"none\.safetensors: no such weights file"):
+    with pytest.raises(UserError, match=r"none\.safetensors: no such file"):
         load_detector(tmp_path / "none.safetensors")
 
 

@@ -74,10 +74,10 @@ def program() -> bytes:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: torch_bytes()[:-40], "it is cut: half-written or half-copied"),
+        (lambda: torch_bytes()[:-40], "it is truncated: half-written or half-copied"),
         (lambda: torch_bytes().replace(b"\0\0\x80\x3f", b"\0\0\x80\x40"), "check sum of .*data/0 is wrong"),
         (encrypted, "is encrypted"),
-        (oversized, r"its parts take 10\d{8} bytes and the file has \d{4}\)"),
+        (oversized, r"its members have 10\d{8} bytes and the file has \d{4}\)"),
         (lambda: rewritten(lambda _, part: part, compression=zipfile.ZIP_DEFLATED), "is compressed"),
         (lambda: rewritten(lambda name, part: part[:8] if name.endswith("data/0") else part), "record size"),
         (
@@ -118,7 +118,7 @@ class _MakesFolder:
 def test_pickled_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
     path, made = tmp_path / "model.pt", tmp_path / "made"
     torch.save({**STATE, "extra": _MakesFolder(made)}, path, _use_new_zipfile_serialization=zipped)
-    words = rf"model\.pt: holds pickled code .*{os.mkdir.__module__}\.mkdir.* save only its tensors"
+    words = rf"model\.pt: contains pickled code .*{os.mkdir.__module__}\.mkdir.* save only its tensors"
     with pytest.raises(PickledCode, match=words) as caught:
         read_torch_file(str(path))
     assert "\n" not in str(caught.value)
@@ -156,7 +156,7 @@ def tensor(**changes: object) -> bytes:
     [
         (b"abc", "a header of .* bytes in a file of 3"),
         (with_header(b"{}", length=10**12), "a header of 1000000000000 bytes in a file of 42"),
-        (with_header(b"[]"), "its header is not an object of JSON"),
+        (with_header(b"[]"), "its header is not a JSON object"),
         (with_header(b"\xff{}"), "utf-8"),
         (
             with_header(b'{"__metadata__":' + b"[" * 100_000 + b"}"),

@@ -46,7 +46,7 @@ def test_encodings_and_line_ends_that_are_unambiguous(tmp_path: Path, encoding: 
         ("a,b,c,d\n".encode("utf-16le"), "a.txt: is probably UTF-16LE without a byte order mark; .*iconv"),
         ("a,b,c,d\n".encode("utf-16be"), "a.txt: is probably UTF-16BE"),
         ("a,b,c,d\n".encode("utf-32le"), "a.txt: is probably UTF-32LE"),
-        (b"\xff\xfea\0\0\xd8b", "a.txt: begins as UTF-16 and is not valid UTF-16"),
+        (b"\xff\xfea\0\0\xd8b", "a.txt: has the byte order mark of UTF-16 and is not valid UTF-16"),
         (b"a\nb\0c", "a.txt:2: NUL byte, so this is not text"),
         (b"\x1f\x8b\x08\0", "a.txt: is a gzip file, not text; unpack it first"),
         (b"PK\x03\x04", "a.txt: is a zip file, as PyTorch's checkpoints are, not text; give text"),
@@ -135,7 +135,7 @@ def test_yaml_is_plain_data() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\nb: 2\na: 3", "y, line 3: not valid YAML: the key 'a' stands twice"),
+        ("a: 1\nb: 2\na: 3", "y, line 3: not valid YAML: the key 'a' is repeated"),
         ("~: 1", "y, line 1: .*the key ~ is not text"),
         ("a:\n  1: 2", "y, line 2: .*the key 1 is not text"),
         ("? [a]\n: 1", "the key sequence is not text"),
@@ -177,7 +177,7 @@ def test_aliases_count_as_what_they_stand_for() -> None:
     [
         ("[" * 100_000, "nested more than 64 levels"),
         ("[" * 65 + "]" * 65, "nested more than 64 levels"),
-        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is repeated"),
         ("[NaN]", "NaN is not a finite number"),
         ("[1e400]", "the number 1e400 is too large"),
         ("[" + "9" * 6000 + "]", "has more than 64 bits"),

@@ -1,4 +1,4 @@
-"""Every path is opened here, through one iopath PathManager."""
+"""All files are opened here, through one iopath PathManager."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ from videomaskfeat.errors import RunFailed, UserError
 _manager = PathManager()
 _TEMPORARY = ".tmp"
 _BAD_PATHS = (errno.ENOTDIR, errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)
+_SPECIAL_FILES = {
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+_FOLDER_IN_PLACE_OF_FILE = "is a folder, and the output is a file; choose another path"
 
 
 def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> IO[Any]:
     """Open ``path`` (text as UTF-8) through the path manager.
 
-    What cannot be written as UTF-8 (such as a file name of other bytes) is written as an escape such as
-    ``\\udce9``, unless ``errors`` selects another way.
+    Characters that cannot be written as UTF-8 (such as bytes of a file name) are written as escapes such as
+    ``\\udce9``, unless ``errors`` is given.
 
     Raises:
-        UserError: the file is to be read and does not exist, is a folder, or is not a regular file (a named
-            pipe would block, a device has no end); or the path cannot be one.
+        UserError: a file to read does not exist, is a folder, or is not a regular file (a named pipe blocks,
+            a device has no end); or the path is not valid.
     """
     text = os.fspath(path)
     if "b" not in mode:
@@ -43,7 +50,7 @@ def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> I
     except FileNotFoundError as error:
         raise UserError(f"{text}: no such file; check the path, or the folder it is relative to") from error
     except IsADirectoryError as error:
-        raise UserError(f"{text}: is a folder, and a file is needed here") from error
+        raise UserError(f"{text}: is a folder; give a file") from error
     except OSError as error:
         if "r" not in mode or error.errno not in _BAD_PATHS:
             raise
@@ -51,42 +58,35 @@ def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> I
         raise UserError(f"{shown}: cannot be read ({error.strerror}); check the path") from error
     except UserError:
         raise
-    except ValueError as error:  # a NUL character, or a surrogate that stands for no byte
+    except ValueError as error:  # a NUL character, or a surrogate that represents no byte
         raise UserError(f"{text!r}: is not a valid path ({error}); check it") from error
 
 
 def _check_regular(path: str) -> None:
-    """A local file that is to be read must be a regular one."""
+    """Raise UserError if a local path is neither a regular file nor a folder."""
     if "://" in path:
         return
-    mode = os.stat(path).st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return
-    kinds = (
-        (stat.S_ISFIFO, "named pipe"),
-        (stat.S_ISSOCK, "socket"),
-        (stat.S_ISCHR, "device"),
-        (stat.S_ISBLK, "device"),
-    )
-    kind = next((words for test, words in kinds if test(mode)), "special file")
-    raise UserError(f"{path}: is a {kind}, and a regular file is needed; copy its content into one")
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFDIR):
+        name = _SPECIAL_FILES.get(kind, "special file")
+        raise UserError(f"{path}: is a {name}, and a regular file is needed; copy its content into one")
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], mode: str = "w", **kwargs: Any) -> Iterator[IO[Any]]:
-    """Open a file to write it whole: readers of ``path`` see the old content or all of the new.
+    """Open a file to write it whole: readers of ``path`` see the old content or all of the new content.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk, and takes the name when
-    the context ends without an error. A process that is killed leaves the old file, and a temporary one
-    (``.NAME.*.tmp``, see :func:`remove_temporary_files`) that no reader looks at.
+    The content is written to a temporary file in the same folder, flushed to the disk, and renamed when the
+    context ends without an error. A process that is killed leaves the old file and a temporary file
+    (``.NAME.*.tmp``, see :func:`remove_temporary_files`), which readers ignore.
 
     Args:
-        path: of the file; a device or a pipe, such as /dev/stdout, is written directly.
+        path: path of the file; a device or a pipe, such as /dev/stdout, is written directly.
         mode: "w" (text as UTF-8) or "wb".
         **kwargs: as for ``open``.
 
     Raises:
-        RunFailed: the system refuses to write, as on a full disk; the old file is untouched.
+        RunFailed: writing fails, as on a full disk; the old file is unchanged.
         UserError: the folder does not exist, or the path is a folder.
     """
     with whole_path(path) as temporary, open_file(temporary, mode, **kwargs) as file:
@@ -95,15 +95,10 @@ def whole_file(path: str | os.PathLike[str], mode: str = "w", **kwargs: Any) -> 
 
 @contextmanager
 def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path, for a writer that takes a path, whose file takes the name of ``path`` at the end.
-
-    Raises:
-        RunFailed: as :func:`whole_file`.
-        UserError: as :func:`whole_file`.
-    """
-    target = Path(os.path.realpath(path))  # behind a symbolic link, which stays one
+    """:func:`whole_file` for a writer that needs a path: a temporary path, renamed to ``path`` at the end."""
+    target = Path(os.path.realpath(path))  # of a symbolic link, which stays a link
     if target.is_dir():
-        raise UserError(f"{os.fspath(path)}: is a folder, and a file is to be written; choose another path")
+        raise UserError(f"{os.fspath(path)}: {_FOLDER_IN_PLACE_OF_FILE}")
     if target.exists() and not target.is_file():
         yield target
         return
@@ -111,7 +106,7 @@ def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name[:50]}.{owner}{_TEMPORARY}")
     renamed = False
     try:
-        temporary.touch()  # with the permissions of the umask, unless there is an old file that has others
+        temporary.touch()  # with the permissions of the umask, or below those of the old file
         mode = (target if target.exists() else temporary).stat().st_mode
         yield temporary
         with open(temporary, "rb") as file:
@@ -121,10 +116,8 @@ def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         renamed = True
         flush_folder(target.parent)
     except OSError as error:
-        if error.filename is not None and str(error.filename) != str(
-            temporary
-        ):  # of another file, which the caller reads
-            raise
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise  # of another file, which the caller reads
         if not target.parent.is_dir():
             raise UserError(
                 f"{os.fspath(path)}: the folder {target.parent} does not exist; create it, or choose another"
@@ -138,11 +131,7 @@ def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        UserError: no such file.
-    """
+    """The SHA-256 of a file's bytes, in hexadecimal; UserError if there is no such file."""
     digest = hashlib.sha256()
     with open_file(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -151,18 +140,13 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def free_name(name: str, taken: Set[str]) -> str:
-    """A name that no earlier video of this call took: videos of two folders may share theirs."""
+    """The name, with a number appended if it is taken: videos of two folders may have the same name."""
     numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
     return next(free for free in (name, *numbered) if free not in taken)
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:
-    """Append to a text file, which is created if it is missing.
-
-    Raises:
-        RunFailed: the system refuses to write.
-        UserError: as :func:`open_file`.
-    """
+    """Append to a text file, which is created if it is missing; RunFailed if writing fails."""
     try:
         with open_file(path, "a") as file:
             file.write(text)
@@ -171,7 +155,7 @@ def append_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_failed(path: str | os.PathLike[str], error: OSError) -> RunFailed:
-    """The error of a run that can write no more, with the remedy."""
+    """The error of a run that cannot write, with the remedy."""
     return RunFailed(
         f"{os.fspath(path)}: could not be written: {error.strerror or error}; check the free space and the"
         " folder, and start the same command again"
@@ -179,7 +163,7 @@ def write_failed(path: str | os.PathLike[str], error: OSError) -> RunFailed:
 
 
 def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
-    """Remove what killed writers left in a folder; no other process may write there meanwhile."""
+    """Remove the files that killed writers left in a folder; no other process may write there meanwhile."""
     for leftover in Path(folder).glob(f".*{_TEMPORARY}"):
         leftover.unlink(missing_ok=True)
 
@@ -194,17 +178,17 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
-    """The path of a local file that holds what ``path`` names (``path`` itself if it is local)."""
+    """The path of a local copy of ``path`` (``path`` itself if it is local)."""
     return _manager.get_local_path(os.fspath(path))
 
 
 def ffmpeg_url(path: str | os.PathLike[str]) -> str:
-    """A local path as a URL for FFmpeg, which takes what precedes a colon in a bare path for a protocol."""
+    """A local path as a URL for FFmpeg, which reads ``a:`` at the start of a bare path as a protocol."""
     return f"file:{os.fspath(path)}"
 
 
 def missing_cause(path: str | os.PathLike[str]) -> str:
-    """Why a path that does not exist does not, in words."""
+    """The reason, in words, for which a path does not exist."""
     scheme, mark, _ = os.fspath(path).partition("://")
     if mark and scheme.replace("+", "").replace("-", "").replace(".", "").isalnum():
         return f"no handler for {scheme}://, only local files are read; copy it to a local folder"
@@ -212,33 +196,33 @@ def missing_cause(path: str | os.PathLike[str]) -> str:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists."""
     return bool(_manager.exists(os.fspath(path)))
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a regular file, symbolic links followed.
+    """Whether a path, after symbolic links, is a regular file.
 
-    Not a folder, pipe, socket or device: reading one of the last three may block forever, or never end.
+    It is not a pipe, socket or device, where reading may block forever or never end.
     """
     return bool(_manager.isfile(os.fspath(path)))
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is there."""
+    """Whether a folder exists."""
     return bool(_manager.isdir(os.fspath(path)))
 
 
 def list_folder(path: str | os.PathLike[str]) -> list[str]:
-    """The names in a folder, sorted, so that no result depends on the file system's order."""
+    """The sorted names in a folder, independent of the file system's order."""
     return sorted(_manager.ls(os.fspath(path)))
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Create a folder to write into, and those above it; one that exists is fine.
+    """Create a folder to write into, and those above it, unless it exists.
 
     Raises:
-        UserError: a part of the path is a file, or nothing may be written there.
+        UserError: a component of the path is a file, or there is no permission to write.
     """
     text = os.fspath(path)
     try:
@@ -247,21 +231,21 @@ def make_folder(path: str | os.PathLike[str]) -> None:
         raise _no_folder(text) from error
     except PermissionError as error:
         raise _not_writable(text) from error
-    if is_file(text):  # the path manager takes whatever exists for a folder
+    if is_file(text):  # the path manager accepts a file as an existing folder
         raise _no_folder(text)
     if os.path.isdir(text) and not os.access(text, os.W_OK | os.X_OK):
         raise _not_writable(text)
 
 
 def make_parent(path: str | os.PathLike[str]) -> None:
-    """Create the folder of a file that is to be written; called before the work, not after it.
+    """Create the folder of an output file; call it before the work.
 
     Raises:
         UserError: as :func:`make_folder`, or the path itself is a folder.
     """
     text = os.fspath(path)
     if is_folder(text):
-        raise UserError(f"{text}: is a folder, and a file is to be written; choose another path")
+        raise UserError(f"{text}: {_FOLDER_IN_PLACE_OF_FILE}")
     make_folder(os.path.dirname(text) or os.curdir)
 
 

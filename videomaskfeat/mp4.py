@@ -1,7 +1,8 @@
-"""Writing H.264 video files with PyAV: sample data and pictures that move."""
+"""Writing H.264 video files with PyAV."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable
 from fractions import Fraction
@@ -30,11 +31,11 @@ def write_mp4(
         frames: uint8 [H, W, 3] each, all of one even height and width.
         fps: frames per second.
         crf: quality, 0 (lossless) to 51.
-        preset: x264's speed preset.
-        keyframe_interval: maximum number of frames from one key frame to the next.
+        preset: speed preset of x264.
+        keyframe_interval: maximum number of frames between key frames.
 
     Raises:
-        UserError: no frames, or an odd height or width.
+        UserError: there are no frames, or the height or width is odd.
     """
     target = Path(path)
     iterator = iter(frames)
@@ -44,19 +45,14 @@ def write_mp4(
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise UserError(f"{target}: H.264 needs an even height and width, not {height}x{width}")
-    # x264's macroblock tree reads memory it never wrote: with it, equal frames now and then give other bytes.
+    # x264's macroblock tree reads uninitialized memory: with it, equal frames sometimes give different bytes.
     options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
     with whole_path(target) as temporary, av.open(ffmpeg_url(temporary), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.codec_context.gop_size = keyframe_interval
-        for picture in _chain(first, iterator):
+        for picture in itertools.chain([first], iterator):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-def _chain(first: np.ndarray, rest: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
-    yield first
-    yield from rest

@@ -1,4 +1,4 @@
-"""Verbs of the package in processes of their own, which end with the process that started them."""
+"""Verbs of the package in their own processes, which end with the process that started them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import IO, Any
 
 from videomaskfeat.errors import Stopped
 
 SAME_SIGNAL_SECONDS = 2.0
-"""Signals within this time count as one, since a terminal and a launcher both pass them on."""
+"""Signals within this time count as one, since a terminal and a launcher both forward them."""
 _PARENT = "VIDEOMASKFEAT_PARENT"  # environment variable: id of the process that started a verb
-_PATIENCE_SECONDS = 120.0  # in which a verb whose parent has ended may save
+_SAVE_SECONDS = 120.0  # for a verb to save after its parent has ended
 _started_by_verbs = False
 
 
 class Verbs:
-    """Runs verbs; while the context is open, SIGTERM and Ctrl-C are passed on to those that run.
+    """Runs verbs; inside the context, SIGTERM and Ctrl-C are forwarded to the running verbs.
 
     A training then saves and ends, and :meth:`run` and every later call raise Stopped. A second signal kills
     the verbs. If this process is killed, they end as on SIGTERM (:func:`end_with_parent`).
@@ -32,17 +32,15 @@ class Verbs:
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._stopped: tuple[int, float] | None = None  # the first signal, and when it came
+        self._stopped: tuple[int, float] | None = None  # number and time of the first signal
         self._earlier: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Verbs:
         if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._pass_on) for number in self._HANDLED}
+            self._earlier = {number: signal.signal(number, self._forward) for number in self._HANDLED}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         for process in list(self._running):
@@ -55,18 +53,18 @@ class Verbs:
         log: IO[Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> int:
-        """Run ``videomaskfeat ARGUMENTS`` to its end; any thread may call it.
+        """Run ``videomaskfeat ARGUMENTS`` to its end; may be called from any thread.
 
         Args:
             arguments: the verb and its arguments.
             log: file for its output; None: the output of this process.
-            environment: variables to set besides those of this process.
+            environment: variables to set in addition to those of this process.
 
         Returns:
-            Its exit code; a training that a signal stopped has 130.
+            Its exit code; 130 for a training that a signal stopped.
 
         Raises:
-            Stopped: a signal came before it ended.
+            Stopped: a signal arrived before it ended.
         """
         self._raise_if_stopped()
         process = subprocess.Popen(
@@ -77,7 +75,7 @@ class Verbs:
         )
         self._running.add(process)
         try:
-            if self._stopped is not None:  # the signal came while it was started
+            if self._stopped is not None:  # the signal arrived while it was started
                 process.terminate()
             code = process.wait()
         finally:
@@ -85,7 +83,7 @@ class Verbs:
         self._raise_if_stopped()
         return code
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _forward(self, number: int, frame: FrameType | None) -> None:
         first = self._stopped is None
         if self._stopped is None:
             self._stopped = number, time.monotonic()
@@ -120,9 +118,9 @@ def run_in_order(commands: Sequence[Sequence[str]], *, again: str) -> int:
             except Stopped as stopped:
                 code = stopped.exit_code
             if code:
-                how = "was stopped" if code in (130, 143, -signal.SIGTERM, -signal.SIGINT) else "failed"
+                end = "was stopped" if code in (130, 143, -signal.SIGTERM, -signal.SIGINT) else "failed"
                 print(
-                    f"\n`videomaskfeat {command[0]}` {how} (exit code {code}); "
+                    f"\n`videomaskfeat {command[0]}` {end} (exit code {code}); "
                     f"`{again}` continues from there",
                     file=sys.stderr,
                 )
@@ -142,7 +140,7 @@ def end_with_parent() -> None:
         while os.getppid() == int(parent):
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)  # a training saves its last step
-        time.sleep(_PATIENCE_SECONDS)
+        time.sleep(_SAVE_SECONDS)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -20,7 +20,7 @@ from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.masking import MASKS, Mask, MaskFunction
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
 from videomaskfeat.texts import parse_json
-from videomaskfeat.values import Limits, conform, from_parts
+from videomaskfeat.values import Limits, build_dataclass, conform
 
 T = TypeVar("T")
 Levels = float | tuple[float, ...]
@@ -243,7 +243,7 @@ class PretrainRecipe:
 
         def parse(parts: Any) -> PretrainRecipe:
             clip = _clip_of(parts)
-            mask = from_parts(MaskRecipe, parts.get("mask", {}), name="mask", limits=LIMITS)
+            mask = build_dataclass(MaskRecipe, parts.get("mask", {}), name="mask", limits=LIMITS)
             target = conform(parts.get("target"), Mapping[str, Any], "target")
             name = conform(target.pop("name", None), str, "target.name")
             return cls(clip, mask, name, target, conform(parts.get("method", "masked"), str, "method"))
@@ -308,7 +308,7 @@ class ClassifyRecipe:
     @classmethod
     def from_json(cls, text: str) -> ClassifyRecipe:
         """The inverse of :meth:`to_json`; raises as :meth:`PretrainRecipe.from_json`."""
-        return _parse(text, "classifier's", lambda parts: from_parts(cls, parts, limits=LIMITS))
+        return _parse(text, "classifier's", lambda parts: build_dataclass(cls, parts, limits=LIMITS))
 
 
 @dataclass(frozen=True)
@@ -369,7 +369,7 @@ class DetectRecipe:
     @classmethod
     def from_json(cls, text: str) -> DetectRecipe:
         """The inverse of :meth:`to_json`; raises as :meth:`PretrainRecipe.from_json`."""
-        return _parse(text, "detector's", lambda parts: from_parts(cls, parts, limits=LIMITS))
+        return _parse(text, "detector's", lambda parts: build_dataclass(cls, parts, limits=LIMITS))
 
 
 def as_levels(value: Any, name: str) -> Levels:
@@ -511,7 +511,7 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     if is_folder(name):
         raise UserError(f"{name}: is a folder; give the weights file in it, such as weights.safetensors")
     if not os.path.exists(name) and not is_file(name):
-        raise UserError(f"{name}: no such weights file; give the weights.safetensors of a run")
+        raise UserError(f"{name}: no such file; give the weights.safetensors of a run")
     try:
         metadata = read_metadata(name)
     except DamagedFile as error:
@@ -526,7 +526,7 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
 def _clip_of(parts: Any) -> ClipRecipe:
     if "clip" not in conform(parts, Mapping[str, Any], "it"):
         raise UserError("clip is missing")
-    return from_parts(ClipRecipe, parts["clip"], name="clip", limits=LIMITS)
+    return build_dataclass(ClipRecipe, parts["clip"], name="clip", limits=LIMITS)
 
 
 def _parse(text: str, kind: str, parse: Callable[[Any], T]) -> T:

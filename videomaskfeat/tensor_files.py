@@ -1,7 +1,7 @@
-"""Files of tensors: torch's and safetensors, checked before anything in them is used.
+"""Files of tensors: torch's and safetensors, checked before their content is used.
 
-Sizes that a file declares are compared with what it holds before memory is taken for them, and no code in it
-is run.
+Declared sizes are compared with the size of the file before memory is allocated, and code in a file is never
+run.
 """
 
 from __future__ import annotations
@@ -26,33 +26,32 @@ from videomaskfeat.io import is_file, is_folder, local_path, whole_path
 from videomaskfeat.texts import parse_json
 
 _LARGEST_HEADER = 32 * 2**20  # bytes of a safetensors header: some 250,000 tensors
-_LARGEST_PICKLE = 256 * 2**20  # bytes of the pickle in a torch file, which holds no tensor's values
-_LFS_POINTER = b"version https://git-lfs"
+_LARGEST_PICKLE = 256 * 2**20  # bytes of the pickle in a torch file, without the values of tensors
 
 
 class DamagedFile(UserError):
-    """A file that is cut, altered, or of another format.
+    """A file that is truncated, altered, or of another format.
 
     Attributes:
-        reason: what is wrong with it, without path and remedy.
+        reason: what is wrong, without path and remedy.
     """
 
-    def __init__(self, path: str, reason: str, *, message: str = "") -> None:
-        problem = f"is cut or damaged and cannot be read ({reason}); copy or download it again"
+    def __init__(self, path: str, reason: str = "unknown format", *, message: str = "") -> None:
+        problem = f"is truncated or damaged and cannot be read ({reason}); copy or download it again"
         super().__init__(f"{path}: {message or problem}")
         self.reason = reason
 
 
 class PickledCode(UserError):
-    """A file of tensors holds code besides them, which is never run.
+    """A file of tensors also contains code, which is never run.
 
     Attributes:
-        name: of the function or class, if known.
+        name: name of the function or class, if known.
     """
 
     def __init__(self, path: str, name: str = "") -> None:
         super().__init__(
-            f"{path}: holds pickled code{f' ({name})' if name else ''} besides tensors, which is never "
+            f"{path}: contains pickled code{f' ({name})' if name else ''} besides tensors, which is never "
             "run; if you trust the file, load it with torch, save only its tensors "
             "(torch.save({'model_state': state}, ...)) and give that file"
         )
@@ -60,7 +59,7 @@ class PickledCode(UserError):
 
 
 def require_file(path: str) -> None:
-    """Refuse anything but a regular file that may hold tensors.
+    """Check that a path is a regular file that may contain tensors.
 
     Raises:
         UserError: there is no file, or it is a folder, a pipe or a device.
@@ -69,38 +68,36 @@ def require_file(path: str) -> None:
     if not is_file(path):
         if is_folder(path):
             inside = os.path.join(path, "weights.safetensors")
-            what = f"the weights in it, {inside}" if is_file(inside) else "the file of weights itself"
-            raise UserError(f"{path}: is a folder; give {what}")
+            remedy = f"the weights in it, {inside}" if is_file(inside) else "the weights file itself"
+            raise UserError(f"{path}: is a folder; give {remedy}")
         if os.path.exists(path):
-            raise UserError(f"{path}: is not a regular file; give a file of weights")
-        raise UserError(f"{path}: no such file of weights; check the path")
-    start = _start_of(path)
+            raise UserError(f"{path}: is not a regular file; give a weights file")
+        raise UserError(f"{path}: no such file; check the path")
+    start = _read_start(path)
     if not start:
         raise DamagedFile(path, "empty file")
-    if start.startswith(_LFS_POINTER):
-        words = "is a Git LFS pointer, not the file itself; run `git lfs pull`"
-        raise DamagedFile(path, "unknown format", message=words)
+    if start.startswith(b"version https://git-lfs"):
+        raise DamagedFile(path, message="is a Git LFS pointer, not the file itself; run `git lfs pull`")
     if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        words = "is a web page, not the file itself; use the link that downloads it"
-        raise DamagedFile(path, "unknown format", message=words)
+        raise DamagedFile(path, message="is a web page, not the file itself; use the link that downloads it")
 
 
 def read_torch_file(path: str) -> object:
     """The content of a file that ``torch.save`` wrote, on the CPU.
 
     Raises:
-        UserError: no such file, or one that cannot be opened.
-        DamagedFile: it is cut, altered, or not a torch file.
-        PickledCode: it holds more than plain data and tensors.
+        UserError: the file does not exist or cannot be opened.
+        DamagedFile: it is truncated, altered, or not a torch file.
+        PickledCode: it contains more than plain data and tensors.
     """
     require_file(path)
-    start, local = _start_of(path), local_path(path)
+    start, local = _read_start(path), local_path(path)
     if not start.startswith((b"PK", b"\x80")):  # a zip archive, and a pickle of protocol 2 or later
-        words = (
-            "is not a checkpoint: neither a zip archive nor a pickle, as torch writes them; give a .pyth, "
-            ".pt, .pth or .safetensors file of weights"
+        raise DamagedFile(
+            path,
+            message="is not a checkpoint: neither a zip archive nor a pickle, as torch writes them; give a "
+            ".pyth, .pt, .pth or .safetensors weights file",
         )
-        raise DamagedFile(path, "unknown format", message=words)
     with _refusing_damage(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols and old storages
         if start.startswith(b"PK"):
@@ -112,8 +109,8 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
     """The tensors in a safetensors file, on the CPU.
 
     Raises:
-        UserError: no such file, or one that cannot be opened.
-        DamagedFile: it is cut, altered, or not a safetensors file.
+        UserError: the file does not exist or cannot be opened.
+        DamagedFile: it is truncated, altered, or not a safetensors file.
     """
     read_metadata(path)  # checks the header
     with _refusing_damage(path):
@@ -121,11 +118,7 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
 
 
 def read_metadata(path: str) -> dict[str, str]:
-    """The texts in a safetensors file, by key.
-
-    Raises:
-        UserError: as :func:`read_safetensors`.
-    """
+    """The metadata of a safetensors file, key -> text; with the errors of :func:`read_safetensors`."""
     require_file(path)
     local = local_path(path)
     with _refusing_damage(path):
@@ -142,15 +135,13 @@ def read_metadata(path: str) -> dict[str, str]:
         except UserError as error:
             raise DamagedFile(path, str(error)) from error
         if not isinstance(header, dict):
-            raise DamagedFile(path, "its header is not an object of JSON")
-        with safe_open(local, "pt") as opened:  # checks types, sizes and places of the tensors
+            raise DamagedFile(path, "its header is not a JSON object")
+        with safe_open(local, "pt") as opened:  # checks types, sizes and offsets of the tensors
             return opened.metadata() or {}
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and texts; equal ones give equal bytes.
-
-    The file is written under a temporary name and then renamed.
+    """Write tensors and metadata as a whole file (see `whole_path`); equal content makes equal bytes.
 
     Raises:
         RunFailed: the file cannot be written.
@@ -164,7 +155,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
         raise RunFailed(f"{path}: the weights could not be written: {error}") from error
 
 
-def _start_of(path: str) -> bytes:
+def _read_start(path: str) -> bytes:
     try:
         with open(local_path(path), "rb") as file:
             return file.read(64)
@@ -173,46 +164,42 @@ def _start_of(path: str) -> bytes:
 
 
 def _check_archive(path: str, local: str) -> None:
-    """Refuse a zip archive whose parts are not as torch writes them: whole, uncompressed, not encrypted.
-
-    Raises:
-        DamagedFile: names the part.
-    """
-    if not zipfile.is_zipfile(local):  # the directory stands at the end
-        raise DamagedFile(path, "it is cut: half-written or half-copied")
+    """Raise DamagedFile unless the members of a zip archive are as torch writes them."""
+    if not zipfile.is_zipfile(local):  # the directory is at the end
+        raise DamagedFile(path, "it is truncated: half-written or half-copied")
     with zipfile.ZipFile(local) as archive:
-        parts = {part.filename: part for part in archive.infolist()}
-        if len(parts) != len(archive.infolist()):
-            raise DamagedFile(path, "two parts of one name")
-        if any(name.endswith("/constants.pkl") for name in parts):
+        members = {member.filename: member for member in archive.infolist()}
+        if len(members) != len(archive.infolist()):
+            raise DamagedFile(path, "two members of one name")
+        if any(name.endswith("/constants.pkl") for name in members):
             raise DamagedFile(path, "a TorchScript program, not weights: save the model's state_dict()")
-        for name, part in parts.items():
-            if part.flag_bits & 1:
+        for name, member in members.items():
+            if member.flag_bits & 1:
                 raise DamagedFile(path, f"{name} is encrypted")
-            if part.compress_type != zipfile.ZIP_STORED:
+            if member.compress_type != zipfile.ZIP_STORED:
                 raise DamagedFile(path, f"{name} is compressed, which torch never does")
-        total, size = sum(part.file_size for part in parts.values()), os.path.getsize(local)
+        total, size = sum(member.file_size for member in members.values()), os.path.getsize(local)
         if total > size:
-            raise DamagedFile(path, f"its parts take {total} bytes and the file has {size}")
+            raise DamagedFile(path, f"its members have {total} bytes and the file has {size}")
         broken = archive.testzip()
         if broken is not None:
             raise DamagedFile(path, f"the check sum of {broken} is wrong")
-        pickles = [name for name in parts if name.count("/") == 1 and name.endswith("/data.pkl")]
+        pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise DamagedFile(path, "not written by torch.save: data.pkl is missing")
         folder = pickles[0].partition("/")[0]
-        order = archive.read(f"{folder}/byteorder") if f"{folder}/byteorder" in parts else b"little"
+        order = archive.read(f"{folder}/byteorder") if f"{folder}/byteorder" in members else b"little"
         if order not in (b"little", b"big"):
             raise DamagedFile(path, f"its byte order is {order[:20]!r}")
-        if parts[pickles[0]].file_size > _LARGEST_PICKLE:
-            raise DamagedFile(path, f"a pickle of {parts[pickles[0]].file_size} bytes")
+        if members[pickles[0]].file_size > _LARGEST_PICKLE:
+            raise DamagedFile(path, f"a pickle of {members[pickles[0]].file_size} bytes")
         if archive.read(pickles[0])[-1:] != pickle.STOP:
-            raise DamagedFile(path, f"{pickles[0]} is cut")
+            raise DamagedFile(path, f"{pickles[0]} is truncated")
 
 
 @contextmanager
 def _refusing_damage(path: str) -> Iterator[None]:
-    """What reading a file raises, as an error for the user; zipfile, pickle, torch raise many kinds."""
+    """Convert the many kinds of errors of zipfile, pickle and torch to errors for the user."""
     try:
         yield
     except UserError:
@@ -228,10 +215,10 @@ def _refusing_damage(path: str) -> Iterator[None]:
 
 
 def _sort_header(path: Path) -> None:
-    """Bring the texts in a safetensors header into the order of their keys, in place.
+    """Sort the metadata in a safetensors header by key, in place.
 
-    safetensors writes them in the order of a hash table, which differs from process to process. The order
-    changes no length, so that the tensors stay where they are.
+    safetensors writes it in the order of a hash table, which differs from process to process. The order does
+    not change the length, so the tensors stay in place.
     """
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")

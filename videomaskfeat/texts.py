@@ -1,4 +1,4 @@
-"""Text from outside: lists, configs, JSON, label maps. Its size, encoding and nesting are checked first."""
+"""Reading of text files: lists, configs, JSON, label maps. Size, encoding and nesting are checked first."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.io import open_file
 
 YAML_BYTES = 1 << 18
-"""Largest YAML file in bytes; the longest config of the package has some 10,000."""
+"""Maximum size of a YAML file; the longest config of the package has about 10,000 bytes."""
 JSON_BYTES = 1 << 28
-"""Largest JSON file in bytes; the list of Something-Something-v2 has 30 million."""
+"""Maximum size of a JSON file; the list of Something-Something-v2 has 30 million bytes."""
 LIST_BYTES = 1 << 31
-"""Largest list in bytes; ten million rows have some 10^9."""
+"""Maximum size of a list; ten million rows have about 10^9 bytes."""
 _YAML_DEPTH, _JSON_DEPTH = 16, 64  # levels of nesting
 _YAML_NODES = 10_000  # after the expansion of aliases
 _LARGEST_INTEGER = 2**63
@@ -58,11 +58,11 @@ def read_text(path: str | os.PathLike[str], *, what: str, limit: int = JSON_BYTE
 
     Args:
         path: a regular file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
-        what: noun phrase of what is expected, for messages: ``a label map``.
-        limit: largest size in bytes.
+        what: noun phrase for the expected content, for messages: ``a label map``.
+        limit: maximum size in bytes.
 
     Raises:
-        UserError: no such file, one that is not regular, too large, or not text.
+        UserError: the file does not exist, is not regular, is too large, or is not text.
     """
     name = os.fspath(path)
     text = decode_text(_read(path, what, limit), name, what=what)
@@ -70,9 +70,9 @@ def read_text(path: str | os.PathLike[str], *, what: str, limit: int = JSON_BYTE
 
 
 def read_rows(path: str | os.PathLike[str], *, what: str = "a list", remedy: str = "") -> bytes:
-    """The bytes of a list, in UTF-8 if its encoding is known by its mark, with ``\\n`` as the only line end.
+    """The bytes of a list with ``\\n`` as the only line end, in UTF-8 if it has a byte order mark.
 
-    Bytes that are not UTF-8 stay as they are, since file names may have any.
+    Bytes that are not UTF-8 do not change, since file names may contain any bytes.
 
     Raises:
         UserError: as :func:`read_text`.
@@ -82,7 +82,7 @@ def read_rows(path: str | os.PathLike[str], *, what: str = "a list", remedy: str
 
 @contextmanager
 def open_rows(path: str | os.PathLike[str], *, what: str) -> Iterator[IO[str]]:
-    """A large list, to be read line by line; bytes that are not UTF-8 become lone surrogates.
+    """Open a large list, to read it line by line; bytes that are not UTF-8 become lone surrogates.
 
     Raises:
         UserError: as :func:`read_text`.
@@ -92,8 +92,7 @@ def open_rows(path: str | os.PathLike[str], *, what: str) -> Iterator[IO[str]]:
         start: bytes = file.read(1 << 16)
         size = file.seek(0, os.SEEK_END)
     _check_start(start, name, what)
-    if size > LIST_BYTES:
-        raise UserError(f"{name}: has more than {LIST_BYTES} bytes, too many for {what}")
+    _check_length(size, name, what, LIST_BYTES)
     encoding = _marked_encoding(start) or "utf-8"
     errors = "surrogateescape" if encoding.startswith("utf-8") else "replace"
     with open_file(name, encoding=encoding, errors=errors) as text:
@@ -101,34 +100,32 @@ def open_rows(path: str | os.PathLike[str], *, what: str) -> Iterator[IO[str]]:
 
 
 def plain_rows(data: bytes, name: str, *, what: str = "a list") -> bytes:
-    """Bytes of a list as :func:`read_rows` returns them."""
-    refuse_other_kinds(data, name, what=what)
+    """The bytes of a list, converted as in :func:`read_rows`."""
+    _check_kind(data, name, what)
     encoding = _marked_encoding(data)
     if encoding and encoding != "utf-8-sig":
         data = decode_text(data, name, what=what).encode()
     elif encoding:
         data = data[3:]
-    _refuse_nul(data, name, what)
-    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
+    _check_nul_bytes(data, name, what)
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def decode_text(data: bytes, name: str, *, what: str) -> str:
-    """Bytes as text, in the encoding of their byte order mark, else UTF-8.
+    """Decode bytes in the encoding of their byte order mark, or else in UTF-8.
 
     Raises:
-        UserError: they are another kind of file, or not in that encoding; names the probable one.
+        UserError: another kind of file or another encoding; names the probable one.
     """
-    refuse_other_kinds(data, name, what=what)
+    _check_start(data, name, what)
     encoding = _marked_encoding(data)
-    if not encoding:
-        _refuse_nul(data, name, what)
     try:
         text = data.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
         if encoding and encoding != "utf-8-sig":
             raise UserError(
-                f"{name}: begins as {encoding.upper()} and is not valid {encoding.upper()} (byte "
-                f"{error.start}); write {what} in UTF-8"
+                f"{name}: has the byte order mark of {encoding.upper()} and is not valid {encoding.upper()} "
+                f"(byte {error.start}); write {what} in UTF-8"
             ) from error
         line = data.count(b"\n", 0, error.start) + 1
         likely = _likely_encoding(data)
@@ -141,19 +138,15 @@ def decode_text(data: bytes, name: str, *, what: str) -> str:
     return text
 
 
-def refuse_other_kinds(data: bytes, name: str, *, what: str, remedy: str = "") -> None:
-    """Refuse a file that begins as an archive, a checkpoint, a video or another known kind does.
-
-    Raises:
-        UserError: names the kind.
-    """
-    kind = file_kind(data[:512])
+def _check_kind(data: bytes, name: str, what: str, remedy: str = "") -> None:
+    """Raise UserError if the first bytes are those of an archive, a checkpoint, a video or another kind."""
+    kind = _file_kind(data[:512])
     if kind:
         raise UserError(f"{name}: is {kind[0]}, not {what}; {kind[1] or remedy or f'give {what}'}")
 
 
-def file_kind(start: bytes) -> tuple[str, str] | None:
-    """The kind of a file by its first bytes, and a remedy (or an empty text); None if it may be text."""
+def _file_kind(start: bytes) -> tuple[str, str] | None:
+    """The kind of a file by its first bytes, and a remedy (may be empty); None if it may be text."""
     for mark, kind, remedy in _KINDS:
         if start.startswith(mark):
             return kind, remedy
@@ -171,30 +164,31 @@ def file_kind(start: bytes) -> tuple[str, str] | None:
 
 
 def parse_json(text: str | bytes, name: str, *, remedy: str = "", allow_nan: bool = False) -> Any:
-    """JSON as plain data.
+    """Parse JSON to plain data.
 
     Args:
-        text: of the file; bytes are decoded as :func:`decode_text` does.
-        name: of the file, for messages.
+        text: content of the file; bytes are decoded by :func:`decode_text`.
+        name: name of the file, for messages.
         remedy: end of the message if it is not JSON.
         allow_nan: accept NaN and infinite numbers.
 
     Raises:
-        UserError: not JSON; a key twice in one object; an integer beyond 64 bits; more than 64 levels.
+        UserError: not JSON; a repeated key in one object; an integer beyond 64 bits; more than 64 levels.
     """
     if isinstance(text, bytes):
         text = decode_text(text, name, what="JSON")
-    finite: dict[str, Any] = {} if allow_nan else {"parse_constant": _refuse_nan, "parse_float": _finite}
+    finite: dict[str, Any] = {} if allow_nan else {"parse_constant": _refuse_nan, "parse_float": _parse_float}
     tail = f"; {remedy}" if remedy else ""
+    too_deep = UserError(f"{name}: its JSON is nested more than {_JSON_DEPTH} levels deep{tail}")
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer, **finite)
+        value = json.loads(text, object_pairs_hook=_build_object, parse_int=_parse_integer, **finite)
     except RecursionError as error:
-        raise UserError(f"{name}: its JSON is nested more than {_JSON_DEPTH} levels deep{tail}") from error
+        raise too_deep from error
     except ValueError as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{name}{line}: is not JSON ({error}){tail}") from error
-    if _deeper_than(value, _JSON_DEPTH):
-        raise UserError(f"{name}: its JSON is nested more than {_JSON_DEPTH} levels deep{tail}")
+    if _is_deeper_than(value, _JSON_DEPTH):
+        raise too_deep
     return value
 
 
@@ -204,7 +198,7 @@ def read_json(path: str | os.PathLike[str], *, what: str, remedy: str = "") -> A
 
 
 def json_rows(path: str | os.PathLike[str], *, what: str) -> Iterator[dict[str, Any] | None]:
-    """The objects of a JSON-lines file; None for a line that is not one, as a killed process leaves."""
+    """The objects of a JSON-lines file; None for any other line, as a killed process leaves."""
     data = _read(path, what, LIST_BYTES)
     for line in data.decode("utf-8", "replace").split("\n"):
         if not line.strip():
@@ -217,21 +211,21 @@ def json_rows(path: str | os.PathLike[str], *, what: str) -> Iterator[dict[str, 
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """YAML as plain data: mappings with text as keys, lists, text, numbers, booleans and None.
+    """Parse YAML to plain data: mappings with text keys, lists, text, numbers, booleans and None.
 
-    Depth and aliases are counted before anything is built: libyaml crashes on deep nesting.
+    Depth and aliases are counted before the document is built: libyaml crashes on deep nesting.
 
     Args:
         text: one document.
-        name: of the file or argument, for messages.
+        name: name of the file or argument, for messages.
 
     Raises:
-        UserError: not YAML, a tag of another type, a key twice or one that is not text, more than 16 levels,
-            an anchor that contains itself, or aliases that expand to more than 10,000 values.
+        UserError: not YAML, a tag of another type, a repeated key or one that is not text, more than 16
+            levels, an anchor that contains itself, or aliases that expand to more than 10,000 values.
     """
     if len(text) > YAML_BYTES:
         raise UserError(f"{name}: has {len(text)} characters; YAML may have {YAML_BYTES} at most")
-    # libyaml refuses the escapes of lone surrogates, which stand for bytes of file names that are not UTF-8
+    # libyaml rejects the escapes of lone surrogates, which represent bytes of file names that are not UTF-8.
     loader = _PlainLoader if re.search(r"\\[uU](?:0000)?[dD][89a-fA-F]", text) else _FastLoader
     try:
         _check_events(text, name, loader)
@@ -253,22 +247,22 @@ def read_yaml(path: str | os.PathLike[str], *, what: str = "a YAML file") -> Any
 
 
 def dump_yaml(plain: Any) -> str:
-    """Plain data as YAML from which :func:`parse_yaml` restores it, bytes of file names included."""
+    """Write plain data as YAML; :func:`parse_yaml` restores it, including bytes of file names."""
     return str(yaml.dump(plain, Dumper=_PlainDumper, allow_unicode=True, sort_keys=False))
 
 
 def show_text(value: object, longest: int = 80) -> str:
-    """A value for a message: on one line, without control characters, and shortened in the middle."""
+    """A value for a message: on one line, without control characters, shortened in the middle."""
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value)[: 1 << 12])
     return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-(longest // 2 - 3) :]}"
 
 
 def printable(text: str) -> str:
-    """Text that neither fails nor controls a terminal, whatever names of files it holds.
+    """Text that is safe to print on any terminal.
 
-    Bytes that are not UTF-8 become ``\\xe9``, control characters besides line ends and tabs ``\\x1b``.
+    Bytes that are not UTF-8 become ``\\xe9``, control characters except line ends and tabs ``\\x1b``.
     """
-    return "".join(map(_printable_letter, text)) if not text.isprintable() else text
+    return text if text.isprintable() else "".join(map(_printable_letter, text))
 
 
 def printable_name(name: str) -> str:
@@ -285,29 +279,33 @@ def _printable_letter(letter: str) -> str:
 
 
 def _read(path: str | os.PathLike[str], what: str, limit: int, remedy: str = "") -> bytes:
-    """The bytes of a file; what is not text is refused before all of it is read."""
+    """The bytes of a file, whose start is checked before the rest is read."""
     name = os.fspath(path)
     with open_file(name, "rb") as file:
         start: bytes = file.read(1 << 16)
         _check_start(start, name, what, remedy)
         data = start + file.read(limit - len(start) + 1)
-    if len(data) > limit:
-        raise UserError(f"{name}: has more than {limit} bytes, too many for {what}")
+    _check_length(len(data), name, what, limit)
     return data
 
 
 def _check_start(start: bytes, name: str, what: str, remedy: str = "") -> None:
-    refuse_other_kinds(start, name, what=what, remedy=remedy)
+    _check_kind(start, name, what, remedy)
     if not _marked_encoding(start):
-        _refuse_nul(start, name, what)
+        _check_nul_bytes(start, name, what)
+
+
+def _check_length(length: int, name: str, what: str, limit: int) -> None:
+    if length > limit:
+        raise UserError(f"{name}: has more than {limit} bytes, too many for {what}")
 
 
 def _marked_encoding(data: bytes) -> str:
     return next((encoding for mark, encoding in _BOMS if data.startswith(mark)), "")
 
 
-def _refuse_nul(data: bytes, name: str, what: str) -> None:
-    """Text in UTF-8 has no NUL bytes; in UTF-16 and UTF-32 without a mark they stand in a pattern."""
+def _check_nul_bytes(data: bytes, name: str, what: str) -> None:
+    """Raise UserError for NUL bytes; in UTF-16 and UTF-32 without a byte order mark they form a pattern."""
     place = data.find(b"\0")
     if place < 0:
         return
@@ -325,7 +323,7 @@ def _refuse_nul(data: bytes, name: str, what: str) -> None:
 
 
 def _likely_encoding(data: bytes) -> str:
-    """The probable encoding: letters of one byte mostly stand alone between ASCII, others in runs."""
+    """The probable encoding: one-byte letters mostly occur alone between ASCII, multi-byte ones in runs."""
     if not re.search(rb"[\x81-\xfe]{4}", data):
         return "windows-1252"
     try:
@@ -335,22 +333,22 @@ def _likely_encoding(data: bytes) -> str:
         return "shift_jis"
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise ValueError(f"the key {show_text(twice)!r} stands twice in one object")
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"the key {show_text(name)!r} is repeated in one object")
+        result[name] = value
     return result
 
 
-def _integer(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if len(text) > 20 or abs(int(text)) >= _LARGEST_INTEGER:
         raise ValueError(f"the integer {show_text(text, 20)} has more than 64 bits")
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"the number {show_text(text, 20)} is too large")
@@ -361,8 +359,8 @@ def _refuse_nan(text: str) -> float:
     raise ValueError(f"{text} is not a finite number")
 
 
-def _deeper_than(value: Any, depth: int) -> bool:
-    """Whether data has more levels of lists and mappings; level by level, without recursion."""
+def _is_deeper_than(value: Any, depth: int) -> bool:
+    """Whether data has more levels of lists and mappings; without recursion."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(depth):
         level = [
@@ -375,7 +373,7 @@ def _deeper_than(value: Any, depth: int) -> bool:
 
 
 def _check_events(text: str, name: str, loader: Any) -> None:
-    """Refuse, event by event, what a document may not have (see :func:`parse_yaml`)."""
+    """Check the events of a document for the errors of :func:`parse_yaml`, before it is built."""
     open_nodes: list[list[Any]] = [["", 0]]  # anchor, values in it
     sizes: dict[str, int] = {}  # values that an alias stands for
     documents = 0
@@ -402,7 +400,7 @@ def _check_events(text: str, name: str, loader: Any) -> None:
                 if len(open_nodes) > _YAML_DEPTH + 1:
                     raise UserError(f"{where}: YAML nested more than {_YAML_DEPTH} levels deep")
         if sum(size for _, size in open_nodes) > _YAML_NODES:
-            raise UserError(f"{where}: more than {_YAML_NODES} values (aliases count as what they stand for)")
+            raise UserError(f"{where}: more than {_YAML_NODES} values (aliases count as their content)")
 
 
 def _check_tag(tag: str | None, where: str) -> None:
@@ -413,26 +411,26 @@ def _check_tag(tag: str | None, where: str) -> None:
         raise UserError(f"{where}: the tag {show_text(short)} is not supported; write plain values")
 
 
+def _constructor_error(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
 def _construct_mapping(loader: Any, node: yaml.Node) -> Iterator[dict[str, Any]]:
-    """A mapping whose keys are text, each once; merged keys may be overridden."""
+    """A mapping with unique text keys; merged keys may be overridden."""
     if not isinstance(node, yaml.MappingNode):
-        raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
+        raise _constructor_error("expected a mapping", node)
     keys: set[str] = set()
     for key, _ in node.value:
         value = key.value if isinstance(key, yaml.ScalarNode) else key.id
         if key.tag == "tag:yaml.org,2002:merge":
             continue
         if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:value"):
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                f"the key {show_text(value) or 'null'} is not text; put it in double quotes, or correct it",
-                key.start_mark,
+            name = show_text(value) or "null"
+            raise _constructor_error(
+                f"the key {name} is not text; put it in double quotes, or correct it", key
             )
         if value in keys:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {show_text(value)!r} stands twice; keep one", key.start_mark
-            )
+            raise _constructor_error(f"the key {show_text(value)!r} is repeated; keep one", key)
         keys.add(value)
     result: dict[str, Any] = {}
     yield result
@@ -442,49 +440,39 @@ def _construct_mapping(loader: Any, node: yaml.Node) -> Iterator[dict[str, Any]]
 
 
 def _construct_scalar(loader: Any, node: yaml.Node) -> int | float | bool:
-    """A number or a boolean; one that is malformed or too long is refused with its line."""
+    """A number or a boolean; an error with its line if it is malformed or too long."""
     kind = node.tag.rpartition(":")[2]
     try:
         value: int | float | bool = getattr(loader, f"construct_yaml_{kind}")(node)
         if kind == "int" and abs(value) >= _LARGEST_INTEGER:
             raise ValueError
     except (ValueError, KeyError, OverflowError) as error:
-        raise yaml.constructor.ConstructorError(
-            None,
-            None,
-            f"{show_text(node.value, 40)!r} is not a valid {kind} of at most 64 bits",
-            node.start_mark,
-        ) from error
+        problem = f"{show_text(node.value, 40)!r} is not a valid {kind} of at most 64 bits"
+        raise _constructor_error(problem, node) from error
     return value
 
 
-# Numbers such as 1e-6, which YAML 1.1 takes for text.
-_NUMBER = re.compile(
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-)
-
-
 class _PlainLoader(yaml.SafeLoader):
-    """Python's own parser, for escapes that libyaml refuses."""
+    """The parser in Python, for escapes that libyaml rejects."""
 
 
 class _FastLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml, if PyYAML was built with it."""
+    """The parser of libyaml, if PyYAML was built with it."""
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Python's own writer, which escapes what is not UTF-8 and quotes text that looks like a number."""
+    """The writer in Python, which escapes bytes that are not UTF-8 and quotes text like 1e-3."""
 
 
-_PlainDumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(f"^(?:{_NUMBER.pattern})$"), list("-+0123456789.")
+# Includes numbers such as 1e-6, which are text in YAML 1.1.
+_NUMBER = re.compile(
+    r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
 )
+for _class in (_PlainDumper, _PlainLoader, _FastLoader):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+0123456789."))
 for _loader in (_PlainLoader, _FastLoader):
-    _loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(f"^(?:{_NUMBER.pattern})$"), list("-+0123456789.")
-    )
-    _loader.yaml_implicit_resolvers = {  # dates stay text
+    _loader.yaml_implicit_resolvers = {  # dates remain text
         first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in _loader.yaml_implicit_resolvers.items()
     }

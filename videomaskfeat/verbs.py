@@ -45,9 +45,22 @@ def _select_fields(cls: type[T], options: Any) -> T:
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _as_arguments(options: Any, **new_names: str) -> dict[str, Any]:
-    """The options as keyword arguments of a job, which has other names for some of them."""
-    return {new_names.get(name, name): value for name, value in vars(options).items()}
+def _as_arguments(
+    options: Any, groups: Mapping[str, type[Any]] | None = None, **new_names: str
+) -> dict[str, Any]:
+    """The options as keyword arguments of a job.
+
+    Args:
+        options: the options of a verb.
+        groups: argument -> dataclass that replaces the options of the same names.
+        new_names: option -> argument, where the names differ.
+    """
+    groups = groups or {}
+    grouped = {item.name for cls in groups.values() for item in fields(cls)}
+    arguments = {
+        new_names.get(name, name): value for name, value in vars(options).items() if name not in grouped
+    }
+    return arguments | {name: _select_fields(cls, options) for name, cls in groups.items()}
 
 
 # Options that several verbs share.
@@ -319,17 +332,19 @@ def predict(options: PredictOptions) -> int:
     videomaskfeat predict best.safetensors my_videos/ --top 3 --json labels.json --out labeled
     videomaskfeat predict best.safetensors *.mp4 --views 1 --json - | jq
     """
-    from videomaskfeat.jobs.predict import Predictions, as_json, as_text, predict
+    from videomaskfeat.inference.multiview import Machine
+    from videomaskfeat.jobs.predict import Predictions, format_json, format_text, predict
 
     def print_text(predictions: Predictions) -> None:
-        print(printable(as_text(predictions, options.top)), flush=True)
+        print(printable(format_text(predictions, options.top)), flush=True)
 
+    groups = {"machine": Machine}
     if options.json == "-":
-        arguments = _as_arguments(replace(options, json=None), json="json_path")
+        arguments = _as_arguments(replace(options, json=None), groups, json="json_path")
         result = predict(**arguments, on_prediction=None)
-        print(as_json(result, options.top))
+        print(format_json(result, options.top))
     else:
-        result = predict(**_as_arguments(options, json="json_path"), on_prediction=print_text)
+        result = predict(**_as_arguments(options, groups, json="json_path"), on_prediction=print_text)
         for film in result.films:
             print(printable(str(film)))
     return report_failures("predict", result.failures)
@@ -360,9 +375,12 @@ def extract_features(options: FeaturesOptions) -> int:
     then, in Python:
       array, paths, labels = videomaskfeat.read_features("features/k400_val")
     """
+    from videomaskfeat.inference.lists import ListChoice
+    from videomaskfeat.inference.multiview import Machine
     from videomaskfeat.jobs.features import extract_features
 
-    arguments = _as_arguments(options, list="list_path", shard="videos_per_shard")
+    groups = {"lists": ListChoice, "machine": Machine}
+    arguments = _as_arguments(options, groups, list="list_path", shard="videos_per_shard")
     with progress("extracting features") as update:
         result = extract_features(**arguments, progress=update)
     print(printable(f"{result.folder / 'features.npy'}  {options.dtype} {list(result.shape)}"))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from videomaskfeat.data.batches import Failure
-from videomaskfeat.data.clips import PretrainClips
+from videomaskfeat.data.clips import PretrainClips, PretrainSample
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
@@ -64,14 +64,14 @@ def equal(left: Any, right: Any) -> bool:
 
 
 class DeadlyClips(PretrainClips):
-    """Clips of which some records do to the process that reads them what bad files do to a decoder.
+    """Clips of which some records harm the process that reads them, as bad files do in a decoder.
 
-    deeds: what the reading of a record does: abort, kill, stop, hang or leak.
+    deeds: effect of reading a record: abort, kill, stop, hang or leak.
     """
 
     deeds: dict[int, str]
 
-    def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
+    def _load(self, index: int, rng: np.random.Generator) -> PretrainSample:
         deed = self.deeds.get(index)
         if deed == "hang":
             time.sleep(3600)
@@ -81,7 +81,7 @@ class DeadlyClips(PretrainClips):
             os.kill(
                 os.getpid(), {"abort": signal.SIGABRT, "kill": signal.SIGKILL, "stop": signal.SIGSTOP}[deed]
             )
-        return super()._read(index, rng)
+        return super()._load(index, rng)
 
 
 _leaked: list[np.ndarray] = []

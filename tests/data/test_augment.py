@@ -16,7 +16,7 @@ from tests.data.pictures import smooth_frames, still_clip
 from tests.reference.mixing import cutmix_shares
 from tests.reference.randaugment import pillow_operation
 from videomaskfeat.data.augment import OPERATIONS, Augmentation, Mixing, RandAugment, RandomErasing, Step
-from videomaskfeat.data.operations import ColourJitter
+from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop, Rectangle
 from videomaskfeat.errors import UserError
 
@@ -24,22 +24,20 @@ RIGHT_HALF = ClipGeometry(Rectangle(0, 40, 60, 40), (60, 40), Rectangle(0, 0, 60
 
 
 class Fixed(RandAugment):
-    """RandAugment that always draws the same."""
+    """RandAugment with given steps."""
 
     def __init__(self, *steps: Step) -> None:
         super().__init__()
         self.steps = list(steps)
 
-    def draw(self, rng: np.random.Generator) -> list[Step]:
-        """The steps."""
+    def sample(self, rng: np.random.Generator) -> list[Step]:
         return self.steps
 
 
-def everything() -> Augmentation:
-    """All parts at once."""
+def full_augmentation() -> Augmentation:
     return Augmentation(
         randaugment=RandAugment.from_words("rand-m7-n4-mstd0.5-inc1"),
-        colour=ColourJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        color=ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
         erasing=RandomErasing(probability=0.5),
     )
 
@@ -62,10 +60,10 @@ def test_colour_comes_after_randaugment_and_erasing_after_the_cut() -> None:
     frames = smooth_frames(2, 60, 80)
     parts = (
         Fixed(Step("Solarize", 128), Step("Rotate", 10.0)),
-        ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4),
+        ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
         RandomErasing(probability=1.0),
     )
-    result = Augmentation(randaugment=parts[0], colour=parts[1], erasing=parts[2]).apply(
+    result = Augmentation(randaugment=parts[0], color=parts[1], erasing=parts[2]).apply(
         frames, RIGHT_HALF, np.random.default_rng(7)
     )
     rng = np.random.default_rng(7)
@@ -77,7 +75,7 @@ def test_colour_comes_after_randaugment_and_erasing_after_the_cut() -> None:
     assert touched.sum() / touched.size > 0.95 * share
 
 
-@pytest.mark.parametrize("augmentation", [everything(), Augmentation()])
+@pytest.mark.parametrize("augmentation", [full_augmentation(), Augmentation()])
 def test_frames_stay_as_they_are_and_clips_have_their_own_memory(augmentation: Augmentation) -> None:
     frames = smooth_frames(2, 60, 80)
     before = frames.copy()
@@ -93,15 +91,17 @@ def test_frames_stay_as_they_are_and_clips_have_their_own_memory(augmentation: A
 
 def test_the_generator_alone_decides() -> None:
     frames = smooth_frames(2, 60, 80)
-    one, other = (everything().apply(frames, RIGHT_HALF, np.random.default_rng(3)) for _ in range(2))
+    one, other = (full_augmentation().apply(frames, RIGHT_HALF, np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(one, other)
-    rest = [everything().apply(frames, RIGHT_HALF, np.random.default_rng(seed)) for seed in range(4, 9)]
+    rest = [
+        full_augmentation().apply(frames, RIGHT_HALF, np.random.default_rng(seed)) for seed in range(4, 9)
+    ]
     assert all(not np.array_equal(one, third) for third in rest)
 
 
 def test_a_still_clip_stays_still_but_for_noise() -> None:
     clip = still_clip(3, 60, 80)
-    augmentation = everything()
+    augmentation = full_augmentation()
     augmentation.erasing = None
     for seed in range(30):
         result = augmentation.apply(clip, RIGHT_HALF, np.random.default_rng(seed))
@@ -118,37 +118,31 @@ RECIPE = "rand-m7-n4-mstd0.5-inc1"
 DRAWS = 4000
 
 
-def drawn(words: str, draws: int = DRAWS, *, seed: int = 0) -> list[list[Step]]:
-    """The operations of so many clips."""
+def sample_steps(words: str, draws: int = DRAWS, *, seed: int = 0) -> list[list[Step]]:
+    """Sample the operations of many clips."""
     augment, rng = RandAugment.from_words(words), np.random.default_rng(seed)
-    return [augment.draw(rng) for _ in range(draws)]
+    return [augment.sample(rng) for _ in range(draws)]
 
 
 def arguments_of(name: str, clips: list[list[Step]]) -> np.ndarray:
-    """The arguments with which an operation was drawn."""
+    """The sampled arguments of an operation."""
     return np.array([step.argument for clip in clips for step in clip if step.name == name])
 
 
-def settings(augment: RandAugment) -> tuple[float, int, float, float, float, bool, str]:
-    """All that the words decide."""
-    return (
-        augment.magnitude,
-        augment.layers,
-        augment.noise,
-        augment.largest,
-        augment.probability,
-        augment.increasing,
-        augment.interpolation,
-    )
-
-
 def test_words_are_read() -> None:
-    assert settings(RandAugment.from_words(RECIPE)) == (7, 4, 0.5, 10, 0.5, True, "bicubic")
-    assert settings(RandAugment.from_words("rand")) == (10, 2, 0, 10, 0.5, False, "bicubic")
-    words = "rand-inc0-p0.25-mmax15-m12-mstd101"
-    assert settings(RandAugment.from_words(words, interpolation="bilinear")) == (
-        *(12, 2, math.inf, 15, 0.25, False),
-        "bilinear",
+    assert RandAugment.from_words(RECIPE) == RandAugment(magnitude=7, layers=4, noise=0.5, increasing=True)
+    assert RandAugment.from_words("rand") == RandAugment(
+        magnitude=10,
+        layers=2,
+        noise=0,
+        largest=10,
+        probability=0.5,
+        increasing=False,
+        interpolation="bicubic",
+    )
+    words = RandAugment.from_words("rand-inc0-p0.25-mmax15-m12-mstd101", interpolation="bilinear")
+    assert words == RandAugment(
+        magnitude=12, noise=math.inf, largest=15, probability=0.25, interpolation="bilinear"
     )
     assert RandAugment.from_words("rand-mstdinf").noise == math.inf
 
@@ -165,14 +159,14 @@ def test_words_are_read() -> None:
         ("rand-M7", "'M7' is not a name and a number"),
         ("rand-m7-w0", r"'w0' \(weighted operations\) is not supported; leave it out"),
         ("rand-m7-tweights", r"'tweights' \(other sets of operations\) is not supported; leave it out"),
-        ("rand-m7-m8", "m is given twice"),
+        ("rand-m7-m8", "m is repeated; give it once"),
         ("rand-n2.5", "the layers n=2.5 must be a whole number"),
         ("rand-ninf", "the layers n=inf must be a whole number"),
-        ("rand-n0", "layers n=0 must be at least 1; leave it out to have none"),
+        ("rand-n0", "layers n=0 must be at least 1; without RandAugment, leave the string empty"),
         ("rand-inc2", "inc=2 must be 0 or 1"),
-        ("rand-m11", r"magnitude m=11 must lie in 0\.\.10; mmax raises the upper end"),
+        ("rand-m11", r"magnitude m=11 must be in 0\.\.10; set mmax for a larger maximum"),
         ("rand-mmax0", "largest magnitude mmax=0 must be above 0"),
-        ("rand-p1.5", r"chance of each operation p=1.5 must lie in 0\.\.1"),
+        ("rand-p1.5", r"probability p=1.5 must be in 0\.\.1"),
     ],
 )
 def test_words_that_cannot_be_are_named(words: str, message: str) -> None:
@@ -208,7 +202,7 @@ DECREASING = {"Posterize": {2}, "Solarize": {179}}
 
 @pytest.mark.parametrize("increasing", [True, False])
 def test_a_magnitude_becomes_the_argument_of_each_operation(increasing: bool) -> None:
-    clips = drawn(f"rand-m7-n15-p1-inc{int(increasing)}", 200)
+    clips = sample_steps(f"rand-m7-n15-p1-inc{int(increasing)}", 200)
     factors = {1.63, 0.37} if increasing else {1.36}
     expected = {
         **ALWAYS,
@@ -241,7 +235,7 @@ def test_arguments_run_from_end_to_end(name: str, inc0: dict[float, float], inc1
 
 
 def test_the_recipe_draws_operations_evenly_with_replacement_and_applies_half() -> None:
-    clips = drawn(RECIPE)
+    clips = sample_steps(RECIPE)
     lengths = Counter(len(clip) for clip in clips)
     for length in range(5):  # binomial of 4 and a half; five standard errors are at most 0.04
         assert lengths[length] / DRAWS == pytest.approx(math.comb(4, length) / 16, abs=0.04)
@@ -256,7 +250,7 @@ def test_the_recipe_draws_operations_evenly_with_replacement_and_applies_half() 
 
 
 def test_magnitudes_are_normal_about_seven() -> None:
-    clips = drawn("rand-m7-n15-p1-mstd0.5-inc1", 2000)
+    clips = sample_steps("rand-m7-n15-p1-mstd0.5-inc1", 2000)
     degrees = arguments_of("Rotate", clips)
     magnitudes = np.abs(degrees) / 3
     error = 5 / math.sqrt(len(degrees))  # five standard errors of a spread of 1
@@ -276,16 +270,16 @@ def test_magnitudes_are_normal_about_seven() -> None:
 
 
 def test_noise_is_cut_to_the_range() -> None:
-    degrees = np.abs(arguments_of("Rotate", drawn("rand-m10-n15-p1-mstd0.5", 1000)))
+    degrees = np.abs(arguments_of("Rotate", sample_steps("rand-m10-n15-p1-mstd0.5", 1000)))
     assert degrees.max() == 30
     assert (degrees == 30).mean() == pytest.approx(0.5, abs=0.09)  # five standard errors of 1000
-    assert np.abs(arguments_of("Rotate", drawn("rand-m10-n15-p1-mmax12-mstd0.5", 1000))).max() > 30
-    nearly_none = np.abs(arguments_of("Rotate", drawn("rand-m0-n15-p1-mstd0.5", 1000)))
+    assert np.abs(arguments_of("Rotate", sample_steps("rand-m10-n15-p1-mmax12-mstd0.5", 1000))).max() > 30
+    nearly_none = np.abs(arguments_of("Rotate", sample_steps("rand-m0-n15-p1-mstd0.5", 1000)))
     assert (nearly_none == 0).mean() == pytest.approx(0.5, abs=0.09)
 
 
 def test_infinite_noise_is_even_from_nothing_to_the_magnitude() -> None:
-    magnitudes = np.abs(arguments_of("Rotate", drawn("rand-m8-n15-p1-mstdinf", 2000))) / 3
+    magnitudes = np.abs(arguments_of("Rotate", sample_steps("rand-m8-n15-p1-mstdinf", 2000))) / 3
     quantiles = np.quantile(magnitudes, [0.0, 0.25, 0.5, 0.75, 1.0])
     assert quantiles == pytest.approx([0, 2, 4, 6, 8], abs=0.45)  # five standard errors: 8 * 2.5 / sqrt(2000)
 
@@ -308,7 +302,7 @@ def test_chains_are_the_drawn_operations_in_their_order() -> None:
     augment = RandAugment.from_words("rand-m7-n3-p0.7-mstd0.5-inc1")
     lengths: Counter[int] = Counter()
     for seed in range(300):
-        steps = augment.draw(np.random.default_rng(seed))
+        steps = augment.sample(np.random.default_rng(seed))
         if not {step.name for step in steps} <= EXACT:
             continue
         expected = frames
@@ -359,7 +353,7 @@ def test_a_still_clip_stays_still_and_the_frames_are_left() -> None:
 
 
 def erased(erasing: RandomErasing, *, size: tuple[int, int] = (64, 96), seed: int = 0) -> np.ndarray:
-    """A clip of 3 in int, which no noise holds: -1 where it was not erased, int [4, H, W, 3]."""
+    """The noise of an erased clip, int [4, H, W, 3]; -1 outside the box."""
     clip = np.zeros((4, *size, 3), np.uint8)
     other = np.full_like(clip, 255)
     erasing.apply(clip, np.random.default_rng(seed))
@@ -423,7 +417,7 @@ def test_each_channel_may_have_its_own_normalisation() -> None:
 
 def test_areas_are_even_and_aspects_even_in_logarithm() -> None:
     erasing, rng = RandomErasing(probability=1.0), np.random.default_rng(0)
-    boxes = [erasing.draw(224, 224, rng) for _ in range(4000)]
+    boxes = [erasing.sample(224, 224, rng) for _ in range(4000)]
     sides = np.array([(box.height, box.width) for box in boxes if box is not None])
     assert len(sides) == 4000
     areas = sides.prod(1) / 224**2
@@ -437,14 +431,14 @@ def test_areas_are_even_and_aspects_even_in_logarithm() -> None:
 
 
 def test_aspect_is_height_over_width() -> None:
-    box = RandomErasing(probability=1.0, aspect=(2.0, 2.0)).draw(224, 224, np.random.default_rng(0))
+    box = RandomErasing(probability=1.0, aspect=(2.0, 2.0)).sample(224, 224, np.random.default_rng(0))
     assert box is not None
     assert box.height / box.width == pytest.approx(2.0, abs=0.05)
 
 
 def test_places_reach_both_borders() -> None:
     erasing, rng = RandomErasing(probability=1.0), np.random.default_rng(0)
-    boxes = [box for box in (erasing.draw(20, 30, rng) for _ in range(2000)) if box is not None]
+    boxes = [box for box in (erasing.sample(20, 30, rng) for _ in range(2000)) if box is not None]
     assert min(box.top for box in boxes) == min(box.left for box in boxes) == 0
     assert max(box.top + box.height for box in boxes) == 20
     assert max(box.left + box.width for box in boxes) == 30
@@ -465,7 +459,7 @@ def test_clips_are_erased_as_often_as_asked() -> None:
 
 def test_a_box_that_never_fits_is_left_out() -> None:
     erasing = RandomErasing(probability=1.0, area=(1.0, 1.0), aspect=(1.0, 1.0))
-    assert erasing.draw(16, 16, np.random.default_rng(0)) is None
+    assert erasing.sample(16, 16, np.random.default_rng(0)) is None
     clip = np.zeros((2, 16, 16, 3), np.uint8)
     erasing.apply(clip, np.random.default_rng(0))
     assert not clip.any()
@@ -474,8 +468,8 @@ def test_a_box_that_never_fits_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"probability": 1.2}, r"erasing probability=1.2: a chance lies in 0\.\.1"),
-        ({"area": (0.5, 0.2)}, r"erasing area=\(0.5, 0.2\): must be two shares with 0 < low <= high <= 1"),
+        ({"probability": 1.2}, r"erasing probability=1.2: must be in 0\.\.1"),
+        ({"area": (0.5, 0.2)}, r"erasing area=\(0.5, 0.2\): must be two fractions with 0 < low <= high <= 1"),
         ({"area": (0.0, 0.2)}, r"erasing area=\(0.0, 0.2\)"),
         ({"aspect": (0.0, 1.0)}, r"erasing aspect=\(0.0, 1.0\): must be two ratios with 0 < low <= high"),
         ({"std": 0.0}, "erasing mean=0.45, std=0.0: each must be one number, or one for each of 3 channels"),
@@ -500,7 +494,7 @@ MIXED: dict[str, Any] = {
 
 
 def numbered(batch: int, height: int = 12, width: int = 20) -> torch.Tensor:
-    """Clips of which all pixels hold the clip's number: float [B, 3, 2, H, W]."""
+    """Clips whose pixels are all equal to the index of the clip, float [B, 3, 2, H, W]."""
     numbers = torch.arange(batch, dtype=torch.float32)
     return numbers[:, None, None, None, None].expand(batch, 3, 2, height, width).contiguous()
 
@@ -548,7 +542,7 @@ def test_cutmix_fills_one_box_in_all_frames_and_counts_its_pixels(batch: int) ->
 def test_cutmix_boxes_leave_the_shares_that_the_slow_version_leaves() -> None:
     torch.manual_seed(2)
     mixing = Mixing(**{**MIXED, "mixup": 0.0})
-    ours = np.array([mixing.draw(20, 32).own for _ in range(3000)])
+    ours = np.array([mixing.sample(20, 32).weight for _ in range(3000)])
     slow = cutmix_shares(alpha=1.0, height=20, width=32, draws=3000, rng=np.random.default_rng(2))
     # Means of 3000 draws of a spread of 0.27: four standard errors of the difference are 0.028.
     assert abs(ours.mean() - slow.mean()) < 0.028
@@ -559,7 +553,7 @@ def test_cutmix_boxes_leave_the_shares_that_the_slow_version_leaves() -> None:
 def test_mixup_shares_follow_the_beta_distribution(alpha: float) -> None:
     torch.manual_seed(3)
     mixing = Mixing(**{**MIXED, "mixup": alpha, "cutmix": 0.0})
-    shares = np.array([mixing.draw(8, 8).own for _ in range(4000)])
+    shares = np.array([mixing.sample(8, 8).weight for _ in range(4000)])
     # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)). Both to within five standard errors.
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(shares.mean() - 0.5) < 5 * np.sqrt(variance / 4000)
@@ -570,8 +564,8 @@ def test_mixup_shares_follow_the_beta_distribution(alpha: float) -> None:
 def test_batches_are_mixed_and_cut_as_often_as_asked() -> None:
     torch.manual_seed(4)
     mixing = Mixing(**{**MIXED, "probability": 0.6, "switch": 0.25})
-    draws = [mixing.draw(64, 64) for _ in range(4000)]
-    mixed = [draw for draw in draws if draw.own != 1]
+    draws = [mixing.sample(64, 64) for _ in range(4000)]
+    mixed = [draw for draw in draws if draw.weight != 1]
     # Shares of 4000: five standard errors are at most 0.04 (a box without a pixel counts as not mixed).
     assert len(mixed) / 4000 == pytest.approx(0.6, abs=0.04)
     assert sum(draw.box is not None for draw in mixed) / len(mixed) == pytest.approx(0.25, abs=0.045)
@@ -593,7 +587,7 @@ def test_mixed_targets_are_smoothed_as_the_reference_smooths_them() -> None:
     torch.manual_seed(5)
     mixing = Mixing(**{**MIXED, "smoothing": 0.2})
     labels = torch.tensor([0, 3])
-    own = mixing.draw(12, 20).own
+    own = mixing.sample(12, 20).weight
     torch.manual_seed(5)
     _, targets = mixing(numbered(2), labels)
     off, on = 0.2 / 5, 1 - 0.2 + 0.2 / 5
@@ -643,10 +637,10 @@ def test_the_global_generator_alone_decides() -> None:
     ("wrong", "words"),
     [
         ({"classes": 0}, "classes=0: there must be at least 1"),
-        ({"mixup": -0.1}, "mixup=-0.1: its alpha must be a finite number, at least 0; 0 switches it off"),
-        ({"cutmix": float("inf")}, "cutmix=inf: its alpha must be a finite number"),
-        ({"probability": 1.5}, r"probability=1.5: a chance lies in 0\.\.1"),
-        ({"switch": -1.0}, r"switch=-1.0: a chance lies in 0\.\.1"),
+        ({"mixup": -0.1}, "mixup=-0.1: alpha must be finite and at least 0; 0 disables it"),
+        ({"cutmix": float("inf")}, "cutmix=inf: alpha must be finite"),
+        ({"probability": 1.5}, r"probability=1.5: must be in 0\.\.1"),
+        ({"switch": -1.0}, r"switch=-1.0: must be in 0\.\.1"),
         ({"smoothing": 1.0}, "smoothing=1.0: must be at least 0 and below 1"),
         ({"smoothing": float("nan")}, "smoothing=nan: must be at least 0"),
     ],

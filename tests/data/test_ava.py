@@ -22,7 +22,7 @@ from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.operations import ColourJitter
+from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.reader import CountedReader, VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.transforms import (
@@ -94,7 +94,7 @@ def test_each_picture_is_decoded_once_and_boxes_move_along() -> None:
 def test_pictures_too_long_for_a_whole_frame_are_unreadable() -> None:
     with (
         CountedReader(MemoryReader(np.zeros((3, 2, 33, 3), np.uint8), fps=30)) as video,
-        pytest.raises(VideoReadError, match="pictures of 33x2; the long side of a whole frame is at most 16"),
+        pytest.raises(VideoReadError, match="frames of 33x2; the long side of a whole frame is at most 16"),
     ):
         next(key_clips(video, np.zeros(1), frames=2, stride=1, transform=WHOLE))
 
@@ -129,7 +129,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 def test_boxes_still_frame_what_is_drawn(drawn: Parts, transform: ClipTransform, augmented: bool) -> None:
     """Each box by its colour, which its label tells; boxes that a crop cuts frame what is left."""
     augment = (
-        Augmentation(colour=ColourJitter(brightness=0.2, contrast=0.2, saturation=0.2)) if augmented else None
+        Augmentation(color=ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)) if augmented else None
     )
     dataset = make_actions(*drawn, transform=transform, augment=augment)
     seen = 0
@@ -304,9 +304,11 @@ def test_readers_are_kept_and_bounded(parts: Parts, monkeypatch: pytest.MonkeyPa
 
 def test_arguments_that_cannot_be_are_named(parts: Parts) -> None:
     key_frames, sources = parts
-    with pytest.raises(UserError, match=r"visible=1\.5 is not between 0 and 1; it is a share of a box"):
+    with pytest.raises(UserError, match=r"visible=1\.5 is not between 0 and 1; it is a fraction of a box"):
         make_actions(*parts, visible=1.5)
-    with pytest.raises(UserError, match="RandAugment turns and shifts pictures, and boxes do not follow"):
+    with pytest.raises(
+        UserError, match="RandAugment moves pixels without the boxes; train a detector without it"
+    ):
         make_actions(*parts, augment=Augmentation(randaugment=RandAugment()))
     with pytest.raises(UserError, match=r"2 sources for the 3 videos of .*truth\.csv"):
         make_actions(key_frames, sources[:2])

@@ -225,9 +225,9 @@ def test_batch_moves_its_pixels_and_boxes(parts: Parts) -> None:
 def test_arguments_that_cannot_be_are_named(parts: Parts) -> None:
     with pytest.raises(UserError, match=r"area 'center' is unknown; did you mean 'centre'\?"):
         make_views(parts, area="center")
-    with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: one length in pixels, or several"):
+    with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: give one length in pixels, or several"):
         make_views(parts, short_sides=(64, 64))
-    with pytest.raises(UserError, match=r"key frames \[3, 4\] are of 2 videos; a batch is of one"):
+    with pytest.raises(UserError, match=r"key frames \[3, 4\] are of 2 videos; a batch has one video"):
         make_views(parts).batch([3, 4])
     with pytest.raises(UserError, match="per_batch=0: must be at least 1"):
         ViewLoader(make_views(parts), per_batch=0, workers=0)

@@ -27,7 +27,7 @@ from videomaskfeat.data.clips import (
 )
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.operations import ColourJitter, RandomColour, saturation
+from videomaskfeat.data.operations import ColorJitter, RandomColor, saturation
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_edges
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
@@ -230,7 +230,7 @@ def test_flipped_clips_take_the_mirrored_label(labelled: Path) -> None:
 
 
 def test_one_sided_swap_is_refused(labelled: Path) -> None:
-    with pytest.raises(UserError, match=r"flip_labels maps 0 to 3, and 3 to 4; .* both ways"):
+    with pytest.raises(UserError, match=r"flip_labels maps 0 to 3, and 3 to 4; .* both directions"):
         make_labelled(labelled, flip_labels={0: 3, 3: 4, 4: 3})
 
 
@@ -307,7 +307,7 @@ def test_left_and_right_pairs_come_from_the_names() -> None:
         "Putting something upright on the table": 5,
     }
     assert left_right_pairs(classes) == {0: 1, 1: 0, 2: 4, 4: 2}
-    with pytest.raises(UserError, match=r"class 7 \('Turn left'\) .* no class is called 'turn right'"):
+    with pytest.raises(UserError, match=r"class 7 \('Turn left'\) .* there is no class 'turn right'"):
         left_right_pairs({"Turn left": 7, "Moving up": 1})
 
 
@@ -340,8 +340,8 @@ def test_labels_inside_the_classes_pass() -> None:
     check_labels(_records([0, 9, 3]), 10)
 
 
-JITTER = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2)
-COLOUR = RandomColour(JITTER)
+JITTER = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2)
+COLOR = RandomColor(JITTER)
 LOCAL = LocalCrops(3, RandomResizedCrop(8, area=(0.05, 0.4)))
 
 
@@ -357,7 +357,7 @@ def make_pairs(paired: Path, **arguments: object) -> PairClips:
 
 def test_pair_is_drawn_by_its_own_generator(paired: Path) -> None:
     """Against the same drawing by hand: frames of both clips, crop and colour of each, masks, local crops."""
-    sample = make_pairs(paired, colour=COLOUR, mask=MASK, local=LOCAL)[SampleKey(3, 5)]
+    sample = make_pairs(paired, color=COLOR, mask=MASK, local=LOCAL)[SampleKey(3, 5)]
     rng = sample_generator(11, 3, 5)
     with open_video(paired.parent / "005.mp4") as video:
         frames = [
@@ -365,7 +365,7 @@ def test_pair_is_drawn_by_its_own_generator(paired: Path) -> None:
         ]
 
     def cut(part: np.ndarray, transform: RandomResizedCrop) -> np.ndarray:
-        return COLOUR.apply(transform.sample(32, 32, rng).apply_clip(part), rng)
+        return COLOR.apply(transform.sample(32, 32, rng).apply_clip(part), rng)
 
     clips = [cut(part, RandomResizedCrop(16)) for part in frames]
     masks = [MASK(rng=rng) for _ in range(2)]
@@ -380,7 +380,7 @@ def test_pair_is_drawn_by_its_own_generator(paired: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_keep_the_pairs_together(paired: Path, workers: int) -> None:
-    dataset = make_pairs(paired, colour=COLOUR, mask=MASK, local=LOCAL)
+    dataset = make_pairs(paired, color=COLOR, mask=MASK, local=LOCAL)
     loader = ClipLoader(dataset, batch_size=4, workers=workers)
     assert loader.batches_per_epoch == 4
     batches = [batch.to("cpu") for batch in loader.epoch(1)]
@@ -414,14 +414,14 @@ def test_colour_changes_the_share_of_clips_that_it_is_to() -> None:
     """Of 400 clips 0.8 are changed by jitter and 0.2 are grey, within 5 standard deviations (0.1)."""
     rng = np.random.default_rng(0)
     frames = np.random.default_rng(1).integers(0, 256, size=(1, 4, 4, 3), dtype=np.uint8)
-    changed = [RandomColour(JITTER, grey=0.0).apply(frames, rng) for _ in range(400)]
+    changed = [RandomColor(JITTER, grey=0.0).apply(frames, rng) for _ in range(400)]
     assert np.mean([not np.array_equal(frames, clip) for clip in changed]) == pytest.approx(0.8, abs=0.1)
-    grey = [RandomColour(JITTER, chance=0.0).apply(frames, rng) for _ in range(400)]
+    grey = [RandomColor(JITTER, chance=0.0).apply(frames, rng) for _ in range(400)]
     same = np.array([np.array_equal(clip, saturation(frames, 0.0)) for clip in grey])
     assert same.mean() == pytest.approx(0.2, abs=0.1)
     assert all(np.array_equal(clip, frames) for clip, is_grey in zip(grey, same, strict=True) if not is_grey)
-    with pytest.raises(UserError, match=r"grey=2: a chance lies in 0\.\.1"):
-        RandomColour(JITTER, grey=2)
+    with pytest.raises(UserError, match=r"grey=2: a probability must be in 0\.\.1"):
+        RandomColor(JITTER, grey=2)
 
 
 def test_varied_masks_hide_between_the_ratios_or_nothing() -> None:

@@ -36,7 +36,7 @@ def test_other_files_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogC
 def test_videos_beside_pictures_are_not_lost(tmp_path: Path) -> None:
     _touch(tmp_path, "a/1.mp4", "a/cover.jpg", "a/b/2.mp4")
     assert find_videos(str(tmp_path)).videos == ["a/1.mp4", "a/b/2.mp4"]
-    with pytest.raises(UserError, match=r"holds videos .* and pictures"):
+    with pytest.raises(UserError, match=r"contains videos .* and pictures"):
         load_records(tmp_path)
     assert len(load_records(tmp_path, format="folder")) == 2
 

@@ -14,7 +14,7 @@ from tests.data.pictures import noisy_frames, smooth_frames, still_clip
 from tests.reference.randaugment import pillow_operation
 from videomaskfeat.data import operations
 from videomaskfeat.data.augment import OPERATIONS
-from videomaskfeat.data.operations import ColourJitter
+from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.errors import UserError
 
 # Arguments as the recipes draw them, and the ends of what can be drawn.
@@ -89,16 +89,16 @@ def test_blends_with_a_picture_are_within_a_level_of_pillow(
     frames = make()
     for factor in FACTORS:
         apart = differences(ours(frames, name, factor), pillow_operation(frames, name, factor))
-        # The same sums but for a 64th of a level at which fractions are cut off, and greys rounded otherwise.
+        # The same sums but for a 64th of a level at which fractions are cut off, and grays rounded otherwise.
         assert apart.max() <= 1
         assert (apart > 0).mean() < 0.03
     assert np.array_equal(ours(frames, name, 1.0), frames)
 
 
-def test_grey_pixels_stay_grey_at_any_saturation() -> None:
-    grey = np.repeat(noisy_frames()[..., :1], 3, axis=-1)
+def test_gray_pixels_stay_gray_at_any_saturation() -> None:
+    gray = np.repeat(noisy_frames()[..., :1], 3, axis=-1)
     for factor in FACTORS:
-        assert np.array_equal(operations.saturation(grey, factor), grey)
+        assert np.array_equal(operations.saturation(gray, factor), gray)
 
 
 def test_borders_keep_their_pixels_when_sharpened() -> None:
@@ -153,7 +153,7 @@ def test_rotations_are_near_pillow_away_from_the_border(degrees: float) -> None:
     apart = differences(
         ours(frames, "Rotate", degrees, "bilinear"), pillow_operation(frames, "Rotate", degrees, "bilinear")
     )[:, inside]
-    # Rounded where Pillow cuts off, and places to a 32nd of a pixel: at most 1/64 of what neighbours differ.
+    # Rounded where Pillow cuts off, and places to a 32nd of a pixel: at most 1/64 of what neighbors differ.
     assert apart.max() <= 1
     apart = differences(
         ours(frames, "Rotate", degrees, "bicubic"), pillow_operation(frames, "Rotate", degrees, "bicubic")
@@ -166,7 +166,7 @@ def test_rotations_are_near_pillow_away_from_the_border(degrees: float) -> None:
 
 def test_rotation_goes_counter_clockwise() -> None:
     frames = np.zeros((1, 101, 101, 3), np.uint8)
-    frames[0, 50, 80:95] = 255  # a bar to the right of the centre
+    frames[0, 50, 80:95] = 255  # a bar to the right of the center
     turned = operations.rotate(frames, 30.0, "bilinear")[0, ..., 0]
     rows, columns = np.nonzero((turned > 100) & (turned != 128))
     angle = np.degrees(np.arctan2(50 - rows.mean(), columns.mean() - 50))
@@ -191,7 +191,7 @@ def test_all_frames_are_treated_alike_and_the_input_is_left(name: str) -> None:
         assert np.array_equal(frame, changed[0])
 
 
-def factors(jitter: ColourJitter, frames: np.ndarray, draws: int) -> np.ndarray:
+def factors(jitter: ColorJitter, frames: np.ndarray, draws: int) -> np.ndarray:
     """How many times as large each draw makes the spread about the mean (contrast) or zero (brightness)."""
     rng = np.random.default_rng(0)
     pixels = frames.astype(float).ravel()
@@ -201,10 +201,10 @@ def factors(jitter: ColourJitter, frames: np.ndarray, draws: int) -> np.ndarray:
 
 @pytest.mark.parametrize("change", ["brightness", "contrast"])
 def test_factors_are_even_about_one(change: str) -> None:
-    # Grey from 40 to 120: nothing is cut at the ends of the range by a factor of 1.4.
-    grey = np.linspace(40, 120, 300).astype(np.uint8).reshape(1, 15, 20, 1).repeat(3, axis=3)
-    jitter = ColourJitter(**{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, change: 0.4})
-    found = factors(jitter, grey, 1500)
+    # Gray from 40 to 120: nothing is cut at the ends of the range by a factor of 1.4.
+    gray = np.linspace(40, 120, 300).astype(np.uint8).reshape(1, 15, 20, 1).repeat(3, axis=3)
+    jitter = ColorJitter(**{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, change: 0.4})
+    found = factors(jitter, gray, 1500)
     quantiles = np.quantile(found, [0.0, 0.25, 0.5, 0.75, 1.0])
     # Five standard errors of the median of 1500 over 0.8 are 0.05.
     assert quantiles == pytest.approx([0.6, 0.8, 1.0, 1.2, 1.4], abs=0.05)
@@ -213,25 +213,25 @@ def test_factors_are_even_about_one(change: str) -> None:
 def test_contrast_keeps_each_frames_own_mean() -> None:
     frames = np.stack([np.full((20, 30, 3), 60, np.uint8), np.full((20, 30, 3), 180, np.uint8)])
     frames[:, ::2] += 20
-    jitter = ColourJitter(brightness=0.0, contrast=0.5, saturation=0.0)
+    jitter = ColorJitter(brightness=0.0, contrast=0.5, saturation=0.0)
     rng = np.random.default_rng(0)
     for _ in range(20):
         means = jitter.apply(frames, rng).mean((1, 2, 3))
         assert means == pytest.approx([70, 190], abs=1)  # the fraction is cut off
 
 
-def test_saturation_scales_the_distance_to_grey() -> None:
+def test_saturation_scales_the_distance_to_gray() -> None:
     frames = np.zeros((1, 4, 4, 3), np.uint8) + np.array([120, 100, 60], np.uint8)
-    grey = 0.299 * 120 + 0.587 * 100 + 0.114 * 60
-    jitter = ColourJitter(brightness=0.0, contrast=0.0, saturation=1.0)
+    gray = 0.299 * 120 + 0.587 * 100 + 0.114 * 60
+    jitter = ColorJitter(brightness=0.0, contrast=0.0, saturation=1.0)
     rng = np.random.default_rng(0)
     found = []
     for _ in range(300):
         pixel = jitter.apply(frames, rng)[0, 0, 0].astype(float)
-        distance = pixel - grey
-        factor = distance[2] / (60 - grey)
-        # A fraction is cut off, 0.42 of the grey is rounded off, and both tell on the factor, halved.
-        assert distance == pytest.approx(factor * (np.array([120, 100, 60]) - grey), abs=2)
+        distance = pixel - gray
+        factor = distance[2] / (60 - gray)
+        # A fraction is cut off, 0.42 of the gray is rounded off, and both tell on the factor, halved.
+        assert distance == pytest.approx(factor * (np.array([120, 100, 60]) - gray), abs=2)
         found.append(factor)
     assert np.quantile(found, [0.0, 0.5, 1.0]) == pytest.approx([0, 1, 2], abs=0.2)
 
@@ -246,7 +246,7 @@ def test_the_changes_come_in_every_order(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(
         operations, "_CHANGES", {name: functools.partial(recorded, name) for name in operations._CHANGES}
     )
-    jitter = ColourJitter(brightness=0.1, contrast=0.2, saturation=0.3)
+    jitter = ColorJitter(brightness=0.1, contrast=0.2, saturation=0.3)
     rng = np.random.default_rng(0)
     orders: Counter[tuple[str, ...]] = Counter()
     for _ in range(1200):
@@ -261,7 +261,7 @@ def test_the_changes_come_in_every_order(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_still_clip_stays_still_and_the_frames_are_left() -> None:
     clip = still_clip()
     before = clip.copy()
-    jitter, rng = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4), np.random.default_rng(0)
+    jitter, rng = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4), np.random.default_rng(0)
     for _ in range(10):
         result = jitter.apply(clip, rng)
         assert (result == result[0]).all()
@@ -270,7 +270,7 @@ def test_a_still_clip_stays_still_and_the_frames_are_left() -> None:
 
 
 def test_the_generator_alone_decides() -> None:
-    jitter = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4)
+    jitter = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
     one, other, third = (jitter.apply(smooth_frames(), np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(one, other)
     assert not np.array_equal(one, third)
@@ -278,5 +278,5 @@ def test_the_generator_alone_decides() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_shares_out_of_range_are_named(share: float) -> None:
-    with pytest.raises(UserError, match=f"contrast={share}: the greatest change is a share, 0 to 1"):
-        ColourJitter(brightness=0.4, contrast=share, saturation=0.0)
+    with pytest.raises(UserError, match=f"contrast={share}: the maximum change must be in 0..1"):
+        ColorJitter(brightness=0.4, contrast=share, saturation=0.0)

@@ -113,7 +113,7 @@ def test_random_resized_crop_draws_its_areas_and_aspects() -> None:
     assert aspects.max() < 1.35
 
 
-def test_crop_that_never_fits_falls_back_to_the_largest_centred_one() -> None:
+def test_crop_that_never_fits_falls_back_to_the_largest_centered_one() -> None:
     # In a strip of 20 x 400 a cut of at least half the area is at least 10 times wider than high.
     geometry = RandomResizedCrop(32, area=(0.9, 1.0)).sample(20, 400, np.random.default_rng(0))
     assert (geometry.source.height, geometry.source.width) == (20, 27)
@@ -122,7 +122,7 @@ def test_crop_that_never_fits_falls_back_to_the_largest_centred_one() -> None:
     assert (geometry.source.height, geometry.source.width) == (27, 20)
 
 
-def test_inverse_uniform_favours_short_sides() -> None:
+def test_inverse_uniform_favors_short_sides() -> None:
     # The mean of 1/uniform(1/b, 1/a) is ab/(b-a) ln(b/a): 138.6 on 100..200, where the uniform one is 150.
     def mean_short_side(inverse: bool) -> float:
         transform = ShortSideJitterCrop(100, (100, 200), inverse_uniform=inverse)
@@ -172,7 +172,7 @@ def test_whole_frame_keeps_its_aspect_to_a_multiple() -> None:
         assert abs(rows - scale * height) < 3  # half a multiple, and the pixel that the reference cuts off
         assert abs(columns - scale * width) < 3
     assert size(WholeFrame(64), 1600, 100) == (1024, 64)
-    with pytest.raises(ValueError, match=r"pictures of 100x1601; the long side .* at most 16 times"):
+    with pytest.raises(ValueError, match=r"frames of 100x1601; the long side .* at most 16 times"):
         size(WholeFrame(64), 1601, 100)
     with pytest.raises(UserError, match=r"short side 16 must be at least 32: both sides .* multiples of 32"):
         WholeFrame(16, multiple=32)

@@ -233,10 +233,10 @@ def test_unknown_reader_reaches_the_caller(listing: Path, workers: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"views": 0}, r"views=0, crops=3: there must be at least 1 view, and 1 crop \(centre\) or 3"),
-        ({"crops": 2}, r"views=3, crops=2: there must be at least 1 view, and 1 crop \(centre\) or 3"),
+        ({"views": 0}, r"views=0, crops=3: there must be at least 1 view, and 1 crop \(center\) or 3"),
+        ({"crops": 2}, r"views=3, crops=2: there must be at least 1 view, and 1 crop \(center\) or 3"),
         ({"sampling": "segment"}, "sampling 'segment' is unknown; did you mean 'segments'"),
-        ({"sampling": "segments"}, "views=3 with sampling=segments: .* take views=1"),
+        ({"sampling": "segments"}, "views=3 with sampling=segments: .* use views=1"),
         ({"short": "repeat"}, "short 'repeat' is unknown; there are clamp, loop, error"),
         ({"frames": 0}, "a clip of 0 frames at stride 2 is empty"),
         ({"crop": 32}, "short side 20 is smaller than the crop 32; raise it"),

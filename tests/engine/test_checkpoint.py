@@ -90,7 +90,7 @@ def damage(path: Path, harm: str) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        ("cut", "is cut"),
+        ("cut", "is truncated"),
         ("flipped", "check sum"),
         ("emptied", "empty file"),
         ("overwritten", "unknown format"),

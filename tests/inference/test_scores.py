@@ -87,18 +87,18 @@ def test_average_with_itself_is_itself() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (make(listed=7), "one is of a list of 6 videos and two of 7; only scores of the same list"),
+        (make(listed=7), "one is of a list of 6 videos, but two of 7; only scores of the same list"),
         (
             replace(make(), scores=np.ones((5, 4), np.float32), class_names=()),
-            "one scores 3 classes and two 4; only networks for the same classes",
+            "one scores 3 classes, but two 4; only scores for the same classes",
         ),
         (
             replace(make(), kind="logits"),
-            "one holds probabilities and two logits, whose mean means nothing; .* same --average",
+            "one contains probabilities, but two logits, which cannot be averaged; .* same --average",
         ),
         (
             replace(make(), class_names=("push", "drop", "Zähne putzen")),
-            "one calls class 1 'pull' and two 'drop': these are other classes",
+            "class 1 is 'pull' in one, but 'drop' in two; only scores for the same classes",
         ),
         (
             replace(make(), labels=np.array([0, 1, 0, 2, 2])),
@@ -108,7 +108,7 @@ def test_average_with_itself_is_itself() -> None:
             replace(make(), paths=tuple(f"/a/{row}.mp4" for row in (0, 7, 3, 4, 5))),
             r"different lists: row 2 is 1\.mp4 \(label 1\) in one and 7\.mp4 \(label 1\)",
         ),
-        (make(failing=(0, 1, 3, 4, 5)), "one, two: have no video in common that all of them could read"),
+        (make(failing=(0, 1, 3, 4, 5)), "one, two: no video is readable in all of them"),
     ],
 )
 def test_scores_that_cannot_be_averaged(other: ScoredList, words: str) -> None:

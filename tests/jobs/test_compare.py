@@ -122,7 +122,7 @@ EPOCH = {"optim": {"epoch": 1}}
             r"a\.before\.t\.verb 'finetune' is unknown; there are pretrain, train-tokenizer",
         ),
         ({"before": {"t": {"verb": "pretrain", "keys": [1]}}}, r"a\.before\.t\.keys \[1\] must be an object"),
-        ({"before": {"t": {"verb": "pretrain", "config": 3}}}, r"a\.before\.t\.config 3 must be a text"),
+        ({"before": {"t": {"verb": "pretrain", "config": 3}}}, r"a\.before\.t\.config 3 must be a string"),
         ({"before": {"t": {"verb": "pretrain", "keys": EPOCH}}}, r"a: .*unknown key 'optim\.epoch'"),
         ({"before": {"t": {"verb": "train-tokenizer", "config": "nope.yaml"}}}, r"a: nope\.yaml"),
     ],

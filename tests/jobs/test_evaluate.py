@@ -159,14 +159,14 @@ def test_unlabelled_list_gives_predictions_and_a_submission(made: Path, run: Run
     code, out, _ = run("evaluate", made / "best.safetensors", listing, "--submission", submission)
     assert code == 3
     assert "top-1" not in out
-    assert f"\nsubmission  {submission} (lacks 1 of 3 rows: unreadable videos)\n" in out
+    assert f"\nsubmission  {submission} (without 1 of 3 rows: unreadable videos)\n" in out
     whole = made / "whole.csv"
     whole.write_text("000.mp4\n007.mp4\n")
     _, out, _ = run("evaluate", made / "best.safetensors", whole, "--submission", submission)
     assert f"\nsubmission  {submission}\n" in out
     run("evaluate", made / "best.safetensors", listing, "--submission", submission)
     scored = load_scores(tmp_path / "out")
-    assert not scored.labelled
+    assert not scored.has_labels
     assert "top1" not in result_of(tmp_path)
     lines = submission.read_text().splitlines()
     best = [sorted_classes(scores)[:5] for scores in scored.scores.tolist()]
@@ -303,7 +303,7 @@ def test_average_of_two_evaluations(made: Path, run: Run, tmp_path: Path) -> Non
     assert result["top1"] == pytest.approx(top_k(mean.scores.tolist(), mean.labels.tolist(), 1))
     code, out, err = run("average-scores", tmp_path / "one", tmp_path / "one" / "scores.npz")
     assert (code, out) == (2, "")
-    assert "one/scores.npz: is given twice, and an average takes each file once; leave one out" in err
+    assert "one/scores.npz: is given twice; give each file once" in err
     assert "Average of 2 evaluations" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -1,4 +1,4 @@
-"""``extract-features``: the network's own numbers on disk, and after any end the same bytes."""
+"""``extract-features``: features of the network on disk, with the same bytes after any interruption."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from videomaskfeat import load_encoder, read_features
 from videomaskfeat.cli import main
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference import features
+from videomaskfeat.inference.lists import ListChoice
+from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.jobs.features import extract_features
 
 Extract = Callable[..., features.Features]
@@ -49,16 +52,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def extract(data: Path, tmp_path: Path) -> Extract:
-    """``extract(name="out", **arguments)``: the features of the list on the CPU, two videos a shard."""
+    """``extract(name="out", **options)``: the features of the list on the CPU, two videos per shard."""
 
-    def call(name: str = "out", **arguments: object) -> features.Features:
-        settings = {"device": "cpu", "videos_per_shard": 2, **arguments}
-        weights = settings.pop("weights", data / "weights.safetensors")
-        path = str(settings.pop("list_path", data / "list.csv"))
-        extract_features(weights, path, tmp_path / name, **settings)
+    def extract_list(name: str = "out", **options: Any) -> features.Features:
+        machine = {
+            key: options.pop(key) for key in ("precision", "workers", "clips_at_once") if key in options
+        }
+        options = {"videos_per_shard": 2, "machine": Machine("cpu", **machine), **options}
+        weights = options.pop("weights", data / "weights.safetensors")
+        path = str(options.pop("list_path", data / "list.csv"))
+        if "prefix" in options:
+            options["lists"] = ListChoice(prefix=options.pop("prefix"))
+        extract_features(weights, path, tmp_path / name, **options)
         return read_features(tmp_path / name)
 
-    return call
+    return extract_list
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -160,7 +168,7 @@ def test_killed_process_goes_on_to_the_same_bytes(data: Path, extract: Extract, 
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with pytest.raises(UserError, match="its features are not finished; start the same command again"):
+    with pytest.raises(UserError, match="its features are not finished; run the same command again"):
         read_features(out)
     first = out / "shards/features-00000.npy"
     kept = first.stat().st_ino
@@ -228,8 +236,8 @@ def test_end_at_any_file_operation_changes_no_byte(
     assert last - 1 == 3 * (3 + 2) + (1 + 2 * 2 + 3) + 3 * 4 + 1
 
 
-def test_joining_takes_the_room_of_one_shard(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_joining_needs_the_disk_space_of_one_shard(
+    extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes in the folder never exceed the array's and one shard's by more than the small files."""
     out = tmp_path / "out"
@@ -242,9 +250,7 @@ def test_joining_takes_the_room_of_one_shard(
         most = max(most, sum(path.stat().st_size for path in out.rglob("*.np*")))
 
     monkeypatch.setattr(features.os, "fsync", measure)
-    settings = {"grid": True, "depth": 1, "videos_per_shard": 1, "device": "cpu"}
-    extract_features(data / "weights.safetensors", str(data / "list.csv"), out, **settings)
-    array = read_features(out).array
+    array = extract(grid=True, depth=1, videos_per_shard=1).array
     assert array.nbytes + array[0].nbytes <= most <= array.nbytes + array[0].nbytes + 7 * 128
 
 
@@ -259,9 +265,11 @@ def test_other_settings_list_or_weights_are_refused(data: Path, extract: Extract
         ({"dtype": "float16"}, "depth 2 there and None now; dtype float32 there and float16 now"),
         ({"depth": 2, "videos_per_shard": 4}, "videos_per_shard 2 there and 4 now"),
         ({"depth": 2, "weights": weights}, "other weights"),
-        ({"depth": 2, "list_path": data / "videos"}, "another list, or one that was changed"),
+        ({"depth": 2, "list_path": data / "videos"}, "another or a changed list"),
     ):
-        with pytest.raises(UserError, match=f"out: holds features made otherwise: {words}; choose another"):
+        with pytest.raises(
+            UserError, match=f"out: has features with other settings: {words}; choose another"
+        ):
             extract(**arguments)
     again = extract(depth=2, clips_at_once=1, workers=1)  # these may change
     np.testing.assert_array_equal(again.array, whole.array)
@@ -270,9 +278,9 @@ def test_other_settings_list_or_weights_are_refused(data: Path, extract: Extract
 def test_folder_of_something_else_is_left_alone(data: Path, extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"out: holds files and no features \(no meta.json\)"):
+    with pytest.raises(UserError, match=r"out: has files but no features \(no meta.json\)"):
         extract()
-    with pytest.raises(UserError, match=r"out: holds no features \(no meta.json\)"):
+    with pytest.raises(UserError, match=r"out: has no features \(no meta.json\)"):
         read_features(tmp_path / "out")
     (tmp_path / "out/meta.json").write_text('{"camera": "mine"}')
     with pytest.raises(UserError, match=r"meta.json: is not extract-features'"):
@@ -284,7 +292,7 @@ def test_folder_of_something_else_is_left_alone(data: Path, extract: Extract, tm
     ("arguments", "words"),
     [
         ({"depth": 9}, r"depth=9: the encoder has blocks 1\.\.4"),
-        ({"views": 2, "grid": True}, "views=2, crops=1 on the grid: the grids of several views"),
+        ({"views": 2, "grid": True}, "views=2, crops=1 on the grid: token grids of several views"),
         ({"views": 0}, "views=0, crops=1: there must be at least 1 view"),
         ({"crops": 2}, "crops=2: .*1 crop"),
         ({"dtype": "float46"}, "dtype 'float46' is unknown; did you mean 'float16'"),
@@ -309,7 +317,7 @@ def test_file_above_the_folder_is_named(extract: Extract, tmp_path: Path) -> Non
 
 
 def test_video_in_the_lists_place_is_named(data: Path, extract: Extract) -> None:
-    with pytest.raises(UserError, match="is a video, and a list or a folder of videos is needed"):
+    with pytest.raises(UserError, match="is a video; give a list or a folder of videos"):
         extract(list_path=data / "videos/0, a.mp4")
 
 
@@ -327,7 +335,7 @@ def test_wrong_prefix_is_mended_in_the_same_folder(data: Path, extract: Extract,
         extract(prefix=str(tmp_path / "nowhere"))
     mended = extract(prefix=str(data))
     np.testing.assert_array_equal(mended.array, extract("other", prefix=str(data)).array)
-    with pytest.raises(UserError, match="holds features made otherwise: another list"):
+    with pytest.raises(UserError, match="has features with other settings: another or a changed list"):
         extract(prefix=str(tmp_path / "nowhere"))  # what holds features stays
 
 
@@ -340,7 +348,7 @@ def test_features_that_float16_cannot_hold_are_refused(data: Path, extract: Extr
     state["blocks.3.mlp.fc2.bias"] += 1e5
     save_file(state, tmp_path / "large.safetensors", metadata)
     assert np.abs(extract("wide", weights=tmp_path / "large.safetensors").array).max() > 65504
-    with pytest.raises(RunFailed, match=r"a feature is too large for float16 \(65504\); take float32"):
+    with pytest.raises(RunFailed, match=r"a feature is too large for float16 \(65504\); use float32"):
         extract(weights=tmp_path / "large.safetensors", dtype="float16")
 
 
@@ -353,10 +361,9 @@ def test_short_videos_fail_where_the_recipe_says_so(extract: Extract, tmp_path: 
 
 
 def _on_a_rank(weights: str, path: str, out: str) -> None:
-    settings = {"device": "cpu", "videos_per_shard": 2}
     with pytest.raises(UserError, match="reader 'none' is unknown"):
-        extract_features(weights, path, f"{out}_refused", reader="none", **settings)
-    extract_features(weights, path, out, **settings)
+        extract_features(weights, path, f"{out}_refused", machine=Machine("cpu", reader="none"))
+    extract_features(weights, path, out, videos_per_shard=2, machine=Machine("cpu"))
 
 
 def test_ranks_share_the_list_and_end_together(data: Path, extract: Extract, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         (["data.classes=5"], ("train.csv", "has the label 5", "with 5 classes labels are 0..4")),
         (["clip.sampling=segment"], ("clip.sampling 'segment' is unknown; did you mean 'segments'",)),
         (["evaluate.crops=2"], ("evaluate.crops 2 must be 1 or 3",)),
-        (["clip.sampling=segments"], ("views=2 with sampling=segments", "take views=1")),
+        (["clip.sampling=segments"], ("views=2 with sampling=segments", "use views=1")),
         (["evaluate.short_side=16"], ("short side 16 is smaller than the crop 32",)),
         (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
         (["evaluate.weights=best"], ("evaluate.weights 'best' is unknown; there are auto, trained",)),
@@ -228,7 +228,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         ),
         (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips none", "set clip.flip=0.5")),
         (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is unknown; there are area, short_side",)),
-        (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file of weights",)),
+        (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file",)),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(

@@ -303,7 +303,7 @@ def test_check_data_reads_class_folders_and_writes_a_clean_list(
 def test_check_data_says_that_it_takes_class_folders_for_videos(shapes: Path, call: Call) -> None:
     _, out, err = call("check-data", shapes / "train", "--workers", "0")
     assert "10 rows" in out
-    assert "10 folders of pictures, each taken for the frames of a video; format=images takes them" in err
+    assert "10 folders of pictures, read as the frames of videos; set format=images if they are" in err
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
@@ -327,7 +327,7 @@ def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, call:
 
 
 def test_one_class_or_none_is_refused(shapes: Path, tmp_path: Path, call: Call) -> None:
-    for name, words in (("train/star", "lies in no class folder"), (".", "which are splits and no classes")):
+    for name, words in (("train/star", "is not in a class folder"), (".", "are splits, not classes")):
         code, _, err = call(*finetuning(shapes, tmp_path / "run", "vit"), f"data.train={shapes / name}")
         assert code == 2
         assert words in last_line(err)
@@ -335,8 +335,8 @@ def test_one_class_or_none_is_refused(shapes: Path, tmp_path: Path, call: Call) 
     shutil.copytree(shapes / "train/star", tmp_path / "one/star")
     code, _, err = call(*finetuning(shapes, tmp_path / "run", "vit"), f"data.train={tmp_path / 'one'}")
     assert code == 2
-    assert "holds one class folder, star, and a classifier needs two at least" in last_line(err)
+    assert "contains one class folder, star, and a classifier needs at least two" in last_line(err)
     (tmp_path / "none").mkdir()
     code, _, err = call(*pretraining(shapes, tmp_path / "run", "vit"), f"data.train={tmp_path / 'none'}")
     assert code == 2
-    assert "holds no pictures" in last_line(err)
+    assert "contains no pictures" in last_line(err)

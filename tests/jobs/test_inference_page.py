@@ -1,4 +1,4 @@
-"""docs/inference.md: its commands run, its Python runs, its tables name what there is."""
+"""docs/how_to/predict.md: its commands run, its Python runs, its tables name what there is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.data.make_videos import write_video
 from tests.jobs.weights_files import write_classifier, write_pretrained
 from videomaskfeat.cli import main
 
-PAGE = (Path(__file__).parent.parent.parent / "docs/inference.md").read_text()
+PAGE = (Path(__file__).parent.parent.parent / "docs/how_to/predict.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -43,7 +43,7 @@ def test_commands_and_python_run_as_written(place: Path, capsys: pytest.CaptureF
         arguments += [] if "--workers" in arguments else ["--workers", "0"]
         assert program == "videomaskfeat"
         assert main(arguments) == 0, (command, capsys.readouterr().err)
-    assert sorted(path.name for path in (place / "labelled").iterdir()) == [
+    assert sorted(path.name for path in (place / "labeled").iterdir()) == [
         "one_labels.mp4",
         "two_labels.mp4",
     ]

@@ -126,7 +126,7 @@ def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(
     whole = tmp_path / "whole"
     code, text = pretrain(*settings, f"run.folder={whole}")
     assert code == 0, text
-    assert "no pictures: target 'features' cannot be drawn; pictures are of hog and pixels only" in text
+    assert "no pictures: target 'features' cannot be drawn; only hog and pixels can" in text
     assert "(smooth L1 error at hidden positions)" in text
     assert "best constant prediction  unknown for this loss" in text
     summary = simplejson.loads((whole / "summary.json").read_text())
@@ -256,12 +256,12 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
             ["target=features", "target.arguments={teacher: gone.safetensors}"],
             [
                 "target.arguments.teacher gone.safetensors: no such file",
-                "run the training that makes the teacher",
+                "train the teacher first",
             ],
         ),
         (
             ["target=features", "target.arguments={teacher: LIST}"],
-            ["train.csv: is no safetensors file; give"],
+            ["train.csv: not a safetensors file; use"],
         ),
         (
             ["model.name=mvitv2_nano"],
@@ -301,7 +301,7 @@ def test_teacher_that_is_no_encoder_is_named(pretrain: Pretrain, tmp_path: Path)
     path = tmp_path / "tokenizer.safetensors"
     save_file({"weight": torch.zeros(1)}, path, {"model": "dvae", "arguments": "{}"})
     refused = pretrain("target=features", f"target.arguments.teacher={path}")
-    assert_refused(refused, "tokenizer.safetensors: holds a 'dvae', which has no features of clips")
+    assert_refused(refused, "contains the model 'dvae', which has no features of clips")
 
 
 def write_tokenizer(path: Path, kind: str, *, vocabulary: int = 12, seed: int = 0) -> Path:
@@ -344,12 +344,15 @@ def test_pretraining_learns_tokens_and_leaves_the_tokenizer_alone(
 def test_tokenizers_that_do_not_fit_are_refused_before_training(pretrain: Pretrain, tmp_path: Path) -> None:
     weights = write_tokenizer(tmp_path / "tokenizer.safetensors", "dvae")
     for arguments, words in (
-        (f"{{weights: {weights}, vocabulary: 8192}}", "a vocabulary of 12, and target.arguments want 8192"),
-        (f"{{weights: {weights}, output_stride: [2, 4, 4]}}", "would have to be enlarged"),
+        (
+            f"{{weights: {weights}, vocabulary: 8192}}",
+            "a vocabulary of 12, but target.arguments.vocabulary is 8192",
+        ),
+        (f"{{weights: {weights}, output_stride: [2, 4, 4]}}", "a token covers 8x8 pixels, more than"),
         (f"{{weights: {weights}, output_stride: [2, 8, 8]}}", "2x4x4"),  # against the 2x2x2 of the model
         (
             "{weights: gone.safetensors}",
-            "target.arguments.weights gone.safetensors: no such file of weights; train the tokenizer first "
+            "target.arguments.weights gone.safetensors: no such file; train the tokenizer first "
             "(videomaskfeat train-tokenizer), or check the path",
         ),
         ("{}", "of 'dvae': argument 'weights' is missing"),

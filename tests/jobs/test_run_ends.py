@@ -106,6 +106,5 @@ def test_runs_of_a_comparison_end_with_it(
     assert not (run / "lock.json").exists()
     if number == signal.SIGTERM:
         assert lines[-1:] == [
-            "videomaskfeat compare: stopped by SIGTERM; what is finished is kept, and the same command goes"
-            " on"
+            "videomaskfeat compare: stopped by SIGTERM; finished work is kept, and the same command continues"
         ]

@@ -1,6 +1,6 @@
-"""Clips around key frames: in one pass over a video, for testing with every box, and for training.
+"""Clips around key frames: from an open video, for testing with all boxes, and for training.
 
-No picture is decoded twice in a pass, whatever the number of boxes, views and neighboring clips that show it.
+A pass over a video decodes each frame once, for any number of boxes, views and overlapping clips.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from videomaskfeat.data.batches import ActionBatch, BoxedClips, Failure, KeyFram
 from videomaskfeat.data.clips import ClipAugmentation, ClipSample, RecordClips, stack_clips
 from videomaskfeat.data.reader import TimedReader, VideoReadError, check_size
 from videomaskfeat.data.records import Records
-from videomaskfeat.data.sampling import clip_span, key_frame_seconds
+from videomaskfeat.data.sampling import check_clip, key_frame_seconds
 from videomaskfeat.data.transforms import (
     ClipGeometry,
     ClipTransform,
@@ -35,7 +35,7 @@ from videomaskfeat.data.transforms import (
 from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 
-_KEY_FRAMES_PER_PASS = 32  # a pass holds the packets of its stretch: 30 s, where a key frame is a second
+_KEY_FRAMES_PER_PASS = 32  # a pass stores the packets between its first and last frame
 Area = Literal["whole", "centre"]
 AREAS: tuple[Area, ...] = ("whole", "centre")
 
@@ -45,26 +45,17 @@ def clip_seconds(
 ) -> np.ndarray:
     """The times of the clips around key frames, float64 [n, T]; see ``key_frame_seconds``.
 
-    Args:
-        video: open; its rate, for which the whole file may be read, is looked at only if ``target_fps`` is
-            None.
-        key_seconds: float [n] after the first picture.
-        frames: in a clip, T; the key frame is number T / 2.
-        stride: from one frame of a clip to the next, in frames at ``target_fps``.
-        target_fps: the rate in which ``stride`` counts; None counts it in the video's own frames.
-
-    Raises:
-        UserError: the clip is empty.
+    The frame rate of the video is used only if ``target_fps`` is None, since it may require reading the file.
     """
     fps = video.fps if target_fps is None else target_fps
     return key_frame_seconds(fps, seconds=key_seconds, frames=frames, stride=stride, target_fps=target_fps)
 
 
 def fixed_geometry(transform: ClipTransform, path: str, size: Sequence[int]) -> ClipGeometry:
-    """The geometry for a video of this size, (height, width), of a transform that draws nothing at random.
+    """The geometry of a transform without randomness for a video of this size, (height, width).
 
     Raises:
-        VideoReadError: the transform does not take pictures of this size.
+        VideoReadError: the transform does not support the size.
     """
     try:
         return transform.sample(size[0], size[1], np.random.default_rng(0))
@@ -77,10 +68,10 @@ class KeyClip:
     """A key frame and the clip around it.
 
     Attributes:
-        number: which of the key frames it is.
+        number: index of the key frame.
         clip: uint8 [T, h, w, 3].
         picture: the key frame as displayed, uint8 [H, W, 3].
-        geometry: from pixels of the picture to those of the clip.
+        geometry: maps pixels of the picture to pixels of the clip.
     """
 
     number: int
@@ -98,82 +89,83 @@ def key_clips(
     target_fps: float | None = 30.0,
     transform: ClipTransform,
 ) -> Iterator[KeyClip]:
-    """Cut the clips around key frames, float [n] seconds after the first picture, out of an open video.
+    """Yield the clips around key frames of an open video, in order.
 
-    Each picture is resized once, by a transform that draws nothing at random; see ``clip_seconds`` for the
-    rest.
-
-    Yields:
-        The clips, in order.
+    Args:
+        video: the open video.
+        key_seconds: float [n], times of the key frames after the first frame of the video.
+        frames: frames per clip, T; the key frame has index T / 2.
+        stride: frame stride, in frames at ``target_fps``.
+        target_fps: frame rate for ``stride``; None: the video's own.
+        transform: crop without randomness.
 
     Raises:
         UserError: the clip is empty.
-        VideoReadError: a picture cannot be decoded, they differ in size, or the transform does not take it.
+        VideoReadError: a frame cannot be decoded, frames differ in size, or the transform does not support
+            their size.
     """
     times = clip_seconds(video, key_seconds, frames=frames, stride=stride, target_fps=target_fps)
-    wanted = np.column_stack([times, key_seconds])  # [n, T + 1]: the key frame last
+    all_times = np.column_stack([times, key_seconds])  # [n, T + 1]: the key frame last
     geometry: ClipGeometry | None = None
     size: tuple[int, ...] = ()
     for first in range(0, len(times), _KEY_FRAMES_PER_PASS):
-        part = wanted[first : first + _KEY_FRAMES_PER_PASS]
-        pending: dict[int, _Pending] = {}
-        next_out = 0
-        for places, picture in video.each_at(part.ravel()):
+        pass_times = all_times[first : first + _KEY_FRAMES_PER_PASS]
+        pending: dict[int, _PendingClip] = {}
+        next_number = 0
+        for positions, picture in video.each_at(pass_times.ravel()):
             if geometry is None:
                 size = picture.shape[:2]
                 geometry = fixed_geometry(transform, video.path, size)
             check_size(video.path, picture, size)
             resized = geometry.apply_clip(picture[None])[0]
-            for number, place in zip(*np.divmod(places, frames + 1), strict=True):
+            for number, position in zip(*np.divmod(positions, frames + 1), strict=True):
                 if number not in pending:
-                    pending[number] = _Pending(frames, resized.shape)
-                pending[number].put(int(place), resized, picture)
-            while next_out in pending and pending[next_out].left == 0:
-                done = pending.pop(next_out)
-                assert done.picture is not None  # put last of all places, like any other
-                yield KeyClip(first + next_out, done.clip, done.picture, geometry)
-                next_out += 1
-        if next_out < len(part):
-            at = times[first + next_out].mean()
-            raise VideoReadError(video.path, f"the clip around {at:.2f} s has gaps")
+                    pending[number] = _PendingClip(frames, resized.shape)
+                pending[number].add(int(position), resized, picture)
+            while next_number in pending and pending[next_number].missing == 0:
+                done = pending.pop(next_number)
+                assert done.picture is not None  # no position is missing
+                yield KeyClip(first + next_number, done.clip, done.picture, geometry)
+                next_number += 1
+        if next_number < len(pass_times):
+            seconds = times[first + next_number].mean()
+            raise VideoReadError(video.path, f"the clip around {seconds:.2f} s has gaps")
 
 
-class _Pending:
-    """A clip of which not all pictures have come."""
-
+class _PendingClip:
     def __init__(self, frames: int, shape: tuple[int, ...]) -> None:
         self.clip = np.empty((frames, *shape), np.uint8)
         self.picture: np.ndarray | None = None
-        self.left = frames + 1
+        self.missing = frames + 1
 
-    def put(self, place: int, resized: np.ndarray, picture: np.ndarray) -> None:
-        if place < len(self.clip):
-            self.clip[place] = resized
+    def add(self, position: int, resized: np.ndarray, picture: np.ndarray) -> None:
+        if position < len(self.clip):
+            self.clip[position] = resized
         else:
-            self.picture = picture.copy()  # the reader's own memory
-        self.left -= 1
+            self.picture = picture.copy()  # the reader reuses its memory
+        self.missing -= 1
 
 
 @dataclass(eq=False, repr=False)
 class KeyFrameViews(Dataset[KeyFrameBatch]):
-    """The views of key frames for testing: each scale, and its mirror image after it if asked for.
+    """The views of key frames for testing: each scale, followed by its flipped copy if ``flip``.
 
-    Nothing is drawn, every box of a key frame is there in every view, and a key frame that cannot be read is
-    a `Failure` that nothing stands in for: a score is of the key frames that were read, and says of how many.
+    There is no randomness, and every view has all boxes of a key frame. A key frame that cannot be read is a
+    `Failure` and has no replacement.
 
     Attributes:
-        key_frames: with the boxes to test on.
+        key_frames: key frames with the boxes to test.
         sources: one for each of ``key_frames.videos``.
-        frames, stride, target_fps: see ``clip_seconds``.
-        area: ``whole`` (the frame in its aspect) or ``centre`` (a square of the short side's length; boxes
-            are cut to it, and one that lies outside becomes a pixel at the border).
-        short_sides: pixels to which a frame's short side is resized, one for each scale.
-        multiple: of which the sides of whole frames become multiples, see `WholeFrame`.
-        flip: whether each scale is followed by its mirror image.
-        open_videos: that stay open in each process.
+        frames, stride, target_fps: see ``key_clips``.
+        area: ``whole`` (the whole frame) or ``centre`` (a center crop as high as the short side; boxes are
+            clipped to it, and a box outside becomes a pixel at the border).
+        short_sides: lengths in pixels of the resized short side, one for each scale.
+        multiple: the sides of whole frames are rounded to multiples of this, see `WholeFrame`.
+        flip: whether to add a horizontally flipped view for each scale.
+        open_videos: maximum number of open videos per process.
 
     Raises:
-        UserError: a number or word that cannot be; sources that are not those of the key frames.
+        UserError: a value is out of range, or the sources do not match the key frames.
     """
 
     key_frames: KeyFrames
@@ -189,14 +181,15 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
     open_videos: int = 2
 
     def __post_init__(self) -> None:
-        check_clips(self.key_frames, self.sources, self.frames, self.stride, self.target_fps)
+        check_clip(self.frames, self.stride)
+        _check_sources(self.key_frames, self.sources)
         check_name("area", self.area, AREAS)
         if not self.short_sides or len(set(self.short_sides)) < len(self.short_sides):
             raise UserError(
-                f"short_sides={list(self.short_sides)}: one length in pixels, or several different ones"
+                f"short_sides={list(self.short_sides)}: give one length in pixels, or several different ones"
             )
         self.scales = len(self.short_sides)
-        self._cuts = [
+        self._transforms = [
             WholeFrame(side, self.multiple) if self.area == "whole" else UniformCrop(side, side)
             for side in self.short_sides
         ]
@@ -210,19 +203,18 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         return self.batch([index])
 
     def batch(self, indices: Sequence[int]) -> KeyFrameBatch:
-        """The views of some key frames of one video, cut straight into memory (in a worker shared memory).
+        """The views of several key frames of one video.
 
         Args:
-            indices: key frames, numbers from 0, at least one.
+            indices: indices of the key frames, at least one.
 
         Raises:
-            UserError: they are not of one video.
+            UserError: the key frames are of several videos.
         """
         videos = {int(self.key_frames.video[index]) for index in indices}
         if len(videos) != 1:
-            raise UserError(f"key frames {list(indices)} are of {len(videos)} videos; a batch is of one")
-        source = self.sources[videos.pop()]
-        read, views, failures = self._read(source, list(indices))
+            raise UserError(f"key frames {list(indices)} are of {len(videos)} videos; a batch has one video")
+        read, views, failures = self._read(self.sources[videos.pop()], list(indices))
         rows = [np.arange(*self.key_frames.starts[index : index + 2]) for index in read]
         return KeyFrameBatch(
             views=views,
@@ -232,85 +224,75 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         )
 
     def tasks(self, per_batch: int, rank: int = 0, world_size: int = 1) -> list[range]:
-        """The key frames of each batch of a rank, all of one video, in their order.
-
-        Each rank takes a run of batches, and so videos that follow each other.
-        """
+        """The key frames of each batch of a rank; a batch has one video, and a rank has adjacent batches."""
         numbers = self.key_frames.video
         if not len(numbers):
             return []
         ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-        runs = [
+        batches = [
             range(first, min(first + per_batch, end))
             for start, end in zip([0, *ends], ends, strict=False)
             for first in range(start, end, per_batch)
         ]
-        return runs[len(runs) * rank // world_size : len(runs) * (rank + 1) // world_size]
+        return batches[len(batches) * rank // world_size : len(batches) * (rank + 1) // world_size]
 
     def path_of(self, reading: tuple[int, ...]) -> str:
-        """The path that a reading is about."""
+        """The path of a reading."""
         return self.sources[reading[0]].path
 
     def _read(
         self, source: VideoSource, indices: list[int]
     ) -> tuple[list[int], tuple[BoxedClips, ...], list[Failure]]:
-        """The key frames that can be read, all their views, and the others."""
+        """The key frames that can be read, their views, and the failures."""
         try:
-            # Of a video, since one that stops a worker would otherwise do so for hundreds of key frames.
+            # A reading is a video: if it stops a worker, its other key frames are not read either.
             begin_reading(source.path, int(self.key_frames.video[indices[0]]))
             return indices, self._views(self._open.get(source), source, indices), []
         except VideoReadError as error:
             self._open.close(source)
             if len(indices) == 1:
                 return [], (), [Failure(indices[0], source.path, error.cause)]
-        # One of them spoils the pass through the video: each by itself.
-        read, parts, failures = list[int](), list[tuple[BoxedClips, ...]](), list[Failure]()
-        for index in indices:
-            own, views, failed = self._read(source, [index])
-            read += own
-            parts += [views] if own else []
-            failures += failed
+        # One key frame makes the pass over the video fail: read each by itself.
+        results = [self._read(source, [index]) for index in indices]
         joined = [
             BoxedClips(
                 torch.cat([view.clips for view in views]),
                 numbered_boxes([view.boxes[:, 1:].numpy() for view in views]),
             )
-            for views in zip(*parts, strict=True)
+            for views in zip(*(views for read, views, _ in results if read), strict=True)
         ]
-        return read, tuple(joined), failures
+        all_read = [index for read, _, _ in results for index in read]
+        return all_read, tuple(joined), [failure for _, _, failures in results for failure in failures]
 
     def _views(self, reader: TimedReader, source: VideoSource, indices: list[int]) -> tuple[BoxedClips, ...]:
-        """All views of some key frames, from one pass through the video."""
+        """All views of several key frames, from one pass over the video."""
         key_seconds = self.key_frames.seconds[indices] - source.start_seconds
         seconds = clip_seconds(
             reader, key_seconds, frames=self.frames, stride=self.stride, target_fps=self.target_fps
         )  # [B, T]
         geometries: list[ClipGeometry] = []
         clips: list[Tensor] = []
-        for places, picture in reader.each_at(seconds.reshape(-1)):
+        for positions, picture in reader.each_at(seconds.reshape(-1)):
             continue_reading()
             if not geometries:
-                geometries = [fixed_geometry(cut, source.path, picture.shape[:2]) for cut in self._cuts]
+                size = picture.shape[:2]
+                geometries = [fixed_geometry(transform, source.path, size) for transform in self._transforms]
                 clips = [empty_clips((seconds.size, *geometry.size, 3)) for geometry in geometries]
-            frame = geometries[0].source
-            check_size(source.path, picture, (frame.height, frame.width))
+            check_size(source.path, picture, size)
             for geometry, clip in zip(geometries, clips, strict=True):
-                clip.numpy()[places] = geometry.apply_clip(picture[None])
+                clip.numpy()[positions] = geometry.apply_clip(picture[None])
+        boxes = [boxes_in_pixels(self.key_frames[index].boxes, *size) for index in indices]
         views = []
         for geometry, clip in zip(geometries, clips, strict=True):
-            frame = geometry.source
-            boxes = [
-                boxes_in_pixels(self.key_frames[index].boxes, frame.height, frame.width) for index in indices
-            ]
             shaped = clip.view(len(indices), self.frames, *clip.shape[1:])  # [B, T, H, W, C]
             views.append(BoxedClips(shaped, numbered_boxes([border_boxes(geometry, own) for own in boxes])))
             if self.flip:
-                views.append(mirrored(views[-1]))
+                views.append(flip_view(views[-1]))
         return tuple(views)
 
 
-def mirrored(view: BoxedClips) -> BoxedClips:
-    """A view with left and right exchanged, boxes too."""
+def flip_view(view: BoxedClips) -> BoxedClips:
+    """Flip the clips and boxes of a view horizontally."""
     width = view.clips.shape[3]
     boxes = view.boxes.clone()
     boxes[:, 1], boxes[:, 3] = width - view.boxes[:, 3], width - view.boxes[:, 1]
@@ -318,20 +300,12 @@ def mirrored(view: BoxedClips) -> BoxedClips:
 
 
 def numbered_boxes(boxes: Sequence[np.ndarray]) -> Tensor:
-    """Boxes [R, 4] of each clip in a batch -> float32 [R, 5] of all, the clip's number first."""
-    clips = np.repeat(np.arange(len(boxes)), [len(part) for part in boxes])
+    """Join the boxes [R, 4] of each clip in a batch: float32 [R, 5], the number of the clip first."""
+    clips = np.repeat(np.arange(len(boxes)), [len(clip_boxes) for clip_boxes in boxes])
     return torch.from_numpy(np.column_stack([clips, np.concatenate(boxes)]).astype(np.float32))
 
 
-def check_clips(
-    key_frames: KeyFrames,
-    sources: Sequence[VideoSource],
-    frames: int,
-    stride: float,
-    target_fps: float | None,
-) -> None:
-    """A clip is not empty, and every video of the key frames has a source; UserError if not."""
-    clip_span(30.0, frames=frames, stride=stride, target_fps=target_fps)  # refuses an empty clip
+def _check_sources(key_frames: KeyFrames, sources: Sequence[VideoSource]) -> None:
     if len(sources) != len(key_frames.videos):
         raise UserError(
             f"{len(sources)} sources for the {len(key_frames.videos)} videos of {key_frames.source}; find "
@@ -343,8 +317,9 @@ def check_clips(
 class ActionSample(ClipSample):
     """Clips around one key frame.
 
-    boxes: a float32 [R, 4] for each, x1, y1, x2, y2 in pixels of that clip.
-    labels: a bool [R, L] for each.
+    Attributes:
+        boxes: for each clip float32 [R, 4], x1, y1, x2, y2 in its pixels.
+        labels: for each clip bool [R, L].
     """
 
     boxes: tuple[np.ndarray, ...]
@@ -353,25 +328,24 @@ class ActionSample(ClipSample):
 
 @dataclass(eq=False, repr=False)
 class ActionClips(RecordClips[ActionSample, ActionBatch]):
-    """Augmented clips around key frames with boxes and labels, to train on.
+    """Augmented clips around key frames with boxes and labels, for training.
 
-    Boxes go through the geometry of the crop and are cut to it; those of which it shows too little are left
-    out, and a crop without any box is drawn again. Every clip has at least one box.
+    Boxes are transformed with the crop and clipped to it. Boxes of which too little is visible are left out,
+    and a crop without boxes is sampled again. Every clip has at least one box.
 
     Attributes:
         transform, seed, samples_per_video: see `RecordClips`.
-        tries: key frames to try for one sample, and crops to draw for one clip.
-        key_frames: with the boxes to train on.
+        tries: maximum number of key frames per sample, and of crops per clip.
+        key_frames: key frames with boxes and labels.
         sources: one for each of ``key_frames.videos``.
-        frames, stride, target_fps: see ``clip_seconds``.
-        augment: changes the pixels of a clip, but not their places (so no RandAugment); None leaves them
-            alone.
-        visible: a box stays where the crop shows more than this share of it, 0..1: 0 keeps and cuts every box
-            that the crop meets (the published way), 1 drops those that leave it.
-        open_videos: that stay open in each process.
+        frames, stride, target_fps: see ``key_clips``.
+        augment: changes the colors of a clip (no RandAugment, which moves pixels); None: no change.
+        visible: a box is kept if more than this fraction of it is visible: 0 keeps and clips every box that
+            overlaps the crop (as in the published recipes), 1 keeps only whole boxes.
+        open_videos: maximum number of open videos per process.
 
     Raises:
-        UserError: a number that cannot be; sources that are not those of the key frames.
+        UserError: a value is out of range, or the sources do not match the key frames.
     """
 
     records: Records = field(init=False)
@@ -388,23 +362,25 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_clips(self.key_frames, self.sources, self.frames, self.stride, self.target_fps)
+        check_clip(self.frames, self.stride)
+        _check_sources(self.key_frames, self.sources)
         if not 0 <= self.visible <= 1:
-            raise UserError(f"visible={self.visible:g} is not between 0 and 1; it is a share of a box")
+            raise UserError(f"visible={self.visible:g} is not between 0 and 1; it is a fraction of a box")
         if isinstance(self.augment, Augmentation) and self.augment.randaugment is not None:
             raise UserError(
-                "RandAugment turns and shifts pictures, and boxes do not follow; train a detector without it "
-                "(colour and erasing are fine)"
+                "RandAugment moves pixels without the boxes; train a detector without it (color jitter and "
+                "erasing are supported)"
             )
         paths = [self.sources[video].path for video in self.key_frames.video.tolist()]
         self.records = Records.from_paths(paths, None, source=self.key_frames.source)
         self._open = OpenVideos(self.open_videos)
 
-    def _batch(self, samples: Sequence[ActionSample], **parts: Any) -> ActionBatch:
+    def _batch(self, samples: Sequence[ActionSample], **common: Any) -> ActionBatch:
+        labels = [clip_labels for sample in samples for clip_labels in sample.labels]
         return ActionBatch(
-            boxes=numbered_boxes([part for sample in samples for part in sample.boxes]),
-            labels=torch.from_numpy(np.concatenate([part for sample in samples for part in sample.labels])),
-            **parts,
+            boxes=numbered_boxes([clip_boxes for sample in samples for clip_boxes in sample.boxes]),
+            labels=torch.from_numpy(np.concatenate(labels)),
+            **common,
         )
 
     def _load(self, index: int, rng: np.random.Generator) -> ActionSample:
@@ -425,10 +401,10 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
             raise
         boxes, labels = [], []
         for geometry in geometries:
-            cut, rows = visible_boxes(geometry, pixels, visible=self.visible)
-            if not len(rows):  # the crop is smaller than the only boxes: what it shows of them
-                cut, rows = visible_boxes(geometry, pixels)
-            boxes.append(cut.astype(np.float32))
+            clipped, rows = visible_boxes(geometry, pixels, visible=self.visible)
+            if not len(rows):  # the crop is smaller than the only boxes: keep their visible parts
+                clipped, rows = visible_boxes(geometry, pixels)
+            boxes.append(clipped.astype(np.float32))
             labels.append(key_frame.labels[rows])
         return ActionSample(clips=stack_clips(clips), boxes=tuple(boxes), labels=tuple(labels), index=index)
 
@@ -438,36 +414,29 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
         """The boxes in pixels of the frame, float64 [R, 4], and each crop and its clip uint8 [T, h, w, C]."""
         if self.augment is not None:
             frames = reader.read_at(seconds)
-            pixels, geometries = self._crops(frames[0], boxes, rng)
+            pixels, geometries = self._sample_crops(frames[0], boxes, rng)
             return pixels, geometries, [self.augment.apply(frames, crop, rng) for crop in geometries]
         geometries, clips = [], []
-        # Each picture is cut as it comes: to collect whole frames in fresh memory takes as long as decoding.
-        for places, picture in reader.each_at(seconds):
+        # Frames are cropped one by one: copying whole frames into new memory is as slow as decoding.
+        for positions, picture in reader.each_at(seconds):
             if not geometries:
                 size = picture.shape[:2]
-                pixels, geometries = self._crops(picture, boxes, rng)
+                pixels, geometries = self._sample_crops(picture, boxes, rng)
                 clips = [np.empty((len(seconds), *crop.size, 3), np.uint8) for crop in geometries]
             check_size(reader.path, picture, size)
             for crop, clip in zip(geometries, clips, strict=True):
-                clip[places] = crop.apply_clip(picture[None])
+                clip[positions] = crop.apply_clip(picture[None])
         return pixels, geometries, clips
 
-    def _crops(
+    def _sample_crops(
         self, picture: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, list[ClipGeometry]]:
-        """The boxes in pixels of a frame, and a crop that shows some of them for each clip."""
+        """The boxes in pixels of a frame, and a crop with visible boxes for each clip."""
         height, width = picture.shape[:2]
         pixels = boxes_in_pixels(boxes, height, width)
+        size: dict[str, Any] = {"height": height, "width": width}
         crops = [
-            crop_with_boxes(
-                self.transform,
-                pixels,
-                height=height,
-                width=width,
-                rng=rng,
-                visible=self.visible,
-                tries=self.tries,
-            )
+            crop_with_boxes(self.transform, pixels, **size, rng=rng, visible=self.visible, tries=self.tries)
             for _ in range(self.samples_per_video)
         ]
         return pixels, crops

@@ -1,4 +1,4 @@
-"""Data sets of clips: a record of a list -> a sample, drawn anew in each epoch -> a batch."""
+"""Datasets of training clips: record of a list -> sample, random in each epoch -> batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from videomaskfeat.data.batches import (
     SharedClips,
     join_clips,
 )
-from videomaskfeat.data.operations import RandomColour
+from videomaskfeat.data.operations import RandomColor
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError, segment_indices
@@ -29,17 +29,20 @@ from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import ReadingLost, begin_reading
 from videomaskfeat.errors import UserError
 
-# Tags keep the streams of one seed apart (numpy pads a seed with zeros, so (1, 2) and (1, 2, 0) are one).
+# Tags separate the random streams of one seed (numpy pads a seed with zeros, so (1, 2) equals (1, 2, 0)).
 _SAMPLE, _REPLACEMENT, _ORDER, _BALANCED_ORDER = 1, 2, 3, 4
-_SIDE = re.compile(r"\b(?:left|right)\b")  # whole words: "upright" is no side
+_SIDE = re.compile(r"\b(?:left|right)\b")  # whole words, so not "upright"
 
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What a worker is asked for: a record of the list in an epoch.
+    """Index into a dataset of clips.
 
-    turn: how often the epoch has asked for this record before; above 0 only where classes are balanced.
-    skipped: records that are not tried, see `FailureCounter.skipped_records`.
+    Attributes:
+        epoch: the epoch.
+        index: index of the record.
+        turn: number of earlier samples of this record in the epoch; above 0 only if classes are balanced.
+        skipped: indices of records that are not read, see `FailureCounter.skipped_records`.
     """
 
     epoch: int
@@ -50,11 +53,12 @@ class SampleKey:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSample:
-    """What every data set of clips makes of a record.
+    """A sample of a dataset of clips.
 
-    clips: uint8 [S, T, H, W, C], S samples of the video.
-    index: the record they come from; the asked one, or its replacement.
-    failures: the records that were tried before.
+    Attributes:
+        clips: uint8 [S, T, H, W, C], S clips of the video.
+        index: index of the record, which may be a replacement.
+        failures: records that could not be read.
     """
 
     clips: np.ndarray
@@ -67,7 +71,7 @@ BatchT = TypeVar("BatchT")
 
 
 class FrameSampler(Protocol):
-    """Which frames make a clip, such as ``functools.partial(clip_indices_random, frames=16, stride=4)``."""
+    """Samples frame indices, such as ``functools.partial(clip_indices_random, frames=16, stride=4)``."""
 
     def __call__(self, num_frames: int, fps: float, /, *, rng: np.random.Generator) -> np.ndarray:
         """Frame indices, int64 [T]."""
@@ -75,7 +79,7 @@ class FrameSampler(Protocol):
 
 
 class MaskDraw(Protocol):
-    """Draws one mask, such as ``functools.partial(MASKS["cube"], grid, 0.4)``."""
+    """Samples one mask, such as ``functools.partial(MASKS["cube"], grid, 0.4)``."""
 
     def __call__(self, *, rng: np.random.Generator) -> np.ndarray:
         """bool [t, h, w], True = hidden."""
@@ -83,56 +87,53 @@ class MaskDraw(Protocol):
 
 
 class ClipAugmentation(Protocol):
-    """Changes the pixels of a clip on its way from whole frames to the crop, such as `Augmentation`."""
+    """Changes the pixels of a clip while it is cropped, such as `Augmentation`."""
 
     def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [T, H, W, C], whole frames -> uint8 [T, h, w, C], cut by the geometry."""
+        """Whole frames uint8 [T, H, W, C] -> clip uint8 [T, h, w, C]."""
         ...
 
 
 def sample_generator(seed: int, epoch: int, index: int, turn: int = 0) -> np.random.Generator:
-    """The generator that draws everything about one sample: frames, crop, flip, augmentation and mask.
+    """The random generator of one sample: frames, crop, flip, augmentation and mask.
 
-    It depends on nothing but the run's seed and the `SampleKey`, so a sample is the same whichever worker or
-    rank makes it, and whenever.
+    It depends only on the seed of the run and the `SampleKey`, so a sample is the same in every worker and
+    rank, and after a resume.
     """
     return _generator(_SAMPLE, seed, epoch, index, turn)
 
 
 def _generator(*key: int) -> np.random.Generator:
-    """A generator of a tag, a seed and so on; a turn of 0 at the end is as if it were not there."""
+    """A generator seeded by the key without its last number if that is 0."""
     return np.random.default_rng(key if key[-1] else key[:-1])
 
 
 def epoch_order(seed: int, epoch: int, records: int) -> np.ndarray:
-    """The order of a list's rows in an epoch, int64 [records]."""
+    """The order of the records in an epoch, int64 [records]."""
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(records)
 
 
 @dataclass(eq=False, repr=False)
 class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
-    """Clips of the records of a list; ``dataset[SampleKey(epoch, index)]`` gives a sample.
+    """Base of datasets of clips: ``dataset[SampleKey(epoch, index)]`` returns a sample.
 
-    How a record is read, and what a sample and a batch hold, is up to the classes below: `VideoClips` (a
-    record is a video), `ActionClips` (a moment of one). All parts go to worker processes, so they must be
-    picklable (no lambdas).
+    In `VideoClips` a record is a video, in `ActionClips` it is a key frame. All attributes are sent to worker
+    processes, so they must be picklable (no lambdas).
 
-    A video that cannot be read, or is too short where that is an error, is replaced by another one, drawn by
-    a generator that depends on (seed, epoch, index) alone: the stream stays the same for any number of
-    workers and ranks, and one missing folder in a sorted list does not use up the tries, as it would if the
-    next rows stood in. All that is drawn about the replacement, the asked sample's own generator draws.
+    A video that cannot be read, or is too short if that is an error, is replaced by a random one, which
+    depends only on (seed, epoch, index): samples are the same for any number of workers and ranks. The
+    replacement uses the sample's own generator.
 
     Attributes:
         records: the list.
-        transform: draws the crop of a clip.
-        seed: of everything drawn, at least 0.
-        samples_per_video: clips cut from one reading of a record ("repeated sampling"), each with its own
-            crop and all else that is drawn.
-        tries: records to try for one sample before giving up on the list.
-        unit: what a record is called in messages.
+        transform: samples the crop of a clip.
+        seed: random seed, at least 0.
+        samples_per_video: clips per reading of a record ("repeated sampling"), each with its own crop.
+        tries: maximum number of records to read for one sample.
+        unit: noun for a record in messages.
 
     Raises:
-        UserError: a number that cannot be.
+        UserError: a number is out of range.
     """
 
     records: Records
@@ -152,14 +153,14 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         return len(self.records)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The rows of the list that an epoch takes, in its order, int64 [len(self)]."""
+        """The records of an epoch in order, int64 [len(self)]."""
         return epoch_order(self.seed, epoch, len(self.records))
 
     def __getitem__(self, key: SampleKey) -> SampleT:
-        """The sample of a record, or of its replacement.
+        """The sample of a record or of its replacement.
 
         Raises:
-            UserError: too many records in a row cannot be read.
+            UserError: too many records in succession cannot be read.
         """
         failures: list[Failure] = []
         replacements = _generator(_REPLACEMENT, self.seed, key.epoch, key.index, key.turn)
@@ -186,7 +187,7 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         )
 
     def collate(self, samples: Sequence[SampleT], memory: SharedClips | None = None) -> BatchT:
-        """Join samples to a batch; clips are copied once, into ``memory`` if given."""
+        """Collate samples; clips are copied once, into ``memory`` if given."""
         return self._batch(
             samples,
             clips=join_clips([sample.clips for sample in samples], memory),
@@ -195,30 +196,25 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
         )
 
     @abstractmethod
-    def _batch(self, samples: Sequence[SampleT], **parts: Any) -> BatchT:
-        """The batch of ``parts``, which all kinds have, and of what else the samples hold."""
+    def _batch(self, samples: Sequence[SampleT], **common: Any) -> BatchT:
+        """Build the batch; ``common`` are the attributes of every kind of batch."""
 
     @abstractmethod
     def _load(self, index: int, rng: np.random.Generator) -> SampleT:
-        """The sample of a record, which ``rng`` draws.
-
-        Raises:
-            VideoReadError: it cannot be read.
-            ShortVideoError: the video is too short, where that is an error.
-        """
+        """Load the sample of a record; raises VideoReadError or ShortVideoError."""
 
     @abstractmethod
     def _remedy(self) -> str:
-        """What to do where many records in a row cannot be read."""
+        """The remedy if many records cannot be read."""
 
 
 @dataclass(eq=False, repr=False)
 class VideoClips(RecordClips[SampleT, BatchT]):
-    """Clips of the videos in a list, each sample from one opening of a video; see `RecordClips`.
+    """Clips of the videos in a list; a video is opened once per sample. See `RecordClips`.
 
     Attributes:
-        sampler: draws the frames of a clip.
-        reader: of video files: auto, decord or pyav.
+        sampler: samples the frames of a clip.
+        reader: reader of video files: auto, decord or pyav.
     """
 
     _: KW_ONLY
@@ -227,28 +223,24 @@ class VideoClips(RecordClips[SampleT, BatchT]):
 
     @abstractmethod
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> SampleT:
-        """The sample of a video: ``frames`` holds a uint8 [T, H, W, C] for each clip."""
+        """Build the sample of a video from the frames of each clip, uint8 [T, H, W, C]."""
 
     def _load(self, index: int, rng: np.random.Generator) -> SampleT:
-        return self._sample(self._read(index, rng), index, rng)
-
-    def _read(self, index: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """The frames of each clip, uint8 [T, H, W, C], from one opening of the video."""
         with open_video(self.records[index].path, self.reader) as video:
             indices = [self.sampler(video.frames, video.fps, rng=rng) for _ in range(self.samples_per_video)]
             frames = video.read(np.concatenate(indices))  # [S*T, H, W, C]
-        return np.split(frames, self.samples_per_video)
+        return self._sample(np.split(frames, self.samples_per_video), index, rng)
 
     def _remedy(self) -> str:
         return (
-            "check the folder that the paths start from (prefix), or scan the list with "
+            "check the folder of relative paths (prefix), or scan the list with "
             f"`videomaskfeat check-data {self.records.source}`"
         )
 
 
-def stack_clips(parts: list[np.ndarray]) -> np.ndarray:
-    """``np.stack`` that does not copy a single part."""
-    return parts[0][None] if len(parts) == 1 else np.stack(parts)
+def stack_clips(clips: list[np.ndarray]) -> np.ndarray:
+    """``np.stack`` without a copy if there is only one array."""
+    return clips[0][None] if len(clips) == 1 else np.stack(clips)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,44 +255,44 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
     """Clips and masks of the videos in a list; see `VideoClips`.
 
     Attributes:
-        mask: draws the mask of a clip; each clip of a video has its own.
+        mask: samples the mask of each clip.
     """
 
     _: KW_ONLY
     mask: MaskDraw
 
-    def _batch(self, samples: Sequence[PretrainSample], **parts: Any) -> PretrainBatch:
+    def _batch(self, samples: Sequence[PretrainSample], **common: Any) -> PretrainBatch:
         masks = np.concatenate([sample.masks for sample in samples])
-        return PretrainBatch(mask=torch.from_numpy(masks), **parts)
+        return PretrainBatch(mask=torch.from_numpy(masks), **common)
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PretrainSample:
         height, width = frames[0].shape[1:3]
-        clips = [self.transform.sample(height, width, rng).apply_clip(part) for part in frames]
+        clips = [self.transform.sample(height, width, rng).apply_clip(clip) for clip in frames]
         masks = [self.mask(rng=rng) for _ in clips]
         return PretrainSample(clips=stack_clips(clips), masks=stack_clips(masks), index=index)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSample(ClipSample):
-    """Clips of one video, and their classes, int64 [S], which differ where a flip swaps left and right."""
+    """Clips of one video, and their labels, int64 [S], which differ if a flip swaps left and right."""
 
     labels: np.ndarray
 
 
 @dataclass(eq=False, repr=False)
 class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
-    """Clips and classes of the videos in a list, of which every row has a label; see `VideoClips`.
+    """Clips and labels of the videos in a list, in which every row has a label; see `VideoClips`.
 
     Attributes:
-        augment: changes the pixels of a clip; None leaves them alone.
-        flip_labels: the class that a flipped clip shows, by the class of the video, both ways round (see
-            `left_right_pairs`); a class that is not in it stays what it is; None: all do.
-        balanced: an epoch takes the same number of videos from each class that the list holds, give or take
-            one; small classes then come several times, each time drawn anew, and of large ones a part. An
-            epoch has as many videos as the list all the same.
+        augment: augments a clip; None: no augmentation.
+        flip_labels: label of a flipped clip by label of the video, see `left_right_pairs`; other labels do
+            not change.
+        balanced: whether an epoch has the same number of videos (plus or minus one) of each class in the
+            list. Videos of small classes are then repeated with new random clips. The epoch is still as long
+            as the list.
 
     Raises:
-        UserError: a number that cannot be, a row without a label, or a swap that goes one way only.
+        UserError: a number is out of range, a row has no label, or ``flip_labels`` is not symmetric.
     """
 
     _: KW_ONLY
@@ -316,109 +308,109 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
             back = pairs.get(other, other)
             if back != label:
                 raise UserError(
-                    f"flip_labels maps {label} to {other}, and {other} to {back}; a mirror swaps classes "
-                    "both ways round"
+                    f"flip_labels maps {label} to {other}, and {other} to {back}; flips must swap classes in "
+                    "both directions"
                 )
 
     def order(self, epoch: int) -> np.ndarray:
-        """The rows of the list that an epoch takes, in its order, int64 [n]; balanced, some repeat."""
+        """The records of an epoch in order, int64 [len(self)]; some are repeated if ``balanced``."""
         if not self.balanced:
             return super().order(epoch)
         rng = np.random.default_rng((_BALANCED_ORDER, self.seed, epoch))
         return balanced_order(_all_labels(self.records), rng)
 
-    def _batch(self, samples: Sequence[LabelledSample], **parts: Any) -> LabelledBatch:
+    def _batch(self, samples: Sequence[LabelledSample], **common: Any) -> LabelledBatch:
         labels = np.concatenate([sample.labels for sample in samples])
-        return LabelledBatch(labels=torch.from_numpy(labels), **parts)
+        return LabelledBatch(labels=torch.from_numpy(labels), **common)
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabelledSample:
         label = self.records[index].label
-        assert label is not None  # checked at the start
+        assert label is not None  # checked in __post_init__
         pairs = self.flip_labels or {}
         clips, labels = [], []
-        for part in frames:
-            geometry = self.transform.sample(part.shape[1], part.shape[2], rng)
+        for clip in frames:
+            geometry = self.transform.sample(clip.shape[1], clip.shape[2], rng)
             if self.augment is None:
-                clips.append(geometry.apply_clip(part))
+                clips.append(geometry.apply_clip(clip))
             else:
-                clips.append(self.augment.apply(part, geometry, rng))
+                clips.append(self.augment.apply(clip, geometry, rng))
             labels.append(pairs.get(label, label) if geometry.flip else label)
         return LabelledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
 
 
 def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A random frame from each of ``frames`` equal segments, int64 [T]: a `FrameSampler`."""
+    """`FrameSampler` of a random frame from each of ``frames`` equal segments, int64 [T]."""
     return segment_indices(num_frames, frames=frames, rng=rng)
 
 
 def check_labels(records: Records, classes: int) -> None:
-    """UserError unless every row has a label that a model with so many classes can output."""
+    """Raise UserError unless every row has a label in 0..classes-1."""
     labels = _all_labels(records)
     outside = labels >= classes
     if outside.any():
         row = int(outside.argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, and with "
-            f"{classes} classes labels are 0..{classes - 1} ({outside.sum()} of {len(records)} rows are "
-            f"outside); set the number of classes (data.classes) to at least {labels.max() + 1}, or mend the "
-            "list"
+            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but labels "
+            f"of {classes} classes are 0..{classes - 1} ({outside.sum()} of {len(records)} rows are "
+            f"outside); set the number of classes (data.classes) to at least {labels.max() + 1}, or correct "
+            "the list"
         )
 
 
 def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
-    """What each class becomes in a mirror: ``... left to right`` <-> ``... right to left``.
+    """Labels of flipped clips: ``... left to right`` <-> ``... right to left``.
 
     Returns:
-        number -> number, both ways round; classes that name no side are not in it.
+        label -> label, in both directions; classes without "left" or "right" in their names are omitted.
 
     Raises:
-        UserError: a class names a side, and no class has the mirrored name.
+        UserError: there is no class with the flipped name.
     """
-    known = {name.lower(): number for name, number in classes.items()}
+    numbers = {name.lower(): number for name, number in classes.items()}
     pairs = {}
     for name, number in classes.items():
-        mirrored = _SIDE.sub(lambda side: "right" if side[0] == "left" else "left", name.lower())
-        if mirrored == name.lower():
+        flipped = _SIDE.sub(lambda side: "right" if side[0] == "left" else "left", name.lower())
+        if flipped == name.lower():
             continue
-        if mirrored not in known:
+        if flipped not in numbers:
             raise UserError(
-                f"class {number} ({name!r}) names a side, and no class is called {mirrored!r}, so a flipped "
-                "clip of it has no label; switch the flip off (clip.flip=0)"
+                f"class {number} ({name!r}) names a side, and there is no class {flipped!r}, so a flipped "
+                "clip of it has no label; disable flips (clip.flip=0)"
             )
-        pairs[number] = known[mirrored]
+        pairs[number] = numbers[flipped]
     return pairs
 
 
 def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows int64 [n], the same number of each class give or take one, in random order; labels are int [n].
+    """Rows int64 [n] in random order, with equal numbers of rows per class, and of repetitions per row.
 
-    The rows of a class come equally often, give or take one.
+    Both differ by at most one. Labels are int [n].
     """
     rows = rng.permutation(len(labels))
     rows = rows[np.argsort(labels[rows], kind="stable")]  # class by class, each in random order
-    present, starts, sizes = np.unique(labels[rows], return_index=True, return_counts=True)
-    shares = np.full(len(present), len(labels) // len(present))
-    shares[rng.permutation(len(present))[: len(labels) % len(present)]] += 1
-    drawn = [
-        rows[start + np.arange(share) % size]
-        for start, size, share in zip(starts, sizes, shares, strict=True)
+    classes, starts, sizes = np.unique(labels[rows], return_index=True, return_counts=True)
+    counts = np.full(len(classes), len(labels) // len(classes))
+    counts[rng.permutation(len(classes))[: len(labels) % len(classes)]] += 1
+    class_rows = [
+        rows[start + np.arange(count) % size]
+        for start, size, count in zip(starts, sizes, counts, strict=True)
     ]
-    return rng.permutation(np.concatenate(drawn))
+    return rng.permutation(np.concatenate(class_rows))
 
 
 def _all_labels(records: Records) -> np.ndarray:
-    """The labels of a list of which every row has one, int32 [n]."""
+    """The labels of a list, int32 [n]; every row must have one."""
     labels = records.labels
     if labels is None:
         raise UserError(
-            f"{records.source}: has no labels, and classification needs one for each video; "
-            "a list has rows `path label`"
+            f"{records.source}: has no labels, and classification needs one for each video; a list has rows "
+            "`path label`"
         )
     if (labels < 0).any():
         row = int((labels < 0).argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, and labels "
-            f"count from 0 ({(labels < 0).sum()} of {len(records)} rows are below); mend the list"
+            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but labels "
+            f"count from 0 ({(labels < 0).sum()} of {len(records)} rows are negative); correct the list"
         )
     return labels
 
@@ -427,9 +419,10 @@ def _all_labels(records: Records) -> np.ndarray:
 class PairSample(ClipSample):
     """Two clips of one video, each with its own frames and crop.
 
-    masks: bool [2, t, h, w], True = hidden, or None.
-    local: uint8 [L, T, H', W', C], small crops of the same frames, by turns of the first and the second clip;
-        or None.
+    Attributes:
+        masks: bool [2, t, h, w], True = hidden, or None.
+        local: small crops of the frames of the first and the second clip in turn, uint8 [L, T, H', W', C], or
+            None.
     """
 
     masks: np.ndarray | None
@@ -438,7 +431,7 @@ class PairSample(ClipSample):
 
 @dataclass(frozen=True)
 class LocalCrops:
-    """How many small crops a video yields besides its two clips, L, and how they are cut."""
+    """Number of small crops per video, L, and the transform that samples them."""
 
     count: int
     transform: ClipTransform
@@ -452,40 +445,42 @@ class LocalCrops:
 class PairClips(VideoClips[PairSample, PairBatch]):
     """Two clips of each video in a list, for methods that compare views (BYOL, iBOT); see `VideoClips`.
 
-    The sample's generator draws the frames of both clips, then crop and colours of each, then the masks, then
-    the local crops.
+    Random numbers are used for the frames of both clips, the crop and colors of each, the masks, and the
+    local crops, in this order.
 
     Attributes:
-        colour: changes the colours of a finished crop; None leaves them alone.
-        mask: draws the mask of a clip, each its own; None: nothing is hidden.
-        local: the small crops; None: none.
+        color: changes the colors of a crop; None: no change.
+        mask: samples the mask of each clip; None: no masks.
+        local: local crops; None: no local crops.
     """
 
     _: KW_ONLY
     samples_per_video: int = field(default=2, init=False)
-    colour: RandomColour | None = None
+    color: RandomColor | None = None
     mask: MaskDraw | None = None
     local: LocalCrops | None = None
 
-    def _batch(self, samples: Sequence[PairSample], **parts: Any) -> PairBatch:
+    def _batch(self, samples: Sequence[PairSample], **common: Any) -> PairBatch:
         masks = [sample.masks for sample in samples if sample.masks is not None]
         local = [sample.local for sample in samples if sample.local is not None]
         return PairBatch(
             mask=torch.from_numpy(np.concatenate(masks)) if masks else None,
-            local=join_clips(local) if local else None,  # in memory of its own, which nothing is written over
-            **parts,
+            local=join_clips(local) if local else None,  # not in the shared memory of the clips
+            **common,
         )
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PairSample:
-        clips = [self._cut(part, self.transform, rng) for part in frames]
+        clips = [self._crop(clip, self.transform, rng) for clip in frames]
         masks = None if self.mask is None else stack_clips([self.mask(rng=rng) for _ in clips])
         local = None
         if self.local is not None:
-            turns = [frames[number % len(frames)] for number in range(self.local.count)]
-            local = stack_clips([self._cut(part, self.local.transform, rng) for part in turns])
+            crops = [
+                self._crop(frames[number % len(frames)], self.local.transform, rng)
+                for number in range(self.local.count)
+            ]
+            local = stack_clips(crops)
         return PairSample(clips=stack_clips(clips), masks=masks, local=local, index=index)
 
-    def _cut(self, frames: np.ndarray, transform: ClipTransform, rng: np.random.Generator) -> np.ndarray:
-        """A random crop of whole frames uint8 [T, H, W, C], its colours changed."""
+    def _crop(self, frames: np.ndarray, transform: ClipTransform, rng: np.random.Generator) -> np.ndarray:
         clip = transform.sample(frames.shape[1], frames.shape[2], rng).apply_clip(frames)
-        return clip if self.colour is None else self.colour.apply(clip, rng)
+        return clip if self.color is None else self.color.apply(clip, rng)

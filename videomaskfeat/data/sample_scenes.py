@@ -217,8 +217,8 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def _sprite_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
     """Stripes, checks or blotches of two colours far from the background's, uint8 [64, 64, 3]."""
-    base = far_colour(rng, background[None], 110)
-    accent = far_colour(rng, np.stack([background, base]), 90)
+    base = far_color(rng, background[None], 110)
+    accent = far_color(rng, np.stack([background, base]), 90)
     axis = np.linspace(-1, 1, _TEXTURE_SIDE, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)
     angle = rng.uniform(0, np.pi)
@@ -236,7 +236,7 @@ def _sprite_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndar
     return np.clip(np.rint(base + share * (accent - base)), 0, 255).astype(np.uint8)
 
 
-def far_colour(rng: np.random.Generator, others: np.ndarray, distance: float) -> np.ndarray:
+def far_color(rng: np.random.Generator, others: np.ndarray, distance: float) -> np.ndarray:
     """A colour, float [3], at least ``distance`` from each of ``others`` [n, 3], or the farthest of 20."""
     draws = rng.uniform(0, 255, size=(20, 3))
     gaps = np.linalg.norm(draws[:, None] - others[None], axis=2).min(axis=1)  # [20]

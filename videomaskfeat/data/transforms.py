@@ -1,8 +1,7 @@
-"""Crop, resize and flip on uint8 frames; the same geometry moves boxes.
+"""Crop, resize and flip uint8 frames, and boxes with them.
 
-A transform draws a ``ClipGeometry`` once for a clip; the geometry then applies to frames and to boxes alike.
-Training crops are cut out first, as a view, and only the cut is resized, so that the work grows with the size
-of the result and not with that of the video.
+A transform samples one ``ClipGeometry`` per clip, which applies to frames and boxes. Training crops are cut
+before they are resized, so the cost depends on the size of the clip and not on that of the video.
 """
 
 from __future__ import annotations
@@ -16,29 +15,34 @@ import numpy as np
 
 from videomaskfeat.errors import UserError
 
-_LONGEST_SIDE = 16  # times the short side; panoramas have 8
-_LEAST_SIDE = 1.0  # pixels of a clip that must be left of a box that is cut, both ways
+_MAX_ASPECT = 16  # long side / short side of a whole frame; panoramas have 8
+_MIN_BOX_SIDE = 1.0  # pixels of a clip that must remain of the width and height of a clipped box
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A cut of a picture in whole pixels."""
+    """A rectangle of whole pixels."""
 
     top: int
     left: int
     height: int
     width: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Slices of the rows and the columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
 
 @dataclass(frozen=True)
 class ClipGeometry:
-    """Where the pixels of a clip come from: cut ``source``, resize it, cut ``window`` out of that, flip.
+    """Geometry of a clip: cut ``source`` out of the frame, resize it, cut ``window`` out of that, flip.
 
     Attributes:
-        source: the cut of the video's frame.
-        resized: (height, width) which ``source`` is resized to.
-        window: the cut of the resized picture that is kept; its size is the clip's.
-        flip: whether left and right change places at the end.
+        source: rectangle of the frame.
+        resized: (height, width) of ``source`` after resizing.
+        window: rectangle of the resized frame; its size is that of the clip.
+        flip: whether to flip the clip horizontally.
     """
 
     source: Rectangle
@@ -47,39 +51,38 @@ class ClipGeometry:
     flip: bool = False
 
     def apply_clip(self, frames: np.ndarray) -> np.ndarray:
-        """Transform frames uint8 [T, H, W, C] of the size that the geometry was drawn for.
+        """Transform frames uint8 [T, H, W, C] -> uint8 [T, h, w, C], contiguous and never a view.
 
-        Returns:
-            uint8 [T, h, w, C], contiguous, always memory of its own.
+        The frames must have the size for which the geometry was sampled.
         """
-        cut, window = self.source, self.window
-        frames = frames[:, cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+        source, window = self.source, self.window
+        rows, columns = source.slices
+        frames = frames[:, rows, columns]
         clip = np.empty((len(frames), window.height, window.width, frames.shape[3]), np.uint8)
-        rows = slice(window.top, window.top + window.height)
-        columns = slice(window.left, window.left + window.width)
-        resize = self.resized != (cut.height, cut.width)
-        whole = self.resized == (window.height, window.width)
-        for picture, target in zip(frames, clip, strict=True):
-            if resize and whole and not self.flip:
-                resize_frame(picture, self.resized, target)
+        resize = self.resized != (source.height, source.width)
+        uncut = self.resized == self.size
+        for frame, target in zip(frames, clip, strict=True):
+            if resize and uncut and not self.flip:
+                resize_frame(frame, self.resized, target)
                 continue
             if resize:
-                picture = resize_frame(picture, self.resized)
-            picture = picture[rows, columns]
+                frame = resize_frame(frame, self.resized)
+            frame = frame[window.slices]
             if self.flip:
-                cv2.flip(picture, 1, dst=target)
+                cv2.flip(frame, 1, dst=target)
             else:
-                target[:] = picture
+                target[:] = frame
         return clip
 
     def apply_boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Move boxes float [R, 4] along with the pixels: in pixels of the frame -> of the clip.
+        """Transform boxes float [R, 4] from pixels of the frame to pixels of the clip.
 
-        0 and the width are the outer borders of a picture. Boxes are not cut to the clip: see ``clip_boxes``.
+        Coordinates 0 and width are the outer borders. Boxes are not clipped, see ``clip_boxes``.
         """
-        cut, window = self.source, self.window
-        scale = np.array([self.resized[1] / cut.width, self.resized[0] / cut.height] * 2)
-        moved = (boxes - np.array([cut.left, cut.top] * 2)) * scale - np.array([window.left, window.top] * 2)
+        source, window = self.source, self.window
+        scale = np.array([self.resized[1] / source.width, self.resized[0] / source.height] * 2)
+        moved = (boxes - np.array([source.left, source.top] * 2)) * scale
+        moved = moved - np.array([window.left, window.top] * 2)
         if self.flip:
             moved[:, [0, 2]] = window.width - moved[:, [2, 0]]
         return moved.astype(boxes.dtype, copy=False)
@@ -91,38 +94,60 @@ class ClipGeometry:
 
 
 def resize_frame(picture: np.ndarray, size: tuple[int, int], target: np.ndarray | None = None) -> np.ndarray:
-    """A frame uint8 [H, W, C] at another (height, width).
+    """Resize a frame uint8 [H, W, C] to (height, width).
 
-    Bilinear, pixel centres at half, no smoothing when shrinking: ``F.interpolate`` to within a level.
+    Bilinear without antialiasing, equal to ``F.interpolate(align_corners=False)`` to within one level.
     """
     return cv2.resize(picture, (size[1], size[0]), dst=target, interpolation=cv2.INTER_LINEAR)
 
 
 def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Cut boxes float [R, 4] to a picture: x to 0..width, y to 0..height."""
+    """Clip boxes float [R, 4] to 0..width and 0..height."""
     return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
 
 
 class ClipTransform(Protocol):
-    """Draws the geometry of one clip."""
+    """Samples the geometry of one clip."""
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> ClipGeometry:
-        """The geometry for a video of this size (pixels as displayed), from the sample's own generator."""
+        """Sample the geometry for a video of this size in pixels, as displayed."""
         ...
+
+
+def sample_sides(
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int]:
+    """Sample two sides with a uniform area, as a fraction of height x width, and a log-uniform ratio."""
+    pixels = rng.uniform(*area) * height * width
+    side_ratio = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(pixels * side_ratio)), round(math.sqrt(pixels / side_ratio))
+
+
+def place_rectangle(
+    height: int, width: int, frame_height: int, frame_width: int, rng: np.random.Generator
+) -> Rectangle:
+    """Place a rectangle uniformly inside a frame."""
+    top = int(rng.integers(frame_height - height, endpoint=True))
+    left = int(rng.integers(frame_width - width, endpoint=True))
+    return Rectangle(top, left, height, width)
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random cut of random area and aspect, resized to a square (the MaskFeat recipes' crop).
+    """A random rectangle resized to a square, as in the MaskFeat recipes.
 
-    Ten tries to place a cut of area ``uniform(area)`` and aspect ``log-uniform(aspect)``; failing these, the
-    largest centred cut whose aspect is allowed. As in PySlowFast's ``random_resized_crop``.
+    Ten tries to place a rectangle with a uniform area and a log-uniform aspect; otherwise the largest
+    centered rectangle with an allowed aspect. As PySlowFast's ``random_resized_crop``.
 
     Attributes:
-        size: pixels of the clip's side.
-        area: smallest and largest share of the frame's area, in (0, 1].
-        aspect: smallest and largest width / height of the cut.
-        flip: probability of a left-right flip; 0 for Something-Something.
+        size: side of the clip in pixels.
+        area: minimum and maximum area as a fraction of the frame, in (0, 1].
+        aspect: minimum and maximum width / height.
+        flip: probability of a horizontal flip; 0 for Something-Something.
     """
 
     size: int
@@ -131,47 +156,43 @@ class RandomResizedCrop:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(self.size, self.flip)
+        _check_crop(self.size, self.flip)
         if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise UserError(f"crop area {self.area} must be two shares with 0 < low <= high <= 1")
+            raise UserError(f"crop area {self.area} must be two fractions with 0 < low <= high <= 1")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise UserError(f"crop aspect {self.aspect} must be two ratios with 0 < low <= high")
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> ClipGeometry:
-        cut = self._cut(height, width, rng)
-        return _whole(cut, self.size, self.size, flip=bool(rng.random() < self.flip))
+        source = self._sample_source(height, width, rng)
+        return _resized(source, self.size, self.size, flip=bool(rng.random() < self.flip))
 
-    def _cut(self, height: int, width: int, rng: np.random.Generator) -> Rectangle:
-        low, high = self.aspect
+    def _sample_source(self, height: int, width: int, rng: np.random.Generator) -> Rectangle:
         for _ in range(10):
-            area = rng.uniform(*self.area) * height * width
-            aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
-            cut_width, cut_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < cut_width <= width and 0 < cut_height <= height:
-                top = int(rng.integers(height - cut_height, endpoint=True))
-                left = int(rng.integers(width - cut_width, endpoint=True))
-                return Rectangle(top, left, cut_height, cut_width)
-        cut_height, cut_width = height, width
+            crop_width, crop_height = sample_sides(height, width, self.area, self.aspect, rng)
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                return place_rectangle(crop_height, crop_width, height, width, rng)
+        low, high = self.aspect
+        crop_height, crop_width = height, width
         if width / height < low:
-            cut_height = max(1, round(width / low))
+            crop_height = max(1, round(width / low))
         elif width / height > high:
-            cut_width = max(1, round(height * high))
-        return Rectangle((height - cut_height) // 2, (width - cut_width) // 2, cut_height, cut_width)
+            crop_width = max(1, round(height * high))
+        return Rectangle((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 @dataclass(frozen=True)
 class ShortSideJitterCrop:
-    """The short side resized to a random length, then a square cut at a random place.
+    """A random square crop after resizing the short side to a random length.
 
-    Deviation from PySlowFast, which resizes the whole frame before it cuts: the cut is made first, in whole
-    source pixels, so its borders lie up to half a source pixel elsewhere; boxes follow the cut really made.
-    Also, every place has the same chance here, where PySlowFast never takes the last row and column.
+    Deviation from PySlowFast, which resizes the whole frame before it crops: the crop is cut first, in whole
+    source pixels, so its borders differ by up to half a source pixel; boxes follow the actual crop. Also, all
+    positions have the same probability, where PySlowFast never uses the last row and column.
 
     Attributes:
-        size: pixels of the clip's side.
-        short_side: smallest and largest length in pixels of the resized short side.
-        inverse_uniform: draw 1/length uniformly instead of the length (the SSv2 recipes).
-        flip: probability of a left-right flip; 0 for Something-Something.
+        size: side of the clip in pixels.
+        short_side: minimum and maximum length of the resized short side in pixels.
+        inverse_uniform: sample 1 / length uniformly instead of the length, as the SSv2 recipes do.
+        flip: probability of a horizontal flip; 0 for Something-Something.
     """
 
     size: int
@@ -180,7 +201,7 @@ class ShortSideJitterCrop:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(self.size, self.flip)
+        _check_crop(self.size, self.flip)
         if not self.size <= self.short_side[0] <= self.short_side[1]:
             raise UserError(
                 f"short side {self.short_side} must be two lengths with low <= high, "
@@ -194,25 +215,24 @@ class ShortSideJitterCrop:
         else:
             short = round(rng.uniform(low, high))
         resized_height, resized_width = _short_side_size(height, width, short)
-        top = int(rng.integers(resized_height - self.size, endpoint=True))
-        left = int(rng.integers(resized_width - self.size, endpoint=True))
-        # Back to source pixels; the cut stays inside the frame because top + size <= resized height.
-        source_top, source_height = _span(top, self.size, height / resized_height, height)
-        source_left, source_width = _span(left, self.size, width / resized_width, width)
-        cut = Rectangle(source_top, source_left, source_height, source_width)
-        return _whole(cut, self.size, self.size, flip=bool(rng.random() < self.flip))
+        crop = place_rectangle(self.size, self.size, resized_height, resized_width, rng)
+        # Back to source pixels; the crop stays inside the frame because top + size <= resized height.
+        source_top, source_height = _source_span(crop.top, self.size, height / resized_height, height)
+        source_left, source_width = _source_span(crop.left, self.size, width / resized_width, width)
+        source = Rectangle(source_top, source_left, source_height, source_width)
+        return _resized(source, self.size, self.size, flip=bool(rng.random() < self.flip))
 
 
 @dataclass(frozen=True)
 class UniformCrop:
-    """One of three fixed square cuts along the longer side, for testing; no randomness.
+    """One of three fixed square crops along the longer side, for testing.
 
-    The whole frame is resized before it is cut, exactly as the published accuracies were measured.
+    The whole frame is resized before it is cropped, as for the published accuracies.
 
     Attributes:
-        size: pixels of the clip's side.
-        short_side: pixels to which the short side is resized.
-        crop: 0 left or top, 1 centre, 2 right or bottom.
+        size: side of the clip in pixels.
+        short_side: length of the resized short side in pixels.
+        crop: 0 (left or top), 1 (center) or 2 (right or bottom).
     """
 
     size: int
@@ -220,11 +240,11 @@ class UniformCrop:
     crop: int = 1
 
     def __post_init__(self) -> None:
-        _check(self.size)
+        _check_crop(self.size)
         if self.short_side < self.size:
             raise UserError(f"short side {self.short_side} is smaller than the crop {self.size}; raise it")
         if self.crop not in (0, 1, 2):
-            raise UserError(f"crop {self.crop} is not 0 (left or top), 1 (centre) or 2 (right or bottom)")
+            raise UserError(f"crop {self.crop} is not 0 (left or top), 1 (center) or 2 (right or bottom)")
 
     def sample(self, height: int, width: int, rng: np.random.Generator | None = None) -> ClipGeometry:
         resized = _short_side_size(height, width, self.short_side)
@@ -235,15 +255,14 @@ class UniformCrop:
 
 @dataclass(frozen=True)
 class WholeFrame:
-    """The whole frame, its short side resized, in its aspect; for testing, no randomness.
+    """The whole frame with a resized short side, for testing.
 
-    Both sides are rounded to the nearest multiple of what the encoder can cut into cubes, so that each is off
-    by ``multiple / 2`` pixels at most; boxes are moved along each axis with its own scale. The long side is
-    at most 16 times the short one, since memory grows with it; `sample` raises ValueError for others.
+    Both sides are rounded to the nearest ``multiple``; boxes are scaled separately along each axis. The long
+    side is at most 16 times the short one, since memory grows with it; `sample` raises ValueError for others.
 
     Attributes:
-        short_side: pixels to which the short side is resized.
-        multiple: of which both sides become multiples (MViTv2: 4, a cube's height and width).
+        short_side: length of the resized short side in pixels.
+        multiple: height and width of the encoder's cubes (MViTv2: 4).
     """
 
     short_side: int
@@ -252,24 +271,24 @@ class WholeFrame:
     def __post_init__(self) -> None:
         if self.multiple < 1 or self.short_side < self.multiple:
             raise UserError(
-                f"short side {self.short_side} must be at least {max(self.multiple, 1)}: both sides become "
-                f"multiples of {self.multiple}, the height and width of the network's cubes"
+                f"short side {self.short_side} must be at least {max(self.multiple, 1)}: both sides are "
+                f"rounded to multiples of {self.multiple}, the height and width of the model's cubes"
             )
 
     def sample(self, height: int, width: int, rng: np.random.Generator | None = None) -> ClipGeometry:
-        if max(height, width) > _LONGEST_SIDE * min(height, width):
+        if max(height, width) > _MAX_ASPECT * min(height, width):
             raise ValueError(
-                f"pictures of {width}x{height}; the long side of a whole frame is at most {_LONGEST_SIDE} "
-                "times the short one"
+                f"frames of {width}x{height}; the long side of a whole frame is at most {_MAX_ASPECT} times "
+                "the short one"
             )
         sides = _short_side_size(height, width, self.short_side)
         rounded = [max(math.floor(side / self.multiple + 0.5), 1) * self.multiple for side in sides]
-        return _whole(Rectangle(0, 0, height, width), rounded[0], rounded[1], flip=False)
+        return _resized(Rectangle(0, 0, height, width), rounded[0], rounded[1], flip=False)
 
 
 def uniform_crop_corner(height: int, width: int, *, size: int, crop: int) -> tuple[int, int]:
-    """(top, left) of the first, middle or last square cut along the longer side (PySlowFast's rounding)."""
-    # Rounded up where half a pixel is left over, as the reference does.
+    """(top, left) of the first, middle or last square crop along the longer side, as in PySlowFast."""
+    # Half pixels are rounded up, as in the reference.
     top, left = -(-(height - size) // 2), -(-(width - size) // 2)
     if height > width:
         return (0, top, height - size)[crop], left
@@ -277,24 +296,24 @@ def uniform_crop_corner(height: int, width: int, *, size: int, crop: int) -> tup
 
 
 def _short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) once the short side has this length; the long one is rounded down, as the reference."""
+    """(height, width) with this short side; the long one is rounded down, as in the reference."""
     if width < height:
         return math.floor(height / width * short_side), short_side
     return short_side, math.floor(width / height * short_side)
 
 
-def _span(start: int, length: int, scale: float, limit: int) -> tuple[int, int]:
-    """The whole source pixels nearest to ``length`` resized ones from ``start``: (first, count >= 1)."""
+def _source_span(start: int, length: int, scale: float, limit: int) -> tuple[int, int]:
+    """The whole source pixels nearest to a span of resized pixels: (first, count >= 1)."""
     first = min(round(start * scale), limit - 1)
     last = min(max(round((start + length) * scale), first + 1), limit)
     return first, last - first
 
 
-def _whole(cut: Rectangle, height: int, width: int, *, flip: bool) -> ClipGeometry:
-    return ClipGeometry(cut, (height, width), Rectangle(0, 0, height, width), flip)
+def _resized(source: Rectangle, height: int, width: int, *, flip: bool) -> ClipGeometry:
+    return ClipGeometry(source, (height, width), Rectangle(0, 0, height, width), flip)
 
 
-def _check(size: int, flip: float = 0.0) -> None:
+def _check_crop(size: int, flip: float = 0.0) -> None:
     if size < 1:
         raise UserError(f"crop size {size} must be a positive number of pixels")
     if not 0 <= flip <= 1:
@@ -302,40 +321,43 @@ def _check(size: int, flip: float = 0.0) -> None:
 
 
 def boxes_in_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes in shares of a frame's width and height, float [R, 4], in its pixels, float64."""
+    """Convert boxes float [R, 4] from fractions of the frame to its pixels, float64."""
     return boxes.astype(np.float64) * np.array([width, height, width, height])
 
 
 def visible_boxes(
     geometry: ClipGeometry, boxes: np.ndarray, *, visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes that a clip shows, cut to it, of boxes float64 [R, 4] in pixels of the video's frame.
+    """Clip boxes to a clip, and keep those of which enough is visible.
 
-    A box stays where the clip shows more than the share ``visible`` of it, 0..1; 1: where it shows all.
+    Args:
+        geometry: geometry of the clip.
+        boxes: float64 [R, 4] in pixels of the frame.
+        visible: a box is kept if more than this fraction of it is visible, or all of it.
 
     Returns:
-        float64 [K, 4] in pixels of the clip, and int64 [K], their rows. Of a box that is cut at least a pixel
-        is left both ways.
+        Boxes float64 [K, 4] in pixels of the clip, and their rows int64 [K]. A clipped box is at least one
+        pixel wide and high.
     """
     moved = geometry.apply_boxes(boxes)
-    cut = clip_boxes(moved, *geometry.size)
-    sides, whole = cut[:, 2:] - cut[:, :2], moved[:, 2:] - moved[:, :2]
-    shown = sides.prod(axis=1) / whole.prod(axis=1)
-    large = (sides >= np.minimum(whole, _LEAST_SIDE)).all(axis=1)
-    # A box that was not cut is the same numbers, so its share is exactly 1.
-    rows = np.flatnonzero(large & ((shown > visible) | (shown == 1)))
-    return cut[rows], rows
+    clipped = clip_boxes(moved, *geometry.size)
+    clipped_sides, sides = clipped[:, 2:] - clipped[:, :2], moved[:, 2:] - moved[:, :2]
+    fraction = clipped_sides.prod(axis=1) / sides.prod(axis=1)
+    large = (clipped_sides >= np.minimum(sides, _MIN_BOX_SIDE)).all(axis=1)
+    # A box that is not clipped has the same numbers, so its fraction is exactly 1.
+    rows = np.flatnonzero(large & ((fraction > visible) | (fraction == 1)))
+    return clipped[rows], rows
 
 
 def border_boxes(geometry: ClipGeometry, boxes: np.ndarray) -> np.ndarray:
-    """All boxes, float64 [R, 4] in pixels of the frame, cut to a clip: float64 [R, 4] in its pixels.
+    """Clip all boxes, float64 [R, 4] in pixels of the frame, to a clip: float64 [R, 4] in its pixels.
 
-    One that lies outside becomes a pixel at the border next to it; each is at least a pixel wide and high.
+    Each is at least one pixel wide and high; a box outside the clip becomes a pixel at the nearest border.
     """
     height, width = geometry.size
-    cut = clip_boxes(geometry.apply_boxes(boxes), height, width)
-    low = np.minimum(cut[:, :2], np.array([width, height]) - _LEAST_SIDE)
-    return np.concatenate([low, np.maximum(cut[:, 2:], low + _LEAST_SIDE)], axis=1)
+    clipped = clip_boxes(geometry.apply_boxes(boxes), height, width)
+    low = np.minimum(clipped[:, :2], np.array([width, height]) - _MIN_BOX_SIDE)
+    return np.concatenate([low, np.maximum(clipped[:, 2:], low + _MIN_BOX_SIDE)], axis=1)
 
 
 def crop_with_boxes(
@@ -348,10 +370,18 @@ def crop_with_boxes(
     visible: float = 0.0,
     tries: int = 10,
 ) -> ClipGeometry:
-    """Draw a crop that shows a box: the first of ``tries`` that does, else the last one moved to a drawn box.
+    """Sample a crop until a box is visible; after ``tries``, move the last crop to a random box.
 
-    Boxes are float64 [R, 4], R >= 1, in pixels of the video's frame. ``visible_boxes`` leaves one of them,
-    unless the crop is too small to show enough of the drawn one.
+    ``visible_boxes`` then keeps at least one box, unless the crop is too small for the random box.
+
+    Args:
+        transform: samples crops.
+        boxes: float64 [R, 4], R >= 1, in pixels of the frame.
+        height: height of the frame.
+        width: width of the frame.
+        rng: random generator.
+        visible: see ``visible_boxes``.
+        tries: number of crops to sample.
     """
     for _ in range(tries):
         geometry = transform.sample(height, width, rng)
@@ -360,23 +390,23 @@ def crop_with_boxes(
     box = boxes[int(rng.integers(len(boxes)))]
     if (geometry.source.height, geometry.source.width) != (height, width):
         return replace(geometry, source=_moved(geometry.source, box, height, width))
-    # The whole frame is resized and a window cut out of that: then the window moves.
+    # The whole frame is resized before it is cropped, so the window moves.
     rows, columns = geometry.resized
     scaled = box * np.array([columns / width, rows / height] * 2)
     return replace(geometry, window=_moved(geometry.window, scaled, rows, columns))
 
 
-def _moved(cut: Rectangle, box: np.ndarray, height: int, width: int) -> Rectangle:
-    """The cut moved as little as it takes to show a box, or the middle of it where it is too small."""
-    left = _start(cut.left, cut.width, box[0], box[2], width)
-    top = _start(cut.top, cut.height, box[1], box[3], height)
-    return replace(cut, top=top, left=left)
+def _moved(crop: Rectangle, box: np.ndarray, height: int, width: int) -> Rectangle:
+    """The crop moved as little as possible to show a box, or the middle of the box if that is larger."""
+    left = _moved_start(crop.left, crop.width, box[0], box[2], width)
+    top = _moved_start(crop.top, crop.height, box[1], box[3], height)
+    return replace(crop, top=top, left=left)
 
 
-def _start(start: int, length: int, low: float, high: float, limit: int) -> int:
-    """Where an interval of whole pixels begins, as near to ``start`` as shows low..high, inside 0..limit."""
+def _moved_start(start: int, length: int, low: float, high: float, limit: int) -> int:
+    """The start nearest to ``start`` of a span of pixels in 0..limit that contains low..high."""
     if np.ceil(high) - np.floor(low) > length:
-        place = (low + high - length) / 2
+        moved = (low + high - length) / 2
     else:
-        place = min(max(start, np.ceil(high) - length), np.floor(low))
-    return int(min(max(round(place), 0), limit - length))
+        moved = min(max(start, np.ceil(high) - length), np.floor(low))
+    return int(min(max(round(moved), 0), limit - length))

@@ -24,7 +24,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder, write_failed
 from videomaskfeat.texts import parse_json
-from videomaskfeat.values import from_parts
+from videomaskfeat.values import build_dataclass
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def _read(file: IO[str]) -> Holder | None:
     """The holder in a lock file; None if it is empty or was cut by a kill."""
     file.seek(0)
     try:
-        return from_parts(Holder, parse_json(file.read(), LOCK_NAME))
+        return build_dataclass(Holder, parse_json(file.read(), LOCK_NAME))
     except ValueError:  # UserError, or bytes that are not UTF-8
         return None
 

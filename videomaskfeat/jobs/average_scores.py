@@ -1,4 +1,4 @@
-"""``average-scores``: an ensemble from the scores of several evaluations."""
+"""``average-scores``: average the scores of several evaluations."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def average_files(
         submission: file for a Something-Something-v2 test submission; empty: none.
 
     Raises:
-        UserError: a file is missing or given twice, or they are of other videos, classes or kinds of scores.
+        UserError: a file is missing or given twice, or their videos, classes or kinds of scores differ.
     """
     files = [scores_path(member) for member in members]
     real = [os.path.realpath(file) for file in files]
     for number, file in enumerate(files):
         if real[number] in real[:number]:
-            raise UserError(f"{file}: is given twice, and an average takes each file once; leave one out")
+            raise UserError(f"{file}: is given twice; give each file once")
     scored = average_scores([load_scores(file) for file in files], files)
     about = {
         "title": f"Average of {len(files)} evaluations",
@@ -45,4 +45,4 @@ def average_files(
     }
     make_output_folders(out, submission)
     result, text = write_evaluation(Path(out), scored, about, submission=submission)
-    return Evaluated(Path(out), result, scored, scored.failures, text)
+    return Evaluated(result, scored, scored.failures, text)

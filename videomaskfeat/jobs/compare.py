@@ -43,7 +43,7 @@ from videomaskfeat.schemas import (
     TokenizerConfig,
 )
 from videomaskfeat.texts import read_json, show_text
-from videomaskfeat.values import from_parts
+from videomaskfeat.values import build_dataclass
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
 from videomaskfeat.viz.report import read_run
 
@@ -250,9 +250,9 @@ def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[Ta
             belongs to another config.
     """
     check_config(CompareConfig(settings))
-    shared = from_parts(_Shared, settings.shared, name="compare.shared")
+    shared = build_dataclass(_Shared, settings.shared, name="compare.shared")
     entries = {
-        name: from_parts(_Entry, {} if entry is None else entry, name=f"compare.targets.{name}")
+        name: build_dataclass(_Entry, {} if entry is None else entry, name=f"compare.targets.{name}")
         for name, entry in settings.targets.items()
     }
     runs = []
@@ -430,7 +430,7 @@ def _read_cost(path: Path) -> tuple[Any, TargetCost]:
     """
     plain = read_json(path, what="the cost of a target")
     try:
-        return plain["of"], from_parts(TargetCost, plain["cost"])
+        return plain["of"], build_dataclass(TargetCost, plain["cost"])
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{path}: is damaged ({show_text(error)}); remove it, and start again") from error
 

@@ -18,7 +18,7 @@ from videomaskfeat.data.ava import ActionClips
 from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.operations import ColourJitter
+from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
@@ -425,7 +425,7 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
         transform=ShortSideJitterCrop(
             clip.crop, short_side=(clip.short_side[0], clip.short_side[1]), flip=clip.flip
         ),
-        augment=Augmentation(colour=ColourJitter(**changes)) if any(changes.values()) else None,
+        augment=Augmentation(color=ColorJitter(**changes)) if any(changes.values()) else None,
         visible=config.boxes.visible,
         seed=config.run.seed,
     )

@@ -14,6 +14,7 @@ import numpy as np
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.classifiers import load_network
 from videomaskfeat.inference.lists import ListChoice, check_records, resolve_class_names
 from videomaskfeat.inference.multiview import (
     Machine,
@@ -27,19 +28,18 @@ from videomaskfeat.inference.results import describe_failures, describe_views, d
 from videomaskfeat.inference.scores import Evaluated, ScoredList, make_output_folders, write_evaluation
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import file_sha256, is_file, is_folder
-from videomaskfeat.metrics.features import check_neighbours, knn_scores
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.metrics.features import check_knn, knn_scores
 from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe, recipe_texts
 
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """How videos are cut; None: as the weights were tested.
+    """How videos are cut; None: as in the recipe of the weights.
 
     Attributes:
         views: temporal views per video, evenly spaced.
         crops: crops per view: 1 (center) or 3.
-        sampling: clip (frames at a stride) or segments (one frame of each of equal parts).
+        sampling: clip (frames at a stride) or segments (one frame of each of equal segments).
         short_side: pixels to which the short side is resized.
         average: what is averaged over the views: softmax or logits.
     """
@@ -50,11 +50,11 @@ class ViewOptions:
     short_side: int | None = None
     average: str | None = None
 
-    def recipe(self, known: ClassifyRecipe) -> ClassifyRecipe:
-        """The recipe of the weights with these choices; segments are one view by default."""
-        sampling = known.sampling if self.sampling is None else self.sampling
+    def apply(self, recipe: ClassifyRecipe) -> ClassifyRecipe:
+        """The recipe with these options; segments have one view by default."""
+        sampling = recipe.sampling if self.sampling is None else self.sampling
         views = 1 if self.views is None and sampling == "segments" else self.views
-        recipe = known.with_views(views=views, crops=self.crops)
+        recipe = recipe.with_views(views=views, crops=self.crops)
         short_side = recipe.short_side if self.short_side is None else self.short_side
         average = recipe.average if self.average is None else self.average
         return dataclasses.replace(recipe, sampling=sampling, short_side=short_side, average=average)
@@ -65,9 +65,9 @@ class Neighbors:
     """Classification by the nearest training videos instead of a head.
 
     Attributes:
-        list_path: labelled list of the training videos; read as the other list is.
-        k: how many vote.
-        temperature: of their weights.
+        list_path: labeled list of the training videos; read with the options of the other list.
+        k: number of neighbors that vote.
+        temperature: temperature of the weights of their votes.
     """
 
     list_path: str
@@ -75,7 +75,7 @@ class Neighbors:
     temperature: float = 0.07
 
 
-AS_TESTED, AS_IT_LOOKS, THIS_MACHINE = ViewOptions(), ListChoice(), Machine()
+AS_TESTED, DETECTED_FORMAT, THIS_MACHINE = ViewOptions(), ListChoice(), Machine()
 
 
 def evaluate(
@@ -84,7 +84,7 @@ def evaluate(
     out: str | os.PathLike[str],
     *,
     views: ViewOptions = AS_TESTED,
-    lists: ListChoice = AS_IT_LOOKS,
+    lists: ListChoice = DETECTED_FORMAT,
     neighbors: Neighbors | None = None,
     machine: Machine = THIS_MACHINE,
     submission: str = "",
@@ -93,40 +93,41 @@ def evaluate(
     """Score the videos of a list by all their views, and write the result into a folder.
 
     Args:
-        weights: safetensors file of a fine-tuning run or of ``import-slowfast``; with ``neighbors`` also of
-            a pre-training run.
-        list_path: list or folder of videos, with labels or without.
+        weights: safetensors file of a fine-tuning run or of ``import-slowfast``; with ``neighbors`` of any
+            run.
+        list_path: list or folder of videos, with or without labels.
         out: folder to write, see :func:`~videomaskfeat.inference.scores.write_evaluation`.
         views: how videos are cut.
-        lists: how the lists are read.
-        neighbors: classify by the nearest videos of a training list; None: by the network's own head.
-        machine: on what it runs.
+        lists: how lists are read.
+        neighbors: classify by the nearest videos of a training list; None: by the head of the network.
+        machine: device and loading options.
         submission: file for a Something-Something-v2 test submission; empty: none.
-        progress: called with the number of videos that are done, and of all.
+        progress: called with the number of scored videos, and the total.
 
     Raises:
-        UserError: the weights, a list or a choice is wrong, or no video could be read.
-        RunFailed: the network's output is not finite.
+        UserError: the weights, a list or an option is wrong, or no video could be read.
+        RunFailed: the output of the network is not finite.
     """
     with distributed.process_group(machine.torch_device):
-        work = _Evaluation(os.fspath(weights), list_path, views, lists, neighbors, machine)
+        evaluation = _Evaluation(os.fspath(weights), list_path, views, lists, neighbors, machine)
         distributed.run_on_main(lambda: make_output_folders(out, submission))
-        network = None if neighbors is None else work.model.features
-        choose_inference_threads(work.model, work.recipe.clip, machine, network=network)
+        model = evaluation.model
+        network = None if neighbors is None else model.features
+        choose_inference_threads(model, evaluation.recipe.clip, machine, network=network)
         start = time.monotonic()
-        scored, train = work.scored(progress)
+        scored, train = evaluation.score(progress)
         seconds = round(time.monotonic() - start, 1)
         result, text = distributed.run_on_main(
             lambda: write_evaluation(
-                Path(out), scored, {**work.describe(train), "seconds": seconds}, submission=submission
+                Path(out), scored, {**evaluation.describe(train), "seconds": seconds}, submission=submission
             )
         )
         failures = scored.failures + (() if train is None else train.failures)
-        return Evaluated(Path(out), result, scored, failures, text if distributed.is_main() else "")
+        return Evaluated(result, scored, failures, text if distributed.is_main() else "")
 
 
 class _Evaluation:
-    """The parts of one evaluation, checked against each other before the first video is read."""
+    """Model, recipe and lists of an evaluation, checked against each other before a video is read."""
 
     def __init__(
         self,
@@ -140,45 +141,48 @@ class _Evaluation:
         self.weights, self.list_path = weights, list_path
         self.neighbors, self.machine = neighbors, machine
         if neighbors is not None:
-            check_neighbours(k=neighbors.k, temperature=neighbors.temperature)
-        known = _classifier_recipe(weights) if neighbors is None else read_testing_recipe(weights)
-        self.recipe = views.recipe(known)
-        _ = machine.bf16  # refuses a wrong precision before the weights are read
-        model: Any = load_model(weights, device=machine.torch_device)
+            check_knn(k=neighbors.k, temperature=neighbors.temperature)
+        recipe = _read_classifier_recipe(weights) if neighbors is None else read_testing_recipe(weights)
+        self.recipe = views.apply(recipe)
+        model: Any = load_network(weights, machine)
         self.model = model
-        own = int(model.classes) if neighbors is None else None
-        names = resolve_class_names(known.class_names, list_path, lists, classes=own, source=weights)
+        classes = int(model.classes) if neighbors is None else None
+        names = resolve_class_names(recipe.class_names, list_path, lists, classes=classes, source=weights)
         stills = self.recipe.clip.frames == 1
         self.train: Records | None = None
         if neighbors is not None:
-            # Class folders number themselves: these may be of another data set than the weights.
-            known_there = () if is_folder(neighbors.list_path) else names
-            self.train = lists.load(
-                neighbors.list_path, labels="yes", known_classes=known_there, stills=stills
-            )
+            # Class folders define their own labels, and may be of another data set than the weights.
+            known = () if is_folder(neighbors.list_path) else names
+            self.train = lists.load(neighbors.list_path, labels="yes", known_classes=known, stills=stills)
             names = self.train.class_names or names
         self.records = lists.load(list_path, known_classes=names, stills=stills)
-        self.classes, self.names = self._classes(own, names)
+        if self.train is not None:  # the training list defines the classes
+            assert self.train.labels is not None  # labels="yes"
+            classes = int(self.train.labels.max()) + 1
+            # The names may be of the classes of the weights, and the training list of another data set.
+            classes, names = (len(names), names) if len(names) >= classes else (classes, ())
+        assert classes is not None
+        self.classes, self.names = classes, names
         source = weights if neighbors is None else neighbors.list_path
         for records in (self.records, self.train):
             if records is not None:
-                build_views(records, self.recipe)  # refuses what does not fit
-                check_records(records, classes=self.classes, source=source, named=bool(names))
+                build_views(records, self.recipe)  # raises if the recipe is wrong
+                check_records(records, classes=classes, source=source, named=bool(names))
 
-    def scored(self, progress: Progress | None) -> tuple[ScoredList, VideoScores | None]:
+    def score(self, progress: Progress | None) -> tuple[ScoredList, VideoScores | None]:
         """The scores of the list, and with neighbors the features of the training list."""
         if self.neighbors is None:
-            found = evaluate_model(self.model, self.records, self.recipe, self.machine, progress=progress)
-            return self._scored(found, found.scores, self.recipe.average), None
+            tested = evaluate_model(self.model, self.records, self.recipe, self.machine, progress=progress)
+            return self._build_scored_list(tested, tested.scores, self.recipe.average), None
         assert self.train is not None
-        train, found = (
+        train, tested = (
             video_features(self.model, records, self.recipe, self.machine, progress=progress)
             for records in (self.train, self.records)
         )
-        return self._scored(found, self._votes(self.neighbors, train, found), "knn"), train
+        return self._build_scored_list(tested, self._vote(self.neighbors, train, tested), "knn"), train
 
     def describe(self, train: VideoScores | None) -> dict[str, Any]:
-        """What the result depends on; rank 0 alone calls it."""
+        """The inputs of the result; only rank 0 calls it."""
         neighbors = self.neighbors
         about: dict[str, Any] = {
             "title": f"{Path(self.weights).stem} on {os.path.basename(os.path.normpath(self.list_path))}",
@@ -206,42 +210,30 @@ class _Evaluation:
             about["train_failures"] = describe_failures(train.failures)
         return about
 
-    def _classes(self, own: int | None, names: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
-        """The number of classes and their names; with neighbors, the training list decides."""
-        if own is not None:
-            return own, names
-        assert self.train is not None
-        labels = self.train.labels
-        assert labels is not None  # asked for
-        count = int(labels.max()) + 1
-        # The names may be of the classes of the weights, and the neighbors of another data set.
-        return (len(names), names) if len(names) >= count else (count, ())
-
-    def _votes(self, neighbors: Neighbors, train: VideoScores, found: VideoScores) -> np.ndarray:
-        """Shares float32 [n, L] of the nearest training videos; each rank computes a part of the videos."""
+    def _vote(self, neighbors: Neighbors, train: VideoScores, tested: VideoScores) -> np.ndarray:
+        """Shares float32 [n, L] of the nearest training videos; the ranks divide the videos."""
         rank, ranks = distributed.rank(), distributed.world_size()
-        part = knn_scores(
+        own = knn_scores(
             train.scores,
             train.labels,
-            found.scores[rank::ranks],
+            tested.scores[rank::ranks],
             classes=self.classes,
             k=neighbors.k,
             temperature=neighbors.temperature,
         )
-        scores = np.empty((len(found.rows), self.classes), np.float32)
-        for number, rows in enumerate(distributed.gather_objects(part)):
+        scores = np.empty((len(tested.rows), self.classes), np.float32)
+        for number, rows in enumerate(distributed.gather_objects(own)):
             scores[number::ranks] = rows
         return scores
 
-    def _scored(self, found: VideoScores, scores: np.ndarray, kind: str) -> ScoredList:
-        paths = tuple(self.records[int(row)].path for row in found.rows)
+    def _build_scored_list(self, tested: VideoScores, scores: np.ndarray, kind: str) -> ScoredList:
+        paths = tuple(self.records[int(row)].path for row in tested.rows)
         return ScoredList(
-            scores, found.labels, found.rows, paths, found.failures, found.listed, kind, self.names
+            scores, tested.labels, tested.rows, paths, tested.failures, tested.listed, kind, self.names
         )
 
 
-def _classifier_recipe(weights: str) -> ClassifyRecipe:
-    """The recipe of a classifier; other weights of ours are pointed to the nearest neighbors."""
+def _read_classifier_recipe(weights: str) -> ClassifyRecipe:
     try:
         return read_classify_recipe(weights)
     except UserError as error:

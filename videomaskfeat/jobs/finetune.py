@@ -19,7 +19,7 @@ from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
 from videomaskfeat.data.formats import class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.operations import ColourJitter
+from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
@@ -364,8 +364,8 @@ def _augmentation(config: FinetuneConfig) -> Augmentation | None:
         else None
     )
     changes = (augment.brightness, augment.contrast, augment.saturation)
-    colour = (
-        ColourJitter(brightness=changes[0], contrast=changes[1], saturation=changes[2])
+    color = (
+        ColorJitter(brightness=changes[0], contrast=changes[1], saturation=changes[2])
         if any(changes)
         else None
     )
@@ -375,9 +375,9 @@ def _augmentation(config: FinetuneConfig) -> Augmentation | None:
         if augment.erasing
         else None
     )
-    if shapes is None and colour is None and erasing is None:
+    if shapes is None and color is None and erasing is None:
         return None
-    return Augmentation(randaugment=shapes, colour=colour, erasing=erasing)
+    return Augmentation(randaugment=shapes, color=color, erasing=erasing)
 
 
 def _flip_labels(config: FinetuneConfig, names: tuple[str, ...]) -> Mapping[int, int] | None:

@@ -1,4 +1,4 @@
-"""``predict``: the most probable classes of videos, as text, as JSON and drawn into the video itself."""
+"""``predict``: the most probable classes of videos, as text, as JSON and drawn into the videos."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import free_name, is_folder, make_folder, make_parent, whole_file
 from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
 
-_LISTS = (".csv", ".tsv", ".txt", ".json")  # suffixes of list files, which no video has
-_BARS = 3  # classes drawn into a video
-_READ_BYTES = 64 << 20  # decoded frames held on the way into a film
+_LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json")
+_BARS = 3  # number of classes drawn into a video
+_READ_BYTES = 64 << 20  # size of the decoded frames that are read together for a film
+THIS_MACHINE = Machine()
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Predicted:
     """The result of ``predict``.
 
     Attributes:
-        protocol: weights, views and crops that the predictions depend on.
-        predictions: of each video that could be read, in the given order.
-        failures: one error, with path and cause, for each video that could not be read, or whose film could
-            not be made.
-        films: the annotated videos and pictures.
+        protocol: weights and views, as plain data.
+        predictions: predictions for each video that could be read, in the given order.
+        failures: one error, with path and cause, for each unreadable video, and for each video that could not
+            be annotated.
+        films: the annotated videos and images.
     """
 
     protocol: Mapping[str, Any]
@@ -57,46 +58,42 @@ def predict(
     crops: int | None = None,
     out: str | os.PathLike[str] | None = None,
     json_path: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    reader: str = "auto",
-    workers: int = 0,
+    machine: Machine = THIS_MACHINE,
     on_prediction: Callable[[Predictions], None] | None = None,
 ) -> Predicted:
     """Classify videos.
 
     Args:
         checkpoint: weights file (safetensors) of a classifier.
-        videos: paths, at least one; of pictures if clips are one frame. A folder stands for all videos (or
-            pictures) below it, a folder with one picture per frame for that video.
+        videos: paths, at least one; of images if clips have one frame. A folder means all videos (or images)
+            below it; a folder with one image per frame is one video.
         top: classes per video in the JSON file.
-        views: temporal views per video; None: as the classifier was tested.
-        crops: crops per view, 1 or 3; None: as the classifier was tested.
-        out: folder for an annotated mp4 of each video, ``NAME_labels.mp4``, or of a picture
-            ``NAME_labels.png``; None: none.
-        json_path: file for :func:`as_json`; None: none.
-        device: auto, cpu, cuda or cuda:N.
-        precision: auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.
-        reader: auto, decord or pyav.
-        workers: processes that read videos; 0 reads in this one.
-        on_prediction: called with the predictions of each video as they come.
+        views: temporal views per video; None: as in the recipe.
+        crops: crops per view, 1 or 3; None: as in the recipe.
+        out: folder for an annotated ``NAME_labels.mp4`` of each video, or ``NAME_labels.png`` of an image;
+            None: none.
+        json_path: file for :func:`format_json`; None: none.
+        machine: device and loading options.
+        on_prediction: called with the predictions for each video.
 
     Raises:
-        UserError: the checkpoint or an argument is wrong, a folder holds no video, or no video could be read.
-        RunFailed: the model's output is not finite.
+        UserError: the checkpoint or an argument is wrong, a folder has no videos, or no video could be read.
+        RunFailed: the output of the model is not finite.
     """
     if top < 1:
         raise UserError(f"top {top}: must be at least 1 class")
-    classifier = load_classifier(checkpoint, device=device, precision=precision, reader=reader)
+    classifier = load_classifier(
+        checkpoint, device=machine.device, precision=machine.precision, reader=machine.reader
+    )
     recipe = classifier.recipe.with_views(views=views, crops=crops)
-    _refuse_lists(videos)
+    _check_videos(videos)
     paths = expand_folders(videos, stills=recipe.clip.frames == 1)
     records = Records.from_paths(paths, None, source="the videos")
-    loader = ViewLoader(build_views(records, recipe, reader=reader), per_batch=1, workers=workers)
-    choose_inference_threads(
-        classifier.model, recipe.clip, Machine(device, precision, reader, workers=workers)
+    loader = ViewLoader(
+        build_views(records, recipe, reader=machine.reader), per_batch=1, workers=machine.workers
     )
-    if out:  # made now rather than after all the work
+    choose_inference_threads(classifier.model, recipe.clip, machine)
+    if out:  # created before the work, so that a mistake is reported early
         make_folder(out)
     if json_path:
         make_parent(json_path)
@@ -109,29 +106,29 @@ def predict(
     result = Predicted(protocol)
     with closing(iter(loader)) as batches:
         for batch in batches:
-            result.failures.extend(VideoReadError(one.path, one.cause) for one in batch.failures)
-            for index in batch.index.tolist():  # one, or none if it could not be read
+            result.failures.extend(VideoReadError(failure.path, failure.cause) for failure in batch.failures)
+            for index in batch.index.tolist():  # empty for an unreadable video
                 predictions = classifier.predict_clips(batch.clips, records[index].path)
                 result.predictions.append(predictions)
                 if on_prediction is not None:
                     on_prediction(predictions)
                 if out is not None:
-                    _add_film(result, predictions, Path(out), reader)
+                    _add_film(result, predictions, Path(out), machine.reader)
     if not result.predictions:
         raise UserError(f"none of the {len(records)} videos could be read; the first: {result.failures[0]}")
     if json_path:
         with whole_file(json_path) as file:
-            file.write(as_json(result, top) + "\n")
+            file.write(format_json(result, top) + "\n")
     return result
 
 
-def as_text(predictions: Predictions, top: int = 5) -> str:
+def format_text(predictions: Predictions, top: int = 5) -> str:
     """The path, and a line for each of the most probable classes."""
     lines = [f"{100 * entry.probability:7.2f} %  {entry.text}" for entry in predictions.top(top)]
     return "\n".join([predictions.path, *lines])
 
 
-def as_json(result: Predicted, top: int = 5) -> str:
+def format_json(result: Predicted, top: int = 5) -> str:
     """A list with one object per video: path, predictions (label, name or null, probability), protocol."""
     videos = [
         {
@@ -145,34 +142,34 @@ def as_json(result: Predicted, top: int = 5) -> str:
     return json.dumps(videos, indent=2)
 
 
-def _refuse_lists(videos: Iterable[str]) -> None:
+def _check_videos(videos: Iterable[str]) -> None:
     for video in videos:
-        if video.lower().endswith(_LISTS) and not is_folder(video):
+        if video.lower().endswith(_LIST_SUFFIXES) and not is_folder(video):
             raise UserError(
-                f"{video}: is a list, and videos are needed here; score a list with `videomaskfeat evaluate "
+                f"{video}: is a list; give videos, or score the list with `videomaskfeat evaluate "
                 "WEIGHTS LIST`"
             )
 
 
 def _add_film(result: Predicted, predictions: Predictions, out: Path, reader: str) -> None:
     name = free_name(f"{Path(predictions.path).stem}_labels", {film.stem for film in result.films})
-    picture = is_picture(predictions.path)
-    film = out / f"{name}{'.png' if picture else '.mp4'}"
+    image = is_picture(predictions.path)
+    film = out / f"{name}{'.png' if image else '.mp4'}"
     bars = [Bar(entry.text, entry.probability) for entry in predictions.top(_BARS)]
     try:
         with open_video(predictions.path, reader, threads=0) as video:
-            if picture:
+            if image:
                 write_labelled_picture(film, video.read([0])[0], bars)
             else:
-                write_labelled(film, _frames(video), bars, fps=video.fps)
-    except VideoReadError as error:  # damaged beyond the frames that the views needed
+                write_labelled(film, _read_frames(video), bars, fps=video.fps)
+    except VideoReadError as error:  # frames outside the views are damaged
         result.failures.append(VideoReadError(error.path, f"no annotated video: {error.cause}"))
         return
     result.films.append(film)
 
 
-def _frames(video: VideoReader) -> Iterator[np.ndarray]:
-    """All frames, uint8 [H, W, 3] each, read a few at a time; the first tells how large they are."""
+def _read_frames(video: VideoReader) -> Iterator[np.ndarray]:
+    """All frames, uint8 [H, W, 3]; the size of the first one sets how many are read together."""
     start, count = 0, 1
     while start < video.frames:
         frames = video.read(range(start, min(start + count, video.frames)))

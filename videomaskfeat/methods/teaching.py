@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.clips import LocalCrops, MaskDraw, PairClips, VideoClips
-from videomaskfeat.data.operations import ColourJitter, RandomColour
+from videomaskfeat.data.operations import ColorJitter, RandomColor
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
@@ -299,14 +299,14 @@ class PairMethod(TeacherMethod):
         if self.local.count:
             small = dataclasses.replace(crop, size=self.local.size, area=area)
             local = LocalCrops(self.local.count, small)
-        jitter = ColourJitter(
+        jitter = ColorJitter(
             brightness=colours.brightness, contrast=colours.contrast, saturation=colours.saturation
         )
         return PairClips(
             records,
             sampler=self.recipe.clip.frame_sampler(clip_indices_random),
             transform=crop,
-            colour=RandomColour(jitter, chance=colours.chance, grey=colours.grey),
+            color=RandomColor(jitter, chance=colours.chance, grey=colours.grey),
             mask=self.mask_draw(),
             local=local,
             reader=reader,

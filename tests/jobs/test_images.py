@@ -276,12 +276,12 @@ def test_damaged_pictures_are_replaced_in_training_and_listed_in_scoring(
     failures = (tmp_path / "run/failures.jsonl").read_text()
     assert "000004.png" in failures
     assert "000015.png" in failures
-    assert "no picture, or a damaged one" in failures
+    assert "not a picture, or a damaged one" in failures
     weights = _classifier(tmp_path / "w.safetensors")
     code, out, err = call("evaluate", weights, spoilt / "val", "--out", tmp_path / "out", "--workers", "0")
     assert code == 3
     assert out.startswith("11 of 12 videos scored")
-    assert "000058.png: no picture, or a damaged one" in err
+    assert "000058.png: not a picture, or a damaged one" in err
 
 
 def test_check_data_reads_class_folders_and_writes_a_clean_list(
@@ -312,8 +312,8 @@ def test_pictures_for_longer_clips_are_refused(verb: str, shapes: Path, tmp_path
     code, _, err = call(*words, "clip.frames=4", f"data.train={shapes / 'train.csv'}", "data.validation=")
     assert code == 2
     line = last_line(err)
-    assert "is a picture, which is one frame, and clips have 4 (48 of 48 rows are pictures)" in line
-    assert "take clip.frames=1" in line
+    assert "is a picture, which has one frame, and clips have 4 (48 of 48 rows are pictures)" in line
+    assert "use clip.frames=1" in line
 
 
 def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, call: Call) -> None:
@@ -321,7 +321,7 @@ def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, call:
     picture = shapes / "val/star/000058.png"
     code, _, err = call("predict", weights, picture)
     assert code == 2
-    assert "000058.png) is a picture, which is one frame, and clips have 2" in last_line(err)
+    assert "000058.png) is a picture, which has one frame, and clips have 2" in last_line(err)
     with pytest.raises(UserError, match="is one image, and the clips of this network have 2 frames"):
         load_classifier(weights, device="cpu").predict(np.zeros((40, 40, 3), np.uint8))
 

@@ -89,7 +89,7 @@ def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: Action
     assert (summary["key_frames"], summary["listed"]) == (5, 5)
     page = Page((run / "report.html").read_text()).text
     assert f"{100 * summary['mean_ap']:.2f} %" in page
-    assert "Of 5 of 5 held-out key frames, whole frames" in page
+    assert "On 5 of 5 held-out key frames, whole frames" in page
     recipe = read_detect_recipe(run / "best.safetensors")
     assert (recipe.actions, recipe.clip.frames, recipe.area) == (ACTIONS, 4, "whole")
 

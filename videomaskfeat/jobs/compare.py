@@ -442,11 +442,13 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
         )
         for first in _first_seeds(runs)
     ]
-    content = {"machine": json.loads(environment_text(folder)), "targets": [one.row() for one in results]}
+    machine = json.loads(environment_text(folder))
+    content = {"machine": machine, "targets": [one.row() for one in results]}
+    html = render_comparison(results, title=folder.name, provenance=machine["provenance"])
     for name, text in (
         ("table.json", simplejson.dumps(content, indent=2, ignore_nan=True)),
         ("table.md", TargetResults.markdown(results)),
-        ("report.html", render_comparison(results, title=folder.name)),
+        ("report.html", html),
     ):
         with whole_file(folder / name) as file:
             file.write(text)

@@ -525,7 +525,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         ),
         (
             ["model.name=maskfeat_mvitv2_nano"],
-            "'maskfeat_mvitv2_nano' is no detector of actions; use",
+            "'maskfeat_mvitv2_nano' is not a detector of actions; use",
         ),
         (
             ["model.name=maskfeat_mvit_nano_detector"],

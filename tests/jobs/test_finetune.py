@@ -426,7 +426,9 @@ def plan(model: torch.nn.Module, *overrides: str) -> str:
 def test_plan_warns_if_no_two_videos_can_be_mixed(overrides: list[str], warned: bool) -> None:
     """The default is 32 clips per step, two per video."""
     model = create_model("maskfeat_mvitv2_nano_classifier", classes=5)
-    words = "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the number of"
+    words = (
+        "mixing    never of two videos: a micro-batch contains one; lower optim.accumulate or the number of"
+    )
     assert (words in plan(model, *overrides)) == warned
 
 

@@ -96,14 +96,14 @@ class RunFolder:
             earlier = load_config(type(self._config), str(config_path))
         except UserError as error:
             raise UserError(
-                f"{self.path}: holds a run of another task or version ({error}); choose another run.folder"
+                f"{self.path}: contains a run of another job or version ({error}); choose another run.folder"
             ) from error
         check_fingerprint(self._without_free_keys(earlier), self.fingerprint, config_path)
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder."""
         if not self.path.is_dir():
-            raise RunFailed(f"{self.path}: the run folder was removed while the run went on")
+            raise RunFailed(f"{self.path}: the run folder was removed during the run")
         with whole_file(self.path / name) as file:
             file.write(text)
 
@@ -149,7 +149,6 @@ class BestWeights:
         return {"score": self.score}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         self.score = state["score"]
 
 
@@ -409,7 +408,7 @@ def run_training(
     environment: Callable[[Path], str],
     report: Callable[[Path], Path],
 ) -> Outcome:
-    """Train as a config says; a run folder that holds a checkpoint is resumed.
+    """Train; a run folder with a checkpoint is resumed.
 
     Args:
         build: the job's class of `Run`.

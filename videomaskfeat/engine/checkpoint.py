@@ -310,6 +310,8 @@ class TrainState:
     device: torch.device
     fingerprint: Mapping[str, Any]
     """Flat config keys that a resumed run must share."""
+    upgrade_fingerprint: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    """Fingerprint of an older checkpoint -> the same with present keys."""
     extra: Mapping[str, Stateful] = field(default_factory=dict)
     """Further components of the job; checkpoints of earlier versions may lack one."""
     progress: Progress = field(default_factory=Progress)
@@ -368,7 +370,7 @@ class TrainState:
                 )
         with _name_component(where, "fingerprint"):
             _check_fingerprint_values(saved["fingerprint"])
-        check_fingerprint(saved["fingerprint"], self.fingerprint, where)
+        check_fingerprint(self.upgrade_fingerprint(saved["fingerprint"]), self.fingerprint, where)
         if self.ema is not None and saved.get("ema") is None:
             raise DamagedCheckpointError(
                 f"{where}: contains no averaged weights; switch the ema off, or use another run folder"

@@ -16,7 +16,7 @@ import simplejson
 import torch
 from torch import nn
 
-from videomaskfeat.config import check_config, config_text, flat, free_keys, load_config
+from videomaskfeat.config import check_config, config_text, current_name, flat, free_keys, load_config
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
@@ -65,6 +65,12 @@ class RunFolder:
     def fingerprint(self) -> dict[str, Any]:
         """The config keys that change what is learned, which a resumed run must share."""
         return self._without_free_keys(self._config)
+
+    def upgrade_fingerprint(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The fingerprint of an older checkpoint with the present names, without keys that are free now."""
+        schema = type(self._config)
+        renamed = {current_name(schema, key): value for key, value in saved.items()}
+        return {key: value for key, value in renamed.items() if key not in free_keys(schema)}
 
     def open(self, environment: Callable[[], str] | None = None) -> None:
         """Write the config, and the text of environment.json; only rank 0 calls it.
@@ -348,6 +354,7 @@ class Run(ABC):
             options=self._options(),
             ema=self.ema,
             fingerprint={**self.folder.fingerprint, **self.facts},
+            upgrade_fingerprint=self.folder.upgrade_fingerprint,
             evaluate=self.evaluate if self.evaluates else None,
             on_failures=self._count_failures,
             before_step=self.before_step,

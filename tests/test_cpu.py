@@ -169,7 +169,7 @@ def test_watch_adds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.M
 
 
 def test_whole_module_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computing during an import of torch, which needs seconds on a busy machine, was a segmentation fault."""
+    """Computing during an import of torch (seconds on a busy machine) was a segmentation fault."""
     (tmp_path / "half_imported.py").write_text(
         "import time\nearly = 1\nwhile not go: time.sleep(0.01)\nlate = 2\n".replace(
             "go", "__import__('sys').go"

@@ -37,7 +37,7 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels, normalize
-from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
+from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -327,7 +327,7 @@ def training_loader(config: FinetuneConfig, lists: LabelledLists) -> ClipLoader[
     )
 
 
-def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
+def _sampler(clip: LabeledClipConfig) -> Callable[..., np.ndarray]:
     if clip.sampling == "segments":
         return functools.partial(random_segments, frames=clip.frames)
     return functools.partial(
@@ -339,7 +339,7 @@ def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
     )
 
 
-def _transform(clip: LabelledClipConfig) -> ClipTransform:
+def _transform(clip: LabeledClipConfig) -> ClipTransform:
     if clip.crop_kind == "area":
         return RandomResizedCrop(
             clip.crop,

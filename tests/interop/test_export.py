@@ -57,7 +57,7 @@ def by_hand(graph: Graph, clips: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])
-def test_file_takes_batches_of_any_size(tmp_path: Path, toy: Graph, format: str) -> None:
+def test_file_accepts_any_batch_size(tmp_path: Path, toy: Graph, format: str) -> None:
     path = tmp_path / "toy"
     if format == "torch":
         save_program(path, toy, inputs(2), any_batch=True, metadata={})
@@ -74,7 +74,7 @@ def test_file_takes_batches_of_any_size(tmp_path: Path, toy: Graph, format: str)
 
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])
-def test_file_of_a_fixed_batch_takes_no_other(tmp_path: Path, toy: Graph, format: str) -> None:
+def test_file_with_fixed_batch_size_rejects_others(tmp_path: Path, toy: Graph, format: str) -> None:
     path = tmp_path / "toy"
     if format == "torch":
         save_program(path, toy, inputs(1), any_batch=False, metadata={})
@@ -87,7 +87,7 @@ def test_file_of_a_fixed_batch_takes_no_other(tmp_path: Path, toy: Graph, format
 
 
 @pytest.mark.parametrize("opset", [18, 23])
-def test_onnx_file_says_names_shapes_opset_and_texts(tmp_path: Path, toy: Graph, opset: int) -> None:
+def test_onnx_file_contains_names_shapes_opset_and_texts(tmp_path: Path, toy: Graph, opset: int) -> None:
     path = tmp_path / "toy.onnx"
     save_onnx(path, toy, inputs(2), any_batch=True, opset=opset, metadata={"classify": "{}", "model": "x"})
     model = onnx.load(path)
@@ -106,7 +106,7 @@ def test_onnx_file_says_names_shapes_opset_and_texts(tmp_path: Path, toy: Graph,
     }
 
 
-def test_program_runs_where_this_package_is_not(tmp_path: Path, toy: Graph) -> None:
+def test_program_runs_without_this_package(tmp_path: Path, toy: Graph) -> None:
     path = tmp_path / "toy.pt2"
     save_program(path, toy, inputs(2), any_batch=True, metadata={"classify": "of it"})
     code = (
@@ -124,7 +124,7 @@ def test_program_runs_where_this_package_is_not(tmp_path: Path, toy: Graph) -> N
     torch.testing.assert_close(torch.tensor([float(first), float(second)]), expected.detach())
 
 
-def test_exporters_keep_their_insides_to_themselves(
+def test_exporters_print_nothing(
     tmp_path: Path, toy: Graph, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     level = logging.getLogger("torch.onnx").level
@@ -138,33 +138,33 @@ def test_exporters_keep_their_insides_to_themselves(
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
-def test_missing_package_is_named_with_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_missing_package_names_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)  # as if it were not installed
-    words = rf"ONNX files need {missing}, not installed here; pip install 'videomaskfeat\[export\]'"
+    words = rf"ONNX files need {missing}, which is not installed; pip install 'videomaskfeat\[export\]'"
     with pytest.raises(UserError, match=words):
         require_onnx(20)
 
 
 @pytest.mark.parametrize("opset", [17, 24])
-def test_opset_that_torch_does_not_write_is_refused(tmp_path: Path, toy: Graph, opset: int) -> None:
-    with pytest.raises(UserError, match=f"opset {opset}: torch writes 18 to 23"):
+def test_unsupported_opset_is_refused(tmp_path: Path, toy: Graph, opset: int) -> None:
+    with pytest.raises(UserError, match=f"opset {opset} is not supported; use one of 18 to 23"):
         save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=opset, metadata={})
 
 
-def test_weights_beyond_an_onnx_file_are_refused(
+def test_weights_above_the_onnx_limit_are_refused(
     tmp_path: Path, toy: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bytes_of_toy = 4 * (2 * 3 + 2)
-    monkeypatch.setattr(export, "_ONNX_LIMIT", bytes_of_toy - 1)
-    with pytest.raises(UserError, match="and an ONNX file holds 2 GiB; export them with --format torch"):
+    monkeypatch.setattr(export, "_MAX_ONNX_BYTES", bytes_of_toy - 1)
+    with pytest.raises(UserError, match="but the limit of an ONNX file is 2 GiB; use --format torch"):
         save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=20, metadata={})
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(export, "_ONNX_LIMIT", bytes_of_toy)
+    monkeypatch.setattr(export, "_MAX_ONNX_BYTES", bytes_of_toy)
     save_onnx(tmp_path / "x", toy, inputs(2), any_batch=True, opset=20, metadata={})
 
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])
-def test_full_disk_is_an_error_of_the_operating_system(
+def test_full_disk_raises_os_error(
     tmp_path: Path, toy: Graph, format: str, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     """Not an abort, as torch's own writer of programs ends in."""

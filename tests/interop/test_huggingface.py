@@ -13,7 +13,7 @@ import torch
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.person_boxes import find_boxes, load_box_detector
-from videomaskfeat.interop.huggingface import PersonDetector, _chances, _resized
+from videomaskfeat.interop.huggingface import PersonDetector, _class_scores, _resized_size
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def yolos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_boxes_are_those_of_the_model(yolos: Path) -> None:
+def test_boxes_equal_the_models(yolos: Path) -> None:
     """Against the network called by hand on a picture of the size it wants: no resizing, so float32 equal."""
     detect = PersonDetector(model=str(yolos), threshold=0.0, device="cpu")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
@@ -68,7 +68,7 @@ def test_boxes_are_those_of_the_model(yolos: Path) -> None:
     assert np.ptp(found[0], axis=0).min() > 1e-3  # six different objects
 
 
-def test_it_is_a_plug_in(yolos: Path) -> None:
+def test_detector_is_a_plug_in(yolos: Path) -> None:
     name = "videomaskfeat.interop.huggingface:PersonDetector"
     detect = load_box_detector(name, {"model": str(yolos), "threshold": 0.0, "device": "cpu"})
     pictures = np.zeros((1, 64, 100, 3), np.uint8)
@@ -78,16 +78,20 @@ def test_it_is_a_plug_in(yolos: Path) -> None:
     assert boxes.max() <= 1
 
 
-def test_a_class_or_model_that_is_not_there_is_named(yolos: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"knows no class 'persons'; did you mean 'person'.*cat, person, dog"):
+def test_unknown_class_and_model_are_refused(yolos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no class 'persons'; did you mean 'person'.*cat, person, dog"):
         PersonDetector(model=str(yolos), label="persons")
-    with pytest.raises(UserError, match=r"model '.*nothing' does not load \(.*hustvl/yolos-tiny"):
+    with pytest.raises(UserError, match=r"model '.*nothing' cannot be loaded \(.*hustvl/yolos-tiny"):
         PersonDetector(model=str(tmp_path / "nothing"))
 
 
-def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_transformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"need transformers; pip install videomaskfeat\[detector\]"):
+    with pytest.raises(
+        UserError,
+        match=r"needs the package transformers; pip install "
+        r"'videomaskfeat\[detector\]'",
+    ):
         PersonDetector(model="hustvl/yolos-tiny")
 
 
@@ -99,12 +103,12 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"height": 640, "width": 640}, (640, 640)),
     ],
 )
-def test_pictures_are_resized_as_the_model_wants(settings: dict[str, Any], size: tuple[int, int]) -> None:
-    assert _resized(1080, 1920, settings) == size
+def test_pictures_are_resized_to_the_models_size(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    assert _resized_size(1080, 1920, settings) == size
 
 
-def test_both_kinds_of_logits_are_read() -> None:
+def test_softmax_and_sigmoid_logits_become_scores() -> None:
     logits = torch.tensor([[0.0, 1.0, -1.0]])
-    torch.testing.assert_close(_chances(logits, 3), torch.sigmoid(logits))
+    torch.testing.assert_close(_class_scores(logits, 3), torch.sigmoid(logits))
     weights = torch.tensor([[1.0, np.e, 1 / np.e]], dtype=torch.float32)
-    torch.testing.assert_close(_chances(logits, 2), (weights / weights.sum())[:, :2])
+    torch.testing.assert_close(_class_scores(logits, 2), (weights / weights.sum())[:, :2])

@@ -343,7 +343,7 @@ def test_weights_without_recipe_are_exported_for_floats(tmp_path: Path) -> None:
     export(weights, tmp_path / "c.safetensors", part="encoder")
     with pytest.raises(UserError, match="weights without a recipe"):
         read_testing_recipe(tmp_path / "c.safetensors")
-    with pytest.raises(UserError, match="PySlowFast's models take square clips alone"):
+    with pytest.raises(UserError, match="PySlowFast supports square clips only"):
         export(weights, tmp_path / "d.pyth")
     names = ["a.safetensors", "b.pt2", "c.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -463,7 +463,7 @@ def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) 
             r"--batch means nothing to --format slowfast: leave it out, or take torch",
         ),
         (["a.safetensors", "--input", "float"], r"--input means nothing to --format safetensors"),
-        (["a.onnx", "--opset", "9"], r"opset 9: torch writes 18 to 23; take one of these"),
+        (["a.onnx", "--opset", "9"], r"opset 9 is not supported; use one of 18 to 23"),
         (["a.pt2", "--tolerance", "0"], "export.tolerance 0 must be above 0 and below 1"),
         (["."], r"its ending says no format"),
         (["folder.onnx"], r"folder\.onnx: is a folder; give the name of the file to write"),
@@ -522,7 +522,7 @@ def test_probe_does_not_go_back_to_pyslowfast(tmp_path: Path, head: str) -> None
     recipe = ClassifyRecipe(SMALL_CLIP)
     name = "maskfeat_mvitv2_nano_classifier"
     weights = write(tmp_path / "a.safetensors", name, recipe, classes=5, head=head, **SMALL)
-    with pytest.raises(UserError, match=f"head '{head}': PySlowFast has no such head"):
+    with pytest.raises(UserError, match=f"cannot export head '{head}' to PySlowFast"):
         export(weights, tmp_path / "a.pyth")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
     export(weights, tmp_path / "a.pyth", part="encoder")
@@ -596,6 +596,6 @@ def test_detector_goes_to_other_formats_with_its_head_or_says_why_not(tmp_path: 
     save_weights(weights, model, metadata={DETECT_KEY: recipe})
     assert export(weights, copy).difference.output == "logits"
     assert recipe_texts(copy) == {DETECT_KEY: recipe}
-    with pytest.raises(UserError, match=r"a detector of actions: its head is not written .*take onnx"):
+    with pytest.raises(UserError, match=r"cannot export an action detector to PySlowFast; use format onnx"):
         export(weights, tmp_path / "detector.pyth")
     assert export(weights, tmp_path / "encoder.pyth", part="encoder").difference.relative == 0

@@ -168,7 +168,7 @@ def test_killed_process_goes_on_to_the_same_bytes(data: Path, extract: Extract, 
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with pytest.raises(UserError, match="its features are not finished; start the same command again"):
+    with pytest.raises(UserError, match="its features are not finished; run the same command again"):
         read_features(out)
     first = out / "shards/features-00000.npy"
     kept = first.stat().st_ino
@@ -265,9 +265,11 @@ def test_other_settings_list_or_weights_are_refused(data: Path, extract: Extract
         ({"dtype": "float16"}, "depth 2 there and None now; dtype float32 there and float16 now"),
         ({"depth": 2, "videos_per_shard": 4}, "videos_per_shard 2 there and 4 now"),
         ({"depth": 2, "weights": weights}, "other weights"),
-        ({"depth": 2, "list_path": data / "videos"}, "another list, or one that was changed"),
+        ({"depth": 2, "list_path": data / "videos"}, "another or a changed list"),
     ):
-        with pytest.raises(UserError, match=f"out: holds features made otherwise: {words}; choose another"):
+        with pytest.raises(
+            UserError, match=f"out: has features with other settings: {words}; choose another"
+        ):
             extract(**arguments)
     again = extract(depth=2, clips_at_once=1, workers=1)  # these may change
     np.testing.assert_array_equal(again.array, whole.array)
@@ -276,9 +278,9 @@ def test_other_settings_list_or_weights_are_refused(data: Path, extract: Extract
 def test_folder_of_something_else_is_left_alone(data: Path, extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"out: holds files and no features \(no meta.json\)"):
+    with pytest.raises(UserError, match=r"out: has files but no features \(no meta.json\)"):
         extract()
-    with pytest.raises(UserError, match=r"out: holds no features \(no meta.json\)"):
+    with pytest.raises(UserError, match=r"out: has no features \(no meta.json\)"):
         read_features(tmp_path / "out")
     (tmp_path / "out/meta.json").write_text('{"camera": "mine"}')
     with pytest.raises(UserError, match=r"meta.json: is not extract-features'"):
@@ -333,7 +335,7 @@ def test_wrong_prefix_is_mended_in_the_same_folder(data: Path, extract: Extract,
         extract(prefix=str(tmp_path / "nowhere"))
     mended = extract(prefix=str(data))
     np.testing.assert_array_equal(mended.array, extract("other", prefix=str(data)).array)
-    with pytest.raises(UserError, match="holds features made otherwise: another list"):
+    with pytest.raises(UserError, match="has features with other settings: another or a changed list"):
         extract(prefix=str(tmp_path / "nowhere"))  # what holds features stays
 
 

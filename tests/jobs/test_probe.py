@@ -49,8 +49,8 @@ def test_what_is_learnt_does_not_depend_on_the_probe(
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (["probe.train={sample}/train.csv"], "probe.train is set and probe.test is not: give both lists"),
-        (["probe.test={sample}/val.csv"], "probe.test is set and probe.train is not"),
+        (["probe.train={sample}/train.csv"], "probe.train is set but probe.test is not; set both"),
+        (["probe.test={sample}/val.csv"], "probe.test is set but probe.train is not"),
         (
             ["probe.train={sample}/train.csv", "probe.test={sample}/val.csv", "probe.k=0"],
             "probe.k 0 must be at least 1",

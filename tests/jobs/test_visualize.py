@@ -203,7 +203,7 @@ def test_target_without_picture_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_has_no_picture_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'features' cannot be drawn; pictures are of hog and pixels only"):
+    with pytest.raises(UserError, match="'features' cannot be drawn; only hog and pixels can"):
         draw_videos(Oracle(), [], tmp_path, recipe=replace(RECIPE, target="features"))
     with pytest.raises(UserError, match="method 'ibot' predicts nothing that can be drawn"):
         draw_videos(Oracle(), [], tmp_path, recipe=replace(RECIPE, method="ibot"))

@@ -27,7 +27,7 @@ from videomaskfeat.metrics.accuracy import (
 )
 
 
-def test_three_videos_by_hand() -> None:
+def test_accuracies_of_three_videos() -> None:
     scores = np.array(
         [
             [0.1, 0.2, 0.3, 0.9, 0.0, 0.0, 0.5],  # class 3 first
@@ -44,7 +44,7 @@ def test_three_videos_by_hand() -> None:
 
 @pytest.mark.parametrize("classes", [2, 5, 7, 40])
 @pytest.mark.parametrize("levels", [4, 100_000])  # few levels: many equal scores
-def test_equal_sorting_in_plain_python(classes: int, levels: int) -> None:
+def test_accuracies_equal_plain_python(classes: int, levels: int) -> None:
     rng = np.random.default_rng(classes * levels)
     scores = (rng.integers(levels, size=(120, classes)) / levels).astype(np.float32)
     labels = rng.integers(classes, size=120) // 2 * 2 % classes  # some classes have no video
@@ -70,7 +70,7 @@ def test_mean_class_is_over_classes_not_videos() -> None:
     assert np.isnan(own[1])
 
 
-def test_equal_scores_go_to_the_lower_class() -> None:
+def test_equal_scores_rank_the_lower_class_first() -> None:
     """A model that says nothing is right about class 0 alone, and its last class is last."""
     scores = np.zeros((8, 8), np.float32)
     assert label_ranks(scores, np.arange(8)).tolist() == list(range(8))
@@ -97,22 +97,22 @@ def test_top5_of_four_classes_is_everything() -> None:
 
 @pytest.mark.parametrize("label", [-1, 3, 99])
 def test_label_outside_the_classes(label: int) -> None:
-    with pytest.raises(UserError, match=rf"label {label} is outside the 3 classes .* \(0\.\.2\)"):
+    with pytest.raises(UserError, match=rf"label {label} is outside the 3 scored classes \(0\.\.2\)"):
         accuracy(np.zeros((2, 3)), np.array([0, label]))
 
 
-def test_nothing_to_score() -> None:
-    with pytest.raises(UserError, match="no video was scored"):
+def test_empty_list_is_refused() -> None:
+    with pytest.raises(UserError, match="there are no scored videos"):
         accuracy(np.zeros((0, 3)), np.zeros(0, np.int64))
 
 
-def test_scores_that_are_no_numbers() -> None:
+def test_nan_scores_are_refused() -> None:
     scores = np.array([[0.5, np.nan], [0.1, 0.9]])
     with pytest.raises(UserError, match="1 of 2 videos have a score that is not a number"):
         accuracy(scores, np.array([0, 1]))
 
 
-def test_counts_are_of_every_code_of_the_vocabulary() -> None:
+def test_counts_include_every_code() -> None:
     tokens = torch.tensor([[[0, 2], [2, 4]]])
     assert code_counts(tokens, 6).tolist() == [1, 0, 2, 0, 1, 0]
     assert used_codes(code_counts(tokens, 6)) == 3
@@ -151,7 +151,7 @@ def test_direction_std_is_the_deviation_of_unit_vectors() -> None:
     assert std(features) == pytest.approx(expected, rel=1e-5)
 
 
-def test_equal_directions_have_none_and_opposite_ones_all() -> None:
+def test_direction_std_of_equal_and_opposite_vectors() -> None:
     line = torch.tensor([[1.0, 2.0, 3.0]])
     assert std(torch.cat([line, 5 * line, 0.1 * line])) < 1e-3  # lengths play no part; rounding
     assert std(torch.cat([line, -line])) == pytest.approx(1.0)

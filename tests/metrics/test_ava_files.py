@@ -38,7 +38,7 @@ def score(files: dict[str, Path]) -> float:
     return evaluate_files(files["truth"], files["found"], files["labels"], files["excluded"]).mean_ap
 
 
-def test_small_set_by_hand(files: dict[str, Path]) -> None:
+def test_scores_of_a_small_set(files: dict[str, Path]) -> None:
     """Both persons stand and are found; that one talks is not."""
     result = evaluate_files(files["truth"], files["found"], files["labels"])
     assert result.ap == {12: 1.0, 79: 0.0}
@@ -63,7 +63,9 @@ def test_small_set_by_hand(files: dict[str, Path]) -> None:
     ],
 )
 @pytest.mark.parametrize("side", ["truth", "found"])
-def test_every_spelling_reads_alike(files: dict[str, Path], rewrite: Callable[[str], str], side: str) -> None:
+def test_spellings_of_a_file_are_equivalent(
+    files: dict[str, Path], rewrite: Callable[[str], str], side: str
+) -> None:
     plain = read_ava(*files.values())
     before = files[side].read_text()
     assert rewrite(before) != before
@@ -74,7 +76,7 @@ def test_every_spelling_reads_alike(files: dict[str, Path], rewrite: Callable[[s
     assert score(files) == 0.5
 
 
-def test_files_of_many_blocks_read_alike(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_size_does_not_change_the_result(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks cut rows anywhere; a row may be longer than a block."""
     whole = read_ava(*golden_files(golden))
     for block in (40, 1000):
@@ -85,7 +87,9 @@ def test_files_of_many_blocks_read_alike(golden: Path, monkeypatch: pytest.Monke
                 np.testing.assert_array_equal(values, getattr(getattr(parts, side), name))
 
 
-def test_line_is_told_in_a_late_block(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_in_a_late_block_has_the_right_line(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", 100)
     rows = ["vidA,0902,0.1,0.1,0.5,0.5,12,0.5", ""] * 40
     files["found"].write_text("\n".join([*rows, "vidA,0902,0.1,0.1,0.5,0.5,12,high"]))
@@ -93,7 +97,7 @@ def test_line_is_told_in_a_late_block(files: dict[str, Path], monkeypatch: pytes
         score(files)
 
 
-def test_numbers_are_read_as_python_reads_them(tmp_path: Path, files: dict[str, Path]) -> None:
+def test_numbers_equal_pythons_float(tmp_path: Path, files: dict[str, Path]) -> None:
     """To the last bit, whatever their length."""
     rng = np.random.default_rng(0)
     scores = [*map(str, rng.random(50) * 10.0 ** rng.integers(-12, 3, 50)), "1e-320", "-0", "+3", "5."]
@@ -102,7 +106,7 @@ def test_numbers_are_read_as_python_reads_them(tmp_path: Path, files: dict[str, 
     assert found.scores.tolist() == [float(text) for text in scores]
 
 
-def test_excluded_times_leave_both_sides(files: dict[str, Path]) -> None:
+def test_excluded_times_are_removed_from_both_files(files: dict[str, Path]) -> None:
     files["excluded"].write_text("vidB,903\nvidC,0905\n")
     data = read_ava(*files.values())
     assert data.groundtruth_counts == SideCounts(rows=3, used=2, excluded=1, no_action=0, not_listed=0)
@@ -110,7 +114,7 @@ def test_excluded_times_leave_both_sides(files: dict[str, Path]) -> None:
     assert data.persons.tolist() == [1]
 
 
-def test_rows_without_a_listed_action_play_no_part(files: dict[str, Path]) -> None:
+def test_rows_without_a_listed_action_are_ignored(files: dict[str, Path]) -> None:
     """Yet a person without an action is a person of the key frame."""
     person, other = "vidA,0902,0.5,0.5,0.9,0.9,,2\n", "vidA,0902,0.6,0.5,0.9,0.9,80,3\n"
     files["truth"].write_text(TRUTH + person + other)
@@ -122,7 +126,7 @@ def test_rows_without_a_listed_action_play_no_part(files: dict[str, Path]) -> No
     assert score(files) == 0.5
 
 
-def test_detections_of_unknown_videos_are_false_positives_and_are_told(files: dict[str, Path]) -> None:
+def test_detections_in_unknown_videos_are_reported_false_positives(files: dict[str, Path]) -> None:
     """The first of three is wrong: precisions 1/2 and 2/3, both lifted to 2/3."""
     files["found"].write_text(FOUND + "vidZ,0902,0.1,0.1,0.5,0.5,12,0.99\nvidZ,0902,0.1,0.1,0.5,0.5,3,0.1\n")
     files["excluded"].write_text("vidQ,0902\n")
@@ -131,14 +135,14 @@ def test_detections_of_unknown_videos_are_false_positives_and_are_told(files: di
     assert evaluate_files(*files.values()).ap == {12: pytest.approx(2 / 3, abs=1e-15), 79: 0.0}
 
 
-def test_no_detections_are_a_score_of_nothing(files: dict[str, Path]) -> None:
+def test_empty_detections_score_zero(files: dict[str, Path]) -> None:
     for text in ("", "\n", "video,second,x1,y1,x2,y2,action,score\n"):
         files["found"].write_text(text)
         result = evaluate_files(*files.values())
         assert (result.mean_ap, result.ap) == (0.0, {12: 0.0, 79: 0.0})
 
 
-def test_ground_truth_found_as_it_stands_is_a_perfect_score(files: dict[str, Path]) -> None:
+def test_ground_truth_as_detections_scores_one(files: dict[str, Path]) -> None:
     """Seven columns: every detection is as sure as the others."""
     rows = [line.rpartition(",")[0] for line in TRUTH.splitlines()]
     files["found"].write_text("\n".join(rows))
@@ -146,7 +150,7 @@ def test_ground_truth_found_as_it_stands_is_a_perfect_score(files: dict[str, Pat
     assert not read_ava(*files.values()).scored
 
 
-def test_both_spellings_of_a_label_map(tmp_path: Path) -> None:
+def test_both_formats_of_a_label_map(tmp_path: Path) -> None:
     path = tmp_path / "labels.pbtxt"
     path.write_text(LABELS.replace("  id:", "  label_id:"))
     assert read_label_map(path) == {12: "stand", 79: 'talk to "a person"'}
@@ -156,7 +160,7 @@ def test_both_spellings_of_a_label_map(tmp_path: Path) -> None:
     assert read_label_map(path) == {3: "a}b", 1: "action 1"}
 
 
-def test_written_detections_are_read_as_they_were(tmp_path: Path, files: dict[str, Path]) -> None:
+def test_written_detections_are_read_back_exactly(tmp_path: Path, files: dict[str, Path]) -> None:
     """float32 boxes and scores to the bit, tiny ones too."""
     rng = np.random.default_rng(0)
     key_frames = [("vidA", 902.0), ("vidA", 1000.0000000001), ("vidB", 903.0), ("vidB", 1012.125)]
@@ -253,7 +257,7 @@ def test_written_detections_have_the_same_score(golden: Path, tmp_path: Path) ->
     ],
 )
 @pytest.mark.parametrize("side", ["truth", "found"])
-def test_row_that_is_wrong(files: dict[str, Path], side: str, row: str, words: str) -> None:
+def test_invalid_row_is_refused(files: dict[str, Path], side: str, row: str, words: str) -> None:
     with files[side].open("a") as file:
         file.write(row + "\n")
     words = words if side == "found" else words.replace(":3:", ":4:")
@@ -273,19 +277,19 @@ def test_row_that_is_wrong(files: dict[str, Path], side: str, row: str, words: s
         ("0" * 99, r"the score '0{40}\.\.\.0{37}' has more than 64 characters"),
     ],
 )
-def test_score_that_is_wrong(files: dict[str, Path], text: str, words: str) -> None:
+def test_invalid_score_is_refused(files: dict[str, Path], text: str, words: str) -> None:
     files["found"].write_text(f"{FOUND}vidA,902,0.1,0.1,0.5,0.5,12,{text}\n", encoding="utf-8")
     with pytest.raises(UserError, match=rf"found\.csv:3: {words}"):
         score(files)
 
 
-def test_first_row_with_one_bad_field_is_no_heading(files: dict[str, Path]) -> None:
+def test_first_row_with_one_invalid_field_is_not_a_header(files: dict[str, Path]) -> None:
     files["found"].write_text("vidA,soon,0.1,0.1,0.5,0.5,12,0.5\n" + FOUND)
     with pytest.raises(UserError, match=r"found\.csv:1: the second 'soon' of"):
         score(files)
 
 
-def test_headings_further_down_are_a_mistake(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_header_in_a_later_row_is_refused(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """As where files were put together, and even where a block begins with them."""
     monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", len(FOUND))
     files["found"].write_text(FOUND + "video,second,x1,y1,x2,y2,action,score\n" + FOUND)
@@ -293,7 +297,7 @@ def test_headings_further_down_are_a_mistake(files: dict[str, Path], monkeypatch
         score(files)
 
 
-def test_box_rounded_across_the_border_is_inside(files: dict[str, Path]) -> None:
+def test_box_slightly_outside_the_frame_is_accepted(files: dict[str, Path]) -> None:
     files["found"].write_text("vidB,903,-0.0000001,0.2,1.0000001,0.9,12,0.5\n")
     assert read_ava(*files.values()).detection_counts.used == 1
 
@@ -312,7 +316,7 @@ def test_box_rounded_across_the_border_is_inside(files: dict[str, Path]) -> None
     ],
     ids=["weights", "gzip", "utf-16", "nul"],
 )
-def test_file_that_is_no_text(files: dict[str, Path], side: str, content: bytes, kind: str) -> None:
+def test_binary_file_is_refused(files: dict[str, Path], side: str, content: bytes, kind: str) -> None:
     """Named by its path, what it is and what belongs there; none of its bytes is shown."""
     files[side].write_bytes(content)
     form = {"excluded": "a CSV file with rows `video,second`", "labels": "a label map with `item {"}
@@ -338,7 +342,7 @@ def test_other_encodings_and_line_ends_are_read(files: dict[str, Path], side: st
         )
 
 
-def test_file_of_another_kind(files: dict[str, Path]) -> None:
+def test_file_in_another_format_is_refused(files: dict[str, Path]) -> None:
     files["found"].write_text("vidA 902 0.1 0.1 0.5 0.5 12 0.5\n")
     with pytest.raises(
         UserError, match=r"found\.csv:1: 'vidA .*' has 1 column, and 7 or 8 are needed: `video,.*comma"
@@ -346,7 +350,7 @@ def test_file_of_another_kind(files: dict[str, Path]) -> None:
         score(files)
 
 
-def test_list_of_person_boxes(files: dict[str, Path]) -> None:
+def test_person_boxes_are_not_detections(files: dict[str, Path]) -> None:
     files["found"].write_text('vidA,902,0.1,0.1,0.5,0.5,,0.9\nvidB,903,0.1,0.1,0.5,0.5,"",0.8\n')
     with pytest.raises(
         UserError, match=r"found\.csv: no row has an action, so this is a list of person boxes"
@@ -355,27 +359,27 @@ def test_list_of_person_boxes(files: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["truth", "found", "labels", "excluded"])
-def test_missing_file(files: dict[str, Path], name: str) -> None:
+def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
     files[name].unlink()
     with pytest.raises(UserError, match=rf"{files[name].name}: no such file; check the path"):
         score(files)
 
 
-def test_ground_truth_without_rows(files: dict[str, Path]) -> None:
+def test_ground_truth_without_rows_is_refused(files: dict[str, Path]) -> None:
     files["truth"].write_text("\n")
     with pytest.raises(UserError, match=r"truth\.csv: has no rows; ground truth has a row `video,second,x1"):
         score(files)
 
 
-def test_ground_truth_of_which_nothing_is_left(files: dict[str, Path]) -> None:
+def test_ground_truth_without_scored_rows_is_refused(files: dict[str, Path]) -> None:
     files["truth"].write_text(
         "vidA,902,0.1,0.1,0.5,0.5,3,0\nvidA,902,0.1,0.1,0.5,0.5,,0\nvidB,903,0.1,0.1,0.5,0.5,12,0\n"
     )
     files["excluded"].write_text("vidB,0903")
     with pytest.raises(
         UserError,
-        match=r"truth\.csv: none of its 3 rows can be scored: 1 are of actions that .*labels\.pbtxt does not "
-        "list, 1 have no action, 1 are at excluded times; take the files of one version",
+        match=r"truth\.csv: none of its 3 rows can be scored: 1 have actions that .*labels\.pbtxt does not "
+        "list, 1 have no action, 1 are at excluded times; use files of one version",
     ):
         score(files)
 
@@ -392,7 +396,7 @@ def test_ground_truth_of_which_nothing_is_left(files: dict[str, Path]) -> None:
         ("video,second\nvidB,\n", r":2: the second of 'vidB,' is empty"),
     ],
 )
-def test_exclusion_that_is_wrong(files: dict[str, Path], text: str, words: str) -> None:
+def test_invalid_exclusion_is_refused(files: dict[str, Path], text: str, words: str) -> None:
     files["excluded"].write_text(text)
     with pytest.raises(UserError, match=rf"excluded\.csv{words}"):
         score(files)
@@ -419,13 +423,13 @@ def test_exclusion_that_is_wrong(files: dict[str, Path], text: str, words: str) 
         ("", r": has no action"),
     ],
 )
-def test_label_map_that_is_wrong(files: dict[str, Path], text: str, words: str) -> None:
+def test_invalid_label_map_is_refused(files: dict[str, Path], text: str, words: str) -> None:
     files["labels"].write_text(text)
     with pytest.raises(UserError, match=rf"labels\.pbtxt{words}"):
         score(files)
 
 
-def test_detections_where_nobody_is_are_false_positives(files: dict[str, Path]) -> None:
+def test_detections_in_key_frames_without_persons_are_false_positives(files: dict[str, Path]) -> None:
     """Rows without a box name key frames of the ground truth: what is found in them is wrong, and known."""
     files["found"].write_text(FOUND + "vidB,0905,0.2,0.2,0.9,0.8,12,0.99\nvidC,7,0.2,0.2,0.9,0.8,12,0.95\n")
     before = read_ava(*files.values())

@@ -87,7 +87,7 @@ def test_files_equal_the_plain_version(golden: Path, keep: int | None) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("keep", [None, 1, 9])
-def test_equal_boxes_and_scores_are_judged_as_in_the_plain_version(seed: int, keep: int | None) -> None:
+def test_ties_are_resolved_as_in_the_plain_version(seed: int, keep: int | None) -> None:
     groundtruth, detections = random_rows(seed)
     mean, ap = rows_map(*plain(groundtruth, detections), ACTIONS, keep=keep)
     result = average_precision(groundtruth, detections, actions=ACTIONS, rows_per_frame=keep)
@@ -106,7 +106,7 @@ def test_other_thresholds(threshold: float) -> None:
     assert result.mean_ap == pytest.approx(mean, abs=1e-12)
 
 
-def test_pairs_in_many_pieces_are_judged_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_change_matches(monkeypatch: pytest.MonkeyPatch) -> None:
     groundtruth, detections = random_rows(3, frames=2)
     whole = match(groundtruth, detections, ACTIONS)
     monkeypatch.setattr("videomaskfeat.boxes._PAIRS", 7)
@@ -116,7 +116,7 @@ def test_pairs_in_many_pieces_are_judged_alike(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("keep", [None, 5])
-def test_order_of_rows_changes_no_bit(keep: int | None) -> None:
+def test_order_of_rows_does_not_change_the_result(keep: int | None) -> None:
     """As parts of several processes come together; equal scores included."""
     groundtruth, detections = random_rows(4, levels=3)
     first = average_precision(groundtruth, detections, actions=ACTIONS, rows_per_frame=keep)
@@ -163,7 +163,7 @@ def test_later_precision_lifts_earlier_points() -> None:
     assert average_precision(truth, found, actions=[2]).mean_ap == pytest.approx(2 / 3, abs=1e-15)
 
 
-def test_detection_may_take_only_the_box_that_it_overlaps_most() -> None:
+def test_detection_matches_only_the_box_of_largest_overlap() -> None:
     """Both detections overlap both persons enough, yet the second one's best is taken: one hit of two."""
     assert overlaps(np.array([BOX]), np.array([OTHER]))[0] > 0.5
     truth = GroundTruth(np.array([0, 0]), np.array([BOX, OTHER]), np.full(2, 2))
@@ -174,13 +174,13 @@ def test_detection_may_take_only_the_box_that_it_overlaps_most() -> None:
     assert average_precision(truth, found, actions=[2]).mean_ap == 0.5
 
 
-def test_overlap_of_exactly_half_is_enough() -> None:
+def test_overlap_equal_to_the_threshold_is_a_hit() -> None:
     truth = GroundTruth(np.array([0]), np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([2]))
     assert average_precision(truth, one_action([[0, 0, 1, 0.5]], [1.0], [0]), actions=[2]).mean_ap == 1.0
     assert average_precision(truth, one_action([[0, 0, 1, 0.499]], [1.0], [0]), actions=[2]).mean_ap == 0.0
 
 
-def test_other_frames_and_actions_do_not_meet() -> None:
+def test_other_frames_and_actions_do_not_match() -> None:
     truth = GroundTruth(np.array([0, 5]), np.array([BOX, BOX]), np.array([2, 3]))
     found = Detections(
         np.array([1, 0, 5]), np.array([BOX] * 3), np.array([2, 3, 2]), np.array([0.9, 0.8, 0.7])
@@ -188,7 +188,7 @@ def test_other_frames_and_actions_do_not_meet() -> None:
     assert average_precision(truth, found, actions=[2, 3]).ap == {2: 0.0, 3: 0.0}
 
 
-def test_actions_without_ground_truth_leave_the_mean() -> None:
+def test_actions_without_ground_truth_are_not_averaged() -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
     found = Detections(np.array([0, 0]), np.array([BOX, BOX]), np.array([2, 3]), np.array([0.5, 0.9]))
     result = average_precision(truth, found, actions=[2, 3])
@@ -196,13 +196,13 @@ def test_actions_without_ground_truth_leave_the_mean() -> None:
     assert math.isnan(result.ap[3])
 
 
-def test_no_detections_score_nothing() -> None:
+def test_no_detections_score_zero() -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
     result = average_precision(truth, one_action([], [], []), actions=[2])
     assert (result.mean_ap, result.ap) == (0.0, {2: 0.0})
 
 
-def test_single_precision_is_scored_as_its_values_stand() -> None:
+def test_float32_detections_score_equally() -> None:
     groundtruth, detections = random_rows(5)
     small = Detections(
         detections.frames,
@@ -226,7 +226,7 @@ def test_rows_of_box_scores_go_box_by_box() -> None:
     np.testing.assert_array_equal(rows.scores, scores.ravel())
 
 
-def test_best_rows_are_of_listed_actions_and_of_each_key_frame() -> None:
+def test_best_rows_per_key_frame_are_of_listed_actions() -> None:
     rows = Detections(
         np.array([0, 0, 0, 1, 0]),
         np.array([BOX] * 5),
@@ -238,7 +238,7 @@ def test_best_rows_are_of_listed_actions_and_of_each_key_frame() -> None:
     assert kept.actions.tolist() == [2, 2]
 
 
-def test_parts_by_persons_are_scores_of_their_key_frames() -> None:
+def test_scores_by_persons_equal_scores_of_their_key_frames() -> None:
     """Each part equals the score of its own key frames alone."""
     groundtruth, detections = random_rows(6, frames=20)
     frames = np.unique(groundtruth.frames)
@@ -263,7 +263,7 @@ def test_parts_by_persons_are_scores_of_their_key_frames() -> None:
         assert part.detections == np.isin(found.actions, ACTIONS).sum()
 
 
-def test_parts_by_size_hold_no_size_against_another() -> None:
+def test_scores_by_size_ignore_detections_of_other_sizes() -> None:
     """A large box found twice, once by a medium one; a small one missed; a false positive of medium size."""
     large, small = [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.1, 0.1]
     truth = GroundTruth(np.array([0, 1]), np.array([large, small]), np.array([2, 2]))
@@ -279,28 +279,28 @@ def test_parts_by_size_hold_no_size_against_another() -> None:
     assert parts[2].mean_ap == 1.0
 
 
-def test_score_that_is_no_number() -> None:
+def test_nan_score_is_refused() -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(UserError, match="1 of 2 detections have a score that is not a number; their order"):
+    with pytest.raises(
+        UserError, match="1 of 2 detections have a score that is not a number; check the model"
+    ):
         average_precision(truth, one_action([BOX, BOX], [0.5, math.nan], [0, 0]), actions=[2])
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, math.nan])
-def test_threshold_out_of_range(threshold: float) -> None:
+def test_threshold_out_of_range_is_refused(threshold: float) -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(UserError, match=r"iou_threshold=.* is not above 0 and at most 1"):
+    with pytest.raises(UserError, match=r"iou_threshold=.* must be above 0 and at most 1"):
         average_precision(truth, one_action([BOX], [0.5], [0]), actions=[2], iou_threshold=threshold)
 
 
-def test_rows_per_frame_out_of_range() -> None:
+def test_rows_per_frame_out_of_range_is_refused() -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(UserError, match="rows_per_frame=0 leaves nothing; take 1 or more"):
+    with pytest.raises(UserError, match="rows_per_frame=0 must be at least 1"):
         average_precision(truth, one_action([BOX], [0.5], [0]), actions=[2], rows_per_frame=0)
 
 
-def test_nothing_to_find() -> None:
+def test_actions_without_ground_truth_are_refused() -> None:
     truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([7]))
-    with pytest.raises(
-        UserError, match="none of the 4 actions has ground truth, so there is nothing to score"
-    ):
+    with pytest.raises(UserError, match="none of the 4 actions has ground truth; check the action ids"):
         average_precision(truth, one_action([BOX], [0.5], [0]), actions=ACTIONS)

@@ -19,7 +19,7 @@ def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.5), (37, 0.07), (100, 2.0)])
-def test_equals_plain_python(k: int, temperature: float) -> None:
+def test_knn_equals_plain_python(k: int, temperature: float) -> None:
     """Float32 cosines, divided by 0.07, against float64: 1e-5."""
     train, labels, test = draw()
     scores = knn_scores(train, labels, test, classes=6, k=k, temperature=temperature)
@@ -31,7 +31,7 @@ def test_equals_plain_python(k: int, temperature: float) -> None:
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
 
 
-def test_two_neighbours_by_hand() -> None:
+def test_votes_of_two_neighbors() -> None:
     """Cosines 1 and 0: votes exp(1/t) and 1, whatever the features' lengths."""
     train, labels = np.array([[0.0, 7.0], [2.0, 0.0], [-1.0, 0.0]]), np.array([2, 0, 1])
     scores = knn_scores(train, labels, np.array([[3.0, 0.0]]), classes=3, k=2, temperature=0.5)
@@ -39,7 +39,7 @@ def test_two_neighbours_by_hand() -> None:
     np.testing.assert_allclose(scores, [[near / (near + 1), 0, 1 / (near + 1)]], atol=1e-7)
 
 
-def test_equally_similar_ones_come_in_order() -> None:
+def test_ties_prefer_the_first_neighbor() -> None:
     train = np.array([[1.0, 0.0]] * 5 + [[1.0, 0.1]])
     labels = np.array([3, 1, 1, 0, 0, 2])
     scores = knn_scores(train, labels, np.array([[5.0, 0.5]]), classes=4, k=2, temperature=1.0)
@@ -48,10 +48,10 @@ def test_equally_similar_ones_come_in_order() -> None:
     np.testing.assert_allclose(lone, [[0, 2 / 3, 0, 1 / 3]], atol=1e-7)
 
 
-def test_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_change_knn(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels, test = draw(1)
     whole = knn_scores(train, labels, test, classes=4)
-    monkeypatch.setattr(features, "_CELLS", 3 * len(train))
+    monkeypatch.setattr(features, "_MAX_SIMILARITIES", 3 * len(train))
     np.testing.assert_allclose(knn_scores(train, labels, test, classes=4), whole, atol=1e-5)
 
 
@@ -67,10 +67,10 @@ def test_low_temperature_does_not_overflow() -> None:
     [
         ({"k": 0}, r"k=0, temperature=0\.07: k must be at least 1"),
         ({"temperature": 0.0}, "temperature=0: k must be at least 1, temperature above 0"),
-        ({"classes": 3}, r"labels are 0\.\.3, and there are 3 classes \(0\.\.2\)"),
+        ({"classes": 3}, r"labels are 0\.\.3, but there are 3 classes \(0\.\.2\)"),
     ],
 )
-def test_impossible_neighbors(arguments: dict[str, float], words: str) -> None:
+def test_invalid_knn_arguments_are_refused(arguments: dict[str, float], words: str) -> None:
     train, labels, test = draw()
     with pytest.raises(UserError, match=words):
         knn_scores(train, labels, test, **{"classes": 4, **arguments})  # type: ignore[arg-type]
@@ -84,8 +84,8 @@ def clouds() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of three overlapping clouds, their labels, and further features."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) % CLASSES
-    centres = rng.normal(size=(CLASSES, WIDTH))
-    train = centres[labels] + rng.normal(size=(60, WIDTH)) * [1, 10, 0.1, 1, 1] + 5
+    centers = rng.normal(size=(CLASSES, WIDTH))
+    train = centers[labels] + rng.normal(size=(60, WIDTH)) * [1, 10, 0.1, 1, 1] + 5
     return train.astype(np.float32), labels, rng.normal(size=(7, WIDTH)).astype(np.float32) + 5
 
 
@@ -111,7 +111,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("penalty", [1e-2, 0.3])
-def test_the_fit_is_that_of_plain_gradient_descent(
+def test_fit_equals_plain_gradient_descent(
     clouds: tuple[np.ndarray, np.ndarray, np.ndarray], penalty: float
 ) -> None:
     """Float32 results of float64 fits that both end at gradients near 1e-9: equal to 1e-6."""
@@ -132,7 +132,7 @@ def test_scale_shift_and_constant_features_change_nothing(
     )
 
 
-def test_a_class_without_examples_gets_little() -> None:
+def test_class_without_examples_has_low_probability() -> None:
     """Its bias falls as far as the fit wants: the share of a class that never comes tends to 0."""
     train = np.array([[0.0], [1.0], [0.0], [1.0]], np.float32)
     scores = linear_probe_scores(train, np.array([0, 1, 0, 1]), train, classes=3)
@@ -144,11 +144,11 @@ def test_a_class_without_examples_gets_little() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"penalty": 0.0}, r"penalty=0: must be above 0"),
-        ({"classes": 2}, r"the labels are 0..2, and there are 2 classes \(0..1\)"),
+        ({"penalty": 0.0}, r"penalty=0 must be above 0"),
+        ({"classes": 2}, r"the training labels are 0..2, but there are 2 classes \(0..1\)"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_probe_arguments_are_refused(
     clouds: tuple[np.ndarray, np.ndarray, np.ndarray], change: dict[str, float], words: str
 ) -> None:
     """In words that say why."""
@@ -156,5 +156,5 @@ def test_what_cannot_be_is_refused(
     options = {"classes": CLASSES, **change}
     with pytest.raises(UserError, match=words):
         linear_probe_scores(train, labels, test, **options)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="differ in width; take both from one encoder"):
+    with pytest.raises(UserError, match="differ in width; use one encoder for both"):
         linear_probe_scores(train, labels, test[:, :2], classes=CLASSES)

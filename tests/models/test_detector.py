@@ -40,7 +40,7 @@ def small(**changes: Any) -> Detector:
 
 
 def maps_of(model: Detector, clips: Tensor, **changes: Any) -> Tensor:
-    """Normalised tokens [B, t, h, w, D] from a plain encoder of the same weights."""
+    """Normalized tokens [B, t, h, w, D] from a plain encoder of the same weights."""
     encoder = MViT(**{**SMALL, **changes}, final_norm=False).eval()
     missing, _ = encoder.load_state_dict(model.state_dict(), strict=False)
     assert not missing
@@ -64,7 +64,7 @@ def test_logits_follow_the_definition_at_both_strides(q_pool_at: tuple[int, ...]
 
 @torch.no_grad()
 @pytest.mark.parametrize("temporal", ["late_mean", "late_max"])
-def test_late_pooling_cuts_the_boxes_from_every_step(temporal: str) -> None:
+def test_late_pooling_crops_boxes_at_each_step(temporal: str) -> None:
     model, clips = small(temporal=temporal).eval(), torch.randn(2, 3, 6, 32, 48)
     maps = maps_of(model, clips)  # 3 steps
     steps = torch.stack([cut(maps[:, step], BOXES, 16) for step in range(3)])
@@ -73,7 +73,7 @@ def test_late_pooling_cuts_the_boxes_from_every_step(temporal: str) -> None:
 
 
 @torch.no_grad()
-def test_scene_is_the_mean_of_the_box_own_clip() -> None:
+def test_scene_is_the_mean_of_the_boxs_clip() -> None:
     model, clips = small(scene=True, bins=3).eval(), torch.randn(2, 3, 4, 32, 48)
     maps = maps_of(model, clips)
     whole = maps.mean((1, 2, 3))[[0, 0, 1, 1, 1]]
@@ -83,7 +83,7 @@ def test_scene_is_the_mean_of_the_box_own_clip() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("temporal", TEMPORAL)
-def test_a_box_is_judged_alone_and_in_its_own_clip(temporal: str) -> None:
+def test_logits_of_a_box_depend_on_its_own_clip_only(temporal: str) -> None:
     model, clips = small(temporal=temporal, scene=True).eval(), torch.randn(2, 3, 4, 32, 48)
     logits = model(clips, BOXES)
     order = torch.tensor([4, 0, 2, 3, 1])
@@ -94,7 +94,7 @@ def test_a_box_is_judged_alone_and_in_its_own_clip(temporal: str) -> None:
 
 
 @torch.no_grad()
-def test_whole_frames_are_seen_as_by_a_model_made_for_them() -> None:
+def test_other_frame_shapes_equal_a_model_of_that_size() -> None:
     """Interpolating position tables in forward equals resizing them once, for frames of another shape."""
     square = small().eval()
     wide = small(clip_size=(4, 48, 64)).eval()
@@ -105,7 +105,7 @@ def test_whole_frames_are_seen_as_by_a_model_made_for_them() -> None:
 
 
 @torch.no_grad()
-def test_an_odd_number_of_tokens_leaves_the_places_of_cells() -> None:
+def test_odd_numbers_of_tokens_do_not_shift_cells() -> None:
     """Poolings start at the first token, so a longer frame only adds cells behind the last."""
     model, clips = small(relative_space=False).eval(), torch.randn(1, 3, 4, 36, 52)
     maps = model.maps(clips)
@@ -161,8 +161,8 @@ def test_named_detectors_keep_the_maps_of_pre_training(
         assert all(own[key] == shape for key, shape in shared.items())
 
 
-def test_a_place_outside_the_batch_is_named() -> None:
-    with pytest.raises(UserError, match="boxes name places 0 to 1 in a batch of 1"):
+def test_box_index_outside_the_batch_is_refused() -> None:
+    with pytest.raises(UserError, match="boxes have batch indices 0 to 1 in a batch of 1"):
         small()(torch.randn(1, 3, 4, 32, 48), BOXES)
 
 

@@ -47,7 +47,7 @@ def traced(model: nn.Module, *inputs: Tensor) -> torch.export.ExportedProgram:
         {"kv_stride": (1, 8, 8), "clip_size": (8, 64, 64), "absolute_positions": "separable"},
     ],
 )
-def test_encoder_is_exported_in_torchs_operators(arguments: dict[str, Any]) -> None:
+def test_encoder_is_exported_as_torch_operators(arguments: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = MViT(**{**SMALL, **arguments}).eval()
     program = traced(model, torch.randn(2, 3, 4, 32, 32))

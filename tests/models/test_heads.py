@@ -37,8 +37,8 @@ def tokens_of(model: Classifier, clips: Tensor) -> Tensor:
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight + bias
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight + bias
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_attentive_head_follows_its_definition() -> None:
 
 
 @torch.no_grad()
-def test_attentive_probe_sees_the_normalised_tokens_of_the_grid() -> None:
+def test_attentive_probe_sees_the_normalized_grid_tokens() -> None:
     model, clips = small(head="attentive"), torch.randn(2, 3, 4, 32, 32)
     expected = model.head(layer_norm(tokens_of(model, clips)[:, 1:], model.norm))
     torch.testing.assert_close(model(clips), expected, atol=1e-5, rtol=1e-5)
@@ -119,7 +119,7 @@ def test_dropout_drops_in_training_only() -> None:
     assert torch.equal(model(clips), model(clips))
 
 
-def test_features_at_every_depth_are_those_of_a_loop() -> None:
+def test_features_at_every_depth_equal_a_loop() -> None:
     model, clips = small().eval(), torch.randn(2, 3, 4, 32, 48)
     with torch.no_grad():
         tokens, grid = model.patch_embed(clips)
@@ -135,7 +135,7 @@ def test_features_at_every_depth_are_those_of_a_loop() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("head", "norm_first"), [("mean", False), ("linear", False), ("token", True)])
-def test_pooled_features_are_normalised_where_the_head_was_trained_so(head: str, norm_first: bool) -> None:
+def test_pooled_features_are_normalized_as_in_the_head(head: str, norm_first: bool) -> None:
     model, clips = small(head=head).eval(), torch.randn(2, 3, 4, 32, 32)
     tokens = tokens_of(model, clips)[:, 1:]
     expected = (
@@ -153,7 +153,7 @@ def test_features_of_a_pre_trained_model_have_no_final_norm() -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 5, -1])
-def test_features_of_no_block_are_refused(depth: int) -> None:
+def test_features_at_an_unknown_depth_are_refused(depth: int) -> None:
     with pytest.raises(UserError, match=rf"depth {depth}: the encoder has blocks 1\.\.4"):
         small().features(torch.randn(1, 3, 4, 32, 32), depth=depth)
 

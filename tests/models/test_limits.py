@@ -22,10 +22,10 @@ from videomaskfeat.targets.hog import HogTarget
         ({"width": 10**9}, "width 1000000000 must be an integer of at most"),
         ({"clip_size": [10**6, 64, 64]}, "clip_size 1000000 must be an integer of at most"),
         ({"classes": 10**12}, "classes 1000000000000 must be an integer of at most"),
-        ({"classes": 10**8, "width": 2**14, "heads": 1}, "needs [0-9.]+ [GT]B or more to be trained"),
+        ({"classes": 10**8, "width": 2**14, "heads": 1}, "needs at least [0-9.]+ [GT]B for training"),
         (
             {"width": 2**17, "heads": 1},
-            r"needs .* and this machine has [0-9.]+ GB; make its arguments smaller",
+            r"needs .* but this machine has [0-9.]+ GB; reduce its arguments",
         ),
         ({"depth": 6.0}, "depth 6.0 must be an integer"),
         ({"width": "96"}, "width '96' must be an integer"),
@@ -51,7 +51,7 @@ def test_widths_that_double_too_often_are_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(2**40, 2**40), (2**62, 3), (2**65,), (-1,)], ids=str)
 def test_size_beyond_64_bits_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"^a table has a size that no machine can hold; make its arguments"):
+    with pytest.raises(UserError, match=r"^a table is too large for any machine; reduce its arguments"):
         limits.build_within_memory(lambda: torch.empty(shape), "a table")
 
 
@@ -65,18 +65,18 @@ def range_of(count: int) -> list[int]:
 
 
 def test_memory_counts_training_four_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a model to be trained weights, gradients and two moments; of one to be loaded the weights alone."""
+    """Training needs weights, gradients and two moments; loading needs the weights only."""
     model = create_model("vit_nano")
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     monkeypatch.setattr(limits, "machine_memory", lambda: 4 * size)
     create_model("vit_nano")
     monkeypatch.setattr(limits, "machine_memory", lambda: 4 * size - 1)
-    with pytest.raises(UserError, match="to be trained"):
+    with pytest.raises(UserError, match="for training"):
         create_model("vit_nano")
     monkeypatch.setattr(limits, "machine_memory", lambda: size)
     create_unset("vit_nano")
     monkeypatch.setattr(limits, "machine_memory", lambda: size - 1)
-    with pytest.raises(UserError, match=r"model 'vit_nano' needs .* MB or more, and this machine has"):
+    with pytest.raises(UserError, match=r"model 'vit_nano' needs at least .* MB, but this machine has"):
         create_unset("vit_nano")
 
 
@@ -103,10 +103,10 @@ def test_tokenizers_are_bounded_alike(kind: str) -> None:
         create_tokenizer(kind, vocabulary=10**12)
     with pytest.raises(UserError, match=f"tokenizer {kind!r}: mean nan must be"):
         create_tokenizer(kind, mean=float("nan"))
-    with pytest.raises(UserError, match=f"tokenizer {kind!r} needs .* [GT]B or more"):
+    with pytest.raises(UserError, match=f"tokenizer {kind!r} needs at least .* [GT]B"):
         create_tokenizer(kind, vocabulary=10**8, code_width=2**17)
 
 
 def test_hog_bins_are_bounded() -> None:
-    with pytest.raises(UserError, match="HOG bins 1000000000: at most 360"):
+    with pytest.raises(UserError, match="HOG bins 1000000000 must be at most 360"):
         HogTarget(bins=10**9)

@@ -135,9 +135,11 @@ def test_masks_of_unequal_size_are_refused() -> None:
         small()(torch.randn(2, 3, 4, 16, 24), mask)
 
 
-@pytest.mark.parametrize(("hidden", "left"), [(0, "nothing hidden"), (12, "nothing visible to the encoder")])
-def test_masks_of_nothing_and_of_everything_are_refused(hidden: int, left: str) -> None:
-    with pytest.raises(UserError, match=rf"masks leave {left} among 12 cubes; change mask.ratio"):
+@pytest.mark.parametrize(
+    ("hidden", "problem"), [(0, "no cube is hidden"), (12, "no cube is visible to the encoder")]
+)
+def test_masks_of_nothing_and_of_everything_are_refused(hidden: int, problem: str) -> None:
+    with pytest.raises(UserError, match=rf"{problem}, of 12 cubes; change mask.ratio"):
         small()(torch.randn(2, 3, 4, 16, 24), masks(2, hidden=hidden))
 
 

@@ -96,11 +96,11 @@ def test_last_blocks_are_those_of_their_depths(kind: tuple[str, dict[str, object
 def test_blocks_of_another_size_are_refused() -> None:
     with pytest.raises(
         UserError,
-        match="blocks 3: the last block gives 2x4x4 cells of 16 values, and the one 3 from the end 2x8x8 "
-        "cells of 16 values; take at most 2",
+        match="blocks 3: the last block outputs 2x4x4 cells of 16 values, the block 3 from the end 2x8x8 "
+        "cells of 16 values; use at most 2",
     ):
         check_last_blocks(encoder_of_kind(MVIT), 3, SIZE)
-    with pytest.raises(UserError, match="blocks 4: must be between 1 and 3"):
+    with pytest.raises(UserError, match="blocks 4 must be between 1 and 3"):
         check_last_blocks(encoder_of_kind(VIT), 4, SIZE)
 
 
@@ -120,7 +120,7 @@ def test_predictors_keep_the_grid_and_the_transformer_sees_other_cells() -> None
 
 def test_impossible_predictors_are_refused() -> None:
     with pytest.raises(
-        UserError, match="a predictor of depth 1, width 8, heads 3: all must be positive, heads a"
+        UserError, match="predictor_depth 1, predictor_width 8, predictor_heads 3: all must be positive, and"
     ):
         TransformerPredictor(16, hidden_width=8, depth=1, heads=3, grid=TokenGrid(1, 1, 1))
     with pytest.raises(UserError, match="hidden_width 0 must be positive"):

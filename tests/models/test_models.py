@@ -143,7 +143,7 @@ def test_encoder_taken_out_gives_the_features_of_the_whole_model(case: str) -> N
 
 
 def test_encoder_of_a_model_of_unknown_arguments_is_refused() -> None:
-    with pytest.raises(UserError, match="a Linear that create_model did not make has no encoder"):
+    with pytest.raises(UserError, match="cannot extract the encoder of a Linear"):
         encoder_of(nn.Linear(1, 1))
 
 
@@ -222,7 +222,7 @@ def test_parameter_counts_are_the_published_ones(name: str, arguments: dict[str,
         ("mean", {"absolute_positions": "sincos"}, "absolute_positions 'sincos' is unknown; there are none"),
         ("mean", {"widen_at": (9,)}, r"widen_at \(9,\): a model of depth 4 has no block 9"),
         ("mean", {"q_pool_at": (4,)}, r"q_pool_at \(4,\): a model of depth 4 has no block 4"),
-        ("mean", {"heads": 3}, "heads 3: all must be positive, heads a divisor of width"),
+        ("mean", {"heads": 3}, "heads 3: all must be positive, and heads must divide width"),
         (
             "mean",
             {"clip_size": (4, 30, 32)},
@@ -231,37 +231,41 @@ def test_parameter_counts_are_the_published_ones(name: str, arguments: dict[str,
         ("mean", {"cube_kernel": (3, 12, 12)}, r"cube_kernel \(3, 12, 12\).*one token per cube"),
         ("mean", {"head": "men"}, "head 'men' is unknown; did you mean 'mean'"),
         ("mean", {"classes": 0}, "classes 0 must be positive"),
-        ("mean", {"dropout": 1.0}, r"dropout 1.0 in 0..1"),
-        ("mean", {"final_norm": False}, "final_norm cannot be set on a classifier"),
-        ("mean", {"mean_first": True}, "cannot be set on a classifier, nor mean_first"),
+        ("mean", {"dropout": 1.0}, r"dropout 1.0 must be in \[0, 1\)"),
+        ("mean", {"final_norm": False}, "final_norm and mean_first cannot be set on a classifier"),
+        ("mean", {"mean_first": True}, "final_norm and mean_first cannot be set on a classifier"),
         ("token", {"class_token": False}, "head 'token' needs class_token true"),
         ("mean", {"drop_paths": 0.1}, "argument 'drop_paths' is unknown; did you mean 'drop_path'"),
         ("mean vit", {"absolute_positions": "sincoss"}, r"'sincoss' is unknown; did you mean 'sincos'"),
-        ("mean vit", {"heads": 3}, "width 16, heads 3: all must be positive, heads a divisor of width"),
-        ("mean vit", {"absolute_positions": "sincos", "width": 24}, "a multiple of 16, and 24 is none"),
+        ("mean vit", {"heads": 3}, "width 16, heads 3: all must be positive, and heads must divide width"),
+        ("mean vit", {"absolute_positions": "sincos", "width": 24}, "width 24 must be a multiple of 16"),
         ("mean vit", {"clip_size": (4, 20, 16)}, "clip height 20 is not a positive multiple of the cube"),
         ("mean vit", {"depth": 0}, "depth 0, width 16"),
         ("maskfeat", {"values_per_token": 0}, "values_per_token 0 must be positive"),
         ("maskfeat", {"final_norm": True}, "final_norm cannot be set"),
         ("mae", {"decoder_heads": 3}, "decoder_width 64, decoder_heads 3: both must be positive"),
-        ("mae", {"decoder_depth": -1}, "decoder_depth -1 at least 0"),
+        ("mae", {"decoder_depth": -1}, "decoder_depth -1 must not be negative"),
         ("mae", {"values_per_token": 0}, "values_per_token 0 must be positive"),
         ("mae", {"decoder_positions": "separable"}, "'separable' is unknown; there are joint, sincos"),
         (
             "mae",
             {"decoder_positions": "sincos", "decoder_width": 24},
-            "decoder_width 24 is no multiple of 16",
+            "decoder_width 24 must be a multiple of 16",
         ),
         ("mae", {"final_norm": False}, "final_norm cannot be set on an MAE model"),
         ("detector", {"temporal": "late_men"}, "temporal 'late_men' is unknown; did you mean 'late_mean'"),
-        ("detector", {"classes": 0}, "classes 0 and bins 7 must be positive"),
+        ("detector", {"classes": 0}, "classes 0 must be positive"),
         ("detector", {"bins": 0}, "bins 0 must be positive"),
-        ("detector", {"dropout": 1.0}, r"dropout 1.0 in 0..1, 1 excluded"),
-        ("detector", {"mean_first": True}, "cannot be set on a detector, nor mean_first"),
-        ("detector", {"q_pool_stride": (1, 1, 2)}, "a cell every 4 rows and 16 columns of pixels"),
+        ("detector", {"dropout": 1.0}, r"dropout 1.0 must be in \[0, 1\)"),
+        ("detector", {"mean_first": True}, "final_norm and mean_first cannot be set on a detector"),
+        (
+            "detector",
+            {"q_pool_stride": (1, 1, 2)},
+            "one cell of the map covers 4 rows and 16 columns of pixels",
+        ),
     ],
 )
-def test_impossible_arguments_are_named(case: str, arguments: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_refused(case: str, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         build(case, **arguments)
 

@@ -31,8 +31,8 @@ def test_distance_is_the_mean_over_depths_of_normalised_features() -> None:
         for picture in (first, second):
             clip = ((picture - 0.4) / 0.2)[:, :, None].repeat(1, 1, 2, 1, 1)
             features = encoder().eval().features(clip, depth=depth, pooled=False)
-            centred = features - features.mean(-1, keepdim=True)
-            parts.append(centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+            centered = features - features.mean(-1, keepdim=True)
+            parts.append(centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt())
         expected.append((parts[0] - parts[1]).square().mean())
     assert distance(first, second).item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
     assert distance(first, first) == 0
@@ -58,5 +58,5 @@ def test_depths_that_the_encoder_lacks_are_named(depths: list[int]) -> None:
 
 
 def test_model_without_features_is_refused() -> None:
-    with pytest.raises(UserError, match="a Linear gives no features at a depth"):
+    with pytest.raises(UserError, match="a Linear has no features per depth"):
         PerceptualDistance(nn.Linear(2, 2), depths=[1])

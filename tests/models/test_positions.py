@@ -50,10 +50,13 @@ def test_still_clip_gives_the_tokens_of_its_picture(absolute: str, inflate: str)
     )
     assert report.inflated == ("patch_embed.proj.weight", *positions)
     assert not {*report.inflated} & {*report.loaded, *report.resized, *report.new}
-    assert f"inflated from images, the kernel {inflate} (patch_embed.proj.weight, pos_embed" in str(report)
+    words = f"inflated from an image model, kernel {inflate} (patch_embed.proj.weight, pos_embed"
+    assert words in str(report)
     row = report.table().splitlines()[1]
     assert row.startswith(f"inflated     {len(report.inflated)}  patch_embed.proj.weight, pos_embed")
-    assert row.endswith(f"from images: the kernel {inflate} over the frames, positions repeated over time")
+    assert row.endswith(
+        f"from an image model: kernel {inflate} over the frames, positions repeated over time"
+    )
     assert report.to_dict()["inflated"] == list(report.inflated)
 
 

@@ -1,4 +1,4 @@
-"""Heads of self-distillation, and batch normalisation over processes."""
+"""Heads of self-distillation, and batch normalization over processes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_prototype_head_is_exact_under_autocast() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"prototypes": 1}, "prototypes 1: must be at least 2"), ({"layers": 0}, "layers 0 must be positive")],
+    [({"prototypes": 1}, "prototypes 1 must be at least 2"), ({"layers": 0}, "layers 0 must be positive")],
 )
 def test_impossible_heads_are_refused(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -91,7 +91,7 @@ def test_adaptive_grids_of_any_size_lose_no_sample(cells: float) -> None:
         torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
 
 
-def test_bins_of_a_slope_are_their_centres() -> None:
+def test_bins_of_a_slope_are_their_centers() -> None:
     """A linear picture is sampled exactly, so a bin's mean is the value at its middle."""
     rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="ij")
     features = torch.stack([rows, columns])[None]
@@ -180,12 +180,12 @@ def test_custom_operator_is_registered_soundly() -> None:
     ("features", "boxes", "output_size", "words"),
     [
         ((2, 3, 4, 5, 6), (1, 5), 7, r"features \[2, 3, 4, 5, 6\] .* are not float \[B, C, H, W\]; average"),
-        ((2, 3, 4, 5), (1, 4), 7, r"boxes \[1, 4\] are not \[R, 5\]: a row is the place in the batch, x1"),
+        ((2, 3, 4, 5), (1, 4), 7, r"boxes \[1, 4\] are not \[R, 5\]: each row is index in the batch, x1"),
         ((2, 3, 4, 5), (5,), 7, r"boxes \[5\] are not \[R, 5\]"),
         ((2, 3, 4, 5), (1, 5), (7, 0), r"output_size=\(7, 0\) and spatial_scale=1.0 must be positive"),
     ],
 )
-def test_impossible_shapes_are_named(
+def test_invalid_shapes_are_refused(
     features: tuple[int, ...], boxes: tuple[int, ...], output_size: int | tuple[int, int], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
@@ -193,9 +193,9 @@ def test_impossible_shapes_are_named(
 
 
 @pytest.mark.parametrize("place", [-1.0, 2.0, float("nan")])
-def test_box_of_no_sample_is_refused(place: float) -> None:
+def test_box_index_outside_the_batch_is_refused(place: float) -> None:
     boxes = torch.tensor([[0.0, 0, 0, 9, 9], [place, 0, 0, 9, 9]])
-    with pytest.raises(UserError, match="in a batch of 2: their first column counts from 0 to 1"):
+    with pytest.raises(UserError, match=r"in a batch of 2; their first column must be in 0\.\.1"):
         roi_align(torch.zeros(2, 3, 4, 5), boxes, 7)
     with pytest.raises(UserError, match=r"features .* of torch\.int64 are not float"):
         roi_align(torch.zeros(2, 3, 4, 5, dtype=torch.int64), boxes, 7)

@@ -29,8 +29,8 @@ from videomaskfeat.models.weights import save_weights
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1, "code_width": 6}
 
 
-def test_relaxed_draw_in_closed_form() -> None:
-    """Three numbers: exp((logit + noise) / temperature), normalised; float32, 1e-6."""
+def test_gumbel_softmax_in_closed_form() -> None:
+    """Three numbers: exp((logit + noise) / temperature), normalized; float32, 1e-6."""
     logits = torch.tensor([[1.0, 0.0, -1.0]])
     noise = torch.tensor([[0.5, 1.0, 0.25]])
     for temperature in (2.0, 1.0, 0.1):
@@ -40,7 +40,7 @@ def test_relaxed_draw_in_closed_form() -> None:
         assert draw[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_cold_draw_is_one_number() -> None:
+def test_low_temperature_gives_a_one_hot_vector() -> None:
     draw = gumbel_softmax(torch.tensor([[0.3, 0.2, 0.1]]), torch.zeros(1, 3), temperature=1e-3)
     assert draw[0].tolist() == pytest.approx([1, 0, 0], abs=1e-6)
 
@@ -60,7 +60,7 @@ def test_straight_through_has_the_hard_value_and_the_soft_gradient() -> None:
     torch.testing.assert_close(logits.grad, expected, atol=1e-6, rtol=0)
 
 
-def test_largest_of_noisy_logits_is_a_draw_from_the_softmax() -> None:
+def test_argmax_of_noisy_logits_samples_the_softmax() -> None:
     """Frequencies over 40,000 draws; three standard deviations are 0.0075 at most."""
     torch.manual_seed(0)
     logits = torch.tensor([0.5, -0.5, 0.0, 1.0])
@@ -83,7 +83,7 @@ def test_shapes_and_range_of_tokens() -> None:
     assert model.decode(tokens).shape == (2, 3, 16, 24)
 
 
-def test_every_parameter_learns() -> None:
+def test_every_parameter_gets_a_gradient() -> None:
     torch.manual_seed(0)
     model = DiscreteVAE(**TINY)
     model(torch.rand(4, 3, 16, 16), temperature=1.0).reconstruction.square().mean().backward()
@@ -92,8 +92,8 @@ def test_every_parameter_learns() -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_frame_that_the_stride_does_not_divide_is_refused() -> None:
-    with pytest.raises(UserError, match="frames of 18x16 pixels are no multiple of the tokenizer's stride 4"):
+def test_frame_size_must_be_a_multiple_of_the_stride() -> None:
+    with pytest.raises(UserError, match="frames of 18x16 pixels must be multiples of the tokenizer stride 4"):
         DiscreteVAE(**TINY).tokens(torch.rand(1, 3, 18, 16))
 
 
@@ -136,7 +136,7 @@ def test_updates_equal_the_slow_loop(decay: float, revive_below: float) -> None:
     assert revived > 0
 
 
-def test_code_converges_on_the_mean_of_what_falls_to_it() -> None:
+def test_code_converges_to_the_mean_of_its_latents() -> None:
     """Two clusters, two codes: m_i / N_i is the mean of cluster i at once and ever after; float32, 1e-5."""
     book = Codebook(vocabulary=2, width=1, decay=0.99)
     book.codes.copy_(torch.tensor([[-1.0], [1.0]]))
@@ -146,7 +146,7 @@ def test_code_converges_on_the_mean_of_what_falls_to_it() -> None:
         torch.testing.assert_close(book.codes, torch.tensor([[-4.0], [3.0]]), atol=1e-5, rtol=0)
 
 
-def test_unused_codes_come_to_life_on_latents_of_the_batch() -> None:
+def test_unused_codes_are_replaced_by_latents() -> None:
     """All latents are nearest to code 0; the others are put on latents, and are used by the next batch."""
     torch.manual_seed(0)
     book = Codebook(vocabulary=8, width=2)
@@ -160,7 +160,7 @@ def test_unused_codes_come_to_life_on_latents_of_the_batch() -> None:
     assert len(book(latents)[0].unique()) > 5
 
 
-def test_code_out_of_use_dies_after_the_time_that_its_decay_gives() -> None:
+def test_unused_code_is_replaced_when_its_average_decays() -> None:
     """Unused from the second batch on, N falls by 0.9 a batch, the mean to 1/2: 0.9^k < 0.05 * 1.. at k = 28.
 
     N_0 = 1 of the mean (2 codes, both used alike at first); then mean_k = (0.9^k + 2 - 0.9^k) / 2 = 1.
@@ -175,7 +175,7 @@ def test_code_out_of_use_dies_after_the_time_that_its_decay_gives() -> None:
     assert revived == [0] * (first - 1) + [1] + [0] * (29 - first)
 
 
-def test_straight_through_gradient_is_that_of_the_codes() -> None:
+def test_straight_through_passes_the_gradient_to_the_latents() -> None:
     """L = sum(w * x^2) at x = code: dL/dlatent = 2 w code; nothing reaches the codes. float32, 1e-6."""
     latents = torch.tensor([[0.9, 2.1]], requires_grad=True)
     codes = torch.tensor([[1.0, 2.0]], requires_grad=True)
@@ -188,7 +188,7 @@ def test_straight_through_gradient_is_that_of_the_codes() -> None:
     assert codes.grad is None
 
 
-def test_gradient_passes_the_codebook_and_every_parameter_learns() -> None:
+def test_gradient_passes_the_codebook_to_every_parameter() -> None:
     torch.manual_seed(0)
     model = VectorQuantizer(**TINY)
     coding = model(torch.rand(4, 3, 16, 16))
@@ -214,7 +214,7 @@ def test_tokens_decode_to_the_reconstruction() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dvae", "vq"])
-def test_file_gives_the_same_tokens_and_draws_no_random_number(kind: str, tmp_path: Path) -> None:
+def test_loaded_tokenizer_equals_the_saved_one(kind: str, tmp_path: Path) -> None:
     tokenizer = create_tokenizer(kind, **TINY, mean=[0.5, 0.4, 0.3], std=0.25)
     save_weights(tmp_path / "tokenizer.safetensors", tokenizer)
     before = torch.get_rng_state()
@@ -232,10 +232,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.safetensors: no such file"):
         load_tokenizer(path)
     save_weights(path, create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()))
-    with pytest.raises(UserError, match="holds the model 'mvitv2_encoder', and a tokenizer is needed"):
+    with pytest.raises(UserError, match="contains the model 'mvitv2_encoder', but a tokenizer is needed"):
         load_tokenizer(path)
     save_weights(path, create_tokenizer("vq", **TINY))
-    with pytest.raises(UserError, match="holds a tokenizer of kind 'vq', and one of kind 'dvae' is needed"):
+    with pytest.raises(UserError, match="contains a tokenizer of kind 'vq', but kind 'dvae' is needed"):
         load_tokenizer(path, kind="dvae")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="truncated or damaged"):
@@ -245,15 +245,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments", "words"),
     [
-        ("dvae", {"stride": 12}, "stride=12: must be a power of two"),
-        ("dvae", {"stride": 1}, "stride=1: must be a power of two, 2 or more"),
-        ("dvae", {"vocabulary": 1}, "vocabulary=1: must be 2 or more"),
-        ("dvae", {"blocks": 0}, "blocks=0: must be 1 or more"),
-        ("dvae", {"std": 0.0}, r"std=0\.0: must be above 0"),
-        ("dvae", {"mean": [0.4, 0.5]}, "mean of 2 numbers: must be one, or one for each of 3"),
-        ("vq", {"decay": 1.0}, r"decay=1\.0: must be at least 0 and below 1"),
-        ("vq", {"revive_below": -0.1}, r"revive_below=-0\.1: must be at least 0"),
-        ("vq", {"code_width": 0}, "code_width=0: must be 1 or more"),
+        ("dvae", {"stride": 12}, "stride=12 must be a power of two"),
+        ("dvae", {"stride": 1}, "stride=1 must be a power of two, 2 or more"),
+        ("dvae", {"vocabulary": 1}, "vocabulary=1 must be 2 or more"),
+        ("dvae", {"blocks": 0}, "blocks 0 must be positive"),
+        ("dvae", {"std": 0.0}, r"std=0\.0 must be above 0"),
+        ("dvae", {"mean": [0.4, 0.5]}, "mean of 2 numbers must be one number, or one per channel"),
+        ("vq", {"decay": 1.0}, r"decay=1\.0 must be at least 0 and below 1"),
+        ("vq", {"revive_below": -0.1}, r"revive_below=-0\.1 must be at least 0"),
+        ("vq", {"code_width": 0}, "code_width 0 must be positive"),
         (
             "vq",
             {"vocabluary": 3},
@@ -263,6 +263,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("dvea", {}, "tokenizer 'dvea' is unknown; did you mean 'dvae'"),
     ],
 )
-def test_impossible_arguments_are_named(kind: str, arguments: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_are_refused(kind: str, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         create_tokenizer(kind, **{**TINY, **arguments})

@@ -40,7 +40,7 @@ def test_video_model_has_deeper_cubes_and_separable_positions(size: str, width: 
     assert counts[0] - counts[1] == width * (3 * 16 * 16 + 8)
 
 
-def test_block_equals_torchs_own_layer() -> None:
+def test_block_equals_torchs_layer() -> None:
     block, layer = Block(16, 4), nn.TransformerEncoderLayer(16, 4, 64, 0.0, "gelu", 1e-6, True, True)
     pairs = {
         "norm1": block.norm1,
@@ -103,13 +103,13 @@ def test_image_is_a_clip_of_one_frame() -> None:
     assert torch.equal(model.features(images), model.features(images[:, :, None]))
 
 
-def test_layer_scale_of_zero_leaves_the_tokens_alone() -> None:
+def test_layer_scale_of_zero_does_not_change_tokens() -> None:
     model = small(layer_scale=0.0)
     tokens, grid = model.patch_embed(torch.randn(1, 3, 4, 16, 16))
     assert torch.equal(model.through_blocks(tokens, grid)[0], model.placed(tokens, grid))
 
 
-def test_detector_stands_on_it() -> None:
+def test_detector_on_a_vision_transformer() -> None:
     model = create_model("vit_nano_detector", **SMALL, classes=4).eval()
     boxes = torch.tensor([[0.0, 0, 0, 8, 8], [1.0, 4, 4, 16, 16]])
     clips = torch.randn(2, 3, 4, 16, 16)
@@ -118,13 +118,13 @@ def test_detector_stands_on_it() -> None:
     torch.testing.assert_close(model(clips[1:], boxes[1:] - torch.tensor([1.0, 0, 0, 0, 0]))[0], logits[1])
 
 
-def test_weights_of_another_size_are_named() -> None:
+def test_weights_of_another_size_are_refused() -> None:
     with torch.device("meta"):
         model, other = create_model("vit_s"), create_model("mae_vit_b")
-    with pytest.raises(UserError, match=r"holds 12 blocks from width 768 .* likely maskfeat_vit_b or"):
+    with pytest.raises(UserError, match=r"has 12 blocks and stem width 768, .* probably maskfeat_vit_b or"):
         load_into(model, other.state_dict(), allow_missing=["head.*"], allow_unused=["*"])
 
 
-def test_clip_of_another_form_is_refused() -> None:
+def test_clip_of_another_shape_is_refused() -> None:
     with pytest.raises(UserError, match=r"clips of shape \(2, 4, 3, 16, 16\) are not \[B, 3, T, H, W\]"):
         small()(torch.randn(2, 4, 3, 16, 16))

@@ -37,7 +37,7 @@ def test_loss_is_the_weighted_sum_of_the_parts_on_their_own_values() -> None:
     assert target.loss_name == "weighted sum of mean squared error (hog) and mean absolute error (raw)"
 
 
-def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
+def test_defaults_of_a_part_are_its_key_and_weight_one() -> None:
     target = CombinedTarget(parts={"hog": None, "pixels": {}}, build=build)
     assert target.weights == {"hog": 1.0, "pixels": 1.0}
     assert [type(part) for part in target.targets] == [HogTarget, PixelTarget]
@@ -51,9 +51,9 @@ def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
             {"hogs": {}},
             r"part 'hogs' of the combined target: target\.name 'hogs' is unknown; did you mean 'hog'",
         ),
-        ({"hog": {"weight": 0}}, r"part 'hog' .* has the weight 0; it must be above 0"),
-        ({"hog": {"weight": -1.0}}, r"has the weight -1\.0; it must be above 0"),
-        ({"hog": {"weight": float("nan")}}, r"has the weight nan; it must be above 0"),
+        ({"hog": {"weight": 0}}, r"part 'hog' .* has weight 0; it must be above 0"),
+        ({"hog": {"weight": -1.0}}, r"has weight -1\.0; it must be above 0"),
+        ({"hog": {"weight": float("nan")}}, r"has weight nan; it must be above 0"),
         (
             {"hog": {"wight": 1}},
             r"key 'wight' is unknown; did you mean 'weight'\? there are name, weight, arguments",
@@ -61,10 +61,10 @@ def test_part_takes_its_own_name_and_a_weight_of_one_by_default() -> None:
         ({"hog": 2}, r"part 'hog' of the combined target is 2; it must be a mapping"),
         (
             {"hog": {}, "pixels": {"arguments": {"output_stride": [2, 8, 8]}}},
-            r"several output strides \(hog \(2, 16, 16\), pixels \(2, 8, 8\)\).*set the target's output_",
+            r"different output strides \(hog \(2, 16, 16\), pixels \(2, 8, 8\)\).*set the target's output_",
         ),
     ],
 )
-def test_parts_that_cannot_be_are_named(parts: dict[str, Any], words: str) -> None:
+def test_invalid_parts_are_refused(parts: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         CombinedTarget(parts=parts, build=build)

@@ -42,7 +42,7 @@ def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_target_is_the_normalised_feature_of_the_whole_clip(teacher: str) -> None:
+def test_target_is_the_normalized_feature_of_the_whole_clip(teacher: str) -> None:
     target = FeatureTarget(teacher=teacher, teacher_mean=0.4, teacher_std=0.2, clip_mean=0.5, clip_std=0.25)
     encoder = target.teacher.encoder
     clips = torch.randn(2, 3, 4, 32, 32)
@@ -61,7 +61,7 @@ def test_target_is_the_normalised_feature_of_the_whole_clip(teacher: str) -> Non
     torch.testing.assert_close(unit(clips), F.normalize(plain, dim=-1), atol=1e-5, rtol=1e-5)
 
 
-def test_levels_of_each_channel_are_told_apart(teacher: str) -> None:
+def test_each_channel_has_its_own_normalization(teacher: str) -> None:
     means = [0.485, 0.456, 0.406]
     target = FeatureTarget(teacher=teacher, normalise="none", teacher_mean=means, teacher_std=[0.2, 0.3, 0.4])
     clips = torch.randn(1, 3, 4, 32, 32)
@@ -103,7 +103,7 @@ def test_teacher_of_images_sees_the_first_frame_of_each_cube(image_teacher: str)
     assert torch.equal(target(changed), made)
 
 
-def test_teacher_gets_no_gradient_and_never_drops(teacher: str) -> None:
+def test_teacher_gets_no_gradient_and_no_dropout(teacher: str) -> None:
     target = FeatureTarget(teacher=teacher, loss="mse").train()
     clips = torch.randn(1, 3, 4, 32, 32, requires_grad=True)
     made = target(clips)
@@ -120,7 +120,7 @@ def test_teacher_gets_no_gradient_and_never_drops(teacher: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "name"), [("smooth_l1", "smooth L1 error"), ("cosine", "one minus the cosine")]
 )
-def test_chosen_loss_is_torchs_own(teacher: str, loss: str, name: str) -> None:
+def test_losses_equal_torchs(teacher: str, loss: str, name: str) -> None:
     target = FeatureTarget(teacher=teacher, loss=loss, beta=0.5)
     predictions, truth = torch.randn(2, 2, 2, 2, 32), torch.randn(2, 2, 2, 2, 32)
     mask = torch.rand(2, 2, 2, 2) < 0.5
@@ -135,7 +135,7 @@ def test_chosen_loss_is_torchs_own(teacher: str, loss: str, name: str) -> None:
 
 
 class HuggingFaceLike(nn.Module):
-    """A class token, then each patch's mean colours; a second block adds 1."""
+    """A class token, then each patch's mean colors; a second block adds 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("foreign")
-def test_models_of_others_are_read_frame_by_frame() -> None:
+def test_other_models_are_applied_per_frame() -> None:
     clips = torch.randn(2, 3, 4, 16, 24)
     means = F.avg_pool3d(clips[:, :, ::2], (1, 8, 8)).permute(0, 2, 3, 4, 1)  # [B, t, h, w, C]
     whole = load_teacher("foreign_models:hugging_face")
@@ -201,28 +201,28 @@ def test_models_of_others_are_read_frame_by_frame() -> None:
         ({"teacher": "gone_models:vit"}, r"gone_models cannot be imported .*install its package"),
         ({"teacher": "foreign_models:vit"}, r"foreign_models has no callable 'vit'"),
         ({"teacher": "foreign_models:number"}, r"foreign_models has no callable 'number'"),
-        ({"teacher": "foreign_models:no_module"}, r"gave a dict, and a torch module is needed"),
+        ({"teacher": "foreign_models:no_module"}, r"returned a dict; it must return a torch module"),
         (
             {"teacher": "foreign_models:linear"},
-            r"a Linear is no vision transformer in the manner of Hugging Face",
+            r"a Linear has neither Hugging Face's interface",
         ),
         (
             {"teacher": "foreign_models:timm", "depth": 2},
-            r"depth can be chosen of Hugging Face's models only",
+            r"only Hugging Face models support depth",
         ),
-        ({"teacher": "hf:gone"}, r"hf:gone: no folder with a config\.json; .*nothing is downloaded"),
+        ({"teacher": "hf:gone"}, r"hf:gone: there is no folder with a config\.json; .*nothing is downloaded"),
         ({"teacher": "foreign_models:timm", "frame_stride": 0}, r"frame_stride 0 must be 1 or more"),
         ({"teacher": "foreign_models:timm", "loss": "cosin"}, r"feature loss 'cosin'.*did you mean 'cosine'"),
         ({"teacher": "foreign_models:timm", "normalise": "layr"}, r"feature normalise 'layr'.*mean 'layer'"),
         ({"teacher": "foreign_models:timm", "beta": 0}, r"feature beta 0 must be above 0"),
     ],
 )
-def test_teacher_that_cannot_be_is_named(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_teacher_is_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         FeatureTarget(**arguments)
 
 
-def test_hugging_face_folder_is_read_with_its_normalisation(tmp_path: Path) -> None:
+def test_hugging_face_folder_is_loaded_with_its_normalization(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -242,40 +242,41 @@ def test_hugging_face_folder_is_read_with_its_normalisation(tmp_path: Path) -> N
         torch.testing.assert_close(made[:, 1], tokens[:, 1:].unflatten(1, (4, 6)), atol=1e-5, rtol=1e-5)
 
 
-def test_folder_without_the_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_transformers_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(
-        UserError, match=r"needs the package transformers.*pip install 'videomaskfeat\[teachers\]'"
+        UserError, match=r"the package transformers is not installed; pip install 'videomaskfeat\[teachers\]'"
     ):
         load_teacher(f"hf:{tmp_path}")
 
 
-def test_depth_beyond_the_teacher_is_refused(teacher: str) -> None:
+def test_unknown_teacher_depth_is_refused(teacher: str) -> None:
     with pytest.raises(UserError, match=r"teacher depth 5: the teacher has blocks 1\.\.4"):
         load_teacher(teacher, depth=5)
 
 
-def test_remedy_says_which_blocks_have_which_grid(teacher: str) -> None:
+def test_grid_remedy_lists_the_grids_of_blocks(teacher: str) -> None:
     made = load_teacher(teacher)
     assert isinstance(made, EncoderTeacher)
     words = (
-        "set target.arguments.depth (the teacher's features are 2x8x8 up to block 1, 2x16x16 up to block 4"
+        "set target.arguments.depth (the teacher's features have strides of "
+        "2x8x8 up to block 1, 2x16x16 up to block 4"
     )
     assert made.grid_remedy.startswith(words)
 
 
-def test_remedy_of_a_teacher_of_one_grid_is_another_teacher(tmp_path: Path) -> None:
+def test_grid_remedy_for_one_grid_is_another_teacher(tmp_path: Path) -> None:
     path = tmp_path / "vit.safetensors"
     sizes: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 2, "width": 8, "heads": 2}
     save_weights(path, create_model("maskfeat_vit_nano", **sizes))
     made = load_teacher(str(path), depth=1)
     assert made(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2, 4, 4, 8)
-    words = "take another teacher (the features of this one are 2x8x8 frames, rows and columns apart)"
+    words = "use another teacher (its features have a stride of 2x8x8 frames, rows and columns)"
     assert made.grid_remedy == words
 
 
-def test_remedy_of_a_teacher_of_images_is_its_frame_stride(image_teacher: str) -> None:
+def test_grid_remedy_for_an_image_teacher_is_frame_stride(image_teacher: str) -> None:
     assert load_teacher(image_teacher).grid_remedy.startswith(
-        "set target.arguments.frame_stride to the frames of the model's cubes"
+        "set target.arguments.frame_stride to the frames per cube of the model"
     )

@@ -16,7 +16,7 @@ from videomaskfeat.targets.hog import HogTarget, hog_features
 
 
 def eight_bit_frames(batch: int = 2, height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
-    """Frames as a decoder gives them, normalised: smooth random shapes, flat patches, exact ties."""
+    """Frames as a decoder gives them, normalized: smooth random shapes, flat patches, exact ties."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (batch, 3, height // 8, width // 8), generator=generator).float()
     frames = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").round()
@@ -44,14 +44,14 @@ def test_zero_horizontal_gradients_do_not_depend_on_rounding_noise() -> None:
     frames = eight_bit_frames()
     noise = torch.empty_like(frames).uniform_(-3e-7, 3e-7, generator=torch.Generator().manual_seed(1))
     noisy = frames + noise
-    edges = hog_features(frames).norm(dim=2, keepdim=True) > 0  # a flat cell would show the noise, normalised
+    edges = hog_features(frames).norm(dim=2, keepdim=True) > 0  # a flat cell would show the noise, normalized
     without = (scatter_hog(noisy, dead_zone=0.0) - scatter_hog(frames, dead_zone=0.0)).abs()
     assert without.max() > 0.1
     torch.testing.assert_close(hog_features(noisy) * edges, hog_features(frames), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("degrees", [10, 50, 90, 130, 170])
-def test_a_ramp_fills_the_bin_of_its_direction_alone(degrees: int) -> None:
+def test_ramp_fills_only_the_bin_of_its_direction(degrees: int) -> None:
     angle = math.radians(degrees)
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     # The kernels subtract right from left and below from above, hence the signs.
@@ -67,7 +67,7 @@ def test_opposite_contrast_gives_the_same_features() -> None:
     torch.testing.assert_close(hog_features(-frames), hog_features(frames), atol=2e-6, rtol=0)
 
 
-def test_flat_cells_are_zero_and_the_others_have_length_one() -> None:
+def test_cells_are_zero_or_have_length_one() -> None:
     features = hog_features(eight_bit_frames())
     assert torch.equal(features[..., 0, :2], torch.zeros_like(features[..., 0, :2]))
     lengths = features[..., :3, 3:].norm(dim=2)
@@ -84,7 +84,7 @@ def test_autocast_and_half_inputs_are_computed_in_float32() -> None:
     assert hog_features(frames.bfloat16()).dtype == torch.float32
 
 
-def test_features_carry_no_gradient_and_leave_the_frames_alone() -> None:
+def test_features_have_no_gradient_and_do_not_change_frames() -> None:
     frames = eight_bit_frames()
     before = frames.clone()
     assert not hog_features(frames.requires_grad_()).requires_grad
@@ -126,7 +126,7 @@ def test_target_of_pictures_equals_the_recorded_one(golden: Path) -> None:
     torch.testing.assert_close(target[hidden], recorded["target_masked"], atol=1e-5, rtol=0)
 
 
-def test_every_target_of_the_table_says_how_many_values_it_gives() -> None:
+def test_values_per_token_is_the_width_of_the_target() -> None:
     clips = torch.rand(1, 3, 2, 32, 32)
     for name in ("hog", "pixels"):  # the others need files or other targets
         target = target_class(name)()
@@ -134,7 +134,7 @@ def test_every_target_of_the_table_says_how_many_values_it_gives() -> None:
 
 
 @pytest.mark.slow
-def test_target_compiles_whole_and_agrees() -> None:
+def test_compiled_target_equals_the_eager_one() -> None:
     clips = eight_bit_frames(batch=4).unflatten(0, (1, 4)).transpose(1, 2)
     module = HogTarget()
     compiled = torch.compile(module, fullgraph=True)
@@ -143,7 +143,7 @@ def test_target_compiles_whole_and_agrees() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("autocast", [False, True])
-def test_cuda_agrees_with_the_cpu(autocast: bool) -> None:
+def test_cuda_equals_cpu(autocast: bool) -> None:
     """In float32 whatever autocast says. A pixel on the border of two bins may go to either."""
     frames = eight_bit_frames()
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
@@ -160,8 +160,8 @@ def test_frames_of_the_wrong_size_are_refused() -> None:
         hog_features(torch.zeros(3, 48, 64))
 
 
-def test_impossible_strides_are_refused() -> None:
-    with pytest.raises(UserError, match=r"columns must be a multiple of the HOG cell, 8 pixels"):
+def test_invalid_strides_are_refused() -> None:
+    with pytest.raises(UserError, match=r"columns must be a multiple of the HOG cell of 8 pixels"):
         HogTarget(output_stride=(2, 16, 12))
     with pytest.raises(UserError, match="differ in time"):
         HogTarget(output_stride=(4, 16, 16))

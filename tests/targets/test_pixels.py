@@ -22,7 +22,7 @@ def test_target_equals_the_recorded_targets_of_mae(golden: Path) -> None:
 
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("frames", ["first", "all"])
-def test_target_equals_the_slow_one(normalised: bool, frames: str) -> None:
+def test_target_equals_the_slow_version(normalised: bool, frames: str) -> None:
     """Float32 against float64, values of order 1: 1e-5; raw pixels are only moved."""
     torch.manual_seed(0)
     clips = torch.randn(2, 3, 4, 8, 12)
@@ -37,7 +37,7 @@ def test_target_equals_the_slow_one(normalised: bool, frames: str) -> None:
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-def test_true_values_come_back_as_the_clip(normalised: bool) -> None:
+def test_target_converts_back_to_the_clip(normalised: bool) -> None:
     clips = torch.randn(2, 3, 4, 32, 48)
     whole = PixelTarget(normalised=normalised, frames="all")
     torch.testing.assert_close(whole.as_clips(whole(clips), clips), clips, atol=1e-5, rtol=0)
@@ -68,7 +68,7 @@ def test_simmim_is_the_mean_of_absolute_errors_of_raw_pixels() -> None:
     assert target.tally().constant is None
 
 
-def test_words_and_sizes_that_are_not_are_named() -> None:
+def test_invalid_names_and_sizes_are_refused() -> None:
     with pytest.raises(UserError, match=r"pixel frames 'last' is unknown; there are first, all"):
         PixelTarget(frames="last")
     with pytest.raises(UserError, match=r"pixel loss 'l1 ' is unknown; did you mean 'l1'\?"):

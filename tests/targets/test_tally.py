@@ -33,7 +33,7 @@ def hidden_rows(given: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
     return torch.cat(predicted), torch.cat(true)
 
 
-def test_squared_error_and_its_constant_are_those_that_were_always_reported() -> None:
+def test_squared_error_and_its_constant_are_exact() -> None:
     """Bit for bit: the sums in float64, in this order."""
     given = batches()
     tally = HogTarget().tally()
@@ -49,7 +49,7 @@ def test_squared_error_and_its_constant_are_those_that_were_always_reported() ->
     assert tally.constant == float((squares / cells - (sums / cells).square()).mean())
 
 
-def test_mean_weighs_hidden_positions_and_not_batches_alike() -> None:
+def test_mean_is_over_hidden_positions_not_batches() -> None:
     given = batches()
     tally = LossTally(masked_l1)
     for one in given:
@@ -60,7 +60,7 @@ def test_mean_weighs_hidden_positions_and_not_batches_alike() -> None:
     assert tally.constant is None
 
 
-def test_no_constant_beats_the_best_one_of_the_cosine() -> None:
+def test_best_constant_of_the_cosine_is_optimal() -> None:
     given = batches()
     tally = CosineTally(masked_cosine)
     for one in given:

@@ -46,13 +46,13 @@ def codebook(tmp_path: Path) -> str:
 
 
 def clips_and_pixels(height: int = 32, width: int = 48) -> tuple[Tensor, Tensor]:
-    """Clips [2, 3, 4, H, W] in a normalisation of one level a channel, and their pixels in 0..1."""
+    """Clips [2, 3, 4, H, W] normalized with one mean and std per channel, and their pixels in 0..1."""
     pixels = torch.rand(2, 3, 4, height, width, generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(level).view(3, 1, 1, 1) for level in (MEAN, STD))
     return (pixels - mean) / std, pixels
 
 
-def test_tokens_are_those_of_the_first_frame_of_each_cube(dvae: str) -> None:
+def test_tokens_belong_to_the_first_frame_of_each_cube(dvae: str) -> None:
     """At an output stride of the tokenizer's own nothing is resized."""
     clips, pixels = clips_and_pixels()
     target = DvaeTarget(weights=dvae, output_stride=(2, 8, 8), clip_mean=MEAN, clip_std=STD)
@@ -68,7 +68,7 @@ def test_tokens_are_those_of_the_first_frame_of_each_cube(dvae: str) -> None:
     assert torch.equal(target(other), tokens)
 
 
-def test_frames_are_made_smaller_until_cells_are_positions(dvae: str) -> None:
+def test_frames_are_resized_to_match_cells_and_positions(dvae: str) -> None:
     """16-pixel positions of 8-pixel tokens: half the size, close to Pillow's bicubic of the same pixels."""
     picture = np.full((1, 32, 48, 3), 90, dtype=np.uint8)
     cv2.circle(picture[0], (20, 15), 9, (170, 120, 140), -1)  # far from 0 and 255, where overshoots are cut
@@ -87,7 +87,7 @@ def test_frames_are_made_smaller_until_cells_are_positions(dvae: str) -> None:
     np.testing.assert_allclose(seen[0][0].permute(1, 2, 0).numpy() * 255, expected, atol=2)
 
 
-def test_published_encoder_serves_as_a_target(tmp_path: Path) -> None:
+def test_published_encoder_is_a_target(tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder = PublishedEncoder(vocabulary=24, width=8, blocks=1)
     torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
@@ -99,7 +99,7 @@ def test_published_encoder_serves_as_a_target(tmp_path: Path) -> None:
     assert target.files == (str(tmp_path / "encoder.pt"),)
 
 
-def test_codebook_gives_the_nearest_codes(codebook: str) -> None:
+def test_codebook_target_is_the_nearest_codes(codebook: str) -> None:
     clips, pixels = clips_and_pixels()
     target = CodebookTarget(weights=codebook, output_stride=(4, 8, 8), clip_mean=MEAN, clip_std=STD)
     tokens = target(clips)
@@ -140,16 +140,20 @@ def test_loss_is_the_cross_entropy_of_the_hidden_tokens(dvae: str) -> None:
     assert tally.constant == pytest.approx(2 / 3 * np.log(3 / 2) + 1 / 3 * np.log(3), rel=1e-6)
 
 
-def test_what_does_not_fit_is_refused_with_both_numbers(dvae: str, codebook: str) -> None:
+def test_mismatches_are_refused_with_both_numbers(dvae: str, codebook: str) -> None:
     with pytest.raises(
-        UserError, match=r"dvae\.safetensors: a tokenizer with a vocabulary of 12, .* want 8192"
+        UserError, match=r"dvae\.safetensors: the tokenizer has a vocabulary of 12, .* is 8192"
     ):
         DvaeTarget(weights=dvae, vocabulary=8192)
-    with pytest.raises(UserError, match=r"vocabulary of 12, .* want 512"):
+    with pytest.raises(UserError, match=r"vocabulary of 12, .* is 512"):
         CodebookTarget(weights=codebook, vocabulary=512)
-    with pytest.raises(UserError, match=r"stand for 8x8 pixels and the model's positions for 4x4.*stride=4"):
+    with pytest.raises(
+        UserError,
+        match=r"a token covers 8x8 pixels, more than the "
+        r"model's positions of 4x4.*stride=4",
+    ):
         DvaeTarget(weights=dvae, output_stride=(2, 4, 4))
-    with pytest.raises(UserError, match=r"output_stride \(2, 16, 8\): .* as many rows as columns"):
+    with pytest.raises(UserError, match=r"output_stride \(2, 16, 8\): .* equal numbers of rows and columns"):
         DvaeTarget(weights=dvae, output_stride=(2, 16, 8))
     with pytest.raises(UserError, match=r"clip height 40 is not a positive multiple of the cube stride 16"):
         DvaeTarget(weights=dvae)(torch.zeros(1, 3, 2, 40, 32))
@@ -160,13 +164,13 @@ def test_wrong_files_are_refused(dvae: str, codebook: str, tmp_path: Path) -> No
         DvaeTarget(weights=str(tmp_path / "gone.safetensors"))
     with pytest.raises(UserError, match=r"gone\.pt: no such file"):
         DvaeTarget(weights=str(tmp_path / "gone.pt"))
-    with pytest.raises(UserError, match="holds a tokenizer of kind 'vq', and one of kind 'dvae' is needed"):
+    with pytest.raises(UserError, match="contains a tokenizer of kind 'vq', but kind 'dvae' is needed"):
         DvaeTarget(weights=codebook)
-    with pytest.raises(UserError, match="holds a tokenizer of kind 'dvae', and one of kind 'vq' is needed"):
+    with pytest.raises(UserError, match="contains a tokenizer of kind 'dvae', but kind 'vq' is needed"):
         CodebookTarget(weights=dvae)
-    with pytest.raises(UserError, match=r"encoder\.pt: is no safetensors file; a codebook comes from"):
+    with pytest.raises(UserError, match=r"encoder\.pt: not a safetensors file; use"):
         CodebookTarget(weights=str(tmp_path / "encoder.pt"))
     other = str(tmp_path / "encoder.safetensors")
     save_weights(other, create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()))
-    with pytest.raises(UserError, match="holds the model 'mvitv2_encoder', and a tokenizer is needed"):
+    with pytest.raises(UserError, match="contains the model 'mvitv2_encoder', but a tokenizer is needed"):
         DvaeTarget(weights=other)

@@ -1,4 +1,4 @@
-"""Pictures and films of videos with mask, target and prediction of a pre-trained model."""
+"""Images and films of videos with mask, target and prediction of a pre-trained model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.workers import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.io import free_name, make_folder
-from videomaskfeat.recipe import PretrainRecipe, denormalize, normalize
+from videomaskfeat.recipe import PretrainRecipe, denormalize
 from videomaskfeat.targets import TARGETS, build_target
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
@@ -32,16 +32,16 @@ from videomaskfeat.viz.pictures import (
 )
 
 DRAWN = ("hog", "pixels")
-"""Targets of which there are pictures."""
+"""Targets that can be drawn."""
 
 
 @dataclass(frozen=True)
 class Visualized:
-    """What was drawn.
+    """The result of :func:`draw_videos`.
 
     Attributes:
-        written: a picture and a film for each video that could be read.
-        failures: one error, with path and cause, for each that could not.
+        written: an image and a film for each video that could be read.
+        failures: one error, with path and cause, for each unreadable video.
     """
 
     written: list[Path]
@@ -62,28 +62,28 @@ def draw_videos(
     """Draw the center crop of the middle clip of each video; the model's training mode is restored.
 
     Args:
-        model: predicts the recipe's target.
+        model: predicts the target of the recipe.
         videos: paths.
-        out: folder to write ``NAME.png`` into, and ``NAME.mp4`` if clips have more than one frame.
+        out: folder for ``NAME.png``, and for ``NAME.mp4`` if clips have more than one frame.
         recipe: clip, mask and target.
-        seed: of the masks.
+        seed: seed of the masks.
         reader: auto, decord or pyav.
-        columns: maximum number of time steps in a picture.
-        workers: 1 reads the videos in another process, where one that crashes the decoder is a failure.
+        workers: 1 reads the videos in another process, where a crash of the decoder is a failure.
+        columns: maximum number of time steps in an image.
 
     Raises:
         UserError: the mask is wrong, or the target cannot be drawn.
     """
-    target = _drawable_target(recipe)
+    target = _build_target(recipe)
     make_folder(out)
     written: list[Path] = []
     failures: list[Exception] = []
     was_training = model.training
     model.eval()
     try:
-        calls = [(video, recipe, reader) for video in videos]
-        clips = call_in_workers(_middle_clip, calls, workers=workers)
-        for index, ((video, *_), clip) in enumerate(zip(calls, clips, strict=True)):
+        arguments = [(video, recipe, reader) for video in videos]
+        clips = call_in_workers(_read_middle_clip, arguments, workers=workers)
+        for index, ((video, *_), clip) in enumerate(zip(arguments, clips, strict=True)):
             if isinstance(clip, Exception):
                 failures.append(clip)
                 continue
@@ -95,30 +95,28 @@ def draw_videos(
                 frame_labels=tuple(f"frame {number}" for number in indices),
             )
             name = free_name(Path(video).stem, {path.stem for path in written})
-            picture = Path(out, f"{name}.png")
-            write_picture(picture, drawing, columns=columns)
-            written.append(picture)
+            written.append(Path(out, f"{name}.png"))
+            write_picture(written[-1], drawing, columns=columns)
             if len(frames) > 1:
-                film = Path(out, f"{name}.mp4")
-                write_film(film, drawing)
-                written.append(film)
+                written.append(Path(out, f"{name}.mp4"))
+                write_film(written[-1], drawing)
     finally:
         model.train(was_training)
     return Visualized(written, failures)
 
 
 def explain_undrawable(recipe: PretrainRecipe) -> str | None:
-    """Why pictures cannot be made of what a recipe predicts; None where they can."""
+    """Why the predictions of a recipe cannot be drawn; None if they can."""
     if recipe.method != "masked":
         return f"method {recipe.method!r} predicts nothing that can be drawn"
     if recipe.target not in TARGETS:
         return str(unknown_name("target", recipe.target, TARGETS))
     if recipe.target not in DRAWN:
-        return f"target {recipe.target!r} cannot be drawn; pictures are of {' and '.join(DRAWN)} only"
+        return f"target {recipe.target!r} cannot be drawn; only {' and '.join(DRAWN)} can"
     return None
 
 
-def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
+def _build_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
     reason = explain_undrawable(recipe)
     if reason is not None:
         raise UserError(reason)
@@ -127,10 +125,10 @@ def _drawable_target(recipe: PretrainRecipe) -> HogTarget | PixelTarget:
     return target
 
 
-def _middle_clip(
+def _read_middle_clip(
     video: str, recipe: PretrainRecipe, reader: str
 ) -> tuple[np.ndarray, np.ndarray] | VideoReadError | ShortVideoError:
-    """Frames uint8 [T, H, W, 3] of the center crop of the clip in the middle, and their numbers [T]."""
+    """Frames uint8 [T, H, W, 3] of the center crop of the middle clip, and their numbers [T]."""
     clip, rng = recipe.clip, np.random.default_rng(0)  # the middle clip draws nothing
     try:
         with open_video(video, reader) as source:
@@ -150,8 +148,7 @@ def _predict(
     recipe: PretrainRecipe,
 ) -> ClipDrawing:
     device = next(model.parameters()).device
-    pixels = torch.from_numpy(frames)[None].to(device)
-    clip = normalize(pixels, mean=recipe.clip.mean, std=recipe.clip.std)  # [1, C, T, H, W]
+    clip = recipe.clip.normalize(torch.from_numpy(frames)[None].to(device))  # [1, C, T, H, W]
     prediction = model(clip, torch.from_numpy(mask)[None].to(device)).float()
     truth = target(clip)[0].float().cpu().numpy()  # [t, h, w, K]
     hidden = stretch_mask(mask, truth.shape[:3])
@@ -161,23 +158,23 @@ def _predict(
         mask=mask,
         target=truth,
         prediction=prediction[0].cpu().numpy(),
-        constant=truth[hidden].mean(axis=0),  # the best for this very clip, in hindsight
+        constant=truth[hidden].mean(axis=0),  # the best constant prediction for this clip
     )
     if isinstance(target, HogTarget):
         return replace(drawing, bins=target.bins)
-    return replace(drawing, pictures=_pixel_rows(drawing, target.as_clips(prediction, clip), recipe))
+    return replace(drawing, pictures=_build_pixel_rows(drawing, target.as_clips(prediction, clip), recipe))
 
 
-def _pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe) -> tuple[Row, ...]:
-    """Predicted pixels, normalised [1, C, n, H, W] for n frames, as panels: alone, and in the gaps only."""
+def _build_pixel_rows(drawing: ClipDrawing, predicted: Tensor, recipe: PretrainRecipe) -> tuple[Row, ...]:
+    """Panels of predicted pixels, normalized [1, C, n, H, W]: alone, and in the hidden positions only."""
     assert drawing.prediction is not None
     steps = drawing.target.shape[0]
     pixels = denormalize(predicted, mean=recipe.clip.mean, std=recipe.clip.std)[0]  # uint8 [n, H, W, C]
-    panels = pixels[:: len(pixels) // steps].cpu().numpy()  # of the first frame of each position
+    panels = pixels[:: len(pixels) // steps].cpu().numpy()  # the first frame of each position
     true = drawing.frames[:: len(drawing.frames) // steps]
     hidden = stretch_mask(drawing.mask, true.shape[:3])[..., None]
     error = hidden_error(drawing, drawing.prediction)
     return (
         Row("prediction", f"hidden error {error:.4f}", panels),
-        Row("filled in", "only in the gaps", np.where(hidden, panels, true)),
+        Row("filled in", "only hidden positions", np.where(hidden, panels, true)),
     )

@@ -1,15 +1,15 @@
-"""A folder of features: shards while it grows, one array and its index once it is finished.
+"""A folder of features: shards during the extraction, then one array and its index.
 
 =================== =====================================================================================
-features.npy        float [n, ...], one row per video that could be read, in the list's order
+features.npy        float [n, ...], one row per readable video, in the order of the list
 index.csv           row, path and label of each
-failures.csv        path and cause of each video that could not be read
-meta.json           what the features depend on: weights, list, protocol
-shards/             until it is finished: one file per done shard of consecutive rows of the list
+failures.csv        path and cause of each unreadable video
+meta.json           inputs of the features: weights, list, protocol
+shards/             during the extraction: one file per finished shard of consecutive rows of the list
 =================== =====================================================================================
 
-A file has its name only once it is whole, so that after a process is killed the next one finds shards that
-are done and shards that are not. Joining them takes the space of one shard, not of all.
+A file gets its name only when it is complete, so a restart after a kill finds finished and missing shards.
+Joining the shards needs the disk space of one shard, not of all.
 """
 
 from __future__ import annotations
@@ -42,17 +42,16 @@ from videomaskfeat.io import (
 from videomaskfeat.texts import read_json, show_text
 
 _FORMAT = 1
-# Settings that are hashes, in words.
-_HASHES = {"weights_sha256": "other weights", "list_sha256": "another list, or one that was changed"}
+_HASHES = {"weights_sha256": "other weights", "list_sha256": "another or a changed list"}
 
 
 class Features(NamedTuple):
     """Features of videos, as :func:`read_features` returns them.
 
     Attributes:
-        array: float [n, D], or on the grid [n, t, h, w, D]; mapped into memory, read-only.
-        paths: of each row's video.
-        labels: int64 [n], -1 if the list had none.
+        array: float [n, D], or for token grids [n, t, h, w, D]; memory-mapped, read-only.
+        paths: path of each video.
+        labels: int64 [n], -1 if the list has no labels.
     """
 
     array: np.ndarray
@@ -65,9 +64,9 @@ class Shard:
     """Consecutive rows of the list.
 
     Attributes:
-        rows: of the list, whose videos were read.
-        failures: row and cause of each video that could not be read.
-        shape: of the features of one video; empty if none could be read.
+        rows: rows of the readable videos.
+        failures: row and cause of each unreadable video.
+        shape: shape of the features of one video; empty without readable videos.
     """
 
     rows: list[int]
@@ -76,25 +75,25 @@ class Shard:
 
 
 def read_features(folder: str | os.PathLike[str]) -> Features:
-    """The features that ``videomaskfeat extract-features`` has written.
+    """Read the features that ``videomaskfeat extract-features`` wrote.
 
     Raises:
-        UserError: the folder holds none, or they are not finished.
+        UserError: the folder has none, or they are unfinished or damaged.
     """
     path = Path(folder)
     meta = _read_meta(path)
     if meta is None:
-        raise UserError(f"{path}: holds no features (no meta.json); give what extract-features has written")
+        raise UserError(f"{path}: has no features (no meta.json); give a folder that extract-features wrote")
     if not meta["finished"]:
-        raise UserError(f"{path}: its features are not finished; start the same command again to go on")
+        raise UserError(f"{path}: its features are not finished; run the same command again to resume")
     rows = _read_csv(path / "index.csv", ("row", "path", "label"))
     paths = [name for _, name, _ in rows]
     try:
         labels = np.array([int(label or -1) for _, _, label in rows], np.int64)
         array = np.load(path / "features.npy", mmap_mode="r", allow_pickle=False)
         if array.ndim < 2 or array.dtype.kind != "f" or len(array) != len(rows):
-            raise ValueError(f"features.npy has {array.shape} {array.dtype}, and index.csv {len(rows)} rows")
-    except Exception as error:  # numpy's reader of headers raises the errors of Python's tokenizer, too
+            raise ValueError(f"features.npy has {array.shape} {array.dtype}, but index.csv {len(rows)} rows")
+    except Exception as error:  # numpy raises many types for a damaged header, also SyntaxError
         raise UserError(
             f"{path}: its features are damaged ({show_text(error)}); extract them again"
         ) from error
@@ -102,11 +101,11 @@ def read_features(folder: str | os.PathLike[str]) -> Features:
 
 
 class FeatureFolder:
-    """Writes the features of one list, with one set of settings, into a local or mounted folder.
+    """Writes the features of one list into a local or mounted folder.
 
     Args:
-        path: of the folder.
-        dtype: of the array: float32 or float16.
+        path: the folder.
+        dtype: type of the array: float32 or float16.
         ignored: name of a file that may be in an empty folder, such as a lock.
     """
 
@@ -117,32 +116,32 @@ class FeatureFolder:
         self._shards = self.path / "shards"
 
     def open(self, settings: Mapping[str, Any], about: Mapping[str, Any], count: int) -> list[int]:
-        """Start the folder, or continue it; only rank 0 calls it.
+        """Create the folder, or resume it; only rank 0 calls it.
 
-        A folder that has no features of any video yet is started anew, whatever its settings.
+        A folder without features of any video is created again, with any settings.
 
         Args:
-            settings: what the features depend on, as plain data; a folder is continued only with the same.
+            settings: inputs of the features, as plain data; they must be the same at a resume.
             about: further facts for ``meta.json``, which may change.
-            count: shards in all.
+            count: number of all shards.
 
         Returns:
-            The shards to do, ascending.
+            Numbers of the missing shards, ascending.
 
         Raises:
-            UserError: the folder holds something else, or features of other settings.
+            UserError: the folder has other content, or features with other settings.
         """
         make_folder(self.path)
         meta = _read_meta(self.path)
         if meta is None:
-            remove_temporary_files(self.path)  # of a process killed before the very first file had its name
+            remove_temporary_files(self.path)  # of a process that was killed before meta.json was complete
             if set(list_folder(self.path)) - {self._ignored}:
                 raise UserError(
-                    f"{self.path}: holds files and no features (no meta.json); choose another folder"
+                    f"{self.path}: has files but no features (no meta.json); choose another folder"
                 )
             self._write_meta(**about, settings=settings, finished=False)
-        elif not meta["finished"] and not self._holds_features():
-            shutil.rmtree(self._shards, ignore_errors=True)  # nothing but failures
+        elif not meta["finished"] and not self._has_features():
+            shutil.rmtree(self._shards, ignore_errors=True)  # only failures
             self._write_meta(**about, settings=settings, finished=False)
         else:
             self._compare(meta["settings"], settings)
@@ -150,32 +149,26 @@ class FeatureFolder:
                 shutil.rmtree(self._shards, ignore_errors=True)
                 return []
         make_folder(self._shards)
-        return [number for number in range(count) if not is_file(self._name(number, "json"))]
+        return [number for number in range(count) if not is_file(self._shard_path(number, "json"))]
 
     def save(self, number: int, shard: Shard, features: Sequence[np.ndarray]) -> None:
-        """Write a shard.
-
-        Args:
-            number: of the shard.
-            shard: what is in it.
-            features: float arrays [k, ...] that make up [len(shard.rows), ...].
-        """
+        """Write a shard; the concatenated ``features`` are [len(shard.rows), ...]."""
         if shard.rows:
             content = io.BytesIO()
             np.save(content, np.concatenate(features).astype(self.dtype, copy=False))
-            _write(self._name(number, "npy"), content.getbuffer())
-        # Last, since it says that the shard is done.
-        _write(self._name(number, "json"), simplejson.dumps(asdict(shard)).encode())
+            _write(self._shard_path(number, "npy"), content.getbuffer())
+        # Last, since this file marks the shard as finished.
+        _write(self._shard_path(number, "json"), simplejson.dumps(asdict(shard)).encode())
 
     def finish(self, records: Records, count: int) -> tuple[tuple[int, ...], list[VideoReadError]]:
-        """Join the shards, once all are done; a folder that is finished stays as it is.
+        """Join all shards; a finished folder does not change.
 
         Args:
             records: the list.
-            count: shards in all.
+            count: number of all shards.
 
         Returns:
-            The array's shape, and an error for each video that could not be read.
+            The shape of the array, and an error for each unreadable video.
 
         Raises:
             UserError: no video could be read.
@@ -183,7 +176,8 @@ class FeatureFolder:
         meta = _read_meta(self.path)
         assert meta is not None
         if meta["finished"]:
-            return tuple(meta["shape"]), self._read_failures()
+            failed = _read_csv(self.path / "failures.csv", ("path", "cause"))
+            return tuple(meta["shape"]), [VideoReadError(*row) for row in failed]
         shards = [self._read_shard(number) for number in range(count)]
         failures = [
             VideoReadError(records[row].path, cause) for shard in shards for row, cause in shard.failures
@@ -196,14 +190,12 @@ class FeatureFolder:
             )
         shape = (len(rows), *next(shard.shape for shard in shards if shard.rows))
         self._join(shards, shape)
-        entries = [(row, records[row]) for row in rows]
-        labels = ["" if record.label is None else record.label for _, record in entries]
-        paths = [record.path for _, record in entries]
-        _write_csv(
-            self.path / "index.csv",
-            ("row", "path", "label"),
-            zip(range(len(rows)), paths, labels, strict=True),
-        )
+        found = [records[row] for row in rows]
+        index = [
+            (row, record.path, "" if record.label is None else record.label)
+            for row, record in enumerate(found)
+        ]
+        _write_csv(self.path / "index.csv", ("row", "path", "label"), index)
         _write_csv(
             self.path / "failures.csv", ("path", "cause"), ((error.path, error.cause) for error in failures)
         )
@@ -214,8 +206,8 @@ class FeatureFolder:
     def _join(self, shards: Sequence[Shard], shape: tuple[int, ...]) -> None:
         """Append each shard to the array and remove it.
 
-        A shard is removed only once its bytes are on the disk, so the bytes of a missing shard are in the
-        array, whenever a process was killed.
+        A shard is removed only after its bytes are on the disk, so at any time each shard is either a file or
+        in the array.
         """
         target, part = self.path / "features.npy", self.path / "features.npy.part"
         if target.exists():
@@ -233,21 +225,20 @@ class FeatureFolder:
             file.write(header.getvalue())
             flush_folder(self.path)
             for number, shard in enumerate(shards):
-                name = self._name(number, "npy")
-                if name.exists():
-                    features = np.load(name, mmap_mode="r")
+                path = self._shard_path(number, "npy")
+                if path.exists():
+                    features = np.load(path, mmap_mode="r")
                     assert features.shape == (len(shard.rows), *shape[1:])
                     file.seek(place)
                     file.write(features.data)
                     _flush(file)
-                    name.unlink()
+                    path.unlink()
                 place += len(shard.rows) * row_bytes
             _flush(file)
         os.replace(part, target)
         flush_folder(self.path)
 
-    def _holds_features(self) -> bool:
-        """Whether a shard or the array has features of a video."""
+    def _has_features(self) -> bool:
         joined = [self.path / "features.npy", self.path / "features.npy.part"]
         return any(map(is_file, joined)) or any(self._shards.glob("*.npy"))
 
@@ -259,26 +250,25 @@ class FeatureFolder:
         ]
         if differences:
             raise UserError(
-                f"{self.path}: holds features made otherwise: {'; '.join(differences)}; choose another "
-                "folder, or go on with what it was started with (see its meta.json)"
+                f"{self.path}: has features with other settings: {'; '.join(differences)}; choose another "
+                "folder, or the settings in its meta.json"
             )
 
-    def _name(self, number: int, suffix: str) -> Path:
+    def _shard_path(self, number: int, suffix: str) -> Path:
         return self._shards / f"features-{number:05d}.{suffix}"
 
     def _read_shard(self, number: int) -> Shard:
-        name = self._name(number, "json")
-        plain = read_json(name, what="a shard's index")
+        path = self._shard_path(number, "json")
+        plain = read_json(path, what="the index of a shard")
         try:
             shard = Shard(**plain)
             if not all(isinstance(row, int) for row in [*shard.rows, *shard.shape]):
                 raise TypeError("rows and shape are integers")
             return Shard(shard.rows, [(int(row), str(cause)) for row, cause in shard.failures], shard.shape)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{name}: is damaged ({show_text(error)}); remove it, and start again") from error
-
-    def _read_failures(self) -> list[VideoReadError]:
-        return [VideoReadError(*row) for row in _read_csv(self.path / "failures.csv", ("path", "cause"))]
+            raise UserError(
+                f"{path}: is damaged ({show_text(error)}); remove it, and run the command again"
+            ) from error
 
     def _write_meta(self, **meta: Any) -> None:
         write_json(self.path / "meta.json", {"kind": "features", "format": _FORMAT, **meta})
@@ -300,7 +290,6 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
-    """The named columns of a table that :func:`_write_csv` wrote."""
     with open_file(path, newline="", errors="surrogateescape") as file:
         try:
             return [tuple(row[column] for column in columns) for row in csv.DictReader(file, strict=True)]
@@ -312,10 +301,10 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    # quoted if a name holds a carriage return, which ends a row for the reader
-    careful = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    # Quoted if a name contains a carriage return, which would end the row for the reader.
+    quoting_writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:
-        (careful if any("\r" in str(field) for field in row) else writer).writerow(row)
+        (quoting_writer if any("\r" in str(field) for field in row) else writer).writerow(row)
     _write(path, text.getvalue().encode(errors="surrogateescape"))
 
 

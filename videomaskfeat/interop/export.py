@@ -1,4 +1,4 @@
-"""Models as graphs in files that run where this package is not: torch.export's ``.pt2`` and ONNX."""
+"""Export of models to files that run without this package: torch.export's ``.pt2`` and ONNX."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError
 
 Run = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
-"""The inputs of a graph, in order -> its outputs, in order."""
+"""From the inputs of a graph to its outputs, both in order."""
 
 OPSETS = range(18, 24)
-"""Versions of ONNX's operators that torch's exporter writes; runtimes know all up to one of them."""
+"""ONNX operator set versions that torch's exporter writes; a runtime supports all up to its own version."""
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_ONNX_LIMIT = 2**31 - 1  # bytes: a protobuf holds no more
+_MAX_ONNX_BYTES = 2**31 - 1  # limit of protobuf
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What is exported.
+    """A module to export.
 
     Attributes:
-        module: in evaluation mode, on the CPU; tensors in, a tensor or a tuple of tensors out.
-        inputs: a name an input, those of the arguments of its ``forward``.
-        outputs: a name an output.
-        boxes: those of both whose first axis counts boxes, of which there may be any number; that of all
-            others is the batch.
+        module: in evaluation mode, on the CPU; from tensors to a tensor or a tuple of tensors.
+        inputs: names of the arguments of its ``forward``.
+        outputs: names of the outputs.
+        boxes: names of inputs and outputs whose first axis is the number of boxes, which may vary; for all
+            others it is the batch.
     """
 
     module: nn.Module
@@ -45,7 +45,7 @@ class Graph:
     boxes: tuple[str, ...] = ()
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What the module itself makes of the inputs, without any file."""
+        """The module's own outputs for these inputs."""
         with torch.inference_mode():
             return _as_tuple(self.module(*inputs))
 
@@ -58,19 +58,19 @@ def save_program(
     any_batch: bool,
     metadata: Mapping[str, str],
 ) -> None:
-    """Trace a module and write it as a program of torch's own operators, weights inside.
+    """Trace a module and write it with its weights as a program of torch's own operators.
 
     Args:
-        path: of the file; ``.pt2`` by custom.
+        path: path of the file, usually ``.pt2``.
         graph: see :class:`Graph`.
-        example: inputs to trace with; at least two samples where ``any_batch`` is true.
-        any_batch: whether the program takes batches of any size, or of the example's alone.
-        metadata: texts that go into the file, by key: torch's ``extra_files``.
+        example: inputs for tracing; at least two samples if ``any_batch`` is True.
+        any_batch: whether the program accepts any batch size, or only the example's.
+        metadata: texts to store in the file, by key (torch's ``extra_files``).
 
     Raises:
         OSError: the file cannot be written.
     """
-    content = io.BytesIO()  # where a disk is full, torch's own writer aborts the process
+    content = io.BytesIO()  # torch's own writer aborts the process if the disk is full
     with torch.no_grad(), _quiet():
         program = torch.export.export(
             graph.module, tuple(example), dynamic_shapes=_dynamic_shapes(graph, any_batch)
@@ -81,7 +81,7 @@ def save_program(
 
 
 def load_program(path: str | os.PathLike[str]) -> Run:
-    """Read a file of :func:`save_program`."""
+    """Load a file of :func:`save_program`."""
     with _quiet():
         module = torch.export.load(os.fspath(path)).module()
 
@@ -101,27 +101,26 @@ def save_onnx(
     opset: int,
     metadata: Mapping[str, str],
 ) -> None:
-    """Trace a module and write it as ONNX, weights inside.
+    """Trace a module and write it with its weights as ONNX.
 
     Args:
-        path: of the file; ``.onnx`` by custom.
-        graph: see :class:`Graph`; its names are those of the file's inputs and outputs.
-        example: as in :func:`save_program`.
-        any_batch: likewise; the dimension is then called "batch".
-        opset: version of ONNX's operators, one of :data:`OPSETS`.
-        metadata: texts that go into the file, by key.
+        path: path of the file, usually ``.onnx``.
+        graph: see :class:`Graph`; its names become those of the file's inputs and outputs.
+        example, any_batch: see :func:`save_program`; the batch dimension is called "batch".
+        opset: ONNX operator set version, one of :data:`OPSETS`.
+        metadata: texts to store in the file, by key.
 
     Raises:
-        UserError: an opset that torch does not write, weights that no ONNX file can hold, or the packages of
-            the extra ``export`` are missing.
+        UserError: an unsupported opset, weights above the size limit of ONNX, or missing packages of the
+            extra ``export``.
         OSError: the file cannot be written.
     """
     require_onnx(opset)
     size = sum(value.numel() * value.element_size() for value in graph.module.state_dict().values())
-    if size > _ONNX_LIMIT:
+    if size > _MAX_ONNX_BYTES:
         raise UserError(
-            f"{os.fspath(path)}: weights of {size / 2**30:.1f} GiB, and an ONNX file holds 2 GiB; "
-            "export them with --format torch"
+            f"{os.fspath(path)}: the weights have {size / 2**30:.1f} GiB, but the limit of an ONNX file is "
+            "2 GiB; use --format torch"
         )
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -140,7 +139,7 @@ def save_onnx(
 
 
 def load_onnx(path: str | os.PathLike[str]) -> Run:
-    """Read a file of :func:`save_onnx` with onnxruntime, on the CPU."""
+    """Load a file of :func:`save_onnx` with onnxruntime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -156,28 +155,29 @@ def load_onnx(path: str | os.PathLike[str]) -> Run:
 
 
 def require_onnx(opset: int) -> None:
-    """Do nothing where ONNX files of this opset can be written and read.
+    """Check that ONNX files of this opset can be written and read.
 
     Raises:
-        UserError: they cannot: a package is missing, or torch does not write the opset.
+        UserError: a package is missing, or torch does not write the opset.
     """
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"ONNX files need {' and '.join(missing)}, not installed here; "
+            f"ONNX files need {' and '.join(missing)}, which is not installed; "
             "pip install 'videomaskfeat[export]'"
         )
     if opset not in OPSETS:
-        raise UserError(f"opset {opset}: torch writes {OPSETS[0]} to {OPSETS[-1]}; take one of these")
+        raise UserError(f"opset {opset} is not supported; use one of {OPSETS[0]} to {OPSETS[-1]}")
 
 
 def _dynamic_shapes(graph: Graph, any_batch: bool) -> Any:
-    """Of each input the axes that may have any length, or None if there are none."""
+    """Dynamic axes of each input, or None if there are none."""
     batch, boxes = torch.export.Dim("batch"), torch.export.Dim("boxes")
     if not any_batch and not graph.boxes:
         return None
-    shapes = [{0: boxes} if name in graph.boxes else {0: batch} if any_batch else {} for name in graph.inputs]
-    return tuple(shapes)
+    return tuple(
+        {0: boxes} if name in graph.boxes else {0: batch} if any_batch else {} for name in graph.inputs
+    )
 
 
 def _as_tuple(output: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -186,7 +186,7 @@ def _as_tuple(output: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch's exporters about their insides, such as operators of a torchvision that is absent."""
+    """Silence messages of torch's exporters about their internals, such as missing torchvision operators."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

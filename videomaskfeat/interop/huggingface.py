@@ -1,4 +1,4 @@
-"""Hugging Face's object detection models as detectors of persons."""
+"""Hugging Face object detection models as person detectors."""
 
 from __future__ import annotations
 
@@ -14,55 +14,54 @@ from torch import Tensor
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.texts import read_json
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where a model's own file says nothing
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # defaults, if a model's file has no values
 _SIZE = {"shortest_edge": 800, "longest_edge": 1333}  # DETR's, likewise
 _PREPROCESSOR = "preprocessor_config.json"
 
 
 class PersonDetector:
-    """Finds persons with a model of the DETR family: DETR, YOLOS, RT-DETR, Conditional or Deformable DETR.
+    """Person detection with a DETR model: DETR, YOLOS, RT-DETR, Conditional or Deformable DETR.
 
-    Pictures are resized and normalised here, as the model's ``preprocessor_config.json`` has it, so neither
-    torchvision nor Pillow is needed.
+    Pictures are resized and normalized as in the model's ``preprocessor_config.json``, without torchvision or
+    Pillow.
+
+    Args:
+        model: name of a model on Hugging Face's hub (downloaded to its cache), or a folder written by
+            ``save_pretrained``.
+        label: name of the person class in the model.
+        threshold: score threshold; boxes with lower scores are dropped.
+        device: auto (a GPU if available), cpu, cuda or cuda:N.
+
+    Raises:
+        UserError: transformers is not installed, or there is no such model or class.
     """
 
     def __init__(
         self, *, model: str, label: str = "person", threshold: float = 0.1, device: str = "auto"
     ) -> None:
-        """Load the model; a name is looked for on Hugging Face's hub, and kept in its cache.
-
-        Args:
-            model: a name on the hub, or the folder that ``save_pretrained`` wrote.
-            label: which of the model's classes is looked for.
-            threshold: scores below are left out here already.
-            device: auto (a GPU where there is one), cpu, cuda or cuda:N.
-
-        Raises:
-            UserError: transformers is not installed, there is no such model, or it knows no such class.
-        """
         self.device = torch.device(
             ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         )
-        self.model, settings = _load(model)
+        self.model, preprocessor = _load(model)
         self.model = self.model.eval().to(self.device)
         self.threshold = threshold
         names = {str(name).lower(): int(number) for number, name in self.model.config.id2label.items()}
         if label.lower() not in names:
             raise UserError(
-                f"model {model!r} knows no class {label!r}{nearest(label.lower(), names)}; it has "
-                f"{', '.join(list(names)[:5])}, ...: {len(names)} in all"
+                f"model {model!r} has no class {label!r}{nearest(label.lower(), names)}; it has "
+                f"{len(names)} classes: {', '.join(list(names)[:5])}, ..."
             )
         self._column = names[label.lower()]
-        self._size: Mapping[str, int] = settings.get("size") or _SIZE
-        if isinstance(self._size, int):  # as older files have it
-            self._size = {"shortest_edge": self._size, "longest_edge": settings.get("max_size", 1333)}
-        plain = not settings.get("do_normalize", True)
-        self._mean = _column_of((0.0,) * 3 if plain else settings.get("image_mean") or _MEAN)
-        self._std = _column_of((1.0,) * 3 if plain else settings.get("image_std") or _STD)
+        self._size: Mapping[str, int] = preprocessor.get("size") or _SIZE
+        if isinstance(self._size, int):  # in older files
+            self._size = {"shortest_edge": self._size, "longest_edge": preprocessor.get("max_size", 1333)}
+        normalize = preprocessor.get("do_normalize", True)
+        self._mean = _channel_levels((preprocessor.get("image_mean") or _MEAN) if normalize else (0.0,) * 3)
+        self._std = _channel_levels((preprocessor.get("image_std") or _STD) if normalize else (1.0,) * 3)
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> list[np.ndarray]:
-        """Find persons.
+        """Detect persons.
 
         Args:
             pictures: uint8 [n, H, W, 3], RGB.
@@ -72,34 +71,30 @@ class PersonDetector:
         """
         height, width = pictures.shape[1:3]
         output = self.model(pixel_values=self._pixels(pictures))
-        chances = _chances(output.logits.float(), len(self.model.config.id2label))  # [n, Q, classes]
+        scores = _class_scores(output.logits.float(), len(self.model.config.id2label))  # [n, Q, classes]
         x, y, w, h = output.pred_boxes.float().unbind(-1)
         corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1)  # [n, Q, 4]
         corners = corners * corners.new_tensor([width, height, width, height])
-        rows = torch.cat([corners, chances[..., self._column, None]], dim=-1).cpu().numpy()  # [n, Q, 5]
-        return [own[own[:, 4] >= self.threshold] for own in rows]
+        rows = torch.cat([corners, scores[..., self._column, None]], dim=-1).cpu().numpy()  # [n, Q, 5]
+        return [picture_rows[picture_rows[:, 4] >= self.threshold] for picture_rows in rows]
 
     def _pixels(self, pictures: np.ndarray) -> Tensor:
-        """uint8 [n, H, W, 3] -> float [n, 3, h, w], resized and normalised."""
-        size = _resized(pictures.shape[1], pictures.shape[2], self._size)
-        resized = [
-            cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-            if size[0] < pictures.shape[1]
-            else cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-            for picture in pictures
-        ]
+        """uint8 [n, H, W, 3] -> float [n, 3, h, w], resized and normalized."""
+        height, width = _resized_size(pictures.shape[1], pictures.shape[2], self._size)
+        interpolation = cv2.INTER_AREA if height < pictures.shape[1] else cv2.INTER_LINEAR
+        resized = [cv2.resize(picture, (width, height), interpolation=interpolation) for picture in pictures]
         pixels = torch.from_numpy(np.stack(resized)).to(self.device).permute(0, 3, 1, 2).float() / 255
         return (pixels - self._mean.to(self.device)) / self._std.to(self.device)
 
 
 def _load(model: str) -> tuple[Any, Mapping[str, Any]]:
-    """The network, and what its preprocessor's file says."""
+    """The model, and the content of its preprocessor file."""
     try:
         from transformers import AutoModelForObjectDetection
         from transformers.utils import cached_file
     except ImportError as error:
         raise UserError(
-            f"model {model!r}: Hugging Face's models need transformers; pip install videomaskfeat[detector]"
+            f"model {model!r} needs the package transformers; pip install 'videomaskfeat[detector]'"
         ) from error
     try:
         network = AutoModelForObjectDetection.from_pretrained(model, use_safetensors=True)
@@ -107,30 +102,30 @@ def _load(model: str) -> tuple[Any, Mapping[str, Any]]:
     except (OSError, ValueError, ImportError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"model {model!r} does not load ({reason}); give the name of an object detection model on the "
-            "hub, such as hustvl/yolos-tiny, or the folder that save_pretrained wrote"
+            f"model {model!r} cannot be loaded ({reason}); use the name of an object detection model on the "
+            "hub, such as hustvl/yolos-tiny, or a folder that save_pretrained wrote"
         ) from error
     if path is None:
         return network, {}
-    facts = read_json(path, what="a preprocessor's JSON")
-    if not isinstance(facts, dict):
-        raise UserError(f"{path}: is not an object of settings; save the preprocessor again")
-    return network, facts
+    preprocessor = read_json(path, what="a preprocessor's JSON")
+    if not isinstance(preprocessor, dict):
+        raise UserError(f"{path} must contain a JSON object; save the preprocessor again")
+    return network, preprocessor
 
 
-def _chances(logits: Tensor, classes: int) -> Tensor:
-    """Probabilities [..., classes] of logits [..., C].
+def _class_scores(logits: Tensor, classes: int) -> Tensor:
+    """Probabilities [..., classes] from logits [..., C].
 
-    DETR and YOLOS have one column more than classes, for no object, and a softmax; the others, trained with
-    the focal loss, have a sigmoid per class.
+    DETR and YOLOS have one more column, for no object, and use a softmax; the other models, trained with the
+    focal loss, use a sigmoid.
     """
     if logits.shape[-1] == classes + 1:
         return logits.softmax(dim=-1)[..., :-1]
     return logits.sigmoid()
 
 
-def _resized(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
-    """(height, width) that a picture is resized to: a fixed size, or short side and longest side."""
+def _resized_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """(height, width) after resizing: a fixed size, or by shortest and longest edge."""
     if "height" in size and "width" in size:
         return size["height"], size["width"]
     short, longest = size.get("shortest_edge", 800), size.get("longest_edge", math.inf)
@@ -138,6 +133,6 @@ def _resized(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def _column_of(levels: Any) -> Tensor:
-    """Three numbers in the shape that meets pixels [n, 3, h, w]."""
+def _channel_levels(levels: Any) -> Tensor:
+    """Three numbers as float32 [3, 1, 1], to broadcast with [n, 3, h, w]."""
     return torch.tensor(levels, dtype=torch.float32).view(3, 1, 1)

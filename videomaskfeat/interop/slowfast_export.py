@@ -1,7 +1,4 @@
-"""Our models -> PySlowFast's names and YAML keys, to go back.
-
-Facts from PySlowFast at commit 287ec00, as in :mod:`videomaskfeat.interop.slowfast`.
-"""
+"""From our models to PySlowFast's parameter names and YAML keys (commit 287ec00)."""
 
 from __future__ import annotations
 
@@ -22,27 +19,26 @@ from videomaskfeat.models.vit import ViT
 from videomaskfeat.recipe import ClassifyRecipe
 
 _STEM = "patch_embed.proj.weight"
-_HEAD_WIDTH = 64  # of its decoders
+_DECODER_HEAD_WIDTH = 64
 _SOBEL = ((1.0, 0.0, -1.0), (2.0, 0.0, -2.0), (1.0, 0.0, -1.0))
 
 
 def slowfast_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights in the names of PySlowFast's ``model_state``.
+    """A model's weights with the names of PySlowFast's ``model_state``.
 
-    ``torch.save({"model_state": slowfast_state(model)}, path)`` is a checkpoint that it loads; with an
-    "epoch" it would look for the state of an optimiser too. A pre-training model's holds the kernels of the
-    HOG layer, which it keeps in the model.
+    ``torch.save({"model_state": slowfast_state(model)}, path)`` is a PySlowFast checkpoint; with "epoch" it
+    would also need the optimizer state. A pre-training model includes the kernels of PySlowFast's HOG layer.
 
     Args:
         model: an encoder, a pre-training model, or a classifier with head "mean" or "token".
 
     Returns:
-        Name -> tensor, on the CPU; the model's own memory where that is on the CPU.
+        Tensors on the CPU by name; they share memory with a model on the CPU.
 
     Raises:
         UserError: PySlowFast has no such model.
     """
-    encoder = _known_to_slowfast(model)
+    encoder = _check_supported(model)
     state = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
     if isinstance(encoder, MaskFeat):
         kernel = torch.tensor(_SOBEL).expand(encoder.patch_embed.in_channels, 1, 3, 3)
@@ -54,10 +50,10 @@ def slowfast_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def slowfast_options(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The sections of a PySlowFast YAML that describe a model; how it is trained and tested is not in them.
+    """The sections of a PySlowFast YAML that describe a model, without training and testing.
 
     Args:
-        model: as for :func:`slowfast_state`, made by :func:`~videomaskfeat.models.create_model`.
+        model: as for :func:`slowfast_state`, created by :func:`~videomaskfeat.models.create_model`.
 
     Returns:
         Section -> key -> plain value, for ``yaml.safe_dump``.
@@ -65,17 +61,20 @@ def slowfast_options(model: nn.Module) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: PySlowFast has no such model.
     """
-    encoder = _known_to_slowfast(model)
+    encoder = _check_supported(model)
     created_as = getattr(encoder, "created_as", None)
     if created_as is None:
         raise UserError(
-            f"a {type(model).__name__} that create_model did not make does not tell its arguments; "
-            "build it with create_model"
+            f"the arguments of a {type(model).__name__} that create_model did not create are unknown; "
+            "create it with create_model"
         )
     arguments = arguments_of(*created_as)
     frames, height, width = arguments["clip_size"]
     if height != width:
-        raise UserError(f"clip_size {arguments['clip_size']}: PySlowFast's models take square clips alone")
+        raise UserError(
+            f"clip_size {arguments['clip_size']}: PySlowFast supports square clips only; export a model with "
+            "equal height and width"
+        )
     pretraining = isinstance(encoder, MaskedModel)
     model_keys = {
         "MODEL_NAME": "MaskMViT" if pretraining else "MViT",
@@ -105,21 +104,21 @@ def slowfast_options(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def slowfast_clip_options(recipe: ClassifyRecipe) -> dict[str, dict[str, Any]]:
-    """The sections of a PySlowFast YAML about clips and views, as far as it has the same."""
+    """The sections of a PySlowFast YAML about clips and views, as far as PySlowFast supports them."""
     clip, segments = recipe.clip, recipe.sampling == "segments"
     data: dict[str, Any] = {}
     for key, value in (("MEAN", clip.mean), ("STD", clip.std)):
-        colours = value if isinstance(value, tuple) else (value,) * 3
-        # Its frames of SSv2 are blue, green, red: normalised so, and then reversed for a model of ours.
-        data[key] = list(colours[::-1] if segments else colours)
+        channels = value if isinstance(value, tuple) else (value,) * 3
+        # PySlowFast reads SSv2 frames as BGR, normalizes them, then reverses the channels for our model.
+        data[key] = list(channels[::-1] if segments else channels)
     if segments:
         data["REVERSE_INPUT_CHANNEL"] = True
     else:
-        data["USE_OFFSET_SAMPLING"] = True  # or its views would not reach from the first frame to the last
-        if recipe.crops == 1:  # one crop is cut from a frame of the smallest scale of training, three are not
+        data["USE_OFFSET_SAMPLING"] = True  # otherwise views do not cover the first to the last frame
+        if recipe.crops == 1:  # PySlowFast resizes for one crop to the smallest training scale
             data["TRAIN_JITTER_SCALES"] = [recipe.short_side, recipe.short_side * 5 // 4]
     for key, number in (("SAMPLING_RATE", clip.stride), ("TARGET_FPS", clip.target_fps)):
-        if number is not None and number == int(number):  # it takes whole numbers
+        if number is not None and number == int(number):  # PySlowFast accepts integers only
             data[key] = int(number)
     dataset = {"DATASET": "ssv2" if segments else "kinetics"}
     views = {"NUM_ENSEMBLE_VIEWS": recipe.views, "NUM_SPATIAL_CROPS": recipe.crops}
@@ -128,49 +127,50 @@ def slowfast_clip_options(recipe: ClassifyRecipe) -> dict[str, dict[str, Any]]:
 
 
 def _of_images(encoder: Encoder) -> bool:
-    """Whether it is one of PySlowFast's models with two axes."""
+    """Whether PySlowFast has this model as one with two-dimensional patches."""
     return isinstance(encoder, ViT) and encoder.patch_embed.stride[0] == encoder.native_grid.t == 1
 
 
-def _known_to_slowfast(model: nn.Module) -> Encoder:
-    """The model, if PySlowFast has one like it."""
+def _check_supported(model: nn.Module) -> Encoder:
+    """The model, if PySlowFast supports it; raises UserError otherwise."""
     if isinstance(model, Classifier) and model.head_kind in PROBES:
-        raise UserError(f"head {model.head_kind!r}: PySlowFast has no such head; 'mean' and 'token' go back")
-    if isinstance(model, MaskFeat) and model.blank_hidden:
         raise UserError(
-            "blank_hidden true: PySlowFast does not blank hidden pixels, so the model would differ"
+            f"cannot export head {model.head_kind!r} to PySlowFast, which has 'mean' and 'token' only"
         )
+    if isinstance(model, MaskFeat) and model.blank_hidden:
+        raise UserError("cannot export blank_hidden true to PySlowFast, which does not blank hidden pixels")
     if isinstance(model, Detector):
         raise UserError(
-            "a detector of actions: its head is not written in PySlowFast's format; take onnx, torch or "
-            "safetensors, or --part encoder"
+            "cannot export an action detector to PySlowFast; use format onnx, torch or safetensors, or "
+            "--part encoder"
         )
     if not isinstance(model, MViT | ViT):
         raise UserError(
-            f"a {type(model).__name__} is none of the models that PySlowFast has; an MViT or a ViT is"
+            f"cannot export a {type(model).__name__} to PySlowFast, which has MViT and ViT models only"
         )
     if isinstance(model, ViT) and (model.fixed_positions or "blocks.0.gamma_1" in model.state_dict()):
         raise UserError(
-            "absolute_positions 'sincos' and layer_scale do not go back to PySlowFast; a ViT with learned "
-            "positions and without layer scale does"
+            "cannot export absolute_positions 'sincos' or layer_scale to PySlowFast; use a ViT with learned "
+            "positions and without layer scale"
         )
     if isinstance(model, MAE) and (
-        model.decoder_pos_embed is None or model.decoder_width // model.decoder_heads != _HEAD_WIDTH
+        model.decoder_pos_embed is None or model.decoder_width // model.decoder_heads != _DECODER_HEAD_WIDTH
     ):
         raise UserError(
-            f"decoder_width {model.decoder_width}, decoder_heads {model.decoder_heads}, fixed positions "
-            f"{model.decoder_pos_embed is None}: PySlowFast's decoders have heads of {_HEAD_WIDTH} and "
-            "learned positions"
+            f"cannot export decoder_width {model.decoder_width}, decoder_heads {model.decoder_heads}, fixed "
+            f"positions {model.decoder_pos_embed is None} to PySlowFast: its decoders have heads of width "
+            f"{_DECODER_HEAD_WIDTH} and learned positions"
         )
     if isinstance(model, MAE) and _of_images(model):
         raise UserError(
-            "an MAE for images: PySlowFast's predict pixels in another order; those of clips go back"
+            "cannot export an image MAE to PySlowFast: its pixel order differs; an MAE for clips can be "
+            "exported"
         )
     return model
 
 
 def _decoder_keys(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The MASK section of an MAE; pixels are taken to be normalised, as by default."""
+    """The MASK section of an MAE, with normalized pixels (the default)."""
     _, rows, columns = arguments["cube_stride"]
     return {
         "MAE_ON": True,
@@ -184,7 +184,7 @@ def _decoder_keys(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoder_keys(arguments: dict[str, Any], *, plain: bool, image: bool) -> dict[str, Any]:
-    """The MVIT section, the inverse of ``slowfast_arguments.encoder_arguments``."""
+    """The MVIT section, the inverse of ``slowfast.encoder_arguments``."""
     keys = {
         "DEPTH": arguments["depth"],
         "EMBED_DIM": arguments["width"],
@@ -213,7 +213,7 @@ def _encoder_keys(arguments: dict[str, Any], *, plain: bool, image: bool) -> dic
 
 
 def _pooling_keys(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What MViTv2 has beyond a plain vision transformer."""
+    """Keys of MViTv2 that a plain vision transformer does not have."""
     pool = list(arguments["q_pool_stride"])
     rows = [
         [block, *(pool if block in arguments["q_pool_at"] else (1, 1, 1))]

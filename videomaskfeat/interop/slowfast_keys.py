@@ -1,7 +1,7 @@
-"""What is read from a PySlowFast YAML: its keys, their defaults, and those without effect.
+"""Keys of PySlowFast YAMLs: those that are read, with their defaults, and those without effect.
 
-Defaults as in `slowfast/config/defaults.py` at commit 287ec00. A key counts for the kinds of model in whose
-group of :data:`GROUPS` it is; for other kinds it has no effect.
+Defaults as in `slowfast/config/defaults.py` at commit 287ec00. A key has an effect only on the kinds of model
+whose group contains it.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import ast
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.texts import read_yaml as read_plain_yaml
 from videomaskfeat.texts import show_text
 
-# Where PySlowFast's default is None (a kernel, an adaptive stride) an empty tuple stands here, which the
-# reader refuses where it needs a value.
+# An empty tuple stands for PySlowFast's default None (a kernel, an adaptive stride); the reader refuses it if
+# it needs a value.
 ENCODER: dict[str, Any] = {
     "MODEL.ACT_CHECKPOINT": False,
     "DATA.NUM_FRAMES": 8,
@@ -47,7 +47,7 @@ ENCODER: dict[str, Any] = {
     "MVIT.RESIDUAL_POOLING": False,
     "MVIT.DIM_MUL_IN_ATT": False,
 }
-# Keys that hold rows of numbers, such as [[1, 2.0], [3, 2.0]]; other lists hold numbers.
+# Keys with rows of numbers, such as [[1, 2.0], [3, 2.0]]; other lists contain numbers.
 ROWS = frozenset({"MVIT.DIM_MUL", "MVIT.HEAD_MUL", "MVIT.POOL_Q_STRIDE"})
 PRETRAINING: dict[str, Any] = {
     "MASK.ENABLE": False,
@@ -92,15 +92,7 @@ CLIP: dict[str, Any] = {
     "TEST.NUM_SPATIAL_CROPS": 3,
     "TEST.NUM_TEMPORAL_CLIPS": (),
 }
-GROUPS: dict[str, dict[str, Any]] = {
-    "every model": ENCODER,
-    "pre-training": PRETRAINING,
-    "decoder of an MAE": DECODER,
-    "classifier": CLASSIFICATION,
-    "clips and testing": CLIP,
-}
-"""What a group of keys shapes -> keys with their defaults."""
-# Keys that would shape the model, with the only values (their defaults) that are supported.
+# Keys that would change the model, with the only supported values (their defaults).
 FIXED: dict[str, tuple[Any, ...]] = {
     "MVIT.MODE": ("conv",),
     "MVIT.POOL_FIRST": (False,),
@@ -116,8 +108,8 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "MODEL.ARCH": ("maskmvit", "mvit"),
     "CONTRASTIVE.NUM_MLP_LAYERS": (1,),
 }
-# Keys that change training, initial values or other kinds of model only. Any other key of these sections is
-# refused: it may be one of those above, misspelt.
+# Keys that affect only training, initial values or other kinds of model. Any other key of these sections is
+# refused: it may be a misspelled key from above.
 _NO_EFFECT = {
     "MVIT": "ZERO_DECAY_POS_CLS REL_POS_ZERO_INIT REV.RESPATH_FUSE REV.BUFFER_LAYERS REV.RES_PATH "
     "REV.PRE_Q_FUSION",
@@ -141,66 +133,65 @@ _NO_EFFECT = {
 NO_EFFECT = frozenset(
     f"{section}.{key}".lstrip(".") for section, keys in _NO_EFFECT.items() for key in keys.split()
 )
-# Sections about training, reading and showing. PREFETCH, in the public YAMLs of SSv2, is unknown to
-# PySlowFast too.
+# Sections about training, data loading and visualization. PREFETCH, in the public YAMLs of SSv2, is unknown
+# to PySlowFast too.
 _SECTIONS = """SOLVER MIXUP BN DATA_LOADER DETECTION CONTRASTIVE RESNET SLOWFAST X3D TENSORBOARD VIS_MASK DEMO
 BENCHMARK MULTIGRID PREFETCH AVA SSV2 NONLOCAL IMAGENET VISUALIZATION"""
 IGNORED_SECTIONS = frozenset(_SECTIONS.split())
-_LONGEST_LITERAL, _MOST_BRACKETS = 1000, 100
-_LARGEST = 2**63
-_KNOWN = {key: default for group in GROUPS.values() for key, default in group.items()}
+_MAX_LITERAL, _MAX_BRACKETS = 1000, 100
+_LIMIT = 2**63
+_READ = {**ENCODER, **PRETRAINING, **DECODER, **CLASSIFICATION, **CLIP}
 
 
-def describe_keys() -> Iterator[tuple[str, str, str]]:
-    """Each key that is read: what it shapes, its name, and its default or the only values that are read."""
-    for group, keys in GROUPS.items():
-        yield from ((group, key, repr(default)) for key, default in keys.items())
-    for key, values in FIXED.items():
-        yield "fixed", key, " or ".join(map(repr, values))
+class Options(dict[str, Any]):
+    """Typed values by SECTION.KEY, and the path of their YAML for error messages."""
+
+    def __init__(self, path: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.path = path
 
 
 def read_yaml(path: str) -> Mapping[str, Any]:
-    """The keys of a YAML as SECTION.KEY -> value.
+    """Read a YAML as SECTION.KEY -> value.
 
     Raises:
-        UserError: no such file, no YAML, or one without sections.
+        UserError: the file is missing, is not YAML, or has no sections.
     """
     content = read_plain_yaml(path, what="a PySlowFast YAML")
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: is not a PySlowFast YAML: it has no sections such as MVIT and MODEL")
+        raise UserError(f"{path}: not a PySlowFast YAML: it has no sections such as MVIT and MODEL")
     return dict(_flatten(content))
 
 
 def typed_options(
     path: str, written: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The options that count for a kind of model, and the keys that do not.
+) -> tuple[Options, tuple[str, ...]]:
+    """Split a YAML into typed options that affect a kind of model, and keys without effect on it.
 
     Args:
-        path: of the YAML, for messages.
+        path: path of the YAML, for error messages.
         written: result of :func:`read_yaml`.
-        defaults: the keys that count, with their defaults.
+        defaults: keys with an effect, and their defaults.
 
     Returns:
-        Every key of ``defaults`` with its value; the keys of the YAML without effect on that model.
+        All keys of ``defaults`` with their values; keys of the YAML without effect.
 
     Raises:
-        UserError: a value that is not supported or of the wrong type, or an unknown key.
+        UserError: a value is not supported or has the wrong type, or a key is unknown.
     """
-    options, ignored = dict(defaults), []
+    options, ignored = Options(path, defaults), []
     for key, value in written.items():
         section = key.partition(".")[0]
         if key in FIXED:
             if not any(_plain(value) == allowed for allowed in FIXED[key]):
-                expected = " or ".join(map(repr, FIXED[key]))
-                raise UserError(f"{path}: {key} {value!r} is not supported; only {expected} is")
+                supported = " or ".join(map(repr, FIXED[key]))
+                raise UserError(f"{path}: {key} {value!r} is not supported; only {supported} is")
         elif key in defaults:
             options[key] = _typed(path, key, _plain(value), defaults[key])
-        elif key in _KNOWN or key in NO_EFFECT or key == "MODEL.MODEL_NAME" or section in IGNORED_SECTIONS:
-            if key != "MODEL.MODEL_NAME":
-                ignored.append(key)
-        else:
-            known = [*_KNOWN, *FIXED, *NO_EFFECT]
+        elif key in _READ or key in NO_EFFECT or section in IGNORED_SECTIONS:
+            ignored.append(key)
+        elif key != "MODEL.MODEL_NAME":
+            known = [*_READ, *FIXED, *NO_EFFECT]
             raise UserError(f"{path}: unknown key {key}{nearest(key, known)}; it may change the model")
     return options, tuple(ignored)
 
@@ -215,43 +206,43 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, An
 
 
 def _plain(value: Any) -> Any:
-    """What PySlowFast reads from a value: ``"(2, 4, 4)"`` is a tuple, ``"1e-6"`` a number, "None" None."""
-    if not isinstance(value, str) or len(value) > _LONGEST_LITERAL or value.count("(") > _MOST_BRACKETS:
+    """The value as PySlowFast reads it: ``"(2, 4, 4)"`` is a tuple, ``"1e-6"`` a number, "None" is None."""
+    if not isinstance(value, str) or len(value) > _MAX_LITERAL or value.count("(") > _MAX_BRACKETS:
         return value
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the spelling of numbers
+            warnings.simplefilter("ignore")  # about the spelling of numbers
             return ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
 
 
 def _typed(path: str, key: str, value: Any, default: Any) -> Any:
-    """``value`` in the type of the key's default: a float may be written as an integer, a tuple as a list."""
+    """Convert a value to the type of its default: an integer to a float, a list to a tuple."""
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return _as_tuple(path, key, value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{path}: {key} is {value}; a finite number is needed")
-    if number and isinstance(default, float) and abs(value) < _LARGEST:
+        raise UserError(f"{path}: {key} is {value}; it must be a finite number")
+    if number and isinstance(default, float) and abs(value) < _LIMIT:
         return float(value)
-    if type(value) is type(default) and not (number and abs(value) >= _LARGEST):
+    if type(value) is type(default) and not (number and abs(value) >= _LIMIT):
         return value
     raise UserError(
-        f"{path}: {key} {show_text(repr(value))} should be a {type(default).__name__}, such as {default!r}"
+        f"{path}: {key} {show_text(repr(value))} must be a {type(default).__name__}, such as {default!r}"
     )
 
 
 def _as_tuple(path: str, key: str, value: Sequence[Any]) -> tuple[Any, ...]:
-    """Numbers as a tuple, or rows of numbers as tuples where the key has rows."""
+    """Numbers as a tuple, or rows of numbers as a tuple of tuples."""
     rows = value if key in ROWS else [value]
     for row in rows:
         if not isinstance(row, list | tuple) or not all(map(_is_number, row)):
-            wanted = "lists of numbers, one per block" if key in ROWS else "numbers"
-            raise UserError(f"{path}: {key} {show_text(repr(value))} must be a list of {wanted}")
+            entries = "lists of numbers, one per block" if key in ROWS else "numbers"
+            raise UserError(f"{path}: {key} {show_text(repr(value))} must be a list of {entries}")
     return tuple(map(tuple, rows)) if key in ROWS else tuple(value)
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number that a model can be built with; not True or False."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+    """Whether a value is a finite number, but not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LIMIT

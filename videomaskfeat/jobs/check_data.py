@@ -1,4 +1,4 @@
-"""``check-data``: scan the videos of a list and write what was found, and a list without the bad rows."""
+"""``check-data``: scan the videos of a list, and write the findings and a list without the bad rows."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def check_data(
     progress: Progress | None = None,
 ) -> CheckReport:
     """Scan a list or folder; see :func:`~videomaskfeat.data.formats.load_records` and
-    :func:`~videomaskfeat.data.check.check_list` for the arguments.
+    :func:`~videomaskfeat.data.check.check_list` for the other arguments.
 
     Args:
-        json_path: where to write the findings as JSON.
-        clean_path: where to write the rows that are fit for training, as they stand in the list; of a folder,
-            their paths from the new list's own place, one a line and quoted, with labels of class folders.
+        json_path: JSON file for the findings; None: none.
+        clean_path: file for the rows that are fit for training, as they are in the list; for a folder, quoted
+            paths relative to the file, one per line, with the labels of class folders. None: none.
 
     Raises:
-        UserError: the list is wrong, or a file cannot be written where it is asked for.
+        UserError: the list is wrong, or a file cannot be written.
     """
     records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
     for target in (json_path, clean_path):
-        if target:  # found out now, rather than after all the work
+        if target:  # reports a mistake before the work
             make_parent(target)
     report = check_list(
         [(record.path, record.label) for record in records],
@@ -60,7 +60,7 @@ def check_data(
 
 
 def _warn_of_relative_paths(path: str, clean_path: str, prefix: str) -> None:
-    """Rows are kept as they stood, so in another folder they still count from the old list's."""
+    """Rows do not change, so in another folder their relative paths still start from the old list."""
     old, new = (os.path.dirname(os.path.abspath(name)) for name in (path, clean_path))
     if not prefix and not is_folder(path) and old != new:
-        logger.warning("%s: relative paths in it count from %s; give that as prefix", clean_path, old)
+        logger.warning("%s: its relative paths start from %s; pass that as prefix", clean_path, old)

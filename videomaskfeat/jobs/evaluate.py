@@ -28,7 +28,7 @@ from videomaskfeat.inference.results import describe_failures, describe_views, d
 from videomaskfeat.inference.scores import Evaluated, ScoredList, make_output_folders, write_evaluation
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import file_sha256, is_file, is_folder
-from videomaskfeat.metrics.features import check_neighbours, knn_scores
+from videomaskfeat.metrics.features import check_knn, knn_scores
 from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe, recipe_texts
 
 
@@ -141,7 +141,7 @@ class _Evaluation:
         self.weights, self.list_path = weights, list_path
         self.neighbors, self.machine = neighbors, machine
         if neighbors is not None:
-            check_neighbours(k=neighbors.k, temperature=neighbors.temperature)
+            check_knn(k=neighbors.k, temperature=neighbors.temperature)
         recipe = _read_classifier_recipe(weights) if neighbors is None else read_testing_recipe(weights)
         self.recipe = views.apply(recipe)
         model: Any = load_network(weights, machine)

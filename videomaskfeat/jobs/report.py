@@ -1,4 +1,4 @@
-"""``report``: the HTML page of a run, alone or beside others."""
+"""``report``: the HTML page of a run, alone or side by side with others."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from videomaskfeat.errors import UserError
 from videomaskfeat.viz.report import write_report
 
-MOST_BESIDE = 3
-"""Runs drawn beside another one."""
+MAX_BESIDE = 3
+"""Maximum number of runs side by side with another one."""
 
 
 def report(
@@ -22,8 +22,8 @@ def report(
     """Write the report of a run, see :func:`~videomaskfeat.viz.report.write_report`.
 
     Raises:
-        UserError: there is no such folder, or it holds no metrics; or more runs than fit side by side.
+        UserError: the folder or its metrics are missing, or there are too many runs.
     """
-    if len(beside) > MOST_BESIDE:
-        raise UserError(f"{len(beside)} runs beside another one: {MOST_BESIDE} fit at most; leave some out")
+    if len(beside) > MAX_BESIDE:
+        raise UserError(f"{len(beside)} runs beside another one: at most {MAX_BESIDE}; leave some out")
     return write_report(folder, out, beside=beside)

@@ -1,4 +1,4 @@
-"""Metrics: functions of arrays, without videos and models; AVA's also reads and writes its files."""
+"""Metrics: functions of arrays. AVA's metric also reads and writes its files."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Encoders, heads and weights: tensors in, tensors out; no losses and no pictures."""
+"""Encoders, heads and weights. Modules take and return tensors; they compute no loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["arguments_of", "create_model", "create_model_from", "create_unset"]
 
 
 def __getattr__(name: str) -> Any:
-    """The functions that build named models, or a module of the package, imported on first use."""
+    """Import a function of zoo.py, or a module of this package, on first use."""
     if name in __all__:
         return getattr(importlib.import_module(f"{__name__}.zoo"), name)
     return import_submodule(__name__, name)

@@ -11,7 +11,7 @@ from torch import nn
 
 
 def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
-    """Multiply-adds of a forward pass (fvcore calls them flops), attention included."""
+    """Multiply-adds of one forward pass, attention included (fvcore calls them flops)."""
     was_training = model.training
     device = next(model.parameters()).device
     inputs = tuple(value.to(device) for value in inputs)
@@ -31,22 +31,19 @@ def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
 
 
 def _attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """q [..., n, d], k [..., m, d], v [..., m, e]: n*m*d for the scores and n*m*e for the mean."""
+    """q [..., n, d], k [..., m, d], v [..., m, e]: n*m*d for the scores, n*m*e for the weighted mean."""
     q, k, v = (get_shape(value) for value in inputs[:3])
     return float(math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]))
 
 
 def _token_attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """The same with tokens before heads, q [B, n, M, d'], k [B, m, M, d'], v [B, m, M, d].
-
-    What d' has beyond the head width d adds the relative bias to the scores, a matter of additions.
-    """
+    """q [B, n, M, d'], k [B, m, M, d'], v [B, m, M, d]; d' - d columns only add the relative bias."""
     q, k, v = (get_shape(value) for value in inputs[:3])
     return float(math.prod(q[:-1]) * k[1] * 2 * v[-1])
 
 
 def _relative_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """Queries [B, t, h, w, M, d] against the relative vectors [t or h or w, keys, d] of each axis."""
+    """Queries [B, t, h, w, M, d] times the relative vectors [length, keys, d] of each axis."""
     queries, *offsets = (get_shape(value) for value in inputs[1:])
     return float(math.prod(queries) * sum(offset[1] for offset in offsets if offset))
 
@@ -57,5 +54,5 @@ def _linear_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
 
 
 def _pooling_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
-    """Every value of the output is a sum over the kernel of its channel, weight [C, 1, kt, kh, kw]."""
+    """One multiply-add per output value and kernel element; weight [C, 1, kt, kh, kw]."""
     return float(math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[2:]))

@@ -1,4 +1,4 @@
-"""Detectors of actions: an encoder, the features of each person's box, and a linear layer."""
+"""Action detectors: an encoder, RoIAlign of each person's box, and a linear layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder, on_grid
-from videomaskfeat.models.heads import LinearHead
+from videomaskfeat.models.heads import LinearHead, check_head_arguments
+from videomaskfeat.models.layers import check_positive
 from videomaskfeat.models.roi_align import roi_align
 
 Temporal = Literal["early_mean", "late_mean", "late_max"]
@@ -17,35 +18,33 @@ TEMPORAL: tuple[Temporal, ...] = get_args(Temporal)
 
 
 class Detector(Encoder):
-    """A clip and boxes of persons to a logit per box and action: AVA's usual head on an encoder
-    (:func:`~videomaskfeat.models.zoo.with_head`).
+    """AVA's usual detection head on an encoder: from a clip and person boxes to logits per box and action.
 
-    The last block's tokens are normalized and laid out as maps without the class token; of each box
-    `roi_align` (aligned, as many samples as a bin has cells) takes bins x bins cells, whose maximum goes
+    Built by :func:`~videomaskfeat.models.zoo.with_head`. The normalized tokens of the last block form a map;
+    `roi_align` (aligned, adaptive sampling) crops bins x bins cells from it for each box. Their maximum goes
     through dropout and a linear layer. Parameter names are PySlowFast's.
 
-    ============ ======================================================================================
-    temporal     how the time steps become one
-    ============ ======================================================================================
-    "early_mean" the maps are averaged over time before the boxes are cut from them (published)
-    "late_mean"  the boxes are cut from the map of each step; mean over the steps of their maxima
-    "late_max"   likewise; maximum over steps and cells
-    ============ ======================================================================================
+    ============ ===========================================================================
+    temporal     reduction over time
+    ============ ===========================================================================
+    "early_mean" average the maps over time, then crop the boxes (the published method)
+    "late_mean"  crop the boxes at each time step; mean over steps of the maxima over cells
+    "late_max"   crop the boxes at each time step; maximum over steps and cells
+    ============ ===========================================================================
 
-    On MViTv2 ``q_pool_at`` decides how fine the maps are: with the last query pooling they have a cell every
-    32 pixels, without it (as the named detectors have it) every 16.
+    The named MViTv2 detectors omit the last query pooling (``q_pool_at``): one cell per 16 pixels, not 32.
 
     Args:
         classes: number of actions, L.
         temporal: see the table.
         scene: append the mean of the whole map to the features of each box.
         bins: cells along each side of a box.
-        dropout: chance of dropping a feature before the linear layer in training.
-        head_scale: factor on the linear layer's initial weight and bias.
-        encoder: the arguments of the encoder, except ``final_norm`` and ``mean_first``.
+        dropout: dropout rate before the linear layer.
+        head_scale: factor on the initial weight and bias of the linear layer.
+        encoder: arguments of the encoder, except ``final_norm`` and ``mean_first``.
 
     Raises:
-        UserError: an unknown name, or a value outside its range.
+        UserError: an unknown name, or a value out of range.
     """
 
     def __init__(
@@ -60,20 +59,14 @@ class Detector(Encoder):
         **encoder: Any,
     ) -> None:
         check_name("temporal", temporal, TEMPORAL)
-        if classes < 1 or bins < 1 or not 0 <= dropout < 1:
-            raise UserError(
-                f"classes {classes} and bins {bins} must be positive, dropout {dropout} in 0..1, 1 excluded"
-            )
-        if "final_norm" in encoder or "mean_first" in encoder:
-            raise UserError(
-                "final_norm cannot be set on a detector, nor mean_first: boxes are cut from normalized maps"
-            )
+        check_positive(bins=bins)
+        check_head_arguments("a detector", encoder, classes=classes, dropout=dropout)
         super().__init__(**encoder)
         _, rows, columns = self.output_stride
         if rows != columns:
             raise UserError(
-                f"cubes and poolings leave a cell every {rows} rows and {columns} columns of pixels; a "
-                "detector needs as many of both"
+                f"one cell of the map covers {rows} rows and {columns} columns of pixels; a detector needs "
+                "square cells: change cube_stride or q_pool_stride"
             )
         self.classes = classes
         self.temporal = temporal
@@ -84,47 +77,47 @@ class Detector(Encoder):
         )
 
     def forward(self, clips: Tensor, boxes: Tensor) -> Tensor:  # type: ignore[override]
-        """Say what the person in each box does.
+        """Compute the action logits of each box.
 
         Args:
             clips: float [B, C, T, H, W], normalized.
-            boxes: float [R, 5]: place in the batch, then x1, y1, x2, y2 in pixels of the clip. There may be
-                none.
+            boxes: float [R, 5]: index in the batch, then x1, y1, x2, y2 in pixels of the clip; R may be 0.
 
         Returns:
-            Logits [R, L], before any sigmoid.
+            Logits [R, L], before the sigmoid.
 
         Raises:
-            UserError: the clip is not a multiple of the cube, or a box's place is not in the batch.
+            UserError: the clip is not a multiple of the cube, or a box index is outside the batch.
         """
         maps = self.maps(clips)  # [B, t, h, w, D]
-        features = self._of_boxes(maps, boxes)  # [R, D]
+        features = self._box_features(maps, boxes)  # [R, D]
         if self.scene:
-            whole = maps.mean(dim=(1, 2, 3))[boxes[:, 0].long()]  # [R, D]
-            features = torch.cat([features, whole], dim=1)
+            scene = maps.mean(dim=(1, 2, 3))[boxes[:, 0].long()]  # [R, D]
+            features = torch.cat([features, scene], dim=1)
         return self.head(features)
 
     def maps(self, clips: Tensor) -> Tensor:
-        """The encoder's normalized output as maps, [B, t, h, w, D]."""
+        """The encoder's normalized output on its grid, [B, t, h, w, D]."""
         tokens, grid = self.through_blocks(*self.patch_embed(clips))
         return self.norm(on_grid(tokens, grid)).unflatten(1, grid.shape)
 
-    def _of_boxes(self, maps: Tensor, boxes: Tensor) -> Tensor:
-        """The features of each box, [R, D], from maps [B, t, h, w, D]."""
+    def _box_features(self, maps: Tensor, boxes: Tensor) -> Tensor:
+        """Features of each box, [R, D], from maps [B, t, h, w, D]."""
         if self.temporal == "early_mean":
-            return self._cut(maps.mean(dim=1), boxes)
+            return self._crop_boxes(maps.mean(dim=1), boxes)
         steps = maps.shape[1]
         step = torch.arange(steps, device=boxes.device, dtype=boxes.dtype)
-        places = boxes[:, :1] * steps + step  # [R, t], in the batch of single steps
-        each = torch.cat([places[..., None], boxes[:, None, 1:].expand(-1, steps, -1)], dim=-1)
-        cut = self._cut(maps.flatten(0, 1), each.flatten(0, 1)).unflatten(0, (boxes.shape[0], steps))
-        return cut.amax(dim=1) if self.temporal == "late_max" else cut.mean(dim=1)
+        index = boxes[:, :1] * steps + step  # [R, t], in the batch of single time steps
+        step_boxes = torch.cat([index[..., None], boxes[:, None, 1:].expand(-1, steps, -1)], dim=-1)
+        features = self._crop_boxes(maps.flatten(0, 1), step_boxes.flatten(0, 1))  # [R*t, D]
+        features = features.unflatten(0, (boxes.shape[0], steps))
+        return features.amax(dim=1) if self.temporal == "late_max" else features.mean(dim=1)
 
-    def _cut(self, maps: Tensor, boxes: Tensor) -> Tensor:
-        """The maximum over the cells of each box, [R, D], from maps [B, h, w, D].
+    def _crop_boxes(self, maps: Tensor, boxes: Tensor) -> Tensor:
+        """Maximum over the cells of each box, [R, D], from maps [B, h, w, D].
 
-        Where an axis of the clip is no multiple of the stride, the last cells reach beyond its end, and cell
-        i still begins at pixel i * stride: poolings start at the first token.
+        If a clip axis is not a multiple of the stride, the last cell reaches beyond the clip. Cell i still
+        starts at pixel i * stride, because poolings start at the first token.
         """
         cells = roi_align(
             maps.permute(0, 3, 1, 2),  # channels-last in memory

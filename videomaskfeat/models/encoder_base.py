@@ -1,4 +1,4 @@
-"""What all encoders share: a stem that makes tokens of cubes, positions, a row of blocks, and features."""
+"""The base of all encoders: stem, positions, blocks, and features at any depth."""
 
 from __future__ import annotations
 
@@ -31,23 +31,21 @@ Triple = tuple[int, int, int]
 
 
 def as_triple(values: Iterable[int]) -> Triple:
-    """Three numbers, for time, height and width, as a tuple."""
+    """Three integers (time, height, width) as a tuple."""
     t, h, w = values
     return (t, h, w)
 
 
 class CubeEmbed(nn.Module):
-    """One strided convolution: each cube of ``stride`` pixels becomes a token (MViTv2, section 3).
+    """A strided convolution that turns each cube of ``stride`` pixels into a token (MViTv2, section 3).
 
-    The kernel may be larger than the stride, as in the published models (3x7x7 over cubes of 2x4x4): a
-    token then also sees a rim of its neighbours' pixels.
+    The kernel may be larger than the stride, as in the published models (3x7x7 for cubes of 2x4x4): a token
+    then also sees the edge pixels of neighboring cubes.
 
     Args:
-        in_channels: color channels of the clip, C.
-        width: width of a token, D.
-        kernel: frames, rows and columns that a token sees.
-        stride: frames, rows and columns from one token to the next: the size of a cube.
-        padding: zeros before and after each axis.
+        in_channels, width: number of color channels, C, and token width, D.
+        kernel, stride, padding: kernel size, cube size, and zero padding at both ends, each (frames, rows,
+            columns).
 
     Raises:
         UserError: kernel, stride and padding do not give exactly one token per cube.
@@ -61,8 +59,8 @@ class CubeEmbed(nn.Module):
             # n cubes of `step` give floor((n*step + 2*pad - size) / step) + 1 tokens, which must be n.
             if not 0 < size - 2 * pad <= step:
                 raise UserError(
-                    f"cube_kernel {kernel}, cube_stride {stride}, cube_padding {padding}: an axis does "
-                    "not give one token per cube; take padding = (kernel - stride + 1) // 2"
+                    f"cube_kernel {kernel}, cube_stride {stride}, cube_padding {padding}: an axis does not "
+                    "give one token per cube; use padding = (kernel - stride + 1) // 2"
                 )
         self.in_channels = in_channels
         self.width = width
@@ -78,19 +76,14 @@ class CubeEmbed(nn.Module):
         """Clips float [B, C, T, H, W] -> tokens [B, N, D] and their grid.
 
         Raises:
-            UserError: the clips are not five-dimensional, have other channels than the stem, or an axis is
-                not a multiple of the cube.
+            UserError: wrong shape (see :meth:`check`), or an axis is not a multiple of the cube.
         """
         self.check(clips)
         grid = self.grid(clips.shape)
         return self.proj(clips).flatten(2).transpose(1, 2), grid  # [B, D, t, h, w] -> [B, N, D]
 
     def check(self, clips: Tensor) -> None:
-        """Refuse what is not [B, C, T, H, W] with the stem's channels.
-
-        Raises:
-            UserError: it is not.
-        """
+        """Raise UserError unless the clips are [B, C, T, H, W] with the stem's channels."""
         if clips.ndim != 5 or clips.shape[1] != self.in_channels:
             raise UserError(
                 f"clips of shape {tuple(clips.shape)} are not [B, {self.in_channels}, T, H, W]; "
@@ -98,67 +91,55 @@ class CubeEmbed(nn.Module):
             )
 
     def embed_cubes(self, cubes: Tensor) -> Tensor:
-        """Cubes of :func:`cut_cubes` [..., C*kt*kh*kw] -> tokens [..., D], where the kernel is the cube."""
+        """Cubes of :func:`cut_cubes` [..., C*kt*kh*kw] -> tokens [..., D]; the kernel must equal the cube."""
         return linear(cubes, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def cut_cubes(clips: Tensor, stride: Triple) -> Tensor:
-    """The pixels of each cube.
-
-    Args:
-        clips: float [B, C, T, H, W].
-        stride: frames, rows and columns of a cube.
+    """Cut clips float [B, C, T, H, W] into cubes of ``stride`` frames, rows and columns.
 
     Returns:
-        [B, N, C*kt*kh*kw], in the order of a convolution's kernel: channel, frame, row, column.
+        [B, N, C*kt*kh*kw], in the order of a convolution kernel: channel, frame, row, column.
     """
-    cut = clips
+    cubes = clips
     for axis, step in zip((2, 4, 6), stride, strict=True):
-        cut = cut.unflatten(axis, (-1, step))  # at the end [B, C, t, kt, h, kh, w, kw]
-    return cut.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+        cubes = cubes.unflatten(axis, (-1, step))  # after the loop [B, C, t, kt, h, kh, w, kw]
+    return cubes.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
 
 class Encoder(nn.Module):
-    """A clip to tokens; the base of every encoder, and of everything that has a head on one.
+    """Base of all encoders and of all models with a head: from a clip to tokens.
 
-    A kind of encoder passes stem and clip size to this class, then its blocks to :meth:`set_blocks`; see
-    "Add an encoder" in docs/extending.md. An image is a clip of one frame: [B, C, H, W] is taken for [B, C,
-    1, H, W].
+    A subclass passes its stem and clip size to this class and its blocks to :meth:`set_blocks`; see "Add an
+    encoder" in docs/extending.md. Images [B, C, H, W] are treated as clips of one frame [B, C, 1, H, W].
 
-    What the rest of the framework asks of an encoder, and a kind of encoder may override:
-
-    - layer decay: :meth:`layer_of` and :attr:`layer_count`;
-    - loading weights: :meth:`is_table` and :meth:`resize_table`, the tables whose length follows the clip
-      size, and :attr:`width_weight`, the weight of a block whose shape identifies the named models that it
-      may be of;
-    - targets, masks and export: :meth:`output_grid`, :attr:`output_stride`, :attr:`clip_size`.
+    A subclass may override :meth:`layer_of` and :attr:`layer_count` (layer decay), :meth:`is_table` and
+    :meth:`resize_table` (parameters whose length depends on the clip size), and :attr:`width_weight`.
 
     Attributes:
-        encoder_name: the named model that is this kind of encoder alone.
-        grid_argument: the argument that changes the output grid, for error messages; empty: there is none.
-        width_weight: see above; its name within the block.
-        blocks: each ``(tokens [B, P+N, D], grid) -> (tokens, grid)``.
-        norm: of the last block's tokens; the identity if there is no final norm.
-        native_grid: token grid of the clip size that the model is made for.
-        out_width: width of the tokens that leave the last block.
-        out_heads: attention heads of the last block.
-        output_stride: frames, rows and columns behind one of these tokens.
-        mean_first: pooled features are averaged before the final norm instead of after it.
+        encoder_name: named model of this encoder without a head.
+        grid_argument: argument that changes the output grid, for error messages; empty if there is none.
+        width_weight: name, within a block, of the weight whose shape identifies a named model.
+        blocks: modules ``(tokens [B, P+N, D], grid) -> (tokens, grid)``.
+        norm: final norm of the last block's tokens; the identity if there is none.
+        native_grid: token grid of the native clip size.
+        out_width, out_heads: token width and number of attention heads of the last block.
+        output_stride: frames, rows and columns per token after the last block.
 
     Args:
-        stem: makes tokens of cubes.
+        stem: turns cubes into tokens.
         clip_size: native frames, height and width.
         class_token: prepend a learned token (P = 1).
-        absolute_positions: "none", "joint" (one table over time and space), "separable" (a sum of two) or
-            "sincos" (fixed, without parameters).
-        final_norm: layer norm over the last block's tokens.
-        mean_first: see above.
-        linear_std: standard deviation of the linear layers' initial weights. The published 0.02 suits the
-            published widths; narrow models start slowly with it.
+        absolute_positions: "none", "joint" (one table over time and space), "separable" (the sum of two
+            tables) or "sincos" (fixed, without parameters).
+        final_norm: apply a layer norm after the last block.
+        mean_first: average pooled features before the final norm instead of after it.
+        linear_std: standard deviation of the linear layers' initial weights. The published value of 0.02
+            makes narrow models start slowly.
         checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
 
     Raises:
-        UserError: cubes that do not tile the clip.
+        UserError: the clip size is not a multiple of the cube.
     """
 
     encoder_name: ClassVar[str]
@@ -217,10 +198,9 @@ class Encoder(nn.Module):
         """Set the blocks and the norm, and draw the initial weights as PySlowFast does.
 
         Args:
-            blocks: see the class.
-            widths: width of the tokens behind each block.
-            heads: attention heads of the last block.
-            strides: frames, rows and columns by which each block pools its tokens; None: none of them does.
+            blocks, heads: see the class; attention heads of the last block.
+            widths: token width after each block.
+            strides: frames, rows and columns by which each block pools its tokens; None for no pooling.
         """
         self.blocks = nn.ModuleList(blocks)
         self.block_widths = tuple(widths)
@@ -244,21 +224,20 @@ class Encoder(nn.Module):
 
     @property
     def clip_size(self) -> Triple:
-        """Frames, height and width that the model is made for."""
+        """Native frames, height and width."""
         return as_triple(
             math.prod(axis) for axis in zip(self.native_grid.shape, self.patch_embed.stride, strict=True)
         )
 
     @property
     def layer_count(self) -> int:
-        """Number of layers for layer decay: stem, blocks, and everything behind them."""
+        """Number of layers for layer decay: the stem, each block, and everything after the blocks."""
         return len(self.blocks) + 2
 
     def layer_of(self, name: str) -> int:
-        """The layer of a parameter: 0 = stem, i + 1 = block i, the last one = everything behind the blocks.
+        """Index of a parameter's layer: 0 for the stem, i + 1 for block i, the last index for the rest.
 
-        Relative-position tables belong to their block; class, mask and absolute position parameters to the
-        stem.
+        Class token, mask token and absolute positions belong to the stem.
         """
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
@@ -266,11 +245,11 @@ class Encoder(nn.Module):
         return 0 if stem else self.layer_count - 1
 
     def is_table(self, name: str) -> bool:
-        """Whether a parameter is a table of positions, whose length follows the clip size."""
+        """Whether a parameter is a position table, whose length depends on the clip size."""
         return name in TABLES
 
     def resize_table(self, name: str, table: Tensor) -> Tensor | None:
-        """A saved table of positions in this model's length; None if the grid it was made for is unknown."""
+        """A saved position table in this model's length; None if its original grid is unknown."""
         return resize_absolute(name, table, self.native_grid, self.prefix)
 
     def token_grid(self, clip_shape: Sequence[int]) -> TokenGrid:
@@ -282,32 +261,29 @@ class Encoder(nn.Module):
         return self.patch_embed.grid(clip_shape)
 
     def output_grid(self, clip_shape: Sequence[int]) -> TokenGrid:
-        """The grid of the tokens that leave the last block, for a clip whose shape ends in (T, H, W)."""
+        """The token grid after the last block, for a clip whose shape ends in (T, H, W)."""
         grid = self.token_grid(clip_shape)
-        steps = zip(self.output_stride, self.patch_embed.stride, strict=True)
-        return grid.pooled(as_triple(whole // cube for whole, cube in steps))
+        strides = zip(self.output_stride, self.patch_embed.stride, strict=True)
+        return grid.pooled(as_triple(output // cube for output, cube in strides))
 
     def strides(self) -> list[Triple]:
-        """Frames, rows and columns from a token to the next, before the first block and behind each."""
+        """Frames, rows and columns per token before the first block and after each block."""
         strides = [self.patch_embed.stride]
-        for pooled in self.block_strides:
-            strides.append(as_triple(step * more for step, more in zip(strides[-1], pooled, strict=True)))
+        for pooling in self.block_strides:
+            strides.append(as_triple(a * b for a, b in zip(strides[-1], pooling, strict=True)))
         return strides
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalized -> tokens [B, P+N', D'], the class token (P = 1) first.
-
-        N' is the size of :meth:`output_grid`.
-        """
+        """Clips float [B, C, T, H, W], normalized -> tokens [B, P+N', D'] on :meth:`output_grid`."""
         return self.norm(self.through_blocks(*self.patch_embed(as_clips(clips)))[0])
 
     def features(self, clips: Tensor, *, depth: int | None = None, pooled: bool = True) -> Tensor:
-        """Features of clips, without a head and without the class token.
+        """Features of clips, without head and class token.
 
         Args:
             clips: float [B, C, T, H, W], normalized.
-            depth: after how many blocks, 1..number of blocks; None: after the last, with the final norm.
-            pooled: the mean over the grid's tokens instead of the tokens.
+            depth: number of blocks to run, 1..number of blocks; None for all, with the final norm.
+            pooled: average over the grid's tokens.
 
         Returns:
             [B, D'], or on the grid [B, t, h, w, D'].
@@ -331,19 +307,19 @@ class Encoder(nn.Module):
     def through_blocks(
         self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None
     ) -> tuple[Tensor, TokenGrid]:
-        """Stem tokens [B, N, D] on ``grid`` through the first blocks, or all -> [B, P+N', D'] and grid."""
+        """Stem tokens [B, N, D] on ``grid`` through the first ``depth`` blocks -> [B, P+N', D'], grid."""
         return self.run_blocks(self.placed(tokens, grid), grid, depth=depth)
 
     def placed(self, tokens: Tensor, grid: TokenGrid, *, at: Tensor | None = None) -> Tensor:
-        """Stem tokens with class token and absolute positions.
+        """Add class token and absolute positions to stem tokens.
 
         Args:
             tokens: float [B, N, D].
-            grid: where they lie.
-            at: int64 [B, V], the places of the tokens [B, V, D] if these are not all.
+            grid: their token grid.
+            at: int64 [B, V], grid positions of tokens [B, V, D] that are only a part of the grid.
 
         Returns:
-            [B, P+N, D], or [B, P+V, D].
+            [B, P+N, D] or [B, P+V, D].
         """
         if self.cls_token is not None:
             first = self.cls_token.expand(tokens.shape[0], -1, -1)  # [B, 1, D]
@@ -353,14 +329,14 @@ class Encoder(nn.Module):
             return tokens
         if at is not None:
             first, rest = positions.split([self.prefix, grid.size], dim=1)
-            chosen = F.embedding(at, rest[0])  # [B, V, D]
-            positions = torch.cat([first.expand(at.shape[0], -1, -1), chosen], dim=1)  # [B, P+V, D]
+            visible = F.embedding(at, rest[0])  # [B, V, D]
+            positions = torch.cat([first.expand(at.shape[0], -1, -1), visible], dim=1)  # [B, P+V, D]
         return tokens + positions
 
     def run_blocks(
         self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None
     ) -> tuple[Tensor, TokenGrid]:
-        """Placed tokens [B, P+N, D] through the first blocks, or all -> [B, P+N', D'] and grid."""
+        """Tokens [B, P+N, D] of :meth:`placed` through the first ``depth`` blocks -> [B, P+N', D'], grid."""
         for block in self.blocks[:depth]:
             if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
                 tokens, grid = checkpoint(block, tokens, grid, use_reentrant=False)
@@ -369,7 +345,7 @@ class Encoder(nn.Module):
         return tokens, grid
 
     def _absolute_positions(self, grid: TokenGrid) -> Tensor | None:
-        """Absolute positions [1, P+N, D] on ``grid``, or None for a model without."""
+        """Absolute positions [1, P+N, D] on ``grid``; None for a model without."""
         if self.fixed_positions:
             device = self.patch_embed.proj.weight.device
             return sincos_positions(self.patch_embed.width, grid, prefix=self.prefix, device=device)
@@ -383,10 +359,10 @@ class Encoder(nn.Module):
 
 
 def as_clips(pixels: Tensor) -> Tensor:
-    """Clips [B, C, T, H, W] as they are; images [B, C, H, W] as clips of one frame."""
+    """Images [B, C, H, W] as clips of one frame; clips [B, C, T, H, W] unchanged."""
     return pixels[:, :, None] if pixels.ndim == 4 else pixels
 
 
 def on_grid(tokens: Tensor, grid: TokenGrid) -> Tensor:
-    """The grid's tokens alone: [B, P+N, D] -> [B, N, D]."""
+    """Remove the class token: [B, P+N, D] -> [B, N, D]."""
     return tokens[:, tokens.shape[1] - grid.size :]

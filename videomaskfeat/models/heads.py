@@ -1,7 +1,8 @@
-"""Classifiers: an encoder and one of four heads, from a clip to logits."""
+"""Classifiers: an encoder with one of four heads, from a clip to logits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,22 +11,29 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
-from videomaskfeat.models.layers import FeatureNorm, Perceptron, initialize
+from videomaskfeat.models.layers import FeatureNorm, Perceptron, check_positive, initialize
 
 HeadKind = Literal["mean", "token", "linear", "attentive"]
 HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 PROBES: tuple[HeadKind, ...] = ("linear", "attentive")
-"""Heads that learn on a frozen encoder."""
+"""Heads that are trained on a frozen encoder."""
+
+
+def check_head_arguments(owner: str, encoder: Mapping[str, Any], *, classes: int, dropout: float) -> None:
+    """Check the arguments of a model that determines the norm of its encoder; raises UserError."""
+    check_positive(classes=classes)
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout {dropout} must be in [0, 1)")
+    if "final_norm" in encoder or "mean_first" in encoder:
+        raise UserError(
+            f"final_norm and mean_first cannot be set on {owner}, which determines them; remove the argument"
+        )
 
 
 class LinearHead(nn.Module):
-    """Dropout, then one linear layer.
+    """Dropout, then one linear layer: D = ``width`` features to L = ``classes`` logits.
 
-    Args:
-        width: width of the features, D.
-        classes: number of classes, L.
-        dropout: chance of dropping a feature in training.
-        scale: factor on the initial weight and bias (truncated normal of 0.02, and 0.02).
+    ``scale`` multiplies the initial weight (truncated normal, std 0.02) and bias (0.02).
     """
 
     def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
@@ -43,7 +51,9 @@ class LinearHead(nn.Module):
 
 
 class LinearProbeHead(LinearHead):
-    """Batch normalization, so that one learning rate fits all features, then linear (MAE, appendix A.1)."""
+    """Batch normalization before the linear layer, so that one learning rate suits all features (MAE,
+    A.1).
+    """
 
     def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
         super().__init__(width, classes, dropout=dropout, scale=scale)
@@ -55,16 +65,10 @@ class LinearProbeHead(LinearHead):
 
 
 class AttentiveHead(LinearHead):
-    """One learned query attends to all tokens, then a perceptron, then a :class:`LinearHead`.
+    """V-JEPA's attentive probe (arXiv 2404.08471, section 4): a learned query attends to all tokens.
 
-    The attentive probe of V-JEPA (arXiv 2404.08471, section 4): both halves with a residual, layer norms on
-    the tokens and before the perceptron, none on the query.
-
-    Args:
-        width: width of the tokens, D.
-        classes: number of classes, L.
-        heads: attention heads, a divisor of ``width``.
-        dropout, scale: see :class:`LinearHead`.
+    Attention and a perceptron follow, each with a residual connection, then a :class:`LinearHead`. Layer
+    norms are applied to the tokens and before the perceptron, not to the query. ``heads`` divide ``width``.
     """
 
     def __init__(self, width: int, classes: int, *, heads: int, dropout: float, scale: float) -> None:
@@ -79,7 +83,7 @@ class AttentiveHead(LinearHead):
         self.mlp = Perceptron(width, 4 * width, width)
         nn.init.trunc_normal_(self.query, std=0.02)
         initialize([self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2])
-        with torch.no_grad():  # as V-JEPA: the last layer of each residual branch starts smaller
+        with torch.no_grad():  # as in V-JEPA, the last layer of each residual branch starts smaller
             self.proj.weight.mul_(0.5**0.5)
             self.mlp.fc2.weight.mul_(0.5**0.5)
 
@@ -96,30 +100,30 @@ class AttentiveHead(LinearHead):
 
 
 class Classifier(Encoder):
-    """A clip to logits: a head on an encoder (:func:`~videomaskfeat.models.zoo.with_head`).
+    """A classification head on an encoder, built by :func:`~videomaskfeat.models.zoo.with_head`.
 
     Parameter names are PySlowFast's.
 
-    ============= =====================================================================================
-    head          logits
-    ============= =====================================================================================
+    ============= ======================================================================================
+    head          layers
+    ============= ======================================================================================
     "mean"        mean over the grid's tokens, layer norm, dropout, linear (MaskFeat's fine-tuning)
     "token"       layer norm, class token, dropout, linear (MViTv2)
     "linear"      frozen encoder; mean and layer norm as in "mean", batch normalization, linear
     "attentive"   frozen encoder; layer norm, a learned query that attends to the grid's tokens, linear
-    ============= =====================================================================================
+    ============= ======================================================================================
 
     A frozen encoder stays in evaluation mode and gets no gradients.
 
     Args:
         classes: number of classes, L.
         head: see the table.
-        dropout: chance of dropping a feature before the linear layer in training.
-        head_scale: factor on the linear layer's initial weight and bias.
-        encoder: the arguments of the encoder, except ``final_norm`` and ``mean_first``.
+        dropout: dropout rate before the linear layer.
+        head_scale: factor on the initial weight and bias of the linear layer.
+        encoder: arguments of the encoder, except ``final_norm`` and ``mean_first``.
 
     Raises:
-        UserError: an unknown head, a value outside its range, or a class token asked of an encoder without.
+        UserError: an unknown head, a value out of range, or head "token" on an encoder without class token.
     """
 
     head: LinearHead
@@ -134,56 +138,41 @@ class Classifier(Encoder):
         **encoder: Any,
     ) -> None:
         check_name("head", head, HEADS)
-        if classes < 1 or not 0 <= dropout < 1:
-            raise UserError(f"classes {classes} must be positive and dropout {dropout} in 0..1, 1 excluded")
-        if "final_norm" in encoder or "mean_first" in encoder:
-            raise UserError(
-                "final_norm cannot be set on a classifier, nor mean_first: every head takes normalized "
-                "features, and says what comes first, the norm or the mean"
-            )
+        check_head_arguments("a classifier", encoder, classes=classes, dropout=dropout)
         super().__init__(**{**encoder, "mean_first": head in ("mean", "linear")})
         if head == "token" and self.cls_token is None:
-            raise UserError("head 'token' needs class_token true: without one, take head 'mean'")
+            raise UserError("head 'token' needs class_token true; use head 'mean' without a class token")
         self.head_kind = head
         self.classes = classes
-        self.head = self._make_head(dropout, head_scale)
-        if head in PROBES:
-            self._freeze()
+        width = self.out_width
+        if head == "attentive":
+            self.head = AttentiveHead(width, classes, heads=self.out_heads, dropout=dropout, scale=head_scale)
+        else:
+            build_head = LinearProbeHead if head == "linear" else LinearHead
+            self.head = build_head(width, classes, dropout=dropout, scale=head_scale)
+        if self.frozen:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.startswith("head."))
+            self.train()
 
     @property
     def frozen(self) -> bool:
-        """Whether the head alone learns."""
+        """Whether only the head is trained."""
         return self.head_kind in PROBES
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalized -> logits [B, L], before any softmax.
-
-        Raises:
-            UserError: the clip is not a multiple of the cube.
-        """
+        """Clips float [B, C, T, H, W], normalized -> logits [B, L], before the softmax."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self._head_input(clips)
         return self.head(features)
 
     def train(self, mode: bool = True) -> Classifier:
-        """Training mode for what learns, evaluation mode for a frozen encoder."""
+        """Set the mode of the trained modules; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
-            for name, part in self.named_children():
-                part.train(mode and name == "head")
+            for name, module in self.named_children():
+                module.train(mode and name == "head")
         return self
-
-    def _make_head(self, dropout: float, scale: float) -> LinearHead:
-        width = self.out_width
-        if self.head_kind == "attentive":
-            return AttentiveHead(width, self.classes, heads=self.out_heads, dropout=dropout, scale=scale)
-        build = LinearProbeHead if self.head_kind == "linear" else LinearHead
-        return build(width, self.classes, dropout=dropout, scale=scale)
-
-    def _freeze(self) -> None:
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith("head."))
-        self.train()
 
     def _head_input(self, clips: Tensor) -> Tensor:
         """[B, D], or all of the grid's tokens [B, N, D] for the attentive head."""

@@ -15,7 +15,7 @@ from videomaskfeat.models.kernels.dense import linear
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear`, faster in float32 on the CPU; first derivatives only there."""
+    """`torch.nn.Linear`, faster in float32 on the CPU, where it supports first derivatives only."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D']."""
@@ -31,13 +31,7 @@ class GeluLinear(nn.Linear):
 
 
 class Perceptron(nn.Module):
-    """Linear, GELU, linear.
-
-    Args:
-        in_width: width of the incoming tokens.
-        hidden_width: width between the two layers.
-        out_width: width of the outgoing tokens.
-    """
+    """Linear, GELU, linear."""
 
     def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
         super().__init__()
@@ -50,7 +44,7 @@ class Perceptron(nn.Module):
 
 
 def initialize(layers: Iterable[nn.Module], *, std: float = 0.02, bias: float = 0.0) -> None:
-    """Draw the weights of the linear layers among these from a truncated normal, and set their biases."""
+    """Draw the weights of linear layers from a truncated normal distribution, and set their biases."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=std)
@@ -59,24 +53,25 @@ def initialize(layers: Iterable[nn.Module], *, std: float = 0.02, bias: float = 
 
 
 def check_positive(**numbers: int) -> None:
-    """Refuse numbers below 1.
-
-    Raises:
-        UserError: names the first.
-    """
+    """Raise UserError for the first number below 1, by name."""
     for name, number in numbers.items():
         if number < 1:
             raise UserError(f"{name} {number} must be positive")
 
 
-class BatchNorm(nn.Module):
-    """As :class:`torch.nn.SyncBatchNorm`, on the CPU too: scale and shift, one channel per feature, in
-    float32.
+def check_transformer(depth: int, width: int, heads: int, *, prefix: str = "") -> None:
+    """Raise UserError unless all are positive and the heads divide the width; ``prefix`` of their names."""
+    if depth < 1 or width < 1 or heads < 1 or width % heads:
+        raise UserError(
+            f"{prefix}depth {depth}, {prefix}width {width}, {prefix}heads {heads}: all must be positive, and "
+            f"{prefix}heads must divide {prefix}width"
+        )
 
-    Args:
-        width: features, D.
-        momentum: share of a new batch in the running statistics, which evaluation mode uses.
-        eps: added to the variance.
+
+class BatchNorm(nn.Module):
+    """:class:`torch.nn.SyncBatchNorm` in float32, on the CPU too.
+
+    ``momentum`` is the weight of a new batch in the running statistics, which evaluation mode uses.
     """
 
     running_mean: Tensor
@@ -94,7 +89,7 @@ class BatchNorm(nn.Module):
         """[B, D] -> float32 [B, D].
 
         Raises:
-            UserError: a training batch of a single clip, which has no variance.
+            UserError: a training batch of one clip, which has no variance.
         """
         features = features.float()
         running = (self.running_mean, self.running_var)
@@ -109,13 +104,7 @@ class BatchNorm(nn.Module):
 
 
 class FeatureNorm(nn.Module):
-    """Batch normalization without scale and shift, of features that need no gradient.
-
-    Args:
-        width: features, D.
-        momentum: share of a new batch in the running statistics, which evaluation mode uses.
-        eps: added to the variance.
-    """
+    """:class:`BatchNorm` without scale and shift, for features that need no gradient."""
 
     mean: Tensor
     variance: Tensor
@@ -128,11 +117,7 @@ class FeatureNorm(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
-        """[B, D] -> float32 [B, D].
-
-        Raises:
-            UserError: a training batch of a single clip, which has no variance.
-        """
+        """See :meth:`BatchNorm.forward`."""
         features = features.float()
         if not self.training:
             return (features - self.mean) * (self.variance + self.eps).rsqrt()
@@ -142,9 +127,9 @@ class FeatureNorm(nn.Module):
 
 
 def _normalize(features: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float) -> Tensor:
-    """Features [B, D] by mean and variance over the batch of all processes, with gradients through both.
+    """Normalize features [B, D] over the batch of all processes, with gradients through mean and variance.
 
-    The running ``mean`` and ``variance`` [D] are updated in place, so that every process keeps the same.
+    Updates the running ``mean`` and ``variance`` [D] in place; all processes get the same values.
     """
     count = features.new_full((1,), features.shape[0])
     sums = _sum_over_processes(torch.cat([features.sum(dim=0), count]))
@@ -159,8 +144,8 @@ def _normalize(features: Tensor, mean: Tensor, variance: Tensor, momentum: float
 def _check_batch(features: Tensor) -> None:
     if features.shape[0] == 1:
         raise UserError(
-            "batch normalization of a single clip leaves nothing of it; use at least 2 clips per micro-batch "
-            "(optim.batch_size, optim.accumulate)"
+            "batch normalization needs at least 2 clips per micro-batch, not 1; change optim.batch_size or "
+            "optim.accumulate"
         )
 
 
@@ -173,7 +158,7 @@ def _sum_over_processes(values: Tensor) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+    """The sum of a tensor over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

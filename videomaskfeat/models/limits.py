@@ -1,4 +1,4 @@
-"""Limits of models: types and ranges of their arguments, and the memory of the machine."""
+"""Limits of model arguments: their types and ranges, and the memory of the machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 TRAINED = 4
-"""Memory of a training as a multiple of the weights: weights, gradients, and the two moments of AdamW."""
+"""Memory of training as a multiple of the weights: weights, gradients, and the two moments of AdamW."""
 
-_ANY = -math.inf  # the model itself refuses numbers that are too small
+_ANY = -math.inf  # the model itself checks for numbers that are too small
 _BLOCKS = ("depth", "blocks", "decoder_depth", "predictor_depth", "layers", "widen_at", "q_pool_at")
 _WIDTHS = (
     "width",
@@ -51,58 +51,46 @@ LIMITS: Limits = {
     "pool_kernel": (1, 31),
     "cube_padding": (0, 1024),
 }
-"""Smallest and largest numbers in the arguments of models and tokenizers; each is far beyond any published
-one. The memory that they need together is compared with the machine's."""
+"""Minimum and maximum of model and tokenizer arguments, far beyond any published model. The memory that the
+arguments need together is compared with the machine's."""
 
-_MAKERS = frozenset(
+_TENSOR_FACTORIES = frozenset(
     [torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.arange]
 )
 
 
-def argument_types(build: Callable[..., Any]) -> dict[str, Any]:
-    """Types of the keyword arguments of a class and, if it passes the rest on, of its parents."""
-    types: dict[str, Any] = {}
-    for function, _ in _constructors(build):
-        hints = get_type_hints(function)
-        types = {
-            **{name: hints[name] for name in inspect.signature(function).parameters if name in hints},
-            **types,
-        }
-    return types
-
-
 def argument_defaults(build: type) -> dict[str, Any]:
-    """Defaults of the keyword arguments of a class and, if it passes the rest on, of its parents."""
+    """Defaults of the keyword arguments of a class, and of its parents if it has ``**kwargs``."""
     defaults: dict[str, Any] = {}
-    for _, parameters in _constructors(build):
-        own = {found.name: found.default for found in parameters if found.kind is found.KEYWORD_ONLY}
+    for function in _constructors(build):
+        parameters = inspect.signature(function).parameters.values()
+        own = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
         defaults = {**own, **defaults}
     return defaults
 
 
-def _constructors(
-    build: Callable[..., Any],
-) -> Iterator[tuple[Callable[..., Any], list[inspect.Parameter]]]:
-    """The constructor of a class, or a function, then those of parents that get the remaining arguments."""
+def _constructors(build: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """A function, or the constructor of a class, then those of its parents that receive ``**kwargs``."""
     for cls in inspect.getmro(build) if inspect.isclass(build) else (build,):
         function = vars(cls).get("__init__") if inspect.isclass(cls) else cls
         if function is None:
             continue
-        parameters = list(inspect.signature(function).parameters.values())
-        yield function, parameters
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+        yield function
+        if inspect.getfullargspec(function).varkw is None:
             return
 
 
 def checked_arguments(build: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments in the types of a class, lists as tuples.
+    """Convert arguments to the types of a constructor, lists to tuples.
 
     Raises:
-        UserError: one of another type, or outside :data:`LIMITS`.
+        UserError: an argument has the wrong type, or is outside :data:`LIMITS`.
     """
-    kinds = argument_types(build)
+    types: dict[str, Any] = {}
+    for function in _constructors(build):
+        types = {**get_type_hints(function), **types}
     return {
-        name: conform(value, kinds.get(name, Any), name, limits=LIMITS) for name, value in arguments.items()
+        name: conform(value, types.get(name, Any), name, limits=LIMITS) for name, value in arguments.items()
     }
 
 
@@ -114,14 +102,14 @@ def check_arguments(
     name: str = "",
     supplied: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Refuse arguments that a constructor does not take, also by type or size, and the lack of one it needs.
+    """Check the arguments of a constructor: unknown, missing, of a wrong type, or out of range.
 
     Args:
-        where: config key that holds the arguments.
-        build: takes them.
-        arguments: given by the user.
-        name: name of ``build`` in the config, if it has one.
-        supplied: names of arguments that are not the user's to give.
+        where: config key of the arguments.
+        build: the constructor.
+        arguments: arguments from the config.
+        name: name of ``build`` in the config, if any.
+        supplied: names of arguments that the caller adds and a config must not set.
 
     Returns:
         The arguments, lists as tuples.
@@ -146,16 +134,16 @@ def check_arguments(
 def build_checked(
     build: Callable[..., M], what: str, name: str, arguments: Mapping[str, Any], *, times: int = TRAINED
 ) -> M:
-    """A module with arguments from a user, checked; its ``created_as`` holds name and arguments.
+    """Build a module with checked arguments; ``created_as`` of the result is (name, arguments).
 
     Args:
         build: its class.
-        name: kept in ``created_as``.
-        arguments: what differs from the defaults of the class.
         what, times: see :func:`build_within_memory`.
+        name: first entry of ``created_as``.
+        arguments: arguments that differ from the defaults of the class.
 
     Raises:
-        UserError: an unknown argument, one of a wrong type or outside its range, or too little memory.
+        UserError: an argument is unknown, has a wrong type or is out of range, or memory is insufficient.
     """
     known = argument_defaults(build)  # type: ignore[arg-type]
     for key in arguments:
@@ -167,44 +155,43 @@ def build_checked(
     try:
         module = build_within_memory(functools.partial(build, **checked), what, times=times)
     except TypeError as error:
-        raise UserError(f"{what}: an argument of the wrong type: {error}") from error
+        raise UserError(f"{what}: an argument has the wrong type: {error}") from error
     module.created_as = (name, checked)  # type: ignore[assignment]
     return module
 
 
 def build_within_memory(build: Callable[[], T], what: str, *, times: int = TRAINED) -> T:
-    """The result of ``build``, unless it needs more memory than the machine has.
+    """Call ``build`` unless its result needs more memory than the machine has.
 
-    It is built on torch's device "meta" first, which takes no memory and draws no random numbers, and then
-    again, unless "meta" is the default device.
+    It is first built on torch's "meta" device, which needs no memory and draws no random numbers.
 
     Args:
-        build: makes a module.
-        what: name of the module, for the message.
-        times: memory as a multiple of its tensors'; :data:`TRAINED` for what is trained.
+        build: creates a module.
+        what: name of the module, for error messages.
+        times: required memory as a multiple of the module's tensors; :data:`TRAINED` for training.
 
     Raises:
-        UserError: names the memory needed and that of the machine.
+        UserError: names the required memory and the machine's.
     """
     memory = machine_memory()
-    purpose = " to be trained (weights, gradients and the two moments of AdamW)" if times == TRAINED else ""
-    remedy = "make its arguments smaller, or use a machine with more memory"
+    purpose = " for training (weights, gradients and the two moments of AdamW)" if times == TRAINED else ""
+    remedy = "reduce its arguments, or use a machine with more memory"
     try:
-        with torch.device("meta"), _Counted(math.inf if memory is None else memory / times):
+        with torch.device("meta"), _SizeLimit(math.inf if memory is None else memory / times):
             planned = build()
     except _TooLarge as error:
         raise UserError(
-            f"{what} needs {_in_words(error.size * times)} or more{purpose}, and this machine has "
-            f"{_in_words(memory or 0)}; {remedy}"
+            f"{what} needs at least {_format_size(error.size * times)}{purpose}, but this machine has "
+            f"{_format_size(memory or 0)}; {remedy}"
         ) from None
     except (RuntimeError, OverflowError, TypeError) as error:  # a size beyond 64 bits
-        if not any(word in str(error).lower() for word in _SIZES):
+        if not any(word in str(error).lower() for word in _SIZE_ERRORS):
             raise
-        raise UserError(f"{what} has a size that no machine can hold; {remedy}") from error
+        raise UserError(f"{what} is too large for any machine; {remedy}") from error
     return planned if torch.get_default_device().type == "meta" else build()
 
 
-_SIZES = ("overflow", "negative dimension", "too large", "storage size", "too big")
+_SIZE_ERRORS = ("overflow", "negative dimension", "too large", "storage size", "too big")
 
 
 class _TooLarge(Exception):
@@ -213,8 +200,8 @@ class _TooLarge(Exception):
         self.size = size
 
 
-class _Counted(TorchFunctionMode):
-    """Adds up the bytes of new tensors, which have no memory yet, and raises at those beyond a limit."""
+class _SizeLimit(TorchFunctionMode):
+    """Sums the bytes of new tensors, and raises :class:`_TooLarge` above a limit."""
 
     def __init__(self, limit: float) -> None:
         super().__init__()
@@ -224,15 +211,15 @@ class _Counted(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func in _MAKERS:
-            self.size += made.numel() * made.element_size()
+        result = func(*args, **(kwargs or {}))
+        if func in _TENSOR_FACTORIES:
+            self.size += result.numel() * result.element_size()
             if self.size > self.limit:
                 raise _TooLarge(self.size)
-        return made
+        return result
 
 
-def _in_words(size: float) -> str:
+def _format_size(size: float) -> str:
     for unit, factor in (("TB", 1e12), ("GB", 1e9)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"

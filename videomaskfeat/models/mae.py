@@ -1,4 +1,4 @@
-"""Masked autoencoders: the encoder sees what is visible, and a small decoder predicts the rest."""
+"""Masked autoencoders: the encoder sees the visible tokens only, and a small decoder predicts the rest."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ DecoderPositions = Literal["joint", "sincos"]
 
 
 class DecoderHead(nn.Module):
-    """Blocks, a layer norm and a linear layer. The containers have PySlowFast's parameter names.
+    """Transformer blocks, a layer norm and a linear layer, with PySlowFast's parameter names.
 
     Args:
-        depth: number of blocks.
-        width: width of the tokens.
-        heads: attention heads.
+        depth, width, heads: number of blocks, token width, and attention heads.
         values_per_token: predicted values per token, K.
         mlp_ratio, qkv_bias: see :class:`~videomaskfeat.models.vit.Block`.
         linear_std: standard deviation of the blocks' initial weights; biases start at 0.
-        checkpoint_blocks: recompute each block in the backward pass instead of storing its activations. On
-            the CPU that is done anyway: behind an encoder of a tenth of the tokens the decoder's are most of
-            the memory.
+        checkpoint_blocks: recompute each block in the backward pass instead of storing its activations. The
+            CPU always does so: the decoder's activations would need most of the memory.
     """
 
     def __init__(
@@ -67,24 +64,23 @@ class DecoderHead(nn.Module):
 
 
 class MAE(MaskedModel, ViT):
-    """Masked autoencoder (arXiv 2111.06377, on video 2205.09113): a ViT that sees the visible cubes alone.
+    """Masked autoencoder (arXiv 2111.06377; for video 2205.09113): a ViT that sees the visible cubes only.
 
-    What is hidden is cut away before the stem, so a mask of 90 % leaves a tenth of the encoder's work. The
-    decoder gets the encoded tokens in their places and a mask token in all others, and predicts everywhere.
-    Every sample must hide equally many cubes. Parameter names are PySlowFast's.
+    Hidden cubes are removed before the stem, so a mask ratio of 90 % leaves a tenth of the encoder's work.
+    The decoder sees the encoded tokens at their positions and a mask token at all others, and predicts at all
+    positions. All samples of a batch must hide the same number of cubes. Parameter names are PySlowFast's.
 
     Args:
         values_per_token: predicted values per cube, K: the target's ``values_per_token``. The default is one
             frame of 16x16 pixels.
-        decoder_depth: blocks of the decoder (MAE on images has 8).
-        decoder_width: width of its tokens.
-        decoder_heads: its attention heads.
+        decoder_depth, decoder_width, decoder_heads: blocks (8 in MAE for images), token width and attention
+            heads of the decoder.
         decoder_positions: "joint" (one learned table) or "sincos" (fixed).
         mlp_ratio, qkv_bias, linear_std: of encoder and decoder; see :class:`~videomaskfeat.models.vit.ViT`.
         encoder: the other arguments of :class:`~videomaskfeat.models.vit.ViT`, except ``final_norm``.
 
     Raises:
-        UserError: a value outside its range; see also :class:`~videomaskfeat.models.vit.ViT`.
+        UserError: a value out of range.
     """
 
     equal_masks = True
@@ -104,22 +100,24 @@ class MAE(MaskedModel, ViT):
         **encoder: Any,
     ) -> None:
         if "final_norm" in encoder:
-            raise UserError("final_norm cannot be set on an MAE model: its encoder always ends in one")
+            raise UserError("final_norm cannot be set on an MAE model: its encoder always has one")
         check_name("decoder_positions", decoder_positions, ("joint", "sincos"))
         if values_per_token < 1 or decoder_depth < 0:
             raise UserError(
-                f"values_per_token {values_per_token} must be positive and decoder_depth {decoder_depth} at "
-                "least 0"
+                f"values_per_token {values_per_token} must be positive and decoder_depth {decoder_depth} "
+                "must not be negative"
             )
         if decoder_width < 1 or decoder_heads < 1 or decoder_width % decoder_heads:
             raise UserError(
-                f"decoder_width {decoder_width}, decoder_heads {decoder_heads}: both must be positive, the "
-                "heads a divisor of the width"
+                f"decoder_width {decoder_width}, decoder_heads {decoder_heads}: both must be positive, and "
+                "the heads must divide the width"
             )
         if decoder_positions == "sincos" and decoder_width % 16:
-            raise UserError(f"decoder_positions 'sincos': decoder_width {decoder_width} is no multiple of 16")
+            raise UserError(
+                f"decoder_positions 'sincos': decoder_width {decoder_width} must be a multiple of 16"
+            )
         super().__init__(**encoder, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, linear_std=linear_std)
-        nn.init.zeros_(cast(nn.LayerNorm, self.norm).bias)  # PySlowFast makes it after initialising
+        nn.init.zeros_(cast(nn.LayerNorm, self.norm).bias)  # PySlowFast creates it after initialization
         self.values_per_token = values_per_token
         self.decoder_width = decoder_width
         self.decoder_heads = decoder_heads
@@ -142,7 +140,11 @@ class MAE(MaskedModel, ViT):
         self.decoder_embed = Linear(self.out_width, decoder_width)
 
     def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
-        """As :meth:`forward`, for clips alone; refuses masks of unequal numbers of cubes, all or none."""
+        """See :meth:`~videomaskfeat.models.maskfeat.MaskedModel.predict`.
+
+        Raises:
+            UserError: the samples hide different numbers of cubes, all cubes, or none.
+        """
         self.patch_embed.check(clips)
         grid = self.token_grid(clips.shape)
         visible = visible_places(resize_mask(mask, grid))  # [B, V]
@@ -150,14 +152,14 @@ class MAE(MaskedModel, ViT):
         return self.decode(encoded, visible, grid).unflatten(1, grid.shape)
 
     def encode_visible(self, clips: Tensor, visible: Tensor) -> Tensor:
-        """Only the cubes at these places go through stem and blocks.
+        """Encode the visible cubes only.
 
         Args:
             clips: float [B, C, T, H, W], normalized.
-            visible: places on the token grid, int64 [B, V]; see :func:`visible_places`.
+            visible: int64 [B, V], positions on the token grid; see :func:`visible_places`.
 
         Returns:
-            Normalised tokens [B, P+V, D].
+            Normalized tokens [B, P+V, D].
         """
         grid = self.token_grid(clips.shape)
         cubes = cut_cubes(clips, self.patch_embed.stride)  # [B, N, values of a cube]
@@ -166,7 +168,7 @@ class MAE(MaskedModel, ViT):
         return self.norm(self.run_blocks(tokens, grid)[0])
 
     def decode(self, encoded: Tensor, visible: Tensor, grid: TokenGrid) -> Tensor:
-        """Predictions [B, N, K] from encoded tokens [B, P+V, D] and their places [B, V] on ``grid``."""
+        """Encoded tokens [B, P+V, D] at positions [B, V] of ``grid`` -> predictions [B, N, K]."""
         tokens = self.decoder_embed(encoded)
         first, seen = tokens.split([self.prefix, visible.shape[1]], dim=1)
         everywhere = self.mask_token.to(seen.dtype).expand(seen.shape[0], grid.size, -1)
@@ -184,21 +186,21 @@ class MAE(MaskedModel, ViT):
 
 
 def visible_places(hidden: Tensor) -> Tensor:
-    """The places that are not hidden, in the order of the grid: bool [B, t, h, w] -> int64 [B, V].
+    """Positions of the visible tokens, ascending: hidden bool [B, t, h, w] -> int64 [B, V].
 
     Raises:
-        UserError: the samples hide different numbers of cubes, all or none.
+        UserError: the samples hide different numbers of cubes, all cubes, or none.
     """
     hidden = hidden.flatten(1)
     counts, total = hidden.sum(dim=1).tolist(), hidden.shape[1]
     if min(counts) != max(counts):
         raise UserError(
-            f"the masks of a batch hide {min(counts)} to {max(counts)} of {total} cubes, and an MAE encoder "
-            "computes the visible ones alone, equally many of each clip; take a mask that hides a fixed "
-            "number, such as mask.kind 'random'"
+            f"the masks of a batch hide {min(counts)} to {max(counts)} of {total} cubes; an MAE encoder "
+            "needs the same number of visible cubes per clip: use a mask that hides a fixed number, such as "
+            "mask.kind 'random'"
         )
     if counts[0] in (0, total):
-        left = "nothing hidden" if counts[0] == 0 else "nothing visible to the encoder"
-        raise UserError(f"the masks leave {left} among {total} cubes; change mask.ratio")
-    # Sorting is stable: visible places come first, and stay in order.
+        problem = "no cube is hidden" if counts[0] == 0 else "no cube is visible to the encoder"
+        raise UserError(f"{problem}, of {total} cubes; change mask.ratio")
+    # A stable sort puts visible positions first and keeps their order.
     return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : total - counts[0]]

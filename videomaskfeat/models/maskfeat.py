@@ -1,8 +1,4 @@
-"""MaskFeat: an encoder that sees a mask token in hidden places, and a head that predicts their target.
-
-Also what it shares with other methods: the base of all models that predict, and masked encoders without a
-head.
-"""
+"""MaskFeat, and the modules that other pre-training methods share with it."""
 
 from __future__ import annotations
 
@@ -19,22 +15,22 @@ from videomaskfeat.models.layers import check_positive, initialize
 
 
 class MaskedModel(Encoder, ABC):
-    """An encoder with a head that predicts the target of hidden places.
+    """An encoder with a head that predicts the target at hidden positions.
 
     Attributes:
         values_per_token: predicted values per output position, K.
-        equal_masks: every sample of a batch must hide equally many cubes.
+        equal_masks: whether all samples of a batch must hide the same number of cubes.
     """
 
     values_per_token: int
     equal_masks = False
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        """Predict the target everywhere.
+        """Predict the target at all positions.
 
         Args:
             clips: float [B, C, T, H, W], normalized; or images [B, C, H, W].
-            mask: bool [B, t', h', w'] or for images [B, h', w'], True = hidden; its grid divides the token
+            mask: bool [B, t', h', w'], for images [B, h', w'], True = hidden; its grid divides the token
                 grid.
 
         Returns:
@@ -50,30 +46,30 @@ class MaskedModel(Encoder, ABC):
 
     @abstractmethod
     def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
-        """As :meth:`forward`, for clips alone."""
+        """:meth:`forward` for clips only."""
 
 
 def make_mask_token(width: int) -> nn.Parameter:
-    """A learned token [1, 1, D] for hidden places, with its initial value."""
+    """A learned token [1, 1, D] for hidden positions, with its initial value."""
     token = nn.Parameter(torch.empty(1, 1, width))
     nn.init.trunc_normal_(token, std=0.02)
     return token
 
 
 def hide_tokens(tokens: Tensor, mask: Tensor, grid: TokenGrid, mask_token: Tensor) -> Tensor:
-    """Tokens [B, N, D] with the mask token [1, 1, D] where a mask bool [B, t', h', w'] hides them.
+    """Replace tokens [B, N, D] by the mask token [1, 1, D] where the mask, bool [B, t', h', w'], is True.
 
     Raises:
-        UserError: the mask's grid does not divide the tokens'.
+        UserError: the mask's grid does not divide the token grid.
     """
     hidden = resize_mask(mask, grid).flatten(1)[..., None]  # [B, N, 1]
     return torch.where(hidden, mask_token.to(tokens.dtype), tokens)
 
 
 class PredictionHead(nn.Module):
-    """Layer norm, then one linear layer, on each token (MaskFeat, section 3.1).
+    """Layer norm and one linear layer per token (MaskFeat, section 3.1).
 
-    The two containers of one element each have PySlowFast's parameter names.
+    The two containers of one element each give the parameters PySlowFast's names.
     """
 
     def __init__(self, width: int, values_per_token: int) -> None:
@@ -88,26 +84,23 @@ class PredictionHead(nn.Module):
 
 
 class MaskFeat(MaskedModel):
-    """Masked prediction by an encoder that sees a mask token in hidden places (MaskFeat, arXiv 2112.09133).
+    """An encoder that sees a mask token at hidden positions, with a prediction head (arXiv 2112.09133).
 
-    Every token is computed, hidden or not: the shapes are static, and the mask decides in the loss what
-    counts. :func:`~videomaskfeat.models.zoo.with_head` puts it on a kind of encoder, which has no final norm,
-    as the head brings its own. Parameter names are PySlowFast's.
+    All tokens are computed, so shapes are static; the mask selects positions in the loss.
+    :func:`~videomaskfeat.models.zoo.with_head` combines this class with an encoder. Parameter names are
+    PySlowFast's.
 
     Args:
         values_per_token: predicted values per output position, K: the target's ``values_per_token``.
-        blank_hidden: set the pixels of hidden cubes to 0 before the stem. If its kernel overlaps the cubes,
-            as MViTv2's does, a visible token without this sees a rim of its hidden neighbors, as in the
-            published method (False).
-        encoder: the arguments of the encoder, except ``final_norm``.
-
-    Raises:
-        UserError: see the encoder.
+        blank_hidden: set the pixels of hidden cubes to 0 before the stem. Without it, a stem whose kernel
+            overlaps the cubes shows visible tokens the edge pixels of hidden neighbors, as in the published
+            method.
+        encoder: arguments of the encoder, except ``final_norm``.
     """
 
     def __init__(self, *, values_per_token: int = 108, blank_hidden: bool = False, **encoder: Any) -> None:
         if "final_norm" in encoder:
-            raise UserError("final_norm cannot be set on a MaskFeat model: its head has a norm of its own")
+            raise UserError("final_norm cannot be set on a MaskFeat model: its head has its own norm")
         super().__init__(**{**encoder, "final_norm": False})
         check_positive(values_per_token=values_per_token)
         self.blank_hidden = blank_hidden
@@ -116,7 +109,6 @@ class MaskFeat(MaskedModel):
         self.pred_head = PredictionHead(self.out_width, values_per_token)
 
     def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
-        """As :meth:`forward`, for clips alone."""
         if self.blank_hidden:
             hidden = resize_mask(mask, self.token_grid(clips.shape))  # [B, t, h, w]
             pixels = resize_mask(hidden, TokenGrid(*clips.shape[2:]))[:, None]  # [B, 1, T, H, W]
@@ -128,7 +120,7 @@ class MaskFeat(MaskedModel):
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of clips.
+    """Output of :class:`ClipEncoder`.
 
     clip: one feature per clip, [B, D'].
     cells: one feature per cell of the output grid, [B, t, h, w, D'].
@@ -139,34 +131,27 @@ class Encoded(NamedTuple):
 
 
 class ClipEncoder(nn.Module):
-    """An encoder without a head.
+    """An encoder, which should have a final norm, without a head.
 
-    Args:
-        encoder: any of the project's; it should have a final norm.
-        summary: the clip's feature: "token" (the class token) or "mean" (over the grid's tokens).
+    ``summary`` is the feature of the clip: "token" (the class token) or "mean" (over the grid's tokens).
 
     Raises:
-        UserError: an unknown summary, or a class token of an encoder without one.
+        UserError: an unknown summary, or "token" for an encoder without class token.
     """
 
     def __init__(self, encoder: Encoder, *, summary: str) -> None:
         super().__init__()
         check_name("summary", summary, ("token", "mean"))
         if summary == "token" and encoder.cls_token is None:
-            raise UserError("summary 'token' needs an encoder with class_token true; else use 'mean'")
+            raise UserError("summary 'token' needs an encoder with class_token true; otherwise use 'mean'")
         self.summary = summary
         self.encoder = encoder
 
     def forward(self, clips: Tensor) -> Encoded:
-        """Encode clips float [B, C, T, H, W], normalized.
-
-        Raises:
-            UserError: the clip is not a multiple of the cube.
-        """
+        """Encode clips float [B, C, T, H, W], normalized."""
         return self._encode(*self.encoder.patch_embed(clips))
 
     def _encode(self, tokens: Tensor, grid: TokenGrid) -> Encoded:
-        """Stem tokens [B, N, D] of clips -> their features."""
         tokens, out_grid = self.encoder.through_blocks(tokens, grid)
         encoded = self.encoder.norm(tokens)  # [B, P+N', D']
         cells = on_grid(encoded, out_grid)
@@ -175,7 +160,7 @@ class ClipEncoder(nn.Module):
 
 
 class MaskedEncoder(ClipEncoder):
-    """A :class:`ClipEncoder` that hides tokens behind a learned one, as :class:`MaskFeat` does."""
+    """A :class:`ClipEncoder` that replaces hidden tokens by a mask token, as :class:`MaskFeat` does."""
 
     def __init__(self, encoder: Encoder, *, summary: str) -> None:
         super().__init__(encoder, summary=summary)
@@ -183,7 +168,6 @@ class MaskedEncoder(ClipEncoder):
 
     @property
     def layer_count(self) -> int:
-        """The encoder's; see :class:`~videomaskfeat.models.encoder_base.Encoder`."""
         return self.encoder.layer_count
 
     def layer_of(self, name: str) -> int:
@@ -191,15 +175,7 @@ class MaskedEncoder(ClipEncoder):
         return self.encoder.layer_of(name.removeprefix("encoder."))
 
     def forward(self, clips: Tensor, mask: Tensor | None = None) -> Encoded:
-        """Encode clips.
-
-        Args:
-            clips: float [B, C, T, H, W], normalized.
-            mask: bool [B, t', h', w'], True = hidden, its grid divides the token grid; None hides nothing.
-
-        Raises:
-            UserError: the clip is not a multiple of the cube, or the mask's grid does not divide the tokens'.
-        """
+        """Encode clips; arguments as for :meth:`MaskedModel.forward`, but a mask of None hides nothing."""
         tokens, grid = self.encoder.patch_embed(clips)
         if mask is not None:
             tokens = hide_tokens(tokens, mask, grid, self.mask_token)
@@ -207,15 +183,10 @@ class MaskedEncoder(ClipEncoder):
 
 
 def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
-    """Outputs of an encoder's last blocks, before any final norm.
+    """Outputs of an encoder's last ``count`` blocks before the final norm, a tensor [B, t, h, w, D'] per
+    block.
 
-    Args:
-        encoder: all of these blocks are on its output grid (see :func:`check_last_blocks`).
-        clips: float [B, C, T, H, W], normalized.
-        count: number of blocks, from the last one back.
-
-    Returns:
-        A tensor [B, t, h, w, D'] per block, the last block's at the end.
+    :func:`check_last_blocks` must accept the count. Clips are float [B, C, T, H, W], normalized.
     """
     first = len(encoder.blocks) - count
     tokens, grid = encoder.through_blocks(*encoder.patch_embed(clips), depth=first)
@@ -227,19 +198,15 @@ def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
 
 
 def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
-    """Refuse blocks whose features are not of the size of the last one's.
-
-    Args:
-        encoder: is not changed.
-        count: number of blocks, from the last one back.
-        clip_size: frames, height and width.
+    """Check that the last ``count`` blocks of an encoder have outputs of the same size.
 
     Raises:
-        UserError: more blocks than there are, or one of another grid or width; it names how many fit.
+        UserError: the encoder has fewer blocks, or a block has another grid or width; the message gives the
+            maximum count.
     """
     depth = len(encoder.blocks)
     if not 1 <= count <= depth:
-        raise UserError(f"blocks {count}: must be between 1 and {depth}, the number of the encoder's blocks")
+        raise UserError(f"blocks {count} must be between 1 and {depth}, the encoder's number of blocks")
     if count == 1:
         return
     frames, height, width = clip_size
@@ -250,9 +217,9 @@ def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
     sizes = [
         f"{grid} cells of {values} values" for grid, values in zip(grids, encoder.block_widths, strict=True)
     ]
-    fit = next((n for n in range(depth) if sizes[depth - 1 - n] != sizes[-1]), depth)
-    if fit < count:
+    maximum = next((n for n in range(depth) if sizes[depth - 1 - n] != sizes[-1]), depth)
+    if maximum < count:
         raise UserError(
-            f"blocks {count}: the last block gives {sizes[-1]}, and the one {count} from the end "
-            f"{sizes[-count]}; take at most {fit}"
+            f"blocks {count}: the last block outputs {sizes[-1]}, the block {count} from the end "
+            f"{sizes[-count]}; use at most {maximum}"
         )

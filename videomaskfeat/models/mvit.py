@@ -1,9 +1,9 @@
-"""The MViTv2 encoder: attention on pooled queries, keys and values, and blocks that widen the tokens."""
+"""The MViTv2 encoder: attention on pooled queries, keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,63 +15,56 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
 from videomaskfeat.models.kernels.attention import Relative, attention
 from videomaskfeat.models.kernels.pooling import Pool, pool_tokens
-from videomaskfeat.models.layers import Linear, Perceptron
+from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
 from videomaskfeat.models.positions import AbsolutePositions, constant_table, resize_table
 
 WidenIn = Literal["mlp", "attention"]
 
 
 def table_length(queries: int, keys: int) -> int:
-    """Rows of a relative table between axes of these lengths: every offset on the finer of the two."""
+    """Rows of a relative table for axes of these lengths: one per offset on the finer axis."""
     return 2 * max(queries, keys) - 1
 
 
 def axis_offsets(table: Tensor, queries: int, keys: int) -> Tensor:
-    """Relative vectors R[q, k] of one axis.
+    """Relative vectors R[q, k] of one axis, float [queries, keys, d].
 
-    If queries and keys differ in number their indices are first stretched to the finer of the two (MViTv2,
-    appendix; the truncation of PySlowFast).
+    If the lengths differ, indices are stretched to the finer axis (MViTv2, appendix; truncated as in
+    PySlowFast).
 
     Args:
-        table: float [L, d], interpolated if L is not ``table_length(queries, keys)``.
+        table: float [L, d]; interpolated unless L is ``table_length(queries, keys)``.
         queries: number of query positions on the axis.
         keys: number of key positions on the axis.
-
-    Returns:
-        float [queries, keys, d].
     """
     table = resize_table(table, table_length(queries, keys))
     return F.embedding(constant_table(_relative_index, queries, keys, device=table.device), table)
 
 
 def _relative_index(queries: int, keys: int, *, device: torch.device) -> Tensor:
-    """Rows of the relative table, int64 [queries, keys]."""
+    """Row indices of the relative table, int64 [queries, keys]."""
     query_step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
     query = torch.arange(queries, device=device)[:, None] * query_step
     key = torch.arange(keys, device=device)[None, :] * key_step
-    # The last key as seen from the first query is row 0.
+    # Row 0 is the offset from the first query to the last key.
     return (query - key + (keys - 1) * key_step).long()
 
 
 def _key_codes(grid: TokenGrid, axes: str, prefix: int, *, device: torch.device) -> Tensor:
-    """For each key the one-hot vectors of its place on the given axes, side by side; zeros for class tokens.
-
-    Returns:
-        [prefix + N, the axes' lengths together].
-    """
-    parts = []
+    """One-hot vectors of each key's position on the given axes, [prefix + N, sum of the axis lengths]."""
+    columns = []
     for dim, axis in enumerate("thw"):
         if axis in axes:
             length = grid.shape[dim]
             shape = [1, 1, 1, length]
             shape[dim] = length
-            parts.append(torch.eye(length, device=device).reshape(shape).expand(*grid.shape, -1))
-    codes = torch.cat(parts, dim=-1).flatten(0, 2) if parts else torch.empty(grid.size, 0, device=device)
+            columns.append(torch.eye(length, device=device).reshape(shape).expand(*grid.shape, -1))
+    codes = torch.cat(columns, dim=-1).flatten(0, 2) if columns else torch.empty(grid.size, 0, device=device)
     return F.pad(codes, (0, 0, prefix, 0))
 
 
 class TokenPool(nn.Module):
-    """The weights of a depthwise pooling convolution that all heads share: ``weight`` [d, 1, kt, kh, kw]."""
+    """Weight [d, 1, kt, kh, kw] of a depthwise pooling convolution that all heads share."""
 
     def __init__(self, head_width: int, kernel: Triple) -> None:
         super().__init__()
@@ -82,8 +75,8 @@ class TokenPool(nn.Module):
 class HeadNorm(nn.LayerNorm):
     """Layer norm over the head width, in float32 on the CPU.
 
-    There, torch sums the gradients of weight and bias in the type of the input: over the 25,000 tokens of a
-    first block in bfloat16 the gradient of the bias is wrong by its whole size.
+    There, torch sums the gradients of weight and bias in the input's type: in bfloat16, over 25,000 tokens,
+    the error of the bias gradient is as large as the gradient.
     """
 
     def __init__(self, head_width: int) -> None:
@@ -97,25 +90,19 @@ class HeadNorm(nn.LayerNorm):
 
 
 class PooledAttention(nn.Module):
-    """Multi-head pooling attention (MViTv2, section 3.1), equal to PySlowFast's to rounding.
+    """Multi-head pooling attention (MViTv2, section 3.1), equal to PySlowFast's up to rounding.
 
-    Queries, keys and values each go through a depthwise convolution and a layer norm over the head width. The
-    relative bias of a pair is ``q.Rt[t_q, t_k] + q.Rh[h_q, h_k] + q.Rw[w_q, w_k]``. The class token's row and
-    column have no bias, and it is neither pooled nor added back by the residual pooling.
+    Queries, keys and values each pass a depthwise convolution and a layer norm over the head width. The
+    relative bias of a pair is ``q.Rt[t_q, t_k] + q.Rh[h_q, h_k] + q.Rw[w_q, w_k]``. The class token has no
+    bias, is not pooled, and is not part of the residual pooling.
 
     Args:
-        in_width: width of the incoming tokens.
-        width: width of queries, keys, values and of the result.
+        in_width, width: input width; width of queries, keys, values and the output.
         heads: number of heads, M; the head width is d = width / heads.
-        grid: the token grid at the native clip size; it sets the lengths of the relative tables.
-        pool_kernel: kernel of the pooling convolutions; odd, padded by half.
-        q_stride: pooling stride of the queries.
-        kv_stride: pooling stride of keys and values.
-        qkv_bias: whether the first linear layer has a bias.
-        relative_space: learn relative tables for height and width.
-        relative_time: learn a relative table for time.
-        residual_pooling: add the pooled queries to the result.
+        grid: input token grid at the native clip size, which determines the lengths of the relative tables.
         class_token: whether the first token is the class token.
+        q_stride, kv_stride: pooling strides of the queries, and of keys and values.
+        pool_kernel, qkv_bias, relative_space, relative_time, residual_pooling: see :class:`MViT`.
     """
 
     def __init__(
@@ -152,12 +139,9 @@ class PooledAttention(nn.Module):
             nn.init.trunc_normal_(self.get_parameter(f"rel_pos_{axis}"), std=0.02)
         self.qkv = Linear(in_width, 3 * width, bias=qkv_bias)
         self.proj = Linear(width, width)
-        self.pool_q = TokenPool(head_width, pool_kernel)
-        self.norm_q = HeadNorm(head_width)
-        self.pool_k = TokenPool(head_width, pool_kernel)
-        self.norm_k = HeadNorm(head_width)
-        self.pool_v = TokenPool(head_width, pool_kernel)
-        self.norm_v = HeadNorm(head_width)
+        self.pool_q, self.norm_q = TokenPool(head_width, pool_kernel), HeadNorm(head_width)
+        self.pool_k, self.norm_k = TokenPool(head_width, pool_kernel), HeadNorm(head_width)
+        self.pool_v, self.norm_v = TokenPool(head_width, pool_kernel), HeadNorm(head_width)
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Tokens [B, P+N, D] on ``grid`` (P = 1 with a class token) -> [B, P+N', width] and the new grid."""
@@ -166,16 +150,17 @@ class PooledAttention(nn.Module):
         offsets = self._offsets(q_grid, k_grid)  # of each axis [queries, keys, d]
         codes = constant_table(_key_codes, k_grid, self.axes, self.prefix, device=k.device)  # [P+N", keys]
         relative = Relative(q_first, offsets, codes.to(k.dtype))
-        places = q.unflatten(1, q_grid.shape)  # [B, t', h', w', M, d]
-        result = attention(places, k * self.head_width**-0.5, v, relative)  # [B, P+N', M, d]
+        queries = q.unflatten(1, q_grid.shape)  # [B, t', h', w', M, d]
+        result = attention(queries, k * self.head_width**-0.5, v, relative)  # [B, P+N', M, d]
         if self.residual_pooling:
             first, rest = result.split([self.prefix, q_grid.size], dim=1)  # [B, P, M, d], [B, N', M, d]
             result = torch.cat([first, rest + q], dim=1)  # [B, P+N', M, d]
         return self.proj(result.flatten(2)), q_grid  # [B, P+N', width]
 
     def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pooled and normalized: the class token's queries [B, P, M, d], the others' [B, N', M, d], and
-        keys and values [B, P+N", M, d]."""
+        """Pooled and normalized queries of the class token [B, P, M, d] and of the grid [B, N', M, d], and
+        keys and values [B, P+N", M, d].
+        """
         heads = (self.heads, self.head_width)
         q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
         kv_weight = torch.cat((self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads)
@@ -193,23 +178,13 @@ class PooledAttention(nn.Module):
         return q_first, q, self.norm_k(k), self.norm_v(v)
 
     def _offsets(self, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor | None]:
-        """The relative vectors of time, height and width, [queries, keys, d] each; None: no table."""
+        """Relative vectors [queries, keys, d] of time, height and width; None for an axis without table."""
         return [
             axis_offsets(self.get_parameter(f"rel_pos_{axis}"), getattr(q_grid, axis), getattr(k_grid, axis))
             if axis in self.axes
             else None
             for axis in "thw"
         ]
-
-
-class BlockPlan(NamedTuple):
-    """One block: widths before and after it, its heads, and the strides of its poolings."""
-
-    in_width: int
-    out_width: int
-    heads: int
-    q_stride: Triple
-    kv_stride: Triple
 
 
 def plan_blocks(
@@ -221,53 +196,47 @@ def plan_blocks(
     q_pool_at: Sequence[int],
     q_pool_stride: Triple,
     kv_stride: Triple,
-) -> list[BlockPlan]:
-    """Widths, heads and strides of every block; see :class:`~videomaskfeat.models.mvit.MViT`.
+) -> list[dict[str, Any]]:
+    """Widths, heads and strides of all blocks, as arguments of :class:`MultiScaleBlock`; see :class:`MViT`.
 
     Raises:
-        UserError: a number out of range, or a block that does not exist.
+        UserError: a number out of range, or a block index that does not exist.
     """
-    if depth < 1 or width < 1 or heads < 1 or width % heads:
-        raise UserError(
-            f"depth {depth}, width {width}, heads {heads}: all must be positive, heads a divisor of width"
-        )
-    # The perceptron of the last block may still widen, for a block that a shortened encoder does without.
+    check_transformer(depth, width, heads)
+    # The perceptron of the last block may widen for a next block, which a shortened encoder lacks.
     last = depth if widen_in == "mlp" else depth - 1
-    for name, blocks, limit in (("widen_at", widen_at, last), ("q_pool_at", q_pool_at, depth - 1)):
-        outside = [index for index in blocks if not 0 <= index <= limit]
+    for name, indices, limit in (("widen_at", widen_at, last), ("q_pool_at", q_pool_at, depth - 1)):
+        outside = [index for index in indices if not 0 <= index <= limit]
         if outside:
-            raise UserError(f"{name} {tuple(blocks)}: a model of depth {depth} has no block {outside[0]}")
-    shift = 1 if widen_in == "mlp" else 0  # a change in the perceptron is made by the block before
-    plans = []
+            raise UserError(f"{name} {tuple(indices)}: a model of depth {depth} has no block {outside[0]}")
+    shift = 1 if widen_in == "mlp" else 0  # the perceptron of the block before changes the width
+    blocks = []
     for index in range(depth):
         q_stride = q_pool_stride if index in q_pool_at else (1, 1, 1)
-        # Keys keep their grid while the queries' shrinks, except within the block that pools.
+        # The key grid stays the same while the query grid shrinks, except within the pooling block.
         kv_stride = as_triple(max(step // q, 1) for step, q in zip(kv_stride, q_stride, strict=True))
         heads = heads * 2 if index in widen_at else heads
         out_width = width * 2 if index + shift in widen_at else width
-        plans.append(BlockPlan(width, out_width, heads, q_stride, kv_stride))
+        widths = {"in_width": width, "out_width": out_width}
+        blocks.append({**widths, "heads": heads, "q_stride": q_stride, "kv_stride": kv_stride})
         width = out_width
-    return plans
+    return blocks
 
 
 class MultiScaleBlock(nn.Module):
-    """Pooled attention, then a two-layer perceptron, each behind a layer norm (MViTv2, figure 2).
+    """Pooled attention and a perceptron, each after a layer norm (MViTv2, figure 2).
 
     The width changes either in the perceptron (``widen_in="mlp"``, the MaskFeat models) or in the attention
-    (``"attention"``, the supervised ones); the residual is then projected from the *normalized* input of that
-    half. If the queries are pooled, the residual is max-pooled by the same stride.
+    (``"attention"``, the supervised models). The residual is then projected from the *normalized* input of
+    that half. If the queries are pooled, the residual is max-pooled with the same stride.
 
     Args:
-        in_width: width of the incoming tokens.
-        out_width: width of the outgoing tokens.
-        heads: attention heads.
-        grid: token grid before the block, at the native clip size.
-        widen_in: the half in which the width changes.
-        mlp_ratio: hidden width of the perceptron over its input width.
-        drop_path: chance of dropping each half for a sample in training.
-        q_stride: pooling stride of the queries.
-        class_token: whether the first token is the class token.
-        attention_arguments: the others of :class:`PooledAttention`.
+        in_width, out_width: input and output token width.
+        heads, grid, q_stride, class_token: see :class:`PooledAttention`.
+        widen_in: half in which the width changes.
+        mlp_ratio: hidden width of the perceptron divided by its input width.
+        drop_path: probability of dropping each residual branch per sample.
+        attention_arguments: other arguments of :class:`PooledAttention`.
     """
 
     def __init__(
@@ -317,49 +286,45 @@ class MultiScaleBlock(nn.Module):
         return skip + self.drop_path(self.mlp(normed)), new_grid
 
     def _pool_skip(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
-        """The residual on the queries' grid, [B, P+N, D] -> [B, P+N', D]."""
+        """The residual on the query grid, [B, P+N, D] -> [B, P+N', D]."""
         if self.q_stride == (1, 1, 1):
             return tokens
         first, rest = tokens.split([self.prefix, grid.size], dim=1)  # [B, P, D], [B, N, D]
         volume = rest.unflatten(1, grid.shape).permute(0, 4, 1, 2, 3)  # [B, D, t, h, w]
         kernel = [step + 1 if step > 1 else 1 for step in self.q_stride]
-        with torch.autocast(tokens.device.type, enabled=False):  # on the CPU it would take a float32 copy
+        with torch.autocast(tokens.device.type, enabled=False):  # on the CPU it would copy to float32
             pooled = F.max_pool3d(volume, kernel, self.q_stride, [size // 2 for size in kernel])
         return torch.cat([first, pooled.flatten(2).transpose(1, 2)], dim=1)  # [B, D, t', h', w'] -> tokens
 
 
 class MViT(Encoder):
-    """MViTv2 encoder: a clip to tokens, for any clip whose axes are multiples of the cube.
+    """MViTv2 encoder: from a clip to tokens, for any clip size that is a multiple of the cube.
 
-    The defaults are those of MViTv2-S for 16 frames of 224x224 (MViTv2, table 10) in the form used by
-    MaskFeat. Parameter names are PySlowFast's.
+    The defaults are MaskFeat's MViTv2-S for 16 frames of 224x224 (MViTv2, table 10). Parameter names are
+    PySlowFast's.
 
     Args:
-        clip_size: native frames, height and width; sets the lengths of the position tables. Other sizes work,
-            the tables are then interpolated.
-        in_channels: color channels.
-        depth: number of blocks.
-        width: token width D after the stem.
-        heads: attention heads of the first block.
-        widen_at: blocks that see twice the width and heads of the block before.
+        clip_size: native frames, height and width, which determine the lengths of the position tables. For
+            other clip sizes, the tables are interpolated.
+        in_channels, depth: number of color channels, and of blocks.
+        width, heads: token width D and attention heads of the first block.
+        widen_at: indices of blocks with twice the width and heads of the block before.
         widen_in: "mlp": the block before doubles the width in its perceptron; "attention": the block itself
             doubles it in its attention.
-        q_pool_at: blocks that pool their queries by ``q_pool_stride``.
-        q_pool_stride: frames, rows, columns.
+        q_pool_at, q_pool_stride: indices of blocks that pool their queries, and the stride (t, h, w).
         kv_stride: pooling stride of keys and values in the first block; each query pooling divides it.
-        pool_kernel: kernel of all pooling convolutions.
+        pool_kernel: kernel of all pooling convolutions; odd, padded by half.
         cube_kernel, cube_stride, cube_padding: see :class:`~videomaskfeat.models.encoder_base.CubeEmbed`.
-        mlp_ratio: hidden width of the perceptrons over their input width.
-        qkv_bias: bias in the layer that makes queries, keys and values.
-        absolute_positions: "none", "joint" (one table over time and space) or "separable" (a sum of two).
-        relative_space: relative position tables for height and width.
-        relative_time: a relative position table for time.
-        residual_pooling: add the pooled queries to the attention's result.
-        drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
+        mlp_ratio: hidden width of the perceptrons divided by their input width.
+        qkv_bias: use a bias in the query, key and value projections.
+        absolute_positions: "none", "joint" (one table over time and space) or "separable" (the sum of two).
+        relative_space, relative_time: use relative position tables for height and width, and for time.
+        residual_pooling: add the pooled queries to the attention output.
+        drop_path: probability of dropping a residual branch of the last block; increases linearly from 0.
         shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
 
     Raises:
-        UserError: a value outside its range, or cubes that do not tile the clip.
+        UserError: a value out of range, or the clip size is not a multiple of the cube.
     """
 
     encoder_name = "mvitv2_encoder"
@@ -404,16 +369,12 @@ class MViT(Encoder):
         grid = self.native_grid
         for index, plan in enumerate(plans):
             block = MultiScaleBlock(
-                plan.in_width,
-                plan.out_width,
-                plan.heads,
+                **plan,
                 grid=grid,
                 widen_in=widen_in,
                 mlp_ratio=mlp_ratio,
                 drop_path=drop_path * index / max(depth - 1, 1),
                 pool_kernel=pool_kernel,
-                q_stride=plan.q_stride,
-                kv_stride=plan.kv_stride,
                 qkv_bias=qkv_bias,
                 relative_space=relative_space,
                 relative_time=relative_time,
@@ -421,20 +382,16 @@ class MViT(Encoder):
                 class_token=bool(self.prefix),
             )
             blocks.append(block)
-            grid = grid.pooled(plan.q_stride)
-        self.set_blocks(
-            blocks,
-            widths=[plan.out_width for plan in plans],
-            heads=plans[-1].heads,
-            strides=[plan.q_stride for plan in plans],
-        )
+            grid = grid.pooled(plan["q_stride"])
+        widths, strides = ([plan[name] for plan in plans] for name in ("out_width", "q_stride"))
+        self.set_blocks(blocks, widths=widths, heads=plans[-1]["heads"], strides=strides)
 
     def is_table(self, name: str) -> bool:
-        """See :class:`~videomaskfeat.models.encoder_base.Encoder`; the relative tables are such, too."""
+        """See :meth:`Encoder.is_table`; relative tables are also position tables."""
         return super().is_table(name) or name.rpartition(".")[2].startswith("rel_pos_")
 
     def resize_table(self, name: str, table: Tensor) -> Tensor | None:
-        """As the base class; relative tables are interpolated, as for another clip size."""
+        """See :meth:`Encoder.resize_table`; relative tables are interpolated."""
         if super().is_table(name):
             return super().resize_table(name, table)
         return resize_table(table.float(), len(self.get_parameter(name))).to(table.dtype)

@@ -1,4 +1,4 @@
-"""How alike two pictures are to a frozen encoder of this framework."""
+"""Perceptual distance of pictures: the difference of their features in a frozen encoder."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from videomaskfeat.models.tokenizers import channel_levels
 
 
 class PerceptualDistance(nn.Module):
-    """The mean squared difference of an encoder's features of two pictures (PeCo, arXiv 2111.12710).
+    """Mean squared difference of an encoder's features of two pictures (PeCo, arXiv 2111.12710).
 
-    A picture is shown as a clip of one cube that stands still, at the size that the encoder was trained on.
-    The features of each depth are normalized per token (layer norm without weights), so that depths weigh
-    alike and the distance is about 2 for pictures that have nothing in common. The encoder is frozen; the
-    gradient passes through it to the picture.
+    A picture is repeated to a clip of one cube, at the encoder's training size. Features are normalized per
+    token (layer norm without weights), so all depths have the same weight and the distance of unrelated
+    pictures is about 2. The encoder is frozen; gradients pass through it to the picture.
 
     Args:
         encoder: an :class:`~videomaskfeat.models.encoder_base.Encoder`, or a module with its ``features``,
-            ``blocks`` and ``output_stride``. It is put into evaluation mode and loses its gradients.
-        depths: blocks after which features are compared; each costs the encoder up to there.
-        size: height and width at which pictures are shown; None keeps theirs.
-        mean: that the encoder's clips were normalized with: one number, or one per channel.
-        std: likewise.
+            ``blocks`` and ``output_stride``. It is put into evaluation mode and frozen.
+        depths: numbers of blocks after which features are compared.
+        size: height and width to which pictures are resized; None keeps their size.
+        mean: mean of the encoder's normalization, one number or one per channel.
+        std: standard deviation, likewise.
 
     Raises:
-        UserError: no depths, or the encoder has no such depth or gives no features.
+        UserError: no depths, a depth that the encoder does not have, or an encoder without features.
     """
 
     mean: Tensor
@@ -49,12 +48,12 @@ class PerceptualDistance(nn.Module):
         super().__init__()
         if not hasattr(encoder, "features") or not hasattr(encoder, "output_stride"):
             raise UserError(
-                f"a {type(encoder).__name__} gives no features at a depth; take an encoder of this framework"
+                f"a {type(encoder).__name__} has no features per depth; use an encoder of this framework"
             )
         blocks = len(cast(Encoder, encoder).blocks)
         if not depths or not all(1 <= depth <= blocks for depth in depths):
             raise UserError(
-                f"perceptual depths {list(depths)}: name one or more of the encoder's blocks 1..{blocks}"
+                f"perceptual depths {list(depths)} must be one or more of the encoder's blocks 1..{blocks}"
             )
         self.encoder = encoder.eval().requires_grad_(False)
         self.depths = tuple(depths)
@@ -64,25 +63,25 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("std", channel_levels(std), persistent=False)
 
     def forward(self, pictures: Tensor, reconstructions: Tensor) -> Tensor:
-        """Both float32 [B, C, H, W], in 0..1 -> float32 [], the mean over depths, tokens and values."""
+        """Both float32 [B, C, H, W] in 0..1 -> float32 [], the mean over depths, tokens and values."""
         clips = self._clips(reconstructions)
         with torch.no_grad():
-            true_clips = self._clips(pictures)
+            target_clips = self._clips(pictures)
         distances = []
         for depth in self.depths:
             with torch.no_grad():
-                truth = self._features(true_clips, depth)
-            distances.append(F.mse_loss(self._features(clips, depth), truth))
+                target = self._features(target_clips, depth)
+            distances.append(F.mse_loss(self._features(clips, depth), target))
         return torch.stack(distances).mean()
 
     def train(self, mode: bool = True) -> PerceptualDistance:
-        """The encoder stays in evaluation mode."""
+        """Keep the encoder in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self
 
     def _clips(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, C, H, W] in 0..1 -> clips [B, C, T, size, size] that stand still, normalized."""
+        """Pictures [B, C, H, W] in 0..1 -> normalized clips [B, C, T, size, size] of identical frames."""
         if self.size is not None and pictures.shape[-2:] != (self.size, self.size):
             pictures = F.interpolate(pictures, (self.size, self.size), mode="bilinear", antialias=True)
         normalized = (pictures - self.mean) / self.std

@@ -1,4 +1,4 @@
-"""Absolute positions on any token grid, and position tables of saved weights in another model's length."""
+"""Absolute positions on any token grid, and resizing of saved position tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TABLE, SPACE, TIME, CLASS = TABLES = (
 
 
 def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
-    """Absolute positions [1, N0, D] of the native grid, trilinearly interpolated to [1, N, D] of ``grid``."""
+    """Absolute positions [1, N0, D] of the native grid, trilinearly interpolated to ``grid``, [1, N, D]."""
     if native == grid:
         return table
     volume = table.unflatten(1, native.shape).permute(0, 4, 1, 2, 3)  # [1, D, t0, h0, w0]
@@ -35,46 +35,43 @@ def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor
 
 
 def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
-    """Absolute positions [1, N, D]: sums of those of the place [1, h0*w0, D] and of the time [1, t0, D]."""
+    """Sums of spatial [1, h0*w0, D] and temporal positions [1, t0, D], interpolated to ``grid``, [1, N,
+    D].
+    """
     table = space[:, None] + time[:, :, None]  # [1, t0, h0*w0, D]
     return joint_positions(table.flatten(1, 2), native, grid)
 
 
 def sincos_positions(width: int, grid: TokenGrid, *, prefix: int, device: torch.device) -> Tensor:
-    """Fixed absolute positions [1, prefix + N, D]; zeros for the tokens before the grid's.
+    """Fixed absolute positions [1, prefix + N, D], with zeros for the first ``prefix`` tokens.
 
-    A quarter of the channels encodes the time, 3/8 the column and 3/8 the row, each by sines and then cosines
-    of the index over 10000^(i/n) (MAE on video, arXiv 2205.09113, in its published code).
-
-    Args:
-        width: channels, D; a multiple of 16.
-        grid: the token grid, of any size.
-        prefix: tokens before the grid's.
-        device: of the result.
+    A quarter of the channels encodes time, 3/8 the column and 3/8 the row, each by sines and then cosines of
+    the index divided by 10000^(i/n) (published code of MAE for video, arXiv 2205.09113). ``width``, D, is a
+    multiple of 16.
     """
     return constant_table(_sincos, width, grid, prefix, device=device)
 
 
 def _sincos(width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
-    time, place = width // 4, width * 3 // 8
-    parts = []
-    for axis, channels in ((0, time), (2, place), (1, place)):
+    temporal, spatial = width // 4, width * 3 // 8
+    columns = []
+    for axis, channels in ((0, temporal), (2, spatial), (1, spatial)):
         count = torch.arange(channels // 2, dtype=torch.float64, device=device)
         rates = 10000.0 ** -(count / (channels // 2))
         angles = torch.arange(grid.shape[axis], dtype=torch.float64, device=device)[:, None] * rates
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [t or h or w, channels]
         shape = [1, 1, 1, channels]
         shape[axis] = grid.shape[axis]
-        parts.append(waves.reshape(shape).expand(*grid.shape, -1))
-    table = torch.cat(parts, dim=-1).flatten(0, 2)  # [N, D]
+        columns.append(waves.reshape(shape).expand(*grid.shape, -1))
+    table = torch.cat(columns, dim=-1).flatten(0, 2)  # [N, D]
     return F.pad(table, (0, 0, prefix, 0))[None].float()
 
 
 def constant_table(build: Callable[..., Tensor], *arguments: Hashable, device: torch.device) -> Tensor:
-    """A table that depends on shapes alone, built once per shape and device.
+    """A table that depends on shapes only, built once per shape and device.
 
-    While a graph is traced it is built anew: a cached tracer's tensor would outlive its trace. It is built on
-    the device itself then, or a compiled step on a GPU would build every table on the CPU and copy it.
+    While a graph is traced, the table is built anew (a cached tensor of the tracer would outlive its trace),
+    and on the device itself (a compiled GPU step would otherwise copy every table from the CPU).
     """
     if torch.compiler.is_compiling():
         return build(*arguments, device=device)
@@ -85,30 +82,28 @@ def constant_table(build: Callable[..., Tensor], *arguments: Hashable, device: t
 def _cached_table(
     build: Callable[..., Tensor], arguments: tuple[Hashable, ...], device: torch.device
 ) -> Tensor:
-    # Made outside inference mode, so that autograd may save it later.
+    # Built outside inference mode, so that autograd may save it later.
     with torch.inference_mode(False):
         return build(*arguments, device=torch.device("cpu")).to(device)
 
 
 def resize_table(table: Tensor, length: int) -> Tensor:
-    """A table [L, d] linearly interpolated to [length, d]; itself if the length fits."""
+    """Linearly interpolate a table [L, d] to [length, d]."""
     if table.shape[0] == length:
         return table
     return F.interpolate(table.t()[None], size=length, mode="linear")[0].t()
 
 
 def resize_absolute(name: str, table: Tensor, grid: TokenGrid, prefix: int) -> Tensor | None:
-    """A saved absolute table [1, L, D] in the length that another native grid needs.
+    """Resize a saved absolute position table float [1, L, D] to the native grid of another model.
 
     Args:
         name: one of :data:`TABLES`.
-        table: float [1, L, D].
-        grid: of the model that the table goes into.
-        prefix: number of its class tokens.
+        grid, prefix: native grid and number of class tokens of the model that loads the table.
 
     Returns:
-        [1, L', D], or None if the grid that the table was made for cannot be known: a joint table of several
-        time steps, or a frame of another shape.
+        [1, L', D]; None if the table's own grid is unknown: a joint table of several time steps, or a frame
+        of another aspect ratio.
     """
     if name == TIME:
         return resize_table(table[0].float(), grid.t)[None].to(table.dtype)
@@ -121,7 +116,7 @@ def resize_absolute(name: str, table: Tensor, grid: TokenGrid, prefix: int) -> T
 
 
 def _resize_frame(places: Tensor, grid: TokenGrid) -> Tensor | None:
-    """Positions [1, h0*w0, D] of a frame of the grid's shape -> [1, h*w, D]; None if it is of another."""
+    """Positions [1, h0*w0, D] of a frame -> [1, h*w, D]; None if the frame has another aspect ratio."""
     factor = (places.shape[1] / (grid.h * grid.w)) ** 0.5
     native = TokenGrid(1, round(grid.h * factor), round(grid.w * factor))
     if native.size != places.shape[1]:
@@ -132,24 +127,24 @@ def _resize_frame(places: Tensor, grid: TokenGrid) -> Tensor | None:
 def inflate_images(
     own: Mapping[str, Tensor], grid: TokenGrid, state: Mapping[str, Tensor], how: Inflate
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    """An image model's stem and positions in the shapes of a clip model's; anything else stays as it is.
+    """Inflate the stem and positions of an image model to those of a clip model; other weights are unchanged.
 
-    The stem's kernel is "repeated" over the frames of a cube and divided by their number, so that a still
-    clip gives the tokens of its picture (I3D, arXiv 1705.07750, section 2.4), or "centred": it is placed in
-    the middle frame, frames // 2, and the others are 0 (ViViT, arXiv 2103.15691, section 3.4). Positions are
-    repeated over time; a separate table of times, if the model has one, starts at 0.
+    The stem's kernel is either "repeated" over the frames of a cube and divided by their number, so that a
+    clip of identical frames has the image's tokens (I3D, arXiv 1705.07750, section 2.4), or "centred": placed
+    at frame frames // 2, with zeros elsewhere (ViViT, arXiv 2103.15691, section 3.4). Positions are repeated
+    over time; a separate temporal table starts at 0.
 
     Args:
-        own: the state dict of the model that the weights go into.
+        own: state dict of the clip model.
         grid: its native token grid.
-        state: name -> tensor; a stem of one frame [D, C, 1, h, w] or [D, C, h, w] makes it an image model's.
+        state: weights by name; a stem of one frame, [D, C, 1, h, w] or [D, C, h, w], marks an image model.
         how: see above.
 
     Returns:
-        The weights, and the names of those that were inflated.
+        The weights, and the names of the inflated ones.
 
     Raises:
-        UserError: an unknown way.
+        UserError: unknown ``how``.
     """
     check_name("inflate", how, get_args(Inflate))
     if STEM not in own or STEM not in state or state[STEM].ndim not in (4, 5):
@@ -157,26 +152,26 @@ def inflate_images(
     kernel = state[STEM] if state[STEM].ndim == 5 else state[STEM].unsqueeze(2)  # [D, C, kt, h, w]
     tables = [state[name] for name in TABLES if name in state]
     if any(table.ndim != 3 or not table.numel() for table in tables):
-        return state, ()  # not positions at all: the loader reports the shapes
+        return state, ()  # these are not positions; the loader reports the shapes
     frames = own[STEM].shape[2]
     if kernel.shape[2] != 1 or frames == 1:
         return {**state, STEM: kernel}, ()
     if how == "repeated":
-        wide = (kernel.float() / frames).to(kernel.dtype).repeat(1, 1, frames, 1, 1)  # [D, C, frames, h, w]
+        stem = (kernel.float() / frames).to(kernel.dtype).repeat(1, 1, frames, 1, 1)  # [D, C, frames, h, w]
     else:
-        wide = torch.zeros_like(kernel).repeat(1, 1, frames, 1, 1)
-        wide[:, :, frames // 2] = kernel[:, :, 0]
+        stem = torch.zeros_like(kernel).repeat(1, 1, frames, 1, 1)
+        stem[:, :, frames // 2] = kernel[:, :, 0]
     positions = _repeat_positions(own, grid, state)
-    # If the image has other tables than the clip, they have gone into the clip's.
-    kept = {name: value for name, value in state.items() if not (positions and name in TABLES)}
-    inflated = {STEM: wide, **positions}
-    return {**kept, **inflated}, tuple(inflated)
+    # The image model's tables are now part of the clip model's, under their names.
+    other = {name: value for name, value in state.items() if not (positions and name in TABLES)}
+    inflated = {STEM: stem, **positions}
+    return {**other, **inflated}, tuple(inflated)
 
 
 def _repeat_positions(
     own: Mapping[str, Tensor], grid: TokenGrid, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The model's position tables from an image's, by name; empty if either has none that fits."""
+    """The clip model's position tables made from an image model's; empty if none fits."""
     if TABLE in state:
         table = state[TABLE]
         prefix = int("cls_token" in state)
@@ -190,9 +185,9 @@ def _repeat_positions(
     first, places = table[:, : min(prefix, own_prefix)], table[:, prefix:]  # [1, P, D], [1, h0*w0, D]
     resized = _resize_frame(places, grid)
     if resized is None:
-        return {}  # the shapes do not fit, and the loader reports them
+        return {}  # the loader reports the shapes
     if TABLE in own:
-        if prefix < own_prefix:  # the image had no class token: the clip's keeps its position
+        if prefix < own_prefix:  # the image model has no class token: keep the clip model's position
             first = own[TABLE][:, :own_prefix].to(table.dtype)
         return {TABLE: torch.cat([first, resized.repeat(1, grid.t, 1)], dim=1)}
     if SPACE not in own:

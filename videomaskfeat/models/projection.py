@@ -1,4 +1,4 @@
-"""Heads of self-distillation: from the features of an encoder to where two views are compared."""
+"""Projection and prediction heads of self-distillation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.layers import BatchNorm, Linear, Perceptron, check_positive, initialize
+from videomaskfeat.models.layers import (
+    BatchNorm,
+    Linear,
+    Perceptron,
+    check_positive,
+    check_transformer,
+    initialize,
+)
 from videomaskfeat.models.positions import joint_positions
 from videomaskfeat.models.vit import Block
 
@@ -19,15 +26,14 @@ class Projector(nn.Module):
     """Linear, batch normalization, ReLU, linear: BYOL's projector and predictor (arXiv 2006.07733, 3.2).
 
     Args:
-        width: width of the incoming features, D.
-        hidden_width: width between the two layers; 4096 in the paper.
-        out_width: width of the projection, P; 256 in the paper.
+        width: width of the input features, D.
+        hidden_width, out_width: hidden width and width P of the projection; 4096 and 256 in the paper.
     """
 
     def __init__(self, width: int, *, hidden_width: int = 4096, out_width: int = 256) -> None:
         super().__init__()
         check_positive(width=width, hidden_width=hidden_width, out_width=out_width)
-        self.fc1 = nn.Linear(width, hidden_width, bias=False)  # the normalization brings a shift
+        self.fc1 = nn.Linear(width, hidden_width, bias=False)  # the normalization has its own bias
         self.norm = BatchNorm(hidden_width)
         self.fc2 = nn.Linear(hidden_width, out_width)
 
@@ -37,20 +43,19 @@ class Projector(nn.Module):
 
 
 class PrototypeHead(nn.Module):
-    """A perceptron, unit length, then the cosines to K learned prototypes: the head of DINO and iBOT.
+    """The head of DINO and iBOT: a perceptron, L2 normalization, and cosines to K learned prototypes.
 
-    The prototypes are the rows of a weight-normalized layer whose gain stays 1. Unit vectors and cosines are
-    computed in float32: a temperature of 0.04 multiplies their rounding by 25.
+    The prototypes are the rows of a weight-normalized layer with gain 1. Normalization and cosines are
+    computed in float32, because a temperature of 0.04 multiplies rounding errors by 25. The defaults are
+    iBOT's (arXiv 2111.07832, supplement, section 4.1).
 
     Args:
-        width: width of the incoming features, D.
-        prototypes: K; 8192 in iBOT (arXiv 2111.07832, section 4.1 of its supplement).
-        hidden_width: width of the perceptron's hidden layers; 2048 there.
-        bottleneck: width of what has unit length; 256 there.
-        layers: linear layers of the perceptron, at least 1; 3 there.
+        width, bottleneck: width of the input features, D, and of the normalized features.
+        prototypes: number of prototypes, K.
+        layers, hidden_width: number of linear layers, at least 1, and width between them.
 
     Raises:
-        UserError: a number below 1, or a single prototype.
+        UserError: a number below 1, or fewer than 2 prototypes.
     """
 
     def __init__(
@@ -65,17 +70,17 @@ class PrototypeHead(nn.Module):
         super().__init__()
         check_positive(width=width, hidden_width=hidden_width, bottleneck=bottleneck, layers=layers)
         if prototypes < 2:
-            raise UserError(f"prototypes {prototypes}: must be at least 2, such as 8192; one is a constant")
+            raise UserError(f"prototypes {prototypes} must be at least 2, such as 8192")
         self.prototypes = prototypes
         widths = [width, *[hidden_width] * (layers - 1), bottleneck]
-        parts: list[nn.Module] = []
+        modules: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):
             layer = nn.Linear(before, after)
             initialize([layer])
-            parts += [nn.GELU(), layer] if parts else [layer]
-        self.perceptron = nn.Sequential(*parts)
-        # As a linear layer starts: a cosine has no use for their length, but the longer they are, the less a
-        # step of AdamW turns them.
+            modules += [nn.GELU(), layer] if modules else [layer]
+        self.perceptron = nn.Sequential(*modules)
+        # Initialized like a linear layer. Their length does not change a cosine, but the longer they are, the
+        # less a step of AdamW rotates them.
         self.directions = nn.Parameter(torch.empty(prototypes, bottleneck))
         nn.init.uniform_(self.directions, -(bottleneck**-0.5), bottleneck**-0.5)
 
@@ -84,11 +89,11 @@ class PrototypeHead(nn.Module):
 
         Args:
             features: [..., D].
-            learn_prototypes: False: the prototypes get a gradient of 0 (and not none at all, for which
-                several processes would wait).
+            learn_prototypes: False multiplies the prototypes' gradient by 0. It must not be missing, because
+                other processes would wait for it.
 
         Returns:
-            Float32 [..., K], in -1..1.
+            float32 [..., K], in -1..1.
         """
         hidden = self.perceptron(features)
         with torch.autocast(features.device.type, enabled=False):
@@ -100,7 +105,7 @@ class PrototypeHead(nn.Module):
 
 
 class MlpPredictor(nn.Module):
-    """Linear, GELU, linear, on each cell [D] by itself."""
+    """Linear, GELU, linear, per cell [D]."""
 
     def __init__(self, width: int, *, hidden_width: int) -> None:
         super().__init__()
@@ -116,27 +121,21 @@ class MlpPredictor(nn.Module):
 class TransformerPredictor(nn.Module):
     """A small transformer over all cells, narrower than the encoder, with learned positions.
 
-    V-JEPA's predictor (arXiv 2404.08471, section 3.2) in the dense form: the encoder brings its mask tokens
-    along, so that every cell of the grid comes in and none is put in here.
+    V-JEPA's predictor (arXiv 2404.08471, section 3.2) in dense form: the input contains all cells of the
+    grid, with the encoder's mask tokens.
 
     Args:
-        width: width of the cells, D.
-        hidden_width: width inside.
-        depth: blocks.
-        heads: attention heads, a divisor of ``hidden_width``.
-        grid: of the cells of a clip of the native size; positions are interpolated for others.
+        width, hidden_width: width of the cells, D, and of the tokens inside the predictor.
+        depth, heads: number of blocks and of attention heads; heads divide ``hidden_width``.
+        grid: grid of the cells at the native clip size; positions are interpolated for other grids.
 
     Raises:
-        UserError: heads that do not divide the width, or no block.
+        UserError: a number below 1, or heads that do not divide the width.
     """
 
     def __init__(self, width: int, *, hidden_width: int, depth: int, heads: int, grid: TokenGrid) -> None:
         super().__init__()
-        if depth < 1 or heads < 1 or hidden_width < 1 or hidden_width % heads:
-            raise UserError(
-                f"a predictor of depth {depth}, width {hidden_width}, heads {heads}: all must be positive, "
-                "heads a divisor of the width"
-            )
+        check_transformer(depth, hidden_width, heads, prefix="predictor_")
         self.native_grid = grid
         self.narrow = Linear(width, hidden_width)
         self.positions = nn.Parameter(torch.empty(1, grid.size, hidden_width))

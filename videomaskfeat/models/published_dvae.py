@@ -1,4 +1,4 @@
-"""The published 8192-token image dVAE: its encoder, under the names of its own state dict."""
+"""The encoder of the published 8192-token image dVAE, with the parameter names of its state dict."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from videomaskfeat.models.tokenizers import FrameTokenizer
 from videomaskfeat.models.weights import PickledCode, load_into, read_state
 
 STRIDE = 8
-"""Pixels behind a token: three poolings of 2."""
+"""Rows and columns of pixels per token: three poolings by 2."""
 _GROUPS = 4
-_PIXEL_MARGIN = 0.1  # keeps the pixels clear of 0 and 1, where the logit-Laplace likelihood has its poles
+_PIXEL_MARGIN = 0.1  # keeps pixels away from 0 and 1, the poles of the logit-Laplace likelihood
 _FIRST, _LAST = "blocks.input.w", "blocks.output.conv.w"
 
 
 def map_pixels(pictures: Tensor) -> Tensor:
-    """Pixels in 0..1 -> 0.1..0.9, as the encoder was trained on."""
+    """Pixels in 0..1 -> 0.1..0.9, as in the encoder's training."""
     return (1 - 2 * _PIXEL_MARGIN) * pictures + _PIXEL_MARGIN
 
 
 class Convolution(nn.Module):
-    """A convolution of stride 1 with an odd kernel and padding; its parameters are called ``w`` and ``b``."""
+    """A padded convolution of stride 1 with an odd kernel; its parameters are called ``w`` and ``b``."""
 
     def __init__(self, in_width: int, out_width: int, kernel: int) -> None:
         super().__init__()
@@ -42,13 +42,10 @@ class Convolution(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Three 3x3 and one 1x1 convolution, a ReLU before each, at a gain of 1 / layers^2 beside the identity.
+    """Three 3x3 convolutions and one 1x1, each after a ReLU, scaled by 1 / layers^2 and added to the input.
 
-    Args:
-        in_width: channels of the input; a 1x1 convolution replaces the identity if they are not
-            ``out_width``.
-        out_width: channels of the output; the block works on a quarter of them.
-        layers: blocks of the whole encoder.
+    A 1x1 convolution projects the input if its width changes; the hidden width is a quarter of ``out_width``.
+    ``layers``: number of blocks of the whole encoder.
     """
 
     def __init__(self, in_width: int, out_width: int, layers: int) -> None:
@@ -75,38 +72,36 @@ class EncoderBlock(nn.Module):
 
 
 class PublishedEncoder(FrameTokenizer):
-    """The encoder of the discrete VAE that DALL-E published and BEiT took its tokens from.
+    """The encoder of DALL-E's published discrete VAE, whose tokens BEiT predicts.
 
-    Four groups of blocks, of 1, 2, 4 and 8 times ``width`` channels, with a 2x2 max pooling between them: a
-    token stands for 8x8 pixels. On a GPU all but the last convolution compute in float16, as the published
-    code does; elsewhere in float32.
+    Four groups of blocks with 1, 2, 4 and 8 times ``width`` channels, and 2x2 max pooling between groups: one
+    token per 8x8 pixels. On a GPU, all layers except the last convolution compute in float16, as in the
+    published code; elsewhere in float32.
 
     Source: github.com/openai/DALL-E at 5be4b23, ``dall_e/encoder.py`` (names, sizes), ``utils.py`` (pixels).
 
     Args:
-        vocabulary: tokens; 8192 in the published file.
-        width: channels of the first group; 256 in the published file.
-        blocks: blocks per group; 2 in the published file.
-        channels: color channels.
+        vocabulary, width: number of tokens, and channels of the first group.
+        blocks, channels: blocks per group, and color channels. The defaults are those of the published file.
     """
 
     def __init__(
         self, *, vocabulary: int = 8192, width: int = 256, blocks: int = 2, channels: int = 3
     ) -> None:
         super().__init__(vocabulary=vocabulary, stride=STRIDE)
-        parts: OrderedDict[str, nn.Module] = OrderedDict(input=Convolution(channels, width, 7))
-        widths = [width * 2**group for group in range(_GROUPS)]
+        groups: OrderedDict[str, nn.Module] = OrderedDict(input=Convolution(channels, width, 7))
         before = width
-        for number, after in enumerate(widths, start=1):
+        for number in range(1, _GROUPS + 1):
+            after = width * 2 ** (number - 1)
             group: OrderedDict[str, nn.Module] = OrderedDict()
             for block in range(1, blocks + 1):
                 group[f"block_{block}"] = EncoderBlock(before, after, _GROUPS * blocks)
                 before = after
             if number < _GROUPS:
                 group["pool"] = nn.MaxPool2d(2)
-            parts[f"group_{number}"] = nn.Sequential(group)
-        parts["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Convolution(before, vocabulary, 1)))
-        self.blocks = nn.Sequential(parts)
+            groups[f"group_{number}"] = nn.Sequential(group)
+        groups["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Convolution(before, vocabulary, 1)))
+        self.blocks = nn.Sequential(groups)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures float32 [B, C, H, W], mapped to 0.1..0.9 -> logits float32 [B, V, H/8, W/8]."""
@@ -117,35 +112,35 @@ class PublishedEncoder(FrameTokenizer):
             return self.blocks[-1](x.float())
 
     def tokens(self, pictures: Tensor) -> Tensor:
-        """The likeliest token of each cell: pictures in 0..1 [B, C, H, W] -> int64 [B, H/8, W/8]."""
+        """Most likely token per cell: pictures in 0..1 [B, C, H, W] -> int64 [B, H/8, W/8]."""
         return torch.argmax(self(map_pixels(pictures)), dim=1)
 
 
 def load_published_encoder(path: str | os.PathLike[str]) -> PublishedEncoder:
-    """The published encoder with the weights in a file of the user's, whose pickled code is never run.
+    """Load the published encoder from a state dict, without running pickled code.
 
     Args:
-        path: its state dict, as ``torch.save`` or safetensors write it. The file that was published is a
-            whole pickled module, and so is refused.
+        path: its state dict, written by ``torch.save`` or as safetensors. The published file itself is a
+            pickled module and is refused.
 
     Returns:
         The encoder in evaluation mode, on the CPU.
 
     Raises:
-        UserError: no such file, a damaged one, pickled code, or weights of something else.
+        UserError: the file is missing or damaged, contains pickled code, or has other weights.
     """
     name = os.fspath(path)
     try:
         state = read_state(name)
     except PickledCode as error:
         raise UserError(
-            f"{name}: is a pickled module, as the published encoder.pkl is, and pickled code is never run "
-            "here; where the dall_e package is installed and the file is trusted, write its state dict once: "
-            "torch.save(torch.load('encoder.pkl', weights_only=False).state_dict(), 'encoder.pt'), and give "
+            f"{name}: is a pickled module, like the published encoder.pkl; no pickled code is run here. If "
+            "the dall_e package is installed and you trust the file, write its state dict once: "
+            "torch.save(torch.load('encoder.pkl', weights_only=False).state_dict(), 'encoder.pt'), and use "
             "that file"
         ) from error
     sizes = _sizes(state, name)
-    with torch.device("meta"):  # drawing 54 million initial weights would take longer than reading them
+    with torch.device("meta"):  # drawing 54 million initial weights takes longer than reading them
         encoder = PublishedEncoder(**sizes)
     encoder = encoder.to_empty(device="cpu")
     load_into(encoder, state, source=name)
@@ -153,18 +148,16 @@ def load_published_encoder(path: str | os.PathLike[str]) -> PublishedEncoder:
 
 
 def _sizes(state: Mapping[str, Tensor], name: str) -> dict[str, int]:
-    """The arguments of the encoder that a state dict belongs to."""
+    """Arguments of the encoder with this state dict."""
     missing = [key for key in (_FIRST, _LAST) if key not in state or state[key].ndim != 4]
     if missing:
         raise UserError(
-            f"{name}: holds no weights of the published dVAE encoder ({missing[0]!r} is missing); give its "
+            f"{name}: contains no weights of the published dVAE encoder ({missing[0]!r} is missing); use its "
             "state dict, or the weights.safetensors of a train-tokenizer run"
         )
     first = state[_FIRST]
     if first.shape[-1] == 1:
-        raise UserError(
-            f"{name}: holds the published dVAE's decoder; tokens come from its encoder, give that"
-        )
+        raise UserError(f"{name}: contains the decoder of the published dVAE; use its encoder")
     blocks = {key.split(".")[2] for key in state if key.startswith("blocks.group_1.block_")}
     return {
         "vocabulary": state[_LAST].shape[0],

@@ -12,18 +12,12 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple
 from videomaskfeat.models.kernels.attention import attention
-from videomaskfeat.models.layers import Linear, Perceptron
+from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
 from videomaskfeat.models.positions import AbsolutePositions
 
 
 class Attention(nn.Module):
-    """Multi-head attention of all tokens to all, fused: no matrix of scores is stored.
-
-    Args:
-        width: width of the tokens, D.
-        heads: number of heads, M, a divisor of ``width``.
-        qkv_bias: whether the layer that makes queries, keys and values has a bias.
-    """
+    """Fused multi-head attention of all tokens to all tokens; arguments as for :class:`Block`."""
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
@@ -39,16 +33,14 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer perceptron, each behind a layer norm and added to its input.
+    """Attention and a perceptron, each after a layer norm and with a residual connection.
 
     Args:
-        width: width of the tokens, D.
-        heads: attention heads.
-        mlp_ratio: hidden width of the perceptron over D.
-        qkv_bias: see :class:`Attention`.
-        drop_path: chance of dropping each half for a sample in training.
-        layer_scale: initial value of a learned factor per channel on each half (CaiT, arXiv 2103.17239), or
-            None.
+        width, heads: token width, D, and number of attention heads.
+        mlp_ratio, qkv_bias: see :class:`ViT`.
+        drop_path: probability of dropping each residual branch per sample.
+        layer_scale: initial value of a learned factor per channel on each branch (CaiT, arXiv 2103.17239);
+            None for no factor.
     """
 
     gamma_1: nn.Parameter | None
@@ -75,7 +67,7 @@ class Block(nn.Module):
             self.register_parameter(name, gamma)
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
-        """Tokens [B, P+N, D], of which ``grid`` only says where they lie -> the same shape, and ``grid``."""
+        """Tokens [B, P+N, D] on ``grid`` -> the same shape, and ``grid``."""
         tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens)), self.gamma_1))
         return tokens + self.drop_path(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), grid
 
@@ -85,30 +77,27 @@ def _scaled(tokens: Tensor, gamma: nn.Parameter | None) -> Tensor:
 
 
 class ViT(Encoder):
-    """Vision transformer (arXiv 2010.11929): a clip or an image to tokens, on one grid throughout.
+    """Vision transformer (arXiv 2010.11929): from a clip or an image to tokens.
 
-    The defaults are those of ViT-B for 16 frames of 224x224, as MAE on video has it (arXiv 2205.09113). Cubes
-    of one frame, ``cube_stride=(1, 16, 16)``, and a clip of one make the model for images. Parameter names
-    are PySlowFast's.
+    The defaults are ViT-B for 16 frames of 224x224, as in MAE for video (arXiv 2205.09113). For images, use
+    ``cube_stride=(1, 16, 16)`` and a clip size of one frame. Parameter names are PySlowFast's.
 
     Args:
-        clip_size: native frames, height and width; sets the lengths of the position tables. Other sizes work,
-            learned tables are then interpolated.
-        in_channels: color channels.
-        depth: number of blocks.
-        width: token width, D.
-        heads: attention heads.
-        cube_stride: frames, rows and columns of a cube; the stem's kernel, so no token sees beyond its own.
-        mlp_ratio: hidden width of the perceptrons over D.
-        qkv_bias: bias in the layer that makes queries, keys and values.
-        absolute_positions: "joint" (one learned table over time and space), "separable" (a sum of two),
+        clip_size: native frames, height and width, which determine the lengths of the position tables. For
+            other clip sizes, learned tables are interpolated.
+        in_channels, depth: number of color channels, and of blocks.
+        width, heads: token width, D, and number of attention heads.
+        cube_stride: frames, rows and columns of a cube; also the stem's kernel.
+        mlp_ratio: hidden width of the perceptrons divided by D.
+        qkv_bias: use a bias in the query, key and value projections.
+        absolute_positions: "joint" (one learned table over time and space), "separable" (the sum of two),
             "sincos" (fixed: see :func:`~videomaskfeat.models.positions.sincos_positions`) or "none".
-        layer_scale: initial value of the factors on each half of a block, or None for none.
-        drop_path: chance of dropping a residual branch in the last block; rises linearly from 0 in the first.
+        layer_scale: see :class:`Block`.
+        drop_path: probability of dropping a residual branch of the last block; increases linearly from 0.
         shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
 
     Raises:
-        UserError: a value outside its range, or cubes that do not tile the clip.
+        UserError: a value out of range, or the clip size is not a multiple of the cube.
     """
 
     encoder_name = "vit_encoder"
@@ -130,14 +119,11 @@ class ViT(Encoder):
         **shared: Any,
     ) -> None:
         check_name("absolute_positions", absolute_positions, ("none", "joint", "separable", "sincos"))
-        if depth < 1 or width < 1 or heads < 1 or width % heads:
-            raise UserError(
-                f"depth {depth}, width {width}, heads {heads}: all must be positive, heads a divisor of width"
-            )
+        check_transformer(depth, width, heads)
         if absolute_positions == "sincos" and width % 16:
             raise UserError(
-                f"absolute_positions 'sincos' needs a width that is a multiple of 16, and {width} is none; "
-                "take another width, or learned positions ('joint', 'separable')"
+                f"absolute_positions 'sincos': width {width} must be a multiple of 16; change it, or use "
+                "learned positions ('joint', 'separable')"
             )
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_stride, stride=cube_stride, padding=(0, 0, 0)),

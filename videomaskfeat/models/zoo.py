@@ -1,4 +1,4 @@
-"""Every named model: what it is built of, how it is built, and its encoder alone."""
+"""All named models: their classes and arguments, and functions that build them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASSIFIER, DETECTOR = "videomaskfeat.models.heads:Classifier", "videomaskfeat.m
 
 @dataclass(frozen=True)
 class NamedModel:
-    """The class of a named model, imported on use, and its arguments.
+    """The class of a named model, imported on first use, and its arguments.
 
     Attributes:
         classes: "module:class" of the model, or of a head and of the encoder below it.
@@ -42,11 +42,8 @@ class NamedModel:
 
 @functools.cache
 def with_head(head: type[Encoder], encoder: type[Encoder]) -> type[Encoder]:
-    """A class that puts a head on a kind of encoder, such as ``MViTMaskFeat``.
-
-    Args:
-        head: MaskFeat, Classifier or Detector.
-        encoder: such as MViT.
+    """A class that combines a head (MaskFeat, Classifier or Detector) with an encoder, such as
+    ``MViTMaskFeat``.
     """
     doc = {"__doc__": f":class:`{head.__name__}` on :class:`{encoder.__name__}`.", "__module__": __name__}
     name = f"{encoder.__name__}{head.__name__}"
@@ -56,14 +53,14 @@ def with_head(head: type[Encoder], encoder: type[Encoder]) -> type[Encoder]:
 def family(
     name: str, encoder: str, arguments: Mapping[str, Any], *, encoder_name: str, detector: bool = True
 ) -> dict[str, NamedModel]:
-    """The named models on one encoder.
+    """The named models of one encoder.
 
     Args:
-        name: name of the classifier; "maskfeat_NAME" is pre-trained, "NAME_detector" detects actions.
+        name: name of the classifier; "maskfeat_NAME" is the pre-training model, "NAME_detector" the detector.
         encoder: "module:class" of the encoder.
-        arguments: differences from the defaults of that class.
+        arguments: arguments that differ from the defaults of that class.
         encoder_name: ``encoder_name`` of that class, the name of the encoder without a head.
-        detector: whether there is a detector.
+        detector: include the detector.
     """
     classes = {
         encoder_name: (encoder,),
@@ -78,8 +75,8 @@ def family(
 _S = {"depth": 16, "width": 96, "heads": 1, "widen_at": (1, 3, 14)}
 _B = {"depth": 24, "width": 96, "heads": 1, "widen_at": (2, 5, 21)}
 _L = {"depth": 48, "width": 144, "heads": 2, "widen_at": (2, 8, 44)}
-# For CPUs: 8 frames of 64x64. Cubes of 8x8 pixels, the size of a HOG cell, leave a quarter of the tokens that
-# the published 4x4 would, and one query pooling gives the same 16-pixel positions.
+# For CPUs: 8 frames of 64x64. Cubes of 8x8 pixels, the size of a HOG cell, make a quarter of the tokens of
+# the published 4x4, and one query pooling gives the same 16-pixel positions.
 _NANO = {
     "depth": 6,
     "width": 64,
@@ -94,7 +91,7 @@ _NANO = {
 }
 
 _VIT: dict[str, dict[str, Any]] = {
-    # For CPUs as well, with cubes of the size of a HOG cell.
+    # For CPUs, with cubes of the size of a HOG cell.
     "nano": {
         "depth": 6,
         "width": 96,
@@ -126,9 +123,9 @@ _MAE_NANO: dict[str, Any] = {
     "values_per_token": 192,
 }
 
-# Supervised models change width in attention, classify from the class token, and pool the queries once more
-# than the MaskFeat ones in pre-training, whose last query pooling is off so that the predictions keep
-# 16-pixel positions. Fine-tuning switches it on. Detectors keep the maps of pre-training: boxes are small.
+# Supervised models change the width in the attention and classify from the class token. MaskFeat pre-training
+# omits the last query pooling, so that predictions have 16-pixel positions; fine-tuning includes it.
+# Detectors omit it, because boxes are small.
 _SUPERVISED = {"widen_in": "attention", "head": "token"}
 _MVIT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
     # size: arguments, query poolings in pre-training, and in fine-tuning
@@ -160,70 +157,65 @@ for _size, _video in _VIT.items():
     MODELS |= family(f"vit_{_size}_image", VIT, _image, encoder_name="vit_encoder", detector=False)
     MODELS[f"mae_vit_{_size}"] = NamedModel((MAE,), {**_video, **_MAE_NANO} if _nano else _video)
     MODELS[f"mae_vit_{_size}_image"] = NamedModel((MAE,), {**_image, **(_MAE_NANO if _nano else _MAE_IMAGE)})
-# An encoder without a head; a weights file of one holds every argument.
+# An encoder without a head; its weights file contains all arguments.
 MODELS["mvitv2_encoder"] = NamedModel((MVIT,), {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)})
 MODELS["vit_encoder"] = NamedModel((VIT,), _VIT["b"])
 
 
 def dense_form() -> str:
-    """Why MViTv2 has no masked autoencoder here, and what there is instead, for messages."""
+    """Reason and remedy, for error messages, if a masked autoencoder on MViTv2 is requested."""
     return (
-        "an MAE encoder sees the visible tokens alone, and MViTv2's pooling needs the whole grid; take the "
-        "dense form, a mask token in the hidden places and pixels predicted: model maskfeat_mvitv2_s or "
-        "maskfeat_mvitv2_l with target pixels"
+        "an MAE encoder sees the visible tokens only, but MViTv2's pooling needs the whole grid; use the "
+        "dense form, with mask tokens at hidden positions: model maskfeat_mvitv2_s or maskfeat_mvitv2_l with "
+        "target pixels"
     )
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
-    """Build a named model with fresh weights, drawn from torch's global generator (seed it first).
+    """Create a named model with fresh weights from torch's global generator (seed it first).
 
     >>> create_model("maskfeat_mvitv2_s", drop_path=0.1)  # doctest: +SKIP
 
     Args:
         name: a key of :data:`MODELS`: maskfeat_mvitv2_{s,l} (pre-training), maskfeat_mvitv2_{s,l}_classifier
-            (their fine-tuning), maskfeat_mvitv2_{s,l}_detector (actions of persons in boxes), mvitv2_{s,b,l}
-            (supervised classifiers); maskfeat_vit_{s,b,l,h}, mae_vit_{s,b,l,h} (pre-training), vit_{s,b,l,h}
-            (their fine-tuning), vit_{s,b,l,h}_detector, and with the suffix _image those for images, except
-            detectors; a nano of each kind for CPUs; mvitv2_encoder and vit_encoder have no head.
-        arguments: what differs from the named model; see :class:`~videomaskfeat.models.mvit.MViT`,
+            (fine-tuning), maskfeat_mvitv2_{s,l}_detector (action detection), mvitv2_{s,b,l} (supervised
+            classifiers); maskfeat_vit_{s,b,l,h}, mae_vit_{s,b,l,h} (pre-training), vit_{s,b,l,h}
+            (fine-tuning), vit_{s,b,l,h}_detector, and all ViTs except detectors for images with the suffix
+            _image; a nano size of each kind for CPUs; mvitv2_encoder and vit_encoder without a head.
+        arguments: arguments that differ from the named model's; see :class:`~videomaskfeat.models.mvit.MViT`,
             :class:`~videomaskfeat.models.vit.ViT`, :class:`~videomaskfeat.models.maskfeat.MaskFeat`,
             :class:`~videomaskfeat.models.mae.MAE`, :class:`~videomaskfeat.models.heads.Classifier` and
-            :class:`~videomaskfeat.models.detector.Detector`. Lists are taken as tuples.
+            :class:`~videomaskfeat.models.detector.Detector`. Lists are converted to tuples.
 
     Returns:
-        The model in training mode. Its ``created_as`` holds the name and all arguments, for
+        The model in training mode; ``created_as`` is (name, arguments), for
         :func:`~videomaskfeat.models.weights.save_weights`.
 
     Raises:
-        UserError: unknown name or argument, a value of the wrong type or outside its range, or a model whose
+        UserError: an unknown name or argument, a value of the wrong type or out of range, or a model whose
             training needs more memory than the machine has.
     """
     return create_model_from(name, arguments)
 
 
-def create_model_from(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """As :func:`create_model`, for arguments from a config or a file, one of which may be called "name"."""
-    without_memory = torch.get_default_device().type == "meta"
-    return _create(name, arguments, times=1 if without_memory else TRAINED)
-
-
-def create_for_inference(name: str, /, **arguments: Any) -> nn.Module:
-    """As :func:`create_model`, for a model that is not trained: only its weights must fit into memory."""
-    return _create(name, arguments, times=1)
-
-
 def create_unset(name: str, /, **arguments: Any) -> nn.Module:
-    """As :func:`create_for_inference`, for weights that are all to be loaded: they are undefined until then.
+    """:func:`create_model` with undefined weights, all of which must be loaded afterwards.
 
-    Drawing the initial weights of a large model takes longer than reading it from disk.
+    Only the weights must fit into memory. Drawing the initial weights of a large model takes longer than
+    reading it from disk.
     """
     with torch.device("meta"):
-        model = _create(name, arguments, times=1)
+        model = create_model_from(name, arguments)
     return model.to_empty(device="cpu")
 
 
-def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module:
-    """As :func:`create_model`; ``times``: memory of its use as a multiple of the weights."""
+def create_model_from(name: str, arguments: Mapping[str, Any], *, times: int = TRAINED) -> nn.Module:
+    """:func:`create_model` for arguments from a config or file, one of which may be called "name".
+
+    ``times`` is the required memory as a multiple of the weights; on torch's "meta" device always 1.
+    """
+    if torch.get_default_device().type == "meta":
+        times = 1
     if name.startswith("mae_mvit"):
         raise UserError(f"model {name!r}: {dense_form()}")
     check_name("model", name, MODELS)
@@ -233,40 +225,38 @@ def _create(name: str, arguments: Mapping[str, Any], *, times: int) -> nn.Module
 
 
 def arguments_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Every argument that ``create_model(name, **changes)`` builds with, defaults included.
-
-    Args:
-        name: a key of :data:`MODELS`.
-        changes: what differs from the named model.
-    """
+    """All arguments of ``create_model(name, **changes)``, defaults included."""
     return {**argument_defaults(MODELS[name].build), **MODELS[name].arguments, **(changes or {})}
 
 
 def encoder_arguments(encoder: type[Encoder], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, of a model with a head, that its encoder alone takes."""
+    """The arguments of a model with a head that belong to its encoder."""
     known = argument_defaults(MODELS[encoder.encoder_name].build)
     return {name: value for name, value in arguments.items() if name in known}
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """A copy of a model's encoder, with the same :meth:`~videomaskfeat.models.encoder_base.Encoder.features`.
+    """Copy a model's encoder without its head.
 
     Args:
-        model: made by :func:`create_model`; it is not changed.
+        model: created by :func:`create_model`; not changed.
 
     Returns:
-        Such as a "mvitv2_encoder", in evaluation mode, on the CPU: clips [B, C, T, H, W] -> tokens [B, P+N',
-        D'].
+        For example "mvitv2_encoder", in evaluation mode, on the CPU, with the same
+        :meth:`~videomaskfeat.models.encoder_base.Encoder.features`.
 
     Raises:
-        UserError: the model was not made by ``create_model``, so that its arguments are not known.
+        UserError: the model was not created by ``create_model``, so its arguments are unknown.
     """
     created_as = getattr(model, "created_as", None)
     if created_as is None or not isinstance(model, Encoder):
-        raise UserError(f"a {type(model).__name__} that create_model did not make has no encoder to take out")
+        raise UserError(
+            f"cannot extract the encoder of a {type(model).__name__} that create_model did not create; "
+            "create the model with create_model"
+        )
     arguments = encoder_arguments(type(model), created_as[1])
     arguments |= {"final_norm": not isinstance(model.norm, nn.Identity), "mean_first": model.mean_first}
-    encoder = create_for_inference(model.encoder_name, **arguments)
+    encoder = create_model_from(model.encoder_name, arguments, times=1)
     assert isinstance(encoder, Encoder)
     state = model.state_dict()
     encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})

@@ -1,7 +1,7 @@
-"""What is predicted at the hidden positions: one file per target.
+"""Prediction targets at hidden positions, one file per target.
 
-Each is a :class:`~videomaskfeat.targets.target.Target`: a module from whole clips to what is to be predicted,
-with its loss. A new one is one more file and one more line here (docs/extending.md).
+Each is a :class:`~videomaskfeat.targets.target.Target`: a module from clips to the values to predict, with
+its loss. To add one, add a file and a line here (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ HUGGING_FACE = "hf:"
 """Prefix of a folder with a model of Hugging Face, as the name of a teacher."""
 _SOURCES = {
     "weights": "train the tokenizer first (videomaskfeat train-tokenizer)",
-    "teacher": "run the training that makes the teacher first (its run folder's weights.safetensors)",
+    "teacher": "train the teacher first (weights.safetensors of its run folder)",
 }
-"""Arguments of targets that name a weights file, and where such a file comes from."""
+"""Arguments of targets that name a weights file, and how to get the file."""
 
 
 def target_class(name: str) -> type[Target]:
@@ -52,33 +52,32 @@ def names_weights_file(teacher: str) -> bool:
 
 
 def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -> Target:
-    """The target by its name.
+    """Build a target by its name.
 
     Args:
         name: a key of ``TARGETS``.
-        arguments: differences from its defaults.
-        clip: the run's clips. A target with an argument ``clip_mean`` or ``clip_std`` gets the recipe's; one
-            with an argument ``build`` gets this function, to build further targets.
+        arguments: arguments that differ from its defaults.
+        clip: the run's clips. Its mean and std are passed as ``clip_mean`` and ``clip_std``, and this
+            function as ``build``, if the target has these arguments.
 
     Raises:
-        UserError: an unknown name, arguments that it does not take, or a missing file of a tokenizer or
-            teacher.
+        UserError: an unknown name, invalid arguments, or a missing file of a tokenizer or teacher.
     """
     check_name("target.name", name, TARGETS)
     build = target_class(name)
-    takes = inspect.signature(build).parameters
-    offers: dict[str, Any] = {
+    parameters = inspect.signature(build).parameters
+    from_run: dict[str, Any] = {
         "clip_mean": clip.mean,
         "clip_std": clip.std,
         "build": functools.partial(build_target, clip=clip),
     }
-    supplied = {key: value for key, value in offers.items() if key in takes}
+    supplied = {key: value for key, value in from_run.items() if key in parameters}
     check_arguments("target.arguments", build, arguments, name=name, supplied=supplied)
     for key, remedy in _SOURCES.items():
-        path = arguments.get(key) if key in takes else None
+        path = arguments.get(key) if key in parameters else None
         if isinstance(path, str) and names_weights_file(path) and not is_file(path) and not is_folder(path):
             raise UserError(f"target.arguments.{key} {path}: no such file; {remedy}, or check the path")
-    if "teacher_mean" in takes:
+    if "teacher_mean" in parameters:
         arguments = {**_teacher_levels(arguments.get("teacher")), **arguments}
     try:
         return build(**{key: _as_tuple(value) for key, value in arguments.items()}, **supplied)
@@ -87,7 +86,7 @@ def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -
 
 
 def _teacher_levels(teacher: Any) -> dict[str, Levels]:
-    """How the clips of a teacher of this framework are normalized, if its file knows."""
+    """Normalization of a teacher's clips, if its weights file contains it."""
     path = str(teacher)
     if not path.endswith(".safetensors") or not is_file(path) or not recipe_texts(path):
         return {}
@@ -96,5 +95,5 @@ def _teacher_levels(teacher: Any) -> dict[str, Levels]:
 
 
 def _as_tuple(value: Any) -> Any:
-    """Lists, as YAML and JSON bring them, become tuples all the way down."""
+    """Convert lists from YAML and JSON to tuples at all levels."""
     return tuple(_as_tuple(entry) for entry in value) if isinstance(value, list | tuple) else value

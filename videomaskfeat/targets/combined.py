@@ -1,9 +1,9 @@
-"""Several targets in one run, their losses weighted and summed."""
+"""Several targets in one run, with a weighted sum of their losses."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,15 +16,14 @@ _PART_KEYS = ("name", "weight", "arguments")
 
 
 class CombinedTarget(Target):
-    """A weighted sum of targets: the predicted values are split among them, in their order.
+    """A weighted sum of targets; the predicted values are split among them, in their order.
 
     Args:
-        parts: what to call a part -> its ``name`` in ``TARGETS`` (what it is called, where that is left out),
-            ``weight`` (1) and ``arguments`` (none).
+        parts: for each part its ``name`` in ``TARGETS`` (default: its key), ``weight`` (1) and ``arguments``.
         build: (name, arguments) -> target.
 
     Raises:
-        UserError: no parts, a part that cannot be, a weight that is not above 0, or parts on several grids.
+        UserError: no parts, an invalid part, a weight that is not above 0, or parts with different grids.
     """
 
     def __init__(
@@ -40,19 +39,19 @@ class CombinedTarget(Target):
             )
         targets: dict[str, Target] = {}
         weights: dict[str, float] = {}
-        for called, given in parts.items():
-            name, weight, arguments = _read(called, given)
+        for key, part in parts.items():
+            name, weight, arguments = _read_part(key, part)
             try:
-                targets[called] = build(name, arguments)
+                targets[key] = build(name, arguments)
             except UserError as error:
-                raise UserError(f"part {called!r} of the combined target: {error}") from error
-            weights[called] = weight
-        strides = {called: tuple(target.output_stride) for called, target in targets.items()}
+                raise UserError(f"part {key!r} of the combined target: {error}") from error
+            weights[key] = weight
+        strides = {key: tuple(target.output_stride) for key, target in targets.items()}
         if len(set(strides.values())) > 1:
-            shown = ", ".join(f"{called} {stride}" for called, stride in strides.items())
+            shown = ", ".join(f"{key} {stride}" for key, stride in strides.items())
             raise UserError(
-                f"the parts of the combined target have several output strides ({shown}), and one head "
-                f"predicts them all; {next(reversed(targets.values())).grid_remedy}"
+                f"the parts of the combined target have different output strides ({shown}), but one head "
+                f"predicts all of them; {next(reversed(targets.values())).grid_remedy}"
             )
         first = next(iter(targets.values()))
         super().__init__(
@@ -62,21 +61,19 @@ class CombinedTarget(Target):
             grid_remedy=first.grid_remedy,
         )
         self.targets, self.weights = nn.ModuleList(targets.values()), weights
-        names = [f"{target.loss_name} ({called})" for called, target in targets.items()]
+        names = [f"{target.loss_name} ({key})" for key, target in targets.items()]
         self.loss_name = f"weighted sum of {' and '.join(names)}"
 
     @property
     def _parts(self) -> dict[str, Target]:
-        return {
-            called: cast(Target, target) for called, target in zip(self.weights, self.targets, strict=True)
-        }
+        return dict(zip(self.weights, cast(Iterable[Target], self.targets), strict=True))
 
     def forward(self, clips: Tensor) -> tuple[Any, ...]:
-        """Clips float [B, C, T, H, W], normalised -> what each part makes of them."""
+        """Clips float [B, C, T, H, W], normalized -> the target of each part."""
         return tuple(target(clips) for target in self._parts.values())
 
     def split(self, predictions: Tensor) -> tuple[Tensor, ...]:
-        """Predictions [B, t, h, w, K] -> those of each part, K' values each."""
+        """Predictions [B, t, h, w, K] -> the K' predicted values of each part."""
         return predictions.split([target.values_per_token for target in self._parts.values()], dim=-1)
 
     def loss(self, predictions: Tensor, target: tuple[Any, ...], mask: Tensor) -> Tensor:
@@ -86,38 +83,30 @@ class CombinedTarget(Target):
     def loss_parts(
         self, predictions: Tensor, target: tuple[Any, ...], mask: Tensor
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The weighted sum, and the loss of each part by itself as ``loss_PART``, without its weight."""
+        """The weighted sum, and the unweighted loss of each part as ``loss_PART``."""
+        parts = zip(self._parts.items(), self.split(predictions), target, strict=True)
         losses = {
-            called: part.loss(own, truth, mask)
-            for (called, part), own, truth in zip(
-                self._parts.items(), self.split(predictions), target, strict=True
-            )
+            key: part.loss(prediction, part_target, mask) for (key, part), prediction, part_target in parts
         }
-        total = torch.stack([self.weights[called] * loss for called, loss in losses.items()]).sum()
-        return total, {f"loss_{called}": loss.detach() for called, loss in losses.items()}
+        total = torch.stack([self.weights[key] * loss for key, loss in losses.items()]).sum()
+        return total, {f"loss_{key}": loss.detach() for key, loss in losses.items()}
 
     def tally(self) -> LossTally:
-        """The weighted sum of the parts' accounts."""
+        """A weighted sum of the parts' tallies."""
         tallies = [target.tally() for target in self._parts.values()]
         return SumTally(tallies, list(self.weights.values()), self.split)
 
 
-def _read(called: str, given: Mapping[str, Any] | None) -> tuple[str, float, Mapping[str, Any]]:
-    """Name, weight and arguments of a part.
-
-    Raises:
-        UserError: no mapping, an unknown key, or a weight that is not above 0.
-    """
-    if given is not None and not isinstance(given, Mapping):
+def _read_part(key: str, part: Mapping[str, Any] | None) -> tuple[str, float, Mapping[str, Any]]:
+    """Name, weight and arguments of a part; raises UserError if one is invalid."""
+    if part is not None and not isinstance(part, Mapping):
         raise UserError(
-            f"part {called!r} of the combined target is {given!r}; it must be a mapping: {{weight: 1}}"
+            f"part {key!r} of the combined target is {part!r}; it must be a mapping: {{weight: 1}}"
         )
-    given = given or {}
-    for key in given:
-        check_name(f"part {called!r} of the combined target: key", key, _PART_KEYS)
-    weight = given.get("weight", 1.0)
+    part = part or {}
+    for option in part:
+        check_name(f"part {key!r} of the combined target: key", option, _PART_KEYS)
+    weight = part.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise UserError(
-            f"part {called!r} of the combined target has the weight {weight!r}; it must be above 0"
-        )
-    return str(given.get("name", called)), float(weight), given.get("arguments") or {}
+        raise UserError(f"part {key!r} of the combined target has weight {weight!r}; it must be above 0")
+    return str(part.get("name", key)), float(weight), part.get("arguments") or {}

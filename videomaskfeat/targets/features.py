@@ -1,4 +1,4 @@
-"""Frozen networks whose features are predicted: encoders of this framework, and vision models of others."""
+"""The feature target: features of a frozen teacher, an encoder of this framework or another vision model."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from videomaskfeat.targets import HUGGING_FACE, names_weights_file
 from videomaskfeat.targets.target import Target
 from videomaskfeat.texts import read_json
 
-_FACTS = "preprocessor_config.json"
+_PREPROCESSOR = "preprocessor_config.json"
 _FRAME_REMEDY = (
-    "set target.arguments.frame_stride to the frames of the model's cubes, take a teacher of other patches, "
-    "or change clip.crop"
+    "set target.arguments.frame_stride to the frames per cube of the model, use a teacher with another patch "
+    "size, or change clip.crop"
 )
 
 
 class Teacher(nn.Module, ABC):
-    """Whole clips -> features on a grid.
+    """Base of frozen networks: from clips to features on a grid.
 
     Attributes:
-        output_stride: frames, rows and columns of the clip behind one feature.
-        width: of a feature, D.
-        mean, std: normalization of its clips, one number or one per channel; None: unknown.
+        output_stride: frames, rows and columns of the clip per feature.
+        width: feature width, D.
+        mean, std: normalization of its clips, one number or one per channel; None if unknown.
         files: files that it was read from.
-        grid_remedy: how to change its grid, as the middle of a message.
+        grid_remedy: how to change its grid, for error messages.
     """
 
     output_stride: Triple
@@ -49,19 +49,13 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W] in its own normalization -> features [B, t, h, w, D]."""
+        """Clips float [B, C, T, H, W] in the teacher's normalization -> features [B, t, h, w, D]."""
 
 
 class EncoderTeacher(Teacher):
-    """An encoder of this framework, of clips or, frame by frame, of images.
+    """An encoder of this framework, of clips, or of images applied per frame.
 
-    Args:
-        encoder: without its head.
-        depth: the features leave this block, 1..; None: the last, behind the final norm.
-        frame_stride: frames from one that an encoder of images reads to the next.
-
-    Raises:
-        UserError: no such depth.
+    ``depth`` and ``frame_stride``: see :func:`load_teacher`.
     """
 
     def __init__(self, encoder: Encoder, *, depth: int | None, frame_stride: int) -> None:
@@ -72,15 +66,14 @@ class EncoderTeacher(Teacher):
         self.encoder, self.depth = encoder, depth
         strides = encoder.strides()
         time, rows, columns = strides[blocks if depth is None else depth]
-        self.frame_wise = encoder.native_grid.t == 1 and encoder.patch_embed.stride[0] == 1
+        self.per_frame = encoder.native_grid.t == 1 and encoder.patch_embed.stride[0] == 1
         self.frame_stride = frame_stride
-        self.output_stride = (frame_stride if self.frame_wise else time, rows, columns)
+        self.output_stride = (frame_stride if self.per_frame else time, rows, columns)
         self.width = encoder.block_widths[(blocks if depth is None else depth) - 1]
-        self.grid_remedy = _FRAME_REMEDY if self.frame_wise else _remedy(strides)
+        self.grid_remedy = _FRAME_REMEDY if self.per_frame else _depth_remedy(strides)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """See :meth:`Teacher.forward`."""
-        if not self.frame_wise:
+        if not self.per_frame:
             return self.encoder.features(clips, depth=self.depth, pooled=False)
         frames = clips[:, :, :: self.frame_stride].transpose(1, 2)  # [B, t, C, H, W]
         features = self.encoder.features(frames.flatten(0, 1)[:, :, None], depth=self.depth, pooled=False)
@@ -88,20 +81,16 @@ class EncoderTeacher(Teacher):
 
 
 class FrameTeacher(Teacher):
-    """A vision transformer of another project, frame by frame.
+    """A vision transformer of another project, applied per frame.
 
-    Two manners are understood: Hugging Face's (``config.patch_size`` and ``config.hidden_size``; the result
-    has ``last_hidden_state`` [n, P+N, D]) and timm's (``patch_embed.patch_size``, ``embed_dim`` and
-    ``forward_features`` -> [n, P+N, D]). The N last tokens are the grid's, row by row.
+    Two interfaces are supported: Hugging Face's (``config.patch_size``, ``config.hidden_size``, and
+    ``last_hidden_state`` [n, P+N, D]) and timm's (``patch_embed.patch_size``, ``embed_dim``, and
+    ``forward_features`` -> [n, P+N, D]). The last N tokens are the grid's, row by row.
 
-    Args:
-        model: takes frames float [n, C, H, W].
-        depth: the features leave this block, 1..; None: the last, behind the final norm.
-        frame_stride: frames from one that is read to the next.
-        name: for messages.
+    ``depth`` and ``frame_stride``: see :func:`load_teacher`; ``name``: for error messages.
 
     Raises:
-        UserError: a model of neither manner, or a depth that its manner cannot give.
+        UserError: neither interface, or a depth that is not available.
     """
 
     def __init__(self, model: nn.Module, *, depth: int | None, frame_stride: int, name: str) -> None:
@@ -114,14 +103,12 @@ class FrameTeacher(Teacher):
         )
         if not self.hugging_face and not timm:
             raise UserError(
-                f"teacher {name}: a {type(model).__name__} is no vision transformer in the manner of Hugging "
-                "Face (config.patch_size, config.hidden_size) or of timm (patch_embed.patch_size, "
-                "forward_features)"
+                f"teacher {name}: a {type(model).__name__} has neither Hugging Face's interface of a vision "
+                "transformer (config.patch_size, config.hidden_size) nor timm's (patch_embed.patch_size, "
+                "forward_features); use another model"
             )
         if depth is not None and not self.hugging_face:
-            raise UserError(
-                f"teacher {name}: depth can be chosen of Hugging Face's models only; leave it out"
-            )
+            raise UserError(f"teacher {name}: only Hugging Face models support depth; remove it")
         layers = getattr(config, "num_hidden_layers", None)
         if depth is not None and layers is not None and not 1 <= depth <= layers:
             raise UserError(f"teacher depth {depth}: {name} has blocks 1..{layers}")
@@ -135,14 +122,13 @@ class FrameTeacher(Teacher):
         self.grid_remedy = _FRAME_REMEDY
 
     def forward(self, clips: Tensor) -> Tensor:
-        """See :meth:`Teacher.forward`."""
         frames = clips[:, :, :: self.frame_stride].transpose(1, 2)  # [B, t, C, H, W]
         tokens = self._tokens(frames.flatten(0, 1))  # [B*t, P+N, D]
         h, w = (size // step for size, step in zip(clips.shape[3:], self.output_stride[1:], strict=True))
         if tokens.ndim != 3 or tokens.shape[1] < h * w:
             raise UserError(
-                f"teacher {self.name}: gave {tuple(tokens.shape)} for frames of {h}x{w} patches, and at "
-                f"least {h * w} tokens a frame are needed"
+                f"teacher {self.name} returned shape {tuple(tokens.shape)} for frames of {h}x{w} patches; at "
+                f"least {h * w} tokens per frame are needed"
             )
         return tokens[:, -h * w :].unflatten(1, (h, w)).unflatten(0, frames.shape[:2])
 
@@ -150,8 +136,8 @@ class FrameTeacher(Teacher):
         model = cast(Any, self.model)
         if not self.hugging_face:
             return cast(Tensor, model.forward_features(frames))
-        takes = inspect.signature(model.forward).parameters
-        options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        parameters = inspect.signature(model.forward).parameters
+        options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
         if self.depth is None:
             return cast(Tensor, model(pixel_values=frames, **options).last_hidden_state)
         states = model(pixel_values=frames, output_hidden_states=True, **options).hidden_states
@@ -161,17 +147,17 @@ class FrameTeacher(Teacher):
 
 
 def load_teacher(name: str, *, depth: int | None = None, frame_stride: int = 2) -> Teacher:
-    """A frozen teacher in evaluation mode, on the CPU.
+    """Load a frozen teacher in evaluation mode, on the CPU.
 
     Args:
-        name: a weights file of this framework (safetensors, any kind of encoder); ``hf:FOLDER``, a folder
-            that Hugging Face's ``save_pretrained`` wrote; or ``package.module:callable``, which is called and
-            returns a model as :class:`FrameTeacher` takes it.
-        depth: the features leave this block, 1..; None: the last, behind the final norm.
-        frame_stride: frames from one that a teacher of images reads to the next.
+        name: a weights file of this framework (safetensors, any encoder); ``hf:FOLDER``, a folder written by
+            Hugging Face's ``save_pretrained``; or ``package.module:callable``, a function that returns a
+            model for :class:`FrameTeacher`.
+        depth: block whose features are used, from 1; None for the last, after the final norm.
+        frame_stride: step between the frames that an image model sees.
 
     Raises:
-        UserError: no such file, one of another kind, a package that is not installed, or a depth that is not.
+        UserError: a missing or wrong file, a package that is not installed, or no such depth.
     """
     if frame_stride < 1:
         raise UserError(f"teacher frame_stride {frame_stride} must be 1 or more")
@@ -188,14 +174,15 @@ def load_teacher(name: str, *, depth: int | None = None, frame_stride: int = 2) 
 def _from_weights(path: str, *, depth: int | None, frame_stride: int) -> Teacher:
     if is_file(path) and not path.endswith(".safetensors"):
         raise UserError(
-            f"teacher {path}: is no safetensors file; give the weights.safetensors of a run (import-slowfast "
-            f"makes one of PySlowFast's), {HUGGING_FACE}FOLDER, or package.module:callable"
+            f"teacher {path}: not a safetensors file; use the weights.safetensors of a run ("
+            f"import-slowfast converts PySlowFast checkpoints), "
+            f"{HUGGING_FACE}FOLDER, or package.module:callable"
         )
-    held = read_metadata(path).get("model")
-    if held is not None and held not in MODELS:
+    model = read_metadata(path).get("model")
+    if model is not None and model not in MODELS:
         raise UserError(
-            f"teacher {path}: holds a {held!r}, which has no features of clips; give the weights.safetensors "
-            "of a pre-training, a fine-tuning or an encoder"
+            f"teacher {path}: contains the model {model!r}, which has no features of clips; use the "
+            "weights.safetensors of a pre-training or fine-tuning run, or of an encoder"
         )
     encoder = encoder_of(load_model(path))
     teacher = EncoderTeacher(encoder, depth=depth, frame_stride=frame_stride)
@@ -206,14 +193,15 @@ def _from_weights(path: str, *, depth: int | None, frame_stride: int) -> Teacher
 def _from_folder(folder: str, *, depth: int | None, frame_stride: int) -> Teacher:
     if not is_folder(folder) or not is_file(os.path.join(folder, "config.json")):
         raise UserError(
-            f"teacher {HUGGING_FACE}{folder}: no folder with a config.json; give one that "
+            f"teacher {HUGGING_FACE}{folder}: there is no folder with a "
+            f"config.json; use one that save_pretrained "
             "save_pretrained wrote (nothing is downloaded)"
         )
     try:
         from transformers import AutoModel
     except ImportError as error:
         raise UserError(
-            f"teacher {HUGGING_FACE}{folder}: needs the package transformers, which is not installed; "
+            f"teacher {HUGGING_FACE}{folder}: the package transformers is not installed; "
             "pip install 'videomaskfeat[teachers]'"
         ) from error
     try:
@@ -225,16 +213,16 @@ def _from_folder(folder: str, *, depth: int | None, frame_stride: int) -> Teache
     teacher = FrameTeacher(model, depth=depth, frame_stride=frame_stride, name=HUGGING_FACE + folder)
     names = [name for name in list_folder(folder) if name.endswith((".safetensors", ".bin", ".json"))]
     teacher.files = tuple(os.path.join(folder, name) for name in names)
-    if _FACTS in names:
-        path = os.path.join(folder, _FACTS)
-        facts = read_json(path, what="a preprocessor's JSON")
+    if _PREPROCESSOR in names:
+        path = os.path.join(folder, _PREPROCESSOR)
+        preprocessor = read_json(path, what="a preprocessor's JSON")
         try:
-            teacher.mean, teacher.std = facts.get("image_mean"), facts.get("image_std")
+            teacher.mean, teacher.std = preprocessor.get("image_mean"), preprocessor.get("image_std")
             for value in (teacher.mean, teacher.std):
                 assert value is None or levels(value).numel() in (1, 3)
         except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(
-                f"{path}: image_mean and image_std are not a number or three numbers each; correct them"
+                f"{path}: image_mean and image_std must each be one number or three numbers; correct them"
             ) from error
     return teacher
 
@@ -253,20 +241,20 @@ def _from_callable(name: str) -> nn.Module:
         raise UserError(f"teacher {name}: {module_name} has no callable {attribute!r}")
     model = build()
     if not isinstance(model, nn.Module):
-        raise UserError(f"teacher {name}: gave a {type(model).__name__}, and a torch module is needed")
+        raise UserError(f"teacher {name} returned a {type(model).__name__}; it must return a torch module")
     return model
 
 
-def _remedy(strides: Sequence[Triple]) -> str:
-    """How to bring a teacher to a model's grid, given the strides of its encoder."""
+def _depth_remedy(strides: Sequence[Triple]) -> str:
+    """How to change the grid of a teacher with these strides after each block."""
     ends = {stride: index for index, stride in enumerate(strides) if index}  # stride -> its last block
     texts = [f"{'x'.join(map(str, stride))} up to block {end}" for stride, end in ends.items()]
     if len(texts) == 1:
-        apart = "x".join(map(str, strides[-1]))
-        return f"take another teacher (the features of this one are {apart} frames, rows and columns apart)"
+        stride = "x".join(map(str, strides[-1]))
+        return f"use another teacher (its features have a stride of {stride} frames, rows and columns)"
     return (
-        f"set target.arguments.depth (the teacher's features are {', '.join(texts)} frames, rows and columns "
-        "apart)"
+        f"set target.arguments.depth (the teacher's features have strides of {', '.join(texts)}, in frames, "
+        "rows and columns)"
     )
 
 
@@ -275,11 +263,10 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def levels(value: float | Sequence[float]) -> Tensor:
-    """A number, or one a channel, in the shape that meets clips [B, C, T, H, W]."""
+    """One number, or one per channel, as float32 [1 or C, 1, 1, 1], to broadcast with [B, C, T, H, W]."""
     return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1, 1)
 
 
-# The feature target: what a frozen teacher makes of the whole clip.
 _LOSSES = ("smooth_l1", "cosine", "mse")
 _NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
     "layer": lambda features: F.layer_norm(features, features.shape[-1:]),
@@ -289,26 +276,22 @@ _NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeatureTarget(Target):
-    """A frozen teacher's features of the whole clip (MaskFeat, section 3.2, "deep features"; SaGe).
-
-    The teacher sees the clip unmasked, in its own normalization: that of its file, or the run's if the file
-    names none. A teacher of images sees every ``frame_stride``-th frame by itself.
+    """A frozen teacher's features of the unmasked clip (MaskFeat, section 3.2, "deep features"; SaGe).
 
     Args:
-        teacher: see :func:`~videomaskfeat.targets.features.load_teacher`.
-        depth: the features leave this block of the teacher, 1..; None: the last, behind its final norm.
-        frame_stride: frames from one that a teacher of images reads to the next: those of the model's cubes.
-        normalise: "layer" (each feature to mean 0 and variance 1, without parameters), "l2" (to length 1) or
-            "none".
+        teacher: see :func:`load_teacher`.
+        depth: block of the teacher whose features are used, from 1; None for the last, after the final norm.
+        frame_stride: step between the frames that an image teacher sees: the frames per cube of the model.
+        normalise: "layer" (each feature to mean 0 and variance 1), "l2" (to length 1) or "none".
         loss: "smooth_l1", "cosine" or "mse".
-        beta: of the smooth L1 loss, where the parabola becomes a line.
-        bf16: run the teacher under bf16 autocast, whatever the student runs in: for large ones on a GPU.
-        teacher_mean, teacher_std: normalization of the teacher's clips, one number or one per channel; None:
-            that of its file, or else the run's.
+        beta: threshold of the smooth L1 loss between quadratic and linear.
+        bf16: run the teacher under bf16 autocast, for large ones on a GPU.
+        teacher_mean, teacher_std: normalization of the teacher's clips, one number or one per channel. None
+            for that of its file, or the run's if the file has none.
         clip_mean, clip_std: normalization of the run's clips.
 
     Raises:
-        UserError: an unknown word, or a teacher that cannot be.
+        UserError: an unknown name, or an invalid teacher.
     """
 
     def __init__(
@@ -326,8 +309,8 @@ class FeatureTarget(Target):
         clip_mean: float | Sequence[float] = 0.45,
         clip_std: float | Sequence[float] = 0.225,
     ) -> None:
-        for word, value, known in (("normalise", normalise, _NORMALISE), ("loss", loss, _LOSSES)):
-            check_name(f"feature {word}", value, known)
+        check_name("feature normalise", normalise, _NORMALISE)
+        check_name("feature loss", loss, _LOSSES)
         if not beta > 0:
             raise UserError(f"feature beta {beta} must be above 0")
         network = load_teacher(teacher, depth=depth, frame_stride=frame_stride)
@@ -357,5 +340,5 @@ class FeatureTarget(Target):
 
 
 def _first(*values: float | Sequence[float] | None) -> float | Sequence[float]:
-    """The first that is given; the last always is."""
+    """The first value that is not None."""
     return next(value for value in values if value is not None)

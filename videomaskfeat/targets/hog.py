@@ -1,4 +1,4 @@
-"""The HOG target: what MaskFeat predicts in the hidden places."""
+"""The HOG target: what MaskFeat predicts at hidden positions."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.targets.target import Target, Triple
 
-# Where a horizontal gradient is zero in truth, rounding noise (about 1e-6 on normalised frames) alone would
-# decide between the first and the last bin. The smallest real gradient of an 8-bit frame is about 0.017.
+# If a horizontal gradient is exactly zero, rounding noise (about 1e-6 on normalized frames) would choose
+# between the first and the last bin. The smallest real gradient of an 8-bit frame is about 0.017.
 _GRADIENT_NOISE = 5e-6
-_MOST_BINS = 360
+_MAX_BINS = 360
 
 
 def hog_features(frames: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
-    """Histograms of oriented gradients of each colour channel by itself, one L2-normalised a cell.
+    """Histograms of oriented gradients per color channel, L2-normalized per cell.
 
-    Each pixel's Sobel gradient (border reflected) adds its magnitude to the one bin of its unsigned
-    orientation, ``floor(atan2(gx, gy) / pi * bins) mod bins``; there is no interpolation between bins, no
-    Gaussian window and no normalization over neighbouring cells (MaskFeat, section 3.2; the numbers of
-    PySlowFast's ``HOGLayerC``). Computed in float32 whatever autocast says, and without gradient.
+    Each pixel's Sobel gradient (reflected at borders) adds its magnitude to the bin of its unsigned
+    orientation, ``floor(atan2(gx, gy) / pi * bins) mod bins``, without interpolation between bins, Gaussian
+    window, or normalization over neighboring cells (MaskFeat, section 3.2; equal to PySlowFast's
+    ``HOGLayerC``). Computed in float32 under autocast too, without gradient.
 
-    Deviation from PySlowFast: ``|gx| <= 5e-6`` counts as 0. There, rounding noise decides between bins 0 and
-    ``bins - 1`` for 4 to 13 % of the pixels of 8-bit frames, so its own numbers change with the device.
+    Deviation from PySlowFast: ``|gx| <= 5e-6`` counts as 0. There, rounding noise chooses between bins 0 and
+    ``bins - 1`` for 4 to 13 % of the pixels of 8-bit frames, so its values depend on the device.
 
     Args:
-        frames: float [B, C, H, W] as the network sees them; H and W are multiples of ``cell``.
-        bins: number of orientations in half a turn.
+        frames: float [B, C, H, W], normalized; H and W are multiples of ``cell``.
+        bins: number of orientations in 180 degrees.
         cell: side of a cell in pixels.
 
     Returns:
@@ -46,21 +46,21 @@ def hog_features(frames: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
     for axis, length in (("height", height), ("width", width)):
         if length < cell or length % cell:
             raise UserError(f"frame {axis} {length} is not a positive multiple of the HOG cell {cell} pixels")
-    # Frame by frame the buffers stay in a core's cache: several times faster than one pass over the batch.
-    # A GPU and the compiler want the opposite, one pass.
+    # On the CPU, one frame at a time fits in a core's cache, which is several times faster than one pass over
+    # the batch. A GPU and the compiler are faster in one pass.
     one_pass = frames.is_cuda or torch.compiler.is_compiling()
     chunk = max(frames.shape[0], 1) if one_pass else 1
     with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
-        parts = [_cell_histograms(part.float().contiguous(), bins, cell) for part in frames.split(chunk)]
-        histograms = F.normalize(torch.cat(parts), dim=-1, eps=1e-12)
+        sums = [_cell_histograms(frame.float().contiguous(), bins, cell) for frame in frames.split(chunk)]
+        histograms = F.normalize(torch.cat(sums), dim=-1, eps=1e-12)
     return histograms.permute(0, 1, 4, 2, 3)  # [B, C, bins, H/cell, W/cell]
 
 
 def _cell_histograms(frames: Tensor, bins: int, cell: int) -> Tensor:
     """Sums of gradient magnitudes, float32 [B, C, H, W] -> [B, C, H/cell, W/cell, bins].
 
-    The magnitudes go straight from pixels to cells: a row of cells is one row of ``scatter_add_``. An angle
-    in -pi..pi falls in one of 2 * bins + 1 slots, which are folded to ``bins`` afterwards, on the small side.
+    Each row of cells is one row of ``scatter_add_``. An angle in -pi..pi belongs to one of 2 * bins + 1
+    slots, which are folded to ``bins`` afterwards.
     """
     batch, channels, height, width = frames.shape
     rows, columns, slots = height // cell, width // cell, 2 * bins + 1
@@ -75,7 +75,7 @@ def _cell_histograms(frames: Tensor, bins: int, cell: int) -> Tensor:
     histograms.scatter_add_(1, slot.view(-1, cell * width), magnitude.view(-1, cell * width))
     histograms = histograms.view(batch, channels, rows, columns, slots)
     folded = histograms[..., bins : 2 * bins] + histograms[..., :bins]
-    folded[..., 0] += histograms[..., 2 * bins]  # an angle of exactly pi is one of 0
+    folded[..., 0] += histograms[..., 2 * bins]  # an angle of exactly pi equals 0
     return folded
 
 
@@ -90,20 +90,20 @@ def _sobel(frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class HogTarget(Target):
-    """HOG of the first frame of each cube, gathered on the output grid of the encoder.
+    """HOG of the first frame of each cube, on the encoder's output grid.
 
-    An output position collects its cells (2 x 2 for stride 16 and cell 8) of each colour channel:
-    K = channels * bins * cells values, ordered channel, bin, cell row, cell column, the last one fastest.
+    An output position collects its cells (2 x 2 for stride 16 and cell 8) of each color channel:
+    K = channels * bins * cells values, ordered channel, bin, cell row, cell column (fastest).
 
     Args:
-        bins: number of orientations in half a turn.
+        bins: number of orientations in 180 degrees.
         cell: side of a cell in pixels.
-        cube_stride: frames, rows and columns of a cube; every ``cube_stride[0]``-th frame is read.
-        output_stride: frames, rows and columns of the clip behind one output position.
-        channels: colour channels of the clips.
+        cube_stride: frames, rows and columns of a cube; every ``cube_stride[0]``-th frame is used.
+        output_stride: frames, rows and columns per output position.
+        channels: number of color channels.
 
     Raises:
-        UserError: the output stride is not a multiple of the cell in space, or not the cube's in time.
+        UserError: the output stride is not a multiple of the cell in space, or differs from the cube in time.
     """
 
     def __init__(
@@ -117,33 +117,29 @@ class HogTarget(Target):
         for name, value in (("bins", bins), ("cell", cell), ("channels", channels)):
             if value < 1:
                 raise UserError(f"HOG {name} {value} must be 1 or more")
-        if bins > _MOST_BINS:
-            raise UserError(f"HOG bins {bins}: at most {_MOST_BINS}, half a degree each; 9 are usual")
+        if bins > _MAX_BINS:
+            raise UserError(f"HOG bins {bins} must be at most {_MAX_BINS} (half a degree each); 9 is usual")
         for axis, step in zip(("rows", "columns"), output_stride[1:], strict=True):
             if step < cell or step % cell:
                 raise UserError(
-                    f"output_stride {tuple(output_stride)}: its {axis} must be a multiple of the HOG cell, "
+                    f"output_stride {tuple(output_stride)}: its {axis} must be a multiple of the HOG cell of "
                     f"{cell} pixels; choose a cell that divides {step}"
                 )
         if output_stride[0] != cube_stride[0]:
             raise UserError(
-                f"output_stride {tuple(output_stride)} and cube_stride {tuple(cube_stride)} differ in time: "
-                "HOG is read from one frame a cube, so the encoder must keep the cubes' time axis"
+                f"output_stride {tuple(output_stride)} and cube_stride {tuple(cube_stride)} differ in time; "
+                "HOG uses one frame per cube, so the encoder must not pool over time"
             )
         cells = (output_stride[1] // cell) * (output_stride[2] // cell)
         super().__init__(output_stride=output_stride, values_per_token=channels * bins * cells)
         self.bins, self.cell = bins, cell
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalised -> targets float32 [B, t, h, w, K].
-
-        Raises:
-            UserError: an axis of the clip is not a multiple of the output stride.
-        """
+        """Clips float [B, C, T, H, W], normalized -> targets float32 [B, t, h, w, K]."""
         batch, channels, frames, height, width = clips.shape
         grid = TokenGrid.from_clip(frames=frames, height=height, width=width, stride=self.output_stride)
-        read = clips[:, :, :: self.output_stride[0]].transpose(1, 2)  # [B, t, C, H, W]
-        hog = hog_features(read.flatten(0, 1), self.bins, self.cell)  # [B*t, C, bins, H/cell, W/cell]
+        first_frames = clips[:, :, :: self.output_stride[0]].transpose(1, 2)  # [B, t, C, H, W]
+        hog = hog_features(first_frames.flatten(0, 1), self.bins, self.cell)  # [B*t, C, bins, H/cell, W/cell]
         cells = hog.reshape(
             batch, grid.t, channels, self.bins, grid.h, height // self.cell // grid.h, grid.w, -1
         )  # [B, t, C, bins, h, cell rows, w, cell columns]

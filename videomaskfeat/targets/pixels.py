@@ -1,4 +1,4 @@
-"""The pixel targets: what MAE and SimMIM predict in the hidden places."""
+"""The pixel targets: what MAE and SimMIM predict at hidden positions."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.targets.target import Target, Triple
 
-_EPS = 1e-6  # added to a cube's variance (MAE's code)
+_EPS = 1e-6  # added to the variance of a position (MAE's code)
 
 
 class PixelTarget(Target):
-    """The pixels behind each output position, of the first frame or of all.
+    """The pixels of each output position, of its first frame or of all.
 
-    K = frames * rows * columns * channels values, ordered frame, row, column, colour, the last one fastest,
-    as PySlowFast's MAE has them. Normalised ones have the mean and the variance (unbiased) of their own
-    position taken off: MAE, arXiv 2111.06377, section 3. Raw ones stand in the run's own normalization:
-    SimMIM, arXiv 2111.09886, section 3.4, with ``loss="l1"``.
+    K = frames * rows * columns * channels values, ordered frame, row, column, color (fastest), as in
+    PySlowFast's MAE. They are normalized per position by mean and unbiased variance (MAE, arXiv 2111.06377,
+    section 3), or have the run's normalization (SimMIM, arXiv 2111.09886, section 3.4, with ``loss="l1"``).
 
     Args:
-        normalised: bring each position's values to mean 0 and variance 1.
-        frames: "first" frame behind each position (as MAE for video does it), or "all".
+        normalised: normalize the values of each position to mean 0 and variance 1.
+        frames: "first" frame of each position (MAE for video), or "all".
         loss: "mse" or "l1".
-        output_stride: frames, rows and columns of the clip behind one output position; frames of 1 for
-            images.
-        channels: colour channels of the clips.
+        output_stride: frames, rows and columns per output position; 1 frame for images.
+        channels: number of color channels.
 
     Raises:
-        UserError: an unknown word, or a size below 1.
+        UserError: an unknown name, or a size below 1.
     """
 
     def __init__(
@@ -50,31 +48,28 @@ class PixelTarget(Target):
         frames_read = output_stride[0] if frames == "all" else 1
         values = frames_read * output_stride[1] * output_stride[2] * channels
         if normalised and values == 1:
-            raise UserError("pixels: one value per position has no variance; give normalised: false")
+            raise UserError("pixels: one value per position has no variance; set normalised: false")
         super().__init__(output_stride=output_stride, values_per_token=values, loss=loss)
         self.normalised, self.frames_read = normalised, frames_read
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalised -> targets float32 [B, t, h, w, K].
-
-        Raises:
-            UserError: an axis of the clip is not a multiple of the output stride.
-        """
+        """Clips float [B, C, T, H, W], normalized -> targets float32 [B, t, h, w, K]."""
         cubes = self._cubes(clips)
         if not self.normalised:
             return cubes
-        centred = cubes - cubes.mean(dim=-1, keepdim=True)
-        return centred.div_(_deviation(centred))
+        centered = cubes - cubes.mean(dim=-1, keepdim=True)
+        return centered.div_(_deviation(centered))
 
     def as_clips(self, values: Tensor, clips: Tensor) -> Tensor:
-        """Values, such as a prediction, as pictures; normalised ones get their position's own level back.
+        """Convert values, such as predictions, to clips; normalized values get their position's mean and std
+        back.
 
         Args:
             values: float [B, t, h, w, K].
-            clips: float [B, C, T, H, W], the whole clips in the run's normalization.
+            clips: float [B, C, T, H, W], the original clips in the run's normalization.
 
         Returns:
-            float32 [B, C, t * u, H, W] in the run's normalization, for u frames read of each position.
+            float32 [B, C, t * u, H, W] in the run's normalization, for u frames per position.
         """
         values = values.float()
         if self.normalised:
@@ -89,7 +84,7 @@ class PixelTarget(Target):
         )
 
     def _cubes(self, clips: Tensor) -> Tensor:
-        """The pixels behind each position: float [B, C, T, H, W] -> float32 [B, t, h, w, K]."""
+        """Clips float [B, C, T, H, W] -> the pixels of each position, float32 [B, t, h, w, K]."""
         batch, channels, frames, height, width = clips.shape
         step, rows, columns = self.output_stride
         grid = TokenGrid.from_clip(frames=frames, height=height, width=width, stride=self.output_stride)
@@ -98,10 +93,10 @@ class PixelTarget(Target):
         return cubes.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
 
 
-def _deviation(centred: Tensor) -> Tensor:
-    """Of values of mean 0, [B, t, h, w, K] -> [B, t, h, w, 1].
+def _deviation(centered: Tensor) -> Tensor:
+    """Standard deviation of values with mean 0, [B, t, h, w, K] -> [B, t, h, w, 1].
 
-    By a norm: torch's own variance makes the whole target take twice as long on a CPU.
+    Computed from a norm: torch's variance takes twice as long on a CPU.
     """
-    variance = torch.linalg.vector_norm(centred, dim=-1, keepdim=True).square() / (centred.shape[-1] - 1)
+    variance = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square() / (centered.shape[-1] - 1)
     return (variance + _EPS).sqrt()

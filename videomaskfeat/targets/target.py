@@ -1,4 +1,4 @@
-"""A loss over many held-out batches, and that of the constant that would have done best on them."""
+"""The base of all targets, their losses, and the mean loss over held-out batches."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from videomaskfeat.losses import (
     masked_mse,
     masked_smooth_l1,
 )
+from videomaskfeat.models.encoder_base import Triple
 
-_NO_VARIANCE = 1e-9  # a best constant's loss up to which the targets count as constant
+_NO_VARIANCE = 1e-9  # targets count as constant if the best constant prediction's loss is at most this
 
 
 def margin(trained: float | None, constant: float | None) -> tuple[float, str] | None:
-    """How far a loss is from the best constant's: percent, and "below" or "above".
+    """Difference of a loss from the best constant prediction's: percent, and "below" or "above".
 
-    None if there is no such share: one of them is unknown or not finite, or the constant predicts the targets
-    exactly, as those of pictures of one color.
+    None if a value is unknown or not finite, or if the constant predicts the targets exactly, for example
+    those of pictures of one color.
 
     >>> margin(0.05, 0.1)
     (50.0, 'below')
@@ -42,25 +43,25 @@ def margin(trained: float | None, constant: float | None) -> tuple[float, str] |
 
 
 class LossTally:
-    """The mean of a loss over the hidden positions of all batches together.
+    """Mean of a loss over the hidden positions of several batches.
 
     Args:
         loss: (predictions, target, mask) -> the mean over the hidden positions of a batch.
     """
 
     sums: tuple[str, ...] = ("hidden", "_sum")
-    """Attributes that add up over batches and over ranks: numbers, tensors, or None for nothing yet."""
-    parts: Sequence[LossTally] = ()
-    """Tallies inside this one."""
+    """Attributes to sum over ranks: numbers, tensors, or None before the first batch."""
+    tallies: Sequence[LossTally] = ()
+    """Tallies that this one consists of."""
 
     def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
         self._loss = loss
         self._sum = 0.0
         self.hidden = 0.0
-        """Hidden positions so far."""
+        """Number of hidden positions."""
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
-        """Take in a batch: predictions [B, t, h, w, K], its target, mask bool [B, t', h', w']."""
+        """Add a batch: predictions [B, t, h, w, K], its target, mask bool [B, t', h', w']."""
         grid = TokenGrid(*predictions.shape[1:4])
         hidden = float(mask.sum()) * grid.size / mask[0].numel()
         self._sum += float(self._loss(predictions, target, mask)) * hidden
@@ -68,13 +69,18 @@ class LossTally:
 
     @property
     def model(self) -> float:
-        """The mean loss of the predictions."""
+        """Mean loss of the predictions."""
         return self._sum / max(self.hidden, 1)
 
     @property
     def constant(self) -> float | None:
-        """The mean loss of the one prediction that does best everywhere, in hindsight; None: not known."""
+        """Mean loss of the best constant prediction; None if it is unknown."""
         return None
+
+
+def _hidden(predictions: Tensor, mask: Tensor) -> Tensor:
+    """The mask on the grid of the predictions, bool [B, t, h, w]."""
+    return resize_mask(mask, TokenGrid(*predictions.shape[1:4]))
 
 
 class SquaredErrorTally(LossTally):
@@ -89,8 +95,7 @@ class SquaredErrorTally(LossTally):
         self._squares: Tensor | None = None
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
-        """See :meth:`LossTally.add`."""
-        hidden = resize_mask(mask, TokenGrid(*predictions.shape[1:4]))
+        hidden = _hidden(predictions, mask)
         values = target.double()[hidden]  # [hidden, K]; eager, so the boolean index costs little
         self._squared += float((predictions.double()[hidden] - values).square().sum())
         self._sums = values.sum(0) if self._sums is None else self._sums + values.sum(0)
@@ -100,22 +105,21 @@ class SquaredErrorTally(LossTally):
 
     @property
     def model(self) -> float:
-        """See :attr:`LossTally.model`."""
         return 0.0 if self._sums is None else self._squared / (self.hidden * self._sums.numel())
 
     @property
     def constant(self) -> float | None:
-        """See :attr:`LossTally.constant`."""
         if self._sums is None or self._squares is None:
             return None
         variance = self._squares / self.hidden - (self._sums / self.hidden).square()  # [K]
-        return max(float(variance.mean()), 0.0)  # rounding may bring it below
+        return max(float(variance.mean()), 0.0)  # rounding may make it negative
 
 
 class CosineTally(LossTally):
     """One minus the cosine; the best constant points along the mean of the targets' directions.
 
-    Of unit vectors u the mean of ``1 - c.u`` is least for c along their mean, where it is 1 - |mean of u|.
+    For unit vectors u, the mean of ``1 - c.u`` is smallest for c along their mean, where it is 1 - |mean of
+    u|.
     """
 
     sums = (*LossTally.sums, "_directions")
@@ -125,15 +129,12 @@ class CosineTally(LossTally):
         self._directions: Tensor | None = None
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
-        """See :meth:`LossTally.add`."""
         super().add(predictions, target, mask)
-        hidden = resize_mask(mask, TokenGrid(*predictions.shape[1:4]))
-        directions = F.normalize(target.double()[hidden], dim=-1).sum(0)  # [K]
+        directions = F.normalize(target.double()[_hidden(predictions, mask)], dim=-1).sum(0)  # [K]
         self._directions = directions if self._directions is None else self._directions + directions
 
     @property
     def constant(self) -> float | None:
-        """See :attr:`LossTally.constant`."""
         if self._directions is None:
             return None
         return max(1 - float(self._directions.norm()) / self.hidden, 0.0)
@@ -149,14 +150,12 @@ class CrossEntropyTally(LossTally):
         self._counts = torch.zeros(vocabulary, dtype=torch.float64)
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
-        """See :meth:`LossTally.add`."""
         super().add(predictions, target, mask)
-        hidden = resize_mask(mask, TokenGrid(*predictions.shape[1:4]))
-        self._counts += torch.bincount(target[hidden], minlength=len(self._counts)).cpu()
+        tokens = target[_hidden(predictions, mask)]
+        self._counts += torch.bincount(tokens, minlength=len(self._counts)).cpu()
 
     @property
     def constant(self) -> float | None:
-        """See :attr:`LossTally.constant`."""
         if not self._counts.any():
             return None
         return float(torch.special.entr(self._counts / self._counts.sum()).sum())
@@ -165,59 +164,44 @@ class CrossEntropyTally(LossTally):
 class SumTally(LossTally):
     """A weighted sum of losses, each on its own slice of the predicted values.
 
-    The parts share no value of the prediction, so the best constant is best in each part by itself.
-
-    Args:
-        parts: the tally of each part.
-        weights: of the parts.
-        split: predictions -> those of each part.
+    The slices are disjoint, so the best constant is the best one of each part. ``split`` cuts predictions.
     """
 
     sums = ()
 
     def __init__(
         self,
-        parts: Sequence[LossTally],
+        tallies: Sequence[LossTally],
         weights: Sequence[float],
         split: Callable[[Tensor], Sequence[Tensor]],
     ) -> None:
-        self.parts = parts
+        self.tallies = tallies
         self._weights = weights
         self._split = split
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
-        """See :meth:`LossTally.add`."""
-        for part, own, truth in zip(self.parts, self._split(predictions), target, strict=True):
-            part.add(own, truth, mask)
+        for tally, own, truth in zip(self.tallies, self._split(predictions), target, strict=True):
+            tally.add(own, truth, mask)
 
     @property
     def model(self) -> float:
-        """See :attr:`LossTally.model`."""
-        return sum(weight * part.model for part, weight in zip(self.parts, self._weights, strict=True))
+        return sum(weight * tally.model for tally, weight in zip(self.tallies, self._weights, strict=True))
 
     @property
     def constant(self) -> float | None:
-        """See :attr:`LossTally.constant`."""
         total = 0.0
-        for part, weight in zip(self.parts, self._weights, strict=True):
-            if part.constant is None:
+        for tally, weight in zip(self.tallies, self._weights, strict=True):
+            if tally.constant is None:
                 return None
-            total += weight * part.constant
+            total += weight * tally.constant
         return total
-
-
-# What every target is: what to predict, and how far a prediction is from it.
-Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class MaskedLoss:
-    """A loss over the masked positions: (predictions [B, t, h, w, K], target, mask) -> 0-d, float32.
+    """A loss over hidden positions, its name for logs and reports, and a function (loss) -> an empty tally.
 
-    Attributes:
-        function: computes it.
-        name: beside its figures.
-        tally: (loss) -> an empty tally over held-out batches.
+    ``function(predictions [B, t, h, w, K], target, mask)`` returns a 0-d float32 tensor.
     """
 
     function: Callable[..., Tensor]
@@ -235,21 +219,20 @@ LOSSES = {
 
 
 class Target(nn.Module, ABC):
-    """What is predicted at the masked positions, with its loss.
+    """The values to predict at hidden positions, with their loss.
 
-    A frozen network inside (a teacher, a tokenizer) is part of the target: it gets no gradient, is not saved
-    with a run, and is read from its own file again when the run is resumed. A target is always in evaluation
-    mode.
+    A frozen network inside (a teacher or tokenizer) is part of the target: it gets no gradient, is not saved
+    with a run, and is read from its own file again at a resume. A target is always in evaluation mode.
 
-    An argument of ``__init__`` named ``clip_mean`` or ``clip_std`` gets the run's own normalization.
+    Arguments of ``__init__`` named ``clip_mean`` and ``clip_std`` receive the run's normalization.
 
     Args:
-        output_stride: frames, rows and columns of the clip behind one position of the target.
-        values_per_token: numbers that a model predicts per position, K: values, or logits of a vocabulary.
+        output_stride: frames, rows and columns of the clip per target position.
+        values_per_token: predicted values per position, K: target values, or logits over a vocabulary.
         loss: a name in :data:`LOSSES`.
-        files: files that the target was read from; a resumed run must find the same bytes in them.
-        grid_remedy: how to change the target's grid, as the middle of a message.
-        loss_arguments: further arguments of the loss.
+        files: files that the target was read from; they must be unchanged at a resume.
+        grid_remedy: how to change the target's grid, for error messages.
+        loss_arguments: more arguments of the loss.
     """
 
     def __init__(
@@ -270,34 +253,35 @@ class Target(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, clips: Tensor) -> Any:
-        """Whole clips float [B, C, T, H, W], normalized as the run's -> what is to be predicted.
+        """Clips float [B, C, T, H, W], in the run's normalization -> the target.
 
-        The caller switches gradients and autocast off. Mostly a tensor, whose first axes are [B, t, h, w]:
-        float32 [B, t, h, w, K], or int64 [B, t, h, w].
+        Usually a tensor float32 [B, t, h, w, K] or int64 [B, t, h, w]. The caller disables gradients and
+        autocast.
+
+        Raises:
+            UserError: an axis of the clip is not a multiple of the output stride.
         """
 
     def loss(self, predictions: Tensor, target: Any, mask: Tensor) -> Tensor:
-        """How far predictions are from the target at the masked positions, 0-d, float32.
+        """Loss of predictions float [B, t, h, w, K] at hidden positions, 0-d float32.
 
-        Args:
-            predictions: float [B, t, h, w, K].
-            target: of :meth:`forward`.
-            mask: bool [B, t', h', w'], True = hidden, on a grid that divides (t, h, w).
+        ``target`` is from :meth:`forward`; ``mask`` is bool [B, t', h', w'], True = hidden, on a grid that
+        divides (t, h, w).
         """
         return self._loss.function(predictions, target, mask, **self._loss_arguments)
 
     def loss_parts(
         self, predictions: Tensor, target: Any, mask: Tensor
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss, and what else of it is logged, by name: the parts of a combined target."""
+        """The loss, and more values to log, by name."""
         return self.loss(predictions, target, mask), {}
 
     def tally(self) -> LossTally:
-        """An empty tally of this loss over held-out batches."""
+        """An empty tally of this loss."""
         return self._loss.tally(self.loss)
 
     def train(self, mode: bool = True) -> Target:
-        """Stay in evaluation mode: dropout in a teacher would make another target of every call."""
+        """Stay in evaluation mode: a teacher's dropout would change the target at every call."""
         return super().train(False)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""The token targets: what BEiT predicts in the hidden places, the tokens of a discrete VAE."""
+"""The token targets: what BEiT predicts at hidden positions, the tokens of a discrete VAE."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from videomaskfeat.targets.target import CrossEntropyTally, LossTally, Target, T
 
 
 class TokenTarget(Target):
-    """Tokens that a frozen tokenizer gives the first frame of each cube, on the student's grid.
+    """Tokens of a frozen tokenizer for the first frame of each cube, on the model's output grid.
 
-    The frame is made smaller until the tokenizer's cells are the student's positions: with 8-pixel tokens and
-    16-pixel positions 224 become 112, as in BEiT. Deviation from BEiT: there the smaller picture is cut from
-    the original by a Lanczos filter; here it is made of the clip's own pixels by an antialiased bicubic one.
+    The frame is resized so that the tokenizer's cells match the output positions: for 8-pixel cells and
+    16-pixel positions from 224 to 112 pixels, as in BEiT. Deviation from BEiT: there, the smaller picture is
+    cropped from the original with a Lanczos filter; here, the clip's own pixels are resized with antialiased
+    bicubic interpolation.
 
     Args:
         weights: the tokenizer's file.
-        vocabulary: how many tokens the file must have; None takes any number.
-        output_stride: frames, rows and columns of the clip behind one output position; frames of 1 for
-            images.
-        clip_mean: what the run's clips are normalized with, one number or one per channel.
-        clip_std: likewise.
+        vocabulary: required vocabulary size of the tokenizer; None for any.
+        output_stride: frames, rows and columns per output position; 1 frame for images.
+        clip_mean: mean of the clips' normalization, one number or one per channel.
+        clip_std: standard deviation, likewise.
 
     Raises:
         UserError: the file is missing, damaged or of another kind, the tokenizer has another vocabulary, or
-            its cells are larger than the student's positions.
+            its cells are larger than the output positions.
     """
 
     mean: Tensor
@@ -52,20 +52,20 @@ class TokenTarget(Target):
         tokenizer = self.load(weights)
         if vocabulary is not None and tokenizer.vocabulary != vocabulary:
             raise UserError(
-                f"{weights}: a tokenizer with a vocabulary of {tokenizer.vocabulary}, and target.arguments "
-                f"want {vocabulary}; give the tokenizer that was meant, or its own vocabulary"
+                f"{weights}: the tokenizer has a vocabulary of {tokenizer.vocabulary}, but "
+                f"target.arguments.vocabulary is {vocabulary}; use another tokenizer, or change the number"
             )
         frames, rows, columns = output_stride
         if frames < 1 or rows != columns:
             raise UserError(
-                f"output_stride {tuple(output_stride)}: tokens need at least one frame, and as many rows as "
-                "columns"
+                f"output_stride {tuple(output_stride)}: tokens need at least 1 frame, and equal numbers of "
+                "rows and columns"
             )
         if rows < tokenizer.stride:
             raise UserError(
-                f"{weights}: its tokens stand for {tokenizer.stride}x{tokenizer.stride} pixels and the "
-                f"model's positions for {rows}x{columns}, so that frames would have to be enlarged; train a "
-                f"tokenizer with model.arguments.stride={rows} or less"
+                f"{weights}: a token covers {tokenizer.stride}x{tokenizer.stride} pixels, more than the "
+                f"model's positions of {rows}x{columns} pixels; train a tokenizer with "
+                f"model.arguments.stride={rows} or less"
             )
         super().__init__(
             output_stride=output_stride,
@@ -80,57 +80,51 @@ class TokenTarget(Target):
     @staticmethod
     @abstractmethod
     def load(path: str) -> FrameTokenizer:
-        """The tokenizer in a file."""
+        """Load the tokenizer in a file."""
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalised -> tokens int64 [B, t, h, w].
-
-        Raises:
-            UserError: an axis of the clip is not a multiple of the output stride.
-        """
+        """Clips float [B, C, T, H, W], normalized -> tokens int64 [B, t, h, w]."""
         batch, _, frames, height, width = clips.shape
         grid = TokenGrid.from_clip(frames=frames, height=height, width=width, stride=self.output_stride)
-        read = clips[:, :, :: self.output_stride[0]].transpose(1, 2).flatten(0, 1)  # [B*t, C, H, W]
-        pictures = (read.float() * self.std + self.mean).clamp(0, 1)
+        first_frames = clips[:, :, :: self.output_stride[0]].transpose(1, 2).flatten(0, 1)  # [B*t, C, H, W]
+        pictures = (first_frames.float() * self.std + self.mean).clamp(0, 1)
         size = (grid.h * self.tokenizer.stride, grid.w * self.tokenizer.stride)
         if size != (height, width):
             pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True).clamp(0, 1)
         return self.tokenizer.tokens(pictures).view(batch, *grid.shape)
 
     def tally(self) -> LossTally:
-        """The best constant is the distribution of the tokens."""
+        """See :meth:`Target.tally`; the best constant is the distribution of the tokens."""
         return CrossEntropyTally(self.loss, vocabulary=self.values_per_token)
 
 
 class DvaeTarget(TokenTarget):
-    """Tokens of a discrete VAE (BEiT, arXiv 2106.08254): the published one's, or one of our own.
+    """Tokens of a discrete VAE (BEiT, arXiv 2106.08254), the published one or our own.
 
     ``weights`` is the ``weights.safetensors`` of a ``train-tokenizer`` run of kind dvae, or the state dict of
-    the published 8192-token encoder (:mod:`videomaskfeat.models.published_dvae`).
+    the published 8192-token encoder (:mod:`videomaskfeat.models.published_dvae`) in any other file.
     """
 
     @staticmethod
     def load(path: str) -> FrameTokenizer:
-        """Our own from a safetensors file that names its model, the published encoder from any other file."""
         if path.endswith(".safetensors") and "model" in read_metadata(path):
             return load_tokenizer(path, kind="dvae")
         return load_published_encoder(path)
 
 
 class CodebookTarget(TokenTarget):
-    """Numbers of the nearest codes of a VQ tokenizer (PeCo, arXiv 2111.12710).
+    """Code indices of a VQ tokenizer (PeCo, arXiv 2111.12710).
 
-    ``weights`` is the ``weights.safetensors`` of a ``train-tokenizer`` run of kind vq. What makes a codebook
-    perceptual is how it was trained: with ``perceptual.weights``.
+    ``weights`` is the ``weights.safetensors`` of a ``train-tokenizer`` run of kind vq. A codebook is
+    perceptual if it was trained with ``perceptual.weights``.
     """
 
     @staticmethod
     def load(path: str) -> FrameTokenizer:
-        """A VQ tokenizer from a safetensors file."""
         if not path.endswith(".safetensors"):
             raise UserError(
-                f"{path}: is no safetensors file; a codebook comes from the weights.safetensors of a "
-                "train-tokenizer run with model.name=vq"
+                f"{path}: not a safetensors file; use the weights.safetensors of a train-tokenizer run with "
+                "model.name=vq"
             )
         return load_tokenizer(path, kind="vq")

@@ -42,11 +42,11 @@ def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 pytestmark = pytest.mark.usefixtures("_both_ways")
 
 
-@pytest.mark.parametrize("scores_at_once", [2**20, 64, 1])
-def test_attention_equals_its_plain_version_in_any_number_of_blocks(
-    scores_at_once: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scores_per_block", [2**20, 64, 1])
+def test_attention_equals_its_plain_version_for_any_block_size(
+    scores_per_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "_SCORES_AT_ONCE", scores_at_once)
+    monkeypatch.setattr(kernel, "_SCORES_PER_BLOCK", scores_per_block)
     heads = make_heads()
     assert_same_gradients(plain_attention(*heads), formula(*heads), heads)
     assert_same_gradients(attention(*heads), formula(*heads), heads)
@@ -55,7 +55,7 @@ def test_attention_equals_its_plain_version_in_any_number_of_blocks(
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("prefix", [0, 1])
 @pytest.mark.parametrize("axes", ["thw", "hw", "t", ""])
-def test_relative_positions_equal_the_products_written_out(heads: int, prefix: int, axes: str) -> None:
+def test_relative_positions_equal_the_formula(heads: int, prefix: int, axes: str) -> None:
     torch.manual_seed(0)
     first, rest = draw(2, prefix, heads, 5), draw(2, 2, 3, 4, heads, 5)
     lengths = {"t": (2, 2), "h": (3, 6), "w": (4, 7)}  # queries, keys
@@ -97,13 +97,13 @@ def test_gradients_are_the_derivatives() -> None:
     assert torch.autograd.gradcheck(attention, heads, fast_mode=True)
 
 
-def test_strided_heads_are_read() -> None:
+def test_strided_inputs_are_supported() -> None:
     base = torch.randn(2, 9, 3, 18, generator=torch.Generator().manual_seed(0))
     q, k, v = base.split([7, 7, 4], dim=-1)
     torch.testing.assert_close(attention(q, k, v), formula(q, k, v), atol=1e-5, rtol=1e-5)
 
 
-def test_autocast_is_in_bfloat16_and_near_float32() -> None:
+def test_autocast_in_bfloat16_is_close_to_float32() -> None:
     heads = make_heads()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = attention(*heads)

@@ -25,7 +25,7 @@ def test_linear_equals_its_plain_version(shape: tuple[int, ...], bias: bool, gel
     assert_same_gradients(ours, plain, [x, *layer.parameters()])
 
 
-def test_gelu_linear_stores_nothing_that_it_can_compute() -> None:
+def test_gelu_linear_stores_no_activations() -> None:
     layer = GeluLinear(64, 2)
     x = torch.randn(100, 64, requires_grad=True)
     wide = {tensor.data_ptr() for tensor in tensors_saved(lambda: layer(x)) if tensor.shape == x.shape}
@@ -49,7 +49,7 @@ def test_gelu_linear_follows_autocast() -> None:
     assert_same_gradients(narrow.float(), plain.float(), [x, *layer.parameters()], atol=2e-2, rtol=2e-2)
 
 
-def test_linear_with_parts_frozen_gives_the_other_gradients() -> None:
+def test_linear_with_frozen_inputs_has_the_other_gradients() -> None:
     layer = Linear(4, 3)
     layer.weight.requires_grad_(False)
     layer(torch.randn(2, 4)).sum().backward()
@@ -65,7 +65,7 @@ def test_linear_follows_autocast() -> None:
     assert layer.double()(torch.randn(2, 4).double()).dtype == torch.float64
 
 
-def test_linear_without_onednn_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_without_onednn_equals_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Linear(4, 3)
     x = torch.randn(2, 4)
     monkeypatch.setattr(dense, "_ONEDNN", False)

@@ -62,7 +62,7 @@ def test_outputs_and_gradients_equal_the_plain_convolution(
 
 @pytest.mark.parametrize("prefix", [0, 1])
 @pytest.mark.parametrize("widths", [(2, 4), (6,), (1, 2, 3)])
-def test_channels_are_pooled_each_by_their_own_weight(prefix: int, widths: tuple[int, ...]) -> None:
+def test_each_channel_has_its_own_weight(prefix: int, widths: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     grid = (2, 4, 4)
     tokens = torch.randn(2, prefix + 32, sum(widths), requires_grad=True)
@@ -97,7 +97,7 @@ def test_bfloat16_stays_near_float32(stride: Triple) -> None:
         torch.testing.assert_close(mine.float() / scale, theirs / scale, atol=1e-2, rtol=1e-2)
 
 
-def test_strided_views_give_the_same_as_copies() -> None:
+def test_strided_views_equal_copies() -> None:
     base, weight = make_inputs((4, 6, 6), (3, 3, 3), channels=24)
     weight = weight[:8]
     view = base[..., 8:16]
@@ -116,7 +116,7 @@ def test_autocast_keeps_the_type_of_the_tokens() -> None:
     assert weight.grad.dtype == torch.float32
 
 
-def test_only_the_needed_gradients_are_made() -> None:
+def test_only_needed_gradients_are_computed() -> None:
     x, weight = make_inputs((2, 4, 4), (3, 3, 3))
     depthwise_conv3d(x.detach(), weight, (1, 1, 1)).sum().backward()
     assert x.grad is None
@@ -133,7 +133,7 @@ def test_custom_operator_is_registered_soundly() -> None:
 
 
 @pytest.mark.slow
-def test_compiles_whole_with_gradients() -> None:
+def test_compiles_with_gradients_in_one_graph() -> None:
     x, weight = make_inputs((4, 6, 6), (3, 3, 3), channels=8)
     compiled = torch.compile(lambda a, b: depthwise_conv3d(a, b, (1, 2, 2)) * 2, fullgraph=True)
     eager = depthwise_conv3d(x, weight, (1, 2, 2)) * 2

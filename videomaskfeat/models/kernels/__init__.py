@@ -1,7 +1,6 @@
-"""Fast CPU forms of three functions that models call, each beside its plain version.
+"""Fast CPU versions of ``dense.linear``, ``pooling.pool_tokens`` and ``attention.attention``.
 
-``dense.linear``, ``pooling.pool_tokens`` and ``attention.attention``. The plain versions are torch's own
-operators: exported graphs, which must run where this package is not installed, consist of them.
+Each has a plain version of torch's own operators, for exported graphs, which run without this package.
 """
 
 from functools import partial

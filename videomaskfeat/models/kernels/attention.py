@@ -1,12 +1,12 @@
-"""Attention without the matrix of scores in memory, with relative positions inside.
+"""Attention without the score matrix in memory, with relative positions inside.
 
-Torch's fused attention on x86 CPUs reaches a third of the speed of plain products in bfloat16. Here attention
-goes by blocks of queries whose scores stay in the cache, with oneDNN's products, and its backward pass
-computes the scores again: the speed of unfused attention with the memory of the fused one.
+Torch's fused attention on x86 CPUs reaches a third of the speed of plain matrix products in bfloat16. Here
+attention processes blocks of queries whose scores fit in the cache, with oneDNN's products, and recomputes
+the scores in the backward pass.
 
-A relative bias ``q.Rt[t_q, t_k] + q.Rh[h_q, h_k] + q.Rw[w_q, w_k]`` depends on the key through three small
-indices only. So each query carries its three bias vectors and each key three one-hot vectors: their dot
-product is the bias, and fused attention computes it.
+A relative bias ``q.Rt[t_q, t_k] + q.Rh[h_q, h_k] + q.Rw[w_q, w_k]`` depends on the key only through three
+small indices. So each query carries its three bias vectors and each key three one-hot vectors; their dot
+product is the bias, which fused attention computes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from torch.compiler import is_exporting
 
 from videomaskfeat.models.kernels.dense import outer_sum, product
 
-_FEW_SCORES = 2**21  # of a whole batch: 8 MiB in float32
-_SCORES_AT_ONCE = 2**20  # 2 to 4 MiB: within reach of the caches of two cores
+_FEW_SCORES = 2**21  # per batch: 8 MiB in float32
+_SCORES_PER_BLOCK = 2**20  # 2 to 4 MiB: fits in the caches of two cores
 
 
 class Relative(NamedTuple):
-    """Relative positions of queries on a grid, and the queries of class tokens, which have none.
+    """Relative positions of queries on a grid, and the class token's queries, which have none.
 
-    first: float [B, P, M, d], queries of the class tokens, before those of the grid.
-    offsets: for time, height and width the vectors R[query, key], float [axis, keys, d], or None.
-    codes: float [P + N", keys of all axes], one-hot vectors of each key's place; zeros for class tokens.
+    first: float [B, P, M, d], queries of the class token, which precede those of the grid.
+    offsets: for time, height and width the vectors R[query, key], float [length, keys, d], or None.
+    codes: float [P + N", keys of all axes], one-hot position vectors of each key; zeros for the class token.
     """
 
     first: Tensor
@@ -40,16 +40,16 @@ class Relative(NamedTuple):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None) -> Tensor:
-    """softmax(q k^T + bias) v; the scale is the caller's. First derivatives only on the CPU.
+    """softmax(q k^T + bias) v, without a scale. First derivatives only on the CPU.
 
     Args:
         q: float [B, N, M, d], tokens before heads; with ``relative`` on their grid, [B, t, h, w, M, d].
         k: float [B, N", M, d].
-        v: float [B, N", M, d'], another width than that of q and k if need be.
-        relative: None: no bias.
+        v: float [B, N", M, d'].
+        relative: None for no bias.
 
     Returns:
-        [B, N, M, d'], with ``relative`` [B, P + t*h*w, M, d'], under autocast in its type.
+        [B, N, M, d'], with ``relative`` [B, P + t*h*w, M, d'], in autocast's type if it is enabled.
     """
     kind = q.device.type
     if (kind != "cpu" and relative is None) or is_exporting():
@@ -59,13 +59,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None)
     if kind != "cpu":
         return plain_attention(q, k, v)
     q, k, v = _in_autocast_type(q, k, v)
-    with torch.autocast(kind, enabled=False):  # it would take the softmax to float32
+    with torch.autocast(kind, enabled=False):  # it would compute the softmax in float32
         few = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= _FEW_SCORES
         return _attention_at_once(q, k, v) if few else _blocked_attention(q, k, v)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None) -> Tensor:
-    """As :func:`attention`, in torch's own operators without writes into parts of a tensor."""
+    """:func:`attention` in torch's own operators, without writes to slices of a tensor."""
     if relative is not None:
         first, q = _in_autocast_type(relative.first, q)
         columns = [q]
@@ -76,7 +76,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None =
         q = torch.cat([F.pad(first, (0, wide.shape[3] - first.shape[3])), wide], dim=1)
         k = _widen_keys(k, relative)
     q, k, v = _in_autocast_type(q, k, v)
-    # The fused kernels take one width for all three, a multiple of 8.
+    # The fused kernels need the same width for all three, a multiple of 8.
     width = -(-max(q.shape[3], v.shape[3]) // 8) * 8
     q, k, wide_v = (F.pad(x, (0, width - x.shape[3])).transpose(1, 2) for x in (q, k, v))
     result = F.scaled_dot_product_attention(q, k, wide_v, scale=1.0).transpose(1, 2)
@@ -91,17 +91,16 @@ def _in_autocast_type(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _widen_keys(k: Tensor, relative: Relative) -> Tensor:
-    """Keys [B, N", M, d] with their codes behind them, [B, N", M, d + keys]."""
+    """Append the codes to keys [B, N", M, d]: [B, N", M, d + keys]."""
     codes = relative.codes[:, None].expand(k.shape[0], -1, k.shape[2], -1)
     return torch.cat([k, codes], dim=-1)
 
 
 def _widen_queries(first: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]) -> Tensor:
-    """Queries with, behind their own channels, their products with the relative vectors of each axis.
+    """Append to queries their products with the relative vectors of each axis, or zeros for the class token.
 
-    In one pass forward and backward over the largest tensors of the model, where slicing, concatenation and
-    products take a dozen: [B, P, M, d], which get zeros, and [B, t, h, w, M, d] -> [B, P + t*h*w, M, d + keys
-    of all axes].
+    [B, P, M, d] and [B, t, h, w, M, d] -> [B, P + t*h*w, M, d + keys of all axes], in one pass over the
+    largest tensors of the model, where slicing, concatenation and products need a dozen.
     """
     first, rest = _in_autocast_type(first, rest)
     with torch.autocast(rest.device.type, enabled=False):
@@ -147,7 +146,7 @@ class _WidenQueries(torch.autograd.Function):
 
 
 def _bias_columns(offsets: Sequence[Tensor | None], width: int) -> Iterator[tuple[int, Tensor, slice]]:
-    """The axes that have vectors, with the columns of their products behind the first ``width``."""
+    """The axes that have vectors, with the columns of their products after the first ``width``."""
     for axis, offset in enumerate(offsets):
         if offset is not None:
             yield axis, offset, slice(width, width + offset.shape[1])
@@ -155,9 +154,9 @@ def _bias_columns(offsets: Sequence[Tensor | None], width: int) -> Iterator[tupl
 
 
 def _rows(x: Tensor, axis: int) -> Tensor:
-    """A view of [B, t, h, w, M, c] as matrices whose rows share a place on the axis, [n, rows, c].
+    """View [B, t, h, w, M, c] as matrices whose rows share a position on the axis, [n, rows, c].
 
-    n counts (B, t) for time, (B, t, h) for the height and (w, M) for the width.
+    n runs over (B, t) for time, (B, t, h) for height and (w, M) for width.
     """
     if axis < 2:
         return x.flatten(2 + axis, 4).flatten(0, 1 + axis)
@@ -165,7 +164,7 @@ def _rows(x: Tensor, axis: int) -> Tensor:
 
 
 def _vectors(offset: Tensor, axis: int, rest: Tensor) -> Tensor:
-    """The relative vectors [axis, keys, d] for each of the matrices of :func:`_rows`, [n, keys, d]."""
+    """The relative vectors [axis, keys, d] for each matrix of :func:`_rows`, [n, keys, d]."""
     offset = offset.to(rest.dtype)
     if axis == 2:
         return offset.repeat_interleave(rest.shape[4], dim=0)
@@ -173,7 +172,7 @@ def _vectors(offset: Tensor, axis: int, rest: Tensor) -> Tensor:
 
 
 def _attention_at_once(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """All scores in one batched product: quicker where they fit in the cache, as in the nano models."""
+    """All scores in one batched product, which is faster if they fit in the cache, as in the nano models."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, M, N, d]
     return ((q @ k.transpose(2, 3)).softmax(dim=-1) @ v).transpose(1, 2)
 
@@ -182,7 +181,7 @@ def _attention_at_once(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _blocked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, queries, heads, _ = q.shape
     result = q.new_empty(batch, queries, heads, v.shape[3])
-    step = max(_SCORES_AT_ONCE // k.shape[1], 1)
+    step = max(_SCORES_PER_BLOCK // k.shape[1], 1)
     for sample in range(batch):
         for head in range(heads):
             keys, values = k[sample, :, head].contiguous(), v[sample, :, head].t().contiguous()
@@ -199,9 +198,9 @@ def _blocked_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, heads, _ = q.shape
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-    # Summed over blocks of queries in float32 whatever the type of the rest.
+    # Sums over blocks of queries are always in float32.
     grad_k, grad_v = (x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
-    step = max(_SCORES_AT_ONCE // k.shape[1], 1)
+    step = max(_SCORES_PER_BLOCK // k.shape[1], 1)
     for sample in range(batch):
         for head in range(heads):
             keys, values = k[sample, :, head].contiguous(), v[sample, :, head].contiguous()

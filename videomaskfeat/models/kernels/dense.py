@@ -1,7 +1,7 @@
-"""Linear layers as fast as the processor's matrix products allow.
+"""Fast linear layers on the CPU.
 
-On x86 CPUs torch takes float32 products to MKL, which is slow on processors that are not Intel's. oneDNN,
-which torch carries as well, is twice as fast there and equal elsewhere.
+On x86 CPUs, torch uses MKL for float32 products, which is slow on non-Intel processors. oneDNN, also part of
+torch, is twice as fast there and equal elsewhere.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """A linear layer, with a GELU of its input before it on request. First derivatives only on the CPU.
+    """A linear layer, optionally after a GELU. First derivatives only on the CPU.
 
-    With ``gelu``, the CPU computes the activated values again in the backward pass instead of storing them:
-    they and what they are computed from are the largest tensors of a perceptron. The low-precision copy of
-    the weights under autocast is not stored either.
+    With ``gelu``, the CPU recomputes the activation in the backward pass instead of storing it: these are the
+    largest tensors of a perceptron. Under autocast, the low-precision copy of the weights is not stored
+    either.
 
     Args:
         x: float [..., D].
@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
         gelu: apply GELU to ``x`` first.
 
     Returns:
-        [..., D'], under autocast in its type.
+        [..., D'], in autocast's type if it is enabled.
     """
     if x.device.type != "cpu" or is_exporting():
         return plain_linear(x, weight, bias, gelu=gelu)
@@ -48,21 +48,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
 
 
 def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """As :func:`linear`, in torch's own operators."""
+    """:func:`linear` in torch's own operators."""
     return F.linear(F.gelu(x) if gelu else x, weight, bias)
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a [m, c], b [n, c] -> a b^T + bias [m, n]; torch itself takes bfloat16 to oneDNN."""
+    """a [m, c], b [n, c] -> a b^T + bias [m, n]. For bfloat16, torch itself uses oneDNN."""
     if _ONEDNN and a.dtype == torch.float32:
         return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return F.linear(a, b, bias)
 
 
 def outer_sum(a: Tensor, b: Tensor) -> Tensor:
-    """a [n, p], b [n, q] -> a^T b [p, q], perhaps as a transposed view.
+    """a [n, p], b [n, q] -> a^T b [p, q], possibly a transposed view.
 
-    oneDNN copies its first factor to transpose it, so the narrower one goes first: twice as fast if tall.
+    oneDNN copies its first factor to transpose it, so the narrower one goes first: twice as fast for tall
+        ones.
     """
     if a.dtype != torch.float32 or a.shape[1] <= b.shape[1]:
         return product(a.t(), b.t())
@@ -79,7 +80,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _linear_backward(
     grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight; an empty tensor stands for one that is not needed."""
+    """Gradients of x and weight; an empty tensor for one that is not needed."""
     grad_x = product(grad, weight.t()) if needs_input else x.new_empty(0)
     grad_weight = outer_sum(grad, x).contiguous() if needs_weight else x.new_empty(0)
     return grad_x, grad_weight
@@ -87,7 +88,7 @@ def _linear_backward(
 
 @torch.library.custom_op("videomaskfeat::gelu_linear", mutates_args=(), device_types="cpu")
 def _gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [n, D] before the activation, weight [D', D] perhaps of a wider type than x and bias."""
+    """x [n, D] before the activation; weight [D', D] may have a wider type than x and bias."""
     return product(F.gelu(x), weight.to(x.dtype), bias)
 
 
@@ -95,7 +96,7 @@ def _gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _gelu_linear_backward(
     grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """As `_linear_backward`."""
+    """See :func:`_linear_backward`."""
     grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
     if needs_input:
         grad_x = torch.ops.aten.gelu_backward(product(grad, weight.to(x.dtype).t()), x)
@@ -123,7 +124,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output:
 
 
 def _differentiate_by(backward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """The gradient function of a linear operator whose own backward operator is given."""
+    """The gradient function of a linear operator with the given backward operator."""
 
     def differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors

@@ -1,16 +1,16 @@
-"""Depthwise pooling convolution on tokens, fast forward and backward on the CPU.
+"""Depthwise pooling convolution on tokens, with fast forward and backward passes on the CPU.
 
-The plain layer (tokens to image layout, `torch.nn.Conv3d`, and back) spends ten times its forward in its
-backward, several times more again in bfloat16: oneDNN has no quick kernel for the gradients of a depthwise
-convolution in three dimensions. All three passes are written here in terms of kernels that it does have:
+In the plain layer (tokens to image layout, `torch.nn.Conv3d`, and back) the backward pass takes ten times as
+long as the forward pass, and several times more in bfloat16: oneDNN has no fast kernel for the gradients of
+a three-dimensional depthwise convolution. The passes here use kernels that it has:
 
-- forward: the convolution on the channels-last *view* of the tokens, which needs no copy;
-- gradient of the input: again a forward convolution, of the output's gradient (spread out by the stride with
-  zeros between) with the kernel turned round;
-- gradient of the weight: for each time tap, that of a depthwise convolution in *two* dimensions.
+- forward: the convolution on the channels-last *view* of the tokens, without a copy;
+- input gradient: a forward convolution of the output's gradient (with zeros inserted for the stride) with
+  the flipped kernel;
+- weight gradient: for each time tap, that of a *two*-dimensional depthwise convolution.
 
-If the windows do not overlap in space (the keys and values of the first blocks: a 3x3 window every 4 or 8
-positions) most positions are never read, and all three are products over the touched positions alone.
+If windows do not overlap in space (a 3x3 window every 4 or 8 positions, in keys and values of the first
+blocks), all three are products over the positions that are read.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Stride = tuple[int, int, int]
 
 
 class Pool(NamedTuple):
-    """A depthwise convolution of some consecutive channels of tokens, padded by half the kernel.
+    """A depthwise convolution of consecutive channels of tokens, padded by half the kernel.
 
-    weight: [width, 1, kt, kh, kw], odd kernel sizes; cast to the type of the tokens (autocast's bfloat16
-        tokens are convolved in bfloat16, with sums in float32).
-    width: number of channels; a plain integer in tracing, too, where shapes are not.
+    weight: [width, 1, kt, kh, kw], odd kernel sizes; cast to the tokens' type (bfloat16 under autocast, with
+        float32 sums).
+    width: number of channels; an integer also while tracing, where shapes are not.
     stride: steps in t, h, w.
     """
 
@@ -42,19 +42,18 @@ class Pool(NamedTuple):
 
 
 def pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]) -> tuple[Tensor, ...]:
-    """Depthwise convolutions over the token grid, each of its own channels; class tokens are not pooled.
+    """Depthwise convolutions of channel groups over the token grid; the class token is not pooled.
 
     First derivatives only.
 
     Args:
-        tokens: float [B, P + t*h*w, C], class tokens first.
+        tokens: float [B, P + t*h*w, C], class token first.
         prefix: number of class tokens, P.
         grid: (t, h, w).
-        pools: of all channels, in order.
+        pools: convolutions of all channels, in order.
 
     Returns:
-        The class tokens [B, P, C], then for each pool [B, t', h', w', width], each axis ``ceil(length /
-        step)``.
+        The class token [B, P, C], and per pool [B, t', h', w', width], each axis ``ceil(length / step)``.
     """
     if is_exporting():
         return plain_pool_tokens(tokens, prefix, grid, pools)
@@ -67,7 +66,7 @@ def pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]
 
 
 def plain_pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]) -> tuple[Tensor, ...]:
-    """As :func:`pool_tokens`, in torch's own operators."""
+    """:func:`pool_tokens` in torch's own operators."""
     first, *parts = _slices(tokens, prefix, [pool.width for pool in pools])
     pooled = (
         _convolve(part.unflatten(1, grid), pool.weight.to(part.dtype), pool.stride)
@@ -77,7 +76,7 @@ def plain_pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence
 
 
 def _slices(tokens: Tensor, prefix: int, widths: Sequence[int]) -> tuple[Tensor, ...]:
-    """Views of the class tokens, and of consecutive channels of the others."""
+    """Views of the class token, and of consecutive channels of the other tokens."""
     ends = list(itertools.accumulate(widths))
     starts = [0, *ends[:-1]]
     parts = (tokens[:, prefix:, start:end] for start, end in zip(starts, ends, strict=True))
@@ -85,7 +84,7 @@ def _slices(tokens: Tensor, prefix: int, widths: Sequence[int]) -> tuple[Tensor,
 
 
 class _SplitTokens(torch.autograd.Function):
-    """:func:`_slices`, whose gradients are put together in one pass."""
+    """:func:`_slices` with gradients joined in one pass."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, prefix: int, *widths: int) -> tuple[Tensor, ...]:
@@ -104,7 +103,7 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, stride: Stride) -> Tensor:
     """One convolution of :func:`pool_tokens`.
 
     Args:
-        x: float [B, t, h, w, C], possibly a strided view; C contiguous is quickest.
+        x: float [B, t, h, w, C], possibly a strided view; contiguous C is fastest.
         weight: [C, 1, kt, kh, kw].
         stride: steps in t, h, w.
 
@@ -130,7 +129,7 @@ def _depthwise_conv3d(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
 def _depthwise_conv3d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight; an empty tensor stands for one that is not needed."""
+    """Gradients of x and weight; an empty tensor for one that is not needed."""
     none = x.new_empty(0)
     with torch.autocast("cpu", enabled=False):
         apart = _windows_lie_apart(weight, stride)
@@ -172,7 +171,7 @@ _depthwise_conv3d.register_autograd(_differentiate, setup_context=_save)
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: list[int] | tuple[int, ...]) -> Tensor:
-    """`conv3d` on the channels-last view of tokens [B, t, h, w, C], which it reads and writes as it is."""
+    """`conv3d` on the channels-last view of tokens [B, t, h, w, C], without a copy."""
     padding = [size // 2 for size in weight.shape[2:]]
     image = x.permute(0, 4, 1, 2, 3)  # [B, C, t, h, w]
     image = F.conv3d(image, weight, stride=tuple(stride), padding=padding, groups=x.shape[4])
@@ -189,7 +188,7 @@ def _input_gradient(grad: Tensor, shape: torch.Size, weight: Tensor, stride: lis
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
-    """Gradient of the weight [C, 1, kt, kh, kw], one time tap after the other."""
+    """Gradient of the weight [C, 1, kt, kh, kw], one time tap at a time."""
     x = x.contiguous()
     total = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
     for tap in range(weight.shape[2]):
@@ -215,13 +214,13 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int])
 
 
 def _windows_lie_apart(weight: Tensor, stride: list[int]) -> bool:
-    """Whether no position in space is read by two windows, and some by none."""
+    """Whether windows do not overlap in space and leave positions unread."""
     (_, step_h, step_w), (height, width) = stride, weight.shape[3:]
     return step_h >= height and step_w >= width and step_h * step_w > 1
 
 
 def _convolve_apart(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
-    """As :func:`_convolve`, in float32 sums over the touched positions."""
+    """:func:`_convolve` as float32 sums over the positions that are read."""
     lengths = [(length - 1) // step + 1 for length, step in zip(x.shape[1:4], stride, strict=True)]
     wide = torch.promote_types(x.dtype, torch.float32)
     result = x.new_zeros(x.shape[0], *lengths, x.shape[4], dtype=wide)
@@ -235,7 +234,7 @@ def _convolve_apart(x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
 
 
 def _input_gradient_apart(grad: Tensor, shape: torch.Size, weight: Tensor, stride: list[int]) -> Tensor:
-    """As :func:`_input_gradient`; each touched position is written once."""
+    """:func:`_input_gradient`; each position that is read is written once."""
     grad_x = grad.new_zeros(shape)
     wide = torch.promote_types(grad.dtype, torch.float32)
     wide_grad = grad.to(wide)
@@ -250,7 +249,6 @@ def _input_gradient_apart(grad: Tensor, shape: torch.Size, weight: Tensor, strid
 
 
 def _weight_gradient_apart(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
-    """As :func:`_weight_gradient`."""
     total = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
     wide_grad = grad.to(total.dtype)
     for (row, column), places, grad_places in _touched_places(x, grad, weight, stride):
@@ -265,7 +263,7 @@ def _weight_gradient_apart(grad: Tensor, x: Tensor, weight: Tensor, stride: list
 def _touched_places(
     x: Tensor, result: Tensor, weight: Tensor, stride: list[int]
 ) -> Iterator[tuple[tuple[int, int], tuple[slice, ...], tuple[slice, ...]]]:
-    """For each tap in space: the part of x that it reads, and that of the result it goes to, as indices."""
+    """For each spatial tap: the part of x that it reads, and the part of the result it contributes to."""
     every = slice(None)
     for row, column in itertools.product(range(weight.shape[3]), range(weight.shape[4])):
         rows, result_rows = _touched(x, result, weight, stride, axis=1, tap=row)
@@ -276,10 +274,12 @@ def _touched_places(
 def _touched(
     x: Tensor, result: Tensor, weight: Tensor, stride: list[int], *, axis: int, tap: int
 ) -> tuple[slice, slice]:
-    """Which positions of x [B, t, h, w, C] a tap reads on an axis, and those of the result they go to."""
+    """Positions of x [B, t, h, w, C] that a tap reads on an axis, and the result's positions they belong
+    to.
+    """
     offset, step = tap - weight.shape[2 + axis] // 2, stride[axis]
     first = max(-(offset // step), 0)
     last = min((x.shape[1 + axis] - 1 - offset) // step, result.shape[1 + axis] - 1)
-    last = max(last, first - 1)  # a tap that lies wholly in the padding reads nothing
+    last = max(last, first - 1)  # a tap that lies entirely in the padding reads nothing
     start = first * step + offset
     return slice(start, start + (last + 1 - first) * step, step), slice(first, last + 1)

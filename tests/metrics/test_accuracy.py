@@ -15,7 +15,6 @@ from videomaskfeat.metrics.accuracy import (
     Accuracy,
     accuracy,
     class_accuracies,
-    code_counts,
     confusion_matrix,
     direction_std,
     directions,
@@ -23,7 +22,6 @@ from videomaskfeat.metrics.accuracy import (
     label_ranks,
     perplexity,
     predictions,
-    used_codes,
 )
 
 
@@ -112,20 +110,13 @@ def test_nan_scores_are_refused() -> None:
         accuracy(scores, np.array([0, 1]))
 
 
-def test_counts_include_every_code() -> None:
-    tokens = torch.tensor([[[0, 2], [2, 4]]])
-    assert code_counts(tokens, 6).tolist() == [1, 0, 2, 0, 1, 0]
-    assert used_codes(code_counts(tokens, 6)) == 3
-
-
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
         ([7, 0, 0, 0], 1.0),  # one code
-        ([5, 5, 5, 5], 4.0),  # all alike
+        ([5, 5, 5, 5], 4.0),  # equal use
         ([3, 0, 3, 0], 2.0),
-        # shares 1/2, 1/4, 1/4: an entropy of 1.5 bits
-        ([2, 1, 1, 0], 2**1.5),
+        ([2, 1, 1, 0], 2**1.5),  # shares 1/2, 1/4, 1/4: an entropy of 1.5 bits
     ],
 )
 def test_perplexity_of_known_usage(counts: list[int], expected: float) -> None:

@@ -23,7 +23,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.zoo import MODELS, arguments_of
 from videomaskfeat.targets import TARGETS, target_class
-from videomaskfeat.verbs import TAKES, VERBS
+from videomaskfeat.verbs import ARGUMENTS, VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "videomaskfeat"
@@ -94,7 +94,7 @@ def verb_page(verb: str) -> str:
     page = f"# {verb}\n\n{summary_of(VERBS[verb])}\n\n## Help\n\n```text\n{parser.format_help()}```\n"
     if not line.flagged:  # the help of other verbs has their keys
         page += f"\n## Keys\n\n{keys}"
-    for title, names in TAKES[verb]().items() if verb in TAKES else ():
+    for title, names in ARGUMENTS[verb]().items() if verb in ARGUMENTS else ():
         page += f"\n### {title}\n\n" + ("\n".join(f"- `{name}`" for name in names) or "none") + "\n"
     return page
 
@@ -113,7 +113,7 @@ def methods_page() -> str:
 
 def registry_page(title: str, intro: str, classes: Mapping[str, type], where: str) -> str:
     """The docstring, the arguments and the API page of each class."""
-    arguments = TAKES["pretrain"]()
+    arguments = ARGUMENTS["pretrain"]()
     sections = [f"# {title}\n\n{intro}\n"]
     for name, cls in classes.items():
         named = "\n".join(f"- `{one}`" for one in arguments[f"{where} of {name}"]) or "none"
@@ -216,10 +216,8 @@ def on_config(config: Any) -> Any:
     """Add the generated pages to the navigation."""
     modules: dict[str, list[str]] = {}
     for name in api_modules():
-        parts = name.split(".")
-        modules.setdefault(parts[1] if len(parts) > 2 else "other modules", []).append(
-            f"reference/api/{name}.md"
-        )
+        _, package, *module = name.split(".")
+        modules.setdefault(package if module else "other modules", []).append(f"reference/api/{name}.md")
     section = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
     section.append(
         {"Commands": ["reference/verbs/index.md", *(f"reference/verbs/{verb}.md" for verb in VERBS)]}

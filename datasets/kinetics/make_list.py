@@ -25,7 +25,7 @@ def rows_of_folder(folder: str) -> tuple[list[str], list[str]]:
     parts = [Path(os.path.relpath(path, folder)).parts for path in paths]
     loose = next((path for path, names in zip(paths, parts, strict=True) if len(names) < 2), None)
     if loose is not None:
-        raise UserError(f"{loose}: lies in no class folder; the folder above a video is its class")
+        raise UserError(f"{loose}: is not in a class folder; the folder above a video is its class")
     return paths, [names[0].replace("_", " ") for names in parts]
 
 

@@ -97,7 +97,7 @@ def test_list_gives_paths_and_labels(
         ("a.mp4 3\n", {"labels": "true"}, r"labels 'true' is unknown; there are auto, yes, no"),
         ("a.mp4 3\n", {"format": "kinetic"}, r"format 'kinetic' is unknown; did you mean 'kinetics'"),
         ("a.mp4 3\n", {"format": "folder"}, r"format=folder needs a folder"),
-        ("original_vido_id video_id frame_id path labels\n", {}, r"train\.csv: a list of frames"),
+        ("original_vido_id video_id frame_id path labels\n", {}, r"train\.csv: lists of frames"),
     ],
 )
 def test_bad_list_is_refused_by_file_and_line(
@@ -183,7 +183,7 @@ def test_kinetics_test_csv_has_no_labels_and_takes_classes_by_number(tmp_path: P
     names = ("stand", "walk", "run")
     assert load_records(labelled, known_classes=names)[0].label == 2
     assert load_records(labelled, classes=classes, known_classes=names)[0].label == 2  # the names first
-    with pytest.raises(UserError, match=r"class 'run' .* is not in the 2 classes that are known; did you"):
+    with pytest.raises(UserError, match=r"class 'run' .* is not in the 2 known classes; did you"):
         load_records(labelled, known_classes=("runs", "walk"))
     assert load_records(labelled, labels="no")[0].label is None
 
@@ -234,8 +234,8 @@ def test_ssv2_test_json_has_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("items", "words"),
     [
-        ([], "is empty or no list"),
-        ({"id": 1}, "is empty or no list"),
+        ([], "is not a list, or is empty"),
+        ({"id": 1}, "is not a list, or is empty"),
         ([{"id": "1"}, {"template": "x"}], "object 2 has no `id`"),
         (
             [{"id": "1", "template": "Moving [something] up"}, {"id": "2"}],
@@ -279,14 +279,14 @@ def test_folder_of_frame_folders_gives_each_folder(tmp_path: Path) -> None:
     records = load_records(tmp_path)
     assert _rows(records) == [("x/y1", None), ("x/y2", None)]
     (tmp_path / "v.mp4").touch()
-    with pytest.raises(UserError, match=r"holds videos .*v\.mp4.* and pictures .*x/y1"):
+    with pytest.raises(UserError, match=r"contains videos .*v\.mp4.* and pictures .*x/y1"):
         load_records(tmp_path)
     assert _rows(load_records(tmp_path, format="frames")) == [("x/y1", None), ("x/y2", None)]
     assert _rows(load_records(tmp_path, format="folder")) == [("v.mp4", None)]
 
 
 def test_folder_without_videos_or_with_labels_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no videos or pictures"):
+    with pytest.raises(UserError, match="contains no videos or pictures"):
         load_records(tmp_path)
     (tmp_path / "v.mp4").touch()
     with pytest.raises(UserError, match="a folder has no labels"):
@@ -330,7 +330,7 @@ def test_separators_may_stand_in_paths(tmp_path: Path) -> None:
         ),
         ("a.mp4 10 20 3\n", "csv:1: 'a.mp4 10 20 3' looks like `path start end label`, a list of segments"),
         ("a.mp4 7 4 3\n", "csv:1: 'a.mp4 7 4 3' looks like a video with several labels"),
-        ("a.mp4 1,4\n", "looks like a video with several labels, and a list has one label per row"),
+        ("a.mp4 1,4\n", "looks like a video with several labels; .*: keep one label per row"),
         ("a.mp4 1,4,7\n", "looks like a video with several labels"),
         ("a.mp4 0 3\nb.mp4 5 1\n", "csv:1: the count of frames of 'a.mp4 0 3' is below 1"),
         ("a.mp4 3\nb.mp4 -5\n", "csv:2: the label of 'b.mp4 -5' is negative"),
@@ -339,7 +339,7 @@ def test_separators_may_stand_in_paths(tmp_path: Path) -> None:
         ("a.mp4 1e3\n", "csv:1: the label '1e3' is not an integer; a row is"),
         (",3\n", "csv:1: ',3' has no path"),
         (",,,\n,,\n", "has no path"),
-        ('"a.mp4 3\n', "csv:1: the path of '\"a.mp4 3' begins with a double quote that is not closed"),
+        ('"a.mp4 3\n', "csv:1: the path of '\"a.mp4 3' starts with a double quote that is not closed"),
         (b"\x1f\x8b\x08", "is a gzip file, not a list; unpack it first"),
         ("a.mp4 3\n".encode("utf-16be"), "is probably UTF-16BE without a byte order mark"),
         ("a.mp4 3\nb\0.mp4 3\n", "csv:2: NUL byte"),
@@ -380,7 +380,7 @@ def test_kinetics_csv_with_semicolons_and_blank_lines(tmp_path: Path) -> None:
         ('[{"id": null}]', "object 1 has the `id` None"),
         ('[{"id": "\\ud800"}]', "object 1 has the `id`"),
         ('[{"id": "1", "template": 5}]', "has the template 5, which is not text"),
-        ("[" * 100_000, "nested more than 64 levels deep; take format=kinetics"),
+        ("[" * 100_000, "nested more than 64 levels deep; use format=kinetics"),
         ('[{"id": ' + "9" * 6000 + "}]", "has more than 64 bits"),
         ('[{"id": 1, "id": 2}]', "the key 'id' is repeated"),
     ],
@@ -442,14 +442,14 @@ def test_other_files_are_passed_over_and_counted(tmp_path: Path, caplog: pytest.
     _touch(tmp_path, *CAT_AND_DOG, "cat/notes.txt", "list.csv", "dog/.hidden.png", ".git/x.png", "cat/v.mp4")
     with caplog.at_level(logging.INFO):
         assert _rows(load_records(tmp_path, format="images", labels="yes")) == LABELLED
-    assert "3 files that are no pictures were passed over (list.csv, ...)" in caplog.text
+    assert "3 files that are not pictures were ignored (list.csv, ...)" in caplog.text
 
 
 def test_pictures_that_lie_loose_have_no_labels(tmp_path: Path) -> None:
     _touch(tmp_path, "a.jpg", "more/b.jpg")
     assert _rows(load_records(tmp_path, format="images")) == [("a.jpg", None), ("more/b.jpg", None)]
     assert load_records(tmp_path, format="images").class_names == ()
-    with pytest.raises(UserError, match=r"a\.jpg: lies in no class folder; .* or give a list"):
+    with pytest.raises(UserError, match=r"a\.jpg: is not in a class folder; .* or give a list"):
         load_records(tmp_path, format="images", labels="yes")
 
 
@@ -462,10 +462,10 @@ def test_labels_are_left_out_where_nobody_wants_them(tmp_path: Path) -> None:
 def test_without_stills_a_folder_of_pictures_is_a_video(tmp_path: Path) -> None:
     _touch(tmp_path, *CAT_AND_DOG)
     assert _rows(load_records(tmp_path)) == [("cat", None), ("dog", None)]
-    with pytest.raises(UserError, match=r"a folder has no labels .* of pictures, take format=images"):
+    with pytest.raises(UserError, match=r"a folder has no labels .* or set format=images for class folders"):
         load_records(tmp_path, labels="yes")
     _touch(tmp_path, "v.mp4")
-    with pytest.raises(UserError, match=r"holds videos .* and pictures .*format=folder or format=images"):
+    with pytest.raises(UserError, match=r"contains videos .* and pictures .*format=folder or format=images"):
         load_records(tmp_path, stills=True)
 
 
@@ -488,26 +488,26 @@ def test_known_classes_number_the_folders(
 def test_folders_in_order_are_told_to_the_user(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         load_records(_touch(tmp_path, *CAT_AND_DOG), format="images", known_classes=("Katze", "Hund"))
-    assert "taken in their order: cat is 'Katze', ..., dog is 'Hund'" in caplog.text
+    assert "used in sorted order: cat is 'Katze', ..., dog is 'Hund'" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("names", "known", "words"),
     [
-        (("notes.txt",), (), r"holds no pictures \(\.bmp, .*\) among its 1 files; check the path"),
-        (("cat/a.jpg",), (), "holds one class folder, cat, and a classifier needs two at least; give the"),
-        (("cat/a.jpg", "dog/x.txt"), (), r"dog: a class folder without a picture \(1 of 2 are empty\)"),
+        (("notes.txt",), (), r"contains no pictures \(\.bmp, .*\) among its 1 files; check the path"),
+        (("cat/a.jpg",), (), "contains one class folder, cat, and a classifier needs at least two; give the"),
+        (("cat/a.jpg", "dog/x.txt"), (), r"dog: class folder without pictures \(1 of 2 are empty\)"),
         (
             ("train/cat/a.jpg", "val/cat/a.jpg"),
             (),
-            r"its folders are .*(train, val|val, train), which are splits .* such as .*(train|val)",
+            r"its folders (train, val|val, train) are splits, not classes; .* such as .*(train|val)",
         ),
         (
             ("cat/a.jpg", "dogs/x.jpg"),
             ("cat", "dog", "bird"),
-            "the class folder 'dogs' is not among the 3 classes that are known; did you mean 'dog'",
+            "the class folder 'dogs' is not among the 3 known classes; did you mean 'dog'",
         ),
-        (("cat/a.jpg", "elk/x.jpg"), ("Katze",), "the class folder 'cat' is not among the 1 classes"),
+        (("cat/a.jpg", "elk/x.jpg"), ("Katze",), "the class folder 'cat' is not among the 1 known classes"),
     ],
 )
 def test_folders_that_are_no_classes_are_refused(

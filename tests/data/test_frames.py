@@ -98,12 +98,12 @@ def test_damaged_pictures_are_named() -> None:
             decode_picture(jpeg[:kept])
     png = _bytes(Image.fromarray(PICTURE), "PNG")
     for data in (png[: len(png) // 2], png[:40], b"no picture", jpeg[:2]):
-        with pytest.raises(ValueError, match=r"no picture, or a damaged one|ends early"):
+        with pytest.raises(ValueError, match=r"not a picture, or a damaged one|ends early"):
             decode_picture(data)
     with pytest.raises(ValueError, match=r"empty file \(0 bytes\)"):
         decode_picture(b"")
     floating = _opencv(PICTURE.astype(np.float32) / 255, ".tif")
-    with pytest.raises(ValueError, match="no picture, or a damaged one"):
+    with pytest.raises(ValueError, match="not a picture, or a damaged one"):
         decode_picture(floating)
 
 
@@ -150,7 +150,7 @@ def test_picture_file_is_a_video_of_one_frame(tmp_path: Path) -> None:
             assert (video.decoder, video.frames) == ("opencv", 1)
             assert (video.info.width, video.info.height, video.info.codec) == (56, 40, "mjpeg")
             frames = video.read([0, 0])
-            assert [(index, frame.shape) for index, frame in video.each([0])] == [(0, (40, 56, 3))]
+            assert [(index, frame.shape) for index, frame in video.iter_frames([0])] == [(0, (40, 56, 3))]
             with pytest.raises(IndexError, match=r"frame 1 is outside 0\.\.0"):
                 video.read([1])
     np.testing.assert_array_equal(frames, np.stack([PICTURE, PICTURE]))
@@ -161,7 +161,7 @@ def test_missing_and_damaged_files_are_read_errors(tmp_path: Path) -> None:
         open_video(tmp_path / "gone.png")
     (tmp_path / "bad.jpg").write_bytes(b"words")
     with (
-        pytest.raises(VideoReadError, match=r"bad\.jpg: no picture, or a damaged one \(5 bytes\)"),
+        pytest.raises(VideoReadError, match=r"bad\.jpg: not a picture, or a damaged one \(5 bytes\)"),
         ImageReader(str(tmp_path / "bad.jpg")) as video,
     ):
         video.read([0])
@@ -200,7 +200,7 @@ def test_unreadable_frames_are_read_errors(tmp_path: Path) -> None:
     (tmp_path / "3.png").touch()
     _write(tmp_path, "4.png", 1, (8, 8))
     video = FrameFolderReader(str(tmp_path))
-    with pytest.raises(VideoReadError, match=r"2\.png: no picture, or a damaged one \(10 bytes\)"):
+    with pytest.raises(VideoReadError, match=r"2\.png: not a picture, or a damaged one \(10 bytes\)"):
         video.read([1])
     with pytest.raises(VideoReadError, match=r"3\.png: empty file \(0 bytes\)"):
         video.read([2])
@@ -291,8 +291,8 @@ def test_missing_frame_moves_no_other_and_is_named(tmp_path: Path) -> None:
     assert video.frames == 5
     assert red(video.read([1, 3, 4])) == [2, 4, 5]
     words = (
-        r"v_000003\.png is missing, frame 2 of 5; frames count on without a gap, 30 a second: extract them "
-        "again, or read the video file itself"
+        r"v_000003\.png is missing, frame 2 of 5; frames must have consecutive numbers, 30 per second: "
+        "extract them again, or read the video file itself"
     )
     with pytest.raises(VideoReadError, match=words):
         video.read([1, 2, 3])
@@ -303,7 +303,7 @@ def test_frames_that_are_damaged_or_differ_are_read_errors(tmp_path: Path) -> No
     (tmp_path / "v_000002.png").write_bytes(b"no picture")
     assert cv2.imwrite(str(tmp_path / "v_000003.png"), np.zeros((8, 9, 3), np.uint8))
     video = FrameFilesReader(frames_in_folder(str(tmp_path)), fps=30.0)
-    with pytest.raises(VideoReadError, match=r"v_000002\.png: no picture, or a damaged one"):
+    with pytest.raises(VideoReadError, match=r"v_000002\.png: not a picture, or a damaged one"):
         video.read([1])
     with pytest.raises(VideoReadError, match=r"v_000003\.png is 9x8, others are 6x4"):
         video.read([0, 2])
@@ -325,5 +325,5 @@ def test_folders_without_the_frames_of_one_video_are_refused(tmp_path: Path) -> 
 
 def test_listed_frames_are_read_by_their_paths(tmp_path: Path) -> None:
     write_frames(tmp_path, [5, 6, 7])
-    files = FrameFiles.of([f"v_{number:06d}.png" for number in (5, 6, 7)], str(tmp_path))
+    files = FrameFiles.from_paths([f"v_{number:06d}.png" for number in (5, 6, 7)], str(tmp_path))
     assert red(FrameFilesReader(files, fps=30.0).read([2, 0])) == [7, 5]

@@ -104,18 +104,19 @@ def test_seconds_of_uneven_pictures(tmp_path: Path) -> None:
 
 def test_each_picture_comes_once_with_all_its_places(files: dict[str, Path]) -> None:
     with open_timed(files["plain.mp4"]) as reader:
-        got = [(places.tolist(), read_number(picture)) for places, picture in reader.each_at([0.5, 0, 0.51])]
+        frames = reader.iter_frames_at([0.5, 0, 0.51])
+        got = [(places.tolist(), read_number(picture)) for places, picture in frames]
     assert got == [([1], 0), ([0, 2], 15)]
 
 
 def test_only_the_neighbourhood_is_decoded(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     fed = []
-    decode = PyAvFile._decode_wanted
+    decode = PyAvFile._decode_times
 
     def count(self: PyAvFile, packets: Iterable[Packet], wanted: set[int]) -> Iterator[VideoFrame]:
         return decode(self, (fed.append(packet.pts) or packet for packet in packets), wanted)
 
-    monkeypatch.setattr(PyAvFile, "_decode_wanted", count)
+    monkeypatch.setattr(PyAvFile, "_decode_times", count)
     with open_timed(files["plain.mp4"]) as reader:  # a key frame every 12
         assert read_number(reader.read_at([40 / 30])[0]) == 40
         assert len(fed) <= 8  # from 36 to 40, and what is stored before 40 though it is shown later
@@ -166,7 +167,7 @@ def test_unreadable_file_names_its_cause(unreadable: dict[str, Path]) -> None:
     ("inside", "words"),
     [
         (True, r"truncated or damaged at 2\.\d\d s"),
-        (False, r"truncated or damaged: the pictures end at 2\.\d\d s, not at 5\.00 s"),
+        (False, r"truncated or damaged: the last frame is at 2\.\d\d s, not at 5\.00 s"),
     ],
 )
 def test_file_cut_short_is_an_error_where_pictures_are_missing(
@@ -198,7 +199,7 @@ def test_damaged_picture_is_an_error_not_a_neighbour(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with open_timed(path) as reader:
         assert read_number(reader.read_at([0.7])[0]) == 21
-        with pytest.raises(VideoReadError, match=r"the picture at 0\.67 s cannot be decoded"):
+        with pytest.raises(VideoReadError, match=r"the frame at 0\.67 s cannot be decoded"):
             reader.read_at([0.6, 2 / 3, 0.7])
 
 
@@ -206,7 +207,7 @@ def test_pictures_that_end_before_the_wanted_time_are_an_error(files: dict[str, 
     """Matroska states the length of the whole alone, so only the time itself can tell."""
     with open_timed(files["plain.mkv"]) as reader:
         assert isinstance(reader, SeekingReader)
-        with pytest.raises(VideoReadError, match=r"the pictures end at 1\.57 s, before 5\.00 s"):
+        with pytest.raises(VideoReadError, match=r"the last frame is at 1\.57 s, before 5\.00 s"):
             reader.read_at([5.0])
 
 

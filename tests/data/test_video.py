@@ -27,6 +27,7 @@ from tests.data.make_videos import (
 from tests.reference.decode import decode_all
 from videomaskfeat.data import readers_pyav, video
 from videomaskfeat.data import video as readers_decord
+from videomaskfeat.data.packet_index import PacketIndex
 from videomaskfeat.data.readers_pyav import PyAvReader
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.video import MemoryReader, VideoReadError, available_readers, open_video, probe
@@ -82,7 +83,7 @@ def test_one_after_the_other_gives_the_same_pictures(files: dict[str, Path], nam
     with open_video(files[name], reader) as opened:
         for count in (1, 6, 40):
             wanted = rng.integers(0, opened.frames, count)  # unordered, with repeats
-            given = [(index, picture.copy()) for index, picture in opened.each(wanted)]
+            given = [(index, picture.copy()) for index, picture in opened.iter_frames(wanted)]
             indices = [index for index, _ in given]
             assert sorted(indices) == np.unique(wanted).tolist()
             assert np.array_equal(np.stack([picture for _, picture in given]), opened.read(indices))
@@ -194,7 +195,7 @@ def test_auto_goes_on_in_pyav_in_the_middle_of_a_pass(
 
     monkeypatch.setattr(readers_decord.DecordReader, "_read", refuse_20)
     with open_video(files["plain.mp4"], "auto") as opened:
-        numbers = [(index, read_number(picture)) for index, picture in opened.each([3, 40, 20, 11])]
+        numbers = [(index, read_number(picture)) for index, picture in opened.iter_frames([3, 40, 20, 11])]
         assert numbers == [(3, 3), (11, 11), (20, 20), (40, 40)]
         assert opened.decoder == "pyav"
 
@@ -208,7 +209,7 @@ def test_package_works_without_decord(files: dict[str, Path], monkeypatch: pytes
     assert available_readers()["decord"].startswith("missing")
     with open_video(files["plain.mp4"], "auto") as opened:
         assert opened.decoder == "pyav"
-    with pytest.raises(UserError, match="reader 'decord' is not installed here; pip install decord"):
+    with pytest.raises(UserError, match="reader 'decord' is not installed; pip install decord"):
         open_video(files["plain.mp4"], "decord")
 
 
@@ -228,7 +229,7 @@ def test_index_outside_the_video_is_an_error(files: dict[str, Path], reader: str
             with pytest.raises(IndexError, match=words):
                 opened.read(indices)
             with pytest.raises(IndexError, match=words):
-                opened.each(indices)
+                opened.iter_frames(indices)
 
 
 def test_damaged_frame_is_an_error_not_a_neighbour(tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_damaged_frame_is_an_error_not_a_neighbour(tmp_path: Path) -> None:
         with pytest.raises(VideoReadError, match="frame 20 of 48 cannot be decoded"):
             opened.read([19, 20, 21])
         with pytest.raises(VideoReadError, match="frame 20 of 48 cannot be decoded"):
-            list(opened.each([19, 20, 21]))
+            list(opened.iter_frames([19, 20, 21]))
 
 
 def test_only_the_asked_frames_are_converted(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,8 +265,8 @@ def test_decoding_starts_at_the_key_frame_before(
     fed = []
     packets_from = PyAvReader._packets_from
 
-    def count(self: PyAvReader, key_time: int) -> Iterator[Packet]:
-        for packet in packets_from(self, key_time):
+    def count(self: PyAvReader, index: PacketIndex, key: int) -> Iterator[Packet]:
+        for packet in packets_from(self, index, key):
             fed.append(packet.pts)
             yield packet
 
@@ -363,7 +364,7 @@ def test_sparse_file_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
     os.truncate(path, 20 << 30)
     if os.stat(path).st_blocks * 512 > 1 << 30:
         pytest.skip("this file system stores holes")
-    with pytest.raises(VideoReadError, match="a sparse file: 21,474,836,480 bytes, of which"):
+    with pytest.raises(VideoReadError, match="a sparse file: 21,474,836,480 bytes, but only"):
         open_video(path)
 
 
@@ -381,7 +382,7 @@ def test_clip_larger_than_the_memory_is_unreadable(
     monkeypatch.setattr(PyAvReader, "_read", lambda self, indices: np.empty((1 << 50, 3), np.uint8))
     with (
         open_video(files["plain.mp4"], "pyav") as opened,
-        pytest.raises(VideoReadError, match="2 frames need more memory than there is"),
+        pytest.raises(VideoReadError, match="2 frames do not fit in memory"),
     ):
         opened.read([0, 1])
 
@@ -442,5 +443,5 @@ def test_other_arrays_are_refused(frames: np.ndarray, words: str) -> None:
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])
 def test_impossible_frame_rate_is_refused(fps: float) -> None:
-    with pytest.raises(UserError, match=r"fps=.*: must be the frames a second"):
+    with pytest.raises(UserError, match=r"fps=.*: must be a positive number of frames per second"):
         MemoryReader(NOISE, fps=fps)

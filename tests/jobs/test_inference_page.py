@@ -43,7 +43,7 @@ def test_commands_and_python_run_as_written(place: Path, capsys: pytest.CaptureF
         arguments += [] if "--workers" in arguments else ["--workers", "0"]
         assert program == "videomaskfeat"
         assert main(arguments) == 0, (command, capsys.readouterr().err)
-    assert sorted(path.name for path in (place / "labelled").iterdir()) == [
+    assert sorted(path.name for path in (place / "labeled").iterdir()) == [
         "one_labels.mp4",
         "two_labels.mp4",
     ]

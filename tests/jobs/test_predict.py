@@ -91,7 +91,7 @@ def test_folder_stands_for_its_videos(weights: Path, videos: Path, tmp_path: Pat
     assert "c_bad.mp4: not a video file" in err
     code, _, err = verb(weights, tmp_path)
     assert code == 2
-    assert "holds no videos or pictures" in err
+    assert "contains no videos or pictures" in err
 
 
 def test_json_has_labels_names_probabilities_and_protocol(

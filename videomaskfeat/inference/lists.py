@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from videomaskfeat.data.formats import class_names_beside, load_records
-from videomaskfeat.data.formats.ssv2 import is_name, label_number
+from videomaskfeat.data.formats.ssv2 import is_name, parse_label
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists
@@ -162,7 +162,7 @@ def _parse_names(text: str, name: str) -> tuple[str, ...]:
         return tuple(table)
     if not isinstance(table, dict):
         raise UserError(f"{name}: must be a JSON list of names or an object of name -> label")
-    by_label = {label_number(label, name, words): words for words, label in table.items()}
+    by_label = {parse_label(label, name, words): words for words, label in table.items()}
     if sorted(by_label) != list(range(len(table))):
         raise UserError(f"{name}: its labels must be 0 to {len(table) - 1}, each once; correct the file")
     return tuple(by_label[label] for label in range(len(by_label)))

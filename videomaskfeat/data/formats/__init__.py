@@ -1,4 +1,4 @@
-"""Lists of videos and pictures, one file per format."""
+"""Lists of videos and pictures in several formats."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ FORMATS: dict[str, str] = {
     "kinetics": "videomaskfeat.data.formats.kinetics:Kinetics",
     "table": "videomaskfeat.data.formats.table:Table",
     "folder": "videomaskfeat.data.formats.folder:Folder",
-    "frames": "videomaskfeat.data.formats.frames:Frames",
+    "frames": "videomaskfeat.data.formats.folder:Frames",
     "images": "videomaskfeat.data.formats.images:Images",
 }
-"""Formats by the name in ``format=``, as "module:class"; ``auto`` takes the first one that detects a list."""
+"""Formats by name, as "module:class"; ``format=auto`` uses the first one that detects a list."""
 
 
 def build_formats() -> dict[str, ListFormat]:
@@ -41,28 +41,27 @@ def load_records(
     known_classes: Sequence[str] = (),
     stills: bool = False,
 ) -> Records:
-    """Read a list of videos or pictures, or look through a folder for them.
+    """Read a list of videos or pictures, or find them in a folder.
 
     Args:
-        path: a list file or a folder.
-        format: ``kinetics`` (a row `path label`, or Kinetics' own CSV with its header), ``table`` (rows `path
-            label` only), ``ssv2`` (Something-Something-v2's JSON), ``folder`` (of videos, at any depth),
-            ``frames`` (a folder of folders of pictures, each a video), ``images`` (a folder of class folders
-            of pictures, each by itself), or ``auto``: by what the path is and how its first row looks.
-        labels: ``auto`` (as the first row, and every row must agree), ``yes`` or ``no``.
-        prefix: folder before relative paths (and before Something-Something's ids); default: the list's own.
-        separator: of the columns of `path label`: auto, space, comma, tab, colons (``::``), semicolon or
+        path: list file or folder.
+        format: ``kinetics`` (rows `path label`, or Kinetics' own CSV), ``table`` (rows `path label` only),
+            ``ssv2`` (Something-Something-v2's JSON), ``folder`` (videos at any depth), ``frames`` (folders of
+            pictures, each a video), ``images`` (class folders of pictures), or ``auto``: from the path and
+            the first row.
+        labels: ``auto`` (as in the first row; all rows must agree), ``yes`` or ``no``.
+        prefix: folder of relative paths and of Something-Something's ids (default: the folder of the list).
+        separator: column separator of `path label`: auto, space, comma, tab, colons (``::``), semicolon or
             pipe.
-        classes: file of class names for lists that name classes in words: Something-Something's labels JSON
-            (default: the one beside the list), or one name per line for Kinetics' own CSV (default: the
-            list's own names, sorted).
-        known_classes: the names themselves in the order of their numbers, for Kinetics' own CSV, where they
-            precede ``classes``, and for class folders; a network that was trained on them knows them.
-        stills: clips have one frame, so with ``auto`` the pictures in a folder are ``images``; otherwise they
-            are ``frames``.
+        classes: file of class names: Something-Something's labels JSON (default: the one next to the list),
+            or one name per line for Kinetics' own CSV (default: the sorted names in the list).
+        known_classes: class names indexed by label, such as those of a trained model, for Kinetics' own CSV
+            (instead of ``classes``) and for class folders.
+        stills: whether clips have one frame: then ``auto`` reads the pictures in a folder as ``images``, and
+            otherwise as ``frames``.
 
     Raises:
-        UserError: the list is missing, empty or wrong in a row, which is named by file and line.
+        UserError: the list is missing or empty, or a row is wrong.
     """
     source = ListSource(
         os.fspath(path),
@@ -78,7 +77,6 @@ def load_records(
 
 
 def _find_format(source: ListSource) -> ListFormat:
-    """The format of a list, as named or detected."""
     check_name("format", source.format, ("auto", *FORMATS))
     check_name("labels", source.labels, ("auto", "yes", "no"))
     formats = build_formats()
@@ -87,29 +85,27 @@ def _find_format(source: ListSource) -> ListFormat:
         return suitable[source.format]
     if source.format != "auto":
         folders = ", ".join(name for name, one in formats.items() if one.of_folders)
-        needed = (
-            f"needs a list file, and this is a folder; take {folders}"
+        rule = (
+            f"needs a list file, and this is a folder; use {folders}"
             if source.is_folder
             else "needs a folder, and this is a file or missing"
         )
-        raise UserError(f"{source.path}: format={source.format} {needed}")
+        raise UserError(f"{source.path}: format={source.format} {rule}")
     detected = next((one for one in suitable.values() if one.detect(source)), None)
     if detected is None:
-        others = (
-            counted(len(source.found.left_out), "other file") if source.is_folder else "an unknown format"
-        )
+        others = counted(len(source.found.skipped), "other file") if source.is_folder else "an unknown format"
         raise UserError(
-            f"{source.path}: holds no videos or pictures ({others}); check the path and the format"
+            f"{source.path}: contains no videos or pictures ({others}); check the path and the format"
         )
     return detected
 
 
 def expand_folders(paths: Iterable[str], *, stills: bool) -> list[str]:
-    """The paths, each folder replaced by the videos below it; for ``stills`` see :func:`load_records`."""
+    """Replace each folder by the videos below it; for ``stills`` see :func:`load_records`."""
     expanded: list[str] = []
     for path in paths:
         if is_folder(path):
-            # A folder that holds the pictures of one video lists itself, as ".".
+            # A folder with the pictures of one video lists itself as ".".
             records = load_records(path, labels="no", stills=stills)
             expanded += [record.path.removesuffix(f"{os.sep}.") for record in records]
         else:
@@ -118,13 +114,12 @@ def expand_folders(paths: Iterable[str], *, stills: bool) -> list[str]:
 
 
 def write_clean_list(path: str, target: str, records: Records, rows: Sequence[int], *, format: str) -> None:
-    """Write a list at ``target`` with some rows (numbers from 0) of the list at ``path``.
+    """Write a list with some rows (numbers from 0) of the list at ``path`` to ``target``.
 
-    They stand as they stood there; of a folder they are `path label`, with paths from the new list's own
-    place.
+    Rows are copied unchanged. For a folder they are `path label`, relative to the new list.
 
     Raises:
-        UserError: the rows cannot be told apart, or the file cannot be written.
+        UserError: the lines do not match the records, or the file cannot be written.
     """
     source = ListSource(path, format=format)
     text = _find_format(source).clean(source, records, rows, target)
@@ -133,5 +128,5 @@ def write_clean_list(path: str, target: str, records: Records, rows: Sequence[in
 
 
 def class_names_beside(path: str) -> str:
-    """The file of class names that lies beside a list, as Something-Something-v2 has it; empty if none."""
+    """The file of class names next to a list, as in Something-Something-v2; empty if there is none."""
     return next((file for one in build_formats().values() if (file := one.class_file(path))), "")

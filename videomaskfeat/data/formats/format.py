@@ -1,4 +1,4 @@
-"""What a format of lists does, and what it is given: see ``FORMATS``."""
+"""Base classes of list formats, see ``FORMATS``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from videomaskfeat.data.folders import FoundVideos, find_videos, log_left_out
+from videomaskfeat.data.folders import FoundVideos, find_videos
 from videomaskfeat.data.records import Records
-from videomaskfeat.errors import UserError, counted
+from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_folder
 from videomaskfeat.texts import read_rows
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ListSource:
-    """A list file or a folder, and how it is to be read; see ``load_records``."""
+    """A list file or a folder with the arguments of ``load_records``."""
 
     path: str
     format: str = "auto"
@@ -33,116 +33,101 @@ class ListSource:
 
     @cached_property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
+        """Whether the path is a folder."""
         return is_folder(self.path)
 
     @cached_property
     def root(self) -> str:
-        """Folder that the relative paths of a list file start from."""
+        """Folder of the relative paths in a list file."""
         return self.prefix or os.path.dirname(self.path)
 
     @cached_property
     def data(self) -> bytes:
-        """The list file, in UTF-8 and with ``\\n`` as the only line end."""
+        """Content of the list file in UTF-8, with ``\\n`` as line end."""
         return read_rows(self.path, remedy="give a list file or a folder of videos")
 
     @property
     def first_row(self) -> str:
-        """The first row of the list file that is not blank, or an empty string."""
+        """The first row of the list file that is not blank; empty if there is none."""
         lines = self.data[: 1 << 16].splitlines()
         return next((line.decode("utf-8", "replace").strip() for line in lines if line.strip()), "")
 
     @cached_property
     def found(self) -> FoundVideos:
-        """What lies below the folder."""
+        """Videos and pictures below the folder."""
         return find_videos(self.path)
 
 
 class ListFormat(ABC):
-    """One format of lists; what stands here suits files with a row per line.
+    """A list format; the default methods are for files with one row per line.
 
     Attributes:
-        of_folders: whether a list is a folder, and not a file.
+        of_folders: whether a list of this format is a folder.
     """
 
     of_folders = False
 
     @abstractmethod
     def detect(self, source: ListSource) -> bool:
-        """Whether a list is of this format, judged by its path and how it begins."""
+        """Whether a list has this format, according to its path and its start."""
 
     @abstractmethod
     def read(self, source: ListSource) -> Records:
-        """The rows of a list.
-
-        Raises:
-            UserError: the list is wrong; names file and line.
-        """
+        """Read a list; raises UserError with file and line if it is wrong."""
 
     def clean(self, source: ListSource, records: Records, rows: Sequence[int], target: str) -> str:
-        """The text of a list at ``target`` that holds only the given rows (from 0), as they stood.
+        """The text of a list at ``target`` with only the given rows (from 0), unchanged.
 
         Raises:
-            UserError: the rows cannot be told apart.
+            UserError: the lines do not match the records.
         """
         header, lines = self.lines(source)
         if len(lines) != len(records):
-            raise UserError(f"{source.path}: {len(lines)} lines for {len(records)} videos; give one a video")
+            raise UserError(
+                f"{source.path}: has {len(lines)} lines for {len(records)} videos; write one line per video"
+            )
         return "".join(f"{line}\n" for line in (*header, *(lines[row] for row in rows)))
 
     def lines(self, source: ListSource) -> tuple[list[str], list[str]]:
-        """The lines of the header and of the rows; bytes that are not UTF-8 are lone surrogates."""
+        """The lines of the header and of the rows; bytes that are not UTF-8 become lone surrogates."""
         text = source.data.decode("utf-8", "surrogateescape")
         return [], [line for line in text.split("\n") if line.strip()]
 
     def class_file(self, path: str) -> str:
-        """The file of class names that lies beside a list, or an empty string."""
+        """The file of class names next to a list; empty if there is none."""
         return ""
 
 
 class FolderFormat(ListFormat):
-    """What formats of folders share."""
+    """Base of formats of folders."""
 
     of_folders = True
 
     def clean(self, source: ListSource, records: Records, rows: Sequence[int], target: str) -> str:
-        """Rows `path label`, with paths from the folder of ``target``."""
+        """Rows `path label`, relative to the folder of ``target``."""
         start = os.path.dirname(os.path.abspath(target))
-        # In quotes, since a path such as "clips/day 2" would otherwise end with a label.
+        # Quoted, since "clips/day 2" would otherwise have the label 2.
         lines = [
             f'"{os.path.relpath(os.path.abspath(record.path), start)}"'
             + ("" if record.label is None else f" {record.label}")
             for record in records
         ]
-        broken = {row for row, line in enumerate(lines) if "\n" in line or "\r" in line}
-        if broken:
-            plural = "s" if len(broken) > 1 else ""
+        with_break = {row for row, line in enumerate(lines) if "\n" in line or "\r" in line}
+        if with_break:
+            plural = "s" if len(with_break) > 1 else ""
             logger.warning(
-                "%s: left out %d file name%s with a line break, which a list cannot hold; rename the file%s",
+                "%s: left out %d file name%s with a line break, not supported in lists; rename the file%s",
                 target,
-                len(broken),
+                len(with_break),
                 plural,
                 plural,
             )
-        return "".join(f"{lines[row]}\n" for row in rows if row not in broken)
+        return "".join(f"{lines[row]}\n" for row in rows if row not in with_break)
 
 
-def unlabelled_records(source: ListSource, found: Sequence[str], wanted: str) -> Records:
-    """Records of what was found below a folder.
-
-    Raises:
-        UserError: nothing was found, or labels are asked for.
-    """
-    if source.labels == "yes":
-        raise UserError(
-            f"{source.path}: a folder has no labels (labels=yes); write a list with "
-            "datasets/kinetics/make_list.py, which takes class folders, or, of class folders of pictures, "
-            "take format=images"
-        )
-    if not found:
-        raise UserError(
-            f"{source.path}: holds no {wanted} ({counted(len(source.found.left_out), 'other file')}); check "
-            "the path and the format"
-        )
-    log_left_out(source.path, source.found.left_out)
-    return Records.from_paths(found, None, source=source.path, root=source.path)
+def missing_videos(source: ListSource, count: int, examples: str) -> UserError:
+    """The error if none of the first ``count`` videos of a list exists."""
+    return UserError(
+        f"{source.path}: none of the first {count} videos is in the folder {source.root or '.'} "
+        f"({examples} ...); set the prefix to the folder of the videos"
+    )

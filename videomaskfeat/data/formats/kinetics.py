@@ -1,4 +1,4 @@
-"""Kinetics' own CSV files, whose header is `label,youtube_id,time_start,time_end,split`."""
+"""Kinetics' own CSV files with the header `label,youtube_id,time_start,time_end,split`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 
-from videomaskfeat.data.formats.format import ListSource
+from videomaskfeat.data.formats.format import ListSource, missing_videos
 from videomaskfeat.data.formats.table import Table
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.io import exists
 from videomaskfeat.texts import read_text, show_text
 
-LOOK_AT = 20  # rows whose files are looked for, since some are always missing
+_PROBED_ROWS = 20  # number of rows with files to look for, since some are always missing
 _SUFFIXES = (".mp4", ".mkv", ".webm")
 _SEPARATORS = (",", ";", "\t", "|")
-_LATEST = 10**6  # seconds: eleven days
+_LARGEST_TIME = 10**6  # seconds (11 days)
 
 
 class Kinetics(Table):
-    """Kinetics' own CSV, or, as PySlowFast has Kinetics, rows of `path label`."""
+    """Kinetics' own CSV, or rows `path label` as in PySlowFast."""
 
     def detect(self, source: ListSource) -> bool:
         return _separator(source.first_row) is not None
@@ -30,7 +30,7 @@ class Kinetics(Table):
         if not self.detect(source):
             return super().read(source)
         files, names = _files_and_classes(source)
-        paths = _with_folders(files, names, source)
+        paths = _find_paths(files, names, source)
         if not names:
             return Records.from_paths(paths, None, source=source.path, root=source.root)
         numbers = _class_numbers(names, source.classes, source.known_classes)
@@ -40,7 +40,8 @@ class Kinetics(Table):
             classes = "" if source.known_classes else source.classes
             raise UserError(
                 f"{source.path}: class {show_text(name)!r} ({show_text(files[unknown])}) is not in "
-                f"{classes or f'the {len(numbers)} classes that are known'}{nearest(name, numbers)}"
+                f"{classes or f'the {len(numbers)} known classes'}{nearest(name, numbers)}; correct the "
+                "list or the class names"
             )
         labels = [numbers[name] for name in names]
         return Records.from_paths(
@@ -55,13 +56,13 @@ class Kinetics(Table):
 
 
 def _separator(row: str) -> str | None:
-    """What separates the columns of a header that names ``youtube_id``; None for other rows."""
+    """The column separator of a header with ``youtube_id``; None for other rows."""
     words = row.lower().replace(" ", "").replace('"', "")
     return next((one for one in _SEPARATORS if one in words and "youtube_id" in words.split(one)), None)
 
 
 def _fields(source: ListSource) -> Iterator[tuple[str, list[str]]]:
-    """``file:line`` and the fields of each row that is not blank, the header's first."""
+    """``file:line`` and fields of each row that is not blank, including the header."""
     text = source.data.decode("utf-8", "surrogateescape")
     skipped = text[: len(text) - len(text.lstrip())].count("\n")
     separator = _separator(source.first_row) or ","
@@ -76,16 +77,16 @@ def _fields(source: ListSource) -> Iterator[tuple[str, list[str]]]:
 
 
 def _files_and_classes(source: ListSource) -> tuple[list[str], list[str]]:
-    """File names without a suffix, ``id_000010_000020``, and names of classes, or none without labels."""
+    """File names without suffix, ``id_000010_000020``, and class names (empty without labels)."""
     rows = _fields(source)
     where, first = next(rows)
     header = [name.strip().lower() for name in first]
-    wanted = ("youtube_id", "time_start", "time_end", *(["label"] if source.labels == "yes" else []))
-    missing = [name for name in wanted if name not in header]
+    required = ("youtube_id", "time_start", "time_end", *(["label"] if source.labels == "yes" else []))
+    missing = [name for name in required if name not in header]
     if missing:
-        asked = " (labels=yes)" if missing == ["label"] else ""
-        raise UserError(f"{where}: the header has no column {', '.join(missing)}{asked}")
-    columns = [header.index(name) for name in wanted[:3]]
+        reason = " (labels=yes)" if missing == ["label"] else ""
+        raise UserError(f"{where}: the header has no column {', '.join(missing)}{reason}")
+    columns = [header.index(name) for name in required[:3]]
     label = header.index("label") if "label" in header and source.labels != "no" else None
     files, names = [], []
     for where, row in rows:
@@ -104,30 +105,27 @@ def _file_name(fields: list[str], where: str) -> str:
         raise UserError(f"{where}: the youtube_id is empty")
     try:
         seconds = [float(start), float(end)]
-        if not all(0 <= second < _LATEST for second in seconds):
+        if not all(0 <= second < _LARGEST_TIME for second in seconds):
             raise ValueError
     except ValueError as error:
         raise UserError(
             f"{where}: the times {show_text(start)!r} and {show_text(end)!r} are not both numbers (seconds) "
-            f"from 0 to {_LATEST}"
+            f"from 0 to {_LARGEST_TIME}"
         ) from error
     return "_".join([video, *(f"{int(second):06d}" for second in seconds)])
 
 
-def _with_folders(files: list[str], names: list[str], source: ListSource) -> list[str]:
-    """Add the class folder and the suffix that the first files to be found have."""
+def _find_paths(files: list[str], names: list[str], source: ListSource) -> list[str]:
+    """Add class folder and suffix, as in the first file that exists."""
     names = names or [""] * len(files)
     folders = (lambda name: "", lambda name: name, lambda name: name.replace(" ", "_"))
-    for file, name in list(zip(files, names, strict=True))[:LOOK_AT]:
+    for file, name in list(zip(files, names, strict=True))[:_PROBED_ROWS]:
         for folder in folders:
             for suffix in _SUFFIXES:
                 if exists(os.path.join(source.root, folder(name), file + suffix)):
                     return [os.path.join(folder(n), f + suffix) for f, n in zip(files, names, strict=True)]
-    raise UserError(
-        f"{source.path}: none of the first {len(files[:LOOK_AT])} videos is in the folder "
-        f"{source.root or '.'}, with or without class folders ({files[0]}.mp4 ...); set the prefix to the "
-        "folder of the videos"
-    )
+    examples = f"{files[0]}.mp4, with or without class folders"
+    raise missing_videos(source, len(files[:_PROBED_ROWS]), examples)
 
 
 def _class_numbers(names: list[str], classes: str | None, known_classes: Sequence[str]) -> dict[str, int]:

@@ -7,20 +7,20 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from videomaskfeat.data.formats.format import ListFormat, ListSource
+from videomaskfeat.data.formats.format import ListFormat, ListSource, missing_videos
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.io import exists, is_file
 from videomaskfeat.texts import parse_json, read_json, show_text
 
-# The data set comes as VP9 in webm; many convert it, or extract frames into a folder per video ("").
+# The data set is published as .webm; converted files and folders of extracted frames ("") are common.
 _SUFFIXES = (".webm", ".mp4", "", ".avi", ".mkv")
-_LOOK_AT = 20  # rows whose files are looked for, since some may be missing
-_MOST_CLASSES = 10**6
+_PROBED_ROWS = 20  # number of rows with files to look for, since some may be missing
+_LARGEST_LABEL = 10**6
 
 
 class Ssv2(ListFormat):
-    """Objects with ``id`` and, if labelled, ``template``; the labels JSON numbers the templates."""
+    """Objects with ``id`` and, if labelled, ``template``; the labels JSON has the label of each template."""
 
     def detect(self, source: ListSource) -> bool:
         return source.path.endswith(".json")
@@ -28,14 +28,14 @@ class Ssv2(ListFormat):
     def read(self, source: ListSource) -> Records:
         items = _items(source)
         ids = [str(item["id"]) for item in items]
-        suffix = _suffix(ids, source)
+        suffix = _find_suffix(ids, source)
         labels = None
         if source.labels == "yes" or (source.labels == "auto" and "template" in items[0]):
             classes = source.classes or self._labels_file(source.path)
             if source.classes is None and not exists(classes):
                 raise UserError(
-                    f"{source.path}: is labelled, and {classes} is missing; name it with classes=, or say "
-                    "labels=no"
+                    f"{source.path}: is labelled, and {classes} is missing; set classes= to the labels JSON, "
+                    "or labels=no"
                 )
             numbers = _templates(classes)
             labels = [
@@ -63,14 +63,15 @@ class Ssv2(ListFormat):
 
 
 def _items(source: ListSource) -> list[dict[str, Any]]:
-    items = parse_json(source.data, source.path, remedy="take format=kinetics for a list of rows")
+    items = parse_json(source.data, source.path, remedy="use format=kinetics for a list of rows")
     if not isinstance(items, list) or not items:
         raise UserError(
-            f"{source.path}: is empty or no list; Something-Something's JSON is a list of objects with `id`"
+            f"{source.path}: is not a list, or is empty; Something-Something's JSON is a list of objects "
+            "with `id`"
         )
     for number, item in enumerate(items, start=1):
         if not isinstance(item, dict) or "id" not in item:
-            raise UserError(f"{source.path}: object {number} has no `id`; every one needs it")
+            raise UserError(f"{source.path}: object {number} has no `id`; every object needs one")
         if not is_name(str(item["id"])) or not isinstance(item["id"], str | int):
             raise UserError(
                 f"{source.path}: object {number} has the `id` {show_text(repr(item['id']))}; an id is a "
@@ -79,36 +80,33 @@ def _items(source: ListSource) -> list[dict[str, Any]]:
     return items
 
 
-def _suffix(ids: list[str], source: ListSource) -> str:
-    for name in ids[:_LOOK_AT]:
+def _find_suffix(ids: list[str], source: ListSource) -> str:
+    for name in ids[:_PROBED_ROWS]:
         for suffix in _SUFFIXES:
             if exists(os.path.join(source.root, name + suffix)):
                 return suffix
-    tried = ", ".join(f"{ids[0]}{suffix}" for suffix in _SUFFIXES[:3])
-    raise UserError(
-        f"{source.path}: none of the first {len(ids[:_LOOK_AT])} videos is in the folder "
-        f"{source.root or '.'} ({tried} ...); set the prefix to the folder of the videos"
-    )
+    examples = ", ".join(f"{ids[0]}{suffix}" for suffix in _SUFFIXES[:3])
+    raise missing_videos(source, len(ids[:_PROBED_ROWS]), examples)
 
 
 def _templates(path: str) -> dict[str, int]:
-    """The classes of a labels JSON: template without brackets -> number."""
-    table = read_json(path, what="a labels JSON", remedy="it holds an object of template -> number")
+    """The labels in a labels JSON by template without brackets."""
+    table = read_json(path, what="a labels JSON", remedy="it contains an object of template -> number")
     if not isinstance(table, dict):
         raise UserError(f"{path}: is not an object of template -> number, but a {type(table).__name__}")
-    return {_plain(template): label_number(value, path, template) for template, value in table.items()}
+    return {_plain(template): parse_label(value, path, template) for template, value in table.items()}
 
 
-def _label(item: dict[str, Any], place: str, numbers: dict[str, int], classes: str) -> int:
+def _label(item: dict[str, Any], where: str, numbers: dict[str, int], classes: str) -> int:
     if "template" not in item:
-        raise UserError(f"{place} has no `template`, and others have; see labels=no")
+        raise UserError(f"{where} has no `template`, and others have one; add it, or set labels=no")
     if not isinstance(item["template"], str):
-        raise UserError(f"{place} has the template {show_text(repr(item['template']))}, which is not text")
+        raise UserError(f"{where} has the template {show_text(repr(item['template']))}, which is not text")
     template = _plain(item["template"])
     if template not in numbers:
         raise UserError(
-            f"{place} has the template {template!r}, which is not among the {len(numbers)} classes of "
-            f"{classes}{nearest(template, numbers)}; name the labels JSON of this list with classes="
+            f"{where} has the template {template!r}, which is not among the {len(numbers)} classes of "
+            f"{classes}{nearest(template, numbers)}; set classes= to the labels JSON of this list"
         )
     return numbers[template]
 
@@ -117,8 +115,8 @@ def _check_unlabelled(items: list[dict[str, Any]], source: str) -> None:
     for number, item in enumerate(items, start=1):
         if "template" in item:
             raise UserError(
-                f"{source}: object {number} (id {show_text(item['id'])}) has a `template`, and the first has "
-                "none"
+                f"{source}: object {number} (id {show_text(item['id'])}) has a `template`, and the first one "
+                "has none; add it to all, or set labels=no"
             )
 
 
@@ -126,21 +124,21 @@ def _plain(template: str) -> str:
     return template.replace("[", "").replace("]", "")
 
 
-def label_number(value: Any, source: str, name: str) -> int:
-    """The label of a class, which JSON files write as a number or as text.
+def parse_label(value: Any, source: str, name: str) -> int:
+    """Parse the label of a class in a JSON file, a number or text.
 
     Raises:
-        UserError: it is neither, or not from 0 to a million.
+        UserError: it is not an integer from 0 to a million.
     """
     text = str(value)
     if isinstance(value, bool | float) or not (text.isascii() and text.isdecimal() and len(text) < 8):
         raise UserError(
             f"{source}: the label {show_text(repr(value), 40)} of {show_text(name)!r} is not a whole number "
-            f"from 0 to {_MOST_CLASSES}"
+            f"from 0 to {_LARGEST_LABEL}"
         )
     return int(text)
 
 
 def is_name(text: str) -> bool:
-    """Whether text can be a name: not empty, without NUL characters and lone surrogates."""
+    """Whether a text can be a name: it is not empty and has no NUL characters or lone surrogates."""
     return bool(text.strip()) and "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)

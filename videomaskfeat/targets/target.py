@@ -51,7 +51,7 @@ class LossTally:
 
     sums: tuple[str, ...] = ("hidden", "_sum")
     """Attributes to sum over ranks: numbers, tensors, or None before the first batch."""
-    parts: Sequence[LossTally] = ()
+    tallies: Sequence[LossTally] = ()
     """Tallies that this one consists of."""
 
     def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
@@ -171,29 +171,29 @@ class SumTally(LossTally):
 
     def __init__(
         self,
-        parts: Sequence[LossTally],
+        tallies: Sequence[LossTally],
         weights: Sequence[float],
         split: Callable[[Tensor], Sequence[Tensor]],
     ) -> None:
-        self.parts = parts
+        self.tallies = tallies
         self._weights = weights
         self._split = split
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
-        for part, prediction, part_target in zip(self.parts, self._split(predictions), target, strict=True):
-            part.add(prediction, part_target, mask)
+        for tally, own, truth in zip(self.tallies, self._split(predictions), target, strict=True):
+            tally.add(own, truth, mask)
 
     @property
     def model(self) -> float:
-        return sum(weight * part.model for part, weight in zip(self.parts, self._weights, strict=True))
+        return sum(weight * tally.model for tally, weight in zip(self.tallies, self._weights, strict=True))
 
     @property
     def constant(self) -> float | None:
         total = 0.0
-        for part, weight in zip(self.parts, self._weights, strict=True):
-            if part.constant is None:
+        for tally, weight in zip(self.tallies, self._weights, strict=True):
+            if tally.constant is None:
                 return None
-            total += weight * part.constant
+            total += weight * tally.constant
         return total
 
 

@@ -136,7 +136,7 @@ def test_other_normalisation_than_that_of_the_weights_is_told(
     short = ["optim.epochs=0.25", "optim.warmup_epochs=0"]
     code, text = finetune(f"model.weights={pretrained}", f"clip.mean={mean}", *short)
     assert code == 0, text
-    words = "these weights saw pixels less 0.45, by 0.225; here clip.mean is (0.485, 0.456, 0.406)"
+    words = "these weights were trained with mean 0.45 and std 0.225, but clip.mean is (0.485, 0.456, 0.406)"
     assert (words in text) == told
     assert ("these weights saw" in text) == told
 
@@ -308,7 +308,7 @@ def test_weights_that_do_not_know_their_colours_say_so(finetune: Finetune, tmp_p
     torch.save({"model_state": create_model("maskfeat_mvitv2_nano", **ENCODER).state_dict()}, path)
     code, text = finetune(f"model.weights={path}")
     assert code == 0, text
-    assert "slowfast.pyth does not say in which order its model takes colours" in text
+    assert "slowfast.pyth does not contain the order and normalization of color channels" in text
     assert "import-slowfast" in text
 
 

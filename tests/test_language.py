@@ -26,34 +26,28 @@ from videomaskfeat.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 PENDING: set[str] = {
-    "benchmarks",
     "datasets",
     "package",
     "package/data",
-    "package/engine",
     "package/inference",
     "package/interop",
     "package/jobs",
-    "package/methods",
     "package/metrics",
     "package/models",
     "package/targets",
     "package/viz",
     "tests",
     "tests/data",
-    "tests/engine",
     "tests/fuzz",
     "tests/golden",
     "tests/inference",
     "tests/interop",
     "tests/jobs",
-    "tests/methods",
     "tests/metrics",
     "tests/models",
     "tests/reference",
     "tests/targets",
     "tests/viz",
-    "tools",
 }
 """Areas that are being rewritten. Remove an area in the commit that corrects its last violation."""
 
@@ -161,12 +155,14 @@ _PUBLIC = re.compile(
             r"\b(colour|normalised?)(?=[=:])|\bcolour(?=[.:] ?[{a-z])|(?<=section )colour",
             r"((?<=area[= ])|(?<=area: ))centre\b|\bcentre(?= \(a square)|(?<=repeated \| )centred",
             r"\bcentre_momentum\b|\btold(?=\.)|\blabelled(?=\.py)",
+            r"(class|cube)?_centre\b|\bgrey(?=[:'])|(?<=arguments\.)colour\b",
         )
     )
 )
 _PUBLIC_NAMES = {
     ("package/methods", "colour"),
     ("package/methods", "centre_momentum"),
+    ("package/methods", "grey"),
     ("package/targets", "normalise"),
     ("package/targets", "normalised"),
     ("package/targets", "parts"),

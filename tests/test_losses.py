@@ -124,9 +124,9 @@ def test_soft_cross_entropy_of_mixed_labels_is_the_mixture() -> None:
     a, b = torch.tensor([0, 1]), torch.tensor([2, 1])
     mixed = 0.3 * F.one_hot(a, 4) + 0.7 * F.one_hot(b, 4)
     loss = soft_cross_entropy(logits, mixed)
-    parts = [F.cross_entropy(logits.float(), labels) for labels in (a, b)]
+    terms = [F.cross_entropy(logits.float(), labels) for labels in (a, b)]
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, 0.3 * parts[0] + 0.7 * parts[1], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(loss, 0.3 * terms[0] + 0.7 * terms[1], atol=1e-6, rtol=1e-6)
 
 
 def test_logits_and_targets_of_other_class_counts_are_named() -> None:
@@ -256,7 +256,7 @@ def test_scores_are_sigmoids_and_those_of_poses_a_softmax() -> None:
     assert action_scores(torch.zeros(0, 5), POSES).shape == (0, 5)
 
 
-def test_scores_order_boxes_as_the_loss_was_learnt() -> None:
+def test_scores_order_boxes_as_the_loss_was_learned() -> None:
     """At the minimum of each loss the scores are the labels."""
     labels = torch.tensor([[True, False, True, False, False], [False, False, False, True, True]])
     right = torch.where(labels, 60.0, -60.0)

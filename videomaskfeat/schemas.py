@@ -208,7 +208,7 @@ class PretrainConfig:
 
 
 @dataclass
-class LabelledDataConfig(ListConfig):
+class LabeledDataConfig(ListConfig):
     """Labeled videos."""
 
     classes: int = key(0, "number of classes; 0: from the class names, or the largest label + 1", least=0)
@@ -217,7 +217,7 @@ class LabelledDataConfig(ListConfig):
 
 
 @dataclass
-class LabelledClipConfig(ClipConfig):
+class LabeledClipConfig(ClipConfig):
     """Clips in training."""
 
     sampling: str = key("clip", "frame sampling", choices=SAMPLINGS)
@@ -311,8 +311,8 @@ class EvaluateConfig(ValidationConfig):
 class FinetuneConfig:
     """Classification. The defaults are the published fine-tuning of MaskFeat MViTv2-S on Kinetics-400."""
 
-    data: LabelledDataConfig = section(LabelledDataConfig)
-    clip: LabelledClipConfig = section(LabelledClipConfig, crop_area=[0.08, 1.0], samples_per_video=2)
+    data: LabeledDataConfig = section(LabeledDataConfig)
+    clip: LabeledClipConfig = section(LabeledClipConfig, crop_area=[0.08, 1.0], samples_per_video=2)
     augment: AugmentConfig = section(AugmentConfig)
     mix: MixConfig = section(MixConfig)
     model: ClassifierConfig = section(ClassifierConfig)

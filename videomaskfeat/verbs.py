@@ -194,7 +194,7 @@ def compare(config: CompareConfig) -> int:
 
 def _pretrain_arguments() -> dict[str, list[str]]:
     from videomaskfeat.methods import METHODS, method_class
-    from videomaskfeat.methods.build import PARTS
+    from videomaskfeat.methods.build import SUPPLIED
     from videomaskfeat.targets import TARGETS, target_class
 
     targets = _arguments(
@@ -203,7 +203,7 @@ def _pretrain_arguments() -> dict[str, list[str]]:
         supplied=("build", "clip_mean", "clip_std"),
     )
     return targets | _arguments(
-        "method.arguments", {name: method_class(name) for name in METHODS}, supplied=PARTS
+        "method.arguments", {name: method_class(name) for name in METHODS}, supplied=SUPPLIED
     )
 
 

@@ -72,9 +72,9 @@ def test_each_picture_is_decoded_once_and_boxes_move_along() -> None:
     asked: list[int] = []
 
     class Counting(MemoryReader):
-        def _each(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        def _iter_frames(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
             asked.extend(wanted.tolist())
-            yield from super()._each(wanted)
+            yield from super()._iter_frames(wanted)
 
     keys = np.arange(40) * 0.4  # 12 frames: clips of every second frame share theirs
     with CountedReader(Counting(frames, fps=30)) as video:
@@ -264,8 +264,8 @@ def test_missing_frame_fails_only_the_clips_that_need_it(tmp_path: Path) -> None
     sample = dataset[SampleKey(0, 2)]
     assert sample.index in (0, 1)
     assert sample.failures[0].cause == (
-        "a_000091.png is missing, frame 90 of 150; frames count on without a gap, 30 a second: extract them "
-        "again, or read the video file itself"
+        "a_000091.png is missing, frame 90 of 150; frames must have consecutive numbers, 30 per second: "
+        "extract them again, or read the video file itself"
     )
 
 

@@ -200,7 +200,7 @@ def test_unreadable_key_frames_are_failures_that_nothing_stands_in_for(tmp_path:
     assert first.rows.tolist() == [0, 1, 2, 3, 6, 7]
     (failure,) = first.failures
     assert (failure.index, failure.path) == (2, str(tmp_path / "mixed" / "a"))
-    assert failure.cause.startswith("a_000091.png is missing, frame 90 of 150; frames count on without a gap")
+    assert failure.cause.startswith("a_000091.png is missing, frame 90 of 150; frames must have")
     assert (second.index.tolist(), second.rows.tolist(), second.views) == ([], [], ())
     assert [failure.index for failure in second.failures] == [4, 5, 6, 7]
     assert {failure.cause for failure in second.failures} == {"not a video file"}

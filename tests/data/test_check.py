@@ -40,13 +40,13 @@ def test_every_trouble_is_found_and_named(report: CheckReport) -> None:
         (8, "duplicate"),
     }  # fmt: skip
     assert found[2, "short"] == "5 frames, fewer than 16"
-    assert found[3, "odd"] == "turned by 270 degrees"
+    assert found[3, "odd"] == "rotated by 270 degrees"
     assert found[4, "odd"].startswith("variable frame rate")
     assert found[5, "unreadable"] == "empty file (0 bytes)"
     assert found[6, "duplicate"].startswith("same content as row 1 (")
-    assert found[6, "duplicate"].endswith("but label 6 and not 0")
+    assert found[6, "duplicate"].endswith("but label 6 instead of 0")
     assert found[7, "missing"] == "no such file"
-    assert found[8, "duplicate"] == "same path as row 1, but label 8 and not 0"
+    assert found[8, "duplicate"] == "same path as row 1, but label 8 instead of 0"
     assert report.bad == 3
 
 
@@ -94,7 +94,7 @@ def _scan_with_a_crash(path: str, reader: str, decode: bool) -> Scan:
 
 
 def test_empty_list_is_named() -> None:
-    with pytest.raises(UserError, match="the list holds no video"):
+    with pytest.raises(UserError, match="the list contains no videos"):
         check_list([])
     with pytest.raises(UserError, match="did you mean 'pyav'"):
         check_list([(__file__, None)], reader="pyavv", workers=0)

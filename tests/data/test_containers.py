@@ -119,13 +119,13 @@ def test_declared_samples_without_a_table_are_refused(
         for damage in damages:
             damage(data)
         path.write_bytes(data)
-        with pytest.raises(VideoReadError, match="more frames are declared than the file has bytes"):
+        with pytest.raises(VideoReadError, match="it declares more frames than it has bytes"):
             open_video(path)
     fragmented = write_video(path, frames=4, container_options={"movflags": "frag_keyframe+empty_moov"})
     data = bytearray(fragmented.read_bytes())
     _set(b"trun", 4, ">I", count)(data)
     path.write_bytes(data)
-    with pytest.raises(VideoReadError, match="more frames are declared than the file has bytes"):
+    with pytest.raises(VideoReadError, match="it declares more frames than it has bytes"):
         open_video(path)
 
 

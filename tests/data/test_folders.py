@@ -30,7 +30,7 @@ def test_other_files_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogC
     _touch(tmp_path, "a.mp4", "b/notes.txt", "b/x.TXT", "c.zip", "README", ".hidden", ".git/x.mp4")
     with caplog.at_level(logging.INFO):
         assert len(load_records(tmp_path)) == 1
-    assert caplog.messages == [f"{tmp_path}: 4 files left out: 2 .txt, 1 .zip, 1 without a suffix"]
+    assert caplog.messages == [f"{tmp_path}: 4 files skipped: 2 .txt, 1 .zip, 1 without an extension"]
 
 
 def test_videos_beside_pictures_are_not_lost(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_links_in_a_loop_give_each_video_once(tmp_path: Path, caplog: pytest.Log
         records = load_records(tmp_path / "videos")
     found = [os.path.relpath(record.path, tmp_path / "videos") for record in records]
     assert found == [f"{folder}/{number}.mp4" for folder in "ab" for number in range(5)]
-    words = "5 links not followed, to folders that are read already or hold this one (0_above, ...)"
+    words = "5 links not followed, to parent folders or folders that are already read (0_above, ...)"
     assert words in caplog.text
 
 

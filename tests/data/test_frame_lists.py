@@ -74,7 +74,7 @@ def test_paths_may_stand_in_quotes(tmp_path: Path) -> None:
         (HEADER, r"train\.csv: has a header and no rows"),
         (
             HEADER + "v 0 0 v/1.jpg\n",
-            r"train\.csv:2: 4 columns; a row is `original_vido_id .*`, parted by spaces",
+            r"train\.csv:2: 4 columns; a row is `original_vido_id .*`, separated by spaces",
         ),
         (HEADER + "\nv,0,0,v/1.jpg,3\n", r"train\.csv:3: 1 columns; a row is"),
         (
@@ -83,11 +83,11 @@ def test_paths_may_stand_in_quotes(tmp_path: Path) -> None:
         ),
         (
             HEADER + ava_rows("v", 0, 3) + 'v 0 4 v/v_000005.jpg ""\n',
-            r"train\.csv:5: frame 4 of v follows on frame 2; the rows of a video count its frames without",
+            r"train\.csv:5: frame 4 of v follows frame 2; the frame numbers of a video must be consecutive",
         ),
         (
             HEADER + ava_rows("v", 0, 2) + ava_rows("w", 1, 2) + ava_rows("v", 0, 2),
-            r"train\.csv:6: v had frames before; all rows of a video belong together, in one list",
+            r"train\.csv:6: v has earlier rows; all rows of a video must be adjacent, in one list",
         ),
     ],
 )

@@ -112,14 +112,14 @@ def test_each_video_is_opened_and_each_frame_decoded_once(
     def counting(path: str, reader: str) -> VideoReader:
         opened.append(path)
         video = open_video(path, reader)
-        each = video._each
+        each = video._iter_frames
 
         def count(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
             for index, picture in each(wanted):
                 decoded.append(index)
                 yield index, picture
 
-        monkeypatch.setattr(video, "_each", count)
+        monkeypatch.setattr(video, "_iter_frames", count)
         return video
 
     monkeypatch.setattr(views_module, "open_video", counting)

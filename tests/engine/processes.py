@@ -21,7 +21,7 @@ from videomaskfeat.engine import distributed as rank_watch
 from videomaskfeat.errors import RunFailed
 
 # Children are forked from a server that has imported torch once but never computed. torch._dynamo takes
-# seconds to import, and every optimizer step and DistributedDataParallel asks for it.
+# seconds to import, and every optimizer step and DistributedDataParallel needs it.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["videomaskfeat.engine.loop", "torch._dynamo"])
 
@@ -50,7 +50,7 @@ def exit_codes_of_ranks(count: int, function: Callable[..., None], *arguments: A
 def end_of_survivor(
     rank: int, function: Callable[..., None], folder: Path, *, timeout_seconds: float
 ) -> tuple[int | None, str]:
-    """Exit code and error of one of two ranks, of which the other one is killed when this one has ended."""
+    """Exit code and error of one of two ranks; the other rank is killed after it."""
     processes = _start_ranks(2, timeout_seconds, _keep_error, function, folder)
     processes[rank].join(timeout=120)
     for process in processes:
@@ -104,29 +104,29 @@ def _as_rank(
 
 
 def processes_of_session(leader: int) -> list[int]:
-    """Processes of a session (``start_new_session=True``) that still run, without those only not reaped."""
-    found = []
+    """Running processes of a session (``start_new_session=True``), without zombies."""
+    running = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, _, session = path.read_text(errors="replace").rpartition(")")[2].split()[:4]
         except OSError:  # it ended meanwhile
             continue
         if int(session) == leader and state not in "ZX":
-            found.append(int(path.parent.name))
-    return found
+            running.append(int(path.parent.name))
+    return running
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 120.0) -> None:
-    """Wait until something is so; fail if it takes too long."""
+    """Wait until a condition is true; fail if it takes too long."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition never became true"
         time.sleep(0.02)
 
 
 @contextmanager
 def session(line: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A command in a session of its own, of which nothing is left at the end."""
+    """A command in its own session; all of its processes are killed at the end."""
     process = subprocess.Popen(
         line, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
     )

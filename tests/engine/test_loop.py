@@ -55,7 +55,7 @@ def test_training_equals_one_written_out(tmp_path: Path, accumulate: int) -> Non
 
 
 class Follower:
-    """A teacher in small: follows the model's first bias, faster towards the end of the run."""
+    """A small teacher: follows the model's first bias, faster toward the end of the run."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -200,8 +200,8 @@ def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
     train_toy(tmp_path / "with", model=model, evaluate=evaluate, evaluate_every=4)
     train_toy(tmp_path / "without")
     assert modes == [(False, False)] * 5  # after 4, 8, 12, 16 and the last step
-    found = [line["step"] for line in metrics(tmp_path / "with") if line.get("evaluation/loss") == 1.5]
-    assert found == [4, 8, 12, 16, 18]
+    evaluated = [line["step"] for line in metrics(tmp_path / "with") if line.get("evaluation/loss") == 1.5]
+    assert evaluated == [4, 8, 12, 16, 18]
     one, two = (final_state(tmp_path / name)["model"] for name in ("with", "without"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -225,7 +225,9 @@ def test_too_many_failures_save_before_the_end(tmp_path: Path) -> None:
 
 def test_not_one_whole_step_is_refused(tmp_path: Path) -> None:
     loader = ToyLoader(accumulate=1)
-    with pytest.raises(UserError, match="accumulate=7 with 6 batches an epoch: not one whole optimizer step"):
+    with pytest.raises(
+        UserError, match="accumulate=7 with 6 batches per epoch: not one whole optimizer step"
+    ):
         train_toy(tmp_path, accumulate=7, loader=loader)
 
 

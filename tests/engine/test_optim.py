@@ -45,11 +45,11 @@ def test_groups_of_the_published_models_match_the_reference(
         layer_decay=layer_decay,
         layers=layers_behind(model),
     )
-    found = {name: [group["lr_scale"], group["weight_decay"]] for group in groups for name in group["names"]}
+    actual = {name: [group["lr_scale"], group["weight_decay"]] for group in groups for name in group["names"]}
     expected = recorded(golden, recipe)
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, values in expected.items():
-        assert found[name] == pytest.approx(values, rel=1e-12), name
+        assert actual[name] == pytest.approx(values, rel=1e-12), name
     assert all(group["lr"] == 2.0 * group["lr_scale"] for group in groups)
     assert len({(group["lr_scale"], group["weight_decay"]) for group in groups}) == len(groups)
 
@@ -167,7 +167,7 @@ FINETUNE_S = WarmupCosine(base_lr=6e-4, start_lr=1e-6, end_lr=1e-6, warmup_epoch
 
 @pytest.mark.parametrize(("name", "schedule"), [("pretrain_s", PRETRAIN_S), ("finetune_s", FINETUNE_S)])
 def test_rates_match_the_reference(golden: Path, name: str, schedule: WarmupCosine) -> None:
-    """Both sides compute in float64: equal but for the last digits."""
+    """Both sides compute in float64: equal except for the last digits."""
     points = json.loads((golden / "protocol.json").read_text())[f"lr_{name}"]
     assert len(points) >= 6
     for epoch, rate in points:

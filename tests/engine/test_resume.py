@@ -195,13 +195,6 @@ def test_finished_run_has_nothing_left_to_do(tmp_path: Path, reference: Path) ->
     assert_same_run(tmp_path, reference)
 
 
-def test_given_checkpoint_starts_a_new_folder(tmp_path: Path, reference: Path) -> None:
-    """The first lines are the old folder's; everything else is the same."""
-    train_toy(tmp_path, resume=reference / "checkpoints" / "step_00000008.pt")
-    assert metrics(tmp_path) == metrics(reference)[8:]
-    assert final_state(tmp_path)["progress"] == final_state(reference)["progress"]
-
-
 def test_other_accumulation_keeps_position(tmp_path: Path) -> None:
     """Without dropout the number of micro-batches changes only rounding (float32: 1e-6)."""
     train_toy(tmp_path / "one", dropout=0.0, accumulate=2)
@@ -235,17 +228,19 @@ def test_run_on_a_gpu_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     """Weights, optimizer, average and the GPU's random state; sums on a GPU may differ in their last bits."""
     gpu = torch.device("cuda", 0)
     train_toy(tmp_path / "whole", device=gpu)
-    train_toy(tmp_path / "parts", device=gpu, epochs=1.5)
-    train_toy(tmp_path / "parts", device=gpu)
-    whole, parts = (final_state(tmp_path / name) for name in ("whole", "parts"))
+    train_toy(tmp_path / "resumed", device=gpu, epochs=1.5)
+    train_toy(tmp_path / "resumed", device=gpu)
+    whole, resumed = (final_state(tmp_path / name) for name in ("whole", "resumed"))
     assert whole["random"]["ranks"][0].keys() == {"cpu", "cuda"}
     for part in ("model", "ema"):
         for name, value in whole[part].items():
-            torch.testing.assert_close(parts[part][name], value, atol=1e-5, rtol=1e-4, msg=f"{part}.{name}")
+            torch.testing.assert_close(resumed[part][name], value, atol=1e-5, rtol=1e-4, msg=f"{part}.{name}")
     for number, state in whole["optimizer"]["state"].items():
         for name, value in state.items():
-            torch.testing.assert_close(parts["optimizer"]["state"][number][name], value, atol=1e-5, rtol=1e-3)
-    one, two = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("whole", "parts"))
+            torch.testing.assert_close(
+                resumed["optimizer"]["state"][number][name], value, atol=1e-5, rtol=1e-3
+            )
+    one, two = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("whole", "resumed"))
     assert two == pytest.approx(one, rel=1e-3)
 
 

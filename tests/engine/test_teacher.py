@@ -16,7 +16,7 @@ from videomaskfeat.engine.teacher import (
     CollapseStop,
     ExponentialMovingAverage,
     Monitor,
-    RunningCentre,
+    RunningCenter,
     Teacher,
     mean_of_rows,
     sum_of_rows,
@@ -93,45 +93,45 @@ def test_impossible_momentum_is_refused(momentum: float) -> None:
         Teacher(nn.Linear(1, 1), momentum=CosineRamp(0.5, momentum))
 
 
-def test_centre_is_the_moving_average_of_the_steps_means() -> None:
+def test_center_is_the_moving_average_of_the_steps_means() -> None:
     """Against a loop over rows; steps of several micro-batches of unequal size; float32: 1e-6."""
     generator = torch.Generator().manual_seed(0)
     steps = [[torch.randn(n, 5, generator=generator) for n in sizes] for sizes in ((2, 3), (4,), (1, 1, 2))]
-    centre = RunningCentre(5, momentum=0.9)
-    for parts in steps:
-        centre.update(mean_of_rows([sum_of_rows(part) for part in parts]))
-    expected = reference.centred([torch.cat(parts).tolist() for parts in steps], 0.9)
-    torch.testing.assert_close(centre.value, torch.tensor(expected), atol=1e-6, rtol=1e-6)
-    again = RunningCentre(5)
-    again.load_state_dict(centre.state_dict())
-    assert torch.equal(again.value, centre.value)
+    center = RunningCenter(5, momentum=0.9)
+    for batches in steps:
+        center.update(mean_of_rows([sum_of_rows(part) for part in batches]))
+    expected = reference.centred([torch.cat(batches).tolist() for batches in steps], 0.9)
+    torch.testing.assert_close(center.value, torch.tensor(expected), atol=1e-6, rtol=1e-6)
+    again = RunningCenter(5)
+    again.load_state_dict(center.state_dict())
+    assert torch.equal(again.value, center.value)
 
 
-def test_centre_of_a_constant_closed_form() -> None:
+def test_center_of_a_constant_closed_form() -> None:
     """c_n = (1 - m^n) x."""
-    centre = RunningCentre(1, momentum=0.9)
+    center = RunningCenter(1, momentum=0.9)
     for _ in range(7):
-        centre.update(mean_of_rows([sum_of_rows(torch.full((3, 1), 2.0, dtype=torch.bfloat16))]))
-    assert centre.value.item() == pytest.approx(2 * (1 - 0.9**7), rel=1e-5)
+        center.update(mean_of_rows([sum_of_rows(torch.full((3, 1), 2.0, dtype=torch.bfloat16))]))
+    assert center.value.item() == pytest.approx(2 * (1 - 0.9**7), rel=1e-5)
 
 
 def update_on_a_rank(rows: torch.Tensor, expected: torch.Tensor) -> None:
-    """Rank 0 sees the first row, rank 1 the others; the centre is that of all."""
+    """Rank 0 sees the first row, rank 1 the others; the center is that of all."""
     with distributed.process_group(torch.device("cpu")):
-        centre = RunningCentre(rows.shape[1])
-        centre.update(mean_of_rows([sum_of_rows(rows[:1] if distributed.rank() == 0 else rows[1:])]))
-    torch.testing.assert_close(centre.value, expected, atol=1e-6, rtol=1e-6)
+        center = RunningCenter(rows.shape[1])
+        center.update(mean_of_rows([sum_of_rows(rows[:1] if distributed.rank() == 0 else rows[1:])]))
+    torch.testing.assert_close(center.value, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_centre_is_the_same_on_all_ranks() -> None:
+def test_center_is_the_same_on_all_ranks() -> None:
     rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
     assert exit_codes_of_ranks(2, update_on_a_rank, rows, 0.1 * rows.mean(dim=0)) == [0, 0]
 
 
 def test_mean_weighs_rows_alike() -> None:
-    parts = (torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 3.0], [4.0, 3.0]]))
-    assert mean_of_rows([sum_of_rows(part) for part in parts]).tolist() == [3.0, 2.0]
+    batches = (torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 3.0], [4.0, 3.0]]))
+    assert mean_of_rows([sum_of_rows(part) for part in batches]).tolist() == [3.0, 2.0]
 
 
 def collapse_stop(**arguments: float) -> CollapseStop:

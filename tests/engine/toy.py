@@ -55,11 +55,11 @@ class ToyLoader:
         self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[ToyBatch]:
         order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(epoch))
-        parts = self.accumulate * distributed.world_size()
+        chunks = self.accumulate * distributed.world_size()
         for number in range(first_batch, self.batches_per_epoch):
             step, micro = divmod(number, self.accumulate)
             whole = order[step * BATCH : (step + 1) * BATCH]
-            index = whole.chunk(parts)[distributed.rank() * self.accumulate + micro]
+            index = whole.chunk(chunks)[distributed.rank() * self.accumulate + micro]
             inputs = self.data[index].clone()
             if self.poisoned is not None:
                 inputs[index == self.poisoned] = float("nan")
@@ -67,28 +67,28 @@ class ToyLoader:
 
 
 class TroubledLoader(ToyLoader):
-    """Before it gives batch number ``at``, counted over all epochs, it fails, or a signal reaches the wait.
+    """Fails before batch number ``at``, counted over all epochs, or waits there after a signal.
 
     Args:
-        trouble: the error that it raises, or the signal that it waits after.
+        trouble: the error to raise, or the signal to send to this process.
     """
 
     def __init__(self, *, accumulate: int, at: int, trouble: Exception | signal.Signals) -> None:
         super().__init__(accumulate=accumulate)
-        self.at, self.trouble, self.given = at, trouble, 0
+        self.at, self.trouble, self.yielded = at, trouble, 0
 
     def epoch(
         self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] = lambda: False
     ) -> Iterator[ToyBatch]:
         for batch in super().epoch(epoch, first_batch):
-            if self.given == self.at:
+            if self.yielded == self.at:
                 if isinstance(self.trouble, Exception):
                     raise self.trouble
                 os.kill(os.getpid(), self.trouble)
                 while not stop():
                     time.sleep(0.01)
                 return
-            self.given += 1
+            self.yielded += 1
             yield batch
 
 

@@ -105,7 +105,7 @@ def test_checkpoint_with_other_classes_is_refused(tmp_path: Path) -> None:
         # Three crops lie along the longer side of frames as small as they are.
         ({"TEST.NUM_SPATIAL_CROPS": 3}, {"crops": 3, "short_side": 64}),
         ({"TEST.NUM_TEMPORAL_CLIPS": [1, 10, 4]}, {"views": 10, "view_counts": (1, 10, 4)}),
-        # Pictures of SSv2 are read as blue, green, red and normalised so, then reversed or not.
+        # Pictures of SSv2 are read as blue, green, red and normalized in that order, then reversed or not.
         (
             {"TEST.DATASET": "ssv2", "TEST.NUM_ENSEMBLE_VIEWS": 2, "DATA.MEAN": [0.1, 0.2, 0.3]},
             {
@@ -410,7 +410,7 @@ def test_tubes_and_pixels_of_all_frames_are_read(tmp_path: Path) -> None:
     assert imported.mask.kind == "random_tube"
     assert imported.target is not None
     clips = torch.randn(1, 3, 4, 64, 64)
-    cube = clips[0, :, 2:4, 16:32, 32:48].permute(1, 2, 3, 0)  # [frame, row, column, colour]
+    cube = clips[0, :, 2:4, 16:32, 32:48].permute(1, 2, 3, 0)  # [frame, row, column, color]
     assert torch.equal(imported.target(clips)[0, 1, 1, 2], cube.flatten())
 
 

@@ -20,7 +20,7 @@ from videomaskfeat.processes import Verbs
 from videomaskfeat.schemas import CompareConfig, CompareSettings
 from videomaskfeat.targets import TARGETS
 
-SETTINGS: dict[str, Any] = {
+SECTION: dict[str, Any] = {
     "folder": "out",
     "pretrain": "configs/pretrain/sample.yaml",
     "finetune": "configs/finetune/sample.yaml",
@@ -36,13 +36,13 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def settings(**changes: Any) -> CompareSettings:
-    """The settings above with some changed."""
-    return CompareSettings(**{**SETTINGS, **changes})
+def section(**changes: Any) -> CompareSettings:
+    """The section above with changes."""
+    return CompareSettings(**{**SECTION, **changes})
 
 
 def test_every_target_has_its_runs_with_each_seed_in_their_order() -> None:
-    runs = plan_runs(settings(seeds=2), ["pixels", "hog"])
+    runs = plan_runs(section(seeds=2), ["pixels", "hog"])
     assert [(one.target, one.seed) for one in runs] == [
         ("pixels", 1),
         ("pixels", 2),
@@ -63,7 +63,7 @@ def test_every_target_has_its_runs_with_each_seed_in_their_order() -> None:
 
 def test_entries_that_fine_tune_alike_share_what_is_trained_from_scratch() -> None:
     alike = {"finetune": {"model": {"name": "vit_nano"}}}
-    runs = plan_runs(settings(targets={"hog": {}, "mae": alike, "pixels": {}, "hog_vit": alike}))
+    runs = plan_runs(section(targets={"hog": {}, "mae": alike, "pixels": {}, "hog_vit": alike}))
     scratch = [one.scratch for one in runs]
     folders = [str(one.folder) for one in scratch if one is not None]
     assert folders == [f"out/{name}/seed_1/scratch" for name in ("hog", "mae", "hog", "mae")]
@@ -102,7 +102,7 @@ def test_keys_become_overrides() -> None:
 )
 def test_mistakes_are_said_before_the_first_run(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        plan_runs(settings(**changes))
+        plan_runs(section(**changes))
 
 
 EPOCH = {"optim": {"epoch": 1}}
@@ -129,13 +129,13 @@ EPOCH = {"optim": {"epoch": 1}}
 )
 def test_mistakes_in_an_entry_are_said_before_the_first_run(entry: Any, words: str) -> None:
     with pytest.raises(UserError, match=rf"compare\.targets\.{words}"):
-        plan_runs(settings(targets={"a": entry}))
+        plan_runs(section(targets={"a": entry}))
 
 
 def test_an_unknown_target_is_named() -> None:
     words = r"--targets: compare\.targets entry 'hogg' is unknown; did you mean 'hog'\? there are"
     with pytest.raises(UserError, match=words):
-        plan_runs(settings(), ["hogg"])
+        plan_runs(section(), ["hogg"])
 
 
 @pytest.mark.parametrize("name", ["sample", "sample_images"])
@@ -153,21 +153,21 @@ def test_shipped_comparison_has_every_target_of_the_family(name: str) -> None:
 def test_finished_run_of_another_config_is_not_taken_for_this_one(tmp_path: Path) -> None:
     """Budgets must not be mixed in one table; how often it is probed may differ."""
     shared = {"pretrain": {"optim": {"epochs": 2}}}
-    (one,) = plan_runs(settings(folder=str(tmp_path), shared=shared, targets={"hog": {}}, finetune=""))
+    (one,) = plan_runs(section(folder=str(tmp_path), shared=shared, targets={"hog": {}}, finetune=""))
     one.pretrain.folder.mkdir(parents=True)
     (one.pretrain.folder / "config.yaml").write_text(config_text(one.pretrain_config()))
     (one.pretrain.folder / "summary.json").write_text("{}")
     same = {"folder": str(tmp_path), "targets": {"hog": {}}, "finetune": ""}
-    assert plan_runs(settings(**same, shared=shared, probes=1))[0].pretrain.finished
+    assert plan_runs(section(**same, shared=shared, probes=1))[0].pretrain.finished
     with pytest.raises(
         UserError, match=r"config\.yaml: belongs to a run of another config: optim\.epochs is 2.* and 9"
     ):
-        plan_runs(settings(**same, shared={"pretrain": {"optim": {"epochs": 9}}}))
+        plan_runs(section(**same, shared={"pretrain": {"optim": {"epochs": 9}}}))
 
 
 def test_a_run_that_fails_is_named_with_its_last_word(tmp_path: Path) -> None:
     with pytest.raises(
-        RunFailed, match=r"run: ended with code 2 .*data\.train is not set.*same command goes on"
+        RunFailed, match=r"run: ended with code 2 .*data\.train is not set.*same command continues"
     ):
         Command(tmp_path / "run", "pretrain", "", ()).run(Verbs())
 
@@ -199,8 +199,8 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump({"compare": config}, sort_keys=False))
     assert main(["compare", "--config", str(path)]) == 0
-    said = capfd.readouterr()
-    assert f"report  {tmp_path / 'out' / 'report.html'}" in said.out
+    output = capfd.readouterr()
+    assert f"report  {tmp_path / 'out' / 'report.html'}" in output.out
     content = simplejson.loads((tmp_path / "out" / "table.json").read_text())
     assert [row["target"] for row in content["targets"]] == ["hog", "fine_hog"]
     for row in content["targets"]:

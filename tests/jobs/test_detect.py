@@ -29,11 +29,11 @@ from videomaskfeat.jobs.detect import (
     DetectRun,
     build_detector,
     build_loss,
+    build_recipe,
     class_weights,
     read_lists,
-    recipe_of,
     training_loader,
-    video_places,
+    video_locations,
 )
 from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.metrics.ava_map import evaluate_files
@@ -56,11 +56,11 @@ def actions(tmp_path_factory: pytest.TempPathFactory) -> ActionSet:
 def verb(capfd: pytest.CaptureFixture[str]) -> Verb:
     """``verb(name, *arguments) -> (exit code, stdout, stderr)``."""
 
-    def call(name: str, *arguments: str | Path) -> tuple[int, str, str]:
+    def run_verb_here(name: str, *arguments: str | Path) -> tuple[int, str, str]:
         code = main([name, *map(str, arguments)])
         return code, *capfd.readouterr()
 
-    return call
+    return run_verb_here
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -89,15 +89,15 @@ def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: Action
     assert (summary["key_frames"], summary["listed"]) == (5, 5)
     page = Page((run / "report.html").read_text()).text
     assert f"{100 * summary['mean_ap']:.2f} %" in page
-    assert "Of 5 of 5 held-out key frames, whole frames" in page
+    assert "On 5 of 5 held-out key frames, whole frames" in page
     recipe = read_detect_recipe(run / "best.safetensors")
     assert (recipe.actions, recipe.clip.frames, recipe.area) == (ACTIONS, 4, "whole")
 
     out = tmp_path / "out"
     arguments = [run / "best.safetensors", *actions.evaluation(), "--boxes", actions.boxes, "--out", out]
-    code, said, text = verb("detect-evaluate", *arguments)
+    code, output, text = verb("detect-evaluate", *arguments)
     assert code == 0, text
-    assert "detected boxes on whole frames: 15 in 5 of 5 key frames" in said
+    assert "detected boxes on whole frames: 15 in 5 of 5 key frames" in output
     result, own = result_of(out), result_of(run / "score")
     assert result["mean_ap"] == own["mean_ap"] == summary["mean_ap"]
     assert (out / "detections.csv").read_bytes() == (run / "score" / "detections.csv").read_bytes()
@@ -158,9 +158,9 @@ def test_choices_of_frames_and_boxes_are_named_in_the_result(
         "detected": ["--boxes", actions.boxes, "--score-threshold", "0.93"],
     }.items():
         out = tmp_path / name
-        code, said, text = verb("detect-evaluate", weights, *actions.evaluation(), *arguments, "--out", out)
+        code, output, text = verb("detect-evaluate", weights, *actions.evaluation(), *arguments, "--out", out)
         assert code == 0, text
-        scores[name] = (result_of(out), (out / "detections.csv").read_text(), said)
+        scores[name] = (result_of(out), (out / "detections.csv").read_text(), output)
     seen = {name: result["seen"] for name, (result, _, _) in scores.items()}
     assert seen["plain"]["boxes"] == "ground truth"
     assert "score_threshold" not in seen["plain"]
@@ -193,10 +193,10 @@ def test_an_unreadable_video_is_listed_and_counts_as_not_found(
     (videos / "w.mp4").write_bytes(b"no video")
     weights, out = write_detector(tmp_path / "d.safetensors"), tmp_path / "out"
     arguments = [weights, *actions.evaluation(), "--videos", videos, "--out", out]
-    code, said, text = verb("detect-evaluate", *arguments)
+    code, output, text = verb("detect-evaluate", *arguments)
     assert code == 3, text
-    assert "4 in 2 of 5 key frames" in said
-    assert "3 key frames could not be read: their ground truth counts as not found" in said
+    assert "4 in 2 of 5 key frames" in output
+    assert "3 key frames could not be read: their ground truth counts as not found" in output
     assert f"detect-evaluate: {videos / 'w.mp4'}: not a video file (3 key frames)" in text
     assert text.count("detect-evaluate: ") == 1
     tested = result_of(out)["tested"]
@@ -224,9 +224,9 @@ def test_ground_truth_without_a_detected_box_is_counted_and_said(
     boxes.write_text("".join(row for row in rows if not row.startswith(("w,0002", "w,0003"))))
     weights = write_detector(tmp_path / "d.safetensors")
     arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
-    code, said, text = verb("detect-evaluate", *arguments)
+    code, output, text = verb("detect-evaluate", *arguments)
     assert code == 0, text
-    assert "2 key frames of the ground truth have no detected box: their ground truth counts" in said
+    assert "2 key frames of the ground truth have no detected box: their ground truth counts" in output
     assert result_of(out)["undetected_key_frames"] == 2
     assert all(row["found"] <= 3 / 5 for row in result_of(out)["actions"] if row["groundtruth"])
 
@@ -238,10 +238,10 @@ def test_boxes_of_videos_without_ground_truth_are_counted_and_said(
     boxes.write_text(Path(actions.boxes).read_text() + "a,0001,0.1,0.1,0.5,0.5,,0.9\n")
     weights = write_detector(tmp_path / "d.safetensors")
     arguments = [weights, *actions.evaluation(), "--boxes", boxes, "--out", out]
-    code, said, text = verb("detect-evaluate", *arguments)
+    code, output, text = verb("detect-evaluate", *arguments)
     assert code == 0, text
     words = "1 detected box is of 1 video without ground truth (a), and left out"
-    assert words in said
+    assert words in output
     assert f"{boxes}: {words}" in text
     assert result_of(out)["left_out"] == {"boxes": 1, "videos": ["a"]}
     assert result_of(out)["detections"]["of_unknown_videos"] == 0
@@ -401,7 +401,7 @@ def test_lists_hold_what_is_trained_and_tested_on(config_of: Any) -> None:
     assert lists.tested is not None
     assert lists.truth is not None
     assert (len(lists.tested.boxes), len(lists.truth.boxes)) == (15, 10)  # a second is excluded
-    recipe = recipe_of(config_of("evaluate.area=centre"), lists)
+    recipe = build_recipe(config_of("evaluate.area=centre"), lists)
     assert (recipe.area, recipe.short_side, recipe.score_threshold) == ("centre", 32, 0.8)
 
 
@@ -441,7 +441,7 @@ def test_class_weights_are_powers_of_counts_of_mean_one() -> None:
     assert class_weights(labels, power=0.0).tolist() == [1, 1, 1]
 
 
-def test_step_is_the_loss_of_normalised_clips() -> None:
+def test_step_is_the_loss_of_normalized_clips() -> None:
     class Model(torch.nn.Module):
         def forward(self, clips: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
             return clips.mean(dim=(1, 2, 3, 4))[boxes[:, 0].long(), None] * torch.ones(CLASSES)
@@ -518,7 +518,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
     [
         (["loss.name=sigmid"], "loss.name 'sigmid' is unknown; did you mean 'sigmoid'"),
         (["loss.name=poses"], r"needs the ids of two poses or more, and .*labels\.pbtxt has no label_type"),
-        (["loss.name=poses", "loss.poses=[1,9]"], "loss.poses holds 9, and there are the actions 1 to 4"),
+        (["loss.name=poses", "loss.poses=[1,9]"], "loss.poses contains 9; ids of actions are 1 to 4"),
         (["loss.balance=2"], "loss.balance 2 must be between 0 and 1"),
         (["loss.focusing=-1"], "loss.focusing -1 must be at least 0"),
         (
@@ -527,7 +527,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         ),
         (
             ["model.name=maskfeat_mvitv2_nano"],
-            "'maskfeat_mvitv2_nano' is no detector of actions; take",
+            "'maskfeat_mvitv2_nano' is no detector of actions; use",
         ),
         (
             ["model.name=maskfeat_mvit_nano_detector"],
@@ -554,7 +554,7 @@ def test_impossible_settings_are_named(config_of: Any, overrides: list[str], wor
     def build() -> None:
         config = config_of(*overrides)
         lists = read_lists(config)
-        recipe_of(config, lists)
+        build_recipe(config, lists)
         build_loss(config, lists, CPU)
         build_detector(config, lists.classes)
         training_loader(config, lists.train)
@@ -578,14 +578,14 @@ def test_an_action_beyond_the_classes_is_named_with_its_line(config_of: Any, tmp
 
 
 def test_extracted_frames_are_found_by_lists(config_of: Any) -> None:
-    places = video_places(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
+    places = video_locations(config_of("data.videos=", "data.frame_lists=[none.csv]", "data.frames=f"))
     assert places == VideoLocations(frame_lists=("none.csv",), frames="f")
     with pytest.raises(UserError, match=r"none\.csv: no such"):
         places.find_videos(read_lists(config_of()).train)
 
 
 def test_boxes_where_nobody_is_are_tested_on(tmp_path: Path) -> None:
-    """Also in a video of which the ground truth has no box: what is found there is a false positive."""
+    """Also in a video without a ground truth box: a box there is a false positive."""
     (tmp_path / "truth.csv").write_text("a,1,0.1,0.1,0.5,0.5,12\nb,2\nc,3\n")
     rows = [f"{video},{second},0.1,0.1,0.5,0.5,,0.99\n" for video, second in ("a1", "b2", "d4")]
     (tmp_path / "boxes.csv").write_text("".join(rows))

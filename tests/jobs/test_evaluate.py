@@ -175,7 +175,7 @@ def test_unlabelled_list_gives_predictions_and_a_submission(made: Path, run: Run
     ]
     assert not (tmp_path / "out" / "confusion.csv").exists()
     page = Page((tmp_path / "out" / "report.html").read_text())
-    assert "2 of 3 videos were scored; the list has no labels, so there is no accuracy." in page.text
+    assert "2 of 3 videos were scored. The list has no labels, so there is no accuracy." in page.text
 
 
 def test_report_shows_what_was_found_and_asks_for_nothing(made: Path, run: Run, tmp_path: Path) -> None:
@@ -186,8 +186,10 @@ def test_report_shows_what_was_found_and_asks_for_nothing(made: Path, run: Run, 
     page, result = Page(html), result_of(tmp_path)
     assert page.addresses
     assert all(address.startswith("data:image/") for address in page.addresses)
-    assert f"Top-1 {result['top1']:.2f} % of 9 of 10 videos. The other 1 could not be read" in page.text
-    assert f"counted as wrong, top-1 is {result['top1'] * 9 / 10:.2f} %" in page.text
+    assert (
+        f"Top-1 {result['top1']:.2f} % of 9 of 10 videos. 95 % confidence interval: 6 to 55 %." in page.text
+    )
+    assert f"1 could not be read; counted as wrong, top-1 is {result['top1'] * 9 / 10:.2f} %" in page.text
     assert "<b>push</b>" in page.text  # as text, so it was escaped
     assert "1 of 10 videos missing" in page.text
     assert f"{made / '004.mp4'} not a video file" in page.text

@@ -22,7 +22,7 @@ from videomaskfeat.data.batches import LabelledBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine.run import BestWeights
 from videomaskfeat.errors import UserError
-from videomaskfeat.jobs.finetune import FinetuneRun, LabelledLists, read_lists, words_on_gaps
+from videomaskfeat.jobs.finetune import ClassLists, FinetuneRun, label_gap_warning, read_lists
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import load_model, read_state, save_weights
@@ -65,12 +65,12 @@ TINY = [
 def finetune(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Finetune:
     """``finetune(*overrides) -> (exit code, what stderr says)`` of a tiny run in ``tmp_path / "run"``."""
 
-    def call(*overrides: str) -> tuple[int, str]:
+    def run_finetune(*overrides: str) -> tuple[int, str]:
         data = [f"data.train={sample / 'train.csv'}", f"data.validation={sample / 'val.csv'}"]
         code = main(["finetune", *TINY, *data, f"run.folder={tmp_path / 'run'}", *overrides])
         return code, capfd.readouterr().err
 
-    return call
+    return run_finetune
 
 
 @pytest.fixture
@@ -129,16 +129,16 @@ def test_pretrained_encoder_is_where_the_run_starts(
         assert torch.equal(before[name], after[name]), name
 
 
-@pytest.mark.parametrize(("mean", "told"), [("0.45", False), ("[0.485, 0.456, 0.406]", True)])
-def test_other_normalisation_than_that_of_the_weights_is_told(
-    finetune: Finetune, pretrained: Path, mean: str, told: bool
+@pytest.mark.parametrize(("mean", "warned"), [("0.45", False), ("[0.485, 0.456, 0.406]", True)])
+def test_other_normalization_than_that_of_the_weights_causes_a_warning(
+    finetune: Finetune, pretrained: Path, mean: str, warned: bool
 ) -> None:
     short = ["optim.epochs=0.25", "optim.warmup_epochs=0"]
     code, text = finetune(f"model.weights={pretrained}", f"clip.mean={mean}", *short)
     assert code == 0, text
     words = "these weights were trained with mean 0.45 and std 0.225, but clip.mean is (0.485, 0.456, 0.406)"
-    assert (words in text) == told
-    assert ("these weights saw" in text) == told
+    assert (words in text) == warned
+    assert ("these weights were trained" in text) == warned
 
 
 def test_probe_leaves_the_encoder_alone(finetune: Finetune, pretrained: Path, tmp_path: Path) -> None:
@@ -184,9 +184,9 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
     run.compare = functools.partial(FinetuneRun.classify, run)
     loss, metrics, _ = FinetuneRun.step(run, batch)
     logits = model(normalize(clips, mean=0.45, std=0.225))
-    wanted = 0.02 * torch.ones(2, 5)
-    wanted[0, 1] = wanted[1, 4] = 0.92
-    expected = -(wanted * logits.log_softmax(-1)).sum(-1).mean()
+    targets = 0.02 * torch.ones(2, 5)
+    targets[0, 1] = targets[1, 4] = 0.92
+    expected = -(targets * logits.log_softmax(-1)).sum(-1).mean()
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
     right = (logits.argmax(-1) == batch.labels).float().mean() * 100
     assert metrics["train_top1"] == right
@@ -208,7 +208,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.classes=5"], ("train.csv", "has the label 5", "with 5 classes labels are 0..4")),
+        (["data.classes=5"], ("train.csv", "has the label 5", "labels of 5 classes are 0..4")),
         (["clip.sampling=segment"], ("clip.sampling 'segment' is unknown; did you mean 'segments'",)),
         (["evaluate.crops=2"], ("evaluate.crops 2 must be 1 or 3",)),
         (["clip.sampling=segments"], ("views=2 with sampling=segments", "use views=1")),
@@ -246,7 +246,7 @@ def test_weights_of_another_model_are_refused_with_its_likely_name(
     assert_refused(finetune(f"model.weights={path}"), "other.safetensors", "maskfeat_mvitv2_nano")
 
 
-def test_unlabelled_list_is_refused(finetune: Finetune, sample: Path) -> None:
+def test_unlabeled_list_is_refused(finetune: Finetune, sample: Path) -> None:
     (sample / "bare.csv").write_text("".join(f"videos/{n:06d}.mp4\n" for n in range(16)))
     assert_refused(finetune(f"data.train={sample / 'bare.csv'}"), "bare.csv", "label")
 
@@ -303,7 +303,7 @@ def test_resumed_run_keeps_the_views_it_was_last_tested_with(finetune: Finetune,
     assert read_classify_recipe(tmp_path / "run" / "best.safetensors").views == 3
 
 
-def test_weights_that_do_not_know_their_colours_say_so(finetune: Finetune, tmp_path: Path) -> None:
+def test_weights_without_a_channel_order_cause_a_warning(finetune: Finetune, tmp_path: Path) -> None:
     path = tmp_path / "slowfast.pyth"
     torch.save({"model_state": create_model("maskfeat_mvitv2_nano", **ENCODER).state_dict()}, path)
     code, text = finetune(f"model.weights={path}")
@@ -335,12 +335,12 @@ def lists(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def read(folder: Path, *overrides: str) -> LabelledLists:
+def read(folder: Path, *overrides: str) -> ClassLists:
     data = [f"data.train={folder / 'train.csv'}", f"data.validation={folder / 'val.csv'}"]
     return read_lists(load_config(FinetuneConfig, None, [*data, *overrides]))
 
 
-def labels(lists: LabelledLists) -> tuple[list[int], list[int]]:
+def labels(lists: ClassLists) -> tuple[list[int], list[int]]:
     assert lists.validation is not None
     assert lists.train.labels is not None
     assert lists.validation.labels is not None
@@ -349,9 +349,9 @@ def labels(lists: LabelledLists) -> tuple[list[int], list[int]]:
 
 def test_classes_in_words_have_the_numbers_of_the_training_list(lists: Path) -> None:
     """The held-out list lacks a class, and by itself would number the others from 0."""
-    found = read(lists)
-    assert found.names == ("archery", "bowling", "cooking")
-    assert labels(found) == ([0, 1, 2, 1], [2, 1])
+    class_lists = read(lists)
+    assert class_lists.names == ("archery", "bowling", "cooking")
+    assert labels(class_lists) == ([0, 1, 2, 1], [2, 1])
 
 
 @pytest.mark.parametrize("name", ["names.txt", "names.json"])
@@ -359,9 +359,9 @@ def test_a_file_of_names_numbers_both_lists(lists: Path, name: str) -> None:
     names = ["cooking", "bowling", "archery", "dancing"]
     text = "\n".join(names) if name == "names.txt" else json.dumps(names)
     (lists / name).write_text(text)
-    found = read(lists, f"data.class_names={lists / name}")
-    assert found.classes == 4
-    assert labels(found) == ([2, 1, 0, 1], [0, 1])
+    class_lists = read(lists, f"data.class_names={lists / name}")
+    assert class_lists.classes == 4
+    assert labels(class_lists) == ([2, 1, 0, 1], [0, 1])
 
 
 def test_class_of_the_held_out_list_alone_is_refused(lists: Path) -> None:
@@ -371,7 +371,7 @@ def test_class_of_the_held_out_list_alone_is_refused(lists: Path) -> None:
 
 
 def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.csv: holds 3 class names, and data\.classes is 400; leave"):
+    with pytest.raises(UserError, match=r"train\.csv: has 3 class names, and data\.classes is 400; leave"):
         read(lists, "data.classes=400")
 
 
@@ -393,7 +393,7 @@ def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> No
 )
 def test_labels_that_start_at_1_or_have_gaps(numbers: list[int], words: str) -> None:
     records = Records.from_paths(["a"] * len(numbers), numbers, source="l.csv")
-    text = words_on_gaps(records, max(numbers) + 1)
+    text = label_gap_warning(records, max(numbers) + 1)
     assert re.search(words, text) if words else not text
 
 
@@ -407,12 +407,12 @@ def plan(model: torch.nn.Module, *overrides: str) -> str:
     """Of fine-tuning a model on 64 videos."""
     config = load_config(FinetuneConfig, None, ["clip.frames=8", "clip.crop=64", *overrides])
     records = Records.from_paths(["a.mp4"] * 64, [0] * 64, source="train.csv")
-    run = SimpleNamespace(config=config, model=model, lists=LabelledLists(records, None, 5, ()))
+    run = SimpleNamespace(config=config, model=model, lists=ClassLists(records, None, 5, ()))
     return "\n".join(FinetuneRun.plan(run))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "warned"),
     [
         ([], False),
         (["optim.accumulate=8"], False),  # two videos of two clips
@@ -423,18 +423,18 @@ def plan(model: torch.nn.Module, *overrides: str) -> str:
         (["optim.accumulate=16", "mix.probability=0"], False),
     ],
 )
-def test_plan_says_where_no_two_videos_meet_to_be_mixed(overrides: list[str], told: bool) -> None:
-    """Of the default 32 clips a step, two from each video."""
+def test_plan_warns_if_no_two_videos_can_be_mixed(overrides: list[str], warned: bool) -> None:
+    """The default is 32 clips per step, two per video."""
     model = create_model("maskfeat_mvitv2_nano_classifier", classes=5)
     words = "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the number of"
-    assert (words in plan(model, *overrides)) == told
+    assert (words in plan(model, *overrides)) == warned
 
 
 @pytest.mark.parametrize(
     ("learned", "words"),
     [(1_285, "(1.28 K learned"), (9_999, "(10.00 K learned"), (10_000, "(0.01 M learned")],
 )
-def test_plan_says_how_little_a_probe_learns(learned: int, words: str) -> None:
+def test_plan_states_the_learned_parameters_of_a_probe(learned: int, words: str) -> None:
     model = create_model("maskfeat_mvitv2_nano_classifier", classes=5).requires_grad_(False)
     model.probe = torch.nn.Parameter(torch.zeros(learned))
     assert words in plan(model)
@@ -445,7 +445,7 @@ SAME = ["model.drop_path=0.0", "mix.mixup=0", "mix.cutmix=0", "data.balanced=tru
 
 
 def finetune_on_ranks(count: int, sample: Path, run: Path) -> None:
-    """A tiny run on so many ranks; 3 held-out videos, so that one rank has one more than the other."""
+    """A tiny run with 3 held-out videos, so that one of two ranks has one more."""
     rows = (sample / "val.csv").read_text() + (sample / "test.csv").read_text().splitlines()[0] + "\n"
     (sample / "three.csv").write_text(rows)
     data = [f"data.train={sample / 'train.csv'}", f"data.validation={sample / 'three.csv'}"]

@@ -13,7 +13,7 @@ from tests.engine.processes import exit_codes_of_ranks
 from tests.jobs.conftest import TINY
 from tests.jobs.test_tokenizer import ARGUMENTS as TOKENIZERS
 from tests.jobs.test_tokenizer import TINY as TINY_TOKENIZER
-from tests.methods.parts import ARGUMENTS
+from tests.methods.tiny import ARGUMENTS
 from videomaskfeat.config import load_config
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import StopRequested, StopSignals

@@ -19,7 +19,7 @@ from videomaskfeat import methods
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
-from videomaskfeat.jobs.pretrain import closing_words
+from videomaskfeat.jobs.pretrain import final_lines
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import normalize
@@ -132,7 +132,7 @@ def test_step_loss_is_the_mean_over_hidden_cells() -> None:
     assert loss.item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)
 
 
-def test_missing_settings_are_asked_for(pretrain: Pretrain) -> None:
+def test_missing_keys_are_named(pretrain: Pretrain) -> None:
     assert_refused(pretrain("data.train=''"), "data.train is not set", "data.train=train.csv")
     assert_refused(pretrain("run.folder=''"), "run.folder is not set")
 
@@ -297,10 +297,10 @@ def test_run_folder_of_another_config_is_refused_and_kept(pretrain: Pretrain, tm
 def test_no_space_left_ends_with_code_1_and_keeps_the_checkpoint(
     pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ["run.checkpoint_epochs=1"]
-    assert pretrain(*settings, "optim.epochs=1.5")[0] == 0
-    kept = sorted((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
-    content = kept[-1].read_bytes()
+    overrides = ["run.checkpoint_epochs=1"]
+    assert pretrain(*overrides, "optim.epochs=1.5")[0] == 0
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("step_*.pt"))
+    content = checkpoints[-1].read_bytes()
 
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -308,7 +308,7 @@ def test_no_space_left_ends_with_code_1_and_keeps_the_checkpoint(
     monkeypatch.setattr("torch.save", full)
     other = f"run.folder={tmp_path / 'other'}"
     assert_refused(pretrain(other), "No space left", code=1)
-    assert kept[-1].read_bytes() == content
+    assert checkpoints[-1].read_bytes() == content
 
 
 def test_folder_that_cannot_be_made_is_refused(pretrain: Pretrain, tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_trained_model_is_placed_beside_the_constant(trained: float, words: str)
         "heldout_untrained": 3.0,
         "heldout_trained": trained,
     }
-    assert f"({words})" in closing_words(summary)[-1]
+    assert f"({words})" in final_lines(summary)[-1]
 
 
 def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() -> None:
@@ -379,7 +379,7 @@ def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() 
         **{f"{probe}_top1{when}": 10.0 for probe in ("knn", "linear") for when in ("", "_untrained")},
         "not_drawn": "target 'dvae' cannot be drawn",
     }
-    text = "\n".join(closing_words(summary))
+    text = "\n".join(final_lines(summary))
     for words in (
         "best constant prediction  unknown for this loss",
         "top-1 on 120 videos of 12 classes (before training)",
@@ -397,8 +397,8 @@ def test_constant_targets_have_no_percentage(constant: float) -> None:
         "heldout_untrained": 0.1,
         "heldout_trained": 0.0,
     }
-    text = "\n".join(closing_words(summary))
-    assert "(the targets are constant: nothing can do better)" in text
+    text = "\n".join(final_lines(summary))
+    assert "(the targets are constant: no prediction can be better)" in text
     assert "%" not in text
 
 

@@ -1,4 +1,4 @@
-"""Pre-training as processes: killed and resumed, asked to stop, and on two ranks."""
+"""Pre-training as processes: killed and resumed, stopped by a signal, and on two ranks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .conftest import TINY
 from .ranks import command, run_verb
 
 # A checkpoint after every step, drop path so that random states matter, and a moving average of the weights.
-SETTINGS = ["optim.epochs=3", "run.checkpoint_minutes=0", "optim.ema_decay=0.9", "run.pictures=0"]
+OVERRIDES = ["optim.epochs=3", "run.checkpoint_minutes=0", "optim.ema_decay=0.9", "run.pictures=0"]
 
 
 def arguments(sample: Path, folder: Path) -> list[str]:
     """Of a tiny run."""
     model = "model.arguments={depth: 4, width: 8, widen_at: [1, 3], drop_path: 0.3}"
     data = [f"data.train={sample / 'train.csv'}", f"run.folder={folder}"]
-    return ["pretrain", *TINY, *SETTINGS, model, *data]
+    return ["pretrain", *TINY, *OVERRIDES, model, *data]
 
 
 def steps(run: Path) -> int:

@@ -65,7 +65,7 @@ def assert_refused(result: tuple[int, str], *words: str) -> None:
         assert word in line, f"{word!r} is not in {line!r}"
 
 
-def test_teachers_own_normalisation_is_read_from_its_file(teacher: Path) -> None:
+def test_teachers_own_normalization_is_read_from_its_file(teacher: Path) -> None:
     clip = ClipRecipe(frames=4, stride=2, crop=32, mean=0.5, std=0.25)
     target = build_target("features", {"teacher": str(teacher)}, clip=clip)
     assert isinstance(target, FeatureTarget)
@@ -105,18 +105,18 @@ def test_making_the_target_keeps_nothing_for_a_backward(name: str, teacher: Path
         "features": f"{{teacher: {teacher}}}",
         "dvae": f"{{weights: {tokenizer}, vocabulary: 8}}",
     }
-    settings = [*TINY, f"target={name}", f"target.arguments={arguments[name]}"]
-    method = build_method(load_config(PretrainConfig, None, settings))
+    overrides = [*TINY, f"target={name}", f"target.arguments={arguments[name]}"]
+    method = build_method(load_config(PretrainConfig, None, overrides))
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     batch = PretrainBatch(clips, torch.rand(2, 2, 2, 2) < 0.5, torch.arange(2))
     assert saved_for_backward(lambda: method.make_target(batch)) == 0
     assert saved_for_backward(lambda: method.loss(method.student, batch)) > 10
 
 
-def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(
+def test_features_are_learned_resumed_bit_for_bit_and_never_saved(
     pretrain: Pretrain, sample: Path, tmp_path: Path, teacher: Path
 ) -> None:
-    settings = [
+    overrides = [
         "target=features",
         f"target.arguments.teacher={teacher}",
         f"data.validation={sample / 'val.csv'}",
@@ -124,7 +124,7 @@ def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(
         "run.keep_checkpoints=20",
     ]
     whole = tmp_path / "whole"
-    code, text = pretrain(*settings, f"run.folder={whole}")
+    code, text = pretrain(*overrides, f"run.folder={whole}")
     assert code == 0, text
     assert "no pictures: target 'features' cannot be drawn; only hog and pixels can" in text
     assert "(smooth L1 error at hidden positions)" in text
@@ -142,14 +142,14 @@ def test_features_are_learnt_resumed_bit_for_bit_and_never_saved(
     for checkpoint in (resumed / "checkpoints").iterdir():
         if int(checkpoint.stem.split("_")[1]) > 3:
             checkpoint.unlink()
-    assert pretrain(*settings, f"run.folder={resumed}")[0] == 0
+    assert pretrain(*overrides, f"run.folder={resumed}")[0] == 0
     again = load_file(resumed / "weights.safetensors")
     assert all(torch.equal(saved[name], again[name]) for name in saved)
     assert [row["loss"] for row in rows(resumed)] == [row["loss"] for row in rows(whole)]
 
     torch.manual_seed(8)
     save_weights(teacher, create_model("maskfeat_mvitv2_nano", **NANO))
-    assert_other = pretrain(*settings, f"run.folder={resumed}")
+    assert_other = pretrain(*overrides, f"run.folder={resumed}")
     assert assert_other[0] == 2
     assert f"the content of {teacher} is" in assert_other[1]
 
@@ -158,9 +158,9 @@ def test_several_targets_share_one_head_and_log_their_losses(
     pretrain: Pretrain, sample: Path, tmp_path: Path, teacher: Path
 ) -> None:
     features = f"{{weight: 0.5, arguments: {{teacher: {teacher}, loss: cosine}}}}"
-    parts = f"{{hog: {{weight: 2.0}}, features: {features}}}"
+    targets = f"{{hog: {{weight: 2.0}}, features: {features}}}"
     code, text = pretrain(
-        "target=combined", f"target.arguments.parts={parts}", f"data.validation={sample / 'val.csv'}"
+        "target=combined", f"target.arguments.parts={targets}", f"data.validation={sample / 'val.csv'}"
     )
     assert code == 0, text
     for row in rows(tmp_path / "run"):
@@ -172,9 +172,9 @@ def test_several_targets_share_one_head_and_log_their_losses(
 
 
 @pytest.mark.parametrize("arguments", ["{}", "{normalised: false, loss: l1}"], ids=["normalised", "simmim"])
-def test_pixels_are_learnt_and_drawn(pretrain: Pretrain, tmp_path: Path, arguments: str) -> None:
-    settings = ["target=pixels", f"target.arguments={arguments}", "mask.kind=random", "optim.epochs=1"]
-    code, text = pretrain(*settings, "optim.warmup_epochs=0")
+def test_pixels_are_learned_and_drawn(pretrain: Pretrain, tmp_path: Path, arguments: str) -> None:
+    overrides = ["target=pixels", f"target.arguments={arguments}", "mask.kind=random", "optim.epochs=1"]
+    code, text = pretrain(*overrides, "optim.warmup_epochs=0")
     assert code == 0, text
     (picture,) = (tmp_path / "run" / "pictures").glob("*.png")
     assert picture.stat().st_size > 1000
@@ -184,8 +184,8 @@ def test_vision_transformer_learns_simmim_with_masks_of_several_of_its_positions
     sample: Path, tmp_path: Path
 ) -> None:
     """Positions of 8 pixels, masks of 16."""
-    settings = [setting for setting in TINY if not setting.startswith("model.")]
-    settings += [
+    overrides = [setting for setting in TINY if not setting.startswith("model.")]
+    overrides += [
         "model.name=maskfeat_vit_nano",
         "target=pixels",
         "target.arguments={normalised: false, loss: l1, output_stride: [2, 8, 8]}",
@@ -195,7 +195,7 @@ def test_vision_transformer_learns_simmim_with_masks_of_several_of_its_positions
         f"data.validation={sample / 'val.csv'}",
         f"run.folder={tmp_path / 'run'}",
     ]
-    assert main(["pretrain", *settings]) == 0
+    assert main(["pretrain", *overrides]) == 0
     summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["heldout_trained"] < summary["heldout_untrained"]
     assert summary["heldout_measure"] == "mean absolute error at hidden positions"
@@ -204,7 +204,7 @@ def test_vision_transformer_learns_simmim_with_masks_of_several_of_its_positions
 @pytest.mark.parametrize("name", ["pixels", "simmim", "features", "hog_features"])
 def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
     """Two steps of each."""
-    settings = [
+    overrides = [
         f"data.train={sample / 'train.csv'}",
         f"data.validation={sample / 'val.csv'}",
         "data.workers=0",
@@ -217,8 +217,8 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         path = tmp_path / "nano.safetensors"
         save_weights(path, create_model("maskfeat_mvitv2_nano"))
         inside = "parts.features.arguments." if name == "hog_features" else ""
-        settings.append(f"target.arguments.{inside}teacher={path}")
-    assert main(["pretrain", "--config", f"configs/pretrain/sample_{name}.yaml", *settings]) == 0
+        overrides.append(f"target.arguments.{inside}teacher={path}")
+    assert main(["pretrain", "--config", f"configs/pretrain/sample_{name}.yaml", *overrides]) == 0
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2]
 
 
@@ -240,7 +240,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         (
             ["target=pixels", "target.arguments={output_stride: [2, 8, 8]}"],
             [
-                "'pixels' gives values on a grid of 2x4x4",
+                "'pixels' has values on a grid of 2x4x4",
                 "predicts on 2x2x2; set the target's output_stride, or the model's q_pool_at",
             ],
         ),
@@ -250,7 +250,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         ),
         (
             ["target=features", "target.arguments={teacher: TEACHER, depth: 1}"],
-            ["'features' gives values on a grid of 2x4x4", "predicts on 2x2x2; set target.arguments.depth"],
+            ["'features' has values on a grid of 2x4x4", "predicts on 2x2x2; set target.arguments.depth"],
         ),
         (
             ["target=features", "target.arguments={teacher: gone.safetensors}"],
@@ -301,7 +301,7 @@ def test_teacher_that_is_no_encoder_is_named(pretrain: Pretrain, tmp_path: Path)
     path = tmp_path / "tokenizer.safetensors"
     save_file({"weight": torch.zeros(1)}, path, {"model": "dvae", "arguments": "{}"})
     refused = pretrain("target=features", f"target.arguments.teacher={path}")
-    assert_refused(refused, "tokenizer.safetensors: holds a 'dvae', which has no features of clips")
+    assert_refused(refused, "contains the model 'dvae', which has no features of clips")
 
 
 def write_tokenizer(path: Path, kind: str, *, vocabulary: int = 12, seed: int = 0) -> Path:
@@ -319,14 +319,14 @@ def test_pretraining_learns_tokens_and_leaves_the_tokenizer_alone(
 ) -> None:
     weights = write_tokenizer(tmp_path / "tokenizer.safetensors", kind)
     before = weights.read_bytes()
-    settings = [
+    overrides = [
         f"data.validation={sample / 'val.csv'}",
         f"target.name={target}",
         f"target.arguments={{weights: {weights}, vocabulary: 12}}",
         "optim.learning_rate=3e-3",
         "optim.gradient_clip=1",
     ]
-    code, text = pretrain(*settings)
+    code, text = pretrain(*overrides)
     assert code == 0, text
     assert weights.read_bytes() == before
     saved = load_file(tmp_path / "run" / "weights.safetensors")
@@ -336,7 +336,7 @@ def test_pretraining_learns_tokens_and_leaves_the_tokenizer_alone(
     assert "cross-entropy in nats" in text
 
     write_tokenizer(weights, kind, seed=1)  # a resumed run must find the same tokens under the path
-    code, text = pretrain(*settings)
+    code, text = pretrain(*overrides)
     assert code == 2
     assert "tokenizer.safetensors" in text.strip().splitlines()[-1]
 

@@ -24,9 +24,9 @@ from videomaskfeat.jobs.tokenizer import (
     DvaeStep,
     Relaxation,
     VqStep,
-    closing_words,
+    final_lines,
+    frames_of,
     heldout_frames,
-    pictures_of,
     sum_over_ranks,
 )
 from videomaskfeat.models import create_model
@@ -64,13 +64,13 @@ Train = Callable[..., tuple[int, str]]
 def train(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Train:
     """``train(kind, *overrides) -> (exit code, what stderr says)`` of a tiny run in ``tmp_path / "run"``."""
 
-    def call(kind: str, *overrides: str) -> tuple[int, str]:
+    def run_training(kind: str, *overrides: str) -> tuple[int, str]:
         data = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
         model = [f"model.name={kind}", f"model.arguments={ARGUMENTS.get(kind, '{}')}"]
         code = main(["train-tokenizer", *TINY, *model, *data, *overrides])
         return code, capfd.readouterr().err
 
-    return call
+    return run_training
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -99,7 +99,7 @@ def test_run_learns_to_reconstruct_and_leaves_what_is_needed(
     page = (run / "report.html").read_text()
     for word in ("Held-out reconstruction", "Codes in use", "Perplexity of the codes", "their tokens and"):
         assert word in page
-    for word in ("best one colour", "trained tokenizer", "perplexity", "codes used there", "report.html"):
+    for word in ("best single color", "trained tokenizer", "perplexity", "codes used there", "report.html"):
         assert word in text
     with safe_open(str(run / "weights.safetensors"), "pt") as file:
         metadata = file.metadata()
@@ -117,8 +117,8 @@ def test_interrupted_run_equals_the_uninterrupted_one(
     kind: str, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit: weights, codebook, counts, and every number in the log, temperature and draws included."""
-    settings = ["optim.accumulate=2", "optim.epochs=2"]
-    assert train(kind, *settings, f"run.folder={tmp_path / 'whole'}")[0] == 0
+    overrides = ["optim.accumulate=2", "optim.epochs=2"]
+    assert train(kind, *overrides, f"run.folder={tmp_path / 'whole'}")[0] == 0
     step_class = {"dvae": DvaeStep, "vq": VqStep}[kind]
     calls = 0
     own = step_class.__call__
@@ -131,7 +131,7 @@ def test_interrupted_run_equals_the_uninterrupted_one(
         return own(self, batch)
 
     monkeypatch.setattr(step_class, "__call__", stop_once)
-    every = [*settings, f"run.folder={tmp_path / 'cut'}", "run.checkpoint_minutes=0"]
+    every = [*overrides, f"run.folder={tmp_path / 'cut'}", "run.checkpoint_minutes=0"]
     assert train(kind, *every)[0] == 130
     assert len(rows(tmp_path / "cut")) == 4
     assert train(kind, *every)[0] == 0
@@ -190,12 +190,12 @@ def test_dvae_step_sums_its_parts() -> None:
     relaxation = Relaxation(CosineRamp(2.0, 0.5), kl_weight=0.3)
     step = DvaeStep(tokenizer, tokenizer, relaxation=relaxation)
     step.after_step(1.0, [])
-    some = batch()
+    frames = batch()
     torch.manual_seed(1)
-    loss, figures, _ = step(some)
+    loss, figures, _ = step(frames)
     torch.manual_seed(1)
-    pictures = pictures_of(some.clips)
-    assert pictures[2, 1, 5, 7] == some.clips[2, 0, 5, 7, 1] / 255
+    pictures = frames_of(frames.clips)
+    assert pictures[2, 1, 5, 7] == frames.clips[2, 0, 5, 7, 1] / 255
     coding = tokenizer(pictures, 0.5)
     error = (coding.reconstruction - (pictures - 0.45) / 0.225).square().mean()
     shares = torch.softmax(coding.logits, 1)
@@ -215,8 +215,10 @@ def test_codes_move_once_a_step_by_all_its_micro_batches() -> None:
         step = VqStep(tokenizer, tokenizer, commitment=0.25)
         tokenizer.codebook.counts.fill_(1.0)
         before = tokenizer.codebook.codes.clone()
-        parts = zip(whole.clips.chunk(micro), whole.mask.chunk(micro), whole.index.chunk(micro), strict=True)
-        states = [step(PretrainBatch(*part)).state for part in parts]
+        micro_batches = zip(
+            whole.clips.chunk(micro), whole.mask.chunk(micro), whole.index.chunk(micro), strict=True
+        )
+        states = [step(PretrainBatch(*micro_batch)).state for micro_batch in micro_batches]
         assert torch.equal(tokenizer.codebook.codes, before)
         step.after_step(0.5, states)
         assert not torch.equal(tokenizer.codebook.codes, before)
@@ -226,16 +228,16 @@ def test_codes_move_once_a_step_by_all_its_micro_batches() -> None:
 
 
 def test_heldout_constant_is_the_variance_of_the_pixels() -> None:
-    """A tokenizer that always gives the mean colour would do as well as the constant; float64, 1e-6."""
+    """The error of the mean color; float64, 1e-6."""
     tokenizer = create_tokenizer("vq", vocabulary=4, stride=4, width=8, blocks=1, code_width=2)
     pictures = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = heldout_frames(tokenizer, [pictures[:2], pictures[2:]])
+    heldout = heldout_frames(tokenizer, [pictures[:2], pictures[2:]])
     truth = ((pictures - 0.45) / 0.225).double()
-    assert found.frames == 5
-    assert found.constant == pytest.approx(truth.var((0, 2, 3), correction=0).mean().item(), rel=1e-6)
+    assert heldout.frames == 5
+    assert heldout.constant == pytest.approx(truth.var((0, 2, 3), correction=0).mean().item(), rel=1e-6)
     with torch.no_grad():
         decoded = tokenizer.decode(tokenizer.tokens(pictures)).double()
-    assert found.reconstruction == pytest.approx((decoded - truth).square().mean().item(), rel=1e-6)
+    assert heldout.reconstruction == pytest.approx((decoded - truth).square().mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def test_heldout_constant_is_the_variance_of_the_pixels() -> None:
     [
         ("model.name=vqvae", "tokenizer 'vqvae' is unknown; did you mean 'dvae'?"),
         ("model.arguments={vocabulay: 8}", "argument 'vocabulay' is unknown; did you mean 'vocabulary'?"),
-        ("frames.size=18", "frames.size 18 is no multiple of the tokenizer's stride 4"),
+        ("frames.size=18", "frames.size 18 is not a multiple of the tokenizer's stride 4"),
         ("gumbel.end_temperature=0", "gumbel.end_temperature 0 must be above 0"),
         ("gumbel.anneal=0", "gumbel.anneal 0 must be above 0 and at most 1"),
         ("gumbel.kl_weight=-1", "gumbel.kl_weight -1 must be at least 0"),
@@ -268,24 +270,30 @@ def test_impossible_settings_are_named(train: Train, sample: Path, override: str
 
 def test_statistics_of_ranks_and_micro_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks of two micro-batches: sums of all, and each code's candidate from exactly one of the four."""
-    given = [CodeStatistics(*(torch.rand(shape) + 1 for shape in ((6,), (6, 3), (6, 3)))) for _ in range(4)]
+    statistics = [
+        CodeStatistics(*(torch.rand(shape) + 1 for shape in ((6,), (6, 3), (6, 3)))) for _ in range(4)
+    ]
     shares = []
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "mean_over_ranks", lambda values: values)
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(sum_over_ranks(given[2 * rank : 2 * rank + 2]))  # what this rank adds, twice
+        shares.append(sum_over_ranks(statistics[2 * rank : 2 * rank + 2]))  # what this rank adds, twice
     counts, sums, candidates = (
         sum(getattr(share, name) for share in shares) / 2 for name in ("counts", "sums", "candidates")
     )
-    torch.testing.assert_close(counts, sum(one.counts for one in given))
-    torch.testing.assert_close(sums, sum(one.sums for one in given))
+    torch.testing.assert_close(counts, sum(one.counts for one in statistics))
+    torch.testing.assert_close(sums, sum(one.sums for one in statistics))
     sources = [
-        [number for number, one in enumerate(given) if torch.equal(one.candidates[code], candidates[code])]
+        [
+            number
+            for number, one in enumerate(statistics)
+            if torch.equal(one.candidates[code], candidates[code])
+        ]
         for code in range(6)
     ]
-    assert all(len(found) == 1 for found in sources)
-    assert {found[0] for found in sources} == {0, 1, 2, 3}
+    assert all(len(numbers) == 1 for numbers in sources)
+    assert {numbers[0] for numbers in sources} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -302,9 +310,9 @@ def test_few_codes_in_use_are_remarked_on(used: int, tokens: int, few: bool) -> 
         "heldout_used_codes": used,
         "vocabulary": 256,
     }
-    text = "\n".join(closing_words(summary))
+    text = "\n".join(final_lines(summary))
     assert f"codes used there       {used} of 256, perplexity 20.0" in text
-    assert ("few codes in use" in text) == few
+    assert ("few codes are in use" in text) == few
 
 
 @pytest.mark.slow

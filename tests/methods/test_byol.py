@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.methods.parts import heldout_loss, make_batch, tiny_method
+from tests.methods.tiny import heldout_loss, make_batch, tiny_method
 from videomaskfeat.methods.byol import Byol
 
 
@@ -22,7 +22,7 @@ def tiny_byol(model: str = "mvit") -> Byol:
 def test_loss_is_the_papers_in_both_directions(model: str) -> None:
     """2 - 2 cos of the online network's prediction of one view and the target's projection of the other.
 
-    Each view is normalised by itself, over its own batch. Float32: 1e-4.
+    Each view is normalized by itself, over its own batch. Float32: 1e-4.
     """
     method = tiny_byol(model)
     batch = make_batch(method)
@@ -37,8 +37,8 @@ def test_loss_is_the_papers_in_both_directions(model: str) -> None:
     for seen, other in ((first, second), (second, first)):
         projection = normed(online.encoder.encoder.features(seen), online.projector)
         prediction = normed(projection, method.student.predictor)
-        wanted = normed(target.encoder.encoder.features(other), target.projector)
-        distance = F.normalize(prediction, dim=-1) - F.normalize(wanted, dim=-1)
+        projected = normed(target.encoder.encoder.features(other), target.projector)
+        distance = F.normalize(prediction, dim=-1) - F.normalize(projected, dim=-1)
         loss += distance.square().sum(dim=-1).mean().item()
     assert method.compare(method.student, batch, progress=0.0).loss.item() == pytest.approx(loss, rel=1e-4)
 
@@ -51,7 +51,7 @@ def test_loss_does_not_change_where_the_two_clips_change_places() -> None:
     assert one == pytest.approx(two, rel=1e-5)
 
 
-def test_teacher_normalises_by_the_batch_in_training_only() -> None:
+def test_teacher_normalizes_by_the_batch_in_training_only() -> None:
     method = tiny_byol()
     teacher = method.teacher.module
     assert teacher.projector.training
@@ -68,9 +68,9 @@ def test_best_constant_points_along_the_mean_direction() -> None:
     """Against the loss with that prediction everywhere; float32, 1e-4."""
     method = tiny_byol()
     batch = make_batch(method)
-    found = heldout_loss(method, batch).constant
+    constant = heldout_loss(method, batch).constant
     method.train(method.student, False)
     directions = method.compare(method.student, batch, progress=1.0).rows["projection_std"]
     mean = F.normalize(directions.mean(dim=0), dim=0)
     distances = (mean - directions).square().sum(dim=1)
-    assert found == pytest.approx(2 * distances.mean().item(), rel=1e-4)
+    assert constant == pytest.approx(2 * distances.mean().item(), rel=1e-4)

@@ -1,4 +1,4 @@
-"""iBOT: its losses against slow loops, its teacher, centres, frozen prototypes and schedules."""
+"""iBOT: its losses against slow loops, its teacher, centers, frozen prototypes and schedules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.parts import heldout_loss, make_batch, tiny_method
+from tests.methods.tiny import heldout_loss, make_batch, tiny_method
 from tests.reference import self_distillation as reference
 from videomaskfeat.grid import resize_mask
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
@@ -36,10 +36,10 @@ def test_loss_is_the_sum_of_class_and_cube_losses(model: str) -> None:
         outputs = {"class": teacher.class_head(clip), "cube": teacher.cube_head(cells).flatten(1, 3)}
     taught = {
         kind: [
-            [reference.softmax((row - centre).tolist(), temperature) for row in rows]
-            for rows, centre in ((part, method.centers[f"{kind}_centre"].value) for part in parts)
+            [reference.softmax((row - center).tolist(), temperature) for row in rows]
+            for rows, center in ((part, method.centers[f"{kind}_centre"].value) for part in groups)
         ]
-        for kind, parts in (("class", outputs["class"].unflatten(0, (-1, 2))), ("cube", outputs["cube"]))
+        for kind, groups in (("class", outputs["class"].unflatten(0, (-1, 2))), ("cube", outputs["cube"]))
     }
     views, crops = classes.unflatten(0, (-1, 2)).tolist(), local.unflatten(0, (-1, 2)).tolist()
     class_loss = reference.across_views(views, crops, taught["class"], 0.1)
@@ -68,22 +68,24 @@ def test_teacher_sees_the_whole_clip_and_no_local_crops() -> None:
     assert two.metrics["cube_loss"].item() == 0
 
 
-def test_centres_follow_the_teachers_outputs_separately() -> None:
+def test_centers_follow_the_teachers_outputs_separately() -> None:
     """After two steps of different batches, the first of two micro-batches; from zero with momentum 0.9."""
     method, seen = tiny_ibot(), {"class_centre": [], "cube_centre": []}
     for step, seeds in enumerate(((1, 2), (3,))):
-        parts = [make_batch(method, seed=seed) for seed in seeds]
+        micro_batches = [make_batch(method, seed=seed) for seed in seeds]
         for name, batches in seen.items():
-            rows = [method.compare(method.student, part, progress=step / 2).rows[name] for part in parts]
+            rows = [
+                method.compare(method.student, part, progress=step / 2).rows[name] for part in micro_batches
+            ]
             batches.append(torch.cat(rows).tolist())
-        states = [method.loss(method.student, part).state for part in parts]
+        states = [method.loss(method.student, part).state for part in micro_batches]
         method.after_step((step + 1) / 2, states)
     for name, batches in seen.items():
         expected = torch.tensor(reference.centred(batches, 0.9))
         torch.testing.assert_close(method.centers[name].value, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_prototypes_are_not_learnt_in_the_first_epoch() -> None:
+def test_prototypes_are_not_learned_in_the_first_epoch() -> None:
     method = tiny_ibot()
     head = method.student.class_head
     assert head is method.student.cube_head
@@ -125,9 +127,9 @@ def test_heads_may_be_separate() -> None:
 def test_figures_are_entropies_of_the_steps_distributions() -> None:
     """Against the definition on all rows at once; the micro-batches are of unequal size; float32, 1e-5."""
     method = tiny_ibot()
-    parts = [make_batch(method, videos=videos, seed=videos) for videos in (1, 3)]
-    rows = [method.compare(method.student, part, progress=0.0).rows for part in parts]
-    figures = method.after_step(0.1, [method.loss(method.student, part).state for part in parts])
+    micro_batches = [make_batch(method, videos=videos, seed=videos) for videos in (1, 3)]
+    rows = [method.compare(method.student, part, progress=0.0).rows for part in micro_batches]
+    figures = method.after_step(0.1, [method.loss(method.student, part).state for part in micro_batches])
     for kind in ("class", "cube"):
         shares = torch.cat([part[f"{kind}_distribution"] for part in rows]).double()
         whole = torch.special.entr(shares.mean(dim=0)).sum().item()
@@ -145,7 +147,7 @@ def test_best_constant_is_the_loss_of_the_mean_distributions() -> None:
     method = tiny_ibot()
     batch = make_batch(method)
     rows = method.compare(method.student, batch, progress=1.0).rows
-    found = heldout_loss(method, batch).constant
+    best = heldout_loss(method, batch).constant
     grid = method.student.masked.encoder.output_grid((4, 32, 32))
     taught = {
         "class": rows["class_distribution"].unflatten(0, (-1, 2)),
@@ -166,7 +168,7 @@ def test_best_constant_is_the_loss_of_the_mean_distributions() -> None:
     weight = hidden / hidden.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
     cells = (weight[..., None] * taught["cube"]).sum(dim=(0, 1, 2, 3)) / 5  # of 6 clips one is shown whole
     whole = taught["class"].mean(dim=(0, 1))
-    assert found == pytest.approx(constant(whole, cells), rel=1e-4)
+    assert best == pytest.approx(constant(whole, cells), rel=1e-4)
     other = torch.softmax(torch.arange(12) / 20, dim=0)
-    assert found < constant(0.9 * whole + 0.1 * other, cells)
-    assert found < constant(whole, 0.9 * cells + 0.1 * other)
+    assert best < constant(0.9 * whole + 0.1 * other, cells)
+    assert best < constant(whole, 0.9 * cells + 0.1 * other)

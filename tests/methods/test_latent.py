@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.parts import ARGUMENTS, make_batch, tiny_method
+from tests.methods.tiny import ARGUMENTS, make_batch, tiny_method
 from videomaskfeat.methods.latent import Latent
 
 
@@ -20,18 +20,18 @@ def tiny_latent(model: str = "mvit", **more: object) -> Latent:
 
 def normed(rows: torch.Tensor) -> torch.Tensor:
     """Each row [..., D] without its mean, over its deviation."""
-    centred = rows - rows.mean(dim=-1, keepdim=True)
-    return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+    centered = rows - rows.mean(dim=-1, keepdim=True)
+    return centered / (centered.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
 
 
 @pytest.mark.parametrize(("model", "blocks"), [("mvit", 1), ("mvit", 2), ("vit", 2), ("image", 1)])
-def test_target_is_the_mean_of_normalised_blocks(model: str, blocks: int) -> None:
+def test_target_is_the_mean_of_normalized_blocks(model: str, blocks: int) -> None:
     method = tiny_latent(model, blocks=blocks)
     pixels, encoder = method.pixels(make_batch(method).clips), method.teacher_encoder
     depths = range(len(encoder.blocks) - blocks + 1, len(encoder.blocks) + 1)
     with torch.no_grad():
-        parts = [normed(encoder.features(pixels, depth=depth, pooled=False)) for depth in depths]
-    torch.testing.assert_close(method.target(pixels), sum(parts) / blocks, atol=1e-5, rtol=1e-4)
+        outputs = [normed(encoder.features(pixels, depth=depth, pooled=False)) for depth in depths]
+    torch.testing.assert_close(method.target(pixels), sum(outputs) / blocks, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])

@@ -1,4 +1,4 @@
-"""Methods with a teacher on two ranks: centres, batch normalisation and monitors are those of all clips."""
+"""Methods with a teacher on two ranks: centers, batch normalization and monitors are those of all clips."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.engine.toy import metrics
 from tests.jobs.conftest import TINY
 from tests.jobs.ranks import run_verb
-from tests.methods.parts import ARGUMENTS
+from tests.methods.tiny import ARGUMENTS
 
 
 @pytest.mark.slow

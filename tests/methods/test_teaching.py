@@ -13,7 +13,7 @@ import torch
 from tests.autograd import saved_for_backward
 from tests.engine.toy import differences, metrics
 from tests.jobs.test_pretrain import assert_refused
-from tests.methods.parts import ARGUMENTS, heldout_loss, make_batch, tiny_method
+from tests.methods.tiny import ARGUMENTS, heldout_loss, make_batch, tiny_method
 from videomaskfeat import read_features
 from videomaskfeat.cli import main
 from videomaskfeat.models.encoder_base import Encoder
@@ -24,7 +24,7 @@ Pretrain = Callable[..., tuple[int, str]]
 METHODS = tuple(ARGUMENTS)
 
 
-def settings(name: str, **more: float) -> list[str]:
+def overrides_of(name: str, **more: float) -> list[str]:
     """A method and its arguments as a run's overrides."""
     further = "".join(f", {key}: {value}" for key, value in more.items())
     return [f"method={name}", f"method.arguments={ARGUMENTS[name][:-1]}{further}}}"]
@@ -42,8 +42,10 @@ def test_every_weight_of_the_student_learns_and_none_of_the_teacher(name: str, m
     assert all(value.ndim == 0 for value in logged.values())
     assert not [key for key, weight in method.student.named_parameters() if weight.grad is None]
     assert not [key for key, weight in method.teacher.module.named_parameters() if weight.grad is not None]
-    learnt = sum(weight.grad.abs().sum() for weight in method.encoder.parameters() if weight.grad is not None)
-    assert learnt > 0
+    learned = sum(
+        weight.grad.abs().sum() for weight in method.encoder.parameters() if weight.grad is not None
+    )
+    assert learned > 0
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -95,8 +97,12 @@ def test_loss_and_figures_do_not_change_what_is_evaluated(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_resumed_run_equals_the_uninterrupted_one(name: str, pretrain: Pretrain, tmp_path: Path) -> None:
-    """Bit for bit: weights, optimiser, teacher, centres, moving averages, every logged number."""
-    overrides = [*settings(name, collapse_grace=0.2), "run.checkpoint_minutes=0", "run.keep_checkpoints=99"]
+    """Bit for bit: weights, optimizer, teacher, centers, moving averages, every logged number."""
+    overrides = [
+        *overrides_of(name, collapse_grace=0.2),
+        "run.checkpoint_minutes=0",
+        "run.keep_checkpoints=99",
+    ]
     overrides += ["run.pictures=0", "model.arguments={depth: 3, width: 8, widen_at: [1], drop_path: 0.3}"]
     whole, part = tmp_path / "whole", tmp_path / "part"
     code, text = pretrain(*overrides, f"run.folder={whole}")
@@ -117,7 +123,7 @@ def test_resumed_run_equals_the_uninterrupted_one(name: str, pretrain: Pretrain,
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
-    code, text = pretrain(*settings(name), f"data.validation={sample / 'val.csv'}")
+    code, text = pretrain(*overrides_of(name), f"data.validation={sample / 'val.csv'}")
     assert code == 0, text
     run = tmp_path / "run"
     path = run / "weights.safetensors"
@@ -144,13 +150,13 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_does_not_read_is_said(name: str, pretrain: Pretrain) -> None:
     both = "target, mask" if name == "byol" else "target"  # the tiny run sets a mask
-    code, text = pretrain(*settings(name), "target=pixels", "optim.epochs=1", "optim.warmup_epochs=0")
+    code, text = pretrain(*overrides_of(name), "target=pixels", "optim.epochs=1", "optim.warmup_epochs=0")
     assert code == 0, text
     assert f"ignored   {both}: method {name} does not use it" in text
 
 
 def test_weights_are_fine_tuned_and_give_features(pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
-    assert pretrain(*settings("ibot"))[0] == 0
+    assert pretrain(*overrides_of("ibot"))[0] == 0
     weights = tmp_path / "run" / "weights.safetensors"
     shape = "model.arguments={depth: 4, width: 8, widen_at: [1, 3]}"
     data = [f"data.train={sample / 'train.csv'}", f"data.validation={sample / 'val.csv'}", "data.workers=0"]
@@ -168,7 +174,7 @@ def test_weights_are_fine_tuned_and_give_features(pretrain: Pretrain, sample: Pa
 
 def test_weights_are_a_teacher_for_the_features_target(pretrain: Pretrain, tmp_path: Path) -> None:
     """The route of the offline features: BYOL here, then its features as target, on the same clips."""
-    assert pretrain(*settings("byol"))[0] == 0
+    assert pretrain(*overrides_of("byol"))[0] == 0
     weights = tmp_path / "run" / "weights.safetensors"
     target = f"target.arguments={{teacher: {weights}}}"
     code, text = pretrain("target=features", target, f"run.folder={tmp_path / 'next'}", "run.pictures=0")
@@ -185,18 +191,18 @@ def encoder_width(weights: Path) -> int:
 @pytest.mark.parametrize(
     ("name", "limit", "monitor", "words"),
     [
-        ("byol", "collapse_std", "feature_std", "all clips get nearly the same one"),
+        ("byol", "collapse_std", "feature_std", "it is nearly the same for all clips"),
         ("latent", "collapse_std", "feature_std", "all cells of all clips have nearly the same target"),
-        ("ibot", "collapse_std", "feature_std", "all clips get nearly the same features"),
-        ("ibot", "collapse_information", "class_information", "all clips get nearly the same distribution"),
+        ("ibot", "collapse_std", "feature_std", "all clips have nearly the same features"),
+        ("ibot", "collapse_information", "class_information", "all clips have nearly the same distribution"),
     ],
 )
 def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, pretrain: Pretrain) -> None:
     """A limit above what the monitor can be."""
-    result = pretrain(*settings(name, **{limit: 9, "collapse_grace": 0.3}), "run.pictures=0")
-    said = ("the features have collapsed", f"{monitor} is ", "below its limit of 9", words)
-    assert_refused(result, *said, "lower optim.learning_rate", code=1)
-    # The first 0.3 of the run is not judged: of 4 steps (latent) or 8 (two clips a video) in an epoch, twice.
+    result = pretrain(*overrides_of(name, **{limit: 9, "collapse_grace": 0.3}), "run.pictures=0")
+    words_of_collapse = ("the features have collapsed", f"{monitor} is ", "below its limit of 9", words)
+    assert_refused(result, *words_of_collapse, "lower optim.learning_rate", code=1)
+    # The first 0.3 of two epochs does not count; an epoch has 4 steps (latent) or 8 (two clips per video).
     assert f"step {3 if name == 'latent' else 5}: " in result[1].splitlines()[-1]
 
 
@@ -233,7 +239,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
             "method.arguments={beta: .nan}",
             ["method.arguments.beta is nan; a finite number"],
         ),
-        ("ibot", "method.arguments={ratios: [0.2]}", ["ratios [0.2] must be two numbers, the least ratio"]),
+        ("ibot", "method.arguments={ratios: [0.2]}", ["ratios [0.2] must be two numbers, the minimum and"]),
         ("ibot", "method.arguments={local: {area: [0.4]}}", ["local.area [0.4] must be two shares of the"]),
         ("latent", "method.arguments={blocks: 4}", ["blocks 4: the last block outputs", "use at most 2"]),
         (
@@ -261,7 +267,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
         (
             "ibot",
             "method.arguments={centre_momentum: 2}",
-            ["a centre's momentum of 2 is not between 0 and 1"],
+            ["a center's momentum of 2 is not between 0 and 1"],
         ),
         ("ibot", "method.arguments={class_weight: 0, cube_weight: 0}", ["nor both 0"]),
         (
@@ -270,11 +276,11 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
             ["argument 'prototype' is unknown; did you mean 'prototypes'?"],
         ),
         ("ibot", "method.arguments={local: {count: 2, size: 30}}", ["local.size 30", "multiple of the cube"]),
-        ("ibot", "optim.batch_size=2", ["optim.batch_size 2 is one video per step", "take at least 4"]),
+        ("ibot", "optim.batch_size=2", ["optim.batch_size 2 is one video per step", "use at least 4"]),
         ("ibot", "mask.cell=[2,8,8]", ["mask.cell [2, 8, 8]", "does not divide", "2x2x2"]),
     ],
 )
 def test_mistakes_are_refused_before_training(
     name: str, override: str, words: list[str], pretrain: Pretrain
 ) -> None:
-    assert_refused(pretrain(*settings(name), override), *words)  # the arguments are merged
+    assert_refused(pretrain(*overrides_of(name), override), *words)  # the arguments are merged

@@ -84,8 +84,8 @@ def clouds() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features of three overlapping clouds, their labels, and further features."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) % CLASSES
-    centres = rng.normal(size=(CLASSES, WIDTH))
-    train = centres[labels] + rng.normal(size=(60, WIDTH)) * [1, 10, 0.1, 1, 1] + 5
+    centers = rng.normal(size=(CLASSES, WIDTH))
+    train = centers[labels] + rng.normal(size=(60, WIDTH)) * [1, 10, 0.1, 1, 1] + 5
     return train.astype(np.float32), labels, rng.normal(size=(7, WIDTH)).astype(np.float32) + 5
 
 

@@ -40,7 +40,7 @@ def small(**changes: Any) -> Detector:
 
 
 def maps_of(model: Detector, clips: Tensor, **changes: Any) -> Tensor:
-    """Normalised tokens [B, t, h, w, D] from a plain encoder of the same weights."""
+    """Normalized tokens [B, t, h, w, D] from a plain encoder of the same weights."""
     encoder = MViT(**{**SMALL, **changes}, final_norm=False).eval()
     missing, _ = encoder.load_state_dict(model.state_dict(), strict=False)
     assert not missing

@@ -37,8 +37,8 @@ def tokens_of(model: Classifier, clips: Tensor) -> Tensor:
 
 def layer_norm(x: Tensor, norm: nn.Module) -> Tensor:
     weight, bias = norm.get_parameter("weight"), norm.get_parameter("bias")
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight + bias
+    centered = x - x.mean(-1, keepdim=True)
+    return centered / (centered.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight + bias
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def seen_pixels(model: MaskFeat, mask: torch.Tensor) -> torch.Tensor:
 def test_pixels_deep_inside_a_hidden_block_change_no_prediction() -> None:
     seen = seen_pixels(small(), one_cell(0, 0, 0))
     # The cell hides frames 0..3 and pixels 0..31. The next visible token, at frame 4 and pixel 32, sees from
-    # frame 3 and pixel 29 on (kernel 3x7x7, centred).
+    # frame 3 and pixel 29 on (kernel 3x7x7, centered).
     assert not seen[:3, :29, :29].any()
     assert seen[:3, :29, 29:].all()
     assert seen[3:].all()

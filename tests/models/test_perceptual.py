@@ -31,8 +31,8 @@ def test_distance_is_the_mean_over_depths_of_normalised_features() -> None:
         for picture in (first, second):
             clip = ((picture - 0.4) / 0.2)[:, :, None].repeat(1, 1, 2, 1, 1)
             features = encoder().eval().features(clip, depth=depth, pooled=False)
-            centred = features - features.mean(-1, keepdim=True)
-            parts.append(centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+            centered = features - features.mean(-1, keepdim=True)
+            parts.append(centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt())
         expected.append((parts[0] - parts[1]).square().mean())
     assert distance(first, second).item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
     assert distance(first, first) == 0

@@ -1,4 +1,4 @@
-"""Heads of self-distillation, and batch normalisation over processes."""
+"""Heads of self-distillation, and batch normalization over processes."""
 
 from __future__ import annotations
 

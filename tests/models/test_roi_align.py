@@ -91,7 +91,7 @@ def test_adaptive_grids_of_any_size_lose_no_sample(cells: float) -> None:
         torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
 
 
-def test_bins_of_a_slope_are_their_centres() -> None:
+def test_bins_of_a_slope_are_their_centers() -> None:
     """A linear picture is sampled exactly, so a bin's mean is the value at its middle."""
     rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="ij")
     features = torch.stack([rows, columns])[None]

@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1,
 
 
 def test_gumbel_softmax_in_closed_form() -> None:
-    """Three numbers: exp((logit + noise) / temperature), normalised; float32, 1e-6."""
+    """Three numbers: exp((logit + noise) / temperature), normalized; float32, 1e-6."""
     logits = torch.tensor([[1.0, 0.0, -1.0]])
     noise = torch.tensor([[0.5, 1.0, 0.25]])
     for temperature in (2.0, 1.0, 0.1):

@@ -53,13 +53,13 @@ def at_hidden_cells(
 
 
 def centred(batches: list[list[list[float]]], momentum: float) -> list[float]:
-    """The centre after batches of outputs [n][K], from zero."""
-    centre = [0.0] * len(batches[0][0])
+    """The center after batches of outputs [n][K], from zero."""
+    center = [0.0] * len(batches[0][0])
     for batch in batches:
-        for k in range(len(centre)):
+        for k in range(len(center)):
             mean = sum(row[k] for row in batch) / len(batch)
-            centre[k] = momentum * centre[k] + (1 - momentum) * mean
-    return centre
+            center[k] = momentum * center[k] + (1 - momentum) * mean
+    return center
 
 
 def direction_std(rows: list[list[float]]) -> float:

@@ -135,7 +135,7 @@ def test_losses_equal_torchs(teacher: str, loss: str, name: str) -> None:
 
 
 class HuggingFaceLike(nn.Module):
-    """A class token, then each patch's mean colours; a second block adds 1."""
+    """A class token, then each patch's mean colors; a second block adds 1."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from videomaskfeat.targets.hog import HogTarget, hog_features
 
 
 def eight_bit_frames(batch: int = 2, height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
-    """Frames as a decoder gives them, normalised: smooth random shapes, flat patches, exact ties."""
+    """Frames as a decoder gives them, normalized: smooth random shapes, flat patches, exact ties."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (batch, 3, height // 8, width // 8), generator=generator).float()
     frames = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").round()
@@ -44,7 +44,7 @@ def test_zero_horizontal_gradients_do_not_depend_on_rounding_noise() -> None:
     frames = eight_bit_frames()
     noise = torch.empty_like(frames).uniform_(-3e-7, 3e-7, generator=torch.Generator().manual_seed(1))
     noisy = frames + noise
-    edges = hog_features(frames).norm(dim=2, keepdim=True) > 0  # a flat cell would show the noise, normalised
+    edges = hog_features(frames).norm(dim=2, keepdim=True) > 0  # a flat cell would show the noise, normalized
     without = (scatter_hog(noisy, dead_zone=0.0) - scatter_hog(frames, dead_zone=0.0)).abs()
     assert without.max() > 0.1
     torch.testing.assert_close(hog_features(noisy) * edges, hog_features(frames), atol=1e-4, rtol=0)

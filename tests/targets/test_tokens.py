@@ -46,7 +46,7 @@ def codebook(tmp_path: Path) -> str:
 
 
 def clips_and_pixels(height: int = 32, width: int = 48) -> tuple[Tensor, Tensor]:
-    """Clips [2, 3, 4, H, W] in a normalisation of one level a channel, and their pixels in 0..1."""
+    """Clips [2, 3, 4, H, W] normalized with one mean and std per channel, and their pixels in 0..1."""
     pixels = torch.rand(2, 3, 4, height, width, generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(level).view(3, 1, 1, 1) for level in (MEAN, STD))
     return (pixels - mean) / std, pixels

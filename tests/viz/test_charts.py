@@ -1,4 +1,4 @@
-"""Charts: their data are the values, few and finite, and can be read without the picture."""
+"""Charts: their data are finite and few, and can be read without the picture."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import vl_convert
@@ -14,10 +15,13 @@ from videomaskfeat.metrics.ava_map import average_precision_of, precision_by_rec
 from videomaskfeat.viz.charts import (
     Curve,
     confusion_chart,
+    confusion_section,
+    encode_confusion,
+    format_number,
+    frequent_confusions,
     line_chart,
+    moving_mean,
     recall_chart,
-    short_number,
-    smoothed,
 )
 from videomaskfeat.viz.page import chart_spec
 
@@ -32,14 +36,16 @@ def drawn_texts(chart: dict[str, Any]) -> list[str]:
 
 
 def test_charts_are_drawn_with_their_axes_and_names() -> None:
-    two = line_chart("Loss", [curve(0, 2, name="a\"'<"), curve(1, 1, name="b")], levels={"constant": 1.5})
+    two = line_chart(
+        "Loss", [curve(0, 2, name="a\"'<"), curve(1, 1, name="b")], reference_lines={"constant": 1.5}
+    )
     texts = drawn_texts(two)
     assert texts[-2:] == ["a\"'&lt;", "b"]
-    assert texts.count("constant 1.5") == 2  # its rim, and itself
+    assert texts.count("constant 1.5") == 2  # its outline, and itself
     assert drawn_texts(line_chart("Norm", [curve(2, 30)], log=True))[-3:] == ["10", "20", "100"]
     assert "precision" in drawn_texts(recall_chart("talk", np.array([1, 0.5])))
     matrix = confusion_chart("Classes", np.array([[3, 1], [0, 2]]), ["same", "same"])
-    assert drawn_texts(matrix) == ["3", "1", "2", *["same"] * 4]
+    assert sorted(drawn_texts(matrix)) == ["1", "2", "3", "label", "prediction", *["same"] * 4]
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
@@ -50,10 +56,10 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     assert line_chart("Loss", [curve(np.nan, np.nan)]) == {"title": "Loss", "data": None}
 
 
-def test_axes_hold_the_values_with_some_room() -> None:
+def test_axes_have_a_margin_around_the_values() -> None:
     assert line_chart("Loss", [curve(2, 4)], from_zero=True)["data"]["domain"] == pytest.approx((0, 4.2))
     assert line_chart("Loss", [curve(0, 0)], from_zero=True)["data"]["domain"] == (0, 1)
-    assert line_chart("Loss", [curve(2, 4)], levels={"far": 9})["data"]["domain"] == pytest.approx(
+    assert line_chart("Loss", [curve(2, 4)], reference_lines={"far": 9})["data"]["domain"] == pytest.approx(
         (1.65, 9.35)
     )
     norm = line_chart("Norm", [curve(0.01, 0.1, 1.0, 0.0)], log=True)["data"]  # 0 cannot be shown
@@ -76,17 +82,17 @@ def test_many_steps_become_few_points_that_keep_the_peaks() -> None:
 
 def test_curves_have_names_colors_and_levels() -> None:
     own = Curve("b", np.arange(2.0), np.arange(2.0), color=13)
-    data = line_chart("Loss", [curve(1, 2, name="a\udce9"), own], levels={"constant": 1.5, "no": 1e200})[
-        "data"
-    ]
+    data = line_chart(
+        "Loss", [curve(1, 2, name="a\udce9"), own], reference_lines={"constant": 1.5, "no": 1e200}
+    )["data"]
     assert [(one["curve"], one["color"]) for one in data["curves"]] == [("a\\xe9", 0), ("b", 1)]
     assert data["levels"] == [{"name": "constant 1.5", "level": 1.5}]
 
 
-def test_chart_tells_its_numbers_without_the_picture() -> None:
-    """The table has all steps; of many, those of the curve that was recorded least often, and the ends."""
+def test_table_and_label_have_the_numbers_of_the_picture() -> None:
+    """Many steps are reduced to those of the curve with the fewest values, and the ends."""
     chart = line_chart("Loss", [Curve("a", np.array([1.0, 9.0]), np.array([0.5, 0.25]))])
-    assert chart["label"] == "Loss. a: 0.5 at step 1, 0.25 at step 9, least 0.25, most 0.5."
+    assert chart["label"] == "Loss. a: 0.5 at step 1, 0.25 at step 9, minimum 0.25, maximum 0.5."
     assert chart["table"]["header"] == ("Step", "a")
     assert chart["table"]["rows"] == [("1", "0.5"), ("9", "0.25")]
     held_out = Curve("held out", np.array([30.0, 60.0]), np.array([7.0, 8.0]))
@@ -97,7 +103,7 @@ def test_chart_tells_its_numbers_without_the_picture() -> None:
 def test_smoothing_is_a_moving_mean_that_shortens_at_the_ends() -> None:
     values = np.random.default_rng(0).normal(size=20)
     slow = [values[max(i - 2, 0) : i + 3].mean() for i in range(20)]
-    np.testing.assert_allclose(smoothed(values, 5), slow, atol=1e-12)
+    np.testing.assert_allclose(moving_mean(values, 5), slow, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,7 @@ def test_smoothing_is_a_moving_mean_that_shortens_at_the_ends() -> None:
     ],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
-    assert short_number(value) == text
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize("truths", [3, 40, 700])
@@ -131,8 +137,8 @@ def test_area_of_the_picture_is_the_average_precision(truths: int) -> None:
     assert area == pytest.approx(ap, abs=1e-5)  # rounded to 6 digits
 
 
-def test_steps_of_recall_hold_the_curve_where_it_is() -> None:
-    """Hits at places 1 and 4 of four boxes: 1 to recall 1/4, 1/2 to 1/2, then nothing."""
+def test_recall_chart_follows_the_steps_of_the_curve() -> None:
+    """Hits at ranks 1 and 4 of four boxes: precision 1 to recall 1/4, 1/2 to recall 1/2, then 0."""
     heights = precision_by_recall(np.array([True, False, False, True]), 4, 8)
     assert heights.tolist() == pytest.approx([1, 1, 0.5, 0.5, 0, 0, 0, 0], abs=1e-12)
     assert precision_by_recall(np.zeros(3, bool), 4, 8).tolist() == [0.0] * 8
@@ -150,7 +156,7 @@ def test_measured_points_are_few() -> None:
     assert none == {"recall": [], "precision": []}
 
 
-def test_recall_chart_tells_its_numbers_to_a_screen_reader() -> None:
+def test_recall_chart_has_its_numbers_in_the_label() -> None:
     label = recall_chart('a"<b', np.array([1.0] * 6 + [0.0] * 4))["label"]
     assert label.startswith('a"<b. Area 0.600; precision 1.00 at recall 0.1,')
     assert label.endswith(" 0.00 at recall 0.9.")
@@ -162,5 +168,27 @@ def test_matrix_has_every_cell_under_full_names() -> None:
     assert chart["data"]["names"] == list(names)
     cells = [tuple(cell.values()) for cell in chart["data"]["cells"]]
     assert cells == [(0, 0, 3, 0.75), (0, 1, 1, 0.25), (1, 0, 0, 0), (1, 1, 0, 0)]
-    assert chart["label"] == "Confusion matrix of 2 classes; 75.0 % of the videos on its diagonal."
+    assert chart["label"] == "Confusion matrix of 2 classes; 75.0 % of the videos on the diagonal."
     assert chart["table"]["rows"] == [(names[0], 3, 1), ("b", 0, 0)]
+
+
+def test_image_of_a_large_matrix_has_one_pixel_per_cell() -> None:
+    """The opacity is the root of the share of the row, to a level of 255."""
+    confusion = np.random.default_rng(0).integers(0, 5, size=(60, 60))
+    confusion[7] = 0
+    image = cv2.imdecode(np.frombuffer(encode_confusion(confusion), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert image.shape == (60, 60, 4)
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    np.testing.assert_allclose(image[..., 3], 255 * np.sqrt(shares), atol=0.51)
+    section = confusion_section(confusion, [str(label) for label in range(60)])
+    assert section["chart"] is None
+    assert section["image"].startswith("data:image/png;base64,")
+    assert section["classes"] == 60
+
+
+def test_frequent_confusions_are_the_largest_cells_off_the_diagonal() -> None:
+    confusion, names = np.array([[3, 1, 0], [0, 0, 0], [2, 2, 4]]), ("push", "pull", "fall")
+    expected = [("fall", "push", 2, 25.0), ("fall", "pull", 2, 25.0), ("push", "pull", 1, 25.0)]
+    assert frequent_confusions(confusion, names, 10) == expected
+    assert frequent_confusions(confusion, names, 1) == expected[:1]
+    assert frequent_confusions(np.eye(3, dtype=int), names, 10) == []

@@ -1,165 +1,183 @@
-"""The pictures and sentences of an evaluation's report."""
+"""The page of an evaluation."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from tests.viz.pages import Page
 from videomaskfeat.viz.evaluation import (
     ClassRow,
-    EvaluationFacts,
     ShownVideo,
-    confusion_pixels,
-    evaluation_data,
-    frequent_confusions,
+    accuracy_cards,
+    confidence_interval,
+    interval_text,
     render_evaluation,
 )
 
-NAMES = ("push", "pull & turn", "fall")
+NAMES = ["push", "pull & turn", "fall"]
 CONFUSION = np.array([[3, 1, 0], [0, 0, 0], [2, 2, 4]])
-
-FACTS = EvaluationFacts(
-    title="best on val.csv",
-    videos=12,
-    listed=12,
-    top1=100 * 7 / 12,
-    top5=100.0,
-    mean_class=62.5,
-    protocol={
-        "views": 5,
-        "crops": 3,
-        "sampling": "clip",
-        "frames": 16,
-        "stride": 4,
-        "target_fps": 30.0,
-        "crop": 224,
-        "short_side": 224,
-        "average": "softmax",
-        "std": 0.225,
-    },
-    summary={"weights": "best.safetensors", "list": "val.csv"},
-    classes=[
-        ClassRow(0, "push", 4, 75.0, 100.0, "pull & turn", 1),
-        ClassRow(1, "pull & turn", 0, float("nan"), float("nan"), "", 0),
-        ClassRow(2, "fall", 8, 50.0, 100.0, "push", 2),
-    ],
-    confusion=CONFUSION,
-    said=CONFUSION.sum(axis=0),
-    class_texts=NAMES,
-    worst=[ShownVideo("/videos/a.mp4", "fall", 0.1, "push", 0.8, b"jpeg")],
-    best=[ShownVideo("/videos/b.mp4", "push", 0.9, "push", 0.9, None)],
-    failures=[],
-)
+CLASSES = [
+    ClassRow(0, "push", 4, 75.0, 100.0, "pull & turn", 1),
+    ClassRow(1, "pull & turn", 0, float("nan"), float("nan"), "", 0),
+    ClassRow(2, "fall", 8, 50.0, 100.0, "push", 2),
+]
+PROTOCOL = {
+    "views": 5, "crops": 3, "sampling": "clip", "frames": 16, "stride": 4, "target_fps": 30.0, "crop": 224,
+    "short_side": 224, "average": "softmax", "std": 0.225,
+}  # fmt: skip
+RESULT = {
+    "title": "best on val.csv",
+    "top1": 100 * 7 / 12,
+    "top5": 100.0,
+    "mean_class": 62.5,
+    "videos": 12,
+    "listed": 12,
+    "classes": 3,
+    "weights": "best.safetensors",
+    "list": "val.csv",
+    "protocol": PROTOCOL,
+    "failures": [],
+    "provenance": {"command": "videomaskfeat evaluate '<b>'", "date": "2026-01-02", "torch": "2.11"},
+}
 
 
-def page_of(**changes: Any) -> Page:
-    return Page(render_evaluation(replace(FACTS, **changes)))
+def page_of(*, classes: Any = CLASSES, confusion: Any = CONFUSION, **changes: Any) -> Page:
+    matrix = CONFUSION if confusion is None else confusion
+    html = render_evaluation(
+        {**RESULT, **changes},
+        classes=classes,
+        confusion=confusion,
+        predicted=matrix.sum(axis=0),
+        class_names=NAMES if len(matrix) == 3 else [f"class {label}" for label in range(len(matrix))],
+        worst=[ShownVideo("/videos/a.mp4", "fall", 0.1, "push", 0.8, b"jpeg")],
+        best=[ShownVideo("/videos/b.mp4", "push", 0.9, "push", 0.9, None)],
+    )
+    return Page(html)
 
 
-def test_large_matrix_has_a_pixel_per_cell() -> None:
-    """The root of a cell's share of its row is its opacity, to a level of 255."""
-    confusion = np.random.default_rng(0).integers(0, 5, size=(60, 60))
-    confusion[7] = 0
-    picture = cv2.imdecode(np.frombuffer(confusion_pixels(confusion), np.uint8), cv2.IMREAD_UNCHANGED)
-    assert picture.shape == (60, 60, 4)
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    np.testing.assert_allclose(picture[..., 3], 255 * np.sqrt(shares), atol=0.51)
-    texts = [f"class {number}" for number in range(60)]
-    page = page_of(confusion=confusion, class_texts=texts, said=confusion.sum(axis=0))
-    assert page.charts == []
-    assert [address.split(";")[0] for address in page.addresses] == ["data:image/png", "data:image/jpeg"]
-
-
-def test_frequent_confusions_are_the_largest_cells_off_the_diagonal() -> None:
-    found = frequent_confusions(CONFUSION, NAMES, 10)
-    assert found == [
-        ("fall", "push", 2, 25.0),
-        ("fall", "pull & turn", 2, 25.0),
-        ("push", "pull & turn", 1, 25.0),
-    ]
-    assert frequent_confusions(CONFUSION, NAMES, 1) == found[:1]
-    assert frequent_confusions(np.eye(3, dtype=int), NAMES, 10) == []
-
-
-def test_verdict_says_of_how_many() -> None:
-    """The spread is 1.96 * sqrt(p (1 - p) / n): 27.9 points of 12 videos."""
-    assert (
-        "Top-1 58.33 % of 12 of 12 videos. Another draw of so many videos would give a top-1 within 27.9 "
-        "points, 19 times in 20. Protocol"
-    ) in page_of().text
-    assert (
-        "Top-1 58.33 % of 12 of 14 videos. The other 2 could not be read; counted as wrong, top-1 is 50.00 %."
-    ) in page_of(listed=14).text
-
-
-@pytest.mark.parametrize("top1", [100.0, 0.0])
-def test_certainty_has_no_spread(top1: float) -> None:
-    assert f"Top-1 {top1:.2f} % of 12 of 12 videos. Protocol" in page_of(top1=top1).text
-
-
-def test_list_without_labels_has_predictions_alone() -> None:
-    text = page_of(top1=None, top5=None, mean_class=None, confusion=None, listed=13, said=CONFUSION[0]).text
-    assert "12 of 13 videos were scored; the list has no labels, so there is no accuracy." in text
-    assert "Class Videos Of all push 3 25.0 % pull & turn 1 8.3 % Videos that" in text
-    assert "Confusions" not in text
-
-
-def test_page_holds_every_part() -> None:
+def test_page_has_every_part() -> None:
     page = page_of()
     for words in (
-        "best on val.csv",
-        "every video scored",
-        "58.33 %",
+        "best on val.csv all videos scored Weights: best.safetensors List: val.csv",
+        "Top-1 58.33 % chance level 33.3 %",
+        "Top-5 100.00 % chance level 100.0 %",
+        "Mean class accuracy 62.50 %",
         "12 of 12",
-        "Weights: best.safetensors",
-        "5 x 3 clips over time x crops, along the longer side",
-        "at stride 4, counted at 30 a second",
+        "5 x 3 temporal views x spatial crops, along the longer side",
+        "frame stride 4 at 30 frames per second",
         "224 pixels",
         "std 0.225",
-        "said: push 80 %",
+        "fall 10 % predicted: push 80 %",
         "no picture",
-        "None: every video could be read.",
-        "pull & turn (1)",
+        "All videos could be read.",
         "fall push 2 25 %",
+        "Command videomaskfeat evaluate '<b>' Date 2026-01-02 Git commit not recorded Versions torch 2.11",
     ):
         assert words in page.text, words
     assert page.addresses == ["data:image/jpeg;base64," + base64.b64encode(b"jpeg").decode()]
     assert len(page.charts) == 1
-    assert "nan" not in page.text
+    assert "nan" not in page.text.split()
 
 
-def test_segments_and_neighbors_are_said() -> None:
+def test_large_matrix_is_an_image() -> None:
+    page = page_of(confusion=np.ones((60, 60), int))
+    assert page.charts == []
+    assert [address.split(";")[0] for address in page.addresses] == ["data:image/png", "data:image/jpeg"]
+
+
+def test_accuracy_has_its_count_and_confidence_interval() -> None:
+    assert (
+        "Top-1 58.33 % of 12 of 12 videos. 95 % confidence interval: 32 to 81 %. Protocol" in page_of().text
+    )
+    assert (
+        "Top-1 58.33 % of 12 of 14 videos. 95 % confidence interval: 32 to 81 %. 2 could not be read; "
+        "counted as wrong, top-1 is 50.00 %."
+    ) in page_of(listed=14).text
+    assert interval_text({"top1": 50.0}) == interval_text({"videos": 3}) == ""
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 14, 1000])
+def test_confidence_interval_solves_its_equation(share: float, count: int) -> None:
+    """Wilson: the limits p with (share - p)^2 = 1.96^2 p (1 - p) / n."""
+    for limit in confidence_interval(share, count):
+        assert (share - limit) ** 2 == pytest.approx(1.96**2 * limit * (1 - limit) / count, abs=1e-12)
+    low, high = confidence_interval(share, count)
+    assert 0 <= low <= share <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("result", "good"),
+    [
+        ({"top1": 100 * 7 / 12, "videos": 12, "classes": 3}, False),  # 32 % is below chance
+        ({"top1": 100 * 7 / 12, "videos": 120, "classes": 3}, True),
+        ({"top1": 34.0, "classes": 3}, True),
+        ({"top1": 33.0, "classes": 3}, False),
+        ({"top1": 99.0, "videos": 120}, None),  # the chance level is unknown
+    ],
+)
+def test_accuracy_is_green_only_above_chance(result: dict[str, Any], good: bool | None) -> None:
+    top1, top5, _ = accuracy_cards(result)
+    assert top1.get("good") == good
+    assert top5["value"] is None
+
+
+def test_bars_of_classes_are_green_only_above_chance() -> None:
+    bars = [
+        attributes["class"] for _, attributes in page_of().tags if "bar" in (attributes.get("class") or "")
+    ]
+    assert bars == ["bar"] * 4 + ["bar good"] * 2
+    classes = [ClassRow(0, "push", 4, 25.0, 100.0, "fall", 3)]
+    assert "bar good" not in [attributes.get("class") for _, attributes in page_of(classes=classes).tags]
+
+
+def test_list_without_labels_has_predictions_alone() -> None:
+    result = {key: value for key, value in RESULT.items() if key not in ("top1", "top5", "mean_class")}
+    html = render_evaluation(
+        {**result, "listed": 13},
+        classes=[],
+        confusion=None,
+        predicted=CONFUSION[0] * 3,
+        class_names=NAMES,
+        worst=[],
+        best=[],
+    )
+    text = Page(html).text
+    assert "12 of 13 videos were scored. The list has no labels, so there is no accuracy." in text
+    assert "Class Videos Share push 9 75.0 % pull & turn 3 25.0 % Unreadable" in text
+    assert "Confusion" not in text
+
+
+def test_protocol_of_segments_and_neighbors() -> None:
     protocol = {"views": 1, "crops": 1, "sampling": "segments", "frames": 8, "average": "votes", "k": 5}
     text = page_of(protocol={**protocol, "precision": "float32", "reader": "pyav"}).text
-    for words in ("a frame of each of 8 equal parts", "; 5 nearest videos vote", "float32", "pyav"):
+    for words in ("one from each of 8 equal segments", "; 5 nearest neighbors vote", "float32", "pyav"):
         assert words in text
 
 
-def test_classes_come_the_worst_first_and_those_without_videos_last() -> None:
-    classes = evaluation_data(FACTS)["classes"]
-    assert classes["rows"] == [
-        (2, "fall", 8, "50.0 %", {"share": 0.5}, "100.0 %", "push (2)"),
-        (0, "push", 4, "75.0 %", {"share": 0.75}, "100.0 %", "pull & turn (1)"),
-        (1, "pull & turn", 0, "", "", "", ""),
-    ]
+def test_classes_come_by_accuracy_and_those_without_videos_last() -> None:
+    assert (
+        "2 fall 8 50.0 % 100.0 % push (2) 0 push 4 75.0 % 100.0 % pull & turn (1) 1 pull & turn 0"
+        in page_of().text
+    )
 
 
 def test_many_classes_are_folded() -> None:
-    rows = [ClassRow(number, f"class {number}", 1, 0.0, 0.0, "", 0) for number in range(31)]
-    assert "All 31 classes, the worst first" in page_of(classes=rows).text
-    assert "classes, the worst first" not in page_of().text
+    rows = [ClassRow(label, f"class {label}", 1, 0.0, 0.0, "", 0) for label in range(31)]
+    assert "All 31 classes, by ascending accuracy" in page_of(classes=rows).text
+    assert "by ascending accuracy" not in page_of().text
 
 
 def test_many_failures_are_cut_and_counted() -> None:
-    failures = [(f"{number}.mp4", "no such file") for number in range(203)]
-    text = page_of(listed=215, failures=failures).text
+    failures = [{"row": row, "path": f"{row}.mp4", "cause": "no such file"} for row in range(202)]
+    training = [{"row": 1, "path": "t.mp4", "cause": "empty"}]
+    text = page_of(listed=215, failures=failures, train_failures=training).text
     assert "203 of 215 videos missing" in text
     assert "199.mp4" in text
     assert "200.mp4" not in text
-    assert "And 3 more in result.json." in text
+    assert "3 more are in result.json." in text
+    assert "t.mp4 empty (training list)" in page_of(train_failures=training).text

@@ -14,14 +14,14 @@ import videomaskfeat
 from tests.viz.pages import Page
 from videomaskfeat.viz import page
 from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
-from videomaskfeat.viz.page import flattened, number, table
+from videomaskfeat.viz.page import build_table, finite_number, flatten
 
 MARKUP = "</script><b>\u89c6\u9891 \udce9\n"
 
 
 @pytest.fixture
 def html() -> str:
-    """A page of charts whose every name wants to be markup."""
+    """A page of charts; every name in it contains markup."""
     metrics = {"step": np.arange(1.0, 4.0), "loss": np.arange(3.0), "evaluation/knn_top1": np.arange(3.0)}
     seed = SeedResult(1, [f"{MARKUP}/report.html"], metrics, {"seconds": 1.0}, {}, {})
     result = TargetResults(MARKUP, MARKUP, TargetCost(1.0, 1, 0.5, 1), [seed])
@@ -38,7 +38,7 @@ def test_every_text_is_escaped_or_spelled_out(html: str) -> None:
 
 
 def test_page_needs_no_network(html: str) -> None:
-    """Its own rule forbids every request, and nothing outside of the library names a place."""
+    """The page forbids every request, and contains no address outside of the library."""
     read = Page(html)
     (policy,) = [
         one["content"] for tag, one in read.tags if one.get("http-equiv") == "Content-Security-Policy"
@@ -52,29 +52,29 @@ def test_page_needs_no_network(html: str) -> None:
 
 
 def test_page_holds_the_library_of_the_installed_package(html: str) -> None:
-    found = re.search(r'<script id="chart-library" type="application/gzip">([^<]*)</script>', html)
-    assert found is not None
-    script = gzip.decompress(base64.b64decode(found[1])).decode()
+    script_tag = re.search(r'<script id="chart-library" type="application/gzip">([^<]*)</script>', html)
+    assert script_tag is not None
+    script = gzip.decompress(base64.b64decode(script_tag[1])).decode()
     assert "window.vegaEmbed" in script
     assert len(html) < 600_000
 
 
-def test_library_is_put_together_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cache that is cut off is made again, and one that cannot be written is none."""
+def test_library_is_bundled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A damaged cache is replaced; a cache that cannot be written is ignored."""
     import vl_convert
 
     calls: list[str] = []
     monkeypatch.setattr(vl_convert, "javascript_bundle", lambda snippet: calls.append(snippet) or "code")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = [page._chart_library.__wrapped__() for _ in range(2)]
-    (kept,) = (tmp_path / "videomaskfeat").iterdir()
-    for damaged in (kept.read_bytes()[:-4], kept.read_bytes()[:10] + b"x" * 20):
-        kept.write_bytes(damaged)
-        made.append(page._chart_library.__wrapped__())
+    libraries = [page._chart_library.__wrapped__() for _ in range(2)]
+    (cached,) = (tmp_path / "videomaskfeat").iterdir()
+    for damaged in (cached.read_bytes()[:-4], cached.read_bytes()[:10] + b"x" * 20):
+        cached.write_bytes(damaged)
+        libraries.append(page._chart_library.__wrapped__())
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    made.append(page._chart_library.__wrapped__())
-    assert {gzip.decompress(base64.b64decode(one)) for one in made} == {b"code"}
+    libraries.append(page._chart_library.__wrapped__())
+    assert {gzip.decompress(base64.b64decode(one)) for one in libraries} == {b"code"}
     assert len(calls) == 4
 
 
@@ -84,27 +84,26 @@ def test_charts_can_be_read_without_javascript(html: str) -> None:
     assert "<noscript>" in html
 
 
-def test_templates_come_along_with_the_package() -> None:
-    """What setup.py ships, matched against what stands there."""
+def test_package_includes_all_templates() -> None:
     setup = (Path(videomaskfeat.__file__).parents[1] / "setup.py").read_text()
-    found = re.search(r'package_data=\{"videomaskfeat\.viz": \[(.*?)\]\}', setup)
-    assert found is not None
+    patterns = re.search(r'package_data=\{"videomaskfeat\.viz": \[(.*?)\]\}', setup)
+    assert patterns is not None
     templates = Path(page.__file__).parent
-    shipped = {path for pattern in re.findall(r'"(.*?)"', found[1]) for path in templates.glob(pattern)}
+    shipped = {path for pattern in re.findall(r'"(.*?)"', patterns[1]) for path in templates.glob(pattern)}
     assert shipped == {path for path in (templates / "templates").iterdir() if path.is_file()}
     assert len(shipped) == 12
 
 
 def test_numbers_are_finite() -> None:
     values = (1, 2.5, True, "3", None, float("nan"), float("inf"), 10**400)
-    assert [number(value) for value in values] == [1.0, 2.5, None, None, None, None, None, None]
+    assert [finite_number(value) for value in values] == [1.0, 2.5, None, None, None, None, None, None]
 
 
-def test_tables_are_cut_and_counted() -> None:
+def test_omitted_rows_of_a_table_are_counted() -> None:
     rows = [(str(place),) for place in range(5)]
-    assert table(("a",), rows, limit=3) == {"header": ("a",), "rows": rows[:3], "more": 2}
-    assert table(("a",), rows)["more"] == table(("a",), rows, limit=9)["more"] == 0
+    assert build_table(("a",), rows, limit=3) == {"header": ("a",), "rows": rows[:3], "more": 2}
+    assert build_table(("a",), rows)["more"] == build_table(("a",), rows, limit=9)["more"] == 0
 
 
-def test_nested_values_are_named_by_their_path() -> None:
-    assert flattened({"a": {"b": {"c": [1, None]}}, "d": 2}) == {"a.b.c": "1, None", "d": "2"}
+def test_names_of_nested_values_are_joined() -> None:
+    assert flatten({"a": {"b": {"c": [1, None]}}, "d": 2}) == {"a.b.c": "1, None", "d": "2"}

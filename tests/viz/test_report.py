@@ -1,4 +1,4 @@
-"""The report: everything recorded is on the page, nothing else is asked for, and what lacks is said to."""
+"""The report of a run: the page shows everything recorded and names what is missing."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ from videomaskfeat.viz.report import (
 )
 
 MISSING = "not recorded"
+PROVENANCE = {
+    "command": "train <it>",
+    "date": "2026-01-02",
+    "videomaskfeat": "1",
+    "commit": "cafe",
+    "torch": "2",
+}
 
 
 def page_of(folder: Path) -> Page:
@@ -37,7 +44,7 @@ def page_of(folder: Path) -> Page:
 
 
 def titles(charts: list[dict[str, Any]]) -> list[str]:
-    """Of the charts that have something to draw."""
+    """Titles of the charts with data."""
     return [chart["title"] for chart in charts if chart["data"]]
 
 
@@ -51,7 +58,7 @@ def write_metrics(run: Path, rows: int = 60, **more: float) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A finished run folder whose every text wants to be markup."""
+    """A finished run folder; every text in it contains markup."""
     folder = tmp_path / "run <1>"
     (folder / "pictures").mkdir(parents=True)
     write_metrics(
@@ -66,7 +73,8 @@ def run(tmp_path: Path) -> Path:
         "heldout_clips": 40,
     }
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "environment.json").write_text(json.dumps({"torch": {"version": "<2>"}, "gpus": ["x", "y"]}))
+    environment = {"provenance": PROVENANCE, "torch": {"version": "<2>"}, "gpus": ["x", "y"]}
+    (folder / "environment.json").write_text(json.dumps(environment))
     failure = json.dumps({"path": "<script>alert(1)</script>.mp4", "cause": 'zero "bytes"'})
     (folder / "failures.jsonl").write_text(f"{failure}\n{failure}\n")
     drawing = ClipDrawing(
@@ -87,25 +95,27 @@ def test_report_of_a_whole_run_holds_everything(run: Path) -> None:
     for expected in (
         "run <1> finished",
         "Model: <b>nano</b> · Data: a&b.csv",
-        "Mean squared error at hidden positions on 40 clips that it never saw, 40% below the best constant",
+        "squared error at hidden positions on 40 held-out clips: 40 % below the best constant prediction",
         "0.0300",
         "0.0500",
         "0.1200",
         "3 of 3",
-        "mean of 50 steps; the first was 0.1990",
-        "Time per step 40 ms 5.0% of it waiting for data",
+        "mean of the last 50 steps; first step 0.1990",
+        "Clips per second 25 median over the steps",
+        "Time per step 40 ms median; 5.0 % of the time waiting for data",
         "1.50 GB",
         '<script>alert(1)</script>.mp4 zero "bytes" 2',
         "torch.version <2>",
         "gpus x, y",
         "clip_&.png",
+        "Command train <it> Date 2026-01-02 Git commit cafe Versions videomaskfeat 1, torch 2 Page",
     ):
         assert expected in page.text
     assert MISSING not in page.text
     assert len(page.charts) == 6
 
 
-def test_best_constant_is_drawn_beside_the_loss_but_not_beside_a_tokenizers(run: Path) -> None:
+def test_best_constant_is_a_line_in_the_loss_chart_except_for_a_tokenizer(run: Path) -> None:
     assert report_data(read_run(run))["charts"][0]["data"]["levels"][0]["level"] == 0.05
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "kind": "tokenizer"}))
@@ -119,7 +129,7 @@ def test_best_constant_is_drawn_beside_the_loss_but_not_beside_a_tokenizers(run:
         ({"kind": "tokenizer"}, "loss", "tokenizer"),
         ({"kind": "a later one"}, "loss", "pretrain"),
         ({"kind": ["x"]}, "boxes", "detect"),
-        # as written before summaries said so, or while a run is in progress
+        # older summaries, and runs in progress
         ({"top1": 1.0}, "loss", "finetune"),
         (None, "train_top1", "finetune"),
         ({"mean_ap": 0.5}, "loss", "detect"),
@@ -128,11 +138,11 @@ def test_best_constant_is_drawn_beside_the_loss_but_not_beside_a_tokenizers(run:
         ({"heldout_trained": 0.5}, "loss", "pretrain"),
     ],
 )
-def test_kind_is_the_summarys_and_else_known_by_what_was_recorded(
+def test_kind_comes_from_the_summary_or_from_the_recorded_metrics(
     summary: dict[str, Any] | None, recorded: str, kind: str
 ) -> None:
     metrics = {"step": np.ones(1), recorded: np.ones(1)}
-    facts = RunFacts("run", metrics, summary, {}, None, None, None, [], [], [])
+    facts = RunFacts("run", metrics, summary, {}, None, None, None, [], None, [], [])
     assert run_kind(facts) == kind
     assert report_data(facts)["kind"] == kind
 
@@ -146,7 +156,7 @@ def write_classifier_run(folder: Path, top1: float) -> Path:
         for step in range(1, 61)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = {"top1": top1, "top5": 80.0, "mean_class": 41.0, "videos": 39, "listed": 40}
+    summary = {"top1": top1, "top5": 80.0, "mean_class": 41.0, "videos": 39, "listed": 40, "classes": 12}
     (folder / "summary.json").write_text(json.dumps({**summary, "views": 5, "crops": 1}))
     return folder
 
@@ -156,35 +166,36 @@ def write_classifier_run(folder: Path, top1: float) -> Path:
     [
         (
             {"kind": "finetune", "top1": 42.5, "top5": 8, "videos": 3, "listed": 4, "views": 5, "crops": 1},
-            "Held-out accuracy Top-1 42.5 % Top-5 8.0 % Mean of the classes not recorded Of 3 of 4 held-out "
-            "videos, 5 clips x 1 crops each, with the weights that did best in validation. Run",
+            "Held-out accuracy Top-1 42.50 % Top-5 8.00 % Mean class accuracy not recorded On 3 of 4 "
+            "held-out videos with 5 temporal views x 1 spatial crops each, with the weights that were best "
+            "in validation. Top-1: 95 % confidence interval: 9 to 84 %. Run",
         ),
-        ({"kind": "finetune", "mean_class": 3}, "Mean of the classes 3.0 % Run"),
+        ({"kind": "finetune", "mean_class": 3, "classes": 50}, "accuracy 3.00 % chance level 2.0 % Run"),
         (
             {"kind": "detect", "mean_ap": 0.5, "key_frames": 4, "listed": 5, "area": "centre"},
-            "Held-out detection Frame mAP 50.00 % Of 4 of 5 held-out key frames, centre crops, with",
+            "Held-out detection Frame mAP 50.00 % On 4 of 5 held-out key frames, center crops, with",
         ),
         (
             {
                 "kind": "tokenizer", "heldout_trained": 0.25, "heldout_constant": 0.5, "heldout_frames": 7,
                 "vocabulary": 64, "heldout_used_codes": 16, "heldout_perplexity": 12.34,
             },
-            "Held-out reconstruction This tokenizer 0.2500 Best one color 0.5000 Codes in use 16 of 64 "
-            "Perplexity 12.3 codes that would say as much, used alike Mean squared error of the normalized "
-            "pixels of 7 frames that it never saw, decoded from nothing but their tokens.",
+            "Held-out reconstruction This tokenizer 0.2500 Best constant color 0.5000 Codes in use 16 of 64 "
+            "Perplexity 12.3 number of equally frequent codes with the same entropy Mean squared error of "
+            "the normalized pixels of 7 held-out frames, decoded from their tokens alone.",
         ),
         (
             {"heldout_trained": 0.5, "heldout_measure": "cross entropy"},
-            "This model 0.5000 Cross entropy; which constant would do best at it is not known. Run",
+            "This model 0.5000 Cross entropy. The best constant prediction of this loss is unknown. Run",
         ),
         (
             {"heldout_trained": 0, "heldout_constant": 0},
-            "the targets are constant, so nothing can do better. Run",
+            "The targets are constant, so a constant prediction is perfect. Run",
         ),
         *(({"kind": kind}, MISSING + " Run") for kind in KINDS),
     ],
 )  # fmt: skip
-def test_each_kind_of_run_tells_its_score(tmp_path: Path, summary: dict[str, Any], words: str) -> None:
+def test_each_kind_of_run_has_its_score(tmp_path: Path, summary: dict[str, Any], words: str) -> None:
     write_metrics(tmp_path, step_ms=4010.0)
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     text = page_of(tmp_path).text
@@ -197,9 +208,12 @@ def test_runs_are_drawn_side_by_side_under_their_names(tmp_path: Path) -> None:
     tuned = write_classifier_run(tmp_path / "tuned", 42.5)
     scratch = write_classifier_run(tmp_path / "scratch", 11.25)
     page = Page(report(tuned, beside=[scratch]).read_text())
-    assert "tuned 42.5 % 80.0 % 41.0 % scratch 11.2 % 80.0 % 41.0 %" in page.text
+    assert "tuned 42.5 % 80.0 % 41.0 % 8.3 % scratch 11.2 % 80.0 % 41.0 % 8.3 %" in page.text
     charts = {chart["title"]: chart for chart in report_data(read_run(tuned))["charts"]}
     assert "held-out top-1: 15 at step 30, 30 at step 60" in charts["Accuracy, percent"]["label"]
+    assert charts["Accuracy, percent"]["data"]["levels"] == [
+        {"name": "chance level 8.333", "level": 100 / 12}
+    ]
     beside = report_data(read_run(tuned), [read_run(scratch)])["beside"]
     assert titles(beside["charts"]) == ["Held-out top-1, percent", "Training top-1, percent", "Training loss"]
     assert "tuned:" in beside["charts"][0]["label"]
@@ -217,16 +231,16 @@ def test_a_run_has_the_same_color_in_charts_that_lack_another(tmp_path: Path) ->
     assert colors == {"Held-out top-1, percent": [1], "Training top-1, percent": [1], "Training loss": [0, 1]}
 
 
-def test_monitors_and_parts_of_the_loss_have_their_charts(tmp_path: Path) -> None:
+def test_monitors_and_terms_of_the_loss_have_their_charts(tmp_path: Path) -> None:
     more = {"evaluation/mean_ap": 0.25, "evaluation/knn_top1": 5.0}
     write_metrics(tmp_path, loss_hog=0.1, loss_features=0.4, feature_std=0.8, cube_entropy=4.0, **more)
     charts = report_data(read_run(tmp_path))["charts"]
     assert titles(charts) == [
         "Loss",
-        "Parts of the loss",
+        "Terms of the loss",
         "Frame mAP, share of 1",
         "Frozen features, top-1, percent",
-        "Spread of features, near 0 when collapsed",
+        "Standard deviation of features, near 0 if collapsed",
         "Entropy of the teacher's mean distribution, nats",
     ]
     assert charts[1]["table"]["header"] == ("Step", "hog", "features")
@@ -246,15 +260,15 @@ def test_pictures_are_part_of_the_page_and_small(run: Path) -> None:
     assert page_of(run).addresses[0] == "data:image/png;base64,bm8gcGljdHVyZQ=="
 
 
-def test_report_of_a_run_in_progress_says_what_is_missing(tmp_path: Path) -> None:
+def test_report_of_an_unfinished_run_names_what_is_missing(tmp_path: Path) -> None:
     write_metrics(tmp_path, rows=3)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # killed while writing
     page = Page(write_report(tmp_path, tmp_path / "out.html").read_text(encoding="utf-8"))
-    assert "in progress, or stopped before its end" in page.text
+    assert "not finished: running or stopped" in page.text
     assert f"Model: {MISSING} · Data: {MISSING}" in page.text
     assert "metrics.jsonl: 1 unreadable line(s) left out" in page.text
-    assert "None: every video could be read." in page.text  # the steps counted 0 failures
+    assert "All videos could be read." in page.text  # the steps counted 0 failures
     for heading in ("Held-out loss", "Learning rate", "Pictures", "Peak memory", "Environment"):
         assert f"{heading} {MISSING}" in page.text
     assert not (tmp_path / "report.html").exists()
@@ -265,8 +279,8 @@ def test_damaged_files_are_noted_and_the_rest_is_shown(run: Path) -> None:
     (run / "environment.json").write_text("[1]")
     (run / "config.yaml").write_text("a: [")
     page = page_of(run)
-    assert "summary.json: no JSON object, left out." in page.text
-    assert "environment.json: no JSON object, left out." in page.text
+    assert "summary.json: not a JSON object, left out." in page.text
+    assert "environment.json: not a JSON object, left out." in page.text
     assert "a: [" in page.text  # the config as it stands
 
 
@@ -288,10 +302,10 @@ def test_media_past_the_limit_are_left_out_and_counted(run: Path, monkeypatch: p
 def test_missing_folder_and_missing_metrics_are_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere: no such run folder; give"):
         write_report(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="holds no metrics"):
+    with pytest.raises(UserError, match="contains no metrics"):
         write_report(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="holds no step yet"):
+    with pytest.raises(UserError, match="contains no step yet"):
         write_report(tmp_path)
 
 
@@ -340,6 +354,42 @@ def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
     assert charts[0]["table"]["header"] == ("Step", "training", "held out")
 
 
+def test_fine_tuning_shows_its_confusion_matrix_with_class_names(tmp_path: Path) -> None:
+    run = write_classifier_run(tmp_path / "tuned", 42.5)
+    content: dict[str, Any] = {"class_names": ["walk <1>", "run"], "counts": [[3, 1], [0, 2]]}
+    (run / "confusion.json").write_text(json.dumps(content))
+    page = page_of(run)
+    assert "walk <1> run 1 25 %" in page.text
+    assert len(page.charts) == 3  # loss, accuracy, confusion matrix
+    (run / "confusion.json").write_text(json.dumps({**content, "class_names": []}))
+    assert "class 0 class 1 1 25 %" in page_of(run).text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"counts": [[1, 2]], "class_names": []}',
+        '{"counts": [[1, 0], [2]], "class_names": []}',
+        '{"counts": [[-1]], "class_names": []}',
+        '{"counts": [], "class_names": []}',
+        '{"counts": [[1.5]], "class_names": []}',
+        '{"counts": [[1]], "class_names": ["a", "b"]}',
+        '{"counts": [[1]], "class_names": 3}',
+        '{"counts": [[1]]}',
+    ],
+)
+def test_damaged_confusion_matrix_is_noted(tmp_path: Path, content: str) -> None:
+    run = write_classifier_run(tmp_path / "tuned", 42.5)
+    (run / "confusion.json").write_text(content)
+    assert "confusion.json: not a confusion matrix, left out." in page_of(run).text
+
+
+def test_versions_of_older_runs_are_shown(run: Path) -> None:
+    (run / "environment.json").write_text(json.dumps({"versions": {"torch": "2.10", "av": "16"}}))
+    text = page_of(run).text
+    assert "Command not recorded Date not recorded Git commit not recorded Versions torch 2.10" in text
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -352,6 +402,7 @@ def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
         ("config.yaml", b"[" * 100_000),
         ("config.yaml", b"\xff\xfe\0"),
         ("environment.json", b'{"a": {"b": {"c": [1, null]}}}'),
+        ("environment.json", b'{"provenance": [1], "versions": 3}'),
         ("failures.jsonl", b'{"path": null}\n[1]\n{"path": "\\ud800"}\n{"pa'),
         ("metrics.jsonl", b'{"step": 1, "loss": 0}\n{"step": NaN}\n{"step": 1e400}\n{"step": "x"}\n{"st'),
     ],

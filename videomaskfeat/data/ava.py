@@ -112,7 +112,7 @@ def key_clips(
         pass_times = all_times[first : first + _KEY_FRAMES_PER_PASS]
         pending: dict[int, _PendingClip] = {}
         next_number = 0
-        for positions, picture in video.each_at(pass_times.ravel()):
+        for positions, picture in video.iter_frames_at(pass_times.ravel()):
             if geometry is None:
                 size = picture.shape[:2]
                 geometry = fixed_geometry(transform, video.path, size)
@@ -272,7 +272,7 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         )  # [B, T]
         geometries: list[ClipGeometry] = []
         clips: list[Tensor] = []
-        for positions, picture in reader.each_at(seconds.reshape(-1)):
+        for positions, picture in reader.iter_frames_at(seconds.reshape(-1)):
             continue_reading()
             if not geometries:
                 size = picture.shape[:2]
@@ -418,7 +418,7 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
             return pixels, geometries, [self.augment.apply(frames, crop, rng) for crop in geometries]
         geometries, clips = [], []
         # Frames are cropped one by one: copying whole frames into new memory is as slow as decoding.
-        for positions, picture in reader.each_at(seconds):
+        for positions, picture in reader.iter_frames_at(seconds):
             if not geometries:
                 size = picture.shape[:2]
                 pixels, geometries = self._sample_crops(picture, boxes, rng)

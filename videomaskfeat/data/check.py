@@ -1,4 +1,4 @@
-"""Scan the videos of a list: what cannot be read, what is too short, odd, missing or there twice."""
+"""Scan the videos of a list for unreadable, short, odd, missing and duplicate ones."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from videomaskfeat.data.reader import VideoInfo, VideoReadError
 from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import READ_SECONDS, call_in_workers, continue_reading
 from videomaskfeat.durations import duration_text
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.texts import printable_name
 
 KINDS = {
     "missing": "no such file",
     "unreadable": "cannot be decoded",
-    "short": "fewer frames than asked for",
-    "duplicate": "the same video as an earlier row",
-    "odd": "readable, but worth a look",
+    "short": "fewer frames than required",
+    "duplicate": "the same video as in an earlier row",
+    "odd": "readable, but unusual",
 }
-_DROPPED = ("missing", "unreadable", "short", "duplicate")  # from a clean list
-_SHOWN = 20  # problems of a kind in the text; the JSON holds all
+_BAD = ("missing", "unreadable", "short")  # no clip can be read
+_SHOWN = 20  # problems per kind in the text; the JSON contains all
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One file: its facts, or the cause why there are none.
+    """The facts of one file, or why it cannot be read.
 
     Attributes:
         path: as in the list.
-        info: the facts, None for a file that cannot be read.
+        info: the facts, None if the file cannot be read.
         cause: why it cannot be read.
         missing: whether there is no such file.
-        size_bytes: of the file.
-        read_seconds: to open it and decode the frames of the scan, in one process.
-        decoder: which library decoded it.
+        size_bytes: size of the file.
+        read_seconds: time to open it and decode the frames of the scan, in one process.
+        decoder: library that decoded it.
     """
 
     path: str
@@ -57,7 +57,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding: the row (from 0), its path, a kind of ``KINDS``, and a sentence."""
+    """A problem of a row (from 0): its path, a kind of ``KINDS``, and a description."""
 
     row: int
     path: str
@@ -67,13 +67,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """All findings of a scan.
+    """The result of a scan.
 
     Attributes:
-        rows: of the list.
+        rows: number of rows of the list.
         scans: one for each different path.
-        problems: by row; a row may have several.
-        seconds: that the scan took.
+        problems: in order of rows; a row may have several.
+        seconds: duration of the scan.
     """
 
     rows: int
@@ -83,21 +83,24 @@ class CheckReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows with a problem of each kind."""
-        return {kind: len({p.row for p in self.problems if p.kind == kind}) for kind in KINDS}
+        """Number of rows with a problem of each kind."""
+        return {kind: len(self._rows_with(kind)) for kind in KINDS}
 
     @property
     def bad(self) -> int:
-        """Rows that no clip can be read from: missing, unreadable or short."""
-        return len({p.row for p in self.problems if p.kind in ("missing", "unreadable", "short")})
+        """Number of rows without a readable clip: missing, unreadable or short."""
+        return len(self._rows_with(*_BAD))
 
     def clean_rows(self) -> list[int]:
-        """The rows, from 0, that are fit for training: odd ones stay, and the first of equal ones."""
-        bad = {problem.row for problem in self.problems if problem.kind in _DROPPED}
-        return [row for row in range(self.rows) if row not in bad]
+        """The rows, from 0, to train on: also odd ones, and the first of each set of duplicates."""
+        dropped = self._rows_with(*_BAD, "duplicate")
+        return [row for row in range(self.rows) if row not in dropped]
+
+    def _rows_with(self, *kinds: str) -> set[int]:
+        return {problem.row for problem in self.problems if problem.kind in kinds}
 
     def summary(self) -> dict[str, Any]:
-        """Numbers over all readable videos: sizes, lengths, codecs, decoding speed."""
+        """Statistics of all readable videos: sizes, lengths, codecs, decoding speed."""
         infos = [scan.info for scan in self.scans if scan.info is not None]
         frames = np.array([info.frames for info in infos] or [0])
         seconds = np.array([info.duration_seconds for info in infos] or [0.0])
@@ -108,18 +111,18 @@ class CheckReport:
             "readable": len(infos),
             "gigabytes": round(sum(scan.size_bytes for scan in self.scans) / 1e9, 6),
             "hours": round(float(seconds.sum()) / 3600, 6),
-            "seconds": _spread(seconds),
-            "frames": _spread(frames),
-            "sizes": _commonest(f"{info.width}x{info.height}" for info in infos),
-            "fps": _commonest(f"{info.fps:.4g}" for info in infos),
-            "codecs": _commonest(info.codec for info in infos),
-            "decoders": _commonest(scan.decoder for scan in self.scans if scan.info is not None),
-            "read_milliseconds": _spread(read_seconds * 1000),
+            "seconds": _distribution(seconds),
+            "frames": _distribution(frames),
+            "sizes": _most_common(f"{info.width}x{info.height}" for info in infos),
+            "fps": _most_common(f"{info.fps:.4g}" for info in infos),
+            "codecs": _most_common(info.codec for info in infos),
+            "decoders": _most_common(scan.decoder for scan in self.scans if scan.info is not None),
+            "read_milliseconds": _distribution(read_seconds * 1000),
             "scan_seconds": round(self.seconds, 3),
         }
 
     def to_json(self) -> str:
-        """Summary, counts, and every problem, as JSON text."""
+        """Summary, counts and all problems as JSON."""
         content = {
             "summary": self.summary(),
             "counts": self.counts,
@@ -130,59 +133,54 @@ class CheckReport:
         return json.dumps(content, indent=1)
 
     def text(self) -> str:
-        """The report for people: the summary, then the first problems of each kind."""
+        """The report as text: the summary, then the first problems of each kind."""
         summary = self.summary()
         read_seconds = {name: value / 1000 for name, value in summary["read_milliseconds"].items()}
         lines = [
             f"{self.rows} rows, {summary['files']} different files, {summary['readable']} readable, "
             f"{summary['gigabytes']:.4g} GB, {duration_text(3600 * summary['hours'])} of video",
-            f"length   {_span_words(summary['seconds'], duration_text)}; "
-            f"{_span_words(summary['frames'])} frames",
-            f"size     {_count_words(summary['sizes'])}",
-            f"rate     {_count_words(summary['fps'])} frames a second",
-            f"codec    {_count_words(summary['codecs'])}",
-            f"decoder  {_count_words(summary['decoders'])}",
-            f"reading  {_span_words(read_seconds, duration_text)} per video and process",
+            f"length   {_format_distribution(summary['seconds'], duration_text)}; "
+            f"{_format_distribution(summary['frames'])} frames",
+            f"size     {_format_counts(summary['sizes'])}",
+            f"rate     {_format_counts(summary['fps'])} frames per second",
+            f"codec    {_format_counts(summary['codecs'])}",
+            f"decoder  {_format_counts(summary['decoders'])}",
+            f"reading  {_format_distribution(read_seconds, duration_text)} per video and process",
         ]
         for kind, meaning in KINDS.items():
-            found = [problem for problem in self.problems if problem.kind == kind]
-            rows = self.counts[kind]
-            lines.append(f"{kind:<11}{rows} row{'s' if rows != 1 else ''} ({meaning})")
+            problems = [problem for problem in self.problems if problem.kind == kind]
+            lines.append(f"{kind:<11}{counted(self.counts[kind], 'row')} ({meaning})")
             lines += [
-                f"    row {p.row + 1}: {printable_name(f'{p.path}: {p.detail}')}" for p in found[:_SHOWN]
+                f"    row {p.row + 1}: {printable_name(f'{p.path}: {p.detail}')}" for p in problems[:_SHOWN]
             ]
-            if len(found) > _SHOWN:
-                lines.append(f"    and {len(found) - _SHOWN} more; the JSON report names all")
+            if len(problems) > _SHOWN:
+                lines.append(f"    and {len(problems) - _SHOWN} more; the JSON report lists all")
         return "\n".join(lines)
 
 
-def _spread(values: np.ndarray) -> dict[str, float]:
-    return {
-        "min": round(float(values.min()), 3),
-        "median": round(float(np.median(values)), 3),
-        "max": round(float(values.max()), 3),
-    }
+def _distribution(values: np.ndarray) -> dict[str, float]:
+    return {name: round(float(getattr(np, name)(values)), 3) for name in ("min", "median", "max")}
 
 
-def _commonest(values: Iterable[str], kept: int = 8) -> dict[str, int]:
-    """Counts of the commonest values, and of ``other``."""
+def _most_common(values: Iterable[str]) -> dict[str, int]:
+    """Counts of the eight most common values, and of ``other``."""
     counts = Counter(values)
-    top = dict(counts.most_common(kept))
-    rest = sum(counts.values()) - sum(top.values())
+    top = dict(counts.most_common(8))
+    rest = counts.total() - sum(top.values())
     return {**top, "other": rest} if rest else top
 
 
-def _count_words(counts: Mapping[str, int]) -> str:
+def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{value} ({count})" for value, count in counts.items()) or "none"
 
 
-def _span_words(spread: Mapping[str, float], form: Callable[[float], str] = "{:.4g}".format) -> str:
-    return f"{form(spread['min'])} to {form(spread['max'])}, half of them up to {form(spread['median'])}"
+def _format_distribution(values: Mapping[str, float], text: Callable[[float], str] = "{:.4g}".format) -> str:
+    return f"{text(values['min'])} to {text(values['max'])}, median {text(values['median'])}"
 
 
 Progress = Callable[[int, int], None]
-DECODED_FRAMES = 16  # read from each video, first and last included
-_IN_FLIGHT = 4  # files handed to each process in advance
+DECODED_FRAMES = 16  # per video, including the first and the last one
+_AHEAD = 4  # files sent to each process in advance
 
 
 def check_list(
@@ -198,23 +196,22 @@ def check_list(
     """Scan every video of a list of (path, label or None).
 
     Args:
-        records: rows, in the list's order.
-        reader: as in ``open_video``.
-        workers: processes that scan; 0 scans in this one, which a file that crashes the decoder then ends.
-        min_frames: a video with fewer is reported as ``short``.
-        decode: also decode 16 frames spread over each video; else only its header is tested, which is
-            quicker.
+        records: rows in the order of the list.
+        reader: see ``open_video``.
+        workers: number of processes that scan; 0 scans in this process, which a file may then crash.
+        min_frames: a video with fewer frames is reported as ``short``.
+        decode: also decode 16 frames spread over each video; False only tests its header, which is faster.
         read_seconds: time without progress on one file after which it counts as unreadable.
-        progress: called with (files done, files in all), from this process.
+        progress: called with (files done, total files), in this process.
 
     Raises:
-        UserError: the list is empty, the reader unknown, or ``workers`` negative.
+        UserError: the list is empty, the reader is unknown, or ``workers`` is negative.
     """
     rows = list(records)
     if not rows:
-        raise UserError("the list holds no video; nothing to check")
+        raise UserError("the list contains no videos; nothing to check")
     if workers < 0:
-        raise UserError(f"workers={workers}: must be at least 0 (which scans in this process)")
+        raise UserError(f"workers={workers}: must be at least 0 (0 scans in this process)")
     first_row: dict[str, int] = {}
     for row, (path, _) in enumerate(rows):
         first_row.setdefault(path, row)
@@ -222,7 +219,7 @@ def check_list(
     paths = list(first_row)
     scans: dict[str, Scan] = {}
     calls = [(path, reader, decode) for path in paths]
-    results = call_in_workers(_scan, calls, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
+    results = call_in_workers(_scan, calls, workers=workers, ahead=_AHEAD, read_seconds=read_seconds)
     for path, scan in zip(paths, results, strict=True):
         scans[path] = Scan(path, cause=scan.cause) if isinstance(scan, VideoReadError) else scan
         if progress is not None:
@@ -238,7 +235,7 @@ def check_list(
 
 
 def _scan(path: str, reader: str, decode: bool) -> Scan:
-    """Facts about one file. Runs in a worker process."""
+    """The facts of one file. Runs in a worker process."""
     local = io.local_path(path)
     if not os.path.exists(local):
         return Scan(path, missing=True, cause=io.missing_cause(path))
@@ -252,12 +249,12 @@ def _scan(path: str, reader: str, decode: bool) -> Scan:
             return Scan(path, video.info, size_bytes=size, read_seconds=seconds, decoder=video.decoder)
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged file provokes is this file's finding, not the scan's end
+    except Exception as error:  # any error of a damaged file is a result of the scan
         return Scan(path, size_bytes=size, cause=getattr(error, "cause", None) or repr(error))
 
 
 def _digest(path: str) -> str:
-    """The hash of the content of a file, or of the pictures of a folder. Runs in a worker process."""
+    """The hash of a file's content, or of all pictures of a folder. Runs in a worker process."""
     digest = hashlib.blake2b(digest_size=16)
     for name in _files(io.local_path(path)):
         with io.open_file(name, "rb") as file:
@@ -271,9 +268,7 @@ def _files(path: str) -> list[str]:
     """The file itself, or the files of a folder of frames."""
     if not os.path.isdir(path):
         return [path]
-    return [
-        name for name in (os.path.join(path, entry) for entry in io.list_folder(path)) if os.path.isfile(name)
-    ]
+    return list(filter(os.path.isfile, (os.path.join(path, name) for name in io.list_folder(path))))
 
 
 def _problems(
@@ -293,9 +288,9 @@ def _problems(
         if info.frames < min_frames:
             problems.append(Problem(row, path, "short", f"{info.frames} frames, fewer than {min_frames}"))
         if info.rotation_degrees or info.mirrored:
-            turn = f"turned by {info.rotation_degrees} degrees" if info.rotation_degrees else ""
-            words = " and ".join(filter(None, ("mirrored" if info.mirrored else "", turn)))
-            problems.append(Problem(row, path, "odd", words))
+            changes = ["mirrored"] if info.mirrored else []
+            changes += [f"rotated by {info.rotation_degrees} degrees"] if info.rotation_degrees else []
+            problems.append(Problem(row, path, "odd", " and ".join(changes)))
         if info.variable_frame_rate:
             problems.append(Problem(row, path, "odd", f"variable frame rate, {info.fps:.4g} on average"))
         if not info.fps > 0:
@@ -310,14 +305,14 @@ def _equal_contents(
     workers: int,
     read_seconds: float,
 ) -> list[Problem]:
-    """Files of different paths and the same bytes; only those of equal size are read for it."""
+    """Files with different paths and equal bytes; only files of equal size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for path, scan in scans.items():
         if scan.info is not None:
             by_size[scan.size_bytes].append(path)
     suspects = [(path,) for paths in by_size.values() if len(paths) > 1 for path in paths]
     by_digest: dict[str, list[str]] = defaultdict(list)
-    digests = call_in_workers(_digest, suspects, workers=workers, ahead=_IN_FLIGHT, read_seconds=read_seconds)
+    digests = call_in_workers(_digest, suspects, workers=workers, ahead=_AHEAD, read_seconds=read_seconds)
     for (path,), digest in zip(suspects, digests, strict=True):
         if not isinstance(digest, VideoReadError):
             by_digest[digest].append(path)
@@ -328,9 +323,9 @@ def _equal_contents(
     return problems
 
 
-def _duplicate(rows: Sequence[tuple[str, int | None]], row: int, first: int, what: str) -> Problem:
+def _duplicate(rows: Sequence[tuple[str, int | None]], row: int, first: int, equality: str) -> Problem:
     (path, label), (original, other) = rows[row], rows[first]
-    detail = f"{what} as row {first + 1}" + (f" ({original})" if original != path else "")
+    detail = f"{equality} as row {first + 1}" + (f" ({original})" if original != path else "")
     if label != other:
-        detail += f", but label {label} and not {other}"
+        detail += f", but label {label} instead of {other}"
     return Problem(row, path, "duplicate", detail)

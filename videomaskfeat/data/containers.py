@@ -1,18 +1,17 @@
-"""Whether decord may read a file: its frame index is exact and its header is whole, by the header alone.
+"""Check by the header whether decord can read a file: exact frame indices and an intact header.
 
-decord 0.6 numbers frames by the packets that it finds, and seeks by numbers that it takes in file order.
-Compared with a decoder that starts at the first frame, it returns wrong frames, without an error, for: files
-that do not begin with a key frame, open groups of pictures, edit lists that hide frames, transport and
-program streams, AVI with B-frames. Its colors differ for odd heights and for 10 bits. It ignores mirrors,
-crops and the rotation of WebM, fails on rotated pictures under 64 pixels wide, and has no decoder for AV1. It
-also sizes its memory by numbers in the header, and aborts the process if these are damaged.
+decord 0.6 returns wrong frames, without an error, for: files that do not begin with a key frame, open groups
+of pictures, edit lists that hide frames, transport and program streams, AVI with B-frames. Its colors differ
+for odd heights and for 10 bits. It ignores mirrors, crops and the rotation of WebM, fails on rotated pictures
+under 64 pixels wide, and has no decoder for AV1. It sizes its memory by numbers in the header, and aborts the
+process if these are damaged.
 
-So decord is given only files that pass every check here: mp4 with closed groups of 8-bit progressive H.264 or
+So decord reads only files that pass every check here: mp4 with closed groups of 8-bit progressive H.264 or
 with VP9, and WebM with 8-bit VP8 or VP9. Every table must fit into its box, all tables must agree on the
-number of samples, all samples must lie inside the file, and the size of the picture must be the same in the
-container and in the codec's own header. No allocation is larger than the box that it is read from. PyAV reads
-all other files. The checks cost some 0.3 ms per file; opening the file in a second library would cost 2 ms, a
-tenth of decoding a clip.
+number of samples, all samples must lie inside the file, and the picture size must be equal in the container
+and in the codec's header. No allocation is larger than the box that it is read from. PyAV reads all other
+files. The checks need 0.3 ms per file; opening the file in a second library would need 2 ms, a tenth of the
+time to decode a clip.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
@@ -30,20 +29,21 @@ _UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 _TURNED = ((0, 1, 0, -1, 0, 0, 0, 0, 1), (-1, 0, 0, 0, -1, 0, 0, 0, 1), (0, -1, 0, 1, 0, 0, 0, 0, 1))
 _TOP_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"udta"))
 _REPEATED_BOXES = frozenset((b"trak", b"mdat", b"free", b"skip", b"wide", b"uuid", b"udta", b"sgpd", b"sbgp"))
-_HOLDING_COUNTS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"))
-_DEEPEST = 6  # boxes in boxes
-_SMALLEST_WIDTH = 64  # below, decord takes padded rows for whole ones
+_PARENT_BOXES = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"))  # of counts
+_DEEPEST = 6  # nested boxes
+_SMALLEST_WIDTH = 64  # below, decord reads the padding of rows as pixels
 _LARGEST_SIDE = 8192  # pixels
 _MOST_UNITS = 16  # parameter sets and messages before the first slice of a picture
-_MOST_PARTS = 1000  # boxes or elements next to each other
+_MOST_BOXES = 1000  # adjacent boxes or elements
 _MOST_SAMPLES = 4_000_000  # 18 hours at 60 frames per second
-_LONGEST_WEBM = 36_000_000.0  # milliseconds; decord reserves memory for the declared duration
+_LONGEST_WEBM = 36_000_000.0  # milliseconds; decord allocates memory for the declared duration
 
 Span = tuple[int, int]  # first byte and one past the last
+KindT = TypeVar("KindT", bytes, int)
 
 
 def is_exact_in_decord(path: str) -> bool:
-    """Whether decord's index i is the i-th picture shown, and its RGB the same as FFmpeg's, for this file."""
+    """Whether decord's index i is the i-th displayed frame, with the same RGB as in FFmpeg."""
     if not is_file(path):
         return False
     try:
@@ -55,7 +55,7 @@ def is_exact_in_decord(path: str) -> bool:
             if head[:4] == b"\x1aE\xdf\xa3":
                 return _is_plain_webm(file, size)
     except (OSError, struct.error, ValueError, LookupError, OverflowError, MemoryError):
-        pass  # no file, or an unusual or damaged header, which decord might not survive
+        pass  # no file, or an unusual or damaged header, which might crash decord
     return False
 
 
@@ -68,7 +68,7 @@ def _content(file: BinaryIO, span: Span) -> bytes:
 
 
 def _plain_size(width: int, height: int, *, turned: bool) -> bool:
-    """Whether colors are equal (even height, and width where that becomes it) and rows are copied whole."""
+    """Whether colors are equal (even height, also of a rotated picture) and decord copies rows correctly."""
     if not 0 < max(width, height) <= _LARGEST_SIDE:
         return False
     if turned:
@@ -80,9 +80,9 @@ def _plain_size(width: int, height: int, *, turned: bool) -> bool:
 
 
 def _boxes(file: BinaryIO, span: Span, *, cut: bool = False) -> Iterator[tuple[bytes, Span]]:
-    """The boxes in a span; ValueError if they are too many or one does not fit (``cut``: it ends there)."""
+    """The boxes in a span; ValueError if there are too many or one does not fit (``cut``: it ends there)."""
     position, end = span
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MOST_BOXES):
         if position + 8 > end:
             return
         file.seek(position)
@@ -103,13 +103,17 @@ def _boxes(file: BinaryIO, span: Span, *, cut: bool = False) -> Iterator[tuple[b
 
 
 def _unique_boxes(file: BinaryIO, span: Span) -> dict[bytes, Span]:
-    """The boxes in a span by type; ValueError if a type that must be unique is repeated."""
-    found: dict[bytes, Span] = {}
-    for kind, content in _boxes(file, span):
-        if kind in found and kind not in _REPEATED_BOXES:
-            raise ValueError("a box that is repeated")
-        found[kind] = content
-    return found
+    """The boxes in a span by type; ValueError if a unique type is repeated."""
+    return _by_kind(_boxes(file, span), _REPEATED_BOXES)
+
+
+def _by_kind(items: Iterator[tuple[KindT, Span]], repeated: frozenset[KindT]) -> dict[KindT, Span]:
+    spans: dict[KindT, Span] = {}
+    for kind, content in items:
+        if kind in spans and kind not in repeated:
+            raise ValueError("a box or an element that is repeated")
+        spans[kind] = content
+    return spans
 
 
 def _is_plain_mp4(file: BinaryIO, size: int) -> bool:
@@ -154,47 +158,43 @@ def _timescale(box: bytes) -> int:
 
 
 def _matrix(box: bytes, offset: int) -> tuple[float, ...]:
-    """The display matrix of an mvhd or tkhd box without its shift."""
+    """The display matrix of an mvhd or tkhd box, without the translation."""
     a, b, u, c, d, v, _, _, w = struct.unpack_from(">9i", box, offset)
     return a / 2**16, b / 2**16, u / 2**30, c / 2**16, d / 2**16, v / 2**30, 0, 0, w / 2**30
 
 
 def _rows(file: BinaryIO, span: Span, columns: int) -> np.ndarray:
-    """A table of a version word, a count, and ``count`` rows of 32-bit numbers: int64 [count, columns]."""
+    """A table of a version, a count, and ``count`` rows of 32-bit numbers: int64 [count, columns]."""
     file.seek(span[0] + 4)
-    count = struct.unpack(">I", file.read(4))[0]
-    if count > _MOST_SAMPLES or 8 + 4 * count * columns > span[1] - span[0]:
+    return _table(file, (span[0] + 8, span[1]), struct.unpack(">I", file.read(4))[0], columns)
+
+
+def _table(file: BinaryIO, span: Span, count: int, columns: int) -> np.ndarray:
+    end = span[0] + 4 * count * columns
+    if count > _MOST_SAMPLES or end > span[1]:
         raise ValueError("a table longer than its box")
-    data = _content(file, (span[0] + 8, span[0] + 8 + 4 * count * columns))
-    return np.frombuffer(data, ">u4").reshape(-1, columns).astype(np.int64)
+    return np.frombuffer(_content(file, (span[0], end)), ">u4").reshape(-1, columns).astype(np.int64)
 
 
 def _sizes(file: BinaryIO, span: Span) -> tuple[int, np.ndarray | int]:
     """(number of samples, bytes of each: int64 [N], or one number for all), of an stsz box."""
     file.seek(span[0] + 4)
     each, count = struct.unpack(">II", file.read(8))
-    if each:
-        return count, each
-    if count > _MOST_SAMPLES or 12 + 4 * count > span[1] - span[0]:
-        raise ValueError("a table longer than its box")
-    data = _content(file, (span[0] + 12, span[0] + 12 + 4 * count))
-    return count, np.frombuffer(data, ">u4").astype(np.int64)
+    return count, each or _table(file, (span[0] + 12, span[1]), count, 1)[:, 0]
 
 
 def _count_samples(file: BinaryIO, tables: dict[bytes, Span], size: int) -> int:
     """The number of samples of a track; ValueError unless its tables agree and its data fit into the file."""
     count, sizes = _sizes(file, tables[b"stsz"])
     data = count * sizes if isinstance(sizes, int) else int(sizes.sum())
-    durations = _rows(file, tables[b"stts"], 2)
-    totals = [int(durations[:, 0].sum())]
-    if b"ctts" in tables:
-        totals.append(int(_rows(file, tables[b"ctts"], 2)[:, 0].sum()))
+    times = [b"stts", b"ctts"] if b"ctts" in tables else [b"stts"]
+    totals = [int(_rows(file, tables[kind], 2)[:, 0].sum()) for kind in times]
     chunks, runs = _chunks(file, tables), _rows(file, tables[b"stsc"], 3)
     lengths = np.diff(np.append(runs[:, 0], len(chunks) + 1))
     if len(runs) and (runs[0, 0] != 1 or (lengths < 1).any()):
         raise ValueError("chunks out of order")
     totals.append(
-        sum(held * length for held, length in zip(runs[:, 1].tolist(), lengths.tolist(), strict=True))
+        sum(samples * length for samples, length in zip(runs[:, 1].tolist(), lengths.tolist(), strict=True))
     )
     if data > size or any(total != count for total in totals):
         raise ValueError("tables that disagree")
@@ -214,7 +214,7 @@ def _chunks(file: BinaryIO, tables: dict[bytes, Span]) -> np.ndarray:
 
 
 def _sample_times(file: BinaryIO, tables: dict[bytes, Span], samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """(time at which each sample is shown, numbers of the key samples from 0), both int64, in file order."""
+    """(display time of each sample, numbers of the key samples from 0), both int64, in file order."""
     if samples > _MOST_SAMPLES:
         raise ValueError("too many samples")
     durations = _rows(file, tables[b"stts"], 2)
@@ -222,7 +222,7 @@ def _sample_times(file: BinaryIO, tables: dict[bytes, Span], samples: int) -> tu
     shown = np.cumsum(steps) - steps
     if b"ctts" in tables:
         offsets = _rows(file, tables[b"ctts"], 2)
-        # Signed in version 1, and by some writers in version 0 too.
+        # Signed in version 1, and some writers use signed numbers in version 0 too.
         shown = shown + np.repeat(offsets[:, 1].astype(np.int32).astype(np.int64), offsets[:, 0])
     if b"stss" not in tables:
         return shown, np.arange(samples)
@@ -233,23 +233,23 @@ def _sample_times(file: BinaryIO, tables: dict[bytes, Span], samples: int) -> tu
 
 
 def _has_closed_groups(shown: np.ndarray, keys: np.ndarray) -> bool:
-    """Whether the file starts with a key frame, and none of a key frame's followers is shown before it."""
+    """Whether the file starts with a key frame, and no frame after a key frame is displayed before it."""
     rank = np.argsort(np.argsort(shown, kind="stable"), kind="stable")
     return bool(len(shown) and len(keys) and keys[0] == 0 and (rank[keys] == keys).all())
 
 
 def _sample_spans(file: BinaryIO, tables: dict[bytes, Span], size: int) -> np.ndarray:
-    """Where each sample begins and ends in the file: int64 [N, 2]. The tables agree (see _count_samples)."""
+    """Start and end of each sample in the file: int64 [N, 2]. `_count_samples` has checked the tables."""
     count, sizes = _sizes(file, tables[b"stsz"])
     if isinstance(sizes, int):
         sizes = np.full(count, sizes)
     if (sizes < 1).any():
         raise ValueError("samples without data")
     chunks, runs = _chunks(file, tables), _rows(file, tables[b"stsc"], 3)
-    held = np.repeat(runs[:, 1], np.diff(np.append(runs[:, 0], len(chunks) + 1)))
+    samples = np.repeat(runs[:, 1], np.diff(np.append(runs[:, 0], len(chunks) + 1)))  # per chunk
     before = np.cumsum(sizes) - sizes
-    firsts = np.cumsum(held) - held  # the first sample of each chunk
-    starts = before + np.repeat(chunks - before[firsts], held)
+    firsts = np.cumsum(samples) - samples  # the first sample of each chunk
+    starts = before + np.repeat(chunks - before[firsts], samples)
     spans = np.stack([starts, starts + sizes], axis=1)
     if spans.max() > size:
         raise ValueError("samples outside the file")
@@ -259,7 +259,7 @@ def _sample_spans(file: BinaryIO, tables: dict[bytes, Span], size: int) -> np.nd
 def _is_plain_picture(
     file: BinaryIO, tkhd: bytes, tables: dict[bytes, Span], keys: np.ndarray, size: int
 ) -> bool:
-    """Whether codec, orientation and size are plain, and the samples begin as the codec's header declares."""
+    """Whether codec, orientation and size are plain, and the samples agree with the codec's header."""
     matrix = _matrix(tkhd, 52 if tkhd[0] == 1 else 40)
     stsd = tables[b"stsd"]
     head = _content(file, (stsd[0], stsd[0] + 94))
@@ -274,27 +274,25 @@ def _is_plain_picture(
         return False  # a crop
     spans = _sample_spans(file, tables, size)
     if codec == b"avc1":
-        sets = _h264_sets(_content(file, extensions[b"avcC"]))
-        return _h264_size(sets[0]) == (width, height) and _keys_are_idr(file, spans[keys], sets)
+        parameters = _h264_set(_content(file, extensions[b"avcC"]))
+        return _h264_size(parameters) == (width, height) and _keys_are_idr(file, spans[keys], parameters)
     start, end = spans[0].tolist()
     return codec == b"vp09" and _vp9_size(_content(file, (start, min(end, start + 16)))) == (width, height)
 
 
 def _edits(elst: bytes, most: int) -> list[tuple[int, int]]:
-    """(duration, start) of the edits of an edit list that show pictures."""
-    form = ">Qq" if elst[0] == 1 else ">Ii"
-    width = struct.calcsize(form) + 4  # and the speed
+    """(duration, start) of the edits of an edit list that display frames."""
+    layout = ">Qq" if elst[0] == 1 else ">Ii"
+    width = struct.calcsize(layout) + 4  # and the speed
     count = min(struct.unpack_from(">I", elst, 4)[0], most, (len(elst) - 8) // width)
-    edits = [struct.unpack_from(form, elst, 8 + number * width) for number in range(count)]
-    return [edit for edit in edits if edit[1] != -1]  # -1 is a pause before the pictures
+    edits = [struct.unpack_from(layout, elst, 8 + number * width) for number in range(count)]
+    return [edit for edit in edits if edit[1] != -1]  # -1 is a pause before the frames
 
 
 def _hides_nothing(elst: bytes, shown: np.ndarray, media_ticks_per_movie_tick: float) -> bool:
-    """Whether an edit list shows all pictures: a single edit, from the first picture or before to the end."""
-    if struct.unpack_from(">I", elst, 4)[0] > _MOST_UNITS:
-        return False
+    """Whether an edit list displays all frames: a single edit, from the first frame or earlier to the end."""
     edits = _edits(elst, _MOST_UNITS)
-    if len(edits) != 1:
+    if struct.unpack_from(">I", elst, 4)[0] > _MOST_UNITS or len(edits) != 1:
         return False
     duration, start = edits[0]
     # The duration is rounded to the movie's coarser clock; 0 means to the end.
@@ -303,27 +301,26 @@ def _hides_nothing(elst: bytes, shown: np.ndarray, media_ticks_per_movie_tick: f
 
 
 def has_several_edits(path: str) -> bool:
-    """Whether an edit list of an mp4 file shows more than one stretch of pictures; it may be cut short."""
+    """Whether an edit list of an mp4 file, which may be truncated, has several edits that display frames."""
+
+    def readable_boxes(span: Span) -> Iterator[tuple[bytes, Span]]:
+        with suppress(struct.error, ValueError):
+            yield from _boxes(file, span, cut=True)
+
     with open(path, "rb") as file:
         spans = [(0, file.seek(0, 2))]
-        for wanted in (b"moov", b"trak", b"edts", b"elst"):
-            spans = [own for span in spans for kind, own in _readable_boxes(file, span) if kind == wanted]
+        for parent in (b"moov", b"trak", b"edts", b"elst"):
+            spans = [own for span in spans for kind, own in readable_boxes(span) if kind == parent]
         return any(
-            len(_edits(_content(file, span), _MOST_PARTS)) > 1 for span in spans if span[1] - span[0] >= 8
+            len(_edits(_content(file, span), _MOST_BOXES)) > 1 for span in spans if span[1] - span[0] >= 8
         )
 
 
-def _readable_boxes(file: BinaryIO, span: Span) -> Iterator[tuple[bytes, Span]]:
-    """The boxes in a span as far as they can be read."""
-    with suppress(struct.error, ValueError):
-        yield from _boxes(file, span, cut=True)
-
-
 def declares_too_much(path: str) -> bool:
-    """Whether an mp4 file declares more samples than it has bytes, in a form that FFmpeg does not check.
+    """Whether an mp4 file declares more samples than it has bytes, where FFmpeg does not check it.
 
-    Samples of one size for all, and fragments whose samples are not listed, need no table: FFmpeg reserves
-    24 bytes and more for each that is declared, up to 100 GB.
+    Samples of equal size, and fragments without a list of samples, need no table: FFmpeg allocates at least
+    24 bytes for each declared sample, up to 100 GB.
     """
     with open(path, "rb") as file:
         size = file.seek(0, 2)
@@ -335,7 +332,7 @@ def declares_too_much(path: str) -> bool:
 
 def _declares_too_much(file: BinaryIO, span: Span, size: int, depth: int) -> bool:
     for kind, (start, end) in _boxes(file, span):
-        if kind in _HOLDING_COUNTS and depth < _DEEPEST:
+        if kind in _PARENT_BOXES and depth < _DEEPEST:
             if _declares_too_much(file, (start, end), size, depth + 1):
                 return True
         elif kind == b"stsz" and end - start >= 12:
@@ -350,10 +347,10 @@ def _declares_too_much(file: BinaryIO, span: Span, size: int, depth: int) -> boo
 # Headers of the codecs: ITU-T H.264 sections 7.3.1 and 7.3.2.1, the VP9 bitstream 6.2, RFC 6386 section 9.1
 
 
-def _keys_are_idr(file: BinaryIO, spans: np.ndarray, sets: list[bytes]) -> bool:
-    """Whether each H.264 key sample is an IDR picture of the known parameter sets.
+def _keys_are_idr(file: BinaryIO, spans: np.ndarray, parameters: bytes) -> bool:
+    """Whether each H.264 key sample is an IDR picture with the known parameter sets.
 
-    Only these clear what the decoder remembers; other sets may change the size in mid-stream.
+    Only IDR pictures reset the decoder; other parameter sets may change the size in mid-stream.
     """
     for position, end in spans.tolist():
         for _ in range(_MOST_UNITS):
@@ -362,7 +359,7 @@ def _keys_are_idr(file: BinaryIO, spans: np.ndarray, sets: list[bytes]) -> bool:
             position += 4 + length
             if position > end:
                 return False
-            if kind & 31 == 7 and _content(file, (position - length, position)) not in sets:
+            if kind & 31 == 7 and _content(file, (position - length, position)) != parameters:
                 return False
             if 1 <= kind & 31 <= 5:  # a slice of the picture; 5 is IDR
                 break
@@ -371,18 +368,14 @@ def _keys_are_idr(file: BinaryIO, spans: np.ndarray, sets: list[bytes]) -> bool:
     return True
 
 
-def _h264_sets(avcc: bytes) -> list[bytes]:
-    """The sequence parameter sets of an avcC box, at least one; ValueError unless lengths have 4 bytes."""
+def _h264_set(avcc: bytes) -> bytes:
+    """The only sequence parameter set of an avcC box; ValueError unless lengths have 4 bytes."""
     if avcc[0] != 1 or avcc[4] & 3 != 3:
         raise ValueError("an unusual avcC box")
-    sets, position = [], 6
-    for _ in range(avcc[5] & 31):
-        length = struct.unpack_from(">H", avcc, position)[0]
-        sets.append(avcc[position + 2 : position + 2 + length])
-        position += 2 + length
-    if len(sets) != 1 or position >= len(avcc):
+    length = struct.unpack_from(">H", avcc, 6)[0]
+    if avcc[5] & 31 != 1 or 8 + length >= len(avcc):
         raise ValueError("not one parameter set")
-    return sets
+    return avcc[8 : 8 + length]
 
 
 class _Bits:
@@ -406,7 +399,7 @@ class _Bits:
 
 
 def _h264_size(unit: bytes) -> tuple[int, int] | None:
-    """(width, height) by a sequence parameter set; None unless 8 bits, progressive and without an offset."""
+    """(width, height) in a sequence parameter set; None unless 8 bits, progressive and without an offset."""
     if not 8 <= len(unit) <= 256 or unit[0] & 31 != 7:
         return None
     bits = _Bits(unit[1:].replace(b"\0\0\3", b"\0\0"))
@@ -420,7 +413,7 @@ def _h264_size(unit: bytes) -> tuple[int, int] | None:
             bits.read(1)
         depths = bits.golomb() + bits.golomb()  # above 8 bits
         bits.read(1)
-        if depths or bits.read(1):  # scaling lists would have to be skipped here
+        if depths or bits.read(1):  # the second are scaling lists, which are not parsed
             return None
     bits.golomb()
     order = bits.golomb()
@@ -443,7 +436,7 @@ def _h264_size(unit: bytes) -> tuple[int, int] | None:
 
 
 def _vp9_size(frame: bytes) -> tuple[int, int] | None:
-    """(width, height) of a VP9 key frame, by its first 16 bytes; None unless 8 bits and shown."""
+    """(width, height) of a VP9 key frame, by its first 16 bytes; None unless 8 bits and displayed."""
     bits = _Bits(frame)
     marker, low, high = bits.read(2), bits.read(1), bits.read(1)
     repeated_or_inter = bits.read(2)
@@ -474,13 +467,13 @@ _WIDTH, _HEIGHT, _INTERLACED, _PROJECTION = 0xB0, 0xBA, 0x9A, 0x7670
 _CROPS = (0x54AA, 0x54BB, 0x54CC, 0x54DD)
 _SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xA3, 0xA0, 0xA1
 _REPEATED_ELEMENTS = frozenset((0xEC, 0xFB))  # padding, references
-_SIZES = {b"V_VP8": _vp8_size, b"V_VP9": _vp9_size}  # codecs whose pictures are stored as they are shown
+_SIZES = {b"V_VP8": _vp8_size, b"V_VP9": _vp9_size}  # codecs that store pictures in display order
 
 
 def _elements(file: BinaryIO, span: Span) -> Iterator[tuple[int, Span]]:
-    """The elements in a span; ValueError if one reaches beyond its end, or if they are too many."""
+    """The elements in a span; ValueError if one does not fit, or if there are too many."""
     position, end = span
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MOST_BOXES):
         if position >= end:
             return
         file.seek(position)
@@ -493,7 +486,7 @@ def _elements(file: BinaryIO, span: Span) -> Iterator[tuple[int, Span]]:
         mask = (1 << 7 * size_length) - 1
         size = int.from_bytes(head[id_length : id_length + size_length], "big") & mask
         start = position + id_length + size_length
-        # All ones: of unknown length, as live recordings write; it reaches to the end of what holds it.
+        # All ones: unknown length, as in live recordings; the element ends with its parent.
         stop = end if size == mask and kind in (_SEGMENT, _CLUSTER) else start + size
         if stop > end:
             raise ValueError("an element that does not fit")
@@ -504,51 +497,46 @@ def _elements(file: BinaryIO, span: Span) -> Iterator[tuple[int, Span]]:
 
 def _leaves(file: BinaryIO, span: Span) -> dict[int, Span]:
     """The elements in a span by id; ValueError if one is repeated."""
-    found: dict[int, Span] = {}
-    for kind, content in _elements(file, span):
-        if kind in found and kind not in _REPEATED_ELEMENTS:
-            raise ValueError("an element that is repeated")
-        found[kind] = content
-    return found
+    return _by_kind(_elements(file, span), _REPEATED_ELEMENTS)
 
 
-def _number(file: BinaryIO, found: dict[int, Span], kind: int, default: int) -> int:
-    if kind not in found:
+def _number(file: BinaryIO, elements: dict[int, Span], kind: int, default: int) -> int:
+    if kind not in elements:
         return default
-    start, end = found[kind]
+    start, end = elements[kind]
     return int.from_bytes(_content(file, (start, min(end, start + 8))), "big")
 
 
 def _is_plain_webm(file: BinaryIO, size: int) -> bool:
-    parts: dict[int, Span] = {}
+    elements: dict[int, Span] = {}
     for kind, span in _elements(file, (0, size)):
         if kind == _SEGMENT:
             if span[1] != size:
                 return False  # another file is joined to it
-            for part, content in _elements(file, span):
-                parts.setdefault(part, content)
-                if part == _CLUSTER:
-                    break  # pictures begin; a header further on would be unusual
+            for child, content in _elements(file, span):
+                elements.setdefault(child, content)
+                if child == _CLUSTER:
+                    break  # frames begin; a header after them is unusual
             break
-    if not _has_plain_clock(file, _leaves(file, parts[_INFO])):
+    if not _has_plain_clock(file, _leaves(file, elements[_INFO])):
         return False
     videos = []
-    for kind, span in _elements(file, parts[_TRACKS]):
+    for kind, span in _elements(file, elements[_TRACKS]):
         track = _leaves(file, span) if kind == _TRACK else {}
         if _CODEC in track and _content(file, track[_CODEC]).startswith(b"V_"):
             videos.append(track)
-    return len(videos) == 1 and _is_plain_track(file, videos[0], parts[_CLUSTER])
+    return len(videos) == 1 and _is_plain_track(file, videos[0], elements[_CLUSTER])
 
 
 def _has_plain_clock(file: BinaryIO, info: dict[int, Span]) -> bool:
-    """Whether times are milliseconds and the duration is known and no longer than some hours."""
+    """Whether times are in milliseconds and the duration is known and at most `_LONGEST_WEBM`."""
     length = info[_DURATION][1] - info[_DURATION][0]
     duration = struct.unpack(">d" if length == 8 else ">f", _content(file, info[_DURATION]))[0]
     return _number(file, info, _TICK, 1_000_000) == 1_000_000 and 0 < duration <= _LONGEST_WEBM
 
 
 def _is_plain_track(file: BinaryIO, track: dict[int, Span], cluster: Span) -> bool:
-    """Whether a track's pictures are shown as they are stored, of the size that its first picture has."""
+    """Whether frames are displayed as stored, and the track has the size of its first frame."""
     video = _leaves(file, track[_VIDEO])
     codec = _content(file, track[_CODEC])
     each = _number(file, track, _DEFAULT_DURATION, 10**9)  # nanoseconds per picture
@@ -565,7 +553,7 @@ def _is_plain_track(file: BinaryIO, track: dict[int, Span], cluster: Span) -> bo
 
 
 def _first_picture(file: BinaryIO, cluster: Span, number: int) -> bytes:
-    """The first 16 bytes of a track's first picture; LookupError if it is not in this cluster."""
+    """The first 16 bytes of a track's first frame; LookupError if it is not in this cluster."""
     for kind, span in _elements(file, cluster):
         if kind == _BLOCK_GROUP:
             span = _leaves(file, span)[_BLOCK]

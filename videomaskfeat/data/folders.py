@@ -1,4 +1,4 @@
-"""Looking through folders for videos and for folders of pictures."""
+"""Search of folders for videos and for folders of pictures."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ VIDEO_SUFFIXES = frozenset((
 
 @dataclass(frozen=True)
 class FoundVideos:
-    """What lies below a folder, sorted and relative to it: video files, folders of pictures, and other files.
+    """Video files, folders of pictures and other files below a folder: sorted paths relative to it.
 
-    Hidden files and folders (a leading dot) are left out.
+    Hidden files and folders (a leading dot) are skipped.
     """
 
     videos: list[str]
     frames: list[str]
-    left_out: list[str]
+    skipped: list[str]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that was looked into: its path from the root, and sorted names without hidden ones."""
+    """A folder below a root: its relative path, and the sorted names in it, without hidden ones."""
 
     path: str
     files: list[str]
@@ -45,15 +45,15 @@ class Folder:
 
 
 def find_videos(root: str) -> FoundVideos:
-    """Look for videos and folders of pictures below a folder, at any depth.
+    """Find videos and folders of pictures below a folder, at any depth.
 
-    A folder with pictures and without a video is taken whole: what lies below it is not looked at. Of links
-    to a file that is found without them, or by an earlier link, none is taken.
+    The folders below a folder with pictures and without videos are not searched. Links to a file that is
+    found without them, or by an earlier link, are skipped.
 
     Raises:
         UserError: a folder cannot be listed.
     """
-    videos, frames, left_out = list[str](), list[str](), list[str]()
+    videos, frames, skipped = list[str](), list[str](), list[str]()
     for folder in walk_folders(root):
         own, pictures = list[str](), False
         for name in folder.files:
@@ -61,55 +61,55 @@ def find_videos(root: str) -> FoundVideos:
             if suffix in PICTURE_SUFFIXES:
                 pictures = True
             else:
-                (own if suffix in VIDEO_SUFFIXES else left_out).append(os.path.join(folder.path, name))
+                (own if suffix in VIDEO_SUFFIXES else skipped).append(os.path.join(folder.path, name))
         videos += own
         if pictures:
             frames.append(folder.path or ".")
             if not own:
                 folder.folders.clear()
-    videos, repeated = _without_repeats(root, sorted(videos))
+    videos, repeated = _remove_repeats(root, sorted(videos))
     if repeated:
-        words = counted(len(repeated), "link")
-        logger.info("%s: %s left out, to videos found already (%s, ...)", root, words, repeated[0])
-    return FoundVideos(videos, sorted(frames), sorted(left_out))
+        links = counted(len(repeated), "link")
+        logger.info("%s: %s skipped, to videos that are already found (%s, ...)", root, links, repeated[0])
+    return FoundVideos(videos, sorted(frames), sorted(skipped))
 
 
-def log_left_out(root: str, paths: Sequence[str]) -> None:
-    """Log in one line how many files were left out, by suffix."""
+def log_skipped(root: str, paths: Sequence[str]) -> None:
+    """Log in one line how many files are skipped, by extension."""
     if not paths:
         return
-    kinds = Counter(os.path.splitext(path)[1].lower() or "without a suffix" for path in paths)
+    kinds = Counter(os.path.splitext(path)[1].lower() or "without an extension" for path in paths)
     ordered = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))
     shown = ", ".join(f"{count} {kind}" for kind, count in ordered)
-    logger.info("%s: %s left out: %s", root, counted(len(paths), "file"), shown)
+    logger.info("%s: %s skipped: %s", root, counted(len(paths), "file"), shown)
 
 
 def walk_folders(root: str) -> Iterator[Folder]:
-    """The folders below a folder, itself the first, each real folder once however many links lead to it.
+    """The folders below a folder, starting with itself, each real folder once whatever links lead to it.
 
     Links are followed after the real folders, in the order of their paths, so that no result depends on the
-    file system's order. A link that leads to a folder that was looked into, or to one that holds the root, is
-    not followed; one line of the log says so. Names removed from a folder's ``folders`` are not looked into.
+    file system's order. Links to a folder that was visited, or to a parent of the root, are not followed; one
+    line of the log reports them. Names removed from a folder's ``folders`` are not visited.
 
     Raises:
         UserError: a folder cannot be listed.
     """
     local = local_path(root)
     real = os.path.realpath(local)
-    seen = set[tuple[int, int]]()
+    visited = set[tuple[int, int]]()
     while real != os.path.dirname(real):
         real = os.path.dirname(real)
-        seen.add(_identity(real))
+        visited.add(_identity(real))
     dropped: list[str] = []
     pending, links = [""], list[str]()
     while pending or links:
         path = pending.pop() if pending else heappop(links)
         identity = _identity(os.path.join(local, path))
-        if identity in seen:
+        if identity in visited:
             dropped.append(path)
             continue
-        seen.add(identity)
-        folder, linked = _look_into(local, path)
+        visited.add(identity)
+        folder, linked = _list_folder(local, path)
         yield folder
         for name in folder.folders:
             own = os.path.join(path, name)
@@ -119,15 +119,15 @@ def walk_folders(root: str) -> Iterator[Folder]:
                 pending.append(own)
     if dropped:
         logger.info(
-            "%s: %s not followed, to folders that are read already or hold this one (%s, ...)",
+            "%s: %s not followed, to parent folders or folders that are already read (%s, ...)",
             root,
             counted(len(dropped), "link"),
             min(dropped),
         )
 
 
-def _look_into(root: str, path: str) -> tuple[Folder, set[str]]:
-    """A folder, and which of its folders are links."""
+def _list_folder(root: str, path: str) -> tuple[Folder, set[str]]:
+    """A folder, and the names of its folders that are links."""
     folder, linked = Folder(path, [], []), set[str]()
     try:
         with os.scandir(os.path.join(root, path)) as entries:
@@ -149,7 +149,7 @@ def _look_into(root: str, path: str) -> tuple[Folder, set[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
@@ -158,21 +158,20 @@ def _identity(path: str) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be looked into ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     return status.st_dev, status.st_ino
 
 
-def _without_repeats(root: str, videos: list[str]) -> tuple[list[str], list[str]]:
-    """Sorted paths, without links to files that another of the paths leads to; and those links."""
-    local = local_path(root)
-    links = [path for path in videos if os.path.islink(os.path.join(local, path))]
-    if not links:
-        return videos, []
-    linked, repeated = set(links), set[str]()
-    taken = {os.path.realpath(os.path.join(local, path)) for path in videos if path not in linked}
-    for path in links:
-        target = os.path.realpath(os.path.join(local, path))
-        if target in taken:
-            repeated.add(path)
-        taken.add(target)
-    return [path for path in videos if path not in repeated], sorted(repeated)
+def _remove_repeats(root: str, videos: list[str]) -> tuple[list[str], list[str]]:
+    """Sorted paths without links to the files of other paths; and those links."""
+    local = {path: os.path.join(local_path(root), path) for path in videos}
+    links = [path for path in videos if os.path.islink(local[path])]
+    repeated = list[str]()
+    if links:
+        targets = {os.path.realpath(local[path]) for path in set(videos).difference(links)}
+        for path in links:
+            target = os.path.realpath(local[path])
+            if target in targets:
+                repeated.append(path)
+            targets.add(target)
+    return sorted(set(videos).difference(repeated)), repeated

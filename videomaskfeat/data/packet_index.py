@@ -1,7 +1,6 @@
-"""The pictures of a file, from its packets: their number, times and rate.
+"""The frames of a file, derived from the times of its packets: their number, times and rate.
 
-A header can state any frame rate and any duration, and a file can be several recordings one after the other.
-So everything here follows from the times of the packets.
+The frame rate and duration in a header can be wrong, and a file can consist of several recordings.
 """
 
 from __future__ import annotations
@@ -16,32 +15,33 @@ from av.packet import Packet
 
 _CLOCK_SECONDS = 0.002  # a clock of milliseconds, such as Matroska's, rounds both ends of a video
 _LONGEST_GAP = 10.0  # seconds; FFmpeg closes longer gaps in transport and program streams
-_UNKNOWN = -(2**63)  # a packet without a time
+_UNKNOWN = -(2**63)  # the time of a packet without a time
 _KEY, _HIDDEN, _DAMAGED = 1, 2, 4  # flags of a packet
-_JOIN_LAG = 2  # packets after one that is marked as damaged, before those of another recording
-_SHORTEST_RETURN = 0.1  # seconds by which times must go back between key frames to begin another recording
+_JOIN_LAG = 2  # packets from one that is marked as damaged to the first of another recording
+_SHORTEST_RETURN = 0.1  # seconds by which times go back, between key frames, at the start of a recording
 
 
 Joins = Literal["recordings", "edits", "segments", "none"]
-"""How times repeat in a container: as transport and program streams, mp4, Matroska, or not at all."""
+"""How times repeat: as in transport and program streams, in mp4, in Matroska, or not at all."""
 
 
 @dataclass(frozen=True)
 class PacketIndex:
     """The frames of a file and the key frames to decode them from.
 
-    A file is one or more recordings: joined transport streams, or the edits of an edit list. Marks are the
-    packets' presentation times, shifted from the second recording on so that no two recordings overlap.
+    A file consists of one or more recordings: joined transport streams, or the edits of an edit list. Marks
+    are the presentation times of packets, shifted from the second recording on so that recordings do not
+    overlap.
 
     Attributes:
-        marks: int64 [N], of the frames, ascending.
-        key_marks: int64 [K], of the key frames, ascending.
-        key_times: int64 [K], presentation times of their packets.
-        key_packets: int64 [K], their places among the packets of the file.
-        packet_marks: int64 [P], of all packets in file order; None for a single recording, where a mark is
-            the packet's own time.
-        positions: int64 [P], where in the file each packet begins, -1 if unknown.
-        ticks: int64 [N], when each frame is shown, after the first packet's.
+        marks: marks of the frames, int64 [N], ascending.
+        key_marks: marks of the key frames, int64 [K], ascending.
+        key_times: presentation times of the key frames' packets, int64 [K].
+        key_packets: packet numbers of the key frames, int64 [K].
+        packet_marks: marks of all packets in file order, int64 [P]; None for a single recording, where a mark
+            is the packet's own time.
+        positions: byte position of each packet in the file, int64 [P], -1 if unknown.
+        ticks: display time of each frame after the first packet's, int64 [N].
     """
 
     marks: np.ndarray
@@ -54,27 +54,28 @@ class PacketIndex:
 
 
 class PacketLog:
-    """Collects the packets of a file in file order."""
+    """Collects the packets of a file in file order.
+
+    Args:
+        second: ticks per second.
+        joins: a file may consist of joined recordings; of edits, which overlap in hidden packets; or of
+            joined segments, whose decoding times are guesses after a join.
+    """
 
     def __init__(self, *, second: float, joins: Joins) -> None:
-        """Start empty, for a clock of ``second`` ticks per second.
-
-        A file may consist of joined recordings; of edits, which overlap in hidden packets; or of joined
-        segments, whose decoding times are guesses from the join on.
-        """
         self._second, self._joins = second, joins
-        self._rows = array("q")  # five numbers of 64 bits each, since a film has 200,000 packets
+        self._rows = array("q")  # five 64-bit numbers each, since a film has 200,000 packets
 
     def __len__(self) -> int:
         return len(self._rows) // 5
 
     def add(self, packet: Packet) -> None:
-        """Note the next packet."""
-        time, due, position = packet.pts, packet.dts, packet.pos
+        """Append the next packet."""
+        time, decoding_time, position = packet.pts, packet.dts, packet.pos
         self._rows.extend(
             (
                 _UNKNOWN if time is None else time,
-                _UNKNOWN if due is None else due,
+                _UNKNOWN if decoding_time is None else decoding_time,
                 packet.duration or 0,
                 -1 if position is None else position,
                 _KEY * packet.is_keyframe + _HIDDEN * packet.is_discard + _DAMAGED * packet.is_corrupt,
@@ -82,7 +83,7 @@ class PacketLog:
         )
 
     def close(self) -> PacketTable:
-        """All that was noted."""
+        """The table of all packets."""
         table = np.array(self._rows).reshape(-1, 5)
         times, due, durations, positions, flags = (np.ascontiguousarray(column) for column in table.T)
         keys = (flags & _KEY) != 0
@@ -117,17 +118,17 @@ class PacketLog:
 
 @dataclass(frozen=True)
 class PacketTable:
-    """The packets of a file in its order.
+    """The packets of a file in file order.
 
     Attributes:
-        times: int64 [P], presentation times, ``_UNKNOWN`` without one.
-        due: int64 [P], decoding times, likewise.
+        times: presentation times, int64 [P]; ``_UNKNOWN`` if a packet has none.
+        due: decoding times, int64 [P]; ``_UNKNOWN`` if a packet has none.
         durations: int64 [P], 0 if unknown.
-        positions: int64 [P], where in the file each begins, -1 if unknown.
-        keys: bool [P], of key frames.
-        hidden: bool [P], not shown, by an edit list.
-        damaged: bool [P], by the container.
-        starts: int64 [R], the first packet of each recording or edit.
+        positions: byte positions in the file, int64 [P], -1 if unknown.
+        keys: whether packets are key frames, bool [P].
+        hidden: whether packets are hidden by an edit list, bool [P].
+        damaged: whether packets are damaged according to the container, bool [P].
+        starts: first packet of each recording or edit, int64 [R].
         joins: as in ``PacketLog``.
     """
 
@@ -142,9 +143,9 @@ class PacketTable:
     joins: Joins
 
     def first_damage(self) -> int | None:
-        """The first damaged packet.
+        """The first damaged packet, if any.
 
-        The end of a transport stream that another is joined to is marked as damaged too, and is not.
+        The end of a joined transport stream is also marked as damaged, and is not.
         """
         for place in np.flatnonzero(self.damaged).tolist():
             after = slice(place + 1, place + 2 + _JOIN_LAG)
@@ -156,9 +157,9 @@ class PacketTable:
         return None
 
     def due_ticks(self) -> np.ndarray | None:
-        """When the shown pictures are due by their decoding times, in order: int64 [n], from 0.
+        """Ascending decoding times of the displayed packets, int64 [n], from 0.
 
-        For containers that store no other times. None if a packet has none, or two have the same.
+        For containers without presentation times. None if a time is missing or repeated.
         """
         ticks = np.sort(self.due[~self.hidden])
         if not len(ticks) or ticks[0] == _UNKNOWN or (np.diff(ticks) <= 0).any():
@@ -166,22 +167,22 @@ class PacketTable:
         return ticks - ticks[0]
 
     def last_duration(self) -> int:
-        """Ticks for which the last picture is shown, by its packet; 0 if unknown."""
+        """Duration of the last frame in ticks, by its packet; 0 if unknown."""
         shown = np.flatnonzero(~self.hidden)
         if len(self.starts) > 1 or not len(shown):
             return 0
         return int(self.durations[shown[np.argmax(self.times[shown])]])
 
     def index(self) -> PacketIndex | None:
-        """The index; None if two pictures have the same time."""
+        """The index; None if two frames have the same time."""
         hidden, keys = self.hidden, self.keys
         if not keys.any() or (self.times[keys | ~hidden] == _UNKNOWN).any():
             return None
         places = np.arange(len(keys))
         recording = np.searchsorted(self.starts, places, side="right") - 1
-        with np.errstate(over="ignore"):  # by the times of a damaged file
-            marks, shown_at = self._separated()
-        # Pictures before the first key frame of their recording, in the file or as shown, lean on lost ones.
+        with np.errstate(over="ignore"):  # times of a damaged file may overflow
+            marks, shown_at = self._separate_recordings()
+        # Frames before the first key frame of their recording, in file or display order, depend on lost ones.
         first_place = np.full(len(self.starts), len(keys))
         np.minimum.at(first_place, recording[keys], places[keys])
         first_mark = np.full(len(self.starts), np.iinfo(np.int64).max)
@@ -198,12 +199,12 @@ class PacketTable:
             key_packets=key_packets,
             packet_marks=marks if len(self.starts) > 1 else None,
             positions=self.positions,
-            # The first pictures after a join may be due before the last ones before it.
+            # The times of the first frames after a join may be before those of the last frames before it.
             ticks=np.maximum.accumulate(shown_at[frames]) - shown_at[~hidden].min(),
         )
 
-    def _separated(self) -> tuple[np.ndarray, np.ndarray]:
-        """(marks, ticks at which they are shown) of all packets, int64 [P] each."""
+    def _separate_recordings(self) -> tuple[np.ndarray, np.ndarray]:
+        """(marks, display times in ticks) of all packets, int64 [P] each."""
         if len(self.starts) == 1:
             return self.times, self.times
         marks, shown_at = self.times.copy(), self.times.copy()
@@ -212,7 +213,7 @@ class PacketTable:
             before, own = slice(start, first), slice(first, end)
             marks[own] += marks[before].max() + 1 - marks[own].min()
             last = first - 1
-            if self.joins == "recordings":  # go on as in FFmpeg: by the decoding times
+            if self.joins == "recordings":  # continue as in FFmpeg: by the decoding times
                 due = self.due[last] + shown_at[last] - self.times[last]
                 shown_at[own] += due + self.durations[last] - self.due[first]
             elif self.joins == "segments":
@@ -222,12 +223,12 @@ class PacketTable:
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast the pictures of a video follow each other.
+    """Frame rate and duration of a video.
 
     Attributes:
-        fps: pictures per second, on average; 0 if unknown.
-        duration_seconds: from the first picture to the end of the last.
-        is_variable: whether the gaps between pictures differ by more than the rounding of the clock.
+        fps: average frames per second; 0 if unknown.
+        duration_seconds: from the first frame to the end of the last.
+        is_variable: whether the gaps between frames differ by more than the rounding of the clock.
     """
 
     fps: float
@@ -243,17 +244,18 @@ def measure_timing(
     last: float = 0.0,
     last_is_stored: bool = False,
 ) -> Timing:
-    """The timing of pictures whose times are known.
+    """The timing of frames with known times.
 
-    The stated rate is kept if the last picture, which has no next one, would then be shown for as long as
-    others: it is the exact one, 30000/1001 instead of 29.97. Otherwise the rate is that of the gaps.
+    The stated rate is returned if it gives the last frame, which has no next one, a duration like that of the
+    others: it is exact, 30000/1001 instead of 29.97. Otherwise the rate follows from the gaps.
 
     Args:
-        seconds: float64 [N], N >= 1, when the pictures are shown, ascending.
-        stated_fps: by the header; 0 if it has none.
+        seconds: display times, float64 [N], N >= 1, ascending.
+        stated_fps: rate in the header; 0 if it has none.
         tick: seconds between two ticks of the container's clock.
-        last: seconds for which the last picture is shown, by its packet; 0 if unknown.
-        last_is_stored: the container stores that, as GIF does; others derive it from the stated rate.
+        last: duration of the last frame in seconds, by its packet; 0 if unknown.
+        last_is_stored: whether the container stores this duration, as GIF does; others derive it from the
+            stated rate.
     """
     count, span = len(seconds), float(seconds[-1] - seconds[0])
     if span <= 0:
@@ -271,21 +273,21 @@ def measure_timing(
 
 
 def average_rate(seconds: np.ndarray, *, stated_fps: float) -> float:
-    """The average rate of pictures, as in ``measure_timing``, with the same arguments."""
+    """The average frame rate as in ``measure_timing``, with the same arguments."""
     count, span = len(seconds), float(seconds[-1] - seconds[0])
     if span <= 0:
         return stated_fps
-    left = count / stated_fps - span if stated_fps > 0 else 0.0  # for the last picture
+    last = count / stated_fps - span if stated_fps > 0 else 0.0  # duration of the last frame
     gaps = np.diff(seconds)
-    if max(gaps.min() - _CLOCK_SECONDS, 0) < left <= gaps.max() + _CLOCK_SECONDS:
+    if max(gaps.min() - _CLOCK_SECONDS, 0) < last <= gaps.max() + _CLOCK_SECONDS:
         return stated_fps
     return (count - 1) / span
 
 
 def complete_times(times: Sequence[int | None]) -> np.ndarray | None:
-    """Times in the order of showing as ascending ticks from 0, int64 [N]; None if they are unknown.
+    """Times in display order as ascending ticks from 0, int64 [N]; None if they are unknown.
 
-    Where they go back, they go on by the usual step. Missing ones lie evenly between their neighbors.
+    A time that goes back is replaced by the usual step; missing times are interpolated.
     """
     known = np.array([place for place, time in enumerate(times) if time is not None], np.int64)
     if len(known) < 2:

@@ -1,4 +1,4 @@
-"""What a reader of video files promises: the facts of a video, frames by index, and one kind of error."""
+"""Interfaces of video readers: the facts of a video, frames by index or time, and one kind of error."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import TypeVar
 
 import numpy as np
 
-OpenedT = TypeVar("OpenedT", bound="Opened")
+OpenFileT = TypeVar("OpenFileT", bound="OpenFile")
 NOT_REGULAR = "not a regular file (a folder, pipe, socket or device)"  # reading it may block forever
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """The facts of a video's picture stream; audio plays no part.
+    """The facts of a video's picture stream, without audio.
 
     Attributes:
-        path: of the file.
-        frames: pictures that can be decoded, N, numbered 0..N-1 in the order in which they are shown.
-        fps: average frames a second.
-        duration_seconds: from the first picture to the end of the last.
-        width: pixels as displayed, after rotation.
-        height: pixels as displayed, after rotation.
-        rotation_degrees: clockwise turn from the stored to the displayed picture, 0..359; nearly always a
-            multiple of 90. Decoded pictures are already turned, as FFmpeg shows them.
+        path: path of the file.
+        frames: number of frames that can be decoded; indices are in display order.
+        fps: average frames per second.
+        duration_seconds: from the first frame to the end of the last.
+        width: displayed pixels, after rotation.
+        height: displayed pixels, after rotation.
+        rotation_degrees: clockwise rotation from the stored to the displayed picture, 0..359; nearly always a
+            multiple of 90. Decoded pictures are already rotated, as FFmpeg shows them.
         codec: FFmpeg's name, such as ``h264``.
-        variable_frame_rate: whether the gaps between pictures differ by more than the clock's rounding.
-        mirrored: whether left and right are exchanged between the stored and the displayed picture, before
-            the turn. Decoded pictures are already mirrored.
+        variable_frame_rate: whether the gaps between frames differ by more than the clock's rounding.
+        mirrored: whether left and right are exchanged before the rotation. Decoded pictures are already
+            mirrored.
     """
 
     path: str
@@ -48,8 +48,8 @@ class VideoReadError(Exception):
     """A video file, or a frame of it, cannot be read.
 
     Attributes:
-        path: of the file.
-        cause: a short phrase for people, such as ``empty file (0 bytes)``.
+        path: path of the file.
+        cause: a short phrase, such as ``empty file (0 bytes)``.
     """
 
     def __init__(self, path: str, cause: str) -> None:
@@ -61,11 +61,11 @@ class VideoReadError(Exception):
         return f"{self.path}: {self.cause}"
 
 
-class Opened(ABC):
+class OpenFile(ABC):
     """An open file. Use it in a ``with`` statement, or call ``close``.
 
     Attributes:
-        path: of the local file, or of the frames.
+        path: path of the local file or of the frames.
     """
 
     path: str
@@ -74,20 +74,20 @@ class Opened(ABC):
     def close(self) -> None:
         """Release the file and the decoder; may be called twice."""
 
-    def __enter__(self: OpenedT) -> OpenedT:
+    def __enter__(self: OpenFileT) -> OpenFileT:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
 
-class VideoReader(Opened):
-    """An open video whose frames are read by index.
+class VideoReader(OpenFile):
+    """An open video with frames by index.
 
     Attributes:
-        decoder: which library decodes: ``decord``, ``pyav`` or, for pictures, ``opencv``.
-        frames: as ``VideoInfo.frames``; free, unlike the first look at ``info``.
-        fps: as ``VideoInfo.fps``; free, unlike the first look at ``info``.
+        decoder: library that decodes: ``decord``, ``pyav`` or, for pictures, ``opencv``.
+        frames: as ``VideoInfo.frames``; free, unlike the first access to ``info``.
+        fps: as ``VideoInfo.fps``; free, unlike the first access to ``info``.
     """
 
     decoder: str
@@ -97,7 +97,7 @@ class VideoReader(Opened):
     @property
     @abstractmethod
     def info(self) -> VideoInfo:
-        """All facts; the first look may decode one frame."""
+        """All facts; the first access may decode one frame."""
 
     @abstractmethod
     def _read(self, indices: np.ndarray) -> np.ndarray:
@@ -107,48 +107,47 @@ class VideoReader(Opened):
         """Decode the frames at ``indices`` in 0..frames-1, at least one, in any order, with repeats.
 
         Returns:
-            uint8 [T, H, W, 3], RGB as displayed (turned by the file's rotation), memory of its own.
+            uint8 [T, H, W, 3], RGB as displayed (after the file's rotation), in its own memory.
 
         Raises:
-            IndexError: an index is outside, or there is none.
+            IndexError: an index is out of range, or there is no index.
             VideoReadError: a frame cannot be decoded.
         """
-        wanted = self._checked(indices)
+        checked = self._check_indices(indices)
         try:
-            return self._read(wanted)
+            return self._read(checked)
         except MemoryError as error:
-            raise VideoReadError(self.path, f"{len(wanted)} frames need more memory than there is") from error
+            raise VideoReadError(self.path, f"{len(checked)} frames do not fit in memory") from error
 
-    def each(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode frames one after the other in one pass over the video, holding one of them at a time.
+    def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode frames in one pass over the video, with one frame in memory at a time.
 
         Yields:
-            The index and uint8 [H, W, 3] as in ``read``, each frame once in the order of decoding (ascending,
-            except where a reader has to go back): to be used before the next one is asked for, and not to be
-            changed.
+            Index and frame, uint8 [H, W, 3] as in ``read``; each frame once, in the order of decoding
+            (ascending, unless a reader has to go back). A frame is valid until the next one, and read-only.
 
         Raises:
-            IndexError, VideoReadError: as in ``read``; frames that can be decoded may have come before.
+            IndexError, VideoReadError: as in ``read``, possibly after some frames.
         """
-        return self._each(np.unique(self._checked(indices)))
+        return self._iter_frames(np.unique(self._check_indices(indices)))
 
-    def _each(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """``each`` for checked indices, int64 [T], ascending and each once."""
-        for index in wanted:
+    def _iter_frames(self, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """``iter_frames`` for checked indices, int64 [T], ascending and unique."""
+        for index in indices:
             yield int(index), self._read(index[None])[0]
 
-    def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The indices as int64 [T], all inside the video."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.ndim != 1 or not wanted.size:
+    def _check_indices(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The indices as int64 [T]; IndexError unless all are inside the video."""
+        checked = np.asarray(indices, dtype=np.int64)
+        if checked.ndim != 1 or not checked.size:
             raise IndexError(f"{self.path}: frame indices must be a list of at least one, not {indices!r}")
-        if wanted.min() < 0 or wanted.max() >= self.frames:
-            outside = wanted[(wanted < 0) | (wanted >= self.frames)][0]
+        if checked.min() < 0 or checked.max() >= self.frames:
+            outside = checked[(checked < 0) | (checked >= self.frames)][0]
             raise IndexError(f"{self.path}: frame {outside} is outside 0..{self.frames - 1}")
-        return wanted
+        return checked
 
     def _picture_info(self, picture: np.ndarray, codec: str) -> VideoInfo:
-        """The facts of pictures uint8 [H, W, 3] at a steady rate; a turn has been made and is not told."""
+        """The facts of upright pictures, uint8 [H, W, 3], at a constant rate."""
         return VideoInfo(
             path=self.path,
             frames=self.frames,
@@ -162,68 +161,69 @@ class VideoReader(Opened):
         )
 
 
-_LATER = 0.48  # from which part of the way between two pictures on the later one is taken: see nearest
-MISSING_END = 1.0  # seconds beyond the end of the last picture at which it is still taken
+_LATER = 0.48  # part of the way between two frames from which on the later one is nearest
+MISSING_END = 1.0  # seconds beyond the end of the last frame for which it is still the nearest
 
 
-class TimedReader(Opened):
-    """An open video whose pictures are read by time."""
+class TimedReader(OpenFile):
+    """An open video with frames by time."""
 
     @property
     @abstractmethod
     def fps(self) -> float:
-        """Average frames per second; 0 if unknown. The first look may read the whole file."""
+        """Average frames per second; 0 if unknown. The first access may read the whole file."""
 
     @property
     @abstractmethod
     def duration_seconds(self) -> float:
-        """From the first picture to the end of the last. The first look may read the end of the file.
+        """From the first frame to the end of the last. The first access may read the end of the file.
 
         Raises:
             VideoReadError: the file is damaged there.
         """
 
     @abstractmethod
-    def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """``each_at`` for float64 [n], ascending, n >= 1."""
+    def _iter_frames_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """``iter_frames_at`` for float64 [n], ascending, n >= 1."""
 
-    def each_at(self, seconds: Sequence[float] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Decode the pictures nearest to times [n] after the first picture, each once, holding one at a time.
+    def iter_frames_at(
+        self, seconds: Sequence[float] | np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Decode the frames nearest to times [n], each once, with one frame in memory at a time.
 
-        Of two pictures that are equally near it is the later one; before the first and after the last picture
-        it is that one. Times may be in any order.
+        Times are in seconds after the first frame, in any order. If two frames are equally near, the later
+        one is chosen; for times before the first or after the last frame, that frame.
 
         Yields:
-            int64 [m], the places in ``seconds`` that a picture is nearest to, and the picture, uint8 [H, W,
-            3], RGB as
-            displayed: to be used before the next one is asked for, and not to be changed.
+            int64 [m], the places in ``seconds`` for which a frame is the nearest, and the frame, uint8 [H, W,
+            3], RGB as displayed. A frame is valid until the next one, and read-only.
 
         Raises:
-            VideoReadError: a picture cannot be decoded; those that can may have come before.
+            VideoReadError: a frame cannot be decoded; other frames may have been yielded before.
         """
-        wanted = np.asarray(seconds, np.float64)
-        order = np.argsort(wanted, kind="stable")
-        for places, picture in self._each_at(wanted[order]):
+        times = np.asarray(seconds, np.float64)
+        order = np.argsort(times, kind="stable")
+        for places, picture in self._iter_frames_at(times[order]):
             yield order[places], picture
 
     def read_at(self, seconds: Sequence[float] | np.ndarray) -> np.ndarray:
-        """The pictures nearest to times as in ``each_at``, uint8 [n, H, W, 3], memory of its own.
+        """The frames of ``iter_frames_at`` as one array, uint8 [n, H, W, 3].
 
         Raises:
-            VideoReadError: a picture cannot be decoded, or they differ in size.
+            VideoReadError: a frame cannot be decoded, or frames differ in size.
         """
         clip: np.ndarray | None = None
-        for places, picture in self.each_at(seconds):
+        for places, picture in self.iter_frames_at(seconds):
             if clip is None:
                 clip = np.empty((len(seconds), *picture.shape), np.uint8)
             check_size(self.path, picture, clip.shape[1:3])
             clip[places] = picture
-        assert clip is not None  # each_at raises where it has nothing to give
+        assert clip is not None  # iter_frames_at yields at least one frame, or raises
         return clip
 
 
 class _VideoByTime(TimedReader):
-    """A video with frames by index, which is closed with this reader."""
+    """Frames by time of a video with frames by index, which is closed with this reader."""
 
     def __init__(self, video: VideoReader) -> None:
         self.path, self._video = video.path, video
@@ -239,26 +239,23 @@ class _VideoByTime(TimedReader):
     def _indices(self, seconds: np.ndarray) -> np.ndarray:
         """The frames nearest to ascending times, int64 [n]."""
 
-    def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _iter_frames_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         indices = self._indices(seconds)
-        for index, picture in self._video.each(np.unique(indices)):
+        for index, picture in self._video.iter_frames(np.unique(indices)):
             yield np.flatnonzero(indices == index), picture
 
 
 class CountedReader(_VideoByTime):
-    """Frames that come at a steady rate, the first one at 0 s: frame i stands for the time i / fps.
-
-    Args:
-        video: open; is closed with this one.
+    """Frames at a constant rate: the time of frame i is i / fps.
 
     Raises:
-        VideoReadError: it has no frame rate.
+        VideoReadError: the video has no frame rate.
     """
 
     def __init__(self, video: VideoReader) -> None:
         if not (np.isfinite(video.fps) and video.fps > 0):
             video.close()
-            raise VideoReadError(video.path, "has neither times nor a frame rate, so no second can be found")
+            raise VideoReadError(video.path, "has neither times nor a frame rate, so a time has no frame")
         super().__init__(video)
 
     @property
@@ -266,17 +263,17 @@ class CountedReader(_VideoByTime):
         return self._video.frames / self._video.fps
 
     def _indices(self, seconds: np.ndarray) -> np.ndarray:
-        places = np.floor(seconds * self.fps + 0.5)  # halves go up: the later of two equally near ones
+        places = np.floor(seconds * self.fps + 0.5)  # halves are rounded up: the later of two frames
         return np.clip(places, 0, self._video.frames - 1).astype(np.int64)
 
 
 class IndexedReader(_VideoByTime):
-    """Frames of which each one's time is known.
+    """Frames with known times.
 
     Args:
-        video: open; its rate is known, and it is closed with this one.
-        seconds: float64 [N], when its frames are shown, ascending.
-        end_seconds: until when the last one is shown.
+        video: an open video with a known rate.
+        seconds: display times of its frames, float64 [N], ascending.
+        end_seconds: end of the last frame.
     """
 
     def __init__(self, video: VideoReader, seconds: np.ndarray, *, end_seconds: float) -> None:
@@ -293,10 +290,10 @@ class IndexedReader(_VideoByTime):
 
 
 def nearest_places(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Indices of the ascending times that are nearest to other times, int64 [n].
+    """For each wanted time, the index of the nearest of ascending times, int64 [n].
 
-    Of two that are equally near it is the later one; a little before the middle too, because containers round
-    times to their clock (Matroska's is a millisecond).
+    If two are equally near, the later one is chosen; also a little before the middle, because containers
+    round times to their clock (Matroska's has milliseconds).
     """
     later = np.searchsorted(times, wanted).clip(0, len(times) - 1)
     earlier = np.maximum(later - 1, 0)
@@ -305,13 +302,13 @@ def nearest_places(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def check_inside(path: str, second: float, *, last: float, end: float) -> None:
-    """VideoReadError if a time lies further than `MISSING_END` beyond the end of the last picture."""
+    """Raise VideoReadError if a time is more than `MISSING_END` after the end of the last frame."""
     if second - end > MISSING_END:
-        raise VideoReadError(path, f"the pictures end at {last:.2f} s, before {second:.2f} s")
+        raise VideoReadError(path, f"the last frame is at {last:.2f} s, before {second:.2f} s")
 
 
 def check_size(path: str, picture: np.ndarray, size: Sequence[int]) -> None:
-    """VideoReadError unless a picture uint8 [H, W, 3] is as large as the others, (height, width)."""
+    """Raise VideoReadError unless the size of a frame, uint8 [H, W, 3], is (height, width)."""
     if picture.shape[:2] != tuple(size):
         height, width = picture.shape[:2]
-        raise VideoReadError(path, f"has pictures of {width}x{height} and of {size[1]}x{size[0]}")
+        raise VideoReadError(path, f"has frames of {width}x{height} and of {size[1]}x{size[0]}")

@@ -1,8 +1,8 @@
-"""Exact frames of any file that FFmpeg reads, as RGB pictures as its command line shows them.
+"""Exact RGB frames of any file that FFmpeg reads, equal to those of its command line.
 
 Every frame passes through the filters that ``ffmpeg -i FILE -pix_fmt rgb24`` inserts: the display matrix as
-flips and turns, then the scaler with its default flags. PyAV's own conversion differs from that by up to 120
-levels for 10 bits per channel, and by up to 255 for interlaced frames, whose fields it converts apart.
+flips and rotations, then the scaler with its default flags. PyAV's own conversion differs by up to 120 levels
+for 10 bits per channel, and by up to 255 for interlaced frames, because it converts each field alone.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from videomaskfeat.data.packet_index import (
 from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.io import ffmpeg_url, is_file, missing_cause
 
-# FFmpeg's numbers of the color matrices that its scaler knows; for any other it takes its default, BT.601.
+# FFmpeg's numbers of the color matrices that its scaler supports; for any other it uses its default, BT.601.
 _COLOR_MATRICES = frozenset((0, 1, 2, 4, 5, 6, 7, 9))
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How the displayed picture comes from the stored one.
+    """How the displayed picture is made from the stored one.
 
     Attributes:
-        rotation_degrees: clockwise turn, 0..359.
-        mirrored: whether left and right are exchanged before the turn.
+        rotation_degrees: clockwise rotation, 0..359.
+        mirrored: whether left and right are exchanged before the rotation.
         filters: FFmpeg's filters that do both, as (name, arguments).
     """
 
@@ -60,11 +60,7 @@ class Orientation:
 
 
 def display_orientation(matrix: bytes | None) -> Orientation:
-    """The orientation of a display matrix, by the rules of FFmpeg's command line.
-
-    Args:
-        matrix: nine 32-bit integers in the machine's byte order, or None.
-    """
+    """The orientation of a display matrix (nine native 32-bit integers), as in FFmpeg's command line."""
     a, b, _, c, d = struct.unpack_from("5i", matrix or struct.pack("5i", 1, 0, 0, 0, 1))
     if not (a or c) or not (b or d):
         return Orientation(0, False, ())
@@ -87,7 +83,7 @@ def display_orientation(matrix: bytes | None) -> Orientation:
 
 
 def frame_kind(frame: VideoFrame) -> tuple[object, ...]:
-    """What a converter depends on: frames of equal kind can share one."""
+    """The properties that a converter depends on."""
     return frame.format.name, frame.width, frame.height, int(frame.colorspace), _display_matrix(frame)
 
 
@@ -98,27 +94,30 @@ def _display_matrix(frame: VideoFrame) -> bytes | None:
 
 
 class RgbConverter:
-    """Converts frames of one kind.
+    """Converts frames of one kind (see ``frame_kind``).
+
+    Args:
+        frame: the first frame of its kind.
+        size: (width, height) before the rotation.
 
     Attributes:
-        kind: of the frames (see ``frame_kind``).
-        orientation: of the frames.
+        kind: kind of the frames.
+        orientation: orientation of the frames.
+
+    Raises:
+        av.error.FFmpegError, ValueError: FFmpeg cannot convert these frames.
     """
 
     def __init__(self, frame: VideoFrame, size: tuple[int, int]) -> None:
-        """Prepare the filters for the first frame of its kind; ``size`` is (width, height) before the turn.
-
-        Raises:
-            av.error.FFmpegError, ValueError: FFmpeg cannot convert such frames.
-        """
         self.kind = frame_kind(frame)
         self.orientation = display_orientation(_display_matrix(frame))
-        # The scaler refuses frames with values here that it does not know, and uses none of them.
+        # The scaler rejects frames with unknown values here, although it does not use these values.
         colors = "color_primaries=unknown:color_trc=unknown"
         if int(frame.colorspace) not in _COLOR_MATRICES:
             colors += ":colorspace=unknown"
         width, height = size
-        turned = any(name == "transpose" for name, _ in self.orientation.filters)
+        if any(name == "transpose" for name, _ in self.orientation.filters):
+            width, height = height, width
         graph = av.filter.Graph()
         graph.threads = 1
         nodes = [
@@ -132,7 +131,7 @@ class RgbConverter:
         for name, arguments in (
             ("setparams", colors),
             *self.orientation.filters,
-            ("scale", f"{height}:{width}" if turned else f"{width}:{height}"),
+            ("scale", f"{width}:{height}"),
             ("format", "rgb24"),
             ("buffersink", ""),
         ):
@@ -141,7 +140,7 @@ class RgbConverter:
         self._graph, self._source, self._sink = graph, nodes[0], nodes[-1]
 
     def convert(self, frame: VideoFrame) -> np.ndarray:
-        """RGB as displayed, uint8 [H, W, 3]: a view that lives as long as the memory of the picture."""
+        """RGB as displayed, uint8 [H, W, 3]: a view of the filter's output."""
         self._source.push(frame)
         rgb = self._sink.pull()
         assert isinstance(rgb, VideoFrame)
@@ -151,81 +150,68 @@ class RgbConverter:
 
 
 T = TypeVar("T")
-MOST_PIXELS = 8192 * 4352  # per picture: the largest of H.264's and H.265's level 6.2
-_MOST_STREAMS = 100
-# Kinds of files that name others to read, and inputs that are no files: these may wait forever.
-_NAMING_OTHERS = frozenset(
+MOST_PIXELS = 8192 * 4352  # per picture: the maximum of level 6.2 of H.264 and H.265
+# Formats that refer to other files, and inputs that are not files: reading them may block forever.
+_REFERRING_FORMATS = frozenset(
     ("concat", "dash", "hls", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "tty", "webm_dash_manifest")
 )
 _OPTIONS = {
     "max_pixels": str(MOST_PIXELS),
-    "max_streams": str(_MOST_STREAMS),
+    "max_streams": "100",
     "protocol_whitelist": "file",
-    "format_whitelist": ",".join(sorted(av.formats_available - _NAMING_OTHERS)),
-    "pattern_type": "none",  # a name such as %03d.tga is a file's, too
+    "format_whitelist": ",".join(sorted(av.formats_available - _REFERRING_FORMATS)),
+    "pattern_type": "none",  # %03d.tga is the name of a file
 }
 _MOST_SECONDS = 4.0  # for opening, and for reading a packet
-_BUSY_SECONDS = 2.0  # of these, by which a file is to blame; less, and the process was stopped or waited
-_MOST_STALLS = 15  # after which a reading is given up
-# Bytes; holes in a larger file are looked for, since FFmpeg may search them for a next picture.
-_SPARSE = 1 << 30
-# What PyAV raises on damaged files: its own errors, and Python's where a count exceeds a type or the memory.
+_BUSY_SECONDS = 2.0  # of processor time: the file is the cause; with less, the process was stopped or waited
+_MOST_STALLS = 15  # per read
+_SPARSE_BYTES = 1 << 30  # larger files are checked for holes, in which FFmpeg may search for a next picture
+_TIMEOUT_CAUSE = f"nothing to read within {_MOST_SECONDS:g} s"
+# Errors of PyAV on damaged files: its own, and Python's if a count exceeds a type or the memory.
 FAILURES = (av.error.FFmpegError, OSError, OverflowError, MemoryError)
 
 
 class Stalled(VideoReadError):
-    """Nothing came within the limit, and not because of the file: the reading can be tried again."""
+    """A read timed out, and not because of the file: it can be tried again."""
 
 
-class _Watch:
+class _CallTimer:
     """The time of one call into FFmpeg.
 
-    FFmpeg's limit is on the time that passes. It can pass without a fault of the file: if the process is
-    stopped, waits for a processor, or for a slow disk. The thread's own processor time tells these apart.
-    After an interruption FFmpeg may report an error, the end of the file or a part of a packet, so that
-    nothing that came after the limit is used.
+    FFmpeg limits the wall time, which can also pass because the process is stopped, or waits for a processor
+    or a slow disk. The processor time of the thread distinguishes these cases. After a timeout FFmpeg may
+    report an error, the end of the file or a part of a packet, so results after the limit are not used.
     """
 
     def __init__(self) -> None:
         self._started, self._busy = time.monotonic(), time.thread_time()
 
     def check(self, path: str) -> None:
-        """Raise if the limit has passed: Stalled, or VideoReadError if the file is to blame."""
+        """After the limit raise Stalled, or VideoReadError if the file is the cause."""
         if time.monotonic() - self._started > _MOST_SECONDS:
             busy = time.thread_time() - self._busy >= _BUSY_SECONDS
-            kind = VideoReadError if busy else Stalled
-            raise kind(path, f"damaged, or on a disk that is too slow: {_TOO_LATE}")
-
-
-_TOO_LATE = f"nothing to read within {_MOST_SECONDS:g} s"
+            error = VideoReadError if busy else Stalled
+            raise error(path, f"damaged, or on a disk that is too slow: {_TIMEOUT_CAUSE}")
 
 
 class PyAvFile:
-    """The picture stream of any file that FFmpeg reads; opening it reads no more than its header.
+    """The picture stream of any file that FFmpeg reads; opening it reads only its header.
 
-    Attributes:
-        path: of the local file.
-        rotation_degrees: as ``VideoInfo.rotation_degrees``; known after the first picture.
-        mirrored: as ``VideoInfo.mirrored``; known after the first picture.
+    Args:
+        path: a local file.
+        threads: decoding threads; 1 suits loader workers, which are processes already; 0 uses all cores.
+
+    Raises:
+        VideoReadError: the file is missing, empty, damaged, or has no pictures.
     """
 
-    path: str
-
     def __init__(self, path: str, *, threads: int = 1) -> None:
-        """Open a local file.
-
-        ``threads`` decode it, 0 = all cores; 1 suits loader workers, which are processes already.
-
-        Raises:
-            VideoReadError: the file is missing, empty, damaged, or holds no pictures.
-        """
         self.path = path
         self._threads = threads
         self._converter: RgbConverter | None = None
         self._decoder_failed = False
-        self.rotation_degrees, self.mirrored = 0, False
         self._container, self._stream = self._open()
-        # Noted before decoding: a stream may change its size half-way, the pictures of a clip may not.
+        # The size before decoding: a stream may change its size, but the pictures of a clip have one size.
         self._size = (self._stream.codec_context.width, self._stream.codec_context.height)
 
     def close(self) -> None:
@@ -233,7 +219,7 @@ class PyAvFile:
         self._container.close()
 
     def _open(self) -> tuple[InputContainer, VideoStream]:
-        # FFmpeg's complaints about damaged files would fill the terminal; the errors below name the cause.
+        # FFmpeg would log every damage to the terminal; the errors below name the cause.
         av.logging.set_level(None)
         _check_file(self.path)
         for stalls in itertools.count(1):
@@ -255,23 +241,23 @@ class PyAvFile:
         return container, stream
 
     def _open_container(self) -> InputContainer:
-        watch = _Watch()
+        timer = _CallTimer()
         try:
             container = av.open(
                 ffmpeg_url(self.path), metadata_errors="ignore", options=_OPTIONS, timeout=_MOST_SECONDS
             )
         except (*FAILURES, ValueError) as error:
-            watch.check(self.path)
+            timer.check(self.path)
             raise VideoReadError(self.path, _open_failure(self.path, error)) from error
         try:
-            watch.check(self.path)
+            timer.check(self.path)
         except VideoReadError:
             container.close()
             raise
         return container
 
     def _prepare(self, stream: VideoStream) -> None:
-        """Set up the decoder, which opens with the first packet; refuse streams without one."""
+        """Set up the decoder, which opens with the first packet."""
         decoder = stream.codec_context
         if decoder is None:
             raise VideoReadError(self.path, "damaged, or a video codec that FFmpeg does not know")
@@ -281,57 +267,56 @@ class PyAvFile:
                 f"pictures of {decoder.width}x{decoder.height}; at most {MOST_PIXELS:,} pixels are read",
             )
         decoder.options = {"max_pixels": str(MOST_PIXELS)}
-        # Exact crops: without this flag FFmpeg rounds the crop on the left down to what suits its memory.
+        # Exact crops: without this flag FFmpeg rounds the left crop to the alignment of its memory.
         decoder.flags |= Flags.unaligned
-        # Asking for 0 threads leaves the number to FFmpeg.
-        decoder.thread_count = self._threads
+        decoder.thread_count = self._threads  # 0: FFmpeg chooses
         decoder.thread_type = "NONE" if self._threads == 1 else "AUTO"
 
     def _reopen(self) -> None:
-        """Back to the very first packet, also where a container cannot seek, with a new decoder."""
+        """Return to the first packet, even if the container cannot seek, with a new decoder."""
         self._container.close()
         self._decoder_failed = False
         self._container, self._stream = self._open()
 
     def _packets(self) -> Iterator[Packet]:
-        """The packets from here on; VideoReadError where the container is damaged, or Stalled."""
+        """The next packets; VideoReadError if the container is damaged, or Stalled."""
         packets = self._container.demux(self._stream)
         while True:
-            watch = _Watch()
+            timer = _CallTimer()
             try:
                 packet = next(packets, None)
             except FAILURES as error:
-                watch.check(self.path)
+                timer.check(self.path)
                 raise VideoReadError(self.path, f"damaged ({failure_phrase(error)})") from error
-            watch.check(self.path)
+            timer.check(self.path)
             if packet is None:
                 return
             if packet.size:
                 yield packet
 
     def _decoded(self, packet: Packet | None) -> Iterator[VideoFrame]:
-        """The frames that a packet (None: the end) brings out; none from one that is damaged."""
+        """The frames that the decoder returns for a packet (None: the end); none if it is damaged."""
         try:
             yield from self._stream.decode(packet)
         except FAILURES:
-            # Not swallowed: a frame that was asked for and does not come is reported by the reader.
+            # Not swallowed: the reader reports a requested frame that is missing.
             self._decoder_failed = True
 
     def _all_frames(self) -> Iterator[VideoFrame]:
-        """All decodable frames from the start of the file, in the order in which the decoder shows them."""
+        """All decodable frames from the start of the file, in display order."""
         self._reopen()
         for packet in self._packets():
             yield from self._decoded(packet)
         yield from self._decoded(None)
 
-    def _despite_stalls(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
-        """What ``read`` yields; after a stall it is called again, and what has come before is left out.
+    def _retry_stalls(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """Yield from ``read``; after a stall, call it again and skip what it yielded before.
 
-        A decoder may keep parts of damaged packets. After one, the next reading starts with a new decoder, so
-        that what it yields does not depend on what was read before.
+        A decoder may keep parts of damaged packets. After one, the next read starts with a new decoder, so
+        that its frames do not depend on earlier reads.
 
         Args:
-            read: reads from its own place in the file, or from its start; yields the same each time.
+            read: seeks, or reads from the start of the file; yields the same each time.
         """
         done = stalls = 0
         if self._decoder_failed:
@@ -349,47 +334,41 @@ class PyAvFile:
                 self._reopen()
 
     def _guesses_times(self) -> bool:
-        """AVI and ASF store no presentation times, and FFmpeg's guess is off where frames are reordered."""
-        return self._container.format.name in ("avi", "asf") and bool(self._stream.codec_context.has_b_frames)
+        """AVI and ASF store no presentation times, and FFmpeg's guess is wrong if frames are reordered."""
+        reordered = bool(self._stream.codec_context.has_b_frames)
+        return self._container.format.name in DECODING_TIMES_ALONE and reordered
 
-    def _decode_wanted(self, packets: Iterable[Packet], wanted: set[int]) -> Iterator[VideoFrame]:
-        """Decode packets, which begin with a key frame; the frames with ``wanted`` times."""
-        remaining = set(wanted)
+    def _decode_times(self, packets: Iterable[Packet], times: set[int]) -> Iterator[VideoFrame]:
+        """Decode packets, the first one a key frame, and yield the frames with these times."""
+        remaining = set(times)
         for packet in packets:
-            # Non-reference pictures may be left out: no other picture depends on them.
+            # Non-reference pictures may be skipped: no other picture depends on them.
             self._stream.codec_context.skip_frame = "DEFAULT" if packet.pts in remaining else "NONREF"
             if packet.pts is not None:
                 remaining.discard(packet.pts)
-            yield from (frame for frame in self._decoded(packet) if frame.pts in wanted)
+            yield from (frame for frame in self._decoded(packet) if frame.pts in times)
             if not remaining:
                 break
-        # All wanted packets are in: what the decoder holds back for reordering comes out without more input.
-        yield from (frame for frame in self._decoded(None) if frame.pts in wanted)
+        # All packets were sent; the decoder returns the frames that it holds back for reordering.
+        yield from (frame for frame in self._decoded(None) if frame.pts in times)
 
     def _picture(self, frame: VideoFrame) -> np.ndarray:
-        """RGB as displayed, uint8 [H, W, 3]: a view that lives as long as the frame.
-
-        Raises:
-            VideoReadError: the frame cannot be converted.
-        """
+        """RGB as displayed, uint8 [H, W, 3]: a view of the converter's output."""
         try:
-            kind = frame_kind(frame)
-            if self._converter is None or self._converter.kind != kind:
+            if self._converter is None or self._converter.kind != frame_kind(frame):
                 if (frame.width, frame.height) != self._size:
-                    self._check_size()
+                    self._update_size()
                 self._converter = RgbConverter(frame, self._size)
-                self.rotation_degrees = self._converter.orientation.rotation_degrees
-                self.mirrored = self._converter.orientation.mirrored
             return self._converter.convert(frame)
         except (*FAILURES, ValueError) as error:
             raise VideoReadError(
                 self.path, f"a frame cannot be converted to RGB ({failure_phrase(error)})"
             ) from error
 
-    def _check_size(self) -> None:
-        """Take the size of the first picture in the file; crops may make it smaller than stated."""
+    def _update_size(self) -> None:
+        """Set the size to that of the first picture; crops may make it smaller than stated."""
         with closing(PyAvFile(self.path)) as again:
-            first = next(again._despite_stalls(again._all_frames), None)
+            first = next(again._retry_stalls(again._all_frames), None)
         size = (first.width, first.height) if first is not None else self._size
         if self._converter is not None and size != self._size:
             raise VideoReadError(self.path, "pictures of several sizes, not the size that the file states")
@@ -397,21 +376,21 @@ class PyAvFile:
 
 
 def _check_file(path: str) -> None:
-    """Raise VideoReadError if reading what lies there may block forever, or take memory without end."""
+    """Raise VideoReadError if reading a path may block forever or need unlimited memory."""
     if not os.path.exists(path):
         return  # FFmpeg reports it
     if not is_file(path):
         raise VideoReadError(path, NOT_REGULAR)
     status = os.stat(path)
-    stored = 512 * status.st_blocks  # 0 on file systems that do not count
-    if status.st_size > _SPARSE and 0 < stored < status.st_size / 10:
-        raise VideoReadError(path, f"a sparse file: {status.st_size:,} bytes, of which {stored:,} are stored")
+    stored = 512 * status.st_blocks  # 0 if the file system does not count blocks
+    if status.st_size > _SPARSE_BYTES and 0 < stored < status.st_size / 10:
+        raise VideoReadError(path, f"a sparse file: {status.st_size:,} bytes, but only {stored:,} are stored")
     if declares_too_much(path):
-        raise VideoReadError(path, "damaged: more frames are declared than the file has bytes")
+        raise VideoReadError(path, "damaged: it declares more frames than it has bytes")
 
 
 def _open_failure(path: str, error: Exception) -> str:
-    """The cause, in words, of a file that does not open."""
+    """Why a file cannot be opened."""
     if not os.path.exists(path):
         return missing_cause(path)
     if not os.path.getsize(path):
@@ -423,42 +402,45 @@ def _open_failure(path: str, error: Exception) -> str:
             return "truncated or damaged: an mp4 file without its index (moov)"
         return "not a video file"
     if isinstance(error, av.error.ArgumentError):
-        return "not a video file, or a playlist that names others"
+        return "not a video file, or a playlist of other files"
     return failure_phrase(error)
 
 
 def failure_phrase(error: BaseException) -> str:
     """One of ``FAILURES`` in a few words, on one line."""
     if isinstance(error, MemoryError):
-        return "more memory than there is"
+        return "it does not fit in memory"
     if isinstance(error, av.error.ExitError):
-        return _TOO_LATE
+        return _TIMEOUT_CAUSE
     words = str(getattr(error, "strerror", None) or error or type(error).__name__)
     return " ".join(words.split())
 
 
-_BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames are found by place
+_BYTE_SEEKS = ("mpegts", "mpeg")  # no index, and times may repeat: key frames are found by file position
 _JOINS: dict[str, Joins] = {"mpeg": "recordings", "mov": "edits", "matroska": "segments"}
 STORED_DURATIONS = ("gif", "apng")
-DECODING_TIMES_ALONE = ("avi", "asf")  # FFmpeg guesses the times of showing from them
-_MOST_PACKETS = 1 << 22  # 38 hours at 30 per second; the index takes some 200 bytes for each
-_PACKETS_TO_KEY = 64  # read on from a jump by place, before the packets are counted from the start instead
+DECODING_TIMES_ALONE = ("avi", "asf")  # FFmpeg guesses the display times from these
+_MOST_PACKETS = 1 << 22  # 38 hours at 30 per second; the index needs about 200 bytes per packet
+_PACKETS_TO_KEY = 64  # read after a jump by position; then the packets are counted from the start instead
 
 
 class PyAvReader(PyAvFile, VideoReader):
-    """Reads any file that FFmpeg reads.
+    """Reads any file that FFmpeg reads, after indexing its packets; see `PyAvFile`.
 
-    PyAV 18.1 keeps 0.5 to 5.9 kB of every file that was opened, for good, depending on the file: loaders
-    renew workers whose memory has grown.
+    PyAV 18.1 never releases 0.5 to 5.9 kB per opened file, depending on the file: loaders renew workers with
+    growing memory.
+
+    Attributes:
+        timing: rate and duration.
+        seconds: display time of each frame after the file's first packet, float64 [N]; None if it has no
+            times.
     """
 
     decoder = "pyav"
     timing: Timing
     seconds: np.ndarray | None
-    """When each frame is shown, float64 [N] after the file's first packet; None if it has no times."""
 
     def __init__(self, path: str, *, threads: int = 1) -> None:
-        """Open and index a local file; see `PyAvFile`."""
         super().__init__(path, threads=threads)
         self._info: VideoInfo | None = None
         try:
@@ -470,13 +452,14 @@ class PyAvReader(PyAvFile, VideoReader):
         except BaseException:
             self.close()
             raise
-        self._take_times(ticks, packets.last_duration())
+        self._set_timing(ticks, packets.last_duration())
 
     @property
     def info(self) -> VideoInfo:
-        """All facts; the first look decodes the first frame, which knows the rotation."""
+        """All facts; the first access decodes the first frame, which has the rotation."""
         if self._info is None:
             height, width = self._read(np.zeros(1, np.int64)).shape[1:3]
+            assert self._converter is not None  # of the first frame
             self._info = VideoInfo(
                 path=self.path,
                 frames=self.frames,
@@ -484,8 +467,8 @@ class PyAvReader(PyAvFile, VideoReader):
                 duration_seconds=self.timing.duration_seconds,
                 width=width,
                 height=height,
-                rotation_degrees=self.rotation_degrees,
-                mirrored=self.mirrored,
+                rotation_degrees=self._converter.orientation.rotation_degrees,
+                mirrored=self._converter.orientation.mirrored,
                 codec=self._stream.codec_context.name,
                 variable_frame_rate=self.timing.is_variable,
             )
@@ -493,21 +476,17 @@ class PyAvReader(PyAvFile, VideoReader):
 
     @property
     def counts_steadily(self) -> bool:
-        """Whether frames can only be counted, and come at a steady rate."""
+        """Whether frames can only be counted, and have a constant rate."""
         return self._index is None and not self.timing.is_variable
 
     def _read_packets(self) -> PacketTable:
-        """All packets of the file.
-
-        Raises:
-            VideoReadError: the file is damaged, or has packets and no key frame.
-        """
-        form = self._container.format.name
-        joins: Joins = next((kind for name, kind in _JOINS.items() if form.startswith(name)), "none")
+        """All packets of the file; VideoReadError if it is damaged or has no key frame."""
+        format_name = self._container.format.name
+        joins: Joins = next((kind for name, kind in _JOINS.items() if format_name.startswith(name)), "none")
         second = float(1 / self._stream.time_base) if self._stream.time_base else 1.0
         log = PacketLog(second=second, joins=joins)
         try:
-            for packet in self._despite_stalls(self._packets):
+            for packet in self._retry_stalls(self._packets):
                 log.add(packet)
                 if len(log) > _MOST_PACKETS:
                     raise VideoReadError(self.path, f"more than {_MOST_PACKETS:,} frames")
@@ -526,7 +505,7 @@ class PyAvReader(PyAvFile, VideoReader):
         return table
 
     def _shown_ticks(self, packets: PacketTable, index: PacketIndex) -> np.ndarray:
-        """When each frame is shown, int64 [N] ticks after the first packet."""
+        """Display time of each frame, int64 [N] ticks after the first packet."""
         self.frames = len(index.marks)
         if self._container.format.name in DECODING_TIMES_ALONE:
             due = packets.due_ticks()
@@ -535,20 +514,20 @@ class PyAvReader(PyAvFile, VideoReader):
         return index.ticks
 
     def _count(self, packets: PacketTable) -> np.ndarray | None:
-        """Decode everything to count the frames; the ticks at which they are shown, None if unknown."""
-        times = [frame.pts for frame in self._despite_stalls(self._all_frames)]
+        """Decode everything to count the frames; returns their display times in ticks, None if unknown."""
+        times = [frame.pts for frame in self._retry_stalls(self._all_frames)]
         self.frames = len(times)
         if self._guesses_times():
             due = packets.due_ticks()
             return None if due is None or len(due) < self.frames else due[len(due) - self.frames :]
         return complete_times(times)
 
-    def _take_times(self, ticks: np.ndarray | None, last: int) -> None:
-        """Set the timing, by the ticks at which the frames are shown; None: by the stated rate alone."""
+    def _set_timing(self, ticks: np.ndarray | None, last: int) -> None:
+        """Measure the timing by the display times in ticks; None: by the stated rate alone."""
         average, guessed = float(self._stream.average_rate or 0), float(self._stream.guessed_rate or 0)
         tick = float(self._stream.time_base or 0)
         if ticks is None or not tick:
-            # Of raw streams FFmpeg's average is a default of 25; the other is what the codec's header states.
+            # For raw streams the average is a default of 25, and the guess is the rate in the codec's header.
             stated = guessed or average
             self.seconds = None
             self.timing = Timing(stated, self.frames / stated if stated else 0.0, False)
@@ -565,56 +544,51 @@ class PyAvReader(PyAvFile, VideoReader):
 
     def _read(self, indices: np.ndarray) -> np.ndarray:
         clip: np.ndarray | None = None
-        for index, picture in self._each(np.unique(indices)):
+        for index, picture in self._iter_frames(np.unique(indices)):
             if clip is None:
                 clip = np.empty((len(indices), *picture.shape), np.uint8)
             clip[indices == index] = picture
-        assert clip is not None  # `_each` raises if it has nothing to yield
+        assert clip is not None  # `_iter_frames` yields at least one frame, or raises
         return clip
 
-    def _each(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        missing = set(wanted.tolist())
-        for index, frame in self._despite_stalls(lambda: self._decode(wanted)):
+    def _iter_frames(self, indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        missing = set(indices.tolist())
+        for index, frame in self._retry_stalls(lambda: self._decode(indices)):
             missing.discard(index)
             yield index, self._picture(frame)
         if missing:
             raise VideoReadError(self.path, f"frame {min(missing)} of {self.frames} cannot be decoded")
 
     def _decode(self, indices: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
-        """The frames at ``indices`` (ascending, each once) that can be decoded, with their indices."""
+        """The decodable frames at ``indices`` (ascending, unique), with their indices."""
         if self._index is None:
-            wanted = set(indices.tolist())
+            requested = set(indices.tolist())
             for count, frame in enumerate(self._all_frames()):
-                if count in wanted:
+                if count in requested:
                     yield count, frame
                 if count == indices[-1]:
                     return
             return
         times = self._index.marks[indices]
-        number = dict(zip(times.tolist(), indices.tolist(), strict=True))
+        index_of = dict(zip(times.tolist(), indices.tolist(), strict=True))
         starts = np.searchsorted(self._index.key_marks, times, side="right") - 1
         for start in np.unique(starts):
-            wanted = set(times[starts == start].tolist())
-            # A key frame of an intra refresh gives whole pictures only later: then from the key frame before.
+            remaining = set(times[starts == start].tolist())
+            # With intra refresh, a key frame yields complete pictures only later: then use the one before it.
             for key in range(start, -1, -1):
-                for frame in self._decode_from(int(self._index.key_marks[key]), wanted):
-                    wanted.discard(frame.pts)
-                    yield number[frame.pts], frame
-                if not wanted:
+                packets = self._packets_from(self._index, key)
+                for frame in self._decode_times(packets, remaining):
+                    remaining.discard(frame.pts)
+                    yield index_of[frame.pts], frame
+                if not remaining:
                     break
 
-    def _decode_from(self, key_time: int, wanted: set[int]) -> Iterator[VideoFrame]:
-        """Decode from a key frame on; the frames with ``wanted`` times."""
-        return self._decode_wanted(self._packets_from(key_time), wanted)
-
-    def _packets_from(self, key_time: int) -> Iterator[Packet]:
-        """The packets from the key frame with this mark on, wherever the container's own seek lands."""
-        index = self._index
-        assert index is not None  # only then there are marks
-        number = int(np.searchsorted(index.key_marks, key_time))
-        place, time = int(index.key_packets[number]), int(index.key_times[number])
+    def _packets_from(self, index: PacketIndex, key: int) -> Iterator[Packet]:
+        """The packets from key frame number ``key`` on, wherever the container's own seek lands."""
+        key = int(np.searchsorted(index.key_marks, index.key_marks[key]))  # the first one with this mark
+        place, time = int(index.key_packets[key]), int(index.key_times[key])
         packets = self._jump(index, place, time)
-        if packets is None:  # not seekable, or landed too late (transport streams do)
+        if packets is None:  # not seekable, or too far, as in transport streams
             self._reopen()
             packets = itertools.islice(self._packets(), place, None)
         if index.packet_marks is None:
@@ -625,10 +599,10 @@ class PyAvReader(PyAvFile, VideoReader):
             yield packet
 
     def _jump(self, index: PacketIndex, place: int, time: int) -> Iterator[Packet] | None:
-        """The packets from a key frame on, by its place among the packets and its time; None: not found."""
+        """The packets from a key frame on, by its packet number and time; None if it is not found."""
         by_byte = self._container.format.name in _BYTE_SEEKS
         if index.packet_marks is not None and not by_byte:
-            return None  # times repeat, so a jump to one may lead anywhere
+            return None  # times repeat, so a jump to a time may land anywhere
         try:
             if by_byte:
                 known = index.positions[: place + 1]

@@ -1,11 +1,10 @@
-"""Pictures by their time out of long files, without reading them from the start.
+"""Frames by time from long files, without reading the files from the start.
 
-The readers of frames by number must know all frames before they can count them, and so read a file of hours
-from end to end before the first clip. Here the container's own index leads to the key frame before the first
-wanted time; from there the packets are read, not decoded, until the last wanted time is passed, and their
-times say exactly which pictures are the nearest, whatever the order in which they are stored and however
-uneven their times. Opening a file of half an hour and cutting a clip out of it reads about its header and
-that clip.
+Readers of frames by index must count all frames first, and so read a whole file before the first clip. Here
+the container's index leads to the key frame before the first requested time. From there, packets are read
+without decoding until the last requested time has passed. Their times determine the nearest frames, whatever
+their storage order and spacing. Cutting a clip from a file of half an hour reads little more than its header
+and that clip.
 """
 
 from __future__ import annotations
@@ -39,31 +38,31 @@ from videomaskfeat.data.readers_pyav import (
     PyAvReader,
 )
 
-_FURTHER_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time at which to look for a key frame
-_LONGEST_GAP = 10.0  # seconds between two wanted times over which packets are read rather than jumped
-_EARLIER_KEYS = 3  # key frames to go back where pictures do not come out
-_WHOLE_INDEX = ("mov", "matroska")  # their index lists no more than the file holds, unless it is cut short
-_REORDERED = 32  # packets in which pictures that are shown one after the other are stored, at most
+_FURTHER_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the first time, to search for a key frame
+_LONGEST_GAP = 10.0  # seconds between two requested times; across a longer gap, packets are not read
+_EARLIER_KEYS = 3  # key frames to go back if frames are not decoded
+_COMPLETE_INDEX = ("mov", "matroska")  # a file with fewer pictures than its index is truncated
+_MOST_REORDERED = 32  # packets between pictures that are displayed one after the other
 
 
 class UntimedError(Exception):
-    """A file of which a time alone does not lead to the picture: its packets must be read from the start."""
+    """Times do not identify the frames of a file: its packets must be read from the start."""
 
 
 def open_timed(path: str | os.PathLike[str], *, threads: int = 1) -> TimedReader:
     """Open a video file for reading by time.
 
     mp4, Matroska, WebM, AVI and FLV files are not read from their start. Others are: transport and program
-    streams have no index and may be several recordings joined, several edits of an mp4 file repeat times,
+    streams have no index and may consist of several recordings, several edits of an mp4 file repeat times,
     and in AVI and ASF files with B-frames times follow only from the order of the pictures. Raw streams have
-    no times at all: their frames are counted, at the rate that the stream states, or else at 25 per second.
+    no times: their frames are counted, at the rate stated by the stream, or else at 25 per second.
 
     Args:
-        path: of the file, through the path manager.
-        threads: for decoding. 1 suits loader workers, which are processes already; 0 takes all cores.
+        path: a video file, opened through the path manager.
+        threads: decoding threads. 1 suits loader workers, which are processes already; 0 uses all cores.
 
     Raises:
-        VideoReadError: the file cannot be read; its ``cause`` says why.
+        VideoReadError: the file cannot be read; see its ``cause``.
     """
     local = io.local_path(path)
     try:
@@ -73,7 +72,7 @@ def open_timed(path: str | os.PathLike[str], *, threads: int = 1) -> TimedReader
 
 
 def _open_indexed(path: str, threads: int) -> TimedReader:
-    """Read all packets of a file and derive the times of its pictures."""
+    """Read all packets of a file and derive the times of its frames."""
     video = PyAvReader(path, threads=threads)
     if video.seconds is None or video.counts_steadily:
         return CountedReader(video)
@@ -83,31 +82,29 @@ def _open_indexed(path: str, threads: int) -> TimedReader:
 
 
 class SeekingReader(PyAvFile, TimedReader):
-    """Reads by time any file whose packets have times and whose container has an index.
+    """Reads by time any file with an index and with times in its packets; see `PyAvFile`.
 
-    Times count from the first packet's. Where the index leads astray after all, the file is read from its
-    start.
+    Times are relative to the first packet. Opening reads only the header and the first packets. If the index
+    turns out to be wrong, the file is read from its start.
+
+    Raises:
+        UntimedError: its times cannot be trusted.
     """
 
     def __init__(self, path: str, *, threads: int = 1) -> None:
-        """Open a local file; no more than its header and its first packets are read. See `PyAvFile`.
-
-        Raises:
-            UntimedError: its times cannot be trusted.
-        """
         super().__init__(path, threads=threads)
         self._indexed: TimedReader | None = None
         try:
-            base, form = self._stream.time_base, self._container.format
-            joined = Flags.ts_discont in Flags(form.flags)
+            base, container_format = self._stream.time_base, self._container.format
+            joined = Flags.ts_discont in Flags(container_format.flags)
             if joined or not base or self._stream.start_time is None or self._guesses_times():
                 raise UntimedError(path)
-            if form.name.startswith("mov") and has_several_edits(path):
+            if container_format.name.startswith("mov") and has_several_edits(path):
                 raise UntimedError(path)
             self._second = float(1 / base)  # ticks
             self._start = self._stream.start_time
-            if form.name in DECODING_TIMES_ALONE:
-                self._start = self._check_due()
+            if container_format.name in DECODING_TIMES_ALONE:
+                self._start = self._first_decoding_time()
         except BaseException:
             self.close()
             raise
@@ -120,7 +117,7 @@ class SeekingReader(PyAvFile, TimedReader):
 
     @cached_property
     def duration_seconds(self) -> float:
-        """From the first packet's time to the end of the last picture; reads the end of the file."""
+        """From the first packet's time to the end of the last frame; reads the end of the file."""
         try:
             last, shown_for = self._end
         except UntimedError:
@@ -134,22 +131,22 @@ class SeekingReader(PyAvFile, TimedReader):
             self._indexed.close()
 
     def _by_index(self) -> TimedReader:
-        """The same file, read from its start."""
+        """A reader of the same file that has read all packets."""
         if self._indexed is None:
             self._indexed = _open_indexed(self.path, self._threads)
         return self._indexed
 
-    def _check_due(self) -> int:
-        """The first packet's time, if it is its decoding time; FFmpeg guesses another for H.264."""
-        first = next(self._despite_stalls(self._packets), None)
+    def _first_decoding_time(self) -> int:
+        """The first packet's time, if it is its decoding time; FFmpeg guesses another one for H.264."""
+        first = next(self._retry_stalls(self._packets), None)
         if first is None or first.pts is None or first.pts != first.dts:
             raise UntimedError(self.path)
         return first.pts
 
     @cached_property
     def _end(self) -> tuple[int, float]:
-        """The time of the last picture, and for how long it is shown, in ticks."""
-        return next(self._despite_stalls(self._find_end))
+        """Time and duration of the last frame, in ticks."""
+        return next(self._retry_stalls(self._find_end))
 
     def _find_end(self) -> Iterator[tuple[int, float]]:
         for target in (self._stated_end(), self._start):
@@ -160,24 +157,22 @@ class SeekingReader(PyAvFile, TimedReader):
                 self._check_complete(max(times))
                 yield max(times), self._shown_for(np.unique(times), last)
                 return
-        raise VideoReadError(self.path, "no picture is shown")
+        raise VideoReadError(self.path, "no frame is displayed")
 
     def _stated_end(self) -> int:
-        """Where the header and the index put the end of the pictures, in ticks: where to look for it."""
-        entries, whole = self._stream.index_entries, self._container.duration
+        """The end by the header and the index, in ticks."""
+        entries, duration = self._stream.index_entries, self._container.duration
         ends = [self._start, self._start + (self._stream.duration or 0)]
         ends += [int(entries[-1].timestamp)] if len(entries) else []
-        ends += [self._start + int(whole / av.time_base * self._second)] if whole else []
+        ends += [self._start + int(duration / av.time_base * self._second)] if duration else []
         return max(ends)  # a jump beyond the end leads to the last key frame
 
     def _times_to_end(self) -> tuple[list[int], int]:
-        """The times of the last shown packets from here on, and the ticks for which the last one is shown."""
-        times: deque[int] = deque(maxlen=_REORDERED)
+        """The times of the last displayed packets from here on, and the duration of the last one in ticks."""
+        times: deque[int] = deque(maxlen=_MOST_REORDERED)
         last_key, shown_for = None, 0
         for packet in self._packets():
-            if packet.is_corrupt:
-                at = (_time(packet) - self._start) / self._second
-                raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
+            self._check_packet(packet)
             if packet.is_keyframe:
                 last_key = _later_key(packet, last_key)
             if not packet.is_discard:
@@ -186,29 +181,33 @@ class SeekingReader(PyAvFile, TimedReader):
                 times.append(_time(packet))
         return list(times), shown_for
 
+    def _check_packet(self, packet: Packet) -> None:
+        if packet.is_corrupt:
+            seconds = (_time(packet) - self._start) / self._second
+            raise VideoReadError(self.path, f"truncated or damaged at {seconds:.2f} s")
+
     def _shown_for(self, times: np.ndarray, stated: int) -> float:
-        """For how many ticks the last picture is shown, of ascending times."""
+        """Duration of the last frame in ticks, from ascending times."""
         if len(times) < 2 or (stated and self._container.format.name in STORED_DURATIONS):
             return float(stated)
         gap = float(np.median(np.diff(times)))
         rate = float(self._stream.average_rate or 0)
-        # The exact gap, where the clock rounds it.
+        # The exact gap, if the clock rounds it.
         return self._second / rate if rate and abs(self._second / rate - gap) <= 1 else gap
 
-    def _each_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _iter_frames_at(self, seconds: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if self._indexed is not None:
-            yield from self._indexed._each_at(seconds)
+            yield from self._indexed._iter_frames_at(seconds)
             return
         ticks = self._start + seconds * self._second
         groups = np.cumsum(np.diff(ticks, prepend=ticks[0]) > _LONGEST_GAP * self._second)
         for group in np.unique(groups):
             places = np.flatnonzero(groups == group)
-            read = partial(self._each_in, ticks[places])
-            for part, picture in self._despite_stalls(read):
-                yield places[part], picture
+            for own, picture in self._retry_stalls(partial(self._iter_group, ticks[places])):
+                yield places[own], picture
 
-    def _each_in(self, ticks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As ``_each_at``, for times that lie close together, in ticks."""
+    def _iter_group(self, ticks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """``_iter_frames_at`` for times in ticks, without long gaps."""
         places = np.arange(len(ticks))
         landing = ticks[0]
         for _ in range(1 + _EARLIER_KEYS):
@@ -216,7 +215,8 @@ class SeekingReader(PyAvFile, TimedReader):
                 packets, ended = self._window(landing, ticks[-1])
                 nearest = self._nearest(packets, ticks[places], ended)
             except UntimedError:
-                for own, picture in self._by_index()._each_at((ticks[places] - self._start) / self._second):
+                seconds = (ticks[places] - self._start) / self._second
+                for own, picture in self._by_index()._iter_frames_at(seconds):
                     yield places[own], picture
                 return
             missing = set(nearest.tolist())
@@ -225,18 +225,18 @@ class SeekingReader(PyAvFile, TimedReader):
                 yield places[nearest == time], picture
             if not missing:
                 return
-            # A key frame of an intra refresh gives whole pictures only later: then from the one before.
+            # With intra refresh, a key frame yields complete pictures only later: then use the one before it.
             places = places[np.isin(nearest, list(missing))]
             landing = float(_time(packets[0]) - 1)
-        at = (ticks[places[0]] - self._start) / self._second
-        raise VideoReadError(self.path, f"the picture at {at:.2f} s cannot be decoded")
+        second = (ticks[places[0]] - self._start) / self._second
+        raise VideoReadError(self.path, f"the frame at {second:.2f} s cannot be decoded")
 
     def _window(self, first: float, last: float) -> tuple[list[Packet], bool]:
-        """The packets from the key frame at or before a time until all that are shown up to another are in.
+        """The packets from the key frame at or before ``first`` to all that are displayed up to ``last``.
 
         Returns:
-            Packets in the order of the file, at least one and the first a key frame; and whether the file
-            ended before the second time.
+            Packets in file order, at least one, the first of which is a key frame; and whether the file ended
+            before ``last``.
 
         Raises:
             VideoReadError: the file is damaged here.
@@ -256,7 +256,7 @@ class SeekingReader(PyAvFile, TimedReader):
         self._reopen()
         packets, ended = self._collect(last)
         if not packets:
-            raise VideoReadError(self.path, "no key frame, so nothing can be decoded")
+            raise VideoReadError(self.path, "no key frame, so no frame can be decoded")
         return packets, ended
 
     def _seek(self, target: float) -> bool:
@@ -267,17 +267,15 @@ class SeekingReader(PyAvFile, TimedReader):
         return True
 
     def _collect(self, last: float) -> tuple[list[Packet], bool]:
-        """The packets from the next key frame on, as `_window` returns them; there may be none."""
+        """The packets from the next key frame on, as in `_window`; may be empty."""
         packets: list[Packet] = []
-        beyond: int | None = None  # the first time met that is at or after the last wanted one
+        beyond: int | None = None  # the earliest time so far at or after ``last``
         keys_beyond, last_key = 0, None
         for packet in self._packets():
             if not packets and not packet.is_keyframe:
                 continue
             time = _time(packet)
-            if packet.is_corrupt:
-                at = (time - self._start) / self._second
-                raise VideoReadError(self.path, f"truncated or damaged at {at:.2f} s")
+            self._check_packet(packet)
             packets.append(packet)
             if packet.is_keyframe:
                 last_key = _later_key(packet, last_key)
@@ -285,23 +283,23 @@ class SeekingReader(PyAvFile, TimedReader):
                 beyond = time if beyond is None else min(beyond, time)
             if beyond is not None:
                 keys_beyond += packet.is_keyframe and time > beyond
-                # Nothing is shown before it is decoded: no later packet has a time before this one's dts.
-                # After a jump some have none; then the second key frame ends all that came before.
+                # No frame is displayed before it is decoded: no later packet has a time before this dts.
+                # After a jump some packets have no dts; then the second key frame ends all earlier frames.
                 if keys_beyond > 1 or (packet.dts is not None and packet.dts >= beyond):
                     return packets, False
         return packets, beyond is None
 
     def _nearest(self, packets: list[Packet], ticks: np.ndarray, ended: bool) -> np.ndarray:
-        """The times of the pictures nearest to ascending ticks, int64 [n]."""
+        """The times of the frames nearest to ascending ticks, int64 [n]."""
         shown = [_time(packet) for packet in packets if not packet.is_discard]
-        # Pictures stored after the first key frame and shown before it lean on ones that were not read.
+        # Frames stored after the first key frame and displayed before it depend on frames that were not read.
         times = np.unique([time for time in shown if time >= _time(packets[0])])
         if not len(times):
-            raise VideoReadError(self.path, "no picture is shown here")
+            raise VideoReadError(self.path, "no frame is displayed here")
         if ended:
             self._check_complete(max(_time(packet) for packet in packets))
             if (ticks[0] - times[-1]) / self._second > MISSING_END:
-                last, shown_for = self._end  # looks for another recording behind this one
+                last, shown_for = self._end  # searches for another recording after this one
                 first, latest, end = (
                     (tick - self._start) / self._second for tick in (ticks[0], last, last + shown_for)
                 )
@@ -309,30 +307,29 @@ class SeekingReader(PyAvFile, TimedReader):
         return times[nearest_places(times, ticks)]
 
     def _check_complete(self, last: int) -> None:
-        """The file holds all pictures that its index lists; else some are missing, and it is not over."""
+        """Raise VideoReadError if frames of the file's index are missing at its end."""
         entries = self._stream.index_entries
-        if not self._container.format.name.startswith(_WHOLE_INDEX) or not len(entries):
+        if not self._container.format.name.startswith(_COMPLETE_INDEX) or not len(entries):
             return
         listed = int(entries[-1].timestamp)
         if (listed - last) / self._second > MISSING_END:
-            found = (last - self._start) / self._second
+            actual = (last - self._start) / self._second
             stated = (max(listed, self._start + (self._stream.duration or 0)) - self._start) / self._second
             raise VideoReadError(
-                self.path,
-                f"truncated or damaged: the pictures end at {found:.2f} s, not at {stated:.2f} s",
+                self.path, f"truncated or damaged: the last frame is at {actual:.2f} s, not at {stated:.2f} s"
             )
 
     def _pictures(self, packets: list[Packet], times: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """The pictures with some times, int64 [n] ascending, and their times; those that can be decoded."""
+        """The decodable frames with these times, int64 [n] ascending; yields (time, picture)."""
         keys = [place for place, packet in enumerate(packets) if packet.is_keyframe]
         key_times = np.array([_time(packets[place]) for place in keys])
         order = np.argsort(key_times, kind="stable")
         starts = order[np.searchsorted(key_times[order], times, side="right") - 1]
         for start in np.unique(starts):
             self._stream.codec_context.flush_buffers()
-            wanted = set(times[starts == start].tolist())
-            for frame in self._decode_wanted(packets[keys[start] :], wanted):
-                assert frame.pts is not None  # one of those wanted
+            own_times = set(times[starts == start].tolist())
+            for frame in self._decode_times(packets[keys[start] :], own_times):
+                assert frame.pts is not None  # one of these times
                 yield frame.pts, self._picture(frame)
 
 
@@ -343,7 +340,7 @@ def _time(packet: Packet) -> int:
 
 
 def _later_key(packet: Packet, before: int | None) -> int:
-    """The time of a key frame, which comes after the key frame before; UntimedError if it does not."""
+    """The time of a key frame; UntimedError if it is earlier than the previous key frame."""
     time = _time(packet)
     if before is not None and time < before:
         raise UntimedError  # another recording begins

@@ -1,4 +1,4 @@
-"""List files of every format, kept as arrays: a million videos cost some 60 MB once, nothing a worker."""
+"""The records of list files, stored as arrays: a million videos need 60 MB once, and nothing per worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from videomaskfeat.errors import UserError
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a list: a video file, a folder with a picture a frame, or a picture."""
+    """One row of a list: a video file, a folder with one picture per frame, or a picture."""
 
     path: str
     label: int | None = None
@@ -25,14 +25,20 @@ class Record:
 class Records(Sequence[Record]):
     """The rows of a list.
 
-    The paths lie in one byte buffer. It and the other arrays are tensors because torch hands a tensor to a
-    worker process as shared memory: a worker adds no copy of the list, whichever way it is started.
+    All arrays are tensors because torch sends tensors to worker processes as shared memory: a worker has no
+    copy of the list, whatever its start method.
+
+    Args:
+        buffer: bytes of all paths, uint8.
+        starts: start of each path in the buffer, int64 [n].
+        ends: end of each path, int64 [n].
+        labels: int32 [n], -1 for a row without a label; None if no row has a label.
 
     Attributes:
         source: the list file or folder, for messages.
-        root: folder that relative paths start from.
-        class_names: a name a class, of a list that names classes in words (Kinetics' own CSV) or of class
-            folders; else none.
+        root: folder of relative paths.
+        class_names: class names, indexed by label, of a list that names its classes (Kinetics' CSV) or of
+            class folders; otherwise empty.
     """
 
     def __init__(
@@ -46,13 +52,9 @@ class Records(Sequence[Record]):
         root: str = "",
         class_names: Sequence[str] = (),
     ) -> None:
-        """Keep the rows: ``buffer`` uint8 holds every path, from ``starts`` to ``ends``, int64 [n].
-
-        Labels are int32 [n], -1 for a row without one, or None if no row has one. See the class for the rest.
-        """
         self.source, self.root = source, root
         self.class_names = tuple(class_names)
-        self._buffer = torch.from_numpy(np.array(buffer, np.uint8))  # its own memory, and writable for torch
+        self._buffer = torch.from_numpy(np.array(buffer, np.uint8))  # a copy, which torch can write to
         self._starts = torch.from_numpy(starts.astype(np.int64))
         self._lengths = torch.from_numpy((ends - starts).astype(np.int32))
         self._labels: Tensor | None = None if labels is None else torch.from_numpy(labels.astype(np.int32))
@@ -67,9 +69,9 @@ class Records(Sequence[Record]):
         root: str = "",
         class_names: Sequence[str] = (),
     ) -> Records:
-        """Records of a few paths in Python's own form; UserError if there are none."""
+        """Records of a few paths; UserError if there are none."""
         if not paths:
-            raise UserError(f"{source}: holds no video")
+            raise UserError(f"{source}: contains no videos")
         encoded = [os.fsencode(path) for path in paths]
         ends = np.cumsum([len(path) for path in encoded])
         starts = np.concatenate([[0], ends[:-1]])
@@ -81,7 +83,7 @@ class Records(Sequence[Record]):
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        """Row ``index``, an integer from 0 (or from -1 backwards); no slices."""
+        """Row ``index``, an integer (not a slice), negative from the end."""
         start = int(self._starts[index])
         name = os.fsdecode(self._buffer[start : start + int(self._lengths[index])].numpy().tobytes())
         path = name if "://" in name else os.path.join(self.root, name)
@@ -90,35 +92,35 @@ class Records(Sequence[Record]):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int32 [n], -1 for a row without a label, or None where the list has none."""
+        """int32 [n], -1 for a row without a label; None if the list has no labels."""
         return None if self._labels is None else self._labels.numpy()
 
     def ends_with(self, suffixes: Collection[str]) -> np.ndarray:
-        """Which paths end with one of these suffixes (``.jpg``) in upper or lower case, bool [n]."""
+        """Whether each path ends with one of these suffixes (``.jpg``), ignoring case, bool [n]."""
         buffer, lengths = self._buffer.numpy(), self._lengths.numpy()
         ends = self._starts.numpy() + lengths
-        # The last letters of each path, the last one first. Those of a short one reach into the path before.
+        # The last letters of each path, in reverse. Those of a short path reach into the path before.
         letters = [buffer[np.maximum(ends - back, 0)] | 32 for back in range(1, max(map(len, suffixes)) + 1)]
-        found = np.zeros(len(self), np.bool_)
+        matches = np.zeros(len(self), np.bool_)
         for suffix in suffixes:
             codes = os.fsencode(suffix.lower())[::-1]
-            same = [places == code | 32 for places, code in zip(letters, codes, strict=False)]
-            found |= np.logical_and.reduce(same) & (lengths >= len(codes))
-        return found
+            equal = [column == code | 32 for column, code in zip(letters, codes, strict=False)]
+            matches |= np.logical_and.reduce(equal) & (lengths >= len(codes))
+        return matches
 
     def __repr__(self) -> str:
         return f"Records({len(self)} rows of {self.source}, labels={self._labels is not None})"
 
 
 def check_frames(records: Records, frames: int) -> None:
-    """UserError if clips have more than one frame and a row is a picture."""
+    """Raise UserError if clips have several frames and a row is a picture."""
     if frames == 1:
         return
     pictures = records.ends_with(PICTURE_SUFFIXES)
     if pictures.any():
         row = int(pictures.argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) is a picture, which is one frame, and "
-            f"clips have {frames} ({pictures.sum()} of {len(records)} rows are pictures); take clip.frames=1 "
-            "and a network for pictures, as configs/pretrain/sample_images.yaml, or give a list of videos"
+            f"{records.source}: row {row + 1} ({records[row].path}) is a picture, which has one frame, and "
+            f"clips have {frames} ({pictures.sum()} of {len(records)} rows are pictures); use clip.frames=1 "
+            "and a model for images, as in configs/pretrain/sample_images.yaml, or give a list of videos"
         )

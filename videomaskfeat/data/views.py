@@ -173,7 +173,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
         indices = self.frame_indices(video.frames, video.fps)  # [V, T]
         clips = clips.reshape(self.views, self.crops, *clips.shape[1:])
         geometries: list[ClipGeometry] = []  # of the crops; only their windows differ
-        for number, frame in video.each(np.unique(indices)):
+        for number, frame in video.iter_frames(np.unique(indices)):
             continue_reading()
             height, width = frame.shape[:2]
             if not geometries:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, are read without running code, and hold all that a run needs."""
+"""Checkpoints: written whole or not at all, read without running code, complete enough to resume a run."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 _DAMAGED = ".damaged"
-_SHOWN = 4  # names listed in a message before "and N more"
-_LONGEST = 200  # characters of a value in a message
+_MAX_NAMES = 4  # names in a message before "and N more"
+_MAX_CHARACTERS = 200  # of a value in a message
 
 
 class SaveFailed(RunFailed):
-    """A checkpoint could not be written (a full disk, say); earlier ones are untouched."""
+    """A checkpoint could not be written, for example on a full disk; earlier ones are untouched."""
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint file that is cut, altered or no checkpoint at all."""
+    """A checkpoint file is cut, altered, or no checkpoint."""
 
 
 class CheckpointFolder:
-    """The checkpoints of one run: ``step_00001234.pt`` files in a local (or mounted) folder.
+    """The checkpoints of one run: ``step_00001234.pt`` files in a local or mounted folder.
 
     Args:
-        folder: where they are; created at the first save.
-        keep_last: how many of the newest are kept, 1 or more.
-        milestone_every: checkpoints whose step is a multiple of this are kept for ever; 0 = none.
+        folder: created at the first save.
+        keep_last: number of the newest checkpoints that are kept, at least 1.
+        milestone_every: checkpoints at multiples of this step are never removed; 0: no milestones.
     """
 
     def __init__(
@@ -70,15 +70,14 @@ class CheckpointFolder:
         return self.folder / f"step_{step:08d}.pt"
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending."""
+        """Steps that have a checkpoint, ascending."""
         names = list_folder(self.folder) if is_folder(self.folder) else []
         return sorted(int(match.group(1)) for match in map(_NAME.fullmatch, names) if match)
 
     def save(self, content: Mapping[str, Any], step: int) -> Path:
         """Write a checkpoint and remove those that need not be kept.
 
-        At any moment, killed or without power, the folder holds the old checkpoints whole, and the new one
-        whole or not at all (:func:`~videomaskfeat.io.whole_file`).
+        A kill or a power loss leaves the old checkpoints whole, and the new one whole or missing.
 
         Raises:
             SaveFailed: the operating system refused to write; the temporary file is removed.
@@ -86,7 +85,7 @@ class CheckpointFolder:
         path = self.path(step)
         try:
             make_folder(self.folder)
-        except UserError as error:  # in the midst of a run, whatever stands in the way came after its start
+        except UserError as error:  # the folder was usable when the run started
             raise SaveFailed(f"{path}: the checkpoint could not be written: {error}") from error
         try:
             with whole_file(path, "wb") as file:
@@ -103,19 +102,18 @@ class CheckpointFolder:
         return path
 
     def load_newest(
-        self, take: Callable[[dict[str, Any], str], None] | None = None
+        self, accept: Callable[[dict[str, Any], str], None] | None = None
     ) -> tuple[Path, dict[str, Any]] | None:
-        """The path and content of the newest whole checkpoint; None if there is none yet.
+        """Path and content of the newest whole checkpoint; None if there is no checkpoint yet.
 
-        Left-over temporary files are removed. A damaged checkpoint is renamed to ``*.damaged`` with a warning
-        that names it, and the one before it is taken.
+        Removes left-over temporary files. Renames a damaged checkpoint to ``*.damaged``, logs a warning and
+        reads the one before it.
 
         Args:
-            take: is given the content and the path; raises DamagedCheckpointError for a content that cannot
-                be resumed from, which is then damaged, too.
+            accept: receives content and path; raises DamagedCheckpointError if the run cannot resume from it.
 
         Raises:
-            UserError: there are checkpoints but none is whole.
+            UserError: all checkpoints are damaged.
         """
         if not is_folder(self.folder):
             return None
@@ -123,9 +121,9 @@ class CheckpointFolder:
         damaged: list[DamagedCheckpointError] = []
         for step in reversed(self.steps()):
             try:
-                content = _read_part(self.path(step))
-                if take is not None:
-                    take(content, str(self.path(step)))
+                content = _read_own(self.path(step))
+                if accept is not None:
+                    accept(content, str(self.path(step)))
             except DamagedCheckpointError as error:
                 damaged.append(error)
                 continue
@@ -151,18 +149,21 @@ class CheckpointFolder:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint (to the CPU) as plain data; its check sums are verified and no code in it is run.
+    """Read a checkpoint to the CPU as plain data; verifies its check sums and runs no code in it.
 
     Raises:
-        DamagedCheckpointError: the file is cut, altered or no checkpoint, or it holds pickled code.
+        DamagedCheckpointError: the file is cut, altered, no checkpoint, or contains pickled code.
         UserError: there is no such file.
     """
     text = os.fspath(path)
     try:
         content = read_torch_file(text)
     except PickledCode as error:
-        name = f" ({error.name})" if error.name else ""  # one changed byte makes another name of one
-        raise DamagedCheckpointError(_pickled(text, name)) from error
+        name = f" ({error.name})" if error.name else ""  # a changed byte may make another name of it
+        raise DamagedCheckpointError(
+            f"{text}: holds pickled code{name}, which is never executed here; resume only from checkpoints"
+            " that this program wrote, and bring weights as .safetensors"
+        ) from error
     except DamagedFile as error:
         raise DamagedCheckpointError(f"{text}: the checkpoint is damaged ({error.reason})") from error
     if not isinstance(content, dict):
@@ -172,8 +173,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def _read_part(path: Path) -> dict[str, Any]:
-    """A checkpoint of a run's own folder: what is no file there, such as a folder or a pipe, is damaged."""
+def _read_own(path: Path) -> dict[str, Any]:
+    """A checkpoint of the run's own folder, where anything but a regular file is damage."""
     if not path.is_file():
         raise DamagedCheckpointError(f"{path}: the checkpoint is damaged (not a regular file)")
     return load_checkpoint(path)
@@ -182,11 +183,11 @@ def _read_part(path: Path) -> dict[str, Any]:
 def check_fingerprint(
     saved: Mapping[str, Any], current: Mapping[str, Any], where: str | os.PathLike[str]
 ) -> None:
-    """Refuse to resume a run under another configuration.
+    """Refuse to resume a run under another config.
 
     Args:
-        saved: flat settings in the checkpoint.
-        current: the settings of this run; leave out those that may change, such as the number of workers.
+        saved: flat config keys in the checkpoint.
+        current: flat config keys of this run, without those that may change, such as the number of workers.
         where: path for the message.
 
     Raises:
@@ -195,80 +196,52 @@ def check_fingerprint(
     keys = [key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
     if keys:
         shown = [
-            f"{key} is {show_text(repr(saved.get(key)), _LONGEST)} there and "
-            f"{show_text(repr(current.get(key)), _LONGEST)} here"
-            for key in keys[:_SHOWN]
+            f"{key} is {show_text(repr(saved.get(key)), _MAX_CHARACTERS)} there and "
+            f"{show_text(repr(current.get(key)), _MAX_CHARACTERS)} here"
+            for key in keys[:_MAX_NAMES]
         ]
         raise UserError(
-            f"{where}: belongs to a run of another config: {_listed(shown, len(keys))};"
+            f"{where}: belongs to a run of another config: {_join(shown, len(keys))};"
             " set them back, or use another run folder"
         )
 
 
-def check_weights(saved: Mapping[str, Tensor], model: nn.Module, where: str | os.PathLike[str]) -> None:
-    """Refuse weights of another model.
-
-    Raises:
-        UserError: names some parameters that are missing, unknown or of another shape.
-    """
-    own = model.state_dict()
-    findings = [f"{name} is missing" for name in own if name not in saved]
-    findings += [f"{name} is unknown here" for name in saved if name not in own]
-    findings += [
-        f"{name} is {list(saved[name].shape)} there and {list(own[name].shape)} here"
-        for name in own
-        if name in saved and saved[name].shape != own[name].shape
-    ]
-    if findings:
-        raise UserError(
-            f"{where}: holds another model: {_listed(findings[:_SHOWN], len(findings))};"
-            " use the config that it was trained with, or another run folder"
-        )
-
-
-def _pickled(path: str | os.PathLike[str], what: str = "") -> str:
-    return (
-        f"{os.fspath(path)}: holds pickled code{what}, which is never executed here; resume only from"
-        " checkpoints that this program wrote, and bring weights as .safetensors"
-    )
-
-
-def _listed(shown: list[str], total: int) -> str:
+def _join(shown: list[str], total: int) -> str:
     return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """The operating system's error behind one that torch.save raised while unwinding its zip writer."""
+    """The OSError behind an error that torch.save raised while closing its zip writer."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     return cause
 
 
-_DEEPEST = 20  # levels of lists and dictionaries in a setting
-_LARGEST_COUNT = 2**53  # of steps, samples or seconds
+_MAX_DEPTH = 20  # of lists and dictionaries in a config value
+_MAX_COUNT = 2**53  # of steps, samples or seconds
 
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """Position of a run.
 
-    ``epoch`` and ``epoch_step`` count optimizer steps, not batches of a rank, so that the position stays
-    right when a run is resumed with another number of ranks or micro-batches.
+    ``epoch`` and ``epoch_step`` count optimizer steps rather than batches of a rank, so they stay correct if
+    the run resumes with another number of ranks or another gradient accumulation.
     """
 
     step: int = 0
-    """Optimizer steps done since the start."""
+    """Optimizer steps since the start."""
     epoch: int = 0
-    """Whole epochs done: the number of the epoch that the next step belongs to."""
+    """Completed epochs, which is the number of the epoch of the next step."""
     epoch_step: int = 0
-    """Optimizer steps done in that epoch."""
+    """Optimizer steps in that epoch."""
     samples: int = 0
-    """Samples seen, over all ranks."""
+    """Samples seen by all ranks."""
     failures: int = 0
-    """Inputs that failed and were replaced, over all ranks; one that fails in two epochs counts twice."""
+    """Inputs of all ranks that failed and were replaced, counted once per epoch."""
     seconds: float = 0.0
-    """Time spent in steps, data waiting included."""
+    """Time spent in steps, including the wait for data."""
     unevaluated: dict[str, Any] | None = None
     """Record of the last step if a signal stopped its evaluation; a resumed run evaluates first."""
 
@@ -277,7 +250,7 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""
         vars(self).update(asdict(Progress(**state)))
 
     def advance(self, *, steps_per_epoch: int, samples: int, failures: int, seconds: float) -> None:
@@ -292,9 +265,9 @@ class Progress:
 
 
 class RandomStates:
-    """The states of torch's random generators (CPU and, on a GPU, the device's) of every rank.
+    """The random states of torch on every rank, on the CPU and on the rank's GPU.
 
-    They drive drop path and dropout. The order of the data needs no state: it follows from seed and position.
+    They drive drop path and dropout. The order of the data follows from seed and position alone.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -308,7 +281,7 @@ class RandomStates:
         return {"ranks": distributed.gather_objects(state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back this rank's state; a rank that was not there when it was saved keeps its own."""
+        """Restore the state of this rank; a rank without a saved state keeps its own."""
         states, rank, ranks = state["ranks"], distributed.rank(), distributed.world_size()
         if len(states) != ranks and distributed.is_main():
             logger.warning(
@@ -326,26 +299,25 @@ class RandomStates:
 
 @dataclass
 class TrainState:
-    """Everything that a resumed run needs to equal the uninterrupted one, as parts by name.
+    """Everything that a resumed run needs to equal the uninterrupted one.
 
-    Each part has its own ``state_dict`` and ``load_state_dict``; a checkpoint is the flat dictionary of their
-    states and the fingerprint.
+    A checkpoint is the flat dictionary of the states of all components, by name, and the fingerprint.
     """
 
     model: nn.Module
-    """The plain module."""
+    """The model without a wrapper."""
     optimizer: torch.optim.Optimizer
     ema: ExponentialMovingAverage | None
     device: torch.device
     fingerprint: Mapping[str, Any]
-    """Flat config keys under which the run may be resumed."""
+    """Flat config keys that a resumed run must share."""
     extra: Mapping[str, Stateful] = field(default_factory=dict)
-    """Further parts of the task; a checkpoint of an earlier version may lack one."""
+    """Further components of the job; checkpoints of earlier versions may lack one."""
     progress: Progress = field(default_factory=Progress)
 
     @property
-    def parts(self) -> dict[str, Stateful]:
-        """All parts, those of the task first."""
+    def components(self) -> dict[str, Stateful]:
+        """All components by name, those of the job first."""
         own: dict[str, Any] = {
             "model": self.model,
             "optimizer": self.optimizer,
@@ -353,82 +325,80 @@ class TrainState:
             "progress": self.progress,
             "random": RandomStates(self.device),
         }
-        assert not own.keys() & self.extra.keys(), "two parts of one name"
-        return {**self.extra, **{name: part for name, part in own.items() if part is not None}}
+        assert not own.keys() & self.extra.keys(), "two components of one name"
+        return {**self.extra, **{name: one for name, one in own.items() if one is not None}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything as plain data and tensors. All ranks must call it: random states are gathered."""
-        states = {name: part.state_dict() for name, part in self.parts.items()}
+        """The checkpoint as plain data and tensors; all ranks must call it."""
+        states = {name: component.state_dict() for name, component in self.components.items()}
         return {"fingerprint": dict(self.fingerprint), **states}
 
     def load_state_dict(self, saved: Mapping[str, Any], where: str) -> None:
-        """Continue from a checkpoint; nothing is changed unless all of it fits.
-
-        With another number of ranks than at the time of saving, data order and weights go on as before.
+        """Resume from a checkpoint; changes nothing unless all of it fits.
 
         Args:
-            saved: what :meth:`state_dict` gave.
+            saved: result of :meth:`state_dict`, perhaps of another number of ranks.
             where: the checkpoint's path, for messages.
 
         Raises:
-            DamagedCheckpointError: a part is missing, or is not what this run would save there.
-            UserError: another configuration.
+            DamagedCheckpointError: a component is missing, or differs in kind from what this run would save.
+            UserError: the checkpoint belongs to another config.
         """
         try:
             saved = _upgrade(saved, where)
             self._check(saved, where)
-            for name, part in self.extra.items():
+            for name, component in self.extra.items():
                 if name in saved:
-                    part.load_state_dict(saved[name])
+                    component.load_state_dict(saved[name])
         except (UserError, RunFailed):
             raise
-        except Exception as error:  # an altered content can make torch raise anything
-            what = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({what})") from error
-        for name, part in self.parts.items():
+        except Exception as error:  # altered content can make torch raise anything
+            cause = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({cause})") from error
+        for name, component in self.components.items():
             if name not in self.extra:
-                part.load_state_dict(saved[name])
+                component.load_state_dict(saved[name])
 
     def _check(self, saved: Mapping[str, Any], where: str) -> None:
-        """Compare every part with what this run would save."""
+        """Compare every component with what this run would save."""
         for name in ("fingerprint", "progress", "model", "optimizer", "random"):
             if name not in saved:
                 raise DamagedCheckpointError(
                     f"{where}: is no checkpoint of a training run ({name!r} is missing);"
                     " give a step_*.pt file"
                 )
-        with _named_part(where, "fingerprint"):
+        with _name_component(where, "fingerprint"):
             _check_fingerprint_values(saved["fingerprint"])
         check_fingerprint(saved["fingerprint"], self.fingerprint, where)
         if self.ema is not None and saved.get("ema") is None:
             raise DamagedCheckpointError(
                 f"{where}: holds no averaged weights; switch the ema off, or use another run folder"
             )
-        for name, part in self.parts.items():
+        for name, component in self.components.items():
             if name not in saved:
                 continue
-            with _named_part(where, name):
-                if isinstance(part, Progress):
+            with _name_component(where, name):
+                if isinstance(component, Progress):
                     _check_progress(saved[name])
-                elif isinstance(part, RandomStates):
+                elif isinstance(component, RandomStates):
                     _check_random(saved[name])
-                elif isinstance(part, torch.optim.Optimizer):
-                    _check_optimizer(saved[name], part)
-                elif isinstance(part, nn.Module | ExponentialMovingAverage):
-                    _check_weights(saved[name], part, where)
+                elif isinstance(component, torch.optim.Optimizer):
+                    _check_optimizer(saved[name], component)
+                elif isinstance(component, nn.Module | ExponentialMovingAverage):
+                    _check_weights(saved[name], component, where)
                 else:
-                    _check_like(name, saved[name], part.state_dict())
+                    _check_like(name, saved[name], component.state_dict())
 
 
 def _upgrade(saved: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """A checkpoint of an earlier version, with its parts where they are now.
+    """A checkpoint of an earlier version in the present layout.
 
-    The parts of the task were nested in ``extra``, ``ema`` was None without an average, and ``random`` was
-    the list of the ranks' states.
+    Components of the job were nested in ``extra``, ``ema`` was None without an average, and ``random`` was
+    the list of states.
     """
     if "extra" not in saved:
         return saved
-    with _named_part(where, "extra"):
+    with _name_component(where, "extra"):
         _require(isinstance(saved["extra"], Mapping), "it is no dictionary")
     flat = {
         name: state for name, state in saved.items() if name != "extra" and (name, state) != ("ema", None)
@@ -439,25 +409,25 @@ def _upgrade(saved: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 class _Unfit(Exception):
-    """A part of a checkpoint is not what this run would save there."""
+    """A component of a checkpoint differs in kind from what this run would save."""
 
 
 @contextmanager
-def _named_part(where: str, part: str) -> Iterator[None]:
-    """Name the file and its damaged part in errors."""
+def _name_component(where: str, name: str) -> Iterator[None]:
+    """Name file and component in errors."""
     try:
         yield
     except _Unfit as error:
-        raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({part!r}: {error})") from error
+        raise DamagedCheckpointError(f"{where}: the checkpoint is damaged ({name!r}: {error})") from error
 
 
-def _require(condition: bool, otherwise: str) -> None:
+def _require(condition: bool, fault: str) -> None:
     if not condition:
-        raise _Unfit(otherwise)
+        raise _Unfit(fault)
 
 
 def _check_fingerprint_values(saved: Any) -> None:
-    """Require plain settings: they are compared with ``!=``, which for tensors gives no boolean."""
+    """Require plain values, since ``!=`` of tensors returns no boolean."""
     _require(isinstance(saved, Mapping), "it is no dictionary")
     for key, value in saved.items():
         _require(isinstance(key, str), f"the key {str(key)[:50]} is no text")
@@ -465,7 +435,7 @@ def _check_fingerprint_values(saved: Any) -> None:
 
 
 def _check_plain(key: str, value: Any, *, depth: int) -> None:
-    _require(depth < _DEEPEST, f"{key} is nested too deeply")
+    _require(depth < _MAX_DEPTH, f"{key} is nested too deeply")
     if isinstance(value, list | tuple):
         for entry in value:
             _check_plain(key, entry, depth=depth + 1)
@@ -487,22 +457,40 @@ def _check_progress(saved: Any) -> None:
     _require(record is None or isinstance(record, dict), "unevaluated is no dictionary")
     for name, kind in ((name, type(value)) for name, value in fresh.items() if name != "unevaluated"):
         value = saved.get(name)
-        right = type(value) is kind and 0 <= value < _LARGEST_COUNT  # a NaN compares with nothing
+        right = type(value) is kind and 0 <= value < _MAX_COUNT  # False for NaN
         _require(right, f"{name} is {str(value)[:50]}")
 
 
-def _check_weights(saved: Any, part: nn.Module | ExponentialMovingAverage, where: str) -> None:
+def _check_weights(saved: Any, component: nn.Module | ExponentialMovingAverage, where: str) -> None:
     """Require the names, types and shapes of a model's tensors, and finite values."""
     _require(isinstance(saved, Mapping), "it is no dictionary")
     for name, value in saved.items():
         _require(isinstance(name, str), "a name is no text")
         _require(isinstance(value, torch.Tensor), f"{name} is no tensor")
-    if isinstance(part, nn.Module):
-        try:
-            check_weights(saved, part, where)
-        except UserError as error:  # under the same config: the file is damaged
-            raise DamagedCheckpointError(str(error)) from error
-    _check_like("", saved, part.state_dict())
+    if isinstance(component, nn.Module):
+        check_weights(saved, component, where)
+    _check_like("", saved, component.state_dict())
+
+
+def check_weights(saved: Mapping[str, Tensor], model: nn.Module, where: str | os.PathLike[str]) -> None:
+    """Refuse weights of another model.
+
+    Raises:
+        DamagedCheckpointError: names some parameters that are missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    faults = [f"{name} is missing" for name in own if name not in saved]
+    faults += [f"{name} is unknown here" for name in saved if name not in own]
+    faults += [
+        f"{name} is {list(saved[name].shape)} there and {list(own[name].shape)} here"
+        for name in own
+        if name in saved and saved[name].shape != own[name].shape
+    ]
+    if faults:
+        raise DamagedCheckpointError(
+            f"{where}: holds another model: {_join(faults[:_MAX_NAMES], len(faults))};"
+            " use the config that it was trained with, or another run folder"
+        )
 
 
 def _check_tensor(name: str, value: Any, shape: torch.Size, dtype: torch.dtype) -> None:
@@ -516,7 +504,7 @@ def _check_tensor(name: str, value: Any, shape: torch.Size, dtype: torch.dtype) 
 
 
 def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Groups and parameters as the optimizer's own, and of each parameter all that the optimizer keeps."""
+    """Require the optimizer's own groups and parameters, and its complete state of each parameter."""
     _require(isinstance(saved, Mapping), "it is no dictionary")
     own = optimizer.state_dict()
     groups, state = saved.get("param_groups"), saved.get("state")
@@ -532,24 +520,19 @@ def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
     for index, entry in state.items():
         _require(index in parameters and isinstance(entry, Mapping), f"the state of {str(index)[:50]}")
         parameter = parameters[index]
-        for key in _state_keys(optimizer):
+        for key in ("step", "exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ():
             _require(key in entry, f"{key} of parameter {index} is missing")
         for key, value in entry.items():
             name = f"{str(key)[:50]} of parameter {index}"
             if key == "step":
                 _check_tensor(name, value, torch.Size(), torch.float32)
                 _require(float(value) >= 0, f"{name} is negative")
-            elif value is not None:  # SGD without momentum keeps none
+            elif value is not None:  # None: SGD without momentum
                 _check_tensor(name, value, parameter.shape, parameter.dtype)
 
 
-def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What an optimizer cannot go on without, once it has taken a step."""
-    return ("step", "exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ()
-
-
 def _alike(value: Any, own: Any) -> bool:
-    """Whether a value can stand for one of the optimizer's own: the same type, and numbers finite."""
+    """Whether a value may replace one of the optimizer's own: the same type, and numbers finite."""
     if isinstance(own, bool | str) or own is None:
         return type(value) is type(own)
     if isinstance(own, int | float):
@@ -560,7 +543,7 @@ def _alike(value: Any, own: Any) -> bool:
 
 
 def _check_like(name: str, saved: Any, own: Any) -> None:
-    """Require the keys of own mappings, and tensors and numbers of the same kind as its own."""
+    """Require the keys of own mappings, and tensors and numbers of the same kind."""
     if isinstance(own, torch.Tensor):
         _check_tensor(name, saved, own.shape, own.dtype)
     elif isinstance(own, Mapping):
@@ -577,7 +560,7 @@ def _check_like(name: str, saved: Any, own: Any) -> None:
 
 
 def _check_random(saved: Any) -> None:
-    """States of generators that torch takes; those of a GPU are compared by size alone."""
+    """Require states that torch accepts; states of a GPU are checked by type alone."""
     states: Any = saved.get("ranks") if isinstance(saved, Mapping) else None
     _require(isinstance(states, list) and bool(states), "it is no list of a state per rank")
     size = torch.get_rng_state().shape

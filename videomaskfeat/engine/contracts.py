@@ -1,4 +1,4 @@
-"""What the training loop asks of a task's loader, batches and step function."""
+"""Protocols of the loader, the batches and the step function that a job passes to the training loop."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from videomaskfeat.errors import UserError
 
 
 class Batch(Protocol):
-    """What the loop asks of a batch."""
+    """A micro-batch."""
 
     @property
     def index(self) -> Tensor:
-        """int64 [B]: which samples of the data set these are, for messages."""
+        """Indices of the samples in the data set, int64 [B], for messages."""
         ...
 
     @property
     def failures(self) -> Sequence[Any]:
-        """What failed to be read and was replaced while making this batch (picklable)."""
+        """Inputs that could not be read and were replaced in this batch (picklable)."""
         ...
 
     def to(self, device: torch.device, /) -> Any:
@@ -35,12 +35,12 @@ BatchT_co = TypeVar("BatchT_co", bound=Batch, covariant=True)
 
 
 class StepResult(NamedTuple):
-    """What a micro-batch gives.
+    """Result of a micro-batch.
 
     Attributes:
         loss: 0-d, mean over the batch.
-        metrics: further 0-d tensors, logged by name; the same names for every batch.
-        state: what ``after_step`` needs of this micro-batch, without gradient.
+        metrics: further 0-d tensors for the log; every batch has the same names.
+        state: input of ``after_step``, without gradient.
     """
 
     loss: Tensor
@@ -52,39 +52,39 @@ StepFunction = Callable[[BatchT], StepResult]
 
 
 class Loader(Protocol[BatchT_co]):
-    """What the loop asks of a loader."""
+    """An iterable over micro-batches that can start at any position."""
 
     @property
     def batches_per_epoch(self) -> int:
-        """Micro-batches that this rank gets in an epoch, the same on every rank."""
+        """Micro-batches per epoch on this rank, the same on every rank."""
         ...
 
     def epoch(self, epoch: int, first_batch: int, stop: Callable[[], bool], /) -> Iterator[BatchT_co]:
         """The batches of an epoch from ``first_batch`` on, a pure function of both numbers.
 
-        A wait for a batch ends soon after ``stop`` has become true; then there are no more batches.
+        The iterator ends soon after ``stop`` returns True.
         """
         ...
 
 
 class Stateful(Protocol):
-    """A part of a task with a state of its own (plain data and tensors) that a resumed run needs."""
+    """A component with a state of plain data and tensors that a resumed run needs."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain data."""
+        """The state."""
         ...
 
     def load_state_dict(self, state: Any, /) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore :meth:`state_dict`."""
         ...
 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to train; all lengths in optimizer steps unless the name says otherwise.
+    """Options of the training loop; lengths are in optimizer steps unless the name has a unit.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value is out of range.
     """
 
     epochs: float
@@ -92,25 +92,25 @@ class LoopOptions:
     accumulate: int = 1
     """Micro-batches whose gradients are averaged into one optimizer step."""
     clip_norm: float | None = None
-    """Upper limit of the L2 norm over all gradients; None = no limit."""
+    """Upper limit of the L2 norm of all gradients; None: no limit."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the step function runs under autocast; weights and optimizer stay float32."""
     seed: int = 0
-    """Seeds torch's generators (drop path, dropout), differently on each rank."""
+    """Seed of torch's generators (drop path, dropout); each rank adds its number."""
     save_minutes: float = 10.0
-    """A checkpoint every so many minutes, besides milestones and the last step."""
+    """Minutes between checkpoints, besides milestones and the last step."""
     keep_last: int = 2
-    """How many of the newest checkpoints are kept."""
+    """Number of the newest checkpoints that are kept."""
     milestone_every: int = 0
-    """A checkpoint at every multiple of so many steps that is kept for good; 0 = none."""
+    """Steps between checkpoints that are never removed; 0: no such checkpoints."""
     evaluate_every: int = 0
-    """Evaluate every so many steps, and always at the end; 0 = at the end only."""
+    """Steps between evaluations; 0: only at the end, where there is always one."""
     unit: str = "samples"
-    """What a sample is called on the console."""
+    """Name of the samples on the console."""
     tensorboard: bool = True
-    """Write TensorBoard curves too."""
+    """Whether to write TensorBoard curves."""
     seconds_between_lines: float = 5.0
-    """How often a progress line is written."""
+    """Interval of the progress lines."""
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "keep_last"):

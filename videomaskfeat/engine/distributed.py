@@ -1,6 +1,6 @@
 """Signals that stop a run between two steps, and the processes (ranks) that torchrun starts as one run.
 
-Long work that the loop calls, such as an evaluation, calls :func:`stop_if_requested` now and then.
+Long work inside a training, such as an evaluation, calls :func:`stop_if_requested` regularly.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 
 class StopRequested(RunFailed):
-    """SIGTERM or Ctrl-C came; the training loop saves what it has."""
+    """SIGTERM or Ctrl-C came; the training loop saves a checkpoint."""
 
 
 class StopSignals:
     """While the context is open, SIGTERM and SIGINT only set ``requested``.
 
-    The first signal requests an orderly stop. A second one ends the process at once, as usual, unless it
-    comes within two seconds: a terminal and a launcher both pass on the same wish. Outside the main thread,
-    where Python allows no handlers, it does nothing.
+    A second signal ends the process at once, unless it comes within two seconds: a terminal and a launcher
+    may both pass on the first one. Outside the main thread, where Python allows no handlers, the context has
+    no effect.
     """
 
     _HANDLED = (signal.SIGTERM, signal.SIGINT)
@@ -82,11 +82,11 @@ class StopSignals:
         self._earlier = {}
 
 
-_open: list[StopSignals] = []  # contexts of this process
+_open: list[StopSignals] = []  # the open contexts of this process
 
 
 def stop_if_requested() -> None:
-    """Raise if a signal has stopped the running training; outside a training do nothing.
+    """Raise if a signal has requested the end of the running training; outside a training do nothing.
 
     Raises:
         StopRequested: a signal came.
@@ -97,41 +97,42 @@ def stop_if_requested() -> None:
 
 T = TypeVar("T")
 BEAT_SECONDS = 2.0
-"""How often a rank publishes its position."""
+"""Interval at which a rank publishes its position."""
 _GRACE_SECONDS = 30.0  # after the limit, in which the collective's own error may end the run
-_STORE_SECONDS = 10.0  # for the answers of the ranks' store
-_BEATS = 2.5  # without news, after which a rank counts as gone
+_STORE_SECONDS = 10.0  # for an answer of the ranks' store
+_BEATS = 2.5  # a rank that publishes nothing for this many intervals counts as lost
 
 
 @dataclass
 class Position:
-    """How far a rank has come: optimizer steps done, and calls that wait for the other ranks."""
+    """Position of a rank: optimizer steps done, and calls that wait for the other ranks."""
 
     step: int = 0
     calls: int = 0
 
 
 class RankWatch:
-    """Keeps this rank's position in the store that the ranks share, and reads those of the others.
+    """Publishes the position of this rank in the store that the ranks share, and reads the others.
 
     Args:
-        rank: of this process.
-        world_size: ranks of the run.
-        limit_seconds: silence of a rank after which this process ends.
+        rank: number of this rank.
+        world_size: number of ranks.
+        limit_seconds: silence of another rank after which this process ends.
     """
 
     def __init__(self, *, rank: int, world_size: int, limit_seconds: float) -> None:
         self.position = Position()
         self._rank, self._world_size, self._limit_seconds = rank, world_size, limit_seconds
+        self._others = [other for other in range(world_size) if other != rank]
         self._store: dist.Store | None = None
         self._reachable = True
         self._ended = threading.Event()
         self._beats = 0
-        self._heard: dict[int, tuple[str, float]] = {}  # the last beat of each other rank, and since when
-        self._contact = time.monotonic()  # when the store last answered
+        self._heard: dict[int, tuple[str, float]] = {}  # rank: its last beat, and the time of its arrival
+        self._contact = time.monotonic()  # time of the store's last answer
 
     def start(self) -> None:
-        """Begin to renew this rank's position."""
+        """Start to publish this rank's position."""
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
@@ -160,63 +161,55 @@ class RankWatch:
         """The cause of an error of the connection between the ranks; None for any other error."""
         if self._store is None or not is_connection_error(error):
             return None
-        position = self.position
         return RunFailed(
-            f"rank {self._rank}, step {position.step + 1}: {self._causes()}; this rank ends too; start the"
-            " same command again, which goes on from the newest checkpoint"
+            f"rank {self._rank}, step {self.position.step + 1}: {self._causes()}; this rank ends too; start"
+            " the same command again, which goes on from the newest checkpoint"
         )
 
     def _causes(self) -> str:
         """The ranks at fault, for a message."""
-        others = [rank for rank in range(self._world_size) if rank != self._rank]
-        before = after = ended = _in_time(lambda: self._read("beat", others))
+        before = after = ended = _in_time(lambda: self._read("beat"))
         if before is not None:
             time.sleep(_BEATS * BEAT_SECONDS)
-            after = _in_time(lambda: self._read("beat", others))
+            after = _in_time(lambda: self._read("beat"))
         if after is not None:
-            ended = _in_time(lambda: self._read("end", others))
+            ended = _in_time(lambda: self._read("end"))
         if before is None or after is None or ended is None:
             self._reachable = False
             return "rank 0, which connects the ranks, does not answer: it was killed, stopped or cut off"
-        words = [
-            f"rank {rank} ended: {ended[rank]}" if ended[rank] else self._silence(rank, after[rank])
-            for rank in others
+        causes = [
+            f"rank {rank} ended: {ended[rank]}"
+            if ended[rank]
+            else f"rank {rank} does not answer (last seen at step {_position(after[rank]).step + 1}): it was"
+            " killed, stopped or cut off"
+            for rank in self._others
             if ended[rank] or before[rank] == after[rank]
         ]
-        if words:
-            return "; ".join(words)
-        behind = [
+        causes = causes or [
             f"rank {rank} is busy at step {_position(beat).step + 1}"
             for rank, beat in after.items()
             if _position(beat).calls < self.position.calls
         ]
-        return "; ".join(behind) or "the connection to another rank was lost, and all ranks still run"
-
-    def _silence(self, rank: int, beat: str) -> str:
-        return (
-            f"rank {rank} does not answer (last seen at step {_position(beat).step + 1}): it was killed,"
-            " stopped or cut off"
-        )
+        return "; ".join(causes) or "the connection to another rank was lost, and all ranks still run"
 
     def _keep(self) -> None:
         """Publish this rank's position and read those of the others."""
-        others = [rank for rank in range(self._world_size) if rank != self._rank]
         while not self._ended.wait(BEAT_SECONDS):
             try:
                 self._beat()
-                beats = self._read("beat", others)
-            except dist.DistError:  # rank 0, which holds the store, is gone
+                beats = self._read("beat")
+            except dist.DistError:  # rank 0, which serves the store, has ended
                 continue
             self._contact = time.monotonic()
             for rank, beat in beats.items():
-                if self._heard.get(rank, ("", 0.0))[0] != beat or rank not in self._heard:
+                if rank not in self._heard or self._heard[rank][0] != beat:
                     self._heard[rank] = beat, self._contact
 
     def _guard(self) -> None:
         """End the process if another rank is silent for longer than the limit.
 
-        By then most calls that wait for that rank have raised an error, which has ended the run; those of
-        NCCL may never do.
+        By then most calls that wait for that rank have raised an error, which has ended the run. Those of
+        NCCL may never do so.
         """
         while not self._ended.wait(BEAT_SECONDS):
             silent, since = 0, self._contact
@@ -239,10 +232,10 @@ class RankWatch:
         self._beats += 1
         self._store.set(f"beat/{self._rank}", f"{self._beats} {self.position.step} {self.position.calls}")
 
-    def _read(self, kind: str, ranks: list[int]) -> dict[int, str]:
-        """The last value of a kind per rank; empty if a rank wrote none."""
+    def _read(self, kind: str) -> dict[int, str]:
+        """The last value of a kind of each other rank; empty if it wrote none."""
         assert self._store is not None
-        keys = {rank: f"{kind}/{rank}" for rank in ranks}
+        keys = {rank: f"{kind}/{rank}" for rank in self._others}
         return {
             rank: self._store.get(key).decode() if self._store.check([key]) else ""
             for rank, key in keys.items()
@@ -252,27 +245,27 @@ class RankWatch:
 def _in_time(function: Callable[[], T]) -> T | None:
     """The result of a call to the ranks' store; None if it does not answer.
 
-    If the process that holds the store is stopped, such a call never ends, despite the store's time limit.
+    If the process that serves the store is stopped, such a call never ends, despite the store's time limit.
     """
     results: list[T] = []
 
-    def call() -> None:
+    def append_result() -> None:
         with suppress(dist.DistError):
             results.append(function())
 
-    thread = threading.Thread(target=call, daemon=True)
+    thread = threading.Thread(target=append_result, daemon=True)
     thread.start()
     thread.join(_STORE_SECONDS)
     return results[0] if results else None
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Whether torch raised an error since another rank could not be reached."""
+    """Whether torch raised an error because another rank could not be reached."""
     if isinstance(error, RunFailed):
         return False
     if isinstance(error, dist.DistError):
         return True
-    # Gloo's errors are plain RuntimeErrors; they name the file of its sources that raised them.
+    # Errors of Gloo are plain RuntimeErrors that name the source file.
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo/", "NCCL"))
 
 
@@ -285,34 +278,29 @@ _LEAVE_SECONDS = 10.0  # for the other ranks to leave the group too
 
 
 def rank() -> int:
-    """This process's number among all of the run, from 0."""
+    """Number of this process in the run, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes of the run."""
+    """Number of processes in the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0: the one that writes files and prints."""
+    """Whether this process is rank 0, which writes files and logs."""
     return rank() == 0
 
 
-def local_rank() -> int:
-    """This process's number on its own machine, as torchrun tells it; 0 without torchrun."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def choose_device(name: str = "auto") -> torch.device:
-    """The device that this process computes on.
+    """The device of this process.
 
     Args:
-        name: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` (the GPU of this process's local rank) or
+        name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` (the GPU of torchrun's local rank) or
             ``cuda:N``.
 
     Raises:
-        UserError: a GPU is asked for where there is none, or torchrun started more processes than GPUs.
+        UserError: there is no GPU, or torchrun started more processes than there are GPUs.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -326,26 +314,26 @@ def choose_device(name: str = "auto") -> torch.device:
             f"device={name!r}: torch {torch.__version__} finds no usable NVIDIA GPU here; set device=cpu, or"
             " check the driver (nvidia-smi) and that torch is a CUDA build"
         )
-    index = int(number) if number else local_rank()
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise UserError(
-            f"device={name!r}: GPU {index} is asked for and this machine has {torch.cuda.device_count()};"
+            f"device={name!r}: there is no GPU {index}, this machine has {torch.cuda.device_count()};"
             " lower torchrun's --nproc-per-node or the number after 'cuda:'"
         )
     return torch.device("cuda", index)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether the network runs under bf16 autocast: asked for, or on a GPU unless refused.
+    """Whether the network runs under bf16 autocast, which is the default on a GPU.
 
     Raises:
-        UserError: no such precision.
+        UserError: unknown precision.
     """
     check_name("precision", precision, ("auto", "fp32", "bf16"))
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
 
 
-_watch: RankWatch | None = None  # of this process, while it is a rank of several
+_watch: RankWatch | None = None  # while this process is one of several ranks
 
 
 @contextmanager
@@ -355,9 +343,8 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
     CPU tensors and Python objects travel by gloo, GPU tensors by NCCL.
 
     Args:
-        device: where this process computes, from :func:`choose_device`.
-        timeout_seconds: a collective that waits longer than this for another process ends with an error, so
-            that a run of which one process died does not hang for ever.
+        device: from :func:`choose_device`.
+        timeout_seconds: a collective call that waits longer for another process raises an error.
 
     Raises:
         RunFailed: another rank was killed, ended with an error, or did not answer in time; it is named.
@@ -400,10 +387,10 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
 
 
 def _leave_group(*, others_are_there: bool) -> None:
-    """Leave the process group; if that would wait for a rank that is gone, let the process end without it."""
+    """Leave the process group; if that would wait for a lost rank, let the process end without it."""
     if others_are_there:
-        # A wrapped network that lives on in a cycle would hold the group's threads until the interpreter
-        # ends, which aborts where they still run.
+        # A wrapped network that lives on in a reference cycle would keep the group's threads until the
+        # interpreter ends, which aborts if they still run.
         gc.collect()
         leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
         leaving.start()
@@ -415,7 +402,7 @@ def _leave_group(*, others_are_there: bool) -> None:
 
 
 def _end_at_once() -> None:
-    # What multiprocessing itself would do at the end; its resource tracker complains of what is left.
+    # As multiprocessing does at exit; otherwise its resource tracker complains.
     multiprocessing.util._run_finalizers()  # type: ignore[attr-defined]
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed
@@ -424,7 +411,7 @@ def _end_at_once() -> None:
 
 
 def note_step(step: int) -> None:
-    """Publish the number of optimizer steps that this rank has done, for messages of waiting ranks."""
+    """Publish the number of optimizer steps of this rank, for messages of waiting ranks."""
     if _watch is not None:
         _watch.position.step = step
 
@@ -436,16 +423,15 @@ def _note_call() -> None:
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on its device, wrapped so that gradients are averaged over all ranks (itself, if one rank).
+    """The model on its device, wrapped to average gradients over all ranks if there are several.
 
-    Rank 0's initial weights are sent to all others.
+    All ranks get the initial weights of rank 0.
     """
     model = model.to(device)
     if world_size() == 1:
         return model
-    # Buffers need not travel at every forward: the only running statistics, those of the linear probe, are
-    # computed over all ranks and alike on each.
-    # Torch 2.13 gave the argument another name and warns of the old one.
+    # Buffers need no synchronization: the only running statistics, those of the linear probe, are computed
+    # over all ranks. Torch 2.13 renamed the argument and warns of the old name.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {sync: False}
@@ -458,12 +444,12 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The plain module inside what :func:`parallel` returned."""
+    """The model inside the wrapper of :func:`parallel`."""
     return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model
 
 
 def no_sync(model: nn.Module) -> AbstractContextManager[None]:
-    """A context in which backward only adds up gradients here, without averaging them over the ranks."""
+    """A context in which backward adds up gradients without averaging them over the ranks."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
@@ -478,7 +464,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """The value of every rank in order of rank, on every rank; it must be picklable."""
+    """The picklable value of every rank in order of rank, on every rank."""
     if world_size() == 1:
         return [value]
     _note_call()
@@ -493,9 +479,9 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def raise_together(error: UserError | RunFailed | None) -> None:
-    """Raise on all ranks the error that one of them has; all ranks must call it, with their own or None.
+    """Raise the error of one rank on all ranks, so that none waits for a rank that has stopped.
 
-    So no rank waits for one that has stopped.
+    All ranks must call it, with their own error or None.
     """
     errors = gather_objects(None if error is None else (type(error), str(error)))
     if error is not None:
@@ -505,10 +491,9 @@ def raise_together(error: UserError | RunFailed | None) -> None:
 
 
 def run_on_main(function: Callable[[], T]) -> T:
-    """Call ``function`` on rank 0 only and return its (picklable) result on every rank.
+    """Call ``function`` on rank 0 only and return its picklable result on every rank.
 
-    If it raises, every rank raises: rank 0 the error itself, the others a UserError or RunFailed with the
-    same message. So no rank waits for one that has stopped.
+    If it raises, rank 0 raises the error, and the others a UserError or RunFailed with the same message.
     """
     if world_size() == 1:
         return function()
@@ -517,10 +502,10 @@ def run_on_main(function: Callable[[], T]) -> T:
     if is_main():
         try:
             message = ["result", function()]
-        except Exception as caught:  # handed on to every rank and raised below, none is swallowed
+        except Exception as caught:  # passed to every rank and raised below
             error = caught
             kinds = {UserError: "mistake", StopRequested: "stop"}
-            kind = next((name for one, name in kinds.items() if isinstance(caught, one)), "failure")
+            kind = next((name for cls, name in kinds.items() if isinstance(caught, cls)), "failure")
             message = [kind, str(caught)]
     _note_call()
     dist.broadcast_object_list(message, src=0)

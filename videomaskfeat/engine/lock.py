@@ -1,4 +1,4 @@
-"""One process per folder: the lock that a run holds on the folder it writes into."""
+"""The lock of a folder that only one process may write into."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ logger = logging.getLogger(__name__)
 
 LOCK_NAME = "lock.json"
 BEAT_SECONDS = 15.0
-"""How often a holder renews the time of its lock file."""
+"""Interval at which the holder renews the time of its lock file."""
 STALE_SECONDS = 180.0
-"""Age from which a lock counts as left behind if its process cannot be looked up from here."""
+"""Age at which a lock counts as abandoned if its process cannot be looked up on this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """The process that holds a folder.
+    """The process that has locked a folder.
 
     Attributes:
-        host: name of the machine.
-        machine: identifies the machine, its start and the container, since names of hosts come again.
+        host: host name.
+        machine: boot and container of the machine, since host names are reused.
         pid: process number.
-        process_start: when the process started, as the system counts it; another process of that number has
-            another one.
-        since: when it took the lock, ISO 8601.
-        token: of this lock alone.
+        process_start: start of the process in the system's units, since process numbers are reused.
+        since: time of the lock, ISO 8601.
+        token: unique for each lock.
     """
 
     host: str
@@ -70,22 +69,22 @@ class Holder:
         )
 
     def is_alive(self, age_seconds: float) -> bool:
-        """Whether the holder still runs: looked up on its own machine, elsewhere judged by the lock's age."""
+        """Whether the process still runs; on another machine, whether the lock was renewed recently."""
         if (self.host, self.machine) == (socket.gethostname(), _machine()):
             return _process_start(self.pid) == self.process_start
         return age_seconds < STALE_SECONDS
 
 
 class FolderLock:
-    """Holds a folder for this process while the context is open.
+    """Locks a folder for this process while the context is open.
 
-    ``lock.json`` in the folder names the holder, which renews the file's time every 15 seconds. The lock of
-    a process that has ended is taken over: at once if the process can be looked up (same machine since its
-    last start, same container), else 3 minutes after its last renewal.
+    ``lock.json`` in the folder names the holder, which renews the time of the file every 15 seconds. A lock
+    is taken over from a process that has ended: at once on the same machine and in the same container,
+    otherwise 3 minutes after its last renewal.
 
     Args:
-        folder: created if it is missing, and then removed at the end if nothing was written into it.
-        remedy: how to choose another folder, as the end of a message.
+        folder: created if it is missing, and removed at the end if it is still empty.
+        remedy: end of the error message, such as "choose another run.folder".
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, remedy: str) -> None:
@@ -105,11 +104,11 @@ class FolderLock:
         self.release()
 
     def acquire(self) -> None:
-        """Take the folder.
+        """Lock the folder.
 
         Raises:
-            UserError: another process holds it.
-            RunFailed: the system refuses to write there.
+            UserError: another process has locked it.
+            RunFailed: the operating system refuses to write there.
         """
         self._created = not self.path.parent.exists()
         make_folder(self.path.parent)
@@ -138,7 +137,7 @@ class FolderLock:
             file.write(json.dumps(dataclasses.asdict(self._own), indent=2) + "\n")
 
     def release(self) -> None:
-        """Give the folder back; without a lock, do nothing."""
+        """Unlock the folder; without a lock, do nothing."""
         own, self._own = self._own, None
         self._released.set()
         if own is None or not self.path.parent.is_dir():
@@ -147,20 +146,19 @@ class FolderLock:
             if _read(file) == own:
                 os.unlink(self.path)
         if self._created:
-            with suppress(OSError):  # it holds files
+            with suppress(OSError):  # it contains files
                 self.path.parent.rmdir()
 
     def _refusal(self, holder: Holder, age: float) -> str:
-        elsewhere = holder.machine != _machine()
-        return (
+        message = (
             f"{self.path.parent}: in use by process {holder.pid} on {holder.host} since {holder.since}; wait"
             f" for its end, stop it, or {self._remedy}"
-            + (
-                f" (a lock from another machine ends {STALE_SECONDS:.0f} s after its last renewal, which was"
-                f" {max(age, 0):.0f} s ago)"
-                if elsewhere
-                else ""
-            )
+        )
+        if holder.machine == _machine():
+            return message
+        return (
+            f"{message} (a lock from another machine ends {STALE_SECONDS:.0f} s after its last renewal, which"
+            f" was {max(age, 0):.0f} s ago)"
         )
 
     def _keep(self) -> None:
@@ -172,10 +170,10 @@ class FolderLock:
                     holder = _read(file)
                 if holder == own:
                     os.utime(self.path)
-            except OSError:  # the folder is gone or out of reach for a while
+            except OSError:  # the folder was removed, or is unreachable for a while
                 continue
             if holder is not None and holder != own and not self._released.is_set():
-                # This process was stopped for minutes, and another machine took the folder over.
+                # Another machine took the folder over while this process was suspended.
                 logger.error(
                     "%s: process %d on %s took this folder over while this process did not run; ended",
                     self.path.parent,
@@ -186,7 +184,7 @@ class FolderLock:
 
     @contextmanager
     def _opened(self) -> Iterator[IO[str]]:
-        """The lock file, for this process alone as long as it is open."""
+        """The lock file, locked against other processes while it is open."""
         while True:
             with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
                 with suppress(OSError):  # a file system without flock
@@ -195,23 +193,22 @@ class FolderLock:
                     if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
                         yield file
                         return
-
-            # Its holder removed it between the two calls.
+            # The holder removed the file between the two calls: try again.
 
 
 @contextmanager
 def lock_for_all_ranks(folder: str | os.PathLike[str], *, remedy: str) -> Iterator[None]:
-    """Hold a folder for this run alone while the context is open; all ranks call it, and rank 0 locks.
+    """Lock a folder for all ranks of a run while the context is open; all ranks must call it.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process has locked it.
     """
     lock = FolderLock(folder, remedy=remedy)
     distributed.run_on_main(lock.acquire)
     try:
         yield
     finally:
-        lock.release()  # does nothing on ranks that hold no lock
+        lock.release()  # rank 0 alone has the lock
 
 
 def _read(file: IO[str]) -> Holder | None:
@@ -230,19 +227,19 @@ def _age_seconds(file: IO[str], folder: Path) -> float:
 
 
 def _machine() -> str:
-    """The present start of this machine and this process's container, as far as the system names them."""
-    parts = [platform.system()]
+    """Identifies the boot of this machine and the container of this process, if the system has names."""
+    names = [platform.system()]
     with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        names.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(names)
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process of this machine started; None if no process has that number, or it has ended."""
+    """Start of a process of this machine; None if there is no such process, or it has ended."""
     if Path("/proc/self/stat").exists():
         try:
-            # The second field is the program's name in brackets, and may hold spaces.
+            # The second field is the program's name in brackets, which may contain spaces.
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return None

@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard, log.txt and console, all views of one flat record a step."""
+"""The log of a run: metrics.jsonl, TensorBoard, log.txt and console, all from one flat record per step."""
 
 from __future__ import annotations
 
@@ -29,27 +29,26 @@ from videomaskfeat.io import is_file, make_folder, open_file, whole_file, write_
 logger = logging.getLogger(__name__)
 
 Record = Mapping[str, float | int | str | None]
-"""One flat line of metrics.jsonl; always with ``step`` (1 = after the first optimizer step) and ``epoch``."""
+"""One flat line of metrics.jsonl with ``step`` (1: after the first optimizer step), ``epoch`` and metrics."""
 
 _PACKAGE = "videomaskfeat"
 
 
 class RunLog:
-    """Writes the record of each step to every place where someone looks.
+    """Writes the record of each step to files, TensorBoard and the console.
 
-    ``metrics.jsonl`` gets each step exactly once: when a run is resumed, lines behind the checkpoint are
-    dropped (their steps come again). ``log.txt`` gets every message of the package, and a progress line now
-    and then. On a terminal a progress bar stands at the bottom; elsewhere the progress line is a message of
-    level INFO.
+    ``metrics.jsonl`` has each step exactly once: a resumed run drops the lines after its checkpoint, since
+    their steps are repeated. ``log.txt`` has every message of the package and regular progress lines. A
+    terminal shows a progress bar; without one the progress line is a message of level INFO.
 
     Args:
-        folder: the run folder; created if need be.
-        first_step: steps done before this start (0, or that of the checkpoint).
-        total_steps: steps of the whole run, for percent and time left.
-        unit: what a sample is called on the console.
-        seconds_between_lines: how often a progress line is written.
-        tensorboard: also write ``tensorboard/``.
-        terminal: show the bar; None decides by whether stderr is a terminal.
+        folder: the run folder; created if it is missing.
+        first_step: step of the checkpoint that the run resumes from; 0: a new run.
+        total_steps: steps of the whole run.
+        unit: name of the samples on the console.
+        seconds_between_lines: interval of the progress lines.
+        tensorboard: whether to write ``tensorboard/``.
+        terminal: whether to show the bar; None: if stderr is a terminal.
     """
 
     def __init__(
@@ -73,11 +72,9 @@ class RunLog:
         self._metrics = self._open.enter_context(open_file(folder / "metrics.jsonl", "a"))
         self._text = self._open.enter_context(open_file(folder / "log.txt", "a"))
         _attach(self._open, _TextHandler(self._text))
-        self._board = (
-            self._open.enter_context(closing(_Board(folder / "tensorboard", first_step)))
-            if tensorboard
-            else None
-        )
+        self._board: _Board | None = None
+        if tensorboard:
+            self._board = self._open.enter_context(closing(_Board(folder / "tensorboard", first_step)))
         show_bar = sys.stderr.isatty() if terminal is None else terminal
         self._bar = _Bar(first_step, total_steps, self._open) if show_bar else None
         self._left = TimeLeft()
@@ -92,17 +89,17 @@ class RunLog:
     ) -> None:
         try:
             self._open.close()
-        except OSError as refused:  # what could not be written before cannot be written now
+        except OSError as refused:  # an earlier write failed too
             if error is None:
                 raise write_failed(self._folder, refused) from refused
 
     def write(self, record: Record) -> None:
-        """Take in one step's record.
+        """Write the record of a step.
 
         Raises:
-            RunFailed: the disk is full, or the run folder is gone.
+            RunFailed: the disk is full, or the run folder was removed.
         """
-        # Writes into a file that was removed succeed, and are lost.
+        # Writing into a removed file succeeds, and the text is lost.
         if not os.path.exists(self._metrics.name):
             raise RunFailed(
                 f"{self._folder}: the run folder, or its metrics.jsonl, was removed while the run went on;"
@@ -120,7 +117,10 @@ class RunLog:
         if self._board is not None:
             self._board.write(record, step)
         now = time.perf_counter()
-        self._count_time(record, now - self._last_write)
+        seconds = now - self._last_write
+        own = record.get("step_ms")
+        step_seconds = own / 1e3 if isinstance(own, (int, float)) else seconds
+        self._left.add(step_seconds, between_seconds=seconds - step_seconds)
         self._last_write = now
         numbers = describe(record, unit=self._unit)
         if self._bar is not None:
@@ -131,18 +131,12 @@ class RunLog:
             line += f"  time left {self._left.text(self._total_steps - step)}"
             if self._bar is None:
                 logger.info(line)
-            else:  # the terminal shows the same as a bar
+            else:
                 self._text.write(line + "\n")
                 self._text.flush()
 
-    def _count_time(self, record: Record, seconds: float) -> None:
-        """Take in a step that is written some seconds after the previous one."""
-        own = record.get("step_ms")
-        step_seconds = own / 1e3 if isinstance(own, (int, float)) else seconds
-        self._left.add(step_seconds, between_seconds=seconds - step_seconds)
-
     def flush(self) -> None:
-        """Bring metrics.jsonl to the disk, so that it is never behind a checkpoint."""
+        """Write metrics.jsonl to the disk, so that a checkpoint is never ahead of it."""
         try:
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
@@ -151,7 +145,7 @@ class RunLog:
 
 
 def describe(record: Record, *, unit: str = "samples") -> str:
-    """The numbers of a record as one short line; those it lacks are left out.
+    """The numbers of a record as one short line.
 
     >>> describe({"step": 3, "epoch": 0.5, "loss": 0.25, "step_ms": 4010.0, "failures": 0})
     'epoch 0.50  loss 0.2500  step 4.0 s  failures 0'
@@ -175,7 +169,7 @@ def describe(record: Record, *, unit: str = "samples") -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory used so far in MB (10^6 bytes): of the GPU's tensors, or of this process on the CPU."""
+    """Peak memory in MB (10^6 bytes): of the tensors on a GPU, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     # Linux counts in kibibytes, macOS in bytes.
@@ -184,10 +178,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def drop_later_lines(path: str | os.PathLike[str], step: int) -> None:
-    """Keep the lines of a metrics file up to ``step``; a line cut by a kill goes too.
-
-    The shorter file takes the place of the old one at once.
-    """
+    """Keep the lines of a metrics file up to ``step``, without a line that was cut by a kill."""
     if not is_file(path):
         return
     with open_file(path, "rb") as old, whole_file(path, "wb") as new:
@@ -195,7 +186,7 @@ def drop_later_lines(path: str | os.PathLike[str], step: int) -> None:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a metrics line; infinite for one that is cut."""
+    """The step of a metrics line; infinite if the line is cut."""
     try:
         return int(simplejson.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -203,14 +194,14 @@ def _step_of(line: bytes) -> float:
 
 
 class _TextHandler(logging.StreamHandler):
-    """Messages into log.txt; those lost on a full disk do not count, the next line of metrics.jsonl does."""
+    """Writes messages into log.txt; a full disk is reported by the next line of metrics.jsonl."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """Print no traceback for each message."""
+        """Print no traceback."""
 
 
 class _Bar:
-    """Two lines at the bottom of a terminal: the bar with the time left, and the newest numbers."""
+    """Two lines at the bottom of a terminal: the newest numbers, and the bar with the time left."""
 
     def __init__(self, first_step: int, total_steps: int, stack: ExitStack) -> None:
         self._numbers = Text("", overflow="ellipsis", no_wrap=True)
@@ -221,7 +212,7 @@ class _Bar:
         group = Group(self._numbers, self._progress)
         plain = sys.stderr
         stack.enter_context(Live(group, console=Console(stderr=True), refresh_per_second=4, transient=True))
-        # The bar replaced sys.stderr by a proxy that prints above it; log handlers still hold the plain one.
+        # The bar replaced sys.stderr by a proxy that prints above it; handlers still write to the old one.
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is plain:
                 handler.setStream(sys.stderr)
@@ -233,7 +224,7 @@ class _Bar:
 
 
 def _attach(stack: ExitStack, handler: logging.Handler) -> None:
-    """Let a handler see every message of the package until the stack closes."""
+    """Pass every message of the package to a handler until the stack closes."""
     package = logging.getLogger(_PACKAGE)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     stack.callback(package.setLevel, package.level)
@@ -243,10 +234,10 @@ def _attach(stack: ExitStack, handler: logging.Handler) -> None:
 
 
 class _Board:
-    """A TensorBoard file of scalars, which hides the points behind ``first_step`` of an interrupted run.
+    """A TensorBoard file of scalars, which hides the points after ``first_step`` of an interrupted run.
 
-    Records are written at once and in this thread. The thread of torch's SummaryWriter prints a traceback of
-    its own on a full disk, and the run would learn of it some steps later.
+    It writes at once and in this thread. On a full disk the thread of torch's SummaryWriter prints a
+    traceback, and the run gets the error some steps later.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -266,7 +257,6 @@ class _Board:
             self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, record: Record, step: int) -> None:
-        """Add a point to the curve of each number."""
         values = [
             self._summary.Value(tag=key, simple_value=value)
             for key, value in record.items()
@@ -275,7 +265,6 @@ class _Board:
         self._add(step=step, summary=self._summary(value=values))
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _add(self, **content: Any) -> None:

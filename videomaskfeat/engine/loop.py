@@ -1,4 +1,4 @@
-"""The one training loop; tasks bring a step function and a loader."""
+"""The training loop; jobs supply a step function and a loader."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(RunFailed):
-    """The loss or the gradient is not finite; the weights are still those of the step before."""
+    """The loss or the gradient is not finite; the weights are those of the step before."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class TrainResult:
     """How a training ended."""
 
     status: Literal["finished", "interrupted"]
-    """``interrupted``: SIGTERM or Ctrl-C came, and the run is saved and can be resumed."""
+    """``interrupted``: a signal came; the run is saved and can be resumed."""
     progress: Progress
     checkpoint: Path
     """The newest checkpoint."""
     metrics: dict[str, Any]
-    """The record of the last step; empty if there was nothing left to do."""
+    """Record of the last step; empty if no step was left to do."""
 
 
 def train(
@@ -58,7 +58,6 @@ def train(
     options: LoopOptions,
     ema: ExponentialMovingAverage | None = None,
     fingerprint: Mapping[str, Any] | None = None,
-    resume: str | os.PathLike[str] | None = None,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     on_failures: Callable[[Sequence[Any]], None] | None = None,
     before_step: Callable[[], None] | None = None,
@@ -67,37 +66,32 @@ def train(
 ) -> TrainResult:
     """Train, from the newest checkpoint in the run folder if there is one.
 
-    A resumed run equals the uninterrupted one bit for bit on the CPU, from any step.
+    A resumed run equals the uninterrupted one bit for bit on the CPU, from any step. A signal or an error of
+    the loader ends the run after the last whole step has been saved.
 
     Args:
-        model: what :func:`distributed.parallel` returned; its parameters are what ``optimizer`` holds.
-        step: computes the result of a batch on ``device`` with ``model``; micro-batches and ranks weigh
-            alike.
-        loader: yields equally many batches on every rank.
-        learning_rate: fractional epoch -> rate, read before every optimizer step.
-        folder: the run folder: ``checkpoints/``, ``metrics.jsonl``, ``log.txt`` and ``tensorboard/`` go
-            there. It must be the same folder for all ranks.
-        ema: moving average to update after each step; saved with the checkpoints.
-        fingerprint: flat settings that a resumed run must share; leave out what may change.
-        resume: a checkpoint to start from where the run folder holds none yet.
-        evaluate: called on all ranks with the model in evaluation mode and without gradients; its results are
-            logged as ``evaluation/NAME``. Random numbers that it draws do not disturb the training.
-            It may ask ``stop_if_requested`` of engine/signals.py; a resumed run then evaluates first.
-        on_failures: called on all ranks with the failures of all ranks, after the steps that had some; may
-            raise to end the run.
-        before_step: called on all ranks when the gradients of a step are complete, before the optimizer; a
-            gradient that it sets to None leaves its weight and the optimizer's state of it alone.
-        after_step: called on all ranks after every optimizer step with the share of the run that is then
-            done, in 0..1, and the states of the step's micro-batches on this rank; may raise to end the run,
-            which nothing is saved of then. What it changes belongs into ``extra``; numbers that it returns,
-            the same on every rank, are logged by their names.
+        model: result of :func:`distributed.parallel`; ``optimizer`` has its parameters.
+        step: computes the result of a batch on ``device``; micro-batches and ranks have equal weight.
+        loader: yields the same number of batches on every rank.
+        learning_rate: fractional epoch -> learning rate, read before every optimizer step.
+        folder: run folder for ``checkpoints/``, ``metrics.jsonl``, ``log.txt`` and ``tensorboard/``, the same
+            for all ranks.
+        ema: moving average that is updated after each step and saved with the checkpoints.
+        fingerprint: flat config keys that a resumed run must share.
+        evaluate: called on all ranks in evaluation mode without gradients; its results are logged as
+            ``evaluation/NAME``. It may call :func:`distributed.stop_if_requested`; a resumed run then
+            evaluates first. Its random draws do not change the training.
+        on_failures: called on all ranks with the failures of all ranks; may raise to end the run.
+        before_step: called on all ranks when the gradients of a step are complete. A gradient that it sets to
+            None leaves the weight and its optimizer state unchanged.
+        after_step: called on all ranks after every optimizer step with the completed share of the run, 0..1,
+            and the states of the step's micro-batches on this rank. Returns numbers for the log, the same on
+            every rank. May raise to end the run without a checkpoint. Its own state belongs in ``extra``.
         extra: further state to save and restore, by name.
-
-    A signal or an error of the loader ends the run after the last whole step has been saved.
 
     Raises:
         UserError: the run folder or checkpoint belongs to another config or model, or is damaged.
-        UserError, RunFailed: the loader raised it, on this rank or on another.
+        UserError, RunFailed: the loader raised it, on any rank.
         TrainingStopped: the loss or the gradient is not finite.
         SaveFailed: a checkpoint could not be written.
     """
@@ -128,14 +122,14 @@ def train(
         after_step=after_step,
     )
     torch.manual_seed(options.seed + distributed.rank())
-    _resume(run, resume)
+    _resume(run)
     with StopSignals() as stop, _open_log(run, folder) as log:
         return _train(run, stop, log)
 
 
 @dataclass(frozen=True)
 class _Run(Generic[BatchT]):
-    """The parts of a run, none of which is replaced while it goes on."""
+    """The constant components of a run."""
 
     model: nn.Module
     step: StepFunction[BatchT]
@@ -153,32 +147,29 @@ class _Run(Generic[BatchT]):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run, at least one."""
+        """Optimizer steps of the whole run, at least 1."""
         return max(round(self.options.epochs * self.steps_per_epoch), 1)
 
     @property
     def epoch(self) -> float:
-        """Epochs done, as a fraction."""
+        """Completed epochs, as a fraction."""
         progress = self.state.progress
         return progress.epoch + progress.epoch_step / self.steps_per_epoch
 
 
 @dataclass(frozen=True)
 class _StepBatches(Generic[BatchT]):
-    """The micro-batches of one step, or the reason why no rank has any."""
+    """The micro-batches of one step, or the reason why no rank has them."""
 
     batches: list[BatchT]
-    seconds: float
-    """Time spent waiting for them."""
-    stopped: bool = False
-    """A signal ended the wait."""
-    error: Exception | None = None
-    """What the loader raised."""
+    seconds: float  # spent waiting for them
+    stopped: bool = False  # by a signal
+    error: Exception | None = None  # raised by the loader
 
 
 @dataclass(frozen=True)
 class _Gradients:
-    """What the micro-batches of one step left behind, besides the gradients themselves."""
+    """Results of the micro-batches of one step, besides the gradients."""
 
     values: Tensor  # float32: the loss of each micro-batch, then the mean of each metric
     names: list[str]  # of the metrics
@@ -188,7 +179,7 @@ class _Gradients:
 
 
 def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainResult:
-    """Step until the end or a wish to stop."""
+    """Step until the end or a signal."""
     progress, options = run.state.progress, run.options
     record: dict[str, Any] = {}
     path = run.checkpoints.path(progress.step)
@@ -212,11 +203,11 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
             record, failures, stopping, save_due = _optimizer_step(run, step_batches, stop, minutes)
             last = progress.step == run.total_steps
             if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
-                record, stopping = _evaluated(run, record, stopping)
+                record, stopping = _add_evaluation(run, record, stopping)
             if log is not None and progress.unevaluated is None:
                 log.write(record)
             if failures and run.on_failures is not None:
-                _report(run, run.on_failures, failures, log)
+                _report_failures(run, run.on_failures, failures, log)
             if stopping or save_due or last or _is_multiple(progress.step, options.milestone_every):
                 path = _save(run, log)
                 saved_at, saved_step = time.monotonic(), progress.step
@@ -226,13 +217,13 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
 
 
 def _fetch(run: _Run[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
-    """The micro-batches of the next step; all ranks must call it, and all go on or none.
+    """The micro-batches of the next step; all ranks must call it, and either all continue or none.
 
-    They are taken before anything is computed. So a signal or an error while one rank waits for its data
-    leaves every rank at the end of the same whole step, with nothing of the next one in weights, buffers or
-    random states, and that is what is saved.
+    They are read before anything is computed. So a signal or an error during the wait of one rank leaves all
+    ranks at the end of the same whole step, without traces of the next one in weights, buffers or random
+    states.
     """
-    asked = time.perf_counter()
+    started = time.perf_counter()
     count = run.options.accumulate
     batches: list[BatchT] = []
     error: Exception | None = None
@@ -240,7 +231,7 @@ def _fetch(run: _Run[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
         batches.extend(itertools.islice(stream, count))
     except Exception as caught:  # raised below, after the last whole step is saved
         error = caught
-    seconds = time.perf_counter() - asked
+    seconds = time.perf_counter() - started
     own = torch.tensor([len(batches) < count, error is not None], dtype=torch.float32)
     lacking, failed = distributed.mean_over_ranks(own).tolist()
     if not lacking:
@@ -249,19 +240,22 @@ def _fetch(run: _Run[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
         errors = distributed.gather_objects(
             None if error is None else (isinstance(error, UserError), str(error))
         )
-        if error is None:  # another rank's
-            number, (mistake, text) = next((rank, one) for rank, one in enumerate(errors) if one is not None)
-            error = UserError(text) if mistake else RunFailed(f"rank {number}: {text}")
+        if error is None:  # the error of another rank
+            number, (is_mistake, text) = next(
+                (rank, one) for rank, one in enumerate(errors) if one is not None
+            )
+            error = UserError(text) if is_mistake else RunFailed(f"rank {number}: {text}")
     return _StepBatches([], seconds, stopped=not failed, error=error)
 
 
 def _optimizer_step(
     run: _Run[BatchT], data: _StepBatches[BatchT], stop: StopSignals, minutes_since_save: float
 ) -> tuple[dict[str, Any], list[Any], bool, bool]:
-    """One step of the optimizer.
+    """One optimizer step.
 
     Returns:
-        The record of the step, the failures of all ranks, and whether any rank wants to stop or to save.
+        The record of the step, the failures of all ranks, whether a rank has to stop, and whether one has to
+        save.
     """
     started = time.perf_counter()
     state = run.state
@@ -272,9 +266,9 @@ def _optimizer_step(
     if run.options.clip_norm is not None:
         clip_grads_with_norm_(run.parameters, run.options.clip_norm, norm)
 
-    # Everything that the host must know travels in one tensor: one all-reduce and one wait for the device a
-    # step. The wait stands before the optimizer step, since a loss that is not finite must not reach the
-    # weights; what it costs is the time to start the optimizer's few fused kernels.
+    # All numbers that the host needs travel in one tensor: one all-reduce and one wait for the device per
+    # step. The wait comes before the optimizer step, since a loss that is not finite must not reach the
+    # weights. It costs the time to start the optimizer's few fused kernels.
     save_due = minutes_since_save >= run.options.save_minutes
     own = [stop.requested, save_due, bool(gradients.failures), data.seconds]
     device = gradients.values.device
@@ -290,8 +284,8 @@ def _optimizer_step(
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
         state.ema.update(state.model)
-    done = (state.progress.step + 1) / run.total_steps
-    further = run.after_step(done, gradients.states) if run.after_step else None
+    completed = (state.progress.step + 1) / run.total_steps
+    further = run.after_step(completed, gradients.states) if run.after_step else None
 
     failures = (
         [one for rank in distributed.gather_objects(gradients.failures) for one in rank] if failed else []
@@ -319,7 +313,7 @@ def _optimizer_step(
 
 
 def _accumulate(run: _Run[BatchT], batches: list[BatchT]) -> _Gradients:
-    """Forward and backward of the micro-batches of one step, which are dropped from the list one by one."""
+    """Forward and backward of the micro-batches of one step, which are removed from the list one by one."""
     count, device = run.options.accumulate, run.state.device
     results: list[StepResult] = []
     indices: list[Tensor] = []
@@ -328,7 +322,7 @@ def _accumulate(run: _Run[BatchT], batches: list[BatchT]) -> _Gradients:
         batch = batches.pop(0)
         indices.append(batch.index)
         failures += batch.failures
-        # Gradients are averaged over the ranks once, in the backward of the last micro-batch.
+        # Gradients are averaged over the ranks once, in the backward pass of the last micro-batch.
         with nullcontext() if number == count - 1 else distributed.no_sync(run.model):
             with torch.autocast(device.type, torch.bfloat16, enabled=run.options.precision == "bf16"):
                 result = run.step(batch.to(device))
@@ -345,14 +339,14 @@ def _not_finite(run: _Run[BatchT], gradients: _Gradients, loss: float, grad_norm
     """The message of a run that stops; all ranks must call it."""
     own = gradients.values[: run.options.accumulate].isfinite().tolist()
     bad = [one.tolist() for one, finite in zip(gradients.indices, own, strict=True) if not finite]
-    what = f"the loss is {loss}"
-    if math.isfinite(loss):  # then the gradient is at fault, and any sample of the step may be the cause
+    fault = f"the loss is {loss}"
+    if math.isfinite(loss):  # then any sample of the step may have caused the gradient
         bad = [one.tolist() for one in gradients.indices]
-        what = f"the gradient norm is {grad_norm} (the loss {loss:.4g})"
+        fault = f"the gradient norm is {grad_norm} (the loss {loss:.4g})"
     samples = sorted(index for rank in distributed.gather_objects(bad) for one in rank for index in one)
     step = run.state.progress.step
     return (
-        f"step {step + 1} (epoch {run.epoch:.3f}): {what}; samples {samples}; stopped before the optimizer"
+        f"step {step + 1} (epoch {run.epoch:.3f}): {fault}; samples {samples}; stopped before the optimizer"
         f" step, the weights are those of step {step}; look at these samples, lower the learning rate or the"
         " gradient clip, or use fp32, and resume from the newest checkpoint"
     )
@@ -363,14 +357,14 @@ def _batches(run: _Run[BatchT], stop: StopSignals) -> Generator[BatchT, None, No
     epoch = run.state.progress.epoch
     first = run.state.progress.epoch_step * run.options.accumulate
     while True:
-        # An epoch's last micro-batches that make no whole step are left out.
+        # The last micro-batches of an epoch are left out if they make no whole step.
         count = run.steps_per_epoch * run.options.accumulate - first
         epoch_batches = run.loader.epoch(epoch, first, lambda: stop.requested)
-        count_yielded = 0
+        number_yielded = 0
         for batch in itertools.islice(epoch_batches, count):
             yield batch
-            count_yielded += 1
-        if count_yielded < count:
+            number_yielded += 1
+        if number_yielded < count:
             assert stop.requested, "the loader yielded fewer batches than it has"
             return
         epoch, first = epoch + 1, 0
@@ -380,36 +374,30 @@ def _steps_per_epoch(loader: Loader[Any], accumulate: int) -> int:
     steps = loader.batches_per_epoch // accumulate
     if steps < 1:
         raise UserError(
-            f"accumulate={accumulate} with {loader.batches_per_epoch} batches an epoch: not one whole"
+            f"accumulate={accumulate} with {loader.batches_per_epoch} batches per epoch: not one whole"
             " optimizer step; lower accumulate or the batch size, or bring more data"
         )
     return steps
 
 
 def _is_multiple(step: int, every: int) -> bool:
-    """Whether something that happens every so many steps (0 = never) is due."""
+    """Whether a step is a multiple of ``every``, which is 0 for never."""
     return every > 0 and step % every == 0
 
 
-def _resume(run: _Run[Any], resume: str | os.PathLike[str] | None) -> None:
-    """Load the newest checkpoint of the run folder, or else the one given, on all ranks."""
-    content: dict[str, Any] | None = None
+def _resume(run: _Run[Any]) -> None:
+    """Load the newest checkpoint of the run folder on all ranks."""
+    newest: tuple[Path, dict[str, Any]] | None = None
 
-    def find() -> str | None:
-        nonlocal content
+    def load_on_main() -> str | None:
+        nonlocal newest
         newest = run.checkpoints.load_newest(run.state.load_state_dict)
-        if newest is None and resume is not None:
-            newest = Path(resume), load_checkpoint(resume)
-            run.state.load_state_dict(newest[1], str(resume))
-        if newest is None:
-            return None
-        path, content = newest
-        return str(path)
+        return None if newest is None else str(newest[0])
 
-    path = distributed.run_on_main(find)
+    path = distributed.run_on_main(load_on_main)
     if path is None:
         return
-    if content is None:  # on the other ranks
+    if newest is None:  # on the other ranks
         run.state.load_state_dict(load_checkpoint(path), path)
     progress = run.state.progress
     logger.info("resumed from %s: step %d of %d, epoch %.3f", path, progress.step, run.total_steps, run.epoch)
@@ -418,13 +406,13 @@ def _resume(run: _Run[Any], resume: str | os.PathLike[str] | None) -> None:
 def _save(run: _Run[Any], log: RunLog | None) -> Path:
     """Write a checkpoint; all ranks must call it."""
     if log is not None:
-        log.flush()  # a resumed run never lacks a line of metrics
+        log.flush()  # so that a resumed run has every line of metrics
     content = run.state.state_dict()
     return distributed.run_on_main(lambda: run.checkpoints.save(content, run.state.progress.step))
 
 
 def _evaluate(run: _Run[Any], evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-    """Evaluate without touching gradients, random states or the model's mode."""
+    """Evaluate without changing gradients, random states or the model's mode."""
     device = run.state.device
     run.model.eval()
     try:
@@ -435,8 +423,8 @@ def _evaluate(run: _Run[Any], evaluate: Callable[[], Mapping[str, float]]) -> di
     return {f"evaluation/{name}": value for name, value in results.items()}
 
 
-def _evaluated(run: _Run[Any], record: dict[str, Any], stopping: bool) -> tuple[dict[str, Any], bool]:
-    """The record with the evaluation's results, and whether to stop: a signal does not wait for its end."""
+def _add_evaluation(run: _Run[Any], record: dict[str, Any], stopping: bool) -> tuple[dict[str, Any], bool]:
+    """The record with the evaluation's results, and whether to stop, also in the midst of an evaluation."""
     assert run.evaluate is not None
     try:
         return record | _evaluate(run, run.evaluate), stopping
@@ -446,11 +434,11 @@ def _evaluated(run: _Run[Any], record: dict[str, Any], stopping: bool) -> tuple[
 
 
 def _evaluate_late(run: _Run[Any], log: RunLog | None) -> tuple[dict[str, Any], Path]:
-    """Evaluate the step at which a signal stopped the evaluation, before the next step; all ranks call it."""
+    """Evaluate the step whose evaluation a signal stopped; all ranks must call it."""
     progress = run.state.progress
     record, progress.unevaluated = progress.unevaluated or {}, None
     if run.evaluate is not None:
-        record, _ = _evaluated(run, record, False)
+        record, _ = _add_evaluation(run, record, False)
     if progress.unevaluated is not None:
         return record, run.checkpoints.path(progress.step)
     if log is not None:
@@ -458,10 +446,10 @@ def _evaluate_late(run: _Run[Any], log: RunLog | None) -> tuple[dict[str, Any], 
     return record, _save(run, log)
 
 
-def _report(
+def _report_failures(
     run: _Run[Any], on_failures: Callable[[Sequence[Any]], None], failures: list[Any], log: RunLog | None
 ) -> None:
-    """Tell the task of failures; if that ends the run, what it has learnt is saved first."""
+    """Report failures to the job; if that ends the run, save it first."""
     try:
         on_failures(failures)
     except Exception:
@@ -470,7 +458,7 @@ def _report(
 
 
 def _open_log(run: _Run[Any], folder: str | os.PathLike[str]) -> RunLog | nullcontext[None]:
-    """The log of rank 0; other ranks write none."""
+    """The log of rank 0."""
     if not distributed.is_main():
         return nullcontext()
     return RunLog(

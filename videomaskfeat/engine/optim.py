@@ -1,4 +1,4 @@
-"""Schedules as pure functions of the progress, parameter groups, and their optimizers."""
+"""Schedules as pure functions of the progress, parameter groups, and optimizers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from videomaskfeat.errors import UserError
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """A linear warm-up from ``start_lr`` to ``base_lr``, then half a cosine down to ``end_lr``.
+    """Linear warm-up from ``start_lr`` to ``base_lr``, then half a cosine down to ``end_lr``.
 
-    The cosine begins where the warm-up ends, as in the published recipes, and the rate is meant to be
-    read before every optimizer step at ``epoch = epochs done + steps done in this epoch / its steps``.
+    The cosine begins where the warm-up ends, as in the published recipes. The training loop reads the
+    learning rate before every optimizer step at the fractional epoch of that step.
 
     Args:
-        base_lr: the highest rate, reached after ``warmup_epochs``.
-        start_lr: the rate of the very first step.
-        end_lr: the rate after ``epochs``.
+        base_lr: peak learning rate, reached after ``warmup_epochs``.
+        start_lr: learning rate of the first step.
+        end_lr: learning rate after ``epochs``.
         warmup_epochs: length of the warm-up, 0 or more; may be a fraction.
-        epochs: length of the whole training in epochs.
+        epochs: length of the whole training.
 
     Raises:
-        UserError: the warm-up leaves no epoch for the cosine, or a length or rate is negative.
+        UserError: the warm-up is not shorter than the training, or a value is negative.
     """
 
     base_lr: float
@@ -44,25 +44,25 @@ class WarmupCosine:
                 " longer and end before the training does; shorten it"
             )
         for name in ("base_lr", "start_lr", "end_lr"):
-            if not getattr(self, name) >= 0:  # written so that NaN is refused too
+            if not getattr(self, name) >= 0:  # also refuses NaN
                 raise UserError(f"{name}={getattr(self, name)}: a learning rate must not be negative")
 
     def __call__(self, epoch: float) -> float:
-        """The learning rate at a fractional epoch (0 = start); constant at ``end_lr`` past the end."""
+        """The learning rate at a fractional epoch from 0; ``end_lr`` past the end."""
         if epoch < self.warmup_epochs:
             return self.start_lr + (self.base_lr - self.start_lr) * epoch / self.warmup_epochs
         part = min((epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs), 1.0)
         return self.end_lr + (self.base_lr - self.end_lr) * (math.cos(math.pi * part) + 1.0) / 2.0
 
     def scaled(self, batch_size: int, reference_batch_size: int) -> WarmupCosine:
-        """The same schedule for another batch size: all three rates grow in proportion to the batch.
+        """The schedule for another batch size: all three learning rates scale linearly with it.
 
         Args:
-            batch_size: samples in one optimizer step, over all ranks and micro-batches.
-            reference_batch_size: the batch that the rates were published for.
+            batch_size: samples per optimizer step, over all ranks and micro-batches.
+            reference_batch_size: batch size of the published learning rates.
 
         Raises:
-            UserError: a batch below 1.
+            UserError: a batch size below 1.
         """
         for name, size in (("batch_size", batch_size), ("base_batch_size", reference_batch_size)):
             if size < 1:
@@ -77,32 +77,23 @@ class WarmupCosine:
 class CosineRamp:
     """Half a cosine from ``start`` to ``end`` over the whole training.
 
-    As BYOL raises its teacher's momentum (arXiv 2006.07733, section 3.2), and DINO and iBOT after it.
-
-    Args:
-        start: the value at the very start.
-        end: the value at the end.
+    BYOL's schedule of the teacher momentum (arXiv 2006.07733, section 3.2), which DINO and iBOT share.
     """
 
     start: float
     end: float
 
     def __call__(self, progress: float) -> float:
-        """The value at a share of the training, 0..1."""
+        """The value at a completed share of the training, 0..1."""
         return self.end + (self.start - self.end) * (math.cos(math.pi * progress) + 1.0) / 2.0
 
 
 @dataclass(frozen=True)
 class LinearRamp:
-    """A line from ``start`` to ``end`` over the first part of the training, then ``end``.
-
-    Args:
-        start: the value at the very start.
-        end: the value after ``length``.
-        length: share of the training that the line takes, 0..1; 0: ``end`` from the start.
+    """A line from ``start`` to ``end`` over a share ``length`` (0..1) of the training, then ``end``.
 
     Raises:
-        UserError: a length outside 0..1.
+        UserError: the length is outside 0..1.
     """
 
     start: float
@@ -116,26 +107,26 @@ class LinearRamp:
             )
 
     def __call__(self, progress: float) -> float:
-        """The value at a share of the training, 0..1."""
+        """The value at a completed share of the training, 0..1."""
         part = 1.0 if progress >= self.length else progress / self.length
         return self.start + (self.end - self.start) * part
 
 
 class Layered(Protocol):
-    """What layer decay asks of an encoder, or of a module that wraps one."""
+    """An encoder, or a module that wraps one, with numbered layers for layer decay."""
 
     @property
     def layer_count(self) -> int:
         """Number of layers."""
 
     def layer_of(self, name: str) -> int:
-        """The layer of its parameter of this name, 0 = first."""
+        """The layer of a parameter by name, from 0."""
 
 
 def layers_behind(model: nn.Module) -> Callable[[str], int]:
-    """For a parameter of a model, by name, the number of layers behind its own, up to the encoder's last.
+    """A function from the name of a parameter to the number of encoder layers behind its own.
 
-    The encoder is a :class:`Layered` module anywhere in the model; for all other parameters the number is 0.
+    It returns 0 for parameters outside the encoder, which is a :class:`Layered` module in the model.
 
     Raises:
         UserError: the model has no such module.
@@ -165,22 +156,22 @@ def parameter_groups(
     layer_decay: float = 1.0,
     layers: Callable[[str], int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Sort parameters into optimizer groups of one weight decay and one learning-rate factor each.
+    """Group parameters by weight decay and learning rate factor; frozen parameters are left out.
 
-    Parameters of one dimension (biases, scales of norms) do not decay. A parameter with ``n`` layers behind
-    its own learns at ``layer_decay ** n`` of the full rate (BEiT, arXiv 2106.08254, as in PySlowFast). Frozen
-    parameters are left out.
+    Parameters of one dimension (biases, scales of norms) have no weight decay. The learning rate factor is
+    ``layer_decay ** n`` with ``n`` layers behind the parameter's own (BEiT, arXiv 2106.08254, as in
+    PySlowFast).
 
     Args:
         named_parameters: ``model.named_parameters()``.
-        base_lr: rate that the groups start with (the training loop sets it anew every step).
-        weight_decay: decay of all parameters that are not excluded.
-        layer_decay: factor from each layer to the one before it, in (0, 1]; 1 = all layers alike.
+        base_lr: initial learning rate, which the training loop replaces before every step.
+        weight_decay: weight decay of all other parameters.
+        layer_decay: factor from each layer to the one before it, in (0, 1].
         layers: from :func:`layers_behind`; only needed if ``layer_decay`` is not 1.
 
     Returns:
-        Groups for ``torch.optim``: ``params``, ``names``, ``weight_decay``, ``lr`` and ``lr_scale``. The loop
-        sets ``lr = schedule(epoch) * lr_scale``. Their order depends only on the order of the parameters.
+        Groups for ``torch.optim``: ``params``, ``names``, ``weight_decay``, ``lr`` and ``lr_scale``, in the
+        order of the parameters. The loop sets ``lr = schedule(epoch) * lr_scale``.
     """
     assert layers is not None or layer_decay == 1.0
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -199,17 +190,17 @@ def parameter_groups(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group to ``lr`` times the group's ``lr_scale`` (1 where it has none)."""
+    """Set the learning rate of every group to ``lr`` times its ``lr_scale`` (default 1)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
-    """AdamW with one fused kernel a group, on the CPU as on a GPU.
+    """Fused AdamW.
 
     Args:
         groups: from :func:`parameter_groups`.
-        betas: decay of the first and second moment; (0.9, 0.95) in MAE's recipes.
+        betas: decay of the first and second moment, 0..1; (0.9, 0.95) in MAE's recipes.
     """
     if not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"betas={betas}: both must be at least 0 and below 1, such as (0.9, 0.999)")
@@ -217,12 +208,7 @@ def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.
 
 
 def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.SGD:
-    """SGD with Nesterov's momentum, one fused kernel a group.
-
-    Args:
-        groups: from :func:`parameter_groups`.
-        momentum: share of the last step that goes on, 0..1.
-    """
+    """Fused SGD with Nesterov momentum (0..1)."""
     if not 0 <= momentum < 1:
         raise UserError(f"momentum={momentum}: must be at least 0 and below 1, such as 0.9")
     return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)

@@ -1,4 +1,4 @@
-"""The run that all trainings share: folder, plan, threads, resuming, failures, summary and closing words."""
+"""The run that all trainings share: folder, plan, threads, resuming, failures, summary and final lines."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Outcome:
     Attributes:
         folder: the run folder.
         finished: False if a signal stopped the run, which is saved and can be resumed.
-        failures: inputs that could not be read: replaced in training, or left out of the evaluation.
-        summary: what summary.json holds; empty unless the run has finished.
+        failures: number of unreadable inputs: replaced in training, or left out of the evaluation.
+        summary: content of summary.json; empty unless the run has finished.
     """
 
     folder: Path
@@ -50,11 +50,11 @@ class Outcome:
 
 
 class RunFolder:
-    """One folder, one config: a resumed run must share every key that changes what is learned.
+    """The folder of a run, with the config that a resumed run must share.
 
     Args:
-        path: of the folder.
-        config: of the training, with the sections ``data``, ``optim`` and ``run``.
+        path: path of the folder.
+        config: config of the training.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Any) -> None:
@@ -63,17 +63,17 @@ class RunFolder:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The keys that a resumed run must share with what it resumes."""
+        """The config keys that change what is learned, which a resumed run must share."""
         return self._without_free_keys(self._config)
 
     def open(self, environment: Callable[[], str] | None = None) -> None:
         """Write the config, and the text of environment.json; only rank 0 calls it.
 
         Raises:
-            UserError: the folder holds a run of another config or of another task.
+            UserError: the folder contains a run of another config or of another job.
         """
         config = self.path / "config.yaml"
-        # Earlier versions left it empty if they were killed while they wrote it; checkpoints know theirs too.
+        # Earlier versions left it empty if they were killed while writing; checkpoints have the config too.
         written = is_file(config) and config.stat().st_size > 0
         if written and CheckpointFolder(self.path / "checkpoints").steps():
             self.check()
@@ -83,13 +83,13 @@ class RunFolder:
         self.write("config.yaml", config_text(self._config))
         if environment is not None:
             self.write("environment.json", environment())
-        Path(self.path, "summary.json").unlink(missing_ok=True)  # of an earlier end; the run goes on
+        Path(self.path, "summary.json").unlink(missing_ok=True)  # the run continues
 
     def check(self) -> None:
         """Compare the config in the folder with this one.
 
         Raises:
-            UserError: it belongs to another run or another task.
+            UserError: it is a config of another run or another job.
         """
         config_path = self.path / "config.yaml"
         try:
@@ -116,8 +116,8 @@ class RunFolder:
         rows = ({"path": failure.path, "cause": failure.cause} for failure in failures)
         self.write(name, "".join(simplejson.dumps(row) + "\n" for row in rows))
 
-    def say(self, text: str) -> None:
-        """Log a text, also to log.txt, which the loop keeps open only while it runs."""
+    def log(self, text: str) -> None:
+        """Log a text, also to log.txt, which the loop opens only while it runs."""
         logger.info(text)
         append_text(self.path / "log.txt", text + "\n")
 
@@ -127,10 +127,10 @@ class RunFolder:
 
 
 class BestWeights:
-    """Keeps the weights with the highest score so far in a file; the first of equal ones stays.
+    """A file with the weights of the highest score so far; the first of equal scores wins.
 
     Args:
-        path: of the file.
+        path: path of the file.
         save: writes the model's present weights to a path; only rank 0 calls it.
     """
 
@@ -139,7 +139,7 @@ class BestWeights:
         self._save = save
 
     def offer(self, score: float) -> None:
-        """Save the present weights if they are better; all ranks must call it."""
+        """Save the present weights if their score is higher; all ranks must call it."""
         if score > self.score:
             self.score = score
             distributed.run_on_main(lambda: self._save(self.path))
@@ -149,27 +149,30 @@ class BestWeights:
         return {"score": self.score}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""
         self.score = state["score"]
 
 
 class Run(ABC):
     """One training, from its config to its summary.
 
-    A job's class builds its parts in ``__init__`` and checks them, so that mistakes are reported before
-    anything is written; it sets ``loader`` and ``counter`` and calls :meth:`learn`. Then `run_training` calls
-    on all ranks: :meth:`prepare`, the loop with :meth:`step` and :meth:`evaluate`, and :meth:`finish`; on
-    rank 0 alone: :meth:`plan` and :meth:`opened` before, :meth:`conclude` after.
+    ``__init__`` of a job's class builds and checks everything, so that mistakes are reported before anything
+    is written. It sets ``loader`` and ``counter`` and calls :meth:`set_model`. Then `run_training` calls on
+    all ranks :meth:`prepare`, the loop with :meth:`step` and :meth:`evaluate`, and :meth:`finish`. On rank 0
+    it also calls :meth:`plan` before the loop, and :meth:`conclude` after it.
 
     Attributes:
-        kind: of the training, in summary.json.
-        unit: what a sample is called.
+        kind: kind of the training in summary.json.
+        unit: name of the samples.
         loader: training batches, a context manager with ``close()``.
         heldout: loader of the batches that `heldout_batches` yields, or None.
-        counter: counts inputs that fail: ``add(failures)``, which may end the run, and ``skipped_records``.
+        counter: counts unreadable inputs: ``add(failures)``, which may end the run, and ``skipped_records``.
         evaluate_epochs: epochs between evaluations; 0: only at the end.
-        evaluates: whether the loop evaluates at all.
+        evaluates: whether the loop evaluates.
         unreadable: failures of the final evaluation; None: not evaluated.
+        best: weights with the highest score, if the job selects weights.
+        load_report: report on the initial weights from ``model.weights``, if there are any.
+        load_warning: warning to log with the report.
     """
 
     kind: ClassVar[str]
@@ -180,6 +183,9 @@ class Run(ABC):
     evaluate_epochs: float = 0.0
     evaluates: bool = False
     unreadable: Sequence[Any] | None = None
+    best: BestWeights | None = None
+    load_report: Any = None
+    load_warning: str = ""
 
     def __init__(self, config: Any, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -188,8 +194,8 @@ class Run(ABC):
         self.bf16 = uses_bf16(config.run.precision, device)
         torch.manual_seed(config.run.seed)
 
-    def learn(self, model: nn.Module) -> None:
-        """Take the model that learns, on the CPU, and build its optimizer, schedule and average."""
+    def set_model(self, model: nn.Module) -> None:
+        """Set the model, which is on the CPU, and build optimizer, schedule and average."""
         optim = self.config.optim
         self.model = model
         self.network = distributed.parallel(model, self.device)
@@ -203,10 +209,15 @@ class Run(ABC):
 
     @abstractmethod
     def plan(self) -> list[str]:
-        """Lines on model, data and whatever else the run starts from."""
+        """Lines on model and data for the log."""
 
-    def opened(self) -> None:  # noqa: B027
-        """Write what else belongs into the folder at the start."""
+    def _log_initial_weights(self) -> None:
+        """Log which initial weights were loaded, and write weights_loaded.json."""
+        if self.load_report is not None:
+            self.folder.log(f"weights from {self.config.model.weights}\n{self.load_report.table()}")
+            self.folder.write_json("weights_loaded.json", self.load_report.to_dict())
+            if self.load_warning:
+                self.folder.log(self.load_warning)
 
     def prepare(self) -> None:  # noqa: B027
         """Measure the untrained model."""
@@ -217,12 +228,12 @@ class Run(ABC):
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """What a resumed run needs besides the model, by name."""
-        return {}
+        """State that a resumed run needs besides the model, by name."""
+        return {} if self.best is None else {"best": self.best}
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What a resumed run must share besides the config."""
+        """Facts that a resumed run must share besides the config."""
         return {}
 
     def before_step(self) -> None:  # noqa: B027
@@ -238,14 +249,14 @@ class Run(ABC):
 
     @abstractmethod
     def finish(self) -> dict[str, Any]:
-        """Write the weights of the last step, evaluate, and return what the summary has besides."""
+        """Write the weights of the last step, evaluate, and return the results for the summary."""
 
     @abstractmethod
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """Draw what there is to draw, and return the lines that the user reads at the end."""
+        """Draw pictures, and return the final lines of the log."""
 
     def averaged(self) -> AbstractContextManager[Any]:
-        """A context in which the model holds the weights that are saved: the averaged ones, if kept."""
+        """A context in which the model has the weights to save: the averaged ones if there are any."""
         return nullcontext() if self.ema is None else self.ema.averaged(self.model)
 
     def save_last(self) -> None:
@@ -253,24 +264,22 @@ class Run(ABC):
         with self.averaged():
             distributed.run_on_main(lambda: self.save(self.path / "weights.safetensors"))
 
-    def measure_sets(
-        self, choice: str, best: BestWeights, measure: Callable[[], dict[str, float]]
-    ) -> dict[str, float]:
-        """Metrics of each chosen set of weights; the first metric of the first set competes for the best."""
+    def measure_sets(self, choice: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Metrics of each chosen set of weights; the first metric of the first set decides which are best."""
         results: dict[str, float] = {}
         for number, (prefix, weights) in enumerate(weight_sets(choice, self.model, self.ema)):
             with weights:
                 metrics = measure()
                 results |= {f"{prefix}{name}": value for name, value in metrics.items()}
-                if number == 0:
-                    best.offer(next(iter(metrics.values())))
+                if number == 0 and self.best is not None:
+                    self.best.offer(next(iter(metrics.values())))
         return results
 
     def heldout_batches(self, samples: int) -> Iterator[Any]:
         """This rank's share of the first held-out samples, in batches on the device.
 
-        The batches are the same in every call and for any number of ranks, which take them in turn. All ranks
-        must take all of theirs; an error or a signal that stops one of them stops all.
+        The batches are the same in every call and for any number of ranks, which take turns. All ranks must
+        read all of their batches; an error or a signal on one rank stops all.
         """
         rank, ranks = distributed.rank(), distributed.world_size()
         count = math.ceil(min(samples, len(self.heldout.dataset)) / self.heldout.batch_size)
@@ -281,26 +290,14 @@ class Run(ABC):
                 stop_if_requested()
                 if first + rank < count:
                     batch = next(batches)
-            except (UserError, RunFailed) as caught:  # raised below, on all ranks
+            except (UserError, RunFailed) as caught:  # raised on all ranks below
                 error = caught
             distributed.raise_together(error)
             if batch is not None:
                 yield batch.to(self.device)
 
-    def log_weights(self, path: str, report: Any, warning: str) -> None:
-        """Log what became of the weights that the run starts from, and write weights_loaded.json."""
-        self.folder.say(f"weights from {path}\n{report.table()}")
-        self.folder.write_json("weights_loaded.json", report.to_dict())
-        if warning:
-            self.folder.say(warning)
-
     def train(self, *, environment: Callable[[Path], str], report: Callable[[Path], Path]) -> Outcome:
-        """Do all of it; all ranks must call it.
-
-        Args:
-            environment: run folder -> text of environment.json.
-            report: run folder -> path of the page that it writes there.
-        """
+        """Run from start to end; all ranks must call it. For the arguments see `run_training`."""
         with ExitStack() as stack:
             for loader in (self.loader, self.heldout):
                 if loader is not None:
@@ -308,7 +305,7 @@ class Run(ABC):
             distributed.run_on_main(lambda: self._open(environment))
             self.prepare()
             result = self._loop()
-            self.loader.close()  # its memory is free for what follows
+            self.loader.close()  # frees memory for the final evaluation
             failures = result.progress.failures
             if result.status == "interrupted":
                 logger.info("interrupted; saved as %s; the same command resumes from it", result.checkpoint)
@@ -328,8 +325,8 @@ class Run(ABC):
 
     def _open(self, environment: Callable[[Path], str]) -> None:
         self.folder.open(lambda: environment(self.path))
-        self.folder.say("\n".join([*self.plan(), *self._plan_of_training()]))
-        self.opened()
+        self.folder.log("\n".join([*self.plan(), *self._plan_of_training()]))
+        self._log_initial_weights()
 
     def _close(self, summary: Mapping[str, Any], report: Callable[[Path], Path]) -> None:
         self.folder.write_json("summary.json", summary)
@@ -337,7 +334,7 @@ class Run(ABC):
             self.folder.write_failures("heldout_failures.jsonl", self.unreadable)
         lines = self.conclude(summary)
         lines += [f"checkpoint  {summary['checkpoint']}", f"weights     {summary['weights']}"]
-        self.folder.say("\n".join([*lines, f"report      {report(self.path)}"]))
+        self.folder.log("\n".join([*lines, f"report      {report(self.path)}"]))
 
     def _loop(self) -> TrainResult:
         self.loader.skipped_records = self.counter.skipped_records
@@ -364,7 +361,7 @@ class Run(ABC):
         try:
             self.counter.add(failures)
         finally:
-            if distributed.is_main():  # whole every time, so that steps replayed by a resume add nothing
+            if distributed.is_main():  # the whole file, so that steps repeated after a resume add nothing
                 self.folder.write_failures("failures.jsonl", self.counter.failures.values())
 
     @property
@@ -372,7 +369,7 @@ class Run(ABC):
         return self.loader.batches_per_epoch // self.config.optim.accumulate
 
     def _options(self) -> LoopOptions:
-        """How the loop runs: in a config milestones and evaluations count epochs, in the loop steps."""
+        """Options of the loop, which counts steps where the config counts epochs."""
         optim, run = self.config.optim, self.config.run
         return LoopOptions(
             epochs=optim.epochs,
@@ -416,9 +413,9 @@ def run_training(
 
     Args:
         build: the job's class of `Run`.
-        config: of the training.
+        config: config of the training.
         environment: run folder -> text of environment.json.
-        report: run folder -> path of the page that it writes there.
+        report: run folder -> path of the report that it writes there.
 
     Raises:
         UserError: the config, the inputs, the weights or the run folder are wrong.
@@ -428,18 +425,46 @@ def run_training(
     device = distributed.choose_device(config.run.device)
     with (
         distributed.process_group(device, timeout_seconds=60 * config.run.rank_timeout_minutes),
-        # Before anything is built or measured, so that a second process is refused at once.
+        # Before anything is built or measured, to refuse a second process at once.
         lock_for_all_ranks(config.run.folder, remedy="choose another run.folder"),
     ):
         config = with_threads(config, device, lambda: build(config, device))
         return build(config, device).train(environment=environment, report=report)
 
 
+def loader_options(config: Any) -> dict[str, Any]:
+    """Keyword arguments of this rank's training loader, from the sections of a config."""
+    return {
+        "batch_size": config.optim.batch_size,
+        "accumulate": config.optim.accumulate,
+        "workers": config.data.workers,
+        "read_seconds": config.data.read_seconds,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "pin_memory": config.run.device != "cpu",
+    }
+
+
+def heldout_loader_options(config: Any, samples: int, *, largest_batch: int) -> dict[str, Any]:
+    """Keyword arguments of this rank's loader of the first held-out samples, in the order of the list."""
+    return {
+        # A loader leaves out the samples that do not fill a batch.
+        "batch_size": max(size for size in range(1, largest_batch + 1) if samples % size == 0),
+        "workers": config.data.workers,
+        "read_seconds": config.data.read_seconds,
+        "shuffle": False,
+        "read_ahead": False,
+        "whole_batches": True,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+    }
+
+
 def build_schedule(optim: Any) -> WarmupCosine:
-    """The learning rate over the epochs, for the batch of a config's section ``optim``.
+    """The learning rate schedule of a config's section ``optim``, scaled to its batch size.
 
     Raises:
-        UserError: a rate, a length or the base batch is out of its range.
+        UserError: a learning rate, a length or the base batch size is out of range.
     """
     schedule = WarmupCosine(
         base_lr=optim.learning_rate,
@@ -452,15 +477,10 @@ def build_schedule(optim: Any) -> WarmupCosine:
 
 
 def build_optimizer(optim: Any, model: nn.Module, *, base_lr: float) -> torch.optim.Optimizer:
-    """The optimizer over the model's parameter groups, AdamW unless ``optim.optimizer`` names another.
-
-    Args:
-        optim: section of a config.
-        model: all that learns.
-        base_lr: peak learning rate.
+    """The optimizer of a config's section ``optim`` for the model's parameter groups.
 
     Raises:
-        UserError: betas or momentum out of their range.
+        UserError: betas or momentum are out of range.
     """
     name = getattr(optim, "optimizer", "adamw")
     groups = parameter_groups(

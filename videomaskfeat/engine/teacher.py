@@ -1,4 +1,4 @@
-"""Moving averages: of weights, as a teacher network, of its outputs; and the stop of collapsed runs."""
+"""Moving averages of weights and outputs, teacher networks, and the stop of collapsed runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from videomaskfeat.errors import RunFailed, UserError
 
 
 class ExponentialMovingAverage:
-    """Keeps ``average = decay * average + (1 - decay) * weights`` beside a model.
+    """``average = decay * average + (1 - decay) * weights``, from the model's initial weights on.
 
-    Parameters are averaged; buffers are copied, since averaging counters or tables means nothing. The first
-    average is the model's own weights at construction.
+    Buffers are copied, since an average of counters or tables has no meaning.
 
     Args:
-        model: the plain module (not wrapped by DDP).
-        decay: share kept at each update, in [0, 1); 0.9999 averages over about 10,000 steps.
+        model: the model without a wrapper.
+        decay: in [0, 1); 0.9999 averages over about 10,000 steps.
+
+    Raises:
+        UserError: the decay is out of range.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -38,7 +40,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update the average after an optimizer step."""
         weights = model.state_dict()
         self._blend(
             [self._average[name] for name in self._parameters],
@@ -50,7 +52,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def averaged(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Within the context the model holds the averaged weights; afterwards its own again."""
+        """A context in which the model has the averaged weights."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self._average)
         try:
@@ -59,24 +61,24 @@ class ExponentialMovingAverage:
             model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights under the model's own names: what the model's ``load_state_dict`` takes."""
+        """The averaged weights, for the model's ``load_state_dict``."""
         return dict(self._average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from a saved average (names and shapes as the model's)."""
+        """Restore :meth:`state_dict`."""
         for name, value in self._average.items():
             value.copy_(state[name])
 
 
 def check_weight_sets(choice: str, *, averaged: bool) -> None:
-    """Refuse to evaluate an average that is not kept.
+    """Refuse to evaluate averaged weights without an average.
 
     Args:
         choice: auto, trained, averaged or both.
-        averaged: whether an average is kept.
+        averaged: whether the run averages weights.
 
     Raises:
-        UserError: there is none.
+        UserError: the run does not average weights.
     """
     if not averaged and choice in ("averaged", "both"):
         raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
@@ -85,7 +87,7 @@ def check_weight_sets(choice: str, *, averaged: bool) -> None:
 def weight_sets(
     choice: str, model: nn.Module, average: ExponentialMovingAverage | None
 ) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
-    """Prefix of the metrics' names, and the context in which the model holds these weights."""
+    """Prefix of the names of the metrics, and the context in which the model has these weights."""
     if average is not None and choice in ("auto", "averaged", "both"):
         yield ("averaged_" if choice == "both" else ""), average.averaged(model)
     if average is None or choice in ("trained", "both"):
@@ -93,15 +95,14 @@ def weight_sets(
 
 
 class Teacher:
-    """A copy of a network whose weights follow it: ``w = m * w + (1 - m) * student``.
+    """A copy of a network that follows it: ``weights = m * weights + (1 - m) * student``.
 
-    It gets no gradient, and no dropout or drop path, since it is in evaluation mode; parts that must compute
-    as in training (batch normalisation) are switched by their owner. Buffers are copied, not averaged.
+    It has no gradient and is in evaluation mode. Its owner switches modules that must compute as in training,
+    such as batch normalization. Buffers are copied.
 
     Args:
-        network: the student, or the part of it that has a teacher; its weights are the teacher's first ones.
-        momentum: share m of its weights that a teacher keeps in a step, by the share of the training that is
-            done, 0..1; values in 0..1.
+        network: the student, or the part of it that has a teacher.
+        momentum: completed share of the training, 0..1 -> m, 0..1.
 
     Raises:
         UserError: a momentum outside 0..1.
@@ -119,11 +120,11 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, network: nn.Module, progress: float) -> None:
-        """Take in the student's weights after an optimizer step.
+        """Move toward the student after an optimizer step.
 
         Args:
-            network: the student, built alike, on the same device.
-            progress: share of the training that is done, 0..1.
+            network: the student, on the same device.
+            progress: completed share of the training, 0..1.
         """
         torch._foreach_lerp_(
             list(self.module.parameters()), list(network.parameters()), 1.0 - self.momentum(progress)
@@ -132,24 +133,22 @@ class Teacher:
             own.copy_(theirs)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The teacher's weights by name."""
+        """The teacher's weights."""
         return self.module.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with saved weights."""
+        """Restore :meth:`state_dict`."""
         self.module.load_state_dict(state)
 
 
 def sum_of_rows(rows: Tensor) -> Tensor:
-    """Rows [n, K] of any float type -> their sum and, last, their number, float32 [K + 1]; no gradient."""
+    """Rows float [n, K] -> their sum and then their number, float32 [K + 1], without gradient."""
     rows = rows.detach().float()
     return torch.cat([rows.sum(dim=0), rows.new_full((1,), rows.shape[0])])
 
 
 def mean_of_rows(sums: Sequence[Tensor]) -> Tensor:
     """The mean over all rows of a step, float32 [K], the same on every rank; all ranks must call it.
-
-    How a step is cut into ranks and micro-batches changes the rounding alone.
 
     Args:
         sums: :func:`sum_of_rows` of each micro-batch of this rank.
@@ -158,15 +157,15 @@ def mean_of_rows(sums: Sequence[Tensor]) -> Tensor:
     return total[:-1] / total[-1].clamp(min=1)
 
 
-class RunningCentre:
-    """The moving average of a teacher's outputs, which it subtracts so that no prototype wins everywhere.
+class RunningCenter:
+    """The moving average of a teacher's outputs, which is subtracted so that no prototype always wins.
 
-    Centring of DINO (arXiv 2104.14294, equation 4): ``c = m * c + (1 - m) * mean of the step's outputs``,
+    Centering of DINO (arXiv 2104.14294, equation 4): ``c = m * c + (1 - m) * mean of the step's outputs``
     over all ranks, from c = 0.
 
     Args:
-        size: values an output, K.
-        momentum: share m of itself that it keeps in a step, 0..1.
+        size: values per output, K.
+        momentum: m, 0..1.
 
     Raises:
         UserError: a momentum outside 0..1.
@@ -174,7 +173,7 @@ class RunningCentre:
 
     def __init__(self, size: int, *, momentum: float = 0.9) -> None:
         if not 0 <= momentum <= 1:
-            raise UserError(f"a centre's momentum of {momentum:g} is not between 0 and 1; 0.9 is usual")
+            raise UserError(f"a center's momentum of {momentum:g} is not between 0 and 1; 0.9 is usual")
         self.value = torch.zeros(size)
         """float32 [K]."""
         self.momentum = momentum
@@ -184,26 +183,26 @@ class RunningCentre:
         self.value = self.value.to(device)
 
     def update(self, mean: Tensor) -> None:
-        """Move towards the mean [K] of a step's outputs, taken before they are centred."""
+        """Move toward the mean [K] of the step's outputs before centering."""
         self.value = torch.lerp(self.value, mean, 1.0 - self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
-        """The centre."""
+        """The center."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved centre."""
+        """Restore :meth:`state_dict`."""
         self.value.copy_(state["value"])
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """A number that falls to 0 where features collapse.
+    """A metric that falls to 0 if features collapse.
 
     Attributes:
-        name: as the log calls it.
+        name: its name in the log.
         limit: the run stops below it; 0 never stops.
-        meaning: what it says when it is that low, in a few words.
+        meaning: meaning of such a low value, in a few words.
     """
 
     name: str
@@ -218,19 +217,19 @@ class Monitor:
 
 
 class CollapseStop:
-    """Watches some numbers of every step, and ends the run where one of them stays below its limit.
+    """Ends a run if the moving average of a metric falls below its limit.
 
-    A network that has learnt nothing yet gives nearly the same features to everything too, so the first part
-    of the training is not judged; and a number is judged by its moving average, not by single batches.
+    An untrained network has nearly the same features for all clips, so the first part of the training does
+    not count.
 
     Args:
-        monitors: what is watched.
-        grace: share of the training that is not judged, 0..1.
-        remedy: what the user may change, as the end of the message.
-        smoothing: share of itself that a moving average keeps in a step, 0..1.
+        monitors: the metrics with their limits.
+        grace: share of the training that does not count, 0..1.
+        remedy: end of the error message.
+        smoothing: momentum of the moving averages, 0..1.
 
     Raises:
-        UserError: a share outside 0..1.
+        UserError: the grace is outside 0..1.
     """
 
     def __init__(
@@ -246,14 +245,14 @@ class CollapseStop:
         self._steps = 0
 
     def watch(self, values: Mapping[str, float], progress: float) -> None:
-        """Take in the numbers of a step, the same on every rank.
+        """Check the metrics of a step, the same on every rank.
 
         Args:
-            values: by name; at least those that are watched.
-            progress: share of the training that is done, 0..1.
+            values: metrics by name.
+            progress: completed share of the training, 0..1.
 
         Raises:
-            RunFailed: one has collapsed.
+            RunFailed: the moving average of a metric is below its limit.
         """
         self._steps += 1
         if progress < self._grace:
@@ -262,7 +261,7 @@ class CollapseStop:
             value = values[monitor.name]
             mean = value + self._smoothing * (self._means.get(monitor.name, value) - value)
             self._means[monitor.name] = mean
-            if monitor.limit > 0 and mean < monitor.limit:  # what is 0 in truth may come out below it
+            if monitor.limit > 0 and mean < monitor.limit:  # rounding may bring 0 below 0
                 raise RunFailed(
                     f"step {self._steps}: the features have collapsed: {monitor.name} is {mean:.3g}, below "
                     f"its limit of {monitor.limit:g} ({monitor.meaning}); {self._remedy}"
@@ -273,5 +272,5 @@ class CollapseStop:
         return {"means": dict(self._means), "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Restore :meth:`state_dict`."""
         self._means, self._steps = dict(state["means"]), int(state["steps"])

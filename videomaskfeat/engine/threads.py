@@ -1,4 +1,4 @@
-"""The number of CPU threads: chosen by timing the work itself, and kept when a run is resumed."""
+"""The number of CPU threads, chosen by timing the work itself; a resumed run keeps it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 ConfigT = TypeVar("ConfigT", bound=Any)
 
-_TRIES = 3  # per number of threads, not counting the first call
-_TRY_SECONDS = 3.0  # after which a number is not tried again
-_WORTH = 0.95  # more threads must take less than this share of the time of fewer
+_TRIES = 3  # per number of threads, after the first call
+_TRY_SECONDS = 3.0  # a number of threads is not tried again after this time
+_WORTH = 0.95  # more threads must need less than this share of the time of fewer
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ThreadChoice:
     """A number of threads and the reason for it.
 
     Attributes:
-        threads: that the process computes with now.
-        seconds: per try, by number of threads; empty if none was measured.
-        reason: for people, such as ``measured: 2 threads 165 ms, 1 thread 212 ms``.
+        threads: number of threads that is set now.
+        seconds: seconds per call, by number of threads; empty if nothing was measured.
+        reason: text such as ``measured per step: 2 threads 165 ms, 1 thread 212 ms``.
     """
 
     threads: int
@@ -54,14 +54,14 @@ class ThreadChoice:
 def choose_threads(work: Callable[[], object] | None, *, workers: int = 0) -> ThreadChoice:
     """Set the number of threads with which ``work`` is fastest on this machine now.
 
-    Tries all available cores first, then fewer: those that other programs and the loader workers leave free,
-    halves, and 1, until fewer threads are slower. ``OMP_NUM_THREADS``, if it is set, is used as it is. All
-    ranks must call it; they get the same number.
+    Tries all available cores, the cores that other programs and the loader workers leave free, and halves
+    down to 1, until fewer threads are slower. ``OMP_NUM_THREADS`` overrides the choice. All ranks must call
+    it and get the same number.
 
     Args:
-        work: the repeated work of the process, such as a training step; called only if there is a choice.
-            None: nothing is measured, and the number of free cores is used.
-        workers: loader processes of this rank.
+        work: the repeated work of the process, such as a training step; None: the number of free cores is
+            used without measuring.
+        workers: number of loader workers of this rank.
     """
     fixed = threads_from_environment()
     cores = max(available_cores() // _ranks_here(), 1)
@@ -76,7 +76,7 @@ def choose_threads(work: Callable[[], object] | None, *, workers: int = 0) -> Th
     seconds: dict[int, float] = {}
     best = candidates[0]
     torch.set_num_threads(best)
-    first = _time_once(work)  # builds what later calls reuse, so it counts only if it takes long anyway
+    first = _time_once(work)  # includes one-time work, so it counts only if there is no second call
     if first > _TRY_SECONDS:
         seconds[best] = first
     for threads in candidates:
@@ -98,7 +98,7 @@ def _set(threads: int, seconds: dict[int, float], reason: str) -> ThreadChoice:
 
 
 def _candidates(cores: int, free: int) -> list[int]:
-    """Numbers of threads to try, descending.
+    """Numbers of threads to try, in descending order.
 
     >>> _candidates(16, 13)
     [16, 13, 8, 4, 2, 1]
@@ -108,7 +108,7 @@ def _candidates(cores: int, free: int) -> list[int]:
 
 
 def _time(work: Callable[[], object]) -> float:
-    """Seconds of a call, the median of a few; the same number on every rank."""
+    """Median seconds per call, the same on every rank."""
     times: list[float] = []
     while not times or (len(times) < _TRIES and sum(times) < _TRY_SECONDS):
         times.append(_time_once(work))
@@ -118,29 +118,26 @@ def _time(work: Callable[[], object]) -> float:
 def _time_once(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
-    taken = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
-    return float(distributed.mean_over_ranks(taken))
+    seconds = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
+    return float(distributed.mean_over_ranks(seconds))
 
 
 def _ranks_here() -> int:
-    """Number of processes of this run on this machine, from torchrun."""
+    """Number of processes of this run on this machine."""
     return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
 def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Any]) -> ConfigT:
     """Set torch's number of threads and return the config with ``run.threads`` resolved; all ranks call it.
 
-    A resumed run keeps its number: another one sums in another order, and the run would no longer equal the
-    uninterrupted one bit for bit. A new run takes the number with which its own steps are fastest now; they
-    are measured on a separate training, which is discarded. On a GPU nothing is changed.
+    A resumed run keeps its number, since another one changes the order of sums. A new run uses the number
+    with which its own steps are fastest, measured on a separate training that is discarded. On a GPU nothing
+    changes.
 
     Args:
-        config: of a training.
-        device: of the training.
-        build: builds the training: an :class:`~videomaskfeat.engine.run.Run`.
-
-    Raises:
-        UserError: what ``build`` raises.
+        config: config of a training.
+        device: device of the training.
+        build: builds the training, a :class:`~videomaskfeat.engine.run.Run`.
     """
     if device.type != "cpu":
         return config
@@ -162,19 +159,19 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Any]
 
 
 def _stored(config: Any) -> int:
-    """The number that the run folder's run began with; 0 if there is no run to resume."""
+    """The number of threads of the run to resume; 0 if there is no such run."""
     folder = Path(config.run.folder)
     if not (CheckpointFolder(folder / "checkpoints").steps() and is_file(folder / "config.yaml")):
         return 0
     try:
         return int(load_config(type(config), str(folder / "config.yaml")).run.threads)
     except UserError:
-        return 0  # opening the run folder reports what is wrong
+        return 0  # opening the run folder reports the mistake
 
 
 def _measured(config: Any, build: Callable[[], Any]) -> int:
     workers = config.data.workers
-    if config.run.compile:  # it builds code for one number of threads, so trying several would take minutes
+    if config.run.compile:  # compiled code is for one number of threads: trying several takes minutes
         return choose_threads(None, workers=workers).threads
     with closing(_Trial(build, config.optim.accumulate)) as trial:
         choice = choose_threads(trial, workers=workers)
@@ -184,12 +181,7 @@ def _measured(config: Any, build: Callable[[], Any]) -> int:
 
 
 class _Trial:
-    """Steps of a training, one per call, always on the batches of its first step: reading takes no part.
-
-    Args:
-        build: builds the training; called with the first step.
-        accumulate: micro-batches per step.
-    """
+    """One training step per call, always on the batches of the first step."""
 
     def __init__(self, build: Callable[[], Any], accumulate: int) -> None:
         self._build, self._accumulate = build, accumulate
@@ -198,7 +190,7 @@ class _Trial:
 
     def __call__(self) -> None:
         if self._training is None:
-            logging.disable(logging.WARNING)  # the training itself logs it again
+            logging.disable(logging.WARNING)  # the training itself repeats the messages
             try:
                 self._training = self._build()
             finally:
@@ -214,7 +206,7 @@ class _Trial:
         training.optimizer.zero_grad(set_to_none=True)
 
     def close(self) -> None:
-        """End the loader's workers and free the training."""
+        """Stop the loader workers and free the training."""
         if self._training is not None:
             self._training.loader.close()
             self._training = None

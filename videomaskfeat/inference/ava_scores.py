@@ -31,7 +31,7 @@ from videomaskfeat.metrics.ava_map import (
     result_of,
     write_detections,
 )
-from videomaskfeat.viz.detection import ActionRow, DetectionFacts, percent, render_detection
+from videomaskfeat.viz.detection import ActionRow, format_percent, render_detection
 
 _BINS = 200  # steps of recall in the curves
 _LISTED_FAILURES = 100  # unreadable key frames in result.json; failures.jsonl lists all
@@ -108,14 +108,14 @@ class ScoredDetections:
         """The score, a line per action, notes, and the path of the report in a folder."""
         known = [row for row in self.actions if row.truths]
         lines = [
-            f"mAP {percent(self.result.mean_ap)} at IoU {self.rules.iou_threshold:g}: the mean of "
+            f"mAP {format_percent(self.result.mean_ap)} at IoU {self.rules.iou_threshold:g}: the mean of "
             f"{len(known)} of {len(self.actions)} actions, {sum(row.truths for row in known)} rows to find, "
             f"{self.judged} detections",
             f"{'AP':>9}{'to find':>10}{'found':>10}{'detections':>12}  action",
         ]
         lines += [
-            f"{percent(row.ap):>9}{row.truths:>10}{percent(row.found):>10}{row.detections:>12}  "
-            f"{row.number} {row.name}"
+            f"{format_percent(row.ap):>9}{row.truths:>10}{format_percent(row.found):>10}"
+            f"{row.detections:>12}  {row.number} {row.name}"
             for row in self.actions
         ]
         lines += self.notes()
@@ -162,7 +162,13 @@ def write_detection_result(folder: Path, scored: ScoredDetections, about: Mappin
         for row in scored.actions
     ]
     write_table(folder / "per_class.csv", [header, *rows])
-    write_page(folder / "report.html", render_detection(_collect_facts(scored, result)))
+    html = render_detection(
+        result,
+        actions=scored.actions,
+        notes=scored.notes(),
+        tested=_list_settings(result["seen"]) if "seen" in result else [],
+    )
+    write_page(folder / "report.html", html)
 
 
 def write_key_frame_score(
@@ -303,25 +309,6 @@ def _action_row(data: AvaData, matches: Matches, result: AvaResult, action: int)
         heights=precision_by_recall(hits, truths, _BINS) if truths else np.zeros(_BINS),
         recall=hit_counts / max(truths, 1),
         precision=hit_counts / (ranks + 1),
-    )
-
-
-def _collect_facts(scored: ScoredDetections, result: Mapping[str, Any]) -> DetectionFacts:
-    sides = {"Ground truth": scored.data.groundtruth_counts, "Detections": scored.data.detection_counts}
-    shown_elsewhere = ("kind", "title", "actions", "by_persons", "by_size")
-    return DetectionFacts(
-        title=str(result["title"]),
-        mean_ap=scored.result.mean_ap,
-        iou_threshold=scored.rules.iou_threshold,
-        rows_per_frame=scored.rules.rows_per_frame,
-        key_frames=int(result["key_frames"]),
-        actions=scored.actions,
-        sides=[[name, *map(str, asdict(counts).values())] for name, counts in sides.items()],
-        notes=scored.notes(),
-        persons=result["by_persons"],
-        sizes=result["by_size"],
-        summary={key: value for key, value in result.items() if key not in shown_elsewhere},
-        tested=_list_settings(result["seen"]) if "seen" in result else (),
     )
 
 

@@ -25,7 +25,7 @@ from videomaskfeat.metrics.accuracy import (
     predictions,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.viz.evaluation import ClassRow, EvaluationFacts, ShownVideo, render_evaluation
+from videomaskfeat.viz.evaluation import ClassRow, ShownVideo, render_evaluation
 
 KINDS = {"softmax": "probabilities", "logits": "logits", "knn": "shares of neighbors"}
 """What is averaged over the views -> what the scores are."""
@@ -332,9 +332,17 @@ def write_evaluation(
             "failures": describe_failures(scored.failures),
         },
     )
-    write_page(
-        folder / "report.html", render_evaluation(_collect_facts(scored, result, rows, confusion, summary))
+    worst, best = _select_videos(scored) if result is not None else ([], [])
+    html = render_evaluation(
+        summary,
+        classes=rows,
+        confusion=confusion,
+        predicted=np.bincount(predictions(scored.scores), minlength=scored.classes),
+        class_names=[scored.class_text(label) for label in range(scored.classes)],
+        worst=worst,
+        best=best,
     )
+    write_page(folder / "report.html", html)
     if submission:
         write_submission(submission, scored)
     return result, _format_result(scored, result, folder, about["protocol"], submission)
@@ -374,7 +382,7 @@ def _class_rows(scored: ScoredList, confusion: np.ndarray) -> list[ClassRow]:
                 videos=videos,
                 top1=float(top1[label]),
                 top5=100 * float(hits[scored.labels == label].mean()) if videos else float("nan"),
-                taken_for=scored.class_text(prediction) if times else "",
+                confused_with=scored.class_text(prediction) if times else "",
                 times=times,
             )
         )
@@ -385,7 +393,7 @@ def _class_lines(rows: Sequence[ClassRow]) -> Iterable[Sequence[object]]:
     yield "label", "name", "videos", "top1", "top5", "most_often_taken_for", "times"
     for row in rows:
         percent = (f"{row.top1:.2f}", f"{row.top5:.2f}") if row.videos else ("", "")
-        yield row.label, row.name, row.videos, *percent, row.taken_for, row.times or ""
+        yield row.label, row.name, row.videos, *percent, row.confused_with, row.times or ""
 
 
 def _video_lines(scored: ScoredList) -> Iterable[Sequence[object]]:
@@ -413,36 +421,6 @@ def _video_lines(scored: ScoredList) -> Iterable[Sequence[object]]:
                 line["prediction_name"] = names[prediction]
                 line["label_name"] = names[label] if ranks is not None else ""
         yield [line.get(column, "") for column in _COLUMNS]
-
-
-def _collect_facts(
-    scored: ScoredList,
-    result: Accuracy | None,
-    rows: Sequence[ClassRow],
-    confusion: np.ndarray | None,
-    summary: Mapping[str, Any],
-) -> EvaluationFacts:
-    worst, best = _select_videos(scored) if result is not None else ([], [])
-    shown_elsewhere = ("kind", "failures", "protocol", "title")
-    train_failures = summary.get("train_failures", ())
-    return EvaluationFacts(
-        title=str(summary["title"]),
-        videos=len(scored.rows),
-        listed=scored.listed,
-        top1=None if result is None else result.top1,
-        top5=None if result is None else result.top5,
-        mean_class=None if result is None else result.mean_class,
-        protocol=summary["protocol"],
-        summary={key: value for key, value in summary.items() if key not in shown_elsewhere},
-        classes=rows,
-        confusion=confusion,
-        said=np.bincount(predictions(scored.scores), minlength=scored.classes),
-        class_texts=[scored.class_text(label) for label in range(scored.classes)],
-        worst=worst,
-        best=best,
-        failures=[(failure.path, failure.cause) for failure in scored.failures]
-        + [(entry["path"], f"{entry['cause']} (training list)") for entry in train_failures],
-    )
 
 
 def _select_videos(scored: ScoredList) -> tuple[list[ShownVideo], list[ShownVideo]]:

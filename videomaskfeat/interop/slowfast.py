@@ -144,8 +144,7 @@ class Imported:
             w], and predicts [B, h, w, K]; it also accepts clips of one frame.
         target: ``target(clips) -> [B, t, h, w, K]``, for images [B, h, w, K]; None for a classifier.
         report: loaded weights and ignored keys.
-        clip: clips and test protocol.
-        mask: masks of pre-training; None for a classifier.
+        clip, mask: clips, test protocol and masks; mask is None for a classifier.
     """
 
     model: nn.Module

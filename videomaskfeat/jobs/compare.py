@@ -1,7 +1,7 @@
-"""``compare``: several targets under one budget, on one page.
+"""``compare``: pre-trains with several targets under one budget, and writes one page.
 
-The runs are commands of the package in processes of their own; a comparison that was stopped goes on with
-what is missing. A target's cost is measured in this process.
+Each run is a command of the package in its own process. A comparison that was stopped continues with the
+missing runs. The cost of a target is measured in this process.
 """
 
 from __future__ import annotations
@@ -52,46 +52,43 @@ CONFIGS: dict[str, type] = {
     "finetune": FinetuneConfig,
     "train-tokenizer": TokenizerConfig,
 }
-"""Config class of a verb."""
+"""Config class of each verb."""
 TIMED_STEPS = 5
-"""Steps whose median is a target's cost; two precede them."""
-Say = Callable[[str], object]
+"""Timed steps per target, after two untimed steps."""
+Report = Callable[[str], object]
 
 
-def compare(config: CompareConfig, *, targets: Sequence[str] = (), say: Say = print) -> Path:
-    """Run what is missing, then write the page, ``table.json`` and ``table.md`` into the folder.
-
-    They hold every finished entry, also those that are not among ``targets``. All entries have the schedule
-    of the shared config unless they set their own.
+def compare(config: CompareConfig, *, targets: Sequence[str] = (), report: Report = print) -> Path:
+    """Run the missing runs, then write the page, ``table.json`` and ``table.md`` of all finished entries.
 
     Args:
-        config: see :class:`~videomaskfeat.config.CompareSettings`.
-        targets: entries to run; empty: all.
-        say: gets a line when a run is done.
+        config: config of the comparison.
+        targets: names of the entries to run; empty: all.
+        report: receives a line for each finished run.
 
     Returns:
         The page.
 
     Raises:
         UserError: the config is wrong; raised before the first run.
-        RunFailed: a run did not finish; the same command goes on.
+        RunFailed: a run did not finish; the same command continues.
     """
-    settings = config.compare
-    runs = plan_runs(settings, targets)
-    with FolderLock(settings.folder, remedy="choose another compare.folder"), Verbs() as verbs:
-        remove_temporary_files(settings.folder)
-        # Targets that need no other run come first: a mistake in one's arguments shows before hours pass.
+    section = config.compare
+    runs = plan_runs(section, targets)
+    with FolderLock(section.folder, remedy="choose another compare.folder"), Verbs() as verbs:
+        remove_temporary_files(section.folder)
+        # Targets that need no other run come first, to report mistakes in arguments early.
         for one in sorted(_first_seeds(runs), key=lambda one: bool(one.before)):
-            _measure_cost(one, verbs, say)
-        _run_all(runs, verbs, jobs=settings.jobs, say=say)
-        finished = [one for one in plan_runs(settings) if all(command.finished for command in one)]
-        for one in _first_seeds(finished):  # an earlier one may have been moved here without its cost
-            _measure_cost(one, verbs, say)
-        return write_page(finished, Path(settings.folder))
+            _measure_cost(one, verbs, report)
+        _run_all(runs, verbs, jobs=section.jobs, report=report)
+        finished = [one for one in plan_runs(section) if all(command.finished for command in one)]
+        for one in _first_seeds(finished):  # a run may have been moved here without its cost
+            _measure_cost(one, verbs, report)
+        return write_page(finished, Path(section.folder))
 
 
-def _run_all(runs: Sequence[TargetRuns], verbs: Verbs, *, jobs: int, say: Say) -> None:
-    """Run what is not finished, ``jobs`` targets at a time."""
+def _run_all(runs: Sequence[TargetRuns], verbs: Verbs, *, jobs: int, report: Report) -> None:
+    """Run the runs that are not finished, ``jobs`` targets at a time."""
     threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
     turns = {command.folder: Lock() for one in runs for command in one}  # several targets may need one run
 
@@ -109,7 +106,7 @@ def _run_all(runs: Sequence[TargetRuns], verbs: Verbs, *, jobs: int, say: Say) -
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-            say(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
+            report(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
 
 
 # The plan: the runs of each target with each seed.
@@ -120,10 +117,10 @@ class Command:
     """One run: a verb of the package with its config.
 
     Attributes:
-        folder: of the run; it holds ``summary.json`` once the run is finished.
+        folder: run folder, with ``summary.json`` if the run is finished.
         verb: pretrain, finetune or train-tokenizer.
         config: config file; empty: the defaults.
-        overrides: ``section.key=value`` on top.
+        overrides: ``section.key=value`` arguments.
     """
 
     folder: Path
@@ -138,7 +135,7 @@ class Command:
 
     @property
     def run_folder(self) -> RunFolder:
-        """Its folder with its resolved config.
+        """The run folder with the resolved config.
 
         Raises:
             UserError: a key or a value is wrong.
@@ -146,7 +143,7 @@ class Command:
         return RunFolder(self.folder, load_config(CONFIGS[self.verb], self.config, self.overrides))
 
     def check(self) -> None:
-        """Refuse a wrong config, and a finished run of another one.
+        """Refuse a wrong config, and a finished run of another config.
 
         Raises:
             UserError: names key and value.
@@ -156,14 +153,14 @@ class Command:
             folder.check()
 
     def run(self, verbs: Verbs, *, threads: int | None = None) -> None:
-        """Run it in a process of its own, from where it was stopped; its output goes to ``FOLDER.log``.
+        """Start or resume the run in its own process, with its output in ``FOLDER.log``.
 
         Args:
-            verbs: runs it.
-            threads: CPU threads; None: as many as it chooses.
+            verbs: starts processes.
+            threads: number of CPU threads; None: chosen by the run.
 
         Raises:
-            RunFailed: it did not finish, or a signal stopped it.
+            RunFailed: the run did not finish, or a signal stopped it.
         """
         make_folder(self.folder.parent)
         path = self.folder.with_suffix(".log")
@@ -175,22 +172,22 @@ class Command:
             lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise RunFailed(
                 f"{self.folder}: ended with code {code} and is not finished: "
-                f"{lines[-1].strip() if lines else 'no output'} (all of it in {path}); mend that, and the "
-                "same command goes on"
+                f"{lines[-1].strip() if lines else 'no output'} (full output in {path}); correct that, and "
+                "the same command continues"
             )
 
 
 @dataclass(frozen=True)
 class TargetRuns:
-    """The runs of one target with one seed, in their order.
+    """The runs of one target with one seed, in order.
 
     Attributes:
-        target: its name in the comparison.
-        seed: of all its runs.
+        target: name of the entry.
+        seed: seed of all runs.
         before: runs that the others need, such as a tokenizer's.
         pretrain: the run that is compared.
-        finetune: of its encoder, or None.
-        scratch: the same fine-tuning from random weights, or None; entries that fine-tune alike share it.
+        finetune: fine-tuning of its encoder, or None.
+        scratch: the same fine-tuning from random weights, or None; shared by entries with the same keys.
     """
 
     target: str
@@ -238,28 +235,24 @@ class _Entry(_Shared):
     before: Mapping[str, _Before] = field(default_factory=dict)
 
 
-def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[TargetRuns]:
-    """All runs, target by target, and each target's by seed.
-
-    Args:
-        settings: see :class:`~videomaskfeat.config.CompareSettings`.
-        targets: names of the entries to run; empty: all.
+def plan_runs(section: CompareSettings, targets: Sequence[str] = ()) -> list[TargetRuns]:
+    """All runs by target and seed.
 
     Raises:
         UserError: a key is missing or unknown, a target is unknown, a config does not load, or a finished run
             belongs to another config.
     """
-    check_config(CompareConfig(settings))
-    shared = build_dataclass(_Shared, settings.shared, name="compare.shared")
+    check_config(CompareConfig(section))
+    shared = build_dataclass(_Shared, section.shared, name="compare.shared")
     entries = {
         name: build_dataclass(_Entry, {} if entry is None else entry, name=f"compare.targets.{name}")
-        for name, entry in settings.targets.items()
+        for name, entry in section.targets.items()
     }
     runs = []
-    for name in targets or entries:  # a mistake in the last one is reported before the first run begins
+    for name in targets or entries:  # reports mistakes in all entries before the first run
         check_name("--targets: compare.targets entry", name, entries)
         with _naming(name):
-            own = [_plan_target(settings, shared, entries, name, seed + 1) for seed in range(settings.seeds)]
+            own = [_plan_target(section, shared, entries, name, seed + 1) for seed in range(section.seeds)]
             for command in itertools.chain(*own):
                 command.check()
         runs += own
@@ -267,42 +260,42 @@ def plan_runs(settings: CompareSettings, targets: Sequence[str] = ()) -> list[Ta
 
 
 def _plan_target(
-    settings: CompareSettings, shared: _Shared, entries: Mapping[str, _Entry], name: str, seed: int
+    section: CompareSettings, shared: _Shared, entries: Mapping[str, _Entry], name: str, seed: int
 ) -> TargetRuns:
     """The runs of an entry with a seed."""
-    folder, entry = Path(settings.folder), entries[name]
+    folder, entry = Path(section.folder), entries[name]
     places = {"{folder}": str(folder), "{run}": str(folder / name / f"seed_{seed}"), "{seed}": str(seed)}
 
-    def plan(verb: str, config: str, part: str, *trees: Mapping[str, Any], place: str = "{run}") -> Command:
-        own = {"run": {"seed": seed, "folder": f"{place}/{part}"}}
-        texts = [f"{place}/{part}", config, *(text for tree in (*trees, own) for text in overrides_of(tree))]
+    def plan(verb: str, config: str, name: str, *trees: Mapping[str, Any], place: str = "{run}") -> Command:
+        own = {"run": {"seed": seed, "folder": f"{place}/{name}"}}
+        texts = [f"{place}/{name}", config, *(text for tree in (*trees, own) for text in overrides_of(tree))]
         for word, value in places.items():
             texts = [text.replace(word, value) for text in texts]
         return Command(Path(texts[0]), verb, texts[1], tuple(texts[2:]))
 
-    def plan_finetuning(part: str, weights: str, place: str) -> Command:
+    def plan_finetuning(name: str, weights: str, place: str) -> Command:
         trees = (shared.finetune, entry.finetune, {"model": {"weights": weights}})
-        return plan("finetune", settings.finetune, part, *trees, place=place)
+        return plan("finetune", section.finetune, name, *trees, place=place)
 
     before = tuple(
-        plan(run.verb, run.config, part, run.keys, place=run.folder) for part, run in entry.before.items()
+        plan(run.verb, run.config, name, run.keys, place=run.folder) for name, run in entry.before.items()
     )
     keys = (shared.pretrain, entry.pretrain)
-    pretrain = plan("pretrain", settings.pretrain, "pretrained", *keys)
-    if settings.probes:
+    pretrain = plan("pretrain", section.pretrain, "pretrained", *keys)
+    if section.probes:
         epochs = load_config(PretrainConfig, pretrain.config, pretrain.overrides).optim.epochs
-        rhythm = {"run": {"evaluate_epochs": epochs / settings.probes}}
-        pretrain = plan("pretrain", settings.pretrain, "pretrained", *keys, rhythm)
-    if not settings.finetune:
+        interval = {"run": {"evaluate_epochs": epochs / section.probes}}
+        pretrain = plan("pretrain", section.pretrain, "pretrained", *keys, interval)
+    if not section.finetune:
         return TargetRuns(name, seed, before, pretrain, None, None)
-    alike = next(other for other, one in entries.items() if one.finetune == entry.finetune)
+    first = next(other for other, one in entries.items() if one.finetune == entry.finetune)
     finetune = plan_finetuning("finetuned", "{run}/pretrained/weights.safetensors", "{run}")
-    scratch = plan_finetuning("scratch", "", f"{{folder}}/{alike}/seed_{seed}")
+    scratch = plan_finetuning("scratch", "", f"{{folder}}/{first}/seed_{seed}")
     return TargetRuns(name, seed, before, pretrain, finetune, scratch)
 
 
 def overrides_of(tree: Mapping[str, Any]) -> list[str]:
-    """Section -> key -> value as ``section.key=value`` arguments; a section may be its name alone."""
+    """Section -> key -> value as ``section.key=value`` arguments; the value of a section may be a name."""
     arguments = []
     for section, values in tree.items():
         if not isinstance(values, Mapping):
@@ -314,7 +307,7 @@ def overrides_of(tree: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def _naming(target: str) -> Iterator[None]:
-    """Name the entry that a mistake is in."""
+    """Name the entry in errors."""
     try:
         yield
     except UserError as error:
@@ -322,22 +315,22 @@ def _naming(target: str) -> Iterator[None]:
 
 
 def _first_seeds(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
-    """The first seed of each target, in the targets' order."""
+    """The first seed of each target."""
     firsts: dict[str, TargetRuns] = {}
     for one in runs:
         firsts.setdefault(one.target, one)
     return list(firsts.values())
 
 
-# The cost of a target, kept in cost.json beside its runs.
+# The cost of a target, stored in cost.json next to its runs.
 
 
 def method_cost(config: PretrainConfig, *, steps: int = TIMED_STEPS) -> TargetCost:
-    """Time steps on one batch of the config's training list, in this process, without data and optimizer.
+    """Time steps on one batch of the training list, without data loading and optimizer.
 
     Args:
-        config: of a pre-training; its run folder is not touched.
-        steps: whose median counts; two more precede them.
+        config: config of a pre-training; its run folder is not changed.
+        steps: number of timed steps, after two untimed ones.
 
     Raises:
         UserError: a key of the config is wrong.
@@ -361,12 +354,12 @@ def method_cost(config: PretrainConfig, *, steps: int = TIMED_STEPS) -> TargetCo
         step_ms=_median_ms(step, device, steps),
         clips=config.optim.batch_size // config.optim.accumulate,
         target_ms=_median_ms(target, device, steps),
-        parameters=sum(part.numel() for part in method.student.parameters() if part.requires_grad),
+        parameters=sum(weight.numel() for weight in method.student.parameters() if weight.requires_grad),
     )
 
 
 def method_on_batch(config: PretrainConfig) -> tuple[Method, Any, torch.device]:
-    """The config's method with fresh weights, and one batch of its training list, on the config's device.
+    """The method with initial weights, one batch of the training list, and the device of both.
 
     Raises:
         UserError: a key of the config is wrong.
@@ -385,7 +378,7 @@ def method_on_batch(config: PretrainConfig) -> tuple[Method, Any, torch.device]:
 
 
 def _median_ms(work: Callable[[], None], device: torch.device, steps: int) -> float:
-    """Milliseconds of a call, the median of several after two that do not count."""
+    """Median milliseconds per call, after two untimed calls."""
     times = []
     for _ in range(2 + steps):
         start = time.perf_counter()
@@ -396,26 +389,26 @@ def _median_ms(work: Callable[[], None], device: torch.device, steps: int) -> fl
     return sorted(times[2:])[steps // 2]
 
 
-def _measure_cost(runs: TargetRuns, verbs: Verbs, say: Say) -> None:
-    """Time a step and its target, unless that is done for this config; what the target needs is run first."""
+def _measure_cost(runs: TargetRuns, verbs: Verbs, report: Report) -> None:
+    """Time a step and its target unless this was done for the config; needed runs come first."""
     path, fingerprint = _cost_path(runs), runs.pretrain.run_folder.fingerprint
     if is_file(path):
         try:
             if _read_cost(path)[0] == fingerprint:
                 return
-        except UserError as error:  # cut off by a kill: it is measured again
-            say(str(error))
+        except UserError as error:  # cut off by a kill: measure again
+            report(str(error))
     for command in runs.before:
         if not command.finished:
             command.run(verbs)
-            say(f"{runs.target}: {command.folder.name} is ready")
+            report(f"{runs.target}: {command.folder.name} is ready")
     with _naming(runs.target):
         cost = method_cost(runs.pretrain_config())
     make_folder(path.parent)
     with whole_file(path) as file:
         file.write(json.dumps({"of": fingerprint, "cost": vars(cost)}))
     step, target = duration_text(cost.step_ms / 1e3), duration_text(cost.target_ms / 1e3)
-    say(f"{runs.target}: time per step {step}, of which the target takes {target}")
+    report(f"{runs.target}: time per step {step}, target {target}")
 
 
 def _cost_path(runs: TargetRuns) -> Path:
@@ -439,7 +432,7 @@ def _read_cost(path: Path) -> tuple[Any, TargetCost]:
 
 
 def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
-    """The page of finished runs, and its table as JSON and as Markdown."""
+    """Write the page of finished runs, and its table as JSON and Markdown."""
     results = [
         TargetResults(
             name=first.target,
@@ -449,11 +442,13 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
         )
         for first in _first_seeds(runs)
     ]
-    content = {"machine": json.loads(environment_text(folder)), "targets": [one.row() for one in results]}
+    machine = json.loads(environment_text(folder))
+    content = {"machine": machine, "targets": [one.row() for one in results]}
+    html = render_comparison(results, title=folder.name, provenance=machine["provenance"])
     for name, text in (
         ("table.json", simplejson.dumps(content, indent=2, ignore_nan=True)),
         ("table.md", TargetResults.markdown(results)),
-        ("report.html", render_comparison(results, title=folder.name)),
+        ("report.html", html),
     ):
         with whole_file(folder / name) as file:
             file.write(text)

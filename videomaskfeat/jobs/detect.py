@@ -1,4 +1,4 @@
-"""``detect-train``: from an encoder to a detector of actions and its frame mAP."""
+"""``detect-train``: trains a detector of actions and measures its frame mAP."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import Stateful, StepResult
-from videomaskfeat.engine.run import BestWeights, Outcome, Run, run_training
+from videomaskfeat.engine.contracts import StepResult
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
@@ -56,33 +56,36 @@ from videomaskfeat.schemas import DetectConfig
 from videomaskfeat.viz.report import write_report
 
 AVA_POSES = tuple(range(1, 15))
-_POSE_KIND = "PERSON_MOVEMENT"  # the label_type of AVA's poses
+_POSE_KIND = "PERSON_MOVEMENT"  # label_type of AVA's poses
 ActionLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits float [R, L], labels bool [R, L]) -> scalar"""
 
 
 def detect_train(config: DetectConfig) -> Outcome:
-    """Train a detector as the config says; a run folder that holds a checkpoint is resumed.
+    """Train a detector; a run folder with a checkpoint is resumed.
 
     Raises:
         UserError: the config, the files, the videos, the weights or the run folder are wrong.
-        RunFailed: the loss is not finite, or nothing can be saved.
+        RunFailed: the loss is not finite, or a checkpoint cannot be saved.
     """
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     return run_training(DetectRun, config, environment=environment_text, report=write_report)
 
 
 class DetectRun(Run):
-    """A detector, validated on a part of the key frames while it trains, and on all at the end."""
+    """A detector, evaluated on some key frames during training, and on all at the end."""
 
     kind = "detect"
+    best: BestWeights
 
     def __init__(self, config: DetectConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.lists = read_lists(config)
-        self.recipe = recipe_of(config, self.lists)
+        self.recipe = build_recipe(config, self.lists)
         self.loss = build_loss(config, self.lists, device)
         model, self.load_report = build_detector(config, self.lists.classes)
+        if self.load_report is not None:
+            self.load_warning = compare_levels(config.model.weights, self.recipe.clip)
         self.loader = training_loader(config, self.lists.train)
         self.counter = FailureCounter(
             len(self.loader.dataset),
@@ -98,11 +101,11 @@ class DetectRun(Run):
         )
         self.machine = Machine(str(device), "bf16" if self.bf16 else "fp32", workers=config.data.workers)
         self.evaluates, self.evaluate_epochs = self.lists.tested is not None, config.evaluate.epochs
-        if self.lists.tested is not None:  # a mistake is reported now rather than after the training
+        if self.lists.tested is not None:  # reports mistakes before the training
             assert self.lists.truth is not None
-            self.sources = video_places(config).find_videos(self.lists.truth, self.lists.tested)
-            self.validated = self.part_of_seconds(self.lists.tested, self.lists.truth)
-        self.learn(model)
+            self.sources = video_locations(config).find_videos(self.lists.truth, self.lists.tested)
+            self.validated = self.select_seconds(self.lists.tested, self.lists.truth)
+        self.set_model(model)
         self.compare = torch.compile(self.detect) if config.run.compile else self.detect
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
@@ -123,19 +126,12 @@ class DetectRun(Run):
             f"{len(lists.train.boxes)} boxes{tested}, {lists.classes} actions",
         ]
 
-    def opened(self) -> None:
-        """Log what became of the weights that the run starts from."""
-        if self.load_report is not None:
-            path = self.config.model.weights
-            self.log_weights(path, self.load_report, compare_levels(path, self.recipe.clip))
-
     def step(self, batch: ActionBatch) -> StepResult:
-        """Normalize on the device, score the actions of each box, compare; ``boxes`` counts them per process.
+        """Loss of a batch, and the mean number of ``boxes`` per rank.
 
-        A box weighs the same on every process, whichever of them has more: their losses and gradients are
-        averaged, so each loss is scaled by the process' share of the boxes. (A softmax over poses is a mean
-        over the boxes that have a pose, so there the scale is near enough and not exact.) Micro-batches of
-        one process weigh alike.
+        All boxes have the same weight: gradients are averaged over ranks, so the loss of each rank is scaled
+        by its share of the boxes. For a softmax over poses, a mean over the boxes with a pose, this is an
+        approximation. Micro-batches of one rank have the same weight.
         """
         clips = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
         loss = self.compare(clips, batch.boxes, batch.labels)
@@ -147,20 +143,15 @@ class DetectRun(Run):
         """Clips float [B, C, T, H, W], boxes [R, 5], labels bool [R, L] -> loss float32 []."""
         return self.loss(self.network(clips, boxes), labels)
 
-    @property
-    def state(self) -> Mapping[str, Stateful]:
-        """The best score so far."""
-        return {"best": self.best}
-
-    def part_of_seconds(self, tested: KeyFrames, truth: KeyFrames) -> tuple[KeyFrames, KeyFrames]:
-        """The key frames, tested and true, that are scored while it trains.
+    def select_seconds(self, tested: KeyFrames, truth: KeyFrames) -> tuple[KeyFrames, KeyFrames]:
+        """The key frames that are scored during training, and their ground truth.
 
         Raises:
-            UserError: there is nothing to find in them.
+            UserError: the ground truth has no action to score.
         """
         every = self.config.evaluate.every_seconds
         if every > 1:
-            tested, truth = (part.select(part.seconds % every == 0) for part in (tested, truth))
+            tested, truth = (frames.select(frames.seconds % every == 0) for frames in (tested, truth))
         if not truth.labels[:, [number - 1 for number in self.lists.actions]].any():
             which = f" at each {every}-th second" if every > 1 else ""
             raise UserError(
@@ -171,46 +162,46 @@ class DetectRun(Run):
         return tested, truth
 
     def evaluate(self) -> dict[str, float]:
-        """One view of a part of the key frames."""
+        """Frame mAP of one view of some key frames."""
         tested, truth = self.validated
 
         def measure() -> dict[str, float]:
-            found = self.score(tested)
-            return {"mean_ap": score_in_memory(truth, tested, found, self.lists.actions).mean_ap}
+            scores = self.score(tested)
+            return {"mean_ap": score_in_memory(truth, tested, scores, self.lists.actions).mean_ap}
 
-        return self.measure_sets(self.config.evaluate.weights, self.best, measure)
+        return self.measure_sets(self.config.evaluate.weights, measure)
 
     def score(self, key_frames: KeyFrames, *, scales: Sequence[int] = (), flip: bool = False) -> BoxScores:
-        """The scores of all boxes with the model's present weights."""
+        """The scores of all boxes with the present weights."""
         detector = VideoDetector(self.model, self.recipe, self.machine)
-        found = score_key_frames(detector, key_frames, self.sources, scales=scales, flip=flip)
-        self.unreadable = found.failures
-        return found
+        scores = score_key_frames(detector, key_frames, self.sources, scales=scales, flip=flip)
+        self.unreadable = scores.failures
+        return scores
 
     def save(self, path: Path) -> None:
         """Write the model with its recipe."""
         save_weights(path, self.model, metadata={DETECT_KEY: self.recipe.to_json()})
 
     def finish(self) -> dict[str, Any]:
-        """All views of all held-out key frames, with the best weights, scored into the folder ``score``."""
+        """Evaluate the best weights with all views of all held-out key frames, into the folder ``score``."""
         self.save_last()
         if self.lists.tested is None:
             return {}
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
         evaluate = self.config.evaluate
-        found = self.score(self.lists.tested, scales=evaluate.scales, flip=evaluate.flip)
-        mean_ap, self.words = distributed.run_on_main(lambda: self.write_score(found))
+        scores = self.score(self.lists.tested, scales=evaluate.scales, flip=evaluate.flip)
+        mean_ap, self.final_lines = distributed.run_on_main(lambda: self.write_score(scores))
         return {
             "best_weights": str(self.best.path),
             "validation_best_mean_ap": self.best.score,
             "mean_ap": mean_ap,
-            "key_frames": found.read,
-            "listed": found.listed,
+            "key_frames": scores.read,
+            "listed": scores.listed,
             "area": self.recipe.area,
         }
 
-    def write_score(self, found: BoxScores) -> tuple[float, list[str]]:
-        """Write the folder ``score``; its mAP, and what the user reads."""
+    def write_score(self, scores: BoxScores) -> tuple[float, list[str]]:
+        """Write the folder ``score``; return its mAP and the final lines of the log."""
         tested, truth = self.lists.tested, self.lists.truth
         assert tested is not None
         assert truth is not None
@@ -228,32 +219,32 @@ class DetectRun(Run):
                 precision=self.machine.precision_used,
             ),
         }
-        scored = write_key_frame_score(self.path / "score", self.files, frames, found, about)
+        scored = write_key_frame_score(self.path / "score", self.files, frames, scores, about)
         lines = [
             scored.text(self.path / "score"),
-            *describe_key_frames(frames, found, self.recipe),
+            *describe_key_frames(frames, scores, self.recipe),
             f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
-            *(f"unreadable, left out: {line}" for line in format_failures(found.failures)),
+            *(f"unreadable, left out: {line}" for line in format_failures(scores.failures)),
         ]
         return scored.result.mean_ap, lines
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """The mAP, and what could not be read."""
-        return self.words if "mean_ap" in summary else []
+        """Frame mAP and unreadable videos."""
+        return self.final_lines if "mean_ap" in summary else []
 
 
 @dataclass(frozen=True)
 class ActionLists:
-    """Key frames to train and to test on, and the actions that all of them speak of.
+    """Key frames of a run and their actions.
 
     Attributes:
-        train: to train on.
-        tested: whose boxes are tested on, a detector's or those of the ground truth; None: no validation.
-        truth: what there is to find in them; None: no validation.
+        train: training key frames.
+        tested: held-out key frames with a detector's boxes or those of the ground truth; None: no validation.
+        truth: ground truth of the held-out key frames; None: no validation.
         other: detected boxes that are left out of the validation.
-        actions: id to name of those that are scored.
-        classes: L, ids count from 1 to this.
-        poses: ids of which a person has exactly one; empty where the loss knows of none.
+        actions: id -> name of the scored actions.
+        classes: L, the largest possible id; ids start at 1.
+        poses: ids of mutually exclusive actions; empty if the loss does not use them.
     """
 
     train: KeyFrames
@@ -266,14 +257,14 @@ class ActionLists:
 
 
 def read_lists(config: DetectConfig) -> ActionLists:
-    """Read the files and settle the number of actions.
+    """Read the files and determine the number of actions.
 
     Raises:
-        UserError: a file is missing or wrong, or an action outside the classes.
+        UserError: a file is missing or wrong, or an action is out of range.
     """
     data, boxes = config.data, config.boxes
     actions = read_label_map(data.label_map)
-    classes = settle_classes(data.classes, actions, data.label_map)
+    classes = count_classes(data.classes, actions, data.label_map)
     train = training_key_frames(
         [data.train],
         data.train_boxes,
@@ -296,27 +287,23 @@ def read_lists(config: DetectConfig) -> ActionLists:
     return ActionLists(train, tested, truth, other, actions, classes, poses)
 
 
-def settle_classes(asked: int, actions: Mapping[int, str], label_map: str) -> int:
-    """The number of actions: as asked, or the label map's largest id.
+def count_classes(classes: int, actions: Mapping[int, str], label_map: str) -> int:
+    """The number of actions: ``data.classes``, or the largest id in the label map if that is 0.
 
     Raises:
-        UserError: the label map has a larger id than asked.
+        UserError: the label map has a larger id.
     """
     largest = max(actions)
-    if asked and asked < largest:
+    if classes and classes < largest:
         raise UserError(
-            f"{label_map}: lists the action {largest} ({actions[largest]}), and data.classes is {asked}; "
+            f"{label_map}: lists the action {largest} ({actions[largest]}), and data.classes is {classes}; "
             f"leave data.classes out, or set it to {largest} or more"
         )
-    return asked or largest
+    return classes or largest
 
 
 def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
-    """The ids of the poses where the loss asks for them.
-
-    Raises:
-        UserError: no poses known, or one outside the classes.
-    """
+    """The ids of the poses if the loss uses them."""
     loss = config.loss
     if loss.name != "poses":
         return ()
@@ -331,12 +318,12 @@ def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
         )
     wrong = [number for number in poses if not 1 <= number <= classes]
     if wrong:
-        raise UserError(f"loss.poses holds {wrong[0]}, and there are the actions 1 to {classes}")
+        raise UserError(f"loss.poses contains {wrong[0]}; ids of actions are 1 to {classes}")
     return poses
 
 
-def recipe_of(config: DetectConfig, lists: ActionLists) -> DetectRecipe:
-    """What the weights file will know of clips, frames and actions."""
+def build_recipe(config: DetectConfig, lists: ActionLists) -> DetectRecipe:
+    """Clips, frames and actions, for the weights file."""
     evaluate = config.evaluate
     return DetectRecipe(
         clip=ClipRecipe.of(config.clip),
@@ -350,20 +337,17 @@ def recipe_of(config: DetectConfig, lists: ActionLists) -> DetectRecipe:
 
 
 def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadReport | None]:
-    """The model by its name, made for the config's clips, with the weights that it starts from.
+    """The named model with its initial weights, and the report on them (None without ``model.weights``).
 
-    The last layer of our classifiers is not loaded, whatever its size: their classes are others.
-
-    Returns:
-        The model, and what became of the weights (None from scratch).
+    The last layer of this framework's classifiers is not loaded, since its classes are other ones.
 
     Raises:
-        UserError: an unknown name or argument, a model that is no detector, or weights that do not fit.
+        UserError: the name or an argument is unknown, the model is no detector, or the weights do not fit.
     """
     clip, keys = config.clip, config.model
     if keys.name in MODELS and MODELS[keys.name].classes[0] != DETECTOR:
         known = [name for name, named in MODELS.items() if named.classes[0] == DETECTOR]
-        raise UserError(f"model.name {keys.name!r} is no detector of actions; take one of {', '.join(known)}")
+        raise UserError(f"model.name {keys.name!r} is no detector of actions; use one of {', '.join(known)}")
     arguments: dict[str, Any] = {
         "clip_size": (clip.frames, clip.crop, clip.crop),
         "classes": classes,
@@ -376,13 +360,13 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
     assert isinstance(model, Detector)
     if not keys.weights:
         return model, None
-    # The last layer of what others saved counts if it fits.
+    # The last layer of another framework's file is loaded if it fits.
     of_actions = not keys.weights.endswith(".safetensors") or DETECT_KEY in recipe_texts(keys.weights)
     return model, load_pretrained(model, keys, leave_out=() if of_actions else ("head.*",))
 
 
 def build_loss(config: DetectConfig, lists: ActionLists, device: torch.device) -> ActionLoss:
-    """The loss with the weights of the classes."""
+    """The loss with its class weights."""
     loss = config.loss
     weights = class_weights(lists.train.labels, power=loss.balance).to(device) if loss.balance else None
     if loss.name == "poses":
@@ -395,54 +379,42 @@ def build_loss(config: DetectConfig, lists: ActionLists, device: torch.device) -
 
 
 def class_weights(labels: np.ndarray, *, power: float) -> Tensor:
-    """A factor an action, count^-power, of mean 1; an action that never happens counts as one that does once.
+    """The weight count^-power of each action, float32 [L], with mean 1; the minimum count is 1.
 
     Args:
         labels: bool [R, L].
-        power: 0 (all alike) to 1 (every action counts the same in all).
-
-    Returns:
-        float32 [L].
+        power: 0 (equal weights) to 1 (equal total weight of all actions).
     """
     weights = torch.from_numpy(labels.sum(axis=0)).clamp(min=1).double() ** -power
     return (weights / weights.mean()).float()
 
 
 def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[Any]:
-    """Random crops around the training key frames; this rank's share.
+    """Random crops of this rank's training key frames.
 
     Raises:
-        UserError: a video is missing, or the batch or a clip setting is wrong.
+        UserError: a video is missing, or the batch size or a clip key is wrong.
     """
-    clip, color = config.clip, config.color
-    changes = {"brightness": color.brightness, "contrast": color.contrast, "saturation": color.saturation}
+    clip = config.clip
+    jitter = {name: getattr(config.color, name) for name in ("brightness", "contrast", "saturation")}
     dataset = ActionClips(
         key_frames,
-        video_places(config).find_videos(key_frames),
+        video_locations(config).find_videos(key_frames),
         frames=clip.frames,
         stride=clip.stride,
         target_fps=clip.target_fps,
         transform=ShortSideJitterCrop(
             clip.crop, short_side=(clip.short_side[0], clip.short_side[1]), flip=clip.flip
         ),
-        augment=Augmentation(color=ColorJitter(**changes)) if any(changes.values()) else None,
+        augment=Augmentation(color=ColorJitter(**jitter)) if any(jitter.values()) else None,
         visible=config.boxes.visible,
         seed=config.run.seed,
     )
-    return ClipLoader(
-        dataset,
-        batch_size=config.optim.batch_size,
-        accumulate=config.optim.accumulate,
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin_memory=config.run.device != "cpu",
-    )
+    return ClipLoader(dataset, **loader_options(config))
 
 
-def video_places(config: DetectConfig) -> VideoLocations:
-    """Where the videos of a run are."""
+def video_locations(config: DetectConfig) -> VideoLocations:
+    """The locations of the videos of a run."""
     data = config.data
     return VideoLocations(
         data.videos, tuple(data.frame_lists), data.frames, data.frames_fps, data.start_second

@@ -341,7 +341,7 @@ def _read_frames(path: str, fps: float, count: int) -> Iterator[tuple[int, np.nd
             numbers = np.arange(start, min(start + stretch, count))
             pending: dict[int, np.ndarray] = {}  # the reader may go back, so frames can come out of order
             following = 0
-            for places, picture in reader.each_at(numbers / fps):
+            for places, picture in reader.iter_frames_at(numbers / fps):
                 for place in sorted(places.tolist()):
                     pending[place] = picture if place == following else picture.copy()
                     while following in pending:

@@ -1,4 +1,4 @@
-"""``finetune``: from a pre-trained encoder, or from scratch, to a classifier and its accuracy."""
+"""``finetune``: trains a classifier, from pre-trained or random weights, and measures its accuracy."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.contracts import Stateful, StepResult
-from videomaskfeat.engine.run import BestWeights, Outcome, Run, run_training
+from videomaskfeat.engine.contracts import StepResult
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
 from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
@@ -37,45 +37,48 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels, normalize
-from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
+from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
 
 
 def finetune(config: FinetuneConfig) -> Outcome:
-    """Fine-tune as the config says; a run folder that holds a checkpoint is resumed.
+    """Fine-tune; a run folder with a checkpoint is resumed.
 
     Raises:
         UserError: the config, the lists, the videos, the weights or the run folder are wrong.
-        RunFailed: the loss is not finite, or nothing can be saved.
+        RunFailed: the loss is not finite, or a checkpoint cannot be saved.
     """
     check_weight_sets(config.evaluate.weights, averaged=config.optim.ema_decay is not None)
     return run_training(FinetuneRun, config, environment=environment_text, report=write_report)
 
 
 class FinetuneRun(Run):
-    """A classifier, validated with one view per video while it trains, and with all views at the end."""
+    """A classifier, evaluated with one view per video during training, and with all views at the end."""
 
     kind = "finetune"
+    best: BestWeights
 
     def __init__(self, config: FinetuneConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.lists = read_lists(config)
         self.recipe = ClassifyRecipe.of(config.clip, config.evaluate, self.lists.names)
         model, self.load_report = build_classifier(config, self.lists.classes)
+        if self.load_report is not None:
+            self.load_warning = compare_levels(config.model.weights, self.recipe.clip)
         self.loader = training_loader(config, self.lists)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.mixing = Mixing(classes=self.lists.classes, **vars(config.mix))
         self.evaluates, self.evaluate_epochs = self.lists.validation is not None, config.evaluate.epochs
-        if self.lists.validation is not None:  # a mistake is reported now rather than after the training
+        if self.lists.validation is not None:  # reports mistakes before the training
             build_views(self.lists.validation, self.recipe)
-        self.learn(model)
+        self.set_model(model)
         self.compare = torch.compile(self.classify) if config.run.compile else self.classify
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
     def plan(self) -> list[str]:
-        """Model, cost, tokens, data, and whether videos are mixed at all."""
+        """Model, cost, tokens and data; a warning if videos cannot be mixed."""
         config, clip, lists = self.config, self.config.clip, self.lists
         size = (1, 3, clip.frames, clip.crop, clip.crop)
         total = sum(parameter.numel() for parameter in self.model.parameters())
@@ -101,18 +104,8 @@ class FinetuneRun(Run):
             )
         return lines
 
-    def opened(self) -> None:
-        """Log what became of the weights that the run starts from."""
-        if self.load_report is not None:
-            path = self.config.model.weights
-            self.log_weights(path, self.load_report, compare_levels(path, self.recipe.clip))
-
     def step(self, batch: LabelledBatch) -> StepResult:
-        """Normalize on the device, mix clips and labels, classify, compare.
-
-        ``train_top1`` is the share of clips, in percent, whose class wins: of a mixed clip the class of the
-        greater part, as its target says.
-        """
+        """Loss and ``train_top1`` in percent; the class of a mixed clip is the one with the larger share."""
         pixels = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
         clips, targets = self.mixing(pixels, batch.labels)
         loss, logits = self.compare(clips, targets)
@@ -124,22 +117,17 @@ class FinetuneRun(Run):
         logits = self.network(clips)
         return soft_cross_entropy(logits, targets), logits
 
-    @property
-    def state(self) -> Mapping[str, Stateful]:
-        """The best score so far."""
-        return {"best": self.best}
-
     def evaluate(self) -> dict[str, float]:
-        """One view per video."""
+        """Accuracy with one view per video."""
 
         def measure() -> dict[str, float]:
             score = accuracy(*self.score(replace(self.recipe, views=1, crops=1)))
             return {"top1": score.top1, "top5": score.top5}
 
-        return self.measure_sets(self.config.evaluate.weights, self.best, measure)
+        return self.measure_sets(self.config.evaluate.weights, measure)
 
     def score(self, recipe: ClassifyRecipe) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [n, L] and labels [n] of the held-out videos with the model's present weights."""
+        """Scores [n, L] and labels [n] of the held-out videos with the present weights."""
         assert self.lists.validation is not None
         data = self.config.data
         scores: VideoScores = evaluate_model(
@@ -156,12 +144,12 @@ class FinetuneRun(Run):
         save_weights(path, self.model, metadata={CLASSIFY_KEY: self.recipe.to_json()})
 
     def finish(self) -> dict[str, Any]:
-        """All views of the held-out list, with the best weights."""
+        """Evaluate the best weights with all views of the held-out videos."""
         self.save_last()
         if self.lists.validation is None:
             return {}
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
-        # A resumed run may test with other views than the one that wrote the file.
+        # A resumed run may evaluate other views than the one that wrote the file.
         distributed.run_on_main(lambda: self.save(self.best.path))
         scores, labels = self.score(self.recipe)
         score = accuracy(scores, labels)
@@ -181,7 +169,7 @@ class FinetuneRun(Run):
         }
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """The accuracy, and what could not be read."""
+        """Unreadable videos and accuracy."""
         lines = [
             f"unreadable held-out video, left out: {failure.path}: {failure.cause}"
             for failure in self.unreadable or ()
@@ -200,14 +188,14 @@ class FinetuneRun(Run):
 
 
 @dataclass(frozen=True)
-class LabelledLists:
-    """The lists of a run and the classes that both speak of.
+class ClassLists:
+    """The lists of a run and their classes.
 
     Attributes:
-        train: records to train on, all labelled.
+        train: training records, all with labels.
         validation: held-out records, or None.
         classes: number of classes, L.
-        names: a name a class, or none.
+        names: class names by label; empty if unknown.
     """
 
     train: Records
@@ -216,12 +204,12 @@ class LabelledLists:
     names: tuple[str, ...]
 
 
-def read_lists(config: FinetuneConfig) -> LabelledLists:
-    """Read the lists and settle the number of classes.
+def read_lists(config: FinetuneConfig) -> ClassLists:
+    """Read the lists and determine the number of classes.
 
     Raises:
-        UserError: a list is wrong or without labels, a label outside the classes, names of another number, or
-            pictures where clips have more than one frame.
+        UserError: a list is wrong or has no labels, a label is out of range, the number of class names is
+            wrong, or a list has pictures although clips have several frames.
     """
     data = config.data
     names_path = data.class_names or class_names_beside(data.train)
@@ -236,11 +224,11 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
     stills = config.clip.frames == 1
     train = choice.load(data.train, known_classes=names, stills=stills)
     names = names or train.class_names
-    # Words are numbered as in training, also where the held-out list lacks some of them.
+    # Class names have the numbers of the training list, even if the held-out list lacks some.
     validation = choice.load(data.validation, known_classes=names, stills=stills) if data.validation else None
     if names and data.classes and len(names) != data.classes:
         raise UserError(
-            f"{names_path or data.train}: holds {len(names)} class names, and data.classes is "
+            f"{names_path or data.train}: has {len(names)} class names, and data.classes is "
             f"{data.classes}; leave data.classes out, or give the names of these classes"
         )
     assert train.labels is not None
@@ -249,39 +237,36 @@ def read_lists(config: FinetuneConfig) -> LabelledLists:
         if records is not None:
             check_labels(records, classes)
             check_frames(records, config.clip.frames)
-    words = words_on_gaps(train, classes)
-    if words and distributed.is_main():
-        logger.warning(words)
-    return LabelledLists(train, validation, classes, names)
+    warning = label_gap_warning(train, classes)
+    if warning and distributed.is_main():
+        logger.warning(warning)
+    return ClassLists(train, validation, classes, names)
 
 
-def words_on_gaps(records: Records, classes: int) -> str:
-    """What is odd about the labels of a list to train on: they start above 0, or have gaps; else nothing."""
+def label_gap_warning(records: Records, classes: int) -> str:
+    """A warning if the labels of a training list start above 0 or have gaps; otherwise an empty string."""
     if records.labels is None:
         return ""
     present = np.unique(records.labels)
-    lowest, highest, found = int(present[0]), int(present[-1]), len(present)
-    if not lowest and found == highest + 1:
+    lowest, highest, count = int(present[0]), int(present[-1]), len(present)
+    if not lowest and count == highest + 1:
         return ""
-    missing = highest + 1 - found
-    first = int((np.append(present, -1) != np.arange(found + 1)).argmax())
+    missing = highest + 1 - count
+    first = int((np.append(present, -1) != np.arange(count + 1)).argmax())
     remedy = "subtract 1 from every label" if lowest == 1 else "renumber the labels without gaps"
-    classless = "1 class" if missing == 1 else f"{missing} classes"
+    missing_classes = "1 class" if missing == 1 else f"{missing} classes"
     return (
-        f"{records.source}: labels run from {lowest} to {highest}, {counted(found, 'different one')}, and "
-        f"count from 0 (data.classes is {classes}): {classless} up to {highest} have no "
+        f"{records.source}: labels run from {lowest} to {highest}, {counted(count, 'different one')}, and "
+        f"count from 0 (data.classes is {classes}): {missing_classes} up to {highest} have no "
         f"video, the first is {first}; if that is not intended, {remedy}"
     )
 
 
 def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, LoadReport | None]:
-    """The model by its name, made for the config's clips, with the weights that it starts from.
-
-    Returns:
-        The model, and what became of the weights (None from scratch).
+    """The named model with its initial weights, and the report on them (None without ``model.weights``).
 
     Raises:
-        UserError: an unknown name or argument, a model that does not classify, or weights that do not fit.
+        UserError: the name or an argument is unknown, the model is no classifier, or the weights do not fit.
     """
     clip, keys = config.clip, config.model
     arguments: dict[str, Any] = {
@@ -298,11 +283,11 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     return model, load_pretrained(model, keys) if keys.weights else None
 
 
-def training_loader(config: FinetuneConfig, lists: LabelledLists) -> ClipLoader[Any]:
-    """Random clips and crops of the training list, augmented.
+def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any]:
+    """Augmented random clips and crops of the training list.
 
     Raises:
-        UserError: the batch, a clip setting or an augmentation is wrong.
+        UserError: the batch size, a clip key or an augmentation is wrong.
     """
     dataset = LabelledClips(
         lists.train,
@@ -315,19 +300,10 @@ def training_loader(config: FinetuneConfig, lists: LabelledLists) -> ClipLoader[
         flip_labels=_flip_labels(config, lists.names),
         balanced=config.data.balanced,
     )
-    return ClipLoader(
-        dataset,
-        batch_size=config.optim.batch_size,
-        accumulate=config.optim.accumulate,
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin_memory=config.run.device != "cpu",
-    )
+    return ClipLoader(dataset, **loader_options(config))
 
 
-def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
+def _sampler(clip: LabeledClipConfig) -> Callable[..., np.ndarray]:
     if clip.sampling == "segments":
         return functools.partial(random_segments, frames=clip.frames)
     return functools.partial(
@@ -339,7 +315,7 @@ def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
     )
 
 
-def _transform(clip: LabelledClipConfig) -> ClipTransform:
+def _transform(clip: LabeledClipConfig) -> ClipTransform:
     if clip.crop_kind == "area":
         return RandomResizedCrop(
             clip.crop,
@@ -356,32 +332,26 @@ def _transform(clip: LabelledClipConfig) -> ClipTransform:
 
 
 def _augmentation(config: FinetuneConfig) -> Augmentation | None:
-    """What the config asks for, or None where that is nothing."""
+    """The augmentation of a config, or None."""
     augment, clip = config.augment, config.clip
-    shapes = (
-        RandAugment.from_words(augment.randaugment, interpolation=augment.interpolation)
-        if augment.randaugment
-        else None
-    )
-    changes = (augment.brightness, augment.contrast, augment.saturation)
-    color = (
-        ColorJitter(brightness=changes[0], contrast=changes[1], saturation=changes[2])
-        if any(changes)
-        else None
-    )
-    area = (augment.erasing_area[0], augment.erasing_area[1])
-    erasing = (
-        RandomErasing(probability=augment.erasing, area=area, mean=clip.mean, std=clip.std)
-        if augment.erasing
-        else None
-    )
-    if shapes is None and color is None and erasing is None:
-        return None
-    return Augmentation(randaugment=shapes, color=color, erasing=erasing)
+    augmentations: dict[str, Any] = {}
+    if augment.randaugment:
+        augmentations["randaugment"] = RandAugment.from_words(
+            augment.randaugment, interpolation=augment.interpolation
+        )
+    jitter = {name: getattr(augment, name) for name in ("brightness", "contrast", "saturation")}
+    if any(jitter.values()):
+        augmentations["color"] = ColorJitter(**jitter)
+    if augment.erasing:
+        area = (augment.erasing_area[0], augment.erasing_area[1])
+        augmentations["erasing"] = RandomErasing(
+            probability=augment.erasing, area=area, mean=clip.mean, std=clip.std
+        )
+    return Augmentation(**augmentations) if augmentations else None
 
 
 def _flip_labels(config: FinetuneConfig, names: tuple[str, ...]) -> Mapping[int, int] | None:
-    """Class -> class of the mirrored clip, where flips are to swap them."""
+    """Class -> class of the mirrored clip; None if flips keep the class."""
     if not config.clip.flip_swaps_labels:
         return None
     if not config.clip.flip:

@@ -1,4 +1,4 @@
-"""``pretrain``: from a config to a trained encoder, its held-out loss, its pictures and its report."""
+"""``pretrain``: trains an encoder, with held-out loss, feature probe, pictures and report."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
-    """Pre-train as the config says; a run folder that holds a checkpoint is resumed.
+    """Pre-train; a run folder with a checkpoint is resumed.
 
     Raises:
         UserError: the config, the lists, the videos or the run folder are wrong.
-        RunFailed: the loss is not finite, or nothing can be saved.
+        RunFailed: the loss is not finite, or a checkpoint cannot be saved.
     """
     from videomaskfeat.environment import environment_text
     from videomaskfeat.viz.report import write_report
@@ -48,12 +48,10 @@ class PretrainRun(Run):
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.method = build_method(config)
-        self.loader = training_loader(
-            config, self.method, rank=distributed.rank(), world_size=distributed.world_size()
-        )
+        self.loader = training_loader(config, self.method)
         self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
-        self.learn(self.method.student)
+        self.set_model(self.method.student)
         self.method.to(device)
         self.probe = self._build_probe() if config.probe.train or config.probe.test else None
         self.evaluate_epochs = config.run.evaluate_epochs
@@ -66,7 +64,7 @@ class PretrainRun(Run):
         return FeatureProbe(config.probe, config.data, clip, device=self.device, bf16=self.bf16)
 
     def plan(self) -> list[str]:
-        """Model, cost, tokens, target, unused sections and data."""
+        """Model, cost, tokens, target, ignored sections and data."""
         config, clip, records = self.config, self.config.clip, self.loader.dataset.records
         encoder: Any = self.method.encoder
         size = (1, 3, clip.frames, clip.crop, clip.crop)
@@ -90,25 +88,25 @@ class PretrainRun(Run):
         return self.method.loss(self.network, batch)
 
     def before_step(self) -> None:
-        """Let the method spare weights."""
+        """Let the method freeze weights."""
         self.method.before_step()
 
     def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
-        """Let the method's teacher follow."""
+        """Let the method update its teacher."""
         return self.method.after_step(progress, states)
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """That of the method."""
+        """The state of the method."""
         return self.method.state
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Those of the method."""
+        """The facts of the method."""
         return self.method.fingerprint
 
     def prepare(self) -> None:
-        """Held-out loss and probe of the weights that the run starts from."""
+        """Held-out loss and probe of the initial weights."""
         self.untrained = self.heldout_loss()
         self.probed = {f"{name}_untrained": value for name, value in self.probe_features().items()}
 
@@ -127,7 +125,7 @@ class PretrainRun(Run):
         return {} if self.probe is None else self.probe(self.method.weights()["weights.safetensors"])
 
     def heldout_loss(self) -> HeldOutLoss | None:
-        """The held-out loss, of which each rank computes its share; None without a held-out list."""
+        """The held-out loss, computed on all ranks; None without a held-out list."""
         if self.heldout is None:
             return None
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
@@ -135,13 +133,13 @@ class PretrainRun(Run):
         return self.method.heldout_loss(self.model, batches, autocast=autocast)
 
     def save(self, path: Path) -> None:
-        """Write all models of the method beside the path."""
+        """Write all models of the method into the folder of the path."""
         for name, model in self.method.weights().items():
             metadata = {METADATA_KEY: self.method.recipe.to_json()}
             save_weights(path.parent / name, model, metadata=metadata)
 
     def finish(self) -> dict[str, Any]:
-        """Weights, held-out loss and probe, of the averaged weights if they are kept."""
+        """Write the final weights, which are averaged if there is an average, and evaluate them."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.state_dict())
         distributed.run_on_main(lambda: self.save(self.path / "weights.safetensors"))
@@ -163,13 +161,13 @@ class PretrainRun(Run):
         return summary if reason is None else {**summary, "not_drawn": reason}
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """Pictures of the first held-out videos (or of the training list's), and the closing words."""
+        """Draw the first held-out videos (or training videos), and return the final lines."""
         from videomaskfeat.inference.drawing import draw_videos
 
         records = (self.heldout or self.loader).dataset.records
         videos = [records[index].path for index in range(min(self.config.run.pictures, len(records)))]
         if videos and "not_drawn" not in summary:
-            drawn = draw_videos(
+            pictures = draw_videos(
                 self.model,
                 videos,
                 self.path / "pictures",
@@ -177,29 +175,30 @@ class PretrainRun(Run):
                 reader=self.config.data.reader,
                 workers=min(self.config.data.workers, 1),
             )
-            for failure in drawn.failures:
+            for failure in pictures.failures:
                 logger.warning("not drawn: %s", failure)
-        return closing_words(summary)
+        return final_lines(summary)
 
 
-def closing_words(summary: Mapping[str, Any]) -> list[str]:
-    """What the user reads at the end of a run about its loss and its features."""
+def final_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The final lines of the log on loss and features."""
     lines = []
     if "heldout_trained" in summary:
         constant, trained = summary["heldout_constant"], summary["heldout_trained"]
         measure = summary.get("heldout_measure", "mean squared error at hidden positions")
         lines.append(f"loss on {summary['heldout_clips']} held-out clips ({measure})")
-        place = ""
+        comparison = ""
         if constant is None:
             lines.append("  best constant prediction  unknown for this loss")
         else:
-            apart = margin(trained, constant)
-            no_margin = "   (the targets are constant: nothing can do better)"
-            place = f"   ({apart[0]:.1f} % {apart[1]} the constant)" if apart else no_margin
+            difference = margin(trained, constant)
+            comparison = "   (the targets are constant: no prediction can be better)"
+            if difference:
+                comparison = f"   ({difference[0]:.1f} % {difference[1]} the constant)"
             lines.append(f"  best constant prediction  {constant:.5f}")
         if summary["heldout_untrained"] is not None:
             lines.append(f"  untrained model           {summary['heldout_untrained']:.5f}")
-        lines.append(f"  trained model             {trained:.5f}{place}")
+        lines.append(f"  trained model             {trained:.5f}{comparison}")
     if "knn_top1" in summary:
         videos = f"{summary['probe_videos']} videos of {summary['probe_classes']} classes"
         lines.append(f"frozen features, top-1 on {videos} (before training)")

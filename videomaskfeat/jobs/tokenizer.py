@@ -1,4 +1,4 @@
-"""``train-tokenizer``: from a config to a tokenizer of frames, its held-out figures and its report."""
+"""``train-tokenizer``: trains a tokenizer of frames, with held-out metrics and report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Unif
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.optim import CosineRamp
-from videomaskfeat.engine.run import Outcome, Run, run_training
+from videomaskfeat.engine.run import Outcome, Run, heldout_loader_options, loader_options, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256
@@ -45,24 +45,24 @@ from videomaskfeat.viz.pictures import write_reconstructions
 from videomaskfeat.viz.report import write_report
 
 RECIPE_KEY = "tokenizer"
-"""Key of what is known of a tokenizer besides its arguments, as JSON, in the metadata of its weights file."""
-HELDOUT_BATCH = 32  # held-out frames that go through the tokenizer together, at most
-_FEW_CODES = 0.25  # share of the codes that could be in use, below which the user is warned
+"""Metadata key of facts on a tokenizer besides its arguments, as JSON, in its weights file."""
+HELDOUT_BATCH = 32  # maximum number of frames per held-out batch
+_FEW_CODES = 0.25  # a smaller share of used codes causes a warning
 
 
 def train_tokenizer(config: TokenizerConfig) -> Outcome:
-    """Train a tokenizer as the config says; a run folder that holds a checkpoint is resumed.
+    """Train a tokenizer; a run folder with a checkpoint is resumed.
 
     Raises:
         UserError: the config, the lists, the videos or the run folder are wrong.
-        RunFailed: the loss is not finite, or nothing can be saved.
+        RunFailed: the loss is not finite, or a checkpoint cannot be saved.
     """
     check_keys(config)
     return run_training(TokenizerRun, config, environment=environment_text, report=write_report)
 
 
 class TokenizerRun(Run):
-    """A tokenizer of frames and its reconstruction of held-out ones."""
+    """A tokenizer of frames and its reconstruction of held-out frames."""
 
     kind = "tokenizer"
     unit = "frames"
@@ -74,7 +74,7 @@ class TokenizerRun(Run):
         self.loader = training_loader(config)
         self.heldout = heldout_loader(config)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
-        self.learn(self.tokenizer)
+        self.set_model(self.tokenizer)
         if self.perceptual is not None:
             self.perceptual.to(device)
         self.reconstruct = build_step(config, self.network, self.tokenizer, self.perceptual)
@@ -107,44 +107,44 @@ class TokenizerRun(Run):
         return self.reconstruct(batch)
 
     def after_step(self, progress: float, states: Sequence[Any]) -> None:
-        """Move the codes."""
+        """Update the codes."""
         self.reconstruct.after_step(progress, states)
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """That of the step."""
+        """The state of the step."""
         return {"step": self.reconstruct}
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The hash of the encoder that compares frames."""
+        """The hash of the encoder of the perceptual distance."""
         path = self.config.perceptual.weights
         return {f"the content of {path}": file_sha256(path)} if path else {}
 
     def prepare(self) -> None:
-        """Reconstruct with the untrained tokenizer."""
+        """Measure the untrained tokenizer."""
         self.untrained = self.measure()
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out figures."""
-        found = self.measure()
-        assert found is not None
+        """Held-out metrics."""
+        metrics = self.measure()
+        assert metrics is not None
         return {
-            "reconstruction": found.reconstruction,
-            "perplexity": found.perplexity,
-            "used_codes": float(found.used),
+            "reconstruction": metrics.reconstruction,
+            "perplexity": metrics.perplexity,
+            "used_codes": float(metrics.used),
         }
 
     def measure(self) -> HeldOutFrames | None:
-        """Held-out figures; None without a held-out list."""
+        """Held-out metrics; None without a held-out list."""
         if self.heldout is None:
             return None
         batches = self.heldout_batches(self.config.run.evaluate_frames)
-        frames = (pictures_of(batch.clips) for batch in batches)
+        frames = (frames_of(batch.clips) for batch in batches)
         return heldout_frames(self.tokenizer, frames)
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer with what is known of it, for people and programs that do not build it."""
+        """Write the tokenizer with facts for readers that do not build it."""
         recipe = {
             "kind": self.config.model.name,
             "vocabulary": self.tokenizer.vocabulary,
@@ -156,7 +156,7 @@ class TokenizerRun(Run):
         save_weights(path, self.tokenizer, metadata={RECIPE_KEY: json.dumps(recipe)})
 
     def finish(self) -> dict[str, Any]:
-        """Weights and held-out figures."""
+        """Write the weights and measure them."""
         self.save_last()
         summary: dict[str, Any] = {"vocabulary": self.tokenizer.vocabulary}
         before, after = self.untrained, self.measure()
@@ -173,16 +173,16 @@ class TokenizerRun(Run):
         return summary
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """Pictures and closing words."""
+        """Draw pictures and return the final lines."""
         if self.config.run.pictures > 0:
             self.draw(self.config.run.pictures)
-        return closing_words(summary)
+        return final_lines(summary)
 
     @torch.no_grad()
     def draw(self, count: int) -> None:
-        """Held-out frames (or the training list's), their tokens, and what the decoder makes of these."""
+        """Draw held-out frames (or training frames), their tokens and their reconstructions."""
         batch = next(iter((self.heldout or self.loader).epoch(0)))
-        pictures = pictures_of(batch.to(self.device).clips)[:count]  # [n, C, H, W]
+        pictures = frames_of(batch.to(self.device).clips)[:count]  # [n, C, H, W]
         tokens = self.tokenizer.tokens(pictures)
         decoded = self.tokenizer.denormalize(self.tokenizer.decode(tokens))
         write_reconstructions(
@@ -193,33 +193,35 @@ class TokenizerRun(Run):
         )
 
 
-def closing_words(summary: Mapping[str, Any]) -> list[str]:
-    """What the user reads at the end of a run about the reconstruction."""
+def final_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The final lines of the log on the reconstruction."""
     lines = []
     if "heldout_trained" in summary:
         constant, trained = summary["heldout_constant"], summary["heldout_trained"]
-        apart = margin(trained, constant)
-        place = f"{apart[0]:.1f} % {apart[1]} the one colour" if apart else "the frames have one colour"
+        difference = margin(trained, constant)
+        comparison = "the frames have one color"
+        if difference:
+            comparison = f"{difference[0]:.1f} % {difference[1]} the one color"
         lines += [
             f"reconstruction of {summary['heldout_frames']} held-out frames (mean squared error, "
-            "normalised pixels)",
-            f"  best one colour      {constant:.5f}",
+            "normalized pixels)",
+            f"  best single color    {constant:.5f}",
             f"  untrained tokenizer  {summary['heldout_untrained']:.5f}",
-            f"  trained tokenizer    {trained:.5f}   ({place})",
+            f"  trained tokenizer    {trained:.5f}   ({comparison})",
             f"codes used there       {summary['heldout_used_codes']} of {summary['vocabulary']}, "
             f"perplexity {summary['heldout_perplexity']:.1f}",
         ]
         # A short list cannot use more codes than it has tokens.
         if summary["heldout_used_codes"] < _FEW_CODES * min(summary["vocabulary"], summary["heldout_tokens"]):
             lines.append(
-                "few codes in use, and a target of few tokens says little: take more epochs, or a smaller "
+                "few codes are in use, which makes a weak target: train more epochs, or use a smaller "
                 "model.arguments.vocabulary"
             )
     return lines
 
 
 def check_keys(config: TokenizerConfig) -> None:
-    """Refuse keys that a tokenizer's training does not use.
+    """Refuse keys that the training of a tokenizer does not use.
 
     Raises:
         UserError: names the first such key.
@@ -237,25 +239,25 @@ def check_keys(config: TokenizerConfig) -> None:
 
 
 def build_tokenizer(config: TokenizerConfig) -> TrainedTokenizer:
-    """The tokenizer by its name, checked against the frames.
+    """The named tokenizer, checked against the frame size.
 
     Raises:
-        UserError: an unknown name or argument, or frames that its stride does not divide.
+        UserError: the name or an argument is unknown, or the stride does not divide the frame size.
     """
     tokenizer = create_tokenizer(config.model.name, **config.model.arguments)
     if config.frames.size < 1 or config.frames.size % tokenizer.stride:
         raise UserError(
-            f"frames.size {config.frames.size} is no multiple of the tokenizer's stride {tokenizer.stride}; "
-            "change it, or model.arguments.stride"
+            f"frames.size {config.frames.size} is not a multiple of the tokenizer's stride "
+            f"{tokenizer.stride}; change it, or model.arguments.stride"
         )
     return tokenizer
 
 
 def build_perceptual(config: TokenizerConfig) -> PerceptualDistance | None:
-    """The frozen encoder that compares pictures, where the config names one.
+    """The perceptual distance of a frozen encoder; None if the config has no ``perceptual.weights``.
 
     Raises:
-        UserError: the file is missing or no model of ours, or has no such depths.
+        UserError: the file is missing, is no model of this framework, or has no such depths.
     """
     perceptual = config.perceptual
     if not perceptual.weights:
@@ -278,7 +280,7 @@ def build_step(
     tokenizer: TrainedTokenizer,
     perceptual: PerceptualDistance | None,
 ) -> TokenizerStep:
-    """The step of this kind of tokenizer."""
+    """The training step for the kind of tokenizer."""
     shared: dict[str, Any] = {"perceptual": perceptual, "perceptual_weight": config.perceptual.weight}
     if isinstance(tokenizer, DiscreteVAE):
         gumbel = config.gumbel
@@ -294,10 +296,10 @@ def build_step(
 
 
 def training_loader(config: TokenizerConfig) -> ClipLoader[Any]:
-    """Random frames and crops of the training list.
+    """Random crops of random frames of the training list.
 
     Raises:
-        UserError: the list, the batch or a frame setting is wrong.
+        UserError: the list, the batch size or a frame key is wrong.
     """
     frames = config.frames
     transform = RandomResizedCrop(
@@ -306,20 +308,12 @@ def training_loader(config: TokenizerConfig) -> ClipLoader[Any]:
         aspect=(frames.crop_aspect[0], frames.crop_aspect[1]),
         flip=frames.flip,
     )
-    return ClipLoader(
-        _dataset(config, config.data.train, random_frame, transform, samples=frames.per_video),
-        batch_size=config.optim.batch_size,
-        accumulate=config.optim.accumulate,
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin_memory=config.run.device != "cpu",
-    )
+    dataset = _dataset(config, config.data.train, random_frame, transform, samples=frames.per_video)
+    return ClipLoader(dataset, **loader_options(config))
 
 
 def heldout_loader(config: TokenizerConfig) -> ClipLoader[Any] | None:
-    """The middle frame of each held-out video, its centre crop, in the list's order.
+    """The center crop of the middle frame of each held-out video; None without a held-out list.
 
     Raises:
         UserError: the list is wrong.
@@ -334,39 +328,28 @@ def heldout_loader(config: TokenizerConfig) -> ClipLoader[Any] | None:
     transform = UniformCrop(config.frames.size, config.frames.size)
     dataset = _dataset(config, config.data.validation, middle_frame, transform, samples=1)
     frames = min(config.run.evaluate_frames, len(dataset))
-    return ClipLoader(
-        dataset,
-        # A loader leaves out what does not fill a batch, so take one that divides the number of frames.
-        batch_size=max(size for size in range(1, HELDOUT_BATCH + 1) if frames % size == 0),
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        shuffle=False,
-        read_ahead=False,
-        whole_batches=True,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    return ClipLoader(dataset, **heldout_loader_options(config, frames, largest_batch=HELDOUT_BATCH))
 
 
 def random_frame(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.ndarray:
-    """Any one frame of a video, int64 [1]."""
+    """A random frame of a video, int64 [1]."""
     return rng.integers(num_frames, size=1)
 
 
 def middle_frame(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.ndarray:
-    """The frame in the middle of a video, int64 [1]; ``rng`` is not used."""
+    """The middle frame of a video, int64 [1]; ``rng`` is not used."""
     return np.array([num_frames // 2])
 
 
 def hide_nothing(*, rng: np.random.Generator) -> np.ndarray:
-    """The mask of a training that hides nothing, bool [1, 1, 1]."""
+    """A mask that hides nothing, bool [1, 1, 1]."""
     return np.zeros((1, 1, 1), dtype=bool)
 
 
 def _dataset(
     config: TokenizerConfig, path: str, sampler: FrameSampler, transform: ClipTransform, *, samples: int
 ) -> PretrainClips:
-    """Clips of one frame of a list."""
+    """Clips of one frame of the videos of a list."""
     data = config.data
     records = load_records(
         path, format=data.format, labels=data.labels, prefix=data.prefix, separator=data.separator
@@ -382,24 +365,24 @@ def _dataset(
     )
 
 
-def pictures_of(clips: Tensor) -> Tensor:
-    """Clips uint8 [B, T, H, W, C] -> their frames float32 [B*T, C, H, W], in 0..1."""
+def frames_of(clips: Tensor) -> Tensor:
+    """Clips uint8 [B, T, H, W, C] -> frames float32 [B*T, C, H, W] in 0..1."""
     return clips.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
 
 
 def _as_bytes(pictures: Tensor) -> Any:
-    """Pictures float [n, C, H, W] in 0..1 -> uint8 [n, H, W, C]; what lies outside is cut off."""
+    """Pictures float [n, C, H, W] in 0..1, clamped -> uint8 [n, H, W, C]."""
     return (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 class TokenizerStep(ABC):
-    """Batch -> loss of a tokenizer, with its figures for the log. What it remembers goes with a checkpoint.
+    """The training step of a tokenizer: batch -> loss with metrics. Its state is part of a checkpoint.
 
     Args:
-        network: the tokenizer, perhaps wrapped for several processes.
-        tokenizer: the plain module.
-        perceptual: compares frames with their reconstructions; None: pixels alone count.
-        perceptual_weight: of that distance.
+        network: the tokenizer, perhaps in a wrapper for several processes.
+        tokenizer: the tokenizer without wrapper.
+        perceptual: distance between frames and reconstructions, added to the error of the pixels.
+        perceptual_weight: weight of this distance.
     """
 
     def __init__(
@@ -415,49 +398,49 @@ class TokenizerStep(ABC):
         self.perceptual = perceptual
         self.perceptual_weight = perceptual_weight
         self.progress = 0.0
-        """Share of the run that is done."""
+        """Completed share of the run."""
 
     def __call__(self, batch: PretrainBatch) -> StepResult:
-        """The loss of a batch of frames, and its parts."""
-        pictures = pictures_of(batch.clips)
-        tokens, reconstruction, loss, figures, state = self._code(pictures)
+        """The loss of a batch of frames, and metrics."""
+        pictures = frames_of(batch.clips)
+        tokens, reconstruction, loss, metrics, state = self._code(pictures)
         error = F.mse_loss(reconstruction.float(), self.tokenizer.normalize(pictures))
         loss = loss + error
-        figures["reconstruction"] = error
+        metrics["reconstruction"] = error
         if self.perceptual is not None:
             distance = self.perceptual(pictures, self.tokenizer.denormalize(reconstruction))
             loss = loss + self.perceptual_weight * distance
-            figures["perceptual"] = distance
+            metrics["perceptual"] = distance
         counts = distributed.mean_over_ranks(code_counts(tokens, self.tokenizer.vocabulary).float())
-        figures |= {"perplexity": perplexity(counts), "used_codes": used_codes(counts)}
-        return StepResult(loss, figures, state)
+        metrics |= {"perplexity": perplexity(counts), "used_codes": used_codes(counts)}
+        return StepResult(loss, metrics, state)
 
     @abstractmethod
     def _code(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Any]:
-        """Tokens, normalised reconstruction, further loss, its figures, and the state for `after_step`."""
+        """Tokens, normalized reconstruction, further loss, its metrics, and the state for `after_step`."""
 
     def after_step(self, progress: float, states: Sequence[Any]) -> None:
-        """Take in that an optimizer step is done, and with it this share of the run."""
+        """Store the completed share of the run after an optimizer step."""
         self.progress = progress
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the weights."""
+        """State that a resumed run needs besides the weights."""
         return {"progress": self.progress}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` gave."""
+        """Restore :meth:`state_dict`."""
         self.progress = state["progress"]
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """How a discrete VAE's draws get harder, and its codes stay in use (DALL-E, arXiv 2102.12092, A.2).
+    """Schedules of a discrete VAE (DALL-E, arXiv 2102.12092, A.2).
 
     Args:
-        temperature: from start to end, over ``anneal``.
-        anneal: share of the run, above 0, up to 1.
-        kl_weight: of the KL divergence to uniform codes.
-        kl_warmup: share of the run over which that weight rises from 0 along half a cosine.
+        temperature: temperature of the Gumbel softmax during ``anneal``.
+        anneal: share of the run, above 0 and at most 1.
+        kl_weight: weight of the KL divergence to uniform codes.
+        kl_warmup: share of the run in which this weight rises from 0 along half a cosine.
     """
 
     temperature: CosineRamp
@@ -466,7 +449,7 @@ class Relaxation:
     kl_warmup: float = 0.0
 
     def at(self, progress: float) -> tuple[float, float]:
-        """Temperature and KL weight at a share of the run, 0..1."""
+        """Temperature and KL weight at a completed share of the run, 0..1."""
         risen = 1.0 if progress >= self.kl_warmup else progress / self.kl_warmup
         temperature = self.temperature(min(progress / self.anneal, 1.0))
         return temperature, CosineRamp(0.0, self.kl_weight)(risen)
@@ -485,14 +468,14 @@ class DvaeStep(TokenizerStep):
         temperature, kl_weight = self.relaxation.at(self.progress)
         coding = self.network(pictures, temperature)
         divergence = kl_to_uniform(coding.logits)
-        figures = {"kl": divergence, "temperature": divergence.new_tensor(temperature)}
-        return coding.logits.argmax(1), coding.reconstruction, kl_weight * divergence, figures, None
+        metrics = {"kl": divergence, "temperature": divergence.new_tensor(temperature)}
+        return coding.logits.argmax(1), coding.reconstruction, kl_weight * divergence, metrics, None
 
 
 class VqStep(TokenizerStep):
-    """The step of a :class:`~videomaskfeat.models.tokenizers.VectorQuantizer`: squared error and commitment.
+    """The training step of a vector quantizer: squared error and commitment.
 
-    The codes move once an optimizer step, by what all its micro-batches on all ranks say.
+    Each optimizer step updates the codes once, with the statistics of its micro-batches on all ranks.
     """
 
     def __init__(
@@ -506,47 +489,45 @@ class VqStep(TokenizerStep):
         coding = self.network(pictures)
         commitment = F.mse_loss(coding.latents, coding.codes)
         statistics = self.codebook.statistics(coding.latents, coding.tokens)
-        figures = {"commitment": commitment}
-        return coding.tokens, coding.reconstruction, self.commitment * commitment, figures, statistics
+        metrics = {"commitment": commitment}
+        return coding.tokens, coding.reconstruction, self.commitment * commitment, metrics, statistics
 
     def after_step(self, progress: float, states: Sequence[CodeStatistics]) -> None:
-        """Move the codes."""
+        """Update the codes."""
         super().after_step(progress, states)
         self.codebook.update(sum_over_ranks(states))
 
 
 def sum_over_ranks(batches: Iterable[CodeStatistics]) -> CodeStatistics:
-    """The statistics of several micro-batches, of all ranks; a dead code's candidate comes from one of them.
+    """The statistics of the micro-batches of all ranks, the same on every rank.
 
-    The ranks take turns in the candidates by the number of the code, so that every rank has the same.
+    The replacement of a dead code comes from one micro-batch of one rank, by the number of the code.
     """
-    own = list(batches)
-    turn = torch.arange(len(own[0].counts), device=own[0].counts.device)
+    own, ranks = list(batches), distributed.world_size()
+    turn = torch.arange(len(own[0].counts), device=own[0].counts.device) % (len(own) * ranks)
     candidates = torch.zeros_like(own[0].candidates)
     for number, batch in enumerate(own):
-        mine = (
-            turn % (len(own) * distributed.world_size())
-            == number * distributed.world_size() + distributed.rank()
-        )
+        mine = turn == number * ranks + distributed.rank()
         candidates[mine] = batch.candidates[mine]
-    parts = [torch.stack([batch.counts for batch in own]).sum(0)[:, None]]
-    parts += [torch.stack([batch.sums for batch in own]).sum(0), candidates]
-    whole = distributed.mean_over_ranks(torch.cat(parts, dim=1)) * distributed.world_size()  # one all-reduce
-    counts, sums, candidates = whole.split([1, own[0].sums.shape[1], own[0].sums.shape[1]], dim=1)
+    counts = torch.stack([batch.counts for batch in own]).sum(0)[:, None]
+    sums = torch.stack([batch.sums for batch in own]).sum(0)
+    columns = torch.cat([counts, sums, candidates], dim=1)
+    total = distributed.mean_over_ranks(columns) * ranks  # one all-reduce
+    counts, sums, candidates = total.split([1, sums.shape[1], sums.shape[1]], dim=1)
     return CodeStatistics(counts[:, 0], sums, candidates)
 
 
 @dataclass(frozen=True)
 class HeldOutFrames:
-    """What a tokenizer makes of frames that it never saw.
+    """Metrics of a tokenizer on held-out frames.
 
     Attributes:
-        reconstruction: mean squared error of normalised pixels.
-        constant: that of the best one colour in hindsight: the variance of the pixels.
-        perplexity: of the codes used.
-        used: how many codes were used.
-        frames: how many frames there were.
-        tokens: how many tokens they have.
+        reconstruction: mean squared error of normalized pixels.
+        constant: error of the best single color, the variance of the pixels.
+        perplexity: perplexity of the codes.
+        used: number of used codes.
+        frames: number of frames.
+        tokens: number of tokens.
     """
 
     reconstruction: float
@@ -559,11 +540,11 @@ class HeldOutFrames:
 
 @torch.no_grad()
 def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> HeldOutFrames:
-    """Code and decode frames float32 [B, C, H, W] in 0..1, in float32; all ranks must call it.
+    """Metrics over the batches of all ranks, in float32; all ranks must call it.
 
     Args:
-        tokenizer: codes and decodes.
-        batches: those of this rank; the figures are of the batches of all ranks.
+        tokenizer: the tokenizer.
+        batches: frames float32 [B, C, H, W] in 0..1 of this rank.
 
     Raises:
         ValueError: there are no batches.
@@ -590,7 +571,7 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
     variance = squares / pixels - (sums / pixels).square()  # [C]
     return HeldOutFrames(
         reconstruction=squared / values,
-        constant=max(float(variance.mean()), 0.0),  # rounding may bring it below
+        constant=max(float(variance.mean()), 0.0),  # rounding may make it negative
         perplexity=float(perplexity(counts)),
         used=int(used_codes(counts)),
         frames=int(frames),

@@ -1,4 +1,4 @@
-"""The method of a pre-training config with its parts and loaders: the one place that reads the config."""
+"""Builds the method of a pre-training config and its loaders; no other module of methods reads the config."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import check_frames
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.run import heldout_loader_options, loader_options
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import EXACT
@@ -28,37 +29,44 @@ from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets import build_target
 from videomaskfeat.targets.target import Target
 
-PARTS = ("recipe", "compiled", "epochs", "encoder", "student", "target")
+SUPPLIED = ("recipe", "compiled", "epochs", "encoder", "student", "target")
 """Arguments of methods that are built from the config."""
-HELDOUT_BATCH = 16  # held-out clips that go through the network together, at most
+HELDOUT_BATCH = 16
+"""Maximum number of clips per held-out batch."""
 
 
 def build_method(config: PretrainConfig) -> Method:
-    """The config's method with its parts, on the CPU; weights come from torch's global generator.
+    """The method of a config, on the CPU; weights are drawn from torch's global generator.
 
     Raises:
-        UserError: an unknown name or argument, or parts that cannot be or do not fit each other.
+        UserError: a name or argument is unknown, or the components do not fit each other.
     """
     name, model = config.method.name, config.model
     check_name("method.name", name, METHODS)
     build = method_class(name)
-    arguments = check_arguments("method.arguments", build, config.method.arguments, name=name, supplied=PARTS)
-    takes = inspect.signature(build).parameters
+    arguments = check_arguments(
+        "method.arguments", build, config.method.arguments, name=name, supplied=SUPPLIED
+    )
+    accepted = inspect.signature(build).parameters
     recipe = PretrainRecipe.of(config)
+    supplied: dict[str, Any] = {
+        "recipe": recipe,
+        "compiled": config.run.compile,
+        "epochs": config.optim.epochs,
+    }
     checkpoint_blocks = config.run.activation_checkpointing
-    parts: dict[str, Any] = {"recipe": recipe, "compiled": config.run.compile, "epochs": config.optim.epochs}
-    if "target" in takes:
+    if "target" in accepted:
         target = build_target(config.target.name, config.target.arguments, clip=recipe.clip)
-        parts["target"] = target
-        parts["student"] = build_student(
+        supplied["target"] = target
+        supplied["student"] = build_student(
             model.name, model.arguments, recipe=recipe, target=target, checkpoint_blocks=checkpoint_blocks
         )
     else:
-        parts["encoder"] = build_encoder(
+        supplied["encoder"] = build_encoder(
             model.name, model.arguments, clip=recipe.clip, checkpoint_blocks=checkpoint_blocks
         )
     try:
-        return build(**{key: part for key, part in parts.items() if key in takes}, **arguments)
+        return build(**{key: value for key, value in supplied.items() if key in accepted}, **arguments)
     except TypeError as error:
         raise UserError(f"method.arguments of {name!r}: {error}") from error
 
@@ -71,32 +79,32 @@ def build_student(
     target: Target,
     checkpoint_blocks: bool = False,
 ) -> nn.Module:
-    """The named model, made for the recipe's clips and checked against mask and target.
+    """A named model for the recipe's clips, checked against mask and target.
 
     Args:
-        name: a model that predicts at masked positions.
+        name: a model that predicts at hidden positions.
         arguments: differences from the named model.
         recipe: clip and mask.
-        target: what it predicts.
+        target: the target.
         checkpoint_blocks: recompute activations in the backward pass.
 
     Raises:
-        UserError: an unknown name or argument, a model that predicts nothing, a clip that the cubes do not
-            tile, a mask grid that does not divide the output grid, or a target on another grid.
+        UserError: the name or an argument is unknown, the model has no predictions, the cubes do not tile the
+            clip, the mask grid does not divide the output grid, or the target has another grid.
     """
     if name in MODELS and "values_per_token" not in arguments_of(name):
         known = [other for other in MODELS if "values_per_token" in arguments_of(other)]
         raise UserError(
             f"model.name {name!r} predicts no target, so it cannot learn {recipe.target!r}; "
-            f"take one of {', '.join(known)}"
+            f"use one of {', '.join(known)}"
         )
     size = recipe.clip.size
-    own = {
+    sizes = {
         "clip_size": size,
         "values_per_token": target.values_per_token,
         "checkpoint_blocks": checkpoint_blocks,
     }
-    model = create_model_from(name, {**own, **arguments})
+    model = create_model_from(name, {**sizes, **arguments})
     output = model.output_grid((1, 3, *size))  # type: ignore[operator]
     try:
         grid = TokenGrid.from_clip(frames=size[0], height=size[1], width=size[2], stride=target.output_stride)
@@ -104,16 +112,16 @@ def build_student(
         raise UserError(f"target.name {recipe.target!r}: {error}; or {target.grid_remedy}") from error
     if grid != output:
         argument = getattr(model, "grid_argument", "")
-        pools = f", or the model's {argument}" if argument else ""
+        grid_argument = f", or the model's {argument}" if argument else ""
         raise UserError(
-            f"target.name {recipe.target!r} gives values on a grid of {grid}, and {name} predicts on "
-            f"{output}; {target.grid_remedy}{pools}"
+            f"target.name {recipe.target!r} has values on a grid of {grid}, and {name} predicts on "
+            f"{output}; {target.grid_remedy}{grid_argument}"
         )
     check_mask_grid(recipe, output, model=name)
     if getattr(model, "equal_masks", False) and recipe.mask.kind not in EXACT:
         raise UserError(
-            f"mask.kind {recipe.mask.kind!r} does not hide equally many positions of every clip, and {name} "
-            f"computes the visible ones alone, equally many of each; take one of {', '.join(EXACT)}"
+            f"mask.kind {recipe.mask.kind!r} does not hide the same number of positions in every clip, and "
+            f"{name}, which computes only visible positions, needs that; use one of {', '.join(EXACT)}"
         )
     return model
 
@@ -121,56 +129,45 @@ def build_student(
 def build_encoder(
     name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe, checkpoint_blocks: bool = False
 ) -> Encoder:
-    """The encoder of a named model, with a final norm and without a head, for clips of the recipe.
+    """The encoder of a named model, with a final norm and without a head.
 
     Args:
-        name: any model; the encoder has its sizes.
+        name: any model.
         arguments: differences from the named model.
         clip: the clips.
         checkpoint_blocks: recompute activations in the backward pass.
 
     Raises:
-        UserError: an unknown name or argument, or a clip that the cubes do not tile.
+        UserError: the name or an argument is unknown, or the cubes do not tile the clip.
     """
     check_name("model.name", name, MODELS)
     encoder_name = MODELS[name].build.encoder_name
     known = arguments_of(encoder_name)
-    own = {key: value for key, value in arguments_of(name).items() if key in known}
-    own |= {
+    own_arguments = {key: value for key, value in arguments_of(name).items() if key in known}
+    own_arguments |= {
         "clip_size": clip.size,
         "final_norm": True,
         "mean_first": False,
         "checkpoint_blocks": checkpoint_blocks,
     }
-    encoder = create_model_from(encoder_name, {**own, **arguments})
+    encoder = create_model_from(encoder_name, {**own_arguments, **arguments})
     assert isinstance(encoder, Encoder)
     return encoder
 
 
-def training_loader(
-    config: PretrainConfig, method: Method, *, rank: int = 0, world_size: int = 1
-) -> ClipLoader[Any]:
-    """The training batches of a rank.
+def training_loader(config: PretrainConfig, method: Method) -> ClipLoader[Any]:
+    """The training batches of this rank.
 
     Raises:
-        UserError: the list, the batch or a clip setting is wrong.
+        UserError: the list, the batch size or a clip key is wrong.
     """
-    optim, data = config.optim, config.data
-    method.check_batch(optim.batch_size, accumulate=optim.accumulate, world_size=world_size)
-    return ClipLoader(
-        _dataset(config, method, data.train),
-        batch_size=optim.batch_size,
-        accumulate=optim.accumulate,
-        workers=data.workers,
-        read_seconds=data.read_seconds,
-        rank=rank,
-        world_size=world_size,
-        pin_memory=config.run.device != "cpu",
-    )
+    optim = config.optim
+    method.check_batch(optim.batch_size, accumulate=optim.accumulate, world_size=distributed.world_size())
+    return ClipLoader(_dataset(config, method, config.data.train), **loader_options(config))
 
 
 def heldout_loader(config: PretrainConfig, method: Method) -> ClipLoader[Any] | None:
-    """The held-out clips in the list's order, always the same; None if the config names no list.
+    """The held-out clips, always the same, in the order of the list; None if the config has no list.
 
     Raises:
         UserError: the list is wrong, or there is nothing to evaluate.
@@ -185,19 +182,8 @@ def heldout_loader(config: PretrainConfig, method: Method) -> ClipLoader[Any] | 
     dataset = _dataset(config, method, config.data.validation, heldout=True)
     clips = method.clips_per_video
     videos = min(max(config.run.evaluate_clips // clips, 1), len(dataset))
-    # A loader leaves out what does not fill a batch, so take one that divides the number of clips.
-    together = max(size for size in range(1, HELDOUT_BATCH // clips + 1) if videos % size == 0)
-    return ClipLoader(
-        dataset,
-        batch_size=clips * together,
-        workers=config.data.workers,
-        read_seconds=config.data.read_seconds,
-        shuffle=False,
-        read_ahead=False,
-        whole_batches=True,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    options = heldout_loader_options(config, videos, largest_batch=HELDOUT_BATCH // clips)
+    return ClipLoader(dataset, **{**options, "batch_size": clips * options["batch_size"]})
 
 
 def _dataset(
@@ -206,7 +192,7 @@ def _dataset(
     """The clips of a list.
 
     Raises:
-        UserError: the list is wrong, or holds pictures and clips have more than one frame.
+        UserError: the list is wrong, or lists pictures although clips have several frames.
     """
     data, clip = config.data, config.clip
     records = load_records(

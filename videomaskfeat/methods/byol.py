@@ -14,7 +14,7 @@ from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import direction_error
-from videomaskfeat.methods.teaching import Colours, Comparison, PairMethod, build_group
+from videomaskfeat.methods.teaching import Colors, Comparison, PairMethod, build_group
 from videomaskfeat.metrics.accuracy import directions
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
@@ -24,7 +24,7 @@ from videomaskfeat.recipe import PretrainRecipe
 
 
 class Projecting(nn.Module):
-    """Encoder and projector: the part of the student that has a teacher.
+    """Encoder and projector, the part of the student that has a teacher.
 
     Args:
         encoder: clips -> features.
@@ -39,10 +39,10 @@ class Projecting(nn.Module):
     def forward(self, clips: Tensor, views: int = 1) -> tuple[Tensor, Tensor]:
         """Clips of several views, view after view -> features [B, D'] and projections [B, P].
 
-        Batch normalization takes each view by itself.
+        Batch normalization is separate for each view.
         """
         features = self.encoder(clips).clip
-        return features, torch.cat([self.projector(part) for part in features.chunk(views)])
+        return features, torch.cat([self.projector(view) for view in features.chunk(views)])
 
 
 class ByolStudent(nn.Module):
@@ -61,31 +61,30 @@ class ByolStudent(nn.Module):
     def forward(self, clips: Tensor, views: int = 1) -> Tensor:
         """Clips float [B, C, T, H, W] of several views, view after view -> predictions [B, P]."""
         _, projections = self.online(clips, views)
-        return torch.cat([self.predictor(part) for part in projections.chunk(views)])
+        return torch.cat([self.predictor(view) for view in projections.chunk(views)])
 
 
 class Byol(PairMethod):
     """Bootstrap your own latent (arXiv 2006.07733) on two clips of each video, at two times.
 
-    The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS, no hue,
-    blur and solarisation among the colours; in evaluation, which only held-out losses are, the teacher's
-    projector normalizes by the student's running statistics. The teacher's encoder is what is saved.
+    The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS; no hue,
+    blur or solarization; for held-out losses the teacher's projector normalizes with the student's running
+    statistics. The teacher's encoder is saved.
 
     Args:
-        recipe: see :class:`~videomaskfeat.methods.method.Method`.
-        encoder: the student's, with fresh weights.
-        compiled: see :class:`~videomaskfeat.methods.method.Method`.
-        projection: width of what is compared, P.
-        hidden_width: of projector and predictor.
-        summary: the clip's feature: "mean" (over the grid's tokens) or "token" (the class token).
-        momentum: the teacher's, at the start; a cosine takes it to ``momentum_end``.
-        momentum_end: at the end.
-        colour: see :class:`~videomaskfeat.methods.teaching.Colours`.
-        collapse_std: the run stops where projections or features spread less than this, 0..1; 0: never.
-        collapse_grace: share of the run that is not judged.
+        recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
+        encoder: the student's encoder with initial weights.
+        projection: width of the projections, P.
+        hidden_width: hidden width of projector and predictor.
+        summary: feature of a clip: "mean" (over the grid's tokens) or "token" (the class token).
+        momentum: momentum of the teacher at the start; follows a cosine.
+        momentum_end: momentum of the teacher at the end.
+        colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
+        collapse_std: minimum standard deviation of projections and features, 0..1; 0 never stops the run.
+        collapse_grace: share of the run without this limit.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value is out of range.
     """
 
     loss_name = "2 - 2 cos, both directions"
@@ -107,7 +106,7 @@ class Byol(PairMethod):
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
     ) -> None:
-        colours = build_group(Colours, "colour", colour)
+        colors = build_group(Colors, "colour", colour)
         width = encoder.out_width
         features = ClipEncoder(encoder, summary=summary)
         heads = [
@@ -118,14 +117,14 @@ class Byol(PairMethod):
             for before in (width, projection)
         ]
         online, predictor = Projecting(features, heads[0]), heads[1]
-        meaning = "all clips get nearly the same one"
+        meaning = "it is nearly the same for all clips"
         super().__init__(
             recipe=recipe,
             student=ByolStudent(online, predictor),
             encoder=encoder,
             masked=False,
             compiled=compiled,
-            colours=colours,
+            colors=colors,
             followed=online,
             momentum=CosineRamp(momentum, momentum_end),
             monitors=(
@@ -138,29 +137,25 @@ class Byol(PairMethod):
 
     @property
     def description(self) -> str:
-        """What is compared."""
+        """The target."""
         return "the teacher's projection of another clip of the same video (BYOL)"
 
     def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:
-        """Refuse micro-batches of one video in one process, of which batch normalization leaves nothing.
-
-        Raises:
-            UserError: names the batch and the smallest one.
-        """
+        """Refuse micro-batches of one video, which batch normalization turns into constants."""
         if world_size == 1 and batch_size // accumulate == 2:
             raise UserError(
                 f"optim.batch_size {batch_size} with optim.accumulate {accumulate} leaves one video per "
-                "micro-batch, which batch normalization cannot take; a batch counts two clips per video, "
-                f"take at least {4 * accumulate}"
+                "micro-batch, which batch normalization cannot normalize; a batch has two clips per video, "
+                f"so use at least {4 * accumulate}"
             )
 
     def compare(self, network: nn.Module, batch: PairBatch, *, progress: float) -> Comparison:
-        """Predict the projection of each clip's partner."""
+        """Predict the projection of the other clip of each video."""
         pixels = self._by_view(batch)
         features, projections = self.teach(pixels)
         predictions = self._forward(network, pixels, 2)
-        partners = torch.cat(projections.chunk(2)[::-1])
-        loss = 2.0 * direction_error(predictions, partners)  # the mean of both directions, twice
+        targets = torch.cat(projections.chunk(2)[::-1])
+        loss = 2.0 * direction_error(predictions, targets)  # the mean of both directions, twice
         return Comparison(
             loss, {}, {"feature_std": directions(features), "projection_std": directions(projections)}
         )
@@ -180,7 +175,7 @@ class Byol(PairMethod):
         return {"direction": rows["projection_std"]}
 
     def best_constant(self, means: Mapping[str, Tensor]) -> float:
-        """The mean of 2 - 2 c.u over unit vectors u is least for c along their mean: 2 - 2 |mean|."""
+        """The mean of 2 - 2 c.u over unit vectors u has its minimum 2 - 2 |mean| for c along their mean."""
         return 2 * (2 - 2 * float(means["direction"].norm()))
 
     @property
@@ -191,11 +186,11 @@ class Byol(PairMethod):
         return module.encoder.encoder
 
     def _by_view(self, batch: PairBatch) -> Tensor:
-        """The pixels of a batch, whose clips come pair by pair, view by view: float [2V, C, T, H, W]."""
+        """The pixels of a batch of pairs, view after view, float [2V, C, T, H, W]."""
         return self.pixels(batch.clips.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
 
     def train(self, network: nn.Module, mode: bool) -> None:
-        """The teacher's projector normalizes by the batch in training, as the student's does."""
+        """In training the teacher's projector normalizes over the batch, as the student's does."""
         super().train(network, mode)
         module = self.teacher.module
         assert isinstance(module, Projecting)

@@ -1,4 +1,4 @@
-"""``method: ibot``: an online tokenizer, whose teacher names clips and hidden cubes by distributions."""
+"""``method: ibot``: self-distillation with an online tokenizer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.data.clips import MaskDraw
 from videomaskfeat.engine.optim import CosineRamp, LinearRamp
-from videomaskfeat.engine.teacher import Monitor, RunningCentre
+from videomaskfeat.engine.teacher import Monitor, RunningCenter
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import resize_mask
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
 from videomaskfeat.masking import varied
 from videomaskfeat.methods.method import check_mask_grid
-from videomaskfeat.methods.teaching import Colours, Comparison, Local, PairMethod, build_group
+from videomaskfeat.methods.teaching import Colors, Comparison, Local, PairMethod, build_group
 from videomaskfeat.metrics.accuracy import directions, entropy
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory, check_arguments
@@ -31,12 +31,12 @@ _KINDS = ("class", "cube")
 
 
 class IbotNetwork(nn.Module):
-    """Encoder and heads, of the student as of the teacher.
+    """Encoder and heads of student and teacher.
 
     Args:
         masked: clips and mask -> features.
         class_head: features of clips -> cosines to the prototypes.
-        cube_head: features of cells -> the same; it may be the same module.
+        cube_head: features of cells -> cosines to the prototypes; may be the same module.
     """
 
     def __init__(self, masked: MaskedEncoder, class_head: PrototypeHead, cube_head: PrototypeHead) -> None:
@@ -53,11 +53,11 @@ class IbotNetwork(nn.Module):
         Args:
             clips: float [B, C, T, H, W], normalized.
             mask: bool [B, t', h', w'], True = hidden.
-            local: small crops float [S, C, T, H', W'], of which nothing is hidden; None: none.
+            local: whole local crops float [S, C, T, H', W'].
             learn_prototypes: see :class:`~videomaskfeat.models.projection.PrototypeHead`.
 
         Returns:
-            Float32: of clips [B, K], of cells [B, t, h, w, K], and of local crops [S, K] (S = 0 where none).
+            Float32: for clips [B, K], cells [B, t, h, w, K] and local crops [S, K] (S = 0 without crops).
         """
         clip, cells = self.masked(clips, mask)
         classes = self.class_head(clip, learn_prototypes=learn_prototypes)
@@ -71,44 +71,44 @@ class IbotNetwork(nn.Module):
 class Ibot(PairMethod):
     """Self-distillation with an online tokenizer (iBOT, arXiv 2111.07832) on two clips of each video.
 
-    The teacher sees both clips whole and gives a distribution over K prototypes for the class token and for
-    each cell. The student, which sees the clips masked, is to give the same for the class token of the
-    *other* clip, and for the hidden cells of its own. Outputs are centred and sharpened by a low temperature,
-    so that neither one prototype nor all alike can win. The teacher's encoder is what is saved.
+    The teacher sees both clips whole and predicts a distribution over K prototypes for the class token and
+    for each cell. The student sees the masked clips and learns to predict the teacher's distributions for the
+    class token of the *other* clip and for the hidden cells of its own. Centering and a low temperature of
+    the teacher's outputs prevent both one dominant prototype and uniform distributions. The teacher's encoder
+    is saved.
 
-    Deviations from the published code: no schedule of the weight decay; no hue, blur and solarisation among
-    the colors; the center takes in whole optimizer steps, not micro-batches.
+    Deviations from the published code: no weight decay schedule; no hue, blur or solarization; the centers
+    average whole optimizer steps instead of micro-batches.
 
     Args:
-        recipe: see :class:`~videomaskfeat.methods.method.Method`; the mask's ratio is not used if ``ratios``
-            are given.
-        encoder: the student's, with fresh weights.
+        recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`; ``ratios`` override the mask
+            ratio.
+        encoder: the student's encoder with initial weights.
         epochs: length of the run.
-        compiled: see :class:`~videomaskfeat.methods.method.Method`.
         head: arguments of :class:`~videomaskfeat.models.projection.PrototypeHead` (prototypes, hidden_width,
             bottleneck, layers).
         shared_head: one head for class token and cells, as published.
-        summary: the clip's feature: "token" (the class token) or "mean" (over the grid's tokens).
-        ratios: least and greatest mask ratio, drawn anew for each clip; null: always mask.ratio.
-        unmasked: chance that nothing of a clip is hidden, 0..1.
-        student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's, at the start and after the warm-up.
-        temperature_warmup_epochs: epochs in which it rises.
-        centre_momentum: share of itself that a centre keeps in a step.
-        momentum: the teacher's, at the start; a cosine takes it to ``momentum_end``.
-        momentum_end: at the end.
-        freeze_epochs: epochs at the start in which the prototypes are not learnt.
-        class_weight: of the class token's loss.
-        cube_weight: of the hidden cells' loss.
+        summary: feature of a clip: "token" (the class token) or "mean" (over the grid's tokens).
+        ratios: minimum and maximum mask ratio, drawn for each clip; null: always mask.ratio.
+        unmasked: probability of a clip without hidden cells, 0..1.
+        student_temperature: temperature of the student's softmax.
+        teacher_temperature: temperatures of the teacher's softmax, at the start and after the warm-up.
+        temperature_warmup_epochs: length of the warm-up.
+        centre_momentum: momentum of the centers.
+        momentum: momentum of the teacher at the start; follows a cosine.
+        momentum_end: momentum of the teacher at the end.
+        freeze_epochs: epochs at the start with frozen prototypes.
+        class_weight: weight of the class token's loss.
+        cube_weight: weight of the hidden cells' loss.
         local: see :class:`~videomaskfeat.methods.teaching.Local`.
-        colour: see :class:`~videomaskfeat.methods.teaching.Colours`.
-        collapse_std: the run stops where the teacher's features spread less than this, 0..1; 0: never.
-        collapse_information: it stops where the teacher's distributions tell clips, or cells, apart by less
-            than this, nats; 0: never.
-        collapse_grace: share of the run that is not judged.
+        colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
+        collapse_std: minimum standard deviation of the teacher's features, 0..1; 0 never stops the run.
+        collapse_information: minimum information of the teacher's distributions about their clip or cell, in
+            nats; 0 never stops the run.
+        collapse_grace: share of the run without these limits.
 
     Raises:
-        UserError: a value out of its range, or a mask that does not fit.
+        UserError: a value is out of range, or the mask does not fit.
     """
 
     loss_name = "cross-entropy with the teacher, nats"
@@ -141,7 +141,7 @@ class Ibot(PairMethod):
         collapse_information: float = 0.001,
         collapse_grace: float = 0.1,
     ) -> None:
-        crops, colours = build_group(Local, "local", local), build_group(Colours, "colour", colour)
+        crops, colors = build_group(Local, "local", local), build_group(Colors, "colour", colour)
         self._mask_draw = _mask_draw(recipe, ratios, unmasked)
         self.temperature = _teacher_temperature(epochs, teacher_temperature, temperature_warmup_epochs)
         if not student_temperature > 0:
@@ -159,12 +159,12 @@ class Ibot(PairMethod):
             student=student,
             encoder=encoder,
             compiled=compiled,
-            colours=colours,
+            colors=colors,
             local=crops,
             followed=student,
             momentum=CosineRamp(momentum, momentum_end),
             centers={
-                f"{kind}_centre": RunningCentre(prototypes, momentum=centre_momentum) for kind in _KINDS
+                f"{kind}_centre": RunningCenter(prototypes, momentum=centre_momentum) for kind in _KINDS
             },
             monitors=_monitors(collapse_std, collapse_information),
             grace=collapse_grace,
@@ -172,7 +172,7 @@ class Ibot(PairMethod):
 
     @property
     def description(self) -> str:
-        """What is predicted, and what is hidden."""
+        """Target and mask."""
         small = self.local
         crops = f"; {small.count} local crops of {small.size}x{small.size} pixels" if small.count else ""
         return (
@@ -181,19 +181,15 @@ class Ibot(PairMethod):
         )
 
     def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:
-        """Refuse steps of one video, whose two clips *should* become the same.
-
-        Raises:
-            UserError: names the batch and the smallest one.
-        """
+        """Refuse steps of one video, in which agreement looks like collapse."""
         if batch_size == 2:
             raise UserError(
-                "optim.batch_size 2 is one video per step, of which agreement cannot be told from collapse; "
-                "a batch counts two clips per video, take at least 4"
+                "optim.batch_size 2 is one video per step, where agreement looks like collapse; a batch has "
+                "two clips per video, so use at least 4"
             )
 
     def mask_draw(self) -> MaskDraw:
-        """What draws masks of random ratios."""
+        """Draws masks of random ratios."""
         return self._mask_draw
 
     def compare(self, network: nn.Module, batch: PairBatch, *, progress: float) -> Comparison:
@@ -218,7 +214,7 @@ class Ibot(PairMethod):
         return Comparison(loss, {"class_loss": class_loss, "cube_loss": cube_loss}, rows)
 
     def before_step(self) -> None:
-        """Leave frozen prototypes alone: a gradient of 0 would decay them and count in Adam's averages."""
+        """Freeze prototypes: even a gradient of 0 decays them and changes Adam's averages."""
         if not self._learns_prototypes(self.progress):
             for head in (self.student.class_head, self.student.cube_head):
                 head.directions.grad = None
@@ -232,14 +228,14 @@ class Ibot(PairMethod):
 
     @torch.no_grad()
     def teach(self, pixels: Tensor, *, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What the teacher says of whole clips.
+        """The teacher's distributions for whole clips.
 
         Args:
             pixels: float [B, C, T, H, W].
-            progress: share of the run, on which the temperature depends.
+            progress: completed share of the run, which determines the temperature.
 
         Returns:
-            Probabilities: "class" [B, K] and "cube" [B, t, h, w, K]; and the rows of the step's means.
+            Probabilities "class" [B, K] and "cube" [B, t, h, w, K], and the rows of :class:`Comparison`.
         """
         network = self.teacher.module
         assert isinstance(network, IbotNetwork)
@@ -247,15 +243,15 @@ class Ibot(PairMethod):
         cosines = {"class": network.class_head(clip), "cube": network.cube_head(cells)}
         taught, rows = {}, {"feature_std": directions(clip)}
         for kind, outputs in cosines.items():
-            centred = outputs - self.centers[f"{kind}_centre"].value
-            taught[kind] = torch.softmax(centred / self.temperature(progress), dim=-1)
+            centered = outputs - self.centers[f"{kind}_centre"].value
+            taught[kind] = torch.softmax(centered / self.temperature(progress), dim=-1)
             rows[f"{kind}_centre"] = outputs.flatten(0, -2)
             rows[f"{kind}_distribution"] = taught[kind].flatten(0, -2)
             rows[f"{kind}_uncertainty"] = entropy(taught[kind]).reshape(-1, 1)
         return taught, rows
 
     def constant_rows(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The distributions of clips, and the mean of those of their hidden cells (0 where none is)."""
+        """The distributions of clips, and the mean over their hidden cells (0 without hidden cells)."""
         assert batch.mask is not None
         grid = self.teacher_encoder.output_grid(batch.clips.shape[1:4])  # of [T, H, W]
         hidden = resize_mask(batch.mask, grid).flatten(1).float()  # [B, N]
@@ -264,8 +260,8 @@ class Ibot(PairMethod):
         return {"class": rows["class_distribution"], "cube": torch.einsum("bn,bnk->bk", share, cells)}
 
     def best_constant(self, means: Mapping[str, Tensor]) -> float:
-        """Cross-entropy is least for the mean of the distributions; clips shown whole have none of cells."""
-        hidden = means["cube"].sum().clamp(min=1e-12)  # the share of clips of which something is hidden
+        """Cross-entropy has its minimum at the mean distribution of clips, or of clips with hidden cells."""
+        hidden = means["cube"].sum().clamp(min=1e-12)  # share of clips with hidden cells
         weight, cube_weight = self.weights_of_losses
         cubes = hidden * torch.special.entr(means["cube"] / hidden).sum()
         return float(weight * torch.special.entr(means["class"]).sum() + cube_weight * cubes)
@@ -278,8 +274,10 @@ class Ibot(PairMethod):
         return module.masked.encoder
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """How far features spread, and how far distributions do: the entropy of their mean, and what of it is
-        not within each one (the information that a distribution has on which clip, or cell, it is of).
+        """Standard deviation of the features, and entropy and information of the distributions.
+
+        The entropy is that of the mean distribution. The information of a distribution about its clip or cell
+        is this entropy minus the mean entropy of the single distributions.
         """
         figures = super().figures(means)
         for kind in _KINDS:
@@ -303,15 +301,11 @@ def _network(encoder: Encoder, head: Mapping[str, Any], *, shared_head: bool, su
 
 
 def _mask_draw(recipe: PretrainRecipe, ratios: Sequence[float] | None, unmasked: float) -> MaskDraw:
-    """What draws a mask, tried at both ends of the ratios.
-
-    Raises:
-        UserError: ratios or chance out of their range, or a mask that cannot be.
-    """
+    """A function that draws masks, tried at both ends of the ratios."""
     mask, policy, grid = recipe.mask, recipe.mask_policy, recipe.mask_grid
     if ratios is not None and len(ratios) != 2:
         raise UserError(
-            f"method.arguments.ratios {list(ratios)} must be two numbers, the least ratio and the greatest, "
+            f"method.arguments.ratios {list(ratios)} must be two numbers, the minimum and the maximum ratio, "
             "such as [0.1, 0.5]; or null"
         )
     low, high = (mask.ratio, mask.ratio) if ratios is None else ratios
@@ -333,11 +327,7 @@ def _mask_draw(recipe: PretrainRecipe, ratios: Sequence[float] | None, unmasked:
 
 
 def _teacher_temperature(epochs: float, ends: Sequence[float], warmup_epochs: float) -> LinearRamp:
-    """The teacher's temperature over the run.
-
-    Raises:
-        UserError: a temperature that is not positive, or a warm-up longer than the run.
-    """
+    """The teacher's temperature over the run."""
     if len(ends) != 2 or not min(ends) > 0:
         raise UserError(
             f"method.arguments.teacher_temperature {list(ends)} must be two numbers above 0, at the start "
@@ -361,11 +351,7 @@ def _loss_weights(class_weight: float, cube_weight: float) -> tuple[float, float
 
 
 def _check_sizes(recipe: PretrainRecipe, encoder: Encoder, local: Local) -> None:
-    """Masks must fit the output's grid, and local crops the encoder's cubes.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Refuse masks that do not fit the output grid, and local crops that do not fit the cubes."""
     check_mask_grid(recipe, encoder.output_grid(recipe.clip.size))
     if local.count:
         try:
@@ -376,7 +362,7 @@ def _check_sizes(recipe: PretrainRecipe, encoder: Encoder, local: Local) -> None
 
 def _monitors(std: float, information: float) -> tuple[Monitor, ...]:
     return (
-        Monitor("feature_std", std, "all clips get nearly the same features"),
-        Monitor("class_information", information, "all clips get nearly the same distribution"),
-        Monitor("cube_information", information, "all cells get nearly the same distribution"),
+        Monitor("feature_std", std, "all clips have nearly the same features"),
+        Monitor("class_information", information, "all clips have nearly the same distribution"),
+        Monitor("cube_information", information, "all cells have nearly the same distribution"),
     )

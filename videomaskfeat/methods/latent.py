@@ -1,4 +1,4 @@
-"""``method: latent``: predict the features that the teacher gives the whole clip, in the hidden places."""
+"""``method: latent``: predict the teacher's features of the whole clip at the hidden positions."""
 
 from __future__ import annotations
 
@@ -47,34 +47,33 @@ class LatentStudent(nn.Module):
 
 
 class Latent(TeacherMethod):
-    """Features of the clip's own moving-average encoder as target: data2vec's and V-JEPA's family.
+    """Features of the encoder's own moving average as target, as in data2vec and V-JEPA.
 
-    The teacher sees the whole clip; its last blocks' outputs, each layer-normalized without scale and shift,
-    are averaged (data2vec, arXiv 2202.03555, section 3.3: of images the last 6 of a ViT-B's 12; V-JEPA,
-    arXiv 2404.08471, takes the last). The student sees mask tokens in the hidden places, in the dense form,
-    and a predictor goes from its features to the teacher's. The teacher's encoder is what is saved.
+    The teacher sees the whole clip. The outputs of its last blocks are layer-normalized without scale and
+    shift, and averaged (data2vec, arXiv 2202.03555, section 3.3: the last 6 of 12 blocks of ViT-B for images;
+    V-JEPA, arXiv 2404.08471: the last block). The student sees mask tokens at the hidden positions, and a
+    predictor maps its features to the teacher's. The teacher's encoder is saved.
 
-    Deviations from the published codes: the momentum rises along half a cosine, not along a line; the last
-    block's output is taken before the encoder's own final norm.
+    Deviations from the published code: the momentum follows half a cosine instead of a line; the last block's
+    output is used without the encoder's final norm.
 
     Args:
-        recipe: see :class:`~videomaskfeat.methods.method.Method`.
-        encoder: the student's, with fresh weights.
-        compiled: see :class:`~videomaskfeat.methods.method.Method`.
-        blocks: how many of the teacher's last blocks are averaged; all must be of the last one's size.
+        recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
+        encoder: the student's encoder with initial weights.
+        blocks: number of the teacher's last blocks to average; all must have the same output size.
         predictor: "transformer" or "mlp".
-        predictor_width: its hidden width.
-        predictor_depth: blocks of the transformer.
-        predictor_heads: its attention heads.
-        beta: difference at which smooth L1 becomes a line (data2vec: 2 for images); 0: plain L1 (V-JEPA).
-        momentum: the teacher's, at the start; a cosine takes it to ``momentum_end``.
-        momentum_end: at the end.
-        collapse_std: the run stops where the targets spread less than this over cells and clips, 0..1; 0:
-            never.
-        collapse_grace: share of the run that is not judged.
+        predictor_width: hidden width of the predictor.
+        predictor_depth: number of blocks of the transformer.
+        predictor_heads: number of attention heads of the transformer.
+        beta: difference at which smooth L1 becomes linear (data2vec: 2 for images); 0: L1 (V-JEPA).
+        momentum: momentum of the teacher at the start; follows a cosine.
+        momentum_end: momentum of the teacher at the end.
+        collapse_std: minimum standard deviation of the targets over cells and clips, 0..1; 0 never stops the
+            run.
+        collapse_grace: share of the run without this limit.
 
     Raises:
-        UserError: a value out of its range, blocks of several sizes, or a mask that does not fit.
+        UserError: a value is out of range, the blocks differ in size, or the mask does not fit.
     """
 
     loss_name = "error of latents"
@@ -97,7 +96,7 @@ class Latent(TeacherMethod):
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
     ) -> None:
-        recipe.draw_mask(np.random.default_rng(0))  # refuses what cannot be
+        recipe.draw_mask(np.random.default_rng(0))  # refuses an impossible mask
         check_name("method.arguments.predictor", predictor, PREDICTORS)
         if not beta >= 0:
             raise UserError(f"method.arguments.beta {beta:g} must not be negative; 0 is plain L1")
@@ -147,7 +146,7 @@ class Latent(TeacherMethod):
 
     @torch.no_grad()
     def target(self, pixels: Tensor) -> Tensor:
-        """Whole clips float [B, C, T, H, W] -> what the teacher makes of them, float32 [B, t, h, w, D']."""
+        """Whole clips float [B, C, T, H, W] -> the teacher's features, float32 [B, t, h, w, D']."""
         outputs = last_blocks(self.teacher_encoder, pixels, self.blocks)
         normed = [F.layer_norm(output.float(), output.shape[-1:]) for output in outputs]
         return torch.stack(normed).mean(dim=0)

@@ -18,19 +18,18 @@ from videomaskfeat.targets.target import LossTally, Target
 
 
 class MaskedPrediction(Method):
-    """Normalize on the device, make the target of the whole clip, predict, compare at the hidden positions.
+    """Predicts the target of the whole clip at the hidden positions.
 
-    Network and loss are compiled together. The target is not: on a CPU the compiled HOG is several times
-    slower than the eager one (docs/performance.md).
+    Network and loss are compiled together. The target is not compiled: on a CPU the compiled HOG is several
+    times slower (docs/performance.md).
 
     Args:
-        recipe: see :class:`~videomaskfeat.methods.method.Method`.
+        recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
         student: (clips, mask) -> predictions [B, t, h, w, K], on the target's grid.
-        target: what is predicted, with its loss.
-        compiled: see :class:`~videomaskfeat.methods.method.Method`.
+        target: the target with its loss.
 
     Raises:
-        UserError: a mask that cannot be drawn.
+        UserError: the mask cannot be drawn.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class MaskedPrediction(Method):
         self._compare = self.compile(self.compare)
 
     def example_mask(self) -> Tensor:
-        """A mask of the recipe's ratio: some networks compute the visible positions alone."""
+        """A mask of the recipe's ratio, since some networks compute only visible positions."""
         return self._example_mask
 
     @property
@@ -53,7 +52,7 @@ class MaskedPrediction(Method):
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """The hashes of the files that the target was read from."""
+        """The hashes of the target's files."""
         return {f"the content of {path}": file_sha256(path) for path in self.target.files}
 
     def to(self, device: torch.device) -> None:
@@ -72,11 +71,11 @@ class MaskedPrediction(Method):
     def compare(
         self, network: nn.Module, pixels: Tensor, target: Any, mask: Tensor
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Pixels [B, C, T, H, W], their target, mask bool [B, t', h', w'] -> loss [] and its parts."""
+        """Pixels [B, C, T, H, W], their target, mask bool [B, t', h', w'] -> loss [] and its components."""
         return self.target.loss_parts(network(pixels, mask), target, mask)
 
     def tally(self) -> LossTally:
-        """The target's own: over the hidden positions of all batches together."""
+        """The target's tally over the hidden positions of all batches."""
         return self.target.tally()
 
     def heldout_batch(self, network: nn.Module, batch: PretrainBatch) -> tuple[Tensor, Any, Tensor]:

@@ -1,4 +1,4 @@
-"""What ``pretrain`` asks of a method."""
+"""The base class of pre-training methods, and held-out losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class HeldOutLoss:
     """Mean losses over the held-out clips."""
 
     model: float
-    constant: float | None  # of the best constant prediction in hindsight; None if it is unknown
+    constant: float | None  # of the best constant prediction; None if it is unknown
     clips: int
 
 
@@ -35,8 +35,8 @@ class HeldOutTally(Protocol):
     """Sums the losses of held-out batches."""
 
     sums: tuple[str, ...]
-    """Attributes that add up over ranks: numbers, tensors, mappings of them, or None for nothing yet."""
-    parts: Sequence[Any]
+    """Names of attributes to add up over ranks: numbers, tensors, mappings of them, or None if empty."""
+    tallies: Sequence[Any]
     """Tallies inside this one."""
 
     @property
@@ -46,26 +46,26 @@ class HeldOutTally(Protocol):
 
     @property
     def constant(self) -> float | None:
-        """The mean loss of the best constant prediction in hindsight; None if it is unknown."""
+        """The mean loss of the best constant prediction; None if it is unknown."""
         ...
 
     @property
     def add(self) -> Callable[..., None]:
-        """Takes in what :meth:`Method.heldout_batch` returned."""
+        """Adds the result of :meth:`Method.heldout_batch`."""
         ...
 
 
 class MeanTally:
-    """The mean loss of batches, each clip weighted alike; the best constant is unknown."""
+    """The mean loss over clips; the best constant prediction is unknown."""
 
     sums: tuple[str, ...] = ("_total", "clips")
-    parts: Sequence[Any] = ()
+    tallies: Sequence[Any] = ()
 
     def __init__(self) -> None:
         self._total, self.clips = 0.0, 0
 
     def add(self, loss: Tensor, clips: int) -> None:
-        """Take in the mean loss of a batch, 0-d, and its number of clips."""
+        """Add the mean loss of a batch, 0-d, and its number of clips."""
         self._total += float(loss) * clips
         self.clips += clips
 
@@ -76,14 +76,14 @@ class MeanTally:
 
     @property
     def constant(self) -> float | None:
-        """The mean loss of the best constant prediction; None: unknown."""
+        """Unknown."""
         return None
 
 
 def add_other_ranks(tally: HeldOutTally) -> None:
-    """Add the sums of the other ranks to a tally; all ranks must call it, and all get the same sums."""
-    for part in tally.parts:
-        add_other_ranks(part)
+    """Add the sums of the other ranks to a tally; all ranks must call it."""
+    for inner in tally.tallies:
+        add_other_ranks(inner)
     if distributed.world_size() == 1:
         return
     ranks = distributed.gather_objects({name: _on_cpu(getattr(tally, name)) for name in tally.sums})
@@ -106,29 +106,28 @@ def _add(one: Any, two: Any) -> Any:
 
 
 class Method(ABC):
-    """Batch -> loss, and whatever else learns beside the optimizer.
+    """Computes the loss of a batch, and updates everything that the optimizer does not.
 
-    ``METHODS`` names the classes. :func:`~videomaskfeat.methods.build.build_method` passes each of them those
-    of ``recipe``, ``compiled``, ``epochs`` (length of the run), ``encoder``, ``target`` and ``student`` that
-    its ``__init__`` takes, and the config's ``method.arguments`` for the others. All is built on the CPU,
-    with weights from torch's global generator.
+    ``METHODS`` names the classes. :func:`~videomaskfeat.methods.build.build_method` builds them on the CPU.
+    It passes ``recipe``, ``compiled``, ``epochs`` (length of the run), ``encoder``, ``target`` and
+    ``student`` if ``__init__`` has arguments of these names, and ``method.arguments`` of the config.
 
     Args:
-        recipe: clip, mask and target, as the weights files will store them.
-        student: its parameters are optimized, averaged (``optim.ema_decay``) and saved with the checkpoints.
+        recipe: clip, mask and target, as stored in the weights files.
+        student: the model that is optimized, averaged (``optim.ema_decay``) and saved with the checkpoints.
         encoder: the part of the student with ``blocks``, ``token_grid`` and ``output_grid``.
-        masked: the student takes clips and masks instead of clips alone.
-        compiled: compile what the step computes.
+        masked: whether the student's inputs are clips and masks instead of clips alone.
+        compiled: compile the computation of the step.
     """
 
     loss_name: str = "loss"
-    """Name of the loss beside held-out figures."""
+    """Name of the loss in held-out results."""
     unused: tuple[str, ...] = ()
     """Sections of the config that the method does not read."""
     fixed_target: bool = True
-    """Whether losses at different times of a run compare; False if the target changes with a teacher."""
+    """Whether losses at different times of a run are comparable; False if the target changes."""
     clips_per_video: int = 1
-    """Clips in a batch that come from one record of the list."""
+    """Clips per video in a batch."""
 
     def __init__(
         self,
@@ -145,42 +144,42 @@ class Method(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What is predicted from what, a line of the plan, such as "hog at the positions that ..."."""
+        """The target, for the plan, such as "hog at the positions that ..."."""
 
     @property
     def masked_positions(self) -> str:
-        """Where a prediction is compared with its target, for :attr:`description`."""
+        """The positions of the loss, for :attr:`description`."""
         mask = self.recipe.mask
         return f"at the positions that a {mask.kind} mask of {self.recipe.mask_grid} cells hides"
 
     @property
     def example(self) -> tuple[Tensor, ...]:
-        """What the student takes for one clip, on the CPU, to count its multiply-adds."""
+        """Inputs of the student for one clip, on the CPU, to count multiply-adds."""
         clip = torch.zeros(1, 3, *self.recipe.clip.size)
         return (clip, self.example_mask()[None]) if self._masked else (clip,)
 
     def example_mask(self) -> Tensor:
-        """A mask bool [t', h', w'] as the student may get it."""
+        """A mask bool [t', h', w']."""
         return torch.zeros(self.recipe.mask_grid.shape, dtype=torch.bool)
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """What a resumed run needs besides the student, by name: a teacher, a center, a codebook."""
+        """State that a resumed run needs besides the student, by name, such as a teacher."""
         return {}
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """Facts besides the config that a resumed run must share, such as the hash of a teacher's file."""
+        """Facts that a resumed run must share besides the config, such as the hash of a teacher's file."""
         return {}
 
     def to(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to move
-        """Move what is not the student to a device, before the first step."""
+        """Move everything except the student to a device, before the first step."""
 
     def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:  # noqa: B027
-        """Refuse a batch that the method cannot learn from.
+        """Refuse a batch size that the method cannot learn from.
 
         Raises:
-            UserError: names the batch and the smallest one.
+            UserError: names the batch size and the smallest one.
         """
 
     def dataset(
@@ -190,21 +189,19 @@ class Method(ABC):
         crop: RandomResizedCrop,
         heldout: bool = False,
         samples_per_video: int = 1,
-        reader: str = "auto",
-        seed: int = 0,
+        **reading: Any,
     ) -> VideoClips[Any, Any]:
-        """Random clips of a list with their masks; held out, the middle clip and center crop of each video.
+        """Random clips of a list with masks; held out, the middle clip and center crop of each video.
 
         Args:
             records: the list.
-            crop: of a training clip.
-            heldout: the list is evaluated, not learned from.
-            samples_per_video: clips cut from one opening of a video in training.
-            reader: auto, decord or pyav.
-            seed: of whatever is drawn.
+            crop: crop of a training clip.
+            heldout: the list is for evaluation.
+            samples_per_video: clips per opening of a video in training.
+            reading: ``reader`` (auto, decord or pyav) and ``seed`` of the random draws.
 
         Raises:
-            UserError: a clip or mask that cannot be.
+            UserError: the clip or the mask is impossible.
         """
         clip = self.recipe.clip
         transform: ClipTransform = UniformCrop(clip.crop, clip.crop) if heldout else crop
@@ -213,46 +210,38 @@ class Method(ABC):
             sampler=clip.frame_sampler(clip_indices_middle if heldout else clip_indices_random),
             transform=transform,
             mask=functools.partial(self.recipe.mask_policy, self.recipe.mask_grid, self.recipe.mask.ratio),
-            reader=reader,
-            seed=seed,
             samples_per_video=1 if heldout else samples_per_video,
+            **reading,
         )
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Any) -> StepResult:
-        """The mean loss of a batch, what is logged with it, and what :meth:`after_step` needs of it.
+        """The mean loss of a batch under autocast, metrics, and the state for :meth:`after_step`.
 
         Args:
-            network: the student, perhaps wrapped for several processes; call this, not ``student``.
-            batch: of :meth:`dataset`, on the device. Runs under the run's autocast.
+            network: the student, perhaps in a wrapper for several processes, which must be called.
+            batch: a batch of :meth:`dataset` on the device.
         """
 
     def make_target(self, batch: Any) -> Any:
-        """What :meth:`loss` compares predictions with, made without gradient, to measure its cost.
-
-        Args:
-            batch: as for :meth:`loss`.
-
-        Returns:
-            None if there is no such part.
-        """
+        """The target of a batch without gradient, to measure its cost; None if there is no target."""
         return None
 
-    def before_step(self) -> None:  # noqa: B027 - most learn all weights all the time
-        """Called on all ranks when a step's gradients are complete; one set to None spares its weight."""
+    def before_step(self) -> None:  # noqa: B027 - most methods always train all weights
+        """Called on all ranks when a step's gradients are complete; a gradient of None freezes a weight."""
 
     def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
         """Called on all ranks after every optimizer step.
 
         Args:
-            progress: share of the run that is done, in 0..1.
-            states: those of the step's micro-batches on this rank, as :meth:`loss` returned them.
+            progress: completed share of the run, 0..1.
+            states: results of :meth:`loss` for the step's micro-batches on this rank.
 
         Returns:
             Numbers for the log by name, the same on every rank.
 
         Raises:
-            RunFailed: the run cannot go on, as when it has collapsed; on all ranks alike.
+            RunFailed: on all ranks, if the run cannot continue.
         """
         return {}
 
@@ -260,13 +249,11 @@ class Method(ABC):
     def heldout_loss(
         self, network: nn.Module, batches: Iterable[Any], *, autocast: torch.autocast
     ) -> HeldOutLoss:
-        """The loss on held-out batches; the network's training mode is restored.
-
-        All ranks must call it, each with its own batches; the loss is that of the batches of all.
+        """The loss on the held-out batches of all ranks; all ranks must call it. Restores the training mode.
 
         Args:
-            network: the student, perhaps wrapped for several processes.
-            batches: of this rank, of :meth:`dataset` with ``heldout``, on the device.
+            network: the student, perhaps in a wrapper for several processes.
+            batches: batches of this rank on the device, of :meth:`dataset` with ``heldout``.
             autocast: the precision context of the training.
 
         Raises:
@@ -288,22 +275,19 @@ class Method(ABC):
         return HeldOutLoss(tally.model, tally.constant, clips)
 
     def tally(self) -> HeldOutTally:
-        """An empty tally for :meth:`heldout_loss`, by default of the mean over the clips."""
+        """An empty tally for :meth:`heldout_loss`; the default is the mean over clips."""
         return MeanTally()
 
     def heldout_batch(self, network: nn.Module, batch: Any) -> tuple[Any, ...]:
-        """What the tally takes in of a batch, computed under autocast and without gradient."""
+        """Arguments of the tally's ``add`` for a batch, computed under autocast and without gradient."""
         return self.loss(network, batch).loss, len(batch.index)
 
     def train(self, network: nn.Module, mode: bool) -> None:
-        """Switch network, and what belongs to it, to training mode or evaluation mode."""
+        """Switch the network and modules that belong to it to training or evaluation mode."""
         network.train(mode)
 
     def weights(self) -> Mapping[str, nn.Module]:
-        """What is saved at the end: file name -> model made by ``create_model``.
-
-        ``weights.safetensors`` is the one to fine-tune.
-        """
+        """Models to save: file name -> result of ``create_model``; to fine-tune: ``weights.safetensors``."""
         return {"weights.safetensors": self.student}
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -316,10 +300,10 @@ class Method(ABC):
 
 
 def check_mask_grid(recipe: PretrainRecipe, output: TokenGrid, *, model: str = "the model") -> None:
-    """Refuse masks that do not fit the grid of a network's output.
+    """Refuse a mask grid that does not divide the grid of a network's output.
 
     Raises:
-        UserError: the mask grid does not divide it.
+        UserError: it does not.
     """
     grid = recipe.mask_grid
     if not grid.divides(output):

@@ -1,4 +1,4 @@
-"""What methods share whose student learns from its own moving average, the teacher."""
+"""Base classes of methods in which a student learns from a teacher, its own moving average."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.teacher import (
     CollapseStop,
     Monitor,
-    RunningCentre,
+    RunningCenter,
     Teacher,
     mean_of_rows,
     sum_of_rows,
@@ -33,19 +33,19 @@ from videomaskfeat.models.limits import check_arguments
 
 T = TypeVar("T")
 REMEDY = (
-    "lower optim.learning_rate, lengthen optim.warmup_epochs, raise method.arguments.momentum towards 1, or "
-    "go on regardless with limits of 0 (method.arguments.collapse_...)"
+    "lower optim.learning_rate, lengthen optim.warmup_epochs, raise method.arguments.momentum toward 1, or "
+    "continue regardless with limits of 0 (method.arguments.collapse_...)"
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a student and a teacher predict for a batch.
+    """Result of a batch.
 
     Attributes:
         loss: 0-d, float32.
         metrics: further 0-d tensors for the log.
-        rows: float [n, K] by name, whose means over the step the method needs.
+        rows: float [n, K] by name; the method uses their means over the step.
     """
 
     loss: Tensor
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass
 class Position:
-    """The share of the run that is done, 0..1, on which schedules depend."""
+    """The completed share of the run, 0..1, for the schedules."""
 
     progress: float = 0.0
 
@@ -64,7 +64,7 @@ class Position:
         return {"progress": self.progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore :meth:`state_dict`."""
         self.progress = float(state["progress"])
 
 
@@ -74,13 +74,13 @@ class TeacherMethod(Method):
     Args:
         followed: the part of the student that has a teacher.
         momentum: see :class:`~videomaskfeat.engine.teacher.Teacher`.
-        monitors: what is watched for a collapse, among the names of :meth:`figures`.
-        grace: share of the run that is not judged.
+        monitors: limits of :meth:`figures` that indicate a collapse.
+        grace: see :class:`~videomaskfeat.engine.teacher.CollapseStop`.
         centers: the teacher's running centers, by the names of their rows.
         method: arguments of :class:`~videomaskfeat.methods.method.Method`.
 
     Raises:
-        UserError: a momentum or a share out of its range.
+        UserError: the momentum or the grace is out of range.
     """
 
     unused: tuple[str, ...] = ("target",)
@@ -93,7 +93,7 @@ class TeacherMethod(Method):
         momentum: Callable[[float], float],
         monitors: tuple[Monitor, ...],
         grace: float,
-        centers: Mapping[str, RunningCentre] | None = None,
+        centers: Mapping[str, RunningCenter] | None = None,
         **method: Any,
     ) -> None:
         super().__init__(**method)
@@ -106,28 +106,28 @@ class TeacherMethod(Method):
 
     @abstractmethod
     def compare(self, network: nn.Module, batch: Any, *, progress: float) -> Comparison:
-        """The loss of a batch with the schedules as they are at a share of the run, 0..1."""
+        """The loss of a batch with the schedules at a completed share of the run, 0..1."""
 
     @property
     @abstractmethod
     def teacher_encoder(self) -> Encoder:
-        """The teacher's encoder: what is saved to be fine-tuned."""
+        """The teacher's encoder, which is saved for fine-tuning."""
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """0-d tensors about a step, by name, from the means [K] of its rows over all ranks.
+        """0-d metrics of a step, by name, from the means [K] of its rows over all ranks.
 
-        By default the standard deviations of directions, for the rows named ``..._std``.
+        The default is the standard deviation of directions, for the rows named ``..._std``.
         """
         return {name: direction_std(mean) for name, mean in means.items() if name.endswith("_std")}
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """Teacher, share of the run, and what watches for a collapse."""
+        """Teacher, completed share of the run, collapse monitor and centers."""
         return {"teacher": self.teacher, "position": self._position, "collapse": self._stop, **self.centers}
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done."""
+        """The completed share of the run."""
         return self._position.progress
 
     def to(self, device: torch.device) -> None:
@@ -137,16 +137,13 @@ class TeacherMethod(Method):
             center.to(device)
 
     def loss(self, network: nn.Module, batch: Any) -> StepResult:
-        """The loss of a batch; its state are the sums of the rows, by name."""
+        """The loss of a batch; its state is the sums of the rows, by name."""
         compared = self.compare(network, batch, progress=self.progress)
         sums = {name: sum_of_rows(rows) for name, rows in compared.rows.items()}
         return StepResult(compared.loss, compared.metrics, sums)
 
     def after_step(self, progress: float, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, float]:
-        """Let teacher and centers follow, and watch for a collapse.
-
-        Returns:
-            The figures of the step for the log.
+        """Update teacher and centers, and return the figures of the step for the log.
 
         Raises:
             RunFailed: the features have collapsed.
@@ -167,16 +164,16 @@ class TeacherMethod(Method):
         return ComparisonTally(self.best_constant)
 
     def heldout_batch(self, network: nn.Module, batch: Any) -> tuple[Any, ...]:
-        """The comparison with the schedules as they are at the end of the run."""
+        """The comparison with the schedules at the end of the run."""
         compared = self.compare(network, batch, progress=1.0)
         with torch.autocast(compared.loss.device.type, enabled=False):
             rows = self.constant_rows(batch, compared.rows)
         return compared.loss, len(batch.index), rows
 
     def constant_rows(self, batch: Any, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What the best constant prediction depends on, of each clip of a held-out batch: [B, K] by name.
+        """Rows [B, K] by name, one per held-out clip, that determine the best constant prediction.
 
-        Nothing if the best constant is unknown.
+        Empty if it is unknown.
         """
         return {}
 
@@ -204,7 +201,7 @@ class ComparisonTally(MeanTally):
         self._sums: dict[str, Tensor] = {}
 
     def add(self, loss: Tensor, clips: int, rows: Mapping[str, Tensor] | None = None) -> None:
-        """Take in a batch with :meth:`TeacherMethod.constant_rows` of its clips, [B, K] by name."""
+        """Add a batch with its :meth:`TeacherMethod.constant_rows`."""
         super().add(loss, clips)
         for name, values in (rows or {}).items():
             self._sums[name] = self._sums.get(name, 0.0) + values.double().sum(dim=0)
@@ -217,13 +214,13 @@ class ComparisonTally(MeanTally):
 
 
 @dataclass(frozen=True)
-class Colours:
-    """How the colors of a view change.
+class Colors:
+    """Random changes of the colors of a view.
 
     Attributes:
-        brightness, contrast, saturation: greatest change, a share.
-        chance: that they change at all, 0..1.
-        grey: chance that a view loses its colors, 0..1.
+        brightness, contrast, saturation: maximum relative change.
+        chance: probability of these changes, 0..1.
+        grey: probability of a view without colors, 0..1.
     """
 
     brightness: float = 0.4
@@ -238,9 +235,9 @@ class Local:
     """Small crops that only the student sees.
 
     Attributes:
-        count: crops per video; 0: none.
-        size: pixels of their side; frames are those of the clips.
-        area: least and greatest share of the frame.
+        count: crops per video.
+        size: height and width in pixels.
+        area: minimum and maximum share of the frame.
     """
 
     count: int = 0
@@ -249,24 +246,24 @@ class Local:
 
 
 class PairMethod(TeacherMethod):
-    """A method that compares two clips of each video, each with random frames, crop and colors.
+    """A method that compares two clips of each video with random frames, crop and colors.
 
-    The batch size counts clips, two per video; local crops do not count.
+    The batch size is the number of clips without local crops, two per video.
 
     Args:
-        colours: changes of the colors.
+        colors: changes of the colors.
         local: small crops.
         teaching: arguments of :class:`TeacherMethod`.
     """
 
     clips_per_video = 2
 
-    def __init__(self, *, colours: Colours, local: Local | None = None, **teaching: Any) -> None:
+    def __init__(self, *, colors: Colors, local: Local | None = None, **teaching: Any) -> None:
         super().__init__(**teaching)
-        self.colours, self.local = colours, local or Local()
+        self.colors, self.local = colors, local or Local()
 
     def mask_draw(self) -> MaskDraw | None:
-        """What draws the mask of a clip; None: nothing is hidden."""
+        """Draws the mask of a clip; None: nothing is hidden."""
         return None
 
     def dataset(
@@ -276,41 +273,39 @@ class PairMethod(TeacherMethod):
         crop: RandomResizedCrop,
         heldout: bool = False,
         samples_per_video: int = 1,
-        reader: str = "auto",
-        seed: int = 0,
+        **reading: Any,
     ) -> VideoClips[Any, Any]:
-        """Pairs of clips; held-out ones too are random, and always the same.
+        """Pairs of random clips; held-out ones are always the same.
 
         Raises:
-            UserError: a clip or an argument that cannot be.
+            UserError: the clip or an argument is impossible.
         """
         if samples_per_video not in (1, 2):
             raise UserError(
                 f"clip.samples_per_video {samples_per_video}: method {self.recipe.method!r} cuts two clips "
                 "from each video; leave it at 1"
             )
-        area, colours = tuple(self.local.area), self.colours
+        area, colors = tuple(self.local.area), self.colors
         if len(area) != 2:
             raise UserError(
-                f"method.arguments.local.area {list(area)} must be two shares of the frame, the least and "
-                "the greatest, such as [0.05, 0.4]"
+                f"method.arguments.local.area {list(area)} must be two shares of the frame, the minimum "
+                "and the maximum, such as [0.05, 0.4]"
             )
         local = None
         if self.local.count:
             small = dataclasses.replace(crop, size=self.local.size, area=area)
             local = LocalCrops(self.local.count, small)
         jitter = ColorJitter(
-            brightness=colours.brightness, contrast=colours.contrast, saturation=colours.saturation
+            brightness=colors.brightness, contrast=colors.contrast, saturation=colors.saturation
         )
         return PairClips(
             records,
             sampler=self.recipe.clip.frame_sampler(clip_indices_random),
             transform=crop,
-            color=RandomColor(jitter, chance=colours.chance, grey=colours.grey),
+            color=RandomColor(jitter, chance=colors.chance, grey=colors.grey),
             mask=self.mask_draw(),
             local=local,
-            reader=reader,
-            seed=seed,
+            **reading,
         )
 
 
@@ -318,12 +313,12 @@ def build_group(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T
     """A group of a method's arguments.
 
     Args:
-        kind: its dataclass.
-        name: of the argument.
-        values: differences from the defaults; None: no differences.
+        kind: dataclass of the group.
+        name: name of the argument.
+        values: differences from the defaults.
 
     Raises:
-        UserError: it is no mapping, or has a key that the group has not.
+        UserError: the argument is no mapping, or a key is unknown.
     """
     if values is None:
         return kind()
@@ -335,5 +330,5 @@ def build_group(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T
 
 
 def forward(network: nn.Module, *inputs: Any) -> Any:
-    """A network's outputs: what is compiled of a step."""
+    """A network's outputs, which are compiled together."""
     return network(*inputs)

@@ -19,13 +19,11 @@ from videomaskfeat.errors import UserError
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracies in percent, 0..100.
+    """Accuracies in percent, 0..100, and the number of videos.
 
     Attributes:
-        top1: share of videos whose label has the highest score.
-        top5: share of videos whose label has one of the 5 highest scores.
+        top1, top5: share of videos whose label has the highest score, or one of the 5 highest.
         mean_class: mean of the top-1 accuracies per class, over the classes with videos.
-        videos: number of videos.
     """
 
     top1: float
@@ -35,11 +33,7 @@ class Accuracy:
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> Accuracy:
-    """Compute the accuracies of a list.
-
-    Args:
-        scores: float [n, L], n >= 1.
-        labels: int [n] in 0..L-1.
+    """Compute the accuracies from scores float [n, L] and labels int [n] in 0..L-1.
 
     Raises:
         UserError: no video, a label outside the classes, or a score that is not a number.
@@ -104,12 +98,10 @@ def _check(scores: np.ndarray, labels: np.ndarray) -> None:
 
 
 def action_scores(logits: Tensor, poses: Tensor | None = None) -> Tensor:
-    """Probability of each action per box, float32 [R, L] in 0..1 (float64 stays).
+    """Probability of each action per box: logits float [R, L] -> float32 [R, L] in 0..1 (float64 stays).
 
-    Args:
-        logits: float [R, L].
-        poses: bool [L], mutually exclusive actions, trained with `losses.pose_cross_entropy`: their
-            probabilities sum to 1. None if all actions are independent.
+    ``poses``, bool [L], marks mutually exclusive actions, trained with `losses.pose_cross_entropy`: their
+    probabilities sum to 1. None if all actions are independent.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     scores = torch.sigmoid(logits)

@@ -32,12 +32,9 @@ from videomaskfeat.io import whole_file
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The boxes to detect.
+    """The boxes to detect: key frames int64 [n], boxes float [n, 4], and action ids int64 [n].
 
-    Attributes:
-        frames: int64 [n], key frame of each row.
-        boxes: float [n, 4], x1, y1, x2, y2 as fractions of the frame, or in any common unit.
-        actions: int64 [n], action id.
+    Boxes are x1, y1, x2, y2 as fractions of the frame, or in any unit that ground truth and detections share.
     """
 
     frames: np.ndarray
@@ -76,8 +73,7 @@ class Matches:
     """Matched detections of some actions, sorted by action and then in order of precedence.
 
     Attributes:
-        rows: int64 [m], row of each in the detections.
-        actions: int64 [m], ascending.
+        rows, actions: int64 [m], row in the detections, and action (ascending).
         hits: bool [m], True for true positives.
         truths: int64 [m], the ground truth row of the same action and key frame with the largest overlap; -1
             if it is below the threshold. The first detection with a ground truth row is its hit.
@@ -104,8 +100,7 @@ def match(
     the threshold, or if the box is already matched.
 
     Args:
-        groundtruth: the boxes to detect.
-        detections: detected boxes.
+        groundtruth, detections: boxes to detect, and detected boxes.
         actions: unique action ids to match; rows of other actions are ignored.
         iou_threshold: minimum intersection over union, above 0 and at most 1.
 
@@ -166,11 +161,9 @@ def best_rows(detections: Detections, actions: Sequence[int], count: int) -> Det
 
 
 def average_precision_of(hits: np.ndarray, truths: int) -> float:
-    """Area under the interpolated precision-recall curve, at all its points.
+    """Area under the interpolated precision-recall curve of one action, at all its points.
 
-    Args:
-        hits: bool [m], for the detections of one action, highest score first.
-        truths: number of boxes to detect; the result is NaN for 0.
+    ``hits``: bool [m], highest score first; ``truths``: number of boxes to detect, for 0 the result is NaN.
     """
     if not truths:
         return float("nan")
@@ -178,12 +171,9 @@ def average_precision_of(hits: np.ndarray, truths: int) -> float:
 
 
 def precision_by_recall(hits: np.ndarray, truths: int, bins: int) -> np.ndarray:
-    """Mean of the interpolated curve per recall interval, float64 [bins]; their mean is the area.
+    """Mean of the interpolated curve in ``bins`` equal intervals of recall 0..1, float64 [bins].
 
-    Args:
-        hits: bool [m], for the detections of one action, highest score first.
-        truths: number of boxes to detect, at least 1.
-        bins: number of equal intervals of recall 0..1.
+    Arguments as for :func:`average_precision_of`, which equals their mean; ``truths`` is at least 1.
     """
     heights = interpolated_precision(hits)[hits]
     recall = np.append(np.arange(len(heights) + 1) / truths, 1.0)
@@ -225,11 +215,10 @@ class SideCounts:
     """Number of scored rows of a file, and of the others by reason.
 
     Attributes:
-        rows: all rows of the file.
-        used: scored rows.
+        rows, used: all rows of the file, and scored rows.
         excluded: rows at excluded times.
-        no_action: rows of persons without action, at other times.
-        not_listed: rows of actions that are not in the label map, at other times.
+        no_action, not_listed: at other times, rows of persons without action, and of actions that are not in
+            the label map.
     """
 
     rows: int
@@ -244,17 +233,15 @@ class AvaData:
     """The data to score: rows of the label map's actions at times that are not excluded.
 
     Attributes:
-        groundtruth: the boxes to detect.
-        detections: detected boxes.
+        groundtruth, detections: boxes to detect, and detected boxes.
         actions: names of the label map's actions, by id.
-        person_frames: int64 [f], key frames with persons in the ground truth, ascending.
-        persons: int64 [f], distinct boxes in each, also of actions that are not scored.
-        groundtruth_counts: counts of the ground truth's rows.
-        detection_counts: counts of the detections' rows.
-        unknown_videos: names of videos that only the detections have.
-        unknown_rows: scored detections in these videos, all false positives.
-        bare_rows: scored detections in other key frames without ground truth, all false positives.
-        bare_frames: number of these key frames.
+        person_frames, persons: int64 [f], key frames with persons in the ground truth, ascending, and the
+            number of distinct boxes in each, also of actions that are not scored.
+        groundtruth_counts, detection_counts: counts of the rows of each file.
+        unknown_videos, unknown_rows: names of videos that only the detections have, and the number of scored
+            detections in them, all false positives.
+        bare_rows, bare_frames: scored detections in other key frames without ground truth, all false
+            positives, and the number of these key frames.
         scored: whether the detections have scores; otherwise all are 1.
     """
 
@@ -278,19 +265,13 @@ def read_ava(
     labelmap: str | os.PathLike[str],
     exclusions: str | os.PathLike[str] | None = None,
 ) -> AvaData:
-    """Read ground truth, detections, label map and excluded times.
+    """Read ground truth, detections, label map (see `read_label_map`) and excluded times.
 
     Rows have the columns ``video,second,x1,y1,x2,y2,action,person`` (ground truth) or ``...,action,score``
     (detections), with or without a header line. The eighth column is optional; without it all scores are 1.
     Boxes are fractions of the frame, 0 to 1. Seconds may be written 902, 0902 or 902.0. An empty action is a
     person without action. A ground truth row without a box, such as ``video,second``, is a key frame without
-    persons, as in AVA-Kinetics.
-
-    Args:
-        groundtruth: CSV file.
-        detections: CSV file; may be empty.
-        labelmap: the actions to score, see `read_label_map`.
-        exclusions: CSV file of ``video,second`` that are not scored.
+    persons, as in AVA-Kinetics. Detections may be empty. Rows of ``exclusions`` are ``video,second``.
 
     Raises:
         UserError: a file is missing, a row is invalid (with file and line), or no ground truth can be scored.
@@ -346,12 +327,8 @@ def write_detections(
 ) -> None:
     """Write detections for the official script: ``video,second,x1,y1,x2,y2,action,score``.
 
+    ``key_frames`` are video and second by ``detections.frames``; boxes are fractions of the frame, 0 to 1.
     Numbers have the digits needed to read them back exactly.
-
-    Args:
-        path: path of the file.
-        key_frames: video and second of each key frame, indexed by ``detections.frames``.
-        detections: boxes as fractions of the frame, 0 to 1.
     """
     prefixes = [f"{video},{_format_second(second)}" for video, second in key_frames]
     with whole_file(path, errors="surrogateescape") as file:
@@ -404,12 +381,7 @@ def _format_second(second: float) -> str:
 
 @dataclass(frozen=True)
 class AvaResult:
-    """The score of a set of detections, in 0..1.
-
-    Attributes:
-        mean_ap: mean of the average precisions that are not NaN.
-        ap: average precision by action id; NaN without ground truth.
-    """
+    """Mean average precision, and average precision by action id (NaN without ground truth), in 0..1."""
 
     mean_ap: float
     ap: dict[int, float]
@@ -450,8 +422,8 @@ def average_precision(
     """Score detections in memory; the order of rows does not affect the result.
 
     Args:
-        groundtruth: the boxes to detect, without duplicates.
-        detections: detected boxes, without duplicates; may be empty.
+        groundtruth, detections: boxes to detect and detected boxes, without duplicates; detections may be
+            empty.
         actions: action ids to score.
         iou_threshold: minimum intersection over union of a hit, above 0 and at most 1.
         rows_per_frame: maximum number of detections per key frame, those with the highest scores; None for no
@@ -496,9 +468,7 @@ class Part:
     Attributes:
         name: description of the subset.
         mean_ap: mean over the actions with ground truth in it; NaN if there are none.
-        actions: number of actions with ground truth in it.
-        truths: number of ground truth rows in it.
-        detections: number of detections in it.
+        actions, truths, detections: number of these actions, of ground truth rows, and of detections in it.
     """
 
     name: str
@@ -519,11 +489,8 @@ def by_persons(
 ) -> list[Part]:
     """Scores by persons per key frame; detections in key frames without persons are in no subset.
 
-    Args:
-        groundtruth, detections, matches: as for :func:`match`, and its result.
-        actions: action ids to score.
-        person_frames: int64 [f], unique key frames, ascending.
-        persons: int64 [f], number of persons in each.
+    ``person_frames``, ``persons``: int64 [f], unique key frames, ascending, and the number of persons in
+    each.
     """
     truth_persons = _look_up(groundtruth.frames, person_frames, persons)
     found_persons = _look_up(detections.frames[matches.rows], person_frames, persons)

@@ -29,8 +29,7 @@ def knn_scores(
     equally similar features the first has precedence.
 
     Args:
-        train: float [m, D], without zero vectors.
-        train_labels: int [m] in 0..L-1.
+        train, train_labels: float [m, D] without zero vectors; int [m] in 0..L-1.
         test: float [n, D], without zero vectors.
         classes: number of classes, L.
         k: number of neighbors; at most m are used.
@@ -98,21 +97,15 @@ def linear_probe_scores(
     classes: int,
     penalty: float = 1e-2,
 ) -> np.ndarray:
-    """Class probabilities of multinomial logistic regression on frozen features.
+    """Class probabilities float32 [n, L] of multinomial logistic regression on frozen features.
 
     Features are standardized over the training set (constant ones are dropped), and the mean cross-entropy
-    plus ``penalty / 2`` times the squared weights is minimized exactly. The ``linear`` head of fine-tuning is
-    another kind of linear probe, trained on augmented clips.
+    plus ``penalty / 2`` times the squared weights (not the biases) is minimized exactly. The ``linear`` head
+    of fine-tuning is another kind of linear probe, trained on augmented clips.
 
     Args:
-        train: float [m, D].
-        train_labels: int [m] in 0..L-1.
-        test: float [n, D].
-        classes: number of classes, L.
-        penalty: factor on the squared weights (not the biases), above 0.
-
-    Returns:
-        Probabilities float32 [n, L].
+        train, train_labels, test, classes: see :func:`knn_scores`; zero vectors are allowed.
+        penalty: above 0.
 
     Raises:
         UserError: a label outside the classes, a penalty out of range, or features of different widths.

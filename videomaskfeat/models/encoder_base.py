@@ -43,11 +43,9 @@ class CubeEmbed(nn.Module):
     then also sees the edge pixels of neighboring cubes.
 
     Args:
-        in_channels: number of color channels, C.
-        width: token width, D.
-        kernel: kernel size (frames, rows, columns).
-        stride: cube size (frames, rows, columns).
-        padding: zero padding at both ends of each axis.
+        in_channels, width: number of color channels, C, and token width, D.
+        kernel, stride, padding: kernel size, cube size, and zero padding at both ends, each (frames, rows,
+            columns).
 
     Raises:
         UserError: kernel, stride and padding do not give exactly one token per cube.
@@ -125,10 +123,8 @@ class Encoder(nn.Module):
         blocks: modules ``(tokens [B, P+N, D], grid) -> (tokens, grid)``.
         norm: final norm of the last block's tokens; the identity if there is none.
         native_grid: token grid of the native clip size.
-        out_width: token width after the last block.
-        out_heads: number of attention heads of the last block.
+        out_width, out_heads: token width and number of attention heads of the last block.
         output_stride: frames, rows and columns per token after the last block.
-        mean_first: whether pooled features are averaged before the final norm instead of after it.
 
     Args:
         stem: turns cubes into tokens.
@@ -137,7 +133,7 @@ class Encoder(nn.Module):
         absolute_positions: "none", "joint" (one table over time and space), "separable" (the sum of two
             tables) or "sincos" (fixed, without parameters).
         final_norm: apply a layer norm after the last block.
-        mean_first: see above.
+        mean_first: average pooled features before the final norm instead of after it.
         linear_std: standard deviation of the linear layers' initial weights. The published value of 0.02
             makes narrow models start slowly.
         checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
@@ -202,9 +198,8 @@ class Encoder(nn.Module):
         """Set the blocks and the norm, and draw the initial weights as PySlowFast does.
 
         Args:
-            blocks: see the class.
+            blocks, heads: see the class; attention heads of the last block.
             widths: token width after each block.
-            heads: number of attention heads of the last block.
             strides: frames, rows and columns by which each block pools its tokens; None for no pooling.
         """
         self.blocks = nn.ModuleList(blocks)

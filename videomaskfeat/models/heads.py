@@ -31,13 +31,9 @@ def check_head_arguments(owner: str, encoder: Mapping[str, Any], *, classes: int
 
 
 class LinearHead(nn.Module):
-    """Dropout, then one linear layer.
+    """Dropout, then one linear layer: D = ``width`` features to L = ``classes`` logits.
 
-    Args:
-        width: width of the features, D.
-        classes: number of classes, L.
-        dropout: dropout rate.
-        scale: factor on the initial weight (truncated normal, std 0.02) and bias (0.02).
+    ``scale`` multiplies the initial weight (truncated normal, std 0.02) and bias (0.02).
     """
 
     def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
@@ -72,13 +68,7 @@ class AttentiveHead(LinearHead):
     """V-JEPA's attentive probe (arXiv 2404.08471, section 4): a learned query attends to all tokens.
 
     Attention and a perceptron follow, each with a residual connection, then a :class:`LinearHead`. Layer
-    norms are applied to the tokens and before the perceptron, not to the query.
-
-    Args:
-        width: width of the tokens, D.
-        classes: number of classes, L.
-        heads: number of attention heads; a divisor of ``width``.
-        dropout, scale: see :class:`LinearHead`.
+    norms are applied to the tokens and before the perceptron, not to the query. ``heads`` divide ``width``.
     """
 
     def __init__(self, width: int, classes: int, *, heads: int, dropout: float, scale: float) -> None:

@@ -31,13 +31,7 @@ class GeluLinear(nn.Linear):
 
 
 class Perceptron(nn.Module):
-    """Linear, GELU, linear.
-
-    Args:
-        in_width: width of the input tokens.
-        hidden_width: width between the two layers.
-        out_width: width of the output tokens.
-    """
+    """Linear, GELU, linear."""
 
     def __init__(self, in_width: int, hidden_width: int, out_width: int) -> None:
         super().__init__()
@@ -77,10 +71,7 @@ def check_transformer(depth: int, width: int, heads: int, *, prefix: str = "") -
 class BatchNorm(nn.Module):
     """:class:`torch.nn.SyncBatchNorm` in float32, on the CPU too.
 
-    Args:
-        width: number of features, D.
-        momentum: weight of a new batch in the running statistics, which evaluation mode uses.
-        eps: added to the variance.
+    ``momentum`` is the weight of a new batch in the running statistics, which evaluation mode uses.
     """
 
     running_mean: Tensor
@@ -113,11 +104,7 @@ class BatchNorm(nn.Module):
 
 
 class FeatureNorm(nn.Module):
-    """Batch normalization without scale and shift, for features that need no gradient.
-
-    Args:
-        width, momentum, eps: see :class:`BatchNorm`.
-    """
+    """:class:`BatchNorm` without scale and shift, for features that need no gradient."""
 
     mean: Tensor
     variance: Tensor

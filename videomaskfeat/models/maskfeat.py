@@ -131,11 +131,9 @@ class Encoded(NamedTuple):
 
 
 class ClipEncoder(nn.Module):
-    """An encoder without a head.
+    """An encoder, which should have a final norm, without a head.
 
-    Args:
-        encoder: should have a final norm.
-        summary: feature of the clip: "token" (the class token) or "mean" (over the grid's tokens).
+    ``summary`` is the feature of the clip: "token" (the class token) or "mean" (over the grid's tokens).
 
     Raises:
         UserError: an unknown summary, or "token" for an encoder without class token.
@@ -185,15 +183,10 @@ class MaskedEncoder(ClipEncoder):
 
 
 def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
-    """Outputs of an encoder's last ``count`` blocks, before the final norm.
+    """Outputs of an encoder's last ``count`` blocks before the final norm, a tensor [B, t, h, w, D'] per
+    block.
 
-    Args:
-        encoder: passed :func:`check_last_blocks`.
-        clips: float [B, C, T, H, W], normalized.
-        count: number of blocks.
-
-    Returns:
-        A tensor [B, t, h, w, D'] per block, in the order of the blocks.
+    :func:`check_last_blocks` must accept the count. Clips are float [B, C, T, H, W], normalized.
     """
     first = len(encoder.blocks) - count
     tokens, grid = encoder.through_blocks(*encoder.patch_embed(clips), depth=first)
@@ -206,11 +199,6 @@ def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
 
 def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:
     """Check that the last ``count`` blocks of an encoder have outputs of the same size.
-
-    Args:
-        encoder: not changed.
-        count: number of blocks.
-        clip_size: frames, height and width.
 
     Raises:
         UserError: the encoder has fewer blocks, or a block has another grid or width; the message gives the

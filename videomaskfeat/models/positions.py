@@ -46,13 +46,8 @@ def sincos_positions(width: int, grid: TokenGrid, *, prefix: int, device: torch.
     """Fixed absolute positions [1, prefix + N, D], with zeros for the first ``prefix`` tokens.
 
     A quarter of the channels encodes time, 3/8 the column and 3/8 the row, each by sines and then cosines of
-    the index divided by 10000^(i/n) (published code of MAE for video, arXiv 2205.09113).
-
-    Args:
-        width: number of channels, D; a multiple of 16.
-        grid: the token grid.
-        prefix: number of tokens before the grid's.
-        device: device of the result.
+    the index divided by 10000^(i/n) (published code of MAE for video, arXiv 2205.09113). ``width``, D, is a
+    multiple of 16.
     """
     return constant_table(_sincos, width, grid, prefix, device=device)
 
@@ -100,13 +95,11 @@ def resize_table(table: Tensor, length: int) -> Tensor:
 
 
 def resize_absolute(name: str, table: Tensor, grid: TokenGrid, prefix: int) -> Tensor | None:
-    """Resize a saved absolute position table to another native grid.
+    """Resize a saved absolute position table float [1, L, D] to the native grid of another model.
 
     Args:
         name: one of :data:`TABLES`.
-        table: float [1, L, D].
-        grid: native grid of the model that loads the table.
-        prefix: its number of class tokens.
+        grid, prefix: native grid and number of class tokens of the model that loads the table.
 
     Returns:
         [1, L', D]; None if the table's own grid is unknown: a joint table of several time steps, or a frame

@@ -46,14 +46,13 @@ class PrototypeHead(nn.Module):
     """The head of DINO and iBOT: a perceptron, L2 normalization, and cosines to K learned prototypes.
 
     The prototypes are the rows of a weight-normalized layer with gain 1. Normalization and cosines are
-    computed in float32, because a temperature of 0.04 multiplies rounding errors by 25.
+    computed in float32, because a temperature of 0.04 multiplies rounding errors by 25. The defaults are
+    iBOT's (arXiv 2111.07832, supplement, section 4.1).
 
     Args:
-        width: width of the input features, D.
-        prototypes: number of prototypes, K; 8192 in iBOT (arXiv 2111.07832, supplement, section 4.1).
-        hidden_width: width of the perceptron's hidden layers; 2048 in iBOT.
-        bottleneck: width of the normalized features; 256 in iBOT.
-        layers: number of linear layers, at least 1; 3 in iBOT.
+        width, bottleneck: width of the input features, D, and of the normalized features.
+        prototypes: number of prototypes, K.
+        layers, hidden_width: number of linear layers, at least 1, and width between them.
 
     Raises:
         UserError: a number below 1, or fewer than 2 prototypes.
@@ -126,10 +125,8 @@ class TransformerPredictor(nn.Module):
     grid, with the encoder's mask tokens.
 
     Args:
-        width: width of the cells, D.
-        hidden_width: token width inside the predictor.
-        depth: number of blocks.
-        heads: number of attention heads; a divisor of ``hidden_width``.
+        width, hidden_width: width of the cells, D, and of the tokens inside the predictor.
+        depth, heads: number of blocks and of attention heads; heads divide ``hidden_width``.
         grid: grid of the cells at the native clip size; positions are interpolated for other grids.
 
     Raises:

@@ -44,10 +44,8 @@ class Convolution(nn.Module):
 class EncoderBlock(nn.Module):
     """Three 3x3 convolutions and one 1x1, each after a ReLU, scaled by 1 / layers^2 and added to the input.
 
-    Args:
-        in_width: input channels; if they differ from ``out_width``, a 1x1 convolution projects the input.
-        out_width: output channels; the hidden width is a quarter of them.
-        layers: number of blocks of the whole encoder.
+    A 1x1 convolution projects the input if its width changes; the hidden width is a quarter of ``out_width``.
+    ``layers``: number of blocks of the whole encoder.
     """
 
     def __init__(self, in_width: int, out_width: int, layers: int) -> None:
@@ -83,10 +81,8 @@ class PublishedEncoder(FrameTokenizer):
     Source: github.com/openai/DALL-E at 5be4b23, ``dall_e/encoder.py`` (names, sizes), ``utils.py`` (pixels).
 
     Args:
-        vocabulary: number of tokens; 8192 in the published file.
-        width: channels of the first group; 256 in the published file.
-        blocks: blocks per group; 2 in the published file.
-        channels: number of color channels.
+        vocabulary, width: number of tokens, and channels of the first group.
+        blocks, channels: blocks per group, and color channels. The defaults are those of the published file.
     """
 
     def __init__(

@@ -37,14 +37,13 @@ class FrameEncoder(nn.Module):
     """4x4 convolutions that halve height and width, residual blocks, and a 1x1 convolution.
 
     Args:
-        stride: pixels per grid cell along each side, a power of two.
-        width: channels on the grid; each earlier level has half of the next, at least 8.
-        blocks: number of residual blocks on the grid.
-        out_width: output channels.
-        channels: number of color channels.
+        stride: pixels per grid cell along each side, a power of two above 1.
+        width, blocks: channels on the grid (each earlier level has half of the next, at least 8), and number
+            of residual blocks on it.
+        out_width, channels: output channels, and color channels.
 
     Raises:
-        UserError: the stride is not a power of two above 1, or a number is below 1.
+        UserError: a value out of range.
     """
 
     def __init__(self, *, stride: int, width: int, blocks: int, out_width: int, channels: int = 3) -> None:
@@ -68,9 +67,7 @@ class FrameEncoder(nn.Module):
 class FrameDecoder(nn.Module):
     """The inverse of :class:`FrameEncoder`: a 3x3 convolution, residual blocks, transposed 4x4 convolutions.
 
-    Args:
-        in_width: input channels.
-        stride, width, blocks, channels: see :class:`FrameEncoder`.
+    ``in_width``: input channels; other arguments as for :class:`FrameEncoder`.
     """
 
     def __init__(self, *, stride: int, width: int, blocks: int, in_width: int, channels: int = 3) -> None:
@@ -127,14 +124,9 @@ class TrainedTokenizer(FrameTokenizer):
     """A tokenizer with a decoder, trained to reconstruct frames from its codes.
 
     Args:
-        vocabulary: number of codes, V.
-        code_width: values per code.
-        stride: pixels per cell along each side, a power of two.
-        width: channels on the grid.
-        blocks: number of residual blocks of the encoder, and of the decoder.
-        channels: number of color channels.
-        mean: subtracted from pixels in 0..1, one number or one per channel.
-        std: divides them afterwards, likewise.
+        vocabulary, code_width: number of codes, V, and values per code.
+        stride, width, blocks, channels: see :class:`FrameEncoder`.
+        mean, std: normalization of pixels in 0..1, one number or one per channel.
 
     Raises:
         UserError: a value out of range.
@@ -201,8 +193,7 @@ def gumbel_softmax(
     temperature, the closer the result is to a one-hot vector (arXiv 1611.01144, 1611.00712).
 
     Args:
-        logits: float [B, V, ...].
-        noise: float [B, V, ...], see :func:`gumbel_noise`.
+        logits, noise: float [B, V, ...]; see :func:`gumbel_noise`.
         temperature: above 0.
         straight_through: return the one-hot vector, with the gradient of the relaxed sample.
 
@@ -272,14 +263,8 @@ _CHUNK = 4096  # latents compared with all codes at once: 128 MB of distances fo
 
 
 def nearest_codes(latents: Tensor, codes: Tensor) -> Tensor:
-    """Index of the code with the smallest Euclidean distance; the first of equal ones.
-
-    Args:
-        latents: float [..., D].
-        codes: float [V, D].
-
-    Returns:
-        int64 [...].
+    """Index of the nearest code in codes float [V, D], the first of equal ones: latents [..., D] -> int64
+    [...].
     """
     flat = latents.detach().float().reshape(-1, latents.shape[-1])  # [n, D]
     with torch.autocast(flat.device.type, enabled=False):
@@ -292,8 +277,7 @@ def nearest_codes(latents: Tensor, codes: Tensor) -> Tensor:
 class CodeStatistics:
     """Statistics of a batch for :meth:`Codebook.update`; summed over ranks.
 
-    counts: float32 [V], number of latents nearest to each code.
-    sums: float32 [V, D], their sums.
+    counts, sums: float32 [V] and [V, D], number and sum of the latents nearest to each code.
     candidates: float32 [V, D], a random latent per code, to replace it if it is dead.
     """
 
@@ -312,11 +296,9 @@ class Codebook(nn.Module):
     not use are replaced from it.
 
     Args:
-        vocabulary: number of codes, V.
-        width: values per code, D.
+        vocabulary, width: number of codes, V, and values per code, D.
         decay: share of the old average at an update, in [0, 1).
-        revive_below: share of the mean use below which a code is dead, in [0, 1); 0 replaces only codes that
-            were never used.
+        revive_below: see above, in [0, 1); 0 replaces only codes that were never used.
 
     Raises:
         UserError: a value out of range.
@@ -371,9 +353,8 @@ class Codebook(nn.Module):
 class VqCoding(NamedTuple):
     """Output of :class:`VectorQuantizer` in training.
 
-    latents: float32 [B, h, w, D], output of the encoder.
-    tokens: int64 [B, h, w], indices of the nearest codes.
-    codes: float32 [B, h, w, D], these codes, without gradient.
+    latents, codes: float32 [B, h, w, D], output of the encoder, and the nearest codes without gradient.
+    tokens: int64 [B, h, w], indices of these codes.
     reconstruction: float [B, C, H, W], normalized; its gradient reaches the latents in place of the codes.
     """
 
@@ -433,8 +414,7 @@ def create_tokenizer(kind: str, /, **arguments: Any) -> TrainedTokenizer:
 
     Args:
         kind: a name in :data:`TOKENIZERS`.
-        arguments: arguments of :class:`DiscreteVAE` or :class:`VectorQuantizer` that differ from the
-            defaults.
+        arguments: arguments that differ from the defaults of its class.
 
     Returns:
         The tokenizer in training mode; ``created_as`` is (kind, arguments), for

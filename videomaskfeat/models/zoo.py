@@ -42,11 +42,8 @@ class NamedModel:
 
 @functools.cache
 def with_head(head: type[Encoder], encoder: type[Encoder]) -> type[Encoder]:
-    """A class that combines a head with an encoder, such as ``MViTMaskFeat``.
-
-    Args:
-        head: MaskFeat, Classifier or Detector.
-        encoder: an encoder class, such as MViT.
+    """A class that combines a head (MaskFeat, Classifier or Detector) with an encoder, such as
+    ``MViTMaskFeat``.
     """
     doc = {"__doc__": f":class:`{head.__name__}` on :class:`{encoder.__name__}`.", "__module__": __name__}
     name = f"{encoder.__name__}{head.__name__}"

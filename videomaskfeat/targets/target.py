@@ -51,7 +51,7 @@ class LossTally:
 
     sums: tuple[str, ...] = ("hidden", "_sum")
     """Attributes to sum over ranks: numbers, tensors, or None before the first batch."""
-    parts: Sequence[LossTally] = ()
+    tallies: Sequence[LossTally] = ()
     """Tallies that this one consists of."""
 
     def __init__(self, loss: Callable[[Tensor, Any, Tensor], Tensor]) -> None:
@@ -164,52 +164,44 @@ class CrossEntropyTally(LossTally):
 class SumTally(LossTally):
     """A weighted sum of losses, each on its own slice of the predicted values.
 
-    The slices are disjoint, so the best constant is the best one of each part.
-
-    Args:
-        parts: tally of each part.
-        weights: weight of each part.
-        split: predictions -> slices.
+    The slices are disjoint, so the best constant is the best one of each part. ``split`` cuts predictions.
     """
 
     sums = ()
 
     def __init__(
         self,
-        parts: Sequence[LossTally],
+        tallies: Sequence[LossTally],
         weights: Sequence[float],
         split: Callable[[Tensor], Sequence[Tensor]],
     ) -> None:
-        self.parts = parts
+        self.tallies = tallies
         self._weights = weights
         self._split = split
 
     def add(self, predictions: Tensor, target: Any, mask: Tensor) -> None:
-        for part, prediction, part_target in zip(self.parts, self._split(predictions), target, strict=True):
-            part.add(prediction, part_target, mask)
+        for tally, own, truth in zip(self.tallies, self._split(predictions), target, strict=True):
+            tally.add(own, truth, mask)
 
     @property
     def model(self) -> float:
-        return sum(weight * part.model for part, weight in zip(self.parts, self._weights, strict=True))
+        return sum(weight * tally.model for tally, weight in zip(self.tallies, self._weights, strict=True))
 
     @property
     def constant(self) -> float | None:
         total = 0.0
-        for part, weight in zip(self.parts, self._weights, strict=True):
-            if part.constant is None:
+        for tally, weight in zip(self.tallies, self._weights, strict=True):
+            if tally.constant is None:
                 return None
-            total += weight * part.constant
+            total += weight * tally.constant
         return total
 
 
 @dataclass(frozen=True)
 class MaskedLoss:
-    """A loss over hidden positions: (predictions [B, t, h, w, K], target, mask) -> 0-d float32.
+    """A loss over hidden positions, its name for logs and reports, and a function (loss) -> an empty tally.
 
-    Attributes:
-        function: the loss.
-        name: name for logs and reports.
-        tally: (loss) -> an empty tally.
+    ``function(predictions [B, t, h, w, K], target, mask)`` returns a 0-d float32 tensor.
     """
 
     function: Callable[..., Tensor]
@@ -271,12 +263,10 @@ class Target(nn.Module, ABC):
         """
 
     def loss(self, predictions: Tensor, target: Any, mask: Tensor) -> Tensor:
-        """Loss of predictions at hidden positions, 0-d float32.
+        """Loss of predictions float [B, t, h, w, K] at hidden positions, 0-d float32.
 
-        Args:
-            predictions: float [B, t, h, w, K].
-            target: from :meth:`forward`.
-            mask: bool [B, t', h', w'], True = hidden, on a grid that divides (t, h, w).
+        ``target`` is from :meth:`forward`; ``mask`` is bool [B, t', h', w'], True = hidden, on a grid that
+        divides (t, h, w).
         """
         return self._loss.function(predictions, target, mask, **self._loss_arguments)
 

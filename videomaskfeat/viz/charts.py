@@ -1,4 +1,4 @@
-"""The data of charts, of which ``templates/<kind>.json`` make Vega-Lite specifications."""
+"""Data of charts; ``templates/<kind>.json`` turns it into Vega-Lite specifications."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from videomaskfeat.texts import printable_name
-from videomaskfeat.viz.page import table
+from videomaskfeat.viz.page import build_table, data_url
 
 COLORS = 12
-"""Colors of curves in the style sheet, ``--c0`` to ``--c11``; a chart of more curves begins again."""
-_POINTS = 400  # per curve, at most
-_SMOOTHING = 40  # the moving mean is over 1/40 of the curve
-_ROWS = 25  # of a table of numbers, at most
-_LARGEST = 1e100  # beyond it sums and ranges overflow
+"""Number of curve colors in the style sheet, ``--c0`` to ``--c11``; further curves start over."""
+_MAX_POINTS = 400  # per curve
+_SMOOTHING = 40  # the moving mean covers 1/40 of a curve
+_MAX_ROWS = 25  # of a table of numbers
+_MAX_VALUE = 1e100  # sums and ranges of larger values overflow
+_MAX_NUMBERED_CLASSES = 40  # cells of larger confusion matrices are too small for numbers
+_FREQUENT_CONFUSIONS = 12
+_ACCENT_RGB = (47, 111, 222)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Curve:
         name: shown in the legend.
         x: float [n], ascending.
         y: float [n]; values that are not finite are left out.
-        color: its place among the page's colors; None: the curve's place in its chart.
+        color: index of the color; None: the curve's index in its chart.
     """
 
     name: str
@@ -44,48 +48,48 @@ def line_chart(
     log: bool = False,
     from_zero: bool = False,
     smooth: bool = True,
-    levels: Mapping[str, float] | None = None,
+    reference_lines: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Curves over steps: the spread of the values, and their moving mean.
+    """Curves over steps: the range of the values, and their moving mean.
 
     Args:
-        title: above the chart.
-        curves: those without a finite value are left out.
+        title: shown above the chart.
+        curves: curves without a finite value are left out.
         log: logarithmic vertical axis; values of 0 and below are left out.
-        from_zero: the vertical axis begins at 0.
+        from_zero: start the vertical axis at 0.
         smooth: draw the moving mean over 1/40 of a curve; False draws the values themselves.
-        levels: horizontal dashed lines with their names, such as a loss to compare with.
+        reference_lines: horizontal dashed lines by name, such as a loss to compare with.
 
     Returns:
-        ``title``; ``data`` to draw, None if there is nothing; ``label``, for screen readers; ``table``: some
-        of the numbers.
+        ``title``; ``data`` to draw, None if there are no values; ``label`` for screen readers; ``table`` with
+        some of the numbers.
     """
-    kept = []
-    for place, curve in enumerate(curves):
-        good = np.isfinite(curve.x) & (np.abs(curve.y) < _LARGEST) & ((curve.y > 0) | (not log))
-        if good.any():
-            color = (place if curve.color is None else curve.color) % COLORS
-            name = printable_name(curve.name)
-            kept.append(Curve(name, curve.x[good].astype(float), curve.y[good].astype(float), color))
-    if not kept:
+    drawn_curves = []
+    for index, curve in enumerate(curves):
+        valid = np.isfinite(curve.x) & (np.abs(curve.y) < _MAX_VALUE) & ((curve.y > 0) | (not log))
+        if valid.any():
+            color = (index if curve.color is None else curve.color) % COLORS
+            x, y = curve.x[valid].astype(float), curve.y[valid].astype(float)
+            drawn_curves.append(Curve(printable_name(curve.name), x, y, color))
+    if not drawn_curves:
         return {"title": title, "data": None}
-    shown = [
-        {"name": printable_name(f"{name} {short_number(level)}"), "level": level}
-        for name, level in (levels or {}).items()
-        if abs(level) < _LARGEST and (level > 0 or not log)
+    lines = [
+        {"name": printable_name(f"{name} {format_number(level)}"), "level": level}
+        for name, level in (reference_lines or {}).items()
+        if abs(level) < _MAX_VALUE and (level > 0 or not log)
     ]
-    ends = [end for curve in kept for end in (curve.y.min(), curve.y.max())] + [one["level"] for one in shown]
+    values = np.concatenate([*(curve.y for curve in drawn_curves), [line["level"] for line in lines]])
     return {
         "title": title,
         "data": {
             "kind": "line",
-            "curves": [_thinned(curve, smooth) for curve in kept],
-            "levels": shown,
-            "domain": _vertical_range(float(min(ends)), float(max(ends)), log, from_zero),
+            "curves": [_thin_out(curve, smooth) for curve in drawn_curves],
+            "levels": lines,
+            "domain": _vertical_range(float(values.min()), float(values.max()), log, from_zero),
             "log": log,
         },
-        "label": f"{title}. " + " ".join(map(_spoken, kept)),
-        "table": _numbers(kept),
+        "label": f"{title}. " + " ".join(map(_describe_curve, drawn_curves)),
+        "table": _tabulate(drawn_curves),
     }
 
 
@@ -95,9 +99,9 @@ def recall_chart(
     """Precision over recall, both from 0 to 1; the area below the curve is the average precision.
 
     Args:
-        title: above the chart.
-        heights: float [bins], the mean precision in equal steps of recall from 0 to 1.
-        measured: recall and precision, float [n] each, of what the curve was interpolated from.
+        title: shown above the chart.
+        heights: float [bins], mean precision in equal steps of recall from 0 to 1.
+        measured: recall and precision before interpolation, float [n] each.
 
     Returns:
         Like :func:`line_chart`.
@@ -105,54 +109,105 @@ def recall_chart(
     bins = len(heights)
     steps = np.flatnonzero(np.diff(heights)) + 1  # equal neighbors make one step
     starts, ends = np.array([0, *steps]), np.array([*steps, bins])
-    points = measured if measured is not None else (np.empty(0), np.empty(0))
-    chosen = np.linspace(0, len(points[0]) - 1, min(_POINTS // 2, len(points[0]))).round().astype(int)
-    recall = np.column_stack([starts, ends]).ravel() / bins
-    marks = [(mark, f"{heights[min(int(mark * bins), bins - 1)]:.2f}") for mark in (0.1, 0.3, 0.5, 0.7, 0.9)]
-    said = ", ".join(f"{precision} at recall {mark:g}" for mark, precision in marks)
+    recall, precision = measured if measured is not None else (np.empty(0), np.empty(0))
+    chosen = np.linspace(0, len(recall) - 1, min(_MAX_POINTS // 2, len(recall))).round().astype(int)
+    rows = [(mark, f"{heights[min(int(mark * bins), bins - 1)]:.2f}") for mark in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    description = ", ".join(f"{value} at recall {mark:g}" for mark, value in rows)
     return {
         "title": title,
         "data": {
             "kind": "recall",
-            "curve": {"recall": _rounded(recall), "precision": _rounded(heights[starts].repeat(2))},
-            "measured": {
-                "recall": _rounded(points[0][chosen]),
-                "precision": _rounded(points[1][chosen]),
+            "curve": {
+                "recall": _round(np.column_stack([starts, ends]).ravel() / bins),
+                "precision": _round(heights[starts].repeat(2)),
             },
+            "measured": {"recall": _round(recall[chosen]), "precision": _round(precision[chosen])},
         },
-        "label": f"{title}. Area {heights.mean():.3f}; precision {said}.",
-        "table": table(("Recall", "Precision"), marks),
+        "label": f"{title}. Area {heights.mean():.3f}; precision {description}.",
+        "table": build_table(("Recall", "Precision"), rows),
+    }
+
+
+def confusion_section(confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """A confusion matrix as a chart, or as an image if there are more than 40 classes.
+
+    Args:
+        confusion: int [L, L], number of videos by label (row) and prediction (column).
+        names: class names, indexed by label.
+
+    Returns:
+        ``classes``, L; ``chart`` or None; ``image``, the address of a PNG, or None; ``frequent``: a table of
+        the most frequent wrong predictions.
+    """
+    small = len(confusion) <= _MAX_NUMBERED_CLASSES
+    rows = [
+        (label, prediction, count, f"{percent:.0f} %")
+        for label, prediction, count, percent in frequent_confusions(confusion, names, _FREQUENT_CONFUSIONS)
+    ]
+    return {
+        "classes": len(confusion),
+        "chart": confusion_chart("Labels and predictions", confusion, names) if small else None,
+        "image": None if small else data_url("image/png", encode_confusion(confusion)),
+        "frequent": build_table(("Label", "Wrong prediction", "Videos", "Share of the class"), rows),
     }
 
 
 def confusion_chart(title: str, confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """A confusion matrix with a number in each cell.
-
-    Args:
-        title: above the chart.
-        confusion: int [L, L]: a row per class of the videos, a column per class that was said.
-        names: a text per class.
+    """A confusion matrix with a number in each cell; arguments as in :func:`confusion_section`.
 
     Returns:
         Like :func:`line_chart`.
     """
     names = list(map(printable_name, names))
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     cells = [
-        {"label": label, "said": said, "videos": int(confusion[label, said]), "share": round(float(share), 4)}
-        for (label, said), share in np.ndenumerate(shares)
+        {
+            "label": label,
+            "prediction": prediction,
+            "videos": int(confusion[label, prediction]),
+            "share": round(float(share), 4),
+        }
+        for (label, prediction), share in np.ndenumerate(_row_shares(confusion))
     ]
-    right = 100 * confusion.trace() / max(confusion.sum(), 1)
+    correct = 100 * confusion.trace() / max(confusion.sum(), 1)
     rows = [(name, *row) for name, row in zip(names, confusion.tolist(), strict=True)]
     return {
         "title": title,
         "data": {"kind": "confusion", "names": names, "cells": cells},
-        "label": f"Confusion matrix of {len(names)} classes; {right:.1f} % of the videos on its diagonal.",
-        "table": table(("Videos of", *names), rows),
+        "label": f"Confusion matrix of {len(names)} classes; {correct:.1f} % of the videos on the diagonal.",
+        "table": build_table(("Label", *names), rows),
     }
 
 
-def short_number(value: float) -> str:
+def encode_confusion(confusion: np.ndarray) -> bytes:
+    """A PNG of the matrix, one pixel per cell.
+
+    The opacity is the square root of the share of the row, so that rare confusions are visible, on a light
+    and on a dark page.
+    """
+    image = np.empty((*confusion.shape, 4), np.uint8)
+    image[..., :3] = _ACCENT_RGB[::-1]
+    image[..., 3] = np.round(255 * np.sqrt(_row_shares(confusion)))
+    success, png = cv2.imencode(".png", image)
+    assert success, "a uint8 image can always be encoded"
+    return png.tobytes()
+
+
+def frequent_confusions(
+    confusion: np.ndarray, names: Sequence[str], count: int
+) -> list[tuple[str, str, int, float]]:
+    """The most frequent wrong predictions: label, prediction, number of videos, percentage of the class."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    shares = _row_shares(confusion)
+    return [
+        (names[row], names[column], int(wrong[row, column]), 100 * float(shares[row, column]))
+        for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[row, column]
+    ]
+
+
+def format_number(value: float) -> str:
     """A number in few characters: 12.5k, 0.031, 1e-4."""
     size = abs(value)
     if value == 0:
@@ -166,7 +221,7 @@ def short_number(value: float) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
-def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+def moving_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Centered moving mean float [n] over ``window`` values, over fewer at the ends."""
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     center = np.arange(len(values))
@@ -175,54 +230,58 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return (total[last] - total[first]) / (last - first)
 
 
-def _thinned(curve: Curve, smooth: bool) -> dict[str, Any]:
-    """Means, least and most over equal parts of a curve, as columns."""
-    bounds = np.unique(np.linspace(0, len(curve.y), min(_POINTS, len(curve.y)) + 1).astype(int))[:-1]
+def _row_shares(confusion: np.ndarray) -> np.ndarray:
+    return confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+
+
+def _thin_out(curve: Curve, smooth: bool) -> dict[str, Any]:
+    """Mean, minimum and maximum over equal intervals of a curve, as columns."""
+    bounds = np.unique(np.linspace(0, len(curve.y), min(_MAX_POINTS, len(curve.y)) + 1).astype(int))[:-1]
     count = np.diff(np.append(bounds, len(curve.y)))
     mean = np.add.reduceat(curve.y, bounds) / count
     return {
         "curve": curve.name,
         "color": curve.color,
-        "step": _rounded(np.add.reduceat(curve.x, bounds) / count),
-        "value": _rounded(smoothed(mean, max(1, len(mean) // _SMOOTHING)) if smooth else mean),
-        "low": _rounded(np.minimum.reduceat(curve.y, bounds)),
-        "high": _rounded(np.maximum.reduceat(curve.y, bounds)),
+        "step": _round(np.add.reduceat(curve.x, bounds) / count),
+        "value": _round(moving_mean(mean, max(1, len(mean) // _SMOOTHING)) if smooth else mean),
+        "low": _round(np.minimum.reduceat(curve.y, bounds)),
+        "high": _round(np.maximum.reduceat(curve.y, bounds)),
     }
 
 
-def _rounded(values: np.ndarray) -> list[float]:
-    """To 6 digits, more than a screen shows, for small pages."""
+def _round(values: np.ndarray) -> list[float]:
+    """To 6 digits, more than a screen shows, so that pages are small."""
     return [float(f"{value:.6g}") for value in values.tolist()]
 
 
 def _vertical_range(low: float, high: float, log: bool, from_zero: bool) -> tuple[float, float]:
-    """Some room around the values; a logarithmic axis covers whole powers of ten, one apart at least."""
-    if log:  # 1e-9 forgives the rounding of log10
+    """A range with a margin; a logarithmic one covers whole powers of ten, at least one."""
+    if log:  # 1e-9 absorbs the rounding of log10
         bottom = math.floor(math.log10(low) + 1e-9)
         return 10.0**bottom, 10.0 ** max(math.ceil(math.log10(high) - 1e-9), bottom + 1)
     low = min(low, 0.0) if from_zero else low
-    room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
-    return (low if from_zero else low - room), high + room
+    margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
+    return (low if from_zero else low - margin), high + margin
 
 
-def _numbers(curves: Sequence[Curve]) -> dict[str, Any]:
-    """All curves at some of their steps; of many, at those of the curve that has the fewest."""
+def _tabulate(curves: Sequence[Curve]) -> dict[str, Any]:
+    """All curves at some of their steps; if there are too many, at those of the curve with the fewest."""
     columns = [dict(zip(curve.x.tolist(), curve.y.tolist(), strict=True)) for curve in curves]
     steps = np.unique(np.concatenate([curve.x for curve in curves]))
-    if len(steps) > _ROWS:
+    if len(steps) > _MAX_ROWS:
         fewest = min((curve.x for curve in curves), key=len)
         steps = np.unique([steps[0], *(fewest if len(fewest) > 1 else steps), steps[-1]])
-        steps = steps[np.linspace(0, len(steps) - 1, min(_ROWS, len(steps))).round().astype(int)]
+        steps = steps[np.linspace(0, len(steps) - 1, min(_MAX_ROWS, len(steps))).round().astype(int)]
     rows = [
-        (f"{step:g}", *(short_number(column[step]) if step in column else "" for column in columns))
+        (f"{step:g}", *(format_number(column[step]) if step in column else "" for column in columns))
         for step in steps.tolist()
     ]
-    return table(("Step", *(curve.name for curve in curves)), rows)
+    return build_table(("Step", *(curve.name for curve in curves)), rows)
 
 
-def _spoken(curve: Curve) -> str:
-    first, last = short_number(float(curve.y[0])), short_number(float(curve.y[-1]))
+def _describe_curve(curve: Curve) -> str:
+    first, last, low, high = map(format_number, (curve.y[0], curve.y[-1], curve.y.min(), curve.y.max()))
     return (
         f"{curve.name}: {first} at step {curve.x[0]:.0f}, {last} at step {curve.x[-1]:.0f}, "
-        f"least {short_number(float(curve.y.min()))}, most {short_number(float(curve.y.max()))}."
+        f"minimum {low}, maximum {high}."
     )

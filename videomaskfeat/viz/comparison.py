@@ -1,4 +1,4 @@
-"""The page of a comparison: what each target costs, how it learns, and what its features are worth."""
+"""The page of a comparison: cost, learning curves and feature quality of each target."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 
 from videomaskfeat.durations import duration_text
 from videomaskfeat.viz.charts import Curve, line_chart
-from videomaskfeat.viz.page import number, render_page, table
+from videomaskfeat.viz.page import build_table, finite_number, render_page
 
 HEADER = (
     "Target",
     "Model",
     "Steps",
-    "of clips",
+    "Clips per step",
     "Time per step",
-    "Target, share of it",
+    "Share of the target",
     "Peak memory, MB",
     "Pre-training time",
     "k-NN top-1",
     "k-NN, random encoder",
     "Linear top-1",
-    "linear, random encoder",
+    "Linear, random encoder",
     "Fine-tuned top-1",
-    "fine-tuned from scratch",
+    "Fine-tuned from scratch",
 )
-# What is measured after training -> the same without it, by which a seed wins.
-_AGAINST = {
+# Accuracy with pre-training -> the same without it, for the number of seeds in which pre-training is better.
+_BASELINES = {
     "knn_top1": "knn_top1_untrained",
     "linear_top1": "linear_top1_untrained",
     "finetuned_top1": "scratch_top1",
@@ -39,13 +39,13 @@ _AGAINST = {
 
 @dataclass(frozen=True)
 class TargetCost:
-    """What a step costs, by itself on the machine.
+    """Cost of a step on one machine.
 
     Attributes:
-        step_ms: forward and backward of a micro-batch, its target included, without data and optimizer.
-        clips: in that micro-batch.
-        target_ms: making the target alone.
-        parameters: that learn.
+        step_ms: forward and backward of a micro-batch with its target, without data and optimizer [ms].
+        clips: clips per micro-batch.
+        target_ms: computing the target alone [ms].
+        parameters: number of trained parameters.
     """
 
     step_ms: float
@@ -59,14 +59,14 @@ class SeedResult:
     """The runs of a target with one seed.
 
     Attributes:
-        seed: of all of them.
-        reports: of its runs, as the page links to them.
-        metrics: float [n] per name, of the pre-training: ``step``, ``loss``, ``memory_mb``,
+        seed: the seed.
+        reports: paths of the run reports, relative to the page.
+        metrics: float [n] by name, of the pre-training: ``step``, ``loss``, ``memory_mb``,
             ``evaluation/knn_top1``, ``evaluation/linear_top1``.
-        summary: of the pre-training: ``seconds``, and ``knn_top1``, ``linear_top1`` (percent) of the trained
-            encoder and ``knn_top1_untrained``, ``linear_top1_untrained`` of the same encoder at its start.
-        finetuned: summary of the fine-tuning: ``top1``; empty without one.
-        scratch: likewise of the same fine-tuning from random weights.
+        summary: summary of the pre-training: ``seconds``, ``knn_top1`` and ``linear_top1`` [percent], and
+            ``knn_top1_untrained`` and ``linear_top1_untrained`` of the same encoder at step 0.
+        finetuned: summary of the fine-tuning: ``top1``, ``classes``; empty without fine-tuning.
+        scratch: summary of the same fine-tuning from random weights.
     """
 
     seed: int
@@ -77,17 +77,17 @@ class SeedResult:
     scratch: Mapping[str, Any]
 
     def number(self, key: str) -> float | None:
-        """A number of the summary, or ``finetuned_top1``, ``scratch_top1``, ``memory_mb`` (the most held)."""
+        """A number of the summary, or ``finetuned_top1``, ``scratch_top1``, ``memory_mb`` (the maximum)."""
         if key == "memory_mb":
             memory = self.metrics.get(key, np.empty(0))
             return float(np.nanmax(memory)) if np.isfinite(memory).any() else None
-        fine = {"finetuned_top1": self.finetuned, "scratch_top1": self.scratch}
-        return number(fine[key].get("top1") if key in fine else self.summary.get(key))
+        summaries = {"finetuned_top1": self.finetuned, "scratch_top1": self.scratch}
+        return finite_number(summaries[key].get("top1") if key in summaries else self.summary.get(key))
 
 
 @dataclass(frozen=True)
 class TargetResults:
-    """All of one target."""
+    """All runs of one target."""
 
     name: str
     model: str
@@ -95,18 +95,17 @@ class TargetResults:
     seeds: Sequence[SeedResult]
 
     def numbers(self, key: str) -> list[float]:
-        """A number of :meth:`SeedResult.number`, one per seed that has it."""
-        return [value for one in self.seeds if (value := one.number(key)) is not None]
+        """The values of :meth:`SeedResult.number` that are known."""
+        return [value for seed in self.seeds if (value := seed.number(key)) is not None]
 
     def wins(self, key: str) -> tuple[int, int]:
-        """Seeds in which training beats the same without it, by ``knn_top1``, say; of how many."""
-        pairs = [(one.number(key), one.number(_AGAINST[key])) for one in self.seeds]
+        """Number of seeds in which pre-training improves an accuracy such as ``knn_top1``; number of all."""
+        pairs = [(seed.number(key), seed.number(_BASELINES[key])) for seed in self.seeds]
         known = [(after, before) for after, before in pairs if after is not None and before is not None]
         return sum(after > before for after, before in known), len(known)
 
     def row(self) -> dict[str, Any]:
-        """Everything as plain data."""
-        tops = {key: self.numbers(key) for pair in _AGAINST.items() for key in pair}
+        """All numbers as plain data."""
         return {
             "target": self.name,
             "model": self.model,
@@ -114,7 +113,7 @@ class TargetResults:
             "memory_mb": max(self.numbers("memory_mb"), default=0.0),
             "steps": self.numbers("steps"),
             "seconds": self.numbers("seconds"),
-            **tops,
+            **{key: self.numbers(key) for pair in _BASELINES.items() for key in pair},
             "knn_top1_wins": "{} of {}".format(*self.wins("knn_top1")),
             "linear_top1_wins": "{} of {}".format(*self.wins("linear_top1")),
             "finetuned_wins": "{} of {}".format(*self.wins("finetuned_top1")),
@@ -131,82 +130,94 @@ class TargetResults:
             duration_text(self.cost.step_ms / 1e3),
             f"{share:.1%}",
             f"{max(self.numbers('memory_mb'), default=0.0):.0f}",
-            spread(self.numbers("seconds"), form=duration_text),
+            format_mean(self.numbers("seconds"), form=duration_text),
             *(
-                spread(self.numbers(key), wins)
-                for trained, untrained in _AGAINST.items()
+                format_mean(self.numbers(key), wins)
+                for trained, untrained in _BASELINES.items()
                 for key, wins in ((trained, self.wins(trained)), (untrained, None))
             ),
         ]
 
     @staticmethod
     def markdown(results: Sequence[TargetResults]) -> str:
-        """The table of all as Markdown."""
+        """The table of all targets as Markdown."""
         lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-        return "\n".join([*lines, *("| " + " | ".join(one.cells()) + " |" for one in results)]) + "\n"
+        return "\n".join([*lines, *("| " + " | ".join(target.cells()) + " |" for target in results)]) + "\n"
 
 
-def render_comparison(results: Sequence[TargetResults], *, title: str) -> str:
-    """The page as one HTML document without any reference outside itself.
+def render_comparison(results: Sequence[TargetResults], *, title: str, provenance: object = None) -> str:
+    """The page as one HTML document without external references.
 
     Args:
-        results: of each target, in the order in which they are shown.
-        title: of the page.
+        results: results of each target, in the order of the page.
+        title: title of the page.
+        provenance: ``describe_provenance()`` of the comparison.
     """
-    return render_page("comparison", comparison_data(results, title=title))
+    return render_page("comparison", comparison_data(results, title=title), provenance=provenance)
 
 
 def comparison_data(results: Sequence[TargetResults], *, title: str) -> dict[str, Any]:
-    """What the page shows, as plain data."""
-    probes = {"knn_top1": "k-NN top-1, percent", "linear_top1": "Linear probe top-1, percent"}
-    tuned = {one.name: statistics.mean(tops) for one in results if (tops := one.numbers("finetuned_top1"))}
-    asked = {
-        (one.number("probe_videos"), one.number("probe_classes"))
-        for target in results
-        for one in target.seeds
-    }
+    """The content of the page as plain data."""
+    seeds = [seed for target in results for seed in target.seeds]
+    classes = _common_number(seed.number("probe_classes") for seed in seeds)
+    probe_chance = {"chance level": 100 / classes} if classes else {}
+    finetuned = [target for target in results if target.numbers("finetuned_top1")]
+    best = max((statistics.mean(target.numbers("finetuned_top1")) for target in finetuned), default=0.0)
     return {
         "title": title,
         "targets": len(results),
-        "seeds": max(len(one.seeds) for one in results),
-        "asked": asked.pop() if len(asked) == 1 else (None, None),
-        "table": table(HEADER, [tuple(one.cells()) for one in results]),
+        "seeds": max(len(target.seeds) for target in results),
+        "probe_videos": _common_number(seed.number("probe_videos") for seed in seeds),
+        "probe_classes": classes,
+        "finetuned_classes": _common_number(
+            finite_number(seed.finetuned.get("classes")) for seed in seeds if seed.finetuned
+        ),
+        "table": build_table(HEADER, [tuple(target.cells()) for target in results]),
         "probes": [
             line_chart(
                 name,
                 _mean_curves(results, f"evaluation/{probe}", start=f"{probe}_untrained"),
                 from_zero=True,
                 smooth=False,
+                reference_lines=probe_chance,
             )
-            for probe, name in probes.items()
+            for probe, name in (
+                ("knn_top1", "k-NN top-1, percent"),
+                ("linear_top1", "Linear probe top-1, percent"),
+            )
         ],
         "finetuned": [
             {
-                "name": one.name,
-                "top1": spread(one.numbers("finetuned_top1")),
-                "scratch": spread(one.numbers("scratch_top1")),
-                "share": tuned[one.name] / (max(tuned.values()) or 1.0),
+                "name": target.name,
+                "top1": format_mean(target.numbers("finetuned_top1")),
+                "scratch": format_mean(target.numbers("scratch_top1")),
+                "share": statistics.mean(target.numbers("finetuned_top1")) / (best or 1.0),
             }
-            for one in results
-            if one.name in tuned
+            for target in finetuned
         ],
-        "costs": [{"name": one.name, **vars(one.cost)} for one in results],
+        "costs": [{"name": target.name, **vars(target.cost)} for target in results],
         # Losses of different kinds share no axis.
         "losses": [line_chart(curve.name, [curve]) for curve in _mean_curves(results, "loss")],
-        "links": [[path for one in target.seeds for path in one.reports] for target in results],
+        "links": [[path for seed in target.seeds for path in seed.reports] for target in results],
         "has_charts": True,
     }
 
 
+def _common_number(values: Any) -> float | None:
+    """The value that all share; None if they differ or are unknown."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
+
+
 def _mean_curves(results: Sequence[TargetResults], key: str, *, start: str = "") -> list[Curve]:
-    """The mean over the seeds at the steps that all recorded; ``start``: name of the value at step 0."""
+    """Means over the seeds at the steps that all recorded; ``start``: name of the value at step 0."""
     curves = []
-    for place, result in enumerate(results):
+    for index, target in enumerate(results):
         columns = []
-        for one in result.seeds:
-            values = one.metrics.get(key, np.full(len(one.metrics["step"]), np.nan))
-            column = dict(zip(one.metrics["step"].tolist(), values.tolist(), strict=True))
-            first = one.number(start)
+        for seed in target.seeds:
+            values = seed.metrics.get(key, np.full(len(seed.metrics["step"]), np.nan))
+            column = dict(zip(seed.metrics["step"].tolist(), values.tolist(), strict=True))
+            first = seed.number(start)
             columns.append({0.0: first if first is not None else np.nan, **column})
         mean = {
             step: statistics.fmean(column[step] for column in columns)
@@ -214,18 +225,17 @@ def _mean_curves(results: Sequence[TargetResults], key: str, *, start: str = "")
         }
         known = {step: value for step, value in mean.items() if np.isfinite(value)}
         if known:
-            x, y = np.array([*known]), np.array([*known.values()])
-            curves.append(Curve(result.name, x, y, place))
+            curves.append(Curve(target.name, np.array([*known]), np.array([*known.values()]), index))
     return curves
 
 
-def spread(
+def format_mean(
     values: Sequence[float],
     wins: tuple[int, int] | None = None,
     *,
     form: Callable[[float], str] = "{:.1f}".format,
 ) -> str:
-    """Mean and standard deviation of several, or the one value; empty if there is none."""
+    """Mean and standard deviation, or the only value; empty without values."""
     if not values:
         return ""
     text = form(statistics.mean(values))

@@ -1,4 +1,4 @@
-"""The page of a detection score: the mAP, each action's average precision and its curve."""
+"""The page of a detection score: frame mAP, average precision per action, precision-recall curves."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.viz.charts import recall_chart
-from videomaskfeat.viz.page import flattened, render_page, table
+from videomaskfeat.viz.page import build_table, flatten, render_page
 
 _OPEN_CURVES = 12
 
 
 @dataclass(frozen=True)
 class ActionRow:
-    """How one action fared; shares of 1.
+    """The result of one action.
 
     Attributes:
-        number: of the action.
-        name: its name.
-        truths: rows of the ground truth.
-        detections: rows of it that were judged.
-        ap: average precision; NaN without ground truth, like ``found``.
-        found: share of the ground truth that was hit, however low the score.
+        number: id of the action.
+        name: name of the action.
+        truths: number of ground-truth rows.
+        detections: number of scored detections.
+        ap: average precision, 0..1; NaN without ground truth.
+        found: share of the ground truth that any detection hits, 0..1; NaN without ground truth.
         heights: float [bins], precision in equal steps of recall.
-        recall: float [hits], at each hit.
-        precision: float [hits], at each hit, as it was measured.
+        recall: float [hits], recall at each hit.
+        precision: float [hits], measured precision at each hit.
     """
 
     number: int
@@ -41,117 +41,113 @@ class ActionRow:
     recall: np.ndarray
     precision: np.ndarray
 
+    @property
+    def chance(self) -> float:
+        """Expected average precision of the same detections in random order; 0 without ground truth."""
+        if not self.truths or not self.detections:
+            return 0.0
+        return self.found * self.truths / self.detections * self.found
 
-@dataclass(frozen=True)
-class DetectionFacts:
-    """What scoring found.
 
-    Attributes:
-        title: heading of the page.
-        mean_ap: mean of the average precisions, share of 1.
-        iou_threshold: the least overlap of a hit.
-        rows_per_frame: how many rows per key frame were judged at most; None for all.
-        key_frames: how many hold ground truth.
-        actions: a row per action.
-        sides: a row for the ground truth and one for the detections: name, then rows by what became of them.
-        notes: sentences on what is odd about the files.
-        persons: the score by persons per key frame: ``name``, ``mean_ap`` (share of 1, NaN without ground
-            truth), ``actions``, ``truths``, ``detections`` of each part.
-        sizes: likewise by the size of the boxes.
-        summary: everything that identifies the result; may be nested.
-        tested: how the key frames were tested: name, value and note of each fact; none: not known, of a file
-            of detections.
+def render_detection(
+    result: Mapping[str, Any],
+    *,
+    actions: Sequence[ActionRow],
+    notes: Sequence[str] = (),
+    tested: Sequence[tuple[str, str, str]] = (),
+) -> str:
+    """The page as one HTML document without external references.
+
+    Args:
+        result: content of result.json.
+        actions: one row per action.
+        notes: sentences about unusual rows of the files.
+        tested: settings of the test: name, value and note; empty for a file of detections.
     """
-
-    title: str
-    mean_ap: float
-    iou_threshold: float
-    rows_per_frame: int | None
-    key_frames: int
-    actions: Sequence[ActionRow]
-    sides: Sequence[Sequence[str]]
-    notes: Sequence[str]
-    persons: Sequence[Mapping[str, Any]]
-    sizes: Sequence[Mapping[str, Any]]
-    summary: Mapping[str, Any]
-    tested: Sequence[tuple[str, str, str]] = ()
-
-
-def render_detection(facts: DetectionFacts) -> str:
-    """The page as one HTML document without any reference outside itself."""
-    return render_page("detection", detection_data(facts))
-
-
-def detection_data(facts: DetectionFacts) -> dict[str, Any]:
-    """What the page shows, as plain data."""
-    known = [row for row in facts.actions if row.truths]
+    known = [row for row in actions if row.truths]
     curves = [
         recall_chart(
-            f"{row.name}: {percent(row.ap)} of {row.truths}",
+            f"{row.name}: {format_percent(row.ap)} of {row.truths}",
             row.heights,
             measured=(row.recall, row.precision),
         )
         for row in sorted(known, key=lambda row: (-row.truths, row.number))
     ]
     truths = sum(row.truths for row in known)
-    mean = np.mean([row.heights for row in known], axis=0) if known else np.zeros(1)
-    sides = ("File", "Rows", "Scored", "At excluded times", "Without an action", "Of actions not listed")
-    return {
-        "title": facts.title,
-        "iou_threshold": facts.iou_threshold,
-        "tested": facts.tested,
-        "mean_ap": percent(facts.mean_ap),
-        "mean_share": 0.0 if math.isnan(facts.mean_ap) else facts.mean_ap,
+    mean_ap = math.nan if result["mean_ap"] is None else result["mean_ap"]
+    chance = sum(row.chance for row in known) / max(len(known), 1)
+    elsewhere = ("kind", "title", "actions", "by_persons", "by_size", "provenance")
+    data = {
+        "title": str(result["title"]),
+        "iou_threshold": result["protocol"]["iou_threshold"],
+        "rows_per_frame": result["protocol"]["rows_per_frame"],
+        "tested": tested,
+        "mean_ap": format_percent(mean_ap),
+        "mean_share": 0.0 if math.isnan(mean_ap) else mean_ap,
+        "chance": chance,
         "known": len(known),
         "truths": truths,
-        "key_frames": facts.key_frames,
-        "detections": sum(row.detections for row in facts.actions),
+        "key_frames": result["key_frames"],
+        "detections": sum(row.detections for row in actions),
         "found": sum(round(row.found * row.truths) for row in known) / max(truths, 1),
-        "mean": recall_chart("Mean of the actions: the area is the mAP", mean),
-        "rows_per_frame": facts.rows_per_frame,
-        "sides": table(sides, [tuple(side) for side in facts.sides]),
-        "notes": facts.notes,
-        "actions": _action_table(facts.actions),
+        "mean": recall_chart(
+            "Mean over the actions; the area is the mAP",
+            np.mean([row.heights for row in known], axis=0) if known else np.zeros(1),
+        ),
+        "files": _file_table(result),
+        "notes": notes,
+        "actions": _action_table(actions),
         "curves": curves[:_OPEN_CURVES],
         "more_curves": curves[_OPEN_CURVES:],
-        "parts": {
-            "By persons in the key frame": _part_table("Key frames with", facts.persons),
-            "By size of the box": _part_table("Boxes", facts.sizes),
+        "groups": {
+            "By number of persons in the key frame": _group_table("Key frames with", result["by_persons"]),
+            "By box size": _group_table("Boxes", result["by_size"]),
         },
-        "summary": flattened(facts.summary),
+        "summary": flatten({key: value for key, value in result.items() if key not in elsewhere}),
         "has_charts": True,
     }
+    return render_page("detection", data, provenance=result.get("provenance"))
 
 
-def percent(share: float) -> str:
-    """A share of 1 as it is read; a dash for NaN."""
+def format_percent(share: float) -> str:
+    """A share 0..1 in percent; a dash for NaN."""
     return "–" if math.isnan(share) else f"{100 * share:.2f} %"
 
 
-def _action_table(rows: Sequence[ActionRow]) -> dict[str, Any]:
-    """The actions, the worst first; those without ground truth last."""
-    header = ("Id", "Action", "Ground truth", "AP", "", "Found", "Detections")
-    order = sorted(rows, key=lambda row: (not row.truths, row.ap if row.truths else 0.0, row.number))
-    return table(
-        header,
-        [
-            (
-                row.number,
-                row.name,
-                row.truths,
-                percent(row.ap),
-                {"share": row.ap} if row.truths else "",
-                percent(row.found),
-                row.detections,
-            )
-            for row in order
-        ],
-    )
+def _file_table(result: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("rows", "used", "excluded", "no_action", "not_listed")
+    header = ("File", "Rows", "Scored", "At excluded times", "Without an action", "Of unlisted actions")
+    files = {"Ground truth": result["groundtruth"], "Detections": result["detections"]}
+    return build_table(header, [(name, *(counts[key] for key in keys)) for name, counts in files.items()])
 
 
-def _part_table(what: str, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _action_table(actions: Sequence[ActionRow]) -> dict[str, Any]:
+    """The actions by ascending average precision; actions without ground truth come last."""
+    order = sorted(actions, key=lambda row: (not row.truths, row.ap if row.truths else 0.0, row.number))
     rows = [
-        (part["name"], percent(part["mean_ap"]), part["actions"], part["truths"], part["detections"])
-        for part in parts
+        (
+            row.number,
+            row.name,
+            row.truths,
+            format_percent(row.ap),
+            {"share": row.ap, "good": row.ap > row.chance} if row.truths else "",
+            format_percent(row.found),
+            row.detections,
+        )
+        for row in order
     ]
-    return table((what, "mAP", "Actions", "Ground truth", "Detections"), rows)
+    return build_table(("Id", "Action", "Ground truth", "AP", "", "Found", "Detections"), rows)
+
+
+def _group_table(what: str, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rows = [
+        (
+            group["name"],
+            format_percent(math.nan if group["mean_ap"] is None else group["mean_ap"]),
+            group["actions"],
+            group["truths"],
+            group["detections"],
+        )
+        for group in groups
+    ]
+    return build_table((what, "mAP", "Actions", "Ground truth", "Detections"), rows)

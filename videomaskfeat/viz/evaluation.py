@@ -1,4 +1,4 @@
-"""The page of an evaluation: accuracy, confusions, classes, and the videos at both ends."""
+"""The page of an evaluation: accuracy, confusion matrix, classes, and pictures of videos."""
 
 from __future__ import annotations
 
@@ -8,35 +8,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
-from videomaskfeat.viz.charts import confusion_chart
-from videomaskfeat.viz.page import data_url, flattened, render_page, table
+from videomaskfeat.viz.charts import confusion_section
+from videomaskfeat.viz.page import build_table, data_url, finite_number, flatten, render_page
 
-_NUMBERED = 40  # classes, at most, whose cells are large enough for numbers
-_CONFUSIONS = 12
-_FAILURES_SHOWN = 200
-# What of a protocol the template says in words; the rest is listed.
-_IN_WORDS = (
-    "views", "crops", "sampling", "frames", "stride", "target_fps", "crop", "short_side", "average", "k",
-    "precision", "reader",
-)  # fmt: skip
-_INK = (47, 111, 222)  # the page's accent, RGB; how much of it shows is a cell's share
+_MAX_FAILURES = 200
+_OPEN_ROWS = 30
+# Keys of a protocol that have cards; other keys are listed.
+_CARD_KEYS = {"views", "crops", "sampling", "frames", "stride", "target_fps", "crop", "short_side"}
+_CARD_KEYS |= {"average", "k", "precision", "reader"}
 
 
 @dataclass(frozen=True)
 class ClassRow:
-    """How one class fared.
+    """The result of one class.
 
     Attributes:
-        label: its number.
-        name: its name, or a text with its number.
-        videos: how many the list has of it.
-        top1: percent of them that were right; NaN without videos, like ``top5``.
-        top5: percent of them whose class was among the 5 best.
-        taken_for: the class that was said most often of those that were wrong; empty if none was.
-        times: how often.
+        label: class label.
+        name: class name, or a text with the label if the name is unknown.
+        videos: number of videos with this label.
+        top1: top-1 accuracy [percent]; NaN without videos.
+        top5: top-5 accuracy [percent]; NaN without videos.
+        confused_with: most frequent wrong prediction; empty if there is no wrong prediction.
+        times: number of videos with that prediction.
     """
 
     label: int
@@ -44,20 +39,20 @@ class ClassRow:
     videos: int
     top1: float
     top5: float
-    taken_for: str
+    confused_with: str
     times: int
 
 
 @dataclass(frozen=True)
 class ShownVideo:
-    """A video of which the report shows a picture.
+    """A video with its picture.
 
     Attributes:
-        path: of the video.
-        label: what it shows.
-        label_share: how probable that was found, 0..1.
-        prediction: what was said.
-        prediction_share: how probable that was found.
+        path: path of the video.
+        label: name of its class.
+        label_share: probability of the label, 0..1.
+        prediction: name of the predicted class.
+        prediction_share: probability of the prediction, 0..1.
         picture: a JPEG file, or None.
     """
 
@@ -69,151 +64,134 @@ class ShownVideo:
     picture: bytes | None
 
 
-@dataclass(frozen=True)
-class EvaluationFacts:
-    """What an evaluation found; the accuracies are in percent, and None for a list without labels.
+def render_evaluation(
+    result: Mapping[str, Any],
+    *,
+    classes: Sequence[ClassRow],
+    confusion: np.ndarray | None,
+    predicted: np.ndarray,
+    class_names: Sequence[str],
+    worst: Sequence[ShownVideo],
+    best: Sequence[ShownVideo],
+) -> str:
+    """The page as one HTML document without external references.
 
-    Attributes:
-        title: heading of the page.
-        videos: how many were scored.
-        listed: of how many in the list.
-        top1: share of the videos whose class has the highest score.
-        top5: whose class is among the 5 highest.
-        mean_class: mean of the classes' own top-1.
-        protocol: how the videos were cut and scored, by name.
-        summary: everything that identifies the result; may be nested.
-        classes: a row per class; none for a list without labels.
-        confusion: int [L, L]: class of the videos, class that was said; None for a list without labels.
-        said: int [L], how often each class was said.
-        class_texts: a text per class.
-        worst: the videos that were most surely wrong.
-        best: the videos that were most surely right.
-        failures: path and cause of each video that could not be read.
+    Args:
+        result: content of result.json.
+        classes: one row per class; empty for a list without labels.
+        confusion: int [L, L], number of videos by label and prediction; None for a list without labels.
+        predicted: int [L], number of videos per predicted class.
+        class_names: names indexed by label.
+        worst: wrong predictions, the largest margin first.
+        best: correct predictions, the largest margin first.
     """
-
-    title: str
-    videos: int
-    listed: int
-    top1: float | None
-    top5: float | None
-    mean_class: float | None
-    protocol: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    classes: Sequence[ClassRow]
-    confusion: np.ndarray | None
-    said: np.ndarray
-    class_texts: Sequence[str]
-    worst: Sequence[ShownVideo]
-    best: Sequence[ShownVideo]
-    failures: Sequence[tuple[str, str]]
-
-
-def render_evaluation(facts: EvaluationFacts) -> str:
-    """The page as one HTML document without any reference outside itself."""
-    return render_page("evaluation", evaluation_data(facts))
-
-
-def evaluation_data(facts: EvaluationFacts) -> dict[str, Any]:
-    """What the page shows, as plain data."""
-    confusion, texts = facts.confusion, facts.class_texts
-    chart, pixels, confusions = None, None, None
-    if confusion is not None:
-        if len(confusion) <= _NUMBERED:
-            chart = confusion_chart("Classes of the videos, and what was said", confusion, texts)
-        else:
-            pixels = data_url("image/png", confusion_pixels(confusion))
-        frequent = frequent_confusions(confusion, texts, _CONFUSIONS)
-        confusions = table(
-            ("Most often, videos of", "said to be", "Videos", "Of the class"),
-            [(label, said, times, f"{percent:.0f} %") for label, said, times, percent in frequent],
-        )
-    share = (facts.top1 or 0.0) / 100
-    said = [
-        (texts[label], int(facts.said[label]), f"{100 * facts.said[label] / facts.videos:.1f} %")
-        for label in np.argsort(-facts.said, kind="stable").tolist()
-        if facts.said[label]
-    ]
-    return {
-        "title": facts.title,
-        "videos": facts.videos,
-        "listed": facts.listed,
-        "missing": facts.listed - facts.videos,
-        "top1": facts.top1,
-        "top5": facts.top5,
-        "mean_class": facts.mean_class,
-        "top1_of_listed": 100 * share * facts.videos / max(facts.listed, 1),
-        "spread": 196 * math.sqrt(max(share * (1 - share), 0.0) / max(facts.videos, 1)),
-        "protocol": facts.protocol,
-        "rest": flattened({key: value for key, value in facts.protocol.items() if key not in _IN_WORDS}),
-        "confusion": chart,
-        "pixels": pixels,
-        "confusions": confusions,
-        "classes": _class_table(facts.classes),
-        "said": table(("Class", "Videos", "Of all"), said),
-        "worst": list(map(_video, facts.worst)),
-        "best": list(map(_video, facts.best)),
-        "failures": table(("Video", "Cause"), list(facts.failures), limit=_FAILURES_SHOWN),
-        "about": {
-            name: facts.summary[name.lower()] for name in ("Weights", "List") if name.lower() in facts.summary
-        },
-        "summary": flattened(facts.summary),
-        "has_charts": chart is not None,
+    counts = [(class_names[label], int(count)) for label, count in enumerate(predicted) if count]
+    counts.sort(key=lambda row: -row[1])
+    videos, listed = int(result["videos"]), int(result["listed"])
+    section = None if confusion is None else confusion_section(confusion, class_names)
+    chance = 1 / len(class_names)
+    data = {
+        "title": str(result["title"]),
+        "videos": videos,
+        "listed": listed,
+        "missing": listed - videos,
+        "top1": result.get("top1"),
+        "accuracy": accuracy_cards(result),
+        "interval": interval_text(result),
+        "top1_of_listed": (result.get("top1") or 0.0) * videos / max(listed, 1),
+        "protocol": result["protocol"],
+        "rest": flatten({key: value for key, value in result["protocol"].items() if key not in _CARD_KEYS}),
+        "confusion": section,
+        "classes": _class_table(classes, chance),
+        "predicted": build_table(
+            ("Class", "Videos", "Share"), [(*row, f"{100 * row[1] / videos:.1f} %") for row in counts]
+        ),
+        "open_rows": _OPEN_ROWS,
+        "worst": list(map(_describe_video, worst)),
+        "best": list(map(_describe_video, best)),
+        "failures": build_table(("Video", "Cause"), _failure_rows(result), limit=_MAX_FAILURES),
+        "weights": result.get("weights"),
+        "list": result.get("list"),
+        "summary": flatten(
+            {
+                key: value
+                for key, value in result.items()
+                if key not in ("kind", "title", "protocol", "failures", "provenance")
+            }
+        ),
+        "has_charts": section is not None and section["chart"] is not None,
     }
+    return render_page("evaluation", data, provenance=result.get("provenance"))
 
 
-def confusion_pixels(confusion: np.ndarray) -> bytes:
-    """A PNG of the matrix with a pixel per cell, whose opacity is the share of its row.
+def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Cards of top-1, top-5 and mean class accuracy with their chance levels.
 
-    It suits a light and a dark page; the root lifts rare confusions into sight.
+    A card is green if the lower end of the 95 % confidence interval is above chance.
+
+    Args:
+        result: ``top1``, ``top5``, ``mean_class`` [percent], ``classes`` and ``videos``; each may be missing.
     """
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    picture = np.empty((*confusion.shape, 4), np.uint8)
-    picture[..., :3] = _INK[::-1]
-    picture[..., 3] = np.round(255 * np.sqrt(shares))
-    done, data = cv2.imencode(".png", picture)
-    assert done, "a uint8 picture can always be encoded"
-    return data.tobytes()
+    classes, videos = finite_number(result.get("classes")), finite_number(result.get("videos"))
+    names = {"top1": ("Top-1", 1), "top5": ("Top-5", 5), "mean_class": ("Mean class accuracy", 1)}
+    cards = []
+    for key, (name, guesses) in names.items():
+        value = finite_number(result.get(key))
+        card: dict[str, Any] = {"name": name, "value": None}
+        if value is not None:
+            card |= {"value": f"{value:.2f} %", "share": value / 100}
+        if value is not None and classes:
+            chance = 100 * min(guesses / classes, 1.0)
+            low = confidence_interval(value / 100, videos)[0] if videos else value / 100
+            card |= {"note": f"chance level {chance:.1f} %", "good": 100 * low > chance}
+        cards.append(card)
+    return cards
 
 
-def frequent_confusions(
-    confusion: np.ndarray, names: Sequence[str], count: int
-) -> list[tuple[str, str, int, float]]:
-    """The most frequent wrong answers: (the videos' class, what was said, how often, percent of its row)."""
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    return [
-        (
-            names[label],
-            names[said],
-            int(wrong[label, said]),
-            100 * wrong[label, said] / confusion[label].sum(),
-        )
-        for label, said in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[label, said]
+def interval_text(result: Mapping[str, Any]) -> str:
+    """The confidence interval of top-1 as a sentence; empty if it is unknown."""
+    top1, videos = finite_number(result.get("top1")), finite_number(result.get("videos"))
+    if top1 is None or not videos:
+        return ""
+    low, high = confidence_interval(top1 / 100, videos)
+    return f"95 % confidence interval: {100 * low:.0f} to {100 * high:.0f} %."
+
+
+def confidence_interval(share: float, count: float) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a share 0..1 of ``count`` independent trials."""
+    z = 1.96
+    share = min(max(share, 0.0), 1.0)
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+    return max(center - half, 0.0), min(center + half, 1.0)
+
+
+def _failure_rows(result: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    return [(entry["path"], entry["cause"]) for entry in result["failures"]] + [
+        (entry["path"], f"{entry['cause']} (training list)") for entry in result.get("train_failures", ())
     ]
 
 
-def _class_table(rows: Sequence[ClassRow]) -> dict[str, Any]:
-    """The classes, the worst first; those without a video last."""
-    header = ("Class", "Name", "Videos", "Top-1", "", "Top-5", "Most often taken for")
+def _class_table(rows: Sequence[ClassRow], chance: float) -> dict[str, Any]:
+    """The classes by ascending accuracy; classes without videos come last."""
     lines: list[tuple[Any, ...]] = []
     for row in sorted(rows, key=lambda row: (not row.videos, row.top1 if row.videos else 0.0, row.label)):
-        shares: tuple[Any, ...] = ("", "", "")
+        accuracies: tuple[Any, ...] = ("", "", "")
         if row.videos:
-            shares = (f"{row.top1:.1f} %", {"share": row.top1 / 100}, f"{row.top5:.1f} %")
-        taken = f"{row.taken_for} ({row.times})" if row.times else ""
-        lines.append((row.label, row.name, row.videos, *shares, taken))
-    return table(header, lines)
+            bar = {"share": row.top1 / 100, "good": row.top1 / 100 > chance}
+            accuracies = (f"{row.top1:.1f} %", bar, f"{row.top5:.1f} %")
+        confused_with = f"{row.confused_with} ({row.times})" if row.times else ""
+        lines.append((row.label, row.name, row.videos, *accuracies, confused_with))
+    return build_table(("Label", "Class", "Videos", "Top-1", "", "Top-5", "Most often confused with"), lines)
 
 
-def _video(video: ShownVideo) -> dict[str, Any]:
+def _describe_video(video: ShownVideo) -> dict[str, Any]:
     return {
         "path": video.path,
         "name": os.path.basename(video.path),
         "picture": None if video.picture is None else data_url("image/jpeg", video.picture),
         "label": video.label,
         "label_share": f"{100 * video.label_share:.0f} %",
-        "said": "" if video.prediction == video.label else video.prediction,
-        "said_share": f"{100 * video.prediction_share:.0f} %",
+        "prediction": "" if video.prediction == video.label else video.prediction,
+        "prediction_share": f"{100 * video.prediction_share:.0f} %",
     }

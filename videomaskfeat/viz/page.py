@@ -25,14 +25,18 @@ from videomaskfeat.io import make_folder, open_file, whole_file
 from videomaskfeat.texts import printable, printable_name
 
 
-def render_page(template: str, data: Mapping[str, Any]) -> str:
-    """Fill ``templates/<template>.html``; all texts are escaped, and what cannot be printed is spelled out.
+def render_page(template: str, data: Mapping[str, Any], *, provenance: object) -> str:
+    """Fill ``templates/<template>.html`` with plain data.
+
+    All texts are escaped for HTML, and characters that cannot be printed are written as escape sequences.
 
     Args:
         template: name of the template.
-        data: plain data, what the template shows.
+        data: variables of the template.
+        provenance: ``describe_provenance()`` as it was stored with the results; None if nothing was stored.
     """
-    return _environment().get_template(f"{template}.html").render(data, version=__version__)
+    content = {**data, "provenance": _provenance_rows(provenance), "version": __version__}
+    return _environment().get_template(f"{template}.html").render(content)
 
 
 def chart_spec(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,38 +45,49 @@ def chart_spec(data: Mapping[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def table(
+def build_table(
     header: tuple[str, ...], rows: list[tuple[Any, ...]], *, limit: int | None = None
 ) -> dict[str, Any]:
-    """A table of texts and numbers with ``limit`` rows at most; ``more`` counts those left out."""
+    """A table of texts and numbers with at most ``limit`` rows; ``more`` counts the rows left out."""
     left_out = 0 if limit is None else max(0, len(rows) - limit)
     return {"header": header, "rows": rows[: len(rows) - left_out], "more": left_out}
 
 
-def number(value: object) -> float | None:
-    """A finite number, or None for anything else."""
+def finite_number(value: object) -> float | None:
+    """The value as a float if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer beyond the range of floats
         return None
 
 
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one of texts, with names joined by dots."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one mapping of texts; names are joined by dots."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= flattened(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return flat
 
 
-def data_url(kind: str, content: bytes) -> str:
-    """The content of a file as an address; ``kind`` is its MIME type."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+def data_url(mime_type: str, content: bytes) -> str:
+    """The content of a file as an address."""
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _provenance_rows(provenance: object) -> dict[str, str | None]:
+    facts = {str(k): str(v) for k, v in provenance.items()} if isinstance(provenance, Mapping) else {}
+    packages = [name for name in ("videomaskfeat", "python", "torch") if name in facts]
+    return {
+        "Command": facts.get("command"),
+        "Date": facts.get("date"),
+        "Git commit": facts.get("commit"),
+        "Versions": ", ".join(f"{name} {facts[name]}" for name in packages) or None,
+    }
 
 
 @functools.lru_cache(maxsize=1)
@@ -85,23 +100,18 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: printable_name(value) if type(value) is str else value,
     )
-    environment.filters["lines"] = _lines
+    environment.filters["lines"] = lambda text: Markup(escape(printable(text)))  # with its line breaks
     environment.filters["duration"] = duration_text
     environment.globals["chart_library"] = _chart_library
     environment.globals["chart_spec"] = chart_spec
     return environment
 
 
-def _lines(text: str) -> Markup:
-    """Text that keeps its line ends, unlike every other on a page."""
-    return Markup(escape(printable(text)))
-
-
 @functools.lru_cache(maxsize=1)
 def _chart_library() -> str:
     """Vega-Lite's JavaScript, compressed, in base64.
 
-    Putting it together takes seconds, so it is kept in the user's cache folder.
+    Bundling it takes seconds, so it is cached in the user's cache folder.
     """
     import vl_convert
 
@@ -115,8 +125,8 @@ def _chart_library() -> str:
         content = gzip.compress(
             vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode(), mtime=0
         )
-        with suppress(OSError, RunFailed, UserError):  # a cache that cannot be written is none
-            if path.is_absolute():  # there may be no home
+        with suppress(OSError, RunFailed, UserError):  # the cache is optional
+            if path.is_absolute():  # without a home folder it is relative
                 make_folder(path.parent)
                 with whole_file(path, "wb") as file:
                     file.write(content)

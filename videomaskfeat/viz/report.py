@@ -1,4 +1,4 @@
-"""The report of a run: what its folder holds, as one page."""
+"""The report of a run: the content of its folder as one page."""
 
 from __future__ import annotations
 
@@ -18,50 +18,55 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder, list_folder, open_file, whole_file
 from videomaskfeat.targets.target import margin
 from videomaskfeat.texts import json_rows, parse_json, parse_yaml
-from videomaskfeat.viz.charts import Curve, line_chart
-from videomaskfeat.viz.page import data_url, flattened, number, render_page, table
+from videomaskfeat.viz.charts import Curve, confusion_section, format_number, line_chart
+from videomaskfeat.viz.evaluation import accuracy_cards, interval_text
+from videomaskfeat.viz.page import build_table, data_url, finite_number, flatten, render_page
 
 MEDIA_BYTES = 32 * 2**20
-"""Pictures and films that a page takes in, together; the rest is named with its place."""
-_TEXT_CHARACTERS = 1 << 24  # of a config or a summary, at most
-_WEBP_QUALITY = 75  # of pictures on a page; the files in the run folder stay exact
-_FAILURES_SHOWN = 200
-_NOW = 50  # steps behind "loss now"
+"""Maximum size of all pictures and films on a page; further ones are left out and counted."""
+_TEXT_CHARACTERS = 1 << 24  # maximum length of a config or a summary
+_WEBP_QUALITY = (
+    50  # of pictures on a page, so that four clips fit into 3 MB; the run folder has the originals
+)
+_MAX_FAILURES = 200
+_RECENT_STEPS = 50  # averaged as the present training loss
 
 KINDS = ("pretrain", "finetune", "detect", "tokenizer")
-# Which metrics a page draws, and under which names.
+# Metrics of a page, with the titles of charts and the names of curves.
 _CURVES = json.loads((Path(__file__).parent / "templates/curves.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run; None if nothing was recorded.
+    """The content of a run folder; None if nothing was recorded.
 
     Attributes:
-        name: of the run.
-        metrics: float [n] per name, one value per recorded step, NaN if a step lacks it: always ``step``.
-        summary: written when a run ends; whatever it holds is listed.
-        settings: ``section.key`` -> value of the config.
+        name: name of the run.
+        metrics: float [n] by name, one value per recorded step, NaN if a step lacks it; has ``step``.
+        summary: written at the end of a run.
+        config_values: value of each ``section.key`` of the config.
         config: the resolved config as text.
-        environment: versions, machine, devices; may be nested.
-        failures: a mapping each time a video could not be read, with ``path`` and ``cause``.
-        heldout_failures: likewise for held-out videos, which nothing stands in for.
+        environment: provenance, versions, machine, devices; may be nested.
+        failures: ``path`` and ``cause`` for each time that a training video could not be read.
+        heldout_failures: the same for held-out videos, which are not replaced.
+        confusion: int [L, L], number of held-out videos by label and prediction, and L class names.
         media: file name and content of pictures (PNG) and films (mp4).
-        notes: what could not be read or was left out, a sentence each.
+        notes: sentences about unreadable and omitted content.
     """
 
     name: str
     metrics: Mapping[str, np.ndarray]
     summary: Mapping[str, Any] | None
-    settings: Mapping[str, Any]
+    config_values: Mapping[str, Any]
     config: str | None
     environment: Mapping[str, Any] | None
     failures: Sequence[Mapping[str, Any]] | None
     heldout_failures: Sequence[Mapping[str, Any]]
+    confusion: tuple[np.ndarray, Sequence[str]] | None
     media: Sequence[tuple[str, bytes]]
     notes: Sequence[str]
 
-    def finite(self, key: str) -> np.ndarray:
+    def finite_values(self, key: str) -> np.ndarray:
         """The finite values of a metric, float [m]; empty if it was not recorded."""
         values = self.metrics.get(key, np.empty(0))
         return values[np.isfinite(values)]
@@ -76,81 +81,82 @@ def write_report(
     """Write the report of a run, finished or not.
 
     Args:
-        folder: run folder with at least ``metrics.jsonl``; the page says what else is missing.
-        out: HTML file; None is ``report.html`` in the run folder.
-        beside: other run folders, whose curves and accuracies are shown side by side with this run's.
+        folder: run folder with at least ``metrics.jsonl``; the page states what else is missing.
+        out: HTML file; None: ``report.html`` in the run folder.
+        beside: other run folders; their curves and accuracies are shown together with those of this run.
 
     Returns:
-        Where the page was written.
+        Path of the page.
 
     Raises:
-        UserError: there is no such folder, or it holds no metrics.
+        UserError: a folder or its ``metrics.jsonl`` is missing, or no step is recorded.
     """
-    run = Path(folder)
-    others = [read_run(Path(other)) for other in beside]
-    html = render_page("report", report_data(read_run(run), others))
-    target = run / "report.html" if out is None else Path(out)
+    run = read_run(Path(folder))
+    data = report_data(run, [read_run(Path(other)) for other in beside])
+    environment = run.environment or {}
+    provenance = environment.get("provenance", environment.get("versions"))
+    html = render_page("report", data, provenance=provenance)
+    target = Path(folder) / "report.html" if out is None else Path(out)
     with whole_file(target) as file:
         file.write(html)
     return target
 
 
 def read_run(run: Path) -> RunFacts:
-    """Gather what a run folder holds.
-
-    A line or file that is cut off, as in a run that was killed, is left out and noted.
+    """Read a run folder; incomplete lines and files, as after a kill, are left out and noted.
 
     Raises:
-        UserError: there is no such folder, or it holds no metrics.
+        UserError: the folder or its ``metrics.jsonl`` is missing, or no step is recorded.
     """
     if not is_folder(run):
         raise UserError(f"{run}: no such run folder; give the run.folder of a training")
     if not is_file(run / "metrics.jsonl"):
-        raise UserError(f"{run}: holds no metrics.jsonl; give the folder of a run that has made a step")
+        raise UserError(f"{run}: contains no metrics.jsonl; give the folder of a run with at least one step")
     notes: list[str] = []
-    metrics = metric_columns(_lines(run / "metrics.jsonl", notes))
+    metrics = metric_columns(_read_lines(run / "metrics.jsonl", notes))
     if not len(metrics["step"]):
-        raise UserError(f"{run / 'metrics.jsonl'}: holds no step yet; wait for the first one")
+        raise UserError(f"{run / 'metrics.jsonl'}: contains no step yet; wait for the first one")
     failures: list[dict[str, Any]] | None = None
     if is_file(run / "failures.jsonl"):
-        failures = list(_lines(run / "failures.jsonl", notes))
+        failures = list(_read_lines(run / "failures.jsonl", notes))
     elif "failures" in metrics and metrics["failures"][-1] == 0:
-        failures = []  # the file is made by the first failure
-    held_out = run / "heldout_failures.jsonl"
-    config = _text(run / "config.yaml")
+        failures = []  # the first failure creates the file
+    heldout_failures = run / "heldout_failures.jsonl"
+    config = _read_text(run / "config.yaml")
     return RunFacts(
         name=run.resolve().name,
         metrics=metrics,
-        summary=_mapping(run / "summary.json", notes),
-        settings=_settings(config),
+        summary=_read_object(run / "summary.json", notes),
+        config_values=_config_values(config),
         config=config,
-        environment=_mapping(run / "environment.json", notes),
+        environment=_read_object(run / "environment.json", notes),
         failures=failures,
-        heldout_failures=list(_lines(held_out, notes)) if is_file(held_out) else [],
-        media=_media(run / "pictures", notes),
+        heldout_failures=list(_read_lines(heldout_failures, notes)) if is_file(heldout_failures) else [],
+        confusion=_read_confusion(run / "confusion.json", notes),
+        media=_read_media(run / "pictures", notes),
         notes=notes,
     )
 
 
 def metric_columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Rows of metrics.jsonl as one float [n] per name, by ascending step; NaN if a row lacks a number.
+    """Rows of metrics.jsonl as float [n] by name, by ascending step; NaN if a row lacks a number.
 
-    A step that was recorded twice, as by a run that was killed and resumed, counts as it was last.
+    The last row of a step counts: a resumed run may repeat steps.
     """
-    by_step = {row["step"]: row for row in rows if number(row.get("step")) is not None}
+    by_step = {row["step"]: row for row in rows if finite_number(row.get("step")) is not None}
     steps = sorted(by_step)
     columns: dict[str, np.ndarray] = {}
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         for name, value in by_step[step].items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                columns.setdefault(name, np.full(len(steps), math.nan))[place] = value
+                columns.setdefault(name, np.full(len(steps), math.nan))[index] = value
     return {**columns, "step": np.array(steps, dtype=np.float64)}
 
 
 def run_kind(facts: RunFacts) -> str:
-    """Which training a run is: ``pretrain``, ``finetune``, ``detect`` or ``tokenizer``.
+    """The kind of a training: ``pretrain``, ``finetune``, ``detect`` or ``tokenizer``.
 
-    Its summary says so; a run that is not finished, or older than that, is known by what it recorded.
+    Without a kind in the summary (unfinished and older runs) the recorded metrics decide.
     """
     summary = facts.summary or {}
     if summary.get("kind") in KINDS:
@@ -163,120 +169,147 @@ def run_kind(facts: RunFacts) -> str:
 
 
 def report_data(facts: RunFacts, beside: Sequence[RunFacts] = ()) -> dict[str, Any]:
-    """What the page of a run shows, as plain data.
+    """The content of the page as plain data.
 
     Args:
-        facts: what is known of the run.
-        beside: other runs whose curves are drawn together with this one's.
+        facts: the run.
+        beside: other runs, shown together with this one.
     """
     summary = facts.summary or {}
-    numbers = {key: value for key in summary if (value := number(summary[key])) is not None}
+    numbers = {key: value for key in summary if (value := finite_number(summary[key])) is not None}
     kind = run_kind(facts)
-    held_out = [(str(one.get("path", "")), str(one.get("cause", ""))) for one in facts.heldout_failures]
+    environment = facts.environment
+    heldout_failures = [
+        (str(row.get("path", "")), str(row.get("cause", ""))) for row in facts.heldout_failures
+    ]
     return {
         "title": facts.name,
         "kind": kind,
         "finished": facts.summary is not None,
         "notes": facts.notes,
-        "model": facts.settings.get("model.name"),
-        "data": facts.settings.get("data.train"),
+        "model": facts.config_values.get("model.name"),
+        "data": facts.config_values.get("data.train"),
         "held_out": numbers,
         "measure": str(summary.get("heldout_measure") or "mean squared error at hidden positions"),
-        "apart": margin(numbers.get("heldout_trained"), numbers.get("heldout_constant")),
+        "margin": margin(numbers.get("heldout_trained"), numbers.get("heldout_constant")),
+        "accuracy": accuracy_cards(numbers),
+        "interval": interval_text(numbers),
         "area": summary.get("area"),
-        "beside": _side_by_side([facts, *beside]) if beside else None,
+        "confusion": confusion_section(*facts.confusion) if facts.confusion and kind == "finetune" else None,
+        "beside": _compare_runs([facts, *beside]) if beside else None,
         "run": _run_numbers(facts),
-        "charts": _run_charts(facts, kind, numbers.get("heldout_constant")),
-        "media": [_medium(name, content) for name, content in facts.media],
+        "charts": _run_charts(facts, kind, numbers),
+        "media": [_embed(name, content) for name, content in facts.media],
         "not_drawn": summary.get("not_drawn"),
-        "failures": _training_failures(facts.failures),
-        "heldout_failures": table(("Video", "Cause"), held_out, limit=_FAILURES_SHOWN),
+        "failures": _count_failures(facts.failures),
+        "heldout_failures": build_table(("Video", "Cause"), heldout_failures, limit=_MAX_FAILURES),
         "config": facts.config,
-        "environment": None if facts.environment is None else flattened(facts.environment),
-        "summary": flattened(summary),
+        "environment": environment
+        and flatten({key: value for key, value in environment.items() if key != "provenance"}),
+        "summary": flatten(summary),
         "has_charts": True,
     }
 
 
-def _side_by_side(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """Held-out accuracy or loss, and training loss, of several runs over their steps."""
+def _compare_runs(runs: Sequence[RunFacts]) -> dict[str, Any]:
+    """Curves of several runs in the same charts, and a table of their accuracies."""
     charts = []
     for key, title in _CURVES["beside"].items():
         curves = [
-            Curve(run.name, run.metrics["step"], run.metrics[key], place)
-            for place, run in enumerate(runs)
-            if len(run.finite(key))
+            Curve(run.name, run.metrics["step"], run.metrics[key], index)
+            for index, run in enumerate(runs)
+            if len(run.finite_values(key))
         ]
         if curves:
             charts.append(line_chart(title, curves, from_zero=True, smooth=not key.startswith("evaluation/")))
-    ends = []
+    rows = []
     for run in runs:
         if run.summary and "top1" in run.summary:
-            tops = (number(run.summary.get(key)) for key in ("top1", "top5", "mean_class"))
-            ends.append((run.name, *("" if top is None else f"{top:.1f} %" for top in tops)))
-    return {"charts": charts, "table": table(("Run", "Top-1", "Top-5", "Mean of the classes"), ends)}
+            values = [finite_number(run.summary.get(key)) for key in ("top1", "top5", "mean_class")]
+            values.append(_chance(finite_number(run.summary.get("classes"))))
+            rows.append((run.name, *("" if value is None else f"{value:.1f} %" for value in values)))
+    header = ("Run", "Top-1", "Top-5", "Mean class accuracy", "Chance level of top-1")
+    return {"charts": charts, "table": build_table(header, rows)}
+
+
+def _chance(classes: float | None) -> float | None:
+    """Top-1 accuracy of guessing [percent]."""
+    return 100 / classes if classes else None
 
 
 def _run_numbers(facts: RunFacts) -> dict[str, Any]:
-    """Where the run stands and how fast it is; None for what was not recorded."""
-    data, step, loss = facts.finite("data_ms"), facts.finite("step_ms"), facts.finite("loss")
-    speed, memory, epoch = (facts.finite(key) for key in ("samples_per_second", "memory_mb", "epoch"))
+    """Progress and speed of the run; None for numbers that were not recorded."""
+    data, step, loss, speed, memory, epoch = map(
+        facts.finite_values, ("data_ms", "step_ms", "loss", "samples_per_second", "memory_mb", "epoch")
+    )
     failures = facts.failures
     return {
         "steps": int(facts.metrics["step"][-1]),
         "epoch": float(epoch[-1]) if len(epoch) else None,
-        "epochs": number(facts.settings.get("optim.epochs")),
-        "loss": float(loss[-_NOW:].mean()) if len(loss) else None,
-        "loss_steps": len(loss[-_NOW:]),
+        "epochs": finite_number(facts.config_values.get("optim.epochs")),
+        "loss": float(loss[-_RECENT_STEPS:].mean()) if len(loss) else None,
+        "loss_steps": len(loss[-_RECENT_STEPS:]),
         "first_loss": float(loss[0]) if len(loss) else None,
-        "clips_per_second": float(np.median(speed)) if len(speed) else None,
+        "clips_per_second": format_number(float(np.median(speed))) if len(speed) else None,
         "step_seconds": float(np.median(step)) / 1e3 if len(step) else None,
         "waiting": float(data.sum() / step.sum()) if len(data) and step.sum() else None,
         "memory_mb": float(memory.max()) if len(memory) else None,
-        "unreadable": None if failures is None else len({str(one.get("path", "")) for one in failures}),
+        "unreadable": None if failures is None else len({str(row.get("path", "")) for row in failures}),
     }
 
 
-def _run_charts(facts: RunFacts, kind: str, constant: float | None) -> list[dict[str, Any]]:
-    # A tokenizer's constant is one of the reconstruction, of which the loss is more than that.
-    levels = {} if constant is None or kind == "tokenizer" else {"best constant": constant}
-    parts = {name: name.removeprefix("loss_") for name in facts.metrics if name.startswith("loss_")}
+def _run_charts(facts: RunFacts, kind: str, numbers: Mapping[str, float]) -> list[dict[str, Any]]:
+    constant = numbers.get("heldout_constant")
+    # The constant of a tokenizer is one of the reconstruction, and its loss has further terms.
+    constant_line = {} if constant is None or kind == "tokenizer" else {"best constant": constant}
+    terms = {name: name.removeprefix("loss_") for name in facts.metrics if name.startswith("loss_")}
     loss, *others = _CURVES["run"]
-    drawn = []
+    charts = []
     for entry in (
-        {**loss, "levels": levels},
-        {"title": "Parts of the loss", "curves": parts, "from_zero": True},
+        {**loss, "reference_lines": constant_line},
+        {"title": "Terms of the loss", "curves": terms, "from_zero": True},
         *others,
     ):
         curves = [
             Curve(name, facts.metrics["step"], facts.metrics[key])
             for key, name in entry["curves"].items()
-            if len(facts.finite(key))
+            if len(facts.finite_values(key))
         ]
+        chance = _chance(numbers.get(entry.get("classes", "")))
+        lines = entry.get("reference_lines", {} if chance is None else {"chance level": chance})
         if curves or entry.get("always"):
-            options = {key: entry[key] for key in ("log", "from_zero", "smooth", "levels") if key in entry}
-            drawn.append(line_chart(entry["title"], curves, **options))
-    return drawn
+            options = {key: entry[key] for key in ("log", "from_zero", "smooth") if key in entry}
+            charts.append(line_chart(entry["title"], curves, reference_lines=lines, **options))
+    return charts
 
 
-def _training_failures(failures: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
-    """Videos that others stood in for, and how often."""
+def _count_failures(failures: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """Unreadable training videos, and how often each was replaced."""
     if failures is None:
         return None
-    times = Counter((str(one.get("path", "")), str(one.get("cause", ""))) for one in failures)
-    rows = [(path, cause, count) for (path, cause), count in times.most_common()]
-    return table(("Video", "Cause", "Times"), rows, limit=_FAILURES_SHOWN)
+    counts = Counter((str(row.get("path", "")), str(row.get("cause", ""))) for row in failures)
+    rows = [(path, cause, count) for (path, cause), count in counts.most_common()]
+    return build_table(("Video", "Cause", "Times"), rows, limit=_MAX_FAILURES)
 
 
-def _medium(name: str, content: bytes) -> dict[str, str]:
+def _embed(name: str, content: bytes) -> dict[str, str]:
     if name.lower().endswith(".mp4"):
         return {"name": name, "source": data_url("video/mp4", content)}
-    small = _compressed(content)
-    return {"name": name, "source": data_url("image/webp" if small else "image/png", small or content)}
+    webp = _encode_webp(content)
+    return {"name": name, "source": data_url("image/webp" if webp else "image/png", webp or content)}
 
 
-def _settings(config: str | None) -> dict[str, Any]:
-    """``section.key`` -> value of a config of whatever task and version; empty if it is no such YAML."""
+def _encode_webp(png: bytes) -> bytes:
+    """A picture as WebP; empty if that is not smaller, or the picture is damaged or too large for WebP."""
+    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) if png else None
+    if pixels is None or max(pixels.shape) > 16383:
+        return b""
+    success, webp = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY])
+    return webp.tobytes() if success and len(webp) < len(png) else b""
+
+
+def _config_values(config: str | None) -> dict[str, Any]:
+    """``section.key`` -> value of a config of any task and version; empty if it is not YAML of that form."""
     try:
         sections = parse_yaml(config or "", "config.yaml")
     except UserError:
@@ -291,7 +324,7 @@ def _settings(config: str | None) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file."""
     unreadable = 0
     for row in json_rows(path, what="JSON lines"):
@@ -300,14 +333,12 @@ def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
         else:
             unreadable += 1
     if unreadable:
-        notes.append(
-            f"{path.name}: {unreadable} unreadable line(s) left out, as a run that is killed may leave."
-        )
+        notes.append(f"{path.name}: {unreadable} unreadable line(s) left out, as a killed run may leave.")
 
 
-def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """The object in a JSON file."""
-    text = _text(path)
+    text = _read_text(path)
     if text is None:
         return None
     try:
@@ -315,43 +346,51 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any] | None:
     except UserError:
         value = None
     if not isinstance(value, dict):
-        notes.append(f"{path.name}: no JSON object, left out.")
+        notes.append(f"{path.name}: not a JSON object, left out.")
         return None
     return value
 
 
-def _text(path: Path) -> str | None:
+def _read_confusion(path: Path, notes: list[str]) -> tuple[np.ndarray, list[str]] | None:
+    """The confusion matrix of a fine-tuning, and its class names."""
+    content = _read_object(path, notes)
+    if content is None:
+        return None
+    try:
+        counts = np.array(content["counts"])
+        names = [str(name) for name in content["class_names"]]
+    except (KeyError, TypeError, ValueError):
+        counts, names = np.empty(0), []
+    square = counts.ndim == 2 and counts.shape[0] == counts.shape[1] > 0 and counts.dtype.kind == "i"
+    if not square or counts.min() < 0 or len(names) not in (0, len(counts)):
+        notes.append(f"{path.name}: not a confusion matrix, left out.")
+        return None
+    return counts, names or [f"class {label}" for label in range(len(counts))]
+
+
+def _read_text(path: Path) -> str | None:
     if not is_file(path):
         return None
     with open_file(path, errors="replace") as file:
         return str(file.read(_TEXT_CHARACTERS))
 
 
-def _media(folder: Path, notes: list[str]) -> list[tuple[str, bytes]]:
-    """The pictures and films of a folder, as many as fit on a page; a clip's film after its picture."""
+def _read_media(folder: Path, notes: list[str]) -> list[tuple[str, bytes]]:
+    """The pictures and films of a folder that fit on a page; the film of a clip follows its picture."""
     if not is_folder(folder):
         return []
     names = [name for name in list_folder(folder) if name.lower().endswith((".png", ".mp4"))]
     names.sort(key=lambda name: (Path(name).stem, Path(name).suffix.lower() != ".png"))
     media = []
-    room, left_out = MEDIA_BYTES, 0
+    free_bytes, left_out = MEDIA_BYTES, 0
     for name in names:
         with open_file(folder / name, "rb") as file:
-            content = file.read(room + 1)
-        if len(content) > room:
+            content = file.read(free_bytes + 1)
+        if len(content) > free_bytes:
             left_out += 1
             continue
-        room -= len(content)
+        free_bytes -= len(content)
         media.append((name, content))
     if left_out:
         notes.append(f"{left_out} file(s) of {folder.name}/ left out: the page would be too large.")
     return media
-
-
-def _compressed(png: bytes) -> bytes:
-    """A picture as WebP; empty if that is not smaller, or the picture is damaged or too large for WebP."""
-    pixels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) if png else None
-    if pixels is None or max(pixels.shape) > 16383:
-        return b""
-    done, webp = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, _WEBP_QUALITY])
-    return webp.tobytes() if done and len(webp) < len(png) else b""

@@ -93,9 +93,7 @@ def _find_format(source: ListSource) -> ListFormat:
         raise UserError(f"{source.path}: format={source.format} {rule}")
     detected = next((one for one in suitable.values() if one.detect(source)), None)
     if detected is None:
-        others = (
-            counted(len(source.found.left_out), "other file") if source.is_folder else "an unknown format"
-        )
+        others = counted(len(source.found.skipped), "other file") if source.is_folder else "an unknown format"
         raise UserError(
             f"{source.path}: contains no videos or pictures ({others}); check the path and the format"
         )

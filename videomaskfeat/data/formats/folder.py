@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from videomaskfeat.data.folders import log_left_out
+from videomaskfeat.data.folders import log_skipped
 from videomaskfeat.data.formats.format import FolderFormat, ListSource
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError, counted
@@ -55,8 +55,8 @@ def _unlabelled_records(source: ListSource, paths: Sequence[str], kind: str) -> 
         )
     if not paths:
         raise UserError(
-            f"{source.path}: contains no {kind} ({counted(len(source.found.left_out), 'other file')}); check "
+            f"{source.path}: contains no {kind} ({counted(len(source.found.skipped), 'other file')}); check "
             "the path and the format"
         )
-    log_left_out(source.path, source.found.left_out)
+    log_skipped(source.path, source.found.skipped)
     return Records.from_paths(paths, None, source=source.path, root=source.path)

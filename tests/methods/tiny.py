@@ -1,4 +1,4 @@
-"""Methods with a teacher in a size of milliseconds, for video and images, and batches of made-up clips."""
+"""Tiny methods with a teacher, for video and images, and batches of random clips."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ COMMON = [
 
 def tiny_method(name: str, model: str = "mvit", *overrides: str) -> TeacherMethod:
     """A method on the CPU, the same weights every time."""
-    settings = [*COMMON, *MODELS[model], f"method.name={name}", f"method.arguments={ARGUMENTS[name]}"]
+    options = [*COMMON, *MODELS[model], f"method.name={name}", f"method.arguments={ARGUMENTS[name]}"]
     torch.manual_seed(0)
-    method = build_method(load_config(PretrainConfig, None, [*settings, *overrides]))
+    method = build_method(load_config(PretrainConfig, None, [*options, *overrides]))
     assert isinstance(method, TeacherMethod)
     return method
 
 
 def make_batch(method: TeacherMethod, videos: int = 3, seed: int = 1) -> Any:
-    """Clips of noise, two a video; something is hidden in every clip but the last."""
+    """Clips of noise, two per video; something is hidden in every clip but the last."""
     generator = torch.Generator().manual_seed(seed)
     frames, crop = method.recipe.clip.frames, method.recipe.clip.crop
 

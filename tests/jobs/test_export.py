@@ -512,7 +512,7 @@ def test_missing_extra_is_named_before_anything_is_read(
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
     assert main(["export", str(tmp_path / "none.safetensors"), str(tmp_path / "a.onnx")]) == 2
     said = capsys.readouterr().err
-    assert "ONNX files need onnxscript, not installed here; pip install 'videomaskfeat[export]'" in said
+    assert "ONNX files need onnxscript, which is not installed; pip install 'videomaskfeat[export]'" in said
 
 
 @pytest.mark.parametrize("head", ["linear", "attentive"])

@@ -1,4 +1,4 @@
-# Everything runs inside .venv, which `tools/set_up.py` makes; `make PYTHON=python3.12 test` picks another Python.
+# All commands run in .venv, which `tools/set_up.py` creates; `make PYTHON=python3.12 test` selects a Python.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,15 +10,15 @@ set-up:
 demo: set-up
 	$(BIN)/python tools/demo.py
 
-# Who does what, where: goes on from `make demo`'s encoder, which it trains first where there is none.
+# Detection of actions; uses the encoder of `make demo`, which it trains first if it is missing.
 demo-detect: set-up
 	$(BIN)/python tools/demo_detect.py
 
-# The careful version of the demo's end: docs/proof.md. Resumable; `make proof` again goes on.
+# Pre-training against training from scratch over several seeds: docs/proof.md. The same command resumes.
 proof: set-up
 	$(BIN)/python benchmarks/proof.py
 
-# The same of detection; takes the proof's encoders where they are there.
+# The same for detection; uses the encoders of `make proof` if they exist.
 proof-detect: set-up
 	$(BIN)/python benchmarks/proof_detection.py
 
@@ -32,14 +32,14 @@ lint: set-up
 types: set-up
 	$(BIN)/mypy
 
-# Two processes of one thread each: the tests are small, and torch's own threads would fight over the cores.
+# Two processes with one thread each: the tests are small, and more threads would compete for the cores.
 test-fast: set-up
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 -q
 
 test-slow: set-up
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -q
 
-# Damaged files for longer than in `make test`, and other ones; FIRST=N starts from another seed.
+# More damaged files than in `make test`; FIRST=N starts from another seed.
 SECONDS ?= 600
 FIRST ?= 100000
 fuzz: set-up

@@ -21,9 +21,9 @@ setup(
     package_data={"videomaskfeat.viz": ["templates/*"]},
     install_requires=[
         "torch>=2.11",
-        # decord has no wheel elsewhere (Linux on Arm, macOS on Apple silicon): PyAV alone reads videos there.
+        # decord has no wheels for Arm (Linux, macOS on Apple silicon); there PyAV reads all videos.
         'decord>=0.6; platform_machine == "x86_64" or platform_machine == "AMD64"',
-        "av>=17,<19",  # 17 brings reformat(threads=), 19 takes metadata_errors away
+        "av>=17,<19",  # 17 adds reformat(threads=), 19 removes metadata_errors
         "opencv-python-headless>=4.8",
         "pytorchvideo>=0.1.5",
         "fvcore>=0.1.5.post20221221",
@@ -36,12 +36,12 @@ setup(
         "tensorboard>=2.15",
         "matplotlib>=3.8",
         "Jinja2>=3.1",
-        "vl-convert-python>=1.9",  # Vega-Lite's JavaScript, which pages take in
+        "vl-convert-python>=1.9",  # Vega-Lite's JavaScript for pages
     ],
     extras_require={
         "dev": ["codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],
-        "teachers": ["transformers>=4.40"],  # vision models of others, whose features are predicted
-        "detector": ["transformers>=4.40"],  # detection models of others, which find the persons
+        "teachers": ["transformers>=4.40"],  # vision models as teachers
+        "detector": ["transformers>=4.40"],  # models that detect persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },

@@ -1,8 +1,8 @@
-"""The plain way of doing it: MaskFeat and its fine-tuning straight from the formulas, as PySlowFast does.
+"""The plain implementation of MaskFeat and its fine-tuning, directly from the formulas, as in PySlowFast.
 
-Attention with the relative bias added to a materialised attention matrix, pooling by `conv3d` in image
-layout, HOG by scattering into a histogram a pixel. Parameter names are nearly those of MaskFeat in
-`videomaskfeat.models`, so the same weights load into both and their outputs are compared before any timing.
+It adds the relative position bias to a materialized attention matrix, pools by `conv3d` in image layout, and
+computes HOG by scattering into one histogram per pixel. Its parameter names are close to those of
+`videomaskfeat.models`, so the same weights load into both. Their outputs are compared before any timing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def plain_hog(frames: Tensor, bins: int = 9, cell: int = 8) -> Tensor:
 
 
 def plain_hog_target(clips: Tensor) -> Tensor:
-    """Clips float [B, 3, T, H, W] -> [B, t, h, w, 108]: every second frame, 2x2 cells a position."""
+    """Clips float [B, 3, T, H, W] -> [B, t, h, w, 108]: every second frame, 2x2 cells per position."""
     frames = clips[:, :, ::2].transpose(1, 2)  # [B, t, 3, H, W]
     hog = plain_hog(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])  # [B, t, 3, 9, H/8, W/8]
     hog = hog.unfold(4, 2, 2).unfold(5, 2, 2)  # [B, t, 3, 9, h, w, 2, 2]
@@ -41,7 +41,7 @@ def plain_hog_target(clips: Tensor) -> Tensor:
 
 
 class PlainAttention(nn.Module):
-    """Pooled attention whose matrix [B, M, queries, keys] is stored and added to."""
+    """Pooled attention with a materialized matrix [B, M, queries, keys]."""
 
     pool_q: nn.Module
     pool_k: nn.Module
@@ -107,7 +107,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """One block, with the width changed in the perceptron."""
+    """One block, which changes the width in its MLP."""
 
     def __init__(
         self, width: int, out_width: int, heads: int, grid: Grid, q_stride: Grid, kv_stride: Grid
@@ -135,12 +135,12 @@ class PlainBlock(nn.Module):
 
 
 class PlainEncoder(nn.Module):
-    """Stem and blocks of MViTv2-S on clips of 16 frames of 224x224, in MaskFeat's form.
+    """Stem and blocks of MViTv2-S for clips of 16 frames of 224x224, as in MaskFeat.
 
     Args:
-        q_pool_at: blocks that pool their queries.
+        q_pool_at: blocks with query pooling.
         depth: number of blocks.
-        grid: tokens of a clip behind the stem.
+        grid: token grid after the stem.
     """
 
     def __init__(self, q_pool_at: tuple[int, ...], *, depth: int = 16, grid: Grid = (8, 56, 56)) -> None:
@@ -184,7 +184,7 @@ class PlainMaskFeat(PlainEncoder):
         self.head = nn.Linear(self.out_width, values_per_token)
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
-        """Load the weights of `maskfeat_mvitv2_s`, whose head has other names."""
+        """Load the weights of `maskfeat_mvitv2_s`, which has other names in its head."""
         names = {"pred_head.transforms.0": "head_norm", "pred_head.projections.0": "head"}
         for theirs, ours in names.items():
             state = {name.replace(theirs, ours): value for name, value in state.items()}
@@ -199,7 +199,7 @@ class PlainMaskFeat(PlainEncoder):
 
 
 class PlainClassifier(PlainEncoder):
-    """MViTv2-S fine-tuning as MaskFeat has it: clips -> logits [B, L]."""
+    """MViTv2-S of MaskFeat's fine-tuning: clips -> logits [B, L]."""
 
     def __init__(self, classes: int = 400, *, depth: int = 16, grid: Grid = (8, 56, 56)) -> None:
         super().__init__((1, 3, 14), depth=depth, grid=grid)
@@ -207,7 +207,7 @@ class PlainClassifier(PlainEncoder):
         self.head = nn.Linear(self.out_width, classes)
 
     def load_ours(self, state: dict[str, Tensor]) -> None:
-        """Load the weights of `maskfeat_mvitv2_s_classifier`, whose head has another name."""
+        """Load the weights of `maskfeat_mvitv2_s_classifier`, which has another name for its head."""
         self.load_state_dict({name.replace("head.projection", "head"): x for name, x in state.items()})
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -217,6 +217,6 @@ class PlainClassifier(PlainEncoder):
 
 
 def plain_loss(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over the hidden positions, which are gathered."""
+    """Mean squared error over the gathered hidden positions."""
     hidden = F.interpolate(mask[:, None].float(), size=predictions.shape[1:4])[:, 0] > 0.5
     return F.mse_loss(predictions[hidden].float(), target[hidden])

@@ -22,7 +22,7 @@ BLOCKS: dict[str, tuple[int, int, Triple, Triple, Triple]] = {
 
 
 def run(*, device: str, dry: bool = False) -> list[Row]:
-    """Forward and backward of both, with the same weights, in both precisions."""
+    """Time forward and backward of both sides with the same weights, in both precisions."""
     rows = []
     size = SIZES[size_name(device, dry)]
     for block, (width, heads, grid, q_stride, kv_stride) in BLOCKS.items():

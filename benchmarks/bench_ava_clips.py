@@ -1,10 +1,10 @@
-"""Clips around key frames of a film of half an hour, against decoding the same frames and nothing else.
+"""Clips around key frames of a video of half an hour, against only decoding the same frames.
 
-The film: 854x480, 30 frames a second, H.264 with B-frames and a key frame every five seconds. Ten seconds are
-encoded and then repeated 180 times, packet by packet, so that it takes seconds and not minutes to make; it
-stays in the temporary folder. Baseline of the speed: PyAV, opened once, jumps to the key frame before a clip,
-decodes on one thread until its last frame and converts the wanted ones to RGB. Ours crops and resizes them
-too, with their boxes. Baseline of the bytes: decord, which reads all of a file when it opens it.
+The video: 854x480, 30 frames per second, H.264 with B-frames and a key frame every five seconds. Ten seconds
+are encoded, and their packets are repeated 180 times. The video stays in the temporary folder. The speed
+baseline is PyAV: it opens the video once, seeks to the key frame before a clip, decodes on one thread to its
+last frame and converts the frames of the clip to RGB. Ours also crops and resizes the frames and their boxes.
+The baseline of the bytes is decord, which reads the whole file when it opens it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
 
 SECONDS, FPS, HEIGHT, WIDTH = 1800, 30, 480, 854
-CLIPS = {(16, 4): 8, (40, 3): 4}  # (frames, stride) -> key frames timed
+CLIPS = {(16, 4): 8, (40, 3): 4}  # (frames, stride) -> number of timed key frames
 ROUNDS = 3
-RUN = 4  # consecutive key frames that a test batch holds
+RUN = 4  # consecutive key frames per test batch
 
 
 def run(*, device: str) -> list[Row]:
-    """Time training and test clips, and count bytes; the device plays no part."""
+    """Time training and test clips, and count bytes; the device has no effect."""
     cv2.setNumThreads(0)  # as in a worker process
     film = _film(Path(tempfile.gettempdir()) / "videomaskfeat_film_480p")
     rows = []
@@ -45,7 +45,7 @@ def run(*, device: str) -> list[Row]:
 
 
 def _film(folder: Path) -> Path:
-    """The film, made where it is not there yet."""
+    """The video, which is created if it is missing."""
     path = folder / "film.mp4"
     if path.exists():
         return path
@@ -126,33 +126,33 @@ def _speeds(film: Path, frames: int, stride: int, count: int) -> list[Row]:
         )
         for what, ours, baseline, clips in (
             ("training clips around scattered key frames,", "train", "decode", count),
-            ("the same, the film opened anew for each,", "train_opening", "decode", count),
+            ("the same, with one opening of the video per clip,", "train_opening", "decode", count),
             (f"test clips around {RUN} consecutive key frames,", "test", "decode_together", len(together)),
         )
     ]
 
 
 def _decode(film: Path, seconds: np.ndarray, frames: int, stride: int) -> None:
-    """The frames of each clip as RGB arrays, from one opening."""
+    """Decode the frames of each clip as RGB arrays, with one opening."""
     with av.open(str(film)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         ticks = 1 / float(stream.time_base or 1) / FPS
         for second in seconds:
             first = int(second) * FPS - frames * stride // 2
-            wanted = {round((first + stride * place) * ticks) for place in range(frames)}
-            container.seek(min(wanted), stream=stream)
+            missing = {round((first + stride * index) * ticks) for index in range(frames)}
+            container.seek(min(missing), stream=stream)
             for frame in container.decode(stream):
-                if frame.pts in wanted:
+                if frame.pts in missing:
                     frame.to_ndarray(format="rgb24")
-                    wanted.discard(frame.pts)
-                    if not wanted:
+                    missing.discard(frame.pts)
+                    if not missing:
                         break
-            assert not wanted
+            assert not missing
 
 
 def _bytes(film: Path) -> list[Row]:
-    """What opening the film and reading one clip takes from the disk."""
+    """Bytes read to open the video and to read one clip."""
     key_frames = _key_frames(np.array([1234]))
 
     def clip() -> None:
@@ -163,7 +163,7 @@ def _bytes(film: Path) -> list[Row]:
 
     ours, theirs = _megabytes(clip), _megabytes(lambda: decord.VideoReader(str(film), num_threads=1))
     size = film.stat().st_size / 1e6
-    note = f"of a file of {size:.0f} MB; ours opens it twice, to find its length and to read"
+    note = f"of a file of {size:.0f} MB; ours opens it twice: for its length, and to read"
     return [Row("bytes read for one clip 16x4 / decord's opening alone", ours, theirs, "MB", note=note)]
 
 
@@ -174,6 +174,6 @@ def _megabytes(function: Callable[[], object]) -> float:
 
 
 def _read() -> int:
-    """Bytes that this process has read, from the disk or from the cache of the system."""
+    """Bytes that this process has read from disk or from the page cache."""
     lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     return int(dict(line.split(": ") for line in lines)["rchar"])

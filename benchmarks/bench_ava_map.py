@@ -1,7 +1,7 @@
-"""AVA's score of a file: against a direct loop on a part, and of 2 million rows against the budget.
+"""AVA scoring of a file, against a direct loop, and of 2 million rows against a budget.
 
-Baseline of the first row: Python's csv module and a loop over detections (`tests/reference/ava_map.py`); both
-scores are compared before anything is said. The other rows stand beside their budgets.
+The baseline of the first row is Python's csv module and a loop over detections
+(`tests/reference/ava_map.py`); both scores are compared first. The other rows are compared with budgets.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from videomaskfeat.metrics.ava_map import Detections, evaluate_files, write_dete
 
 ACTIONS = 80
 ROWS = 2_000_000
-PART = 80_000  # rows that the loop can do in seconds
-VIDEOS, SECONDS = 64, range(902, 1799)  # of AVA's validation
+PART = 80_000  # rows of the comparison with the loop
+VIDEOS, SECONDS = 64, range(902, 1799)  # as in AVA's validation set
 BUDGET_SECONDS, BUDGET_MEBIBYTES = 60.0, 3072.0
 
 
 def run(*, device: str, rows: int = ROWS, part: int = PART) -> list[Row]:
-    """Score both ways, then a file as large as a validation's; the device plays no part."""
+    """Score in both ways, then a file of the size of AVA's validation set; the device has no effect."""
     with tempfile.TemporaryDirectory() as folder:
         small = _write_set(Path(folder) / "small", part)
         ours, (baseline, _) = evaluate_files(*small), frame_map(*small)
@@ -53,7 +53,7 @@ def run(*, device: str, rows: int = ROWS, part: int = PART) -> list[Row]:
 
 
 def _write_set(folder: Path, rows: int, *, shuffled: bool = False) -> tuple[str, str, str]:
-    """Ground truth, detections of all actions for each box, and a label map of three actions in four."""
+    """Write ground truth, detections of all actions per box, and a label map of 75 % of the actions."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     boxes = rows // ACTIONS
@@ -78,16 +78,16 @@ def _write_set(folder: Path, rows: int, *, shuffled: bool = False) -> tuple[str,
     if shuffled:
         order = rng.permutation(len(detections.frames))
         detections = Detections(*(values[order] for values in vars(detections).values()))
-    found = folder / "found.csv"
-    write_detections(found, key_frames, detections)
+    detections_file = folder / "detections.csv"
+    write_detections(detections_file, key_frames, detections)
     labels = folder / "labels.pbtxt"
     listed = (number for number in range(1, ACTIONS + 1) if number % 4)
     labels.write_text("".join(f'item {{\n  name: "{number}"\n  id: {number}\n}}\n' for number in listed))
-    return str(truth), str(found), str(labels)
+    return str(truth), str(detections_file), str(labels)
 
 
 def _measured_alone(files: tuple[str, str, str]) -> tuple[float, float]:
-    """Seconds and peak memory of a process that does nothing else."""
+    """Seconds and peak memory in a separate process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     worker = context.Process(target=_score, args=(files, theirs))

@@ -1,9 +1,9 @@
-"""A pre-training step alone, and beside another program that keeps two threads at work.
+"""A pre-training step on an idle machine, and on a machine with another program of two threads.
 
-Ours is what a verb does: waiting threads yield, and the number of threads is measured before the first step.
-The baseline is plain torch: all cores, and OpenMP's default wait. Both train the same model, so only their
-threads differ. Each runs in a process of its own, in turns. A figure is the median over rounds of
-the mean step of a process, since a busy machine makes single steps long, not all of them.
+Ours works like a verb: waiting threads yield, and the number of threads is measured before the first step.
+The baseline is plain torch: all cores, and OpenMP's default wait policy. Both train the same model in their
+own processes, which run in turn. The value is the median over rounds of the mean step time of a process,
+since a busy machine delays single steps.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget
 
 SIZES = {"nano": (8, (8, 64, 64)), "MViTv2-S": (2, (16, 224, 224))}  # clips per step, frames and pixels
-SECONDS = {"nano": 12.0, "MViTv2-S": 36.0}  # of steps, per process
+SECONDS = {"nano": 12.0, "MViTv2-S": 36.0}  # duration of the steps, per process
 LOADS = ("alone", "busy", "busy later")
 ROUNDS = {"nano": 3, "MViTv2-S": 1}  # a step of MViTv2-S takes 10 s or more
 
 
 def run(*, device: str) -> list[Row]:
-    """Milliseconds per step, at two sizes and under three loads; on the CPU alone."""
+    """Measure milliseconds per step for two sizes and three loads, on the CPU only."""
     if device != "cpu":
         return []
     rows = []
     for size in SIZES:
-        found: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        measured: dict[tuple[str, str], list[tuple[float, int]]] = {}
         for _ in range(ROUNDS[size]):
             for load in LOADS:
                 for side in ("ours", "plain"):
-                    found.setdefault((side, load), []).append(_measure(size, side, load))
-        figures = {key: statistics.median(step for step, _ in values) for key, values in found.items()}
+                    measured.setdefault((side, load), []).append(_measure(size, side, load))
+        figures = {key: statistics.median(step for step, _ in values) for key, values in measured.items()}
         for load in LOADS:
-            threads = "/".join(str(number) for _, number in found["ours", load])
+            threads = "/".join(str(number) for _, number in measured["ours", load])
             beside = figures["ours", load] / figures["ours", "alone"]
             rows.append(
                 Row(
@@ -60,13 +60,13 @@ def run(*, device: str) -> list[Row]:
 
 
 def _measure(size: str, side: str, load: str) -> tuple[float, int]:
-    """Mean milliseconds per step of a process of its own, and its threads."""
+    """Mean milliseconds per step in another process, and its number of threads."""
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in (WAIT_POLICY, SPIN_COUNT, "OMP_NUM_THREADS")
     }
-    # The wait policy must be set before torch is imported, as this module does.
+    # The wait policy must be set before this module imports torch.
     policy = (
         "from videomaskfeat.machine import set_wait_policy; set_wait_policy()\n" if side == "ours" else ""
     )
@@ -80,7 +80,7 @@ def _measure(size: str, side: str, load: str) -> tuple[float, int]:
 
 @contextmanager
 def _other_program() -> Iterator[None]:
-    """Two threads of matrix products, in a process with OpenMP's defaults."""
+    """Run two threads of matrix products in another process with OpenMP's defaults."""
     code = (
         "import torch; torch.set_num_threads(2); a = torch.randn(700, 700); print('on', flush=True)\n"
         "while True: a = (a @ a).clamp(-1, 1)"
@@ -97,7 +97,7 @@ def _other_program() -> Iterator[None]:
 
 
 def train(size: str, side: str, load: str) -> None:
-    """Steps for some seconds, in this process; prints the mean milliseconds and the number of threads."""
+    """Run steps for some seconds; print the mean milliseconds per step and the number of threads."""
     keep_freed_memory()
     batch, clip = SIZES[size]
     torch.manual_seed(0)

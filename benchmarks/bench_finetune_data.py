@@ -1,11 +1,10 @@
 """A fine-tuning sample (RandAugment, crop, erasing) against Pillow frame by frame, and against decoding.
 
-The recipe of MViTv2: RandAugment m7 n4, crops of 8 to 100 % of the frame to 224, erasing with chance 1/4; 16
-frames of 340x256 out of 300 frames of H.264, as Kinetics has them. The plain version works as PySlowFast
-does: Pillow's operations picture by picture, then floats, cut and resized by torch, erased with normal noise.
-It is spared what PySlowFast also does to whole frames, to floats and back before Pillow and the
-normalisation, since ours is normalised on the device. Both draw the same operations, crops and boxes. One
-thread each.
+The recipe is that of MViTv2: RandAugment m7 n4, crops of 8 to 100 % of the frame to 224, random erasing with
+probability 0.25; 16 frames of 340x256 from 300 frames of H.264, as in Kinetics. The plain version works like
+PySlowFast: Pillow operations frame by frame, then floats, cropped and resized by torch, erased with normal
+noise. It omits PySlowFast's conversions of whole frames to floats and back, and its normalization, since ours
+normalizes on the device. Both draw the same operations, crops and boxes, with one thread each.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ OURS = Augmentation(randaugment=OPERATIONS, erasing=ERASING)
 
 
 def run(*, device: str) -> list[Row]:
-    """Time each kind of file; the device plays no part."""
+    """Time each kind of file; the device has no effect."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -59,7 +58,7 @@ def run(*, device: str) -> list[Row]:
 
 
 class PillowAugmentation:
-    """What PySlowFast does to a clip, with the draws of ours."""
+    """PySlowFast's augmentation of a clip, with the random draws of ours."""
 
     def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
         """uint8 [T, H, W, C], whole frames -> float32 [T, C, h, w] in 0..1."""
@@ -97,7 +96,7 @@ def _augmentation_alone(frames: np.ndarray) -> list[Row]:
 
 
 def _check_alike(frames: np.ndarray) -> None:
-    """Both make the same clips, but for noise, which fills less than half of them, and roundings."""
+    """Check that the clips are equal, except for noise (less than half of a clip) and rounding."""
     for index in range(SAMPLES):
         ours, plain = (
             way.apply(frames, CROP.sample(HEIGHT, WIDTH, rng), rng)
@@ -123,7 +122,7 @@ def _whole_sample(video: Path, title: str) -> list[Row]:
     }
     seconds = alternate(ways, rounds=ROUNDS)
     name = f"sample, decoded and augmented, {title} / "
-    note = "most of either is decoding, by decord in both"
+    note = "mostly decoding, with decord in both"
     fast = "ours decodes with data.reader=pyav, Pillow's with decord"
     return [
         _row(f"{name}decoding alone", seconds["ours"], seconds["decode"], "under 2x decoding: above 0.5x"),
@@ -133,7 +132,7 @@ def _whole_sample(video: Path, title: str) -> list[Row]:
 
 
 def _row(name: str, ours: float, baseline: float, target: str = "", note: str = "") -> Row:
-    return Row(name, 1e3 * ours / SAMPLES, 1e3 * baseline / SAMPLES, "ms a clip", "lower", target, note)
+    return Row(name, 1e3 * ours / SAMPLES, 1e3 * baseline / SAMPLES, "ms per clip", "lower", target, note)
 
 
 def _data_set(video: Path, augment: ClipAugmentation, *, reader: str = "auto") -> LabelledClips:
@@ -148,7 +147,7 @@ def _load(dataset: LabelledClips) -> None:
 
 
 def _decode(video: Path) -> None:
-    """The frames of the same samples, read by decord on one thread, one opening a sample."""
+    """The frames of the same samples, read by decord on one thread, one opening per sample."""
     for index in range(SAMPLES):
         reader = decord.VideoReader(str(video), num_threads=1)
         indices = SAMPLER(len(reader), reader.get_avg_fps(), rng=sample_generator(0, 0, index))

@@ -1,4 +1,4 @@
-"""A fine-tuning step of MViTv2-S, 16 frames of 224x224, against the plain one, as ``bench_step``."""
+"""A fine-tuning step of MViTv2-S, 16 frames of 224x224, against the plain one, as in ``bench_step``."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from benchmarks.harness import Row
 
 
 def run(*, device: str, dry: bool = False) -> list[Row]:
-    """Steps of fine-tuning and their parts in both precisions, and memory."""
+    """Measure fine-tuning steps, their phases and their memory in both precisions."""
     return run_task("finetune", device=device, dry=dry)

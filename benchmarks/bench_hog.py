@@ -10,7 +10,7 @@ from videomaskfeat.targets.hog import hog_features
 
 
 def run(*, device: str, dry: bool = False) -> list[Row]:
-    """Check that both agree, then time them."""
+    """Check that both results are equal, then time them."""
     size = SIZES[size_name(device, dry)]
     count, height, width = 8 * size.batch, *size.clip[1:]
     generator = torch.Generator().manual_seed(0)

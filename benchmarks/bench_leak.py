@@ -1,6 +1,6 @@
-"""Whether a worker's memory grows with the number of videos it has read.
+"""Growth of a loader worker's memory with the number of videos that it has read.
 
-Baseline: none; the row's second number is the worker's memory after its first 500 videos.
+There is no baseline: the second value of a row is the worker's memory after its first 500 videos.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import Row
-from benchmarks.memory import private_megabytes
+from benchmarks.harness import Row, private_megabytes
 from videomaskfeat.data.clips import PretrainClips
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
@@ -27,7 +26,7 @@ READERS = ("decord", "pyav")
 
 
 def run(*, device: str, videos: int = 3_000) -> list[Row]:
-    """Read some thousand videos with one worker; the device plays no part."""
+    """Read some thousand videos with one worker; the device has no effect."""
     with tempfile.TemporaryDirectory() as folder:
         write_sample_data(folder, videos=240, ava_videos=0)
         return [_row(Path(folder) / "train.csv", reader, videos) for reader in READERS]
@@ -35,7 +34,7 @@ def run(*, device: str, videos: int = 3_000) -> list[Row]:
 
 def _row(path: Path, reader: str, videos: int) -> Row:
     counts, megabytes = worker_memory(path, reader, videos)
-    settled = counts >= 500  # caches of the libraries are full by then
+    settled = counts >= 500  # the libraries' caches are full
     slope = float(np.polyfit(counts[settled], megabytes[settled], 1)[0])
     return Row(
         f"worker memory after {videos:,} videos, {reader}",
@@ -49,7 +48,7 @@ def _row(path: Path, reader: str, videos: int) -> Row:
 
 
 def worker_memory(path: Path, reader: str, videos: int) -> tuple[np.ndarray, np.ndarray]:
-    """Private memory of the one worker, MB, after so many videos: (counts [n], megabytes [n])."""
+    """Numbers of read videos [n], and the worker's private memory after each [n], in MB."""
     dataset = PretrainClips(
         load_records(path),
         sampler=functools.partial(clip_indices_random, frames=8, stride=4),

@@ -1,7 +1,8 @@
-"""The whole loader (decode, crop, resize, flip, mask, collate, hand-over) against decoding alone.
+"""The whole loader (decode, crop, resize, flip, mask, collate, transfer) against decoding alone.
 
-Baseline: decord's ``get_batch`` of the same frames on one thread in a plain loop, one opening a sample.
-Videos as Kinetics has them: 300 frames of H.264, 340x256 and 1280x720, key frames far apart and close.
+The baseline is decord's ``get_batch`` of the same frames on one thread in a plain loop, one opening per
+sample. The videos are like those of Kinetics: 300 frames of H.264, 340x256 and 1280x720, with sparse and
+dense key frames.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from videomaskfeat.masking import MASKS
 from videomaskfeat.mp4 import write_mp4
 
 FRAMES, FPS = 300, 30.0
-SIZES = {(256, 340): 48, (720, 1280): 12}  # (height, width) -> samples timed
+SIZES = {(256, 340): 48, (720, 1280): 12}  # (height, width) -> number of timed samples
 KEYFRAME_INTERVALS = (250, 12)
 BATCH, ROUNDS, WARM_BATCHES = 2, 3, 3
 SAMPLER = functools.partial(clip_indices_random, frames=16, stride=4)
 
 
 def run(*, device: str) -> list[Row]:
-    """Time each kind of file; the device plays no part."""
+    """Time each kind of file; the device has no effect."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for (height, width), samples in SIZES.items():
@@ -62,7 +63,7 @@ def _data_set(video: Path, samples: int, reader: str) -> PretrainClips:
 
 
 def pictures_with_grain(height: int, width: int) -> list[np.ndarray]:
-    """A scene with grain, so that it compresses like a camera's: 0.4 Mbit/s at 340x256, 3 at 1280x720."""
+    """A scene with noise, which compresses like camera video: 0.4 Mbit/s at 340x256, 3 at 1280x720."""
     rng = np.random.default_rng(0)
     side = max(height, width)
     motions = list(rng.choice(list(MOTIONS), size=4))
@@ -85,15 +86,15 @@ def _compare(dataset: PretrainClips, with_pyav: PretrainClips, title: str) -> li
         "pyav": functools.partial(_loader_rate, with_pyav, 1),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):  # in turn, so that a busy moment of the machine does not hit one way alone
+    for _ in range(ROUNDS):  # in turn, so that a busy moment of the machine affects all ways
         for name, way in ways.items():
             rates[name].append(way())
     decode, one, two, pyav = (statistics.median(rates[name]) for name in ways)
-    unit, aim = "samples/s", "at least 0.9 of decoding"
+    unit, target = "samples/s", "at least 0.9 of decoding"
     return [
-        Row(f"loader, 1 worker / decoding alone, {title}", one, decode, unit, "higher", aim),
-        Row(f"the same, data.reader=pyav, {title}", pyav, decode, unit, "higher", aim),
-        Row(f"loader, 2 workers / 1 worker, {title}", two, one, unit, "higher", "2 cores: towards 2"),
+        Row(f"loader, 1 worker / decoding alone, {title}", one, decode, unit, "higher", target),
+        Row(f"the same, data.reader=pyav, {title}", pyav, decode, unit, "higher", target),
+        Row(f"loader, 2 workers / 1 worker, {title}", two, one, unit, "higher", "2 cores: close to 2"),
     ]
 
 
@@ -108,7 +109,7 @@ def _decode_rate(dataset: PretrainClips) -> float:
 
 
 def _loader_rate(dataset: PretrainClips, workers: int) -> float:
-    """Samples a second once the workers run; what they have ready at the start they have at the end again."""
+    """Samples per second, with the same number of ready batches at the start and the end."""
     loader = ClipLoader(dataset, batch_size=BATCH, workers=workers)
     batches = loader.epoch(0)
     for _ in range(WARM_BATCHES):

@@ -1,29 +1,25 @@
 """A training step of MAE on ViT-B, 16 frames of 224x224, 90 % hidden, against the dense form.
 
-The encoder of MAE computes the visible tenth of the tokens. Two dense forms stand beside it: "all tokens" is
-the same model, weights and decoder with every token through the encoder, and "mask tokens" is the form that
-MViTv2 has: a mask token in the hidden places before the encoder, a linear head behind it. Each runs in a
-process of its own, with freed memory kept as the package runs; the steps go in turns. A step of tiny clips
-goes before all, so that what torch loads and compiles once does not count as memory of a step.
+MAE's encoder processes the visible 10 % of the tokens. It is compared with two dense forms. "all tokens" is
+the same model and decoder, with all tokens through the encoder. "mask tokens" is the form of MViTv2: mask
+tokens at the hidden positions before the encoder, and a linear head after it. Each form runs in its own
+process and reuses freed memory, as the package does. The steps run in turn, after a step of tiny clips: torch
+then loads and compiles its code, which does not count as memory of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import SIZES, Row, Size, extra_memory, size_name, synchronise
+from benchmarks.harness import SIZES, Row, SideProcess, Size, extra_memory, serve, size_name, synchronize
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.masking import MASKS
@@ -37,7 +33,7 @@ PRECISIONS = SIZES["cpu"].precisions
 
 
 class AllTokens(nn.Module):
-    """The same model with every token through its encoder; the decoder gets the visible ones, as in MAE."""
+    """The same model with all tokens through its encoder; the decoder gets the visible tokens, as in MAE."""
 
     def __init__(self, model: MAE) -> None:
         super().__init__()
@@ -50,12 +46,12 @@ class AllTokens(nn.Module):
         encoded = model.norm(model.through_blocks(tokens, grid)[0])  # [B, 1+N, D]
         visible = visible_places(resize_mask(mask, grid))
         chosen = encoded[:, 1:].gather(1, visible[..., None].expand(-1, -1, encoded.shape[2]))
-        kept = torch.cat([encoded[:, :1], chosen], dim=1)
-        return model.decode(kept, visible, grid).unflatten(1, grid.shape)
+        tokens = torch.cat([encoded[:, :1], chosen], dim=1)
+        return model.decode(tokens, visible, grid).unflatten(1, grid.shape)
 
 
 class Side:
-    """One form on given data; calling it runs one step and gives its seconds."""
+    """One form with its data; calling it runs one step and returns its seconds."""
 
     def __init__(self, name: str, precision: str, device: str, size: Size) -> None:
         torch.manual_seed(0)
@@ -73,7 +69,7 @@ class Side:
         self.mask = torch.from_numpy(np.stack(masks)).to(device)
 
     def warm_up(self) -> None:
-        """A step of clips of four cubes, whose memory goes back to the system."""
+        """Run a step of clips of four cubes, and return its memory to the system."""
         whole = self.clips, self.mask
         self.clips, self.mask = self.clips[:, :, :2, :32, :32], self.mask[:, :1, :2, :2].clone()
         self.mask[:] = True
@@ -85,7 +81,7 @@ class Side:
 
     def __call__(self) -> float:
         """Target, forward, loss, backward."""
-        synchronise(self.device)
+        synchronize(self.device)
         start = time.perf_counter()
         with torch.no_grad():
             target = self.target(self.clips)
@@ -94,48 +90,25 @@ class Side:
             predictions = self.model(self.clips, self.mask)
         self.target.loss(predictions, target, self.mask).backward()
         self.model.zero_grad(set_to_none=True)
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter() - start
 
 
-class SideProcess:
-    """A side in a process of its own, asked over its standard streams (see :func:`_serve`)."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._command = [sys.executable, "-m", "benchmarks.bench_mae_step", *arguments]
-        root = Path(__file__).resolve().parents[1]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(self._command, cwd=root, stdin=pipe, stdout=pipe, text=True)
-
-    def ask(self, request: str) -> float:
-        """Send one line and wait for the answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(request + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"`{' '.join(self._command)}` ended with {self._process.wait()}")
-        answer: float = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
 def run(*, device: str, dry: bool = False) -> list[Row]:
-    """Steps and their memory in both precisions."""
+    """Measure steps and their memory in both precisions."""
     rows = []
     size = SIZES[size_name(device, dry)]
     for precision in size.precisions:
-        sides = {name: SideProcess(name, precision, device, size_name(device, dry)) for name in SIDES}
+        sides = {
+            name: SideProcess("benchmarks.bench_mae_step", name, precision, device, size_name(device, dry))
+            for name in SIDES
+        }
         seconds: dict[str, list[float]] = {name: [] for name in SIDES}
         try:
-            memory = {name: side.ask("memory") for name, side in sides.items()}
+            memory = {name: side.request("memory") for name, side in sides.items()}
             for _ in range(size.rounds):
                 for name, side in sides.items():
-                    seconds[name].append(side.ask("step"))
+                    seconds[name].append(side.request("step"))
         finally:
             for side in sides.values():
                 side.close()
@@ -150,19 +123,16 @@ def run(*, device: str, dry: bool = False) -> list[Row]:
 
 
 def _serve(name: str, precision: str, device: str, size: Size) -> None:
-    """Answer requests, one a line: "memory" (of the first step, MiB) and "step" (seconds)."""
+    """Answer "memory" (of the first step, MiB) and "step" (seconds)."""
     side: Any = Side(name, precision, device, size)
     side.warm_up()
     if device == "cpu":
         keep_freed_memory()
-    for line in sys.stdin:
-        answer = extra_memory(side, device) if line.strip() == "memory" else side()
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    serve(lambda request: extra_memory(side, device) if request == "memory" else side())
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description="One side of the benchmark; it waits for requests.")
+    parser = argparse.ArgumentParser(description="One side of the benchmark, which answers requests.")
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("precision", choices=PRECISIONS)
     parser.add_argument("device")

@@ -1,4 +1,4 @@
-"""Milliseconds a mask on 8x7x7 at ratio 0.4; the figure beside it is the budget."""
+"""Milliseconds per mask on 8x7x7 at ratio 0.4, against a budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DRAWS = 200
 
 
 def run(*, device: str) -> list[Row]:
-    """Time every policy; masks are drawn on the CPU whatever the device."""
+    """Time every policy; masks are always drawn on the CPU."""
     rng = np.random.default_rng(0)
     functions = {name: partial(_draw, policy, rng) for name, policy in MASKS.items()}
     seconds = alternate(functions, rounds=7)

@@ -1,6 +1,6 @@
-"""A list of a million videos: time to load it, and memory that it costs each loader worker.
+"""A list file of a million videos: time to load it, and its memory in each loader worker.
 
-Baseline: Python's csv module into a list of (path, label) tuples, pickled to the worker.
+The baseline is Python's csv module with a list of (path, label) tuples, pickled to the worker.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Row
-from benchmarks.memory import private_megabytes
+from benchmarks.harness import Row, private_megabytes
 from videomaskfeat.data.formats import load_records
 
 ROWS = 1_000_000
 
 
 def run(*, device: str, rows: int = ROWS) -> list[Row]:
-    """Load the list both ways; the device plays no part."""
+    """Load the list in both ways; the device has no effect."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.csv"
         _write_list(path, rows)
-        # The best of three in turn: a busy moment of the machine only ever adds time.
+        # The best of three in turn: a busy moment of the machine only adds time.
         times = [(_seconds(load_records, path), _seconds(_plain_list, path)) for _ in range(3)]
         ours, baseline = (min(column) for column in zip(*times, strict=True))
         records, plain = load_records(path), _plain_list(path)
@@ -41,13 +40,13 @@ def run(*, device: str, rows: int = ROWS) -> list[Row]:
     return [
         Row(f"{title}: load", ours, baseline, "s", "lower", "under 3 s"),
         Row(
-            f"{title}: memory a worker",
+            f"{title}: memory per worker",
             _worker_megabytes(records) - empty,
             _worker_megabytes(plain) - empty,
             "MB",
             "lower",
             "no copy",
-            "private memory of a worker that has read 20,000 random rows, less that of one without the list",
+            "private memory of a worker that has read 20,000 random rows, minus that without the list",
         ),
     ]
 
@@ -72,7 +71,7 @@ def _plain_list(path: Path) -> list[tuple[str, int]]:
 
 
 def _worker_megabytes(records: Any) -> float:
-    """Private memory of a worker process that was given the records and read some."""
+    """Private memory of a worker process that has read random records."""
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
     worker = context.Process(target=_read_rows, args=(records, theirs))

@@ -1,4 +1,4 @@
-"""Features of 64 boxes from 8 maps [768, 14, 19], forward and backward, against one box after the other."""
+"""Features of 64 boxes from 8 maps [768, 14, 19], forward and backward, against one box at a time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ BINS, STRIDE = 7, 16
 
 
 def plain_roi_align(features: Tensor, boxes: Tensor) -> Tensor:
-    """Aligned, adaptive pooling: each box samples its own grid with `grid_sample`, and averages its bins."""
-    maps = features.unbind(0)  # so that the gradient of a box is as large as its map, not as all of them
+    """Aligned, adaptive pooling: sample a grid per box with `grid_sample`, and average the bins."""
+    maps = features.unbind(0)  # so that the gradient of a box has the size of one map, not of all maps
     pooled = []
     for place, *corners in boxes.tolist():
         left, top, right, bottom = (corner / STRIDE - 0.5 for corner in corners)
@@ -34,16 +34,16 @@ def plain_roi_align(features: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _places(start: float, end: float, count: int, like: Tensor) -> Tensor:
-    """The middles of ``count`` equal parts, [count]."""
+    """The centers of ``count`` equal intervals, [count]."""
     return start + (torch.arange(count, device=like.device) + 0.5) * ((end - start) / count)
 
 
 def run(*, device: str, dry: bool = False) -> list[Row]:
-    """Check that both agree, then time them: maps as convolutions leave them, and as tokens are."""
+    """Check that both results are equal, then time them, for maps in image layout and in token layout."""
     channels, rounds = (16, 1) if dry else (768, 9 if device == "cpu" else 30)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(8, channels, 14, 19, generator=generator).to(device)
-    # People: a quarter to all of the height, a third to two thirds as wide; in a frame of 224 x 304.
+    # Persons: height 25 to 100 % of a frame of 224 x 304, width 33 to 67 % of their height.
     height = 224 * (0.25 + 0.75 * torch.rand(64, generator=generator))
     width = height * (0.33 + 0.33 * torch.rand(64, generator=generator))
     left = (304 - width) * torch.rand(64, generator=generator)

@@ -1,20 +1,17 @@
 """A training step of MViTv2-S, 16 frames of 224x224: target, forward, loss, backward.
 
-``bench_step`` is pre-training; ``bench_finetune_step`` is fine-tuning by the same means.
+``bench_step`` measures pre-training; ``bench_finetune_step`` measures fine-tuning in the same way.
 
-Both sides hold the same weights, and their predictions are compared before anything is timed. Each runs in
-a process of its own, as the package runs without torch.compile (on the CPU it keeps the memory of freed
-tensors) and as plain torch does; a third process, the baseline with memory kept, shows what that alone
-brings. The steps go in turns.
+Both sides have the same weights, and their predictions are compared before the timing. Each side runs in its
+own process: ours without torch.compile (on the CPU it reuses the memory of freed tensors), the baseline as
+plain torch. A third process, the baseline with reused memory, shows the effect of that alone. The steps of
+the sides run in turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,23 +23,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.baseline import PlainClassifier, PlainMaskFeat, plain_hog_target, plain_loss
-from benchmarks.harness import SIZES, Row, Size, extra_memory, full_float32, size_name, synchronise
+from benchmarks.harness import (
+    SIZES,
+    Row,
+    SideProcess,
+    Size,
+    extra_memory,
+    full_float32,
+    serve,
+    size_name,
+    synchronize,
+)
 from videomaskfeat.losses import masked_mse, soft_cross_entropy
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget
 
-OURS, BASELINE, BASELINE_KEEPING = SIDES = ("ours", "baseline", "baseline-keeping-memory")
+OURS, BASELINE, BASELINE_REUSING = SIDES = ("ours", "baseline", "baseline-keeping-memory")
 PRECISIONS = SIZES["cpu"].precisions
-PARTS = ("target", "forward", "backward")
+PHASES = ("target", "forward", "backward")
 
 
 class Pretraining:
-    """What one side needs for a step of pre-training.
+    """Model, target and loss of a pre-training step.
 
     Args:
-        size: of a step.
-        ours: this package's parts, or the plain ones.
+        size: size of the step.
+        ours: whether they are from this package or plain.
     """
 
     def __init__(self, size: Size, *, ours: bool) -> None:
@@ -66,11 +73,11 @@ class Pretraining:
 
 
 class FineTuning:
-    """What one side needs for a step of fine-tuning, without drop path, so that both sides do the same.
+    """Model, target and loss of a fine-tuning step, without drop path, so that both sides are equal.
 
     Args:
-        size: of a step.
-        ours: this package's parts, or the plain ones.
+        size: size of the step.
+        ours: whether they are from this package or plain.
     """
 
     def __init__(self, size: Size, *, ours: bool) -> None:
@@ -93,14 +100,14 @@ class FineTuning:
 
 
 def _arguments(size: Size, *, q_pool_at: tuple[int, ...]) -> dict[str, Any]:
-    """Arguments of our MViTv2-S, cut to the size."""
-    kept = {"widen_at": (1, 3, 14), "q_pool_at": q_pool_at}
-    cut = {name: tuple(block for block in blocks if block < size.depth) for name, blocks in kept.items()}
+    """Arguments of our MViTv2-S for the size."""
+    blocks_at = {"widen_at": (1, 3, 14), "q_pool_at": q_pool_at}
+    cut = {name: tuple(block for block in blocks if block < size.depth) for name, blocks in blocks_at.items()}
     return {"depth": size.depth, "clip_size": size.clip, **cut}
 
 
 def _grid(size: Size) -> tuple[int, int, int]:
-    """Tokens behind the stem."""
+    """Token grid after the stem."""
     return size.clip[0] // 2, size.clip[1] // 4, size.clip[2] // 4
 
 
@@ -108,7 +115,7 @@ TASKS: dict[str, type[Pretraining | FineTuning]] = {"pretrain": Pretraining, "fi
 
 
 class Side:
-    """One implementation of a task on given data; calling it runs one step."""
+    """One implementation of a task with its data; calling it runs one step."""
 
     def __init__(self, task: str, name: str, precision: str, device: str, size: Size) -> None:
         torch.manual_seed(0)
@@ -119,13 +126,13 @@ class Side:
         self.clips = torch.randn(size.batch, 3, *size.clip, generator=data).to(device)
 
     def predict(self) -> Tensor:
-        """What the model makes of the clips."""
+        """Predictions for the clips."""
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.work.predict(self.clips)
 
     def __call__(self) -> dict[str, float]:
-        """One step; returns the seconds of each part."""
+        """Run one step, and return the seconds of each phase."""
         marks = [self._now()]
         target = self.work.make_target(self.clips)
         marks.append(self._now())
@@ -134,53 +141,30 @@ class Side:
         loss.backward()
         marks.append(self._now())
         self.work.model.zero_grad(set_to_none=True)
-        return {part: marks[index + 1] - marks[index] for index, part in enumerate(PARTS)}
+        return {phase: marks[index + 1] - marks[index] for index, phase in enumerate(PHASES)}
 
     def _now(self) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
 
-class SideProcess:
-    """A side in a process of its own, asked over its standard streams (see :func:`_serve`)."""
-
-    def __init__(self, *arguments: str) -> None:
-        self._command = [sys.executable, "-m", "benchmarks.bench_step", *arguments]
-        root = Path(__file__).resolve().parents[1]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(self._command, cwd=root, stdin=pipe, stdout=pipe, text=True)
-
-    def ask(self, request: str) -> Any:
-        """Send one line and wait for the answer."""
-        streams = self._process
-        assert streams.stdin is not None
-        assert streams.stdout is not None
-        streams.stdin.write(request + "\n")
-        streams.stdin.flush()
-        answer = streams.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"`{' '.join(self._command)}` ended with {streams.wait()}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
 def run(*, device: str, dry: bool = False) -> list[Row]:
-    """Steps of pre-training and their parts in both precisions, and memory."""
+    """Measure pre-training steps, their phases and their memory in both precisions."""
     return run_task("pretrain", device=device, dry=dry)
 
 
 def run_task(task: str, *, device: str, dry: bool) -> list[Row]:
-    """The same for a task of TASKS."""
+    """Measure the steps of a task of TASKS."""
     rows = []
     size = SIZES[size_name(device, dry)]
     names = SIDES if device == "cpu" else (OURS, BASELINE)
     for precision in size.precisions:
-        sides = {name: SideProcess(task, name, precision, device, size_name(device, dry)) for name in names}
+        sides = {
+            name: SideProcess("benchmarks.bench_step", task, name, precision, device, size_name(device, dry))
+            for name in names
+        }
         try:
-            memory = {name: side.ask("memory") for name, side in sides.items()}
+            memory = {name: side.request("memory") for name, side in sides.items()}
             _check_equal(sides, precision)
             seconds = _in_turns(sides, rounds=size.rounds)
         finally:
@@ -197,35 +181,35 @@ def _note(size: Size) -> str:
 
 
 def _in_turns(sides: dict[str, SideProcess], *, rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Seconds of the parts of each round, after one that does not count."""
+    """Seconds of the phases of each round, after a warm-up round."""
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(1 + rounds):
         for name, side in sides.items():
-            seconds[name].append(side.ask("step"))
+            seconds[name].append(side.request("step"))
     return {name: values[1:] for name, values in seconds.items()}
 
 
 def _rows(seconds: dict[str, list[dict[str, float]]], precision: str, device: str, size: Size) -> list[Row]:
-    def median(name: str, parts: tuple[str, ...]) -> float:
-        return 1e3 * statistics.median(sum(each[part] for part in parts) for each in seconds[name])
+    def median(name: str, phases: tuple[str, ...]) -> float:
+        return 1e3 * statistics.median(sum(each[phase] for phase in phases) for each in seconds[name])
 
-    def row(title: str, baseline: str, parts: tuple[str, ...], target: str = "") -> Row:
-        figures = median(OURS, parts), median(baseline, parts)
+    def row(title: str, baseline: str, phases: tuple[str, ...], target: str = "") -> Row:
+        figures = median(OURS, phases), median(baseline, phases)
         return Row(f"{title}, {precision}", *figures, "ms", target=target, note=_note(size))
 
-    rows = [row("step", BASELINE, PARTS, ">= 2x faster")]
-    rows += [row(f"  {part}", BASELINE, (part,)) for part in PARTS]
+    rows = [row("step", BASELINE, PHASES, ">= 2x faster")]
+    rows += [row(f"  {phase}", BASELINE, (phase,)) for phase in PHASES]
     if device == "cpu":
-        rows.append(row("step, the baseline keeping freed memory too", BASELINE_KEEPING, PARTS))
+        rows.append(row("step, the baseline with reused memory", BASELINE_REUSING, PHASES))
     return rows
 
 
 def _check_equal(sides: dict[str, SideProcess], precision: str) -> None:
-    """The sides predict the same: to 1e-4 in float32, to bfloat16's own noise otherwise."""
+    """Check that the predictions are equal: to 1e-4 in float32, to the noise of bfloat16 otherwise."""
     tolerance = 1e-4 if precision == "fp32" else 5e-2
     with tempfile.TemporaryDirectory() as folder:
         ours, *others = (
-            torch.load(side.ask(f"predict {Path(folder, name)}"), weights_only=True)
+            torch.load(side.request(f"predict {Path(folder, name)}"), weights_only=True)
             for name, side in sides.items()
         )
     for other in others:
@@ -233,26 +217,26 @@ def _check_equal(sides: dict[str, SideProcess], precision: str) -> None:
 
 
 def _serve(task: str, name: str, precision: str, device: str, size: Size) -> None:
-    """Answer requests, one a line: "memory" (of the first step, MiB), "predict PATH" and "step" (seconds)."""
+    """Answer "memory" (of the first step, MiB), "predict PATH" and "step" (seconds)."""
     if device == "cpu" and name != BASELINE:
         keep_freed_memory()
     side = Side(task, name, precision, device, size)
-    for line in sys.stdin:
-        request, _, path = line.strip().partition(" ")
+
+    def answer(line: str) -> Any:
+        request, _, path = line.partition(" ")
         if request == "memory":
-            answer: Any = extra_memory(side, device)
-        elif request == "predict":
+            return extra_memory(side, device)
+        if request == "predict":
             with torch.no_grad(), full_float32():
                 torch.save(side.predict().float().cpu(), path)
-            answer = path
-        else:
-            answer = side()
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+            return path
+        return side()
+
+    serve(answer)
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description="One side of the benchmark; it waits for requests.")
+    parser = argparse.ArgumentParser(description="One side of the benchmark, which answers requests.")
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("precision", choices=PRECISIONS)

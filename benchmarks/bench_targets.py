@@ -1,12 +1,12 @@
-"""What a method's target costs in a pre-training step at full size, and what its teacher keeps for autograd.
+"""Cost of a method's target in a pre-training step at full size, and memory of its teacher.
 
 The configs are those of Kinetics-400 (MViTv2-S, or ViT-B for MAE, 16 frames of 224x224) with two clips per
-step, four if a method compares two clips of a video; on a GPU eight times as many, in bfloat16. Tokenizers
-and teachers have the sizes that the configs name and random weights, which cost the same. A step is target,
-forward, loss and backward.
+step, or four if a method compares two clips of a video; on a GPU eight times that number, in bfloat16.
+Tokenizers and teachers have the sizes of the configs, and random weights, which cost the same. A step is
+target, forward, loss and backward.
 
-Peak memory of making a target is measured in a process of its own: as the package makes it, and with the
-same teacher run as a network that learns would be.
+The peak memory of computing a target is measured in another process: as in the package, and with autograd for
+the teacher.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ OURS, LEARNING = WAYS = ("as it is", "with autograd")
 
 @dataclass(frozen=True)
 class Case:
-    """A config of Kinetics-400 and what it needs here.
+    """A config of Kinetics-400 with its changes.
 
     Attributes:
-        name: of the row.
-        config: file name.
-        clips: a step.
-        overrides: on top; "{folder}" is where the made files lie.
-        aim: what is aimed for, in words.
+        name: name of the row.
+        config: file name of the config.
+        clips: clips per step.
+        overrides: overrides of the config; "{folder}" is the folder of tokenizers and teachers.
+        goal: the target in words.
     """
 
     name: str
     config: str
     clips: int = 2
     overrides: tuple[str, ...] = ()
-    aim: str = ""
+    goal: str = ""
 
 
 def _weights(file: str) -> str:
@@ -69,7 +69,7 @@ def _weights(file: str) -> str:
 
 _FEATURES = "{teacher: '{folder}/teacher.safetensors', normalise: l2, loss: cosine}"
 CASES = (
-    Case("hog", "k400_maskfeat_mvitv2_s", aim="under 3 % of the step"),
+    Case("hog", "k400_maskfeat_mvitv2_s", goal="under 3 % of the step"),
     Case("pixels", "k400_pixels_mvitv2_s"),
     Case("pixels (SimMIM)", "k400_simmim_mvitv2_s"),
     Case("pixels (MAE)", "k400_mae_vit_b", overrides=("clip.samples_per_video=1",)),
@@ -90,11 +90,11 @@ CASES = (
 )
 DRY_CASES = (Case("hog", "sample"), Case("latent", "sample_latent"))
 REMEMBERED = ("features of a ViT-B", "latent")
-"""Cases whose memory is measured: an offline teacher and an online one."""
+"""Cases with a memory measurement: an offline teacher and an online teacher."""
 
 
 def run(*, device: str, dry: bool = False) -> list[Row]:
-    """Costs of all, then the memory of two teachers."""
+    """Measure the costs of all targets, then the memory of two teachers."""
     rows = []
     cases = DRY_CASES if dry else CASES
     with tempfile.TemporaryDirectory() as name:
@@ -104,7 +104,7 @@ def run(*, device: str, dry: bool = False) -> list[Row]:
             cost = method_cost(_config(case, folder, device), steps=1 if dry else STEPS)
             note = f"{cost.target_ms / cost.step_ms:.1%} of the step, {cost.clips} clips"
             title = f"target {case.name} / whole step"
-            rows.append(Row(title, cost.target_ms, cost.step_ms, "ms", target=case.aim, note=note))
+            rows.append(Row(title, cost.target_ms, cost.step_ms, "ms", target=case.goal, note=note))
         for case in cases:
             if case.name in REMEMBERED:
                 ours, learning = (_memory(case, folder, device, way, dry) for way in WAYS)
@@ -115,12 +115,12 @@ def run(*, device: str, dry: bool = False) -> list[Row]:
 
 
 def _factor(device: str) -> int:
-    """Times as many clips as on the CPU."""
+    """Factor on the number of clips on the CPU."""
     return 1 if device == "cpu" else 8
 
 
 def _make_files(folder: Path, *, teachers: bool) -> None:
-    """A video with its list; tokenizers and a teacher."""
+    """Write a video with its list file, tokenizers and a teacher."""
     write_mp4(folder / "video.mp4", pictures_with_grain(256, 340), fps=FPS, crf=23)
     (folder / "train.csv").write_text(f"{folder / 'video.mp4'} 0\n" * 32, encoding="utf-8")
     if not teachers:
@@ -148,7 +148,7 @@ def _config(case: Case, folder: Path, device: str) -> PretrainConfig:
 
 
 def _memory(case: Case, folder: Path, device: str, way: str, dry: bool) -> float:
-    """MiB of one target, in a process of its own."""
+    """MiB of one target, in another process."""
     command = [sys.executable, "-m", "benchmarks.bench_targets", case.name, str(folder), device, way]
     command += ["--dry"] if dry else []
     root = Path(__file__).resolve().parents[1]
@@ -162,19 +162,19 @@ def _measure(case: Case, folder: Path, device: str, way: str) -> float:
     clip = method.recipe.clip
     pixels = normalize(batch.clips, mean=clip.mean, std=clip.std)
     teacher = _teacher(method).requires_grad_(True)
-    kept: list[Tensor] = []  # its output holds what a backward would need
-    return extra_memory(lambda: kept.append(teacher(pixels)), device)
+    outputs: list[Tensor] = []  # its output refers to what a backward pass needs
+    return extra_memory(lambda: outputs.append(teacher(pixels)), device)
 
 
 def _teacher(method: Any) -> nn.Module:
-    """The network that makes the target of clips."""
+    """The network that computes the target."""
     if isinstance(method, TeacherMethod):
         return _Tokens(method.teacher_encoder)
     return cast(MaskedPrediction, method).target.get_submodule("teacher")
 
 
 class _Tokens(nn.Module):
-    """An encoder's tokens on the grid."""
+    """An encoder's tokens on the token grid."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

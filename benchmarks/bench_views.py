@@ -1,9 +1,9 @@
-"""Every view of a test video (decode, resize, crop, collate) against decoding that video once.
+"""All views of a test video (decode, resize, crop, collate) against decoding that video once.
 
-Baseline: every frame of the file decoded to RGB once, from the first to the last, on one thread, by decord
-and by PyAV, and nothing else done. Ours converts only the frames that some view wants (142 of 300). Beside it
-stands the usual way, which opens the video once for each of its views. Videos as in bench_loader: 300 frames
-of H.264, 340x256 and 1280x720, key frames far apart and close.
+The baseline decodes every frame of the file to RGB once on one thread, with decord and with PyAV. Ours
+converts only the frames of the views (142 of 300). The third way is the usual one, which opens the video once
+per view. The videos are those of bench_loader: 300 frames of H.264, 340x256 and 1280x720, with sparse and
+dense key frames.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZES = {(256, 340): 7, (720, 1280): 3}  # (height, width) -> rounds
 
 
 def run(*, device: str) -> list[Row]:
-    """Time each kind of file; the device plays no part."""
+    """Time each kind of file; the device has no effect."""
     cv2.setNumThreads(0)  # as in a worker process
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -54,11 +54,11 @@ def _compare(video: Path, title: str, rounds: int) -> list[Row]:
         "openings": functools.partial(_open_for_each_view, str(video)),
     }
     ms = {name: 1000 * seconds for name, seconds in alternate(ways, rounds=rounds).items()}
-    what, aim = f"{VIEWS}x{CROPS} views / ", "at most 1.3x decoding"
+    title_start, target = f"{VIEWS}x{CROPS} views / ", "at most 1.3x decoding"
     return [
-        Row(f"{what}decoding once in decord, {title}", ms["ours"], ms["decord"], "ms", target=aim),
-        Row(f"{what}decoding once in PyAV, {title}", ms["ours"], ms["pyav"], "ms", target=aim),
-        Row(f"{what}an opening a view, {title}", ms["ours"], ms["openings"], "ms"),
+        Row(f"{title_start}decoding once in decord, {title}", ms["ours"], ms["decord"], "ms", target=target),
+        Row(f"{title_start}decoding once in PyAV, {title}", ms["ours"], ms["pyav"], "ms", target=target),
+        Row(f"{title_start}one opening per view, {title}", ms["ours"], ms["openings"], "ms"),
         Row(f"reader=decord / decoding once in decord, {title}", ms["ours_decord"], ms["decord"], "ms"),
     ]
 
@@ -91,7 +91,7 @@ def _decode_in_pyav(path: str) -> None:
 
 
 def _open_for_each_view(path: str) -> None:
-    """As a data set with a row a view does it."""
+    """Read the views like a data set with one row per view."""
     for view in range(VIEWS):
         for crop in range(CROPS):
             with open_video(path) as video:

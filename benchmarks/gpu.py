@@ -1,9 +1,9 @@
-"""Everything that needs a GPU, in one go: `benchmarks/gpu.sh`, which sets up the packages and starts this.
+"""All tests and benchmarks that need a GPU: `benchmarks/gpu.sh` sets up the packages and starts this script.
 
-The parts run one after the other, the most valuable first: the `cuda` tests, two pre-trainings, benchmarks.
-Each is a process of its own with a time limit. One that fails or takes too long does not stop the others; the
-exit code and the table at the end name it. Every part writes a JSON file of its own; `gpu_summary.json` holds
-the counts of the tests and the state and output of all parts, and is written anew after each.
+The parts run in sequence, the most important first: the `cuda` tests, two pre-trainings, benchmarks. Each
+part is a process with a time limit. A part that fails or exceeds its limit does not stop the others; the exit
+code and the final table report it. Every part except the tests writes a JSON file. `gpu_summary.json`
+contains the numbers of tests and the status and output of all parts; it is written again after each part.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any, Literal
 from benchmarks.harness import ROOT, machine, now, other_load, write_json
 
 TESTS = "tests"
-KEPT_OUTPUT = 20_000  # characters of the end of a part's output, in the summary
-SHOWN_OUTPUT = 3_000  # of one that went wrong, on the console
+SAVED_OUTPUT = 20_000  # characters from the end of a part's output in the summary
+SHOWN_OUTPUT = 3_000  # characters of a failed part's output on the console
 Status = Literal["passed", "failed", "timed out", "not run"]
 
 
@@ -34,7 +34,7 @@ class Part:
     """One program.
 
     Attributes:
-        name: of the part; all but the tests write gpu_<name>.json.
+        name: name of the part; every part except the tests writes gpu_<name>.json.
         command: arguments of Python.
         seconds: time limit.
     """
@@ -46,15 +46,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended.
+    """Result of a part.
 
     Attributes:
-        part: its name.
-        status: how it ended; "not run": no time was left.
-        seconds: that it took.
+        part: name of the part.
+        status: result; "not run" if there was no time left.
+        seconds: duration.
         limit: time limit in seconds.
-        exit_code: None if it did not end by itself.
-        output: the end of what it printed.
+        exit_code: exit code; None after a timeout.
+        output: end of the printed output.
     """
 
     part: str
@@ -66,7 +66,7 @@ class Outcome:
 
 
 def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
-    """All parts in the order in which they run."""
+    """All parts in their order."""
     flags = ["--device", device, *(["--dry"] if dry else [])]
 
     def pretraining(name: str, seconds: float) -> Part:
@@ -92,7 +92,7 @@ def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
 
 
 def files_of_cuda_tests() -> list[str]:
-    """Test files with tests for a GPU; the others need packages that the machine may lack."""
+    """Files with tests for a GPU; other files may need packages that the machine lacks."""
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [
         str(file.relative_to(ROOT))
@@ -102,7 +102,7 @@ def files_of_cuda_tests() -> list[str]:
 
 
 def run_part(part: Part, *, limit: float, environment: dict[str, str]) -> Outcome:
-    """Run a part, and end it with all its children if it takes longer than the limit."""
+    """Run a part, and end it and its children at the time limit."""
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
@@ -118,10 +118,10 @@ def run_part(part: Part, *, limit: float, environment: dict[str, str]) -> Outcom
             code: int | None = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # children of a part that ended by itself are ended too
+        finally:  # also ends children of a part that has ended
             _end_group(process)
         output.seek(0)
-        text = output.read()[-KEPT_OUTPUT:]
+        text = output.read()[-SAVED_OUTPUT:]
     status: Status = "timed out" if code is None else "passed" if code == 0 else "failed"
     return Outcome(part.name, status, round(time.monotonic() - started, 1), round(limit, 1), code, text)
 
@@ -140,7 +140,7 @@ def _end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def summarize_tests(output: str) -> dict[str, Any]:
-    """Counts and names of failures out of pytest's output; no counts if it did not reach its end."""
+    """Numbers of tests and names of failures from pytest's output; no numbers if pytest was stopped."""
     lines = output.strip().splitlines() or [""]
     counted = re.findall(r"(\d+) (passed|failed|skipped|errors?)", lines[-1])
     failures = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)
@@ -148,7 +148,7 @@ def summarize_tests(output: str) -> dict[str, Any]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The end of the output: a line for each part."""
+    """The final table, with one line per part."""
     lines = [f"{'part':20} {'status':10} {'seconds':>8} {'limit':>6}"]
     lines += [f"{one.part:20} {one.status:10} {one.seconds:8.1f} {one.limit:6.0f}" for one in outcomes]
     passed = sum(one.status == "passed" for one in outcomes)
@@ -156,34 +156,38 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def main() -> int:
-    """Run the parts; returns 0 if all of them passed, and 1 otherwise."""
+    """Run the parts; return 0 if all have passed, otherwise 1."""
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results"
     )
-    parser.add_argument("--only", nargs="+", metavar="PART", help="some parts instead of all")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="parts to run (default: all)")
     parser.add_argument("--minutes", type=float, default=7.5, help="time limit of all parts together")
-    parser.add_argument("--part-seconds", type=float, help="time limit of each part, instead of its own")
-    parser.add_argument("--dry", action="store_true", help="tiny inputs on the CPU; the figures mean nothing")
+    parser.add_argument("--part-seconds", type=float, help="time limit of each part, in seconds")
+    parser.add_argument(
+        "--dry", action="store_true", help="tiny inputs on the CPU; the results have no meaning"
+    )
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
     out = options.out.resolve()
-    parts = list_parts(out, device="cpu" if options.dry else "cuda", dry=options.dry)
-    unknown = set(options.only or ()) - {part.name for part in parts}
+    programs = list_parts(out, device="cpu" if options.dry else "cuda", dry=options.dry)
+    unknown = set(options.only or ()) - {part.name for part in programs}
     if unknown:
-        parser.error(f"no part {', '.join(sorted(unknown))}; known: {', '.join(part.name for part in parts)}")
-    chosen = [part for part in parts if not options.only or part.name in options.only]
+        parser.error(
+            f"no part {', '.join(sorted(unknown))}; known: {', '.join(part.name for part in programs)}"
+        )
+    chosen = [part for part in programs if not options.only or part.name in options.only]
     return run_parts(chosen, out, deadline=deadline, part_seconds=options.part_seconds, dry=options.dry)
 
 
 def run_parts(
-    parts: Sequence[Part], out: Path, *, deadline: float, part_seconds: float | None, dry: bool
+    programs: Sequence[Part], out: Path, *, deadline: float, part_seconds: float | None, dry: bool
 ) -> int:
-    """Run parts until the deadline, and write the summary after each; returns the exit code."""
+    """Run parts until the deadline, write the summary after each, and return the exit code."""
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     if not dry:
-        environment["VIDEOMASKFEAT_REQUIRE_CUDA"] = "1"  # a test that would be skipped fails
+        environment["VIDEOMASKFEAT_REQUIRE_CUDA"] = "1"  # tests fail instead of being skipped
     device = "cpu" if dry else "cuda"
     about: dict[str, Any] = {
         "measured": now(),
@@ -191,7 +195,7 @@ def run_parts(
         "machine": {**machine(device), **other_load(device)},
     }
     outcomes: list[Outcome] = []
-    for part in parts:
+    for part in programs:
         limit = min(part_seconds or part.seconds, deadline - time.monotonic())
         if limit < 1:
             outcomes.append(Outcome(part.name, "not run", 0.0, 0.0, None, ""))

@@ -1,4 +1,4 @@
-"""Measure ours and a plain baseline side by side: alternating rounds, medians, machine, JSON and table."""
+"""Measurements of ours and a plain baseline: rounds in turn, medians, machine, JSON and table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,13 +28,13 @@ class Row:
     """One measured pair.
 
     Args:
-        name: what was measured.
-        ours: the figure of this package.
-        baseline: the figure of the plain way (or the budget, where the note says so).
-        unit: of both figures.
-        better: whether the lower or the higher figure is the better one.
-        target: what is aimed for, in words; empty where nothing is promised.
-        note: anything needed to read the figures.
+        name: name of the measurement.
+        ours: value of this package.
+        baseline: value of the plain implementation, or a budget if the note states so.
+        unit: unit of both values.
+        better: whether lower or higher values are better.
+        target: target in words; empty if there is no target.
+        note: explanation of the values.
     """
 
     name: str
@@ -46,21 +47,21 @@ class Row:
 
     @property
     def times_better(self) -> float:
-        """How many times better ours is; below 1 where it is worse."""
+        """The ratio by which ours is better; below 1 if it is worse."""
         ratio = self.baseline / self.ours if self.ours else float("nan")
         return ratio if self.better == "lower" or not ratio else 1 / ratio
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much work a step is.
+    """Size of a step.
 
     Attributes:
-        batch: clips.
+        batch: clips per batch.
         clip: frames, rows and columns of pixels.
         depth: blocks of the network; 16 is MViTv2-S whole.
         rounds: timed steps.
-        precisions: that are measured.
+        precisions: measured precisions.
     """
 
     batch: int
@@ -85,7 +86,7 @@ def size_name(device: str, dry: bool) -> str:
 def alternate(
     functions: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1, device: str = "cpu"
 ) -> dict[str, float]:
-    """Median seconds of each function, run in turns so that a busy machine slows all of them alike."""
+    """Median seconds of each function. They run in turn, so that a busy machine slows all of them equally."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warmup + rounds):
         for name, function in functions.items():
@@ -96,16 +97,16 @@ def alternate(
 
 
 def _seconds(function: Callable[[], object], device: str) -> float:
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     function()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Products of float32 in float32, for comparisons: on a GPU cuDNN's convolutions use TF32 by default."""
+    """Disable TF32 for comparisons: cuDNN's convolutions use it by default."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -114,23 +115,23 @@ def full_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def synchronise(device: str) -> None:
-    """Wait for a GPU; nothing elsewhere."""
+def synchronize(device: str) -> None:
+    """Wait for a GPU; does nothing on a CPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def extra_memory(function: Callable[[], object], device: str) -> float:
-    """MiB that a call needs at its peak beyond what was in use before.
+    """Peak memory of a call beyond the memory in use before, in MiB.
 
-    On the CPU it reads the highest resident size of the process, which never falls: call it once a process.
-    It comes from /proc and not from getrusage, which hands a new process the peak of the one that started it.
+    On the CPU it reads the peak resident size of the process, which never falls: call it once per process.
+    It reads /proc, since getrusage of a new process includes the peak of its parent.
     """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
-        synchronise(device)
+        synchronize(device)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     before = _resident_kibibytes("VmRSS")
     function()
@@ -138,15 +139,58 @@ def extra_memory(function: Callable[[], object], device: str) -> float:
 
 
 def _resident_kibibytes(field: str) -> int:
-    """Resident memory of this process now (VmRSS) or at its highest (VmHWM)."""
+    """Current (VmRSS) or peak (VmHWM) resident memory of this process."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(field):
             return int(line.split()[1])
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
+def private_megabytes(pid: int | None = None) -> float:
+    """Unshared memory of a process in MB (Linux): the cost of one more process of this kind."""
+    with open(f"/proc/{os.getpid() if pid is None else pid}/smaps_rollup", encoding="ascii") as file:
+        kilobytes = [int(line.split()[1]) for line in file if line.startswith("Private_")]
+    return sum(kilobytes) / 1024
+
+
+class SideProcess:
+    """One side of a benchmark in another process, which answers requests by :func:`serve`.
+
+    Args:
+        module: module to run, such as ``benchmarks.bench_step``.
+        arguments: its command-line arguments.
+    """
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._command = [sys.executable, "-m", module, *arguments]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
+
+    def request(self, line: str) -> Any:
+        """Send one line, and return the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"`{' '.join(self._command)}` ended with {self._process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def serve(answer: Callable[[str], Any]) -> None:
+    """Answer the requests on standard input, one per line, as JSON lines."""
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(line.strip())) + "\n")
+        sys.stdout.flush()
+
+
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Description of the machine."""
     on_gpu = device.startswith("cuda")
     description: dict[str, Any] = {
         "cpu": _cpu_name(),
@@ -166,9 +210,8 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is measured; a copy without its history gets it from VIDEOMASKFEAT_COMMIT."""
-    known = os.environ.get("VIDEOMASKFEAT_COMMIT")
-    if known:
+    """The measured commit, from VIDEOMASKFEAT_COMMIT or git."""
+    if known := os.environ.get("VIDEOMASKFEAT_COMMIT"):
         return known
     command = ["git", "rev-parse", "HEAD"]
     try:
@@ -178,21 +221,20 @@ def commit() -> str:
 
 
 def other_load(device: str) -> dict[str, Any]:
-    """What else runs on the machine; take it before anything is measured.
+    """Load of the machine by other programs; call it before the first measurement.
 
     Returns:
-        ``cpu_busy_share`` (0..1 over all cores, None where /proc/stat does not count),
-        ``gpu_memory_in_use_mib`` (on a GPU), and ``busy``: a fifth of the processor or 1 GiB of the GPU is
-        in use.
+        ``cpu_busy_share`` (0..1 over all cores, None if /proc/stat is missing), ``gpu_memory_in_use_mib`` (on
+        a GPU), and ``busy``: 20 % of the CPU or 1 GiB of the GPU is in use.
     """
     share = _cpu_busy_share()
-    found: dict[str, Any] = {"cpu_busy_share": share}
+    load: dict[str, Any] = {"cpu_busy_share": share}
     used = 0
     if device.startswith("cuda"):
         free, total = torch.cuda.mem_get_info()
-        used = (total - free) // 2**20  # the context of this process is some 500 MiB of it
-        found["gpu_memory_in_use_mib"] = used
-    return {**found, "busy": (share or 0.0) > 0.2 or used > 1024}
+        used = (total - free) // 2**20  # includes about 500 MiB of this process's context
+        load["gpu_memory_in_use_mib"] = used
+    return {**load, "busy": (share or 0.0) > 0.2 or used > 1024}
 
 
 def _cpu_busy_share(seconds: float = 0.3) -> float | None:
@@ -207,7 +249,7 @@ def _cpu_busy_share(seconds: float = 0.3) -> float | None:
 
 
 def _cpu_times() -> tuple[int, int]:
-    """Ticks of all cores since the start, and those that they were idle."""
+    """Total ticks and idle ticks of all cores since the start."""
     first = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
     ticks = [int(value) for value in first.split()[1:]]
     return sum(ticks[:8]), sum(ticks[3:5])
@@ -247,12 +289,12 @@ def save(
     """Write machine, time and rows as JSON.
 
     Args:
-        rows: measured so far.
-        device: they were measured on.
-        path: of the file.
-        other: from :func:`other_load`, before the first was measured.
-        failed: benchmarks that failed, and why.
-        dry: whether the sizes are those of a dry run, whose figures mean nothing.
+        rows: the measurements.
+        device: measured device.
+        path: JSON file.
+        other: result of :func:`other_load` before the first measurement.
+        failed: failed benchmarks with causes.
+        dry: whether this is a dry run with tiny sizes and meaningless values.
     """
     content = {
         "measured": now(),
@@ -270,6 +312,6 @@ def now() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain data for people and programs."""
+    """Write plain data as indented JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

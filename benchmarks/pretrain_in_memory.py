@@ -1,9 +1,8 @@
-"""Pre-train on clips held in memory: `python -m benchmarks.pretrain_in_memory MODEL --out results.json`.
+"""Pre-train on clips in memory: `python -m benchmarks.pretrain_in_memory MODEL --out results.json`.
 
-The engine's own loop with a published config, compiled and in bfloat16 on a GPU, and a loader that only hands
-out batches which lie ready (in pinned memory for a GPU). So the figures are those of the step: its target,
-the copy to the device, the network and the optimizer. The loss must fall: the clips are smooth patterns that
-move, and there are few of them.
+It runs the engine's loop with a published config, compiled and in bfloat16 on a GPU. The loader only returns
+prepared batches (in pinned memory for a GPU). So the times are those of the step: target, copy to the device,
+network and optimizer. The loss must fall, since the clips are a few smooth moving patterns.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ from videomaskfeat.recipe import PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
 
 TIMED = 100
-"""Steps at the end of which the median counts."""
+"""Number of final steps for the median."""
 COMPARED = 10
-"""Steps at both ends whose mean losses are compared."""
+"""Number of first and last steps for the comparison of mean losses."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and how it is trained here.
+    """A model and its training.
 
     Attributes:
-        config: file below configs/pretrain.
-        dry_config: of a model that a CPU trains in a second.
+        config: name of a file in configs/pretrain.
+        dry_config: the same for a dry run, with a small model.
         batch_size: clips per step on one GPU.
-        learning_rate: peak, for that batch.
+        learning_rate: peak learning rate for this batch size.
     """
 
     config: str
@@ -67,11 +66,11 @@ CASES = {
 
 
 class MemoryLoader:
-    """Batches that lie ready; each epoch hands them out in another order.
+    """Returns prepared batches, in another order in each epoch.
 
     Args:
-        batches: on the CPU, in pinned memory for a GPU.
-        seed: of the order.
+        batches: batches on the CPU, in pinned memory for a GPU.
+        seed: seed of the order.
     """
 
     def __init__(self, batches: list[PretrainBatch], *, seed: int = 0) -> None:
@@ -85,7 +84,7 @@ class MemoryLoader:
     def epoch(
         self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] | None = None
     ) -> Iterator[PretrainBatch]:
-        """The batches of an epoch; there is no wait that ``stop`` could end."""
+        """The batches of an epoch; ``stop`` has no effect, since there is no waiting."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._batches))
         for number in order[first_batch:]:
             yield self._batches[number]
@@ -106,22 +105,22 @@ def moving_patterns(count: int, frames: int, side: int, rng: np.random.Generator
 
 
 def make_loader(config: PretrainConfig, *, batches: int, pin: bool) -> MemoryLoader:
-    """Batches of moving patterns with masks as the config draws them."""
+    """Batches of moving patterns with masks of the config."""
     rng = np.random.default_rng(0)
     recipe = PretrainRecipe.of(config)
     size = config.optim.batch_size
-    made = []
+    prepared = []
     for number in range(batches):
         clips = moving_patterns(size, config.clip.frames, config.clip.crop, rng)
         masks = np.stack([recipe.draw_mask(rng) for _ in range(size)])
         index = torch.arange(number * size, (number + 1) * size)
         batch = PretrainBatch(torch.from_numpy(clips), torch.from_numpy(masks), index)
-        made.append(batch.pin_memory() if pin else batch)
-    return MemoryLoader(made)
+        prepared.append(batch.pin_memory() if pin else batch)
+    return MemoryLoader(prepared)
 
 
 def build_config(case: Case, *, device: str, steps: int, batches: int, dry: bool) -> PretrainConfig:
-    """The published config with a schedule of so many steps."""
+    """The published config with a schedule of ``steps`` steps."""
     batch_size = 2 if dry else case.batch_size
     return load_config(
         PretrainConfig,
@@ -139,7 +138,7 @@ def build_config(case: Case, *, device: str, steps: int, batches: int, dry: bool
 
 
 def pretrain(name: str, *, device: str, steps: int, dry: bool) -> dict[str, Any]:
-    """Train, and say how fast it went.
+    """Train, and return times and losses.
 
     Raises:
         RunFailed: the loss is not finite.
@@ -193,7 +192,7 @@ def pretrain(name: str, *, device: str, steps: int, dry: bool) -> dict[str, Any]
 
 
 def summarize(records: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
-    """What the records of the steps come to.
+    """Summarize the records of the steps.
 
     Args:
         records: lines of metrics.jsonl.
@@ -216,19 +215,19 @@ def summarize(records: list[dict[str, Any]], batch_size: int) -> dict[str, Any]:
         "data_ms": statistics.median(record["data_ms"] for record in records[-TIMED:]),
         "clips_per_second": 1e3 * batch_size / step,
         "first_step_seconds": times[0] / 1e3,
-        # Kernels are compiled in the first steps; what those cost beyond the others is counted as compiling.
+        # Kernels are compiled in the first steps; their extra time counts as compilation.
         "compile_seconds": sum(max(value - step, 0.0) for value in times[:3]) / 1e3,
         "peak_memory_mb": max(record["memory_mb"] for record in records),
     }
 
 
 def main() -> int:
-    """Run one model, write the JSON; returns the exit code."""
+    """Run one model, write the JSON, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=CASES)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--steps", type=int, help="optimizer steps (default: 200, or 3 with --dry)")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file for machine and figures")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--dry", action="store_true", help="nano model, tiny batch, not compiled")
     options = parser.parse_args()
     steps = options.steps or (3 if options.dry else 200)

@@ -1,13 +1,13 @@
 """Does pre-training pay? `make proof`: few labels, with and without it, over several seeds; resumable.
 
-For each seed, a sample data set of its own: pre-train on all its training videos without labels; then, for
-each number of labels a class, fine-tune the pre-trained encoder and the same network from scratch with the
-same number of steps, train a linear probe on either encoder, and classify by nearest neighbours. All is
-measured on videos that no training and no choice of settings has seen, over 3 views, with the weights of the
-last step.
+Each seed has its own sample data set. An encoder is pre-trained on all training videos without labels. Then,
+for each number of labels per class, the pre-trained encoder and the same network from scratch are fine-tuned
+with the same number of steps, a linear probe is trained on each encoder, and videos are classified by nearest
+neighbors. The test videos were used neither in training nor in the choice of hyperparameters. They are scored
+with 3 views and the weights of the last step.
 
-Each run is a command of the package in a folder of its own. A run that is finished is not done again, one
-that was stopped goes on where it was: the same command resumes the whole.
+Each run is a command of the package with its own folder. The same command resumes: finished runs are skipped,
+and stopped runs continue.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from benchmarks.harness import machine  # noqa: E402  (the repository is not ins
 from videomaskfeat.errors import Stopped  # noqa: E402
 from videomaskfeat.processes import Verbs  # noqa: E402
 
-SEEDS = (1, 2, 3)  # settings were chosen on seed 100
-LABELS = (5, 10, 20, 40)  # a class
-VIDEOS = 1200  # 960 to pre-train on, 240 to measure on
+SEEDS = (1, 2, 3)  # hyperparameters were chosen with seed 100
+LABELS = (5, 10, 20, 40)  # per class
+VIDEOS = 1200  # 960 for pre-training, 240 for testing
 CLASSES = 12
 BATCH = 8
 PRETRAIN_STEPS, FINETUNE_STEPS, PROBE_STEPS = 5000, 600, 300
@@ -48,13 +48,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Job:
-    """Commands of the package, done one after the other unless the last one's result is there."""
+    """Commands of the package, which run in sequence unless the last result exists."""
 
     result: Path
     commands: list[list[str]]
 
     def run(self, verbs: Verbs, threads: int) -> None:
-        """Do what is left to do; what the commands say goes into the job's log."""
+        """Run the commands; their output goes to the job's log."""
         if self.result.exists():
             return
         environment = {"OMP_NUM_THREADS": str(threads)}
@@ -67,12 +67,10 @@ class Job:
 
 
 def main() -> None:
-    """Run what is left, then write and print the table."""
-    parser = argparse.ArgumentParser(
-        description="Does pre-training pay? Resumable: the same command goes on."
-    )
+    """Run the missing jobs, then write and print the table."""
+    parser = argparse.ArgumentParser(description="Does pre-training pay? The same command resumes.")
     parser.add_argument("--folder", type=Path, default=Path("runs/proof"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of parallel runs")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "proof.json")
     options = parser.parse_args()
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
@@ -96,7 +94,7 @@ def main() -> None:
 
 
 def run_jobs(jobs: list[Job], at_once: int, threads: int, console: Console) -> None:
-    """Run jobs, some at a time; Ctrl-C and SIGTERM end those that run, which the same command resumes."""
+    """Run jobs in parallel; Ctrl-C and SIGTERM stop them, and the same command resumes them."""
     with Verbs() as verbs, ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(job.run, verbs, threads) for job in jobs]
         try:
@@ -112,7 +110,7 @@ def run_jobs(jobs: list[Job], at_once: int, threads: int, console: Console) -> N
 
 @dataclass(frozen=True)
 class Place:
-    """Where a seed's data and runs lie."""
+    """The folder of a seed's data and runs."""
 
     path: Path
     seed: int
@@ -123,11 +121,11 @@ class Place:
         return self.path / "sample"
 
     def few(self, labels: int) -> Path:
-        """The list of so many labelled videos a class."""
+        """The list file with this number of labeled videos per class."""
         return self.sample / f"train_{labels}.csv"
 
     def write_lists(self) -> None:
-        """Few labels (the rows' classes go round and round), and all videos that nothing was trained on."""
+        """Write lists with few labels (the classes of the rows alternate), and a list of all test videos."""
         rows = (self.sample / "train.csv").read_text(encoding="utf-8").splitlines(keepends=True)
         for labels in LABELS:
             self.few(labels).write_text("".join(rows[: labels * CLASSES]), encoding="utf-8")
@@ -146,29 +144,29 @@ class Place:
         return Job(run / "summary.json", [self._train("pretrain", run, options)])
 
     def training(self, labels: int, way: str) -> Job:
-        """Fine-tune, or train a probe, and measure."""
+        """Fine-tune or train a probe, and evaluate it."""
         run = self.path / f"{way}_{labels}"
         probe = way.startswith("linear")
-        steps_an_epoch = labels * CLASSES // BATCH
+        steps_per_epoch = labels * CLASSES // BATCH
         options: dict[str, object] = {
             "data.train": self.few(labels),
             "data.validation": "",
             "data.class_names": self.sample / "classes.txt",
-            "optim.epochs": (PROBE_STEPS if probe else FINETUNE_STEPS) / steps_an_epoch,
+            "optim.epochs": (PROBE_STEPS if probe else FINETUNE_STEPS) / steps_per_epoch,
         }
         options["optim.warmup_epochs"] = float(str(options["optim.epochs"])) / 10
         if probe:
             options |= {"model.head": "linear", "optim.learning_rate": 1e-2}
         if way in ("tuned", "linear"):
             options["model.weights"] = self.path / "pretrained" / "weights.safetensors"
-        else:  # lower rates in early layers would only hold back what knows nothing yet
+        else:  # from scratch, early layers need the full learning rate
             options["optim.layer_decay"] = 1.0
         result = run / "measured" / "result.json"
         weights = run / "weights.safetensors"
         return Job(result, [self._train("finetune", run, options), self._evaluate(weights, result.parent)])
 
-    def neighbours(self, labels: int, way: str) -> Job:
-        """Classify by the nearest labelled videos."""
+    def neighbors(self, labels: int, way: str) -> Job:
+        """Classify by the nearest labeled videos."""
         source = "pretrained" if way == "knn" else f"linear_random_{LABELS[0]}"
         folder = self.path / f"{way}_{labels}"
         command = self._evaluate(self.path / source / "weights.safetensors", folder)
@@ -186,7 +184,7 @@ class Place:
 
 
 def data_sets(places: list[Place]) -> list[Job]:
-    """The videos, which the command draws with all cores."""
+    """The data sets; the command uses all cores."""
     options = ["--videos", str(VIDEOS), "--ava-videos", "0", "--seed"]
     return [
         Job(one.sample / "README.txt", [["sample-data", str(one.sample), *options, str(one.seed)]])
@@ -195,7 +193,7 @@ def data_sets(places: list[Place]) -> list[Job]:
 
 
 def without_pretraining(places: list[Place]) -> list[Job]:
-    """Pre-training itself, and all that does not wait for it."""
+    """Pre-training, and the runs from scratch."""
     jobs = [one.pretraining() for one in places]
     return jobs + [
         one.training(labels, way)
@@ -206,14 +204,14 @@ def without_pretraining(places: list[Place]) -> list[Job]:
 
 
 def with_pretraining(places: list[Place]) -> list[Job]:
-    """What starts from weights."""
+    """The runs that start from weights."""
     both = [(one, labels) for one in places for labels in LABELS]
     jobs = [one.training(labels, way) for one, labels in both for way in ("tuned", "linear")]
-    return jobs + [one.neighbours(labels, way) for one, labels in both for way in ("knn", "knn_random")]
+    return jobs + [one.neighbors(labels, way) for one, labels in both for way in ("knn", "knn_random")]
 
 
 def results(places: list[Place]) -> dict[str, dict[str, list[float]]]:
-    """Top-1 in percent by way and number of labels a class, one number a seed."""
+    """Top-1 accuracy in percent per way and number of labels per class, one value per seed."""
     table: dict[str, dict[str, list[float]]] = {}
     for title, way in WAYS.items():
         measured = "result.json" if way.startswith("knn") else "measured/result.json"
@@ -228,9 +226,9 @@ def results(places: list[Place]) -> dict[str, dict[str, list[float]]]:
 
 
 def markdown(table: dict[str, dict[str, list[float]]]) -> str:
-    """Mean and standard deviation over the seeds, a row a way."""
+    """Mean and standard deviation over the seeds, one row per way."""
     lines = [
-        "| | " + " | ".join(f"{labels} a class" for labels in LABELS) + " |",
+        "| | " + " | ".join(f"{labels} per class" for labels in LABELS) + " |",
         "|---" * (1 + len(LABELS)) + "|",
     ]
     for title, row in table.items():

@@ -1,10 +1,10 @@
 """Does pre-training pay in detection? `make proof-detect`: with and without, over several seeds; resumable.
 
-For each seed, its own data sets and encoder, those of `make proof` (benchmarks/proof.py), and videos of
-several actors in AVA's form. The pre-trained encoder and the same network from scratch are trained on the key
-frames of three quarters of the videos with the same steps; the weights of the last step are scored on the
-others by the official rules, on a detector's boxes. No setting was chosen on these seeds. What chance
-gives is the score of the same boxes with random numbers for scores, the mean of 20 draws.
+Each seed has its own data sets and encoder, those of `make proof` (benchmarks/proof.py), and videos of
+several actors in AVA's format. The pre-trained encoder and the same network from scratch are trained on the
+key frames of 75 % of the videos with the same number of steps. The weights of the last step are scored on the
+other videos by the official rules, with detected boxes. No hyperparameter was chosen with these seeds. The
+chance level is the score of the same boxes with random scores, averaged over 20 draws.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ DRAWS = 20
 
 
 def main() -> None:
-    """Run what is left, then write and print the table."""
-    parser = argparse.ArgumentParser(description="Does pre-training pay in detection? Resumable.")
+    """Run the missing jobs, then write and print the table."""
+    parser = argparse.ArgumentParser(
+        description="Does pre-training pay in detection? The same command resumes."
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/proof"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "proof_detection.json")
@@ -65,14 +67,14 @@ def main() -> None:
 
 
 def actors(place: Place) -> Job:
-    """Videos of several actors, with AVA's lists."""
+    """Videos of several actors, with lists in AVA's format."""
     folder = place.path / "actors"
     command = ["sample-data", str(folder), "--videos", "12", "--ava-videos", str(AVA_VIDEOS)]
     return Job(folder / "README.txt", [[*command, "--seed", str(place.seed)]])
 
 
 def training(place: Place, way: str) -> Job:
-    """Train a detector, and score its last weights."""
+    """Train a detector, and score the weights of the last step."""
     run, lists = place.path / way, place.path / "actors" / "ava" / "annotations"
     videos, labels = lists.parent / "videos", lists / "ava_action_list_v2.2.pbtxt"
     options = {
@@ -89,7 +91,7 @@ def training(place: Place, way: str) -> Job:
     }
     if way == "detector":
         options["model.weights"] = place.path / "pretrained" / "weights.safetensors"
-    else:  # lower rates in early layers would only hold back what knows nothing yet
+    else:  # from scratch, early layers need the full learning rate
         options["optim.layer_decay"] = 1.0
     train = ["detect-train", "--config", "configs/detect/sample.yaml"]
     train += [f"{key}={value}" for key, value in options.items()]
@@ -108,7 +110,7 @@ def training(place: Place, way: str) -> Job:
 
 
 def chance(place: Place) -> float:
-    """The frame mAP of the pre-trained detector's rows with random scores, the mean of some draws."""
+    """The frame mAP of the pre-trained detector's rows with random scores, averaged over draws."""
     lists = place.path / "actors" / "ava" / "annotations"
     data = read_ava(
         lists / "ava_val_v2.2.csv",
@@ -124,7 +126,7 @@ def chance(place: Place) -> float:
 
 
 def result(place: Place, way: str) -> Path:
-    """Where a way's score lies."""
+    """The result file of a way."""
     return place.path / way / "measured" / "result.json"
 
 

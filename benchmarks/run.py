@@ -1,6 +1,6 @@
 """Run benchmarks: `python benchmarks/run.py [NAMES] [--device cpu|cuda] [--out results.json]`.
 
-Each file `bench_<name>.py` beside this one has a function `run(*, device: str) -> list[Row]`; those of
+Each file `bench_<name>.py` in this folder has a function `run(*, device: str) -> list[Row]`; those of
 GPU_NAMES also take `dry: bool`. A benchmark that fails does not stop the others; the exit code is then 1.
 """
 
@@ -25,7 +25,7 @@ GPU_NAMES = ("attention", "finetune_step", "hog", "mae_step", "roi_align", "step
 
 
 def main() -> int:
-    """Run the named benchmarks, print the table, write the JSON; returns the exit code."""
+    """Run the named benchmarks, print the table, write the JSON, and return the exit code."""
     known = sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -35,8 +35,8 @@ def main() -> int:
         help=f"some of: {', '.join(known)} (default: all, or those that depend on the device)",
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--out", type=Path, help="JSON file for machine and figures")
-    parser.add_argument("--dry", action="store_true", help="tiny inputs; the figures mean nothing")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--dry", action="store_true", help="tiny inputs; the results have no meaning")
     options = parser.parse_args()
     unknown = set(options.names) - set(known)
     if unknown:
@@ -53,7 +53,7 @@ def main() -> int:
         progress.print(f"measuring {name} ...")
         try:
             rows += importlib.import_module(f"benchmarks.bench_{name}").run(**arguments)
-        except Exception as error:  # reported below; the others are measured all the same
+        except Exception as error:  # reported below; the other benchmarks still run
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {error}"
         if options.out is not None:

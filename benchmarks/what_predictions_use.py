@@ -1,17 +1,17 @@
-"""What does a prediction lean on: what is visible at its own time, or the other times of the clip?
+"""Sources of a prediction: the visible tokens at its own time, or the other times of the clip.
 
     python benchmarks/what_predictions_use.py runs/compare/*/seed_1/pretrained --out uses.json
 
-For each run of masked prediction, its loss on the held-out list, at the hidden places of one time after
-another, where the network sees
+For each run of masked prediction, it measures the loss on the held-out list, at the hidden positions of
+one time after another. The network sees
 
 - the clip, as in training;
-- its other times in another order: looks are kept, motion is not;
-- its own time alone: all other times show another video;
-- the other times alone: its own time shows another video.
+- the other times in another order: the same appearance without the motion;
+- only its own time: all other times show another video;
+- only the other times: its own time shows another video;
+- none: all times show another video, for the loss without information about the clip.
 
-The target is that of the clip each time. "none": both are another video's, which is what knowing nothing of
-the clip costs this network.
+The target is always that of the clip.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ SEEN = ("clip", "shuffled", "own time", "other times", "none")
 
 
 def main() -> None:
-    """Ask every run, print the table, write the JSON."""
+    """Measure every run, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of pretrain with data.validation set")
-    parser.add_argument("--out", type=Path, help="JSON file for machine and figures")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     options = parser.parse_args()
     table = Table("run", *(f"sees {seen}" for seen in SEEN))
     results = {}
@@ -61,7 +61,7 @@ def main() -> None:
 
 @torch.no_grad()
 def losses_of(run: Path) -> dict[str, float]:
-    """What is seen -> the loss, over all hidden places of the held-out clips."""
+    """The loss over all hidden positions of the held-out clips, for each input."""
     config = load_config(PretrainConfig, str(run / "config.yaml"), ("data.workers=0",))
     method = build_method(config)
     assert isinstance(method, MaskedPrediction), f"{run}: not a run of the method masked"
@@ -77,35 +77,35 @@ def losses_of(run: Path) -> dict[str, float]:
         mask = batch.mask[:left]
         left -= len(clips)
         if len(clips) < 2:
-            break  # there is no other video to show
+            break  # there is no other video
         target = method.target(clips)
         for time in range(mask.shape[1]):
-            asked = torch.zeros_like(mask)
-            asked[:, time] = mask[:, time]
-            places = int(asked.sum())
+            predicted = torch.zeros_like(mask)
+            predicted[:, time] = mask[:, time]
+            places = int(predicted.sum())
             if not places:
                 continue
             hidden_places += places
             for seen in SEEN:
                 predictions = method.student(shown(clips, seen, time, mask.shape[1]), mask)
-                sums[seen] += places * float(method.target.loss(predictions, target, asked))
+                sums[seen] += places * float(method.target.loss(predictions, target, predicted))
     loader.close()
     return {seen: total / hidden_places for seen, total in sums.items()}
 
 
 def shown(clips: Tensor, seen: str, time: int, times: int) -> Tensor:
-    """Clips [B, C, T, H, W] of which the network sees only a part; the rest is the batch's next video."""
+    """Clips [B, C, T, H, W] for the network; the hidden times show the next video of the batch."""
     frames = clips.shape[2] // times
     own = torch.zeros(clips.shape[2], dtype=torch.bool)
     own[time * frames : (time + 1) * frames] = True
-    if seen == "shuffled":  # each other time shows the one after it, cube by cube
+    if seen == "shuffled":  # each other time shows the next one, cube by cube
         places = own.logical_not().nonzero().flatten()
         mixed = clips.clone()
         mixed[:, :, places] = clips[:, :, places.roll(-frames)]
         return mixed
     everything = torch.ones_like(own)
-    kept = {"clip": everything, "own time": own, "other times": ~own, "none": ~everything}[seen]
-    return torch.where(kept[:, None, None], clips, clips.roll(1, dims=0))
+    own_frames = {"clip": everything, "own time": own, "other times": ~own, "none": ~everything}[seen]
+    return torch.where(own_frames[:, None, None], clips, clips.roll(1, dims=0))
 
 
 if __name__ == "__main__":

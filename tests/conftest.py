@@ -1,4 +1,4 @@
-"""Shared by all tests: the random state is restored after each, and `cuda` tests need a GPU."""
+"""Fixtures of all tests. The random state is restored after each test, and `cuda` tests need a GPU."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture
 def golden() -> Path:
-    """The folder of values recorded from the reference implementations."""
+    """The folder of recorded values of the reference implementations."""
     return GOLDEN
 
 
 @pytest.fixture
 def full_disk() -> Callable[[int], AbstractContextManager[None]]:
-    """``with full_disk(bytes):`` no file can grow beyond that size, as on a disk with so much left."""
+    """``with full_disk(size):`` limits the size of all files, in bytes, as on a full disk."""
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:
@@ -48,7 +48,7 @@ def _restore_random_state() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what tests have recorded as their summary, such as how many cases a fuzz test has run."""
+    """Print the summaries that tests have recorded, such as the number of cases of a fuzz test."""
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
             for name, value in report.user_properties:
@@ -59,7 +59,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available() or os.environ.get("VIDEOMASKFEAT_REQUIRE_CUDA") == "1":
         return
-    skip = pytest.mark.skip(reason="no NVIDIA GPU here")
+    skip = pytest.mark.skip(reason="no NVIDIA GPU")
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(skip)

@@ -1,4 +1,4 @@
-"""The script for a GPU: its logic on the CPU, and each of its programs on tiny inputs."""
+"""The GPU script: its logic on the CPU, and each of its parts with tiny inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process lives; one that has ended and that nobody asked about yet does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
@@ -59,18 +59,17 @@ def test_failing_part_is_named_and_the_others_still_run(
         "print('started', flush=True)\n"
         "time.sleep(60)"
     )
-    parts = [
+    programs = [
         python_part("bad", "import sys; print('why it failed'); sys.exit(3)"),
         python_part("hanging", hanging, seconds=4),
         python_part("good", "import os; print(os.environ.get('VIDEOMASKFEAT_REQUIRE_CUDA'))"),
     ]
     before = time.monotonic()
-    assert run_parts(parts, tmp_path, deadline=before + 60, part_seconds=None, dry=True) == 1
+    assert run_parts(programs, tmp_path, deadline=before + 60, part_seconds=None, dry=True) == 1
     summary = read(tmp_path / "gpu_summary.json")
     assert summary["dry"] is True
     assert {"torch", "device", "commit", "busy"} <= summary["machine"].keys()
-    found = {one["part"]: (one["status"], one["exit_code"], one["output"]) for one in summary["parts"]}
-    assert found == {
+    assert {one["part"]: (one["status"], one["exit_code"], one["output"]) for one in summary["parts"]} == {
         "bad": ("failed", 3, "why it failed\n"),
         "hanging": ("timed out", None, "started\n"),
         "good": ("passed", 0, "None\n"),
@@ -83,12 +82,12 @@ def test_failing_part_is_named_and_the_others_still_run(
         ["good", "passed"],
     ]
     assert "why it failed" in lines
-    assert not is_running(int(started.read_text()))  # the part's own children are ended with it
+    assert not is_running(int(started.read_text()))  # the children of the part are ended, too
 
 
 def test_parts_past_the_deadline_do_not_run(tmp_path: Path) -> None:
-    parts = [python_part("first", "import time; time.sleep(60)"), python_part("second", "")]
-    assert run_parts(parts, tmp_path, deadline=time.monotonic() + 2, part_seconds=None, dry=True) == 1
+    programs = [python_part("first", "import time; time.sleep(60)"), python_part("second", "")]
+    assert run_parts(programs, tmp_path, deadline=time.monotonic() + 2, part_seconds=None, dry=True) == 1
     summary = read(tmp_path / "gpu_summary.json")
     assert [(one["part"], one["status"]) for one in summary["parts"]] == [
         ("first", "timed out"),
@@ -96,12 +95,12 @@ def test_parts_past_the_deadline_do_not_run(tmp_path: Path) -> None:
     ]
 
 
-def test_parts_come_in_order_of_their_worth_within_the_time(tmp_path: Path) -> None:
-    parts = list_parts(tmp_path, device="cuda", dry=False)
-    names = [part.name for part in parts]
+def test_parts_are_in_order_of_importance(tmp_path: Path) -> None:
+    programs = list_parts(tmp_path, device="cuda", dry=False)
+    names = [part.name for part in programs]
     assert names[:3] == ["tests", "pretrain_mvitv2_s", "pretrain_mae_vit_b"]
-    assert len(names) <= 8  # so many files: the tests write none of their own, but there is the summary
-    for part in parts:
+    assert len(names) <= 8  # the maximum number of result files; the tests write the summary
+    for part in programs:
         assert "--dry" not in part.command
         assert part.name == "tests" or "cuda" in part.command
     assert "tests/targets/test_hog.py" in files_of_cuda_tests()
@@ -145,30 +144,30 @@ def test_benchmarks_for_a_gpu_have_a_dry_run() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_pretraining_in_memory_reports_speed_and_losses(name: str) -> None:
-    found = pretrain(name, device="cpu", steps=3, dry=True)
-    assert found["steps"] == 3
-    assert found["loss_last"] > 0
-    assert found["loss_fell"] == (found["loss_last"] < found["loss_first"])
-    assert list(found["loss_curve"]) == [1, 2, 3]
-    assert found["clips_per_second"] == pytest.approx(2000 / found["step_ms"])
-    assert found["target"] == {"mvitv2_s": "hog", "mae_vit_b": "pixels"}[name]
+    result = pretrain(name, device="cpu", steps=3, dry=True)
+    assert result["steps"] == 3
+    assert result["loss_last"] > 0
+    assert result["loss_fell"] == (result["loss_last"] < result["loss_first"])
+    assert list(result["loss_curve"]) == [1, 2, 3]
+    assert result["clips_per_second"] == pytest.approx(2000 / result["step_ms"])
+    assert result["target"] == {"mvitv2_s": "hog", "mae_vit_b": "pixels"}[name]
 
 
-def test_summary_of_a_training_takes_the_last_hundred_steps() -> None:
+def test_summary_of_a_training_is_over_the_last_hundred_steps() -> None:
     """A first step of 30 s, 99 of 100 ms and 100 of 50 ms; the loss falls from 1 to 0.005 in equal steps."""
     times = [30_000.0] + [100.0] * 99 + [50.0] * 99 + [70.0]
     records = [
         {"step": i + 1, "loss": 1 - i / 200, "step_ms": time, "data_ms": 0.1, "memory_mb": i}
         for i, time in enumerate(times)
     ]
-    found = summarize(records, batch_size=32)
-    assert (found["step_ms"], found["step_ms_worst"], found["clips_per_second"]) == (50.0, 70.0, 640.0)
-    assert found["loss_first"] == pytest.approx(1 - 4.5 / 200)
-    assert found["loss_last"] == pytest.approx(1 - 194.5 / 200)
-    assert found["loss_fell"]
-    assert found["compile_seconds"] == pytest.approx(29.95 + 2 * 0.05)
-    assert found["peak_memory_mb"] == 199
-    assert len(found["loss_curve"]) == 20
+    summary = summarize(records, batch_size=32)
+    assert (summary["step_ms"], summary["step_ms_worst"], summary["clips_per_second"]) == (50.0, 70.0, 640.0)
+    assert summary["loss_first"] == pytest.approx(1 - 4.5 / 200)
+    assert summary["loss_last"] == pytest.approx(1 - 194.5 / 200)
+    assert summary["loss_fell"]
+    assert summary["compile_seconds"] == pytest.approx(29.95 + 2 * 0.05)
+    assert summary["peak_memory_mb"] == 199
+    assert len(summary["loss_curve"]) == 20
 
 
 def test_batches_in_memory_come_in_another_order_each_epoch() -> None:
@@ -206,23 +205,14 @@ def test_script_runs_every_part_and_names_the_one_that_fails(tmp_path: Path) -> 
     done = run_script("--dry", "--out", str(tmp_path), *limits, timeout=1700)
     assert done.returncode == 1
     summary = read(tmp_path / "gpu_summary.json")
-    parts = summary["parts"]
-    failed = [one["part"] for one in parts if one["status"] != "passed"]
-    assert failed == ["kernels"], [one["output"] for one in parts if one["part"] in failed]
+    failed = [one for one in summary["parts"] if one["status"] != "passed"]
+    assert [one["part"] for one in failed] == ["kernels"], [one["output"] for one in failed]
     assert done.stdout.endswith("7 of 8 parts passed\n")
     assert summary["tests"].keys() & {"passed", "skipped"}
     assert summary["tests"]["failures"] == []
     for name in ("mvitv2_s", "mae_vit_b"):
-        found = read(tmp_path / f"gpu_pretrain_{name}.json")
-        expected = {
-            "loss_first",
-            "loss_last",
-            "step_ms",
-            "clips_per_second",
-            "peak_memory_mb",
-            "compile_seconds",
-        }
-        assert expected <= found.keys()
+        keys = {"loss_first", "loss_last", "step_ms", "clips_per_second", "peak_memory_mb", "compile_seconds"}
+        assert keys <= read(tmp_path / f"gpu_pretrain_{name}.json").keys()
     for name in ("step", "mae_step", "finetune_step", "targets"):
         content = read(tmp_path / f"gpu_{name}.json")
         assert content["dry"] is True

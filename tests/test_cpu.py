@@ -1,4 +1,4 @@
-"""Cores that may be used, and how threads wait on a busy machine."""
+"""Usable cores, and the waiting of threads on a busy machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from videomaskfeat import machine
 VARIABLES = (machine.WAIT_POLICY, machine.SPIN_COUNT)
 
 
-def environment_of_torch(**given: str) -> str:
-    """What a verb's process has in the two variables once it has loaded torch."""
+def run_python(code: str, environment: dict[str, str]) -> str:
+    """Run code in another process, and return its output."""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def wait_policy_of_a_verb(**variables: str) -> str:
+    """The two variables in the process of a verb."""
     code = (
         "import os, sys\n"
         "from videomaskfeat import cli\n"
@@ -26,28 +33,24 @@ def environment_of_torch(**given: str) -> str:
         "cli.main(['pretrain'])\n"
         f"print([os.environ.get(name) for name in {VARIABLES!r}])"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | given
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_verb_sets_passive_waiting_before_torch_is_loaded() -> None:
-    assert environment_of_torch() == "['PASSIVE', '300000']"
+    return run_python(code, {k: v for k, v in os.environ.items() if k not in VARIABLES} | variables)
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("variables", "expected"),
     [
+        ({}, "['PASSIVE', '300000']"),
         ({machine.WAIT_POLICY: "ACTIVE"}, "['ACTIVE', None]"),
         ({machine.SPIN_COUNT: "7"}, "[None, '7']"),
     ],
 )
-def test_verb_leaves_what_the_user_has_set(given: dict[str, str], expected: str) -> None:
-    assert environment_of_torch(**given) == expected
+def test_verb_sets_passive_waiting_unless_the_user_has_set_it(
+    variables: dict[str, str], expected: str
+) -> None:
+    assert wait_policy_of_a_verb(**variables) == expected
 
 
-def test_wait_policy_is_left_alone_once_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_policy_does_not_change_after_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     machine.set_wait_policy()
@@ -98,34 +101,33 @@ def test_load_turns_busy_at_once_and_calm_after_three_idle_samples() -> None:
     load = machine.Load()
     assert not load.update(delay=0.05, idle=0.0)
     assert load.update(delay=0.3, idle=0.0)
-    assert load.update(delay=0.0, idle=0.0)  # waking threads get a core at once: no delay, and still busy
+    assert load.update(delay=0.0, idle=0.0)  # still busy: sleeping threads get a core at once
     assert load.update(delay=0.0, idle=0.5)
-    assert load.update(delay=0.0, idle=0.05)  # counts from the start again
+    assert load.update(delay=0.0, idle=0.05)  # the count starts again
     assert [load.update(delay=0.0, idle=0.5) for _ in range(3)] == [True, True, False]
     assert not load.update(delay=0.05, idle=0.5)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_idle_threads_exceed_the_cores_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own: a team of two per Python thread until there are more threads than cores."""
+    """In another process: teams of two threads are added until there are more threads than cores."""
     code = (
         "import os, threading, torch\n"
-        "from videomaskfeat import machine as cpu\n"
-        "cpu.available_cores = lambda: 5\n"
+        "from videomaskfeat import machine\n"
+        "machine.available_cores = lambda: 5\n"
         "torch.set_num_threads(2)\n"
         "torch.zeros(1 << 20).add_(1)\n"
         "def count():\n"
         "    return len(os.listdir('/proc/self/task'))\n"
         "before = count()\n"
-        "idle = cpu.IdleThreads(torch)\n"
-        "held = count() - before\n"
+        "idle = machine.IdleThreads(torch)\n"
+        "added = count() - before\n"
         "idle.release()\n"
-        "print(held, threading.active_count(), torch.get_num_threads())\n"
+        "print(added, threading.active_count(), torch.get_num_threads())\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    output = run_python(code, {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"})
     # Two threads compute, and 4 teams add one each: 6 > 5. A team is two threads of the system.
-    assert done.stdout.split() == ["8", "1", "2"], done.stderr
+    assert output == "8 1 2"
 
 
 def test_yielding_threads_watches_only_with_its_own_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,32 +144,32 @@ def test_yielding_threads_watches_only_with_its_own_wait_policy(monkeypatch: pyt
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_watch_holds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With made-up samples: calm, busy, then idle for good."""
+def test_watch_adds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With artificial samples: calm, busy, then idle until the end."""
     samples = iter(
         [machine._Sample(0, 0, 0), machine._Sample(1, 0, 0), machine._Sample(2, 0.5, 0)]
         + [machine._Sample(3 + n, 0.5, 1e3 * n) for n in range(20)]
     )
     monkeypatch.setattr(machine._Sample, "take", lambda thread: next(samples))
     monkeypatch.setattr(machine, "_SAMPLE_SECONDS", 0.0)
-    ended, happened = threading.Event(), []
+    ended, events = threading.Event(), []
 
     class Recorded(machine.IdleThreads):
         def __init__(self, loaded: object) -> None:
             assert loaded is torch
-            happened.append("held")
+            events.append("added")
 
         def release(self) -> None:
-            happened.append("released")
+            events.append("released")
             ended.set()
 
     monkeypatch.setattr(machine, "IdleThreads", Recorded)
     machine._watch(ended, 0)
-    assert happened == ["held", "released"]
+    assert events == ["added", "released"]
 
 
-def test_watch_takes_no_half_imported_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine the import takes seconds; computing meanwhile was a segmentation fault."""
+def test_whole_module_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing during an import of torch (seconds on a busy machine) was a segmentation fault."""
     (tmp_path / "half_imported.py").write_text(
         "import time\nearly = 1\nwhile not go: time.sleep(0.01)\nlate = 2\n".replace(
             "go", "__import__('sys').go"

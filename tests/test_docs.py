@@ -20,12 +20,14 @@ import pytest
 import torch
 import yaml
 
-from videomaskfeat.cli import main
+from videomaskfeat.cli import CommandLine, main
+from videomaskfeat.config import keys_of
 from videomaskfeat.data.sample import write_sample_data
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_options, slowfast_state
 from videomaskfeat.models import create_model
+from videomaskfeat.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -84,6 +86,21 @@ def test_page_refers_only_to_files_that_exist(name: str) -> None:
         assert is_example or "results/gpu_" in file or list(ROOT.glob(file)), file
 
 
+def test_source_files_and_keys_in_the_text_exist() -> None:
+    """Names such as `engine/loop.py`, and keys such as `clip.frames`."""
+    sources = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[!.]*/**/*.py")]
+    keys = {one.name for verb in VERBS for one in keys_of(CommandLine(verb).schema)}
+    sections = {key.partition(".")[0] for key in keys if "." in key}
+    unknown = []
+    for name in set(NAMES) - {"docs/extending.md", "CHANGELOG.md"}:
+        for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
+            files = re.findall(r"^[\w/]+\.py$", code)
+            unknown += [file for file in files if not any(source.endswith(f"/{file}") for source in sources)]
+            named = re.findall(r"^(\w+\.(?!py$|html$|safetensors$)\w+)(?:[=.].*)?$", code)
+            unknown += [key for key in named if key.partition(".")[0] in sections and key not in keys]
+    assert set(unknown) <= {"get_ava_performance.py", "model.features"}  # of ActivityNet; a method
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in EXAMPLES])
 def test_python_code_compiles_and_its_names_exist(name: str) -> None:
     for block in blocks(ROOT / name, "python"):
@@ -106,7 +123,7 @@ def test_messages_of_troubleshooting_exist() -> None:
     headings = re.findall(r"(?m)^### `(.+)`$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"))
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "videomaskfeat").rglob("*.py")]
     messages = re.sub(r'"\s*f?"', "", "\n".join(sources))  # strings that continue on the next line
-    assert len(headings) >= 20
+    assert len(headings) >= 15
     for heading in headings:
         assert heading in messages, heading
 
@@ -266,7 +283,6 @@ def test_reference_covers_every_command_target_method_mask_and_model() -> None:
     from videomaskfeat.methods import METHODS
     from videomaskfeat.models.zoo import MODELS as ZOO
     from videomaskfeat.targets import TARGETS
-    from videomaskfeat.verbs import VERBS
 
     assert {f"reference/verbs/{verb}.md" for verb in VERBS} <= generated.keys()
     for page, names in (("targets", TARGETS), ("methods", METHODS)):

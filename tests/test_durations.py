@@ -1,4 +1,4 @@
-"""Durations in words, and the estimate of the time left against closed forms."""
+"""Durations as text, and the estimate of the remaining time against closed forms."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("seconds", "text"), TEXTS.items(), ids=str)
-def test_durations_have_the_units_that_fit_them(seconds: float, text: str) -> None:
+def test_durations_have_one_or_two_units(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
 
 
 def after(*runs: tuple[int, float], between: float = 0.0) -> TimeLeft:
-    """The estimate after runs of (count, seconds) equal steps, behind a first one that took long."""
+    """The estimate after a slow first step and ``runs``: a number of equal steps, and their seconds."""
     left = TimeLeft()
     left.add(30.0)
     for count, seconds in runs:
@@ -45,13 +45,12 @@ def after(*runs: tuple[int, float], between: float = 0.0) -> TimeLeft:
     return left
 
 
-def test_steady_steps_take_their_number_times_one() -> None:
+def test_estimate_of_equal_steps_is_their_number_times_one() -> None:
     for count in (1, 2, 5, 1000):
         assert after((count, 0.5)).seconds(100) == pytest.approx(50.0)
 
 
-def test_nothing_is_known_before_the_second_step() -> None:
-    """The first one (workers start, kernels are compiled) says nothing of the others; so after a resume."""
+def test_estimate_is_unknown_before_the_second_step() -> None:
     left = TimeLeft()
     assert (left.seconds(10), left.text(10)) == (None, "unknown")
     left.add(30.0)
@@ -67,35 +66,33 @@ def test_one_outlier_changes_nothing(count: int) -> None:
 
 
 def test_slowdown_counts_in_full_after_a_minute() -> None:
-    """Steps of 0.1 s become steps of 1 s: the estimate rises from one to the other and passes neither."""
-    left, seen = after((500, 0.1)), []
+    """Steps of 0.1 s become steps of 1 s: the estimate rises from 50 s to 500 s."""
+    left, estimates = after((500, 0.1)), []
     for _ in range(80):
         left.add(1.0)
-        seen.append(left.seconds(500))
-    assert seen[0] == pytest.approx(50.0)
-    assert all(later > sooner - 1e-6 for sooner, later in itertools.pairwise(seen))
-    assert max(seen) < 500.0 + 1e-6
-    assert seen[61:] == pytest.approx([500.0] * 19)
+        estimates.append(left.seconds(500))
+    assert estimates[0] == pytest.approx(50.0)
+    assert all(later > sooner - 1e-6 for sooner, later in itertools.pairwise(estimates))
+    assert max(estimates) < 500.0 + 1e-6
+    assert estimates[61:] == pytest.approx([500.0] * 19)
     for _ in range(600):  # and back
         left.add(0.1)
     assert left.seconds(500) == pytest.approx(50.0)
 
 
-def test_slow_steps_change_the_estimate_within_twenty() -> None:
-    assert after((100, 10.0), (20, 100.0)).seconds(3) == pytest.approx(300.0)
-
-
-def test_twenty_steps_count_however_slow_they_are() -> None:
-    """Steps of 50 s and 100 s in turn: of the last twenty, the slowest one is trimmed."""
-    left = after((100, 1.0), *[(1, 50.0), (1, 100.0)] * 10)
-    assert left.seconds(19) == pytest.approx(10 * 50.0 + 9 * 100.0)
-
-
-def test_data_that_comes_in_bursts_is_counted() -> None:
-    """Four workers bring four batches at once: three steps of 0.1 s, then one of 1.7 s, 0.5 s on average."""
-    left = after(*[(3, 0.1), (1, 1.7)] * 60)
-    # The last minute is 120 steps, 30 of them slow; the 6 slowest are trimmed.
-    assert left.seconds(100) == pytest.approx(100 * (90 * 0.1 + 24 * 1.7) / 114)
+@pytest.mark.parametrize(
+    ("runs", "remaining", "expected"),
+    [
+        ([(100, 10.0), (20, 100.0)], 3, 300.0),
+        # The last 20 steps count, even if they are slow. The slowest one of them is trimmed.
+        ([(100, 1.0), *[(1, 50.0), (1, 100.0)] * 10], 19, 10 * 50.0 + 9 * 100.0),
+        # Four workers deliver four batches at once: three steps of 0.1 s, then one of 1.7 s. The last minute
+        # is 120 steps, 30 of them slow; the 6 slowest are trimmed.
+        ([(3, 0.1), (1, 1.7)] * 60, 100, 100 * (90 * 0.1 + 24 * 1.7) / 114),
+    ],
+)
+def test_recent_steps_are_averaged(runs: list[tuple[int, float]], remaining: int, expected: float) -> None:
+    assert after(*runs).seconds(remaining) == pytest.approx(expected)
 
 
 def test_evaluations_and_checkpoints_are_counted() -> None:

@@ -1,4 +1,4 @@
-"""Keeping freed memory: counted in page faults of a process of its own."""
+"""Freed memory that is reused, by page faults of another process, and unshared memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def fill():
     return torch.ones(2**24)  # 64 MiB: 16,384 pages of 4 KiB
-for _ in range(8):  # aligned blocks find their places after a few rounds
+for _ in range(8):  # until aligned blocks have their places
     fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(16):
@@ -29,29 +29,29 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def page_faults(way: str) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", _COUNT_FAULTS, way], check=True, capture_output=True, text=True
-    )
-    return int(done.stdout)
+def count_page_faults(policy: str) -> int:
+    command = [sys.executable, "-c", _COUNT_FAULTS, policy]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
-def test_large_tensors_are_not_mapped_anew_for_ever() -> None:
-    # By default each of the 16 tensors is mapped anew, in small pages or large ones; kept memory may still
-    # move to another place of the heap once or twice.
-    assert 4 * page_faults("keep") < page_faults("default")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc has the setting")
+def test_memory_of_large_tensors_is_reused() -> None:
+    # By default each of the 16 tensors is mapped again. Reused memory may still move once or twice in the
+    # heap.
+    assert 4 * count_page_faults("keep") < count_page_faults("default")
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc: the peak of all memory is taken")
-def test_own_memory_is_what_this_process_has_written_and_shares_with_no_other() -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(), reason="without /proc, the peak memory is returned"
+)
+def test_private_bytes_exclude_shared_memory() -> None:
     sizes = [private_bytes()]
-    kept = []
+    blocks = []
     for kind in (mmap.MAP_PRIVATE, mmap.MAP_SHARED):
         memory = mmap.mmap(-1, 2**25, flags=kind | mmap.MAP_ANONYMOUS)  # 32 MiB
         for page in range(0, 2**25, mmap.PAGESIZE):
             memory[page] = 1
-        kept.append(memory)
+        blocks.append(memory)
         sizes.append(private_bytes())
-    assert sizes[1] - sizes[0] == pytest.approx(2**25, abs=2**22)  # other threads may take or free some
+    assert sizes[1] - sizes[0] == pytest.approx(2**25, abs=2**22)  # other threads may allocate or free memory
     assert sizes[2] - sizes[1] == pytest.approx(0, abs=2**22)

@@ -1,4 +1,4 @@
-"""What `make demo` runs: sample videos, pre-training, fine-tuning with it and without, a report."""
+"""The commands of `make demo`: sample videos, pre-training, fine-tuning with and without it, a report."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ COMMANDS = [
     ["sample-data", "demo/sample", "--videos", "600"],
     ["pretrain", "--config", "configs/pretrain/sample.yaml"],
     [*FINETUNE, "model.weights=demo/run/weights.safetensors"],
-    # The same steps and rates; the lower rates of early layers would only hold back what knows nothing yet.
+    # The same steps and learning rates, without layer decay: from scratch, early layers need the full rate.
     [*FINETUNE, "run.folder=demo/scratch", "optim.layer_decay=1.0"],
     *(
         ["evaluate", f"demo/{run}/weights.safetensors", "demo/sample/test.csv", "--out", f"demo/{run}/test"]
@@ -23,15 +23,15 @@ COMMANDS = [
 
 
 def main() -> int:
-    """Run the commands one after the other; the first that fails or is stopped ends it."""
+    """Run the commands in sequence until one fails or is stopped."""
     code = run_in_order(COMMANDS, again="make demo")
     if code == 0:
-        print(closing_words())
+        print(format_results())
     return code
 
 
-def closing_words() -> str:
-    """Losses, accuracies, and where everything lies."""
+def format_results() -> str:
+    """Losses, accuracies and paths as text."""
     loss = json.loads((DEMO / "run/summary.json").read_text(encoding="utf-8"))
     ends = {
         run: json.loads((DEMO / run / "test/result.json").read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ loss on {loss["heldout_clips"]} held-out clips (mean squared error at hidden pos
   best constant prediction  {loss["heldout_constant"]:.5f}
   untrained model           {loss["heldout_untrained"]:.5f}
   trained model             {loss["heldout_trained"]:.5f}   ({share:.1f} % below the constant)
-top-1 on {ends["scratch"]["videos"]} test videos, fine-tuned with 20 labels a class (chance 8.3 %)
+top-1 accuracy on {ends["scratch"]["videos"]} test videos, fine-tuned with 20 labels per class (chance 8.3 %)
   from scratch              {ends["scratch"]["top1"]:.1f} %
   from the trained model    {ends["finetuned"]["top1"]:.1f} %
 checkpoint  {loss["checkpoint"]}

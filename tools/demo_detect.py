@@ -1,4 +1,4 @@
-"""What `make demo-detect` runs: detectors of actions from the demo's encoder and from scratch, and a film."""
+"""The commands of `make demo-detect`: detectors from the demo's encoder and from scratch, and a video."""
 
 import json
 import sys
@@ -18,18 +18,18 @@ TRAIN = ["detect-train", "--config", "configs/detect/sample.yaml"]
 
 
 def main() -> int:
-    """Run the commands one after the other; the first that fails or is stopped ends it."""
+    """Run the commands in sequence until one fails or is stopped."""
     commands = [] if ENCODER.exists() else FIRST
     commands = [
         *commands,
         ["sample-data", "demo/actors", "--videos", "12", "--ava-videos", "240"],
         [*TRAIN, f"model.weights={ENCODER}"],
-        # The lower rates of early layers would only hold back what knows nothing yet.
+        # From scratch, early layers need the full learning rate.
         [*TRAIN, "run.folder=demo/detector_scratch", "optim.layer_decay=1.0"],
     ]
     if code := run_in_order(commands, again=AGAIN):
         return code
-    # The actors travel far within a second, so the film is drawn from boxes 5 times a second.
+    # The actors move far within a second, so the video is drawn from boxes at 5 key frames per second.
     boxes = ANNOTATIONS / "ava_val_tracked_boxes.csv"
     video = boxes.read_text(encoding="utf-8").split(",", 1)[0]
     film = ["detect", "demo/detector/best.safetensors", f"demo/actors/ava/videos/{video}.mp4"]

@@ -1,4 +1,4 @@
-"""Make .venv with every tested version: `python3 tools/set_up.py [VENV]`. Needs only Python >= 3.10."""
+"""Create .venv with the tested versions: `python3 tools/set_up.py [VENV]`. It needs only Python >= 3.10."""
 
 import os
 import shutil
@@ -12,16 +12,16 @@ CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 
 def main() -> int:
-    """Create the environment, or leave one that is already complete."""
-    if sys.version_info < (3, 10):  # noqa: UP036 - this runs before anything has checked
-        print(f"Python >= 3.10 is needed, and this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")
+    """Create the environment unless it is complete."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - the first check of the version
+        print(f"Python is {sys.version.split()[0]}, but must be >= 3.10: make PYTHON=python3.12 ...")
         return 2
     venv = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / ".venv")
     stamp = venv / "complete"
-    wanted = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "constraints.txt"))
-    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+    versions = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "constraints.txt"))
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == versions:
         return 0
-    print(f"Setting up {venv} (a minute or two, once)", flush=True)
+    print(f"Creating {venv} (once, 1 to 2 minutes)", flush=True)
     if subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)]).returncode:
         print("Python's venv module is missing: on Debian or Ubuntu, apt install python3-venv")
         return 2
@@ -32,16 +32,16 @@ def main() -> int:
         return 1
     if subprocess.run([*pip, "-e", f"{ROOT}[dev,export]"]).returncode:
         return 1
-    stamp.write_text(wanted, encoding="utf-8")
+    stamp.write_text(versions, encoding="utf-8")
     return 0
 
 
 def install_cpu_torch(pip: list[str]) -> bool:
-    """Take a CPU build, so that no gigabytes of CUDA libraries travel to a machine without a GPU."""
+    """Install a CPU build, without gigabytes of CUDA libraries for a machine without a GPU."""
     attempts = (
-        [f"{TORCH}+cpu"],  # a wheel folder or mirror that pip is already set up with
+        [f"{TORCH}+cpu"],  # from a wheel folder or mirror of pip's configuration
         [f"{TORCH}+cpu", "--extra-index-url", CPU_WHEELS],
-        [TORCH],  # macOS, where the plain build is the CPU one
+        [TORCH],  # macOS: the plain build is a CPU build
     )
     for number, attempt in enumerate(attempts, start=1):
         quiet = subprocess.DEVNULL if number < len(attempts) else None

@@ -1,4 +1,4 @@
-"""Masked video pre-training: hide spacetime cubes, predict what they held, fine-tune the encoder."""
+"""Masked video pre-training: hide spacetime cubes, predict their content, fine-tune the encoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on its first use, so that ``import videomaskfeat`` stays quick (PEP 562)."""
+    """Import a public name on first use, so that ``import videomaskfeat`` is quick (PEP 562)."""
     if name in _LAZY:
         return import_object(f"{_LAZY[name]}:{name}")
     return import_submodule(__name__, name)
@@ -48,16 +48,16 @@ def import_object(entry: str) -> Any:
 
 
 def import_submodule(package: str, name: str) -> Any:
-    """What ``package.name`` means where nothing of that name was imported yet: a module of the package.
+    """Import a module of a package on first use.
 
-    Every package here has it as ``__getattr__``, so ``videomaskfeat.data.video.open_video`` works after
+    It is the ``__getattr__`` of every package here, so ``videomaskfeat.data.video.open_video`` works after
     ``import videomaskfeat``.
 
     Raises:
         AttributeError: there is no such module.
     """
     module = f"{package}.{name}"
-    # Python itself looks for private names, for which there is no need to search the disk.
+    # Python itself looks up private names; they need no search on disk.
     if name.startswith("_") or not name.isidentifier() or importlib.util.find_spec(module) is None:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
     return importlib.import_module(module)

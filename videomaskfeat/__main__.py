@@ -1,4 +1,4 @@
-"""`python -m videomaskfeat`, the console command and tools/*.py start here."""
+"""The start of `python -m videomaskfeat`, of the console command and of tools/*.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; Ctrl-C ends it with one line and 130, whenever it comes."""
-    # Torch's warnings about lost connections hold stack traces, and our own errors name the lost rank.
+    """Run the command line; Ctrl-C ends it at any time with one line and exit code 130."""
+    # Torch's warnings about lost connections contain stack traces; our errors name the lost rank.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     signal.signal(signal.SIGINT, end_interrupted)  # while modules are imported, and at the end
     from videomaskfeat.cli import main
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def end_interrupted(*_: Any) -> None:
-    """End the process at once: a KeyboardInterrupt in an import may come out as another error."""
+    """End the process at once, since an import could turn a KeyboardInterrupt into another error."""
     os.write(2, b"videomaskfeat: interrupted\n")
     os._exit(130)
 

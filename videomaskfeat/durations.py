@@ -1,17 +1,17 @@
-"""Durations in words, and the time that a training has left."""
+"""Durations as text, and an estimate of the remaining time of a training."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 
-_WINDOW_SECONDS = 60.0  # steps of this time count as recent
+_WINDOW_SECONDS = 60.0  # time window of the recent steps
 _FEWEST, _MOST = 20, 500  # bounds on the number of recent steps
-_TRIMMED = 0.05  # share of the recent steps, the slowest ones, that does not count
+_TRIMMED = 0.05  # share of the slowest recent steps, which do not count
 
 
 def duration_text(seconds: float) -> str:
-    """A duration in the one or two units that fit it.
+    """A duration in one or two units.
 
     >>> [duration_text(value) for value in (0.00353, 0.3241, 4.01, 16.2, 130, 7810, 270_000)]
     ['3.53 ms', '324 ms', '4.0 s', '16 s', '2 min 10 s', '2 h 10 min', '3 d 3 h']
@@ -26,7 +26,7 @@ def duration_text(seconds: float) -> str:
         return f"{round(1e3 * seconds, 3):.3g} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    # Rounded before it is divided, so that 59.7 s are 1 min and not 60 s.
+    # Round before dividing: 59.7 s are 1 min, not 60 s.
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -44,12 +44,12 @@ def _two_units(value: int, factor: int, large: str, small: str) -> str:
 
 
 class TimeLeft:
-    """Estimates how long the remaining steps of a training will take.
+    """Estimates the duration of the remaining steps of a training.
 
-    A step costs the mean of the recent ones (of the last minute, at least 20) without the slowest twentieth:
-    one step that had to wait does not count, and a change of speed counts in full after about a minute. What
-    comes between the steps (evaluations, checkpoints) is rare, so its mean is over all steps of this process.
-    The first step is left out: workers start and kernels are compiled in it.
+    The time per step is the mean of the recent steps (last minute, at least 20) without the slowest 5 %. One
+    slow step does not count, and a change of speed counts fully after about a minute. The time between steps
+    (evaluations, checkpoints) is averaged over all steps of this process. The first step does not count,
+    since it includes the start of workers and the compilation of kernels.
     """
 
     def __init__(self) -> None:
@@ -58,11 +58,11 @@ class TimeLeft:
         self._between = 0.0
 
     def add(self, step_seconds: float, *, between_seconds: float = 0.0) -> None:
-        """Take in one step.
+        """Add one step.
 
         Args:
-            step_seconds: its duration, the wait for its data included.
-            between_seconds: time since the step before that belongs to neither.
+            step_seconds: duration of the step, including the wait for its data.
+            between_seconds: time between the previous step and this one.
         """
         self._steps += 1
         self._between += max(between_seconds, 0.0)
@@ -84,6 +84,6 @@ class TimeLeft:
         return step * max(remaining_steps, 0)
 
     def text(self, remaining_steps: int) -> str:
-        """The same in words."""
+        """The estimate as text."""
         seconds = self.seconds(remaining_steps)
         return "unknown" if seconds is None else duration_text(seconds)

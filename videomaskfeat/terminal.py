@@ -1,4 +1,4 @@
-"""What a verb shows and how it ends: exit codes, one-line messages, progress, and Ctrl-C."""
+"""Exit codes, one-line messages, progress and Ctrl-C of the verbs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing import Any
 from videomaskfeat.texts import printable
 
 DONE, FAILED, MISTAKE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes; SOME_FAILED: the work is done, but for some videos that could not be read."""
+"""Exit codes. SOME_FAILED: the work is done, except for unreadable videos."""
 _PROGRESS_SECONDS = 5.0  # between two lines of a log
-_END_SECONDS = 20.0  # for an orderly end after Ctrl-C
+_END_SECONDS = 20.0  # time for a regular end after Ctrl-C
 
 
 def one_line(error: Exception | str) -> str:
-    """The message on one line that any stream can print, whatever the user's paths and values contain."""
+    """The message on one line of printable characters."""
     return printable(" ".join(str(error).split()))
 
 
 def report_failures(verb: str, failures: Iterable[Any]) -> int:
-    """Print on stderr what could not be read, one line each; return the exit code."""
+    """Print each failure as one line on stderr, and return the exit code."""
     lines = [one_line(f"videomaskfeat {verb}: {failure}") for failure in failures]
     for line in lines:
         print(line, file=sys.stderr)
@@ -35,7 +35,7 @@ def report_failures(verb: str, failures: Iterable[Any]) -> int:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Formats messages that hold file names, which may have any bytes."""
+    """Formats messages with file names, which may contain any bytes."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -43,10 +43,10 @@ class PrintableFormatter(logging.Formatter):
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show on stderr how much is done: a bar on a terminal, elsewhere a line now and then.
+    """Show progress on stderr: a bar on a terminal, otherwise a line every few seconds.
 
     Yields:
-        A function of the number that is done and the total.
+        A function of the completed number and the total.
     """
     if not sys.stderr.isatty():
         yield _print_lines(title)
@@ -74,11 +74,11 @@ def _print_lines(title: str) -> Callable[[int, int], None]:
 
 
 class Interrupts:
-    """Raises KeyboardInterrupt at Ctrl-C and remembers that it came; a second one is the earlier handler's.
+    """Raises KeyboardInterrupt at Ctrl-C and sets ``came``; the earlier handler gets a second Ctrl-C.
 
-    During an import, Ctrl-C ends the process at once with one line and 130: the import would ignore the
-    exception, or turn it into an error of its own. Elsewhere the process has 20 seconds to end: an exception
-    in a finalizer, which can run at any moment, is lost.
+    During an import, Ctrl-C ends the process at once with one line and exit code 130, since the import could
+    ignore the exception or turn it into another error. Otherwise the process has 20 seconds to end, since an
+    exception in a finalizer is lost.
     """
 
     def __init__(self, verb: str) -> None:

@@ -401,7 +401,7 @@ def test_template_that_the_labels_lack(made: Path, run: Run) -> None:
 def test_pretrained_weights_need_neighbours(made: Path, run: Run) -> None:
     code, _, err = run("evaluate", made / "pretrained.safetensors", made / "val.csv")
     assert code == 2
-    assert "pretrained.safetensors: weights of a pre-training run, and a classifier's are needed" in err
+    assert "pretrained.safetensors: weights of a pre-training run, not weights of a classifier" in err
     assert "or score the features of these weights with --knn TRAIN_LIST" in err
 
 

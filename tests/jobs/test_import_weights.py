@@ -274,7 +274,7 @@ def test_verb_prints_what_became_of_everything(
     assert text.startswith("classification\nloaded     107  cls_token, ")
     assert "\n  SOLVER       BASE_LR, BASE_LR_SCALE_NUM_SHARDS, " in text
     assert "\n  (top)        NUM_GPUS, " in text
-    assert "turned from blue, green, red to red, green, blue" in text
+    assert "the weights of the stem are flipped from BGR to RGB" in text
     assert text.endswith(f"weights  {out}/weights.safetensors\nconfig   {out}/config.yaml\n")
     assert read_classify_recipe(out / "weights.safetensors").class_names[6] == "class number 6"
     report = json.loads((out / "import.json").read_text())
@@ -282,18 +282,18 @@ def test_verb_prints_what_became_of_everything(
     assert "SOLVER.BASE_LR" in report["ignored_keys"]
     assert cli.main([str(argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert "out/weights.safetensors: is there already; give another folder" in error
+    assert "out/weights.safetensors: exists; give another folder" in error
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"TEST.DATASET": "charades"}, "TEST.DATASET 'charades' is not carried over, only kinetics and ssv2"),
-        ({"DATA.MULTI_LABEL": True}, "DATA.MULTI_LABEL True is not carried over, only False"),
-        ({"DATA.ENSEMBLE_METHOD": "max"}, "DATA.ENSEMBLE_METHOD 'max' is not carried over, only 'sum'"),
-        ({"DATA.USE_OFFSET_SAMPLING": False}, "DATA.USE_OFFSET_SAMPLING False is not carried over"),
-        ({"TEST.NUM_SPATIAL_CROPS": 2}, "TEST.NUM_SPATIAL_CROPS 2 is not carried over"),
-        ({"TEST.DATASET": "ssv2"}, "TEST.NUM_SPATIAL_CROPS 1 is not carried over, only 3"),
+        ({"TEST.DATASET": "charades"}, "TEST.DATASET 'charades' is not supported, only kinetics and ssv2"),
+        ({"DATA.MULTI_LABEL": True}, "DATA.MULTI_LABEL True is not supported, only False"),
+        ({"DATA.ENSEMBLE_METHOD": "max"}, "DATA.ENSEMBLE_METHOD 'max' is not supported, only 'sum'"),
+        ({"DATA.USE_OFFSET_SAMPLING": False}, "DATA.USE_OFFSET_SAMPLING False is not supported"),
+        ({"TEST.NUM_SPATIAL_CROPS": 2}, "TEST.NUM_SPATIAL_CROPS 2 is not supported"),
+        ({"TEST.DATASET": "ssv2"}, "TEST.NUM_SPATIAL_CROPS 1 is not supported, only 3"),
     ],
 )
 def test_testing_that_cannot_be_reproduced_is_refused(
@@ -308,7 +308,7 @@ def test_testing_that_cannot_be_reproduced_is_refused(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"AUG.MASK_RATIO": 0.0}, "AUG.MASK_RATIO 0 hides nothing"),
+        ({"AUG.MASK_RATIO": 0.0}, "AUG.MASK_RATIO 0: must be above 0"),
         (
             {"AUG.MASK_WINDOW_SIZE": [2, 7, 7]},
             r"AUG.MASK_WINDOW_SIZE \[2, 7, 7\] does not divide a clip of 4",
@@ -327,8 +327,8 @@ def test_class_names_of_another_number_are_refused(golden: Path, tmp_path: Path)
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo\n")
     files = recorded(golden, "mvitv2_kinetics", tmp_path, {})
-    with pytest.raises(UserError, match=r"names.txt: holds 2 class names for 7 classes"):
+    with pytest.raises(UserError, match=r"names.txt: 2 class names for 7 classes"):
         import_slowfast(*files, tmp_path / "out", class_names=names)
     files = recorded(golden, "maskfeat_mvitv2_video", tmp_path, {})
-    with pytest.raises(UserError, match=r"names.txt: class names, and .* describes no classifier"):
+    with pytest.raises(UserError, match=r"names.txt: class names, but .* is not of a classifier"):
         import_slowfast(*files, tmp_path / "out", class_names=names)

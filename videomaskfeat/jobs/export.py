@@ -1,4 +1,4 @@
-"""``export``: a model to safetensors, PySlowFast, torch.export or ONNX, compared before the file is kept."""
+"""``export``: write a model as safetensors, PySlowFast, torch.export or ONNX, and check its outputs."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ FORMATS = {"safetensors": ".safetensors", "slowfast": ".pyth", "torch": ".pt2", 
 GRAPHS = ("torch", "onnx")
 PARTS = ("model", "encoder")
 INPUTS = ("uint8", "float")
-OPSET = 20  # the first with GELU, and torch's own default
+OPSET = 20  # the first one with GELU, and torch's default
 TOLERANCE = 1e-4
-"""Largest difference that passes, as a share of the largest value. Sums in another order make 1e-6 in float32
-and 5e-5 in a network of 16 blocks with weights four times as large as at the start."""
-_EXAMPLE, _FRESH = 0, 1  # seeds: what is traced with, and what is compared on
+"""Maximum relative difference. Another order of sums causes 1e-6 in float32, and 5e-5 in a network of 16
+blocks with four times the initial weights."""
+_EXAMPLE_SEED, _TEST_SEED = 0, 1  # inputs for tracing and for the comparison
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between a file's output and the model's.
+    """The difference between the outputs of a file and of the model.
 
     Attributes:
-        output: its name.
-        largest: absolute difference.
-        value: the model's largest absolute value there.
+        output: name of the output.
+        largest: largest absolute difference.
+        value: largest absolute value of the model's output.
     """
 
     output: str
@@ -80,7 +80,7 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """The difference as a share of the value."""
+        """The difference relative to the value."""
         if self.largest == 0:
             return 0.0
         return self.largest / self.value if self.value else math.inf
@@ -92,10 +92,10 @@ class Exported:
 
     Attributes:
         paths: the file, and for PySlowFast its YAML.
-        inputs: of a graph, name -> type and shape in words; of weights empty.
-        outputs: of a graph, as ``inputs``.
-        difference: the largest one, as a share, on inputs that the file was not traced with.
-        batches: the batch sizes on which it was measured.
+        inputs: name -> type and shape of each input of a graph; empty for weights.
+        outputs: the same for outputs.
+        difference: the largest relative difference, on other inputs than those of the tracing.
+        batches: batch sizes of the comparison.
     """
 
     paths: tuple[Path, ...]
@@ -105,15 +105,15 @@ class Exported:
     batches: tuple[int, ...]
 
     def text(self) -> str:
-        """For people."""
+        """The result as text."""
         lines = list(map(str, self.paths))
         lines[0] += f"  ({self.paths[0].stat().st_size / 1e6:.1f} MB)"
-        for kind, tensors in (("takes", self.inputs), ("gives", self.outputs)):
-            lines += [f"  {kind}  {name}: {shape}" for name, shape in tensors.items()]
-        found = self.difference
+        lines += [f"  input   {name}: {shape}" for name, shape in self.inputs.items()]
+        lines += [f"  output  {name}: {shape}" for name, shape in self.outputs.items()]
+        difference, batches = self.difference, " and ".join(map(str, self.batches))
         lines.append(
-            f"  largest difference from the model: {found.largest:.2g} in {found.output}, where values reach "
-            f"{found.value:.3g} (batches of {' and '.join(map(str, self.batches))})"
+            f"  largest difference from the model: {difference.largest:.2g} in {difference.output}, relative "
+            f"to values up to {difference.value:.3g} (batches of {batches})"
         )
         return "\n".join(lines)
 
@@ -130,142 +130,139 @@ def export(
     tolerance: float = TOLERANCE,
     overwrite: bool = False,
 ) -> Exported:
-    """Write a model in another format, read the file, compare it with the model, and keep it if it is equal.
+    """Write a model in another format, and keep the file if its outputs equal those of the model.
 
     Args:
         weights: safetensors file of a run or of ``videomaskfeat import-slowfast``.
-        out: the file to write; its folder is made.
-        format: one of :data:`FORMATS`, or auto: by the suffix of ``out``.
+        out: file to write; its folder is created.
+        format: a key of :data:`FORMATS`, or auto: by the suffix of ``out``.
         part: "model", or "encoder": without prediction or classification head.
-        input: of a graph: "uint8" (clips [B, T, H, W, C] as decoded, RGB; normalized inside; the default) or
-            "float" (clips [B, C, T, H, W], normalized by the caller).
-        batch: of a graph: batch size; None: any.
-        opset: version of ONNX's operators; None: 20.
-        tolerance: largest difference that passes, as a share of the largest value of an output.
+        input: input of a graph: "uint8" (clips [B, T, H, W, C] as decoded, RGB; normalized inside; default)
+            or "float" (normalized clips [B, C, T, H, W]).
+        batch: batch size of a graph; None: any.
+        opset: ONNX opset; None: 20.
+        tolerance: maximum relative difference of an output.
         overwrite: replace ``out`` if it exists.
 
     Raises:
-        UserError: the weights cannot be read, or an argument is wrong or does not go with the format.
-        RunFailed: the file does not do what the model does, or cannot be written. ``out`` is then untouched.
+        UserError: the weights cannot be read, or an argument is wrong or does not apply to the format.
+        RunFailed: the outputs differ, or the file cannot be written. ``out`` does not change then.
     """
     target = Path(out)
-    format = _format_of(target, format)
+    format = _resolve_format(target, format)
     _check_options(format, part=part, input=input, batch=batch, opset=opset, tolerance=tolerance)
-    names = [target.name] + ([target.with_suffix(".yaml").name] if format == "slowfast" else [])
-    paths = tuple(target.with_name(name) for name in names)
-    _check_paths(paths, overwrite)
+    paths = (target, target.with_suffix(".yaml")) if format == "slowfast" else (target,)
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; give the name of the file to write")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path}: exists; give another name, or --overwrite to replace it")
     if format == "onnx":
         require_onnx(opset or OPSET)
-    subject = read_subject(weights, part=part, input=(input or "uint8") if format in GRAPHS else "float")
+    subject = _load_subject(weights, part=part, input=(input or "uint8") if format in GRAPHS else "float")
     if part == "model" and format in GRAPHS and isinstance(subject.model, MAE):
         raise UserError(
-            f"{os.fspath(weights)}: an MAE model counts the visible cubes of its mask while it runs, which "
-            "no graph can; take --part encoder, or a format of weights"
+            f"{os.fspath(weights)}: an MAE model cannot be exported as a graph, since it depends on the "
+            "number of visible cubes in the mask; use --part encoder, or a format of weights"
         )
     make_folder(target.absolute().parent)
-    graph, example = subject.graph(), subject.inputs(1, _EXAMPLE)
+    graph, example = subject.build_graph(), subject.draw_inputs(1, _EXAMPLE_SEED)
     choice = choose_threads(lambda: graph.run(example))
     if choice.seconds:
         logger.info("threads   %s", choice)
     logger.info("writing %s and comparing it with the model", target)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.absolute().parent) as folder:
-        run = _write(
-            Path(folder, target.name),
-            subject,
-            _metadata(weights, subject),
-            format=format,
-            batch=batch,
-            opset=opset or OPSET,
-        )
+        metadata = recipe_texts(weights)
+        if part == "encoder" and subject.recipe is not None:
+            metadata = {ENCODER_KEY: dataclasses.replace(subject.recipe, class_names=()).to_json()}
+        temporary = Path(folder, target.name)
+        run = _write(temporary, subject, metadata, format=format, batch=batch, opset=opset or OPSET)
         batches = (1, 3) if batch is None else (batch,)
-        difference = _largest_difference(target, subject, run, batches, tolerance)
+        difference = _compare(target, subject, run, batches, tolerance)
         for path in paths:
             os.replace(Path(folder, path.name), path)
-    inputs, outputs = subject.signature(batch) if format in GRAPHS else ({}, {})
+    inputs, outputs = subject.describe_tensors(batch) if format in GRAPHS else ({}, {})
     return Exported(paths, inputs, outputs, difference, batches)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model and its input.
+class _Subject:
+    """A model to export, and its inputs.
 
     Attributes:
-        model: in evaluation mode, on the CPU.
+        model: the model in evaluation mode, on the CPU.
         part: "model" or "encoder".
         input: "uint8" or "float"; see :func:`export`.
-        recipe: which clips the model takes; None if the weights have no recipe.
-        mask: the grid on which the mask of a pre-training model is given.
+        recipe: how clips are cut; None if unknown.
+        mask_grid: grid of the mask of a pre-training model.
     """
 
     model: Encoder
     part: str
     input: str
     recipe: ClassifyRecipe | None
-    mask: TokenGrid
+    mask_grid: TokenGrid
 
-    @property
-    def clip(self) -> tuple[int, int, int]:
-        """Frames, height and width."""
-        return _clip_size(self.model, self.recipe)
-
-    def graph(self) -> Graph:
-        """Inputs, outputs and what is computed between them."""
+    def build_graph(self) -> Graph:
+        """The module to export, with the names of its inputs and outputs."""
         prepare: nn.Module = nn.Identity()
         if self.input == "uint8":
             assert self.recipe is not None
             prepare = _Normalize(self.recipe.clip)
-        kinds = _GRAPHS.items() if self.part == "model" else ()
-        build = next((build for kind, build in kinds if isinstance(self.model, kind)), _Encode)
+        types = _GRAPHS.items() if self.part == "model" else ()
+        build = next((build for kind, build in types if isinstance(self.model, kind)), _Encode)
         return Graph(build(prepare, self.model).eval(), build.inputs, build.outputs, build.boxes)
 
-    def inputs(self, batch: int, seed: int) -> tuple[Tensor, ...]:
+    def draw_inputs(self, batch: int, seed: int) -> tuple[Tensor, ...]:
         """Random inputs of the graph."""
         generator = torch.Generator().manual_seed(seed)
         channels = self.model.patch_embed.in_channels
+        size = _clip_size(self.model, self.recipe)
         if self.input == "uint8":
-            shape = (batch, *self.clip, channels)
-            clips = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+            clips = torch.randint(256, (batch, *size, channels), dtype=torch.uint8, generator=generator)
         else:
-            clips = torch.randn(batch, channels, *self.clip, generator=generator)
-        names = self.graph().inputs
+            clips = torch.randn(batch, channels, *size, generator=generator)
+        names = self.build_graph().inputs
         if "boxes" in names:
-            # Never one box, which a tracer takes for a constant, and other numbers than it was traced with.
-            return clips, self._boxes(batch, 2 * batch + 1 + seed, generator)
-        return (clips, self._mask(batch, generator)) if "mask" in names else (clips,)
+            # Never a single box, which a tracer treats as a constant, and other numbers for other seeds.
+            return clips, _draw_boxes(size, batch, 2 * batch + 1 + seed, generator)
+        return (clips, self._draw_mask(batch, generator)) if "mask" in names else (clips,)
 
-    def _mask(self, batch: int, generator: torch.Generator) -> Tensor:
-        draws = torch.rand(batch, self.mask.size, generator=generator)
+    def _draw_mask(self, batch: int, generator: torch.Generator) -> Tensor:
+        cells = self.mask_grid.size
+        draws = torch.rand(batch, cells, generator=generator)
         mask = draws < 0.4
-        if isinstance(self.model, MAE):  # each sample hides equally many, not all and not none
-            hidden = min(max(round(0.4 * self.mask.size), 1), max(self.mask.size - 1, 1))
+        if isinstance(self.model, MAE):  # the same number of hidden cells per sample, not all and not none
+            hidden = min(max(round(0.4 * cells), 1), max(cells - 1, 1))
             mask = draws.argsort(dim=1).argsort(dim=1) < hidden
-        return mask.unflatten(1, self.mask.shape)
+        return mask.unflatten(1, self.mask_grid.shape)
 
-    def _boxes(self, batch: int, count: int, generator: torch.Generator) -> Tensor:
-        """Random boxes [R, 5] in the clips of a batch."""
-        _, height, width = self.clip
-        corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values  # first and second, x and y
-        corners = corners * torch.tensor([width, height])
-        places = torch.arange(count) % batch
-        return torch.cat([places[:, None].float(), corners.flatten(1)], dim=1)
+    def describe_tensors(self, batch: int | None) -> tuple[dict[str, str], dict[str, str]]:
+        """Inputs and outputs of the graph, name -> such as "float32 [batch, 400]"."""
+        graph, inputs = self.build_graph(), self.draw_inputs(1, seed=0)
 
-    def signature(self, batch: int | None) -> tuple[dict[str, str], dict[str, str]]:
-        """The inputs and the outputs of the graph, name -> such as "float32 [batch, 400]"."""
-        graph, inputs = self.graph(), self.inputs(1, seed=0)
-
-        def in_words(names: Iterable[str], tensors: Iterable[Tensor]) -> dict[str, str]:
-            words = {}
+        def describe(names: Iterable[str], tensors: Iterable[Tensor]) -> dict[str, str]:
+            texts = {}
             for name, tensor in zip(names, tensors, strict=True):
                 first = "boxes" if name in graph.boxes else "batch" if batch is None else str(batch)
                 shape = ", ".join([first, *map(str, tensor.shape[1:])])
-                words[name] = f"{str(tensor.dtype).removeprefix('torch.')} [{shape}]"
-            return words
+                texts[name] = f"{str(tensor.dtype).removeprefix('torch.')} [{shape}]"
+            return texts
 
-        return in_words(graph.inputs, inputs), in_words(graph.outputs, graph.run(inputs))
+        return describe(graph.inputs, inputs), describe(graph.outputs, graph.run(inputs))
 
-    def alone(self) -> Encoder:
-        """The part itself: the model, or a copy of its encoder."""
+    def extract_part(self) -> Encoder:
+        """The model, or a copy of its encoder."""
         return self.model if self.part == "model" else encoder_of(self.model)
+
+
+def _draw_boxes(size: tuple[int, int, int], batch: int, count: int, generator: torch.Generator) -> Tensor:
+    """Random boxes [R, 5] in the clips of a batch."""
+    _, height, width = size
+    corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values  # [R, first or second, x or y]
+    corners = corners * torch.tensor([width, height])
+    places = torch.arange(count) % batch
+    return torch.cat([places[:, None].float(), corners.flatten(1)], dim=1)
 
 
 class _Normalize(nn.Module):
@@ -280,7 +277,7 @@ class _Normalize(nn.Module):
 
 
 class _Exportable(nn.Module):
-    """A model behind the preparation of its clips; ``boxes`` are the inputs and outputs that count boxes."""
+    """A model after the normalization of its clips; ``boxes`` are inputs and outputs with one row per box."""
 
     inputs: tuple[str, ...] = ("clips",)
     outputs: tuple[str, ...] = ("logits",)
@@ -309,7 +306,7 @@ class _Predict(_Exportable):
 
 
 class _Detect(_Exportable):
-    """Clips and boxes float [R, 5] (place in the batch, x1, y1, x2, y2 in pixels) -> logits [R, L]."""
+    """Clips and boxes float [R, 5] (index in the batch, x1, y1, x2, y2 in pixels) -> logits [R, L]."""
 
     inputs, boxes = ("clips", "boxes"), ("boxes", "logits")
 
@@ -333,48 +330,42 @@ _GRAPHS: dict[type[nn.Module], type[_Exportable]] = {
     Classifier: _Classify,
     Detector: _Detect,
 }
-"""Kind of model -> its graph; all others are exported as encoders."""
+"""Type of model -> its graph; all others are exported as encoders."""
 
 
-def read_subject(weights: str | os.PathLike[str], *, part: str, input: str) -> Subject:
-    """Load a model with its recipe.
-
-    Raises:
-        UserError: the weights cannot be read, or have no recipe to normalize pixels by.
-    """
+def _load_subject(weights: str | os.PathLike[str], *, part: str, input: str) -> _Subject:
     texts = recipe_texts(weights)
     if not texts and input == "uint8":
         raise UserError(
-            f"{os.fspath(weights)}: weights without a recipe, so nothing says how pixels are normalized; "
-            "take --input float, and normalize clips as in training"
+            f"{os.fspath(weights)}: weights without a recipe, so the normalization of pixels is unknown; use "
+            "--input float, and normalize clips as in training"
         )
     model = cast(Encoder, load_model(weights))
     recipe = read_testing_recipe(weights) if texts else None
-    clip = _clip_size(model, recipe)
-    mask = model.output_grid(clip)
+    size = _clip_size(model, recipe)
+    grid = model.output_grid(size)
     if METADATA_KEY in texts:
         cell = read_recipe(weights).mask.cell
-        mask = TokenGrid.from_clip(frames=clip[0], height=clip[1], width=clip[2], stride=cell)
-    return Subject(model, part, input, recipe, mask)
+        grid = TokenGrid.from_clip(frames=size[0], height=size[1], width=size[2], stride=cell)
+    return _Subject(model, part, input, recipe, grid)
 
 
 def _clip_size(model: Encoder, recipe: ClassifyRecipe | None) -> tuple[int, int, int]:
-    if recipe is not None:
-        return recipe.clip.frames, recipe.clip.crop, recipe.clip.crop
-    return model.clip_size
+    return model.clip_size if recipe is None else recipe.clip.size
 
 
-def _format_of(target: Path, format: str) -> str:
+def _resolve_format(target: Path, format: str) -> str:
     if format == "auto":
-        found = [name for name, ending in FORMATS.items() if target.suffix == ending]
-        if not found:
-            endings = ", ".join(f"{ending} ({name})" for name, ending in FORMATS.items())
-            raise UserError(f"{target}: its ending says no format; give it one of {endings}")
-        return found[0]
+        for name, suffix in FORMATS.items():
+            if target.suffix == suffix:
+                return name
+        suffixes = ", ".join(f"{suffix} ({name})" for name, suffix in FORMATS.items())
+        raise UserError(f"{target}: unknown file extension {target.suffix!r}; use one of {suffixes}")
     check_name("format", format, FORMATS)
     if target.suffix != FORMATS[format]:
         raise UserError(
-            f"{target}: a file of --format {format} ends in {FORMATS[format]}; change name or format"
+            f"{target}: a file of --format {format} has the extension {FORMATS[format]}; change the name or "
+            "the format"
         )
     return format
 
@@ -388,38 +379,25 @@ def _check_options(
     if batch is not None and batch < 1:
         raise UserError(f"batch {batch}: must be at least 1, or dynamic for any number")
     if not 0 < tolerance < 1:
-        raise UserError(f"tolerance {tolerance:g}: a share of the largest value, above 0 and below 1")
-    given = {"input": input is not None, "batch": batch is not None} if format not in GRAPHS else {}
-    if format != "onnx":
-        given["opset"] = opset is not None
-    for name, there in given.items():
-        if there:
-            formats = "onnx" if name == "opset" else " or ".join(GRAPHS)
-            raise UserError(f"--{name} means nothing to --format {format}: leave it out, or take {formats}")
-
-
-def _check_paths(paths: Iterable[Path], overwrite: bool) -> None:
-    for path in paths:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the name of the file to write")
-        if path.exists() and not overwrite:
-            raise UserError(f"{path}: exists already; give another name, or --overwrite to replace it")
-
-
-def _metadata(weights: str | os.PathLike[str], subject: Subject) -> dict[str, str]:
-    """The recipe that goes into the file: the weights' own, or that of an encoder."""
-    if subject.part == "model" or subject.recipe is None:
-        return recipe_texts(weights)
-    return {ENCODER_KEY: dataclasses.replace(subject.recipe, class_names=()).to_json()}
+        raise UserError(f"tolerance {tolerance:g}: must be above 0 and below 1")
+    for name, value, formats in (
+        ("input", input, GRAPHS),
+        ("batch", batch, GRAPHS),
+        ("opset", opset, ("onnx",)),
+    ):
+        if value is not None and format not in formats:
+            raise UserError(
+                f"--{name} has no effect with --format {format}: leave it out, or use {' or '.join(formats)}"
+            )
 
 
 def _write(
-    path: Path, subject: Subject, metadata: Mapping[str, str], *, format: str, batch: int | None, opset: int
+    path: Path, subject: _Subject, metadata: Mapping[str, str], *, format: str, batch: int | None, opset: int
 ) -> Run:
-    """Write the file, and read it again: what it makes of inputs."""
+    """Write the file and read it again; returns the function from inputs to outputs of the file."""
     if format == "safetensors":
-        save_weights(path, subject.alone(), metadata=metadata)
-        return dataclasses.replace(subject, model=cast(Encoder, load_model(path))).graph().run
+        save_weights(path, subject.extract_part(), metadata=metadata)
+        return dataclasses.replace(subject, model=cast(Encoder, load_model(path))).build_graph().run
     if format == "slowfast":
         return _write_slowfast(path, subject)
     name, arguments = _created_as(subject.model)
@@ -430,7 +408,7 @@ def _write(
         "part": subject.part,
         "input": subject.input,
     }
-    graph, example = subject.graph(), subject.inputs(batch or 2, _EXAMPLE)
+    graph, example = subject.build_graph(), subject.draw_inputs(batch or 2, _EXAMPLE_SEED)
     if format == "torch":
         save_program(path, graph, example, any_batch=batch is None, metadata=metadata)
         return load_program(path)
@@ -438,61 +416,56 @@ def _write(
     return load_onnx(path)
 
 
-def _write_slowfast(path: Path, subject: Subject) -> Run:
-    """Write a checkpoint and a YAML with what can be said of model and clips."""
-    model = subject.alone()
+def _write_slowfast(path: Path, subject: _Subject) -> Run:
+    """Write a checkpoint and a YAML with the keys of the model and its clips."""
+    model = subject.extract_part()
     options = slowfast_options(model)
     for section, keys in (slowfast_clip_options(subject.recipe) if subject.recipe else {}).items():
         options[section] = {**options.get(section, {}), **keys}
     config = path.with_suffix(".yaml")
     config.write_text(
-        "# The model and its clips. Data, training and the machine are yours to add.\n"
+        "# The model and its clips. Add the keys of data, training and machine.\n"
         + yaml.safe_dump(options, sort_keys=False),
         encoding="utf-8",
     )
-    # Without "epoch", which PySlowFast would take for a run to go on with.
+    # Without "epoch", so that PySlowFast does not resume it as a run.
     content = io.BytesIO()
     torch.save({"model_state": slowfast_state(model)}, content)
     path.write_bytes(content.getbuffer())
     if isinstance(model, Classifier | MaskedModel):
         loaded = load_slowfast(config, path).model
-    else:  # an encoder alone, which no YAML of PySlowFast means
+    else:  # PySlowFast has no config for an encoder alone
         name, arguments = _created_as(model)
         loaded = create_model(name, **arguments).eval()
         load_into(loaded, read_state(path), source=path.name)
-    return dataclasses.replace(subject, model=cast(Encoder, loaded)).graph().run
+    return dataclasses.replace(subject, model=cast(Encoder, loaded)).build_graph().run
 
 
 def _created_as(model: Encoder) -> tuple[str, dict[str, Any]]:
     return cast("tuple[str, dict[str, Any]]", model.created_as)
 
 
-def _largest_difference(
-    target: Path, subject: Subject, run: Run, batches: Iterable[int], tolerance: float
+def _compare(
+    target: Path, subject: _Subject, run: Run, batches: Iterable[int], tolerance: float
 ) -> Difference:
-    """Compare a file with the model on input that neither had seen.
-
-    Raises:
-        RunFailed: they differ by more than the tolerance, or the model gives no finite numbers.
-    """
-    graph, found = subject.graph(), []
+    """The largest difference between file and model on new inputs; raises RunFailed above the tolerance."""
+    graph, differences = subject.build_graph(), []
     for batch in batches:
-        inputs = subject.inputs(batch, _FRESH)
-        pairs = zip(graph.outputs, run(inputs), graph.run(inputs), strict=True)
-        for name, own, expected in pairs:
+        inputs = subject.draw_inputs(batch, _TEST_SEED)
+        for name, own, expected in zip(graph.outputs, run(inputs), graph.run(inputs), strict=True):
             if not expected.isfinite().all():
                 raise RunFailed(
-                    f"{target}: the model's {name} of random clips are not finite and nothing was kept; its "
-                    "weights are damaged, or its training went wrong"
+                    f"{target}: not written, since the model's {name} of random clips are not finite; its "
+                    "weights are damaged, or its training diverged"
                 )
             assert own.shape == expected.shape
             largest = float((own.double() - expected.double()).abs().max())
-            found.append(Difference(name, largest, float(expected.abs().max())))
-    for difference in found:
-        if not difference.relative <= tolerance:  # a NaN does not pass either
+            differences.append(Difference(name, largest, float(expected.abs().max())))
+    for difference in differences:
+        if not difference.relative <= tolerance:  # also refuses NaN
             raise RunFailed(
-                f"{target}: its {difference.output} differ from the model's by {difference.largest:.2g} "
-                f"where values reach {difference.value:.3g}, and {tolerance:g} of that is allowed; nothing "
-                "was kept (--tolerance allows more)"
+                f"{target}: not written, since its {difference.output} differ from the model's by "
+                f"{difference.largest:.2g} relative to values up to {difference.value:.3g}; the tolerance is "
+                f"{tolerance:g} (--tolerance)"
             )
-    return max(found, key=lambda difference: difference.relative)
+    return max(differences, key=lambda difference: difference.relative)

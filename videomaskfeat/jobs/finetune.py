@@ -37,7 +37,7 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, compare_levels, normalize
-from videomaskfeat.schemas import FinetuneConfig, LabelledClipConfig
+from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -300,13 +300,13 @@ def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any
     return ClipLoader(dataset, **loader_options(config))
 
 
-def _sampler(clip: LabelledClipConfig) -> Callable[..., np.ndarray]:
+def _sampler(clip: LabeledClipConfig) -> Callable[..., np.ndarray]:
     if clip.sampling == "segments":
         return functools.partial(random_segments, frames=clip.frames)
     return ClipRecipe.of(clip).frame_sampler(clip_indices_random)
 
 
-def _transform(clip: LabelledClipConfig) -> ClipTransform:
+def _transform(clip: LabeledClipConfig) -> ClipTransform:
     if clip.crop_kind == "area":
         return RandomResizedCrop(
             clip.crop,

@@ -42,9 +42,7 @@ class NamedModel:
 
 @functools.cache
 def with_head(head: type[Encoder], encoder: type[Encoder]) -> type[Encoder]:
-    """A class that combines a head (MaskFeat, Classifier or Detector) with an encoder, such as
-    ``MViTMaskFeat``.
-    """
+    """Combine a head (MaskFeat, Classifier or Detector) with an encoder, for example to ``MViTMaskFeat``."""
     doc = {"__doc__": f":class:`{head.__name__}` on :class:`{encoder.__name__}`.", "__module__": __name__}
     name = f"{encoder.__name__}{head.__name__}"
     return types.new_class(name, (head, encoder), exec_body=lambda namespace: namespace.update(doc))
@@ -162,13 +160,12 @@ MODELS["mvitv2_encoder"] = NamedModel((MVIT,), {**_S, "widen_in": "mlp", "q_pool
 MODELS["vit_encoder"] = NamedModel((VIT,), _VIT["b"])
 
 
-def dense_form() -> str:
-    """Reason and remedy, for error messages, if a masked autoencoder on MViTv2 is requested."""
-    return (
-        "an MAE encoder sees the visible tokens only, but MViTv2's pooling needs the whole grid; use the "
-        "dense form, with mask tokens at hidden positions: model maskfeat_mvitv2_s or maskfeat_mvitv2_l with "
-        "target pixels"
-    )
+DENSE_FORM = (
+    "an MAE encoder sees the visible tokens only, but MViTv2's pooling needs the whole grid; use the dense "
+    "form, with mask tokens at hidden positions: model "
+    "maskfeat_mvitv2_s or maskfeat_mvitv2_l with target pixels"
+)
+"""Reason and remedy, for error messages, if a masked autoencoder on MViTv2 is requested."""
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -217,7 +214,7 @@ def create_model_from(name: str, arguments: Mapping[str, Any], *, times: int = T
     if torch.get_default_device().type == "meta":
         times = 1
     if name.startswith("mae_mvit"):
-        raise UserError(f"model {name!r}: {dense_form()}")
+        raise UserError(f"model {name!r}: {DENSE_FORM}")
     check_name("model", name, MODELS)
     named = MODELS[name]
     arguments = {**named.arguments, **arguments}

@@ -1,4 +1,4 @@
-"""Scores of boxes: against a plain loop, on any number of ranks, failures, and the mAP in memory and files."""
+"""Scores of boxes: against a plain loop, on any number of ranks, failures, and the frame mAP."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Oracle(nn.Module):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a disc that moves over noise (32x48 pixels, 20 frames), and a file that is not a video."""
+    """A folder with a disc that moves over noise (32x48 pixels, 20 frames), and an unreadable file."""
     folder = tmp_path_factory.mktemp("videos")
     ground = np.random.default_rng(0).integers(0, 90, (32, 48, 3), dtype=np.uint8)
     frames = [cv2.circle(ground.copy(), (8 + i, 16), 7, (250, 200, 90), -1) for i in range(20)]

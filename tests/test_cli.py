@@ -344,7 +344,7 @@ def test_file_named_like_an_option_is_refused(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("evaluate w", "LIST is missing: list file or folder, with or without labels; see videomaskfeat"),
+        ("evaluate w", "LIST is missing: list file or folder, with or without labels (a file with = in"),
         ("score-ava --groundtruth g --labels l", "--detections is missing: rows video,second,x1,y1,x2,y2,"),
         ("evaluate w l more", "unexpected argument 'more'; see videomaskfeat evaluate --help"),
         ("evaluate w l --veiws 3", "unknown option '--veiws'; did you mean '--views'?; see video"),
@@ -355,7 +355,7 @@ def test_file_named_like_an_option_is_refused(tmp_path: Path, monkeypatch: pytes
         ("compare --targets a compare.sed=2", "unknown key 'compare.sed'; did you mean 'seeds'?"),
         (
             "predict w out=1.mp4",
-            "VIDEOS is missing: videos or pictures, or folders with them ('out=1.mp4' is an",
+            "VIDEOS is missing: videos or pictures, or folders with them (a file with = in",
         ),
         ("evaluate w l --views 0x10", "evaluate.views '0x10' must be an integer"),
         ("evaluate w l --views 1:30", "evaluate.views '1:30' must be an integer"),

@@ -29,11 +29,11 @@ def test_pooled_grids_round_up_as_padded_convolutions_do() -> None:
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ({"frames": 15, "height": 224, "width": 224}, "clip frames 15 .* cube stride 2; take 14 or 16"),
-        ({"frames": 16, "height": 225, "width": 224}, "clip height 225 .* cube stride 4; take 224 or 228"),
-        ({"frames": 16, "height": 224, "width": 3}, "clip width 3 .* cube stride 4; take 4$"),
+        ({"frames": 15, "height": 224, "width": 224}, "clip frames 15 .* cube stride 2; use 14 or 16"),
+        ({"frames": 16, "height": 225, "width": 224}, "clip height 225 .* cube stride 4; use 224 or 228"),
+        ({"frames": 16, "height": 224, "width": 3}, "clip width 3 .* cube stride 4; use 4$"),
         ({"frames": 0, "height": 224, "width": 224}, "clip frames 0 is not a positive multiple"),
-        ({"frames": 1, "height": 224, "width": 224}, "of the cube stride 2; take 2$"),
+        ({"frames": 1, "height": 224, "width": 224}, "of the cube stride 2; use 2$"),
     ],
 )
 def test_clips_that_are_no_multiple_of_the_cube_are_refused(size: dict[str, int], words: str) -> None:

@@ -1,4 +1,4 @@
-"""Overlaps and tracks of boxes [n, 4]: x1, y1, x2, y2 in any unit, with x1 <= x2 and y1 <= y2."""
+"""Overlaps and tracks of boxes [n, 4]: x1, y1, x2, y2 in any unit, x1 <= x2 and y1 <= y2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PAIRS = 1 << 20  # boxes compared at a time
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
-    """float [n] of boxes float [n, 4]."""
+    """Areas of boxes float [n, 4]: float [n]."""
     return (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 2] - boxes[:, 0])
 
 
@@ -28,109 +28,110 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 def best_overlaps(
     boxes: np.ndarray, others: np.ndarray, first: np.ndarray, last: np.ndarray, *, threshold: float
 ) -> np.ndarray:
-    """For each box [n, 4] the place of the one among ``others[first:last]`` that it overlaps most, int64 [n].
+    """For each box the index of the box in ``others[first:last]`` with the largest overlap, int64 [n].
 
-    -1 where the overlap is below the threshold. Of equal overlaps the first one counts. Pairs are compared a
-    million at a time, so that memory does not grow with crowded frames.
+    The first of several largest overlaps is used; -1: the overlap is below the threshold. Pairs are compared
+    in chunks of a million, so that crowded frames do not need more memory.
     """
     best = np.full(len(boxes), -1, np.int64)
-    where = np.flatnonzero(last > first)
-    counts = last[where] - first[where]
-    chunk = np.cumsum(counts) // _PAIRS
-    for rows in np.split(where, np.flatnonzero(np.diff(chunk)) + 1):
+    with_others = np.flatnonzero(last > first)
+    chunks = np.cumsum(last[with_others] - first[with_others]) // _PAIRS
+    for rows in np.split(with_others, np.flatnonzero(np.diff(chunks)) + 1):
         if not len(rows):
             continue
-        count = last[rows] - first[rows]
-        starts = np.cumsum(count) - count  # of each row's pairs
-        mine = np.repeat(np.arange(len(rows)), count)
-        theirs = np.arange(int(count.sum())) + np.repeat(first[rows] - starts, count)
-        shares = overlaps(boxes[rows].astype(np.float64)[mine], others[theirs].astype(np.float64))
-        most = np.maximum.reduceat(shares, starts)
-        equal = np.flatnonzero(shares == most[mine])
-        _, earliest = np.unique(mine[equal], return_index=True)
-        best[rows] = np.where(most >= threshold, theirs[equal[earliest]], -1)
+        counts = last[rows] - first[rows]
+        starts = np.cumsum(counts) - counts  # first pair of each row
+        box_of_pair = np.repeat(np.arange(len(rows)), counts)
+        other_of_pair = np.arange(int(counts.sum())) + np.repeat(first[rows] - starts, counts)
+        ious = overlaps(boxes[rows].astype(np.float64)[box_of_pair], others[other_of_pair].astype(np.float64))
+        largest = np.maximum.reduceat(ious, starts)
+        equal = np.flatnonzero(ious == largest[box_of_pair])
+        _, earliest = np.unique(box_of_pair[equal], return_index=True)
+        best[rows] = np.where(largest >= threshold, other_of_pair[equal[earliest]], -1)
     return best
 
 
-_ROUNDING = 1e-6  # seconds by which times may miss a gap that they are meant to reach
+_ROUNDING = 1e-6  # seconds, tolerance of the maximum gap
 
 
 def link_boxes(
     boxes: Sequence[np.ndarray], seconds: np.ndarray, *, min_iou: float = 0.3, max_gap_seconds: float = 2.0
 ) -> list[np.ndarray]:
-    """The track of each box: of each key frame int64 [k], numbered from 0 in the order in which tracks begin.
+    """Link boxes of successive key frames to tracks.
 
     Args:
-        boxes: of each key frame, float [k, 4] in any unit; k may be 0.
-        seconds: float [n], when each key frame is, ascending.
-        min_iou: least intersection over union, in (0, 1], of a box and the last one of its track.
-        max_gap_seconds: how long after its last box a track may go on.
+        boxes: boxes of each key frame, float [k, 4] in any unit; k may be 0.
+        seconds: ascending times of the key frames, float [n].
+        min_iou: minimum intersection over union, in (0, 1], of a box and the last box of its track.
+        max_gap_seconds: maximum time between two boxes of a track.
+
+    Returns:
+        Track numbers of the boxes of each key frame, int64 [k], from 0 in the order in which tracks start.
 
     Raises:
-        UserError: an argument out of range, or times that do not ascend.
+        UserError: an argument is out of range, or times do not ascend.
     """
     check_linking(min_iou, max_gap_seconds)
     if len(boxes) != len(seconds) or (np.diff(seconds) <= 0).any():
-        raise UserError(f"{len(boxes)} key frames need as many times, each later than the one before")
+        raise UserError(f"{len(boxes)} key frames need as many ascending times")
     tracks: list[np.ndarray] = []
-    last = np.empty((0, 4))  # the last box of each track, by number
-    seen = np.empty(0)  # and when that was
-    for now, found in zip(np.asarray(seconds, np.float64), boxes, strict=True):
-        found = np.asarray(found, np.float64).reshape(-1, 4)
-        open_tracks = np.flatnonzero(now - seen <= max_gap_seconds + _ROUNDING)
-        numbers = np.full(len(found), -1)
-        shares = pairwise_overlaps(last[open_tracks], found)
-        shares[shares < min_iou] = 0.0
-        for row, column in best_pairs(shares):
+    last_boxes, last_times = np.empty((0, 4)), np.empty(0)  # by track
+    for now, new_boxes in zip(np.asarray(seconds, np.float64), boxes, strict=True):
+        new_boxes = np.asarray(new_boxes, np.float64).reshape(-1, 4)
+        open_tracks = np.flatnonzero(now - last_times <= max_gap_seconds + _ROUNDING)
+        numbers = np.full(len(new_boxes), -1)
+        ious = pairwise_overlaps(last_boxes[open_tracks], new_boxes)
+        ious[ious < min_iou] = 0.0
+        for row, column in best_pairs(ious):
             numbers[column] = open_tracks[row]
-        new = np.flatnonzero(numbers < 0)
-        numbers[new] = len(last) + np.arange(len(new))
-        last = np.concatenate([last, found[new]])
-        seen = np.concatenate([seen, np.full(len(new), now)])
-        last[numbers], seen[numbers] = found, now
+        starting = np.flatnonzero(numbers < 0)
+        numbers[starting] = len(last_boxes) + np.arange(len(starting))
+        last_boxes = np.concatenate([last_boxes, new_boxes[starting]])
+        last_times = np.concatenate([last_times, np.full(len(starting), now)])
+        last_boxes[numbers], last_times[numbers] = new_boxes, now
         tracks.append(numbers.astype(np.int64))
     return tracks
 
 
 def check_linking(min_iou: float, max_gap_seconds: float) -> None:
-    """Refuse numbers that :func:`link_boxes` would, before there are boxes."""
+    """Raise UserError if an argument of :func:`link_boxes` is out of range."""
     if not 0 < min_iou <= 1:
         raise UserError(f"min IoU {min_iou:g} must be above 0, and at most 1")
     if not max_gap_seconds >= 0:
-        raise UserError(f"max gap {max_gap_seconds:g} must be a number of seconds, 0 or more")
+        raise UserError(f"max gap {max_gap_seconds:g} must be a number of seconds, at least 0")
 
 
 def check_smoothing(sigma_seconds: float) -> None:
-    """Refuse what :func:`smooth_scores` would, before there are scores."""
+    """Raise UserError if an argument of :func:`smooth_scores` is out of range."""
     if not 0 <= sigma_seconds < np.inf:
-        raise UserError(f"smoothing over {sigma_seconds:g} must be a number of seconds, 0 or more")
+        raise UserError(f"smoothing over {sigma_seconds:g} must be a number of seconds, at least 0")
 
 
 def pairwise_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of each of ``boxes`` [n, 4] with each of ``others`` [m, 4]: [n, m]."""
+    """Intersection over union of all pairs of ``boxes`` [n, 4] and ``others`` [m, 4]: [n, m]."""
     rows, columns = np.repeat(boxes, len(others), axis=0), np.tile(others, (len(boxes), 1))
     return overlaps(rows, columns).reshape(len(boxes), len(others))
 
 
 def best_pairs(gains: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of a row and a column, each in one pair at most, with the largest sum of gains.
+    """Assign rows to columns with the largest sum of gains.
 
-    The Hungarian method with potentials: rows are taken up one by one, each along the cheapest path of
-    changes to what was chosen before (Kuhn 1955; in O(n^2 m) after Jonker and Volgenant 1987).
+    The Hungarian algorithm with potentials: rows are assigned one by one, each along the shortest augmenting
+    path (Kuhn 1955; O(n^2 m) as in Jonker and Volgenant 1987).
 
     Args:
-        gains: float [n, m], at least 0; pairs that gain nothing are left out.
+        gains: float [n, m], at least 0.
 
     Returns:
-        Pairs by row.
+        Pairs (row, column) sorted by row, without pairs of gain 0.
     """
     if gains.shape[0] > gains.shape[1]:
         return sorted((row, column) for column, row in best_pairs(gains.T))
     n, m = gains.shape
     row_price, column_price = np.zeros(n), np.zeros(m)
-    row_of = np.full(m, -1)  # which row each column is paired with
+    row_of = np.full(m, -1)  # row of each column
     for start in range(n):
-        shortest, before = np.full(m, np.inf), np.full(m, -1)  # length of the path to a column; via which
+        shortest, before = np.full(m, np.inf), np.full(m, -1)  # length of the path to a column, last column
         done = np.zeros(m, bool)
         row, column, length = start, -1, 0.0
         while True:
@@ -147,7 +148,7 @@ def best_pairs(gains: np.ndarray) -> list[tuple[int, int]]:
         row_price[start] += length
         row_price[row_of[visited]] += length - shortest[visited]
         column_price[visited] -= length - shortest[visited]
-        while column >= 0:  # back along the path, each column taking the row of the one before
+        while column >= 0:  # back along the path, each column gets the row of the one before
             previous = before[column]
             row_of[column] = start if previous < 0 else row_of[previous]
             column = int(previous)
@@ -158,28 +159,28 @@ def best_pairs(gains: np.ndarray) -> list[tuple[int, int]]:
 def smooth_scores(
     scores: Sequence[np.ndarray], tracks: Sequence[np.ndarray], seconds: np.ndarray, *, sigma_seconds: float
 ) -> list[np.ndarray]:
-    """Scores averaged over the key frames of the same track, weighted by a Gaussian of the time between them.
+    """Average scores over each track, weighted by a Gaussian of the time difference.
 
-    The weights sum to 1 over the track: scores that sum to 1 still do.
+    The weights are normalized, so scores that sum to 1 still do.
 
     Args:
-        scores: of each key frame, float [k, L]; the result has the same form.
-        tracks: of each key frame, int [k], as :func:`link_boxes` returns them.
-        seconds: float [n], when each key frame is.
-        sigma_seconds: standard deviation; 0 changes nothing. UserError if negative or infinite.
+        scores: scores of each key frame, float [k, L]; the result has the same form.
+        tracks: track numbers of each key frame, int [k], from :func:`link_boxes`.
+        seconds: times of the key frames, float [n].
+        sigma_seconds: standard deviation, at least 0; 0: no smoothing.
     """
     check_smoothing(sigma_seconds)
-    smooth = [np.array(part) for part in scores]
+    smooth = [np.array(frame_scores) for frame_scores in scores]
     if sigma_seconds == 0:
         return smooth
     numbers = np.concatenate([np.empty(0, np.int64), *tracks])
-    steps = np.repeat(np.arange(len(tracks)), [len(part) for part in tracks])
-    rows = np.concatenate([np.empty(0, np.int64), *(np.arange(len(part)) for part in tracks)])
+    positions = [(step, row) for step, track in enumerate(tracks) for row in range(len(track))]
     for number in np.unique(numbers):
-        places = np.flatnonzero(numbers == number)
-        times = np.asarray(seconds, np.float64)[steps[places]]
+        own = [positions[index] for index in np.flatnonzero(numbers == number)]
+        times = np.asarray(seconds, np.float64)[[step for step, _ in own]]
         weights = np.exp(-0.5 * ((times[:, None] - times) / sigma_seconds) ** 2)
-        own = np.stack([scores[steps[place]][rows[place]] for place in places])  # [m, L]
-        for place, values in zip(places, weights @ own / weights.sum(axis=1, keepdims=True), strict=True):
-            smooth[steps[place]][rows[place]] = values
+        values = np.stack([scores[step][row] for step, row in own])  # [m, L]
+        means = weights @ values / weights.sum(axis=1, keepdims=True)
+        for (step, row), mean in zip(own, means, strict=True):
+            smooth[step][row] = mean
     return smooth

@@ -133,36 +133,33 @@ class CommandLine:
             UserError: an option or a value is wrong or missing.
             SystemExit: after the help is printed.
         """
+        # argparse would read ``-x`` after -- as an option
         cut = arguments.index("--") if "--" in arguments else len(arguments)
-        arguments, files = (
-            arguments[:cut],
-            arguments[cut + 1 :],
-        )  # argparse reads ``-x`` after -- as an option
-        options, unknown = self.parser().parse_known_intermixed_args(self._mark_options(arguments))
+        marked = self._mark_options(arguments[:cut])
+        options, unknown = self.parser().parse_known_intermixed_args(marked)
         if unknown:
             raise UserError(f"unknown option {show_text(unknown[0])!r}{self._hint(unknown[0])}")
         if options.keys:
             self.print_keys()
             return None
-        overrides: list[Override] = options.overrides
+        overrides = {one.name: one for one in options.overrides}
+        for one in self._loose_overrides([*options.words, *arguments[cut + 1 :]], set(overrides)):
+            overrides[one.name] = one
+        config: Any = load_config(
+            self.schema, getattr(options, "yaml", None), overrides.values(), log=logger.info
+        )
         if self.flagged:
-            overrides += self._positional_overrides([*options.words, *files], {one.name for one in overrides})
-        else:
-            overrides += map(Override.parse, [*options.words, *files])
-        last = {one.name: one for one in overrides}
-        config: Any = load_config(self.schema, getattr(options, "yaml", None), last.values(), log=logger.info)
-        if self.flagged:
-            self._check_complete(config, overrides)
+            self._check_complete(config)
         return getattr(config, self.section) if self.section else config
 
     def _mark_options(self, arguments: Sequence[str]) -> Iterator[str]:
         """Mark the words ``option=VALUE``, so that argparse keeps the order of words and flags."""
-        with_value = [
+        single = [
             "--config",
             *(flag for flag, one in self._flags().items() if _kind(one) not in (bool, list)),
         ]
         for before, word in zip(["", *arguments], arguments, strict=False):
-            is_value = len(before) > 2 and any(flag.startswith(before) for flag in with_value)
+            is_value = len(before) > 2 and any(flag.startswith(before) for flag in single)
             yield word if is_value or not self._is_option(word) else f"{_OPTION_WORD}={word}"
 
     def _is_option(self, word: str) -> bool:
@@ -182,19 +179,14 @@ class CommandLine:
             raise UserError(f"argument {show_text(word)!r} is neither an option nor a file{close}")
         return False
 
-    def _check_complete(self, config: Any, overrides: Sequence[Override]) -> None:
+    def _check_complete(self, config: Any) -> None:
         for one in keys_of(config):
-            if one.value or not (one.rules.required or one.rules.positional):
-                continue
             name = one.name.partition(".")[2]
-            shown = name.upper() if one.rules.positional else _flag(name, one)
-            words = [override.spelling for override in overrides if re.match("[^-]+=", override.spelling)]
-            note = (
-                f" ({show_text(words[-1])!r} is an option; a file of that name goes after --)"
-                if words and one.rules.positional
-                else ""
-            )
-            raise UserError(f"{shown} is missing: {one.rules.meaning}{note}{self._see_help}")
+            if one.rules.positional and not one.value:
+                note = " (a file with = in its name goes after --)"
+                raise UserError(f"{name.upper()} is missing: {one.rules.meaning}{note}{self._see_help}")
+            if one.rules.required and not one.value:
+                raise UserError(f"{_flag(name, one)} is missing: {one.rules.meaning}{self._see_help}")
 
     def _flags(self) -> dict[str, Key]:
         return {_flag(name, one): one for name, one in self.keys.items() if not one.rules.positional}
@@ -233,11 +225,11 @@ class CommandLine:
             to_overrides=self._word_overrides,
             help=argparse.SUPPRESS,
         )
-        meanings = [
-            f"{name:<22}{one.rules.meaning}" for name, one in zip(names, self.positional, strict=True)
-        ]
         if names:
-            parser.add_argument_group("arguments", "\n".join(meanings))
+            lines = [
+                f"{name:<22}{one.rules.meaning}" for name, one in zip(names, self.positional, strict=True)
+            ]
+            parser.add_argument_group("arguments", "\n".join(lines))
         flags = self._flags()
         sections = dict.fromkeys(one.section for one in flags.values())
         for section in reversed(sections) if self.section else sections:  # a class before its bases
@@ -270,8 +262,11 @@ class CommandLine:
             print(f"\n{title}")
             print(textwrap.indent(textwrap.fill(", ".join(names) or "none", 100), "  "))
 
-    def _positional_overrides(self, words: Sequence[str], set_names: set[str]) -> Iterator[Override]:
-        """The positional arguments that no option sets, in their order."""
+    def _loose_overrides(self, words: Sequence[str], set_names: set[str]) -> Iterator[Override]:
+        """The positional arguments that no option sets, in their order; of a training, the other keys."""
+        if not self.flagged:
+            yield from map(Override.parse, words)
+            return
         for one in self.positional:
             if one.name not in set_names and words:
                 value, words = (words, []) if _kind(one) is list else (words[0], words[1:])

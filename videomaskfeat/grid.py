@@ -1,4 +1,4 @@
-"""Token grids: from the size of a clip to the number of tokens at any depth, and masks between grids."""
+"""Token grids of clips and encoder outputs, and masks on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _AXES = ("frames", "height", "width")
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """A grid of ``t`` x ``h`` x ``w`` tokens (cubes at the stem, pooled cells deeper down)."""
+    """A grid of ``t`` x ``h`` x ``w`` tokens or mask cells."""
 
     t: int
     h: int
@@ -23,7 +23,7 @@ class TokenGrid:
     def from_clip(
         cls, *, frames: int, height: int, width: int, stride: tuple[int, int, int] = (2, 4, 4)
     ) -> TokenGrid:
-        """The grid of a clip cut into cubes of ``stride`` (frames, rows, columns).
+        """The grid of a clip divided into cubes of ``stride`` (frames, rows, columns).
 
         Raises:
             UserError: an axis of the clip is not a positive multiple of its stride.
@@ -33,7 +33,7 @@ class TokenGrid:
                 below, above = length // step * step, (max(length, 0) // step + 1) * step
                 fits = f"{below} or {above}" if below > 0 else f"{above}"
                 raise UserError(
-                    f"clip {axis} {length} is not a positive multiple of the cube stride {step}; take {fits}"
+                    f"clip {axis} {length} is not a positive multiple of the cube stride {step}; use {fits}"
                 )
         return cls(frames // stride[0], height // stride[1], width // stride[2])
 
@@ -60,23 +60,23 @@ class TokenGrid:
 
 
 def resize_mask(mask: Tensor, grid: TokenGrid) -> Tensor:
-    """Bring a mask to a finer grid: each cell is repeated over the cells that it covers.
+    """Resize a mask to a finer grid by repeating its cells.
 
     Args:
         mask: bool [B, t', h', w'], True = hidden.
-        grid: of the result; each of its axes is a multiple of the mask's.
+        grid: grid of the result, a multiple of the grid of the mask along each axis.
 
     Returns:
         bool [B, t, h, w].
 
     Raises:
-        UserError: the mask's grid does not divide ``grid``.
+        UserError: the grid of the mask does not divide ``grid``.
     """
     coarse = TokenGrid(*mask.shape[1:])
     if not coarse.divides(grid):
         raise UserError(
-            f"a mask on the grid {coarse} does not divide the token grid {grid}: every axis of the token "
-            "grid must be a multiple of the mask's; change the mask grid or the crop size"
+            f"a mask on the grid {coarse} does not divide the token grid {grid}: the token grid must be a "
+            "multiple of the mask grid along each axis; change the mask grid or the crop size"
         )
     if coarse == grid:
         return mask

@@ -1,4 +1,4 @@
-"""What a weights file knows of its training: clips, mask, target, views, classes, actions; and pixels."""
+"""Recipes in weights files (clips, mask, target, views, classes, actions), and normalization of pixels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS = {
     ENCODER_KEY: "weights of an encoder without a head",
     DETECT_KEY: "weights of a detector of actions",
 }
-"""Key of a recipe, as JSON, in the metadata of a safetensors file -> what the file holds."""
+"""Kinds of weights by the metadata key of their recipe, which is JSON, in a safetensors file."""
 AREAS = ("whole", "centre")
 LIMITS: Limits = {
     "frames": (1, 10_000),
@@ -58,8 +58,7 @@ LIMITS: Limits = {
     "area": AREAS,
     "kind": tuple(MASKS),
 }
-"""Smallest and largest numbers, or the words, of a recipe in a file; other values are damage, or need memory
-that no machine has."""
+"""Valid range or choices of the values of a recipe in a file; other values mean that the file is damaged."""
 _LARGEST_CLIP = 2**31  # pixels of a clip
 _TORCH_SUFFIXES = (".pyth", ".pt", ".pth", ".ckpt")
 
@@ -70,16 +69,16 @@ class ClipRecipe:
 
     Attributes:
         frames: frames per clip.
-        stride: source frames from one frame of the clip to the next, counted at ``target_fps``.
+        stride: frame stride, in frames at ``target_fps``.
         crop: height and width in pixels.
-        target_fps: frames per second at which the stride counts; None: the source's own.
-        short_video: clamp, loop or error: what happens if a video is shorter than the clip.
-        mean: subtracted from pixels in 0..1; see :data:`Levels`.
-        std: divides them after that.
+        target_fps: frame rate for ``stride``; None: the video's own.
+        short_video: policy for videos shorter than a clip: clamp, loop or error.
+        mean: mean for the normalization of pixels in 0..1; see :data:`Levels`.
+        std: standard deviation for the normalization.
 
     Raises:
-        UserError: mean and std are not numbers, or not of as many channels; a std is not positive; or a clip
-            has too many pixels.
+        UserError: mean or std are invalid or differ in their number of channels, or a clip has too many
+            pixels.
     """
 
     frames: int
@@ -92,7 +91,7 @@ class ClipRecipe:
 
     @classmethod
     def of(cls, section: Any) -> ClipRecipe:
-        """The recipe in an object with some of its attributes, such as the section ``clip`` of a config."""
+        """Build from an object with some of the attributes, such as the section ``clip`` of a config."""
         names = [field.name for field in dataclasses.fields(cls) if hasattr(section, field.name)]
         return cls(**{name: getattr(section, name) for name in names})
 
@@ -101,18 +100,18 @@ class ClipRecipe:
         """Frames, rows and columns of a clip."""
         return (self.frames, self.crop, self.crop)
 
-    def frame_sampler(self, choose: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        """What chooses the frames of a clip: (frames of the video, its fps, rng=generator) -> indices [T].
+    def frame_sampler(self, sample_indices: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        """Build the sampler of frames: (number of frames, fps, rng=generator) -> indices [T].
 
         Args:
-            choose: such as :func:`~videomaskfeat.data.sampling.clip_indices_random`.
+            sample_indices: such as :func:`~videomaskfeat.data.sampling.clip_indices_random`.
 
         Raises:
-            UserError: an unknown policy for short videos.
+            UserError: the policy for short videos is unknown.
         """
         check_name("clip.short_video", self.short_video, LIMITS["short_video"])
         return functools.partial(
-            choose,
+            sample_indices,
             frames=self.frames,
             stride=self.stride,
             target_fps=self.target_fps,
@@ -124,15 +123,15 @@ class ClipRecipe:
         if min(std if isinstance(std, tuple) else (std,)) <= 0:
             raise UserError(f"std {self.std} must be above 0: pixels are divided by it")
         if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) != len(std):
-            raise UserError(f"mean {mean} and std {std} must be of as many channels")
+            raise UserError(f"mean {mean} and std {std} must have the same number of channels")
         if isinstance(self.frames, int) and isinstance(self.crop, int):
             pixels = self.frames * self.crop**2
             if pixels > _LARGEST_CLIP:
                 raise UserError(
-                    f"a clip of {self.frames} frames of {self.crop}x{self.crop} has {pixels} pixels; at most "
-                    f"{_LARGEST_CLIP} can be used: take a smaller crop, or fewer frames"
+                    f"a clip of {self.frames} frames of {self.crop}x{self.crop} has {pixels} pixels; the "
+                    f"maximum is {_LARGEST_CLIP}: use a smaller crop, or fewer frames"
                 )
-        object.__setattr__(self, "mean", mean)  # plain numbers, of lists in configs and JSON too
+        object.__setattr__(self, "mean", mean)  # tuples instead of the lists of configs and JSON
         object.__setattr__(self, "std", std)
 
     def normalize(self, clips: Tensor) -> Tensor:
@@ -142,11 +141,11 @@ class ClipRecipe:
 
 @dataclass(frozen=True)
 class MaskRecipe:
-    """What is hidden.
+    """How masks are sampled.
 
     Attributes:
         kind: a name in ``MASKS``.
-        ratio: share of the mask's cells to hide.
+        ratio: fraction of hidden mask cells.
         cell: size of a mask cell: frames, rows and columns of pixels.
     """
 
@@ -157,13 +156,13 @@ class MaskRecipe:
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """Clip, mask and target of a pre-training run.
+    """Recipe of a pre-training run.
 
     Attributes:
         clip: how clips are cut.
-        mask: what is hidden.
+        mask: how masks are sampled.
         target: a name in ``TARGETS``.
-        target_arguments: arguments of the target that differ from its defaults.
+        target_arguments: arguments of the target that differ from the defaults.
         method: a name in ``METHODS``; only "masked" needs both mask and target.
     """
 
@@ -175,13 +174,12 @@ class PretrainRecipe:
 
     @classmethod
     def of(cls, config: Any) -> PretrainRecipe:
-        """The recipe in the sections clip, mask, target and method of a pre-training config."""
+        """Build from the sections clip, mask, target and method of a pre-training config."""
         mask = config.mask
+        frames, rows, columns = mask.cell
         return cls(
             clip=ClipRecipe.of(config.clip),
-            mask=MaskRecipe(
-                kind=mask.kind, ratio=mask.ratio, cell=(mask.cell[0], mask.cell[1], mask.cell[2])
-            ),
+            mask=MaskRecipe(kind=mask.kind, ratio=mask.ratio, cell=(frames, rows, columns)),
             target=config.target.name,
             target_arguments=dict(config.target.arguments),
             method=config.method.name,
@@ -189,7 +187,7 @@ class PretrainRecipe:
 
     @property
     def mask_grid(self) -> TokenGrid:
-        """The grid on which masks are drawn: the clip cut into mask cells.
+        """The grid of masks: the clip divided into mask cells.
 
         Raises:
             UserError: the cells do not tile the clip.
@@ -198,26 +196,26 @@ class PretrainRecipe:
         if any(step < 1 or length % step for length, step in zip(size, cell, strict=True)):
             raise UserError(
                 f"mask.cell {list(cell)} does not tile a clip of {size[0]} frames and {size[1]}x{size[2]} "
-                "pixels: each of its sizes must divide the clip's (clip.frames, clip.crop, clip.crop)"
+                "pixels: its sizes must divide those of the clip (clip.frames, clip.crop, clip.crop)"
             )
         return TokenGrid(*(length // step for length, step in zip(size, cell, strict=True)))
 
     @property
     def mask_policy(self) -> MaskFunction:
-        """The function that draws masks: (grid, ratio, rng) -> bool [t', h', w'], True = hidden.
+        """The function that samples masks: (grid, ratio, rng) -> bool [t', h', w'], True = hidden.
 
         Raises:
-            UserError: an unknown kind.
+            UserError: the kind is unknown.
         """
         check_name("mask.kind", self.mask.kind, MASKS)
         return MASKS[self.mask.kind]
 
     def draw_mask(self, rng: np.random.Generator) -> Mask:
-        """One mask, bool [t', h', w'], True = hidden.
+        """Sample one mask, bool [t', h', w'], True = hidden.
 
         Raises:
-            UserError: an unknown kind, cells that do not tile the clip, or a ratio that leaves nothing
-                visible or nothing hidden.
+            UserError: the kind is unknown, the cells do not tile the clip, or the ratio leaves no visible or
+                no hidden cells.
         """
         policy, grid = self.mask_policy, self.mask_grid
         try:
@@ -228,7 +226,7 @@ class PretrainRecipe:
             ) from error
 
     def to_json(self) -> str:
-        """The text for the key ``METADATA_KEY``."""
+        """JSON for the key ``METADATA_KEY``."""
         target = {"name": self.target, **self.target_arguments}
         clip, mask = dataclasses.asdict(self.clip), dataclasses.asdict(self.mask)
         return json.dumps({"clip": clip, "mask": mask, "target": target, "method": self.method})
@@ -238,7 +236,7 @@ class PretrainRecipe:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError: not JSON, or a value that is missing, unknown or wrong.
+            ValueError: the text is not JSON, or a value is missing, unknown or wrong.
         """
 
         def parse(parts: Any) -> PretrainRecipe:
@@ -253,16 +251,16 @@ class PretrainRecipe:
 
 @dataclass(frozen=True)
 class ClassifyRecipe:
-    """How a classifier sees videos, in training and by default at test time.
+    """Recipe of a classifier: clips in training, and default views at test time.
 
     Attributes:
         clip: how clips are cut.
-        sampling: "clip" (frames at a stride) or "segments" (one frame of each of as many equal parts of the
-            video as the clip has frames; ``clip.stride`` has no effect).
+        sampling: "clip" (frames at a stride) or "segments" (one frame of each of ``clip.frames`` equal
+            segments of the video; ``clip.stride`` has no effect).
         views: temporal views per video at test time, evenly spaced; 1 with "segments".
         crops: crops per view at test time, along the longer side: 1 (center) or 3.
-        short_side: pixels to which the short side is resized before a crop is cut at test time.
-        average: what is averaged over a video's views: "softmax" or "logits".
+        short_side: length in pixels of the resized short side at test time.
+        average: outputs that are averaged over the views of a video: "softmax" or "logits".
         class_names: class names, indexed by label; empty if unknown.
     """
 
@@ -276,7 +274,7 @@ class ClassifyRecipe:
 
     @classmethod
     def of(cls, clip: Any, evaluate: Any, class_names: tuple[str, ...] = ()) -> ClassifyRecipe:
-        """The recipe in the sections ``clip`` and ``evaluate`` of a fine-tuning config."""
+        """Build from the sections ``clip`` and ``evaluate`` of a fine-tuning config."""
         return cls(
             clip=ClipRecipe.of(clip),
             sampling=clip.sampling,
@@ -288,10 +286,10 @@ class ClassifyRecipe:
         )
 
     def with_views(self, *, views: int | None = None, crops: int | None = None) -> ClassifyRecipe:
-        """The recipe with another number of views or crops at test time; None keeps its own.
+        """The recipe with other numbers of views and crops at test time; None: no change.
 
-        Changing to 3 crops sets the short side to the crop, as in all published figures of 3 crops: together
-        the crops then cover the frame.
+        Changing to 3 crops sets the short side to the crop, as in all published results with 3 crops, so that
+        the crops cover the frame.
         """
         short_side = self.clip.crop if crops == 3 and self.crops != 3 else self.short_side
         return dataclasses.replace(
@@ -302,7 +300,7 @@ class ClassifyRecipe:
         )
 
     def to_json(self) -> str:
-        """The text for the key ``CLASSIFY_KEY``, or ``ENCODER_KEY`` for an encoder without a head."""
+        """JSON for the key ``CLASSIFY_KEY``, or ``ENCODER_KEY`` for an encoder without a head."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -313,21 +311,20 @@ class ClassifyRecipe:
 
 @dataclass(frozen=True)
 class DetectRecipe:
-    """How a detector sees key frames, and which actions it knows.
+    """Recipe of a detector of actions.
 
     Attributes:
         clip: how clips are cut; the key frame is in the middle.
-        actions: id to name of the actions with a name. The logit in column i is of the action with the id
-            i + 1.
+        actions: names of actions by id; actions without a name are omitted. Column i of the logits is the
+            action with id i + 1.
         classes: number of actions, L; ids count from 1 to this.
-        poses: ids of which a person has exactly one: their scores are a softmax, those of the others
-            sigmoids. Empty: all are sigmoids.
-        short_side: pixels to which a frame's short side is resized at test time.
-        area: "whole" (the frame in its aspect) or "centre" (a square crop, boxes cut to it).
+        poses: ids of mutually exclusive actions: their scores are a softmax, the others are sigmoids.
+        short_side: length in pixels of the resized short side at test time.
+        area: "whole" (the whole frame) or "centre" (a square center crop to which boxes are clipped).
         score_threshold: minimum score of a detected box.
 
     Raises:
-        UserError: an unknown area, an id outside 1..classes, or a threshold outside 0..1.
+        UserError: the area is unknown, an id is not in 1..classes, or the threshold is not in 0..1.
     """
 
     clip: ClipRecipe
@@ -342,28 +339,27 @@ class DetectRecipe:
         check_name("area", self.area, AREAS)
         if not 0 <= self.score_threshold <= 1:
             raise UserError(
-                f"score_threshold={self.score_threshold:g} is not in 0..1; it is a detected box's least score"
+                f"score_threshold={self.score_threshold:g} is not in 0..1; it is the minimum score of a box"
             )
         wrong = [number for number in (*self.actions, *self.poses) if not 1 <= number <= self.classes]
         if wrong:
             raise UserError(
-                f"the action {wrong[0]} is none of the {self.classes} that the model knows: ids count from 1 "
-                f"to {self.classes}"
+                f"the action {wrong[0]} is not an action of the model: ids count from 1 to {self.classes}"
             )
 
     @property
     def pose_mask(self) -> Tensor:
-        """bool [L], which columns exclude each other."""
+        """bool [L], True for the columns of ``poses``."""
         mask = torch.zeros(self.classes, dtype=torch.bool)
         mask[[number - 1 for number in self.poses]] = True
         return mask
 
     def name_of(self, column: int) -> str:
-        """Name of the action of a column."""
+        """Name of the action in a column."""
         return self.actions.get(column + 1, f"action {column + 1}")
 
     def to_json(self) -> str:
-        """The text for the key ``DETECT_KEY``."""
+        """JSON for the key ``DETECT_KEY``."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
@@ -373,16 +369,12 @@ class DetectRecipe:
 
 
 def as_levels(value: Any, name: str) -> Levels:
-    """A number, or a list of numbers as a tuple.
-
-    Raises:
-        UserError: neither.
-    """
+    """Convert to a number or a tuple of numbers; raises UserError for other values."""
     several = isinstance(value, Sequence) and not isinstance(value, str)
     values = value if several else (value,)
     if not values or any(isinstance(x, bool) or not isinstance(x, int | float) for x in values):
         raise UserError(
-            f"{name} {value!r} is neither a number for every channel nor a list of one a channel, "
+            f"{name} {value!r} is neither a number for all channels nor a list with one number per channel, "
             "such as [0.485, 0.456, 0.406]"
         )
     return tuple(map(float, values)) if several else float(value)
@@ -407,51 +399,47 @@ def _by_channel(levels: Levels | Sequence[float], pixels: Tensor) -> float | Ten
 
 
 def read_recipe(path: str | os.PathLike[str]) -> PretrainRecipe:
-    """The recipe of a pre-training run's safetensors file.
+    """Read the recipe in the safetensors file of a pre-training run.
 
     Raises:
         UserError: the file is missing, is not a safetensors file, or has no such recipe.
     """
     texts = recipe_texts(path)
-    if METADATA_KEY not in texts:
-        raise UserError(
-            f"{os.fspath(path)}: holds no pre-training recipe (metadata key {METADATA_KEY!r}); "
-            "give the weights.safetensors of a pre-training run"
-        )
+    _check_kind(path, texts, METADATA_KEY, "give the weights.safetensors of a pre-training run")
     return _read(PretrainRecipe.from_json, texts, METADATA_KEY, path)
 
 
 def read_classify_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
-    """The recipe of a classifier's safetensors file; raises as :func:`read_recipe`."""
+    """Read the recipe in the safetensors file of a classifier; raises as :func:`read_recipe`."""
     texts = recipe_texts(path)
-    if CLASSIFY_KEY not in texts:
-        what = next((KINDS[key] for key in KINDS if key in texts), "weights without a recipe")
-        raise UserError(
-            f"{os.fspath(path)}: {what}, and a classifier's are needed (metadata key {CLASSIFY_KEY!r}); give "
-            "the weights.safetensors of a fine-tuning run, or what `videomaskfeat import-slowfast` wrote"
-        )
+    remedy = (
+        "give the weights.safetensors of a fine-tuning run, or a file written by `videomaskfeat "
+        "import-slowfast`"
+    )
+    _check_kind(path, texts, CLASSIFY_KEY, remedy)
     return _read(ClassifyRecipe.from_json, texts, CLASSIFY_KEY, path)
 
 
 def read_detect_recipe(path: str | os.PathLike[str]) -> DetectRecipe:
-    """The recipe of a detector's safetensors file; raises as :func:`read_recipe`."""
+    """Read the recipe in the safetensors file of a detector; raises as :func:`read_recipe`."""
     texts = recipe_texts(path)
-    if DETECT_KEY not in texts:
-        what = f"weights of another kind ({', '.join(texts)})" if texts else "weights without a recipe"
-        raise UserError(
-            f"{os.fspath(path)}: {what}, and a detector's are needed (metadata key {DETECT_KEY!r}); give the "
-            "best.safetensors of a run of detect-train"
-        )
+    _check_kind(path, texts, DETECT_KEY, "give the best.safetensors of a run of detect-train")
     return _read(DetectRecipe.from_json, texts, DETECT_KEY, path)
 
 
+def _check_kind(path: str | os.PathLike[str], texts: Mapping[str, str], key: str, remedy: str) -> None:
+    if key not in texts:
+        kind = next((KINDS[other] for other in texts), "weights without a recipe")
+        raise UserError(f"{os.fspath(path)}: {kind}, not {KINDS[key]} (metadata key {key!r}); {remedy}")
+
+
 def read_clip_recipe(path: str | os.PathLike[str]) -> ClipRecipe:
-    """How clips are cut for the model in a safetensors file of any kind; raises as :func:`read_recipe`."""
+    """Read the clip recipe in a safetensors file of any kind; raises as :func:`read_recipe`."""
     return read_testing_recipe(path).clip
 
 
 def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
-    """How videos are cut for the model in a safetensors file of any kind; raises as :func:`read_recipe`.
+    """Read the views at test time in a safetensors file of any kind; raises as :func:`read_recipe`.
 
     For weights of a pre-training run or of a detector: one center crop of the middle clip.
     """
@@ -465,24 +453,19 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
         clip = _read(lambda text: _parse(text, "clip's", _clip_of), texts, DETECT_KEY, path)
     else:
         raise UserError(
-            f"{os.fspath(path)}: weights without a recipe, so nothing says which clips they want; give the "
-            "weights.safetensors of a run, or what `videomaskfeat import-slowfast` wrote"
+            f"{os.fspath(path)}: weights without a recipe, so the clips of their model are unknown; give the "
+            "weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast`"
         )
     return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
 
 
 def compare_levels(path: str, own: ClipRecipe) -> str:
-    """A sentence if clips were normalized otherwise for some weights, or it is unknown how; else empty.
-
-    Args:
-        path: of the weights.
-        own: how clips are normalized now.
-    """
+    """A warning if the normalization of some weights is unknown or differs from ``own``; otherwise empty."""
     if not path.endswith(".safetensors"):
         return (
-            f"{path} does not say in which order its model takes colours, nor how they were normalised; red, "
-            f"green, blue, clip.mean {own.mean} and clip.std {own.std} are taken here. "
-            "`videomaskfeat import-slowfast` reads a YAML along, which knows"
+            f"{path} does not contain the order and normalization of color channels; red, green, blue, "
+            f"clip.mean {own.mean} and clip.std {own.std} are used. `videomaskfeat import-slowfast` reads "
+            "them from the YAML"
         )
     if not recipe_texts(path):
         return ""
@@ -490,13 +473,13 @@ def compare_levels(path: str, own: ClipRecipe) -> str:
     if (theirs.mean, theirs.std) == (own.mean, own.std):
         return ""
     return (
-        f"these weights saw pixels less {theirs.mean}, by {theirs.std}; here clip.mean is {own.mean}, "
-        f"clip.std {own.std}: set them alike, unless that is meant"
+        f"these weights were trained with mean {theirs.mean} and std {theirs.std}, but clip.mean is "
+        f"{own.mean} and clip.std {own.std}: set them to the same values, unless this is intended"
     )
 
 
 def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The recipes in a safetensors file as JSON, by key of :data:`KINDS`, for a copy.
+    """Read the recipes in a safetensors file as JSON, by key of :data:`KINDS`.
 
     Raises:
         UserError: the file is missing or is not a safetensors file.
@@ -504,8 +487,8 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     name = os.fspath(path)
     if name.endswith(_TORCH_SUFFIXES):
         raise UserError(
-            f"{name}: a PyTorch checkpoint, and a safetensors file is needed, which says how clips are cut; "
-            "of our own run give its weights.safetensors, and PySlowFast's are turned into one by "
+            f"{name}: a PyTorch checkpoint, not a safetensors file with a recipe; give the "
+            "weights.safetensors of a run, or convert a PySlowFast checkpoint by "
             "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`"
         )
     if is_folder(name):
@@ -518,7 +501,7 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
         if error.reason == "unknown format":
             raise
         raise UserError(
-            f"{name}: not a safetensors file ({error.reason}); give the one a run has written"
+            f"{name}: not a safetensors file ({error.reason}); give the weights.safetensors of a run"
         ) from error
     return {key: metadata[key] for key in KINDS if key in metadata}
 

@@ -227,11 +227,21 @@ def _arguments(
     return {
         f"{where} of {name}": [
             argument.name if argument.default is argument.empty else f"{argument.name}={argument.default}"
-            for argument in inspect.signature(build).parameters.values()
+            for argument in _parameters(build).values()
             if argument.name not in supplied
         ]
         for name, build in builders.items()
     }
+
+
+def _parameters(build: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function or class; ``**shared`` stands for those of the base class."""
+    parameters = dict(inspect.signature(build).parameters)
+    rest = [name for name, one in parameters.items() if one.kind is one.VAR_KEYWORD]
+    if not rest or not isinstance(build, type) or build.__base__ is None:
+        return parameters
+    parameters.pop(rest[0])
+    return _parameters(build.__base__) | parameters
 
 
 # Classifiers: scores, predictions, features.

@@ -1,6 +1,6 @@
-"""Small video files of every kind that readers must cope with, written on the fly.
+"""Writers of small video files of every kind.
 
-Each frame carries its number as eight black or white patches, so that a test can tell which frame it got.
+Each frame shows its number as eight black or white patches, so that a test can identify it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ READERS = ["pyav", "auto", pytest.param("decord", marks=needs_decord)]
 
 
 def numbered_picture(number: int, width: int, height: int) -> np.ndarray:
-    """uint8 [H, W, 3]: eight patches that spell ``number`` in binary, a moving disc, one marked corner."""
+    """uint8 [H, W, 3]: eight patches with ``number`` in binary, a moving disc, one marked corner."""
     picture = np.full((height, width, 3), (60, 120, 90), np.uint8)
     picture[:, : width // 2, 0] += np.uint8(number % 40)
     for bit in range(8):
@@ -37,11 +37,11 @@ def numbered_picture(number: int, width: int, height: int) -> np.ndarray:
 
 
 def read_number(picture: np.ndarray) -> int:
-    """The number in a picture uint8 [H, W, 3] that stands upright."""
+    """The number in an upright picture, uint8 [H, W, 3]."""
     height, width = picture.shape[:2]
     row = picture[height * 9 // 16 : height * 11 // 16].mean(axis=(0, 2))
-    centres = (np.arange(8) * 2 + 1) * width // 16
-    return int(sum(1 << bit for bit in range(8) if row[centres[bit] - 1 : centres[bit] + 2].mean() > 128))
+    centers = (np.arange(8) * 2 + 1) * width // 16
+    return int(sum(1 << bit for bit in range(8) if row[centers[bit] - 1 : centers[bit] + 2].mean() > 128))
 
 
 def write_video(
@@ -66,7 +66,7 @@ def write_video(
     The display matrix is (a, b, c, d) in whole numbers; a rotation, in degrees, is counter-clockwise.
     """
     if codec == "libx264":
-        options = {"preset": "veryfast", "sc_threshold": "0", **options}  # key frames on time, none between
+        options = {"preset": "veryfast", "sc_threshold": "0", **options}  # key frames at fixed distances
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream: Any = container.add_stream(codec, rate=30, options={"threads": "1", **options})
         stream.width, stream.height, stream.pix_fmt = width, height, pixels
@@ -93,7 +93,7 @@ def write_video(
 
 
 def write_audio(path: Path) -> Path:
-    """A file of sound alone."""
+    """Write a file without pictures."""
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("aac", rate=16000, layout="mono")
         for number in range(20):
@@ -111,7 +111,7 @@ def _silence(number: int) -> av.AudioFrame:
 def copy_packets(
     source: Path, target: Path, keep: Callable[[int], bool], options: dict[str, str] | None = None
 ) -> Path:
-    """Copy the packets, by their number in the file, that ``keep`` says; nothing is encoded anew."""
+    """Copy the packets whose number in the file satisfies ``keep``, without encoding."""
     with av.open(str(source)) as old, av.open(str(target), "w", options=options or {}) as new:
         stream = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
@@ -140,13 +140,23 @@ def copy_to_avi(source: Path, target: Path, *, slots: int = 60) -> Path:
     return target
 
 
+def write_with_damage(path: Path) -> Path:
+    """Write a video of key frames alone; the bytes of frame 20 are overwritten with zeros."""
+    write_video(path, codec="mjpeg", pixels="yuvj420p", b_frames=0)
+    data = bytearray(path.read_bytes())
+    frames = [i for i in range(len(data) - 1) if data[i : i + 2] == b"\xff\xd8"]
+    data[frames[20] : frames[21] - 12] = bytes(frames[21] - 12 - frames[20])
+    path.write_bytes(data)
+    return path
+
+
 def uneven_times(frames: int = FRAMES) -> list[int]:
     """Milliseconds with gaps of 10 to 90."""
     return np.cumsum(np.random.default_rng(0).integers(10, 90, frames)).tolist()
 
 
 OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=0"}
-# Key frames after which no earlier picture follows, and which yet leave the decoder's memory as it was.
+# Key frames that no earlier picture follows, but that do not reset the decoder.
 RECOVERY_POINTS = {
     "x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=100:min-keyint=3",
     "sc_threshold": "100",
@@ -155,7 +165,7 @@ VP9 = {"codec": "libvpx-vp9", "b_frames": 0, "cpu-used": "8", "deadline": "realt
 
 
 def make_all(folder: Path) -> dict[str, Path]:
-    """Every readable kind of file: name -> path. The name's ending is the container."""
+    """Write every readable kind of file: name -> path. The extension is the container."""
 
     def file(name: str, **arguments: Any) -> Path:
         return write_video(folder / name, **arguments)
@@ -206,7 +216,7 @@ def make_all(folder: Path) -> dict[str, Path]:
 
 
 def make_unreadable(folder: Path) -> dict[str, Path]:
-    """Files that cannot be read: cause, as a regular expression -> path."""
+    """Write files that cannot be read: cause, as a regular expression -> path."""
     whole = write_video(folder / "whole.mp4").read_bytes()
     front = copy_packets(
         folder / "whole.mp4", folder / "front.mp4", lambda _: True, {"movflags": "faststart"}

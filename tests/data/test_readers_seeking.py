@@ -1,4 +1,4 @@
-"""Pictures by time: the nearest of all that decoding everything gives, on every kind of file."""
+"""Frames by time: the nearest of all decoded frames, on every kind of file."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.data.make_videos import (
     read_number,
     uneven_times,
     write_video,
+    write_with_damage,
 )
 from tests.reference.decode import decode_all, decode_all_timed
 from tests.reference.key_frames import key_frame_indices
@@ -32,12 +33,12 @@ COUNTED = {"raw.h264", "mpeg4_b.avi", "h264_b.avi"}  # their packets carry no tr
 
 
 def nearest(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The number of the picture nearest to each time, one by one."""
+    """The index of the frame nearest to each time."""
     return np.array([int(np.abs(times - second).argmin()) for second in seconds])
 
 
 def clear_times(times: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Times at random, some beyond both ends, none of them about half-way between two pictures."""
+    """Random times, some beyond both ends, none of them near the middle between two frames."""
     seconds = rng.uniform(times[0] - 0.2, times[-1] + 0.2, 4 * count)
     distances = np.sort(np.abs(times[:, None] - seconds), axis=0)[:2]
     if len(times) > 1:
@@ -84,16 +85,15 @@ def test_clip_by_time_is_the_clip_by_number(tmp_path: Path, fps: float, ending: 
                 assert [read_number(picture) for picture in reader.read_at(seconds)] == expected.tolist()
 
 
-def test_of_two_equally_near_it_is_the_later_one() -> None:
-    """15 frames a second asked for at 30: every other time lies half-way."""
+def test_later_of_two_equally_near_frames_is_chosen() -> None:
+    """15 frames per second, requested at 30: every other time is in the middle."""
     pictures = np.stack([numbered_picture(number, 96, 64) for number in range(20)])
     with CountedReader(MemoryReader(pictures, fps=15.0)) as reader:
         clip = reader.read_at(np.arange(8) / 30)
         assert [read_number(picture) for picture in clip] == [0, 1, 1, 2, 2, 3, 3, 4]
 
 
-def test_seconds_of_uneven_pictures(tmp_path: Path) -> None:
-    """In milliseconds as they were written."""
+def test_times_of_uneven_frames_are_those_written(tmp_path: Path) -> None:
     times = np.array(uneven_times()) / 1000
     write_video(tmp_path / "vfr.mp4", milliseconds=uneven_times())
     wanted = [3, 4, 17, 30, 45]
@@ -102,14 +102,14 @@ def test_seconds_of_uneven_pictures(tmp_path: Path) -> None:
     assert [read_number(picture) for picture in clip] == wanted
 
 
-def test_each_picture_comes_once_with_all_its_places(files: dict[str, Path]) -> None:
+def test_each_frame_is_yielded_once_with_all_its_places(files: dict[str, Path]) -> None:
     with open_timed(files["plain.mp4"]) as reader:
         frames = reader.iter_frames_at([0.5, 0, 0.51])
         got = [(places.tolist(), read_number(picture)) for places, picture in frames]
     assert got == [([1], 0), ([0, 2], 15)]
 
 
-def test_only_the_neighbourhood_is_decoded(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_nearby_frames_are_decoded(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     fed = []
     decode = PyAvFile._decode_times
 
@@ -119,10 +119,10 @@ def test_only_the_neighbourhood_is_decoded(files: dict[str, Path], monkeypatch: 
     monkeypatch.setattr(PyAvFile, "_decode_times", count)
     with open_timed(files["plain.mp4"]) as reader:  # a key frame every 12
         assert read_number(reader.read_at([40 / 30])[0]) == 40
-        assert len(fed) <= 8  # from 36 to 40, and what is stored before 40 though it is shown later
+        assert len(fed) <= 8  # from 36 to 40, and frames stored before 40 and displayed later
         fed.clear()
         reader.read_at([1 / 30, 40 / 30])
-        assert len(fed) <= 12  # not what lies between
+        assert len(fed) <= 12  # not the frames between
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts bytes as Linux does")
@@ -150,14 +150,14 @@ def _bytes_read() -> int:
 def test_beyond_the_ends_the_first_and_the_last_repeat(files: dict[str, Path]) -> None:
     for name in ("plain.mp4", "plain.mkv", "plain.ts", "raw.h264"):
         with open_timed(files[name]) as reader:
-            last = (FRAMES - 1) / reader.fps  # raw streams count as recorded at 25 frames a second
+            last = (FRAMES - 1) / reader.fps  # raw streams are read at 25 frames per second
             clip = reader.read_at([-1.0, -0.1, 0.0, last, last + 0.1, last + 0.4])
         assert [read_number(picture) for picture in clip] == [0, 0, 0, *[FRAMES - 1] * 3], name
 
 
 def test_unreadable_file_names_its_cause(unreadable: dict[str, Path]) -> None:
     for cause, path in unreadable.items():
-        # Found when it is read, and a folder.
+        # The first error occurs when the file is read; the second is a folder.
         if not cause.startswith((r"truncated or damaged after", "no pictures in it")):
             with pytest.raises(VideoReadError, match=cause):
                 open_timed(path)
@@ -170,10 +170,8 @@ def test_unreadable_file_names_its_cause(unreadable: dict[str, Path]) -> None:
         (False, r"truncated or damaged: the last frame is at 2\.\d\d s, not at 5\.00 s"),
     ],
 )
-def test_file_cut_short_is_an_error_where_pictures_are_missing(
-    tmp_path: Path, inside: bool, words: str
-) -> None:
-    """In the middle of a picture or between two; not the last picture there is, again and again."""
+def test_truncated_file_is_an_error_at_missing_frames(tmp_path: Path, inside: bool, words: str) -> None:
+    """In the middle of a frame or between two; the last frame is not repeated."""
     pictures = [numbered_picture(number, 96, 64) for number in range(150)]
     write_mp4(tmp_path / "whole.mp4", pictures, keyframe_interval=12)
     front = copy_packets(
@@ -191,20 +189,15 @@ def test_file_cut_short_is_an_error_where_pictures_are_missing(
         assert read_number(reader.read_at([1.0])[0]) == 30  # an error leaves the reader usable
 
 
-def test_damaged_picture_is_an_error_not_a_neighbour(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "intra.mkv", codec="mjpeg", pixels="yuvj420p", b_frames=0)
-    data = bytearray(path.read_bytes())
-    frames = [i for i in range(len(data) - 1) if data[i : i + 2] == b"\xff\xd8"]
-    data[frames[20] : frames[21] - 12] = bytes(frames[21] - 12 - frames[20])
-    path.write_bytes(bytes(data))
-    with open_timed(path) as reader:
+def test_damaged_frame_is_an_error_and_not_a_neighbor(tmp_path: Path) -> None:
+    with open_timed(write_with_damage(tmp_path / "intra.mkv")) as reader:
         assert read_number(reader.read_at([0.7])[0]) == 21
         with pytest.raises(VideoReadError, match=r"the frame at 0\.67 s cannot be decoded"):
             reader.read_at([0.6, 2 / 3, 0.7])
 
 
-def test_pictures_that_end_before_the_wanted_time_are_an_error(files: dict[str, Path]) -> None:
-    """Matroska states the length of the whole alone, so only the time itself can tell."""
+def test_time_after_the_end_is_an_error(files: dict[str, Path]) -> None:
+    """Matroska states only the length of the whole file."""
     with open_timed(files["plain.mkv"]) as reader:
         assert isinstance(reader, SeekingReader)
         with pytest.raises(VideoReadError, match=r"the last frame is at 1\.57 s, before 5\.00 s"):

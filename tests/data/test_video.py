@@ -1,4 +1,4 @@
-"""Frames by index: every reader gives what decoding from the start gives, on every kind of file."""
+"""Frames by index: every reader equals decoding from the start, on every kind of file."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tests.data.make_videos import (
     read_number,
     uneven_times,
     write_video,
+    write_with_damage,
 )
 from tests.reference.decode import decode_all
 from videomaskfeat.data import readers_pyav, video
@@ -42,7 +43,7 @@ NAMES = [
     "cut_plain.mkv", "cut_plain.ts", "cut_open_groups.mp4", "cut_open_groups.mkv",
     "cut_vp9.webm",
 ]  # fmt: skip
-# The files that decord itself reads; for the others its frame numbers or colours are off (see containers.py).
+# The files that decord reads; for the others its frame indices or colors are wrong (see containers.py).
 DECORD_READS = {
     "plain.mp4", "sound.mp4", "one_frame.mp4", "one_group.mp4", "all_keys.mp4", "many_b.mp4", "vfr.mp4",
     "portrait.mp4", "turned_90.mp4", "turned_180.mp4", "turned_270.mp4", "vp9.webm", "vp9_odd_width.webm",
@@ -77,8 +78,7 @@ def test_same_index_gives_same_picture(files: dict[str, Path], name: str, reader
     ["plain.mp4", "vfr.mp4", "vp9.webm", "recovery_points.mp4", "turned_90.mp4", "plain.ts", "raw.h264"],
 )
 @pytest.mark.parametrize("reader", READERS)
-def test_one_after_the_other_gives_the_same_pictures(files: dict[str, Path], name: str, reader: str) -> None:
-    """The same reader's two ways: bit-equal."""
+def test_iter_frames_equals_read(files: dict[str, Path], name: str, reader: str) -> None:
     rng = np.random.default_rng(1)
     with open_video(files[name], reader) as opened:
         for count in (1, 6, 40):
@@ -119,18 +119,20 @@ def test_decord_reads_what_it_reads_exactly(files: dict[str, Path], name: str) -
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(("name", "degrees"), [("turned_90", 90), ("turned_180", 180), ("turned_270", 270)])
-def test_rotation_is_told_and_undone(files: dict[str, Path], name: str, degrees: int, reader: str) -> None:
+def test_rotation_is_reported_and_applied(
+    files: dict[str, Path], name: str, degrees: int, reader: str
+) -> None:
     info = probe(files[f"{name}.mp4"], reader)
     assert info.rotation_degrees == degrees
     assert (info.width, info.height) == ((96, 64) if degrees == 180 else (64, 96))
     with open_video(files[f"{name}.mp4"], reader) as opened:
         picture = opened.read([5])[0]
-    stored = np.rot90(picture, degrees // 90)  # numpy turns counter-clockwise: back to how it was written
+    stored = np.rot90(picture, degrees // 90)  # numpy rotates counterclockwise: undoes the rotation
     assert read_number(stored) == 5
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_probe_tells_the_facts(files: dict[str, Path], reader: str) -> None:
+def test_probe_returns_the_facts(files: dict[str, Path], reader: str) -> None:
     info = probe(files["plain.mp4"], reader)
     assert (info.frames, info.width, info.height, info.codec) == (FRAMES, 96, 64, "h264")
     assert info.fps == 30
@@ -142,11 +144,11 @@ def test_probe_tells_the_facts(files: dict[str, Path], reader: str) -> None:
     assert probe(files["one_frame.mp4"], reader).frames == 1
 
 
-def test_variable_frame_rate_is_told(files: dict[str, Path]) -> None:
+def test_variable_frame_rate_is_reported(files: dict[str, Path]) -> None:
     info = probe(files["vfr.mp4"])
     assert info.variable_frame_rate
     times = uneven_times()
-    # FFmpeg counts the last frame's duration too, which the file does not say: within a frame.
+    # FFmpeg includes the last frame's duration, which the file does not state: within a frame.
     assert info.fps == pytest.approx(1000 * (FRAMES - 1) / (times[-1] - times[0]), rel=1 / FRAMES)
     assert info.duration_seconds == pytest.approx((times[-1] - times[0]) / 1000 + 1 / info.fps, abs=0.001)
 
@@ -159,7 +161,7 @@ def test_unreadable_file_names_its_cause(unreadable: dict[str, Path], reader: st
         assert caught.value.path == str(path)
 
 
-def test_auto_takes_pyav_where_decord_refuses(
+def test_auto_uses_pyav_if_decord_fails_to_open(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -174,7 +176,7 @@ def test_auto_takes_pyav_where_decord_refuses(
 
 
 @needs_decord
-def test_auto_takes_pyav_from_the_first_frame_that_decord_refuses(
+def test_auto_switches_to_pyav_if_decord_fails_on_a_frame(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers_decord.DecordReader, "_read", _refuse_to_read)
@@ -185,7 +187,7 @@ def test_auto_takes_pyav_from_the_first_frame_that_decord_refuses(
 
 
 @needs_decord
-def test_auto_goes_on_in_pyav_in_the_middle_of_a_pass(
+def test_auto_switches_to_pyav_in_the_middle_of_a_pass(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = readers_decord.DecordReader._read
@@ -232,23 +234,15 @@ def test_index_outside_the_video_is_an_error(files: dict[str, Path], reader: str
                 opened.iter_frames(indices)
 
 
-def test_damaged_frame_is_an_error_not_a_neighbour(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "intra.mkv", codec="mjpeg", pixels="yuvj420p", b_frames=0)
-    data = bytearray(path.read_bytes())
-    frames = [i for i in range(len(data) - 1) if data[i : i + 2] == b"\xff\xd8"]
-    data[frames[20] : frames[21] - 12] = bytes(
-        frames[21] - 12 - frames[20]
-    )  # frame 20's picture is wiped out
-    path.write_bytes(bytes(data))
-    with open_video(path) as opened:
+def test_damaged_frame_is_an_error_and_not_a_neighbor(tmp_path: Path) -> None:
+    with open_video(write_with_damage(tmp_path / "intra.mkv")) as opened:
         assert read_number(opened.read([21])[0]) == 21
-        with pytest.raises(VideoReadError, match="frame 20 of 48 cannot be decoded"):
-            opened.read([19, 20, 21])
-        with pytest.raises(VideoReadError, match="frame 20 of 48 cannot be decoded"):
-            list(opened.iter_frames([19, 20, 21]))
+        for read in (opened.read, lambda indices: list(opened.iter_frames(indices))):
+            with pytest.raises(VideoReadError, match="frame 20 of 48 cannot be decoded"):
+                read([19, 20, 21])
 
 
-def test_only_the_asked_frames_are_converted(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_requested_frames_are_converted(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     converted = []
     picture = PyAvReader._picture
     monkeypatch.setattr(
@@ -273,7 +267,7 @@ def test_decoding_starts_at_the_key_frame_before(
     monkeypatch.setattr(PyAvReader, "_packets_from", count)
     with open_video(files["plain.mp4"], "pyav") as opened:
         opened.read([40])
-    assert len(fed) <= 8  # from 36 to 40, and what H.264 stores before 40 though it is shown later
+    assert len(fed) <= 8  # from 36 to 40, and frames that H.264 stores before 40 and displays later
 
 
 def test_nothing_is_written_to_the_terminal(
@@ -289,7 +283,7 @@ def test_nothing_is_written_to_the_terminal(
     assert capfd.readouterr() == ("", "")
 
 
-def test_error_survives_the_way_from_a_worker() -> None:
+def test_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(VideoReadError("a.mp4", "empty file (0 bytes)")))
     assert (error.path, error.cause, str(error)) == (
         "a.mp4",
@@ -317,7 +311,7 @@ def test_memory_stays_level_over_many_videos(files: dict[str, Path], reader: str
 
 @pytest.fixture
 def strange_files(tmp_path: Path) -> dict[str, Path]:
-    """What is no regular file and would block, by its name in a folder of frames too."""
+    """Special files, which would block, also in a folder of frames."""
     (tmp_path / "frames").mkdir()
     for name in ("pipe.mp4", "pipe.png", "frames/0001.jpg"):
         os.mkfifo(tmp_path / name)
@@ -349,7 +343,7 @@ def test_only_regular_files_are_read(strange_files: dict[str, Path], reader: str
 
 
 def test_playlist_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    """FFmpeg reads what a playlist names, and waits for more if that is a live recording."""
+    """FFmpeg would read the files in a playlist, and wait for more in a live recording."""
     shutil.copy(files["plain.ts"], tmp_path / "part.ts")
     (tmp_path / "live.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\npart.ts\n")
     (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile part.ts\n")
@@ -388,7 +382,7 @@ def test_clip_larger_than_the_memory_is_unreadable(
 
 
 def test_size_that_changes_is_scaled_to_the_first(tmp_path: Path) -> None:
-    """As ffmpeg does, also if a later picture is read first."""
+    """As in ffmpeg, also if a later picture is read first."""
     small = write_video(tmp_path / "small.mkv", frames=4, **VP9)
     large = write_video(tmp_path / "large.mkv", frames=4, width=128, height=96, **VP9)
     path = tmp_path / "both.mkv"
@@ -414,7 +408,7 @@ def test_size_that_changes_is_scaled_to_the_first(tmp_path: Path) -> None:
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
 
 
-def test_frames_are_those_given_in_memory_of_their_own() -> None:
+def test_frames_in_memory_are_copied() -> None:
     with MemoryReader(NOISE, fps=12.5) as video:
         assert (video.frames, video.fps, video.info.duration_seconds) == (6, 12.5, 0.48)
         assert (video.info.width, video.info.height) == (5, 4)

@@ -1,6 +1,6 @@
-"""Runs cases one after another in a child process, the victim, and watches its time and memory.
+"""Runs cases one after another in a child process, the victim, and monitors its time and memory.
 
-The parent imports nothing of the package: it survives whatever a case does to the victim.
+The parent does not import the package: it survives whatever a case does to the victim.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
@@ -23,18 +23,18 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 KINDS = ("media", "lists", "configs", "checkpoints", "weights")
 _POLL_SECONDS = 0.02
-_STALL_SECONDS = 0.2  # from one look at a victim to the next; what is longer is no fault of the victim
+_STALL_SECONDS = 0.2  # between two checks of a victim; a longer time is not caused by the victim
 _READY_SECONDS = 180.0  # imports and sample files, on a busy machine
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a case may use.
+    """Limits of a case.
 
     Attributes:
         seconds: wall time, without the time that its processes waited for a processor.
-        growth_bytes: resident memory of the victim and its children above that at the start of the case.
+        growth_bytes: growth of the resident memory of the victim and its children during the case.
     """
 
     seconds: float = 20.0
@@ -46,12 +46,12 @@ class Finding:
     """A case that failed.
 
     Attributes:
-        kind: of the input.
-        seed: of the case.
-        entry: what was called.
+        kind: kind of the input.
+        seed: seed of the case.
+        entry: entry point that was called.
         what: traceback, crash, hang, growth.
         detail: traceback, or the last lines of the victim's output.
-        folder: where the input is kept.
+        folder: folder with the input.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Finding:
 
     @property
     def signature(self) -> str:
-        """Equal for findings of one cause: the error's type and the innermost line of the package."""
+        """The same for findings with one cause: the error's type and the innermost line of the package."""
         frames = re.findall(r'File ".*?/(videomaskfeat/[^"]+)", line (\d+)(?:,)? in (\S+)', self.detail)
         if self.what != "traceback":
             frames = frames[:1]  # the dump of a crash lists the innermost frame first
@@ -81,12 +81,12 @@ class Finding:
 
 @dataclass
 class Outcome:
-    """What the cases of a kind came to.
+    """The outcome of all cases of a kind.
 
     Attributes:
-        kind: of the inputs.
-        entries: number of cases for each first word of their entry.
-        refused: number of cases that ended in a promised error or an exit code other than 0.
+        kind: kind of the inputs.
+        entries: number of cases per first word of their entry.
+        refused: number of cases with a documented error or an exit code other than 0.
         findings: the cases that failed.
         seconds: wall time, without the start of the victim.
     """
@@ -99,7 +99,7 @@ class Outcome:
 
     @property
     def cases(self) -> int:
-        """Number of cases that were run."""
+        """Number of cases."""
         return self.entries.total()
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class Outcome:
         )
 
     def report(self) -> str:
-        """Each cause once, with the number of its cases and the first of them."""
+        """Each cause with the number of its cases and the first one."""
         causes: dict[str, list[Finding]] = {}
         for finding in self.findings:
             causes.setdefault(finding.signature, []).append(finding)
@@ -119,15 +119,14 @@ class Outcome:
 
 
 class Victim:
-    """A child process that takes cases of one kind."""
+    """A child process that runs cases of one kind, ready after the constructor.
+
+    Args:
+        module: module of the kind; see ``victim.py``.
+        folder: folder for sample files, files of the case and the output.
+    """
 
     def __init__(self, module: str, folder: Path) -> None:
-        """Start it and wait until it is ready.
-
-        Args:
-            module: of the kind; see ``victim.py``.
-            folder: for sample files, the case's files and the output.
-        """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.pipe, theirs = Pipe()
@@ -160,12 +159,12 @@ class Victim:
             return None
 
     def last_lines(self, count: int = 40) -> str:
-        """The end of what it wrote."""
+        """The end of its output."""
         lines = self.output.read_text(errors="replace").splitlines()
         return "\n".join([line for line in lines if not line.startswith("Extension modules:")][-count:])
 
     def stop_with_stack(self) -> None:
-        """Have it write its stack, which its fault handler does on SIGABRT, and end it."""
+        """Let its fault handler write the stack, on SIGABRT, and end it."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGABRT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -173,7 +172,7 @@ class Victim:
         self.close()
 
     def close(self) -> None:
-        """End it and all that it started."""
+        """End it and all its children."""
         self.pipe.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -189,19 +188,17 @@ def fuzz(
     cases: int | None = None,
     bounds: Bounds = Bounds(),
     module: str | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Run the cases ``first``, ``first + 1``, ... of a kind.
 
     Args:
-        kind: of the inputs.
-        seconds: stop after this wall time; the start of the first victim is not part of it.
-        keep: folder for everything; inputs of failed cases stay there.
+        kind: kind of the inputs.
+        seconds: maximum wall time, without the start of the first victim.
+        keep: folder for all files; inputs of failed cases remain there.
         first: seed of the first case.
-        cases: stop after this many cases.
-        bounds: what a case may use.
+        cases: maximum number of cases.
+        bounds: limits of a case.
         module: Python module that makes the cases; default: that of the kind.
-        say: called with each finding.
     """
     module = module or f"tests.fuzz.{kind}"
     victim = Victim(module, keep / kind)
@@ -213,8 +210,6 @@ def fuzz(
             finding = _run(victim, kind, seed, bounds, outcome, keep)
             if finding is not None:
                 outcome.findings.append(finding)
-                if say is not None:
-                    say(str(finding))
                 if finding.what != "traceback":
                     victim.close()
                     victim = Victim(module, keep / kind)
@@ -229,7 +224,7 @@ def fuzz(
 def _run(
     victim: Victim, kind: str, seed: int, bounds: Bounds, outcome: Outcome, keep: Path
 ) -> Finding | None:
-    """Run a case and watch it; a victim that does not answer is ended."""
+    """Run a case and monitor it; a victim that does not answer is ended."""
 
     def finding(what: str, detail: str) -> Finding:
         return _kept(victim, Finding(kind, seed, entry, what, detail, keep / f"{kind}-{seed}"))
@@ -263,7 +258,7 @@ def _run(
 
 
 class _Clock:
-    """The time that a process has had: not that in which the machine stood, or others had the processor."""
+    """The time of a process, without that in which the machine stood still or others had the processor."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -272,9 +267,9 @@ class _Clock:
         self._waited = _waited_seconds(pid)
 
     def passed(self, seconds: float) -> bool:
-        """Whether it has had that much, or four times as much with its waiting. Call it often."""
+        """Whether it had this much time, or four times as much with waiting. Call it often."""
         now = time.monotonic()
-        # If the machine stands still or is too busy for this process, too, that says nothing of the case.
+        # If the machine stands still or is too busy for this process too, the case does not cause it.
         self._seen += min(now - self._last, _STALL_SECONDS)
         self._last = now
         if self._seen <= seconds:
@@ -284,7 +279,7 @@ class _Clock:
 
 
 def _kept(victim: Victim, finding: Finding) -> Finding:
-    """Move the case's files, among which may be pipes and sparse files, to where they stay."""
+    """Move the files of the case, which may be pipes and sparse files, to the folder of the finding."""
     shutil.rmtree(finding.folder, ignore_errors=True)
     case = victim.folder / "case"
     if case.exists():
@@ -306,7 +301,7 @@ def _environment() -> Mapping[str, str]:
 
 
 def _family(pid: int) -> list[int]:
-    """The process and its descendants, as far as they can be seen."""
+    """The process and its visible descendants."""
     parents: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -320,13 +315,13 @@ def _family(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> int:
-    """Resident bytes of a process and its descendants; what they share counts for each."""
+    """Resident bytes of a process and its descendants; shared memory counts for each."""
     pages = (_read(f"/proc/{one}/statm").split() for one in _family(pid))
     return sum(int(fields[1]) for fields in pages if len(fields) > 1) * _PAGE
 
 
 def _waited_seconds(pid: int) -> float:
-    """For how long a process and its descendants were ready to run while others had the processor."""
+    """Time in which a process and its descendants were ready to run while others had the processor."""
     fields = (_read(f"/proc/{one}/schedstat").split() for one in _family(pid))
     return sum(int(one[1]) for one in fields if len(one) > 1) / 1e9
 

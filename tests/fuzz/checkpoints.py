@@ -1,4 +1,4 @@
-"""Checkpoints of a run that is resumed: the newest one is damaged, and an older whole one lies beside it."""
+"""Checkpoints of a resumed run: the newest one is damaged, and an older one is intact."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def prepare(material: Path) -> None:
     train.write_text("".join(train.read_text().splitlines(keepends=True)[:2]))
     os.chdir(material)
     assert main(list(_TRAIN)) == 0
-    for name in (_NEWEST, _OLDER):  # without the time that it took, so that equal seeds give equal bytes
+    for name in (_NEWEST, _OLDER):  # without the duration, so that equal seeds give equal bytes
         path = Path("run", "checkpoints", name)
         content = torch.load(path, weights_only=True)
         content["progress"]["seconds"] = 1.0
         torch.save(content, path)
-    for path in Path("run").iterdir():  # what only the report needs, and what differs from run to run
+    for path in Path("run").iterdir():  # files that only the report needs, or that differ from run to run
         if path.name == "tensorboard":
             shutil.rmtree(path)
         elif path.name not in ("config.yaml", "checkpoints"):
@@ -46,7 +46,7 @@ def prepare(material: Path) -> None:
 
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:
-    """A damaged checkpoint, and who resumes from it."""
+    """A damaged checkpoint, and its reader."""
     rng = random.Random(f"checkpoints {seed}")
     os.symlink(material / "data", "data")
     shutil.copytree(material / "run", "run")
@@ -57,7 +57,7 @@ def make_case(seed: int, material: Path, folder: Path) -> Case:
         path.write_bytes(mutate_bytes(whole, rng))
     elif choice < 0.7:
         path.write_bytes(damaged_archive(whole, rng))
-        kept = False  # some of these hold what reads as code, which is refused
+        kept = False  # some of these contain code, which is rejected
     elif choice < 0.75:
         path.write_bytes(rng.choice([b"", b"PK", b"PK\x05\x06" + b"\x00" * 18, b"text\n" * 9, whole[:-1]]))
     else:
@@ -67,13 +67,13 @@ def make_case(seed: int, material: Path, folder: Path) -> Case:
     if rng.random() < 0.1:
         shutil.copy(path, path.with_name(_OLDER))
         kept = False
-    if choice >= 0.75 or rng.random() < 0.03:  # only the run itself looks at what the parts hold
+    if choice >= 0.75 or rng.random() < 0.03:  # only the run itself checks the content
         return verb(*_TRAIN)
     return Case(f"load_newest ({_OLDER} is {'whole' if kept else 'not relied on'})", lambda: _load(kept))
 
 
 def _load(kept: bool) -> None:
-    """Read the newest whole checkpoint; with ``kept`` there is one and it must be found."""
+    """Read the newest intact checkpoint; with ``kept`` there is one, which must be found."""
     from videomaskfeat.engine.checkpoint import CheckpointFolder
     from videomaskfeat.errors import UserError
 
@@ -88,7 +88,7 @@ def _load(kept: bool) -> None:
 
 
 def _damaged_content(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """What a checkpoint holds with a part of another type or size."""
+    """The content of a checkpoint with a value of another type or size."""
     content = {**content, "model": dict(content["model"])}
     part = rng.choice(["all", "progress", "optimizer", "random", "failures", "fingerprint", "model"])
     if part == "all":
@@ -110,7 +110,7 @@ def _other_part(rng: random.Random) -> Any:
 
 
 def damaged_archive(data: bytes, rng: random.Random) -> bytes:
-    """A torch file, a zip archive, with changed members and right check sums, or with a damaged directory."""
+    """A torch file (a zip archive) with changed members and valid check sums, or a damaged directory."""
     choice = rng.random()
     if choice < 0.3:
         return _damaged_directory(data, rng)

@@ -1,4 +1,4 @@
-"""YAML configs of every verb that takes one, ours and PySlowFast's, and overrides on the command line."""
+"""YAML configs of every verb, also PySlowFast's, and overrides on the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DETECT = {
     "machine": {"device": "cpu", "precision": "auto", "clips_at_once": 8},
 }
 _BOUNDED = ("data.workers=0", "run.device=cpu", "run.compile=false", "run.folder=run")
-"""Last on the command line, whatever a damaged config says: no processes, and no other folder."""
+"""Last on the command line, to override a damaged config: no processes, and no other folder."""
 _OVERRIDES = (
     "", "=", "a", "optim", "optim=", "optim.epochs", "optim.epochs=", ".=1", "optim..epochs=1",
     "optim.epochs=x", "optim.epochs=[", "optim.epochs={a", "optim.epochs=${data.train}", "optim.epochs=${",
@@ -57,7 +57,7 @@ def prepare(material: Path) -> None:
 
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:
-    """A damaged config, and the verb that takes it."""
+    """A damaged config, and the verb that reads it."""
     rng = random.Random(f"configs {seed}")
     make = rng.choices((_config, _overrides, _training, _compare, _detect, _slowfast), (8, 3, 1, 2, 1, 3))[0]
     return make(rng, material)
@@ -69,7 +69,7 @@ def _sample(rng: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def _config(rng: random.Random, material: Path) -> Case:
-    """A config whose list of videos is missing: all is built up to there."""
+    """A config with a missing list of videos: everything before it is built."""
     name, tree = _sample(rng)
     Path("config.yaml").write_bytes(mutate_document(tree, rng))
     return verb(name, "--config", "config.yaml", "data.train=missing.csv", *_BOUNDED)
@@ -83,7 +83,7 @@ def _overrides(rng: random.Random, material: Path) -> Case:
 
 
 def _training(rng: random.Random, material: Path) -> Case:
-    """One step on two videos, under a config with a damaged value or two."""
+    """One step on two videos, with one or two damaged values in the config."""
     tree: dict[str, Any] = {"optim": {}, "run": {"pictures": 0}, "mask": {}, "clip": {}, "data": {}}
     for override in TINY:
         section, _, rest = override.partition(".")
@@ -92,19 +92,19 @@ def _training(rng: random.Random, material: Path) -> Case:
     tree["optim"].update(learning_rate=1e-3, betas=[0.9, 0.95], gradient_clip=1.0, weight_decay=0.05)
     tree["target"] = {"name": "hog", "arguments": {"bins": 9}}
     Path("config.yaml").write_bytes(to_text(mutate_tree(tree, rng)))
-    bounds = (
+    sizes = [
         "optim.epochs=1",
         "optim.batch_size=2",
         "optim.base_batch_size=2",
         "clip.frames=4",
         "clip.crop=32",
-    )
+    ]
     train = f"data.train={material / 'sample' / 'train.csv'}"
-    return verb("pretrain", "--config", "config.yaml", train, *bounds, *_BOUNDED)
+    return verb("pretrain", "--config", "config.yaml", train, *sizes, *_BOUNDED)
 
 
 def _compare(rng: random.Random, material: Path) -> Case:
-    """The plan of a comparison, which is made before its first run."""
+    """The plan of a comparison."""
     from videomaskfeat.config import load_config
     from videomaskfeat.jobs.compare import plan_runs
     from videomaskfeat.schemas import CompareConfig

@@ -1,4 +1,4 @@
-"""Files on which a reader once aborted, or used gigabytes or minutes; each is read by every reader."""
+"""Files on which a reader once aborted, or used gigabytes or minutes; every reader reads each of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ UNREADABLE = ("no_codec.mp4",)
 
 
 def prepare(material: Path) -> None:
-    """Import what reads, so that the memory of the modules is not counted."""
+    """Import the readers, so that the memory of their modules is not counted."""
     for name in ("decord", "av", "videomaskfeat.data.video"):
         importlib.import_module(name)
 
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:
-    """File and reader by number."""
+    """The file and reader of a number."""
     from videomaskfeat.data.video import VideoReadError
 
     path, reader = CORPUS[seed // len(READERS)], READERS[seed % len(READERS)]

@@ -95,7 +95,7 @@ def prepare(material: Path) -> None:
 
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:
-    """A damaged list, and who reads it."""
+    """A damaged list, and its reader."""
     rng = random.Random(f"lists {seed}")
     make = rng.choices(
         (_videos, _frames, _names, _ava, _scores, _run_folder, _features), (8, 1, 2, 5, 2, 2, 1)
@@ -209,7 +209,7 @@ def _ava(rng: random.Random, material: Path, folder: Path) -> Case:
 
 
 def _with_actions(name: str, rng: random.Random) -> str:
-    """A file of detections for the score: the damaged one, or rows of the ground truth with scores."""
+    """Detections to score: the damaged file, or rows of the ground truth with scores."""
     if name == "boxes.csv":
         return name
     rows = [row.split(b",") for row in Path("train.csv").read_bytes().splitlines()]
@@ -218,7 +218,7 @@ def _with_actions(name: str, rng: random.Random) -> str:
 
 
 def _scores(rng: random.Random, material: Path, folder: Path) -> Case:
-    """Two files of scores of which one is damaged: as bytes, or an array of it."""
+    """Two files of scores, one of them with damaged bytes or a damaged array."""
     data = (material / "a.npz").read_bytes()
     if rng.random() < 0.4:
         data = mutate_bytes(data, rng)
@@ -262,7 +262,7 @@ def _without_member(data: bytes, rng: random.Random) -> bytes:
 
 
 def _run_folder(rng: random.Random, material: Path, folder: Path) -> Case:
-    """A run folder with one of its texts damaged, and its report."""
+    """A run folder with a damaged text, and its report."""
     run = folder / "run"
     run.mkdir()
     damaged = rng.choice(list(_RUN))
@@ -276,7 +276,7 @@ def _run_folder(rng: random.Random, material: Path, folder: Path) -> Case:
 
 
 def _features(rng: random.Random, material: Path, folder: Path) -> Case:
-    """A folder of features with one of its files damaged."""
+    """A folder of features with a damaged file."""
     from videomaskfeat import read_features
 
     Path("meta.json").write_text(json.dumps({"format": 1, "finished": True, "settings": {}}))

@@ -58,7 +58,7 @@ def prepare(material: Path) -> None:
 
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:
-    """A damaged video, picture or folder of frames, and who reads it."""
+    """A damaged video, picture or folder of frames, and its reader."""
     rng = random.Random(f"media {seed}")
     name = rng.choice([*_VIDEOS, *_VIDEOS, *_PICTURES, "frames"])
     path = folder / f"{rng.choice(_STEMS)}.{name}"
@@ -99,7 +99,7 @@ def _entry(rng: random.Random, material: Path, path: Path) -> Case:
 
 
 def read_video(path: str, reader: str) -> None:
-    """Open a video, read some of its frames twice, and check the form of what comes."""
+    """Open a video, read some of its frames twice, and check their shape."""
     from videomaskfeat.data.video import open_video
 
     with open_video(path, reader) as video:
@@ -132,19 +132,7 @@ def _damaged(data: bytes, name: str, rng: random.Random) -> bytes:
 
 def _mp4_places(data: bytes) -> Iterator[tuple[int, int]]:
     """(start, size) of the fields of an mp4's boxes: sizes, counts, times and table entries."""
-    inner = {
-        b"moov",
-        b"trak",
-        b"mdia",
-        b"minf",
-        b"stbl",
-        b"edts",
-        b"moof",
-        b"traf",
-        b"mvex",
-        b"dinf",
-        b"udta",
-    }
+    inner = frozenset(b"moov trak mdia minf stbl edts moof traf mvex dinf udta".split())
 
     def walk(start: int, end: int) -> Iterator[tuple[int, int]]:
         while start + 8 <= end:
@@ -168,19 +156,8 @@ def _mp4_places(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _ebml_places(data: bytes) -> Iterator[tuple[int, int]]:
     """(start, size) of the sizes and short values of a Matroska file's elements."""
-    inner = {
-        0x18538067,
-        0x1549A966,
-        0x1654AE6B,
-        0xAE,
-        0xE0,
-        0x1F43B675,
-        0x1C53BB6B,
-        0xBB,
-        0xB7,
-        0xA0,
-        0x1A45DFA3,
-    }
+    inner = {0x18538067, 0x1549A966, 0x1654AE6B, 0xAE, 0xE0, 0x1F43B675, 0x1C53BB6B, 0xBB, 0xB7, 0xA0}
+    inner.add(0x1A45DFA3)
 
     def number(place: int, *, keep: bool) -> tuple[int, int]:
         width = 9 - data[place].bit_length() if data[place] else 9
@@ -206,18 +183,13 @@ def _ebml_places(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _start_places(data: bytes) -> Iterator[tuple[int, int]]:
-    """Words of the first 400 bytes, where AVI, PNG, BMP and GIF have their numbers."""
+    """Words of the first 400 bytes, which contain the numbers of AVI, BMP, GIF and WebP."""
     for place in range(min(len(data) - 4, 400)):
-        yield place, rng_width(place)
-
-
-def rng_width(place: int) -> int:
-    """1, 2 or 4 bytes, in turn."""
-    return (1, 2, 4, 2)[place % 4]
+        yield place, (1, 2, 4, 2)[place % 4]
 
 
 def _png_places(data: bytes) -> Iterator[tuple[int, int]]:
-    """Width, height and form of a PNG, and the sizes of its chunks."""
+    """Width, height and color type of a PNG, and the sizes of its chunks."""
     yield from [(16, 4), (16, 4), (20, 4), (20, 4), (24, 1), (25, 1), (8, 4), (33, 4)]
 
 
@@ -247,12 +219,12 @@ _PLACES: dict[str, Callable[[bytes], Iterator[tuple[int, int]]]] = {
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """A PNG whose first chunk's check sum is right again, so that its numbers are believed."""
+    """A PNG with a correct check sum of its first chunk, so that its numbers are used."""
     return data[:29] + struct.pack(">I", zlib.crc32(data[12:29])) + data[33:]
 
 
 def _replace_by_special(path: Path, rng: random.Random) -> None:
-    """What is no plain file, or one that is mostly a hole."""
+    """Replace a file by a special file, a sparse file or another content."""
     content = path.read_bytes()
     choice = rng.randrange(5)
     if choice == 0:
@@ -271,7 +243,7 @@ def _replace_by_special(path: Path, rng: random.Random) -> None:
 
 
 def _damage_frames(folder: Path, rng: random.Random) -> None:
-    """A folder of frames with some of them damaged, missing, renamed, or no plain file."""
+    """Damage, remove, rename or replace some files of a folder of frames."""
     for _ in range(rng.choice([1, 2, 4])):
         path = rng.choice(sorted(folder.iterdir()))
         choice = rng.randrange(6)

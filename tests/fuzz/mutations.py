@@ -1,4 +1,4 @@
-"""Damage to bytes, texts and trees of plain data; whatever is drawn comes from the given generator."""
+"""Damage to bytes, texts and trees of plain data, drawn from the given generator."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 LARGE = (2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64, 10**12, 10**30)
-"""Integers at the ends of what types hold. None between: what is only slow is no fault."""
+"""Integers at the limits of types. None between: a slow case is not a finding."""
 
-RAW = "\u241f"  # marks a text that stands in a document as it is, without quotes
+RAW = "\u241f"  # marks a text that is inserted into a document without quotes
 RAW_VALUES = (
     "!!set {a, b}",
     "!!python/object/apply:os.getcwd []",
@@ -50,7 +50,7 @@ _DEEP = 100_000
 
 
 def strange_value(rng: random.Random) -> Any:
-    """A value that a document may hold and that is seldom meant."""
+    """An unusual value of a document."""
     kind = rng.randrange(9)
     if kind == 0:
         return rng.choice([None, True, False])
@@ -72,7 +72,7 @@ def strange_value(rng: random.Random) -> Any:
 
 
 def plain_value(rng: random.Random) -> Any:
-    """As :func:`strange_value`, without what only a text can hold."""
+    """As :func:`strange_value`, without values that only a text can contain."""
     while _is_raw(value := strange_value(rng)):
         pass
     return value
@@ -121,9 +121,9 @@ def _keys(tree: Any) -> list[Any]:
 
 
 def to_text(tree: Any, *, indent: int | None = None) -> bytes:
-    """A tree as JSON, which is YAML too, with marked texts put in as they are.
+    """A tree as JSON, which is also YAML, with marked texts inserted without quotes.
 
-    Lone surrogates become the bytes that they stand for in file names, which are no UTF-8.
+    Lone surrogates become the bytes that they represent in file names, which are not UTF-8.
     """
     text = json.dumps(tree, indent=indent, ensure_ascii=False)
     for raw in RAW_VALUES:
@@ -132,14 +132,14 @@ def to_text(tree: Any, *, indent: int | None = None) -> bytes:
 
 
 def nested(rng: random.Random) -> bytes:
-    """A document of very many levels, or one that is cut within them."""
+    """A document with very many levels, possibly truncated."""
     opening, closing = rng.choice([("[", "]"), ('{"a": ', "}"), ("- ", ""), ("a:\n", "")])
     levels = rng.choice([1000, _DEEP])
     return (opening * levels + "1" + closing * rng.choice([levels, 0])).encode()
 
 
 def reencode(data: bytes, rng: random.Random) -> bytes:
-    """The text in an encoding that is not expected, or bytes that are no text."""
+    """The text in an unexpected encoding, or bytes that are not text."""
     text = data.decode("utf-8", "surrogateescape")
     return rng.choice(
         [
@@ -160,7 +160,7 @@ def reencode(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """One to four random damages to any kind of file; half of them near its start."""
+    """One to four random changes to any kind of file, half of them near its start."""
     for _ in range(rng.choice([1, 1, 2, 4])):
         if not data:
             return bytes(rng.randrange(256) for _ in range(rng.randrange(20)))
@@ -193,7 +193,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_rows(data: bytes, rng: random.Random, separator: bytes) -> bytes:
-    """A table with some of its fields, rows or separators changed."""
+    """A table with changed fields, rows or separators."""
     rows = [row.split(separator) for row in data.split(b"\n") if row]
     ends = b"\n"
     for _ in range(rng.choice([1, 1, 2, 5])):
@@ -238,7 +238,7 @@ def mutate_document(tree: Any, rng: random.Random) -> bytes:
 
 
 def merged(tree: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Two trees of mappings as one; the second one's values win."""
+    """Merge two trees of mappings; values of the second one win."""
     both = dict(tree)
     for key, value in more.items():
         own = both.get(key)

@@ -1,4 +1,4 @@
-"""Damaged inputs of every kind are read or refused, and what a victim does wrong is found."""
+"""Damaged inputs of every kind are read or rejected, and failures of a victim are found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from videomaskfeat.errors import UserError
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="victims are watched through Linux' /proc")
 
 SECONDS = float(os.environ.get("VIDEOMASKFEAT_FUZZ_SECONDS", "60"))
-"""For all kinds together."""
+"""Seconds for all kinds together."""
 DIGEST = """
 import hashlib, random
 from tests.fuzz.mutations import mutate_bytes, mutate_document, mutate_rows
@@ -34,7 +34,7 @@ for seed in range(200):
 print(total.hexdigest())
 """
 CASES = {"media": 400, "lists": 300, "configs": 200, "checkpoints": 100, "weights": 300}
-"""Cases per kind at most, so that a faster machine finds nothing that was not seen before."""
+"""Maximum number of cases per kind, so that a faster machine runs no cases that were never run before."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,7 +66,7 @@ def test_seed_beyond_the_known_files_is_refused(
     assert capsys.readouterr().err == f"case {seed} of known is unknown: its cases are 0..14\n"
 
 
-def test_what_a_victim_does_wrong_is_found(tmp_path: Path) -> None:
+def test_failures_of_a_victim_are_found(tmp_path: Path) -> None:
     outcome = fuzz(
         "stubs",
         seconds=200.0,
@@ -110,11 +110,11 @@ def test_equal_seeds_give_equal_bytes_whatever_the_hashes() -> None:
     assert len(digests.pop().strip()) == 64
 
 
-# What the victim of the test above runs; it imports this module.
+# The victim of the test above imports this module.
 
 
 def prepare(material: Path) -> None:
-    """Nothing is needed."""
+    """Do nothing."""
 
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:

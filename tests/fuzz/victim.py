@@ -28,12 +28,12 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Case:
-    """An input, and the entry point that takes it.
+    """An input, and the entry point that reads it.
 
     Attributes:
-        entry: words for people; the first one names the entry point.
-        run: calls it.
-        allowed: errors that the entry point promises, besides UserError and RunFailed.
+        entry: description; its first word is the name of the entry point.
+        run: calls the entry point.
+        allowed: errors that the entry point documents, besides UserError and RunFailed.
     """
 
     entry: str
@@ -42,7 +42,7 @@ class Case:
 
 
 class Refused(Exception):
-    """A verb ended with an exit code that means an error which it has named."""
+    """A verb ended with the exit code of a reported error."""
 
 
 def verb(*arguments: str | Path) -> Case:
@@ -64,18 +64,18 @@ def verb(*arguments: str | Path) -> Case:
 
 
 def run_case(case: Case) -> dict[str, Any]:
-    """Run a case; what came of it."""
+    """Run a case and return its outcome."""
     from videomaskfeat.errors import RunFailed, UserError
 
-    # Each verb may have closed or replaced these. Names that are no text must not raise here either.
+    # A verb may have closed or replaced these. Names that are not UTF-8 must not raise here either.
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8", line_buffering=True)
     sys.stderr = io.TextIOWrapper(
         io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
     before, peak = _memory("VmRSS"), "VmHWM"
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    except OSError:  # not on every machine; what a case has allocated for a moment is then not seen
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    except OSError:  # not on every machine; then short allocations are not measured
         peak = "VmRSS"
     outcome, detail = "read", ""
     try:
@@ -98,7 +98,7 @@ def _memory(name: str) -> int:
 
 
 def make_case(maker: Any, seed: int, material: Path, folder: Path) -> Case:
-    """The case of a seed; the folder is emptied and becomes the current one."""
+    """The case of a seed; the folder is emptied and becomes the current folder."""
     os.chdir(material)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -107,7 +107,7 @@ def make_case(maker: Any, seed: int, material: Path, folder: Path) -> Case:
 
 
 def main(module: str, folder: Path, descriptor: int) -> None:
-    """Take seeds from the pipe until it is closed."""
+    """Run the cases of the seeds in the pipe until it is closed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()

@@ -1,4 +1,4 @@
-"""Weights files: safetensors of every kind of network, and PySlowFast's .pyth."""
+"""Weights files: safetensors of every kind of model, and PySlowFast's .pyth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _GOLDEN = ("maskfeat_mvitv2_video", "mvitv2_kinetics", "mae_vit_video", "maskfea
 
 
 def prepare(material: Path) -> None:
-    """Write whole files, and a video to use them on."""
+    """Write weights files, and a video for them."""
     write_pretrained(material / "pretrained.safetensors")
     write_classifier(material / "classifier.safetensors")
     write_detector(material / "detector.safetensors")
@@ -44,7 +44,7 @@ def prepare(material: Path) -> None:
 
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:
-    """A damaged file of weights, and who loads it."""
+    """A damaged weights file, and its reader."""
     rng = random.Random(f"weights {seed}")
     for name in ("video.mp4", "boxes.csv"):
         shutil.copy(material / name, name)
@@ -98,7 +98,7 @@ def _target_of(name: str, given: str, bounded: tuple[str, ...]) -> Case:
 
 
 def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header, in sorted order, and tensors of a safetensors file."""
+    """Sorted header and tensors of a safetensors file."""
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -112,7 +112,7 @@ def _joined(header: bytes, body: bytes, size: int | None = None) -> bytes:
 def _damaged(header: dict[str, Any], body: bytes, rng: random.Random) -> bytes:
     choice = rng.random()
     metadata = header["__metadata__"]
-    if choice < 0.55:  # a recipe or the arguments, which are JSON within
+    if choice < 0.55:  # a recipe or the arguments, which are JSON
         name = rng.choice([name for name in metadata if metadata[name].startswith("{")])
         if rng.random() < 0.08:
             text = nested(rng).decode()
@@ -139,14 +139,14 @@ def _damaged(header: dict[str, Any], body: bytes, rng: random.Random) -> bytes:
 
 
 def _strange_numbers(body: bytes, rng: random.Random) -> bytes:
-    """Numbers that are not finite, or extreme, in place of some weights."""
+    """Non-finite or extreme numbers in place of some weights."""
     words = [b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff\xff\x7f\x7f", b"\x00\x00\x80\xff"]
     start = rng.randrange(0, len(body) - 64, 4)
     return body[:start] + rng.choice(words) * 8 + body[start + 32 :]
 
 
 def _pyth(rng: random.Random) -> Case:
-    """A PySlowFast checkpoint, damaged as an archive or in what it holds."""
+    """A PySlowFast checkpoint with a damaged archive or content."""
     golden = ROOT / "tests" / "golden" / rng.choice(_GOLDEN)
     if rng.random() < 0.5:
         data = damaged_archive((golden / "checkpoint.pyth").read_bytes(), rng)
@@ -161,7 +161,7 @@ def _pyth(rng: random.Random) -> Case:
 
 
 def _without_tensors(content: Any, rng: random.Random) -> Any:
-    """Plain mappings of what a checkpoint holds; the state may lie under another key or with a prefix."""
+    """A checkpoint as plain mappings; the state may have another key or a prefix."""
     state = dict(content["model_state"])
     prefix = rng.choice(["", "", "module.", "_orig_mod.", "model."])
     state = {prefix + name: value for name, value in state.items()}

@@ -176,7 +176,7 @@ def test_wrong_arguments_are_named(folder: Path, frames: np.ndarray, classifier:
 
 
 def test_loading_errors_name_the_cause(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="weights of a pre-training run, and a classifier's are needed"):
+    with pytest.raises(UserError, match="weights of a pre-training run, not weights of a classifier"):
         load_classifier(folder / "pretrained.safetensors")
     with pytest.raises(UserError, match=r"model\.pyth: a PyTorch checkpoint, .*import-slowfast"):
         load_encoder(folder / "model.pyth")

@@ -1,4 +1,4 @@
-"""Graphs in files: names, batch sizes, opsets and texts of what is written, and what cannot be written."""
+"""Exported graphs: names, batch sizes, opsets and metadata, and the errors of exporting."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.interop import export
 from videomaskfeat.interop.export import (
     Graph,
+    Run,
     load_onnx,
     load_program,
     require_onnx,
@@ -56,14 +57,17 @@ def by_hand(graph: Graph, clips: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return tokens.sum(dim=1), tokens
 
 
+SAVE = {"torch": save_program, "onnx": functools.partial(save_onnx, opset=20)}
+
+
+def save_and_load(path: Path, graph: Graph, format: str, *, batch: int, any_batch: bool) -> Run:
+    SAVE[format](path, graph, inputs(batch), any_batch=any_batch, metadata={})
+    return load_program(path) if format == "torch" else load_onnx(path)
+
+
 @pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_file_accepts_any_batch_size(tmp_path: Path, toy: Graph, format: str) -> None:
-    path = tmp_path / "toy"
-    if format == "torch":
-        save_program(path, toy, inputs(2), any_batch=True, metadata={})
-    else:
-        save_onnx(path, toy, inputs(2), any_batch=True, opset=20, metadata={})
-    run = load_program(path) if format == "torch" else load_onnx(path)
+    run = save_and_load(tmp_path / "toy", toy, format, batch=2, any_batch=True)
     for batch in (1, 3, 7):
         clips, mask = inputs(batch)
         found = run((clips, mask))
@@ -75,12 +79,7 @@ def test_file_accepts_any_batch_size(tmp_path: Path, toy: Graph, format: str) ->
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_file_with_fixed_batch_size_rejects_others(tmp_path: Path, toy: Graph, format: str) -> None:
-    path = tmp_path / "toy"
-    if format == "torch":
-        save_program(path, toy, inputs(1), any_batch=False, metadata={})
-    else:
-        save_onnx(path, toy, inputs(1), any_batch=False, opset=20, metadata={})
-    run = load_program(path) if format == "torch" else load_onnx(path)
+    run = save_and_load(tmp_path / "toy", toy, format, batch=1, any_batch=False)
     assert run(inputs(1))[0].shape == (1, 2)
     with pytest.raises(Exception, match=r"(?i)dimension|size"):
         run(inputs(2))
@@ -167,7 +166,6 @@ def test_weights_above_the_onnx_limit_are_refused(
 def test_full_disk_raises_os_error(
     tmp_path: Path, toy: Graph, format: str, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    """Not an abort, as torch's own writer of programs ends in."""
-    save = save_program if format == "torch" else functools.partial(save_onnx, opset=20)
+    """Torch's own writer would abort the process."""
     with full_disk(100), pytest.raises(OSError, match="File too large"):
-        save(tmp_path / "x", toy, inputs(2), any_batch=True, metadata={})
+        SAVE[format](tmp_path / "x", toy, inputs(2), any_batch=True, metadata={})

@@ -1,4 +1,4 @@
-"""Hugging Face's detection models as plug-ins: our preparation and reading of their outputs, and words."""
+"""Hugging Face detection models as plug-ins: inputs, outputs, and errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from videomaskfeat.interop.huggingface import PersonDetector, _class_scores, _re
 
 @pytest.fixture(scope="module")
 def yolos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A YOLOS of random weights with three classes, as `save_pretrained` writes it, and a preprocessor."""
+    """A folder with a random YOLOS of three classes and its preprocessor."""
     transformers = pytest.importorskip("transformers")
     config = transformers.YolosConfig(
         hidden_size=16,
@@ -34,7 +34,7 @@ def yolos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("yolos")
     model = transformers.YolosForObjectDetection(config)
-    for parameter in model.parameters():  # some begin at 0, and all objects would be alike
+    for parameter in model.parameters():  # some are initially 0, which would make all objects equal
         parameter.data += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     settings = {
@@ -47,7 +47,7 @@ def yolos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_boxes_equal_the_models(yolos: Path) -> None:
-    """Against the network called by hand on a picture of the size it wants: no resizing, so float32 equal."""
+    """The model itself on a picture of its own size, which is not resized."""
     detect = PersonDetector(model=str(yolos), threshold=0.0, device="cpu")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
     found = detect(pictures)
@@ -87,18 +87,15 @@ def test_unknown_class_and_model_are_refused(yolos: Path, tmp_path: Path) -> Non
 
 def test_error_without_transformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(
-        UserError,
-        match=r"needs the package transformers; pip install "
-        r"'videomaskfeat\[detector\]'",
-    ):
+    words = r"needs the package transformers; pip install 'videomaskfeat\[detector\]'"
+    with pytest.raises(UserError, match=words):
         PersonDetector(model="hustvl/yolos-tiny")
 
 
 @pytest.mark.parametrize(
     ("settings", "size"),
     [
-        ({"shortest_edge": 800, "longest_edge": 1333}, (750, 1333)),  # 1080 x 1920: the long side decides
+        ({"shortest_edge": 800, "longest_edge": 1333}, (750, 1333)),  # 1080 x 1920: limited by the long side
         ({"shortest_edge": 512}, (512, 910)),
         ({"height": 640, "width": 640}, (640, 640)),
     ],

@@ -1,4 +1,4 @@
-"""The way back to PySlowFast: names and values as recorded, and a YAML that describes the same model."""
+"""Export to PySlowFast: recorded names and values, and YAMLs of the same model."""
 
 from __future__ import annotations
 

@@ -141,7 +141,9 @@ def test_weights_that_saw_other_pixels_are_told_of(
     code, _, text = verb("detect-train", *actions.overrides(tmp_path / "run"), *options)
     assert code == 0, text
     assert f"weights from {weights}" in text
-    assert ("these weights saw pixels less 0.45, by 0.225; here clip.mean is 0.5" in text) == (mean == 0.5)
+    assert ("these weights were trained with mean 0.45 and std 0.225, but clip.mean is 0.5" in text) == (
+        mean == 0.5
+    )
 
 
 def test_choices_of_frames_and_boxes_are_named_in_the_result(

@@ -433,7 +433,7 @@ def test_wrong_boxes_are_named(
         ({"smooth_seconds": -1.0}, "smoothing over -1 must be a number of seconds"),
         ({"min_iou": 0.0}, "min IoU 0 must be above 0"),
         ({"min_iou": 3.0}, "min IoU 3 must be above 0, and at most 1"),
-        ({"max_gap_seconds": -1.0}, "max gap -1 must be a number of seconds, 0 or more"),
+        ({"max_gap_seconds": -1.0}, "max gap -1 must be a number of seconds, at least 0"),
         ({"clips_at_once": 0}, "clips_at_once=0: must be at least 1"),
         ({"boxes": "nowhere.csv"}, "nowhere.csv: no such file"),
     ],

@@ -397,7 +397,7 @@ def test_template_without_a_label_is_refused(made: Path, run: Run) -> None:
 def test_pretrained_weights_need_neighbors(made: Path, run: Run) -> None:
     assert_refused(
         run("evaluate", made / "pretrained.safetensors", made / "val.csv"),
-        "pretrained.safetensors: weights of a pre-training run, and a classifier's are needed",
+        "pretrained.safetensors: weights of a pre-training run, not weights of a classifier",
         "or score the features of these weights with --knn TRAIN_LIST",
     )
 

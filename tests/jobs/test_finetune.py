@@ -136,9 +136,9 @@ def test_other_normalization_than_that_of_the_weights_causes_a_warning(
     short = ["optim.epochs=0.25", "optim.warmup_epochs=0"]
     code, text = finetune(f"model.weights={pretrained}", f"clip.mean={mean}", *short)
     assert code == 0, text
-    words = "these weights saw pixels less 0.45, by 0.225; here clip.mean is (0.485, 0.456, 0.406)"
+    words = "these weights were trained with mean 0.45 and std 0.225, but clip.mean is (0.485, 0.456, 0.406)"
     assert (words in text) == warned
-    assert ("these weights saw" in text) == warned
+    assert ("these weights were trained" in text) == warned
 
 
 def test_probe_leaves_the_encoder_alone(finetune: Finetune, pretrained: Path, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_weights_without_a_channel_order_cause_a_warning(finetune: Finetune, tmp
     torch.save({"model_state": create_model("maskfeat_mvitv2_nano", **ENCODER).state_dict()}, path)
     code, text = finetune(f"model.weights={path}")
     assert code == 0, text
-    assert "slowfast.pyth does not say in which order its model takes colours" in text
+    assert "slowfast.pyth does not contain the order and normalization of color channels" in text
     assert "import-slowfast" in text
 
 

@@ -195,7 +195,7 @@ def test_list_belongs_to_evaluate(weights: Path, tmp_path: Path, verb: Verb) -> 
 def test_wrong_weights_are_refused(videos: Path, tmp_path: Path, verb: Verb) -> None:
     pretrained = write_pretrained(tmp_path / "pretrained.safetensors")
     for path, words in (
-        (pretrained, "weights of a pre-training run, and a classifier's are needed"),
+        (pretrained, "weights of a pre-training run, not weights of a classifier"),
         (tmp_path / "model.pyth", "videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT"),
         (tmp_path, "is a folder; give the weights file in it"),
         (tmp_path / "nowhere.safetensors", "no such file"),

@@ -269,9 +269,9 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         ),
         (
             ["mask.ratio=0.01"],
-            ["mask.ratio 0.01 with mask.cell [2, 16, 16]", "leaves nothing hidden", "2x2x2"],
+            ["mask.ratio 0.01 with mask.cell [2, 16, 16]", "leaves no hidden cells", "2x2x2"],
         ),
-        (["mask.ratio=0.99"], ["mask.ratio 0.99 with mask.cell [2, 16, 16]", "leaves nothing visible"]),
+        (["mask.ratio=0.99"], ["mask.ratio 0.99 with mask.cell [2, 16, 16]", "leaves no visible cells"]),
         (["mask.ratio=1.5"], ["mask.ratio 1.5 must be above 0 and below 1"]),
         (["method=maskd"], ["method.name 'maskd' is unknown; did you mean 'masked'?"]),
         (

@@ -193,7 +193,9 @@ def test_no_readable_video_is_a_mistake(checkpoint: Path, videos: Path, tmp_path
 
 def test_weights_without_recipe_are_refused(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
     save_file(load_file(checkpoint), tmp_path / "bare.safetensors")
-    with pytest.raises(UserError, match=r"bare.safetensors: holds no pre-training recipe"):
+    with pytest.raises(
+        UserError, match=r"bare.safetensors: weights without a recipe, not weights of a pre-training run"
+    ):
         visualize(tmp_path / "bare.safetensors", [str(videos / "disc.v1.mp4")], tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Accuracies, use of a vocabulary and spread, against closed forms and slow loops."""
+"""Accuracies, codebook use and spread of features, against closed forms and slow loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from videomaskfeat.metrics.accuracy import (
     Accuracy,
     accuracy,
     class_accuracies,
-    code_counts,
     confusion_matrix,
     direction_std,
     directions,
@@ -23,7 +22,6 @@ from videomaskfeat.metrics.accuracy import (
     label_ranks,
     perplexity,
     predictions,
-    used_codes,
 )
 
 
@@ -60,7 +58,7 @@ def test_accuracies_equal_plain_python(classes: int, levels: int) -> None:
 
 
 def test_mean_class_is_over_classes_not_videos() -> None:
-    """Nine videos of class 0, all right; one of class 2, wrong; none of class 1."""
+    """Nine correct videos of class 0, one wrong video of class 2, none of class 1."""
     scores = np.tile([1.0, 0.0, 0.5], (10, 1))
     labels = np.array([0] * 9 + [2])
     result = accuracy(scores, labels)
@@ -71,7 +69,7 @@ def test_mean_class_is_over_classes_not_videos() -> None:
 
 
 def test_equal_scores_rank_the_lower_class_first() -> None:
-    """A model that says nothing is right about class 0 alone, and its last class is last."""
+    """Constant scores are correct for class 0 only; the last class ranks last."""
     scores = np.zeros((8, 8), np.float32)
     assert label_ranks(scores, np.arange(8)).tolist() == list(range(8))
     result = accuracy(scores, np.arange(8))
@@ -112,24 +110,17 @@ def test_nan_scores_are_refused() -> None:
         accuracy(scores, np.array([0, 1]))
 
 
-def test_counts_include_every_code() -> None:
-    tokens = torch.tensor([[[0, 2], [2, 4]]])
-    assert code_counts(tokens, 6).tolist() == [1, 0, 2, 0, 1, 0]
-    assert used_codes(code_counts(tokens, 6)) == 3
-
-
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
         ([7, 0, 0, 0], 1.0),  # one code
-        ([5, 5, 5, 5], 4.0),  # all alike
+        ([5, 5, 5, 5], 4.0),  # equal use
         ([3, 0, 3, 0], 2.0),
-        # shares 1/2, 1/4, 1/4: an entropy of 1.5 bits
-        ([2, 1, 1, 0], 2**1.5),
+        ([2, 1, 1, 0], 2**1.5),  # shares 1/2, 1/4, 1/4: an entropy of 1.5 bits
     ],
 )
 def test_perplexity_of_known_usage(counts: list[int], expected: float) -> None:
-    """A closed form in float64: equal to 1e-12."""
+    """Closed form in float64, tolerance 1e-12."""
     assert perplexity(torch.tensor(counts)).item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -145,7 +136,7 @@ def std(features: torch.Tensor) -> float:
 
 
 def test_direction_std_is_the_deviation_of_unit_vectors() -> None:
-    """Against a loop over rows in float64; float32 means, 1e-5."""
+    """A loop over rows in float64; float32 means, tolerance 1e-5."""
     features = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)) + 0.5
     expected = reference.direction_std(features.flatten(0, 1).tolist())
     assert std(features) == pytest.approx(expected, rel=1e-5)

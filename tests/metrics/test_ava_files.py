@@ -1,7 +1,8 @@
-"""AVA's files as users have them, and the words for what is wrong with them."""
+"""Formats of AVA's files, and the errors for invalid ones."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ FOUND = "vidA,0902,0.1,0.1,0.5,0.5,12,0.9\nvidB,0903,0.2,0.2,0.9,0.8,12,0.8\n"
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    """A small ground truth, detections, label map and exclusions; a test writes over one of them."""
+    """A small ground truth, detections, label map and exclusions; tests overwrite one of them."""
     written = {"truth.csv": TRUTH, "found.csv": FOUND, "labels.pbtxt": LABELS, "excluded.csv": ""}
     for name, text in written.items():
         (tmp_path / name).write_text(text)
@@ -39,7 +40,7 @@ def score(files: dict[str, Path]) -> float:
 
 
 def test_scores_of_a_small_set(files: dict[str, Path]) -> None:
-    """Both persons stand and are found; that one talks is not."""
+    """Both standing persons are detected; the talking one is not."""
     result = evaluate_files(files["truth"], files["found"], files["labels"])
     assert result.ap == {12: 1.0, 79: 0.0}
     assert result.mean_ap == 0.5
@@ -77,7 +78,7 @@ def test_spellings_of_a_file_are_equivalent(
 
 
 def test_block_size_does_not_change_the_result(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks cut rows anywhere; a row may be longer than a block."""
+    """Blocks end anywhere in a row; a row may be longer than a block."""
     whole = read_ava(*golden_files(golden))
     for block in (40, 1000):
         monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", block)
@@ -98,7 +99,7 @@ def test_error_in_a_late_block_has_the_right_line(
 
 
 def test_numbers_equal_pythons_float(tmp_path: Path, files: dict[str, Path]) -> None:
-    """To the last bit, whatever their length."""
+    """Bit for bit, for numbers of any length."""
     rng = np.random.default_rng(0)
     scores = [*map(str, rng.random(50) * 10.0 ** rng.integers(-12, 3, 50)), "1e-320", "-0", "+3", "5."]
     files["found"].write_text("".join(f"vidA,902,0.1,0.1,0.5,0.5,12,{text}\n" for text in scores))
@@ -115,7 +116,7 @@ def test_excluded_times_are_removed_from_both_files(files: dict[str, Path]) -> N
 
 
 def test_rows_without_a_listed_action_are_ignored(files: dict[str, Path]) -> None:
-    """Yet a person without an action is a person of the key frame."""
+    """A person without action still counts as a person of the key frame."""
     person, other = "vidA,0902,0.5,0.5,0.9,0.9,,2\n", "vidA,0902,0.6,0.5,0.9,0.9,80,3\n"
     files["truth"].write_text(TRUTH + person + other)
     files["found"].write_text(FOUND + "vidA,0902,0.5,0.5,0.9,0.9,,0.95\nvidA,0902,0.5,0.5,0.9,0.9,3,0.95\n")
@@ -127,7 +128,7 @@ def test_rows_without_a_listed_action_are_ignored(files: dict[str, Path]) -> Non
 
 
 def test_detections_in_unknown_videos_are_reported_false_positives(files: dict[str, Path]) -> None:
-    """The first of three is wrong: precisions 1/2 and 2/3, both lifted to 2/3."""
+    """The first of three detections is false: precisions 1/2 and 2/3, both interpolated to 2/3."""
     files["found"].write_text(FOUND + "vidZ,0902,0.1,0.1,0.5,0.5,12,0.99\nvidZ,0902,0.1,0.1,0.5,0.5,3,0.1\n")
     files["excluded"].write_text("vidQ,0902\n")
     data = read_ava(*files.values())
@@ -143,7 +144,7 @@ def test_empty_detections_score_zero(files: dict[str, Path]) -> None:
 
 
 def test_ground_truth_as_detections_scores_one(files: dict[str, Path]) -> None:
-    """Seven columns: every detection is as sure as the others."""
+    """Seven columns: all scores are 1."""
     rows = [line.rpartition(",")[0] for line in TRUTH.splitlines()]
     files["found"].write_text("\n".join(rows))
     assert score(files) == 1.0
@@ -161,7 +162,7 @@ def test_both_formats_of_a_label_map(tmp_path: Path) -> None:
 
 
 def test_written_detections_are_read_back_exactly(tmp_path: Path, files: dict[str, Path]) -> None:
-    """float32 boxes and scores to the bit, tiny ones too."""
+    """float32 boxes and scores bit for bit, also very small ones."""
     rng = np.random.default_rng(0)
     key_frames = [("vidA", 902.0), ("vidA", 1000.0000000001), ("vidB", 903.0), ("vidB", 1012.125)]
     corners = np.concatenate([rng.random((40, 2)) * 0.4, 0.5 + rng.random((40, 2)) * 0.4], axis=1)
@@ -184,7 +185,7 @@ def test_written_detections_are_read_back_exactly(tmp_path: Path, files: dict[st
 
 
 def test_written_detections_have_the_same_score(golden: Path, tmp_path: Path) -> None:
-    """In memory, and from the file: the key frames of both sides are numbered alike."""
+    """The score in memory equals the score of the written file."""
     files = golden_files(golden)
     data = read_ava(*files)
     frames, places = np.unique(data.detections.frames, return_inverse=True)
@@ -265,32 +266,8 @@ def test_invalid_row_is_refused(files: dict[str, Path], side: str, row: str, wor
         score(files)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("inf", r"the score 'inf' of .* is not finite; give a number, or leave the row out"),
-        ("nan", r"the score 'nan' of .* is not finite"),
-        ("1e999", r"the score '1e999' of .* is not finite"),
-        ("", r"the score of 'vidA.*' is empty"),
-        ("0.5.1", r"the score '0.5.1' of .* is not a number"),
-        ("\u0663", r"the score '\u0663' of .* is not a number"),
-        ("0" * 99, r"the score '0{40}\.\.\.0{37}' has more than 64 characters"),
-    ],
-)
-def test_invalid_score_is_refused(files: dict[str, Path], text: str, words: str) -> None:
-    files["found"].write_text(f"{FOUND}vidA,902,0.1,0.1,0.5,0.5,12,{text}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=rf"found\.csv:3: {words}"):
-        score(files)
-
-
-def test_first_row_with_one_invalid_field_is_not_a_header(files: dict[str, Path]) -> None:
-    files["found"].write_text("vidA,soon,0.1,0.1,0.5,0.5,12,0.5\n" + FOUND)
-    with pytest.raises(UserError, match=r"found\.csv:1: the second 'soon' of"):
-        score(files)
-
-
 def test_header_in_a_later_row_is_refused(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where files were put together, and even where a block begins with them."""
+    """For example in concatenated files, also at the start of a block."""
     monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", len(FOUND))
     files["found"].write_text(FOUND + "video,second,x1,y1,x2,y2,action,score\n" + FOUND)
     with pytest.raises(UserError, match=r"found\.csv:3: the (\w+) '\1' of 'video,.*' is not a number"):
@@ -317,7 +294,7 @@ def test_box_slightly_outside_the_frame_is_accepted(files: dict[str, Path]) -> N
     ids=["weights", "gzip", "utf-16", "nul"],
 )
 def test_binary_file_is_refused(files: dict[str, Path], side: str, content: bytes, kind: str) -> None:
-    """Named by its path, what it is and what belongs there; none of its bytes is shown."""
+    """The error names the path, the kind of file and the expected format, without printing its bytes."""
     files[side].write_bytes(content)
     form = {"excluded": "a CSV file with rows `video,second`", "labels": "a label map with `item {"}
     with pytest.raises(UserError) as caught:
@@ -342,22 +319,6 @@ def test_other_encodings_and_line_ends_are_read(files: dict[str, Path], side: st
         )
 
 
-def test_file_in_another_format_is_refused(files: dict[str, Path]) -> None:
-    files["found"].write_text("vidA 902 0.1 0.1 0.5 0.5 12 0.5\n")
-    with pytest.raises(
-        UserError, match=r"found\.csv:1: 'vidA .*' has 1 column, and 7 or 8 are needed: `video,.*comma"
-    ):
-        score(files)
-
-
-def test_person_boxes_are_not_detections(files: dict[str, Path]) -> None:
-    files["found"].write_text('vidA,902,0.1,0.1,0.5,0.5,,0.9\nvidB,903,0.1,0.1,0.5,0.5,"",0.8\n')
-    with pytest.raises(
-        UserError, match=r"found\.csv: no row has an action, so this is a list of person boxes"
-    ):
-        score(files)
-
-
 @pytest.mark.parametrize("name", ["truth", "found", "labels", "excluded"])
 def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
     files[name].unlink()
@@ -365,72 +326,79 @@ def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
         score(files)
 
 
-def test_ground_truth_without_rows_is_refused(files: dict[str, Path]) -> None:
-    files["truth"].write_text("\n")
-    with pytest.raises(UserError, match=r"truth\.csv: has no rows; ground truth has a row `video,second,x1"):
+@pytest.mark.parametrize(
+    ("side", "text", "words"),
+    [
+        *(
+            ("found", f"{FOUND}vidA,902,0.1,0.1,0.5,0.5,12,{score}\n", rf":3: the score {words}")
+            for score, words in (
+                ("inf", "'inf' of .* is not finite; give a number, or leave the row out"),
+                ("nan", "'nan' of .* is not finite"),
+                ("1e999", "'1e999' of .* is not finite"),
+                ("", "of 'vidA.*' is empty"),
+                ("0.5.1", "'0.5.1' of .* is not a number"),
+                ("\u0663", "'\u0663' of .* is not a number"),
+                ("0" * 99, r"'0{40}\.\.\.0{37}' has more than 64 characters"),
+            )
+        ),
+        # One invalid field does not make a row a header.
+        ("found", "vidA,soon,0.1,0.1,0.5,0.5,12,0.5\n" + FOUND, r":1: the second 'soon' of"),
+        (
+            "found",
+            "vidA 902 0.1 0.1 0.5 0.5 12 0.5\n",
+            r":1: 'vidA .*' has 1 column, and 7 or 8 are needed: `video,.*comma",
+        ),
+        (
+            "found",
+            'vidA,902,0.1,0.1,0.5,0.5,,0.9\nvidB,903,0.1,0.1,0.5,0.5,"",0.8\n',
+            ": no row has an action, so this is a list of person boxes",
+        ),
+        ("truth", "\n", ": has no rows; ground truth has a row `video,second,x1"),
+        ("excluded", "vidB,903,1\n", ":1: 'vidB,903,1' has 3 columns, and 2 are needed: `video,second`, sep"),
+        ("excluded", "vidA,0902\nvidB\n", ":2: 'vidB' has 1 column, and the first row has 2"),
+        ("excluded", "vidB,9O3\n", ":1: the second '9O3' of 'vidB,9O3' is not a number; a row is `video,sec"),
+        ("excluded", "video,second\nvidB,\n", ":2: the second of 'vidB,' is empty"),
+        (
+            "labels",
+            LABELS.replace("  id: 79\n", ""),
+            r":5: the action 'talk .*' has no id; write `id: 12` \(or `label_id: 12`\)",
+        ),
+        ("labels", 'item { name: "stand" }', ":1: the action 'stand' has no id"),
+        (
+            "labels",
+            LABELS.replace("79", "0"),
+            ":5: the id '0' of the action 'talk .*' is not a positive integer",
+        ),
+        ("labels", LABELS.replace("79", "7.9"), r":5: the id '7.9' of the action"),
+        ("labels", LABELS.replace("79", "12"), ":5: the id 12 is repeated; give each action its own"),
+        (
+            "labels",
+            "stand\nwalk\n",
+            r': has no action; give a label map with `item \{ name: "stand" id: 12 \}`',
+        ),
+        ("labels", "", ": has no action"),
+    ],
+)
+def test_invalid_content_is_refused(files: dict[str, Path], side: str, text: str, words: str) -> None:
+    files[side].write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{re.escape(files[side].name)}{words}"):
         score(files)
 
 
 def test_ground_truth_without_scored_rows_is_refused(files: dict[str, Path]) -> None:
-    files["truth"].write_text(
-        "vidA,902,0.1,0.1,0.5,0.5,3,0\nvidA,902,0.1,0.1,0.5,0.5,,0\nvidB,903,0.1,0.1,0.5,0.5,12,0\n"
-    )
+    box = "0.1,0.1,0.5,0.5"
+    files["truth"].write_text(f"vidA,902,{box},3,0\nvidA,902,{box},,0\nvidB,903,{box},12,0\n")
     files["excluded"].write_text("vidB,0903")
-    with pytest.raises(
-        UserError,
-        match=r"truth\.csv: none of its 3 rows can be scored: 1 have actions that .*labels\.pbtxt does not "
-        "list, 1 have no action, 1 are at excluded times; use files of one version",
-    ):
-        score(files)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (
-            "vidB,903,1\n",
-            r":1: 'vidB,903,1' has 3 columns, and 2 are needed: `video,second`, separated by commas",
-        ),
-        ("vidA,0902\nvidB\n", r":2: 'vidB' has 1 column, and the first row has 2"),
-        ("vidB,9O3\n", r":1: the second '9O3' of 'vidB,9O3' is not a number; a row is `video,second`"),
-        ("video,second\nvidB,\n", r":2: the second of 'vidB,' is empty"),
-    ],
-)
-def test_invalid_exclusion_is_refused(files: dict[str, Path], text: str, words: str) -> None:
-    files["excluded"].write_text(text)
-    with pytest.raises(UserError, match=rf"excluded\.csv{words}"):
-        score(files)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (
-            LABELS.replace("  id: 79\n", ""),
-            r":5: the action 'talk .*' has no id; write `id: 12` \(or `label_id: 12`\)",
-        ),
-        ('item { name: "stand" }', r":1: the action 'stand' has no id"),
-        (
-            LABELS.replace("79", "0"),
-            r":5: the id '0' of the action 'talk .*' is not a positive integer",
-        ),
-        (LABELS.replace("79", "7.9"), r":5: the id '7.9' of the action"),
-        (LABELS.replace("79", "12"), r":5: the id 12 is repeated; give each action its own"),
-        (
-            "stand\nwalk\n",
-            r': has no action; give a label map with `item \{ name: "stand" id: 12 \}`',
-        ),
-        ("", r": has no action"),
-    ],
-)
-def test_invalid_label_map_is_refused(files: dict[str, Path], text: str, words: str) -> None:
-    files["labels"].write_text(text)
-    with pytest.raises(UserError, match=rf"labels\.pbtxt{words}"):
+    words = (
+        r"truth\.csv: none of its 3 rows can be scored: 1 have actions that .*labels\.pbtxt does not list, "
+        "1 have no action, 1 are at excluded times; use files of one version"
+    )
+    with pytest.raises(UserError, match=words):
         score(files)
 
 
 def test_detections_in_key_frames_without_persons_are_false_positives(files: dict[str, Path]) -> None:
-    """Rows without a box name key frames of the ground truth: what is found in them is wrong, and known."""
+    """Ground truth rows without a box name key frames without persons."""
     files["found"].write_text(FOUND + "vidB,0905,0.2,0.2,0.9,0.8,12,0.99\nvidC,7,0.2,0.2,0.9,0.8,12,0.95\n")
     before = read_ava(*files.values())
     assert (before.bare_rows, before.unknown_videos) == (1, ["vidC"])
@@ -439,5 +407,5 @@ def test_detections_in_key_frames_without_persons_are_false_positives(files: dic
     data = read_ava(*files.values())
     assert (data.bare_rows, data.unknown_videos, data.detection_counts.used) == (0, [], 4)
     assert data.groundtruth_counts.rows == 3
-    # of the four detections of standing, the two best are wrong: precision 1/3 at recall 1/2, 2/4 at 1
+    # The two highest of four detections are false: precision 1/3 at recall 1/2, 2/4 at recall 1.
     assert evaluate_files(*list(files.values())[:3]).ap[12] == pytest.approx(0.5)

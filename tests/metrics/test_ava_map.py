@@ -1,10 +1,11 @@
-"""AVA's score against the official script's figures, a version in plain Python, and closed forms."""
+"""AVA's frame mAP against the official script, a plain Python version, and closed forms."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def golden_files(golden: Path) -> list[str]:
 
 
 def random_rows(seed: int, *, frames: int = 12, levels: int = 8) -> tuple[GroundTruth, Detections]:
-    """Crowded key frames on a coarse grid of corners: equal boxes, equal overlaps and equal scores abound."""
+    """Crowded key frames with corners on a coarse grid: many equal boxes, overlaps and scores."""
     rng = np.random.default_rng(seed)
 
     def boxes(count: int) -> np.ndarray:
@@ -52,7 +53,7 @@ def random_rows(seed: int, *, frames: int = 12, levels: int = 8) -> tuple[Ground
 
 
 def plain(groundtruth: GroundTruth, detections: Detections) -> tuple[list[Row], list[Row]]:
-    """The same rows for the plain version; key frames by number, as the seconds of one video."""
+    """The same rows for the plain version; key frames are seconds of one video."""
     truth, found = (
         [
             Row(("v", float(frame)), tuple(box), action, score)
@@ -66,7 +67,7 @@ def plain(groundtruth: GroundTruth, detections: Detections) -> tuple[list[Row], 
 
 
 def test_equals_the_official_script(golden: Path) -> None:
-    """To 1e-6 as promised; seen: 2e-16, since the sums are the same up to their order."""
+    """Tolerance 1e-6; the largest difference seen is 2e-16."""
     expected = json.loads((golden / "ava" / "ava_expected.json").read_text())["metrics"]
     result = evaluate_files(*golden_files(golden))
     assert result.mean_ap == pytest.approx(expected["PascalBoxes_Precision/mAP@0.5IOU"], abs=1e-6)
@@ -77,7 +78,7 @@ def test_equals_the_official_script(golden: Path) -> None:
 
 @pytest.mark.parametrize("keep", [None, 7])
 def test_files_equal_the_plain_version(golden: Path, keep: int | None) -> None:
-    """1e-12: float64 sums in another order."""
+    """Tolerance 1e-12: float64 sums in another order."""
     files = golden_files(golden)
     mean, ap = frame_map(*files, keep=keep)
     result = evaluate_files(*files, rows_per_frame=keep)
@@ -117,7 +118,7 @@ def test_chunk_size_does_not_change_matches(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("keep", [None, 5])
 def test_order_of_rows_does_not_change_the_result(keep: int | None) -> None:
-    """As parts of several processes come together; equal scores included."""
+    """For example the order in which several processes contribute rows; with equal scores."""
     groundtruth, detections = random_rows(4, levels=3)
     first = average_precision(groundtruth, detections, actions=ACTIONS, rows_per_frame=keep)
     rng = np.random.default_rng(0)
@@ -137,84 +138,75 @@ def test_order_of_rows_does_not_change_the_result(keep: int | None) -> None:
         }
 
 
-def one_action(boxes: list[list[float]], scores: list[float], frames: list[int]) -> Detections:
-    return Detections(
-        np.array(frames),
-        np.array(boxes, dtype=float).reshape(-1, 4),
-        np.full(len(frames), 2),
-        np.array(scores),
-    )
-
-
 BOX, OTHER, FAR = [0.1, 0.1, 0.5, 0.5], [0.12, 0.1, 0.52, 0.5], [0.6, 0.6, 0.9, 0.9]
 
 
-def test_curve_by_hand() -> None:
-    """Right, wrong, right of 4: precision 1, then 2/3 at recall 1/2, and nothing beyond: (1 + 2/3) / 4."""
-    truth = GroundTruth(np.array([0, 1, 2, 3]), np.array([BOX] * 4), np.full(4, 2))
-    found = one_action([BOX, FAR, BOX], [0.9, 0.8, 0.7], [0, 0, 1])
-    assert average_precision(truth, found, actions=[2]).mean_ap == pytest.approx((1 + 2 / 3) / 4, abs=1e-15)
+def truth_of(boxes: list[list[float]], frames: list[int], actions: list[int] | None = None) -> GroundTruth:
+    """Ground truth of these boxes; action 2 by default."""
+    return GroundTruth(np.array(frames), np.array(boxes), np.array(actions or [2] * len(frames)))
 
 
-def test_later_precision_lifts_earlier_points() -> None:
-    """Wrong, right, right of 2: the point of the first hit takes the 2/3 of the second."""
-    truth = GroundTruth(np.array([0, 1]), np.array([BOX] * 2), np.full(2, 2))
-    found = one_action([FAR, BOX, BOX], [0.9, 0.8, 0.7], [0, 0, 1])
-    assert average_precision(truth, found, actions=[2]).mean_ap == pytest.approx(2 / 3, abs=1e-15)
+def found_of(
+    boxes: list[list[float]], scores: list[float], frames: list[int], actions: list[int] | None = None
+) -> Detections:
+    """Detections of these boxes; action 2 by default."""
+    corners = np.array(boxes, dtype=float).reshape(-1, 4)
+    return Detections(np.array(frames), corners, np.array(actions or [2] * len(frames)), np.array(scores))
+
+
+ONE_BOX = truth_of([BOX], [0])
+WHOLE = truth_of([[0.0, 0.0, 1.0, 1.0]], [0])
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "expected"),
+    [
+        # Hit, false positive, hit of 4 boxes: precision 1 up to recall 1/4, 2/3 up to 1/2, then 0.
+        (truth_of([BOX] * 4, [0, 1, 2, 3]), found_of([BOX, FAR, BOX], [0.9, 0.8, 0.7], [0, 0, 1]), 5 / 12),
+        # False positive, hit, hit of 2 boxes: the precision of 2/3 at the last hit also counts for the first.
+        (truth_of([BOX] * 2, [0, 1]), found_of([FAR, BOX, BOX], [0.9, 0.8, 0.7], [0, 0, 1]), 2 / 3),
+        # An overlap of exactly the threshold is a hit.
+        (WHOLE, found_of([[0, 0, 1, 0.5]], [1.0], [0]), 1.0),
+        (WHOLE, found_of([[0, 0, 1, 0.499]], [1.0], [0]), 0.0),
+        (ONE_BOX, found_of([], [], []), 0.0),
+    ],
+    ids=["curve", "interpolation", "threshold", "below the threshold", "no detections"],
+)
+def test_average_precision_in_closed_form(truth: GroundTruth, found: Detections, expected: float) -> None:
+    result = average_precision(truth, found, actions=[2])
+    assert result.mean_ap == pytest.approx(expected, abs=1e-15)
+    assert result.ap == {2: result.mean_ap}
 
 
 def test_detection_matches_only_the_box_of_largest_overlap() -> None:
-    """Both detections overlap both persons enough, yet the second one's best is taken: one hit of two."""
+    """Both detections overlap both persons enough, but both overlap the first most: one hit of two boxes."""
     assert overlaps(np.array([BOX]), np.array([OTHER]))[0] > 0.5
-    truth = GroundTruth(np.array([0, 0]), np.array([BOX, OTHER]), np.full(2, 2))
-    found = one_action([BOX, BOX], [0.9, 0.8], [0, 0])
+    truth, found = truth_of([BOX, OTHER], [0, 0]), found_of([BOX, BOX], [0.9, 0.8], [0, 0])
     matches = match(truth, found, [2])
     assert matches.hits.tolist() == [True, False]
     assert matches.truths.tolist() == [0, 0]
     assert average_precision(truth, found, actions=[2]).mean_ap == 0.5
 
 
-def test_overlap_equal_to_the_threshold_is_a_hit() -> None:
-    truth = GroundTruth(np.array([0]), np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([2]))
-    assert average_precision(truth, one_action([[0, 0, 1, 0.5]], [1.0], [0]), actions=[2]).mean_ap == 1.0
-    assert average_precision(truth, one_action([[0, 0, 1, 0.499]], [1.0], [0]), actions=[2]).mean_ap == 0.0
-
-
 def test_other_frames_and_actions_do_not_match() -> None:
-    truth = GroundTruth(np.array([0, 5]), np.array([BOX, BOX]), np.array([2, 3]))
-    found = Detections(
-        np.array([1, 0, 5]), np.array([BOX] * 3), np.array([2, 3, 2]), np.array([0.9, 0.8, 0.7])
-    )
+    found = found_of([BOX] * 3, [0.9, 0.8, 0.7], [1, 0, 5], [2, 3, 2])
+    truth = truth_of([BOX, BOX], [0, 5], [2, 3])
     assert average_precision(truth, found, actions=[2, 3]).ap == {2: 0.0, 3: 0.0}
 
 
 def test_actions_without_ground_truth_are_not_averaged() -> None:
-    truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    found = Detections(np.array([0, 0]), np.array([BOX, BOX]), np.array([2, 3]), np.array([0.5, 0.9]))
-    result = average_precision(truth, found, actions=[2, 3])
+    result = average_precision(ONE_BOX, found_of([BOX, BOX], [0.5, 0.9], [0, 0], [2, 3]), actions=[2, 3])
     assert result.mean_ap == 1.0
     assert math.isnan(result.ap[3])
 
 
-def test_no_detections_score_zero() -> None:
-    truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    result = average_precision(truth, one_action([], [], []), actions=[2])
-    assert (result.mean_ap, result.ap) == (0.0, {2: 0.0})
-
-
 def test_float32_detections_score_equally() -> None:
+    """The coordinates and scores are eighths, which float32 represents exactly."""
     groundtruth, detections = random_rows(5)
-    small = Detections(
-        detections.frames,
-        detections.boxes.astype(np.float32),
-        detections.actions,
-        detections.scores.astype(np.float32),
-    )
-    # Eighths are exact in float32, so not a bit may differ.
-    assert (
-        average_precision(groundtruth, small, actions=ACTIONS).mean_ap
-        == average_precision(groundtruth, detections, actions=ACTIONS).mean_ap
-    )
+    boxes, scores = (values.astype(np.float32) for values in (detections.boxes, detections.scores))
+    single = Detections(detections.frames, boxes, detections.actions, scores)
+    results = [average_precision(groundtruth, rows, actions=ACTIONS) for rows in (single, detections)]
+    assert results[0].mean_ap == results[1].mean_ap
 
 
 def test_rows_of_box_scores_go_box_by_box() -> None:
@@ -227,34 +219,22 @@ def test_rows_of_box_scores_go_box_by_box() -> None:
 
 
 def test_best_rows_per_key_frame_are_of_listed_actions() -> None:
-    rows = Detections(
-        np.array([0, 0, 0, 1, 0]),
-        np.array([BOX] * 5),
-        np.array([2, 3, 7, 2, 5]),
-        np.array([0.5, 0.5, 0.9, 0.1, 0.4]),
-    )
-    kept = best_rows(rows, ACTIONS, 1)  # action 7 is not listed; of the equal scores action 2 comes first
-    assert kept.frames.tolist() == [0, 1]
-    assert kept.actions.tolist() == [2, 2]
+    rows = found_of([BOX] * 5, [0.5, 0.5, 0.9, 0.1, 0.4], [0, 0, 0, 1, 0], [2, 3, 7, 2, 5])
+    best = best_rows(rows, ACTIONS, 1)  # action 7 is not listed; of equal scores action 2 comes first
+    assert best.frames.tolist() == [0, 1]
+    assert best.actions.tolist() == [2, 2]
 
 
 def test_scores_by_persons_equal_scores_of_their_key_frames() -> None:
-    """Each part equals the score of its own key frames alone."""
     groundtruth, detections = random_rows(6, frames=20)
     frames = np.unique(groundtruth.frames)
     persons = np.random.default_rng(1).integers(1, 7, size=len(frames))
-    parts = by_persons(
-        groundtruth,
-        detections,
-        match(groundtruth, detections, ACTIONS),
-        ACTIONS,
-        person_frames=frames,
-        persons=persons,
-    )
-    for part, (least, most) in zip(parts, [(1, 1), (2, 2), (3, 4), (5, 99)], strict=True):
-        own = frames[(persons >= least) & (persons <= most)]
+    matches = match(groundtruth, detections, ACTIONS)
+    parts = by_persons(groundtruth, detections, matches, ACTIONS, person_frames=frames, persons=persons)
+    for part, (first, last) in zip(parts, [(1, 1), (2, 2), (3, 4), (5, 99)], strict=True):
+        part_frames = frames[(persons >= first) & (persons <= last)]
         truth, found = (
-            type(rows)(*(values[np.isin(rows.frames, own)] for values in vars(rows).values()))
+            type(rows)(*(values[np.isin(rows.frames, part_frames)] for values in vars(rows).values()))
             for rows in (groundtruth, detections)
         )
         alone = average_precision(truth, found, actions=ACTIONS)
@@ -264,43 +244,29 @@ def test_scores_by_persons_equal_scores_of_their_key_frames() -> None:
 
 
 def test_scores_by_size_ignore_detections_of_other_sizes() -> None:
-    """A large box found twice, once by a medium one; a small one missed; a false positive of medium size."""
+    """A large box found twice, once by a medium one; a missed small one; a medium false positive."""
     large, small = [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.1, 0.1]
-    truth = GroundTruth(np.array([0, 1]), np.array([large, small]), np.array([2, 2]))
-    found = one_action([[0, 0, 0.3, 0.3], [0, 0, 0.38, 0.5], large], [0.9, 0.8, 0.7], [5, 0, 0])
+    truth = truth_of([large, small], [0, 1])
+    found = found_of([[0, 0, 0.3, 0.3], [0, 0, 0.38, 0.5], large], [0.9, 0.8, 0.7], [5, 0, 0])
     parts = by_size(truth, found, match(truth, found, [2]), [2])
-    assert [(part.truths, part.detections, part.actions) for part in parts] == [
-        (1, 0, 1),
-        (0, 1, 0),
-        (1, 2, 1),
-    ]
-    assert parts[0].mean_ap == 0.0
+    counts = [(part.truths, part.detections, part.actions) for part in parts]
+    assert counts == [(1, 0, 1), (0, 1, 0), (1, 2, 1)]
+    assert (parts[0].mean_ap, parts[2].mean_ap) == (0.0, 1.0)
     assert math.isnan(parts[1].mean_ap)
-    assert parts[2].mean_ap == 1.0
 
 
-def test_nan_score_is_refused() -> None:
-    truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(
-        UserError, match="1 of 2 detections have a score that is not a number; check the model"
-    ):
-        average_precision(truth, one_action([BOX, BOX], [0.5, math.nan], [0, 0]), actions=[2])
-
-
-@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, math.nan])
-def test_threshold_out_of_range_is_refused(threshold: float) -> None:
-    truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(UserError, match=r"iou_threshold=.* must be above 0 and at most 1"):
-        average_precision(truth, one_action([BOX], [0.5], [0]), actions=[2], iou_threshold=threshold)
-
-
-def test_rows_per_frame_out_of_range_is_refused() -> None:
-    truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([2]))
-    with pytest.raises(UserError, match="rows_per_frame=0 must be at least 1"):
-        average_precision(truth, one_action([BOX], [0.5], [0]), actions=[2], rows_per_frame=0)
-
-
-def test_actions_without_ground_truth_are_refused() -> None:
-    truth = GroundTruth(np.array([0]), np.array([BOX]), np.array([7]))
-    with pytest.raises(UserError, match="none of the 4 actions has ground truth; check the action ids"):
-        average_precision(truth, one_action([BOX], [0.5], [0]), actions=ACTIONS)
+@pytest.mark.parametrize(
+    ("scores", "options", "words"),
+    [
+        ([0.5, math.nan], {}, "1 of 2 detections have a score that is not a number; check the model"),
+        *(
+            ([0.5, 0.5], {"iou_threshold": threshold}, "iou_threshold=.* must be above 0 and at most 1")
+            for threshold in (0.0, -1.0, 1.5, math.nan)
+        ),
+        ([0.5, 0.5], {"rows_per_frame": 0}, "rows_per_frame=0 must be at least 1"),
+        ([0.5, 0.5], {"actions": [3, 5, 7, 9]}, "none of the 4 actions has ground truth; check the action"),
+    ],
+)
+def test_invalid_arguments_are_refused(scores: list[float], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        average_precision(ONE_BOX, found_of([BOX, BOX], scores, [0, 0]), **{"actions": [2], **options})

@@ -12,7 +12,7 @@ from videomaskfeat.metrics.features import knn_scores, linear_probe_scores
 
 
 def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Training features, their labels, and test features, of any lengths."""
+    """Training features of different lengths, their labels, and test features."""
     rng = np.random.default_rng(seed)
     train = rng.normal(size=(37, 5)).astype(np.float32)
     return train, rng.integers(4, size=37), 3 * rng.normal(size=(11, 5)).astype(np.float32)
@@ -20,7 +20,7 @@ def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.5), (37, 0.07), (100, 2.0)])
 def test_knn_equals_plain_python(k: int, temperature: float) -> None:
-    """Float32 cosines, divided by 0.07, against float64: 1e-5."""
+    """Float32 cosines divided by 0.07 against float64: tolerance 1e-5."""
     train, labels, test = draw()
     scores = knn_scores(train, labels, test, classes=6, k=k, temperature=temperature)
     expected = knn_shares(
@@ -32,7 +32,7 @@ def test_knn_equals_plain_python(k: int, temperature: float) -> None:
 
 
 def test_votes_of_two_neighbors() -> None:
-    """Cosines 1 and 0: votes exp(1/t) and 1, whatever the features' lengths."""
+    """Cosines 1 and 0: votes exp(1/t) and 1, independent of the features' lengths."""
     train, labels = np.array([[0.0, 7.0], [2.0, 0.0], [-1.0, 0.0]]), np.array([2, 0, 1])
     scores = knn_scores(train, labels, np.array([[3.0, 0.0]]), classes=3, k=2, temperature=0.5)
     near = np.exp(2.0)
@@ -81,7 +81,7 @@ CLASSES, WIDTH = 3, 5
 
 @pytest.fixture
 def clouds() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features of three overlapping clouds, their labels, and further features."""
+    """Features of three overlapping clusters, their labels, and test features."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) % CLASSES
     centers = rng.normal(size=(CLASSES, WIDTH))
@@ -92,13 +92,13 @@ def clouds() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def gradient_descent(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, penalty: float
 ) -> np.ndarray:
-    """The same fit by 20,000 plain steps in numpy."""
+    """The same fit by 20,000 gradient steps in numpy."""
     mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     x, asked = (train - mean) / deviation, (test - mean) / deviation
-    wanted = np.eye(CLASSES)[labels]
+    one_hot = np.eye(CLASSES)[labels]
     weight, bias = np.zeros((CLASSES, WIDTH)), np.zeros(CLASSES)
     for _ in range(20_000):
-        apart = (softmax(x @ weight.T + bias) - wanted) / len(x)
+        apart = (softmax(x @ weight.T + bias) - one_hot) / len(x)
         weight -= 0.3 * (apart.T @ x + penalty * weight)
         bias -= 0.3 * apart.sum(0)
     return softmax(asked @ weight.T + bias)
@@ -114,7 +114,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_fit_equals_plain_gradient_descent(
     clouds: tuple[np.ndarray, np.ndarray, np.ndarray], penalty: float
 ) -> None:
-    """Float32 results of float64 fits that both end at gradients near 1e-9: equal to 1e-6."""
+    """Both float64 fits end with gradients near 1e-9; float32 results, tolerance 1e-6."""
     train, labels, test = clouds
     scores = linear_probe_scores(train, labels, test, classes=CLASSES, penalty=penalty)
     np.testing.assert_allclose(scores, gradient_descent(train, labels, test, penalty=penalty), atol=1e-6)
@@ -123,7 +123,7 @@ def test_fit_equals_plain_gradient_descent(
 def test_scale_shift_and_constant_features_change_nothing(
     clouds: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """Standardised features are what they were but for float32 rounding of the input (1e-7): 1e-5 allowed."""
+    """Standardization removes them up to float32 rounding of the input (1e-7): tolerance 1e-5."""
     train, labels, test = clouds
     plain = linear_probe_scores(train, labels, test, classes=CLASSES)
     moved = [np.pad(3 * part - 2, ((0, 0), (0, 1)), constant_values=4) for part in (train, test)]
@@ -133,7 +133,7 @@ def test_scale_shift_and_constant_features_change_nothing(
 
 
 def test_class_without_examples_has_low_probability() -> None:
-    """Its bias falls as far as the fit wants: the share of a class that never comes tends to 0."""
+    """The bias of a class without examples decreases until its probability is near 0."""
     train = np.array([[0.0], [1.0], [0.0], [1.0]], np.float32)
     scores = linear_probe_scores(train, np.array([0, 1, 0, 1]), train, classes=3)
     assert scores.shape == (4, 3)
@@ -151,7 +151,6 @@ def test_class_without_examples_has_low_probability() -> None:
 def test_invalid_probe_arguments_are_refused(
     clouds: tuple[np.ndarray, np.ndarray, np.ndarray], change: dict[str, float], words: str
 ) -> None:
-    """In words that say why."""
     train, labels, test = clouds
     options = {"classes": CLASSES, **change}
     with pytest.raises(UserError, match=words):

@@ -1,4 +1,4 @@
-"""The whole step compiles into one graph."""
+"""A training step compiles into one graph."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_step_compiles_without_graph_breaks() -> None:
     ],
 )
 def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) -> None:
-    """A compiled step on a GPU builds them anew each time: none of it may happen on the CPU."""
+    """A compiled GPU step builds the tables in each call, without using the CPU."""
     found = build(*arguments, device=torch.device("meta"))
     expected = build(*arguments, device=torch.device("cpu"))
     assert found.is_meta
@@ -60,17 +60,17 @@ def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", ["maskfeat_mvitv2_nano", "mae_vit_nano"])
 def test_compiled_bf16_step_on_cuda_equals_the_eager_one(name: str) -> None:
-    """Compiled and eager losses agree to bfloat16's precision, and both fall alike over ten steps."""
+    """Compiled and eager losses are equal to bfloat16 precision, and decrease equally over ten steps."""
     target = HogTarget() if name.startswith("maskfeat") else PixelTarget()
     clips = torch.randn(4, 3, 8, 64, 64, generator=torch.Generator().manual_seed(0)).cuda()
     grid = (4, 2, 2) if name.startswith("maskfeat") else (4, 4, 4)
     mask = torch.zeros(4, *grid, dtype=torch.bool)
-    mask.flatten(1)[:, ::2] = True  # equally many in each sample, as an MAE wants it
+    mask.flatten(1)[:, ::2] = True  # the same number per sample, as MAE requires
     mask = mask.cuda()
     losses = {}
     for compiled in (False, True):
         torch.manual_seed(0)
-        arguments: dict[str, Any] = {"depth": 2}  # compiling takes longer than everything else
+        arguments: dict[str, Any] = {"depth": 2}  # compiling takes most of the time
         if name.startswith("mae"):
             arguments |= {"cube_stride": (2, 16, 16), "decoder_depth": 1}
         model = create_model(name, values_per_token=target.values_per_token, **arguments).cuda()

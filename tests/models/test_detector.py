@@ -1,4 +1,4 @@
-"""Detectors: logits against their definition, any frame size, no boxes, weights to start from."""
+"""Detectors: the definition of their logits, frame sizes, batches without boxes, and weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOXES = torch.tensor(
 
 
 def small(**changes: Any) -> Detector:
-    """A detector with weights so large that every part of them shows."""
+    """A detector with large weights, so that all of them affect the output."""
     torch.manual_seed(0)
     model = create_model("maskfeat_mvitv2_nano_detector", **{**SMALL, "classes": 5, **changes})
     assert isinstance(model, Detector)
@@ -47,8 +47,8 @@ def maps_of(model: Detector, clips: Tensor, **changes: Any) -> Tensor:
     return layer_norm(encoder(clips)[:, 1:], model.norm).unflatten(1, encoder.output_grid(clips.shape).shape)
 
 
-def cut(maps: Tensor, boxes: Tensor, stride: int, bins: int = 7) -> Tensor:
-    """Maps [B, h, w, D] -> [R, D], by the definition."""
+def crop_boxes(maps: Tensor, boxes: Tensor, stride: int, bins: int = 7) -> Tensor:
+    """Maximum over the cells of each box, maps [B, h, w, D] -> [R, D], by the slow version."""
     return plain_roi_align(maps.permute(0, 3, 1, 2), boxes, (bins, bins), 1 / stride, -1, True).amax((2, 3))
 
 
@@ -56,7 +56,7 @@ def cut(maps: Tensor, boxes: Tensor, stride: int, bins: int = 7) -> Tensor:
 @pytest.mark.parametrize(("q_pool_at", "stride"), [((1, 3), 16), ((1,), 8)])
 def test_logits_follow_the_definition_at_both_strides(q_pool_at: tuple[int, ...], stride: int) -> None:
     model, clips = small(q_pool_at=q_pool_at).eval(), torch.randn(2, 3, 4, 32, 48)
-    features = cut(maps_of(model, clips, q_pool_at=q_pool_at).mean(1), BOXES, stride)
+    features = crop_boxes(maps_of(model, clips, q_pool_at=q_pool_at).mean(1), BOXES, stride)
     expected = features @ model.head.projection.weight.T + model.head.projection.bias
     # Another order of summation in float32.
     torch.testing.assert_close(model(clips, BOXES), expected, atol=1e-4, rtol=1e-4)
@@ -67,7 +67,7 @@ def test_logits_follow_the_definition_at_both_strides(q_pool_at: tuple[int, ...]
 def test_late_pooling_crops_boxes_at_each_step(temporal: str) -> None:
     model, clips = small(temporal=temporal).eval(), torch.randn(2, 3, 6, 32, 48)
     maps = maps_of(model, clips)  # 3 steps
-    steps = torch.stack([cut(maps[:, step], BOXES, 16) for step in range(3)])
+    steps = torch.stack([crop_boxes(maps[:, step], BOXES, 16) for step in range(3)])
     features = steps.amax(0) if temporal == "late_max" else steps.mean(0)
     torch.testing.assert_close(model(clips, BOXES), model.head(features), atol=1e-4, rtol=1e-4)
 
@@ -77,7 +77,7 @@ def test_scene_is_the_mean_of_the_boxs_clip() -> None:
     model, clips = small(scene=True, bins=3).eval(), torch.randn(2, 3, 4, 32, 48)
     maps = maps_of(model, clips)
     whole = maps.mean((1, 2, 3))[[0, 0, 1, 1, 1]]
-    features = torch.cat([cut(maps.mean(1), BOXES, 16, bins=3), whole], dim=1)
+    features = torch.cat([crop_boxes(maps.mean(1), BOXES, 16, bins=3), whole], dim=1)
     torch.testing.assert_close(model(clips, BOXES), model.head(features), atol=1e-4, rtol=1e-4)
 
 
@@ -95,7 +95,7 @@ def test_logits_of_a_box_depend_on_its_own_clip_only(temporal: str) -> None:
 
 @torch.no_grad()
 def test_other_frame_shapes_equal_a_model_of_that_size() -> None:
-    """Interpolating position tables in forward equals resizing them once, for frames of another shape."""
+    """Interpolating position tables in each forward pass equals resizing them once."""
     square = small().eval()
     wide = small(clip_size=(4, 48, 64)).eval()
     report = load_into(wide, square.state_dict())
@@ -106,7 +106,7 @@ def test_other_frame_shapes_equal_a_model_of_that_size() -> None:
 
 @torch.no_grad()
 def test_odd_numbers_of_tokens_do_not_shift_cells() -> None:
-    """Poolings start at the first token, so a longer frame only adds cells behind the last."""
+    """Poolings start at the first token, so a longer frame only adds cells at the end."""
     model, clips = small(relative_space=False).eval(), torch.randn(1, 3, 4, 36, 52)
     maps = model.maps(clips)
     assert maps.shape[1:4] == (2, 3, 4)  # 9x13 tokens, halved twice
@@ -114,7 +114,7 @@ def test_odd_numbers_of_tokens_do_not_shift_cells() -> None:
 
 
 def test_a_batch_without_boxes_has_no_logits_and_a_gradient_of_zero() -> None:
-    """As after a crop that lost all of them: other ranks wait for the gradient of every parameter."""
+    """For example after a crop without boxes: other ranks wait for the gradient of every parameter."""
     for temporal in TEMPORAL:
         model = small(temporal=temporal, scene=True)
         logits = model(torch.randn(2, 3, 4, 32, 48), torch.zeros(0, 5))
@@ -168,7 +168,7 @@ def test_box_index_outside_the_batch_is_refused() -> None:
 
 @pytest.mark.slow
 def test_compiled_detector_takes_any_number_of_boxes() -> None:
-    """Without a graph break, for another number of boxes too, and backward."""
+    """In one graph for any number of boxes, with gradients."""
     model = small(dropout=0.0, scene=True, depth=2, widen_at=(1,), q_pool_at=(1,))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     clips = torch.randn(2, 3, 4, 32, 48)

@@ -1,4 +1,4 @@
-"""Traced for export, the models are made of torch's own operators and give the same numbers."""
+"""Exported models consist of torch's own operators and have equal outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
 
 
 def traced(model: nn.Module, *inputs: Tensor) -> torch.export.ExportedProgram:
-    """The model's graph for any batch size, of which every operator must be torch's and write nowhere."""
+    """The model's graph for any batch size; all operators are torch's and have no side effects."""
     batch = {0: torch.export.Dim("B")}
     program = torch.export.export(model, inputs, dynamic_shapes=tuple(batch for _ in inputs))
     graphs = [module.graph for module in program.graph_module.modules() if hasattr(module, "graph")]
@@ -43,7 +43,7 @@ def traced(model: nn.Module, *inputs: Tensor) -> torch.export.ExportedProgram:
         {"widen_in": "attention", "class_token": False, "relative_time": False},
         {"qkv_bias": False, "relative_space": False, "absolute_positions": "joint"},
         {"residual_pooling": False, "heads": 2},
-        # Keys far apart, for which the eager convolution has a way of its own; tables and positions resized.
+        # A large key stride, for which the eager convolution has its own code; resized tables and positions.
         {"kv_stride": (1, 8, 8), "clip_size": (8, 64, 64), "absolute_positions": "separable"},
     ],
 )
@@ -53,7 +53,7 @@ def test_encoder_is_exported_as_torch_operators(arguments: dict[str, Any]) -> No
     program = traced(model, torch.randn(2, 3, 4, 32, 32))
     for batch in (1, 3):
         clips = torch.randn(batch, 3, 4, 32, 32)
-        # Sums in another order: rounding of float32 on values of a few units.
+        # float32 sums in another order, of values of a few units.
         torch.testing.assert_close(program.module()(clips), model(clips), atol=2e-5, rtol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_predictor_is_exported_with_its_mask() -> None:
 
 
 def test_eager_attention_keeps_its_own_operators() -> None:
-    """What is traced for export must not slow down what is not: the quick operators still run."""
+    """After an export, eager models still use the fast operators."""
     from videomaskfeat.grid import TokenGrid
 
     grid = TokenGrid(2, 32, 32)

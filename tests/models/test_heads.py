@@ -1,4 +1,4 @@
-"""Classifiers: each head against its definition, what is frozen, names, sizes and initial values."""
+"""Classifiers: the definition of each head, frozen encoders, names, sizes and features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from videomaskfeat.models.mvit import MViT
 
 
 def small(name: str = "maskfeat_mvitv2_nano_classifier", **changes: Any) -> Classifier:
-    """A classifier with weights so large that every part of them shows."""
+    """A classifier with large weights, so that all of them affect the output."""
     torch.manual_seed(0)
     model = create_model(name, **{**SMALL, "classes": 5, **changes})
     assert isinstance(model, Classifier)
@@ -106,7 +106,7 @@ def test_probe_learns_on_a_frozen_encoder(head: str) -> None:
     optimizer.step()
     assert clips.grad is None
     for name, value in model.named_parameters():
-        learns = name.startswith("head.") and name != "head.kv.bias"  # half of it has no gradient in truth
+        learns = name.startswith("head.") and name != "head.kv.bias"  # the true gradient of one half is 0
         assert value.requires_grad == name.startswith("head.")
         assert (value.grad is not None) == name.startswith("head.")
         assert torch.equal(value, before[name]) != learns or name == "head.kv.bias", name

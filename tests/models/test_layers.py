@@ -12,7 +12,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.models.layers import BatchNorm, FeatureNorm
 
 
-def test_batch_norm_is_torchs_own_in_training_and_evaluation() -> None:
+def test_batch_norm_equals_torchs() -> None:
     ours, theirs, features = BatchNorm(4), nn.BatchNorm1d(4), torch.randn(8, 4) * 3 + 1
     torch.testing.assert_close(ours(features), theirs(features))
     torch.testing.assert_close(ours.running_var, theirs.running_var)
@@ -26,12 +26,12 @@ def test_batch_norm_of_a_single_clip_is_refused() -> None:
 
 
 def weighted(features: Tensor, norm: nn.Module) -> Tensor:
-    """A loss a row, of which each row's gradient depends on all rows."""
+    """A loss per row; each row's gradient depends on all rows."""
     return (norm(features) * torch.arange(4.0)).square()
 
 
-def normalize_a_share(features: Tensor, output: Tensor, gradient: Tensor, running: Tensor) -> None:
-    """Rank 0 has three rows and rank 1 one; each compares its part with what one process computes of all."""
+def normalize_rows(features: Tensor, output: Tensor, gradient: Tensor, running: Tensor) -> None:
+    """Rank 0 has three rows, rank 1 one; each compares its result with that of a single process."""
     with distributed.process_group(torch.device("cpu")):
         rows = slice(0, 3) if distributed.rank() == 0 else slice(3, 4)
         norm, own = BatchNorm(4), features[rows].clone().requires_grad_()
@@ -43,16 +43,16 @@ def normalize_a_share(features: Tensor, output: Tensor, gradient: Tensor, runnin
 
 
 @pytest.mark.slow
-def test_batch_norm_over_processes_equals_one_process_gradients_included() -> None:
+def test_batch_norm_over_processes_equals_one_process() -> None:
     features, norm = torch.randn(4, 4) * 2 + 1, nn.BatchNorm1d(4)
     whole = features.clone().requires_grad_()
     loss = weighted(whole, norm)
     loss.sum().backward()
     arguments = (features, loss.detach(), whole.grad, norm.running_var)
-    assert exit_codes_of_ranks(2, normalize_a_share, *arguments) == [0, 0]
+    assert exit_codes_of_ranks(2, normalize_rows, *arguments) == [0, 0]
 
 
-def test_feature_norm_is_torchs_batch_norm() -> None:
+def test_feature_norm_equals_torchs_batch_norm() -> None:
     ours, torchs = FeatureNorm(5), nn.BatchNorm1d(5, affine=False, eps=1e-6)
     for _ in range(3):
         features = 100 + torch.randn(4, 5)
@@ -64,15 +64,14 @@ def test_feature_norm_is_torchs_batch_norm() -> None:
     torch.testing.assert_close(ours(features), torchs(features), atol=1e-4, rtol=1e-4)
 
 
-def test_feature_norm_refuses_to_learn_from_a_single_clip() -> None:
-    """Less its own mean nothing would be left of it, and the head would learn its bias alone."""
+def test_feature_norm_of_a_single_clip_is_refused() -> None:
     norm = FeatureNorm(5)
     with pytest.raises(UserError, match="needs at least 2 clips per micro-batch, not 1"):
         norm(torch.randn(1, 5))
     assert norm.eval()(torch.randn(1, 5)).abs().sum() > 0
 
 
-def normalize_feature_share(features: Tensor, expected: Tensor, mean: Tensor) -> None:
+def normalize_feature_rows(features: Tensor, expected: Tensor, mean: Tensor) -> None:
     """Ranks get 3 and 1 of four rows."""
     with distributed.process_group(torch.device("cpu")):
         rows = slice(0, 3) if distributed.rank() == 0 else slice(3, 4)
@@ -81,10 +80,8 @@ def normalize_feature_share(features: Tensor, expected: Tensor, mean: Tensor) ->
         torch.testing.assert_close(norm.mean, mean, atol=1e-6, rtol=0)
 
 
-def test_feature_norm_takes_its_statistics_over_all_processes() -> None:
+def test_feature_norm_over_processes_equals_one_process() -> None:
     torch.manual_seed(0)
     features, whole = torch.randn(4, 5), FeatureNorm(5)
-    assert exit_codes_of_ranks(2, normalize_feature_share, features, whole(features), whole.mean) == [
-        0,
-        0,
-    ]
+    arguments = (features, whole(features), whole.mean)
+    assert exit_codes_of_ranks(2, normalize_feature_rows, *arguments) == [0, 0]

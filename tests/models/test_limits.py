@@ -1,4 +1,4 @@
-"""Models that ask for more memory than there is, and arguments of the wrong type, are refused early."""
+"""Early errors for models that need too much memory, and for invalid arguments."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ from videomaskfeat.targets.hog import HogTarget
         ({"clip_size": [10**6, 64, 64]}, "clip_size 1000000 must be an integer of at most"),
         ({"classes": 10**12}, "classes 1000000000000 must be an integer of at most"),
         ({"classes": 10**8, "width": 2**14, "heads": 1}, "needs at least [0-9.]+ [GT]B for training"),
-        (
-            {"width": 2**17, "heads": 1},
-            r"needs .* but this machine has [0-9.]+ GB; reduce its arguments",
-        ),
+        ({"width": 2**17, "heads": 1}, "needs .* but this machine has [0-9.]+ GB; reduce its arguments"),
         ({"depth": 6.0}, "depth 6.0 must be an integer"),
         ({"width": "96"}, "width '96' must be an integer"),
         ({"mlp_ratio": float("nan")}, "mlp_ratio nan must be a finite number"),
@@ -35,7 +32,7 @@ from videomaskfeat.targets.hog import HogTarget
         ({"head": ["mean"]}, r"head \['mean'\] is unknown; there are mean, token, linear, attentive"),
     ],
 )
-def test_impossible_arguments_are_refused_before_memory_is_taken(
+def test_invalid_arguments_are_refused_before_memory_is_allocated(
     arguments: dict[str, Any], words: str
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -44,9 +41,9 @@ def test_impossible_arguments_are_refused_before_memory_is_taken(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # kB
 
 
-def test_widths_that_double_too_often_are_refused() -> None:
+def test_too_many_widenings_are_refused() -> None:
     with pytest.raises(UserError, match="model 'mvitv2_nano' needs"):
-        create_model("mvitv2_nano", depth=300, widen_at=range_of(250))
+        create_model("mvitv2_nano", depth=300, widen_at=list(range(1, 250)))
 
 
 @pytest.mark.parametrize("shape", [(2**40, 2**40), (2**62, 3), (2**65,), (-1,)], ids=str)
@@ -55,13 +52,9 @@ def test_size_beyond_64_bits_is_refused(shape: tuple[int, ...]) -> None:
         limits.build_within_memory(lambda: torch.empty(shape), "a table")
 
 
-def test_other_errors_of_building_stay_as_they_are() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match=r"shape '\[4\]' is invalid"):
         limits.build_within_memory(lambda: torch.empty(3).view(4), "a table")
-
-
-def range_of(count: int) -> list[int]:
-    return list(range(1, count))
 
 
 def test_memory_counts_training_four_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +73,7 @@ def test_memory_counts_training_four_times(monkeypatch: pytest.MonkeyPatch) -> N
         create_unset("vit_nano")
 
 
-def test_counting_draws_no_random_number() -> None:
+def test_memory_check_does_not_change_the_random_state() -> None:
     torch.manual_seed(3)
     model = create_model("vit_nano", depth=1)
     state = torch.get_rng_state()
@@ -98,7 +91,7 @@ def test_memory_of_the_machine_is_known() -> None:
 
 
 @pytest.mark.parametrize("kind", ["dvae", "vq"])
-def test_tokenizers_are_bounded_alike(kind: str) -> None:
+def test_limits_apply_to_tokenizers(kind: str) -> None:
     with pytest.raises(UserError, match=f"tokenizer {kind!r}: vocabulary 1000000000000 must be"):
         create_tokenizer(kind, vocabulary=10**12)
     with pytest.raises(UserError, match=f"tokenizer {kind!r}: mean nan must be"):

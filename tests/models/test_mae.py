@@ -1,4 +1,4 @@
-"""Masked autoencoders: what reaches the encoder, numbers by hand, and masks that cannot be."""
+"""Masked autoencoders: visible tokens, predictions by hand, and invalid masks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def small(**changes: Any) -> MAE:
 
 
 def masks(batch: int, *, hidden: int, grid: tuple[int, int, int] = (2, 2, 3)) -> Tensor:
-    """Each sample hides other places, equally many."""
+    """Random masks that hide the same number of positions per sample."""
     mask = torch.zeros(batch, grid[0] * grid[1] * grid[2], dtype=torch.bool)
     for sample in mask:
         sample[torch.randperm(len(sample))[:hidden]] = True
@@ -62,7 +62,7 @@ def test_hidden_pixels_change_no_prediction(changes: dict[str, Any]) -> None:
     assert (model(changed, mask) != predictions).all()
 
 
-def test_blocks_compute_the_visible_tokens_alone() -> None:
+def test_blocks_see_visible_tokens_only() -> None:
     model, widths = small(), []
     for block in model.blocks:
         block.register_forward_hook(lambda _block, inputs, _output: widths.append(inputs[0].shape[1]))
@@ -71,8 +71,8 @@ def test_blocks_compute_the_visible_tokens_alone() -> None:
 
 
 @pytest.mark.parametrize("decoder_positions", ["joint", "sincos"])
-def test_predictions_are_those_of_one_sample_by_hand(decoder_positions: str) -> None:
-    """Token by token in places of its own, with the model's blocks and norms alone in common."""
+def test_predictions_equal_a_loop_over_tokens(decoder_positions: str) -> None:
+    """Token by token, with only the blocks and norms of the model."""
     model = small(decoder_positions=decoder_positions)
     clips, mask = torch.randn(2, 3, 4, 16, 24), masks(2, hidden=8)
     predictions = model(clips, mask)
@@ -100,7 +100,7 @@ def test_predictions_are_those_of_one_sample_by_hand(decoder_positions: str) -> 
         )  # float32, values of 10
 
 
-def test_cubes_are_cut_as_the_stem_takes_them() -> None:
+def test_embedded_cubes_equal_the_stem() -> None:
     stem = CubeEmbed(3, 6, kernel=(2, 4, 8), stride=(2, 4, 8), padding=(0, 0, 0))
     clips = torch.randn(2, 3, 4, 8, 24)
     tokens, _ = stem(clips)
@@ -111,7 +111,7 @@ def test_cubes_are_cut_as_the_stem_takes_them() -> None:
 @pytest.mark.parametrize(
     ("clip", "mask_grid"), [((2, 16, 16), (1, 2, 1)), ((6, 24, 40), (3, 1, 1)), ((6, 24, 40), (3, 3, 5))]
 )
-def test_other_clip_sizes_and_coarser_masks_are_taken(
+def test_other_clip_sizes_and_coarser_masks(
     clip: tuple[int, int, int], mask_grid: tuple[int, int, int]
 ) -> None:
     predictions = small()(torch.randn(2, 3, *clip), masks(2, hidden=1, grid=mask_grid))
@@ -127,7 +127,7 @@ def test_images_are_clips_of_one_frame() -> None:
     assert torch.equal(model(images[:, :, None], mask)[:, 0], predictions)
 
 
-def test_masks_of_unequal_size_are_refused() -> None:
+def test_masks_with_different_counts_are_refused() -> None:
     mask = masks(2, hidden=6)
     mask[1].view(-1)[:] = False
     mask[1, 0, 0, :2] = True
@@ -138,7 +138,7 @@ def test_masks_of_unequal_size_are_refused() -> None:
 @pytest.mark.parametrize(
     ("hidden", "problem"), [(0, "no cube is hidden"), (12, "no cube is visible to the encoder")]
 )
-def test_masks_of_nothing_and_of_everything_are_refused(hidden: int, problem: str) -> None:
+def test_empty_and_full_masks_are_refused(hidden: int, problem: str) -> None:
     with pytest.raises(UserError, match=rf"{problem}, of 12 cubes; change mask.ratio"):
         small()(torch.randn(2, 3, 4, 16, 24), masks(2, hidden=hidden))
 
@@ -146,16 +146,18 @@ def test_masks_of_nothing_and_of_everything_are_refused(hidden: int, problem: st
 @pytest.mark.cuda
 @pytest.mark.parametrize("positions", ["joint", "sincos"])
 def test_cuda_equals_cpu(positions: str) -> None:
-    """Predictions and gradients, in float64 but for the positions, whose sines are rounded to float32."""
+    """Predictions and gradients in float64, except the sine positions in float32."""
     model = small(decoder_positions=positions).double().train()
     clips, mask = torch.randn(3, 3, 4, 16, 24, dtype=torch.float64), masks(3, hidden=9)
     expected = model(clips, mask)
-    right = torch.autograd.grad(expected.square().mean(), list(model.parameters()), allow_unused=True)
+    expected_gradients = torch.autograd.grad(
+        expected.square().mean(), list(model.parameters()), allow_unused=True
+    )
     model.cuda()
     predictions = model(clips.cuda(), mask.cuda())
     torch.testing.assert_close(predictions.cpu(), expected, atol=1e-6, rtol=1e-6)
     found = torch.autograd.grad(predictions.square().mean(), list(model.parameters()), allow_unused=True)
-    for ours, theirs in zip(found, right, strict=True):
+    for ours, theirs in zip(found, expected_gradients, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Encoders that hide tokens, the outputs of their last blocks, and predictors, for MViT and ViT."""
+"""Masked encoders, outputs of their last blocks, and predictors, for MViT and ViT."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clips(frames: int = 4, batch: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", [VIT, MVIT])
-def test_features_are_the_encoders_own(kind: tuple[str, dict[str, object]]) -> None:
+def test_features_equal_the_encoders(kind: tuple[str, dict[str, object]]) -> None:
     encoder = encoder_of_kind(kind)
     clip, cells = ClipEncoder(encoder, summary="mean")(clips())
     torch.testing.assert_close(clip, encoder.features(clips()))
@@ -51,7 +51,7 @@ def test_features_are_the_encoders_own(kind: tuple[str, dict[str, object]]) -> N
 
 @pytest.mark.parametrize("kind", [VIT, MVIT])
 def test_hidden_tokens_are_the_mask_token(kind: tuple[str, dict[str, object]]) -> None:
-    """With all cells hidden no pixel matters; with none, the mask token does not."""
+    """With all cells hidden, pixels have no effect; with none hidden, the mask token has no effect."""
     masked, grid = MaskedEncoder(encoder_of_kind(kind), summary="mean"), (2, 2, 1, 2)
     everything, nothing = torch.ones(grid, dtype=torch.bool), torch.zeros(grid, dtype=torch.bool)
     torch.testing.assert_close(
@@ -76,7 +76,7 @@ def test_images_are_clips_of_one_frame() -> None:
     assert cells.shape == (2, 1, 4, 4, 16)
 
 
-def test_a_summary_that_is_not_there_is_refused() -> None:
+def test_unknown_summary_is_refused() -> None:
     with pytest.raises(UserError, match="summary 'tokens' is unknown; did you mean 'token'"):
         ClipEncoder(encoder_of_kind(VIT), summary="tokens")
     with pytest.raises(UserError, match="summary 'token' needs an encoder with class_token true"):
@@ -84,7 +84,7 @@ def test_a_summary_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("kind", "count"), [(VIT, 3), (MVIT, 2)])
-def test_last_blocks_are_those_of_their_depths(kind: tuple[str, dict[str, object]], count: int) -> None:
+def test_last_blocks_equal_features_at_their_depths(kind: tuple[str, dict[str, object]], count: int) -> None:
     encoder = encoder_of_kind(kind)
     check_last_blocks(encoder, count, SIZE)
     outputs = last_blocks(encoder, clips(), count)
@@ -108,17 +108,17 @@ def test_predictors_keep_the_grid_and_the_transformer_sees_other_cells() -> None
     cells = torch.randn(2, 2, 4, 4, 16)
     changed = cells.clone()
     changed[:, 0, 0, 0] += 1.0
-    elsewhere = (slice(None), 1)  # the other frame
+    other_frame = (slice(None), 1)
     mlp = MlpPredictor(16, hidden_width=8)
     assert mlp(cells).shape == cells.shape
-    assert torch.equal(mlp(cells)[elsewhere], mlp(changed)[elsewhere])
+    assert torch.equal(mlp(cells)[other_frame], mlp(changed)[other_frame])
     transformer = TransformerPredictor(16, hidden_width=8, depth=2, heads=2, grid=TokenGrid(2, 4, 4))
     assert transformer(cells).shape == cells.shape
-    assert not torch.equal(transformer(cells)[elsewhere], transformer(changed)[elsewhere])
+    assert not torch.equal(transformer(cells)[other_frame], transformer(changed)[other_frame])
     assert transformer(cells[:, :, :2, :2]).shape == (2, 2, 2, 2, 16)
 
 
-def test_impossible_predictors_are_refused() -> None:
+def test_invalid_predictors_are_refused() -> None:
     with pytest.raises(
         UserError, match="predictor_depth 1, predictor_width 8, predictor_heads 3: all must be positive, and"
     ):

@@ -1,4 +1,4 @@
-"""MaskFeat: what it sees, where it predicts, and in which shapes."""
+"""MaskFeat: visible pixels, masks, and shapes of predictions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def one_cell(t: int, h: int, w: int) -> torch.Tensor:
 
 
 def seen_pixels(model: MaskFeat, mask: torch.Tensor) -> torch.Tensor:
-    """Which pixels [T, H, W] have any influence on any prediction."""
+    """Pixels that affect a prediction, bool [T, H, W]."""
     clips = torch.randn(1, 3, 8, 64, 64, requires_grad=True)
     predictions = model(clips, mask)
     (gradient,) = torch.autograd.grad((predictions * torch.randn_like(predictions)).sum(), clips)
@@ -51,8 +51,8 @@ def seen_pixels(model: MaskFeat, mask: torch.Tensor) -> torch.Tensor:
 
 def test_pixels_deep_inside_a_hidden_block_change_no_prediction() -> None:
     seen = seen_pixels(small(), one_cell(0, 0, 0))
-    # The cell hides frames 0..3 and pixels 0..31. The next visible token, at frame 4 and pixel 32, sees from
-    # frame 3 and pixel 29 on (kernel 3x7x7, centered).
+    # The cell hides frames 0..3 and pixels 0..31. The kernel (3x7x7, centered) of the next visible token, at
+    # frame 4 and pixel 32, starts at frame 3 and pixel 29.
     assert not seen[:3, :29, :29].any()
     assert seen[:3, :29, 29:].all()
     assert seen[3:].all()
@@ -65,7 +65,7 @@ def test_blanked_hidden_pixels_change_no_prediction_up_to_the_border() -> None:
     assert torch.equal(seen, ~hidden)
 
 
-def test_hidden_places_all_look_the_same_to_the_encoder() -> None:
+def test_fully_hidden_clips_have_equal_predictions() -> None:
     model = small()
     everything = torch.ones(2, 1, 1, 1, dtype=torch.bool)
     predictions = model(torch.randn(2, 3, 8, 64, 64), everything)
@@ -89,7 +89,7 @@ def test_mask_grid_that_does_not_divide_is_refused() -> None:
 
 
 @pytest.mark.parametrize("clip", [(8, 64, 64), (6, 32, 64), (10, 96, 32)])
-def test_predictions_lie_on_the_output_grid(clip: tuple[int, int, int]) -> None:
+def test_predictions_are_on_the_output_grid(clip: tuple[int, int, int]) -> None:
     model = small()
     predictions = model(torch.randn(2, 3, *clip), torch.rand(2, 1, 2, 2) < 0.5)
     assert predictions.shape == (2, *model.output_grid(clip).shape, 27)

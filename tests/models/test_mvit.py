@@ -75,8 +75,8 @@ def test_initial_values_follow_the_published_recipe() -> None:
     for name, value in parameters.items():
         head = name.startswith("pred_head")
         if "norm" in name or "transforms" in name:
-            wanted = 1.0 if name.endswith("weight") else 0.0 if head else 0.02
-            assert (value == wanted).all(), name
+            expected = 1.0 if name.endswith("weight") else 0.0 if head else 0.02
+            assert (value == expected).all(), name
         elif name.endswith("bias") and name != "patch_embed.proj.bias":
             assert (value == (0.0 if head else 0.02)).all(), name
         elif value.numel() > 2000:

@@ -1,4 +1,4 @@
-"""The perceptual distance: a frozen encoder, and a gradient that passes through it."""
+"""The perceptual distance: its definition, frozen encoder, and gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def encoder() -> MViT:
 
 
 def test_distance_is_the_mean_over_depths_of_normalised_features() -> None:
-    """Against the features by hand; float32, 1e-6. Equal pictures are at distance 0."""
+    """Distance of features by hand; float32, tolerance 1e-6. Equal pictures have distance 0."""
     distance = PerceptualDistance(encoder(), depths=[1, 2], size=32, mean=0.4, std=0.2)
     first, second = torch.rand(2, 2, 3, 32, 32)
     expected = []
@@ -42,7 +42,7 @@ def test_gradient_reaches_the_reconstruction_and_not_the_encoder() -> None:
     distance = PerceptualDistance(encoder(), depths=[2], size=32)
     distance.train()
     assert not distance.encoder.training
-    pictures = torch.rand(1, 3, 16, 16, requires_grad=True)  # shown at 32
+    pictures = torch.rand(1, 3, 16, 16, requires_grad=True)  # resized to 32
     reconstruction = torch.rand(1, 3, 16, 16, requires_grad=True)
     distance(pictures, reconstruction).backward()
     assert pictures.grad is None

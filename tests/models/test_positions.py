@@ -29,7 +29,7 @@ def image_state(**changes: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("absolute", ["joint", "separable"])
 @pytest.mark.parametrize("inflate", ["repeated", "centred"])
-def test_still_clip_gives_the_tokens_of_its_picture(absolute: str, inflate: str) -> None:
+def test_clip_of_identical_frames_has_the_images_tokens(absolute: str, inflate: str) -> None:
     state = image_state()
     image = create_model("maskfeat_vit_nano_image", **IMAGE).eval()
     image.load_state_dict(state)
@@ -60,7 +60,7 @@ def test_still_clip_gives_the_tokens_of_its_picture(absolute: str, inflate: str)
     assert report.to_dict()["inflated"] == list(report.inflated)
 
 
-def test_kernels_are_shared_out_or_stand_in_the_middle() -> None:
+def test_kernels_are_repeated_or_centered() -> None:
     state = image_state()
     kernel = state["patch_embed.proj.weight"][:, :, 0]
     for inflate, expected in (("repeated", [kernel / 2, kernel / 2]), ("centred", [kernel * 0, kernel])):
@@ -69,7 +69,7 @@ def test_kernels_are_shared_out_or_stand_in_the_middle() -> None:
         assert torch.equal(video.patch_embed.proj.weight, torch.stack(expected, dim=2))
 
 
-def test_kernels_of_two_axes_are_taken_by_both_kinds_of_model() -> None:
+def test_two_dimensional_kernels_load_into_image_and_clip_models() -> None:
     state = image_state()
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:, :, 0]  # [D, C, h, w]
     video = create_model("vit_nano", **VIDEO, absolute_positions="joint")
@@ -96,7 +96,7 @@ def test_positions_of_smaller_pictures_are_resized_in_space() -> None:
     torch.testing.assert_close(image.pos_embed[0, 1:, 0].reshape(4, 4), found[0])
 
 
-def test_class_token_that_the_picture_lacks_keeps_its_own_position() -> None:
+def test_new_class_token_keeps_its_position() -> None:
     state = image_state(class_token=False)
     video = create_model("vit_nano", **VIDEO, absolute_positions="joint")
     with torch.no_grad():
@@ -109,13 +109,13 @@ def test_class_token_that_the_picture_lacks_keeps_its_own_position() -> None:
     assert torch.equal(video.pos_embed[:, 1:], state["pos_embed"].repeat(1, 3, 1))
 
 
-def test_an_image_model_trains_on_from_a_classifier_of_videos_only_by_name() -> None:
+def test_clip_weights_do_not_load_into_an_image_model() -> None:
     video = create_model("vit_nano", **VIDEO).state_dict()
     with pytest.raises(UserError, match=r"has patch_embed.proj.weight in shape \(16, 3, 2, 8, 8\)"):
         load_into(create_model("vit_nano_image", **IMAGE, absolute_positions="separable"), video)
 
 
-def test_unknown_way_is_answered_with_the_nearest() -> None:
+def test_unknown_inflate_is_refused() -> None:
     with pytest.raises(UserError, match=r"inflate 'center' is unknown; did you mean 'centred'"):
         load_into(create_model("vit_nano", **VIDEO), image_state(), inflate="center", **HEADS)
 
@@ -130,7 +130,7 @@ def test_separable_positions_are_the_sum_of_space_and_time() -> None:
     torch.testing.assert_close(doubled.mean(1), table.flatten(1, 3).mean(1), atol=1e-5, rtol=1e-5)
 
 
-def test_fixed_positions_are_waves_of_time_column_and_row() -> None:
+def test_sincos_positions_by_definition() -> None:
     grid = TokenGrid(2, 3, 4)
     table = sincos_positions(16, grid, prefix=1, device=torch.device("cpu"))
     assert table.shape == (1, 25, 16)

@@ -13,8 +13,8 @@ from videomaskfeat.models.projection import Projector, PrototypeHead
 SMALL = {"prototypes": 10, "hidden_width": 8, "bottleneck": 4}
 
 
-def test_prototype_head_gives_cosines_whatever_the_lengths() -> None:
-    """Against the cosine by definition; float32, 1e-6."""
+def test_prototype_head_returns_cosines() -> None:
+    """The cosine by definition; float32, tolerance 1e-6."""
     head = PrototypeHead(6, **SMALL)
     features = torch.randn(2, 3, 6)
     cosines = head(features)
@@ -22,7 +22,7 @@ def test_prototype_head_gives_cosines_whatever_the_lengths() -> None:
     expected = F.cosine_similarity(hidden[..., None, :], head.directions, dim=-1)
     torch.testing.assert_close(cosines, expected, atol=1e-6, rtol=1e-5)
     with torch.no_grad():
-        head.directions.mul_(torch.rand(10, 1) * 5 + 0.1)  # the gain of a prototype is always 1
+        head.directions.mul_(torch.rand(10, 1) * 5 + 0.1)  # their length has no effect
     torch.testing.assert_close(head(features), cosines, atol=1e-6, rtol=1e-5)
 
 
@@ -32,15 +32,15 @@ def test_prototype_head_has_the_layers_of_the_paper() -> None:
     assert len([m for m in PrototypeHead(4, **SMALL).perceptron if isinstance(m, nn.GELU)]) == 2
 
 
-def test_prototypes_start_as_a_linear_layers_rows_so_that_steps_turn_them() -> None:
-    """Uniform within 1/sqrt(bottleneck): rows of length sqrt(1/3), however wide; 4096 rows, 1 %."""
+def test_prototypes_are_initialized_like_a_linear_layer() -> None:
+    """Uniform within 1/sqrt(bottleneck): rows of length sqrt(1/3) for any width; 4096 rows, 1 %."""
     torch.manual_seed(0)
     rows = PrototypeHead(4, prototypes=4096, hidden_width=4, bottleneck=64).directions
     assert rows.abs().max() <= 1 / 8
     assert rows.norm(dim=1).mean().item() == pytest.approx(3**-0.5, rel=0.01)
 
 
-def test_prototypes_that_are_not_learnt_get_a_gradient_of_zero_and_the_rest_its_own() -> None:
+def test_frozen_prototypes_get_a_gradient_of_zero() -> None:
     head, features = PrototypeHead(6, **SMALL), torch.randn(3, 6)
     head(features).square().sum().backward()
     expected = {name: p.grad.clone() for name, p in head.named_parameters() if p.grad is not None}
@@ -55,7 +55,7 @@ def test_prototypes_that_are_not_learnt_get_a_gradient_of_zero_and_the_rest_its_
 
 
 def test_prototype_head_is_exact_under_autocast() -> None:
-    """The cosines are float32: they have far more values than bfloat16 knows between -1 and 1."""
+    """The cosines are float32, with values that bfloat16 cannot represent."""
     head = PrototypeHead(6, prototypes=500, hidden_width=8, bottleneck=4)
     with torch.autocast("cpu", torch.bfloat16):
         cosines = head(torch.randn(4, 6))
@@ -67,7 +67,7 @@ def test_prototype_head_is_exact_under_autocast() -> None:
     ("arguments", "words"),
     [({"prototypes": 1}, "prototypes 1 must be at least 2"), ({"layers": 0}, "layers 0 must be positive")],
 )
-def test_impossible_heads_are_refused(arguments: dict[str, int], words: str) -> None:
+def test_invalid_heads_are_refused(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
         PrototypeHead(6, **{**SMALL, **arguments})
 

@@ -1,4 +1,4 @@
-"""The published dVAE encoder: numbers of a slow version, the layout of its file, the words of refusals."""
+"""The published dVAE encoder: values of a slow version, names and shapes, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = {"vocabulary": 24, "width": 8, "blocks": 2}
 
 
 def small_encoder() -> PublishedEncoder:
-    """A narrow encoder whose biases and gains matter."""
+    """A narrow encoder with large biases."""
     torch.manual_seed(0)
     encoder = PublishedEncoder(**SMALL)
     for name, parameter in encoder.named_parameters():
@@ -27,7 +27,7 @@ def small_encoder() -> PublishedEncoder:
 
 @torch.no_grad()
 def test_logits_and_tokens_equal_the_slow_version() -> None:
-    """float32 convolutions against float64 sums: logits of some 10, equal to 1e-5 relative to the largest."""
+    """float32 convolutions against float64 sums: tolerance 1e-5 relative to the largest logit."""
     encoder = small_encoder()
     picture = torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(1))
     state = {name: value.numpy() for name, value in encoder.state_dict().items()}
@@ -36,7 +36,7 @@ def test_logits_and_tokens_equal_the_slow_version() -> None:
     assert logits.shape == (2, 24, 4, 3)
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_array_equal(encoder.tokens(picture).numpy(), expected.argmax(1))
-    assert len(np.unique(expected.argmax(1))) > 2  # the tokens tell something apart
+    assert len(np.unique(expected.argmax(1))) > 2  # the tokens differ
 
 
 def test_layout_is_that_of_the_published_file() -> None:
@@ -44,7 +44,9 @@ def test_layout_is_that_of_the_published_file() -> None:
     with torch.device("meta"):
         encoder = PublishedEncoder()
     shapes = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
-    assert len(shapes) == 2 * (1 + 8 * 4 + 3 + 1)  # weights and biases; a 1x1 where a group gets wider
+    assert len(shapes) == 2 * (
+        1 + 8 * 4 + 3 + 1
+    )  # weights and biases; a 1x1 convolution where the width changes
     assert shapes["blocks.input.w"] == (256, 3, 7, 7)
     assert shapes["blocks.input.b"] == (256,)
     assert shapes["blocks.group_1.block_1.res_path.conv_1.w"] == (64, 256, 3, 3)

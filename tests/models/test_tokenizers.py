@@ -1,4 +1,4 @@
-"""Tokenizers of frames: relaxation and codebook in closed form or against slow loops, files, mistakes."""
+"""Frame tokenizers: closed forms, slow reference versions, files, and errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1,
 
 
 def test_gumbel_softmax_in_closed_form() -> None:
-    """Three numbers: exp((logit + noise) / temperature), normalized; float32, 1e-6."""
+    """Three codes: normalized exp((logit + noise) / temperature); float32, 1e-6."""
     logits = torch.tensor([[1.0, 0.0, -1.0]])
     noise = torch.tensor([[0.5, 1.0, 0.25]])
     for temperature in (2.0, 1.0, 0.1):
@@ -61,7 +61,7 @@ def test_straight_through_has_the_hard_value_and_the_soft_gradient() -> None:
 
 
 def test_argmax_of_noisy_logits_samples_the_softmax() -> None:
-    """Frequencies over 40,000 draws; three standard deviations are 0.0075 at most."""
+    """Frequencies of 40,000 samples; three standard deviations are at most 0.0075."""
     torch.manual_seed(0)
     logits = torch.tensor([0.5, -0.5, 0.0, 1.0])
     draws = (logits + gumbel_noise(torch.empty(40_000, 4))).argmax(1)
@@ -83,10 +83,13 @@ def test_shapes_and_range_of_tokens() -> None:
     assert model.decode(tokens).shape == (2, 3, 16, 24)
 
 
-def test_every_parameter_gets_a_gradient() -> None:
+@pytest.mark.parametrize("kind", ["dvae", "vq"])
+def test_every_parameter_gets_a_gradient(kind: str) -> None:
+    """For a VQ tokenizer, the gradient passes the codebook."""
     torch.manual_seed(0)
-    model = DiscreteVAE(**TINY)
-    model(torch.rand(4, 3, 16, 16), temperature=1.0).reconstruction.square().mean().backward()
+    model, pictures = create_tokenizer(kind, **TINY), torch.rand(4, 3, 16, 16)
+    coding = model(pictures, temperature=1.0) if kind == "dvae" else model(pictures)
+    coding.reconstruction.square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -108,7 +111,7 @@ def test_nearest_codes_equal_the_slow_version() -> None:
 
 @pytest.mark.parametrize(("decay", "revive_below"), [(0.9, 0.3), (0.5, 0.0)])
 def test_updates_equal_the_slow_loop(decay: float, revive_below: float) -> None:
-    """Six batches in float32 against Python's floats: codes of some 1, equal to 1e-5."""
+    """Six batches in float32 against Python floats, tolerance 1e-5."""
     torch.manual_seed(0)
     book = Codebook(vocabulary=7, width=3, decay=decay, revive_below=revive_below)
     counts, sums = [0.0] * 7, [[0.0] * 3 for _ in range(7)]
@@ -137,7 +140,7 @@ def test_updates_equal_the_slow_loop(decay: float, revive_below: float) -> None:
 
 
 def test_code_converges_to_the_mean_of_its_latents() -> None:
-    """Two clusters, two codes: m_i / N_i is the mean of cluster i at once and ever after; float32, 1e-5."""
+    """Two clusters, two codes: m_i / N_i is the mean of cluster i after each update; float32, 1e-5."""
     book = Codebook(vocabulary=2, width=1, decay=0.99)
     book.codes.copy_(torch.tensor([[-1.0], [1.0]]))
     latents = torch.tensor([[-3.0], [-5.0], [2.0], [3.0], [4.0]])
@@ -147,7 +150,7 @@ def test_code_converges_to_the_mean_of_its_latents() -> None:
 
 
 def test_unused_codes_are_replaced_by_latents() -> None:
-    """All latents are nearest to code 0; the others are put on latents, and are used by the next batch."""
+    """All latents are nearest to code 0; the others are replaced by latents, and used by the next batch."""
     torch.manual_seed(0)
     book = Codebook(vocabulary=8, width=2)
     book.codes.copy_(torch.tensor([[0.0, 0.0]] + [[100.0, 100.0]] * 7))
@@ -156,27 +159,24 @@ def test_unused_codes_are_replaced_by_latents() -> None:
     assert tokens.unique().tolist() == [0]
     assert book.update(book.statistics(latents, tokens)) == 7
     distances = (book.codes[1:, None] - latents).norm(dim=2).min(1).values
-    assert distances.max() < 1e-6  # a division of a product rounds
+    assert distances.max() < 1e-6  # rounding of product and division
     assert len(book(latents)[0].unique()) > 5
 
 
 def test_unused_code_is_replaced_when_its_average_decays() -> None:
-    """Unused from the second batch on, N falls by 0.9 a batch, the mean to 1/2: 0.9^k < 0.05 * 1.. at k = 28.
-
-    N_0 = 1 of the mean (2 codes, both used alike at first); then mean_k = (0.9^k + 2 - 0.9^k) / 2 = 1.
-    """
+    """N of an unused code is 0.9^k after k batches, and the mean of all N is 1: 0.9^k < 0.05 at k = 29."""
     book = Codebook(vocabulary=2, width=1, decay=0.9, revive_below=0.05)
     book.counts.fill_(1.0)
     book.sums.copy_(torch.tensor([[-1.0], [1.0]]))
     book.codes.copy_(book.sums)
-    latents = torch.tensor([[1.0], [1.0]])  # both fall to code 1
+    latents = torch.tensor([[1.0], [1.0]])  # both are nearest to code 1
     revived = [int(book.update(book.statistics(latents, book(latents)[0]))) for _ in range(29)]
     first = next(number for number in range(100) if 0.9**number < 0.05)
     assert revived == [0] * (first - 1) + [1] + [0] * (29 - first)
 
 
 def test_straight_through_passes_the_gradient_to_the_latents() -> None:
-    """L = sum(w * x^2) at x = code: dL/dlatent = 2 w code; nothing reaches the codes. float32, 1e-6."""
+    """L = sum(w * x^2) at x = code: dL/dlatent = 2 w code, and no gradient of the codes; float32, 1e-6."""
     latents = torch.tensor([[0.9, 2.1]], requires_grad=True)
     codes = torch.tensor([[1.0, 2.0]], requires_grad=True)
     weights = torch.tensor([[3.0, -1.0]])
@@ -188,26 +188,15 @@ def test_straight_through_passes_the_gradient_to_the_latents() -> None:
     assert codes.grad is None
 
 
-def test_gradient_passes_the_codebook_to_every_parameter() -> None:
-    torch.manual_seed(0)
-    model = VectorQuantizer(**TINY)
-    coding = model(torch.rand(4, 3, 16, 16))
-    assert coding.latents.shape == (4, 4, 4, 6)
-    assert coding.tokens.shape == (4, 4, 4)
-    coding.reconstruction.square().mean().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().sum() > 0, name
-    assert "codebook.codes" in model.state_dict()
-    assert {"codebook.counts", "codebook.sums"} < set(model.state_dict())
-
-
 @torch.no_grad()
 def test_tokens_decode_to_the_reconstruction() -> None:
     torch.manual_seed(0)
     model = VectorQuantizer(**TINY)
     pictures = torch.rand(2, 3, 16, 24)
     coding = model(pictures)
+    assert coding.latents.shape == (2, 4, 6, 6)
+    assert coding.tokens.shape == (2, 4, 6)
+    assert {"codebook.codes", "codebook.counts", "codebook.sums"} < set(model.state_dict())
     tokens: Tensor = model.tokens(pictures)
     assert torch.equal(tokens, coding.tokens)
     torch.testing.assert_close(model.decode(tokens), coding.reconstruction, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Saving, loading, and every way in which a file of weights can be wrong."""
+"""Saving and loading weights, and the errors for invalid weights files."""
 
 from __future__ import annotations
 
@@ -12,26 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.models.test_models import MVIT
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.maskfeat import MaskFeat
-from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.positions import resize_table
 from videomaskfeat.models.weights import load_into, load_model, load_weights, read_state, save_weights
 
-SMALL = {
-    "depth": 2,
-    "width": 8,
-    "widen_at": (1,),
-    "q_pool_at": (1,),
-    "clip_size": (4, 32, 32),
-    # The published cubes of 4x4 pixels, not the nano's own.
-    "cube_kernel": (3, 7, 7),
-    "cube_stride": (2, 4, 4),
-    "cube_padding": (1, 3, 3),
-    "kv_stride": (1, 4, 4),
-}
+SMALL: dict[str, Any] = {**MVIT, "depth": 2, "widen_at": (1,), "q_pool_at": (1,)}
 
 
 def small(**changes: object) -> MaskFeat:
@@ -58,8 +47,8 @@ def test_relative_tables_of_another_clip_size_are_interpolated() -> None:
     assert report.resized == tuple(
         sorted(f"blocks.{i}.attn.rel_pos_{axis}" for i in (0, 1) for axis in "hwt")
     )
-    wanted = resize_table(source.get_parameter(name), 23)  # 12 rows of tokens: 2 * 12 - 1 offsets
-    assert torch.equal(model.get_parameter(name), wanted)
+    expected = resize_table(source.get_parameter(name), 23)  # 12 rows of tokens: 2 * 12 - 1 offsets
+    assert torch.equal(model.get_parameter(name), expected)
     assert "6 resized (blocks.0.attn.rel_pos_h, blocks.0.attn.rel_pos_t" in str(report)
 
 
@@ -159,12 +148,6 @@ def classifier(**changes: object) -> Classifier:
     return model
 
 
-def published(name: str) -> MViT:
-    model = create_model(name)
-    assert isinstance(model, MViT)
-    return model
-
-
 PRETRAINED: dict[str, Any] = {
     "allow_missing": ("head.*", "norm.*"),
     "allow_unused": ("mask_token", "pred_head.*"),
@@ -172,7 +155,7 @@ PRETRAINED: dict[str, Any] = {
 
 
 def interpolated(table: Tensor, length: int) -> Tensor:
-    """A table [L, d] at ``length`` places spread evenly over its rows, half a step inside the ends."""
+    """A table [L, d] at ``length`` evenly spaced positions, half a step inside both ends."""
     rows = np.clip((np.arange(length) + 0.5) * len(table) / length - 0.5, 0, len(table) - 1)
     columns = [np.interp(rows, np.arange(len(table)), column) for column in table.double().numpy().T]
     return torch.from_numpy(np.stack(columns, axis=1)).float()
@@ -183,8 +166,8 @@ def interpolated(table: Tensor, length: int) -> Tensor:
     ("pretraining", "finetuning", "alike", "resized"),
     [
         (small, classifier, 2, []),
-        # The query pooling of the last block is off in pre-training. Switched on, it leaves the queries half
-        # as fine as the keys, which keep the offsets.
+        # Pre-training omits the query pooling of the last block. With it, queries have half the resolution of
+        # the keys, so the tables are resized.
         (
             lambda: small(depth=4, q_pool_at=(1,)),
             lambda: classifier(depth=4, q_pool_at=(1, 2)),
@@ -192,8 +175,8 @@ def interpolated(table: Tensor, length: int) -> Tensor:
             ["blocks.3.attn.rel_pos_h", "blocks.3.attn.rel_pos_w"],
         ),
         (
-            lambda: published("maskfeat_mvitv2_s"),
-            lambda: published("maskfeat_mvitv2_s_classifier"),
+            lambda: create_model("maskfeat_mvitv2_s"),
+            lambda: create_model("maskfeat_mvitv2_s_classifier"),
             14,
             ["blocks.15.attn.rel_pos_h", "blocks.15.attn.rel_pos_w"],
         ),
@@ -201,7 +184,7 @@ def interpolated(table: Tensor, length: int) -> Tensor:
     ids=["nano", "nano with another pooling", "s"],
 )
 def test_classifier_starts_from_pretrained_weights(
-    pretraining: Callable[[], MViT], finetuning: Callable[[], MViT], alike: int, resized: list[str]
+    pretraining: Callable[[], Any], finetuning: Callable[[], Any], alike: int, resized: list[str]
 ) -> None:
     source, model = pretraining().eval(), finetuning().eval()
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
@@ -211,15 +194,15 @@ def test_classifier_starts_from_pretrained_weights(
         f"{part}.{kind}" for part in ("norm", "head.projection") for kind in ("weight", "bias")
     }
     assert set(report.unused) == {name for name in source.state_dict() if name.startswith(("mask", "pred"))}
-    taken = {*report.loaded, *report.resized, *report.new}
-    assert taken == set(fresh)
+    names = {*report.loaded, *report.resized, *report.new}
+    assert names == set(fresh)
     for name, value in model.state_dict().items():
         if name in resized:
-            wanted = interpolated(source.get_parameter(name), len(fresh[name]))
-            torch.testing.assert_close(value, wanted, atol=1e-6, rtol=1e-5)
+            expected = interpolated(source.get_parameter(name), len(fresh[name]))
+            torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-5)
         else:
             assert torch.equal(value, fresh[name] if name in report.new else source.get_parameter(name)), name
-    # The same network up to the block where the pooling differs: 4 frames of 32x32 pixels stand for any clip.
+    # The networks are equal up to the block with another pooling.
     clips = torch.randn(1, 3, 4, 32, 32)
     features = source.features(clips, depth=alike, pooled=False)
     assert torch.equal(model.features(clips, depth=alike, pooled=False), features)
@@ -254,23 +237,13 @@ def test_table_has_one_row_per_kind() -> None:
         **PRETRAINED,
     )
     rows = report.table().splitlines()
-    assert [row.split()[:2] for row in rows] == [
-        ["loaded", "49"],
-        ["resized", "4"],
-        ["new", "4"],
-        ["unused", "5"],
-    ]
+    counts = {"loaded": 49, "resized": 4, "new": 4, "unused": 5}
+    assert [row.split()[:2] for row in rows] == [[kind, str(count)] for kind, count in counts.items()]
     assert rows[0].endswith("blocks.*.norm1.weight (2) and 23 more kinds")
     assert rows[1].endswith("4  blocks.*.attn.rel_pos_h (2), blocks.*.attn.rel_pos_w (2)")
     assert "head.projection.weight (other shape), head.projection.bias" in rows[2]
     kinds = report.to_dict()
-    assert {kind: len(names) for kind, names in kinds.items()} == {
-        "loaded": 49,
-        "resized": 4,
-        "new": 4,
-        "unused": 5,
-        "reset": 1,
-    }
+    assert {kind: len(names) for kind, names in kinds.items()} == {**counts, "reset": 1}
     assert kinds["reset"] == ["head.projection.weight"]
 
 
@@ -300,7 +273,7 @@ def test_table_has_one_row_per_kind() -> None:
     ],
 )
 def test_error_names_the_probable_model_of_other_weights(name: str, model: str, words: str) -> None:
-    with torch.device("meta"):  # shapes are all that is asked for
+    with torch.device("meta"):  # only shapes are needed
         state, other = create_model(name).state_dict(), create_model(model)
     with pytest.raises(UserError, match=words) as caught:
         load_into(other, state, source="x.pyth", **PRETRAINED)
@@ -367,7 +340,7 @@ def test_prefix_of_matching_names_is_kept() -> None:
 
 
 def checkpoint_with_average(path: Path, model: nn.Module, *names: str) -> Path:
-    """Weights under each name, those of the second twice as large, and so on."""
+    """A checkpoint with weights under each name: the second twice as large as the first, and so on."""
     sets = {
         name: {key: value * (place + 1) for key, value in model.state_dict().items()}
         for place, name in enumerate(names)
@@ -404,15 +377,9 @@ def test_several_sets_of_weights_need_a_key(tmp_path: Path) -> None:
 
 
 def test_loading_nothing_is_an_error() -> None:
+    everything: dict[str, Any] = dict.fromkeys(("allow_missing", "allow_unused", "allow_reset"), ("*",))
     with pytest.raises(UserError, match=r"a\.pt: none of its 1 weights \(stranger\) is one of the model's"):
-        load_into(
-            small(),
-            {"stranger": torch.zeros(1)},
-            allow_missing=["*"],
-            allow_unused=["*"],
-            allow_reset=["*"],
-            source="a.pt",
-        )
+        load_into(small(), {"stranger": torch.zeros(1)}, **everything, source="a.pt")
     state = {name: torch.zeros(1, 2, 3) for name in small().state_dict()}
     with pytest.raises(UserError, match="so nothing would be loaded"):
         load_into(small(), state, allow_reset=["*"])

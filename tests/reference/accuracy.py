@@ -1,4 +1,4 @@
-"""Accuracies by sorting the classes of each video in plain Python; nothing shared with the package."""
+"""Accuracies by sorting the classes of each video in plain Python, without code of the package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def sorted_classes(scores: Sequence[float]) -> list[int]:
-    """Class numbers, the highest score first; of equal scores the lower number first."""
+    """Classes by score, highest first; the lower class first if equal."""
     return sorted(range(len(scores)), key=lambda number: (-scores[number], number))
 
 
@@ -18,11 +18,11 @@ def top_k(scores: Sequence[Sequence[float]], labels: Sequence[int], k: int) -> f
 
 
 def mean_class(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
-    """The mean over the labels that occur of the percent of their videos that are right."""
+    """Mean top-1 accuracy per class in percent, over the classes with videos."""
     shares = []
-    for wanted in sorted(set(labels)):
-        rows = [row for row, label in zip(scores, labels, strict=True) if label == wanted]
-        shares.append(top_k(rows, [wanted] * len(rows), 1))
+    for own_label in sorted(set(labels)):
+        rows = [row for row, label in zip(scores, labels, strict=True) if label == own_label]
+        shares.append(top_k(rows, [own_label] * len(rows), 1))
     return sum(shares) / len(shares)
 
 
@@ -35,7 +35,7 @@ def knn_shares(
     k: int,
     temperature: float,
 ) -> list[list[float]]:
-    """Votes of the k most similar training rows (cosine; equals: the earlier row), as shares of 1."""
+    """Shares of votes of the k most similar training rows (cosine; the first row if equal)."""
 
     def unit(row: Sequence[float]) -> list[float]:
         length = math.sqrt(sum(value * value for value in row))

@@ -1,4 +1,4 @@
-"""A slow pooled attention that builds the whole attention matrix, pair by pair of positions."""
+"""A slow pooled attention that computes the attention matrix for each pair of positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from videomaskfeat.models.mvit import PooledAttention
 
 
 def slow_attention(layer: PooledAttention, tokens: Tensor, grid: TokenGrid) -> Tensor:
-    """What ``layer(tokens, grid)[0]`` should be, from the definition: one bias for each pair of positions."""
+    """``layer(tokens, grid)[0]`` by the definition: one bias for each pair of positions."""
     B, P, M, d = tokens.shape[0], layer.prefix, layer.heads, layer.head_width
     qkv = layer.qkv(tokens).reshape(B, -1, 3, M, d).permute(2, 0, 3, 1, 4)  # [3, B, M, P+N, d]
     q, q_grid = _pool(qkv[0], layer.pool_q.weight, layer.norm_q, layer.q_stride, grid, P)
@@ -59,7 +59,7 @@ def _offsets(
 def _pool(
     x: Tensor, weight: Tensor, norm: torch.nn.Module, stride: tuple[int, ...], grid: TokenGrid, prefix: int
 ) -> tuple[Tensor, list[int]]:
-    """Pool each head by itself in the image layout, [B, M, P+N, d] -> [B, M, P+N', d]."""
+    """Pool each head separately in image layout, [B, M, P+N, d] -> [B, M, P+N', d]."""
     B, M, _, d = x.shape
     first, rest = x[:, :, :prefix], x[:, :, prefix:]
     image = rest.reshape(B * M, *grid.shape, d).permute(0, 4, 1, 2, 3)

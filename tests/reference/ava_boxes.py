@@ -1,4 +1,4 @@
-"""AVA's training boxes the plain way: row by row, into dictionaries."""
+"""AVA's training boxes, row by row into dictionaries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plain_training_boxes(
     score_threshold: float,
     iou_threshold: float,
 ) -> Boxes:
-    """Actions and score of each box of each key frame."""
+    """Actions and score of each box in each key frame."""
     excluded = {(video, float(second)) for path in exclusions for video, second in _rows(path)}
     truth: Boxes = {}
     for path in groundtruth:

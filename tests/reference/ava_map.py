@@ -1,4 +1,4 @@
-"""AVA's score row by row in plain Python, from the files on; nothing shared with the package."""
+"""AVA's frame mAP row by row in plain Python, from the files, without code of the package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def frame_map(
     *,
     keep: int | None = None,
 ) -> tuple[float, dict[int, float]]:
-    """Mean average precision and that of each action with ground truth; ``keep``: best rows a key frame."""
+    """Mean AP and AP per action with ground truth; ``keep``: maximum number of rows per key frame."""
     with open(labelmap, encoding="utf-8") as file:
         actions = [int(number) for number in re.findall(r"\b(?:label_)?id:\s*(\d+)", file.read())]
     excluded = set()
@@ -40,7 +40,7 @@ def frame_map(
 
 
 def read_rows(path: str) -> list[Row]:
-    """All rows that have an action; a row `video,second` without a box has none."""
+    """All rows with an action."""
     with open(path, encoding="utf-8", newline="") as file:
         return [
             Row(
@@ -62,7 +62,7 @@ def rows_map(
     keep: int | None = None,
     threshold: float = 0.5,
 ) -> tuple[float, dict[int, float]]:
-    """As `frame_map`, of rows; equal scores: by key frame, then by corners."""
+    """`frame_map` of rows; equal scores are sorted by key frame and corners."""
     found = [row for row in found if row.action in actions]
     if keep is not None:
         frames = defaultdict(list)
@@ -91,15 +91,15 @@ def rows_map(
 def judged(
     found: Sequence[Row], boxes: dict[tuple[str, float], list[tuple[float, ...]]], threshold: float
 ) -> list[bool]:
-    """Whether each detection, in their order, hits a box that is free."""
-    taken = set()
+    """Whether each detection, in order, matches a box that is not matched yet."""
+    matched = set()
     hits = []
     for row in found:
         shares = [overlap(row.box, box) for box in boxes.get(row.frame, [])]
         place = shares.index(max(shares)) if shares else -1
-        hit = bool(shares) and shares[place] >= threshold and (row.frame, place) not in taken
+        hit = bool(shares) and shares[place] >= threshold and (row.frame, place) not in matched
         if hit:
-            taken.add((row.frame, place))
+            matched.add((row.frame, place))
         hits.append(hit)
     return hits
 
@@ -113,12 +113,12 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def area(hits: Sequence[bool], total: int) -> float:
-    """Under the curve of precision over recall whose every point takes the best precision at or after it."""
+    """Area under the precision-recall curve with the maximum precision at or after each point."""
     points = []
-    right = 0
-    for place, hit in enumerate(hits, start=1):
-        right += hit
-        points.append((right / total, right / place))
+    count = 0
+    for rank, hit in enumerate(hits, start=1):
+        count += hit
+        points.append((count / total, count / rank))
     best, steps = 0.0, []
     for recall, precision in reversed(points):
         best = max(best, precision)

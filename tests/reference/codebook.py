@@ -1,4 +1,4 @@
-"""A codebook of moving averages, one latent and one code after the other."""
+"""A codebook of moving averages, one latent and one code at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Vector = list[float]
 
 
 def nearest(latent: Sequence[float], codes: Sequence[Sequence[float]]) -> int:
-    """The number of the nearest code, the first of equals."""
+    """The index of the nearest code, the first if equal."""
     distances = [sum((a - b) ** 2 for a, b in zip(latent, code, strict=True)) for code in codes]
     return distances.index(min(distances))
 
@@ -23,7 +23,7 @@ def update(
     decay: float,
     revive_below: float,
 ) -> tuple[list[float], list[Vector], list[Vector]]:
-    """New counts, sums and codes after a batch of latents with their numbers."""
+    """New counts, sums and codes after a batch of latents and code indices."""
     new_counts, new_sums = [], []
     for code in range(len(counts)):
         own = [latent for latent, number in zip(latents, numbers, strict=True) if number == code]

@@ -1,4 +1,4 @@
-"""All frames of a video, decoded one after the other from its start: what every index is measured against."""
+"""All frames of a video, decoded in order from the start; the reference for reading by index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def decode_all(path: Path) -> np.ndarray:
-    """uint8 [N, H, W, 3], RGB as displayed, in the order in which the decoder shows them."""
+    """RGB frames uint8 [N, H, W, 3] in display order."""
     pictures = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -23,7 +23,7 @@ def decode_all(path: Path) -> np.ndarray:
 
 
 def decode_all_timed(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds after the start of the stream, float64 [N], and the pictures of ``decode_all``, with times."""
+    """Times in seconds after the start of the stream, float64 [N], and the frames of ``decode_all``."""
     seconds, pictures = [], []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -39,7 +39,7 @@ def decode_all_timed(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 [H, W, 3]: converted by the scaler that FFmpeg inserts by itself, then turned by numpy."""
+    """uint8 [H, W, 3], converted by FFmpeg's scaler and rotated by numpy."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)

@@ -1,4 +1,4 @@
-"""HOG pixel by pixel into a histogram a pixel, in float64: slow, and nothing shared with the package."""
+"""HOG with one histogram per pixel, in float64: slow, and without code of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frames of a clip around a key frame, counted: what clips by time are compared with."""
+"""Frame indices of a clip around a key frame; the reference for clips by time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cutmix's box by numpy: the whole box is painted on a picture, and what lies inside is counted."""
+"""CutMix boxes in numpy: the box is drawn on a picture and its pixels are counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 def cutmix_shares(
     *, alpha: float, height: int, width: int, draws: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The share of a picture that boxes leave, float [draws]."""
+    """Share of a picture outside the box, float [draws]."""
     shares = []
     for _ in range(draws):
         side = np.sqrt(1 - rng.beta(alpha, alpha))

@@ -1,4 +1,4 @@
-"""The pixel target position by position."""
+"""The pixel target, one position at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pixel_target(
 
 
 def _normalised(values: list[float]) -> list[float]:
-    """Mean 0 and variance 1, with one degree of freedom less, as torch's ``var`` counts."""
+    """Mean 0 and variance 1 (unbiased, as in torch's ``var``)."""
     exact = torch.tensor(values, dtype=torch.float64)
     mean = exact.sum() / len(values)
     variance = (exact - mean).square().sum() / (len(values) - 1)

@@ -1,4 +1,4 @@
-"""The published dVAE encoder, straight from a state dict: a convolution is a sum over the kernel's places."""
+"""The published dVAE encoder from a state dict; convolutions are sums over kernel positions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ State = dict[str, np.ndarray]
 
 
 def convolve(x: np.ndarray, state: State, name: str) -> np.ndarray:
-    """[D, H, W] with the kernel [D', D, k, k] and bias of a layer, zeros around, stride 1 -> [D', H, W]."""
+    """Zero-padded convolution of stride 1: [D, H, W] and kernel [D', D, k, k] -> [D', H, W]."""
     kernel, bias = state[f"{name}.w"].astype(np.float64), state[f"{name}.b"].astype(np.float64)
     _, height, width = x.shape
     margin = kernel.shape[-1] // 2
@@ -31,7 +31,7 @@ def block(x: np.ndarray, state: State, name: str, layers: int) -> np.ndarray:
 
 
 def pool(x: np.ndarray) -> np.ndarray:
-    """The largest of each 2x2, [D, H, W] -> [D, H/2, W/2]."""
+    """2x2 max pooling, [D, H, W] -> [D, H/2, W/2]."""
     corners = [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
     return np.maximum.reduce(corners)
 

@@ -1,4 +1,4 @@
-"""RandAugment's operations frame by frame with Pillow, on which the published recipes were trained."""
+"""RandAugment's operations per frame with Pillow, which the published recipes use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pillow_operation(
 
 
 def pillow_change(name: str, argument: Any, interpolation: str) -> Callable[[Picture], Picture]:
-    """What an operation does to a picture."""
+    """The operation on one picture."""
     if name in _AFFINE:
         return lambda picture: picture.transform(
             picture.size,

@@ -1,4 +1,4 @@
-"""RoIAlign as it is defined: bin by bin, sample by sample, corner by corner."""
+"""RoIAlign by its definition: a loop over bins, samples and corners."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plain_roi_align(
 
 
 def _sample(picture: Tensor, y: float, x: float) -> Tensor:
-    """The bilinear value of [C, H, W] at a point: [C]; its border up to a cell outside, zero beyond."""
+    """Bilinear value of [C, H, W] at a point, [C]: the border value up to one cell outside, then 0."""
     high, wide = picture.shape[1:]
     if not (-1 <= y <= high and -1 <= x <= wide):
         return torch.zeros_like(picture[:, 0, 0])

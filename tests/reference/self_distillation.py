@@ -1,4 +1,4 @@
-"""Self-distillation, a row, a video and a prototype at a time, in float64."""
+"""Self-distillation in float64, one row, video and prototype at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def softmax(values: list[float], temperature: float = 1.0) -> list[float]:
 
 
 def cross_entropy(student: list[float], teacher: list[float], temperature: float) -> float:
-    """Student outputs against teacher probabilities."""
+    """Cross-entropy of student outputs and teacher probabilities."""
     shares = softmax(student, temperature)
     return -sum(p * math.log(share) for p, share in zip(teacher, shares, strict=True))
 
@@ -22,7 +22,7 @@ def across_views(
     teacher: list[list[list[float]]],
     temperature: float,
 ) -> float:
-    """Outputs [V][G][K] and [V][L][K] against probabilities [V][G][K]: every pair of different views."""
+    """Loss of outputs [V][G][K] and [V][L][K] and probabilities [V][G][K] over pairs of different views."""
     terms = []
     for video, views in enumerate(teacher):
         for number, probabilities in enumerate(views):
@@ -40,7 +40,7 @@ def at_hidden_cells(
     hidden: list[list[bool]],
     temperature: float,
 ) -> float:
-    """Outputs and probabilities [B][cells][K]; the mean over a clip's hidden cells, then over all clips."""
+    """Loss of [B][cells][K]: the mean over the hidden cells of a clip, then over clips."""
     clips = []
     for outputs, probabilities, places in zip(student, teacher, hidden, strict=True):
         terms = [

@@ -1,4 +1,4 @@
-"""Linking boxes the slow way: every assignment is tried, with plain numbers and no arrays."""
+"""Linking boxes by trying all assignments, without arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def best_sum(gains: Sequence[Sequence[float]]) -> float:
-    """The largest sum of any choice of pairs of a row and a column, each used at most once."""
+    """The maximum sum over all assignments of rows to columns."""
     n, m = len(gains), len(gains[0]) if gains else 0
     if n > m:
         gains, n, m = [[gains[row][column] for row in range(n)] for column in range(m)], m, n
@@ -28,7 +28,7 @@ def best_sum(gains: Sequence[Sequence[float]]) -> float:
 
 
 def link(steps: Sequence[Sequence[Box]], seconds: Sequence[float], min_iou: float, gap: float) -> list[list]:
-    """The tracks of the boxes of each step; ties between assignments are not looked for."""
+    """The tracks of the boxes of each step; ties between assignments are not handled."""
     last: dict[int, tuple[Box, float]] = {}
     result = []
     for now, boxes in zip(seconds, steps, strict=True):
@@ -37,8 +37,8 @@ def link(steps: Sequence[Sequence[Box]], seconds: Sequence[float], min_iou: floa
         choices = itertools.product([None, *live], repeat=len(boxes))
         best, chosen = -1.0, tuple([None] * len(boxes))
         for choice in choices:
-            taken = [number for number in choice if number is not None]
-            if len(set(taken)) < len(taken):
+            columns_used = [number for number in choice if number is not None]
+            if len(set(columns_used)) < len(columns_used):
                 continue
             gains = [overlap(last[t][0], b) for t, b in zip(choice, boxes, strict=True) if t is not None]
             if all(gain >= min_iou for gain in gains) and sum(gains) > best:

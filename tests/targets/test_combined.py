@@ -22,18 +22,18 @@ RAW = {"name": "pixels", "weight": 0.25, "arguments": {"normalised": False, "los
 def test_loss_is_the_weighted_sum_of_the_parts_on_their_own_values() -> None:
     target = CombinedTarget(parts={"hog": {"weight": 2}, "raw": RAW}, build=build)
     clips = torch.randn(2, 3, 4, 32, 32)
-    made = target(clips)
+    output = target(clips)
     hog, raw = HogTarget(), PixelTarget(normalised=False, loss="l1")
-    assert torch.equal(made[0], hog(clips))
-    assert torch.equal(made[1], raw(clips))
+    assert torch.equal(output[0], hog(clips))
+    assert torch.equal(output[1], raw(clips))
     assert target.values_per_token == 108 + 768
     predictions = torch.randn(2, 2, 2, 2, 876)
     mask = torch.rand(2, 2, 2, 2) < 0.5
-    loss, parts = target.loss_parts(predictions, made, mask)
-    own = hog.loss(predictions[..., :108], made[0], mask), raw.loss(predictions[..., 108:], made[1], mask)
+    loss, parts = target.loss_parts(predictions, output, mask)
+    own = hog.loss(predictions[..., :108], output[0], mask), raw.loss(predictions[..., 108:], output[1], mask)
     torch.testing.assert_close(parts, {"loss_hog": own[0], "loss_raw": own[1]})
     torch.testing.assert_close(loss, 2 * own[0] + 0.25 * own[1])
-    assert torch.equal(target.loss(predictions, made, mask), loss)
+    assert torch.equal(target.loss(predictions, output, mask), loss)
     assert target.loss_name == "weighted sum of mean squared error (hog) and mean absolute error (raw)"
 
 

@@ -1,4 +1,4 @@
-"""The feature target: what the teacher sees, what becomes of its features, and that it never learns."""
+"""The feature target: the teacher's input, its features, and that it is frozen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 4, "width": 8, "wide
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The weights of a pre-training with drop path: cubes 2x8x8, 2x16x16 behind block 2, 16 wide, then 32."""
+    """Pre-training weights with drop path: stride 2x8x8, 2x16x16 from block 2; widths 16, then 32."""
     path = tmp_path_factory.mktemp("teacher") / "weights.safetensors"
     torch.manual_seed(0)
     save_weights(path, create_model("maskfeat_mvitv2_nano", **SMALL, drop_path=0.5))
@@ -33,7 +33,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An encoder of single frames: patches of 8x8, pooled to 16x16."""
+    """An image encoder with patches of 8x8, pooled to 16x16."""
     path = tmp_path_factory.mktemp("teacher") / "image.safetensors"
     torch.manual_seed(1)
     frames: dict[str, Any] = {"cube_kernel": (1, 8, 8), "cube_stride": (1, 8, 8), "cube_padding": (0, 0, 0)}
@@ -54,9 +54,8 @@ def test_target_is_the_normalized_feature_of_the_whole_clip(teacher: str) -> Non
     assert target(clips).shape[-1] == target.values_per_token == 32
     assert target.output_stride == (2, 16, 16)
     assert target.files == (teacher,)
-    unit = FeatureTarget(
-        teacher=teacher, normalise="l2", clip_mean=0.5, clip_std=0.25
-    )  # the run's own levels
+    # Without teacher_mean and teacher_std, the run's normalization is kept.
+    unit = FeatureTarget(teacher=teacher, normalise="l2", clip_mean=0.5, clip_std=0.25)
     plain = encoder.features(clips, pooled=False)  # type: ignore[operator,union-attr]
     torch.testing.assert_close(unit(clips), F.normalize(plain, dim=-1), atol=1e-5, rtol=1e-5)
 
@@ -71,20 +70,20 @@ def test_each_channel_has_its_own_normalization(teacher: str) -> None:
 
 
 def test_teacher_can_run_in_bf16(teacher: str) -> None:
-    """Features of mean 0 and variance 1, after four blocks: 0.1; the targets themselves stay float32."""
+    """Tolerance 0.1 after four blocks, for features of variance 1; the target is float32."""
     clips = torch.randn(2, 3, 4, 32, 32)
-    exact, made = FeatureTarget(teacher=teacher)(clips), FeatureTarget(teacher=teacher, bf16=True)(clips)
-    assert made.dtype == torch.float32
-    assert not torch.equal(made, exact)
-    torch.testing.assert_close(made, exact, atol=0.1, rtol=0)
+    exact, output = FeatureTarget(teacher=teacher)(clips), FeatureTarget(teacher=teacher, bf16=True)(clips)
+    assert output.dtype == torch.float32
+    assert not torch.equal(output, exact)
+    torch.testing.assert_close(output, exact, atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 def test_depth_sets_width_and_grid(teacher: str, depth: int) -> None:
     target = FeatureTarget(teacher=teacher, depth=depth)
-    made = target(torch.zeros(1, 3, 4, 32, 32))
-    wanted = [size // step for size, step in zip((4, 32, 32), target.output_stride, strict=True)]
-    assert list(made.shape) == [1, *wanted, target.values_per_token]
+    output = target(torch.zeros(1, 3, 4, 32, 32))
+    grid = [size // step for size, step in zip((4, 32, 32), target.output_stride, strict=True)]
+    assert list(output.shape) == [1, *grid, target.values_per_token]
     assert target.output_stride == ((2, 8, 8) if depth == 1 else (2, 16, 16))
 
 
@@ -92,25 +91,25 @@ def test_teacher_of_images_sees_the_first_frame_of_each_cube(image_teacher: str)
     target = FeatureTarget(teacher=image_teacher, frame_stride=2, normalise="none", clip_mean=0, clip_std=1)
     assert target.output_stride == (2, 16, 16)
     clips = torch.randn(2, 3, 4, 32, 32)
-    made = target(clips)
+    output = target(clips)
     encoder = target.teacher.encoder
     for time in (0, 1):
         frame = clips[:, :, 2 * time][:, :, None]
         alone = encoder.features(frame, pooled=False)  # type: ignore[operator,union-attr]
-        torch.testing.assert_close(made[:, time], alone[:, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output[:, time], alone[:, 0], atol=1e-5, rtol=1e-5)
     changed = clips.clone()
     changed[:, :, 1::2] += 1
-    assert torch.equal(target(changed), made)
+    assert torch.equal(target(changed), output)
 
 
 def test_teacher_gets_no_gradient_and_no_dropout(teacher: str) -> None:
     target = FeatureTarget(teacher=teacher, loss="mse").train()
     clips = torch.randn(1, 3, 4, 32, 32, requires_grad=True)
-    made = target(clips)
-    assert torch.equal(target(clips), made)  # drop path 0.5 would tell
-    assert not made.requires_grad
-    predictions = torch.randn_like(made, requires_grad=True)
-    target.loss(predictions, made, torch.ones(1, 2, 2, 2, dtype=torch.bool)).backward()
+    output = target(clips)
+    assert torch.equal(target(clips), output)  # drop path 0.5 would change it
+    assert not output.requires_grad
+    predictions = torch.randn_like(output, requires_grad=True)
+    target.loss(predictions, output, torch.ones(1, 2, 2, 2, dtype=torch.bool)).backward()
     assert predictions.grad is not None
     assert clips.grad is None
     assert all(not parameter.requires_grad for parameter in target.parameters())
@@ -135,7 +134,7 @@ def test_losses_equal_torchs(teacher: str, loss: str, name: str) -> None:
 
 
 class HuggingFaceLike(nn.Module):
-    """A class token, then each patch's mean colors; a second block adds 1."""
+    """A class token and the mean color of each patch; the second block adds 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +153,7 @@ class HuggingFaceLike(nn.Module):
 
 
 class TimmLike(nn.Module):
-    """The same in timm's words, with ImageNet's levels; two prefix tokens."""
+    """The same with timm's interface, ImageNet's normalization, and two prefix tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,14 +201,8 @@ def test_other_models_are_applied_per_frame() -> None:
         ({"teacher": "foreign_models:vit"}, r"foreign_models has no callable 'vit'"),
         ({"teacher": "foreign_models:number"}, r"foreign_models has no callable 'number'"),
         ({"teacher": "foreign_models:no_module"}, r"returned a dict; it must return a torch module"),
-        (
-            {"teacher": "foreign_models:linear"},
-            r"a Linear has neither Hugging Face's interface",
-        ),
-        (
-            {"teacher": "foreign_models:timm", "depth": 2},
-            r"only Hugging Face models support depth",
-        ),
+        ({"teacher": "foreign_models:linear"}, r"a Linear has neither Hugging Face's interface"),
+        ({"teacher": "foreign_models:timm", "depth": 2}, r"only Hugging Face models support depth"),
         ({"teacher": "hf:gone"}, r"hf:gone: there is no folder with a config\.json; .*nothing is downloaded"),
         ({"teacher": "foreign_models:timm", "frame_stride": 0}, r"frame_stride 0 must be 1 or more"),
         ({"teacher": "foreign_models:timm", "loss": "cosin"}, r"feature loss 'cosin'.*did you mean 'cosine'"),
@@ -238,8 +231,8 @@ def test_hugging_face_folder_is_loaded_with_its_normalization(tmp_path: Path) ->
     for depth in (None, 1):
         states = model(clips[:, :, 2], output_hidden_states=True, interpolate_pos_encoding=True)
         tokens = states.last_hidden_state if depth is None else states.hidden_states[depth]
-        made = load_teacher(f"hf:{tmp_path}", depth=depth)(clips)
-        torch.testing.assert_close(made[:, 1], tokens[:, 1:].unflatten(1, (4, 6)), atol=1e-5, rtol=1e-5)
+        output = load_teacher(f"hf:{tmp_path}", depth=depth)(clips)
+        torch.testing.assert_close(output[:, 1], tokens[:, 1:].unflatten(1, (4, 6)), atol=1e-5, rtol=1e-5)
 
 
 def test_error_without_transformers_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,23 +250,23 @@ def test_unknown_teacher_depth_is_refused(teacher: str) -> None:
 
 
 def test_grid_remedy_lists_the_grids_of_blocks(teacher: str) -> None:
-    made = load_teacher(teacher)
-    assert isinstance(made, EncoderTeacher)
+    loaded = load_teacher(teacher)
+    assert isinstance(loaded, EncoderTeacher)
     words = (
         "set target.arguments.depth (the teacher's features have strides of "
         "2x8x8 up to block 1, 2x16x16 up to block 4"
     )
-    assert made.grid_remedy.startswith(words)
+    assert loaded.grid_remedy.startswith(words)
 
 
 def test_grid_remedy_for_one_grid_is_another_teacher(tmp_path: Path) -> None:
     path = tmp_path / "vit.safetensors"
     sizes: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 2, "width": 8, "heads": 2}
     save_weights(path, create_model("maskfeat_vit_nano", **sizes))
-    made = load_teacher(str(path), depth=1)
-    assert made(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2, 4, 4, 8)
+    loaded = load_teacher(str(path), depth=1)
+    assert loaded(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2, 4, 4, 8)
     words = "use another teacher (its features have a stride of 2x8x8 frames, rows and columns)"
-    assert made.grid_remedy == words
+    assert loaded.grid_remedy == words
 
 
 def test_grid_remedy_for_an_image_teacher_is_frame_stride(image_teacher: str) -> None:

@@ -16,18 +16,18 @@ from videomaskfeat.targets.hog import HogTarget, hog_features
 
 
 def eight_bit_frames(batch: int = 2, height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
-    """Frames as a decoder gives them, normalized: smooth random shapes, flat patches, exact ties."""
+    """Normalized 8-bit frames with smooth random shapes, flat patches, and exact ties."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (batch, 3, height // 8, width // 8), generator=generator).float()
     frames = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").round()
     frames[:, :, :16, :24] = 77.0
-    frames[:, :, 24:, 40:] = frames[:, :, 24:, 40:41]  # only vertical gradients: gx is 0 in truth
+    frames[:, :, 24:, 40:] = frames[:, :, 24:, 40:41]  # vertical gradients only: gx is exactly 0
     return (frames / 255 - 0.45) / 0.225
 
 
 def test_features_equal_the_recorded_reference(golden: Path) -> None:
     recorded = torch.load(golden / "hog.pt", weights_only=True)
-    # float32 sums in another order; the recording has no pixel whose bin is a tie.
+    # float32 sums in another order; no recorded pixel lies on the border of two bins.
     torch.testing.assert_close(hog_features(recorded["input"]), recorded["output"], atol=1e-5, rtol=0)
 
 
@@ -35,16 +35,16 @@ def test_features_equal_the_recorded_reference(golden: Path) -> None:
 def test_features_equal_the_slow_version_on_8_bit_frames(bins: int, cell: int) -> None:
     frames = eight_bit_frames()
     slow = scatter_hog(frames, bins, cell).float()
-    # float32 against float64: every pixel falls into the same bin, or a cell would differ by 1e-2 and more.
+    # float32 against float64; a pixel in another bin would change a cell by at least 1e-2.
     torch.testing.assert_close(hog_features(frames, bins, cell), slow, atol=2e-6, rtol=0)
 
 
 def test_zero_horizontal_gradients_do_not_depend_on_rounding_noise() -> None:
-    """Our deviation: without the dead zone, noise alone moves these pixels from the first to the last bin."""
+    """Our deviation: without the dead zone, noise moves these pixels from the first to the last bin."""
     frames = eight_bit_frames()
     noise = torch.empty_like(frames).uniform_(-3e-7, 3e-7, generator=torch.Generator().manual_seed(1))
     noisy = frames + noise
-    edges = hog_features(frames).norm(dim=2, keepdim=True) > 0  # a flat cell would show the noise, normalized
+    edges = hog_features(frames).norm(dim=2, keepdim=True) > 0  # a flat cell is normalized noise
     without = (scatter_hog(noisy, dead_zone=0.0) - scatter_hog(frames, dead_zone=0.0)).abs()
     assert without.max() > 0.1
     torch.testing.assert_close(hog_features(noisy) * edges, hog_features(frames), atol=1e-4, rtol=0)
@@ -92,7 +92,7 @@ def test_features_have_no_gradient_and_do_not_change_frames() -> None:
 
 
 def test_channels_last_frames_give_the_same() -> None:
-    """Clips arrive as uint8 [B, T, H, W, C] and are only permuted on the way."""
+    """Clips are loaded as uint8 [B, T, H, W, C] and permuted."""
     frames = eight_bit_frames()
     channels_last = frames.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     assert torch.equal(hog_features(channels_last), hog_features(frames))
@@ -119,7 +119,7 @@ def test_target_equals_the_recorded_targets_of_the_reference_model(golden: Path)
 
 
 def test_target_of_pictures_equals_the_recorded_one(golden: Path) -> None:
-    """A picture is a clip of one frame; a patch of 16 pixels holds 2x2 cells."""
+    """An image is a clip of one frame; a patch of 16 pixels has 2x2 cells."""
     recorded = torch.load(golden / "maskfeat_vit_image" / "expected.pt", weights_only=True)
     target = HogTarget(cube_stride=(1, 16, 16), output_stride=(1, 16, 16))(recorded["clip"][:, :, None])
     hidden = recorded["mask"].view(len(target), 1, *target.shape[2:4])
@@ -144,7 +144,7 @@ def test_compiled_target_equals_the_eager_one() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("autocast", [False, True])
 def test_cuda_equals_cpu(autocast: bool) -> None:
-    """In float32 whatever autocast says. A pixel on the border of two bins may go to either."""
+    """In float32 under autocast too. A pixel on the border of two bins may be in either."""
     frames = eight_bit_frames()
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         found = hog_features(frames.cuda())

@@ -1,4 +1,4 @@
-"""The pixel target against recorded values, a slow version, and its own way back to pictures."""
+"""The pixel target against recorded values and a slow version, and its conversion to clips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from videomaskfeat.targets.pixels import PixelTarget
 
 
 def test_target_equals_the_recorded_targets_of_mae(golden: Path) -> None:
-    """Float32 sums of 768 values in another order: 1e-5."""
+    """Float32 sums of 768 values in another order: tolerance 1e-5."""
     recorded = torch.load(golden / "mae_vit_video" / "expected.pt", weights_only=True)
     target = PixelTarget()(recorded["clip"])
     torch.testing.assert_close(target[recorded["mask"]], recorded["target_masked"], atol=1e-5, rtol=0)
@@ -23,7 +23,7 @@ def test_target_equals_the_recorded_targets_of_mae(golden: Path) -> None:
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("frames", ["first", "all"])
 def test_target_equals_the_slow_version(normalised: bool, frames: str) -> None:
-    """Float32 against float64, values of order 1: 1e-5; raw pixels are only moved."""
+    """Float32 against float64: tolerance 1e-5; raw pixels are copied exactly."""
     torch.manual_seed(0)
     clips = torch.randn(2, 3, 4, 8, 12)
     module = PixelTarget(normalised=normalised, frames=frames, output_stride=(2, 4, 6))
@@ -69,11 +69,12 @@ def test_simmim_is_the_mean_of_absolute_errors_of_raw_pixels() -> None:
 
 
 def test_invalid_names_and_sizes_are_refused() -> None:
-    with pytest.raises(UserError, match=r"pixel frames 'last' is unknown; there are first, all"):
-        PixelTarget(frames="last")
-    with pytest.raises(UserError, match=r"pixel loss 'l1 ' is unknown; did you mean 'l1'\?"):
-        PixelTarget(loss="l1 ")
-    with pytest.raises(UserError, match=r"output_stride \(0, 16, 16\) and channels 3 must be 1 or more"):
-        PixelTarget(output_stride=(0, 16, 16))
+    for arguments, words in (
+        ({"frames": "last"}, "pixel frames 'last' is unknown; there are first, all"),
+        ({"loss": "l1 "}, r"pixel loss 'l1 ' is unknown; did you mean 'l1'\?"),
+        ({"output_stride": (0, 16, 16)}, r"output_stride \(0, 16, 16\) and channels 3 must be 1 or more"),
+    ):
+        with pytest.raises(UserError, match=words):
+            PixelTarget(**arguments)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="clip height 20 is not a positive multiple"):
         PixelTarget()(torch.zeros(1, 3, 2, 20, 16))

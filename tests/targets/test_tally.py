@@ -14,7 +14,7 @@ from videomaskfeat.targets.target import CosineTally, CrossEntropyTally, LossTal
 
 
 def batches(values: int = 5) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Predictions, targets and masks (on a coarser grid) of two batches that hide unequally much."""
+    """Predictions, targets and masks (on a coarser grid) of two batches with different mask ratios."""
     torch.manual_seed(0)
     masks = [torch.rand(size, 2, 1, 2) < share for size, share in ((2, 0.3), (3, 0.8))]
     return [
@@ -23,10 +23,10 @@ def batches(values: int = 5) -> list[tuple[Tensor, Tensor, Tensor]]:
     ]
 
 
-def hidden_rows(given: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def hidden_rows(data: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Predictions and targets at the hidden positions of all batches, [n, ...] each."""
     rows = []
-    for predictions, target, mask in given:
+    for predictions, target, mask in data:
         fine = mask.repeat_interleave(2, 2).repeat_interleave(2, 3)
         rows.append((predictions[fine], target[fine]))
     predicted, true = zip(*rows, strict=True)
@@ -34,12 +34,12 @@ def hidden_rows(given: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Ten
 
 
 def test_squared_error_and_its_constant_are_exact() -> None:
-    """Bit for bit: the sums in float64, in this order."""
-    given = batches()
+    """Bit for bit: float64 sums in this order."""
+    data = batches()
     tally = HogTarget().tally()
     squared, cells = 0.0, 0
     sums, squares = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
-    for one in given:
+    for one in data:
         tally.add(*one)
         predicted, true = (rows.double() for rows in hidden_rows([one]))
         squared += float((predicted - true).square().sum())
@@ -50,22 +50,22 @@ def test_squared_error_and_its_constant_are_exact() -> None:
 
 
 def test_mean_is_over_hidden_positions_not_batches() -> None:
-    given = batches()
+    data = batches()
     tally = LossTally(masked_l1)
-    for one in given:
+    for one in data:
         tally.add(*one)
-    predicted, true = hidden_rows(given)
+    predicted, true = hidden_rows(data)
     assert tally.model == pytest.approx((predicted - true).abs().mean().item(), rel=1e-6)
     assert tally.hidden == len(true)
     assert tally.constant is None
 
 
 def test_best_constant_of_the_cosine_is_optimal() -> None:
-    given = batches()
+    data = batches()
     tally = CosineTally(masked_cosine)
-    for one in given:
+    for one in data:
         tally.add(*one)
-    _, true = hidden_rows(given)
+    _, true = hidden_rows(data)
     best = torch.nn.functional.normalize(true, dim=-1).mean(0)
 
     def loss(constant: Tensor) -> float:
@@ -89,11 +89,11 @@ def test_best_constant_of_tokens_is_their_entropy() -> None:
 
 
 def test_sum_is_the_weighted_sum_of_its_parts() -> None:
-    given = batches(values=8)
+    data = batches(values=8)
     parts = [HogTarget().tally(), CosineTally(masked_cosine)]
     total = SumTally(parts, [2.0, 0.5], lambda predictions: predictions.split([5, 3], dim=-1))
     alone = [HogTarget().tally(), CosineTally(masked_cosine)]
-    for predictions, target, mask in given:
+    for predictions, target, mask in data:
         total.add(predictions, (target[..., :5], target[..., 5:]), mask)
         alone[0].add(predictions[..., :5], target[..., :5], mask)
         alone[1].add(predictions[..., 5:], target[..., 5:], mask)

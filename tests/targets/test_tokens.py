@@ -1,7 +1,8 @@
-"""Token targets: which frame, at which size, by which tokenizer; frozen; and the words of refusals."""
+"""Token targets: frames, sizes, frozen tokenizers, and errors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.published_dvae import PublishedEncoder
 from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.targets.tokens import CodebookTarget, DvaeTarget
+from videomaskfeat.targets.tokens import CodebookTarget, DvaeTarget, TokenTarget
 
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 8, "width": 16, "blocks": 1, "code_width": 6}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -24,7 +25,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 @pytest.fixture
 def dvae(tmp_path: Path) -> str:
-    """A file of a dvae of our own whose tokens differ from place to place."""
+    """The weights file of our own dvae, with different tokens at different positions."""
     torch.manual_seed(0)
     path = str(tmp_path / "dvae.safetensors")
     tokenizer = create_tokenizer("dvae", **TINY)
@@ -53,7 +54,7 @@ def clips_and_pixels(height: int = 32, width: int = 48) -> tuple[Tensor, Tensor]
 
 
 def test_tokens_belong_to_the_first_frame_of_each_cube(dvae: str) -> None:
-    """At an output stride of the tokenizer's own nothing is resized."""
+    """With the tokenizer's own stride, frames are not resized."""
     clips, pixels = clips_and_pixels()
     target = DvaeTarget(weights=dvae, output_stride=(2, 8, 8), clip_mean=MEAN, clip_std=STD)
     tokens = target(clips)
@@ -69,7 +70,7 @@ def test_tokens_belong_to_the_first_frame_of_each_cube(dvae: str) -> None:
 
 
 def test_frames_are_resized_to_match_cells_and_positions(dvae: str) -> None:
-    """16-pixel positions of 8-pixel tokens: half the size, close to Pillow's bicubic of the same pixels."""
+    """16-pixel positions and 8-pixel tokens: half the size, close to Pillow's bicubic resizing."""
     picture = np.full((1, 32, 48, 3), 90, dtype=np.uint8)
     cv2.circle(picture[0], (20, 15), 9, (170, 120, 140), -1)  # far from 0 and 255, where overshoots are cut
     pixels = torch.from_numpy(picture[None]).permute(0, 4, 1, 2, 3).float() / 255  # [1, 3, 1, 32, 48]
@@ -126,7 +127,7 @@ def test_tokenizer_is_frozen(dvae: str, codebook: str) -> None:
 
 
 def test_loss_is_the_cross_entropy_of_the_hidden_tokens(dvae: str) -> None:
-    """Against log-softmax by hand; float32, 1e-6. The constant is the entropy of the hidden tokens."""
+    """Log-softmax by hand, tolerance 1e-6. The best constant's loss is the entropy of the hidden tokens."""
     target = DvaeTarget(weights=dvae, output_stride=(2, 8, 8))
     tokens = torch.tensor([[[[3, 5], [3, 0]]]])
     mask = torch.tensor([[[[True, False], [True, True]]]])
@@ -141,36 +142,30 @@ def test_loss_is_the_cross_entropy_of_the_hidden_tokens(dvae: str) -> None:
 
 
 def test_mismatches_are_refused_with_both_numbers(dvae: str, codebook: str) -> None:
-    with pytest.raises(
-        UserError, match=r"dvae\.safetensors: the tokenizer has a vocabulary of 12, .* is 8192"
+    build: Callable[..., TokenTarget]
+    for build, weights, arguments, words in (
+        (DvaeTarget, dvae, {"vocabulary": 8192}, r"dvae\.safetensors: .* a vocabulary of 12, .* is 8192"),
+        (CodebookTarget, codebook, {"vocabulary": 512}, "vocabulary of 12, .* is 512"),
+        (DvaeTarget, dvae, {"output_stride": (2, 4, 4)}, "covers 8x8 pixels, more than .* 4x4.*stride=4"),
+        (DvaeTarget, dvae, {"output_stride": (2, 16, 8)}, r"\(2, 16, 8\): .* equal numbers of rows and col"),
     ):
-        DvaeTarget(weights=dvae, vocabulary=8192)
-    with pytest.raises(UserError, match=r"vocabulary of 12, .* is 512"):
-        CodebookTarget(weights=codebook, vocabulary=512)
-    with pytest.raises(
-        UserError,
-        match=r"a token covers 8x8 pixels, more than the "
-        r"model's positions of 4x4.*stride=4",
-    ):
-        DvaeTarget(weights=dvae, output_stride=(2, 4, 4))
-    with pytest.raises(UserError, match=r"output_stride \(2, 16, 8\): .* equal numbers of rows and columns"):
-        DvaeTarget(weights=dvae, output_stride=(2, 16, 8))
+        with pytest.raises(UserError, match=words):
+            build(weights=weights, **arguments)
     with pytest.raises(UserError, match=r"clip height 40 is not a positive multiple of the cube stride 16"):
         DvaeTarget(weights=dvae)(torch.zeros(1, 3, 2, 40, 32))
 
 
 def test_wrong_files_are_refused(dvae: str, codebook: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.safetensors: no such file"):
-        DvaeTarget(weights=str(tmp_path / "gone.safetensors"))
-    with pytest.raises(UserError, match=r"gone\.pt: no such file"):
-        DvaeTarget(weights=str(tmp_path / "gone.pt"))
-    with pytest.raises(UserError, match="contains a tokenizer of kind 'vq', but kind 'dvae' is needed"):
-        DvaeTarget(weights=codebook)
-    with pytest.raises(UserError, match="contains a tokenizer of kind 'dvae', but kind 'vq' is needed"):
-        CodebookTarget(weights=dvae)
-    with pytest.raises(UserError, match=r"encoder\.pt: not a safetensors file; use"):
-        CodebookTarget(weights=str(tmp_path / "encoder.pt"))
-    other = str(tmp_path / "encoder.safetensors")
-    save_weights(other, create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()))
-    with pytest.raises(UserError, match="contains the model 'mvitv2_encoder', but a tokenizer is needed"):
-        DvaeTarget(weights=other)
+    encoder = tmp_path / "encoder.safetensors"
+    save_weights(encoder, create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()))
+    build: Callable[..., TokenTarget]
+    for build, weights, words in (
+        (DvaeTarget, tmp_path / "gone.safetensors", r"gone\.safetensors: no such file"),
+        (DvaeTarget, tmp_path / "gone.pt", r"gone\.pt: no such file"),
+        (DvaeTarget, codebook, "contains a tokenizer of kind 'vq', but kind 'dvae' is needed"),
+        (CodebookTarget, dvae, "contains a tokenizer of kind 'dvae', but kind 'vq' is needed"),
+        (CodebookTarget, tmp_path / "encoder.pt", r"encoder\.pt: not a safetensors file; use"),
+        (DvaeTarget, encoder, "contains the model 'mvitv2_encoder', but a tokenizer is needed"),
+    ):
+        with pytest.raises(UserError, match=words):
+            build(weights=str(weights))

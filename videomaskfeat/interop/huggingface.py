@@ -56,8 +56,8 @@ class PersonDetector:
         if isinstance(self._size, int):  # in older files
             self._size = {"shortest_edge": self._size, "longest_edge": preprocessor.get("max_size", 1333)}
         normalize = preprocessor.get("do_normalize", True)
-        self._mean = _channel_levels((preprocessor.get("image_mean") or _MEAN) if normalize else (0.0,) * 3)
-        self._std = _channel_levels((preprocessor.get("image_std") or _STD) if normalize else (1.0,) * 3)
+        self._mean = _per_channel((preprocessor.get("image_mean") or _MEAN) if normalize else (0.0,) * 3)
+        self._std = _per_channel((preprocessor.get("image_std") or _STD) if normalize else (1.0,) * 3)
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> list[np.ndarray]:
@@ -133,6 +133,6 @@ def _resized_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def _channel_levels(levels: Any) -> Tensor:
+def _per_channel(values: Any) -> Tensor:
     """Three numbers as float32 [3, 1, 1], to broadcast with [n, 3, h, w]."""
-    return torch.tensor(levels, dtype=torch.float32).view(3, 1, 1)
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)

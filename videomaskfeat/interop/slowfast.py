@@ -23,7 +23,7 @@ from videomaskfeat.interop.slowfast_keys import (
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.encoder_base import Triple, as_clips, as_triple
 from videomaskfeat.models.weights import LoadReport, load_weights
-from videomaskfeat.models.zoo import MODELS, dense_form
+from videomaskfeat.models.zoo import DENSE_FORM, MODELS
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
@@ -245,7 +245,7 @@ def _build_maskfeat(options: Options) -> tuple[nn.Module, Target]:
 def _build_mae(options: Options) -> tuple[nn.Module, Target]:
     """A masked autoencoder on a vision transformer."""
     if not is_plain(options):
-        raise UserError(f"{options.path}: MASK.MAE_ON True with pooling (MVIT.POOL_Q_STRIDE): {dense_form()}")
+        raise UserError(f"{options.path}: MASK.MAE_ON True with pooling (MVIT.POOL_Q_STRIDE): {DENSE_FORM}")
     encoder = _shortened(options, encoder_arguments(options))
     target = _pixels(options, encoder["cube_stride"])
     decoder = _decoder_arguments(options)

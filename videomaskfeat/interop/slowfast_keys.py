@@ -229,7 +229,8 @@ def _typed(path: str, key: str, value: Any, default: Any) -> Any:
     if type(value) is type(default) and not (number and abs(value) >= _LIMIT):
         return value
     raise UserError(
-        f"{path}: {key} {show_text(repr(value))} must be a {type(default).__name__}, such as {default!r}"
+        f"{path}: {key} {show_text(repr(value))} must be of type {type(default).__name__}, "
+        f"such as {default!r}"
     )
 
 

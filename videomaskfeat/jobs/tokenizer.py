@@ -27,7 +27,7 @@ from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256
 from videomaskfeat.losses import kl_to_uniform
-from videomaskfeat.metrics.accuracy import code_counts, perplexity, used_codes
+from videomaskfeat.metrics.accuracy import perplexity
 from videomaskfeat.models.perceptual import PerceptualDistance
 from videomaskfeat.models.tokenizers import (
     Codebook,
@@ -411,8 +411,10 @@ class TokenizerStep(ABC):
             distance = self.perceptual(pictures, self.tokenizer.denormalize(reconstruction))
             loss = loss + self.perceptual_weight * distance
             metrics["perceptual"] = distance
-        counts = distributed.mean_over_ranks(code_counts(tokens, self.tokenizer.vocabulary).float())
-        metrics |= {"perplexity": perplexity(counts), "used_codes": used_codes(counts)}
+        counts = distributed.mean_over_ranks(
+            torch.bincount(tokens.flatten(), minlength=self.tokenizer.vocabulary).float()
+        )
+        metrics |= {"perplexity": perplexity(counts), "used_codes": (counts > 0).sum()}
         return StepResult(loss, metrics, state)
 
     @abstractmethod
@@ -558,7 +560,7 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
         squared += float((tokenizer.decode(tokens).double() - truth).square().sum())
         sums = sums + truth.sum((0, 2, 3)).cpu()  # [C]
         squares = squares + truth.square().sum((0, 2, 3)).cpu()
-        counts += code_counts(tokens, tokenizer.vocabulary).cpu()
+        counts += torch.bincount(tokens.flatten(), minlength=tokenizer.vocabulary).cpu()
         values += truth.numel()
         frames += len(pictures)
     own = torch.cat([torch.tensor([frames, squared, values], dtype=torch.float64), sums, squares, counts])
@@ -573,7 +575,7 @@ def heldout_frames(tokenizer: TrainedTokenizer, batches: Iterable[Tensor]) -> He
         reconstruction=squared / values,
         constant=max(float(variance.mean()), 0.0),  # rounding may make it negative
         perplexity=float(perplexity(counts)),
-        used=int(used_codes(counts)),
+        used=int((counts > 0).sum()),
         frames=int(frames),
         tokens=int(counts.sum()),
     )

@@ -112,11 +112,6 @@ def action_scores(logits: Tensor, poses: Tensor | None = None) -> Tensor:
     return torch.where(poses, pose_scores, scores)
 
 
-def code_counts(tokens: Tensor, vocabulary: int) -> Tensor:
-    """Number of uses of each code: int64 [...] in 0..V-1 -> int64 [V]."""
-    return torch.bincount(tokens.reshape(-1), minlength=vocabulary)
-
-
 def perplexity(counts: Tensor) -> Tensor:
     """Exponential of the entropy of codebook use: counts [V], not all 0 -> float64 [].
 
@@ -124,11 +119,6 @@ def perplexity(counts: Tensor) -> Tensor:
     """
     shares = counts.double() / counts.sum()
     return torch.special.entr(shares).sum().exp()
-
-
-def used_codes(counts: Tensor) -> Tensor:
-    """Number of codes that are used: counts [V] -> int64 []."""
-    return (counts > 0).sum()
 
 
 def directions(features: Tensor) -> Tensor:

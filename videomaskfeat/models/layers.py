@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,11 @@ def initialize(layers: Iterable[nn.Module], *, std: float = 0.02, bias: float = 
             nn.init.trunc_normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.constant_(layer.bias, bias)
+
+
+def per_channel(value: float | Sequence[float], axes: int = 2) -> Tensor:
+    """One number, or one per channel, as float32 [1 or C, 1, ...], to broadcast over ``axes`` axes."""
+    return torch.as_tensor(value, dtype=torch.float32).reshape(-1, *[1] * axes)
 
 
 def check_positive(**numbers: int) -> None:

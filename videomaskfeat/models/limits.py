@@ -181,7 +181,7 @@ def build_within_memory(build: Callable[[], T], what: str, *, times: int = TRAIN
             planned = build()
     except _TooLarge as error:
         raise UserError(
-            f"{what} needs at least {_format_size(error.size * times)}{purpose}, but this machine has "
+            f"{what} needs at least {_format_size(error.args[0] * times)}{purpose}, but this machine has "
             f"{_format_size(memory or 0)}; {remedy}"
         ) from None
     except (RuntimeError, OverflowError, TypeError) as error:  # a size beyond 64 bits
@@ -195,9 +195,7 @@ _SIZE_ERRORS = ("overflow", "negative dimension", "too large", "storage size", "
 
 
 class _TooLarge(Exception):
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.size = size
+    """The size in bytes."""
 
 
 class _SizeLimit(TorchFunctionMode):

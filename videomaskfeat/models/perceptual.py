@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.tokenizers import channel_levels
+from videomaskfeat.models.layers import per_channel
 
 
 class PerceptualDistance(nn.Module):
@@ -59,8 +59,8 @@ class PerceptualDistance(nn.Module):
         self.depths = tuple(depths)
         self.size = size
         self.frames = cast(Encoder, encoder).output_stride[0]
-        self.register_buffer("mean", channel_levels(mean), persistent=False)
-        self.register_buffer("std", channel_levels(std), persistent=False)
+        self.register_buffer("mean", per_channel(mean), persistent=False)
+        self.register_buffer("std", per_channel(std), persistent=False)
 
     def forward(self, pictures: Tensor, reconstructions: Tensor) -> Tensor:
         """Both float32 [B, C, H, W] in 0..1 -> float32 [], the mean over depths, tokens and values."""

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.tokenizers import FrameTokenizer
-from videomaskfeat.models.weights import PickledCode, load_into, read_state
+from videomaskfeat.models.weights import load_into, read_state
+from videomaskfeat.tensor_files import PickledCode
 
 STRIDE = 8
 """Rows and columns of pixels per token: three poolings by 2."""

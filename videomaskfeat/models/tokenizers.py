@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.models.layers import check_positive
+from videomaskfeat.models.layers import check_positive, per_channel
 from videomaskfeat.models.limits import build_checked
-from videomaskfeat.models.weights import created_as, load_into, read_metadata, read_state
+from videomaskfeat.models.weights import created_as, load_into, read_state
+from videomaskfeat.tensor_files import read_metadata
 
 _MIN_WIDTH = 8
 
@@ -98,11 +99,6 @@ def _level_widths(stride: int, width: int, blocks: int) -> list[int]:
     return [*(max(width >> (levels - level), _MIN_WIDTH) for level in range(1, levels)), width]
 
 
-def channel_levels(value: float | Sequence[float]) -> Tensor:
-    """One number, or one per channel, as float32 [1 or C, 1, 1], to broadcast with [B, C, H, W]."""
-    return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
-
-
 class FrameTokenizer(nn.Module):
     """Base of modules that describe each cell of ``stride`` x ``stride`` pixels by one of ``vocabulary``
     codes.
@@ -152,12 +148,12 @@ class TrainedTokenizer(FrameTokenizer):
         self.code_width = code_width
         self._coder = {"stride": stride, "width": width, "blocks": blocks, "channels": channels}
         # Not part of the weights: a weights file contains them as arguments.
-        self.register_buffer("mean", channel_levels(mean), persistent=False)
-        self.register_buffer("std", channel_levels(std), persistent=False)
-        for name, levels in (("mean", self.mean), ("std", self.std)):
-            if levels.numel() not in (1, channels):
+        self.register_buffer("mean", per_channel(mean), persistent=False)
+        self.register_buffer("std", per_channel(std), persistent=False)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values.numel() not in (1, channels):
                 raise UserError(
-                    f"{name} of {levels.numel()} numbers must be one number, or one per channel ({channels})"
+                    f"{name} of {values.numel()} numbers must be one number, or one per channel ({channels})"
                 )
         if not min(std if isinstance(std, Sequence) else (std,)) > 0:
             raise UserError(f"std={std} must be above 0: pixels are divided by it")

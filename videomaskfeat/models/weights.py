@@ -27,7 +27,6 @@ from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.positions import Inflate, inflate_images
 from videomaskfeat.models.zoo import CLASSIFIER, MAE, MASKFEAT, MODELS, create_unset, encoder_arguments
 from videomaskfeat.tensor_files import (
-    PickledCode,
     read_metadata,
     read_safetensors,
     read_torch_file,
@@ -35,22 +34,6 @@ from videomaskfeat.tensor_files import (
 )
 from videomaskfeat.texts import parse_json, show_text
 
-__all__ = [
-    "Inflate",
-    "LoadReport",
-    "PickledCode",
-    "Weights",
-    "created_as",
-    "load_into",
-    "load_model",
-    "load_pretrained",
-    "load_weights",
-    "read_metadata",
-    "read_state",
-    "read_weights",
-    "save_weights",
-    "without_prefix",
-]
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.")
 _WIDTH = 100  # characters per row
@@ -421,9 +404,9 @@ def load_into(
         fitted, resized, reset = _fit(model, own, state, tuple(allow_reset))
     except _Mismatch as mismatch:
         # Weights of another encoder differ in hundreds of names: naming the encoder is more useful.
+        problem, remedy = mismatch.args
         other = _other_encoder(model, state)
-        remedy = f"; {mismatch.remedy}" if other is None else f": {other}"
-        raise UserError(f"{source} {mismatch}{remedy}") from None
+        raise UserError(f"{source} {problem}" + (f"; {remedy}" if other is None else f": {other}")) from None
     if own and not fitted:
         raise UserError(
             f"{source}: none of its {len(state)} weights ({list_names(state)}) is one of the model's "
@@ -460,11 +443,7 @@ def without_prefix(own: Collection[str], state: Mapping[str, Tensor]) -> tuple[M
 
 
 class _Mismatch(Exception):
-    """A mismatch of weights and model, with its remedy."""
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        super().__init__(problem)
-        self.remedy = remedy
+    """A mismatch of weights and model: problem and remedy."""
 
 
 def _check_names(verb: str, which: str, names: Iterable[str], allowed: Iterable[str], argument: str) -> None:

@@ -162,13 +162,12 @@ MODELS["mvitv2_encoder"] = NamedModel((MVIT,), {**_S, "widen_in": "mlp", "q_pool
 MODELS["vit_encoder"] = NamedModel((VIT,), _VIT["b"])
 
 
-def dense_form() -> str:
-    """Reason and remedy, for error messages, if a masked autoencoder on MViTv2 is requested."""
-    return (
-        "an MAE encoder sees the visible tokens only, but MViTv2's pooling needs the whole grid; use the "
-        "dense form, with mask tokens at hidden positions: model maskfeat_mvitv2_s or maskfeat_mvitv2_l with "
-        "target pixels"
-    )
+DENSE_FORM = (
+    "an MAE encoder sees the visible tokens only, but MViTv2's pooling needs the whole grid; use the dense "
+    "form, with mask tokens at hidden positions: model "
+    "maskfeat_mvitv2_s or maskfeat_mvitv2_l with target pixels"
+)
+"""Reason and remedy, for error messages, if a masked autoencoder on MViTv2 is requested."""
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -217,7 +216,7 @@ def create_model_from(name: str, arguments: Mapping[str, Any], *, times: int = T
     if torch.get_default_device().type == "meta":
         times = 1
     if name.startswith("mae_mvit"):
-        raise UserError(f"model {name!r}: {dense_form()}")
+        raise UserError(f"model {name!r}: {DENSE_FORM}")
     check_name("model", name, MODELS)
     named = MODELS[name]
     arguments = {**named.arguments, **arguments}

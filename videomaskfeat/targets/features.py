@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder, list_folder, local_path
 from videomaskfeat.models.encoder_base import Encoder, Triple
-from videomaskfeat.models.weights import load_model, read_metadata
+from videomaskfeat.models.layers import per_channel
+from videomaskfeat.models.weights import load_model
 from videomaskfeat.models.zoo import MODELS, encoder_of
 from videomaskfeat.targets import HUGGING_FACE, names_weights_file
 from videomaskfeat.targets.target import Target
+from videomaskfeat.tensor_files import read_metadata
 from videomaskfeat.texts import read_json
 
 _PREPROCESSOR = "preprocessor_config.json"
@@ -219,7 +221,7 @@ def _from_folder(folder: str, *, depth: int | None, frame_stride: int) -> Teache
         try:
             teacher.mean, teacher.std = preprocessor.get("image_mean"), preprocessor.get("image_std")
             for value in (teacher.mean, teacher.std):
-                assert value is None or levels(value).numel() in (1, 3)
+                assert value is None or per_channel(value).numel() in (1, 3)
         except (AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(
                 f"{path}: image_mean and image_std must each be one number or three numbers; correct them"
@@ -260,11 +262,6 @@ def _depth_remedy(strides: Sequence[Triple]) -> str:
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def levels(value: float | Sequence[float]) -> Tensor:
-    """One number, or one per channel, as float32 [1 or C, 1, 1, 1], to broadcast with [B, C, T, H, W]."""
-    return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1, 1)
 
 
 _LOSSES = ("smooth_l1", "cosine", "mse")
@@ -324,11 +321,11 @@ class FeatureTarget(Target):
         )
         self.teacher, self.bf16 = network, bf16
         self._normalise = _NORMALISE[normalise]
-        mean = _first(teacher_mean, self.teacher.mean, clip_mean)
-        std = _first(teacher_std, self.teacher.std, clip_std)
+        mean = per_channel(_first(teacher_mean, self.teacher.mean, clip_mean), 3)
+        std = per_channel(_first(teacher_std, self.teacher.std, clip_std), 3)
         # (x * clip_std + clip_mean - mean) / std, as one factor and one shift, [1 or C, 1, 1, 1].
-        self.register_buffer("scale", levels(clip_std) / levels(std), persistent=False)
-        self.register_buffer("shift", (levels(clip_mean) - levels(mean)) / levels(std), persistent=False)
+        self.register_buffer("scale", per_channel(clip_std, 3) / std, persistent=False)
+        self.register_buffer("shift", (per_channel(clip_mean, 3) - mean) / std, persistent=False)
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Tensor:

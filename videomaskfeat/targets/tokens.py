@@ -11,10 +11,11 @@ from torch import Tensor
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.layers import per_channel
 from videomaskfeat.models.published_dvae import load_published_encoder
-from videomaskfeat.models.tokenizers import FrameTokenizer, channel_levels, load_tokenizer
-from videomaskfeat.models.weights import read_metadata
+from videomaskfeat.models.tokenizers import FrameTokenizer, load_tokenizer
 from videomaskfeat.targets.target import CrossEntropyTally, LossTally, Target, Triple
+from videomaskfeat.tensor_files import read_metadata
 
 
 class TokenTarget(Target):
@@ -74,8 +75,8 @@ class TokenTarget(Target):
             files=(weights,),
         )
         self.tokenizer = tokenizer.eval().requires_grad_(False)
-        self.register_buffer("mean", channel_levels(clip_mean), persistent=False)
-        self.register_buffer("std", channel_levels(clip_std), persistent=False)
+        self.register_buffer("mean", per_channel(clip_mean), persistent=False)
+        self.register_buffer("std", per_channel(clip_std), persistent=False)
 
     @staticmethod
     @abstractmethod

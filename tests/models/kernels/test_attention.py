@@ -34,7 +34,7 @@ def formula(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @pytest.fixture(params=["blocks", "at once"])
 def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways on the CPU; these sizes alone would always take the second."""
+    """Use both CPU implementations; inputs this small would always use the second."""
     if request.param == "blocks":
         monkeypatch.setattr(kernel, "_FEW_SCORES", 0)
 
@@ -88,7 +88,7 @@ def test_relative_positions_under_autocast_keep_float32_gradients_of_the_tables(
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = kernel._widen_queries(first, rest, [None, offset, None])
     assert rounded.dtype == torch.bfloat16
-    # Eight bits of sums of eight.
+    # bfloat16 has 8 bits; sums of eight values.
     assert_same_gradients(rounded.float(), exact, [offset], atol=5e-2, rtol=1e-2)
 
 
@@ -109,7 +109,7 @@ def test_autocast_in_bfloat16_is_close_to_float32() -> None:
         ours = attention(*heads)
     exact = formula(*heads)
     assert ours.dtype == torch.bfloat16
-    # The scores, of size up to 10 here, are rounded to 8 bits as in unfused attention.
+    # Scores up to 10 are rounded to 8 bits, as in unfused attention.
     torch.testing.assert_close(ours.float(), exact, atol=4e-2, rtol=0)
     found, expected = (torch.autograd.grad(x.float().square().sum(), heads) for x in (ours, exact))
     for mine, theirs in zip(found, expected, strict=True):
@@ -130,7 +130,7 @@ def test_cuda_equals_the_cpu() -> None:
 
 @pytest.mark.cuda
 def test_cuda_is_fused_under_autocast() -> None:
-    """In bfloat16, to its precision, and without a matrix of scores: 2 x 3 x 4096 x 4096 would be 200 MB."""
+    """In bfloat16, without a score matrix, which would have 2 x 3 x 4096 x 4096 values (200 MB)."""
     heads = make_heads(queries=4096, keys=4096, width=30, value_width=24)
     on_gpu = [x.detach().cuda() for x in heads]
     torch.cuda.reset_peak_memory_stats()

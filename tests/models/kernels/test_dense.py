@@ -30,14 +30,14 @@ def test_gelu_linear_stores_no_activations() -> None:
     x = torch.randn(100, 64, requires_grad=True)
     wide = {tensor.data_ptr() for tensor in tensors_saved(lambda: layer(x)) if tensor.shape == x.shape}
     assert wide == {x.data_ptr()}
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # no copy of the weights either
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # without a copy of the weights
         stored = tensors_saved(lambda: layer(x))
     weights = [tensor for tensor in stored if tensor.shape == layer.weight.shape]
     assert [tensor.data_ptr() for tensor in weights] == [layer.weight.data_ptr()]
 
 
 def test_gelu_linear_follows_autocast() -> None:
-    """Values and gradients are those of the two in turn on what autocast makes of weights and inputs."""
+    """Values and gradients equal GELU and linear on inputs and weights cast by autocast."""
     layer = GeluLinear(16, 3)
     x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -45,7 +45,7 @@ def test_gelu_linear_follows_autocast() -> None:
     assert narrow.dtype == torch.bfloat16
     torch.testing.assert_close(narrow.float(), layer(x), atol=2e-2, rtol=0)
     plain = F.linear(F.gelu(x.bfloat16()), layer.weight.bfloat16(), layer.bias.bfloat16())
-    # Three digits of bfloat16.
+    # bfloat16 has three digits.
     assert_same_gradients(narrow.float(), plain.float(), [x, *layer.parameters()], atol=2e-2, rtol=2e-2)
 
 
@@ -77,7 +77,7 @@ def test_linear_without_onednn_equals_torch(monkeypatch: pytest.MonkeyPatch) -> 
     [("linear", torch.float32), ("gelu_linear", torch.float32), ("gelu_linear", torch.bfloat16)],
 )
 def test_custom_operators_are_registered_soundly(operator: str, dtype: torch.dtype) -> None:
-    """Of x and bias in ``dtype``, and weights of a wider type."""
+    """With x and bias in ``dtype``, and weights of a wider type."""
     shapes = {(6, 5): dtype, (4, 5): torch.float32, (4,): dtype}
     arguments = [torch.randn(shape, dtype=kind).requires_grad_() for shape, kind in shapes.items()]
     torch.library.opcheck(getattr(torch.ops.videomaskfeat, operator).default, tuple(arguments))

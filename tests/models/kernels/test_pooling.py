@@ -10,7 +10,7 @@ from tests.autograd import assert_same_gradients
 from videomaskfeat.models.kernels.pooling import Pool, depthwise_conv3d, plain_pool_tokens, pool_tokens
 
 Triple = tuple[int, int, int]
-# (grid, kernel, stride): every kind that MViT uses, and odd ones (windows that overlap or not, in time too).
+# (grid, kernel, stride): all kinds in MViT, and others with and without overlapping windows.
 CASES = [
     ((4, 6, 6), (3, 3, 3), (1, 1, 1)),
     ((4, 6, 6), (3, 3, 3), (1, 2, 2)),
@@ -36,7 +36,7 @@ def make_inputs(
 
 
 def plain(x: Tensor, weight: Tensor, stride: Triple) -> Tensor:
-    """As ``depthwise_conv3d``, by the plain version."""
+    """``depthwise_conv3d`` by the plain version."""
     grid = (x.shape[1], x.shape[2], x.shape[3])
     return plain_pool_tokens(x.flatten(1, 3), 0, grid, [Pool(weight, len(weight), stride)])[1]
 
@@ -88,7 +88,7 @@ def test_bfloat16_stays_near_float32(stride: Triple) -> None:
     wide_x, wide_weight = (value.detach().float().requires_grad_() for value in (x, weight))
     exact = plain(wide_x, wide_weight, stride)
     assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(ours.float(), exact, atol=1e-2, rtol=1e-2)  # 8 bits: 1 / 256 of the value
+    torch.testing.assert_close(ours.float(), exact, atol=1e-2, rtol=1e-2)  # 8 bits: relative error 1 / 256
     upstream = torch.linspace(-1, 1, exact.numel()).view(exact.shape)
     found = torch.autograd.grad(ours, (x, weight), upstream.bfloat16())
     expected = torch.autograd.grad(exact, (wide_x, wide_weight), upstream)
@@ -150,7 +150,7 @@ def test_cuda_equals_cpu(stride: Triple) -> None:
 
 @pytest.mark.cuda
 def test_cuda_convolves_in_the_type_of_the_tokens_under_autocast() -> None:
-    """Sums of 27 products in float32 of bfloat16 values: 1e-2."""
+    """float32 sums of 27 products of bfloat16 values: tolerance 1e-2."""
     x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=16)
     low = x.detach().cuda().bfloat16()
     with torch.autocast("cuda", torch.bfloat16):

@@ -93,7 +93,7 @@ def test_page_shows_every_number_curve_and_run() -> None:
         assert f'<a href="{path}/report.html">{path}</a>' in html
     data = comparison_data([RESULTS], title="compare")
     assert data["probes"][0]["data"] is None  # k-NN was not run
-    assert data["probes"][1]["data"]["levels"] == [{"name": "chance level 8.333", "level": 100 / 12}]
+    assert data["probes"][1]["data"]["levels"] == [{"name": "chance level 8.33", "level": 100 / 12}]
     (curve,) = data["probes"][1]["data"]["curves"]  # untrained at step 0, then the only step of both seeds
     assert (curve["step"], curve["value"]) == ([0, 2], [15, 25])
     (curve,) = data["losses"][0]["data"]["curves"]  # over the steps of both seeds

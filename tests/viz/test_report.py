@@ -117,6 +117,7 @@ def test_report_of_a_whole_run_holds_everything(run: Path) -> None:
 
 def test_best_constant_is_a_line_in_the_loss_chart_except_for_a_tokenizer(run: Path) -> None:
     assert report_data(read_run(run))["charts"][0]["data"]["levels"][0]["level"] == 0.05
+    assert "Loss best constant 0.05 Numbers" in page_of(run).text
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "kind": "tokenizer"}))
     assert report_data(read_run(run))["charts"][0]["data"]["levels"] == []
@@ -211,9 +212,7 @@ def test_runs_are_drawn_side_by_side_under_their_names(tmp_path: Path) -> None:
     assert "tuned 42.5 % 80.0 % 41.0 % 8.3 % scratch 11.2 % 80.0 % 41.0 % 8.3 %" in page.text
     charts = {chart["title"]: chart for chart in report_data(read_run(tuned))["charts"]}
     assert "held-out top-1: 15 at step 30, 30 at step 60" in charts["Accuracy, percent"]["label"]
-    assert charts["Accuracy, percent"]["data"]["levels"] == [
-        {"name": "chance level 8.333", "level": 100 / 12}
-    ]
+    assert charts["Accuracy, percent"]["data"]["levels"] == [{"name": "chance level 8.33", "level": 100 / 12}]
     beside = report_data(read_run(tuned), [read_run(scratch)])["beside"]
     assert titles(beside["charts"]) == ["Held-out top-1, percent", "Training top-1, percent", "Training loss"]
     assert "tuned:" in beside["charts"][0]["label"]

@@ -74,7 +74,7 @@ def line_chart(
     if not drawn_curves:
         return {"title": title, "data": None}
     lines = [
-        {"name": printable_name(f"{name} {format_number(level)}"), "level": level}
+        {"name": printable_name(f"{name} {format_number(float(f'{level:.3g}'))}"), "level": level}
         for name, level in (reference_lines or {}).items()
         if abs(level) < _MAX_VALUE and (level > 0 or not log)
     ]

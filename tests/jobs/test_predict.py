@@ -168,7 +168,7 @@ def test_file_names_need_not_be_utf8(weights: Path, videos: Path, tmp_path: Path
     assert (lines[0], lines[-1]) == (f"{tmp_path}/caf\\xe9.mp4", f"{films}/caf\\xe9_labels.mp4")
     with open_video(films / os.fsdecode(b"caf\xe9_labels.mp4"), "auto") as film:
         assert film.frames == 20
-    with pytest.raises(VideoReadError, match="decord opens no file whose name is not UTF-8"):
+    with pytest.raises(VideoReadError, match="decord cannot open files with names that are not UTF-8"):
         open_video(os.fsdecode(name), "decord")
 
 

@@ -303,5 +303,5 @@ def test_video_damaged_outside_its_views_is_classified_without_film(
     code, out, err = verb(weights, pictures, "--views", "1", "--out", films)
     assert code == 3
     assert out.splitlines()[0] == str(pictures)
-    assert "no annotated video: 18.png: no picture" in err
+    assert "no annotated video: 18.png: not a picture" in err
     assert list(films.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The sample data set: same bytes, its classes are motions, and no single frame tells them apart."""
+"""The sample data set: equal bytes, and classes that only the motion determines."""
 
 from __future__ import annotations
 

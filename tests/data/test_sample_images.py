@@ -1,4 +1,4 @@
-"""The sample's pictures: same bytes, lists and folders that agree, and a class that only the shape tells."""
+"""Sample pictures: equal bytes, consistent lists and folders, and classes that only the shape determines."""
 
 from __future__ import annotations
 

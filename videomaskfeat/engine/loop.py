@@ -130,6 +130,11 @@ def train(
         return _train(run, stop, log)
 
 
+def count_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run, at least 1."""
+    return max(round(epochs * steps_per_epoch), 1)
+
+
 @dataclass(frozen=True)
 class _Run(Generic[BatchT]):
     """The constant components of a run."""
@@ -151,7 +156,7 @@ class _Run(Generic[BatchT]):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, at least 1."""
-        return max(round(self.options.epochs * self.steps_per_epoch), 1)
+        return count_steps(self.options.epochs, self.steps_per_epoch)
 
     @property
     def epoch(self) -> float:

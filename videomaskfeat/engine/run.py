@@ -22,7 +22,7 @@ from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
-from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.engine.loop import TrainResult, count_steps, train
 from videomaskfeat.engine.optim import WarmupCosine, adamw, layers_behind, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
@@ -373,6 +373,11 @@ class Run(ABC):
     @property
     def _steps_per_epoch(self) -> int:
         return self.loader.batches_per_epoch // self.config.optim.accumulate
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, at least 1."""
+        return count_steps(self.config.optim.epochs, self._steps_per_epoch)
 
     def _options(self) -> LoopOptions:
         """Options of the loop, which counts steps where the config counts epochs."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.batches import PairBatch
-from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import direction_error
@@ -21,6 +20,10 @@ from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.maskfeat import ClipEncoder
 from videomaskfeat.models.projection import Projector
 from videomaskfeat.recipe import PretrainRecipe
+
+PUBLISHED_MOMENTA = ((1000, 0.996), (100, 0.99), (0, 0.97))
+"""Minimum length in epochs, and momentum at the start: the presets of BYOL's code for 1000, 100 and 40 epochs
+(deepmind-research, byol/configs/byol.py)."""
 
 
 class Projecting(nn.Module):
@@ -74,10 +77,12 @@ class Byol(PairMethod):
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
         encoder: the student's encoder with initial weights.
+        epochs: length of the run.
         projection: width of the projections, P.
         hidden_width: hidden width of projector and predictor.
         summary: feature of a clip: "mean" (over the grid's tokens) or "token" (the class token).
-        momentum: momentum of the teacher at the start; follows a cosine.
+        momentum: momentum of the teacher at the start; follows a cosine. null: the published one for the
+            length of the run (0.97 below 100 epochs, 0.99 below 1000, then 0.996), or less for few steps.
         momentum_end: momentum of the teacher at the end.
         colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
         collapse_std: minimum standard deviation of projections and features, 0..1; 0 never stops the run.
@@ -96,11 +101,12 @@ class Byol(PairMethod):
         *,
         recipe: PretrainRecipe,
         encoder: Encoder,
+        epochs: float,
         compiled: bool = False,
         projection: int = 256,
         hidden_width: int = 4096,
         summary: str = "mean",
-        momentum: float = 0.996,
+        momentum: float | None = None,
         momentum_end: float = 1.0,
         colour: Mapping[str, Any] | None = None,
         collapse_std: float = 0.01,
@@ -126,7 +132,9 @@ class Byol(PairMethod):
             compiled=compiled,
             colors=colors,
             followed=online,
-            momentum=CosineRamp(momentum, momentum_end),
+            momentum=momentum,
+            momentum_end=momentum_end,
+            published_momentum=next(m for length, m in PUBLISHED_MOMENTA if epochs >= length),
             monitors=(
                 Monitor("feature_std", collapse_std, meaning),
                 Monitor("projection_std", collapse_std, meaning),

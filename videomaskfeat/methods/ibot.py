@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.data.clips import MaskDraw
-from videomaskfeat.engine.optim import CosineRamp, LinearRamp
+from videomaskfeat.engine.optim import LinearRamp
 from videomaskfeat.engine.teacher import Monitor, RunningCenter
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import resize_mask
@@ -95,7 +95,7 @@ class Ibot(PairMethod):
         teacher_temperature: temperatures of the teacher's softmax, at the start and after the warm-up.
         temperature_warmup_epochs: length of the warm-up.
         centre_momentum: momentum of the centers.
-        momentum: momentum of the teacher at the start; follows a cosine.
+        momentum: momentum of the teacher at the start; follows a cosine. null: 0.996, or less for few steps.
         momentum_end: momentum of the teacher at the end.
         freeze_epochs: epochs at the start with frozen prototypes.
         class_weight: weight of the class token's loss.
@@ -130,7 +130,7 @@ class Ibot(PairMethod):
         teacher_temperature: Sequence[float] = (0.04, 0.07),
         temperature_warmup_epochs: float = 30.0,
         centre_momentum: float = 0.9,
-        momentum: float = 0.996,
+        momentum: float | None = None,
         momentum_end: float = 1.0,
         freeze_epochs: float = 1.0,
         class_weight: float = 1.0,
@@ -162,7 +162,9 @@ class Ibot(PairMethod):
             colors=colors,
             local=crops,
             followed=student,
-            momentum=CosineRamp(momentum, momentum_end),
+            momentum=momentum,
+            momentum_end=momentum_end,
+            published_momentum=0.996,
             centers={
                 f"{kind}_centre": RunningCenter(prototypes, momentum=centre_momentum) for kind in _KINDS
             },

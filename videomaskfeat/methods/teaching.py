@@ -17,12 +17,16 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine.contracts import Stateful, StepResult
+from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import (
+    START_LIMIT,
     CollapseStop,
     Monitor,
     RunningCenter,
     Teacher,
+    fit_momentum,
     mean_of_rows,
+    start_share,
     sum_of_rows,
 )
 from videomaskfeat.errors import UserError
@@ -72,7 +76,11 @@ class TeacherMethod(Method):
 
     Args:
         followed: the part of the student that has a teacher.
-        momentum: see :class:`~videomaskfeat.engine.teacher.Teacher`.
+        momentum: momentum of the teacher at the start; None: ``published_momentum``, or less if the run is so
+            short that more than 0.0001 of the teacher's random start would be left.
+        momentum_end: momentum of the teacher at the end.
+        published_momentum: momentum at the start in the published recipe.
+        ramp: (momentum at the start, at the end) -> completed share of the run, 0..1 -> momentum.
         monitors: limits of :meth:`figures` that indicate a collapse.
         grace: see :class:`~videomaskfeat.engine.teacher.CollapseStop`.
         centers: the teacher's running centers, by the names of their rows.
@@ -89,7 +97,10 @@ class TeacherMethod(Method):
         self,
         *,
         followed: nn.Module,
-        momentum: Callable[[float], float],
+        momentum: float | None,
+        momentum_end: float,
+        published_momentum: float,
+        ramp: Callable[[float, float], Callable[[float], float]] = CosineRamp,
         monitors: tuple[Monitor, ...],
         grace: float,
         centers: Mapping[str, RunningCenter] | None = None,
@@ -97,7 +108,10 @@ class TeacherMethod(Method):
     ) -> None:
         super().__init__(**method)
         self.followed = followed
-        self.teacher = Teacher(followed, momentum=momentum)
+        self._given_momentum, self._published_momentum = momentum, published_momentum
+        self._schedule = lambda start: ramp(start, momentum_end)
+        start = published_momentum if momentum is None else momentum
+        self.teacher = Teacher(followed, momentum=self._schedule(start))
         self.centers = dict(centers or {})
         self._position = Position()
         self._stop = CollapseStop(monitors, grace=grace, remedy=REMEDY)
@@ -123,6 +137,24 @@ class TeacherMethod(Method):
     def state(self) -> Mapping[str, Stateful]:
         return {"teacher": self.teacher, "position": self._position, "collapse": self._stop, **self.centers}
 
+    def set_length(self, steps: int) -> list[str]:
+        """Choose the momentum that ``momentum`` leaves open, and report what is left of the random start."""
+        schedule, given = self._schedule, self._given_momentum
+        start = fit_momentum(schedule, self._published_momentum, steps) if given is None else given
+        self.teacher.momentum = schedule(start)
+        left = start_share(self.teacher.momentum, steps)
+        source = f"chosen for {steps} steps" if given is None else f"given; {steps} steps"
+        lines = [
+            f"teacher   momentum {start:g} to {schedule(start)(1.0):g} ({source}): {left:.2g} of its random "
+            "start is left at the end"
+        ]
+        if left > START_LIMIT:
+            lines.append(
+                f"warning   method.arguments.momentum {start:g} leaves more than {START_LIMIT:g} of the "
+                "teacher's random start; leave it out (null), lower it or train longer"
+            )
+        return lines
+
     @property
     def progress(self) -> float:
         """The completed share of the run."""
@@ -145,7 +177,8 @@ class TeacherMethod(Method):
         Raises:
             RunFailed: the features have collapsed.
         """
-        self.teacher.follow(self.followed, progress)
+        momentum = self.teacher.momentum(self.progress)  # of this step, as its learning rate
+        self.teacher.follow(self.followed, self.progress)
         self._position.progress = progress
         means = {name: mean_of_rows([sums[name] for sums in states]) for name in states[0]}
         for name, center in self.centers.items():
@@ -154,7 +187,7 @@ class TeacherMethod(Method):
         values = torch.stack([value.float().reshape(()) for value in tensors.values()]).tolist()
         figures = dict(zip(tensors, values, strict=True))
         self._stop.watch(figures, progress)
-        return {**figures, "teacher_momentum": self.teacher.momentum(progress)}
+        return {**figures, "teacher_momentum": momentum}
 
     def tally(self) -> ComparisonTally:
         return ComparisonTally(self.best_constant)

@@ -17,6 +17,10 @@ from tests.jobs.test_pretrain import assert_refused
 from tests.methods.tiny import ARGUMENTS, heldout_loss, make_batch, tiny_method
 from videomaskfeat import read_features
 from videomaskfeat.cli import main
+from videomaskfeat.data.clips import PairClips
+from videomaskfeat.data.records import Records
+from videomaskfeat.data.transforms import RandomResizedCrop
+from videomaskfeat.methods.teaching import PairMethod
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import read_recipe
@@ -106,6 +110,33 @@ def test_momentum_of_byol_rises_with_the_epochs(epochs: int, momentum: float) ->
     assert tiny_method("byol", "mvit", f"optim.epochs={epochs}").teacher.momentum(0.0) == momentum
 
 
+@pytest.mark.parametrize(("name", "published"), [("byol", (0.08, 1.0)), ("ibot", (0.25, 1.0))])
+def test_pairs_have_the_published_augmentation(name: str, published: tuple[float, float]) -> None:
+    """Crops, blur and solarization of BYOL and iBOT (arXiv 2006.07733, table 6; 2111.07832), unless set."""
+    method = tiny_method(name)
+    assert isinstance(method, PairMethod)
+    records = Records.from_paths(["a.mp4"], None, source="train.csv")
+    dataset = method.dataset(records, crop=RandomResizedCrop(32))
+    assert isinstance(dataset, PairClips)
+    first, second = dataset.colors
+    assert first is not None
+    assert second is not None
+    assert (first.blur, second.blur, first.solarize, second.solarize) == (1.0, 0.1, 0.0, 0.2)
+    for color in (first, second):
+        changes = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+        assert (color.jitter.max_changes, color.chance, color.grey) == (changes, 0.8, 0.2)
+    assert dataset.transform.area == published
+    if name == "ibot":
+        assert dataset.local is not None
+        assert dataset.local.color is not None
+        assert dataset.local.transform.area == (0.05, 0.25)
+        assert (dataset.local.color.blur, dataset.local.color.solarize) == (0.5, 0.0)
+    own = method.dataset(records, crop=RandomResizedCrop(32, area=(0.3, 0.9)))
+    assert own.transform.area == (0.3, 0.9)
+    given = tiny_method(name, "mvit", "method.arguments={crop_area: [0.5, 1.0]}")
+    assert given.dataset(records, crop=RandomResizedCrop(32)).transform.area == (0.5, 1.0)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_loss_and_figures_do_not_change_what_is_evaluated(name: str) -> None:
     """Held-out losses in the midst of a run leave no trace, and are of the end's schedules."""
@@ -154,7 +185,8 @@ def test_resumed_run_equals_the_uninterrupted_one(name: str, pretrain: Pretrain,
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
+def test_published_encoder_is_saved(name: str, pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
+    """The student's of BYOL, the teacher's of the others."""
     code, text = pretrain(*overrides_of(name), f"data.validation={sample / 'val.csv'}")
     assert code == 0, text
     run = tmp_path / "run"
@@ -163,8 +195,8 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
     assert isinstance(encoder, Encoder)
     assert read_recipe(path).method == name
     last = max((run / "checkpoints").iterdir())
-    teacher = torch.load(last)["teacher"]
-    taught = {key.rpartition("encoder.")[2]: value for key, value in teacher.items()}
+    saved = torch.load(last)["model" if name == "byol" else "teacher"]
+    taught = {key.rpartition("encoder.")[2]: value for key, value in saved.items()}
     for key, value in encoder.state_dict().items():
         assert torch.equal(value, taught[key]), key
     for word in ("trained model", "report.html", "no pictures"):
@@ -172,11 +204,23 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
     assert "untrained" not in text  # its loss is against another teacher, and does not compare
     row = metrics(run)[-1]
     assert 0 < row["feature_std"] <= 1
-    assert 0.9 < row["teacher_momentum"] < 1
+    assert 0.5 < row["teacher_momentum"] < 1
     page = (run / "report.html").read_text()
     assert f"No pictures: method &#39;{name}&#39; predicts nothing that can be drawn." in page
     assert "Standard deviation of features, near 0 if collapsed" in page
     assert ("Entropy of the teacher" in page) == (name == "ibot")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_either_encoder_can_be_saved(name: str) -> None:
+    for choice in ("student", "teacher"):
+        method = tiny_method(name, "mvit", f"method.arguments={{saved: {choice}}}")
+        expected = method.encoder if choice == "student" else method.teacher_encoder
+        assert method.weights() == {"weights.safetensors": expected}
+    default = tiny_method(name)
+    assert default.weights() == {
+        "weights.safetensors": default.encoder if name == "byol" else default.teacher_encoder
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -273,6 +317,10 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
         ),
         ("ibot", "method.arguments={ratios: [0.2]}", ["ratios [0.2] must be two numbers, the minimum and"]),
         ("ibot", "method.arguments={local: {area: [0.4]}}", ["local.area [0.4] must be two shares of the"]),
+        ("byol", "method.arguments={saved: studen}", ["saved 'studen'", "did you mean 'student'?"]),
+        ("byol", "method.arguments={crop_area: [0.4]}", ["crop_area [0.4] must be two shares of the frame"]),
+        ("byol", "method.arguments={colour: {blur: 1}}", ["colour.blur 1 must be two probabilities, of the"]),
+        ("byol", "method.arguments={colour: {hue: 1}}", ["hue=1: the maximum change must be in 0..0.5"]),
         ("latent", "method.arguments={blocks: 4}", ["blocks 4: the last block outputs", "use at most 2"]),
         (
             "latent",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,9 +70,9 @@ class ByolStudent(nn.Module):
 class Byol(PairMethod):
     """Bootstrap your own latent (arXiv 2006.07733) on two clips of each video, at two times.
 
-    The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS; no hue,
-    blur or solarization; for held-out losses the teacher's projector normalizes with the student's running
-    statistics. The teacher's encoder is saved.
+    The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS;
+    for held-out losses the teacher's projector normalizes with the student's running
+    statistics. The student's encoder is saved.
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
@@ -84,6 +84,9 @@ class Byol(PairMethod):
         momentum: momentum of the teacher at the start; follows a cosine. null: the published one for the
             length of the run (0.97 below 100 epochs, 0.99 below 1000, then 0.996), or less for few steps.
         momentum_end: momentum of the teacher at the end.
+        saved: encoder to save for fine-tuning, "student" or "teacher".
+        crop_area: minimum and maximum share of the frame of both clips; null: clip.crop_area, or 0.08..1 if
+            it has its default.
         colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
         collapse_std: minimum standard deviation of projections and features, 0..1; 0 never stops the run.
         collapse_grace: share of the run without this limit.
@@ -92,6 +95,7 @@ class Byol(PairMethod):
         UserError: a value is out of range.
     """
 
+    published_area = (0.08, 1.0)
     loss_name = "2 - 2 cos, both directions"
     student: ByolStudent
     unused = ("target", "mask")
@@ -108,6 +112,8 @@ class Byol(PairMethod):
         summary: str = "mean",
         momentum: float | None = None,
         momentum_end: float = 1.0,
+        saved: str = "student",
+        crop_area: Sequence[float] | None = None,
         colour: Mapping[str, Any] | None = None,
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
@@ -131,9 +137,11 @@ class Byol(PairMethod):
             masked=False,
             compiled=compiled,
             colors=colors,
+            crop_area=crop_area,
             followed=online,
             momentum=momentum,
             momentum_end=momentum_end,
+            saved=saved,
             published_momentum=next(m for length, m in PUBLISHED_MOMENTA if epochs >= length),
             monitors=(
                 Monitor("feature_std", collapse_std, meaning),

@@ -77,8 +77,7 @@ class Ibot(PairMethod):
     the teacher's outputs prevent both one dominant prototype and uniform distributions. The teacher's encoder
     is saved.
 
-    Deviations from the published code: no weight decay schedule; no hue, blur or solarization; the centers
-    average whole optimizer steps instead of micro-batches.
+    Deviations from the published code: the centers average whole optimizer steps instead of micro-batches.
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`; ``ratios`` override the mask
@@ -97,10 +96,13 @@ class Ibot(PairMethod):
         centre_momentum: momentum of the centers.
         momentum: momentum of the teacher at the start; follows a cosine. null: 0.996, or less for few steps.
         momentum_end: momentum of the teacher at the end.
+        saved: encoder to save for fine-tuning, "student" or "teacher".
         freeze_epochs: epochs at the start with frozen prototypes.
         class_weight: weight of the class token's loss.
         cube_weight: weight of the hidden cells' loss.
         local: see :class:`~videomaskfeat.methods.teaching.Local`.
+        crop_area: minimum and maximum share of the frame of both clips; null: clip.crop_area, or 0.25..1 if
+            it has its default.
         colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
         collapse_std: minimum standard deviation of the teacher's features, 0..1; 0 never stops the run.
         collapse_information: minimum information of the teacher's distributions about their clip or cell, in
@@ -111,6 +113,7 @@ class Ibot(PairMethod):
         UserError: a value is out of range, or the mask does not fit.
     """
 
+    published_area = (0.25, 1.0)
     loss_name = "cross-entropy with the teacher, nats"
     student: IbotNetwork
 
@@ -132,10 +135,12 @@ class Ibot(PairMethod):
         centre_momentum: float = 0.9,
         momentum: float | None = None,
         momentum_end: float = 1.0,
+        saved: str = "teacher",
         freeze_epochs: float = 1.0,
         class_weight: float = 1.0,
         cube_weight: float = 1.0,
         local: Mapping[str, Any] | None = None,
+        crop_area: Sequence[float] | None = None,
         colour: Mapping[str, Any] | None = None,
         collapse_std: float = 0.01,
         collapse_information: float = 0.001,
@@ -160,10 +165,12 @@ class Ibot(PairMethod):
             encoder=encoder,
             compiled=compiled,
             colors=colors,
+            crop_area=crop_area,
             local=crops,
             followed=student,
             momentum=momentum,
             momentum_end=momentum_end,
+            saved=saved,
             published_momentum=0.996,
             centers={
                 f"{kind}_centre": RunningCenter(prototypes, momentum=centre_momentum) for kind in _KINDS

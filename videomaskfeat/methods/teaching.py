@@ -29,13 +29,14 @@ from videomaskfeat.engine.teacher import (
     start_share,
     sum_of_rows,
 )
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.methods.method import MeanTally, Method
 from videomaskfeat.metrics.accuracy import direction_std
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import check_arguments
 
 T = TypeVar("T")
+SAVED = ("student", "teacher")
 REMEDY = (
     "lower optim.learning_rate, lengthen optim.warmup_epochs, raise method.arguments.momentum toward 1, or "
     "continue regardless with limits of 0 (method.arguments.collapse_...)"
@@ -81,6 +82,7 @@ class TeacherMethod(Method):
         momentum_end: momentum of the teacher at the end.
         published_momentum: momentum at the start in the published recipe.
         ramp: (momentum at the start, at the end) -> completed share of the run, 0..1 -> momentum.
+        saved: encoder to save for fine-tuning, "student" or "teacher".
         monitors: limits of :meth:`figures` that indicate a collapse.
         grace: see :class:`~videomaskfeat.engine.teacher.CollapseStop`.
         centers: the teacher's running centers, by the names of their rows.
@@ -99,6 +101,7 @@ class TeacherMethod(Method):
         followed: nn.Module,
         momentum: float | None,
         momentum_end: float,
+        saved: str,
         published_momentum: float,
         ramp: Callable[[float, float], Callable[[float], float]] = CosineRamp,
         monitors: tuple[Monitor, ...],
@@ -108,6 +111,8 @@ class TeacherMethod(Method):
     ) -> None:
         super().__init__(**method)
         self.followed = followed
+        check_name("method.arguments.saved", saved, SAVED)
+        self._saved = saved
         self._given_momentum, self._published_momentum = momentum, published_momentum
         self._schedule = lambda start: ramp(start, momentum_end)
         start = published_momentum if momentum is None else momentum
@@ -124,7 +129,7 @@ class TeacherMethod(Method):
     @property
     @abstractmethod
     def teacher_encoder(self) -> Encoder:
-        """The teacher's encoder, which is saved for fine-tuning."""
+        """The teacher's encoder."""
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """0-d metrics of a step, by name, from the means [K] of its rows over all ranks.
@@ -211,7 +216,8 @@ class TeacherMethod(Method):
         return None
 
     def weights(self) -> Mapping[str, nn.Module]:
-        return {"weights.safetensors": self.teacher_encoder}
+        encoder = self.teacher_encoder if self._saved == "teacher" else self.encoder
+        return {"weights.safetensors": encoder}
 
 
 class ComparisonTally(MeanTally):
@@ -242,19 +248,32 @@ class ComparisonTally(MeanTally):
 
 @dataclass(frozen=True)
 class Colors:
-    """Random changes of the colors of a view.
+    """Random changes of the colors of a view, BYOL's and iBOT's by default.
 
     Attributes:
         brightness, contrast, saturation: maximum relative change.
+        hue: maximum rotation of the hue, 0..0.5 of the color circle.
         chance: probability of these changes, 0..1.
         grey: probability of a view without colors, 0..1.
+        blur: probability of a Gaussian blur of the first and of the second clip, 0..1.
+        solarize: probability that bright pixels of the first and of the second clip are inverted, 0..1.
     """
 
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.2
+    hue: float = 0.1
     chance: float = 0.8
     grey: float = 0.2
+    blur: Sequence[float] = (1.0, 0.1)
+    solarize: Sequence[float] = (0.0, 0.2)
+
+    def of_view(self, *, blur: float, solarize: float) -> RandomColor:
+        """The changes of a view with its own probabilities."""
+        jitter = ColorJitter(
+            brightness=self.brightness, contrast=self.contrast, saturation=self.saturation, hue=self.hue
+        )
+        return RandomColor(jitter, chance=self.chance, grey=self.grey, blur=blur, solarize=solarize)
 
 
 @dataclass(frozen=True)
@@ -265,11 +284,13 @@ class Local:
         count: crops per video.
         size: height and width in pixels.
         area: minimum and maximum share of the frame.
+        blur: probability of a Gaussian blur, 0..1.
     """
 
     count: int = 0
     size: int = 96
-    area: Sequence[float] = (0.05, 0.4)
+    area: Sequence[float] = (0.05, 0.25)
+    blur: float = 0.5
 
 
 class PairMethod(TeacherMethod):
@@ -279,15 +300,26 @@ class PairMethod(TeacherMethod):
 
     Args:
         colors: changes of the colors.
+        crop_area: minimum and maximum share of the frame of the two clips; None: that of ``clip.crop_area``,
+            or ``published_area`` if ``clip.crop_area`` has its default.
         local: small crops.
         teaching: arguments of :class:`TeacherMethod`.
     """
 
     clips_per_video = 2
+    published_area: tuple[float, float]
+    """Minimum and maximum share of the frame in the published recipe."""
 
-    def __init__(self, *, colors: Colors, local: Local | None = None, **teaching: Any) -> None:
+    def __init__(
+        self,
+        *,
+        colors: Colors,
+        crop_area: Sequence[float] | None = None,
+        local: Local | None = None,
+        **teaching: Any,
+    ) -> None:
         super().__init__(**teaching)
-        self.colors, self.local = colors, local or Local()
+        self.colors, self.crop_area, self.local = colors, crop_area, local or Local()
 
     def mask_draw(self) -> MaskDraw | None:
         """Draws the mask of a clip; None: nothing is hidden."""
@@ -312,28 +344,37 @@ class PairMethod(TeacherMethod):
                 f"clip.samples_per_video {samples_per_video}: method {self.recipe.method!r} cuts two clips "
                 "from each video; leave it at 1"
             )
-        area, colors = tuple(self.local.area), self.colors
-        if len(area) != 2:
-            raise UserError(
-                f"method.arguments.local.area {list(area)} must be two shares of the frame, the minimum "
-                "and the maximum, such as [0.05, 0.4]"
-            )
+        area = _two("local.area", self.local.area, "shares of the frame, the minimum and the maximum")
+        colors, views = self.colors, "probabilities, of the first and of the second clip"
+        blur = _two("colour.blur", colors.blur, views)
+        solarize = _two("colour.solarize", colors.solarize, views)
         local = None
         if self.local.count:
             small = dataclasses.replace(crop, size=self.local.size, area=area)
-            local = LocalCrops(self.local.count, small)
-        jitter = ColorJitter(
-            brightness=colors.brightness, contrast=colors.contrast, saturation=colors.saturation
-        )
+            local = LocalCrops(self.local.count, small, colors.of_view(blur=self.local.blur, solarize=0.0))
+        if self.crop_area is not None:
+            crop = dataclasses.replace(crop, area=_two("crop_area", self.crop_area, "shares of the frame"))
+        elif crop.area == RandomResizedCrop.area:
+            crop = dataclasses.replace(crop, area=self.published_area)
         return PairClips(
             records,
             sampler=self.recipe.clip.frame_sampler(clip_indices_random),
             transform=crop,
-            color=RandomColor(jitter, chance=colors.chance, grey=colors.grey),
+            colors=(
+                colors.of_view(blur=blur[0], solarize=solarize[0]),
+                colors.of_view(blur=blur[1], solarize=solarize[1]),
+            ),
             mask=self.mask_draw(),
             local=local,
             **reading,
         )
+
+
+def _two(name: str, values: Sequence[float], meaning: str) -> tuple[float, float]:
+    """An argument of two numbers."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 2:
+        raise UserError(f"method.arguments.{name} {values!r} must be two {meaning}")
+    return float(values[0]), float(values[1])
 
 
 def build_group(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T:

@@ -22,7 +22,7 @@ from videomaskfeat.viz.labelled import (
     write_labelled,
     write_persons,
 )
-from videomaskfeat.viz.sheet import text_width
+from videomaskfeat.viz.sheet import measure_text
 
 BARS = [Bar("first", 0.75), Bar("second", 0.25), Bar("third", 0.0)]
 COLOR = (111, 211, 255)
@@ -217,8 +217,8 @@ def test_long_names_are_cut_and_not_the_percents() -> None:
     bright = (picture[60:150, 48 : 48 + 288].min(axis=-1) > 190).any(axis=0)  # 288: 60 % of the width
     assert bright[-30:].any()  # where the percents end
     assert not (picture[60:150, 48 + 288 :].min(axis=-1) > 190).any()
-    assert text_width(name, size=12) > 288 > text_width("person 1", size=12, bold=True) > 0
-    assert text_width("mm", size=24) == pytest.approx(2 * text_width("mm", size=12), abs=2)
+    assert measure_text(name, size=12) > 288 > measure_text("person 1", size=12, bold=True) > 0
+    assert measure_text("mm", size=24) == pytest.approx(2 * measure_text("mm", size=12), abs=2)
 
 
 def test_more_persons_than_room_and_degenerate_boxes_are_drawn() -> None:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.viz.sheet import Label, Sheet, even, fit_frame, text_width, write_png
+from videomaskfeat.viz.sheet import Label, Sheet, fit_frame, measure_text, round_up_to_even, write_png
 
 _LARGEST = (720, 1280)  # height and width in pixels of the frames as drawn
 _SLOWEST, _FASTEST = 0.1, 240.0  # frames per second that players show
@@ -108,7 +108,7 @@ def write_labelled_picture(path: str | os.PathLike[str], picture: np.ndarray, ba
 
 def _sheet(height: int, width: int, bars: Sequence[Bar]) -> Sheet:
     """The bars on a dark ground, with room for the frames above them."""
-    sheet_width = even(max(width, _LEAST_WIDTH))
+    sheet_width = round_up_to_even(max(width, _LEAST_WIDTH))
     room = sheet_width - 2 * _MARGIN
     labels = []
     for number, bar in enumerate(bars):
@@ -117,7 +117,7 @@ def _sheet(height: int, width: int, bars: Sequence[Bar]) -> Sheet:
         labels.append(Label(_MARGIN, base, bar.text, width=room - _PERCENT - _MARGIN))
         left = sheet_width - _MARGIN - _PERCENT + _DIGIT * (len("100.0%") - len(percent))
         labels.append(Label(left, base, percent, bold=True))
-    sheet = Sheet(even(height + 2 * _MARGIN + len(bars) * _LINE), sheet_width, labels)
+    sheet = Sheet(round_up_to_even(height + 2 * _MARGIN + len(bars) * _LINE), sheet_width, labels)
     for number, bar in enumerate(bars):
         top = height + _MARGIN + number * _LINE + 20
         _draw_bar(sheet.pixels[top : top + _BAR, _MARGIN : _MARGIN + room], bar.share, _COLOR)
@@ -152,7 +152,9 @@ def draw_persons(frames: Iterable[tuple[np.ndarray, Sequence[DrawnPerson]]]) -> 
     for frame, persons in frames:
         size = size or drawn_size(*frame.shape[:2], least_width=_PERSONS_WIDTH)
         height, width = size
-        sheet = np.full((even(height), even(max(width, _PERSONS_WIDTH)), 3), _GROUND, np.uint8)
+        sheet = np.full(
+            (round_up_to_even(height), round_up_to_even(max(width, _PERSONS_WIDTH)), 3), _GROUND, np.uint8
+        )
         left = (sheet.shape[1] - width) // 2
         sheet[:height, left : left + width] = fit_frame(frame, height, width)
         places = _draw(sheet, persons, (left, height, width), places)
@@ -270,10 +272,10 @@ def _panel(
     """A title and a line with a bar for each action, uint8 [h, w, 3]; kept, as it stays for many frames."""
     row = round(1.35 * text)  # from one base line to the next
     percents = [f"{bar.share:.0%}" for bar in bars]
-    digits = text_width("100%", size=text, bold=True)
+    digits = measure_text("100%", size=text, bold=True)
     natural = max(
-        text_width(title, size=text, bold=True),
-        *(text_width(bar.text, size=text) + 2 * _PAD + digits for bar in bars),
+        measure_text(title, size=text, bold=True),
+        *(measure_text(bar.text, size=text) + 2 * _PAD + digits for bar in bars),
         0,
     )
     width = min(_STRIP + _PAD + natural + _PAD, widest)
@@ -283,7 +285,7 @@ def _panel(
     bases = [_PAD + text + (number + 1) * (row + _PANEL_BAR + 2) for number in range(len(bars))]
     for bar, percent, base in zip(bars, percents, bases, strict=True):
         labels.append(Label(left, base, bar.text, size=text, width=max(room - digits - _PAD, 1)))
-        start = width - _PAD - text_width(percent, size=text, bold=True)
+        start = width - _PAD - measure_text(percent, size=text, bold=True)
         labels.append(Label(start, base, percent, size=text, bold=True))
     height = (bases[-1] + 4 + _PANEL_BAR if bars else _PAD + text) + _PAD
     pixels = Sheet(height, width, labels).pixels

@@ -14,7 +14,7 @@ from matplotlib.colors import hsv_to_rgb
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.viz.sheet import GAP, Label, Row, Sheet, even, fit_frame, row_sheet, write_png
+from videomaskfeat.viz.sheet import GAP, Label, Row, Sheet, fit_frame, round_up_to_even, row_sheet, write_png
 
 VISIBLE_STRENGTH = 0.3
 """Brightness of strokes at visible positions; at hidden ones it is 1. Only hidden ones are trained."""
@@ -259,12 +259,12 @@ def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterat
     height, width = rows[0].panels.shape[1:3]
     frames = _frame_rows(drawing, np.arange(T), height, width)
     top = 84
-    sheet_width = even(len(rows + frames) * (width + GAP) + GAP)
+    sheet_width = round_up_to_even(len(rows + frames) * (width + GAP) + GAP)
     labels = [Label(GAP, 26, drawing.title, size=18, bold=True, width=sheet_width - 2 * GAP)]
     for line, row in enumerate(frames + rows):
         labels.append(Label(GAP + line * (width + GAP), top - 27, row.name, bold=True))
         labels.append(Label(GAP + line * (width + GAP), top - 10, row.note, size=12, faint=True))
-    sheet = Sheet(even(top + height + GAP), sheet_width, labels)
+    sheet = Sheet(round_up_to_even(top + height + GAP), sheet_width, labels)
     for frame in range(T):
         panels = [row.panels[frame] for row in frames] + [row.panels[frame * steps // T] for row in rows]
         for line, panel in enumerate(panels):
@@ -280,7 +280,7 @@ def write_picture(path: str | os.PathLike[str], drawing: ClipDrawing, *, columns
 
 def write_film(path: str | os.PathLike[str], drawing: ClipDrawing, *, fps: float = 6.0) -> None:
     """Write :func:`draw_film` as an H.264 mp4, by default slow enough to look at."""
-    write_mp4(path, draw_film(drawing), fps=fps, crf=23)
+    write_mp4(path, draw_film(drawing), fps=fps, crf=28, keyframe_interval=100)
 
 
 _LEGEND = (

@@ -1,4 +1,4 @@
-"""Places to write: made with all the folders above them, or refused in words; files written whole."""
+"""Output folders are created or refused with an error; files are written whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import make_folder, make_parent, remove_temporary_files, whole_file, whole_path
 
 
-def test_folders_above_are_made(tmp_path: Path) -> None:
+def test_parent_folders_are_created(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")  # one that exists is fine
     make_parent(tmp_path / "c" / "d" / "file.csv")
@@ -23,7 +23,7 @@ def test_folders_above_are_made(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "c").rglob("*")] == ["d"]
 
 
-def test_file_name_alone_is_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bare_file_name_is_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_parent("file.csv")
     assert list(tmp_path.iterdir()) == []
@@ -48,8 +48,8 @@ def test_folder_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
         make_parent(tmp_path)
 
 
-def test_no_permission_is_said_whoever_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's answers are played, since an administrator may write anywhere."""
+def test_missing_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system calls are simulated, since root may write anywhere."""
 
     def refuse(name: str, mode: int = 0o777) -> None:
         raise PermissionError(13, "Permission denied", name)
@@ -65,7 +65,7 @@ def test_no_permission_is_said_whoever_runs_it(tmp_path: Path, monkeypatch: pyte
 
 
 def die_while_writing(path: Path) -> None:
-    """SIGKILL comes when half of the new content is on the disk."""
+    """SIGKILL arrives when half of the new content is on the disk."""
     with whole_file(path) as file:
         file.write("half of the new content")
         file.flush()
@@ -99,7 +99,7 @@ def test_file_is_whole_after_an_error_and_on_a_full_disk(
     assert os.listdir(tmp_path) == ["summary.json"]
 
 
-def test_new_content_takes_the_name_at_the_end(tmp_path: Path) -> None:
+def test_file_is_renamed_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     with whole_file(path) as file:
         file.write("first")
@@ -112,10 +112,10 @@ def test_new_content_takes_the_name_at_the_end(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["summary.json"]
 
 
-def test_content_is_on_the_disk_before_it_takes_the_name(
+def test_content_is_on_the_disk_before_the_file_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a power failure the name has the old content or all of the new."""
+    """After a power failure the file has the old content or all of the new content."""
     calls: list[str] = []
     flush, rename = os.fsync, os.replace
 

@@ -1,4 +1,4 @@
-"""Verbs in processes of their own: signals reach them, and they end with the process that started them."""
+"""Verbs in their own processes receive signals, and end with the process that started them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from videomaskfeat import processes
 from videomaskfeat.errors import Stopped
 from videomaskfeat.processes import Verbs, run_in_order
 
-# Takes the place of Python in `python -m videomaskfeat ARGUMENTS`.
+# Replaces Python in `python -m videomaskfeat ARGUMENTS`.
 VERB = f"""#!{sys.executable}
 import signal, sys, time
 from pathlib import Path
@@ -50,7 +50,7 @@ def verb(tmp_path: Path) -> str:
 
 @pytest.fixture
 def python(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs as Python."""
+    """Run the program above instead of Python."""
     monkeypatch.setattr(sys, "executable", verb)
 
 

@@ -39,7 +39,7 @@ def torch_bytes() -> bytes:
 def rewritten(
     change: Callable[[str, bytes], bytes | None], *, compression: int = zipfile.ZIP_STORED
 ) -> bytes:
-    """The archive with other parts; their check sums are right."""
+    """The archive with other members and valid check sums."""
     content = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(torch_bytes())) as old,
@@ -128,7 +128,7 @@ def test_pickled_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None
     assert not made.exists()
 
 
-def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"model\.pt: is not a regular file"):
         read_torch_file(str(tmp_path / "model.pt"))
@@ -136,7 +136,7 @@ def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         read_safetensors(str(tmp_path / "model.pt"))
 
 
-def test_torch_file_comes_back(tmp_path: Path) -> None:
+def test_torch_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(torch_bytes())
     found = read_torch_file(str(tmp_path / "model.pt"))
     assert isinstance(found, dict)
@@ -190,7 +190,7 @@ def test_large_header_is_not_read(tmp_path: Path) -> None:
 
 
 def test_equal_content_makes_equal_bytes_in_every_process(tmp_path: Path) -> None:
-    """safetensors writes the texts in the order of a hash table, which is seeded anew in each process."""
+    """safetensors writes the metadata in the order of a hash table, which differs from process to process."""
     texts = {f"key {number}": 'é\n"\x01' * number for number in range(12)}
     code = (
         "import sys, torch; from pathlib import Path; from videomaskfeat.tensor_files import *\n"
@@ -208,6 +208,6 @@ def test_equal_content_makes_equal_bytes_in_every_process(tmp_path: Path) -> Non
     assert torch.equal(read_safetensors(str(tmp_path / "one"))["b"], torch.ones(3))
 
 
-def test_file_that_cannot_be_written_is_no_traceback(tmp_path: Path) -> None:
+def test_missing_folder_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors: the folder .* does not exist; create it"):
         write_safetensors(tmp_path / "missing" / "model.safetensors", STATE, {})

@@ -1,4 +1,4 @@
-"""Text from outside: what it is, how it is encoded, and how deep, large and odd it may be."""
+"""Text files: their kind, encoding, depth and size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXT = "größe 1\nb 2\n"
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
-def test_encodings_and_line_ends_that_are_unambiguous(tmp_path: Path, encoding: str, ends: str) -> None:
+def test_unambiguous_encodings_and_line_ends_are_read(tmp_path: Path, encoding: str, ends: str) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(TEXT.replace("\n", ends).encode(encoding))
     assert read_text(path, what="text") == TEXT
@@ -58,7 +58,7 @@ def test_encodings_and_line_ends_that_are_unambiguous(tmp_path: Path, encoding: 
         (b"version https://git-lfs.github.com/spec/v1\n", "a.txt: is a Git LFS pointer, .*git lfs pull"),
     ],
 )
-def test_what_is_not_text_is_named(tmp_path: Path, data: bytes, words: str) -> None:
+def test_file_that_is_not_text_is_named(tmp_path: Path, data: bytes, words: str) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(data)
     with pytest.raises(UserError, match=words) as caught:
@@ -66,7 +66,7 @@ def test_what_is_not_text_is_named(tmp_path: Path, data: bytes, words: str) -> N
     assert str(caught.value).isprintable()
 
 
-def test_names_of_any_bytes_stay_in_lists(tmp_path: Path) -> None:
+def test_lists_keep_names_of_any_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xe9.mp4 1\r\n")
     assert read_rows(path) == b"\xe9.mp4 1\n"
@@ -75,7 +75,7 @@ def test_names_of_any_bytes_stay_in_lists(tmp_path: Path) -> None:
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
-    """Opening a pipe without a writer would block for ever."""
+    """Opening a pipe without a writer would block forever."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     place = tmp_path / "socket"
@@ -154,7 +154,7 @@ def test_yaml_is_plain_data() -> None:
         ("a: !!map x", "expected a mapping"),
     ],
 )
-def test_yaml_that_is_refused(text: str, words: str) -> None:
+def test_invalid_yaml_is_refused(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_yaml(text, "y")
 
@@ -166,7 +166,7 @@ def test_yaml_depth_is_checked_before_libyaml_crashes(opening: str, levels: int)
         parse_yaml(opening * levels, "y")
 
 
-def test_aliases_count_as_what_they_stand_for() -> None:
+def test_aliases_count_as_their_content() -> None:
     lines = ["a0: &a0 [1]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
     with pytest.raises(UserError, match=r"line 6: more than 10000 values \(aliases count"):
         parse_yaml("\n".join(lines), "y")
@@ -186,7 +186,7 @@ def test_aliases_count_as_what_they_stand_for() -> None:
         (b'{"\xe9": 1}', "probably windows-1252"),
     ],
 )
-def test_json_that_is_refused(text: str | bytes, words: str) -> None:
+def test_invalid_json_is_refused(text: str | bytes, words: str) -> None:
     with pytest.raises(UserError, match=words):
         parse_json(text, "j", remedy="give JSON")
 
@@ -208,5 +208,5 @@ def test_names_of_any_bytes_can_be_logged(tmp_path: Path) -> None:
     assert (tmp_path / "log.txt").read_bytes() == b"\\udce9 \\ud800"
 
 
-def test_names_are_printed_on_one_line_whatever_they_hold() -> None:
+def test_any_name_is_printed_on_one_line() -> None:
     assert printable_name("caf\udce9 \u89c6\n\t\x1b[1m") == "caf\\xe9 \u89c6\\n\\t\\x1b[1m"

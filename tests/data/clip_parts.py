@@ -1,4 +1,4 @@
-"""Small parts for tests of clips and loaders; at module level, so that worker processes can import them."""
+"""Helpers for tests of clips and loaders, at module level, so that worker processes can import them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MASK = functools.partial(MASKS["random"], TokenGrid(1, 4, 4), 0.5)
 
 
 def write_videos(folder: Path, number: int, *, frames: int = 8, size: int = 32) -> Path:
-    """Videos of noise, ``000.mp4`` ..., and ``train.csv`` that lists them; returns the list."""
+    """Write videos of noise, ``000.mp4`` ..., and ``train.csv`` with their list; returns its path."""
     rng = np.random.default_rng(7)
     for index in range(number):
         pictures = rng.integers(0, 256, size=(frames, size, size, 3), dtype=np.uint8)
@@ -51,7 +51,7 @@ def raise_bug(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.nd
 
 
 def equal(left: Any, right: Any) -> bool:
-    """Whether two batches of any kind hold the same tensors and failures."""
+    """Whether two batches have the same tensors and failures."""
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, tuple):

@@ -1,4 +1,4 @@
-"""The scan of a list: every kind of trouble is found, named, and left out of the clean list."""
+"""The scan of a list: every kind of problem is found, named, and missing from the clean list."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report(rows: list[tuple[str, int | None]]) -> CheckReport:
     return check_list(rows, workers=0, min_frames=16)
 
 
-def test_every_trouble_is_found_and_named(report: CheckReport) -> None:
+def test_every_problem_is_found_and_named(report: CheckReport) -> None:
     found = {(problem.row, problem.kind): problem.detail for problem in report.problems}
     assert set(found) == {
         (2, "short"), (3, "odd"), (4, "odd"), (5, "unreadable"), (6, "duplicate"), (7, "missing"),
@@ -50,7 +50,7 @@ def test_every_trouble_is_found_and_named(report: CheckReport) -> None:
     assert report.bad == 3
 
 
-def test_processes_find_the_same(report: CheckReport, rows: list[tuple[str, int | None]]) -> None:
+def test_worker_processes_find_the_same(report: CheckReport, rows: list[tuple[str, int | None]]) -> None:
     steps: list[tuple[int, int]] = []
     parallel = check_list(
         rows, workers=2, min_frames=16, decode=False, progress=lambda done, total: steps.append((done, total))
@@ -59,11 +59,11 @@ def test_processes_find_the_same(report: CheckReport, rows: list[tuple[str, int 
     assert steps == [(done, 8) for done in range(1, 9)]  # eight different paths
 
 
-def test_rows_fit_for_training_leave_out_all_but_odd_ones(report: CheckReport) -> None:
+def test_clean_rows_include_odd_videos(report: CheckReport) -> None:
     assert report.clean_rows() == [0, 1, 3, 4]
 
 
-def test_report_tells_sizes_lengths_and_causes(report: CheckReport) -> None:
+def test_report_contains_sizes_lengths_and_causes(report: CheckReport) -> None:
     content = json.loads(report.to_json())
     assert content["summary"]["readable"] == 6
     assert content["summary"]["sizes"] == {"96x64": 5, "64x96": 1}

@@ -1,4 +1,4 @@
-"""Which files decord may read: plain ones; damaged and unusual ones cost neither memory nor the process."""
+"""decord reads only plain files; damaged and unusual files neither crash nor allocate much memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from videomaskfeat.data.video import VideoReadError, open_video
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Files that decord may read: ending -> bytes."""
+    """Files that decord can read: extension -> bytes."""
     folder = tmp_path_factory.mktemp("plain")
     return {
         "mp4": write_video(folder / "a.mp4", frames=20, audio=True).read_bytes(),
@@ -30,7 +30,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def _set(box: bytes, offset: int, form: str, *values: float) -> Callable[[bytearray], None]:
-    """Overwrite numbers at an offset after the first occurrence of a box's type or an element's id."""
+    """Overwrite numbers at an offset after the first occurrence of a box type or an element id."""
 
     def change(data: bytearray) -> None:
         struct.pack_into(form, data, data.index(box) + len(box) + offset, *values)
@@ -39,7 +39,7 @@ def _set(box: bytes, offset: int, form: str, *values: float) -> Callable[[bytear
 
 
 def _mark_second_key(data: bytearray) -> None:
-    """Let the table of key frames name a picture that is not one."""
+    """List a frame that is not a key frame in the table of key frames."""
     position = data.index(b"stss") + 8
     assert struct.unpack_from(">3I", data, position) == (2, 1, 13)
     struct.pack_into(">I", data, position + 8, 7)
@@ -91,7 +91,7 @@ def test_plain_files_are_exact(plain: dict[str, bytes], tmp_path: Path) -> None:
     ("ending", "damage"),
     [("mp4", name) for name in MP4_DAMAGE] + [("webm", name) for name in WEBM_DAMAGE],
 )
-def test_damaged_header_is_not_exact_and_never_kills(
+def test_damaged_header_is_not_exact_and_never_crashes(
     plain: dict[str, bytes], tmp_path: Path, ending: str, damage: str
 ) -> None:
     data = bytearray(plain[ending])
@@ -110,7 +110,7 @@ def test_damaged_header_is_not_exact_and_never_kills(
 def test_declared_samples_without_a_table_are_refused(
     plain: dict[str, bytes], tmp_path: Path, count: int
 ) -> None:
-    """Two numbers declare them; FFmpeg would reserve 2 to 100 GB."""
+    """Two numbers declare them; FFmpeg would allocate 2 to 100 GB."""
     path = tmp_path / "a.mp4"
     for damages in ([MP4_DAMAGE["2^31 samples of one byte"], _set(b"stsz", 8, ">I", count)], []):
         data = bytearray(plain["mp4"])
@@ -129,7 +129,7 @@ def test_declared_samples_without_a_table_are_refused(
         open_video(path)
 
 
-def test_cut_file_is_not_exact(plain: dict[str, bytes], tmp_path: Path) -> None:
+def test_truncated_file_is_not_exact(plain: dict[str, bytes], tmp_path: Path) -> None:
     for ending, data in plain.items():
         path = tmp_path / f"cut.{ending}"
         for length in (0, 4, 30, len(data) // 2, len(data) - 3):
@@ -137,7 +137,7 @@ def test_cut_file_is_not_exact(plain: dict[str, bytes], tmp_path: Path) -> None:
             assert not is_exact_in_decord(str(path))
 
 
-def test_stream_without_a_codec_is_refused_in_one_line(plain: dict[str, bytes], tmp_path: Path) -> None:
+def test_stream_with_an_unknown_codec_is_refused(plain: dict[str, bytes], tmp_path: Path) -> None:
     data = bytearray(plain["mp4"])
     MP4_DAMAGE["an unknown codec"](data)
     (tmp_path / "a.mp4").write_bytes(data)
@@ -150,7 +150,7 @@ def test_stream_without_a_codec_is_refused_in_one_line(plain: dict[str, bytes], 
 def test_first_picture_of_another_kind_is_not_exact(
     plain: dict[str, bytes], tmp_path: Path, ending: str
 ) -> None:
-    """VP9 of 10 or 12 bits has bit 4 in its first byte; VP8 and VP9 pictures that are no key frames."""
+    """VP9 with 10 or 12 bits (bit 4 of its first byte), and VP8 and VP9 frames that are not key frames."""
     data = bytearray(plain[ending])
     first = data.index(b"\xa3", data.index(b"\x1f\x43\xb6\x75"))
     size_bytes = 9 - data[first + 1].bit_length()

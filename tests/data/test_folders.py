@@ -26,7 +26,7 @@ def test_every_kind_of_video_is_found(tmp_path: Path) -> None:
     assert [os.path.splitext(path)[1] for path in find_videos(str(tmp_path)).videos] == list(kinds)
 
 
-def test_other_files_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_files_are_counted_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _touch(tmp_path, "a.mp4", "b/notes.txt", "b/x.TXT", "c.zip", "README", ".hidden", ".git/x.mp4")
     with caplog.at_level(logging.INFO):
         assert len(load_records(tmp_path)) == 1
@@ -51,7 +51,7 @@ def _with_loops(root: Path) -> None:
     (root / "self").symlink_to("self")
 
 
-def test_links_in_a_loop_give_each_video_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_loops_of_links_give_each_video_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _with_loops(tmp_path / "videos")
     with caplog.at_level(logging.INFO):
         records = load_records(tmp_path / "videos")
@@ -75,8 +75,8 @@ def test_linked_folders_and_files_are_read_once_by_the_first_path(tmp_path: Path
     _touch(tmp_path, "elsewhere/x/1.mp4", "root/own/2.mp4")
     for name in ("z", "m"):
         (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    (tmp_path / "root" / "a.mp4").symlink_to("own/2.mp4")  # of the file itself and a link, the file
-    (tmp_path / "root" / "gone.mp4").symlink_to("nowhere.mp4")  # fails when it is read, and not in silence
+    (tmp_path / "root" / "a.mp4").symlink_to("own/2.mp4")  # the file is found, not the link
+    (tmp_path / "root" / "gone.mp4").symlink_to("nowhere.mp4")  # an error when it is read
     assert find_videos(str(tmp_path / "root")).videos == ["gone.mp4", "m/x/1.mp4", "own/2.mp4"]
     (tmp_path / "link").symlink_to("root", target_is_directory=True)
     assert find_videos(str(tmp_path / "link")).videos == ["gone.mp4", "m/x/1.mp4", "own/2.mp4"]

@@ -23,7 +23,7 @@ def ava_rows(video: str, number: int, count: int) -> str:
 
 
 @pytest.mark.parametrize("header", [HEADER, HEADER.replace("vido", "video"), "\ufeff" + HEADER])
-def test_lists_give_the_paths_of_every_video_in_order(tmp_path: Path, header: str) -> None:
+def test_lists_contain_the_paths_of_every_video_in_order(tmp_path: Path, header: str) -> None:
     path = write(tmp_path, header + ava_rows("-5KQ66BBWC4", 0, 1200) + "\n" + ava_rows("1j20qq1JyX4", 1, 3))
     other = write(tmp_path, HEADER + ava_rows("c", 0, 2), "more.csv")
     videos = load_frame_lists([path, other], prefix="/frames")
@@ -33,7 +33,7 @@ def test_lists_give_the_paths_of_every_video_in_order(tmp_path: Path, header: st
     assert list(videos["c"]) == ["/frames/c/c_000001.jpg", "/frames/c/c_000002.jpg"]
     with pytest.raises(IndexError, match="frame 1200 of 1200"):
         videos["-5KQ66BBWC4"][1200]
-    assert len(pickle.dumps(videos)) < 1500  # a pattern a video, not its names
+    assert len(pickle.dumps(videos)) < 1500  # one pattern per video
 
 
 @pytest.mark.parametrize(
@@ -51,14 +51,14 @@ def test_lists_give_the_paths_of_every_video_in_order(tmp_path: Path, header: st
         ["/absolute/1.jpg", "other/1.jpg"],
     ],
 )
-def test_names_of_any_kind_come_back_as_they_were(tmp_path: Path, names: list[str]) -> None:
+def test_names_of_any_kind_are_kept(tmp_path: Path, names: list[str]) -> None:
     text = "".join(f'v 0 {7 + index} {name} ""\n' for index, name in enumerate(names))
     files = load_frame_lists([write(tmp_path, HEADER + text)], prefix="root")["v"]
     assert len(files) == len(names)
     assert list(files) == [name if "/" in name[:5] and name[0] in "/s" else f"root/{name}" for name in names]
 
 
-def test_paths_may_stand_in_quotes(tmp_path: Path) -> None:
+def test_paths_may_be_quoted(tmp_path: Path) -> None:
     files = load_frame_lists([write(tmp_path, HEADER + 'v 0 0 "v/1.jpg" "80,3"\n')], prefix="")
     assert list(files["v"]) == ["v/1.jpg"]
 

@@ -98,10 +98,10 @@ def test_epoch_is_whole_steps_of_different_records(epochs: list[list[PretrainBat
         assert batches[0].mask.shape == (8, 1, 4, 4)
     first, second = (torch.cat([batch.index for batch in batches]) for batches in epochs)
     assert not torch.equal(first, second)
-    assert len(set(first.tolist())) >= 14  # 16 less the replacements of at most two
+    assert len(set(first.tolist())) >= 14  # 16 minus the replacements of at most two
 
 
-def test_failures_come_with_the_batch_that_replaced_them(epochs: list[list[PretrainBatch]]) -> None:
+def test_batch_reports_the_failures_it_replaces(epochs: list[list[PretrainBatch]]) -> None:
     failed = {failure.index for batches in epochs for batch in batches for failure in batch.failures}
     assert failed
     assert failed <= {4, 13}
@@ -120,8 +120,8 @@ def test_batches_are_the_same_for_any_number_of_workers(
 
 
 @pytest.mark.parametrize("ahead", [1, 2])
-def test_batches_that_are_kept_stay_what_they_were(videos: Path, ahead: int) -> None:
-    """Workers write batches into the same memory by turns; the caller may hold on to all of an epoch."""
+def test_stored_batches_do_not_change(videos: Path, ahead: int) -> None:
+    """Workers reuse memory for batches; the caller may store all batches of an epoch."""
     expected = list(ClipLoader(make_clips(videos), batch_size=1).epoch(0))
     loader = ClipLoader(make_clips(videos), batch_size=1, workers=2, prefetch_batches=ahead)
     kept = list(loader.epoch(0))
@@ -157,7 +157,7 @@ class _CountingClips(PretrainClips):
         return super().__getitem__(key)
 
 
-def test_resume_in_mid_epoch_makes_the_rest_and_nothing_before(
+def test_resume_in_mid_epoch_makes_only_the_remaining_batches(
     videos: Path, epochs: list[list[PretrainBatch]]
 ) -> None:
     dataset = make_clips(videos)
@@ -172,13 +172,13 @@ def test_resume_in_mid_epoch_makes_the_rest_and_nothing_before(
     assert list(loader.epoch(1, first_batch=4)) == []
 
 
-def test_resume_with_workers_goes_on_into_the_next_epoch(
+def test_resume_with_workers_continues_in_the_next_epoch(
     videos: Path, epochs: list[list[PretrainBatch]]
 ) -> None:
     loader = ClipLoader(make_clips(videos), batch_size=8, workers=2)
     batches = [*loader.epoch(0, first_batch=1), *loader.epoch(1)]
     assert all(equal(*pair) for pair in zip(batches, [epochs[0][1], *epochs[1]], strict=True))
-    # Back to a batch that has been: the stream starts anew there.
+    # An earlier batch restarts the stream.
     assert equal(next(loader.epoch(0)), epochs[0][0])
     loader.close()
 
@@ -187,7 +187,7 @@ def _workers() -> set[int]:
     return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
 
 
-def test_workers_last_from_epoch_to_epoch_and_end_with_the_loader(videos: Path) -> None:
+def test_workers_persist_between_epochs_and_end_with_the_loader(videos: Path) -> None:
     before = _workers()
     loader = ClipLoader(make_clips(videos), batch_size=8, workers=2)
     list(loader.epoch(0))
@@ -199,12 +199,10 @@ def test_workers_last_from_epoch_to_epoch_and_end_with_the_loader(videos: Path) 
     assert not _workers() & working
 
 
-def test_workers_that_have_grown_are_renewed_and_the_stream_goes_on(
-    videos: Path, epochs: list[list[PretrainBatch]]
-) -> None:
+def test_workers_with_growing_memory_are_renewed(videos: Path, epochs: list[list[PretrainBatch]]) -> None:
     before = _workers()
     leaking = deadly_clips(videos, dict.fromkeys(range(21), "leak"))
-    # Four records of 16 MiB settle; six more are grown by 96.
+    # Growth is measured after four records of 16 MiB; six more add 96 MiB.
     loader = ClipLoader(
         leaking, batch_size=8, accumulate=4, workers=1, renew_megabytes=70, readings_to_settle=4
     )
@@ -217,7 +215,7 @@ def test_workers_that_have_grown_are_renewed_and_the_stream_goes_on(
     assert not _workers() - before
     steps = [torch.cat([part.clips for part in batches[first : first + 4]]) for first in range(0, 16, 4)]
     assert all(torch.equal(*pair) for pair in zip(steps, [b.clips for e in epochs for b in e], strict=True))
-    assert 2 <= len(set(map(frozenset, workers))) <= 6  # 32 records, and those that are made ahead
+    assert 2 <= len(set(map(frozenset, workers))) <= 6  # 32 records, and those made ahead
 
 
 def test_without_read_ahead_workers_end_with_the_epoch(
@@ -240,14 +238,14 @@ def test_unshuffled_epochs_follow_the_list(videos: Path) -> None:
     assert not torch.equal(first.clips[0], first.clips[1])
 
 
-def test_loader_leaves_the_global_random_state_alone(videos: Path) -> None:
+def test_loader_does_not_change_the_global_random_state(videos: Path) -> None:
     before = torch.get_rng_state()
     list(ClipLoader(make_clips(videos), batch_size=8).epoch(0))
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_users_mistake_in_a_worker_arrives_as_itself(tmp_path: Path, workers: int) -> None:
+def test_user_error_in_a_worker_keeps_its_class(tmp_path: Path, workers: int) -> None:
     path = write_videos(tmp_path, 2)
     for video in tmp_path.glob("*.mp4"):
         video.write_bytes(b"")
@@ -258,7 +256,7 @@ def test_users_mistake_in_a_worker_arrives_as_itself(tmp_path: Path, workers: in
     assert "\n" not in str(caught.value)
 
 
-def test_bug_in_a_worker_arrives_with_its_traceback(videos: Path) -> None:
+def test_bug_in_a_worker_is_reported_with_its_traceback(videos: Path) -> None:
     loader = ClipLoader(make_clips(videos, sampler=raise_bug), batch_size=2, workers=1)
     with pytest.raises(RuntimeError, match=r"(?s)worker process.*a bug in the sampler"):
         next(loader.epoch(0))
@@ -309,7 +307,7 @@ def _failures(*indices: int) -> list[Failure]:
     return [Failure(index, f"{index}.mp4", "empty file") for index in indices]
 
 
-def test_counter_logs_each_record_once_and_stops_past_the_share(caplog: pytest.LogCaptureFixture) -> None:
+def test_counter_logs_each_record_once_and_stops_above_the_share(caplog: pytest.LogCaptureFixture) -> None:
     counter = FailureCounter(200, share=0.01)
     with caplog.at_level(logging.WARNING):
         counter.add(_failures(7, 7))
@@ -327,7 +325,7 @@ def test_counter_logs_each_record_once_and_stops_past_the_share(caplog: pytest.L
         counter.add(_failures(9))
 
 
-def test_counter_lets_one_record_of_a_short_list_fail_unless_none_may() -> None:
+def test_counter_allows_one_failure_in_a_short_list_unless_the_share_is_zero() -> None:
     counter = FailureCounter(10, share=0.01)
     counter.add(_failures(3))
     with pytest.raises(UserError, match="2 of 10"):
@@ -340,7 +338,7 @@ def test_counter_lets_one_record_of_a_short_list_fail_unless_none_may() -> None:
         FailureCounter(10, share=5)
 
 
-def test_counter_goes_on_after_a_resume() -> None:
+def test_counter_continues_after_a_resume() -> None:
     before = FailureCounter(200, share=0.01)
     before.add(_failures(3, 5))
     after = FailureCounter(200, share=0.01)

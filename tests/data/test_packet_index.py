@@ -1,4 +1,4 @@
-"""Rates, durations and times follow from the packets, whatever the header states."""
+"""Rates, durations and times follow from the packets and not from the header."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def numbers(path: Path, reader: str = "auto") -> list[int]:
         return [read_number(picture) for picture in video.read(range(video.frames))]
 
 
-def test_stated_rate_is_kept_where_the_times_agree() -> None:
+def test_stated_rate_is_kept_if_the_times_agree() -> None:
     ntsc = 30000 / 1001
     timing = measure_timing(np.round(np.arange(300) / ntsc, 3), stated_fps=ntsc, tick=0.001)
     assert (timing.fps, timing.is_variable) == (ntsc, False)
@@ -47,7 +47,7 @@ def test_stated_rate_is_kept_where_the_times_agree() -> None:
     assert measure_timing(np.arange(48) / 30, stated_fps=0.0).duration_seconds == pytest.approx(1.6)
 
 
-def test_timing_of_a_single_picture_and_of_a_stored_pause() -> None:
+def test_timing_of_a_single_frame_and_of_a_stored_pause() -> None:
     assert measure_timing(np.zeros(1), stated_fps=25.0) == measure_timing(
         np.zeros(1), stated_fps=25.0, last=0.04
     )
@@ -58,7 +58,7 @@ def test_timing_of_a_single_picture_and_of_a_stored_pause() -> None:
     assert pause.fps == pytest.approx(10 / 3)
 
 
-def test_times_that_go_back_or_are_missing_go_on() -> None:
+def test_times_that_go_back_or_are_missing_are_replaced() -> None:
     for times, expected in (
         ([5, 7, 9, 5, 7, 7], [0, 2, 4, 6, 8, 10]),
         ([None, None, 7, 9, None, None, 15, None], [0, 2, 4, 6, 8, 10, 12, 14]),
@@ -73,15 +73,13 @@ def test_times_that_go_back_or_are_missing_go_on() -> None:
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("ending", ["webm", "mkv", "avi", "ts", "flv", "mp4"])
-def test_rate_of_uneven_pictures_is_their_number_by_their_time(
-    tmp_path: Path, ending: str, reader: str
-) -> None:
+def test_rate_of_uneven_frames_is_their_number_per_time(tmp_path: Path, ending: str, reader: str) -> None:
     """Matroska, WebM and AVI state 30 frames per second here."""
     options = VP9 if ending == "webm" else {"b_frames": 0}
     path = write_video(tmp_path / f"vfr.{ending}", milliseconds=uneven_times(), **options)
     times = (np.array(uneven_times()) - uneven_times()[0]) / 1000
     info = probe(path, reader)
-    # The last picture's own duration is unknown, or stated as that of the one before.
+    # The duration of the last frame is unknown, or stated as that of the frame before.
     assert info.fps == pytest.approx((FRAMES - 1) / times[-1], rel=1 / FRAMES)
     assert info.duration_seconds == pytest.approx(times[-1] + 1 / info.fps, abs=0.02)
     assert info.variable_frame_rate
@@ -94,7 +92,7 @@ def test_rate_of_uneven_pictures_is_their_number_by_their_time(
 
 @pytest.mark.parametrize("b_frames", [0, 2])
 def test_avi_that_states_twice_the_rate(tmp_path: Path, b_frames: int) -> None:
-    """Copied from mp4, every other slot of the file is empty: 60 slots per second, and 30 pictures."""
+    """Copied from mp4, every other slot of the file is empty: 60 slots per second, and 30 frames."""
     source = write_video(tmp_path / "a.mp4", b_frames=b_frames)
     path = copy_to_avi(source, tmp_path / "a.avi")
     with av.open(str(path)) as container:
@@ -102,14 +100,14 @@ def test_avi_that_states_twice_the_rate(tmp_path: Path, b_frames: int) -> None:
     info = probe(path)
     assert (info.frames, info.fps) == (FRAMES, pytest.approx(30))
     assert info.duration_seconds == pytest.approx(1.6, abs=0.001)
-    with open_timed(path) as reader:  # detect places its key frames by these
+    with open_timed(path) as reader:  # detect computes its key frames from these
         assert reader.duration_seconds == pytest.approx(1.6, abs=0.001)
         assert reader.fps == pytest.approx(30)
     assert numbers_at(path, np.arange(FRAMES) / 30 + 0.005) == list(range(FRAMES))
 
 
 def with_edits(source: Path, target: Path, edits: Sequence[tuple[int, int]]) -> Path:
-    """An mp4 file with another edit list: (duration in the movie's ticks, start in the media's) each."""
+    """Write an mp4 file with other edits: (duration in movie ticks, start in media ticks) each."""
     data = source.read_bytes()
 
     def boxes(start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -141,7 +139,7 @@ def with_edits(source: Path, target: Path, edits: Sequence[tuple[int, int]]) -> 
 
 @pytest.mark.parametrize("b_frames", [0, 2])
 def test_several_edits_are_read_by_number_and_by_time(tmp_path: Path, b_frames: int) -> None:
-    """Half a second from the start, and half a second from the first second on; with a pause between."""
+    """Half a second from the start, and half a second from second 1."""
     source = write_video(tmp_path / "a.mp4", b_frames=b_frames)
     with av.open(str(source)) as container:
         stream = container.streams.video[0]
@@ -160,7 +158,9 @@ def test_several_edits_are_read_by_number_and_by_time(tmp_path: Path, b_frames: 
     assert [read_number(picture) for picture in pictures] == expected
     assert numbers_at(path, times + 0.005) == expected
     empty = with_edits(source, tmp_path / "empty.mp4", [(5000, -1), (1500, start)])
-    with open_timed(empty) as timed:  # a pause before the pictures is no time of theirs, and hides nothing
+    with open_timed(
+        empty
+    ) as timed:  # a pause before the frames is not part of their times, and hides no frame
         assert timed.duration_seconds == pytest.approx(1.5, abs=0.04)
     assert numbers_at(empty, [0.005, 1.405]) == [0, 42]
 
@@ -187,7 +187,7 @@ def test_joined_streams_are_read_to_their_end(tmp_path: Path, ending: str) -> No
     assert numbers_at(path, np.array([3.0, 1.7, 0.1, 3.19]) + 0.005) == [42, 3, 3, 47]
 
 
-def test_second_recording_may_have_another_rate_begin_later_or_in_a_group(tmp_path: Path) -> None:
+def test_second_recording_may_have_another_rate_or_start(tmp_path: Path) -> None:
     first = write_video(tmp_path / "a.ts", frames=24).read_bytes()
     slow = write_video(tmp_path / "b.ts", frames=24, milliseconds=[40 * n for n in range(24)]).read_bytes()
     assert numbers(joined(tmp_path / "slow.ts", first, slow)) == [*range(24)] * 2
@@ -199,8 +199,8 @@ def test_second_recording_may_have_another_rate_begin_later_or_in_a_group(tmp_pa
     assert numbers(joined(tmp_path / "cut_join.ts", first, cut.read_bytes())) == [*range(24), *range(12, 24)]
 
 
-def test_damage_in_a_transport_stream_is_still_an_error(tmp_path: Path) -> None:
-    """Packets are missing within a group; at a join a key frame follows."""
+def test_damage_in_a_transport_stream_is_an_error(tmp_path: Path) -> None:
+    """Packets are missing within a group; a join is followed by a key frame."""
     data = write_video(tmp_path / "a.ts", group=250).read_bytes()
     middle = len(data) // 376 * 188
     path = joined(tmp_path / "lost.ts", data[:middle], data[middle + 188 * 3 :])
@@ -218,7 +218,7 @@ def test_joined_matroska_is_read_by_time_and_by_number(tmp_path: Path, ending: s
     assert numbers_at(path, [0.005, 3.105]) == [0, 45]
 
 
-def test_raw_streams_have_the_rate_of_their_own_header(tmp_path: Path) -> None:
+def test_raw_streams_have_the_rate_of_their_codec_header(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.h264")
     assert probe(path).fps == 30
     assert (
@@ -226,7 +226,7 @@ def test_raw_streams_have_the_rate_of_their_own_header(tmp_path: Path) -> None:
     )
 
 
-def test_gif_counts_the_pause_at_its_end(tmp_path: Path) -> None:
+def test_duration_of_a_gif_includes_its_final_pause(tmp_path: Path) -> None:
     path = tmp_path / "a.gif"
     with av.open(str(path), "w", options={"final_delay": "200"}) as container:
         stream = container.add_stream("gif", rate=10)
@@ -245,7 +245,7 @@ def test_gif_counts_the_pause_at_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
-def test_stated_duration_is_not_believed(tmp_path: Path, ending: str, factor: float) -> None:
+def test_stated_duration_is_ignored(tmp_path: Path, ending: str, factor: float) -> None:
     path = write_video(tmp_path / f"a.{ending}")
     data = bytearray(path.read_bytes())
     if ending == "mp4":

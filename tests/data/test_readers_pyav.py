@@ -1,4 +1,4 @@
-"""A path is one local file whatever its name or content names; pictures come as ffmpeg turns them."""
+"""A path is one local file whatever its name and content; frames have the orientation of ffmpeg."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from videomaskfeat.mp4 import write_mp4
 
 
 def damage_last_packets(path: Path) -> Path:
-    """The pictures 6 and later are overwritten; the index stays."""
+    """Overwrite frame 6 and later frames; the index remains."""
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
@@ -42,14 +42,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-NAMES_OF_FILES = [
+FILE_NAMES = [
     "2024-01-01T12:00:00.mp4", "-x.mp4", "a%03d.mp4", "concat:x.mp4", "pipe:0", "@a.mp4", "#1.mp4", "q?.mp4",
     "new\nline.mp4", "caf\udce9.mp4", "x" * 251 + ".mp4", "file:a.mp4", "http:a.mp4",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES_OF_FILES, ids=ascii)
-def test_any_name_is_a_file_and_nothing_else(
+@pytest.mark.parametrize("name", FILE_NAMES, ids=ascii)
+def test_any_name_is_a_local_file(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -78,7 +78,7 @@ def test_videos_are_written_under_any_name(tmp_path: Path, monkeypatch: pytest.M
     ids=["concat", "hls", "sdp"],
 )
 @pytest.mark.parametrize("suffix", ["mp4", "m3u8"])
-def test_file_that_names_others_is_refused(
+def test_file_that_refers_to_others_is_refused(
     files: dict[str, Path], tmp_path: Path, text: str, suffix: str
 ) -> None:
     (tmp_path / "one.mp4").write_bytes(files["one_frame.mp4"].read_bytes())
@@ -90,7 +90,7 @@ def test_file_that_names_others_is_refused(
             open_video(path, reader)
 
 
-def test_number_in_a_name_is_no_pattern(tmp_path: Path) -> None:
+def test_number_in_a_name_is_not_a_pattern(tmp_path: Path) -> None:
     for number, name in enumerate(("a001.jp2", "a002.jp2", "a%03d.jp2")):
         assert cv2.imwrite(str(tmp_path / name), np.full((64, 64, 3), 50 * number, np.uint8))
     with open_video(tmp_path / "a%03d.jp2") as opened:
@@ -98,7 +98,7 @@ def test_number_in_a_name_is_no_pattern(tmp_path: Path) -> None:
         assert opened.read([0]).mean() == pytest.approx(100, abs=2)
 
 
-def test_remote_path_names_what_is_missing() -> None:
+def test_error_of_a_remote_path_names_the_cause() -> None:
     with pytest.raises(
         VideoReadError, match=r"s3://a/b\.mp4: no handler for s3://, only local files are read"
     ):
@@ -108,7 +108,7 @@ def test_remote_path_names_what_is_missing() -> None:
 
 
 class Clock:
-    """``time.monotonic``, which FFmpeg's limit counts too, with jumps: as if the process had been stopped."""
+    """``time.monotonic``, the clock of FFmpeg's limit, with jumps, as if the process was stopped."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._real = time.monotonic
@@ -121,15 +121,13 @@ class Clock:
         return self._real() + 5 * self._jumped
 
     def start(self, jumps: range) -> None:
-        """Count the calls from 0 on."""
+        """Restart counting calls at 0."""
         self.calls, self.jumps = 0, jumps
 
 
 @pytest.mark.parametrize("ending", ["mp4", "ts", "avi", "h264"])
-def test_process_that_was_stopped_reads_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
-) -> None:
-    """At whichever call into FFmpeg it is stopped, for longer than the limit of 4 s."""
+def test_stopped_process_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    """Stopped for longer than the limit of 4 s, at any call into FFmpeg."""
     path = write_video(tmp_path / f"a.{ending}", frames=6)
 
     def read() -> tuple[list[float], list[int]]:
@@ -146,7 +144,7 @@ def test_process_that_was_stopped_reads_the_same(
         assert read() == expected
 
 
-def test_process_that_is_stopped_all_the_time_gives_up(
+def test_process_that_is_always_stopped_raises(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Clock(monkeypatch).start(range(1_000_000))
@@ -154,7 +152,7 @@ def test_process_that_is_stopped_all_the_time_gives_up(
         open_video(files["one_frame.mp4"], "pyav")
 
 
-def test_file_that_keeps_the_processor_busy_is_refused_at_once(
+def test_file_that_keeps_the_processor_busy_is_not_retried(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
@@ -164,10 +162,10 @@ def test_file_that_keeps_the_processor_busy_is_refused_at_once(
         open_video(files["one_frame.mp4"], "pyav")
 
 
-def test_failed_decoder_is_replaced_before_the_next_reading(
+def test_failed_decoder_is_replaced_before_the_next_read(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may keep parts of a damaged packet, which would show in what is read later."""
+    """It may keep parts of a damaged packet, which would change later frames."""
     reopened = []
     reopen = PyAvReader._reopen
     monkeypatch.setattr(PyAvReader, "_reopen", lambda self: (reopened.append(self.path), reopen(self))[1])
@@ -193,8 +191,8 @@ def test_number_of_frames_is_bounded(files: dict[str, Path], monkeypatch: pytest
 
 SHORT = 4
 
-# By the display matrix (a, b, c, d) of ISO/IEC 14496-12: (x, y) is shown at (ax + cy, bx + dy), y downwards.
-# Degrees clockwise, mirrored before that, and the same by numpy, whose turns are counter-clockwise.
+# Display matrix (a, b, c, d) of ISO/IEC 14496-12: (x, y) is displayed at (ax + cy, bx + dy), y downwards ->
+# degrees clockwise, mirrored before, and the same in numpy, which rotates counterclockwise.
 ORIENTATIONS: dict[tuple[int, int, int, int], tuple[int, bool, Callable[[np.ndarray], np.ndarray]]] = {
     (1, 0, 0, 1): (0, False, lambda stored: stored),
     (0, 1, -1, 0): (90, False, lambda stored: np.rot90(stored, -1)),
@@ -222,7 +220,7 @@ def turned(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[object, str],
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reader", READERS)
-def test_every_orientation_is_shown_as_the_matrix_says(
+def test_every_orientation_follows_the_display_matrix(
     turned: dict[tuple[object, str], Path], kind: str, reader: str
 ) -> None:
     with open_video(turned[(1, 0, 0, 1), kind], reader) as upright:
@@ -238,15 +236,15 @@ def test_every_orientation_is_shown_as_the_matrix_says(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reading_by_time_shows_the_same(turned: dict[tuple[object, str], Path], kind: str) -> None:
+def test_frames_by_time_have_the_same_orientation(turned: dict[tuple[object, str], Path], kind: str) -> None:
     for matrix in ((0, 1, -1, 0), (-1, 0, 0, 1), (0, 1, 1, 0)):
         path = turned[matrix, kind]
         with open_video(path) as by_number, open_timed(path) as by_time:
             np.testing.assert_array_equal(by_time.read_at([0.0]), by_number.read([0]))
 
 
-def test_odd_angle_is_turned_within_the_same_size(tmp_path: Path) -> None:
-    """As ffmpeg does: the corners are cut off, and what is beside the picture is black."""
+def test_odd_angle_is_rotated_within_the_same_size(tmp_path: Path) -> None:
+    """As in ffmpeg: corners are cropped, and pixels outside the picture are black."""
     path = write_video(tmp_path / "30.mkv", frames=2, rotation=-30)
     info = probe(path)
     assert (info.rotation_degrees, info.width, info.height) == (30, 96, 64)

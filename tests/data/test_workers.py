@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped or hang: they are replaced, and what is read stays the same."""
+"""Workers that are killed, stopped or hang are replaced, and the batches stay the same."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def test_killed_and_stopped_workers_are_replaced_and_the_stream_is_the_same(
         ("stop", "not read within 0.6 seconds"),
     ],
 )
-def test_record_that_costs_two_workers_fails_and_is_replaced(
+def test_record_that_crashes_two_workers_fails_and_is_replaced(
     videos: Path, undisturbed: list[PretrainBatch], deed: str, cause: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its replacement is the one that an empty file gets, and all other samples are the undisturbed ones."""
+    """Its replacement is that of an empty file, and all other samples do not change."""
     loader = ClipLoader(
         deadly_clips(videos, {5: deed}), batch_size=2, workers=2, read_seconds=0.6, shuffle=False
     )
@@ -104,9 +104,9 @@ def test_record_that_costs_two_workers_fails_and_is_replaced(
         batches = list(loader.epoch(0))
     loader.close()
     assert sum("is lost" in message and "005.mp4" in message for message in caplog.messages) == 2
-    calm = list(ClipLoader(make_clips(videos), batch_size=2, shuffle=False).epoch(0))
-    hit = batches.pop(2), calm.pop(2)  # records 4 and 5
-    assert all(equal(*pair) for pair in zip(batches, calm, strict=True))
+    undamaged = list(ClipLoader(make_clips(videos), batch_size=2, shuffle=False).epoch(0))
+    hit = batches.pop(2), undamaged.pop(2)  # records 4 and 5
+    assert all(equal(*pair) for pair in zip(batches, undamaged, strict=True))
     assert torch.equal(hit[0].clips[0], hit[1].clips[0])
     (failure,) = hit[0].failures
     assert (failure.index, failure.cause) == (5, cause)
@@ -127,7 +127,7 @@ def _with_empty_file(videos: Path, index: int) -> Path:
 
 
 def test_resumed_stream_finds_the_same_failures_by_itself(videos: Path) -> None:
-    """Record 3 is met in each epoch, wherever the stream starts and whatever the number of workers."""
+    """Record 3 occurs in each epoch, wherever the stream starts and for any number of workers."""
 
     def batches(first: int, workers: int) -> list[PretrainBatch]:
         loader = ClipLoader(deadly_clips(videos, {3: "abort"}), batch_size=4, workers=workers)
@@ -141,8 +141,8 @@ def test_resumed_stream_finds_the_same_failures_by_itself(videos: Path) -> None:
     assert all(equal(*pair) for pair in zip(batches(1, 2), whole[1:], strict=True))
 
 
-def test_workers_that_end_again_and_again_end_the_run_with_the_likely_cause(videos: Path) -> None:
-    """Each is killed before it reads anything, so no record is to blame."""
+def test_losing_worker_after_worker_ends_the_run_with_the_likely_cause(videos: Path) -> None:
+    """Each is killed before it reads a record, so no record is the cause."""
     dataset = make_clips(videos, transform=_KillsItsProcess())
     loader = ClipLoader(dataset, batch_size=4, workers=1)
     with pytest.raises(RunFailed, match=r"3 worker processes .* killed \(SIGKILL\); .*memory; lower data\.w"):
@@ -150,7 +150,7 @@ def test_workers_that_end_again_and_again_end_the_run_with_the_likely_cause(vide
 
 
 class _Limited:
-    """Makes a tensor in a worker that can have no shared memory to send it in."""
+    """Makes a tensor in a worker that cannot allocate shared memory."""
 
     def __call__(self, task: int) -> torch.Tensor:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -160,7 +160,7 @@ class _Limited:
 
 @pytest.mark.parametrize("task", [0, 1])
 def test_full_shared_memory_is_named_in_one_line(task: int) -> None:
-    """While a tensor is sent, and while clips are laid into it."""
+    """While a tensor is sent, and while clips are written."""
     pool = WorkerPool(_Limited(), iter([task]), path_of=str, workers=1)
     with closing(pool), pytest.raises(RunFailed) as caught:
         pool.take()
@@ -189,7 +189,7 @@ class _KillsItsProcess:
         return {"a": 1}
 
 
-def test_stop_is_heard_while_a_batch_is_waited_for(videos: Path) -> None:
+def test_stop_ends_waiting_for_a_batch(videos: Path) -> None:
     loader = ClipLoader(deadly_clips(videos, {0: "hang"}), batch_size=12, workers=1)
     assert list(loader.epoch(0, 0, lambda: True)) == []
 
@@ -203,19 +203,19 @@ def test_closing_ends_stopped_workers(videos: Path) -> None:
     assert set(_pids()) == before
 
 
-def test_video_that_kills_workers_in_testing_is_a_failure_and_remembered(
+def test_video_that_crashes_workers_in_testing_fails_in_each_iteration(
     videos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     views = _DeadlyViews(load_records(videos), frames=2, stride=1, views=1, crops=1, crop=16, short_side=16)
-    calm = list(ViewLoader(_plain(views), per_batch=3, workers=0))
+    undamaged = list(ViewLoader(_plain(views), per_batch=3, workers=0))
     loader = ViewLoader(views, per_batch=3, workers=2)
     for _ in range(2):
         batches = list(loader)
         failures = [failure for batch in batches for failure in batch.failures]
         assert [(f.index, f.cause) for f in failures] == [(7, "the decoder crashed (SIGABRT)")]
-        whole, kept = (torch.cat([batch.index for batch in part]).tolist() for part in (calm, batches))
+        whole, kept = (torch.cat([batch.index for batch in part]).tolist() for part in (undamaged, batches))
         assert kept == [row for row in whole if row != 7]
-        clips, others = (torch.cat([batch.clips for batch in part]) for part in (calm, batches))
+        clips, others = (torch.cat([batch.clips for batch in part]) for part in (undamaged, batches))
         assert torch.equal(clips[[row != 7 for row in whole]], others)
     assert sum("is lost" in message for message in caplog.messages) == 2  # none in the second round
 
@@ -235,7 +235,7 @@ def _plain(views: EvaluationViews) -> EvaluationViews:
 def test_lost_record_is_skipped_two_epochs_later_and_in_a_resumed_run(
     videos: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It costs workers in epochs 0 and 1, and none from 2 on; what stands in for it is drawn as ever."""
+    """It crashes workers in epochs 0 and 1, and none from 2 on; its replacements do not change."""
 
     def run(start: int, end: int, counter: FailureCounter) -> list[PretrainBatch]:
         loader = ClipLoader(
@@ -253,10 +253,10 @@ def test_lost_record_is_skipped_two_epochs_later_and_in_a_resumed_run(
     counter = FailureCounter(12, share=0.5)
     whole = run(0, 4, counter)
     lost = [message for message in caplog.messages if "is lost" in message]
-    assert len(lost) == 4 + 2 * (_asked(whole[:6]) - 2)
+    assert len(lost) == 4 + 2 * (_count_failures(whole[:6]) - 2)
     assert counter.failures[3].lost_in_epoch == 0
-    assert _asked(whole[6:]) >= 2
-    # A run resumed at epoch 2 would read the file, which has been mended here: the counter alone knows.
+    assert _count_failures(whole[6:]) >= 2
+    # A run resumed at epoch 2 could read the file, which is repaired here: only the counter skips it.
     resumed = FailureCounter(12, share=0.5)
     at_two = FailureCounter(12, share=0.5)
     for batch in whole[:6]:
@@ -265,8 +265,8 @@ def test_lost_record_is_skipped_two_epochs_later_and_in_a_resumed_run(
     assert all(equal(*pair) for pair in zip(run(2, 4, resumed), whole[6:], strict=True))
 
 
-def _asked(batches: list[PretrainBatch]) -> int:
-    """How often reading record 3, or drawing it as a replacement, failed."""
+def _count_failures(batches: list[PretrainBatch]) -> int:
+    """Number of failures of record 3, also as a replacement."""
     return sum(failure.index == 3 for batch in batches for failure in batch.failures)
 
 
@@ -274,9 +274,7 @@ def _asked(batches: list[PretrainBatch]) -> int:
     ("deed", "cause"),
     [("abort", "the decoder crashed (SIGABRT)"), ("hang", "not read within 0.5 seconds")],
 )
-def test_calls_that_cost_two_workers_give_an_error_and_all_others_their_results(
-    deed: str, cause: str
-) -> None:
+def test_call_that_crashes_two_workers_returns_an_error(deed: str, cause: str) -> None:
     calls = [(f"{number}.mp4", deed) for number in range(12)]
     results = list(call_in_workers(_read_seven_badly, calls, workers=2, ahead=4, read_seconds=0.5))
     error = results[7]

@@ -54,9 +54,7 @@ def predictions(scores: np.ndarray) -> np.ndarray:
 
 
 def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rank of each video's label among the classes, int64 [n], 0 for the highest score; see
-    :func:`accuracy`.
-    """
+    """Rank of each label among the classes, int64 [n], 0 for the highest score; see :func:`accuracy`."""
     _check(scores, labels)
     own = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)  # [n, 1]
     before = np.arange(scores.shape[1]) < labels[:, None]  # [n, L]: ranks first if the scores are equal
@@ -72,9 +70,7 @@ def confusion_matrix(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def class_accuracies(confusion: np.ndarray) -> np.ndarray:
-    """Top-1 accuracy per class in percent, float64 [L], from a `confusion_matrix`; NaN for a class without
-    video.
-    """
+    """Top-1 accuracy per class in percent from a `confusion_matrix`, float64 [L]; NaN without videos."""
     videos = confusion.sum(axis=1)
     return np.where(videos > 0, 100 * confusion.diagonal() / np.maximum(videos, 1), np.nan)
 

@@ -55,9 +55,7 @@ class Detections:
     def of_box_scores(
         cls, frames: np.ndarray, boxes: np.ndarray, scores: np.ndarray, actions: Sequence[int]
     ) -> Detections:
-        """Rows from key frames int [R], boxes [R, 4], and scores [R, L] of L actions: R x L rows, box by
-        box.
-        """
+        """R x L rows from key frames int [R], boxes [R, 4], and scores [R, L] of L actions, box by box."""
         count = len(actions)
         assert scores.shape == (len(frames), count)
         return cls(
@@ -140,8 +138,7 @@ def match(
 
 
 def best_rows(detections: Detections, actions: Sequence[int], count: int) -> Detections:
-    """The ``count`` rows with the highest scores per key frame, of the given actions; the lower action if
-    equal.
+    """The ``count`` rows with the highest scores per key frame, of the given actions; lower actions first.
 
     Raises:
         UserError: the count is below 1, or a score is not a number.
@@ -183,9 +180,7 @@ def precision_by_recall(hits: np.ndarray, truths: int, bins: int) -> np.ndarray:
 
 
 def interpolated_precision(hits: np.ndarray) -> np.ndarray:
-    """The maximum precision at each detection or later, float64 [m]; ``hits`` as in
-    :func:`average_precision_of`.
-    """
+    """Maximum precision at each detection or later, float64 [m]; see :func:`average_precision_of`."""
     precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
     return np.maximum.accumulate(precision[::-1])[::-1]
 
@@ -489,8 +484,7 @@ def by_persons(
 ) -> list[Part]:
     """Scores by persons per key frame; detections in key frames without persons are in no subset.
 
-    ``person_frames``, ``persons``: int64 [f], unique key frames, ascending, and the number of persons in
-    each.
+    ``person_frames``, ``persons``: int64 [f], unique key frames, ascending, and their number of persons.
     """
     truth_persons = _look_up(groundtruth.frames, person_frames, persons)
     found_persons = _look_up(detections.frames[matches.rows], person_frames, persons)
@@ -500,9 +494,7 @@ def by_persons(
 def by_size(
     groundtruth: GroundTruth, detections: Detections, matches: Matches, actions: Sequence[int]
 ) -> list[Part]:
-    """Scores by box size, as a fraction of the frame; a detection without a match is sorted by its own
-    size.
-    """
+    """Scores by box area as a fraction of the frame; a detection without a match counts by its own area."""
     truth_areas = areas(groundtruth.boxes.astype(np.float64))
     found_areas = areas(detections.boxes[matches.rows].astype(np.float64))
     matched = matches.truths >= 0

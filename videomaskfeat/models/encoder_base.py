@@ -44,8 +44,7 @@ class CubeEmbed(nn.Module):
 
     Args:
         in_channels, width: number of color channels, C, and token width, D.
-        kernel, stride, padding: kernel size, cube size, and zero padding at both ends, each (frames, rows,
-            columns).
+        kernel, stride, padding: frames, rows and columns of the kernel, of a cube, and of padding per side.
 
     Raises:
         UserError: kernel, stride and padding do not give exactly one token per cube.

@@ -51,9 +51,7 @@ class LinearHead(nn.Module):
 
 
 class LinearProbeHead(LinearHead):
-    """Batch normalization before the linear layer, so that one learning rate suits all features (MAE,
-    A.1).
-    """
+    """Batch normalization, so that one learning rate suits all features, then linear (MAE, A.1)."""
 
     def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
         super().__init__(width, classes, dropout=dropout, scale=scale)

@@ -37,8 +37,7 @@ class MaskedModel(Encoder, ABC):
             [B, t, h, w, K] on :meth:`output_grid`; for images [B, h, w, K].
 
         Raises:
-            UserError: the clip is not a multiple of the cube, or the mask's grid does not divide the token
-                grid.
+            UserError: the clip is not a multiple of the cube, or the mask's grid does not divide its tokens.
         """
         if clips.ndim == 4:
             return self.predict(as_clips(clips), mask[:, None])[:, 0]
@@ -183,8 +182,7 @@ class MaskedEncoder(ClipEncoder):
 
 
 def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
-    """Outputs of an encoder's last ``count`` blocks before the final norm, a tensor [B, t, h, w, D'] per
-    block.
+    """Outputs [B, t, h, w, D'] of each of an encoder's last ``count`` blocks, before the final norm.
 
     :func:`check_last_blocks` must accept the count. Clips are float [B, C, T, H, W], normalized.
     """

@@ -158,9 +158,7 @@ class PooledAttention(nn.Module):
         return self.proj(result.flatten(2)), q_grid  # [B, P+N', width]
 
     def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pooled and normalized queries of the class token [B, P, M, d] and of the grid [B, N', M, d], and
-        keys and values [B, P+N", M, d].
-        """
+        """Class token queries [B, P, M, d], grid queries [B, N', M, d], keys and values [B, P+N", M, d]."""
         heads = (self.heads, self.head_width)
         q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
         kv_weight = torch.cat((self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads)

@@ -35,9 +35,7 @@ def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor
 
 
 def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
-    """Sums of spatial [1, h0*w0, D] and temporal positions [1, t0, D], interpolated to ``grid``, [1, N,
-    D].
-    """
+    """Spatial [1, h0*w0, D] plus temporal positions [1, t0, D], interpolated to ``grid``, [1, N, D]."""
     table = space[:, None] + time[:, :, None]  # [1, t0, h0*w0, D]
     return joint_positions(table.flatten(1, 2), native, grid)
 

@@ -100,9 +100,7 @@ def _level_widths(stride: int, width: int, blocks: int) -> list[int]:
 
 
 class FrameTokenizer(nn.Module):
-    """Base of modules that describe each cell of ``stride`` x ``stride`` pixels by one of ``vocabulary``
-    codes.
-    """
+    """Base of modules that map each cell of ``stride`` x ``stride`` pixels to one of ``vocabulary`` codes."""
 
     def __init__(self, *, vocabulary: int, stride: int) -> None:
         super().__init__()
@@ -259,9 +257,7 @@ _CHUNK = 4096  # latents compared with all codes at once: 128 MB of distances fo
 
 
 def nearest_codes(latents: Tensor, codes: Tensor) -> Tensor:
-    """Index of the nearest code in codes float [V, D], the first of equal ones: latents [..., D] -> int64
-    [...].
-    """
+    """Index of the nearest of codes [V, D], the first if equal: latents [..., D] -> int64 [...]."""
     flat = latents.detach().float().reshape(-1, latents.shape[-1])  # [n, D]
     with torch.autocast(flat.device.type, enabled=False):
         half_lengths = codes.square().sum(1) / 2  # [V]; the latent's own length does not matter

@@ -42,9 +42,7 @@ class NamedModel:
 
 @functools.cache
 def with_head(head: type[Encoder], encoder: type[Encoder]) -> type[Encoder]:
-    """A class that combines a head (MaskFeat, Classifier or Detector) with an encoder, such as
-    ``MViTMaskFeat``.
-    """
+    """Combine a head (MaskFeat, Classifier or Detector) with an encoder, for example to ``MViTMaskFeat``."""
     doc = {"__doc__": f":class:`{head.__name__}` on :class:`{encoder.__name__}`.", "__module__": __name__}
     name = f"{encoder.__name__}{head.__name__}"
     return types.new_class(name, (head, encoder), exec_body=lambda namespace: namespace.update(doc))

@@ -67,11 +67,12 @@ class EncoderTeacher(Teacher):
             raise UserError(f"teacher depth {depth}: the teacher has blocks 1..{blocks}")
         self.encoder, self.depth = encoder, depth
         strides = encoder.strides()
-        time, rows, columns = strides[blocks if depth is None else depth]
+        last = blocks if depth is None else depth
+        time, rows, columns = strides[last]
         self.per_frame = encoder.native_grid.t == 1 and encoder.patch_embed.stride[0] == 1
         self.frame_stride = frame_stride
         self.output_stride = (frame_stride if self.per_frame else time, rows, columns)
-        self.width = encoder.block_widths[(blocks if depth is None else depth) - 1]
+        self.width = encoder.block_widths[last - 1]
         self.grid_remedy = _FRAME_REMEDY if self.per_frame else _depth_remedy(strides)
 
     def forward(self, clips: Tensor) -> Tensor:

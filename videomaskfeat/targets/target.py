@@ -118,8 +118,7 @@ class SquaredErrorTally(LossTally):
 class CosineTally(LossTally):
     """One minus the cosine; the best constant points along the mean of the targets' directions.
 
-    For unit vectors u, the mean of ``1 - c.u`` is smallest for c along their mean, where it is 1 - |mean of
-    u|.
+    For unit vectors u, the mean of ``1 - c.u`` is smallest for c along their mean: 1 - |mean of u|.
     """
 
     sums = (*LossTally.sums, "_directions")

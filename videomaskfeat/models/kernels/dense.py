@@ -21,8 +21,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
     """A linear layer, optionally after a GELU. First derivatives only on the CPU.
 
     With ``gelu``, the CPU recomputes the activation in the backward pass instead of storing it: these are the
-    largest tensors of a perceptron. Under autocast, the low-precision copy of the weights is not stored
-    either.
+    largest tensors of a perceptron. Under autocast, the low-precision copy of the weights is also not
+    stored.
 
     Args:
         x: float [..., D].
@@ -62,8 +62,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def outer_sum(a: Tensor, b: Tensor) -> Tensor:
     """a [n, p], b [n, q] -> a^T b [p, q], possibly a transposed view.
 
-    oneDNN copies its first factor to transpose it, so the narrower one goes first: twice as fast for tall
-        ones.
+    oneDNN copies its first factor to transpose it, so the narrower one goes first: twice as fast if tall.
     """
     if a.dtype != torch.float32 or a.shape[1] <= b.shape[1]:
         return product(a.t(), b.t())

@@ -274,9 +274,7 @@ def _touched_places(
 def _touched(
     x: Tensor, result: Tensor, weight: Tensor, stride: list[int], *, axis: int, tap: int
 ) -> tuple[slice, slice]:
-    """Positions of x [B, t, h, w, C] that a tap reads on an axis, and the result's positions they belong
-    to.
-    """
+    """Positions of x [B, t, h, w, C] that a tap reads on an axis, and those of the result they go to."""
     offset, step = tap - weight.shape[2 + axis] // 2, stride[axis]
     first = max(-(offset // step), 0)
     last = min((x.shape[1 + axis] - 1 - offset) // step, result.shape[1 + axis] - 1)

@@ -106,7 +106,7 @@ def _default_letters() -> frozenset[int]:
 
 @functools.lru_cache(maxsize=4096)
 def _find_family(letter: str) -> str | None:
-    """An installed font family with a letter; None if there is none."""
+    """An installed font family with a letter; None if no font has it."""
     return next((family for family in _other_families() if ord(letter) in _letters_of(family)), None)
 
 

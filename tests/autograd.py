@@ -29,15 +29,15 @@ def tensors_saved(function: Callable[[], object]) -> list[Tensor]:
 def assert_same_gradients(
     ours: Tensor, plain: Tensor, inputs: Iterable[Tensor], *, atol: float = 1e-5, rtol: float = 1e-5
 ) -> None:
-    """Equal values, and equal gradients of a weighted sum of each with respect to every input.
+    """Assert equal values, and equal gradients of a weighted sum with respect to every input.
 
-    Gradients have the type of their input. float32 sums in another order differ by 1e-5.
+    Gradients must have the dtype of their input. float32 sums in another order differ by 1e-5.
     """
     torch.testing.assert_close(ours, plain, atol=atol, rtol=rtol)
     upstream = torch.linspace(-1, 1, plain.numel(), dtype=plain.dtype, device=plain.device).view(plain.shape)
     inputs = list(inputs)
-    found = torch.autograd.grad(ours, inputs, upstream.to(ours))
+    gradients = torch.autograd.grad(ours, inputs, upstream.to(ours))
     expected = torch.autograd.grad(plain, inputs, upstream, retain_graph=True)
-    for tensor, mine, theirs in zip(inputs, found, expected, strict=True):
+    for tensor, mine, theirs in zip(inputs, gradients, expected, strict=True):
         assert mine.dtype == tensor.dtype
         torch.testing.assert_close(mine, theirs, atol=atol, rtol=rtol)

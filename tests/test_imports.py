@@ -1,4 +1,4 @@
-"""The rooms of the package import each other in one direction only (docs/design.md, "Package")."""
+"""The areas of the package import each other in one direction only (docs/design.md, "Package")."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ ABOVE = {
 }
 
 
-def room_of(path: Path) -> str:
+def area_of(path: Path) -> str:
     """The first part of a module's path below the package, without its suffix."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
-    """Rooms of the package that a file imports, with the line, imports inside functions included."""
+def imported_areas(path: Path) -> Iterator[tuple[str, int]]:
+    """Areas of the package that a file imports, with the line, imports inside functions included."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -85,26 +85,27 @@ def imported_rooms(path: Path) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "videomaskfeat" and len(parts) > 1 and parts[1] not in TOP_LEVEL:
-                yield parts[1], node.lineno
+            package, _, rest = name.partition(".")
+            area = rest.partition(".")[0]
+            if package == "videomaskfeat" and area and area not in TOP_LEVEL:
+                yield area, node.lineno
 
 
-def allowed(room: str) -> set[str]:
-    """What a room may import besides itself."""
-    if room in ABOVE:
-        return ABOVE[room]
-    return GROUND | {other for owner, other in SIDEWAYS if owner == room}
+def allowed(area: str) -> set[str]:
+    """The areas that an area may import besides itself."""
+    if area in ABOVE:
+        return ABOVE[area]
+    return GROUND | {other for owner, other in SIDEWAYS if owner == area}
 
 
-def test_rooms_import_in_one_direction() -> None:
+def test_areas_import_in_one_direction() -> None:
     wrong = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        room = room_of(path)
-        if room in {"__init__", "__main__"}:
+        area = area_of(path)
+        if area in {"__init__", "__main__"}:
             continue
-        for other, line in imported_rooms(path):
-            if other != room and other not in allowed(room):
+        for other, line in imported_areas(path):
+            if other != area and other not in allowed(area):
                 wrong.append(f"{path.relative_to(PACKAGE)}:{line} imports {other}")
     assert not wrong, "\n".join(wrong)
 
@@ -120,14 +121,14 @@ def modules() -> dict[str, Path]:
 def imported_modules(path: Path, known: Iterable[str], *, inside_functions: bool) -> set[str]:
     """Modules of the package that a file imports, apart from the package itself."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = set()
+    imported = set()
     for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in known else node.module for name in names}
+            imported |= {name if name in known else node.module for name in names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return (found & set(known)) - {PACKAGE.name}
+            imported |= {alias.name for alias in node.names}
+    return (imported & set(known)) - {PACKAGE.name}
 
 
 def test_no_job_imports_another() -> None:

@@ -38,7 +38,6 @@ PENDING: set[str] = {
     "tests",
     "tests/data",
     "tests/fuzz",
-    "tests/golden",
     "tests/inference",
     "tests/interop",
     "tests/jobs",

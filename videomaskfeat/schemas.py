@@ -528,9 +528,7 @@ class CompareSettings:
     pretrain: str = key("", "pre-training config of all entries", required="configs/pretrain/sample.yaml")
     finetune: str = key("", "fine-tuning config of all entries; empty: no fine-tuning")
     shared: dict[str, Any] = key({}, "pretrain, finetune: keys that differ from those files in every entry")
-    targets: dict[str, Any] = key(
-        {}, "mapping of a name to the keys that differ; see docs/comparing.md", required="{hog: {}}"
-    )
+    targets: dict[str, Any] = key({}, "keys per entry name; see docs/comparing.md", required="{hog: {}}")
     only: list[str] = key([], "entries to run; empty: all", flag="targets")
     seeds: int = key(1, "number of runs per entry, with run.seed 1, 2, ...", least=1, flag="seeds")
     jobs: int = key(1, "number of parallel runs; times per step are not comparable above 1", least=1)
@@ -579,9 +577,7 @@ class PersonsConfig:
     detector: str | None = key(
         None, "module:name of a callable: frames uint8 [n,H,W,3] -> n boxes [k,5] in pixels, with score"
     )
-    detector_options: dict[str, Any] = key(
-        {}, "keyword arguments of the detector's constructor", flag="detector-option"
-    )
+    detector_options: dict[str, Any] = key({}, "arguments of the detector", flag="detector-option")
     box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
     every: float = key(1.0, "seconds between two key frames; with boxes: a minimum", above=0)
     start_second: float | None = key(None, "second of the first frame in boxes", null="from the rows")
@@ -594,12 +590,10 @@ class ActionsConfig:
     threshold: float = key(0.4, "minimum score of an action", **SHARE)
     top: int = key(3, "maximum number of actions drawn per person", least=1)
     smooth_seconds: float = key(
-        0.7, "standard deviation of the smoothing over a track; 0: none", unit="seconds", least=0
+        0.7, "standard deviation of track smoothing; 0: none", unit="seconds", least=0
     )
     min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
-    max_gap_seconds: float | None = key(
-        None, "maximum gap in a track", unit="seconds", least=0, null="two key frames"
-    )
+    max_gap_seconds: float | None = key(None, "maximum gap of a track", least=0, null="two key frames")
     film: bool = key(True, "annotated video (mp4 without sound)")
     csv: bool = key(False, "rows for score-ava")
 

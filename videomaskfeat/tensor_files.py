@@ -25,7 +25,7 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import is_file, is_folder, local_path, whole_path
 from videomaskfeat.texts import parse_json
 
-_LARGEST_HEADER = 32 * 2**20  # bytes of a safetensors header: some 250,000 tensors
+_LARGEST_HEADER = 32 * 2**20  # bytes of a safetensors header: about 250,000 tensors
 _LARGEST_PICKLE = 256 * 2**20  # bytes of the pickle in a torch file, without the values of tensors
 
 

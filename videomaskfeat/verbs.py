@@ -197,13 +197,10 @@ def _pretrain_arguments() -> dict[str, list[str]]:
     from videomaskfeat.methods.build import SUPPLIED
     from videomaskfeat.targets import TARGETS, target_class
 
-    targets = _arguments(
-        "target.arguments",
-        {name: target_class(name) for name in TARGETS},
-        supplied=("build", "clip_mean", "clip_std"),
-    )
-    return targets | _arguments(
-        "method.arguments", {name: method_class(name) for name in METHODS}, supplied=SUPPLIED
+    targets = {name: target_class(name) for name in TARGETS}
+    methods = {name: method_class(name) for name in METHODS}
+    return _arguments("target.arguments", targets, supplied=("build", "clip_mean", "clip_std")) | _arguments(
+        "method.arguments", methods, supplied=SUPPLIED
     )
 
 

@@ -16,10 +16,10 @@ from videomaskfeat.texts import read_text
 
 
 def rows_of_folder(folder: str) -> tuple[list[str], list[str]]:
-    """Paths of all videos below class folders, and the name of the class folder of each.
+    """Paths of all videos below class folders, and their class names.
 
     Raises:
-        UserError: there are none, or some lie beside the class folders.
+        UserError: there are no videos, or a video is not in a class folder.
     """
     paths = [record.path for record in load_records(folder, format="folder")]
     parts = [Path(os.path.relpath(path, folder)).parts for path in paths]
@@ -30,18 +30,16 @@ def rows_of_folder(folder: str) -> tuple[list[str], list[str]]:
 
 
 def rows_of_csv(path: str, videos: str) -> tuple[list[str], list[str]]:
-    """Paths of the videos of Kinetics' own CSV that are there, and the class of each.
+    """Paths of the existing videos in Kinetics' own CSV, and their class names.
 
     Raises:
-        UserError: the CSV is wrong, has no labels, or no video of it is there.
+        UserError: the CSV is wrong or has no labels, or no video exists.
     """
     records = load_records(path, prefix=videos)
     paths = [record.path for record in records]
     names = [records.class_names[label] for label in records.labels] if records.class_names else []
     if not all(names) or len(names) != len(paths):
-        raise UserError(
-            f"{path}: has no column label, so a list of paths is all there is: use the CSV itself"
-        )
+        raise UserError(f"{path}: has no column label, so a list would only have paths: use the CSV directly")
     found = [exists(path) for path in paths]
     print(f"{found.count(False)} of {len(paths)} videos of {path} are missing below {videos}")
     kept = [(path, name) for path, name, there in zip(paths, names, found, strict=True) if there]
@@ -49,7 +47,7 @@ def rows_of_csv(path: str, videos: str) -> tuple[list[str], list[str]]:
 
 
 def class_numbers(names: list[str], path: str | None) -> dict[str, int]:
-    """Class name -> number, from the classes file where it exists; else sorted, and written there.
+    """Labels by class name, from the classes file if it exists; otherwise sorted, and written to it.
 
     Raises:
         UserError: a class is not in the file.
@@ -57,10 +55,10 @@ def class_numbers(names: list[str], path: str | None) -> dict[str, int]:
     if path is not None and exists(path):
         lines = read_text(path, what="a file of class names").split("\n")
         known = [line.strip() for line in lines if line.strip()]
-        strange = sorted(set(names) - set(known))
-        if strange:
+        missing = sorted(set(names) - set(known))
+        if missing:
             raise UserError(
-                f"{path}: lacks the class {strange[0]!r}; delete the file to number the classes anew"
+                f"{path}: the class {missing[0]!r} is missing; delete the file to define new labels"
             )
     else:
         known = sorted(set(names))
@@ -71,24 +69,26 @@ def class_numbers(names: list[str], path: str | None) -> dict[str, int]:
 
 
 def write_list(path: str, videos: list[str], labels: list[int]) -> None:
-    """Write `path label` rows parted by a space, paths relative to the list's own folder."""
+    """Write rows `path label` with paths relative to the folder of the list."""
     folder = os.path.dirname(os.path.abspath(path))
-    with open_file(path, "w", errors="surrogateescape") as file:  # names of files may have any bytes
+    with open_file(path, "w", errors="surrogateescape") as file:  # file names may contain any bytes
         for video, label in zip(videos, labels, strict=True):
             file.write(f"{os.path.relpath(os.path.abspath(video), folder)} {label}\n")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line (default: the process's own); returns the exit code."""
+    """Run the command line (default: that of the process); returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", help="folder of class folders, or Kinetics' own CSV")
     parser.add_argument(
-        "--videos", default="", help="folder of the videos that the CSV names (default: the CSV's)"
+        "--videos", default="", help="folder of the videos in the CSV (default: the folder of the CSV)"
     )
     parser.add_argument("--out", required=True, help="list to write")
-    parser.add_argument("--classes", help="file of class names, one a line: used if it exists, else written")
+    parser.add_argument(
+        "--classes", help="file of class names, one per line: used if it exists, else written"
+    )
     arguments = parser.parse_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what was left out of a folder
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # files that are left out
     try:
         if is_folder(arguments.source):
             videos, names = rows_of_folder(arguments.source)

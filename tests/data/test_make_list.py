@@ -61,7 +61,7 @@ def test_unknown_class_or_loose_video_is_refused_in_one_line(
     classes.write_text("abseiling\n")
     assert _run(videos, "--out", tmp_path / "list.csv", "--classes", classes) == 2
     error = capsys.readouterr().err
-    assert "lacks the class 'riding a bike'" in error
+    assert "the class 'riding a bike' is missing" in error
     assert error.count("\n") == 1
     (videos / "loose.mp4").touch()
     assert _run(videos, "--out", tmp_path / "list.csv") == 2

@@ -104,7 +104,7 @@ def test_motion_is_what_its_name_says(label: int) -> None:
     name = list(MOTIONS)[label]
     scene = sample_scene(label, frames=31, size=32, fps=30.0, seed=5)
     for sprite in scene.sprites:
-        step = (np.diff(sprite.centres, axis=0) + 0.5) % 1.0 - 0.5  # the shortest way on the torus
+        step = (np.diff(sprite.centers, axis=0) + 0.5) % 1.0 - 0.5  # the shortest way on the torus
         x, y = step.sum(axis=0)
         path = np.abs(step).sum(axis=0)
         turn = np.diff(sprite.turns)
@@ -132,7 +132,7 @@ def test_turning_clockwise_turns_the_picture_clockwise() -> None:
     rng = np.random.default_rng(2)
     scene = make_scene(["turn clockwise"], rng, frames=2, size=64, fps=1.0)
     sprite = scene.sprites[0]
-    sprite.centres[:] = 0.5
+    sprite.centers[:] = 0.5
     sprite.turns[:] = (0.0, 0.25)
     sprite.radii[:] = 0.3
     scene.background[:] = 0
@@ -143,7 +143,7 @@ def test_turning_clockwise_turns_the_picture_clockwise() -> None:
     assert np.abs(np.rot90(before, 1) - after).max() > 50
 
 
-# Centre, angle and radius of the first sprite at frame 7, and the mean colour of that frame, of three clips.
+# Centre, angle and radius of the first sprite at frame 7, and the mean color of that frame, of three clips.
 # The generator is frozen: docs/proof.md speaks of these videos, and another one would need another proof.
 FROZEN: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     0: ((0.6659935, 0.0644618, 0.8953927, 0.2301538), (122.24, 112.82, 123.57)),
@@ -154,14 +154,14 @@ FROZEN: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @pytest.mark.parametrize("number", [0, 5, 11])
 def test_generator_is_frozen(number: int) -> None:
-    """Positions to 1e-6 (numpy's generators are stable), colours to half a level (OpenCV may round anew)."""
+    """Positions to 1e-6 (numpy's generators are stable), colors to half a level (OpenCV may round anew)."""
     scene = sample_scene(number, frames=32, size=96, fps=30.0, seed=1)
     sprite = scene.sprites[0]
-    pose = (*sprite.centres[7], sprite.turns[7], sprite.radii[7])
-    colour = render_frame(scene, 7).mean(axis=(0, 1))
-    expected_pose, expected_colour = FROZEN[number]
+    pose = (*sprite.centers[7], sprite.turns[7], sprite.radii[7])
+    color = render_frame(scene, 7).mean(axis=(0, 1))
+    expected_pose, expected_color = FROZEN[number]
     assert pose == pytest.approx(expected_pose, abs=1e-6)
-    assert tuple(colour) == pytest.approx(expected_colour, abs=0.5)
+    assert tuple(color) == pytest.approx(expected_color, abs=0.5)
 
 
 def _held_out_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
@@ -178,8 +178,8 @@ def _held_out_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
 
 def _edges(frame: np.ndarray) -> np.ndarray:
     """Orientation histograms of 8x8 cells, the kind of feature a classifier would use."""
-    grey = frame.astype(np.float64).mean(axis=2)
-    y, x = np.gradient(grey)
+    gray = frame.astype(np.float64).mean(axis=2)
+    y, x = np.gradient(gray)
     bins = (np.arctan2(y, x) / np.pi * 9 % 9).astype(int).clip(0, 8)
     cells = (np.hypot(x, y)[..., None] * np.eye(9)[bins]).reshape(6, 8, 6, 8, 9).sum(axis=(1, 3))
     return np.sqrt(cells).ravel()
@@ -214,8 +214,8 @@ def test_single_frames_tell_nothing_and_motion_tells_the_class() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"size": 33}, "size=33: .* take 34"),
-        ({"videos": 3}, "each of the 12 classes needs a video; take at least 12"),
+        ({"size": 33}, "size=33: .* use 34"),
+        ({"videos": 3}, "each of the 12 classes needs a video; use at least 12"),
         ({"frames": 0}, "frames=0"),
         ({"fps": 0}, "between 1 and 240"),
         ({"ava_videos": 1}, "ava_videos=1.*at least 2"),

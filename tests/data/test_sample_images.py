@@ -71,7 +71,7 @@ def test_shapes_cover_equal_areas(name: str, area: float) -> None:
     assert _disc_over_shape(name) == pytest.approx((np.pi / area) ** 0.5, rel=5e-3)
 
 
-# The mean colour of three pictures and one pixel of each. The generator is frozen, as that of the videos is.
+# The mean color of three pictures and one pixel of each. The generator is frozen, as that of the videos is.
 FROZEN: dict[int, tuple[tuple[float, ...], tuple[int, ...]]] = {
     0: ((107.95, 83.20, 121.17), (125, 163, 173)),
     8: ((105.33, 113.91, 117.71), (209, 206, 218)),
@@ -107,7 +107,7 @@ def _nearest_mean(features: np.ndarray, labels: np.ndarray) -> float:
     return float((nearest == labels[cut:]).mean())
 
 
-def test_colours_tell_nothing_and_edges_tell_the_class() -> None:
+def test_colors_tell_nothing_and_edges_tell_the_class() -> None:
     number = 600
     labels = np.arange(number) % len(SHAPES)
     pictures = np.stack([sample_image(index, size=32, seed=3) for index in range(number)])
@@ -116,8 +116,8 @@ def test_colours_tell_nothing_and_edges_tell_the_class() -> None:
     chance, spread = 0.1, np.sqrt(0.1 * 0.9 / (number / 4))
     # Four standard deviations of a classifier that guesses: 20 %.
     assert _nearest_mean(means, labels) < chance + 4 * spread
-    colours = np.concatenate([means, spreads, means**2, spreads**2], axis=1)
-    assert _held_out_accuracy(colours, labels) < chance + 4 * spread
+    colors = np.concatenate([means, spreads, means**2, spreads**2], axis=1)
+    assert _held_out_accuracy(colors, labels) < chance + 4 * spread
     clips = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     hog = hog_features(clips, cell=4).mean(dim=1)  # [n, 9, 8, 8]
     edges = torch.nn.functional.avg_pool2d(hog, 2).flatten(1).numpy()
@@ -126,5 +126,5 @@ def test_colours_tell_nothing_and_edges_tell_the_class() -> None:
 
 
 def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"images=49: each of the 10 classes needs .* take at least 50"):
+    with pytest.raises(UserError, match=r"images=49: each of the 10 classes needs .* use at least 50"):
         write_sample_data(tmp_path, **{**SMALL, "images": 49})

@@ -118,7 +118,7 @@ def test_missing_file_given_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("form", "words"),
-    [("torch", r"holds pickled code \(\w+\.mkdir\), which"), ("pickle", "holds pickled code, which")],
+    [("torch", r"contains pickled code \(\w+\.mkdir\), which"), ("pickle", "contains pickled code, which")],
 )
 def test_pickled_code_is_refused_and_never_run(tmp_path: Path, form: str, words: str) -> None:
     path = tmp_path / "step_00000001.pt"
@@ -206,20 +206,20 @@ def test_other_model_names_parameters() -> None:
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     train_toy(tmp_path, epochs=1)
     other = nn.Sequential(nn.Linear(6, 6))
-    with pytest.raises(UserError, match=r"holds another model: .*1\.weight is unknown here"):
+    with pytest.raises(UserError, match=r"contains another model: .*1\.weight is unknown here"):
         train_toy(tmp_path, epochs=1, model=other)
 
 
 def test_weights_alone_are_no_training_checkpoint(tmp_path: Path) -> None:
     saved(tmp_path / "checkpoints", 1)
     torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "checkpoints" / "step_00000001.pt")
-    with pytest.raises(UserError, match="is no checkpoint of a training run"):
+    with pytest.raises(UserError, match="is not a checkpoint of a training run"):
         train_toy(tmp_path)
 
 
 def test_missing_average_is_refused(tmp_path: Path) -> None:
     train_toy(tmp_path, epochs=1, with_ema=False)
-    with pytest.raises(UserError, match="holds no averaged weights"):
+    with pytest.raises(UserError, match="contains no averaged weights"):
         train_toy(tmp_path, epochs=1)
 
 
@@ -244,12 +244,12 @@ NAN = float("nan")
     ("place", "value", "words"),
     [
         ("progress", MISSING, "'progress' is missing"),
-        ("progress", [], "'progress': it is no dictionary"),
+        ("progress", [], "'progress': it is not a dictionary"),
         ("progress/step", -3, "'progress': step is -3"),
         ("progress/step", torch.tensor(3), r"'progress': step is tensor\(3\)"),
         ("progress/seconds", NAN, "'progress': seconds is nan"),
         ("fingerprint/width", torch.zeros(2), "'fingerprint': width is a Tensor"),
-        ("model", [1], "'model': it is no dictionary"),
+        ("model", [1], "'model': it is not a dictionary"),
         ("model/0.weight", torch.full((12, 6), NAN), "'model': 0.weight is not finite"),
         ("model/0.weight", torch.zeros(12, 6).to_sparse(), "'model': 0.weight is sparse"),
         ("model/0.weight", torch.zeros(12, 6, dtype=torch.complex64), "'model': 0.weight is torch.complex64"),
@@ -262,10 +262,10 @@ NAN = float("nan")
         ("optimizer/state/0/exp_avg_sq", MISSING, "exp_avg_sq of parameter 0 is missing"),
         ("optimizer/state/0/step", torch.tensor(-1.0), "step of parameter 0 is negative"),
         ("ema/0.weight", torch.zeros(12, 6).half(), "'ema': 0.weight is torch.float16"),
-        ("ema", None, "holds no averaged weights"),
-        ("random", {"ranks": {}}, "'random': it is no list of a state per rank"),
+        ("ema", None, "contains no averaged weights"),
+        ("random", {"ranks": {}}, "'random': it is not a list with one state per rank"),
         ("random/ranks/0/cpu", torch.zeros(7, dtype=torch.uint8), "'random': cpu has the shape"),
-        ("extra", 3, "'extra': it is no dictionary"),
+        ("extra", 3, "'extra': it is not a dictionary"),
     ],
 )
 def test_content_that_no_run_has_saved_is_damaged_and_the_one_before_is_taken(

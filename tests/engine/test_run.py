@@ -90,6 +90,6 @@ def test_removed_folder_is_not_made_again(run: Path) -> None:
     for path in sorted(run.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     run.rmdir()
-    with pytest.raises(RunFailed, match="the run folder was removed while the run went on"):
+    with pytest.raises(RunFailed, match="the run folder was removed during the run"):
         folder.write_json("summary.json", {})
     assert not run.exists()

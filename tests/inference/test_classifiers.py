@@ -1,4 +1,4 @@
-"""Videos to probabilities and features, compared with the network on clips cut by hand."""
+"""Probabilities and features of videos, compared with the network on clips cut by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIDDLE = [6, 8, 10, 13]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights, and a video of 48x32 pixels, whose centre crop is columns 8 to 39 and is not resized."""
+    """Weights, and a video of 48x32 pixels; its center crop has columns 8 to 39, not resized."""
     path = tmp_path_factory.mktemp("library")
     write_classifier(path / "classifier.safetensors")
     write_pretrained(path / "pretrained.safetensors")
@@ -47,7 +47,7 @@ def classifier(folder: Path) -> VideoClassifier:
 
 
 def by_hand(frames: np.ndarray, indices: list[int], left: int = 8) -> Tensor:
-    """A normalised clip [1, C, T, H, W]."""
+    """A normalized clip [1, C, T, H, W]."""
     clip = frames[indices][:, :, left : left + 32].astype(np.float64) / 255
     return torch.from_numpy((clip - 0.45) / 0.225).float().permute(3, 0, 1, 2)[None]
 
@@ -68,11 +68,11 @@ def test_probabilities_are_the_mean_softmax_of_the_views(
     one = classifier.predict(folder / "video.mp4", views=1)
     expected = network(by_hand(frames, MIDDLE))[0].softmax(0)
     torch.testing.assert_close(one.probabilities, expected, atol=1e-5, rtol=0)
-    assert (one.probabilities - result.probabilities).abs().max() > 1e-3  # else neither proves anything
+    assert (one.probabilities - result.probabilities).abs().max() > 1e-3  # otherwise the test has no effect
 
 
 @torch.no_grad()
-def test_three_crops_are_left_centre_and_right(
+def test_three_crops_are_left_center_and_right(
     folder: Path, frames: np.ndarray, classifier: VideoClassifier
 ) -> None:
     network = load_model(folder / "classifier.safetensors")
@@ -81,9 +81,7 @@ def test_three_crops_are_left_centre_and_right(
     torch.testing.assert_close(result.probabilities, torch.stack(crops).mean(0), atol=1e-5, rtol=0)
 
 
-def test_decoded_frames_are_as_good_as_the_file(
-    folder: Path, frames: np.ndarray, classifier: VideoClassifier
-) -> None:
+def test_decoded_frames_equal_the_file(folder: Path, frames: np.ndarray, classifier: VideoClassifier) -> None:
     path = str(folder / "video.mp4")
     from_file = classifier.predict(path)
     for video in (frames, torch.from_numpy(frames)):
@@ -137,7 +135,7 @@ def test_folder_of_pictures_is_a_video(folder: Path, frames: np.ndarray, classif
     assert torch.equal(result.probabilities, classifier.predict(folder / "video.mp4").probabilities)
 
 
-def test_top_is_the_most_probable_first_and_of_equals_the_lower_number() -> None:
+def test_top_is_in_descending_order_and_equal_classes_in_order_of_labels() -> None:
     predictions = Predictions("a.mp4", torch.tensor([0.1, 0.25, 0.4, 0.25]), ("w", "x", "y", "z"))
     assert [(entry.label, entry.name) for entry in predictions.top(3)] == [(2, "y"), (1, "x"), (3, "z")]
     assert predictions.top(1) == [Prediction(2, "y", pytest.approx(0.4))]
@@ -148,7 +146,7 @@ def test_top_is_the_most_probable_first_and_of_equals_the_lower_number() -> None
         predictions.top(0)
 
 
-def test_class_without_name_is_called_by_its_number() -> None:
+def test_class_without_name_has_its_label_as_text() -> None:
     (entry,) = Predictions("a.mp4", torch.tensor([0.2, 0.8])).top(1)
     assert (entry.label, entry.name, entry.text) == (1, None, "class 1")
     assert Prediction(3, "jump", 0.5).text == "jump"
@@ -177,7 +175,7 @@ def test_wrong_arguments_are_named(folder: Path, frames: np.ndarray, classifier:
             call()
 
 
-def test_loading_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
+def test_loading_errors_name_the_cause(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights of a pre-training run, not weights of a classifier"):
         load_classifier(folder / "pretrained.safetensors")
     with pytest.raises(UserError, match=r"model\.pyth: a PyTorch checkpoint, .*import-slowfast"):
@@ -189,7 +187,7 @@ def test_loading_names_what_is_wrong(folder: Path, tmp_path: Path) -> None:
         load_classifier(few)
 
 
-def test_output_that_is_not_finite_is_no_answer(folder: Path) -> None:
+def test_output_that_is_not_finite_is_an_error(folder: Path) -> None:
     classifier = load_classifier(folder / "classifier.safetensors", device="cpu")
     with torch.no_grad():
         classifier.model.head.projection.bias[2] = float("nan")

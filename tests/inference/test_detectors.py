@@ -1,4 +1,4 @@
-"""Scores of boxes: views against a loop, any number of ranks, failures, the mAP in memory and from files."""
+"""Scores of boxes: against a plain loop, on any number of ranks, failures, and the frame mAP."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from videomaskfeat.recipe import ClipRecipe, DetectRecipe, normalize
 
 
 class Shades(nn.Module):
-    """Logits of a box from its clip's mean and its own corners, so that no mix-up stays hidden."""
+    """Logits of a box from its clip's mean and its own corners, so that each box has other logits."""
 
     def forward(self, clips: Tensor, boxes: Tensor) -> Tensor:
         means = clips.mean(dim=(1, 2, 3, 4))[boxes[:, 0].long()]
@@ -59,14 +59,14 @@ def detector_of(model: nn.Module, *, at_once: int = 2, poses: tuple[int, ...] = 
 
 
 def draw_view(width: int = 24) -> BoxedClips:
-    """Three clips with two, none and three boxes, their rows not in order."""
+    """Three clips with two, zero and three boxes, in unsorted rows."""
     clips = torch.randint(0, 256, (3, 2, 16, width, 3), dtype=torch.uint8)
     places = torch.tensor([2.0, 0.0, 2.0, 0.0, 2.0])
     return BoxedClips(clips, torch.cat([places[:, None], 16 * torch.rand(5, 4)], dim=1))
 
 
 def key_frames(counts: list[int], seconds: list[float] | None = None) -> KeyFrames:
-    """Key frames of the videos x and y, with so many boxes each."""
+    """Key frames of the videos x and y, with these numbers of boxes."""
     total = sum(counts)
     left = np.linspace(0, 0.5, total, dtype=np.float32)
     boxes = np.column_stack([left, left, left + 0.3, left + 0.4])
@@ -83,7 +83,7 @@ def key_frames(counts: list[int], seconds: list[float] | None = None) -> KeyFram
 
 
 def batches_of(frames: KeyFrames, size: int, *, failing: tuple[int, ...] = ()) -> list[KeyFrameBatch]:
-    """All key frames, some a batch, as they would be read."""
+    """All key frames in batches of this size, as a loader returns them."""
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (len(frames), 2, 16, 16, 3), dtype=torch.uint8, generator=generator)
     batches = []
@@ -131,10 +131,10 @@ def test_scores_are_the_mean_over_the_views_of_each_box(at_once: int, poses: tup
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_any_sharing_of_batches_gives_every_box_once(
+def test_any_split_of_batches_over_ranks_scores_each_box_once(
     world: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parts of all ranks, gathered as they come, against one pass over everything."""
+    """The gathered batches of all ranks, against a single pass."""
     frames = key_frames([2, 1, 3, 1, 2])
     whole = score_batches(detector_of(Shades()), batches_of(frames, 5, failing=(3,)), frames)
     batches = batches_of(frames, size, failing=(3,))
@@ -164,7 +164,7 @@ def test_a_lost_or_doubled_key_frame_is_noticed() -> None:
             score_batches(detector_of(Shades()), wrong, frames)
 
 
-def test_key_frames_that_cannot_be_read_are_listed_and_nothing_stands_in() -> None:
+def test_unreadable_key_frames_are_listed_and_not_replaced() -> None:
     frames = key_frames([2, 1, 3])
     found = score_batches(detector_of(Shades()), batches_of(frames, 2, failing=(0, 1)), frames)
     assert [failure.path for failure in found.failures] == ["0.mp4", "1.mp4"]
@@ -175,7 +175,7 @@ def test_key_frames_that_cannot_be_read_are_listed_and_nothing_stands_in() -> No
         score_batches(detector_of(Shades()), batches_of(frames, 2, failing=(0, 1, 2)), frames)
 
 
-def test_a_score_that_is_not_finite_ends_it() -> None:
+def test_a_score_that_is_not_finite_is_an_error() -> None:
     class Broken(Shades):
         def forward(self, clips: Tensor, boxes: Tensor) -> Tensor:
             return super().forward(clips, boxes) * torch.nan
@@ -185,7 +185,7 @@ def test_a_score_that_is_not_finite_ends_it() -> None:
         score_batches(detector_of(Broken()), batches_of(frames, 2), frames)
 
 
-def test_model_goes_back_to_the_mode_in_which_it_came() -> None:
+def test_training_mode_is_restored() -> None:
     model, frames = Shades(), key_frames([1])
     model.dropout = nn.Dropout(0.9)
     score_batches(detector_of(model), batches_of(frames, 1), frames)
@@ -193,7 +193,7 @@ def test_model_goes_back_to_the_mode_in_which_it_came() -> None:
 
 
 def score_a_share(folder: str) -> None:
-    """What a rank does, down to the file of detections."""
+    """Score the key frames of this rank, and save the result."""
     with distributed.process_group(torch.device("cpu")):
         frames = key_frames([2, 1, 3, 1, 2])
         batches = batches_of(frames, 1, failing=(3,))
@@ -204,7 +204,7 @@ def score_a_share(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_processes_find_what_one_finds(tmp_path: Path) -> None:
+def test_processes_score_as_a_single_one(tmp_path: Path) -> None:
     for count in (1, 2, 3):
         assert exit_codes_of_ranks(count, score_a_share, str(tmp_path)) == [0] * count
     one = np.load(tmp_path / "1_0.npy")

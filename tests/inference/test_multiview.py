@@ -1,4 +1,4 @@
-"""Scores of a whole list: equal to a plain loop, whatever the batches and the ranks."""
+"""Scores of a list equal a plain loop, for any batch size and number of ranks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BROKEN = (4, 9)
 
 @pytest.fixture(scope="module")
 def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven videos, two of which cannot be read: nothing divides them evenly."""
+    """Eleven videos, two of them unreadable; the number is prime."""
     path = write_videos(tmp_path_factory.mktemp("videos"), 11)
     for row in BROKEN:
         (path.parent / f"{row:03d}.mp4").write_bytes(b"")
@@ -54,7 +54,7 @@ def score(
 
 
 def by_hand(listing: Path, average: str) -> np.ndarray:
-    """Float64 [n, L]: a video at a time, no batches, the toy's own arithmetic in float64."""
+    """Float64 [n, L]: the arithmetic of the toy in float64, one video at a time."""
     views, weight = (
         build_views(load_records(listing), RECIPE),
         ToyClassifier().weight.detach().double().numpy(),
@@ -100,7 +100,7 @@ def test_batches_do_not_change_scores(listing: Path, videos: int, workers: int, 
 
 
 def save_scores(listing: Path, out: Path) -> None:
-    """What one rank gets."""
+    """Save the result of one rank."""
     result = score(listing, average="logits", videos_per_batch=2, clips_at_once=5)
     rows = np.array([failure.index for failure in result.failures])
     np.savez(
@@ -114,7 +114,7 @@ def save_scores(listing: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_ranks_do_not_change_scores(listing: Path, tmp_path: Path, ranks: int) -> None:
-    """Eleven videos over 2 and 3 processes: every one gets all rows, each once. 1e-5 of logits of size 10."""
+    """Eleven videos over 2 and 3 processes: every rank gets each row once. 1e-5 of logits of size 10."""
     assert exit_codes_of_ranks(ranks, save_scores, listing, tmp_path) == [0] * ranks
     expected = score(listing, average="logits")
     for rank in range(ranks):
@@ -125,8 +125,8 @@ def test_ranks_do_not_change_scores(listing: Path, tmp_path: Path, ranks: int) -
         np.testing.assert_allclose(result["scores"], expected.scores, atol=1e-5)
 
 
-def meet_trouble_on_one_rank(listing: Path, few: Path) -> None:
-    """More ranks than videos; a video of one rank alone spoils the scores, and no rank waits for ever."""
+def fail_on_one_rank(listing: Path, few: Path) -> None:
+    """More ranks than videos; bad scores on one rank are an error on all of them."""
     assert len(score(few).rows) == 2
     poisoned = PoisonedClassifier() if distributed.rank() == 1 else ToyClassifier()
     with pytest.raises(RunFailed, match=r"not finite for the video in row 2 of the list"):
@@ -134,19 +134,19 @@ def meet_trouble_on_one_rank(listing: Path, few: Path) -> None:
 
 
 class PoisonedClassifier(ToyClassifier):
-    """Its weights are damaged."""
+    """A classifier with damaged weights."""
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Not a number."""
+        """Logits that are NaN."""
         return super().forward(clips) * float("nan")
 
 
-def test_trouble_on_one_rank_reaches_all(listing: Path, tmp_path: Path) -> None:
+def test_error_on_one_rank_is_raised_on_all(listing: Path, tmp_path: Path) -> None:
     few = write_videos(tmp_path, 2)
-    assert exit_codes_of_ranks(3, meet_trouble_on_one_rank, listing, few) == [0, 0, 0]
+    assert exit_codes_of_ranks(3, fail_on_one_rank, listing, few) == [0, 0, 0]
 
 
-def test_every_part_gets_its_mode_back(listing: Path) -> None:
+def test_training_mode_of_each_module_is_restored(listing: Path) -> None:
     model = ToyClassifier()
     assert (model.training, model.dropout.training, model.frozen.training) == (True, True, False)
     score(listing, model)
@@ -163,9 +163,9 @@ def test_every_part_gets_its_mode_back(listing: Path) -> None:
 
 
 def test_progress_counts_videos(listing: Path) -> None:
-    told: list[tuple[int, int]] = []
-    score(listing, videos_per_batch=4, progress=lambda done, total: told.append((done, total)))
-    assert told == [(4, 11), (8, 11), (11, 11)]
+    calls: list[tuple[int, int]] = []
+    score(listing, videos_per_batch=4, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(4, 11), (8, 11), (11, 11)]
 
 
 def test_features_are_mean_directions(listing: Path) -> None:
@@ -203,6 +203,6 @@ def test_list_without_a_readable_video(tmp_path: Path) -> None:
         ("workers", -1, "workers=-1: must be at least 0"),
     ],
 )
-def test_impossible_settings(listing: Path, argument: str, value: object, words: str) -> None:
+def test_wrong_settings_are_named(listing: Path, argument: str, value: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         score(listing, **{argument: value})

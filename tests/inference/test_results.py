@@ -1,4 +1,4 @@
-"""What a result depends on."""
+"""Descriptions of the inputs of a result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def records(paths: list[str], labels: list[int] | None = None, source: str = "li
     return Records.from_paths(paths, labels, source=source)
 
 
-def test_segments_have_no_pace() -> None:
+def test_segments_have_no_stride_and_frame_rate() -> None:
     pace = {"stride", "target_fps", "short_video"}
     both = describe_views(RECIPE)
     segments = describe_views(ClassifyRecipe(RECIPE.clip, sampling="segments", views=1))
@@ -29,7 +29,7 @@ def test_segments_have_no_pace() -> None:
     assert (both["views"], both["crops"], both["short_side"], both["stride"]) == (3, 1, 40, 2)
 
 
-def test_views_are_the_recipes() -> None:
+def test_views_follow_the_recipe() -> None:
     views = build_views(records(["a.mp4"]), RECIPE)
     # Three clips of 8 frames over 20: they start at 0, 6 and 12.
     assert views.frame_indices(20, 30.0)[:, 0].tolist() == [0, 6, 12]

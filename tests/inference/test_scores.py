@@ -1,4 +1,4 @@
-"""Files of scores: what is written comes back, and averages are of the same videos and classes."""
+"""Files of scores: written and read again, and averages over equal videos and classes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def assert_equal(left: ScoredList, right: ScoredList) -> None:
 
 @pytest.mark.parametrize("names", [NAMES, ()])
 @pytest.mark.parametrize("failing", [(2,), (), (0, 5)])
-def test_what_is_written_comes_back(tmp_path: Path, failing: tuple[int, ...], names: tuple[str, ...]) -> None:
+def test_written_scores_can_be_read(tmp_path: Path, failing: tuple[int, ...], names: tuple[str, ...]) -> None:
     scored = replace(make(failing=failing), class_names=names)
     save_scores(tmp_path / "scores.npz", scored, confusion=np.eye(3))
     assert_equal(load_scores(tmp_path / "scores.npz"), scored)
@@ -52,7 +52,7 @@ def test_what_is_written_comes_back(tmp_path: Path, failing: tuple[int, ...], na
     assert np.load(tmp_path / "scores.npz")["confusion"].trace() == 3
 
 
-def test_path_that_is_no_text_comes_back(tmp_path: Path) -> None:
+def test_path_that_is_not_text_can_be_read(tmp_path: Path) -> None:
     scored = replace(make(failing=()), paths=tuple(f"caf\udce9{row}.mp4" for row in range(6)))
     save_scores(tmp_path / "scores.npz", scored)
     assert load_scores(tmp_path).paths == scored.paths
@@ -65,8 +65,8 @@ def test_probabilities_of_logits_are_their_softmax() -> None:
     assert np.array_equal(scored.probabilities(), scored.scores.astype(np.float64))
 
 
-def test_average_is_the_mean_of_the_videos_that_all_could_read() -> None:
-    """Another folder before the same file names is the same list."""
+def test_average_is_the_mean_of_videos_readable_in_all() -> None:
+    """Lists with equal file names in other folders are equal."""
     one, two, three = make(), make(failing=(4,), seed=1, folder="/b"), make(failing=(), seed=2)
     mean = average_scores([one, two, three], ["one", "two", "three"])
     assert mean.rows.tolist() == [0, 1, 3, 5]
@@ -116,13 +116,13 @@ def test_scores_that_cannot_be_averaged(other: ScoredList, words: str) -> None:
         average_scores([make(), other], ["one", "two"])
 
 
-def test_one_file_is_no_average() -> None:
+def test_one_file_is_not_an_average() -> None:
     with pytest.raises(UserError, match="1 file of scores; an average needs at least two"):
         average_scores([make()], ["one"])
 
 
 @pytest.mark.parametrize("content", [b"", b"this is text", None])
-def test_file_that_holds_no_scores(tmp_path: Path, content: bytes | None) -> None:
+def test_file_without_scores(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "scores.npz"
     if content is None:
         np.savez(path, scores=np.zeros((2, 2)))  # and nothing else

@@ -52,6 +52,20 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Run], int], None]
     return patch
 
 
+Verb = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def verb(capfd: pytest.CaptureFixture[str]) -> Verb:
+    """``verb(name, *arguments) -> (exit code, stdout, stderr)`` of the command line."""
+
+    def run_verb(name: str, *arguments: str | Path) -> tuple[int, str, str]:
+        code = main([name, *map(str, arguments)])
+        return code, *capfd.readouterr()
+
+    return run_verb
+
+
 @pytest.fixture(scope="session")
 def _sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
@@ -61,22 +75,20 @@ def _sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sample(_sample: Path, tmp_path: Path) -> Path:
-    """A sample data set of its own for a test, which may spoil it: 16 videos to train on, 2 held out."""
+    """A copy of the sample data set that a test may damage: 16 training videos, 2 held out."""
     return Path(shutil.copytree(_sample, tmp_path / "sample"))
 
 
 @pytest.fixture
-def pretrain(
-    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    """``pretrain(*overrides) -> (exit code, what stderr says)`` of a tiny run in ``tmp_path / "run"``."""
+def pretrain(sample: Path, tmp_path: Path, verb: Verb) -> Callable[..., tuple[int, str]]:
+    """``pretrain(*overrides) -> (exit code, stderr)`` of a tiny run in ``tmp_path / "run"``."""
 
-    def call(*overrides: str) -> tuple[int, str]:
+    def run_pretraining(*overrides: str) -> tuple[int, str]:
         data = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
-        code = main(["pretrain", *TINY, *data, *overrides])
-        return code, capfd.readouterr().err
+        code, _, err = verb("pretrain", *TINY, *data, *overrides)
+        return code, err
 
-    return call
+    return run_pretraining
 
 
 @pytest.fixture(scope="session")
@@ -86,12 +98,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> ScoringVerb:
+def run(tmp_path: Path, verb: Verb) -> ScoringVerb:
     """A verb that scores, writing into ``tmp_path / "out"``."""
 
-    def call(verb: str, *arguments: str | Path) -> tuple[int, str, str]:
-        more = ["--workers", "0"] if verb == "evaluate" else []
-        code = main([verb, *map(str, arguments), "--out", str(tmp_path / "out"), *more])
-        return code, *capfd.readouterr()
+    def run_scoring(name: str, *arguments: str | Path) -> tuple[int, str, str]:
+        more = ["--workers", "0"] if name == "evaluate" else []
+        return verb(name, *arguments, "--out", tmp_path / "out", *more)
 
-    return call
+    return run_scoring

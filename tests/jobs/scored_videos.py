@@ -17,7 +17,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def make_scored(folder: Path) -> Path:
-    """Ten videos, one of which is no video, their list, and weights of a classifier and of pre-training."""
+    """Ten videos, one of them unreadable, their list, and weights of a classifier and of pre-training."""
     write_videos(folder, len(LABELS))
     (folder / f"{BROKEN:03d}.mp4").write_bytes(b"this is text")
     write_list(folder / "val.csv", LABELS)

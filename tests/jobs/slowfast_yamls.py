@@ -22,7 +22,7 @@ def _sections(
     test: dict[str, Any],
     **sections: dict[str, Any],
 ) -> dict[str, Any]:
-    """What all of them have, with the odd spellings that they have it in."""
+    """Keys that all of them have, with their spelling."""
     depth, width, heads, changes = size
     rows = [[block, 1, *((2, 2) if block in changes[:pools] else (1, 1))] for block in range(depth)]
     content: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""``check-data``: what it finds, and the clean lists it leaves, in their own formats."""
+"""``check-data``: its findings, and the clean lists in their own formats."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_command_prints_writes_and_exits_3(spoilt: Path, capsys: pytest.CaptureF
     assert len(load_records(clean)) == 13
 
 
-def test_places_to_write_are_made_or_refused_before_the_videos_are_read(
+def test_output_folders_are_created_or_refused_before_the_videos_are_read(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing, clean = str(sample / "train.csv"), tmp_path / "new" / "deep" / "c.csv"
@@ -116,7 +116,7 @@ def test_places_to_write_are_made_or_refused_before_the_videos_are_read(
 
 
 def test_names_of_any_bytes_survive_the_clean_list(tmp_path: Path, sample: Path) -> None:
-    """A list of what a scan left is a list again, byte by byte; so is the JSON report, and the console."""
+    """File names of any bytes are the same in the clean list, and do not break the report."""
     video = next(sample.glob("**/*.mp4"))
     names = [b"\xe9 caf.mp4", "größe ;,|.mp4".encode(), b"a\x1b[31m.mp4", b"b\x85.mp4"]
     folder = os.fsencode(tmp_path / "videos")

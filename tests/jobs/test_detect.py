@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import functools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,6 @@ from tests.data.make_videos import copy_to_avi
 from tests.jobs.action_set import ACTIONS, CLASSES, ENCODER, ActionSet, make_action_set, write_detector
 from tests.jobs.ranks import run_verb
 from tests.viz.pages import Page
-from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.errors import UserError
@@ -42,25 +40,13 @@ from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.recipe import ClipRecipe, read_detect_recipe
 from videomaskfeat.schemas import DetectConfig
 
+from .conftest import Verb
 from .test_pretrain import assert_refused, rows
-
-Verb = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def actions(tmp_path_factory: pytest.TempPathFactory) -> ActionSet:
     return make_action_set(tmp_path_factory.mktemp("actions"))
-
-
-@pytest.fixture
-def verb(capfd: pytest.CaptureFixture[str]) -> Verb:
-    """``verb(name, *arguments) -> (exit code, stdout, stderr)``."""
-
-    def run_verb_here(name: str, *arguments: str | Path) -> tuple[int, str, str]:
-        code = main([name, *map(str, arguments)])
-        return code, *capfd.readouterr()
-
-    return run_verb_here
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -527,7 +513,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         ),
         (
             ["model.name=maskfeat_mvitv2_nano"],
-            "'maskfeat_mvitv2_nano' is no detector of actions; use",
+            "'maskfeat_mvitv2_nano' is not a detector of actions; use",
         ),
         (
             ["model.name=maskfeat_mvit_nano_detector"],

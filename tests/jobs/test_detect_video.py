@@ -56,7 +56,7 @@ def detector(weights: Path) -> VideoDetector:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video with two persons, a file of its boxes and others', and a plug-in that finds the same."""
+    """A video with two persons, and a file with its boxes and those of another video."""
     folder = tmp_path_factory.mktemp("videos")
     write_video(folder / "a.mp4", frames=FRAMES)
     rows = [f"a,{t:04d},{0.1 + 0.1 * t:.3f},0.2,{0.4 + 0.1 * t:.3f},0.9,,0.95\n" for t in range(3)]
@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_clip_around_each_key_frame(detector: VideoDetec
     np.testing.assert_allclose(found.key_frames[1].box_scores, [0.95], atol=1e-6)
 
 
-def test_json_and_rows_hold_what_was_found(
+def test_json_and_rows_have_the_actions(
     weights: Path, detector: VideoDetector, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     boxes = videos / "boxes.csv"
@@ -149,7 +149,7 @@ def test_json_and_rows_hold_what_was_found(
 
 
 def test_rows_of_long_films_keep_milliseconds(tmp_path: Path) -> None:
-    """So that they meet the key frames of the file of boxes."""
+    """So that they match the key frames of the boxes file."""
     write_rows(tmp_path / "rows.csv", replace(person_at(0, 2), start_second=1000.333))
     rows = read_detections(tmp_path / "rows.csv", VideoNames())
     assert rows.times.tolist() == [1_000_333, 1_000_333, 1_002_333, 1_002_333]
@@ -167,7 +167,7 @@ def test_plug_in_finds_the_persons_each_second(detector: VideoDetector, videos: 
 
 
 def test_film_shows_every_frame_with_its_persons(weights: Path, videos: Path, tmp_path: Path) -> None:
-    """Frame by frame: the number below the boxes can be read, and the box is where the line between is."""
+    """The frame numbers can be read, and boxes are interpolated between key frames."""
     boxes = str(videos / "boxes.csv")
     result = detect(weights, [videos / "a.mp4"], tmp_path, boxes=boxes, threshold=0.99)
     assert result.files == [tmp_path / "a_actions.json", tmp_path / "a_actions.mp4"]
@@ -232,7 +232,7 @@ def test_avi_that_states_twice_its_rate_is_detected_as_the_mp4(
 
 
 def test_any_kind_of_video_plays_at_its_speed(weights: Path, tmp_path: Path) -> None:
-    """As long as the video; of uneven times each moment shows the picture of that moment."""
+    """The film is as long as the video, also with uneven frame times."""
     paths = [write_video(tmp_path / f"{name}.mp4", **{"frames": 48, **kind}) for name, kind in KINDS.items()]
     (tmp_path / "everywhere.py").write_text(
         "import numpy as np\ndef find(frames):\n"
@@ -259,7 +259,7 @@ def test_any_kind_of_video_plays_at_its_speed(weights: Path, tmp_path: Path) -> 
 
 
 def test_second_of_the_film_is_second_of_the_video_however_uneven(tmp_path: Path) -> None:
-    """A second at 50 fps, eight at 2, one at 40: each moment shows the picture nearest in time."""
+    """A second at 50 fps, eight at 2, one at 40: each frame shows the nearest one in time."""
     milliseconds = [*range(0, 1000, 20), *range(1000, 9000, 500), *range(9000, 10000, 25)]
     path = write_video(tmp_path / "a.mp4", frames=len(milliseconds), milliseconds=milliseconds)
     fps, times = len(milliseconds) / 10, np.array(milliseconds) / 1000
@@ -274,7 +274,7 @@ def test_second_of_the_film_is_second_of_the_video_however_uneven(tmp_path: Path
 
 
 def person_at(*seconds: float) -> VideoActions:
-    """One track that moves right by 0.1 a second."""
+    """One track that moves right by 0.1 per second."""
     frames = [
         KeyFrameActions(
             float(second),
@@ -357,7 +357,7 @@ def test_video_without_persons_gets_its_film(
 def test_config_names_the_detector(
     weights: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Options on the command line win over the file."""
+    """Options on the command line override the file."""
     (tmp_path / "my_own_boxes.py").write_text(
         "def make(share):\n    return lambda frames: [[[0, 0, share * f.shape[1], 9, 0.9]] for f in frames]\n"
     )
@@ -446,7 +446,7 @@ def test_wrong_arguments_are_named(
         detect(weights, [videos / "a.mp4"], tmp_path, **options)
 
 
-def test_bad_videos_are_reported_and_the_others_done(
+def test_unreadable_videos_are_reported(
     weights: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no video")
@@ -467,7 +467,7 @@ def test_bad_videos_are_reported_and_the_others_done(
 def test_tracking_options_are_checked_before_the_weights_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
 ) -> None:
-    """Before anything is opened: there are neither weights nor a video."""
+    """The weights and the video do not exist."""
     assert main(["detect", str(tmp_path / "w.safetensors"), "a.mp4", "--detector", "no:where", *option]) == 2
     assert f"argument '{' '.join(option)}': actions." in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""``export``: every format against the model itself, what the files say, and what is refused or not kept."""
+"""``export``: outputs of every format, metadata, refusals, and files that are not kept."""
 
 from __future__ import annotations
 
@@ -50,13 +50,14 @@ NAMES = ("left", "right", "up", "down", "none")
 CLASSIFY = ClassifyRecipe(CLIP, views=3, class_names=NAMES)
 # Another size than the model's own, so that its position tables are interpolated inside the graph.
 SMALL_CLIP = ClipRecipe(frames=4, stride=2, crop=32)
+DETECT = DetectRecipe(SMALL_CLIP, {1: "walk"}, 3)
 SMALL: dict[str, Any] = {"depth": 2, "width": 16}
 # float32: 1e-6 of the largest value is what sums in another order make, see docs/how_to/export.md.
 CLOSE = {"atol": 1e-4, "rtol": 1e-5}
 
 
 def write(path: Path, name: str, recipe: ClassifyRecipe | PretrainRecipe | None, **arguments: Any) -> Path:
-    """A weights file of a fresh model whose every parameter counts."""
+    """A weights file of a fresh model in which every parameter affects the output."""
     torch.manual_seed(0)
     model = create_model(name, **arguments)
     for key, value in model.named_parameters():
@@ -68,6 +69,14 @@ def write(path: Path, name: str, recipe: ClassifyRecipe | PretrainRecipe | None,
         texts = {key: recipe.to_json()}
     save_weights(path, model, metadata=texts)
     return path
+
+
+def write_detector(folder: Path, **arguments: Any) -> tuple[Path, nn.Module]:
+    """A weights file of a nano detector, and the model."""
+    torch.manual_seed(0)
+    model = create_model("maskfeat_mvitv2_nano_detector", classes=3, **arguments, **SMALL).eval()
+    save_weights(folder / "best.safetensors", model, metadata={DETECT_KEY: DETECT.to_json()})
+    return folder / "best.safetensors", model
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +104,7 @@ def frames(batch: int, clip: ClipRecipe = CLIP) -> np.ndarray:
     return np.random.default_rng(batch).integers(0, 256, shape, dtype=np.uint8)
 
 
-def normalised(pixels: np.ndarray, mean: float = 0.45, std: float = 0.225) -> Tensor:
+def normalized(pixels: np.ndarray, mean: float = 0.45, std: float = 0.225) -> Tensor:
     """[B, 3, T, H, W] by the formula, in numpy."""
     return torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32)).permute(0, 4, 1, 2, 3)
 
@@ -115,8 +124,15 @@ def program_run(path: Path, *inputs: Tensor) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
+def run_graph(path: Path, **inputs: np.ndarray) -> list[Tensor]:
+    """Outputs of an ONNX file or a program."""
+    if path.suffix == ".onnx":
+        return onnx_run(path, **inputs)
+    return program_run(path, *map(torch.from_numpy, inputs.values()))
+
+
 def texts_of(path: Path) -> dict[str, str]:
-    """What an ONNX file or a program carries besides the graph."""
+    """Metadata of an ONNX file or a program."""
     if path.suffix == ".onnx":
         return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     extra = dict.fromkeys(("model", "arguments", "part", "input", "classify", "pretrain", "encoder"), "")
@@ -137,10 +153,10 @@ def test_nano_classifier_gives_the_same_logits_as_a_graph(folder: Path, tmp_path
     for batch in (1, 2, 5):
         pixels = frames(batch)
         with torch.inference_mode():
-            expected = load_model(weights)(normalised(pixels))
+            expected = load_model(weights)(normalized(pixels))
         assert expected.abs().max() > 0.1
-        torch.testing.assert_close(onnx_run(graphs[0], clips=pixels), [expected], **CLOSE)
-        torch.testing.assert_close(program_run(graphs[1], torch.from_numpy(pixels)), [expected], **CLOSE)
+        for path in graphs:
+            torch.testing.assert_close(run_graph(path, clips=pixels), [expected], **CLOSE)
 
 
 def test_nano_encoder_gives_the_same_features_as_a_graph(folder: Path, tmp_path: Path) -> None:
@@ -155,7 +171,7 @@ def test_nano_encoder_gives_the_same_features_as_a_graph(folder: Path, tmp_path:
         assert (texts["part"], texts["input"]) == ("encoder", kind)
     for batch in (1, 4):
         pixels = frames(batch)
-        model, clips = load_model(weights), normalised(pixels)
+        model, clips = load_model(weights), normalized(pixels)
         with torch.inference_mode():
             expected = [model.features(clips), model.features(clips, pooled=False)]
         assert expected[1].shape == (batch, 4, 4, 4, 128)
@@ -164,7 +180,7 @@ def test_nano_encoder_gives_the_same_features_as_a_graph(folder: Path, tmp_path:
 
 
 def test_encoder_of_a_classifier_is_a_file_of_its_own(folder: Path) -> None:
-    whole, clips = load_model(folder / "best.safetensors"), normalised(frames(2))
+    whole, clips = load_model(folder / "best.safetensors"), normalized(frames(2))
     encoder = load_model(folder / "encoder.safetensors")
     assert not [name for name in encoder.state_dict() if "head" in name]
     for pooled in (True, False):
@@ -180,7 +196,7 @@ def test_encoder_of_a_classifier_is_a_file_of_its_own(folder: Path) -> None:
     assert set(report.new) == {"head.projection.weight", "head.projection.bias"}
 
 
-def test_model_goes_back_to_pyslowfast(folder: Path) -> None:
+def test_model_is_exported_to_pyslowfast(folder: Path) -> None:
     checkpoint = torch.load(folder / "classifier.pyth", weights_only=True)
     assert set(checkpoint) == {"model_state"}
     own = read_state(folder / "best.safetensors")
@@ -188,7 +204,7 @@ def test_model_goes_back_to_pyslowfast(folder: Path) -> None:
     assert all(torch.equal(checkpoint["model_state"][name], value) for name, value in own.items())
     imported = load_slowfast(folder / "classifier.yaml", folder / "classifier.pyth")
     assert not imported.report.ignored_keys
-    clips, model = normalised(frames(2)), load_model(folder / "best.safetensors")
+    clips, model = normalized(frames(2)), load_model(folder / "best.safetensors")
     assert torch.equal(imported.model(clips), model(clips))
     said = imported.clip.recipe
     assert (said.clip.frames, said.clip.stride, said.clip.target_fps, said.clip.crop) == (8, 2, 30, 64)
@@ -196,8 +212,8 @@ def test_model_goes_back_to_pyslowfast(folder: Path) -> None:
     assert (said.sampling, said.views, said.crops) == ("clip", 3, 1)
 
 
-def test_segments_go_back_to_pyslowfast_in_its_order_of_colours(tmp_path: Path) -> None:
-    """Its pictures of SSv2 are blue, green, red, and our models take red, green, blue."""
+def test_segments_go_back_to_pyslowfast_in_its_order_of_channels(tmp_path: Path) -> None:
+    """Its SSv2 frames are BGR; our models expect RGB."""
     clip = ClipRecipe(
         frames=4, stride=1.5, crop=32, target_fps=None, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
     )
@@ -209,7 +225,7 @@ def test_segments_go_back_to_pyslowfast_in_its_order_of_colours(tmp_path: Path) 
     options = yaml.safe_load((tmp_path / "a.yaml").read_text())
     assert options["DATA"]["REVERSE_INPUT_CHANNEL"] is True
     assert options["DATA"]["MEAN"] == [0.3, 0.4, 0.5]
-    assert "SAMPLING_RATE" not in options["DATA"]  # 1.5 cannot be said there
+    assert "SAMPLING_RATE" not in options["DATA"]  # PySlowFast has no fractional stride
     said = load_slowfast(tmp_path / "a.yaml", tmp_path / "a.pyth").clip
     assert (said.recipe.clip.mean, said.recipe.clip.std, said.channels) == (clip.mean, clip.std, "rgb")
     assert (said.recipe.sampling, said.recipe.views, said.recipe.crops) == ("segments", 1, 3)
@@ -224,9 +240,7 @@ def test_segments_go_back_to_pyslowfast_in_its_order_of_colours(tmp_path: Path) 
     ],
     ids=["one crop", "three crops", "segments"],
 )
-def test_way_to_pyslowfast_and_back_changes_nothing_but_the_class_names(
-    tmp_path: Path, keys: dict[str, Any]
-) -> None:
+def test_pyslowfast_round_trip_keeps_all_but_the_class_names(tmp_path: Path, keys: dict[str, Any]) -> None:
     levels = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
     recipe = ClassifyRecipe(dataclasses.replace(SMALL_CLIP, **levels), class_names=NAMES, **keys)
     weights = write(
@@ -237,7 +251,7 @@ def test_way_to_pyslowfast_and_back_changes_nothing_but_the_class_names(
     assert main(["import-slowfast", *files, str(tmp_path / "out")]) == 0
     back = tmp_path / "out/weights.safetensors"
     assert read_testing_recipe(back) == dataclasses.replace(recipe, class_names=())
-    clips = normalised(frames(2, SMALL_CLIP))
+    clips = normalized(frames(2, SMALL_CLIP))
     with torch.inference_mode():
         assert torch.equal(load_model(back)(clips), load_model(weights)(clips))
 
@@ -263,23 +277,18 @@ def test_every_kind_of_classifier_is_exported(
     assert 0 <= exported.difference.relative < 1e-5
     pixels = frames(2, SMALL_CLIP)
     with torch.inference_mode():
-        expected = load_model(weights)(normalised(pixels))
-    (found,) = (
-        onnx_run(exported.paths[0], clips=pixels)
-        if ending == "onnx"
-        else program_run(exported.paths[0], torch.from_numpy(pixels))
-    )
-    torch.testing.assert_close(found, expected, **CLOSE)
+        expected = load_model(weights)(normalized(pixels))
+    torch.testing.assert_close(run_graph(exported.paths[0], clips=pixels), [expected], **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["mvitv2_nano", "maskfeat_mvitv2_nano_classifier"])
 def test_encoder_of_a_classifier_is_a_graph_with_its_norm(tmp_path: Path, name: str) -> None:
-    """Which comes after the mean in one of the two, and before it in the other."""
+    """The norm comes after the mean in one of the two models, and before it in the other."""
     weights = write(tmp_path / "a.safetensors", name, ClassifyRecipe(SMALL_CLIP), classes=5, **SMALL)
     export(weights, tmp_path / "a.pt2", part="encoder")
     pixels, model = frames(2, SMALL_CLIP), load_model(weights)
     with torch.inference_mode():
-        expected = [model.features(normalised(pixels), pooled=pooled) for pooled in (True, False)]
+        expected = [model.features(normalized(pixels), pooled=pooled) for pooled in (True, False)]
     torch.testing.assert_close(program_run(tmp_path / "a.pt2", torch.from_numpy(pixels)), expected, **CLOSE)
 
 
@@ -294,26 +303,21 @@ def test_pretraining_model_is_exported_with_its_mask(tmp_path: Path, ending: str
     pixels = frames(2, SMALL_CLIP)
     mask = np.array([[[[True, False], [False, False]]], [[[False, True], [True, False]]]])
     with torch.inference_mode():
-        expected = load_model(weights)(normalised(pixels), torch.from_numpy(mask))
-    found = (
-        onnx_run(exported.paths[0], clips=pixels, mask=mask)
-        if ending == "onnx"
-        else program_run(exported.paths[0], torch.from_numpy(pixels), torch.from_numpy(mask))
-    )
-    torch.testing.assert_close(found, [expected], **CLOSE)
+        expected = load_model(weights)(normalized(pixels), torch.from_numpy(mask))
+    torch.testing.assert_close(run_graph(exported.paths[0], clips=pixels, mask=mask), [expected], **CLOSE)
 
 
-def test_pixels_are_normalised_a_colour_at_a_time(tmp_path: Path) -> None:
+def test_pixels_are_normalized_per_channel(tmp_path: Path) -> None:
     clip = ClipRecipe(frames=4, stride=2, crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     weights = write(tmp_path / "a.safetensors", "mvitv2_nano", ClassifyRecipe(clip), classes=5, **SMALL)
     (found,) = program_run(
         export(weights, tmp_path / "a.pt2").paths[0], torch.from_numpy(frames(3, SMALL_CLIP))
     )
-    clips = normalised(frames(3, SMALL_CLIP), np.array(clip.mean), np.array(clip.std))
+    clips = normalized(frames(3, SMALL_CLIP), np.array(clip.mean), np.array(clip.std))
     torch.testing.assert_close(found, load_model(weights)(clips).detach(), **CLOSE)
 
 
-def test_verb_says_what_it_wrote(tmp_path: Path, small: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_verb_prints_what_it_wrote(tmp_path: Path, small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "a.pt2"
     assert main(["export", str(small), str(out), "--batch", "dynamic", "--input", "float"]) == 0
     said = capfd.readouterr()
@@ -358,7 +362,7 @@ def test_weights_without_recipe_are_exported_for_floats(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize(("ending", "format"), [("pt2", "program"), ("onnx", "onnx")])
-def test_file_that_does_something_else_is_not_kept(
+def test_file_with_other_outputs_is_not_kept(
     tmp_path: Path,
     small: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -422,7 +426,7 @@ def test_model_without_finite_output_is_not_exported(tmp_path: Path) -> None:
     nn.init.constant_(model.get_parameter("head.projection.weight"), 3e38)
     recipe = ClassifyRecipe(SMALL_CLIP)
     save_weights(tmp_path / "a.safetensors", model, metadata={CLASSIFY_KEY: recipe.to_json()})
-    with pytest.raises(RunFailed, match=r"the model's logits of random clips are not finite .* damaged"):
+    with pytest.raises(RunFailed, match=r"the model's logits of random clips are not finite; .* damaged"):
         export(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()
 
@@ -482,7 +486,7 @@ def test_wrong_argument_is_named(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", small.name]
 
 
-def test_batch_that_is_no_number_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batch_that_is_not_a_number_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(small), "a.onnx", "--batch", "many"]) == 2
     words = "argument '--batch many': export.batch 'many' must be an integer, or dynamic"
     assert capsys.readouterr().err == f"videomaskfeat export: {words}\n"
@@ -566,11 +570,7 @@ def test_full_size_is_exported(tmp_path: Path, part: str, ending: str) -> None:
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_detector_takes_clips_and_any_number_of_boxes(tmp_path: Path, format: str) -> None:
-    recipe = DetectRecipe(SMALL_CLIP, {1: "walk"}, 3)
-    torch.manual_seed(0)
-    model = create_model("maskfeat_mvitv2_nano_detector", classes=3, scene=True, **SMALL).eval()
-    weights = tmp_path / "best.safetensors"
-    save_weights(weights, model, metadata={DETECT_KEY: recipe.to_json()})
+    weights, model = write_detector(tmp_path, scene=True)
     path = tmp_path / ("detector.pt2" if format == "torch" else "detector.onnx")
     exported = export(weights, path)
     assert exported.inputs == {"clips": "uint8 [batch, 4, 32, 32, 3]", "boxes": "float32 [boxes, 5]"}
@@ -580,20 +580,18 @@ def test_detector_takes_clips_and_any_number_of_boxes(tmp_path: Path, format: st
     boxes = torch.tensor([[1.0, 2, 3, 20, 30], [0, 0, 0, 31, 9], [1, 5.5, 5, 9, 28], [0, 8, 8, 24, 24]])
     for count in (1, 2, 4):
         with torch.no_grad():
-            expected = model(normalised(pixels), boxes[:count])
+            expected = model(normalized(pixels), boxes[:count])
         (found,) = run((torch.from_numpy(pixels), boxes[:count]))
         torch.testing.assert_close(found, expected, **CLOSE)
     if format == "torch":
         assert run((torch.from_numpy(pixels), boxes[:0]))[0].shape == (0, 3)
 
 
-def test_detector_goes_to_other_formats_with_its_head_or_says_why_not(tmp_path: Path) -> None:
-    model = create_model("maskfeat_mvitv2_nano_detector", classes=3, **SMALL)
-    weights, copy = tmp_path / "best.safetensors", tmp_path / "copy.safetensors"
-    recipe = DetectRecipe(SMALL_CLIP, {1: "walk"}, 3).to_json()
-    save_weights(weights, model, metadata={DETECT_KEY: recipe})
+def test_detector_is_exported_to_other_formats_or_refused(tmp_path: Path) -> None:
+    weights, _ = write_detector(tmp_path)
+    copy = tmp_path / "copy.safetensors"
     assert export(weights, copy).difference.output == "logits"
-    assert recipe_texts(copy) == {DETECT_KEY: recipe}
+    assert recipe_texts(copy) == {DETECT_KEY: DETECT.to_json()}
     with pytest.raises(UserError, match=r"cannot export an action detector to PySlowFast; use format onnx"):
         export(weights, tmp_path / "detector.pyth")
     assert export(weights, tmp_path / "encoder.pyth", part="encoder").difference.relative == 0

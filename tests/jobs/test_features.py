@@ -33,7 +33,7 @@ FILES = ("features.npy", "index.csv", "failures.csv", "meta.json")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights; list.csv of 9 labelled videos, rows 3, 4 and 8 unreadable."""
+    """Weights; list.csv of 9 labeled videos, rows 3, 4 and 8 unreadable."""
     folder = tmp_path_factory.mktemp("data")
     write_pretrained(folder / "weights.safetensors")
     write_classifier(folder / "classifier.safetensors")
@@ -108,9 +108,7 @@ def test_rows_are_the_encoders_features_in_the_lists_order(
     assert np.abs(expected[0] - expected[1]).max() > 2 * close  # else the order is not tested
 
 
-def test_folder_holds_the_array_its_index_and_what_they_depend_on(
-    data: Path, extract: Extract, tmp_path: Path
-) -> None:
+def test_folder_has_the_array_its_index_and_its_inputs(data: Path, extract: Extract, tmp_path: Path) -> None:
     array = extract(depth=2).array
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
@@ -150,7 +148,7 @@ def test_unreadable_videos_are_listed_each_time(
         ]
 
 
-def test_killed_process_goes_on_to_the_same_bytes(data: Path, extract: Extract, tmp_path: Path) -> None:
+def test_resume_after_a_kill_gives_the_same_bytes(data: Path, extract: Extract, tmp_path: Path) -> None:
     extract("whole", videos_per_shard=1)
     out = tmp_path / "killed"
     command = ["-m", "videomaskfeat", "extract-features", str(data / "weights.safetensors")]
@@ -190,13 +188,13 @@ def test_killed_process_goes_on_to_the_same_bytes(data: Path, extract: Extract, 
 
 
 class Killed(BaseException):
-    """Not caught anywhere, as a killed process catches nothing."""
+    """An exception that is not caught anywhere, like a kill."""
 
 
 def test_end_at_any_file_operation_changes_no_byte(
     data: Path, extract: Extract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start for each flush, rename and removal, which dies right before it; the next goes on to the end."""
+    """For each flush, rename and removal: a run that ends right before it, and a resumed run."""
     three = tmp_path / "three.csv"
     three.write_text(
         "".join((data / "list.csv").read_text().replace('"v', f'"{data}/v').splitlines(True)[1:4])
@@ -275,7 +273,7 @@ def test_other_settings_list_or_weights_are_refused(data: Path, extract: Extract
     np.testing.assert_array_equal(again.array, whole.array)
 
 
-def test_folder_of_something_else_is_left_alone(data: Path, extract: Extract, tmp_path: Path) -> None:
+def test_folder_with_other_files_does_not_change(data: Path, extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"out: has files but no features \(no meta.json\)"):
@@ -310,26 +308,26 @@ def test_wrong_arguments_are_named_and_leave_no_folder(
     assert not (tmp_path / "out").exists()
 
 
-def test_file_above_the_folder_is_named(extract: Extract, tmp_path: Path) -> None:
+def test_folder_below_a_file_is_refused(extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"out: cannot be a folder, since .*file is a file"):
         extract("file/out")
 
 
-def test_video_in_the_lists_place_is_named(data: Path, extract: Extract) -> None:
+def test_video_instead_of_a_list_is_refused(data: Path, extract: Extract) -> None:
     with pytest.raises(UserError, match="is a video; give a list or a folder of videos"):
         extract(list_path=data / "videos/0, a.mp4")
 
 
-def test_list_without_a_readable_video_is_the_users_mistake(
-    data: Path, extract: Extract, tmp_path: Path
-) -> None:
+def test_list_without_a_readable_video_is_refused(data: Path, extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text(f'"{data}/videos/3, a.mp4"\n"{data}/videos/4, a.mp4"\n')
     with pytest.raises(UserError, match=r"none of its 2 videos could be read; the first: .*not a video file"):
         extract(list_path=tmp_path / "bad.csv")
 
 
-def test_wrong_prefix_is_mended_in_the_same_folder(data: Path, extract: Extract, tmp_path: Path) -> None:
+def test_wrong_prefix_can_be_corrected_in_the_same_folder(
+    data: Path, extract: Extract, tmp_path: Path
+) -> None:
     words = r"none of its 9 videos could be read; .*; check the folder that the paths start from \(--prefix\)"
     with pytest.raises(UserError, match=words):
         extract(prefix=str(tmp_path / "nowhere"))
@@ -352,7 +350,7 @@ def test_features_that_float16_cannot_hold_are_refused(data: Path, extract: Extr
         extract(weights=tmp_path / "large.safetensors", dtype="float16")
 
 
-def test_short_videos_fail_where_the_recipe_says_so(extract: Extract, tmp_path: Path) -> None:
+def test_short_videos_fail_if_the_recipe_forbids_them(extract: Extract, tmp_path: Path) -> None:
     recipe = replace(RECIPE, clip=replace(RECIPE.clip, short_video="error", stride=4))  # spans 16 frames
     weights = write_classifier(tmp_path / "strict.safetensors", recipe)
     assert len(extract(weights=weights).paths) == 2  # of 10, 11, 12, 15, 16 and 17 frames
@@ -373,16 +371,16 @@ def test_ranks_share_the_list_and_end_together(data: Path, extract: Extract, tmp
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
-def test_progress_counts_what_was_done_before(data: Path, extract: Extract, tmp_path: Path) -> None:
+def test_progress_includes_finished_shards(data: Path, extract: Extract, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features.FeatureFolder, "finish", lambda *_: ((), []))
         with pytest.raises(UserError, match="not finished"):
             extract()
     (tmp_path / "out/shards/features-00001.json").unlink()
     (tmp_path / "out/shards/features-00004.json").unlink()
-    told: list[tuple[int, int]] = []
-    extract(progress=lambda done, total: told.append((done, total)))
-    assert told == [(8, 9), (9, 9)]  # 6 were done; shard 1 is two videos, shard 4 is one
+    calls: list[tuple[int, int]] = []
+    extract(progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(8, 9), (9, 9)]  # 6 were done; shard 1 is two videos, shard 4 is one
 
 
 @pytest.mark.parametrize(

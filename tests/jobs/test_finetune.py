@@ -15,7 +15,6 @@ import simplejson
 import torch
 from torch import nn
 
-from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
 from videomaskfeat.data.augment import Mixing
 from videomaskfeat.data.batches import LabelledBatch
@@ -36,6 +35,7 @@ from videomaskfeat.recipe import (
 )
 from videomaskfeat.schemas import FinetuneConfig
 
+from .conftest import Verb
 from .ranks import run_verb
 from .test_pretrain import assert_refused, rows
 
@@ -62,13 +62,13 @@ TINY = [
 
 
 @pytest.fixture
-def finetune(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Finetune:
-    """``finetune(*overrides) -> (exit code, what stderr says)`` of a tiny run in ``tmp_path / "run"``."""
+def finetune(sample: Path, tmp_path: Path, verb: Verb) -> Finetune:
+    """``finetune(*overrides) -> (exit code, stderr)`` of a tiny run in ``tmp_path / "run"``."""
 
     def run_finetune(*overrides: str) -> tuple[int, str]:
         data = [f"data.train={sample / 'train.csv'}", f"data.validation={sample / 'val.csv'}"]
-        code = main(["finetune", *TINY, *data, f"run.folder={tmp_path / 'run'}", *overrides])
-        return code, capfd.readouterr().err
+        code, _, err = verb("finetune", *TINY, *data, f"run.folder={tmp_path / 'run'}", *overrides)
+        return code, err
 
     return run_finetune
 
@@ -426,7 +426,9 @@ def plan(model: torch.nn.Module, *overrides: str) -> str:
 def test_plan_warns_if_no_two_videos_can_be_mixed(overrides: list[str], warned: bool) -> None:
     """The default is 32 clips per step, two per video."""
     model = create_model("maskfeat_mvitv2_nano_classifier", classes=5)
-    words = "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the number of"
+    words = (
+        "mixing    never of two videos: a micro-batch contains one; lower optim.accumulate or the number of"
+    )
     assert (words in plan(model, *overrides)) == warned
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,6 @@ import simplejson
 import torch
 
 from tests.data.make_videos import write_video
-from videomaskfeat.cli import main
 from videomaskfeat.data.frames import decode_picture
 from videomaskfeat.data.sample_images import SHAPES, make_image_folders, write_image, write_image_lists
 from videomaskfeat.data.video import open_video
@@ -25,9 +23,8 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, read_classify_recipe, read_recipe
 
+from .conftest import Verb
 from .test_pretrain import last_line, rows
-
-RunVerb = Callable[..., tuple[int, str, str]]
 
 IMAGES = 60  # 48 to train on, 12 held out
 MVIT = {
@@ -57,17 +54,6 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def run_verb(capfd: pytest.CaptureFixture[str]) -> RunVerb:
-    """``run_verb(*words) -> (exit code, stdout, stderr)`` of the command line."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        return code, *capfd.readouterr()
-
-    return run
-
-
 def pretraining(shapes: Path, run: Path, network: str, *more: str) -> list[str]:
     name, _, arguments, step = NETWORKS[network]
     return [
@@ -90,8 +76,8 @@ def finetuning(shapes: Path, run: Path, network: str, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_pictures_go_the_whole_way(network: str, shapes: Path, tmp_path: Path, run_verb: RunVerb) -> None:
-    code, _, err = run_verb(*pretraining(shapes, tmp_path / "pretrained", network))
+def test_pictures_go_the_whole_way(network: str, shapes: Path, tmp_path: Path, verb: Verb) -> None:
+    code, _, err = verb(*pretraining(shapes, tmp_path / "pretrained", network))
     assert code == 0, err
     assert [row["step"] for row in rows(tmp_path / "pretrained")] == list(range(1, 7))
     summary = simplejson.loads((tmp_path / "pretrained/summary.json").read_text())
@@ -110,7 +96,7 @@ def test_pictures_go_the_whole_way(network: str, shapes: Path, tmp_path: Path, r
         "mix.mixup=0.8",
         "mix.cutmix=1",
     ]
-    code, _, err = run_verb(
+    code, _, err = verb(
         *finetuning(shapes, tmp_path / "run", network, f"model.weights={weights}", *augmented)
     )
     assert code == 0, err
@@ -120,14 +106,14 @@ def test_pictures_go_the_whole_way(network: str, shapes: Path, tmp_path: Path, r
 
     tops = []
     for listing in (shapes / "val", shapes / "val.csv"):
-        code, out, err = run_verb("evaluate", best, listing, "--out", tmp_path / "scored", "--workers", "0")
+        code, out, err = verb("evaluate", best, listing, "--out", tmp_path / "scored", "--workers", "0")
         assert code == 0, err
         assert out.startswith("12 of 12 videos scored (1 x 1 views)")
         tops.append(simplejson.loads((tmp_path / "scored/result.json").read_text())["top1"])
     assert tops[0] == tops[1]
 
     picture = shapes / "val/star/000058.png"
-    code, out, err = run_verb("predict", best, picture, "--json", "-", "--out", tmp_path / "drawn")
+    code, out, err = verb("predict", best, picture, "--json", "-", "--out", tmp_path / "drawn")
     assert code == 0, err
     (first,) = json.loads(out[: out.rindex("]") + 1])
     assert {entry["name"] for entry in first["predictions"]} <= set(SHAPES)
@@ -148,10 +134,8 @@ SMALL = {
 
 
 @pytest.mark.parametrize("method", SMALL)
-def test_other_methods_learn_from_pictures(
-    method: str, shapes: Path, tmp_path: Path, run_verb: RunVerb
-) -> None:
-    code, _, err = run_verb(
+def test_other_methods_learn_from_pictures(method: str, shapes: Path, tmp_path: Path, verb: Verb) -> None:
+    code, _, err = verb(
         "pretrain", "--config", f"configs/pretrain/sample_images_{method}.yaml",
         f"data.train={shapes / 'train'}", f"data.validation={shapes / 'val'}",
         f"probe.train={shapes / 'train'}", f"probe.test={shapes / 'val'}", "run.evaluate_epochs=1",
@@ -161,7 +145,7 @@ def test_other_methods_learn_from_pictures(
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path / "run"))
     assert 0 <= rows(tmp_path / "run")[-1]["evaluation/knn_top1"] <= 100
     weights = tmp_path / "run/weights.safetensors"
-    code, _, err = run_verb(
+    code, _, err = verb(
         *finetuning(shapes, tmp_path / "finetuned", "vit", f"model.weights={weights}", *SHORTEST)
     )
     assert code == 0, err
@@ -174,11 +158,9 @@ def test_other_methods_learn_from_pictures(
     }
 
 
-def test_tokens_of_pictures_are_learned_and_predicted(
-    shapes: Path, tmp_path: Path, run_verb: RunVerb
-) -> None:
+def test_tokens_of_pictures_are_learned_and_predicted(shapes: Path, tmp_path: Path, verb: Verb) -> None:
     lists = [f"data.train={shapes / 'train'}", f"data.validation={shapes / 'val'}"]
-    code, _, err = run_verb(
+    code, _, err = verb(
         "train-tokenizer", "--config", "configs/tokenizer/sample_images_dvae.yaml", *lists,
         f"run.folder={tmp_path / 'dvae'}", "frames.size=32", "data.workers=0", "optim.epochs=1",
         "optim.warmup_epochs=0.5", "optim.batch_size=16",
@@ -186,7 +168,7 @@ def test_tokens_of_pictures_are_learned_and_predicted(
     )  # fmt: skip
     assert code == 0, err
     tokens = {"weights": str(tmp_path / "dvae/weights.safetensors"), "output_stride": [1, 8, 8]}
-    code, _, err = run_verb(
+    code, _, err = verb(
         "pretrain", "--config", "configs/pretrain/sample_images_beit.yaml", *lists,
         f"run.folder={tmp_path / 'run'}", *SHORT, *SHORTEST, f"model.arguments={json.dumps(VIT)}",
         f"target.arguments={json.dumps({**tokens, 'vocabulary': 16})}",
@@ -196,12 +178,12 @@ def test_tokens_of_pictures_are_learned_and_predicted(
     assert rows(tmp_path / "run")[0]["loss"] == pytest.approx(np.log(16), rel=0.3)
 
 
-def test_neighbors_and_features_take_class_folders(shapes: Path, tmp_path: Path, run_verb: RunVerb) -> None:
+def test_neighbors_and_features_take_class_folders(shapes: Path, tmp_path: Path, verb: Verb) -> None:
     weights = _classifier(tmp_path / "w.safetensors", names=("one", "two", "three"))
     # The folders are of another data set than the weights, and the held-out ones lack a class.
     held_out = Path(shutil.copytree(shapes / "val", tmp_path / "val"))
     shutil.rmtree(held_out / "bar")
-    code, _, err = run_verb(
+    code, _, err = verb(
         "evaluate", weights, held_out, "--knn", shapes / "train", "--k", "3", "--out", tmp_path / "knn",
         "--workers", "0",
     )  # fmt: skip
@@ -210,20 +192,16 @@ def test_neighbors_and_features_take_class_folders(shapes: Path, tmp_path: Path,
         labels = [line.split(",") for line in file.read().splitlines()]
     column = labels[0].index("label")
     assert {int(row[column]) for row in labels[1:]} == set(range(1, 10))  # numbered as the training's
-    code, _, err = run_verb(
-        "extract-features", weights, shapes / "val", tmp_path / "features", "--workers", "0"
-    )
+    code, _, err = verb("extract-features", weights, shapes / "val", tmp_path / "features", "--workers", "0")
     assert code == 0, err
     features, paths, labels = read_features(tmp_path / "features")
     assert features.shape == (12, 24)
     assert [Path(path).parent.name for path in paths] == [list(SHAPES)[label] for label in labels]
 
 
-def test_folder_of_pictures_is_predicted_picture_by_picture(
-    shapes: Path, tmp_path: Path, run_verb: RunVerb
-) -> None:
+def test_folder_of_pictures_is_predicted_picture_by_picture(shapes: Path, tmp_path: Path, verb: Verb) -> None:
     weights = _classifier(tmp_path / "w.safetensors")
-    code, out, err = run_verb("predict", weights, shapes / "val/disc", shapes / "val/heart/000055.png")
+    code, out, err = verb("predict", weights, shapes / "val/disc", shapes / "val/heart/000055.png")
     assert code == 0, err
     assert [line.rsplit("/", 1)[1] for line in out.splitlines() if line.endswith(".png")] == [
         "000054.png", "000055.png",
@@ -240,7 +218,7 @@ def test_library_takes_a_picture_as_an_array(shapes: Path, tmp_path: Path) -> No
     assert torch.equal(classifier.predict(picture[None], fps=1.0).probabilities, expected)
 
 
-def test_video_in_a_list_of_pictures_gives_its_middle_frame(tmp_path: Path, run_verb: RunVerb) -> None:
+def test_video_in_a_list_of_pictures_gives_its_middle_frame(tmp_path: Path, verb: Verb) -> None:
     weights = _classifier(tmp_path / "w.safetensors")
     write_video(tmp_path / "v.mp4", frames=9)
     classifier = load_classifier(weights, device="cpu")
@@ -274,10 +252,10 @@ def _spoil(shapes: Path, folder: Path) -> Path:
 
 
 def test_damaged_pictures_are_replaced_in_training_and_listed_in_scoring(
-    shapes: Path, tmp_path: Path, run_verb: RunVerb
+    shapes: Path, tmp_path: Path, verb: Verb
 ) -> None:
     damaged = _spoil(shapes, tmp_path / "damaged")
-    code, _, err = run_verb(
+    code, _, err = verb(
         *finetuning(damaged, tmp_path / "run", "vit", "data.failure_share=0.2", "data.validation=")
     )
     assert code == 3, err
@@ -286,20 +264,18 @@ def test_damaged_pictures_are_replaced_in_training_and_listed_in_scoring(
     assert "000015.png" in failures
     assert "not a picture, or a damaged one" in failures
     weights = _classifier(tmp_path / "w.safetensors")
-    code, out, err = run_verb(
-        "evaluate", weights, damaged / "val", "--out", tmp_path / "out", "--workers", "0"
-    )
+    code, out, err = verb("evaluate", weights, damaged / "val", "--out", tmp_path / "out", "--workers", "0")
     assert code == 3
     assert out.startswith("11 of 12 videos scored")
     assert "000058.png: not a picture, or a damaged one" in err
 
 
 def test_check_data_reads_class_folders_and_writes_a_clean_list(
-    shapes: Path, tmp_path: Path, run_verb: RunVerb
+    shapes: Path, tmp_path: Path, verb: Verb
 ) -> None:
     damaged = _spoil(shapes, tmp_path / "damaged images")
     clean = tmp_path / "clean.csv"
-    code, out, _ = run_verb(
+    code, out, _ = verb(
         "check-data", damaged / "train", "--format", "images", "--clean", clean, "--workers", "0"
     )
     assert code == 3
@@ -310,45 +286,43 @@ def test_check_data_reads_class_folders_and_writes_a_clean_list(
     assert lines[0] == '"damaged images/train/bar/000000.png" 0'
 
 
-def test_check_data_says_that_it_takes_class_folders_for_videos(shapes: Path, run_verb: RunVerb) -> None:
-    _, out, err = run_verb("check-data", shapes / "train", "--workers", "0")
+def test_check_data_says_that_it_takes_class_folders_for_videos(shapes: Path, verb: Verb) -> None:
+    _, out, err = verb("check-data", shapes / "train", "--workers", "0")
     assert "10 rows" in out
     assert "10 folders of pictures, read as the frames of videos; set format=images if they are" in err
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
-def test_pictures_for_longer_clips_are_refused(
-    verb: str, shapes: Path, tmp_path: Path, run_verb: RunVerb
-) -> None:
-    words = {"pretrain": pretraining, "finetune": finetuning}[verb](shapes, tmp_path / "run", "vit")
-    code, _, err = run_verb(*words, "clip.frames=4", f"data.train={shapes / 'train.csv'}", "data.validation=")
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_pictures_for_longer_clips_are_refused(name: str, shapes: Path, tmp_path: Path, verb: Verb) -> None:
+    words = {"pretrain": pretraining, "finetune": finetuning}[name](shapes, tmp_path / "run", "vit")
+    code, _, err = verb(*words, "clip.frames=4", f"data.train={shapes / 'train.csv'}", "data.validation=")
     assert code == 2
     line = last_line(err)
     assert "is a picture, which has one frame, and clips have 4 (48 of 48 rows are pictures)" in line
     assert "use clip.frames=1" in line
 
 
-def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, run_verb: RunVerb) -> None:
+def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, verb: Verb) -> None:
     weights = _classifier(tmp_path / "w.safetensors", frames=2)
     picture = shapes / "val/star/000058.png"
-    code, _, err = run_verb("predict", weights, picture)
+    code, _, err = verb("predict", weights, picture)
     assert code == 2
     assert "000058.png) is a picture, which has one frame, and clips have 2" in last_line(err)
     with pytest.raises(UserError, match="is one image, and the clips of this network have 2 frames"):
         load_classifier(weights, device="cpu").predict(np.zeros((40, 40, 3), np.uint8))
 
 
-def test_one_class_or_none_is_refused(shapes: Path, tmp_path: Path, run_verb: RunVerb) -> None:
+def test_one_class_or_none_is_refused(shapes: Path, tmp_path: Path, verb: Verb) -> None:
     for name, words in (("train/star", "is not in a class folder"), (".", "are splits, not classes")):
-        code, _, err = run_verb(*finetuning(shapes, tmp_path / "run", "vit"), f"data.train={shapes / name}")
+        code, _, err = verb(*finetuning(shapes, tmp_path / "run", "vit"), f"data.train={shapes / name}")
         assert code == 2
         assert words in last_line(err)
     (tmp_path / "one").mkdir()
     shutil.copytree(shapes / "train/star", tmp_path / "one/star")
-    code, _, err = run_verb(*finetuning(shapes, tmp_path / "run", "vit"), f"data.train={tmp_path / 'one'}")
+    code, _, err = verb(*finetuning(shapes, tmp_path / "run", "vit"), f"data.train={tmp_path / 'one'}")
     assert code == 2
     assert "contains one class folder, star, and a classifier needs at least two" in last_line(err)
     (tmp_path / "none").mkdir()
-    code, _, err = run_verb(*pretraining(shapes, tmp_path / "run", "vit"), f"data.train={tmp_path / 'none'}")
+    code, _, err = verb(*pretraining(shapes, tmp_path / "run", "vit"), f"data.train={tmp_path / 'none'}")
     assert code == 2
     assert "contains no pictures" in last_line(err)

@@ -1,4 +1,4 @@
-"""``import-slowfast``: the same answers from our files as from PySlowFast's, and every fact of the YAML."""
+"""``import-slowfast``: imported files give the outputs and recipes of the PySlowFast files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def recorded(golden: Path, case: str, folder: Path, changes: dict[str, Any]) -> 
 def as_pyslowfast_sees(frames: Tensor, clip_keys: dict[str, Any], *, pictures: bool) -> Tensor:
     """RGB frames uint8 [T, H, W, 3] -> the network's input float [1, 3, T, H, W], step by step.
 
-    Pictures are read as blue, green, red; then values go to 0..1, are normalised channel by channel, and at
-    last the channels are reversed if the YAML wants that.
+    Pictures are read as blue, green, red; then values go to 0..1, are normalized per channel, and at
+    last the channels are reversed if the YAML says so.
     """
     pixels = frames.flip(-1) if pictures else frames
     mean = torch.tensor(clip_keys.get("DATA.MEAN", [0.45, 0.45, 0.45]))
@@ -59,7 +59,7 @@ LEVELS = {"DATA.MEAN": [0.485, 0.456, 0.406], "DATA.STD": [0.229, 0.224, 0.225]}
 @torch.no_grad()
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dataset", ["kinetics", "ssv2"])
-@pytest.mark.parametrize("levels", [{}, LEVELS], ids=["one level", "a level a channel"])
+@pytest.mark.parametrize("levels", [{}, LEVELS], ids=["one level", "one level per channel"])
 def test_logits_of_the_same_frames_are_the_same(
     golden: Path, tmp_path: Path, levels: dict[str, Any], dataset: str, reverse: bool
 ) -> None:
@@ -75,7 +75,7 @@ def test_logits_of_the_same_frames_are_the_same(
     weights = import_slowfast(*files, tmp_path / "out").weights
     clip = read_classify_recipe(weights).clip
     ours = load_model(weights)(normalize(frames[None], mean=clip.mean, std=clip.std))
-    # The colours are summed in another order.
+    # The channels are summed in another order.
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     other = normalize(frames[None].flip(-1), mean=clip.mean, std=clip.std)
     assert (load_model(weights)(other) - theirs).abs().max() > 1e-3  # the test sees the order of channels
@@ -83,7 +83,7 @@ def test_logits_of_the_same_frames_are_the_same(
 
 @torch.no_grad()
 def test_video_is_scored_as_by_the_yaml(golden: Path, tmp_path: Path) -> None:
-    """Five views of 4 frames x stride 4, centre crop of 64 from frames of 72x96, softmax averaged."""
+    """Five views of 4 frames x stride 4, center crop of 64 from frames of 72x96, softmax averaged."""
     files = recorded(golden, "mvitv2_kinetics", tmp_path, {"DATA.TRAIN_JITTER_SCALES": [72, 90]})
     frames = torch.randint(256, (60, 72, 96, 3), dtype=torch.uint8)
     model = load_slowfast(*files).model
@@ -163,7 +163,7 @@ LARGE = [
     (
         "SSv2/MVITv2_L_40x3",
         "mvitv2_l",
-        # Normalised as blue, green, red, then reversed.
+        # Normalized as BGR, then reversed.
         {
             **SSV2,
             "clip": (40, 3, 312),
@@ -214,7 +214,7 @@ def test_public_pre_training_of_full_size_is_imported(tmp_path: Path, golden: Pa
     assert PretrainRecipe.of(config) == recipe
     assert (recipe.mask.kind, recipe.mask.ratio, recipe.mask.cell) == ("cube", 0.4, (2, 32, 32))
     assert (recipe.clip.frames, recipe.clip.stride, recipe.clip.crop) == (16, 4, 224)
-    # The published pre-training is this package's default but for the size.
+    # The published pre-training is the default of this package, except for the size.
     keys = yaml.safe_load(outcome.config.read_text())
     assert keys == ({} if size == "S" else {"model": {"name": "maskfeat_mvitv2_l"}})
     if size == "S":
@@ -251,7 +251,7 @@ def test_written_pre_training_config_builds_model_and_target(golden: Path, tmp_p
     assert "pred_head.projections.0.weight" in model.state_dict()
 
 
-def test_verb_prints_what_became_of_everything(
+def test_verb_prints_the_use_of_all_weights_and_keys(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = tmp_path / "names.txt"

@@ -1,4 +1,4 @@
-"""docs/how_to/predict.md: its commands run, its Python runs, its tables name what there is."""
+"""docs/how_to/predict.md: its commands and Python run, and its tables are complete."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The files that the page speaks of, in the folder where it is tried."""
+    """The files that the page uses, in the current folder."""
     monkeypatch.chdir(tmp_path)
     write_classifier(tmp_path / "classifier.safetensors")
     write_pretrained(tmp_path / "weights.safetensors")
@@ -67,7 +67,7 @@ def test_commands_and_python_run_as_written(place: Path, capsys: pytest.CaptureF
 
 
 def test_examples_are_three_lines() -> None:
-    """From the import to probabilities, and to features."""
+    """The import, and two lines to probabilities or features."""
     for code in blocks("python")[:2]:
         lines = [line for line in code.split("\n\n")[1].splitlines() if line]
         assert len(lines) == 2, lines  # and the import

@@ -168,7 +168,7 @@ def test_file_names_need_not_be_utf8(weights: Path, videos: Path, tmp_path: Path
     assert (lines[0], lines[-1]) == (f"{tmp_path}/caf\\xe9.mp4", f"{films}/caf\\xe9_labels.mp4")
     with open_video(films / os.fsdecode(b"caf\xe9_labels.mp4"), "auto") as film:
         assert film.frames == 20
-    with pytest.raises(VideoReadError, match="decord opens no file whose name is not UTF-8"):
+    with pytest.raises(VideoReadError, match="decord cannot open files with names that are not UTF-8"):
         open_video(os.fsdecode(name), "decord")
 
 
@@ -303,5 +303,5 @@ def test_video_damaged_outside_its_views_is_classified_without_film(
     code, out, err = verb(weights, pictures, "--views", "1", "--out", films)
     assert code == 3
     assert out.splitlines()[0] == str(pictures)
-    assert "no annotated video: 18.png: no picture" in err
+    assert "no annotated video: 18.png: not a picture" in err
     assert list(films.iterdir()) == []

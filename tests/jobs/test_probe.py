@@ -1,4 +1,4 @@
-"""The probe inside a pre-training: the numbers that an evaluation gives, and its mistakes in words."""
+"""The probe in a pre-training: equal to an evaluation, without effect on the training, and its errors."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def test_the_probe_is_an_evaluation_of_the_weights_at_that_time(
     assert result.accuracy.top1 == summary["knn_top1"]
 
 
-def test_what_is_learnt_does_not_depend_on_the_probe(
-    pretrain: Pretrain, sample: Path, tmp_path: Path
-) -> None:
+def test_probe_does_not_change_the_training(pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
     assert pretrain()[0] == 0
     plain = [row["loss"] for row in rows(tmp_path / "run")]
     (tmp_path / "run").rename(tmp_path / "plain")
@@ -58,7 +56,7 @@ def test_what_is_learnt_does_not_depend_on_the_probe(
         (["probe.train={sample}/none.csv", "probe.test={sample}/val.csv"], "none.csv"),
     ],
 )
-def test_a_probe_that_cannot_be_is_refused_before_training(
+def test_wrong_probe_is_refused_before_training(
     pretrain: Pretrain, sample: Path, tmp_path: Path, keys: list[str], words: str
 ) -> None:
     code, said = pretrain(*(key.format(sample=sample) for key in keys))

@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.engine.toy import TIMES, metrics
+from tests.engine.toy import metrics
+from tests.jobs.conftest import Verb
 from tests.jobs.ranks import run_verb
-from videomaskfeat.cli import main
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.optim import CosineRamp
@@ -61,21 +61,16 @@ Train = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def train(sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Train:
-    """``train(kind, *overrides) -> (exit code, what stderr says)`` of a tiny run in ``tmp_path / "run"``."""
+def train(sample: Path, tmp_path: Path, verb: Verb) -> Train:
+    """``train(kind, *overrides) -> (exit code, stderr)`` of a tiny run in ``tmp_path / "run"``."""
 
     def run_training(kind: str, *overrides: str) -> tuple[int, str]:
         data = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
         model = [f"model.name={kind}", f"model.arguments={ARGUMENTS.get(kind, '{}')}"]
-        code = main(["train-tokenizer", *TINY, *model, *data, *overrides])
-        return code, capfd.readouterr().err
+        code, _, err = verb("train-tokenizer", *TINY, *model, *data, *overrides)
+        return code, err
 
     return run_training
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in simplejson.loads(line).items() if k not in TIMES} for line in lines]
 
 
 @pytest.mark.parametrize("kind", ["dvae", "vq"])
@@ -92,7 +87,7 @@ def test_run_learns_to_reconstruct_and_leaves_what_is_needed(
     assert summary["heldout_frames"] == 2
     assert summary["heldout_trained"] < 0.95 * summary["heldout_untrained"]  # of two frames
     assert 1 <= summary["heldout_perplexity"] <= summary["heldout_used_codes"] <= 16
-    logged = rows(run)
+    logged = metrics(run)
     assert logged[-1]["reconstruction"] < 0.8 * logged[0]["reconstruction"]
     names = {"dvae": {"kl", "temperature"}, "vq": {"commitment"}}[kind]
     assert names | {"reconstruction", "perplexity", "used_codes"} <= set(logged[0])
@@ -133,15 +128,15 @@ def test_interrupted_run_equals_the_uninterrupted_one(
     monkeypatch.setattr(step_class, "__call__", stop_once)
     every = [*overrides, f"run.folder={tmp_path / 'cut'}", "run.checkpoint_minutes=0"]
     assert train(kind, *every)[0] == 130
-    assert len(rows(tmp_path / "cut")) == 4
+    assert len(metrics(tmp_path / "cut")) == 4
     assert train(kind, *every)[0] == 0
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     if kind == "vq":
         assert one["codebook.counts"].sum() > 0
     else:
-        temperatures = [row["temperature"] for row in rows(tmp_path / "whole")]
+        temperatures = [row["temperature"] for row in metrics(tmp_path / "whole")]
         expected = [CosineRamp(1.0, 0.0625)(step / 8) for step in range(8)]
         assert temperatures == pytest.approx(expected, rel=1e-6)
 
@@ -157,7 +152,7 @@ def test_perceptual_loss_takes_a_frozen_encoder_of_ours(train: Train, tmp_path: 
     assert code == 0, text
     assert "of the features of" in text
     assert "after block 1, 2" in text
-    logged = rows(tmp_path / "run")[-1]
+    logged = metrics(tmp_path / "run")[-1]
     total = logged["reconstruction"] + logged["perceptual"] + 0.25 * logged["commitment"]
     assert logged["loss"] == pytest.approx(total, rel=1e-5)
     assert weights.read_bytes() == before

@@ -1,4 +1,4 @@
-"""``visualize``: from a weights file and videos to pictures that show what the model said."""
+"""``visualize``: images of clips, masks, targets and predictions from a weights file and videos."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RECIPE = PretrainRecipe(
 
 
 class Oracle(nn.Module):
-    """Predicts the target itself, and remembers what it was given."""
+    """Predicts the target itself, and records its inputs."""
 
     def __init__(self, target: nn.Module | None = None) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Oracle(nn.Module):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a disc that moves over noise (32x48 pixels, 20 frames), and a file that is no video."""
+    """A folder with a disc that moves over noise (32x48 pixels, 20 frames), and an unreadable file."""
     folder = tmp_path_factory.mktemp("videos")
     ground = np.random.default_rng(0).integers(0, 90, (32, 48, 3), dtype=np.uint8)
     frames = [cv2.circle(ground.copy(), (8 + i, 16), 7, (250, 200, 90), -1) for i in range(20)]
@@ -65,7 +65,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawings(monkeypatch: pytest.MonkeyPatch) -> list[ClipDrawing]:
-    """What would have been drawn; nothing is written."""
+    """The drawings; no file is written."""
     caught: list[ClipDrawing] = []
     monkeypatch.setattr(drawing, "write_picture", lambda path, drawing, columns: caught.append(drawing))
     monkeypatch.setattr(drawing, "write_film", lambda path, drawing: None)
@@ -101,7 +101,7 @@ def test_videos_become_pictures_and_bad_ones_are_reported(
     assert "bad.mp4" in str(result.failures[0])
 
 
-def test_drawing_holds_what_the_model_was_given(
+def test_drawing_has_the_inputs_of_the_model(
     videos: Path, tmp_path: Path, drawings: list[ClipDrawing]
 ) -> None:
     model = Oracle().train()
@@ -114,8 +114,8 @@ def test_drawing_holds_what_the_model_was_given(
     np.testing.assert_array_equal(drawing.prediction, drawing.target)
     assert drawing.title == "pictures"
     assert drawing.frame_labels == ("frame 6", "frame 8", "frame 10", "frame 13")  # the middle 8 of 20 frames
-    centre = cv2.imread(str(videos / "pictures/8.png"))[:, 8:40, ::-1]
-    np.testing.assert_array_equal(drawing.frames[1], centre)
+    center = cv2.imread(str(videos / "pictures/8.png"))[:, 8:40, ::-1]
+    np.testing.assert_array_equal(drawing.frames[1], center)
     assert model.training
 
 
@@ -123,7 +123,7 @@ def test_drawing_holds_what_the_model_was_given(
 def test_true_pixels_are_drawn_as_the_frames_that_they_are(
     videos: Path, tmp_path: Path, drawings: list[ClipDrawing], arguments: dict[str, Any]
 ) -> None:
-    """Eight-bit pixels there and back; what is predicted as it is fills every gap without a seam."""
+    """Pixels are converted to 8 bits and back; exact predictions equal the frames."""
     recipe = replace(RECIPE, target="pixels", target_arguments=arguments)
     draw_videos(Oracle(PixelTarget(**arguments)), [str(videos / "pictures")], tmp_path, recipe=recipe)
     (drawing,) = drawings
@@ -138,7 +138,7 @@ def test_true_pixels_are_drawn_as_the_frames_that_they_are(
     assert (draw_picture(flat) != picture).any()
 
 
-def test_visible_pixels_are_kept_where_gaps_are_filled(
+def test_visible_pixels_do_not_change_when_gaps_are_filled(
     videos: Path, tmp_path: Path, drawings: list[ClipDrawing]
 ) -> None:
     recipe = replace(RECIPE, target="pixels", target_arguments={"normalised": False})
@@ -185,7 +185,7 @@ def test_mask_and_ratio_can_be_chosen(
         visualize(checkpoint, [path], tmp_path, mask="tubes", device="cpu")
 
 
-def test_all_videos_unreadable_is_the_users_mistake(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
+def test_no_readable_video_is_a_mistake(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
     paths = [str(videos / "bad.mp4"), str(videos / "missing.mp4")]
     with pytest.raises(UserError, match=r"none of the 2 videos could be read; the first: .*bad.mp4"):
         visualize(checkpoint, paths, tmp_path, device="cpu")
@@ -204,7 +204,7 @@ def test_target_without_picture_is_refused(tmp_path: Path) -> None:
         draw_videos(Oracle(), [], tmp_path, recipe=replace(RECIPE, target="hogg"))
 
 
-def test_what_has_no_picture_says_so(tmp_path: Path) -> None:
+def test_undrawable_target_or_method_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'features' cannot be drawn; only hog and pixels can"):
         draw_videos(Oracle(), [], tmp_path, recipe=replace(RECIPE, target="features"))
     with pytest.raises(UserError, match="method 'ibot' predicts nothing that can be drawn"):

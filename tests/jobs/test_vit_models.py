@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.engine.toy import metrics
-from tests.jobs.test_export import SMALL_CLIP, frames, normalised, onnx_run, program_run, write
+from tests.jobs.test_export import SMALL_CLIP, frames, normalized, onnx_run, program_run, write
 from videomaskfeat import load_classifier, load_encoder
 from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
@@ -46,11 +46,11 @@ def test_video_is_classified_and_gives_features(weights: Path) -> None:
     video = np.random.default_rng(0).integers(256, size=(12, 32, 32, 3), dtype=np.uint8)
     network = load_model(weights)
     span = video[[2, 4, 6, 9]]  # 4 frames at stride 2 span 8 of 12: from 2 on, at 0, 7/3, 14/3 and 7
-    expected = network(normalised(span[None]))[0].softmax(0)
+    expected = network(normalized(span[None]))[0].softmax(0)
     actual = load_classifier(weights, device="cpu").predict(video, fps=30.0).probabilities
     torch.testing.assert_close(torch.as_tensor(actual), expected, **CLOSE)
     features = load_encoder(weights, device="cpu").features(video, fps=30.0, depth=1)
-    torch.testing.assert_close(features, network.features(normalised(span[None]), depth=1)[0], **CLOSE)
+    torch.testing.assert_close(features, network.features(normalized(span[None]), depth=1)[0], **CLOSE)
 
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
@@ -63,7 +63,7 @@ def test_classifier_is_exported(tmp_path: Path, ending: str, arguments: dict[str
     pixels = frames(2, SMALL_CLIP)
     run = onnx_run(exported.paths[0], clips=pixels) if ending == "onnx" else None
     (actual,) = run or program_run(exported.paths[0], torch.from_numpy(pixels))
-    torch.testing.assert_close(actual, load_model(weights)(normalised(pixels)), **CLOSE)
+    torch.testing.assert_close(actual, load_model(weights)(normalized(pixels)), **CLOSE)
 
 
 def test_mae_gives_its_encoder_as_a_graph_and_its_weights_whole(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ToyClassifier(nn.Module):
-    """Logits from the mean colour of each frame; it notes how many clips it is given at once."""
+    """Logits from the mean color of each frame; it records the batch sizes."""
 
     def __init__(self, *, frames: int = 2, classes: int = 7, seed: int = 0) -> None:
         super().__init__()

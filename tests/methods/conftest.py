@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.jobs.conftest import _sample, pretrain, sample
+from tests.jobs.conftest import _sample, pretrain, sample, verb
 
-__all__ = ["_sample", "pretrain", "sample"]
+__all__ = ["_sample", "pretrain", "sample", "verb"]

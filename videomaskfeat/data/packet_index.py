@@ -246,8 +246,8 @@ def measure_timing(
 ) -> Timing:
     """The timing of frames with known times.
 
-    The stated rate is returned if it gives the last frame, which has no next one, a duration like that of the
-    others: it is exact, 30000/1001 instead of 29.97. Otherwise the rate follows from the gaps.
+    The stated rate is returned if the last frame, which has no next one, then has a duration like the others:
+    it is exact, 30000/1001 instead of 29.97. Otherwise the rate follows from the gaps.
 
     Args:
         seconds: display times, float64 [N], N >= 1, ascending.

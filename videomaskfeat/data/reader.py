@@ -289,16 +289,16 @@ class IndexedReader(_VideoByTime):
         return nearest_places(self._seconds, seconds)
 
 
-def nearest_places(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """For each wanted time, the index of the nearest of ascending times, int64 [n].
+def nearest_places(times: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """For each target, the index of the nearest of ascending times, int64 [n].
 
     If two are equally near, the later one is chosen; also a little before the middle, because containers
     round times to their clock (Matroska's has milliseconds).
     """
-    later = np.searchsorted(times, wanted).clip(0, len(times) - 1)
+    later = np.searchsorted(times, targets).clip(0, len(times) - 1)
     earlier = np.maximum(later - 1, 0)
     middle = times[earlier] + _LATER * (times[later] - times[earlier])
-    return np.where(wanted >= middle, later, earlier)
+    return np.where(targets >= middle, later, earlier)
 
 
 def check_inside(path: str, second: float, *, last: float, end: float) -> None:

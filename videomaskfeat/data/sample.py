@@ -1,4 +1,4 @@
-"""The built-in sample data set: videos whose class is their motion, pictures of shapes, and their lists."""
+"""The built-in sample data set: videos of motions, pictures of shapes, and their lists."""
 
 from __future__ import annotations
 
@@ -18,41 +18,40 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.io import make_folder, whole_file
 from videomaskfeat.mp4 import write_mp4
 
-# What a generator draws, beside the user's seed and the video's number: a tag keeps the streams apart.
+# Tags that separate the random streams of one seed.
 _CLIP, _ACTORS, _DETECTOR = 1, 2, 3
-_HELD_OUT = 10  # one video in ten validates and one in ten tests
-_FEW = 20  # labelled videos or pictures a class in train_few.csv
-_DENSE = 5  # times a second at which ava_val_tracked_boxes.csv has boxes: actors travel far within a second
-# AVA's cut videos begin at second 900 of the film, and its times count from the film's start.
-AVA_FIRST_SECOND = 900
-_VISIBLE_SHARE = 0.4  # an actor cut by the border counts while this share of its box is in the picture
+_HELD_OUT = 10  # one video in ten is in the validation list, and one in ten in the test list
+_FEW = 20  # videos or pictures per class in train_few.csv
+_DENSE = 5  # times per second with boxes in ava_val_tracked_boxes.csv
+AVA_FIRST_SECOND = 900  # as in AVA: videos begin at second 900 of a film, and times count from its start
+_VISIBLE_FRACTION = 0.4  # minimum visible fraction of an actor's box
 _README = """Sample data, made by `videomaskfeat sample-data`.
-{videos} videos of {frames} frames, {size}x{size} pixels, {fps:g} frames a second, seed {seed}.
-The class is the motion alone: a single frame holds no trace of it. Left and right, up and down and the
-senses of turning are classes, so never flip or rotate when training on labels.
+{videos} videos of {frames} frames, {size}x{size} pixels, {fps:g} frames per second, seed {seed}.
+The class is the motion; a single frame contains no information about it. Left and right, up and down, and
+directions of rotation are classes, so do not flip or rotate clips when training on labels.
 
-  videos/                       the videos that both kinds of lists below name
-  train.csv val.csv test.csv    Kinetics form, `path label`; paths count from this folder
+  videos/                       the videos in the lists below
+  train.csv val.csv test.csv    Kinetics form, `path label`; paths are relative to this folder
   train_few.csv                 the first {few} videos of each class in train.csv
-  classes.txt                   the class names, one a line, in the order of the labels
+  classes.txt                   the class names, one per line, in the order of the labels
   something-something-v2-*.json Something-Something-v2 form; ids are file names in videos/ (prefix: videos)
-  ava/                          {ava_videos} longer videos with several actors, an action each, in AVA's form
-    videos/                     file time 0 is second {first_second} of the annotations
+  ava/                          {ava_videos} longer videos with several actors, one action each, in AVA's form
+    videos/                     time 0 of a file is second {first_second} of the annotations
     annotations/ava_{{train,val}}_v2.2.csv                      video,second,x1,y1,x2,y2,action,person
     annotations/ava_{{train,val}}_predicted_boxes.csv           video,second,x1,y1,x2,y2,,score
-    annotations/ava_val_tracked_boxes.csv                       the true boxes, {dense} times a second
+    annotations/ava_val_tracked_boxes.csv                       the true boxes, {dense} times per second
     annotations/ava_{{train,val}}_excluded_timestamps_v2.2.csv  video,second: not scored
     annotations/ava_action_list_v2.2.pbtxt                    the actions
-  images/                       {images} pictures whose class is a shape; flip and turn them as you like
-    train/star/000008.png ...   class folders, as ImageNet has them (data.train=images/train), and val/
-    train.csv val.csv           the same as lists, `path label`; classes.txt: the names in their order
+  images/                       {images} pictures whose class is a shape, which may be flipped and rotated
+    train/star/000008.png ...   class folders as in ImageNet (data.train=images/train), and val/
+    train.csv val.csv           the same as lists, `path label`; classes.txt: the class names in order
     train_few.csv               the first {few} pictures of each class in train.csv
 """
 
 
 @dataclass(frozen=True)
 class _Actor:
-    """A box of one actor at one moment, corners as fractions of the picture."""
+    """A box of one actor at one moment, as fractions of the frame."""
 
     video: str
     second: float
@@ -78,26 +77,26 @@ def write_sample_data(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the sample data set. The same arguments give the same bytes, whatever the number of workers.
+    """Write the sample data set; the bytes do not depend on the number of workers.
 
     Args:
-        directory: created where needed; files of an earlier call are replaced.
-        videos: number of classified clips; the label of number i is i modulo 12.
-        frames: frames a clip.
+        directory: created if missing; files of an earlier call are replaced.
+        videos: number of classified videos; the label of video i is i modulo 12.
+        frames: frames per video.
         size: side of the square frames and pictures in pixels, even and at least 32.
-        fps: frames a second.
-        seed: of everything random.
-        ava_videos: longer videos with several actors, for detection; 0 leaves ``ava/`` out.
-        ava_seconds: length of each of them; every second but the first and the last is a key frame.
-        images: pictures with classes of their own, one in five held out; 0 leaves ``images/`` out.
-        workers: threads that draw and encode (both leave Python's lock); default the number of CPUs.
-        progress: called with (videos written, videos in all) after each video.
+        fps: frame rate.
+        seed: random seed.
+        ava_videos: number of longer videos with several actors, for detection; 0: no ``ava/``.
+        ava_seconds: length of these; all seconds except the first and the last are key frames.
+        images: number of pictures of shapes, one in five held out; 0: no ``images/``.
+        workers: number of threads (default: number of CPUs).
+        progress: called with (files written, number of files) after each file.
 
     Raises:
-        UserError: a size or count that cannot be.
+        UserError: a size or number is out of range.
     """
     _check(videos=videos, frames=frames, size=size, fps=fps, ava_videos=ava_videos, ava_seconds=ava_seconds)
-    root, made = Path(directory), {"size": size, "seed": seed}
+    root, shared = Path(directory), {"size": size, "seed": seed}
     if images:
         make_image_folders(root / "images", images)
     make_folder(root / "videos")
@@ -105,9 +104,9 @@ def write_sample_data(
         make_folder(root / "ava" / "videos")
         make_folder(root / "ava" / "annotations")
     jobs: list[_Job] = [
-        *(partial(_write_clip, root, n, frames=frames, fps=fps, **made) for n in range(videos)),
-        *(partial(_write_actors, root, n, seconds=ava_seconds, fps=fps, **made) for n in range(ava_videos)),
-        *(partial(write_image, root / "images", n, images=images, **made) for n in range(images)),
+        *(partial(_write_clip, root, n, frames=frames, fps=fps, **shared) for n in range(videos)),
+        *(partial(_write_actors, root, n, seconds=ava_seconds, fps=fps, **shared) for n in range(ava_videos)),
+        *(partial(write_image, root / "images", n, images=images, **shared) for n in range(images)),
     ]
     results = _run_all(jobs, workers or os.cpu_count() or 1, progress)
     _write_kinetics_lists(root, videos)
@@ -135,27 +134,27 @@ def _check(*, videos: int, frames: int, size: int, fps: float, ava_videos: int, 
     if size < 32 or size % 2:
         raise UserError(
             f"size={size}: sample videos need an even side of at least 32 pixels; "
-            f"take {max(32, size + size % 2)}"
+            f"use {max(32, size + size % 2)}"
         )
     if videos < len(MOTIONS):
         raise UserError(
-            f"videos={videos}: each of the {len(MOTIONS)} classes needs a video; take at least {len(MOTIONS)}"
+            f"videos={videos}: each of the {len(MOTIONS)} classes needs a video; use at least {len(MOTIONS)}"
         )
     if frames < 1:
         raise UserError(f"frames={frames}: a video needs at least one frame")
     if not 1 <= fps <= 240:
-        raise UserError(f"fps={fps:g}: take a rate between 1 and 240 frames a second")
+        raise UserError(f"fps={fps:g}: the frame rate must be between 1 and 240")
     if ava_videos and (ava_videos < 2 or ava_seconds < 3):
         raise UserError(
-            f"ava_videos={ava_videos}, ava_seconds={ava_seconds}: take 0 videos, or at least 2 (one is held "
-            "out) of at least 3 seconds (the first and the last second hold no key frame)"
+            f"ava_videos={ava_videos}, ava_seconds={ava_seconds}: use 0 videos, or at least 2 (one is held "
+            "out) of at least 3 seconds (the first and the last second have no key frame)"
         )
 
 
 def _run_all(
     jobs: list[_Job], workers: int, progress: Callable[[int, int], None] | None
 ) -> list[list[_Actor] | None]:
-    """The jobs' results in their order; the first error is raised after the rest was called off."""
+    """Results of the jobs in order; the first error cancels the jobs that have not started."""
     with ThreadPoolExecutor(max_workers=workers) as pool:
         futures = [pool.submit(job) for job in jobs]
         try:
@@ -175,7 +174,7 @@ def _write_clip(root: Path, number: int, *, frames: int, size: int, fps: float, 
 
 
 def _write_actors(root: Path, number: int, *, seconds: int, size: int, fps: float, seed: int) -> list[_Actor]:
-    """Write a video of two to four actors with an action each, and give the boxes of its key frames."""
+    """Write a video of two to four actors with one action each; returns the boxes."""
     rng = np.random.default_rng([_ACTORS, seed, number])
     names = list(MOTIONS)
     actions = rng.permutation(len(names))[: int(rng.integers(2, 5))]
@@ -191,17 +190,17 @@ def _write_actors(root: Path, number: int, *, seconds: int, size: int, fps: floa
 
 
 def _actors_at(scene: Scene, video: str, second: float, frame: int) -> list[_Actor]:
-    """The boxes at one moment; an actor that shows at two borders of the torus counts as two persons."""
-    names, found = list(MOTIONS), []
+    """The boxes at one moment; an actor visible at two borders of the torus is two persons."""
+    names, actors = list(MOTIONS), []
     for person, sprite in enumerate(scene.sprites):
         extent = np.array(sprite.extent(frame))
-        for copy, centre in enumerate(copies_in_view(sprite, frame)):
-            whole = np.array(centre * 2) + extent
+        for copy, center in enumerate(copies_in_view(sprite, frame)):
+            whole = np.array(center * 2) + extent
             box = np.clip(whole, 0, 1)
-            if np.prod(box[2:] - box[:2]) < _VISIBLE_SHARE * np.prod(whole[2:] - whole[:2]):
+            if np.prod(box[2:] - box[:2]) < _VISIBLE_FRACTION * np.prod(whole[2:] - whole[:2]):
                 continue
             x1, y1, x2, y2 = (round(float(value), 3) for value in box)
-            found.append(
+            actors.append(
                 _Actor(
                     video,
                     AVA_FIRST_SECOND + second,
@@ -210,11 +209,11 @@ def _actors_at(scene: Scene, video: str, second: float, frame: int) -> list[_Act
                     person=person + copy * len(scene.sprites),
                 )
             )
-    return found
+    return actors
 
 
 def _splits(videos: int) -> dict[str, list[int]]:
-    """Video numbers of each split. Labels go round and round, so contiguous parts are balanced."""
+    """Video numbers of each split; contiguous splits are balanced, since labels are cyclic."""
     held_out = max(videos // _HELD_OUT, 1)
     numbers = list(range(videos))
     return {
@@ -228,13 +227,13 @@ def _write_kinetics_lists(root: Path, videos: int) -> None:
     for split, numbers in _splits(videos).items():
         rows = [f"videos/{number:06d}.mp4 {number % len(MOTIONS)}\n" for number in numbers]
         _write_text(root / f"{split}.csv", "".join(rows))
-        if split == "train":  # the labels of its rows go round and round
+        if split == "train":  # balanced, since labels are cyclic
             _write_text(root / "train_few.csv", "".join(rows[: _FEW * len(MOTIONS)]))
     _write_text(root / "classes.txt", "".join(f"{name}\n" for name in MOTIONS))
 
 
 def _write_ssv2_lists(root: Path, videos: int) -> None:
-    """The JSON files as Something-Something-v2 has them: no label in the test list, indices are strings."""
+    """Write JSON files as in Something-Something-v2: no labels in the test list, and numbers as strings."""
     templates = [f"Making [something] {name}" for name in MOTIONS]
     plain = [template.replace("[", "").replace("]", "") for template in templates]
     for split, numbers in _splits(videos).items():
@@ -253,23 +252,23 @@ def _write_ssv2_lists(root: Path, videos: int) -> None:
 
 
 def _write_ava_lists(folder: Path, actors: list[list[_Actor]], seconds: int, seed: int) -> None:
-    """The annotation files; one video in four validates."""
+    """Write the annotation files; one video in four is in the validation list."""
     rng = np.random.default_rng([_DETECTOR, seed])
     val = max(len(actors) // 4, 1)
-    for split, parts in {"train": actors[:-val], "val": actors[-val:]}.items():
-        everywhere = [actor for part in parts for actor in part]
-        boxes = [actor for actor in everywhere if actor.second.is_integer()]  # in the key frames
-        rows = [f"{_place(a)},{_corners(a.box)},{a.action},{a.person}\n" for a in boxes]
+    for split, split_videos in {"train": actors[:-val], "val": actors[-val:]}.items():
+        dense_boxes = [actor for video_actors in split_videos for actor in video_actors]
+        boxes = [actor for actor in dense_boxes if actor.second.is_integer()]  # in the key frames
+        rows = [f"{_moment(a)},{_corners(a.box)},{a.action},{a.person}\n" for a in boxes]
         _write_text(folder / f"ava_{split}_v2.2.csv", "".join(rows))
         detected = [row for actor in boxes for row in _detections(actor, rng)]
         _write_text(folder / f"ava_{split}_predicted_boxes.csv", "".join(detected))
-        # The first key frame of every second video: excluded times must appear in the lists to mean anything.
+        # The first key frame of every second video.
         excluded = sorted({a.video for a in boxes})[::2]
         text = "".join(f"{video},{AVA_FIRST_SECOND + 1:04d}\n" for video in excluded)
         _write_text(folder / f"ava_{split}_excluded_timestamps_v2.2.csv", text)
         if split == "val":
-            every = [f"{_place(a)},{_corners(a.box)},,1.000000\n" for a in everywhere]
-            _write_text(folder / "ava_val_tracked_boxes.csv", "".join(every))
+            tracked = [f"{_moment(a)},{_corners(a.box)},,1.000000\n" for a in dense_boxes]
+            _write_text(folder / "ava_val_tracked_boxes.csv", "".join(tracked))
     items = [
         f'item {{\n  name: "{name}"\n  id: {number}\n}}\n' for number, name in enumerate(MOTIONS, start=1)
     ]
@@ -277,18 +276,18 @@ def _write_ava_lists(folder: Path, actors: list[list[_Actor]], seconds: int, see
 
 
 def _detections(actor: _Actor, rng: np.random.Generator) -> list[str]:
-    """What a detector would give for an actor: a shifted box, now and then none, or a false one besides."""
+    """Simulated detections of an actor: a shifted box or none, and sometimes a false positive."""
     rows = []
     if rng.random() < 0.95:
         box = np.clip(np.array(actor.box) + rng.normal(0, 0.008, size=4), 0, 1)
-        rows.append(f"{_place(actor)},{_corners(tuple(box))},,{rng.uniform(0.85, 1.0):.6f}\n")
+        rows.append(f"{_moment(actor)},{_corners(tuple(box))},,{rng.uniform(0.85, 1.0):.6f}\n")
     if rng.random() < 0.15:
         x, y = rng.uniform(0, 0.7, size=2)
-        rows.append(f"{_place(actor)},{_corners((x, y, x + 0.3, y + 0.3))},,{rng.uniform(0.1, 0.8):.6f}\n")
+        rows.append(f"{_moment(actor)},{_corners((x, y, x + 0.3, y + 0.3))},,{rng.uniform(0.1, 0.8):.6f}\n")
     return rows
 
 
-def _place(actor: _Actor) -> str:
+def _moment(actor: _Actor) -> str:
     second = f"{actor.second:04.0f}" if actor.second.is_integer() else f"{actor.second:.1f}"
     return f"{actor.video},{second}"
 

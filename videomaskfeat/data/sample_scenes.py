@@ -1,8 +1,8 @@
-"""The moving pictures of the sample data: textured sprites that follow one of twelve motions.
+"""Scenes of the sample videos: textured sprites with one of twelve motions.
 
-The class of a clip is its motion alone. Position (on a torus), angle and size phase of every sprite start
-uniform and every motion only shifts them, so at each instant, the first and the last included, they are
-uniform again for every class: a single frame holds no trace of the label.
+The class of a video is the motion. Position (on a torus), angle and size phase of a sprite are uniform at the
+start, and motions only shift them, so they are uniform at any time for all classes: a single frame contains
+no information about the label.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-# A sprite's radius runs through this range (in picture sides) as its size phase goes from 0 to 1.
+# Radius of a sprite (in frame sides) at size phase 0 and 1.
 SMALLEST_RADIUS = 0.16
 LARGEST_RADIUS = 0.3
-SPEED = 0.55  # picture sides a second, for the straight motions
+SPEED = 0.55  # frame sides per second, for straight motions
 TURNS_PER_SECOND = 0.65
 SIZE_PHASES_PER_SECOND = 0.7
-SWING = 0.13  # picture sides to each side of the middle, for bounce and orbit
+SWING = 0.13  # amplitude in frame sides, for bounces and circles
 SWINGS_PER_SECOND = 1.15
 _TEXTURE_SIDE = 64
 MotionFunction = Callable[[np.ndarray, float], np.ndarray]
@@ -35,7 +35,7 @@ def _pose(
 
 
 def _triangle(phase: np.ndarray) -> np.ndarray:
-    """A triangle wave of period 1 between -1 and 1."""
+    """Triangle wave of period 1 between -1 and 1."""
     return 4 * np.abs((phase % 1.0) - 0.5) - 1
 
 
@@ -48,8 +48,8 @@ def _orbit(seconds: np.ndarray, start: float, sense: int) -> np.ndarray:
     return _pose(seconds, x=SWING * np.cos(turn), y=SWING * np.sin(turn))
 
 
-# Offsets [T, 4] of (x, y, angle, size phase) at given seconds. The second argument is a phase in 0..1 that
-# only the periodic motions use. y points down, so a growing angle turns clockwise on the screen.
+# (seconds, phase) -> offsets [T, 4] of x, y, angle and size phase. Only periodic motions use the phase, 0..1.
+# y points down, so a growing angle is a clockwise rotation.
 MOTIONS: dict[str, MotionFunction] = {
     "move left": lambda s, _: _pose(s, x=-SPEED * s),
     "move right": lambda s, _: _pose(s, x=SPEED * s),
@@ -68,27 +68,28 @@ MOTIONS: dict[str, MotionFunction] = {
 
 @dataclass(frozen=True)
 class Sprite:
-    """A textured shape and where it is at each frame.
+    """A textured shape and its pose in each frame.
 
-    motion: a name in MOTIONS.
-    texture: uint8 [64, 64, 3].
-    alpha: float32 [64, 64] in 0..1, with soft edges.
-    outline: float [corners, 2] (x, y), the farthest corner on the unit circle.
-    centres: float [T, 2] (x, y) in picture sides, 0..1 on a torus.
-    turns: float [T], in full turns, clockwise.
-    radii: float [T] in picture sides.
+    Attributes:
+        motion: a name in MOTIONS.
+        texture: uint8 [64, 64, 3].
+        alpha: opacity with soft edges, float32 [64, 64] in 0..1.
+        outline: float [corners, 2] (x, y), the farthest corner on the unit circle.
+        centers: float [T, 2] (x, y) in frame sides, 0..1 on a torus.
+        turns: float [T], clockwise, in full turns.
+        radii: float [T] in frame sides.
     """
 
     motion: str
     texture: np.ndarray
     alpha: np.ndarray
     outline: np.ndarray
-    centres: np.ndarray
+    centers: np.ndarray
     turns: np.ndarray
     radii: np.ndarray
 
     def extent(self, index: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the outline around its centre at a frame, in picture sides."""
+        """(left, top, right, bottom) of the outline around its center at a frame, in picture sides."""
         angle = 2 * np.pi * self.turns[index]
         rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         corners = self.radii[index] * self.outline @ rotation  # [corners, 2]
@@ -98,9 +99,12 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background texture that drifts, and the sprites in front of it, the last one in front of all.
+    """A drifting background and sprites, the last one in front.
 
-    background: uint8 [S, S, 3], periodic; drift: float [T, 2] (x, y) pixels.
+    Attributes:
+        background: periodic texture, uint8 [S, S, 3].
+        drift: offset of the background, float [T, 2] (x, y) in pixels.
+        sprites: the sprites.
     """
 
     background: np.ndarray
@@ -108,15 +112,14 @@ class Scene:
     sprites: tuple[Sprite, ...]
 
     def frames(self) -> Iterator[np.ndarray]:
-        """The pictures, uint8 [S, S, 3] each."""
+        """Render the frames, uint8 [S, S, 3] each."""
         return (render_frame(self, index) for index in range(len(self.drift)))
 
 
 def make_scene(motions: list[str], rng: np.random.Generator, *, frames: int, size: int, fps: float) -> Scene:
-    """A scene with one sprite for each motion (names in MOTIONS), everything else random.
+    """Build a random scene of ``size`` x ``size`` pixels with one sprite per motion (names in MOTIONS).
 
-    The generator never looks at the motions. The picture is a square of ``size`` pixels; ``fps`` scales
-    speeds.
+    Random numbers do not depend on the motions.
     """
     seconds = np.arange(frames) / fps
     background = _background(rng, size)
@@ -134,14 +137,14 @@ def _make_sprite(
     offsets = MOTIONS[motion](seconds * pace, float(rng.random()))
     x, y, turns, size_phase = (start + offsets).T
     radii = SMALLEST_RADIUS * (LARGEST_RADIUS / SMALLEST_RADIUS) ** (size_phase % 1.0)
-    centres = np.stack([x, y], axis=1) % 1.0
+    centers = np.stack([x, y], axis=1) % 1.0
     texture = _sprite_texture(rng, background.reshape(-1, 3).mean(axis=0))
     outline = _outline(rng)
-    return Sprite(motion, texture, _fill(outline), outline, centres, turns, radii)
+    return Sprite(motion, texture, _fill(outline), outline, centers, turns, radii)
 
 
 def render_frame(scene: Scene, index: int) -> np.ndarray:
-    """One picture of a scene, uint8 [S, S, 3]."""
+    """Render one frame of a scene, uint8 [S, S, 3]."""
     size = scene.background.shape[0]
     x, y = scene.drift[index]
     shift = np.array([[1, 0, x], [0, 1, y]], dtype=np.float64)
@@ -149,14 +152,14 @@ def render_frame(scene: Scene, index: int) -> np.ndarray:
         scene.background, shift, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
     )
     for sprite in scene.sprites:
-        for centre in copies_in_view(sprite, index):
-            _paste(picture, sprite, index, centre)
+        for center in copies_in_view(sprite, index):
+            _paste(picture, sprite, index, center)
     return picture
 
 
 def copies_in_view(sprite: Sprite, index: int) -> list[tuple[float, float]]:
-    """Centres (picture sides) of the sprite's copies on the torus that reach into the picture: 1, 2 or 4."""
-    x, y = sprite.centres[index]
+    """Centers (in frame sides) of the visible copies of a sprite on the torus: 1, 2 or 4."""
+    x, y = sprite.centers[index]
     reach = sprite.radii[index]
     return [
         (x + dx, y + dy)
@@ -166,19 +169,19 @@ def copies_in_view(sprite: Sprite, index: int) -> list[tuple[float, float]]:
     ]
 
 
-def _paste(picture: np.ndarray, sprite: Sprite, index: int, centre: tuple[float, float]) -> None:
-    """Blend one copy of the sprite into the picture, in place."""
+def _paste(picture: np.ndarray, sprite: Sprite, index: int, center: tuple[float, float]) -> None:
+    """Blend one copy of a sprite into a frame in place."""
     size = picture.shape[0]
     radius = sprite.radii[index] * size
-    left, top = (max(int(np.floor(c * size - radius)) - 1, 0) for c in centre)
-    right, bottom = (min(int(np.ceil(c * size + radius)) + 2, size) for c in centre)
+    left, top = (max(int(np.floor(c * size - radius)) - 1, 0) for c in center)
+    right, bottom = (min(int(np.ceil(c * size + radius)) + 2, size) for c in center)
     if right <= left or bottom <= top:
         return
     scale = 2 * radius / _TEXTURE_SIDE
     angle = 2 * np.pi * sprite.turns[index]
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     middle = (_TEXTURE_SIDE - 1) / 2
-    x, y = (c * size - 0.5 for c in centre)  # pixel centres sit at half integers of the picture's own measure
+    x, y = (c * size - 0.5 for c in center)  # pixel centers are at half integers
     matrix = np.array([[cos, -sin, x - left], [sin, cos, y - top]])
     matrix[:, 2] -= matrix[:, :2] @ np.array([middle, middle])
     target = (right - left, bottom - top)
@@ -191,7 +194,7 @@ def _paste(picture: np.ndarray, sprite: Sprite, index: int, centre: tuple[float,
 
 
 def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray:
-    """Periodic noise in 0..1, float32 [side, side], with features of side / cells pixels."""
+    """Periodic noise in 0..1 with features of side / cells pixels, float32 [side, side]."""
     coarse = rng.random((cells, cells), dtype=np.float32)
     pad = 2
     tiled = np.pad(coarse, pad, mode="wrap")
@@ -202,21 +205,21 @@ def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Soft clouds and a little fine noise around a random dim colour, uint8 [size, size, 3].
+    """Clouds and fine noise around a random color, uint8 [size, size, 3].
 
-    The clouds have contrast enough to carry gradients that survive compression: HOG is normalised a cell, so
-    in a fainter background it would be made of noise, which nobody can predict.
+    The contrast is high enough for gradients to survive compression: HOG is normalized per cell, so in a
+    fainter background it would be unpredictable noise.
     """
-    colour = rng.uniform(80, 150, size=3).astype(np.float32)
+    color = rng.uniform(80, 150, size=3).astype(np.float32)
     clouds = _smooth_noise(rng, size, 5) - 0.5
     fine = _smooth_noise(rng, size, 14) - 0.5
     tint = rng.uniform(0.6, 1.0, size=3).astype(np.float32)
-    picture = colour + (160 * clouds + 20 * fine)[..., None] * tint
+    picture = color + (160 * clouds + 20 * fine)[..., None] * tint
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
 def _sprite_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndarray:
-    """Stripes, checks or blotches of two colours far from the background's, uint8 [64, 64, 3]."""
+    """Stripes, checks or blotches of two colors that differ from the background, uint8 [64, 64, 3]."""
     base = far_color(rng, background[None], 110)
     accent = far_color(rng, np.stack([background, base]), 90)
     axis = np.linspace(-1, 1, _TEXTURE_SIDE, dtype=np.float32)
@@ -232,20 +235,20 @@ def _sprite_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndar
         wave = np.sin(frequency * along + phase) * np.sin(frequency * across + phase)
     else:
         wave = 2 * (_smooth_noise(rng, _TEXTURE_SIDE, 4) - 0.5)
-    share = 1 / (1 + np.exp(-8 * wave[..., None]))  # soft steps: no aliasing when the sprite is drawn small
+    share = 1 / (1 + np.exp(-8 * wave[..., None]))  # soft steps against aliasing
     return np.clip(np.rint(base + share * (accent - base)), 0, 255).astype(np.uint8)
 
 
 def far_color(rng: np.random.Generator, others: np.ndarray, distance: float) -> np.ndarray:
-    """A colour, float [3], at least ``distance`` from each of ``others`` [n, 3], or the farthest of 20."""
-    draws = rng.uniform(0, 255, size=(20, 3))
-    gaps = np.linalg.norm(draws[:, None] - others[None], axis=2).min(axis=1)  # [20]
-    far = np.flatnonzero(gaps >= distance)
-    return draws[far[0] if len(far) else int(gaps.argmax())]
+    """Sample a color, float [3], with a distance to all ``others`` [n, 3]; or the farthest of 20 colors."""
+    colors = rng.uniform(0, 255, size=(20, 3))
+    distances = np.linalg.norm(colors[:, None] - others[None], axis=2).min(axis=1)  # [20]
+    far = np.flatnonzero(distances >= distance)
+    return colors[far[0] if len(far) else int(distances.argmax())]
 
 
 def _outline(rng: np.random.Generator) -> np.ndarray:
-    """Corners of a polygon without rotational symmetry, float [3..8, 2], the farthest on the unit circle."""
+    """Corners of an asymmetric polygon, float [3..8, 2], the farthest on the unit circle."""
     corners = int(rng.integers(3, 9))
     angles = (np.arange(corners) + rng.uniform(-0.3, 0.3, size=corners)) * 2 * np.pi / corners
     lengths = rng.uniform(0.6, 1.0, size=corners)
@@ -254,8 +257,8 @@ def _outline(rng: np.random.Generator) -> np.ndarray:
 
 
 def _fill(outline: np.ndarray) -> np.ndarray:
-    """The polygon's opacity with soft edges, float32 [64, 64] in 0..1."""
-    reach = _TEXTURE_SIDE / 2 - 1.5  # the soft rim stays inside the texture
+    """Opacity of a polygon with soft edges, float32 [64, 64] in 0..1."""
+    reach = _TEXTURE_SIDE / 2 - 1.5  # the soft edge is inside the texture
     points = reach * outline + (_TEXTURE_SIDE - 1) / 2
     alpha = np.zeros((_TEXTURE_SIDE, _TEXTURE_SIDE), np.uint8)
     cv2.fillPoly(alpha, [np.rint(points * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)

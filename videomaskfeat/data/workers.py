@@ -174,8 +174,8 @@ def _set_up_worker() -> None:
 def _end_with_server() -> None:
     """Let the kernel kill this worker when its server ends, even if the worker is stopped (SIGSTOP).
 
-    The server ends when nobody holds the write end of its pipe any more. Each worker inherits it; after
-    closing it here, only the training process holds it. The server forks workers in its main thread, which
+    The server ends when the write end of its pipe is closed in all processes. Each worker inherits it; after
+    closing it here, only the training process has it open. The server forks workers in its main thread, which
     lives as long as the server: the kernel's signal is bound to the thread that forked.
     """
     if sys.platform != "linux":

@@ -161,14 +161,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except PickledCode as error:
         name = f" ({error.name})" if error.name else ""  # a changed byte may make another name of it
         raise DamagedCheckpointError(
-            f"{text}: holds pickled code{name}, which is never executed here; resume only from checkpoints"
+            f"{text}: contains pickled code{name}, which is never executed here; resume only from checkpoints"
             " that this program wrote, and bring weights as .safetensors"
         ) from error
     except DamagedFile as error:
         raise DamagedCheckpointError(f"{text}: the checkpoint is damaged ({error.reason})") from error
     if not isinstance(content, dict):
         raise DamagedCheckpointError(
-            f"{text}: is no checkpoint of a run (it holds a {type(content).__name__})"
+            f"{text}: is not a checkpoint of a run (it contains a {type(content).__name__})"
         )
     return content
 
@@ -250,7 +250,6 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         vars(self).update(asdict(Progress(**state)))
 
     def advance(self, *, steps_per_epoch: int, samples: int, failures: int, seconds: float) -> None:
@@ -285,7 +284,7 @@ class RandomStates:
         states, rank, ranks = state["ranks"], distributed.rank(), distributed.world_size()
         if len(states) != ranks and distributed.is_main():
             logger.warning(
-                "resumed on %d ranks, saved on %d: the data goes on in the same order, but drop path and"
+                "resumed on %d ranks, saved on %d: the data continues in the same order, but drop path and"
                 " dropout draw other numbers than in an uninterrupted run",
                 ranks,
                 len(states),
@@ -311,6 +310,8 @@ class TrainState:
     device: torch.device
     fingerprint: Mapping[str, Any]
     """Flat config keys that a resumed run must share."""
+    upgrade_fingerprint: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    """Fingerprint of an older checkpoint -> the same with present keys."""
     extra: Mapping[str, Stateful] = field(default_factory=dict)
     """Further components of the job; checkpoints of earlier versions may lack one."""
     progress: Progress = field(default_factory=Progress)
@@ -364,15 +365,15 @@ class TrainState:
         for name in ("fingerprint", "progress", "model", "optimizer", "random"):
             if name not in saved:
                 raise DamagedCheckpointError(
-                    f"{where}: is no checkpoint of a training run ({name!r} is missing);"
+                    f"{where}: is not a checkpoint of a training run ({name!r} is missing);"
                     " give a step_*.pt file"
                 )
         with _name_component(where, "fingerprint"):
             _check_fingerprint_values(saved["fingerprint"])
-        check_fingerprint(saved["fingerprint"], self.fingerprint, where)
+        check_fingerprint(self.upgrade_fingerprint(saved["fingerprint"]), self.fingerprint, where)
         if self.ema is not None and saved.get("ema") is None:
             raise DamagedCheckpointError(
-                f"{where}: holds no averaged weights; switch the ema off, or use another run folder"
+                f"{where}: contains no averaged weights; switch the ema off, or use another run folder"
             )
         for name, component in self.components.items():
             if name not in saved:
@@ -399,7 +400,7 @@ def _upgrade(saved: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if "extra" not in saved:
         return saved
     with _name_component(where, "extra"):
-        _require(isinstance(saved["extra"], Mapping), "it is no dictionary")
+        _require(isinstance(saved["extra"], Mapping), "it is not a dictionary")
     flat = {
         name: state for name, state in saved.items() if name != "extra" and (name, state) != ("ema", None)
     }
@@ -428,9 +429,9 @@ def _require(condition: bool, fault: str) -> None:
 
 def _check_fingerprint_values(saved: Any) -> None:
     """Require plain values, since ``!=`` of tensors returns no boolean."""
-    _require(isinstance(saved, Mapping), "it is no dictionary")
+    _require(isinstance(saved, Mapping), "it is not a dictionary")
     for key, value in saved.items():
-        _require(isinstance(key, str), f"the key {str(key)[:50]} is no text")
+        _require(isinstance(key, str), f"the key {str(key)[:50]} is not a string")
         _check_plain(key, value, depth=0)
 
 
@@ -449,12 +450,12 @@ def _check_plain(key: str, value: Any, *, depth: int) -> None:
 
 
 def _check_progress(saved: Any) -> None:
-    _require(isinstance(saved, Mapping), "it is no dictionary")
+    _require(isinstance(saved, Mapping), "it is not a dictionary")
     fresh = asdict(Progress())
     for name in saved:
         _require(name in fresh, f"{str(name)[:50]} is unknown")
     record = saved.get("unevaluated")  # missing in older checkpoints
-    _require(record is None or isinstance(record, dict), "unevaluated is no dictionary")
+    _require(record is None or isinstance(record, dict), "unevaluated is not a dictionary")
     for name, kind in ((name, type(value)) for name, value in fresh.items() if name != "unevaluated"):
         value = saved.get(name)
         right = type(value) is kind and 0 <= value < _MAX_COUNT  # False for NaN
@@ -463,10 +464,10 @@ def _check_progress(saved: Any) -> None:
 
 def _check_weights(saved: Any, component: nn.Module | ExponentialMovingAverage, where: str) -> None:
     """Require the names, types and shapes of a model's tensors, and finite values."""
-    _require(isinstance(saved, Mapping), "it is no dictionary")
+    _require(isinstance(saved, Mapping), "it is not a dictionary")
     for name, value in saved.items():
-        _require(isinstance(name, str), "a name is no text")
-        _require(isinstance(value, torch.Tensor), f"{name} is no tensor")
+        _require(isinstance(name, str), "a name is not a string")
+        _require(isinstance(value, torch.Tensor), f"{name} is not a tensor")
     if isinstance(component, nn.Module):
         check_weights(saved, component, where)
     _check_like("", saved, component.state_dict())
@@ -488,13 +489,13 @@ def check_weights(saved: Mapping[str, Tensor], model: nn.Module, where: str | os
     ]
     if faults:
         raise DamagedCheckpointError(
-            f"{where}: holds another model: {_join(faults[:_MAX_NAMES], len(faults))};"
+            f"{where}: contains another model: {_join(faults[:_MAX_NAMES], len(faults))};"
             " use the config that it was trained with, or another run folder"
         )
 
 
 def _check_tensor(name: str, value: Any, shape: torch.Size, dtype: torch.dtype) -> None:
-    _require(isinstance(value, torch.Tensor), f"{name} is no tensor")
+    _require(isinstance(value, torch.Tensor), f"{name} is not a tensor")
     plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
     _require(plain, f"{name} is sparse, quantized or without values")
     _require(value.dtype == dtype, f"{name} is {value.dtype}, not {dtype}")
@@ -505,13 +506,13 @@ def _check_tensor(name: str, value: Any, shape: torch.Size, dtype: torch.dtype) 
 
 def _check_optimizer(saved: Any, optimizer: torch.optim.Optimizer) -> None:
     """Require the optimizer's own groups and parameters, and its complete state of each parameter."""
-    _require(isinstance(saved, Mapping), "it is no dictionary")
+    _require(isinstance(saved, Mapping), "it is not a dictionary")
     own = optimizer.state_dict()
     groups, state = saved.get("param_groups"), saved.get("state")
     _require(isinstance(groups, list) and isinstance(state, Mapping), "groups or state are missing")
     _require(len(groups) == len(own["param_groups"]), f"{len(groups)} groups of parameters")
     for group, mine in zip(groups, own["param_groups"], strict=True):
-        _require(isinstance(group, Mapping), "a group is no dictionary")
+        _require(isinstance(group, Mapping), "a group is not a dictionary")
         _require(group.get("params") == mine["params"], "a group of other parameters")
         for key, value in mine.items():
             _require(key in group, f"{key} is missing in a group")
@@ -547,7 +548,7 @@ def _check_like(name: str, saved: Any, own: Any) -> None:
     if isinstance(own, torch.Tensor):
         _check_tensor(name, saved, own.shape, own.dtype)
     elif isinstance(own, Mapping):
-        _require(isinstance(saved, Mapping), f"{name} is no dictionary")
+        _require(isinstance(saved, Mapping), f"{name} is not a dictionary")
         for key, value in own.items():
             _require(key in saved, f"{key} is missing")
             _check_like(str(key), saved[key], value)
@@ -556,13 +557,13 @@ def _check_like(name: str, saved: Any, own: Any) -> None:
         if isinstance(own, int | float | str):
             _require(_alike(saved, own), f"{name} is {str(saved)[:50]}")
         elif isinstance(own, list):
-            _require(isinstance(saved, list), f"{name} is no list")
+            _require(isinstance(saved, list), f"{name} is not a list")
 
 
 def _check_random(saved: Any) -> None:
     """Require states that torch accepts; states of a GPU are checked by type alone."""
     states: Any = saved.get("ranks") if isinstance(saved, Mapping) else None
-    _require(isinstance(states, list) and bool(states), "it is no list of a state per rank")
+    _require(isinstance(states, list) and bool(states), "it is not a list with one state per rank")
     size = torch.get_rng_state().shape
     for state in states:
         _require(isinstance(state, Mapping) and "cpu" in state, "a rank without a state")
@@ -571,4 +572,4 @@ def _check_random(saved: Any) -> None:
         if "cuda" in state:
             value = state["cuda"]
             right = isinstance(value, torch.Tensor) and value.dtype == torch.uint8 and value.ndim == 1
-            _require(right, "cuda is no state")
+            _require(right, "cuda is not a random state")

@@ -163,7 +163,7 @@ class RankWatch:
             return None
         return RunFailed(
             f"rank {self._rank}, step {self.position.step + 1}: {self._causes()}; this rank ends too; start"
-            " the same command again, which goes on from the newest checkpoint"
+            " the same command again, which continues from the newest checkpoint"
         )
 
     def _causes(self) -> str:
@@ -219,7 +219,7 @@ class RankWatch:
             if time.monotonic() - since > self._limit_seconds + _GRACE_SECONDS:
                 logger.error(
                     "rank %d, step %d: rank %d has not answered for %.0f s; ended; start the same command"
-                    " again, which goes on from the newest checkpoint",
+                    " again, which continues from the newest checkpoint",
                     self._rank,
                     self.position.step + 1,
                     silent,

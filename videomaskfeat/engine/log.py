@@ -102,8 +102,8 @@ class RunLog:
         # Writing into a removed file succeeds, and the text is lost.
         if not os.path.exists(self._metrics.name):
             raise RunFailed(
-                f"{self._folder}: the run folder, or its metrics.jsonl, was removed while the run went on;"
-                " start the same command again, which goes on from the newest checkpoint that is left"
+                f"{self._folder}: the run folder, or its metrics.jsonl, was removed during the run;"
+                " start the same command again, which continues from the newest checkpoint that is left"
             )
         try:
             self._write(record)

@@ -58,6 +58,7 @@ def train(
     options: LoopOptions,
     ema: ExponentialMovingAverage | None = None,
     fingerprint: Mapping[str, Any] | None = None,
+    upgrade_fingerprint: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     on_failures: Callable[[Sequence[Any]], None] | None = None,
     before_step: Callable[[], None] | None = None,
@@ -78,6 +79,7 @@ def train(
             for all ranks.
         ema: moving average that is updated after each step and saved with the checkpoints.
         fingerprint: flat config keys that a resumed run must share.
+        upgrade_fingerprint: fingerprint of an older checkpoint -> the same with present keys.
         evaluate: called on all ranks in evaluation mode without gradients; its results are logged as
             ``evaluation/NAME``. It may call :func:`distributed.stop_if_requested`; a resumed run then
             evaluates first. Its random draws do not change the training.
@@ -109,6 +111,7 @@ def train(
             ema=ema,
             device=device,
             fingerprint=fingerprint or {},
+            upgrade_fingerprint=upgrade_fingerprint,
             extra=extra or {},
         ),
         checkpoints=CheckpointFolder(

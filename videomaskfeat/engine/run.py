@@ -16,7 +16,7 @@ import simplejson
 import torch
 from torch import nn
 
-from videomaskfeat.config import check_config, config_text, flat, free_keys, load_config
+from videomaskfeat.config import check_config, config_text, current_name, flat, free_keys, load_config
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
@@ -66,6 +66,12 @@ class RunFolder:
         """The config keys that change what is learned, which a resumed run must share."""
         return self._without_free_keys(self._config)
 
+    def upgrade_fingerprint(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The fingerprint of an older checkpoint with the present names, without keys that are free now."""
+        schema = type(self._config)
+        renamed = {current_name(schema, key): value for key, value in saved.items()}
+        return {key: value for key, value in renamed.items() if key not in free_keys(schema)}
+
     def open(self, environment: Callable[[], str] | None = None) -> None:
         """Write the config, and the text of environment.json; only rank 0 calls it.
 
@@ -96,14 +102,14 @@ class RunFolder:
             earlier = load_config(type(self._config), str(config_path))
         except UserError as error:
             raise UserError(
-                f"{self.path}: holds a run of another task or version ({error}); choose another run.folder"
+                f"{self.path}: contains a run of another job or version ({error}); choose another run.folder"
             ) from error
         check_fingerprint(self._without_free_keys(earlier), self.fingerprint, config_path)
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder."""
         if not self.path.is_dir():
-            raise RunFailed(f"{self.path}: the run folder was removed while the run went on")
+            raise RunFailed(f"{self.path}: the run folder was removed during the run")
         with whole_file(self.path / name) as file:
             file.write(text)
 
@@ -149,7 +155,6 @@ class BestWeights:
         return {"score": self.score}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         self.score = state["score"]
 
 
@@ -349,6 +354,7 @@ class Run(ABC):
             options=self._options(),
             ema=self.ema,
             fingerprint={**self.folder.fingerprint, **self.facts},
+            upgrade_fingerprint=self.folder.upgrade_fingerprint,
             evaluate=self.evaluate if self.evaluates else None,
             on_failures=self._count_failures,
             before_step=self.before_step,
@@ -409,7 +415,7 @@ def run_training(
     environment: Callable[[Path], str],
     report: Callable[[Path], Path],
 ) -> Outcome:
-    """Train as a config says; a run folder that holds a checkpoint is resumed.
+    """Train; a run folder with a checkpoint is resumed.
 
     Args:
         build: the job's class of `Run`.

@@ -11,87 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
-
-
-class ExponentialMovingAverage:
-    """``average = decay * average + (1 - decay) * weights``, from the model's initial weights on.
-
-    Buffers are copied, since an average of counters or tables has no meaning.
-
-    Args:
-        model: the model without a wrapper.
-        decay: in [0, 1); 0.9999 averages over about 10,000 steps.
-
-    Raises:
-        UserError: the decay is out of range.
-    """
-
-    def __init__(self, model: nn.Module, *, decay: float) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise UserError(f"ema decay={decay}: must be at least 0 and less than 1; 0.999 is a usual value")
-        self.decay = decay
-        self._average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self._parameters = [name for name, _ in model.named_parameters()]
-        self._blend = get_ema_multi_avg_fn(decay)
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Update the average after an optimizer step."""
-        weights = model.state_dict()
-        self._blend(
-            [self._average[name] for name in self._parameters],
-            [weights[name] for name in self._parameters],
-            None,
-        )
-        for name in weights.keys() - set(self._parameters):
-            self._average[name].copy_(weights[name])
-
-    @contextmanager
-    def averaged(self, model: nn.Module) -> Iterator[nn.Module]:
-        """A context in which the model has the averaged weights."""
-        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self._average)
-        try:
-            yield model
-        finally:
-            model.load_state_dict(own)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights, for the model's ``load_state_dict``."""
-        return dict(self._average)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore :meth:`state_dict`."""
-        for name, value in self._average.items():
-            value.copy_(state[name])
-
-
-def check_weight_sets(choice: str, *, averaged: bool) -> None:
-    """Refuse to evaluate averaged weights without an average.
-
-    Args:
-        choice: auto, trained, averaged or both.
-        averaged: whether the run averages weights.
-
-    Raises:
-        UserError: the run does not average weights.
-    """
-    if not averaged and choice in ("averaged", "both"):
-        raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
-
-
-def weight_sets(
-    choice: str, model: nn.Module, average: ExponentialMovingAverage | None
-) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
-    """Prefix of the names of the metrics, and the context in which the model has these weights."""
-    if average is not None and choice in ("auto", "averaged", "both"):
-        yield ("averaged_" if choice == "both" else ""), average.averaged(model)
-    if average is None or choice in ("trained", "both"):
-        yield "", nullcontext()
 
 
 class Teacher:
@@ -137,8 +59,62 @@ class Teacher:
         return self.module.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore :meth:`state_dict`."""
         self.module.load_state_dict(state)
+
+
+class ExponentialMovingAverage(Teacher):
+    """``average = decay * average + (1 - decay) * weights``, from the model's initial weights on.
+
+    Args:
+        model: the model without a wrapper.
+        decay: in [0, 1); 0.9999 averages over about 10,000 steps.
+
+    Raises:
+        UserError: the decay is out of range.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise UserError(f"ema decay={decay}: must be at least 0 and less than 1; 0.999 is a usual value")
+        super().__init__(model, momentum=lambda progress: decay)
+
+    def update(self, model: nn.Module) -> None:
+        """Update the average after an optimizer step."""
+        self.follow(model, progress=0.0)
+
+    @contextmanager
+    def averaged(self, model: nn.Module) -> Iterator[nn.Module]:
+        """A context in which the model has the averaged weights."""
+        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.state_dict())
+        try:
+            yield model
+        finally:
+            model.load_state_dict(own)
+
+
+def check_weight_sets(choice: str, *, averaged: bool) -> None:
+    """Refuse to evaluate averaged weights without an average.
+
+    Args:
+        choice: auto, trained, averaged or both.
+        averaged: whether the run averages weights.
+
+    Raises:
+        UserError: the run does not average weights.
+    """
+    if not averaged and choice in ("averaged", "both"):
+        raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
+
+
+def weight_sets(
+    choice: str, model: nn.Module, average: ExponentialMovingAverage | None
+) -> Iterator[tuple[str, AbstractContextManager[Any]]]:
+    """Prefix of the names of the metrics, and the context in which the model has these weights."""
+    if average is not None and choice in ("auto", "averaged", "both"):
+        yield ("averaged_" if choice == "both" else ""), average.averaged(model)
+    if average is None or choice in ("trained", "both"):
+        yield "", nullcontext()
 
 
 def sum_of_rows(rows: Tensor) -> Tensor:
@@ -191,7 +167,6 @@ class RunningCenter:
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         self.value.copy_(state["value"])
 
 
@@ -272,5 +247,4 @@ class CollapseStop:
         return {"means": dict(self._means), "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         self._means, self._steps = dict(state["means"]), int(state["steps"])

@@ -41,16 +41,8 @@ _LENGTHS = {
 }
 _ARRAYS = ("scores", "listed", "kind", "class_names", *_LENGTHS)
 _COLUMNS = (
-    "row",
-    "path",
-    "label",
-    "prediction",
-    "rank_of_label",
-    "score_of_label",
-    "score_of_prediction",
-    "label_name",
-    "prediction_name",
-    "unreadable",
+    *("row", "path", "label", "prediction", "rank_of_label", "score_of_label", "score_of_prediction"),
+    *("label_name", "prediction_name", "unreadable"),
 )
 _SHOWN_VIDEOS = 12  # best and worst videos with an image in the report
 _IMAGE_HEIGHT = 120  # pixels

@@ -110,7 +110,6 @@ class DetectRun(Run):
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
     def plan(self) -> list[str]:
-        """Model, cost, tokens and data."""
         config, clip, lists, model = self.config, self.config.clip, self.lists, self.model
         size = (1, 3, clip.frames, clip.crop, clip.crop)
         inputs = (torch.zeros(size), torch.tensor([[0.0, 0.0, 0.0, clip.crop, clip.crop]]))
@@ -156,7 +155,7 @@ class DetectRun(Run):
             which = f" at each {every}-th second" if every > 1 else ""
             raise UserError(
                 f"{self.config.data.validation}: none of its boxes{which} has an action that "
-                f"{self.config.data.label_map} lists, so there is nothing to score; take the files of one "
+                f"{self.config.data.label_map} lists, so there is nothing to score; use files of one "
                 "version" + (", or a smaller evaluate.every_seconds" if every > 1 else "")
             )
         return tested, truth
@@ -179,7 +178,6 @@ class DetectRun(Run):
         return scores
 
     def save(self, path: Path) -> None:
-        """Write the model with its recipe."""
         save_weights(path, self.model, metadata={DETECT_KEY: self.recipe.to_json()})
 
     def finish(self) -> dict[str, Any]:
@@ -229,7 +227,6 @@ class DetectRun(Run):
         return scored.result.mean_ap, lines
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """Frame mAP and unreadable videos."""
         return self.final_lines if "mean_ap" in summary else []
 
 
@@ -347,7 +344,9 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
     clip, keys = config.clip, config.model
     if keys.name in MODELS and MODELS[keys.name].classes[0] != DETECTOR:
         known = [name for name, named in MODELS.items() if named.classes[0] == DETECTOR]
-        raise UserError(f"model.name {keys.name!r} is no detector of actions; use one of {', '.join(known)}")
+        raise UserError(
+            f"model.name {keys.name!r} is not a detector of actions; use one of {', '.join(known)}"
+        )
     arguments: dict[str, Any] = {
         "clip_size": (clip.frames, clip.crop, clip.crop),
         "classes": classes,

@@ -36,7 +36,7 @@ from videomaskfeat.metrics.accuracy import accuracy, confusion_matrix
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels, normalize
+from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, compare_levels, normalize
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.viz.report import write_report
 
@@ -78,7 +78,6 @@ class FinetuneRun(Run):
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
     def plan(self) -> list[str]:
-        """Model, cost, tokens and data; a warning if videos cannot be mixed."""
         config, clip, lists = self.config, self.config.clip, self.lists
         size = (1, 3, clip.frames, clip.crop, clip.crop)
         total = sum(parameter.numel() for parameter in self.model.parameters())
@@ -99,7 +98,7 @@ class FinetuneRun(Run):
         clips = optim.batch_size // distributed.world_size() // optim.accumulate
         if clips <= clip.samples_per_video and (mix.mixup or mix.cutmix) and mix.probability:
             lines.append(
-                "mixing    never of two videos: a micro-batch holds one; lower optim.accumulate or the "
+                "mixing    never of two videos: a micro-batch contains one; lower optim.accumulate or the "
                 "number of processes, or raise optim.batch_size"
             )
         return lines
@@ -140,7 +139,6 @@ class FinetuneRun(Run):
         return scores.scores, scores.labels
 
     def save(self, path: Path) -> None:
-        """Write the model with its recipe."""
         save_weights(path, self.model, metadata={CLASSIFY_KEY: self.recipe.to_json()})
 
     def finish(self) -> dict[str, Any]:
@@ -169,7 +167,6 @@ class FinetuneRun(Run):
         }
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """Unreadable videos and accuracy."""
         lines = [
             f"unreadable held-out video, left out: {failure.path}: {failure.cause}"
             for failure in self.unreadable or ()
@@ -306,13 +303,7 @@ def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any
 def _sampler(clip: LabeledClipConfig) -> Callable[..., np.ndarray]:
     if clip.sampling == "segments":
         return functools.partial(random_segments, frames=clip.frames)
-    return functools.partial(
-        clip_indices_random,
-        frames=clip.frames,
-        stride=clip.stride,
-        target_fps=clip.target_fps,
-        short=clip.short_video,  # type: ignore[arg-type]
-    )
+    return ClipRecipe.of(clip).frame_sampler(clip_indices_random)
 
 
 def _transform(clip: LabeledClipConfig) -> ClipTransform:

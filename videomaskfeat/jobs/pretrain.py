@@ -64,7 +64,6 @@ class PretrainRun(Run):
         return FeatureProbe(config.probe, config.data, clip, device=self.device, bf16=self.bf16)
 
     def plan(self) -> list[str]:
-        """Model, cost, tokens, target, ignored sections and data."""
         config, clip, records = self.config, self.config.clip, self.loader.dataset.records
         encoder: Any = self.method.encoder
         size = (1, 3, clip.frames, clip.crop, clip.crop)
@@ -84,7 +83,6 @@ class PretrainRun(Run):
         return [*lines, f"data      {records.source}: {len(records)} videos"]
 
     def step(self, batch: Any) -> StepResult:
-        """The method's loss of a batch."""
         return self.method.loss(self.network, batch)
 
     def before_step(self) -> None:
@@ -92,21 +90,17 @@ class PretrainRun(Run):
         self.method.before_step()
 
     def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
-        """Let the method update its teacher."""
         return self.method.after_step(progress, states)
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """The state of the method."""
         return self.method.state
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The facts of the method."""
         return self.method.fingerprint
 
     def prepare(self) -> None:
-        """Held-out loss and probe of the initial weights."""
         self.untrained = self.heldout_loss()
         self.probed = {f"{name}_untrained": value for name, value in self.probe_features().items()}
 
@@ -133,7 +127,6 @@ class PretrainRun(Run):
         return self.method.heldout_loss(self.model, batches, autocast=autocast)
 
     def save(self, path: Path) -> None:
-        """Write all models of the method into the folder of the path."""
         for name, model in self.method.weights().items():
             metadata = {METADATA_KEY: self.method.recipe.to_json()}
             save_weights(path.parent / name, model, metadata=metadata)
@@ -161,7 +154,6 @@ class PretrainRun(Run):
         return summary if reason is None else {**summary, "not_drawn": reason}
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """Draw the first held-out videos (or training videos), and return the final lines."""
         from videomaskfeat.inference.drawing import draw_videos
 
         records = (self.heldout or self.loader).dataset.records

@@ -82,7 +82,6 @@ class TokenizerRun(Run):
         self.evaluates = self.heldout is not None and bool(config.run.evaluate_epochs)
 
     def plan(self) -> list[str]:
-        """Codes, tokens, loss and data."""
         config, tokenizer, records = self.config, self.tokenizer, self.loader.dataset.records
         parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
         side = config.frames.size // tokenizer.stride
@@ -103,26 +102,21 @@ class TokenizerRun(Run):
         ]
 
     def step(self, batch: PretrainBatch) -> StepResult:
-        """The loss of a batch."""
         return self.reconstruct(batch)
 
     def after_step(self, progress: float, states: Sequence[Any]) -> None:
-        """Update the codes."""
         self.reconstruct.after_step(progress, states)
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """The state of the step."""
         return {"step": self.reconstruct}
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The hash of the encoder of the perceptual distance."""
         path = self.config.perceptual.weights
         return {f"the content of {path}": file_sha256(path)} if path else {}
 
     def prepare(self) -> None:
-        """Measure the untrained tokenizer."""
         self.untrained = self.measure()
 
     def evaluate(self) -> dict[str, float]:
@@ -144,7 +138,6 @@ class TokenizerRun(Run):
         return heldout_frames(self.tokenizer, frames)
 
     def save(self, path: Path) -> None:
-        """Write the tokenizer with facts for readers that do not build it."""
         recipe = {
             "kind": self.config.model.name,
             "vocabulary": self.tokenizer.vocabulary,
@@ -173,7 +166,6 @@ class TokenizerRun(Run):
         return summary
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        """Draw pictures and return the final lines."""
         if self.config.run.pictures > 0:
             self.draw(self.config.run.pictures)
         return final_lines(summary)
@@ -422,7 +414,6 @@ class TokenizerStep(ABC):
         """Tokens, normalized reconstruction, further loss, its metrics, and the state for `after_step`."""
 
     def after_step(self, progress: float, states: Sequence[Any]) -> None:
-        """Store the completed share of the run after an optimizer step."""
         self.progress = progress
 
     def state_dict(self) -> dict[str, Any]:
@@ -430,7 +421,6 @@ class TokenizerStep(ABC):
         return {"progress": self.progress}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         self.progress = state["progress"]
 
 
@@ -495,7 +485,6 @@ class VqStep(TokenizerStep):
         return coding.tokens, coding.reconstruction, self.commitment * commitment, metrics, statistics
 
     def after_step(self, progress: float, states: Sequence[CodeStatistics]) -> None:
-        """Update the codes."""
         super().after_step(progress, states)
         self.codebook.update(sum_over_ranks(states))
 

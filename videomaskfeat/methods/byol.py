@@ -137,7 +137,6 @@ class Byol(PairMethod):
 
     @property
     def description(self) -> str:
-        """The target."""
         return "the teacher's projection of another clip of the same video (BYOL)"
 
     def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:
@@ -167,7 +166,6 @@ class Byol(PairMethod):
         return features, projections
 
     def make_target(self, batch: PairBatch) -> Tensor:
-        """The teacher's projections, float [2V, P]."""
         return self.teach(self._by_view(batch))[1]
 
     def constant_rows(self, batch: PairBatch, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -180,7 +178,6 @@ class Byol(PairMethod):
 
     @property
     def teacher_encoder(self) -> Encoder:
-        """See :attr:`TeacherMethod.teacher_encoder`."""
         module = self.teacher.module
         assert isinstance(module, Projecting)
         return module.encoder.encoder

@@ -172,7 +172,6 @@ class Ibot(PairMethod):
 
     @property
     def description(self) -> str:
-        """Target and mask."""
         small = self.local
         crops = f"; {small.count} local crops of {small.size}x{small.size} pixels" if small.count else ""
         return (
@@ -189,7 +188,6 @@ class Ibot(PairMethod):
             )
 
     def mask_draw(self) -> MaskDraw:
-        """Draws masks of random ratios."""
         return self._mask_draw
 
     def compare(self, network: nn.Module, batch: PairBatch, *, progress: float) -> Comparison:
@@ -223,7 +221,6 @@ class Ibot(PairMethod):
         return progress * self.epochs >= self.freeze_epochs
 
     def make_target(self, batch: PairBatch) -> dict[str, Tensor]:
-        """The teacher's distributions of a batch."""
         return self.teach(self.pixels(batch.clips), progress=self.progress)[0]
 
     @torch.no_grad()
@@ -268,7 +265,6 @@ class Ibot(PairMethod):
 
     @property
     def teacher_encoder(self) -> Encoder:
-        """See :attr:`TeacherMethod.teacher_encoder`."""
         module = self.teacher.module
         assert isinstance(module, IbotNetwork)
         return module.masked.encoder

@@ -125,7 +125,6 @@ class Latent(TeacherMethod):
 
     @property
     def description(self) -> str:
-        """Target and mask."""
         return f"the teacher's features {self.masked_positions}, ratio {self.recipe.mask.ratio:g}"
 
     def compare(self, network: nn.Module, batch: PretrainBatch, *, progress: float) -> Comparison:
@@ -141,7 +140,6 @@ class Latent(TeacherMethod):
         return Comparison(loss, {}, rows)
 
     def make_target(self, batch: PretrainBatch) -> Tensor:
-        """The teacher's features of a batch."""
         return self.target(self.pixels(batch.clips))
 
     @torch.no_grad()
@@ -153,7 +151,6 @@ class Latent(TeacherMethod):
 
     @property
     def teacher_encoder(self) -> Encoder:
-        """See :attr:`TeacherMethod.teacher_encoder`."""
         module = self.teacher.module
         assert isinstance(module, Encoder)
         return module

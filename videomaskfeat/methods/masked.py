@@ -47,16 +47,13 @@ class MaskedPrediction(Method):
 
     @property
     def description(self) -> str:
-        """Target and mask."""
         return f"{self.recipe.target} {self.masked_positions}, ratio {self.recipe.mask.ratio:g}"
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
-        """The hashes of the target's files."""
         return {f"the content of {path}": file_sha256(path) for path in self.target.files}
 
     def to(self, device: torch.device) -> None:
-        """Move the target."""
         self.target.to(device)
 
     def loss(self, network: nn.Module, batch: PretrainBatch) -> StepResult:
@@ -65,7 +62,6 @@ class MaskedPrediction(Method):
         return StepResult(*self._compare(network, pixels, self._target_of(pixels), batch.mask))
 
     def make_target(self, batch: PretrainBatch) -> Any:
-        """The target of a batch."""
         return self._target_of(self.pixels(batch.clips))
 
     def compare(
@@ -75,7 +71,6 @@ class MaskedPrediction(Method):
         return self.target.loss_parts(network(pixels, mask), target, mask)
 
     def tally(self) -> LossTally:
-        """The target's tally over the hidden positions of all batches."""
         return self.target.tally()
 
     def heldout_batch(self, network: nn.Module, batch: PretrainBatch) -> tuple[Tensor, Any, Tensor]:

@@ -308,7 +308,7 @@ def check_mask_grid(recipe: PretrainRecipe, output: TokenGrid, *, model: str = "
     grid = recipe.mask_grid
     if not grid.divides(output):
         raise UserError(
-            f"mask.cell {list(recipe.mask.cell)} gives a mask of {grid} cells, which does not divide the "
-            f"{output} positions that {model} predicts; each axis of the positions must be a multiple of the "
-            "mask's"
+            f"mask.cell {list(recipe.mask.cell)} results in a mask of {grid} cells, which does not divide "
+            f"the {output} positions that {model} predicts; each axis of the positions must be a multiple "
+            "of the mask's"
         )

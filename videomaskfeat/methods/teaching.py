@@ -64,7 +64,6 @@ class Position:
         return {"progress": self.progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
         self.progress = float(state["progress"])
 
 
@@ -122,7 +121,6 @@ class TeacherMethod(Method):
 
     @property
     def state(self) -> Mapping[str, Stateful]:
-        """Teacher, completed share of the run, collapse monitor and centers."""
         return {"teacher": self.teacher, "position": self._position, "collapse": self._stop, **self.centers}
 
     @property
@@ -131,7 +129,6 @@ class TeacherMethod(Method):
         return self._position.progress
 
     def to(self, device: torch.device) -> None:
-        """Move teacher and centers."""
         self.teacher.module.to(device)
         for center in self.centers.values():
             center.to(device)
@@ -160,7 +157,6 @@ class TeacherMethod(Method):
         return {**figures, "teacher_momentum": self.teacher.momentum(progress)}
 
     def tally(self) -> ComparisonTally:
-        """An empty tally of comparisons."""
         return ComparisonTally(self.best_constant)
 
     def heldout_batch(self, network: nn.Module, batch: Any) -> tuple[Any, ...]:
@@ -182,7 +178,6 @@ class TeacherMethod(Method):
         return None
 
     def weights(self) -> Mapping[str, nn.Module]:
-        """The teacher's encoder."""
         return {"weights.safetensors": self.teacher_encoder}
 
 
@@ -208,7 +203,6 @@ class ComparisonTally(MeanTally):
 
     @property
     def constant(self) -> float | None:
-        """See :attr:`MeanTally.constant`."""
         means = {name: value / self.clips for name, value in self._sums.items()}
         return self._best_constant(means) if means else None
 

@@ -139,8 +139,8 @@ class ClipDrawing:
             raise UserError(f"a mask of {_shape(self.mask.shape)} does not divide a target of {_shape(grid)}")
         if self.prediction is not None and self.prediction.shape != self.target.shape:
             raise UserError(
-                f"a prediction of {_shape(self.prediction.shape)} for a target of {_shape(self.target.shape)}: "
-                "both must have the same shape; draw a model with its training target"
+                f"a prediction of {_shape(self.prediction.shape)} for a target of "
+                f"{_shape(self.target.shape)}: the two must be equal; draw a model with its training target"
             )
         if self.frame_labels is not None and len(self.frame_labels) != size[0]:
             raise UserError(f"{len(self.frame_labels)} frame labels for {size[0]} frames")

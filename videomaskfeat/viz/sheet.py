@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from matplotlib.text import Text
 
 from videomaskfeat.io import make_parent, whole_file
 from videomaskfeat.texts import printable_name
+
+# It warns of each family without a bold face.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 GAP = 8
 """Pixels between panels."""

@@ -113,6 +113,9 @@ class ClipDrawing:
         bins: number of orientations in half a turn.
         pictures: rows with one panel per time step of the target, drawn instead of strokes if targets are
             pictures.
+
+    Raises:
+        UserError: a shape does not fit the frames or the target.
     """
 
     title: str
@@ -126,11 +129,6 @@ class ClipDrawing:
     pictures: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the shapes.
-
-        Raises:
-            UserError: a shape does not fit the frames or the target.
-        """
         size, grid = self.frames.shape[:3], self.target.shape[:3]
         for name, shape in (("mask", self.mask.shape), ("target", grid)):
             if any(pixels % cells for pixels, cells in zip(size, shape, strict=True)):
@@ -154,15 +152,9 @@ def stretch_mask(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def hide_cubes(frames: np.ndarray, mask: np.ndarray, *, square: int = 8) -> np.ndarray:
-    """Cover the hidden cubes of a clip with a gray checker.
+    """Cover the hidden cubes of frames uint8 [T, H, W, 3] with a gray checker; visible pixels stay the same.
 
-    Args:
-        frames: uint8 [T, H, W, 3].
-        mask: bool [t', h', w'], True = hidden; divides the frames.
-        square: side of a square of the checker [pixels].
-
-    Returns:
-        uint8 [T, H, W, 3] with unchanged visible pixels.
+    The mask, bool [t', h', w'], divides the frames; ``square``: side of a square of the checker [pixels].
     """
     T, H, W, _ = frames.shape
     hidden = stretch_mask(mask, (T, H, W))
@@ -171,15 +163,9 @@ def hide_cubes(frames: np.ndarray, mask: np.ndarray, *, square: int = 8) -> np.n
 
 
 def color_strokes(strokes: np.ndarray, hidden: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    """Color strokes: bright on a lighter background if hidden, dim on a dark background if visible.
+    """Color strokes uint8 [t, H, W] -> uint8 [t, H, W, 3].
 
-    Args:
-        strokes: uint8 [t, H, W], see :func:`draw_strokes`.
-        hidden: bool [t, H, W].
-        color: RGB, 0..255, of a stroke of weight 1 at a hidden position.
-
-    Returns:
-        uint8 [t, H, W, 3].
+    They are bright on a lighter background where ``hidden``, bool [t, H, W], and dim on a dark one elsewhere.
     """
     alpha = strokes.astype(np.float32) * (np.where(hidden, 1.0, VISIBLE_STRENGTH).astype(np.float32) / 255)
     background = _PANEL[hidden.astype(np.intp)]  # [t, H, W, 3]
@@ -337,15 +323,9 @@ def token_colors(tokens: np.ndarray) -> np.ndarray:
 def draw_reconstructions(
     *, frames: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray
 ) -> np.ndarray:
-    """Draw one column per frame: the frame, its tokens as colors, and the reconstruction.
+    """Draw one column per frame, uint8 [H', W', 3]: the frame, its tokens as colors, and the reconstruction.
 
-    Args:
-        frames: uint8 [n, H, W, 3], RGB.
-        reconstructions: uint8 [n, H, W, 3].
-        tokens: int [n, h, w].
-
-    Returns:
-        uint8 [H', W', 3].
+    Frames and reconstructions are uint8 [n, H, W, 3], RGB; tokens are int [n, h, w].
     """
     scale = max(1, -(-_MIN_PANEL // frames.shape[1]))
     height, width = frames.shape[1] * scale, frames.shape[2] * scale

@@ -134,8 +134,9 @@ PHRASES = {
         "the American spelling"
     ),
 }
+_SPACE = r"(?:[ \t]+|[ \t]*\n[ \t]*)"  # not a blank line, which ends a paragraph
 _PATTERNS = [
-    (re.compile(phrase.replace(" ", r"\s+"), re.IGNORECASE), remedy) for phrase, remedy in PHRASES.items()
+    (re.compile(phrase.replace(" ", _SPACE), re.IGNORECASE), remedy) for phrase, remedy in PHRASES.items()
 ]
 
 NAMES = {

@@ -1,4 +1,4 @@
-"""AVA's files: what `tests/metrics/test_ava_files.py` does not read, since the score has no use for it."""
+"""AVA files: columns and label types that `tests/metrics/test_ava_files.py` does not cover."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(folder: Path, text: str, name: str = "boxes.csv") -> Path:
     return folder / name
 
 
-def test_rows_keep_their_lines_and_share_the_numbers_of_videos(tmp_path: Path) -> None:
+def test_rows_have_lines_and_shared_video_numbers(tmp_path: Path) -> None:
     names = VideoNames()
     truth = read_groundtruth(write(tmp_path, f"b,0902,{BOX},12,0\n\na,902.5,{BOX},,1\n"), names)
     assert truth.lines.tolist() == [1, 3]
@@ -50,7 +50,7 @@ def test_rows_keep_their_lines_and_share_the_numbers_of_videos(tmp_path: Path) -
         (["0.5", "1"], [-1, -1], [0.5, 1.0], True),
     ],
 )
-def test_detections_come_with_action_and_score_or_with_either(
+def test_detections_have_action_and_score_or_one_of_them(
     tmp_path: Path, lasts: list[str], actions: list[int], scores: list[float], scored: bool
 ) -> None:
     path = write(tmp_path, "".join(f"a,902,{BOX},{last}\n" for last in lasts))
@@ -60,7 +60,9 @@ def test_detections_come_with_action_and_score_or_with_either(
     assert rows.scored == scored
 
 
-def test_first_rows_decide_what_a_lone_column_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_rows_determine_the_meaning_of_the_last_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", 40)
     boxes = write(tmp_path, f"a,902,{BOX},0.5\n" + f"a,902,{BOX},1\n" * 9)
     assert read_detections(boxes, VideoNames()).actions.tolist() == [-1] * 10
@@ -71,7 +73,7 @@ def test_first_rows_decide_what_a_lone_column_is(tmp_path: Path, monkeypatch: py
         read_detections(write(tmp_path, f"a,902,{BOX},0.5\na,902,{BOX},\n"), VideoNames())
 
 
-def test_kinds_of_actions_are_known_where_the_label_map_tells(tmp_path: Path) -> None:
+def test_kinds_of_actions_are_read_from_the_label_map(tmp_path: Path) -> None:
     pose = 'label {\n  name: "sit"\n  label_id: 11\n  label_type: PERSON_MOVEMENT\n}\n'
     path = write(tmp_path, pose + 'item { name: "sing" id: 2 }\n', "labels.pbtxt")
     assert read_label_map(path) == {11: "sit", 2: "sing"}

@@ -121,7 +121,7 @@ def test_ratios_outside_0_to_1_are_refused(policy: str, ratio: float) -> None:
 
 
 @pytest.mark.parametrize("policy", MASKS)
-def test_ratios_that_hide_nothing_or_everything_are_refused(policy: str) -> None:
+def test_ratios_that_hide_no_cell_or_all_cells_are_refused(policy: str) -> None:
     with pytest.raises(UserError, match=r"mask ratio 0\.001 leaves no hidden cells"):
         draw(policy, 1, ratio=0.001)
     with pytest.raises(UserError, match=r"mask ratio 0\.999 leaves no visible cells"):

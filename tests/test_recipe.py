@@ -1,4 +1,4 @@
-"""The recipes in a weights file: what is written is what is read, and every damage is named."""
+"""Recipes in weights files: round trips, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(path: Path, metadata: dict[str, str]) -> Path:
     return path
 
 
-def test_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_recipe_round_trip(tmp_path: Path) -> None:
     recipe = PretrainRecipe(
         clip=ClipRecipe(
             frames=8, stride=1.5, crop=64, target_fps=None, short_video="loop", mean=0.4, std=0.2
@@ -52,7 +52,7 @@ def test_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_recipe(write(tmp_path / "a.safetensors", {METADATA_KEY: recipe.to_json()})) == recipe
 
 
-def test_recipe_fills_in_what_an_older_file_lacks() -> None:
+def test_missing_values_of_older_files_have_defaults() -> None:
     text = '{"clip": {"frames": 16, "stride": 4, "crop": 224}, "target": {"name": "hog"}}'
     assert PretrainRecipe.from_json(text) == PretrainRecipe(ClipRecipe(frames=16, stride=4, crop=224))
 
@@ -66,13 +66,13 @@ def test_recipe_fills_in_what_an_older_file_lacks() -> None:
         ('{"clip": {"frames": 1, "stride": 1, "crop": 1, "colour": 2}, "target": {"name": "hog"}}', "colour"),
     ],
 )
-def test_damaged_recipe_is_named(tmp_path: Path, text: str, words: str) -> None:
+def test_damaged_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = write(tmp_path / "a.safetensors", {METADATA_KEY: text})
     with pytest.raises(UserError, match=f"a.safetensors: its metadata key 'pretrain' holds.*{words}"):
         read_recipe(path)
 
 
-def test_file_without_recipe_is_named(tmp_path: Path) -> None:
+def test_file_without_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights without a recipe, not weights of a pre-training run"):
         read_recipe(write(tmp_path / "a.safetensors", {"model": "x"}))
     (tmp_path / "b.safetensors").write_bytes(b"PK" + bytes(100))
@@ -82,7 +82,7 @@ def test_file_without_recipe_is_named(tmp_path: Path) -> None:
         read_recipe(tmp_path / "c.safetensors")
 
 
-def test_classifiers_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_classify_recipe_round_trip(tmp_path: Path) -> None:
     recipe = ClassifyRecipe(
         clip=ClipRecipe(frames=16, stride=4, crop=224),
         sampling="segments",
@@ -96,7 +96,7 @@ def test_classifiers_recipe_comes_back_as_it_was_written(tmp_path: Path) -> None
     assert read_clip_recipe(path) == recipe.clip
 
 
-def test_pretraining_weights_are_no_classifier(tmp_path: Path) -> None:
+def test_pretraining_weights_are_not_a_classifier(tmp_path: Path) -> None:
     recipe = PretrainRecipe(ClipRecipe(frames=16, stride=4, crop=224))
     path = write(tmp_path / "a.safetensors", {METADATA_KEY: recipe.to_json()})
     assert read_clip_recipe(path) == recipe.clip
@@ -105,13 +105,13 @@ def test_pretraining_weights_are_no_classifier(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.pyth", "step_10.pt", "model.pth", "last.ckpt"])
-def test_torch_checkpoint_is_pointed_to_the_import(tmp_path: Path, name: str) -> None:
+def test_error_for_torch_checkpoint_names_the_import(tmp_path: Path, name: str) -> None:
     for read in (read_recipe, read_classify_recipe, read_testing_recipe):
         with pytest.raises(UserError, match=rf"{name}: a PyTorch checkpoint, .*import-slowfast --config"):
             read(tmp_path / name)
 
 
-def test_run_folder_is_no_weights_file(tmp_path: Path) -> None:
+def test_run_folder_is_not_a_weights_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder; give the weights file in it"):
         read_classify_recipe(tmp_path)
 
@@ -153,7 +153,7 @@ def test_three_crops_take_the_short_side_of_the_crop() -> None:
     assert sizes(None, 1, wide) == (2, 1, 250)
 
 
-def test_mean_and_deviation_may_be_given_a_channel(tmp_path: Path) -> None:
+def test_mean_and_std_may_be_per_channel(tmp_path: Path) -> None:
     recipe = ClassifyRecipe(ClipRecipe(16, 4, 224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
     assert read_classify_recipe(write(tmp_path / "a.safetensors", {CLASSIFY_KEY: recipe.to_json()})) == recipe
     clips = torch.randint(256, (2, 3, 4, 5, 3), dtype=torch.uint8)
@@ -174,7 +174,7 @@ def test_mean_and_deviation_may_be_given_a_channel(tmp_path: Path) -> None:
         ({"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2)}, r"mean .* must have the same number"),
     ],
 )
-def test_levels_that_are_no_numbers_are_named(levels: dict[str, Any], words: str) -> None:
+def test_levels_that_are_not_numbers_are_refused(levels: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         ClipRecipe(16, 4, 224, **levels)
 
@@ -219,7 +219,7 @@ def test_values_of_a_recipe_are_checked_like_a_config(
 @pytest.mark.parametrize(
     "text", ["NaN", '{"clip": ' + "[" * 100_000, '{"clip": {"frames": 1e400}}', "9" * 6000]
 )
-def test_no_json_is_no_traceback(tmp_path: Path, text: str) -> None:
+def test_invalid_json_causes_no_traceback(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "a.safetensors", {METADATA_KEY: text})
     for read in (read_recipe, read_testing_recipe, read_clip_recipe):
         with pytest.raises(UserError, match=r"a\.safetensors: its metadata key 'pretrain' holds") as caught:
@@ -242,7 +242,7 @@ def write_model(
     return path
 
 
-def test_recipe_comes_back_from_the_weights(tmp_path: Path) -> None:
+def test_detect_recipe_round_trip(tmp_path: Path) -> None:
     path = write_model(tmp_path / "best.safetensors", DETECT_RECIPE.to_json(), classes=4)
     assert read_detect_recipe(path) == DETECT_RECIPE
     assert read_testing_recipe(path).clip == DETECT_CLIP
@@ -264,7 +264,7 @@ def test_loaded_detector_scores_boxes(tmp_path: Path) -> None:
     assert detector.scores(clips, torch.zeros(0, 5)).shape == (0, 4)
 
 
-def test_weights_of_another_kind_are_named(tmp_path: Path) -> None:
+def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pretrained.safetensors"
     texts = {METADATA_KEY: PretrainRecipe(DETECT_CLIP).to_json()}
     save_weights(path, create_model("maskfeat_mvitv2_nano", **TINY), metadata=texts)
@@ -277,7 +277,7 @@ def test_weights_of_another_kind_are_named(tmp_path: Path) -> None:
         load_detector(tmp_path / "none.safetensors")
 
 
-def test_a_classifier_is_asked_for_elsewhere(tmp_path: Path) -> None:
+def test_detector_is_not_a_classifier(tmp_path: Path) -> None:
     path = write_model(tmp_path / "best.safetensors", DETECT_RECIPE.to_json(), classes=4)
     with pytest.raises(UserError, match="weights of a detector of actions, not weights of a classifier"):
         read_classify_recipe(path)
@@ -304,13 +304,13 @@ def test_recipe_and_model_of_two_files_are_refused(tmp_path: Path) -> None:
         (DETECT_RECIPE.to_json().replace("short_side", "short_sides"), "no detector's recipe: .*short_sides"),
     ],
 )
-def test_a_damaged_recipe_is_named_with_its_file(tmp_path: Path, text: str, words: str) -> None:
+def test_damaged_detect_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = write_model(tmp_path / "best.safetensors", text, classes=4)
     with pytest.raises(UserError, match=rf"best\.safetensors: its metadata key 'detect' holds {words}"):
         read_detect_recipe(path)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_detect_recipe_is_refused() -> None:
     with pytest.raises(UserError, match="area 'center' is unknown; did you mean 'centre'"):
         DetectRecipe(DETECT_CLIP, {1: "bend"}, 1, area="center")
     with pytest.raises(UserError, match="the action 5 is not an action of the model: ids count from 1"):

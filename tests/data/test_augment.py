@@ -76,7 +76,7 @@ def test_colour_comes_after_randaugment_and_erasing_after_the_cut() -> None:
 
 
 @pytest.mark.parametrize("augmentation", [full_augmentation(), Augmentation()])
-def test_frames_stay_as_they_are_and_clips_have_their_own_memory(augmentation: Augmentation) -> None:
+def test_input_is_not_modified_and_clips_do_not_share_memory(augmentation: Augmentation) -> None:
     frames = smooth_frames(2, 60, 80)
     before = frames.copy()
     crop = RandomResizedCrop(32, area=(0.3, 1.0))
@@ -89,7 +89,7 @@ def test_frames_stay_as_they_are_and_clips_have_their_own_memory(augmentation: A
         assert np.array_equal(frames, before)
 
 
-def test_the_generator_alone_decides() -> None:
+def test_augmentation_depends_only_on_the_generator() -> None:
     frames = smooth_frames(2, 60, 80)
     one, other = (full_augmentation().apply(frames, RIGHT_HALF, np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(one, other)
@@ -99,7 +99,7 @@ def test_the_generator_alone_decides() -> None:
     assert all(not np.array_equal(one, third) for third in rest)
 
 
-def test_a_still_clip_stays_still_but_for_noise() -> None:
+def test_frames_of_a_still_clip_stay_equal_without_erasing() -> None:
     clip = still_clip(3, 60, 80)
     augmentation = full_augmentation()
     augmentation.erasing = None
@@ -108,7 +108,7 @@ def test_a_still_clip_stays_still_but_for_noise() -> None:
         assert (result == result[0]).all()
 
 
-def test_no_parts_are_the_crop_alone() -> None:
+def test_augmentation_without_steps_only_crops() -> None:
     frames = smooth_frames(2, 60, 80)
     clip = Augmentation().apply(frames, RIGHT_HALF, np.random.default_rng(0))
     assert np.array_equal(clip, RIGHT_HALF.apply_clip(frames))
@@ -169,19 +169,19 @@ def test_words_are_read() -> None:
         ("rand-p1.5", r"probability p=1.5 must be in 0\.\.1"),
     ],
 )
-def test_words_that_cannot_be_are_named(words: str, message: str) -> None:
+def test_invalid_words_are_refused(words: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         RandAugment.from_words(words)
 
 
 @pytest.mark.parametrize("name", ["bicubc", "nearest", "random"])
-def test_an_unknown_interpolation_is_named(name: str) -> None:
+def test_unknown_interpolation_is_refused(name: str) -> None:
     hint = "; did you mean 'bicubic'" if name == "bicubc" else ""
     with pytest.raises(UserError, match=f"interpolation '{name}' is unknown{hint}"):
         RandAugment.from_words(RECIPE, interpolation=name)
 
 
-def test_noise_below_nothing_is_named() -> None:
+def test_negative_noise_is_refused() -> None:
     with pytest.raises(UserError, match="noise mstd=-1 must be at least 0"):
         RandAugment(noise=-1.0)
 
@@ -278,7 +278,7 @@ def test_noise_is_cut_to_the_range() -> None:
     assert (nearly_none == 0).mean() == pytest.approx(0.5, abs=0.09)
 
 
-def test_infinite_noise_is_even_from_nothing_to_the_magnitude() -> None:
+def test_infinite_noise_is_uniform_from_0_to_the_magnitude() -> None:
     magnitudes = np.abs(arguments_of("Rotate", sample_steps("rand-m8-n15-p1-mstdinf", 2000))) / 3
     quantiles = np.quantile(magnitudes, [0.0, 0.25, 0.5, 0.75, 1.0])
     assert quantiles == pytest.approx([0, 2, 4, 6, 8], abs=0.45)  # five standard errors: 8 * 2.5 / sqrt(2000)
@@ -297,7 +297,7 @@ EXACT = {
 }
 
 
-def test_chains_are_the_drawn_operations_in_their_order() -> None:
+def test_sampled_operations_are_applied_in_order() -> None:
     frames = smooth_frames(2, 40, 50)
     augment = RandAugment.from_words("rand-m7-n3-p0.7-mstd0.5-inc1")
     lengths: Counter[int] = Counter()
@@ -330,7 +330,7 @@ def test_interpolation_reaches_the_operations(interpolation: str) -> None:
     assert min(apart, key=lambda name: apart[name]) == interpolation
 
 
-def test_the_generator_alone_decides_on_operations() -> None:
+def test_operations_depend_only_on_the_generator() -> None:
     frames = smooth_frames(2, 40, 50)
     results = [
         RandAugment.from_words(RECIPE).apply(frames, np.random.default_rng(seed)) for seed in (3, 3, 4, 5, 6)
@@ -339,7 +339,7 @@ def test_the_generator_alone_decides_on_operations() -> None:
     assert sum(not np.array_equal(results[0], other) for other in results[2:]) >= 2
 
 
-def test_a_still_clip_stays_still_and_the_frames_are_left() -> None:
+def test_frames_of_a_still_clip_stay_equal_and_the_input_is_not_modified() -> None:
     clip = still_clip(4, 40, 50)
     before = clip.copy()
     augment, rng = RandAugment.from_words(RECIPE), np.random.default_rng(1)
@@ -376,7 +376,7 @@ def test_one_box_in_all_frames_and_nothing_else_changes() -> None:
     assert len(boxes) > 20
 
 
-def test_noise_is_what_rounded_and_clipped_normal_floats_are() -> None:
+def test_noise_has_the_distribution_of_rounded_and_clamped_normal_floats() -> None:
     erasing = RandomErasing(probability=1.0, area=(0.3, 0.33))
     noise = np.concatenate([values[values >= 0] for values in (erased(erasing, seed=s) for s in range(20))])
     slow = 255 * (0.45 + 0.225 * np.random.default_rng(9).standard_normal(len(noise)))
@@ -389,7 +389,7 @@ def test_noise_is_what_rounded_and_clipped_normal_floats_are() -> None:
     assert (noise == 255).mean() == pytest.approx(0.0073, abs=0.001)
 
 
-def test_each_pixel_channel_and_frame_has_noise_of_its_own() -> None:
+def test_noise_is_independent_per_pixel_channel_and_frame() -> None:
     noise = erased(RandomErasing(probability=1.0, area=(0.3, 0.33)), size=(128, 128), seed=3)
     box = noise[noise >= 0].reshape(4, -1, 3).astype(float)  # [T, pixels, C]
     assert box.shape[1] > 4000
@@ -398,7 +398,7 @@ def test_each_pixel_channel_and_frame_has_noise_of_its_own() -> None:
     assert abs(np.corrcoef(box[0, 1:, 0], box[0, :-1, 0])[0, 1]) < 0.08
 
 
-def test_noise_follows_mean_and_spread_of_the_normalisation() -> None:
+def test_noise_follows_mean_and_std_of_the_normalization() -> None:
     erasing = RandomErasing(probability=1.0, area=(0.3, 0.33), mean=0.5, std=0.1)
     noise = erased(erasing, size=(128, 128))
     values = noise[noise >= 0]
@@ -406,7 +406,7 @@ def test_noise_follows_mean_and_spread_of_the_normalisation() -> None:
     assert values.std() == pytest.approx(25.5, abs=0.45)
 
 
-def test_each_channel_may_have_its_own_normalisation() -> None:
+def test_channels_may_have_different_normalization() -> None:
     erasing = RandomErasing(probability=1.0, area=(0.3, 0.33), mean=[0.3, 0.5, 0.6], std=(0.1, 0.05, 0.08))
     noise = erased(erasing, size=(128, 128))
     box = noise[noise >= 0].reshape(-1, 3)
@@ -415,7 +415,7 @@ def test_each_channel_may_have_its_own_normalisation() -> None:
     assert box.std(0) == pytest.approx([25.5, 12.75, 20.4], abs=0.7)
 
 
-def test_areas_are_even_and_aspects_even_in_logarithm() -> None:
+def test_areas_are_uniform_and_aspects_log_uniform() -> None:
     erasing, rng = RandomErasing(probability=1.0), np.random.default_rng(0)
     boxes = [erasing.sample(224, 224, rng) for _ in range(4000)]
     sides = np.array([(box.height, box.width) for box in boxes if box is not None])
@@ -444,7 +444,7 @@ def test_places_reach_both_borders() -> None:
     assert max(box.left + box.width for box in boxes) == 30
 
 
-def test_clips_are_erased_as_often_as_asked() -> None:
+def test_clips_are_erased_with_the_given_probability() -> None:
     erasing, rng = RandomErasing(probability=0.25), np.random.default_rng(0)
     count = 0
     for _ in range(2000):
@@ -457,7 +457,7 @@ def test_clips_are_erased_as_often_as_asked() -> None:
     assert not untouched.any()
 
 
-def test_a_box_that_never_fits_is_left_out() -> None:
+def test_box_that_never_fits_is_not_erased() -> None:
     erasing = RandomErasing(probability=1.0, area=(1.0, 1.0), aspect=(1.0, 1.0))
     assert erasing.sample(16, 16, np.random.default_rng(0)) is None
     clip = np.zeros((2, 16, 16, 3), np.uint8)
@@ -478,7 +478,7 @@ def test_a_box_that_never_fits_is_left_out() -> None:
         ({"mean": math.nan}, "erasing mean=nan, std=0.225: each must be one number"),
     ],
 )
-def test_values_out_of_range_are_named(wrong: dict[str, Any], words: str) -> None:
+def test_values_out_of_range_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         RandomErasing(**{"probability": 0.25, **wrong})
 
@@ -500,7 +500,7 @@ def numbered(batch: int, height: int = 12, width: int = 20) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch", [2, 4, 7])
-def test_mixup_blends_clips_and_labels_by_one_share(batch: int) -> None:
+def test_mixup_blends_clips_and_labels_with_one_weight(batch: int) -> None:
     torch.manual_seed(0)
     mixing = Mixing(**{**MIXED, "cutmix": 0.0})
     labels = torch.arange(batch) % 5
@@ -539,7 +539,7 @@ def test_cutmix_fills_one_box_in_all_frames_and_counts_its_pixels(batch: int) ->
     assert len(sizes) > 10
 
 
-def test_cutmix_boxes_leave_the_shares_that_the_slow_version_leaves() -> None:
+def test_weights_of_cutmix_match_the_reference() -> None:
     torch.manual_seed(2)
     mixing = Mixing(**{**MIXED, "mixup": 0.0})
     ours = np.array([mixing.sample(20, 32).weight for _ in range(3000)])
@@ -550,7 +550,7 @@ def test_cutmix_boxes_leave_the_shares_that_the_slow_version_leaves() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0])
-def test_mixup_shares_follow_the_beta_distribution(alpha: float) -> None:
+def test_weights_of_mixup_follow_the_beta_distribution(alpha: float) -> None:
     torch.manual_seed(3)
     mixing = Mixing(**{**MIXED, "mixup": alpha, "cutmix": 0.0})
     shares = np.array([mixing.sample(8, 8).weight for _ in range(4000)])
@@ -561,7 +561,7 @@ def test_mixup_shares_follow_the_beta_distribution(alpha: float) -> None:
     assert abs(shares.var() - variance) < 5 * spread
 
 
-def test_batches_are_mixed_and_cut_as_often_as_asked() -> None:
+def test_batches_are_mixed_with_the_given_probabilities() -> None:
     torch.manual_seed(4)
     mixing = Mixing(**{**MIXED, "probability": 0.6, "switch": 0.25})
     draws = [mixing.sample(64, 64) for _ in range(4000)]
@@ -572,7 +572,7 @@ def test_batches_are_mixed_and_cut_as_often_as_asked() -> None:
 
 
 @pytest.mark.parametrize("off", [{"probability": 0.0}, {"mixup": 0.0, "cutmix": 0.0}])
-def test_without_mixing_labels_alone_are_smoothed(off: dict[str, float]) -> None:
+def test_labels_are_smoothed_without_mixing(off: dict[str, float]) -> None:
     mixing = Mixing(**{**MIXED, "smoothing": 0.1, **off})
     clips, labels = torch.randn(3, 3, 2, 4, 4), torch.tensor([4, 0, 0])
     for _ in range(20):
@@ -583,7 +583,7 @@ def test_without_mixing_labels_alone_are_smoothed(off: dict[str, float]) -> None
         torch.testing.assert_close(targets, expected, atol=1e-7, rtol=0)
 
 
-def test_mixed_targets_are_smoothed_as_the_reference_smooths_them() -> None:
+def test_mixed_targets_are_smoothed_as_in_the_reference() -> None:
     torch.manual_seed(5)
     mixing = Mixing(**{**MIXED, "smoothing": 0.2})
     labels = torch.tensor([0, 3])
@@ -607,7 +607,7 @@ def test_a_batch_of_one_is_its_own_partner() -> None:
         torch.testing.assert_close(targets, torch.tensor([[0.0, 0, 1, 0, 0]]), atol=1e-6, rtol=0)
 
 
-def test_clips_of_the_caller_stay_as_they_are() -> None:
+def test_mixing_does_not_modify_the_input() -> None:
     torch.manual_seed(7)
     mixing = Mixing(**MIXED)
     clips = torch.randn(4, 3, 2, 8, 8)
@@ -617,7 +617,7 @@ def test_clips_of_the_caller_stay_as_they_are() -> None:
         assert torch.equal(clips, before)
 
 
-def test_the_global_generator_alone_decides() -> None:
+def test_mixing_depends_only_on_the_global_generator() -> None:
     mixing = Mixing(**MIXED)
     clips, labels = torch.randn(4, 3, 2, 8, 8), torch.arange(4)
     torch.manual_seed(8)
@@ -645,6 +645,6 @@ def test_the_global_generator_alone_decides() -> None:
         ({"smoothing": float("nan")}, "smoothing=nan: must be at least 0"),
     ],
 )
-def test_mixing_out_of_range_is_named(wrong: dict[str, float], words: str) -> None:
+def test_mixing_out_of_range_is_refused(wrong: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Mixing(**{**MIXED, **wrong})

@@ -222,7 +222,7 @@ def test_batch_moves_its_pixels_and_boxes(parts: Parts) -> None:
     assert moved.rows.device.type == moved.index.device.type == "cpu"
 
 
-def test_arguments_that_cannot_be_are_named(parts: Parts) -> None:
+def test_invalid_arguments_are_refused(parts: Parts) -> None:
     with pytest.raises(UserError, match=r"area 'center' is unknown; did you mean 'centre'\?"):
         make_views(parts, area="center")
     with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: give one length in pixels, or several"):

@@ -1,4 +1,4 @@
-"""Lists of every format: the same rows however they are written, and errors that name file and line."""
+"""Lists of all formats: equal rows for all spellings, and errors with file and line."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ TWO = [("a.mp4", 3), ("b/c.mp4", 0)]
         ("a.mp4 007\n", [("a.mp4", 7)]),
     ],
 )
-def test_list_gives_paths_and_labels(
-    tmp_path: Path, text: str, expected: list[tuple[str, int | None]]
-) -> None:
+def test_list_has_paths_and_labels(tmp_path: Path, text: str, expected: list[tuple[str, int | None]]) -> None:
     assert _rows(load_records(_write(tmp_path, text))) == expected
 
 
@@ -111,7 +109,7 @@ def test_bad_list_is_refused_by_file_and_line(
 @pytest.mark.parametrize(
     "start", [b"\0\0\0\x20ftypisom", b"\x1aE\xdf\xa3\x9fB\x86\x81", b"RIFF\0\0\0\0AVI LIST"]
 )
-def test_video_is_no_list(tmp_path: Path, start: bytes) -> None:
+def test_video_is_not_a_list(tmp_path: Path, start: bytes) -> None:
     path = _write(tmp_path, start + b"\n\0\0 3\n", "clip.mp4")
     with pytest.raises(UserError, match=r"clip\.mp4: is a video, not a list; give a list file or a folder"):
         load_records(path)
@@ -314,7 +312,7 @@ def test_other_separators_encodings_and_line_ends(tmp_path: Path, text: str | by
     assert _rows(load_records(_write(tmp_path, text))) == TWO
 
 
-def test_separators_may_stand_in_paths(tmp_path: Path) -> None:
+def test_paths_may_contain_separators(tmp_path: Path) -> None:
     path = _write(tmp_path, "a;1|2::3.mp4 3\n")
     assert _rows(load_records(path)) == [("a;1|2::3.mp4", 3)]
     assert _rows(load_records(_write(tmp_path, "a.mp4,\nb.mp4,\n"))) == [("a.mp4", None), ("b.mp4", None)]
@@ -345,7 +343,7 @@ def test_separators_may_stand_in_paths(tmp_path: Path) -> None:
         ("a.mp4 3\nb\0.mp4 3\n", "csv:2: NUL byte"),
     ],
 )
-def test_lists_of_other_forms_are_named(tmp_path: Path, text: str | bytes, words: str) -> None:
+def test_lists_of_other_forms_are_refused(tmp_path: Path, text: str | bytes, words: str) -> None:
     with pytest.raises(UserError, match=words):
         load_records(_write(tmp_path, text))
 
@@ -360,7 +358,7 @@ def test_lists_of_other_forms_are_named(tmp_path: Path, text: str | bytes, words
         ("walk,,10,20", ":3: the youtube_id is empty"),
     ],
 )
-def test_rows_of_kinetics_csv_that_are_odd(tmp_path: Path, row: str, words: str) -> None:
+def test_wrong_rows_of_kinetics_csv_are_refused(tmp_path: Path, row: str, words: str) -> None:
     (tmp_path / "a_000010_000020.mp4").touch()
     text = f"label,youtube_id,time_start,time_end\nwalk,a,10,20\n{row}\n"
     with pytest.raises(UserError, match=words):
@@ -438,14 +436,14 @@ def test_classes_are_the_sorted_folders_below_the_root(tmp_path: Path, format: s
     assert records.class_names == ("cat", "dog")
 
 
-def test_other_files_are_passed_over_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files_are_ignored_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _touch(tmp_path, *CAT_AND_DOG, "cat/notes.txt", "list.csv", "dog/.hidden.png", ".git/x.png", "cat/v.mp4")
     with caplog.at_level(logging.INFO):
         assert _rows(load_records(tmp_path, format="images", labels="yes")) == LABELLED
     assert "3 files that are not pictures were ignored (list.csv, ...)" in caplog.text
 
 
-def test_pictures_that_lie_loose_have_no_labels(tmp_path: Path) -> None:
+def test_pictures_outside_class_folders_have_no_labels(tmp_path: Path) -> None:
     _touch(tmp_path, "a.jpg", "more/b.jpg")
     assert _rows(load_records(tmp_path, format="images")) == [("a.jpg", None), ("more/b.jpg", None)]
     assert load_records(tmp_path, format="images").class_names == ()
@@ -453,7 +451,7 @@ def test_pictures_that_lie_loose_have_no_labels(tmp_path: Path) -> None:
         load_records(tmp_path, format="images", labels="yes")
 
 
-def test_labels_are_left_out_where_nobody_wants_them(tmp_path: Path) -> None:
+def test_labels_are_omitted_with_labels_no(tmp_path: Path) -> None:
     records = load_records(_touch(tmp_path, *CAT_AND_DOG), format="images", labels="no")
     assert records.labels is None
     assert len(records) == 4
@@ -485,7 +483,7 @@ def test_known_classes_number_the_folders(
     assert records.class_names == known
 
 
-def test_folders_in_order_are_told_to_the_user(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_use_of_folders_in_sorted_order_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         load_records(_touch(tmp_path, *CAT_AND_DOG), format="images", known_classes=("Katze", "Hund"))
     assert "used in sorted order: cat is 'Katze', ..., dog is 'Hund'" in caplog.text
@@ -510,7 +508,7 @@ def test_folders_in_order_are_told_to_the_user(tmp_path: Path, caplog: pytest.Lo
         (("cat/a.jpg", "elk/x.jpg"), ("Katze",), "the class folder 'cat' is not among the 1 known classes"),
     ],
 )
-def test_folders_that_are_no_classes_are_refused(
+def test_folders_that_are_not_classes_are_refused(
     tmp_path: Path, names: tuple[str, ...], known: tuple[str, ...], words: str
 ) -> None:
     with pytest.raises(UserError, match=words) as caught:
@@ -525,7 +523,7 @@ def test_one_known_class_is_enough_to_score(tmp_path: Path) -> None:
     assert _rows(records) == [("cat/a.jpg", 1)]
 
 
-def test_images_need_a_folder_and_a_picture_is_no_list(tmp_path: Path) -> None:
+def test_images_need_a_folder_and_a_picture_is_not_a_list(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("a.jpg 0\n")
     with pytest.raises(UserError, match="format=images needs a folder"):
         load_records(tmp_path / "list.csv", format="images")
@@ -535,7 +533,7 @@ def test_images_need_a_folder_and_a_picture_is_no_list(tmp_path: Path) -> None:
             load_records(tmp_path / "p.png")
 
 
-def test_ends_with_equals_a_plain_test_of_every_path() -> None:
+def test_ends_with_matches_str_endswith() -> None:
     rng = np.random.default_rng(0)
     ends = (".jpg", ".JPG", "jpg", ".JpEg", ".jpegs", ".png", ".mp4", "", "/", ".jp", "g")
     paths = ["a" * int(rng.integers(0, 4)) + str(rng.choice(ends)) or "b" for _ in range(3000)]
@@ -546,7 +544,7 @@ def test_ends_with_equals_a_plain_test_of_every_path() -> None:
     assert 900 < found.sum() < 1500
 
 
-def test_pictures_make_clips_of_one_frame_only() -> None:
+def test_pictures_only_support_clips_of_one_frame() -> None:
     records = Records.from_paths(["a.mp4", "b.png", "frames/c"], None, source="train.csv")
     check_frames(records, 1)
     with pytest.raises(

@@ -56,7 +56,7 @@ def test_look_ups_equal_pillow(name: str, make: Callable[[], np.ndarray]) -> Non
         assert np.array_equal(ours(frames, name, *arguments), pillow_operation(frames, name, argument))
 
 
-def test_stretching_looks_at_each_frame_and_channel_alone() -> None:
+def test_contrast_and_histogram_are_computed_per_frame_and_channel() -> None:
     frames = smooth_frames(3)
     frames[0, ..., 0] = 77  # a flat channel stays
     frames[1] //= 4
@@ -70,13 +70,13 @@ def test_stretching_looks_at_each_frame_and_channel_alone() -> None:
     assert stretched[1].max() == 255
 
 
-def test_equalizing_a_picture_smaller_than_the_levels_leaves_it() -> None:
+def test_equalize_does_not_change_pictures_with_few_pixels() -> None:
     frames = noisy_frames(1, 9, 11)  # a step of 99 pixels in 255 levels is below one pixel
     assert np.array_equal(operations.equalize(frames), frames)
     assert np.array_equal(pillow_operation(frames, "Equalize"), frames)
 
 
-def test_no_bits_are_black() -> None:
+def test_posterize_to_0_bits_is_black() -> None:
     # The strongest posterize; older Pillow gave this, the present one refuses it.
     assert not operations.posterize(noisy_frames(), 0).any()
 
@@ -174,7 +174,7 @@ def test_rotation_goes_counter_clockwise() -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_all_frames_are_treated_alike_and_the_input_is_left(name: str) -> None:
+def test_frames_are_changed_alike_and_the_input_is_not_modified(name: str) -> None:
     clip = still_clip()
     before = clip.copy()
     operation = OPERATIONS[name]
@@ -200,7 +200,7 @@ def factors(jitter: ColorJitter, frames: np.ndarray, draws: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("change", ["brightness", "contrast"])
-def test_factors_are_even_about_one(change: str) -> None:
+def test_factors_are_uniform_around_1(change: str) -> None:
     # Gray from 40 to 120: nothing is cut at the ends of the range by a factor of 1.4.
     gray = np.linspace(40, 120, 300).astype(np.uint8).reshape(1, 15, 20, 1).repeat(3, axis=3)
     jitter = ColorJitter(**{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, change: 0.4})
@@ -236,7 +236,7 @@ def test_saturation_scales_the_distance_to_gray() -> None:
     assert np.quantile(found, [0.0, 0.5, 1.0]) == pytest.approx([0, 1, 2], abs=0.2)
 
 
-def test_the_changes_come_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_applied_in_all_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
     def recorded(name: str, frames: np.ndarray, factor: float) -> np.ndarray:
@@ -258,7 +258,7 @@ def test_the_changes_come_in_every_order(monkeypatch: pytest.MonkeyPatch) -> Non
     assert min(orders.values()) > 135
 
 
-def test_a_still_clip_stays_still_and_the_frames_are_left() -> None:
+def test_frames_of_a_still_clip_stay_equal_and_the_input_is_not_modified() -> None:
     clip = still_clip()
     before = clip.copy()
     jitter, rng = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4), np.random.default_rng(0)
@@ -269,7 +269,7 @@ def test_a_still_clip_stays_still_and_the_frames_are_left() -> None:
         assert np.array_equal(clip, before)
 
 
-def test_the_generator_alone_decides() -> None:
+def test_color_jitter_depends_only_on_the_generator() -> None:
     jitter = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
     one, other, third = (jitter.apply(smooth_frames(), np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(one, other)
@@ -277,6 +277,6 @@ def test_the_generator_alone_decides() -> None:
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_shares_out_of_range_are_named(share: float) -> None:
+def test_changes_out_of_range_are_refused(share: float) -> None:
     with pytest.raises(UserError, match=f"contrast={share}: the maximum change must be in 0..1"):
         ColorJitter(brightness=0.4, contrast=share, saturation=0.0)

@@ -1,4 +1,4 @@
-"""Crops, resizes and flips: the reference's crops, plain slow versions, and boxes that keep their objects."""
+"""Crops, resizes and flips: PySlowFast's crops, slow versions, and boxes that follow the pixels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_uniform_crops_equal_the_reference(golden: Path) -> None:
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_box_still_frames_its_object(transform: ClipTransform, size: tuple[int, int]) -> None:
+def test_boxes_follow_the_pixels(transform: ClipTransform, size: tuple[int, int]) -> None:
     height, width = size
     rng = np.random.default_rng(3)
     for _ in range(20):
@@ -71,7 +71,7 @@ def test_box_still_frames_its_object(transform: ClipTransform, size: tuple[int, 
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-def test_clip_is_what_a_slow_float_version_gives(transform: ClipTransform) -> None:
+def test_clip_matches_the_slow_float_version(transform: ClipTransform) -> None:
     rng = np.random.default_rng(4)
     frames = rng.integers(0, 256, (2, 130, 170, 3), dtype=np.uint8)
     for _ in range(5):
@@ -90,7 +90,7 @@ def test_clip_is_what_a_slow_float_version_gives(transform: ClipTransform) -> No
         assert np.abs(geometry.apply_clip(frames) - expected).max() <= 1.0
 
 
-def test_source_frames_are_left_alone_and_never_shared() -> None:
+def test_source_frames_are_not_modified_or_shared() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     before = frames.copy()
     clip = UniformCrop(96, 96, 1).sample(96, 96).apply_clip(frames)
@@ -99,7 +99,7 @@ def test_source_frames_are_left_alone_and_never_shared() -> None:
     assert (frames == before).all()
 
 
-def test_random_resized_crop_draws_its_areas_and_aspects() -> None:
+def test_random_resized_crop_samples_areas_and_aspects() -> None:
     transform = RandomResizedCrop(224, area=(0.5, 1.0), aspect=(3 / 4, 4 / 3))
     rng = np.random.default_rng(0)
     cuts = [transform.sample(1000, 1000, rng).source for _ in range(2000)]
@@ -143,7 +143,7 @@ def test_flip_probability_is_kept() -> None:
     assert 440 < sum(flips) < 560  # four standard deviations of 15.8
 
 
-def test_impossible_transforms_are_named() -> None:
+def test_invalid_transforms_are_refused() -> None:
     with pytest.raises(UserError, match=r"short side \(100, 140\) must be .* neither below the crop 224"):
         ShortSideJitterCrop(224, (100, 140))
     with pytest.raises(UserError, match="short side 200 is smaller than the crop 224"):
@@ -181,14 +181,14 @@ def test_whole_frame_keeps_its_aspect_to_a_multiple() -> None:
 WHOLE_FRAME = ClipGeometry(Rectangle(0, 0, 100, 200), (100, 200), Rectangle(0, 0, 100, 200))
 
 
-def test_shares_become_pixels_of_each_axis() -> None:
+def test_fractions_are_converted_to_pixels() -> None:
     boxes = boxes_in_pixels(np.array([[0.25, 0.5, 0.75, 1.0]], np.float32), 100, 200)
     assert boxes.dtype == np.float64
     assert boxes.tolist() == [[50, 50, 150, 100]]
 
 
 @pytest.mark.parametrize("visible", [0.0, 0.3, 0.7, 1.0])
-def test_share_of_a_box_is_what_its_pixels_say(visible: float) -> None:
+def test_visible_fraction_matches_the_count_of_pixels(visible: float) -> None:
     """Whole-pixel boxes and crops without resizing: the pixels of each are counted one by one."""
     rng = np.random.default_rng(0)
     kept = 0
@@ -212,7 +212,7 @@ def test_share_of_a_box_is_what_its_pixels_say(visible: float) -> None:
     assert 50 < kept < 390  # all four kinds of share occur
 
 
-def test_sliver_of_a_box_goes_and_a_small_whole_box_stays() -> None:
+def test_thin_rest_of_a_box_is_dropped_and_a_small_whole_box_is_kept() -> None:
     geometry = ClipGeometry(Rectangle(0, 0, 100, 100), (50, 50), Rectangle(0, 0, 50, 50))
     boxes = np.array([[99.0, 10, 150, 50], [20, 20, 21, 21], [98, 10, 150, 50]])
     found, rows = visible_boxes(geometry, boxes)

@@ -1,4 +1,4 @@
-"""All views of a video from one opening: the protocol's frames and crops, pixel for pixel."""
+"""Test views: frames and crops of the protocol, bit for bit."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_crops_equal_the_reference(protocol: dict[str, list[dict[str, Any]]]) ->
 
 @pytest.mark.parametrize("size", [(48, 64), (64, 48), (22, 34), (40, 40)], ids=str)
 @pytest.mark.parametrize("reader", READERS)
-def test_views_equal_reading_each_by_itself(tmp_path: Path, size: tuple[int, int], reader: str) -> None:
+def test_views_match_separate_reads(tmp_path: Path, size: tuple[int, int], reader: str) -> None:
     """An opening, a read and a crop for every view: the same pixels."""
     rng = np.random.default_rng(5)
     pictures = [cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), size[::-1]) for _ in range(23)]
@@ -131,7 +131,7 @@ def test_each_video_is_opened_and_each_frame_decoded_once(
     assert len(sample.clips) == 15
 
 
-def test_unreadable_video_is_a_failure_in_its_place(listing: Path) -> None:
+def test_unreadable_video_is_a_failure(listing: Path) -> None:
     views = make_views(listing)
     sample = views[2]
     assert sample.clips.shape == (0, 2, 16, 16, 3)
@@ -146,7 +146,7 @@ def test_listed_but_absent_video_is_a_failure(tmp_path: Path) -> None:
     assert failure.cause == "no such file"
 
 
-def test_short_video_fails_only_where_that_is_an_error(listing: Path) -> None:
+def test_short_video_fails_only_with_the_policy_error(listing: Path) -> None:
     assert make_views(listing, frames=5, stride=4)[0].failures == ()
     (failure,) = make_views(listing, frames=5, stride=4, short="error")[0].failures
     assert failure.cause == "too short: 8 frames, and the clip spans 20"
@@ -162,13 +162,13 @@ def test_frames_of_two_sizes_are_a_failure(tmp_path: Path) -> None:
     assert failure.cause == "frame 2 is 34x24, others are 30x24"
 
 
-def test_list_without_labels_gives_minus_one(tmp_path: Path) -> None:
+def test_labels_of_an_unlabelled_list_are_minus_one(tmp_path: Path) -> None:
     write_videos(tmp_path, 1)
     views = make_views(load_records(tmp_path, format="folder"))
     assert views.batch([0]).labels.tolist() == [-1]
 
 
-def test_batch_closes_the_gaps_of_failures(listing: Path) -> None:
+def test_batch_has_no_gaps_for_failures(listing: Path) -> None:
     views = make_views(listing)
     batch = views.batch([1, 2, 3, 4])
     assert batch.index.tolist() == [1, 4]
@@ -203,7 +203,7 @@ def rows_of(batch: ViewsBatch) -> list[int]:
     return sorted([*batch.index.tolist(), *(failure.index for failure in batch.failures)])
 
 
-def test_workers_change_nothing(listing: Path) -> None:
+def test_batches_do_not_depend_on_workers(listing: Path) -> None:
     views = make_views(listing)
     here = list(ViewLoader(views, per_batch=4, workers=0))
     loader = ViewLoader(views, per_batch=4, workers=2)
@@ -217,7 +217,7 @@ def test_workers_change_nothing(listing: Path) -> None:
             assert left.failures == right.failures
 
 
-def test_loader_leaves_the_global_generator_alone(listing: Path) -> None:
+def test_loader_does_not_use_the_global_generator(listing: Path) -> None:
     state = torch.get_rng_state()
     list(ViewLoader(make_views(listing), per_batch=2, workers=1))
     assert torch.equal(torch.get_rng_state(), state)
@@ -242,7 +242,7 @@ def test_unknown_reader_reaches_the_caller(listing: Path, workers: int) -> None:
         ({"crop": 32}, "short side 20 is smaller than the crop 32; raise it"),
     ],
 )
-def test_views_that_do_not_fit(arguments: dict[str, object], words: str) -> None:
+def test_invalid_views_are_refused(arguments: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_views(**arguments)
 
@@ -254,6 +254,6 @@ def test_views_that_do_not_fit(arguments: dict[str, object], words: str) -> None
         ({"workers": -1}, "workers=-1: must be at least 0"),
     ],
 )
-def test_loader_with_impossible_numbers(listing: Path, arguments: dict[str, int], words: str) -> None:
+def test_invalid_loader_arguments_are_refused(listing: Path, arguments: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
         ViewLoader(make_views(listing), **{"per_batch": 1, "workers": 0, **arguments})

@@ -174,7 +174,7 @@ def write_factor_video(
     write_mp4(folder / "videos" / f"{number:06d}.mp4", scene.frames(), fps=fps)
 
 
-def write_factor_lists(folder: Path, splits: dict[str, Sequence[int]], *, few: int, seed: int) -> None:
+def write_factor_lists(folder: Path, splits: Mapping[str, Sequence[int]], *, few: int, seed: int) -> None:
     """Write a list ``path label`` per factor and split, the first ``few`` training videos of each class, and
     the class names of each factor."""
     for factor, classes in FACTORS.items():

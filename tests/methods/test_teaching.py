@@ -95,10 +95,10 @@ def test_momentum_is_chosen_by_the_length_of_the_run(name: str) -> None:
     assert method.set_length(50_000)[0].startswith(
         f"teacher   momentum {0.97 if name == 'byol' else 0.996 if name == 'ibot' else 0.998:g} to 1 (chosen"
     )
-    given = tiny_method(name, "mvit", "method.arguments={momentum: 0.99}")
-    lines = given.set_length(200)
-    assert given.teacher.momentum(0.0) == 0.99
-    assert "momentum 0.99 to 1 (given; 200 steps): 0.36 of its random start" in lines[0]
+    method = tiny_method(name, "mvit", "method.arguments={momentum: 0.99}")
+    lines = method.set_length(200)
+    assert method.teacher.momentum(0.0) == 0.99
+    assert "momentum 0.99 to 1 (as configured; 200 steps): 0.36 of its random start" in lines[0]
     assert "method.arguments.momentum 0.99 leaves more than 0.01 of the teacher's random start" in lines[1]
 
 
@@ -133,8 +133,8 @@ def test_pairs_have_the_published_augmentation(name: str, published: tuple[float
         assert (dataset.local.color.blur, dataset.local.color.solarize) == (0.5, 0.0)
     own = method.dataset(records, crop=RandomResizedCrop(32, area=(0.3, 0.9)))
     assert own.transform.area == (0.3, 0.9)
-    given = tiny_method(name, "mvit", "method.arguments={crop_area: [0.5, 1.0]}")
-    assert given.dataset(records, crop=RandomResizedCrop(32)).transform.area == (0.5, 1.0)
+    method = tiny_method(name, "mvit", "method.arguments={crop_area: [0.5, 1.0]}")
+    assert method.dataset(records, crop=RandomResizedCrop(32)).transform.area == (0.5, 1.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -319,7 +319,11 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
         ("ibot", "method.arguments={local: {area: [0.4]}}", ["local.area [0.4] must be two shares of the"]),
         ("byol", "method.arguments={saved: studen}", ["saved 'studen'", "did you mean 'student'?"]),
         ("byol", "method.arguments={crop_area: [0.4]}", ["crop_area [0.4] must be two shares of the frame"]),
-        ("byol", "method.arguments={colour: {blur: 1}}", ["colour.blur 1 must be two probabilities, of the"]),
+        (
+            "byol",
+            "method.arguments={colour: {blur: [1]}}",
+            ["colour.blur [1] must be two probabilities, of the"],
+        ),
         ("byol", "method.arguments={colour: {hue: 1}}", ["hue=1: the maximum change must be in 0..0.5"]),
         ("latent", "method.arguments={blocks: 4}", ["blocks 4: the last block outputs", "use at most 2"]),
         (

@@ -22,7 +22,7 @@ _CHOSEN_SHARE = 1e-4  # far below the limit, since the teacher also has to follo
 
 
 def start_share(momentum: Callable[[float], float], steps: int) -> float:
-    """What is left of a teacher's initial weights after a run: the product of the momenta of its steps.
+    """The share of a teacher's initial weights in its final ones: the product of the momenta of a run.
 
     Args:
         momentum: completed share of the training, 0..1 -> m, 0..1.

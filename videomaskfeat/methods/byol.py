@@ -84,7 +84,7 @@ class Byol(PairMethod):
         momentum: momentum of the teacher at the start; follows a cosine. null: the published one for the
             length of the run (0.97 below 100 epochs, 0.99 below 1000, then 0.996), or less for few steps.
         momentum_end: momentum of the teacher at the end.
-        saved: encoder to save for fine-tuning, "student" or "teacher".
+        saved: encoder in weights.safetensors, "student" or "teacher".
         crop_area: minimum and maximum share of the frame of both clips; null: clip.crop_area, or 0.08..1 if
             it has its default.
         colour: see :class:`~videomaskfeat.methods.teaching.Colors`.

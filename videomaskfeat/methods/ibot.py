@@ -96,7 +96,7 @@ class Ibot(PairMethod):
         centre_momentum: momentum of the centers.
         momentum: momentum of the teacher at the start; follows a cosine. null: 0.996, or less for few steps.
         momentum_end: momentum of the teacher at the end.
-        saved: encoder to save for fine-tuning, "student" or "teacher".
+        saved: encoder in weights.safetensors, "student" or "teacher".
         freeze_epochs: epochs at the start with frozen prototypes.
         class_weight: weight of the class token's loss.
         cube_weight: weight of the hidden cells' loss.

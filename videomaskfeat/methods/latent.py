@@ -67,7 +67,7 @@ class Latent(TeacherMethod):
         beta: difference at which smooth L1 becomes linear (data2vec: 2 for images); 0: L1 (V-JEPA).
         momentum: momentum of the teacher at the start; follows a line. null: 0.998, or less for few steps.
         momentum_end: momentum of the teacher at the end.
-        saved: encoder to save for fine-tuning, "student" or "teacher".
+        saved: encoder in weights.safetensors, "student" or "teacher".
         collapse_std: minimum standard deviation of the targets over cells and clips, 0..1; 0 never stops the
             run.
         collapse_grace: share of the run without this limit.

@@ -82,7 +82,7 @@ class TeacherMethod(Method):
         momentum_end: momentum of the teacher at the end.
         published_momentum: momentum at the start in the published recipe.
         ramp: (momentum at the start, at the end) -> completed share of the run, 0..1 -> momentum.
-        saved: encoder to save for fine-tuning, "student" or "teacher".
+        saved: encoder in weights.safetensors, "student" or "teacher".
         monitors: limits of :meth:`figures` that indicate a collapse.
         grace: see :class:`~videomaskfeat.engine.teacher.CollapseStop`.
         centers: the teacher's running centers, by the names of their rows.
@@ -113,7 +113,7 @@ class TeacherMethod(Method):
         self.followed = followed
         check_name("method.arguments.saved", saved, SAVED)
         self._saved = saved
-        self._given_momentum, self._published_momentum = momentum, published_momentum
+        self._momentum, self._published_momentum = momentum, published_momentum
         self._schedule = lambda start: ramp(start, momentum_end)
         start = published_momentum if momentum is None else momentum
         self.teacher = Teacher(followed, momentum=self._schedule(start))
@@ -143,12 +143,14 @@ class TeacherMethod(Method):
         return {"teacher": self.teacher, "position": self._position, "collapse": self._stop, **self.centers}
 
     def set_length(self, steps: int) -> list[str]:
-        """Choose the momentum that ``momentum`` leaves open, and report what is left of the random start."""
-        schedule, given = self._schedule, self._given_momentum
-        start = fit_momentum(schedule, self._published_momentum, steps) if given is None else given
+        """Choose the momentum if it is None, and report the share of the random start at the end."""
+        schedule, automatic = self._schedule, self._momentum is None
+        start = self._momentum
+        if start is None:
+            start = fit_momentum(schedule, self._published_momentum, steps)
         self.teacher.momentum = schedule(start)
         left = start_share(self.teacher.momentum, steps)
-        source = f"chosen for {steps} steps" if given is None else f"given; {steps} steps"
+        source = f"chosen for {steps} steps" if automatic else f"as configured; {steps} steps"
         lines = [
             f"teacher   momentum {start:g} to {schedule(start)(1.0):g} ({source}): {left:.2g} of its random "
             "start is left at the end"
@@ -372,8 +374,8 @@ class PairMethod(TeacherMethod):
 
 def _two(name: str, values: Sequence[float], meaning: str) -> tuple[float, float]:
     """An argument of two numbers."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 2:
-        raise UserError(f"method.arguments.{name} {values!r} must be two {meaning}")
+    if len(values) != 2:
+        raise UserError(f"method.arguments.{name} {list(values)} must be two {meaning}")
     return float(values[0]), float(values[1])
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks.harness import ROOT, machine, now, write_json
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
+from videomaskfeat.data.sample_factors import load_digits
 from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.loop import train
 from videomaskfeat.engine.run import build_optimizer, build_schedule
@@ -38,7 +39,6 @@ from videomaskfeat.metrics.features import knn_scores, linear_probe_scores
 from videomaskfeat.recipe import PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
 
-DIGITS = ROOT / "videomaskfeat" / "data" / "digits.npz"
 SIDE = 40
 BATCH = 64
 TEST_DIGITS = 497
@@ -86,10 +86,9 @@ def jittered_digits(pictures: np.ndarray, labels: np.ndarray, count: int, *, see
     return Digits(clips.expand(-1, -1, -1, -1, 3).contiguous(), labels[index].astype(np.int64))
 
 
-def load_digits(train_count: int, test_count: int) -> tuple[Digits, Digits]:
+def draw_digits(train_count: int, test_count: int) -> tuple[Digits, Digits]:
     """Training and test clips, of different digits."""
-    with np.load(DIGITS) as file:
-        pictures, labels = file["pictures"], file["labels"]
+    pictures, labels = load_digits()
     order = np.random.default_rng(0).permutation(len(pictures))
     test, training = np.split(order, [TEST_DIGITS])
     return (
@@ -219,7 +218,7 @@ def main() -> int:
     if unknown:
         parser.error(f"run {unknown[0]!r} is unknown; there are {', '.join(map(repr, RUNS))}")
     steps, seeds = (2, 1) if options.dry else (options.steps, options.seeds)
-    data = load_digits(128, 64) if options.dry else load_digits(5000, 2000)
+    data = draw_digits(128, 64) if options.dry else draw_digits(5000, 2000)
     rows = [
         learn(name, steps=steps, seed=seed, data=data)
         for name in options.runs or RUNS

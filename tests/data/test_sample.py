@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.data.pictures import held_out_accuracy
 from videomaskfeat.data.sample import AVA_FIRST_SECOND, sample_scene, write_sample_data
 from videomaskfeat.data.sample_scenes import MOTIONS, make_scene, render_frame
 from videomaskfeat.errors import UserError
@@ -164,18 +165,6 @@ def test_generator_is_frozen(number: int) -> None:
     assert tuple(color) == pytest.approx(expected_color, abs=0.5)
 
 
-def _held_out_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 of a ridge classifier on the second half, fitted on the first."""
-    features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
-    half = len(labels) // 2
-    train, test = features[:half], features[half:]
-    onehot = np.eye(labels.max() + 1)[labels[:half]] - 1 / (labels.max() + 1)
-    # The dual form: fewer samples than features.
-    gram = train @ train.T + 0.3 * features.shape[1] * np.eye(half)
-    scores = test @ (train.T @ np.linalg.solve(gram, onehot))
-    return float((scores.argmax(axis=1) == labels[half:]).mean())
-
-
 def _edges(frame: np.ndarray) -> np.ndarray:
     """Orientation histograms of 8x8 cells, the kind of feature a classifier would use."""
     gray = frame.astype(np.float64).mean(axis=2)
@@ -206,9 +195,9 @@ def test_single_frames_tell_nothing_and_motion_tells_the_class() -> None:
     spread = np.sqrt(chance * (1 - chance) / (number / 2))
     for features in stills.values():
         # Four standard deviations of a classifier that guesses.
-        assert _held_out_accuracy(np.stack(features), labels) < chance + 4 * spread
+        assert held_out_accuracy(np.stack(features), labels, train_fraction=0.5) < chance + 4 * spread
     # The same classifier on coarse motion of one instant does see classes, so it could have seen a trace.
-    assert _held_out_accuracy(np.stack(moving), labels) > chance + 6 * spread
+    assert held_out_accuracy(np.stack(moving), labels, train_fraction=0.5) > chance + 6 * spread
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.pictures import held_out_accuracy
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.sample import write_sample_data
 from videomaskfeat.data.sample_images import SHAPES, _disc_over_shape, sample_image
@@ -88,17 +89,6 @@ def test_generator_is_frozen(number: int) -> None:
     assert picture[32, 32].tolist() == pytest.approx(pixel, abs=2)
 
 
-def _held_out_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 of a ridge classifier on the last quarter, fitted on the rest."""
-    features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
-    cut = len(labels) * 3 // 4
-    train, test = features[:cut], features[cut:]
-    onehot = np.eye(len(SHAPES))[labels[:cut]] - 1 / len(SHAPES)
-    gram = train @ train.T + 0.3 * features.shape[1] * np.eye(cut)  # the dual form
-    scores = test @ (train.T @ np.linalg.solve(gram, onehot))
-    return float((scores.argmax(axis=1) == labels[cut:]).mean())
-
-
 def _nearest_mean(features: np.ndarray, labels: np.ndarray) -> float:
     """Top-1 of the nearest class mean on the last quarter, with means of the rest."""
     cut = len(labels) * 3 // 4
@@ -117,11 +107,11 @@ def test_colors_tell_nothing_and_edges_tell_the_class() -> None:
     # Four standard deviations of a classifier that guesses: 20 %.
     assert _nearest_mean(means, labels) < chance + 4 * spread
     colors = np.concatenate([means, spreads, means**2, spreads**2], axis=1)
-    assert _held_out_accuracy(colors, labels) < chance + 4 * spread
+    assert held_out_accuracy(colors, labels, train_fraction=0.75) < chance + 4 * spread
     clips = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     hog = hog_features(clips, cell=4).mean(dim=1)  # [n, 9, 8, 8]
     edges = torch.nn.functional.avg_pool2d(hog, 2).flatten(1).numpy()
-    accuracy = _held_out_accuracy(edges, labels)
+    accuracy = held_out_accuracy(edges, labels, train_fraction=0.75)
     assert accuracy > chance + 6 * spread, accuracy
 
 

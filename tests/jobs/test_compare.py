@@ -96,8 +96,11 @@ def test_keys_become_overrides() -> None:
         ),
         ({"targets": {}}, r"compare\.targets is not set"),
         ({"seeds": 0}, r"compare\.seeds 0 must be at least 1"),
-        ({"shared": {"finetune": 6}}, r"compare\.shared\.finetune 6 must be an object"),
-        ({"shared": {"pretrain": None}}, r"compare\.shared\.pretrain None must be an object"),
+        ({"shared": {"finetune": 6}}, r"compare\.shared\.finetune 6 must be a mapping of names to values"),
+        (
+            {"shared": {"pretrain": None}},
+            r"compare\.shared\.pretrain None must be a mapping of names to values",
+        ),
     ],
 )
 def test_mistakes_are_said_before_the_first_run(changes: dict[str, Any], words: str) -> None:
@@ -111,17 +114,20 @@ EPOCH = {"optim": {"epoch": 1}}
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ("hog", r"a 'hog' must be an object"),
+        ("hog", r"a 'hog' must be a mapping of names to values"),
         ({"pretran": {}}, r"a: key 'pretran' is unknown; did you mean 'pretrain'"),
         ({"pretrain": EPOCH}, r"a: .*unknown key 'optim\.epoch'"),
-        ({"pretrain": ["x"]}, r"a\.pretrain \['x'\] must be an object"),
-        ({"before": None}, r"a\.before None must be an object"),
-        ({"before": {"t": None}}, r"a\.before\.t None must be an object"),
+        ({"pretrain": ["x"]}, r"a\.pretrain \['x'\] must be a mapping of names to values"),
+        ({"before": None}, r"a\.before None must be a mapping of names to values"),
+        ({"before": {"t": None}}, r"a\.before\.t None must be a mapping of names to values"),
         (
             {"before": {"t": {"verb": "finetune"}}},
             r"a\.before\.t\.verb 'finetune' is unknown; there are pretrain, train-tokenizer",
         ),
-        ({"before": {"t": {"verb": "pretrain", "keys": [1]}}}, r"a\.before\.t\.keys \[1\] must be an object"),
+        (
+            {"before": {"t": {"verb": "pretrain", "keys": [1]}}},
+            r"a\.before\.t\.keys \[1\] must be a mapping of names to values",
+        ),
         ({"before": {"t": {"verb": "pretrain", "config": 3}}}, r"a\.before\.t\.config 3 must be a string"),
         ({"before": {"t": {"verb": "pretrain", "keys": EPOCH}}}, r"a: .*unknown key 'optim\.epoch'"),
         ({"before": {"t": {"verb": "train-tokenizer", "config": "nope.yaml"}}}, r"a: nope\.yaml"),

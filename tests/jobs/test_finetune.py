@@ -262,9 +262,9 @@ def test_unreadable_held_out_video_is_left_out_named_and_counted(
     assert "1 of 2 videos" in text
     assert name in text
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "1 held-out videos were left out of every score" in page
+    assert "1 held-out videos are left out of every score" in page
     assert name in page
-    assert "every video could be read" not in page
+    assert "All videos could be read" not in page
     assert simplejson.loads((tmp_path / "run" / "summary.json").read_text())["videos"] == 1
     assert text.count(f"unreadable held-out video, left out: {sample / name}: not a video file") == 1
     (line,) = (tmp_path / "run" / "heldout_failures.jsonl").read_text().splitlines()

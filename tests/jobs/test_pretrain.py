@@ -325,7 +325,7 @@ def test_damaged_foreign_and_unsafe_checkpoints_are_refused(pretrain: Pretrain, 
         other.unlink()
 
     newest.write_bytes(whole[: len(whole) // 2])
-    assert_refused(pretrain(), newest.name, "cut")
+    assert_refused(pretrain(), newest.name, "truncated")
 
     class Attack:
         def __reduce__(self) -> tuple[object, tuple[str]]:

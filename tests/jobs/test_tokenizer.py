@@ -92,7 +92,12 @@ def test_run_learns_to_reconstruct_and_leaves_what_is_needed(
     names = {"dvae": {"kl", "temperature"}, "vq": {"commitment"}}[kind]
     assert names | {"reconstruction", "perplexity", "used_codes"} <= set(logged[0])
     page = (run / "report.html").read_text()
-    for word in ("Held-out reconstruction", "Codes in use", "Perplexity of the codes", "their tokens and"):
+    for word in (
+        "Held-out reconstruction",
+        "Codes in use",
+        "Perplexity of the codes",
+        "frames, tokens and reconstructions",
+    ):
         assert word in page
     for word in ("best single color", "trained tokenizer", "perplexity", "codes used there", "report.html"):
         assert word in text

@@ -14,6 +14,7 @@ import torch
 from videomaskfeat.ava import AVA_ACTIONS
 from videomaskfeat.boxes import check_linking, check_smoothing, link_boxes, smooth_scores
 from videomaskfeat.data.ava import KeyClip, key_clips
+from videomaskfeat.data.reader import TimedReader
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.transforms import WholeFrame
 from videomaskfeat.errors import RunFailed, UserError
@@ -177,25 +178,7 @@ def find_actions(
                 classes=max(AVA_ACTIONS, recipe.classes),
                 start_second=start_second,
             )
-        height = width = 0
-        persons: list[Persons] = []
-        scores: list[np.ndarray] = []
-        clip = recipe.clip
-        clips = key_clips(
-            reader,
-            source.seconds,
-            frames=clip.frames,
-            stride=clip.stride,
-            target_fps=clip.target_fps,
-            transform=WholeFrame(recipe.short_side, detector.multiple),
-        )
-        while batch := list(islice(clips, batch_size)):
-            height, width = batch[0].picture.shape[:2]
-            found = source.find_persons(batch)
-            persons += found
-            scores += _score_clips(detector, batch, [frame_boxes for frame_boxes, _ in found], path)
-            if progress is not None:
-                progress(len(persons), len(source.seconds))
+        size, persons, scores = _score_video(reader, source, detector, batch_size, path, progress)
     seconds = source.seconds
     interval = max(every, float(np.median(np.diff(seconds)))) if len(seconds) > 1 else every
     gap = 2 * interval if max_gap_seconds is None else max_gap_seconds
@@ -210,8 +193,8 @@ def find_actions(
     )
     return VideoActions(
         path=path,
-        height=height,
-        width=width,
+        height=size[0],
+        width=size[1],
         fps=fps,
         duration_seconds=duration,
         start_second=source.start_second,
@@ -272,6 +255,37 @@ class _DetectedBoxes:
         return find_boxes(
             self._detector, frames, name=self._name, score_threshold=self._threshold, video=self._path
         )
+
+
+def _score_video(
+    reader: TimedReader,
+    source: FileBoxes | _DetectedBoxes,
+    detector: VideoDetector,
+    batch_size: int,
+    path: str,
+    progress: Progress | None,
+) -> tuple[tuple[int, int], list[Persons], list[np.ndarray]]:
+    """Height and width of a frame, and for each key frame its persons and their scores."""
+    size, recipe = (0, 0), detector.recipe
+    persons: list[Persons] = []
+    scores: list[np.ndarray] = []
+    clip = recipe.clip
+    clips = key_clips(
+        reader,
+        source.seconds,
+        frames=clip.frames,
+        stride=clip.stride,
+        target_fps=clip.target_fps,
+        transform=WholeFrame(recipe.short_side, detector.multiple),
+    )
+    while batch := list(islice(clips, batch_size)):
+        size = (batch[0].picture.shape[0], batch[0].picture.shape[1])
+        found = source.find_persons(batch)
+        persons += found
+        scores += _score_clips(detector, batch, [frame_boxes for frame_boxes, _ in found], path)
+        if progress is not None:
+            progress(len(persons), len(source.seconds))
+    return size, persons, scores
 
 
 def _score_clips(

@@ -177,6 +177,12 @@ class TargetConfig:
 class PretrainOptimConfig(OptimConfig):
     """Optimization of the encoder."""
 
+    end_weight_decay: float | None = key(
+        None, "weight decay at the end, on a cosine from weight_decay; null: constant", least=0
+    )
+    gradient_clip_each: float | None = key(
+        None, "maximum L2 norm of each parameter's gradient, after gradient_clip; null: none", above=0
+    )
     accumulate: int = key(1, "micro-batches per optimizer step, for each rank", least=1, free=True)
 
 

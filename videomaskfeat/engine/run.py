@@ -23,7 +23,7 @@ from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.loop import TrainResult, count_steps, train
-from videomaskfeat.engine.optim import WarmupCosine, adamw, layers_behind, parameter_groups, sgd
+from videomaskfeat.engine.optim import CosineRamp, WarmupCosine, adamw, layers_behind, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
@@ -204,7 +204,7 @@ class Run(ABC):
         optim = self.config.optim
         self.model = model
         self.network = distributed.parallel(model, self.device)
-        self.schedule = build_schedule(optim)
+        self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
         self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
 
@@ -349,6 +349,7 @@ class Run(ABC):
             loader=self.loader,
             optimizer=self.optimizer,
             learning_rate=self.schedule,
+            weight_decay=self.weight_decay,
             folder=self.path,
             device=self.device,
             options=self._options(),
@@ -386,6 +387,7 @@ class Run(ABC):
             epochs=optim.epochs,
             accumulate=optim.accumulate,
             clip_norm=optim.gradient_clip,
+            clip_norm_each=getattr(optim, "gradient_clip_each", None),
             precision="bf16" if self.bf16 else "fp32",
             seed=run.seed,
             save_minutes=run.checkpoint_minutes,
@@ -485,6 +487,23 @@ def build_schedule(optim: Any) -> WarmupCosine:
         epochs=optim.epochs,
     )
     return schedule.scaled(optim.batch_size, optim.base_batch_size)
+
+
+def build_weight_decay(optim: Any) -> Callable[[float], float] | None:
+    """The weight decay over the training, of a config's section ``optim``; None: constant.
+
+    Raises:
+        UserError: the weight decay changes, and one of its ends is 0.
+    """
+    end = getattr(optim, "end_weight_decay", None)
+    if end is None:
+        return None
+    if not min(optim.weight_decay, end) > 0:
+        raise UserError(
+            f"optim.weight_decay {optim.weight_decay:g} and optim.end_weight_decay {end:g}: both must be "
+            "above 0, such as 0.04 and 0.4; null is a constant weight decay"
+        )
+    return CosineRamp(optim.weight_decay, end)
 
 
 def build_optimizer(optim: Any, model: nn.Module, *, base_lr: float) -> torch.optim.Optimizer:

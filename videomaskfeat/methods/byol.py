@@ -152,6 +152,10 @@ class Byol(PairMethod):
         self.train(self.student, True)
 
     @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {"the bias of the heads' last layers": "none"}  # earlier versions had one
+
+    @property
     def description(self) -> str:
         return "the teacher's projection of another clip of the same video (BYOL)"
 

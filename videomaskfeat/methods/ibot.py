@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.data.clips import MaskDraw
-from videomaskfeat.engine.optim import LinearRamp
 from videomaskfeat.engine.teacher import Monitor, RunningCenter
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import resize_mask
@@ -92,7 +91,7 @@ class Ibot(PairMethod):
         unmasked: probability of a clip without hidden cells, 0..1.
         student_temperature: temperature of the student's softmax.
         teacher_temperature: temperatures of the teacher's softmax, at the start and after the warm-up.
-        temperature_warmup_epochs: length of the warm-up.
+        temperature_warmup_epochs: length of the warm-up, in which the temperature rises with each epoch.
         centre_momentum: momentum of the centers.
         momentum: momentum of the teacher at the start; follows a cosine. null: 0.996, or less for few steps.
         momentum_end: momentum of the teacher at the end.
@@ -331,7 +330,30 @@ def _mask_draw(recipe: PretrainRecipe, ratios: Sequence[float] | None, unmasked:
     return functools.partial(varied, policy, grid, ratios=(low, high), unmasked=unmasked)
 
 
-def _teacher_temperature(epochs: float, ends: Sequence[float], warmup_epochs: float) -> LinearRamp:
+class EpochRamp:
+    """A line in steps of one epoch, from the first to the last epoch of a warm-up.
+
+    iBOT's and DINO's teacher temperature: ``linspace(start, end, warmup_epochs)``, then ``end``.
+
+    Args:
+        start, end: values of the first epoch, and from the last epoch of the warm-up on.
+        warmup_epochs: length of the warm-up; a fraction of an epoch is left out.
+        epochs: length of the run.
+    """
+
+    def __init__(self, start: float, end: float, *, warmup_epochs: float, epochs: float) -> None:
+        self.start, self.end = start, end
+        self._count, self._epochs = int(warmup_epochs), epochs
+
+    def __call__(self, progress: float) -> float:
+        """The value at a completed share of the run, 0..1."""
+        epoch = int(progress * self._epochs + 1e-6)  # a whole epoch may be rounded down
+        if epoch >= self._count:
+            return self.end
+        return self.start + (self.end - self.start) * epoch / max(self._count - 1, 1)
+
+
+def _teacher_temperature(epochs: float, ends: Sequence[float], warmup_epochs: float) -> EpochRamp:
     """The teacher's temperature over the run."""
     if len(ends) != 2 or not min(ends) > 0:
         raise UserError(
@@ -343,7 +365,7 @@ def _teacher_temperature(epochs: float, ends: Sequence[float], warmup_epochs: fl
             f"method.arguments.temperature_warmup_epochs {warmup_epochs:g} must lie between 0 and the length "
             f"of the run (optim.epochs {epochs:g}); lower it with the epochs"
         )
-    return LinearRamp(ends[0], ends[1], warmup_epochs / epochs)
+    return EpochRamp(ends[0], ends[1], warmup_epochs=warmup_epochs, epochs=epochs)
 
 
 def _loss_weights(class_weight: float, cube_weight: float) -> tuple[float, float]:

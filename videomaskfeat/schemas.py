@@ -160,6 +160,13 @@ class ModelConfig:
 
     name: str = key("maskfeat_mvitv2_s", "name of a model of create_model")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
+    initialization: str = key(
+        "published",
+        "defaults of a ViT's initial weights and positions: the method's published ones, or PySlowFast's "
+        "(slowfast; also to resume a run of a version without this key)",
+        choices=("published", "slowfast"),
+        free=True,
+    )
 
 
 @dataclass

@@ -73,10 +73,10 @@ class RunFolder:
         """
         schema = type(self._config)
         renamed = {current_name(schema, key): value for key, value in saved.items()}
-        kept = {key: value for key, value in renamed.items() if key not in free_keys(schema)}
-        parents = {".".join(key.split(".")[:2]) for key in kept}  # an empty mapping is a key of its own
+        present = {key: value for key, value in renamed.items() if key not in free_keys(schema)}
+        parents = {".".join(key.split(".")[:2]) for key in present}  # an empty mapping is a key of its own
         defaults = self._without_free_keys(schema()).items()
-        return {**{key: value for key, value in defaults if key not in parents}, **kept}
+        return {**{key: value for key, value in defaults if key not in parents}, **present}
 
     def open(self, environment: Callable[[], str] | None = None) -> None:
         """Write the config, and the text of environment.json; only rank 0 calls it.

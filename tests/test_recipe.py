@@ -164,7 +164,7 @@ def test_mean_and_std_may_be_per_channel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "words"),
+    ("statistics", "words"),
     [
         ({"mean": "0.45"}, "mean '0.45' is neither a number for all channels nor a list with"),
         ({"std": [0.2, None, 0.2]}, r"std \[0.2, None, 0.2\] is neither"),
@@ -174,17 +174,17 @@ def test_mean_and_std_may_be_per_channel(tmp_path: Path) -> None:
         ({"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2)}, r"mean .* must have the same number"),
     ],
 )
-def test_levels_that_are_not_numbers_are_refused(levels: dict[str, Any], words: str) -> None:
+def test_statistics_that_are_not_numbers_are_refused(statistics: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        ClipRecipe(16, 4, 224, **levels)
+        ClipRecipe(16, 4, 224, **statistics)
 
 
 @pytest.mark.cuda
 def test_pixels_are_normalized_on_the_gpu_as_on_the_cpu() -> None:
     clips = torch.randint(0, 256, (2, 4, 8, 8, 3), dtype=torch.uint8)
-    found = normalize(clips.pin_memory().to("cuda", non_blocking=True), mean=0.45, std=0.225)
-    assert found.is_cuda
-    torch.testing.assert_close(found.cpu(), normalize(clips, mean=0.45, std=0.225), atol=1e-6, rtol=1e-6)
+    actual = normalize(clips.pin_memory().to("cuda", non_blocking=True), mean=0.45, std=0.225)
+    assert actual.is_cuda
+    torch.testing.assert_close(actual.cpu(), normalize(clips, mean=0.45, std=0.225), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +208,10 @@ def test_pixels_are_normalized_on_the_gpu_as_on_the_cpu() -> None:
 def test_values_of_a_recipe_are_checked_like_a_config(
     tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
-    parts = json.loads(ClassifyRecipe(ClipRecipe(8, 4, 64)).to_json())
+    fields = json.loads(ClassifyRecipe(ClipRecipe(8, 4, 64)).to_json())
     for key, value in change.items():
-        parts[key] = {**parts[key], **value} if isinstance(value, dict) else value
-    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: json.dumps(parts)})
+        fields[key] = {**fields[key], **value} if isinstance(value, dict) else value
+    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: json.dumps(fields)})
     with pytest.raises(UserError, match=rf"a\.safetensors: its metadata key 'classify' holds .*{words}"):
         read_classify_recipe(path)
 

@@ -208,8 +208,8 @@ def _refusing_damage(path: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():
-            found = re.search(r"GLOBAL (\S+)", str(error))  # a global or an operation that is not plain data
-            raise PickledCode(path, found.group(1) if found else "") from error
+            match = re.search(r"GLOBAL (\S+)", str(error))  # a global or an operation that is not plain data
+            raise PickledCode(path, match.group(1) if match else "") from error
         lines = str(error).strip().splitlines()
         raise DamagedFile(path, lines[0][:200] if lines else type(error).__name__) from error
 

@@ -112,7 +112,7 @@ def plain_rows(data: bytes, name: str, *, what: str = "a list") -> bytes:
 
 
 def decode_text(data: bytes, name: str, *, what: str) -> str:
-    """Decode bytes in the encoding of their byte order mark, or else in UTF-8.
+    """Decode bytes in the encoding of their byte order mark, in UTF-8 without one.
 
     Raises:
         UserError: another kind of file or another encoding; names the probable one.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.ava_parts import extract, write_numbered, write_truth
+from tests.data.ava_data import extract, write_numbered, write_truth
 from tests.data.make_videos import copy_packets
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames
 from videomaskfeat.data.ava_sources import sources_in_folder, sources_of_lists

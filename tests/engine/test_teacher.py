@@ -100,7 +100,7 @@ def test_center_is_the_moving_average_of_the_steps_means() -> None:
     center = RunningCenter(5, momentum=0.9)
     for batches in steps:
         center.update(mean_of_rows([sum_of_rows(part) for part in batches]))
-    expected = reference.centred([torch.cat(batches).tolist() for batches in steps], 0.9)
+    expected = reference.centered([torch.cat(batches).tolist() for batches in steps], 0.9)
     torch.testing.assert_close(center.value, torch.tensor(expected), atol=1e-6, rtol=1e-6)
     again = RunningCenter(5)
     again.load_state_dict(center.state_dict())

@@ -317,7 +317,7 @@ def test_impossible_evaluations_are_refused_in_one_line(
         (["--groundtruth", tmp_path / "none.csv"], ("none.csv: has no rows; ground truth has a row",)),
         (["--score-threshold", "95"], ("detect_evaluate.score_threshold 95 must be between 0 and 1",)),
         (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
-        (["--area", "square"], ("area 'square' is unknown; there are whole, centre",)),
+        (["--area", "square"], ("area 'square' is unknown; choose from whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
         (["--clips-at-once", "0"], ("detect_evaluate.clips_at_once 0 must be at least 1",)),
         (["--frame-lists", "x.csv"], ("both locations of the videos given; give either a folder",)),

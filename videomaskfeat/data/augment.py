@@ -278,7 +278,7 @@ class RandomErasing:
         self.probability = probability
         self.area, self.aspect = area, aspect
         channels = np.broadcast(means, stds)
-        self._levels = np.stack([_normal_levels(255 * float(m), 255 * float(s)) for m, s in channels])
+        self._noise_values = np.stack([_normal_levels(255 * float(m), 255 * float(s)) for m, s in channels])
 
     def apply(self, clip: np.ndarray, rng: np.random.Generator) -> None:
         """Erase a box of a clip uint8 [T, H, W, 3] in place, or do nothing."""
@@ -289,7 +289,7 @@ class RandomErasing:
             return
         indices = rng.integers(0, 1 << 16, (len(clip), box.height, box.width, 3), dtype=np.uint16)
         rows, columns = box.slices
-        clip[:, rows, columns] = self._levels[np.arange(3) % len(self._levels), indices]
+        clip[:, rows, columns] = self._noise_values[np.arange(3) % len(self._noise_values), indices]
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> Rectangle | None:
         """Sample a box smaller than the frame in height and width; None if no try fits."""

@@ -330,7 +330,7 @@ class ActionSample(ClipSample):
 class ActionClips(RecordClips[ActionSample, ActionBatch]):
     """Augmented clips around key frames with boxes and labels, for training.
 
-    Boxes are transformed with the crop and clipped to it. Boxes of which too little is visible are left out,
+    Boxes are transformed with the crop and clipped to it. Boxes with a small visible fraction are left out,
     and a crop without boxes is sampled again. Every clip has at least one box.
 
     Attributes:

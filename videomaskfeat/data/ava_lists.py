@@ -116,7 +116,7 @@ class KeyFrames(Sequence[KeyFrame]):
         )
 
     def of_videos(self, videos: Sequence[str]) -> KeyFrames:
-        """The key frames of these sorted ``videos``, some of which may have no key frames."""
+        """The key frames of these sorted ``videos``; a video may have no key frames."""
         indices = {name: index for index, name in enumerate(videos)}
         video = np.array([indices.get(name, -1) for name in self.videos], np.int32)[self.video]
         result = self.select(video >= 0)

@@ -293,7 +293,7 @@ def _choose_start(times: np.ndarray, video: _Video, *, use_name: bool) -> tuple[
             else "second 0, since all their key frames lie inside them"
         )
         return start, f"second {start:g}", reason
-    # Key frames lie outside with every start; the start that fits most of them tells which are wrong.
+    # Key frames lie outside with every start; those outside the best start are wrong.
     fits = {start: int(is_inside(times, start, video.seconds).sum()) for start in _POSSIBLE_STARTS}
     best = max(fits, key=lambda start: fits[start])
     if not fits[best]:

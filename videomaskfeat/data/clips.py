@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import (
     Failure,
-    LabelledBatch,
+    LabeledBatch,
     PairBatch,
     PretrainBatch,
     SharedClips,
@@ -273,14 +273,14 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledSample(ClipSample):
+class LabeledSample(ClipSample):
     """Clips of one video, and their labels, int64 [S], which differ if a flip swaps left and right."""
 
     labels: np.ndarray
 
 
 @dataclass(eq=False, repr=False)
-class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
+class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
     """Clips and labels of the videos in a list, in which every row has a label; see `VideoClips`.
 
     Attributes:
@@ -319,11 +319,11 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
         rng = np.random.default_rng((_BALANCED_ORDER, self.seed, epoch))
         return balanced_order(_all_labels(self.records), rng)
 
-    def _batch(self, samples: Sequence[LabelledSample], **common: Any) -> LabelledBatch:
+    def _batch(self, samples: Sequence[LabeledSample], **common: Any) -> LabeledBatch:
         labels = np.concatenate([sample.labels for sample in samples])
-        return LabelledBatch(labels=torch.from_numpy(labels), **common)
+        return LabeledBatch(labels=torch.from_numpy(labels), **common)
 
-    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabelledSample:
+    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabeledSample:
         label = self.records[index].label
         assert label is not None  # checked in __post_init__
         pairs = self.flip_labels or {}
@@ -335,7 +335,7 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
             else:
                 clips.append(self.augment.apply(clip, geometry, rng))
             labels.append(pairs.get(label, label) if geometry.flip else label)
-        return LabelledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
+        return LabeledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
 
 
 def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.Generator) -> np.ndarray:

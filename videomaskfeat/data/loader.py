@@ -400,7 +400,7 @@ class _KeyStream:
     def stream(self, start: tuple[int, int], *, end_epoch: int | None) -> Iterator[_BatchKeys | None]:
         """The keys from (epoch, batch) on, epoch after epoch.
 
-        None for an epoch after the next one, since its skipped records are not known yet.
+        None for an epoch after the next one, since its skipped records are still unknown.
         """
         first_epoch, first_batch = start
         for epoch in count(first_epoch):

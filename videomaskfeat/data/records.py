@@ -69,7 +69,7 @@ class Records(Sequence[Record]):
         root: str = "",
         class_names: Sequence[str] = (),
     ) -> Records:
-        """Records of a few paths; UserError if there are none."""
+        """Records of a few paths; UserError without paths."""
         if not paths:
             raise UserError(f"{source}: contains no videos")
         encoded = [os.fsencode(path) for path in paths]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
-from videomaskfeat.data.batches import LabelledBatch
-from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
+from videomaskfeat.data.batches import LabeledBatch
+from videomaskfeat.data.clips import LabeledClips, check_labels, left_right_pairs, random_segments
 from videomaskfeat.data.formats import class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
@@ -103,7 +103,7 @@ class FinetuneRun(Run):
             )
         return lines
 
-    def step(self, batch: LabelledBatch) -> StepResult:
+    def step(self, batch: LabeledBatch) -> StepResult:
         """Loss and ``train_top1`` in percent; the class of a mixed clip is the one with the larger share."""
         pixels = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
         clips, targets = self.mixing(pixels, batch.labels)
@@ -286,7 +286,7 @@ def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any
     Raises:
         UserError: the batch size, a clip key or an augmentation is wrong.
     """
-    dataset = LabelledClips(
+    dataset = LabeledClips(
         lists.train,
         sampler=_sampler(config.clip),
         transform=_transform(config.clip),

@@ -296,7 +296,7 @@ class PairMethod(TeacherMethod):
             records,
             sampler=self.recipe.clip.frame_sampler(clip_indices_random),
             transform=crop,
-            color=RandomColor(jitter, chance=colors.chance, grey=colors.grey),
+            color=RandomColor(jitter, chance=colors.chance, gray=colors.grey),
             mask=self.mask_draw(),
             local=local,
             **reading,

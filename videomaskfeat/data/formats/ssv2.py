@@ -20,7 +20,7 @@ _LARGEST_LABEL = 10**6
 
 
 class Ssv2(ListFormat):
-    """Objects with ``id`` and, if labelled, ``template``; the labels JSON has the label of each template."""
+    """Objects with ``id`` and, if labeled, ``template``; the labels JSON has the label of each template."""
 
     def detect(self, source: ListSource) -> bool:
         return source.path.endswith(".json")
@@ -34,7 +34,7 @@ class Ssv2(ListFormat):
             classes = source.classes or self._labels_file(source.path)
             if source.classes is None and not exists(classes):
                 raise UserError(
-                    f"{source.path}: is labelled, and {classes} is missing; set classes= to the labels JSON, "
+                    f"{source.path}: is labeled, and {classes} is missing; set classes= to the labels JSON, "
                     "or labels=no"
                 )
             numbers = _templates(classes)
@@ -43,7 +43,7 @@ class Ssv2(ListFormat):
                 for number, item in enumerate(items, start=1)
             ]
         elif source.labels == "auto":
-            _check_unlabelled(items, source.path)
+            _check_unlabeled(items, source.path)
         names = [name + suffix for name in ids]
         return Records.from_paths(names, labels, source=source.path, root=source.root)
 
@@ -111,7 +111,7 @@ def _label(item: dict[str, Any], where: str, numbers: dict[str, int], classes: s
     return numbers[template]
 
 
-def _check_unlabelled(items: list[dict[str, Any]], source: str) -> None:
+def _check_unlabeled(items: list[dict[str, Any]], source: str) -> None:
     for number, item in enumerate(items, start=1):
         if "template" in item:
             raise UserError(

@@ -82,7 +82,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(place))
         for path, kind in ((pipe, "named pipe"), (place, "socket"), (Path("/dev/zero"), "device")):
-            with pytest.raises(UserError, match=f"^{path}: is a {kind}, and a regular file is needed"):
+            with pytest.raises(UserError, match=f"^{path}: is a {kind}, but a regular file is needed"):
                 open_file(path, "rb")
     for path, words in (
         ("a\0b", "is not a valid path"),

@@ -101,15 +101,15 @@ def test_pairs_have_the_largest_sum(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"min_iou": 0.0}, "min IoU 0 must be above 0, and at most 1"),
-        ({"min_iou": 1.1}, "min IoU 1.1 must be above 0"),
-        ({"max_gap_seconds": -1.0}, "max gap -1 must be a number of seconds, at least 0"),
-        ({"max_gap_seconds": float("nan")}, "max gap nan must be a number of seconds"),
+        ({"min_iou": 0.0}, "min_iou=0 must be above 0 and at most 1"),
+        ({"min_iou": 1.1}, "min_iou=1.1 must be above 0"),
+        ({"max_gap_seconds": -1.0}, "max_gap_seconds=-1 must be at least 0"),
+        ({"max_gap_seconds": float("nan")}, "max_gap_seconds=nan must be at least 0"),
         (
             {"seconds": np.array([1.0, 1.0])},
-            "2 key frames need as many ascending times",
+            "2 key frames need 2 times in ascending order",
         ),
-        ({"seconds": np.array([1.0])}, "2 key frames need as many ascending times"),
+        ({"seconds": np.array([1.0])}, "2 key frames need 2 times in ascending order"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
@@ -142,5 +142,5 @@ def test_smoothing_leaves_single_key_frames_and_its_input_alone() -> None:
         assert actual[0] is not scores[0]
         assert actual[0].dtype == np.float32
         assert actual[1].shape == (0, 2)
-    with pytest.raises(UserError, match="smoothing over -1 must be a number of seconds, at least 0"):
+    with pytest.raises(UserError, match="sigma_seconds=-1 must be at least 0"):
         smooth_scores(scores, tracks, np.array([0.0, 1.0]), sigma_seconds=-1.0)

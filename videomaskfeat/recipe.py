@@ -343,9 +343,7 @@ class DetectRecipe:
             )
         wrong = [number for number in (*self.actions, *self.poses) if not 1 <= number <= self.classes]
         if wrong:
-            raise UserError(
-                f"the action {wrong[0]} is not an action of the model: ids count from 1 to {self.classes}"
-            )
+            raise UserError(f"action {wrong[0]} is out of range: action ids are 1 to {self.classes}")
 
     @property
     def pose_mask(self) -> Tensor:
@@ -527,4 +525,4 @@ def _read(parse: Callable[[str], T], texts: Mapping[str, str], key: str, path: s
     try:
         return parse(texts[key])
     except ValueError as error:
-        raise UserError(f"{os.fspath(path)}: its metadata key {key!r} holds {error}") from error
+        raise UserError(f"{os.fspath(path)}: metadata key {key!r}: {error}") from error

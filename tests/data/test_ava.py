@@ -249,7 +249,8 @@ def test_unreadable_videos_are_replaced_and_counted(tmp_path: Path) -> None:
     assert len(batches[0].index) == 6
     counter = FailureCounter(len(dataset), share=0.01, unit=dataset.unit, remedy="look at the folder")
     with pytest.raises(
-        UserError, match=r"2 of 6 key frames could not be read, and 1 may fail .*; look at the folder$"
+        UserError,
+        match=r"2 of 6 key frames could not be read, but at most 1 may fail .*; look at the folder$",
     ):
         counter.add(failed.values())
 
@@ -304,7 +305,7 @@ def test_readers_are_kept_and_bounded(ava_data: AvaData, monkeypatch: pytest.Mon
 
 def test_arguments_that_cannot_be_are_named(ava_data: AvaData) -> None:
     key_frames, sources = ava_data
-    with pytest.raises(UserError, match=r"visible=1\.5 is not between 0 and 1; it is a fraction of a box"):
+    with pytest.raises(UserError, match=r"visible=1\.5 must be between 0 and 1; it is the minimum visible"):
         make_actions(*ava_data, visible=1.5)
     with pytest.raises(
         UserError, match="RandAugment moves pixels without the boxes; train a detector without it"

@@ -105,20 +105,20 @@ def test_boxes_of_videos_without_ground_truth_are_counted_or_refused(
     truth = write(TRUTH)
     detected = write(f"vidC,902,{BOX},,0.95\nvidC,903,{BOX},,0.95\n", "found.csv")
     with pytest.raises(
-        UserError, match=r"found\.csv: all its boxes are of videos that the .* \(vidC, \.\.\.\)"
+        UserError, match=r"found\.csv: no box belongs to a video of the ground truth \(the first is of vidC\)"
     ):
         training_key_frames([truth], [detected], classes=80)
     detected.write_text(detected.read_text() + f"vidA,902,{SHIFTED},,0.95\n")
     key_frames = training_key_frames([truth], [detected], classes=80)
     assert (
-        "2 boxes are of 1 videos that the ground truth does not have (vidC, ...): training uses them as "
+        "2 boxes belong to 1 videos without ground truth (vidC, ...): training uses them as "
         "persons without an action"
     ) in caplog.text
     assert contents(key_frames)["vidC", 902.0] == [(corners(BOX), [], 0.95)]
     caplog.clear()
     detected.write_text(f"vidC,902,{BOX},7,0.95\n")  # with an action of its own
     assert contents(training_key_frames([truth], [detected], classes=80))["vidC", 902.0][0][1] == [7]
-    assert "1 boxes are of 1 videos that the ground truth does not have (vidC, ...)\n" in caplog.text
+    assert "1 boxes belong to 1 videos without ground truth (vidC, ...)\n" in caplog.text
 
 
 def test_detected_boxes_of_a_labeled_list_keep_its_labels(write: Write) -> None:

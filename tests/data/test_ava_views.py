@@ -227,7 +227,9 @@ def test_invalid_arguments_are_refused(ava_data: AvaData) -> None:
         make_views(ava_data, area="center")
     with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: give one length in pixels, or several"):
         make_views(ava_data, short_sides=(64, 64))
-    with pytest.raises(UserError, match=r"key frames \[3, 4\] are of 2 videos; a batch has one video"):
+    with pytest.raises(
+        UserError, match=r"key frames \[3, 4\] belong to 2 videos; the key frames of a batch must"
+    ):
         make_views(ava_data).batch([3, 4])
     with pytest.raises(UserError, match="per_batch=0: must be at least 1"):
         ViewLoader(make_views(ava_data), per_batch=0, workers=0)

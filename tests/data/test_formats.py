@@ -189,11 +189,11 @@ def test_kinetics_test_csv_has_no_labels_and_takes_classes_by_number(tmp_path: P
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (HEADER + "run,v,1,11\n", r"train\.csv:2: 4 fields, and the header has 5"),
+        (HEADER + "run,v,1,11\n", r"train\.csv:2: 4 fields, but the header has 5"),
         (HEADER + "run,v,1,end,train\n", r"train\.csv:2: the times '1' and 'end'"),
         (HEADER + "runn,v,1,11,train\n", r"class 'runn' .*did you mean 'run'"),
         (HEADER + "run,w,1,11,train\n", r"none of the first 1 videos is in the folder .*set the prefix"),
-        (HEADER, r"has a header and no rows"),
+        (HEADER, r"has a header but no rows"),
         ("label,youtube_id\nrun,v\n", r"train\.csv:1: the header has no column time_start, time_end"),
     ],
 )

@@ -334,7 +334,7 @@ def test_counter_allows_one_failure_in_a_short_list_unless_the_share_is_zero() -
         FailureCounter(1000, share=0).add(_failures(3))
     with pytest.raises(UserError, match=r"13 of 1000 .* and 3 more;"):
         FailureCounter(1000).add(_failures(*range(13)))
-    with pytest.raises(UserError, match=r"failure share 5 is not between 0 and 1"):
+    with pytest.raises(UserError, match=r"failure_share=5 must be between 0 and 1"):
         FailureCounter(10, share=5)
 
 

@@ -425,7 +425,7 @@ def test_classes_in_words_of_unknown_order_are_refused(made: Path, run: Run, tmp
     listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
     assert_refused(
         run("evaluate", weights, listing),
-        "3 classes in words, but",
+        "3 class names as labels, but",
         "has 7, so their labels are unknown; give a file of class names",
     )
 

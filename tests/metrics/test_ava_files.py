@@ -374,7 +374,11 @@ def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
             ":5: the id '0' of the action 'talk .*' is not a positive integer",
         ),
         ("labels", LABELS.replace("79", "7.9"), r":5: the id '7.9' of the action"),
-        ("labels", LABELS.replace("79", "12"), ":5: the id 12 is repeated; give each action its own"),
+        (
+            "labels",
+            LABELS.replace("79", "12"),
+            ":5: action id 12 appears twice; each action needs its own id",
+        ),
         (
             "labels",
             "stand\nwalk\n",

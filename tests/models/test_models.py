@@ -265,7 +265,7 @@ def test_parameter_counts_are_the_published_ones(name: str, arguments: dict[str,
         (
             "detector",
             {"q_pool_stride": (1, 1, 2)},
-            "one cell of the map covers 4 rows and 16 columns of pixels",
+            "one cell of the output grid covers 4 rows and 16 columns of pixels",
         ),
     ],
 )

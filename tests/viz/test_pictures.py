@@ -97,7 +97,7 @@ def test_strokes_that_cross_add_up_to_the_norm() -> None:
 
 
 def test_values_that_are_not_hog_are_refused() -> None:
-    with pytest.raises(UserError, match=r"768 values a token cannot be drawn as HOG.*3 channels x 9 bins"):
+    with pytest.raises(UserError, match=r"768 values per token cannot be drawn as HOG.*3 channels x 9 bins"):
         draw_strokes(np.zeros((1, 1, 1, 768), dtype=np.float32))
 
 

@@ -143,7 +143,8 @@ class RandAugment:
             )
         if self.layers < 1:
             raise UserError(
-                f"RandAugment's layers n={self.layers} must be at least 1; without RandAugment, leave the "
+                f"RandAugment's number of layers n={self.layers} must be at least 1; without RandAugment, "
+                f"leave the "
                 "string empty"
             )
         if not self.noise >= 0:
@@ -165,7 +166,9 @@ class RandAugment:
         values = _parse_words(words)
         noise = values.get("mstd", 0.0)
         if values.get("n", 2) % 1:
-            raise UserError(f"RandAugment {words!r}: the layers n={values['n']:g} must be a whole number")
+            raise UserError(
+                f"RandAugment {words!r}: the number of layers n={values['n']:g} must be an integer"
+            )
         if values.get("inc", 0) not in (0, 1):
             raise UserError(f"RandAugment {words!r}: inc={values['inc']:g} must be 0 or 1")
         return cls(
@@ -229,7 +232,7 @@ def _parse_words(words: str) -> dict[str, float]:
             known = ", ".join(f"{known} ({meaning})" for known, meaning in _KEYS.items())
             raise UserError(f"RandAugment {words!r}: {word!r} is not a name and a number; names are {known}")
         if name in values:
-            raise UserError(f"RandAugment {words!r}: {name} is repeated; give it once")
+            raise UserError(f"RandAugment {words!r}: {name} appears twice; give it once")
         values[name] = float(match[2])
     return values
 

@@ -170,7 +170,9 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
                 if index in key.skipped:
-                    raise VideoReadError(path, "its reading cost two workers in an earlier epoch")
+                    raise VideoReadError(
+                        path, "two workers crashed or hung while reading it in an earlier epoch"
+                    )
                 begin_reading(path, key.epoch, key.index, key.turn, index)
                 return replace(self._load(index, rng), failures=tuple(failures))
             except ReadingLost as error:
@@ -374,8 +376,8 @@ def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
             continue
         if flipped not in numbers:
             raise UserError(
-                f"class {number} ({name!r}) names a side, and there is no class {flipped!r}, so a flipped "
-                "clip of it has no label; disable flips (clip.flip=0)"
+                f"class {number} ({name!r}) contains left or right, but there is no class {flipped!r} for "
+                f"flipped clips; disable flips (clip.flip=0)"
             )
         pairs[number] = numbers[flipped]
     return pairs
@@ -409,8 +411,8 @@ def _all_labels(records: Records) -> np.ndarray:
     if (labels < 0).any():
         row = int((labels < 0).argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but labels "
-            f"count from 0 ({(labels < 0).sum()} of {len(records)} rows are negative); correct the list"
+            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but "
+            f"labels start at 0 ({(labels < 0).sum()} of {len(records)} rows are negative); correct the list"
         )
     return labels
 

@@ -120,7 +120,7 @@ def check_frames(records: Records, frames: int) -> None:
     if pictures.any():
         row = int(pictures.argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) is a picture, which has one frame, and "
-            f"clips have {frames} ({pictures.sum()} of {len(records)} rows are pictures); use clip.frames=1 "
+            f"{records.source}: row {row + 1} ({records[row].path}) is a picture (one frame), but clips "
+            f"have {frames} frames ({pictures.sum()} of {len(records)} rows are pictures); use clip.frames=1 "
             "and a model for images, as in configs/pretrain/sample_images.yaml, or give a list of videos"
         )

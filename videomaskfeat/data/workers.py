@@ -373,7 +373,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
             self._losses[task] += 1
             if self._losses[task] >= _MAX_LOSSES:
                 raise RunFailed(
-                    f"{_MAX_LOSSES} worker processes were lost one after the other{activity}, the last one: "
+                    f"{_MAX_LOSSES} worker processes in a row failed{activity}, the last one: "
                     f"{cause}; {remedy}"
                 )
         self._replace(worker)

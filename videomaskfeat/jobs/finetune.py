@@ -225,7 +225,7 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
     validation = choice.load(data.validation, known_classes=names, stills=stills) if data.validation else None
     if names and data.classes and len(names) != data.classes:
         raise UserError(
-            f"{names_path or data.train}: has {len(names)} class names, and data.classes is "
+            f"{names_path or data.train}: has {len(names)} class names, but data.classes is "
             f"{data.classes}; leave data.classes out, or give the names of these classes"
         )
     assert train.labels is not None
@@ -347,12 +347,12 @@ def _flip_labels(config: FinetuneConfig, names: tuple[str, ...]) -> Mapping[int,
         return None
     if not config.clip.flip:
         raise UserError(
-            "clip.flip_swaps_labels swaps the classes of flipped clips, and clip.flip=0 flips none; "
+            "clip.flip_swaps_labels swaps the classes of flipped clips, but clip.flip=0 flips no clip; "
             "set clip.flip=0.5, or leave clip.flip_swaps_labels out"
         )
     if not names:
         raise UserError(
-            "clip.flip_swaps_labels needs the names of the classes to find left and right in: "
-            "set data.class_names, such as something-something-v2-labels.json"
+            "clip.flip_swaps_labels needs class names, to find left and right in them: set "
+            "data.class_names, such as something-something-v2-labels.json"
         )
     return left_right_pairs({name: label for label, name in enumerate(names)})

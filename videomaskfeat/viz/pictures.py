@@ -47,8 +47,8 @@ def cell_histograms(values: np.ndarray, *, bins: int = 9) -> np.ndarray:
     side = math.isqrt(K // (channels * bins))
     if side == 0 or side * side * channels * bins != K:
         raise UserError(
-            f"{K} values a token cannot be drawn as HOG: it takes {channels} channels x {bins} bins x a "
-            "square number of cells; draw only checkpoints whose target is HOG"
+            f"{K} values per token cannot be drawn as HOG, which has {channels} channels x {bins} bins x a "
+            f"square number of cells; draw only checkpoints whose target is HOG"
         )
     cells = values.astype(np.float32).reshape(t, h, w, channels, bins, side, side)
     cells = np.maximum(cells, 0.0).mean(axis=3)  # [t, h, w, bins, side, side]

@@ -116,7 +116,8 @@ class FolderFormat(ListFormat):
         if with_break:
             plural = "s" if len(with_break) > 1 else ""
             logger.warning(
-                "%s: left out %d file name%s with a line break, not supported in lists; rename the file%s",
+                "%s: %d file name%s with a line break left out, since lists cannot contain line breaks; "
+                "rename the file%s",
                 target,
                 len(with_break),
                 plural,

@@ -34,7 +34,8 @@ class Ssv2(ListFormat):
             classes = source.classes or self._labels_file(source.path)
             if source.classes is None and not exists(classes):
                 raise UserError(
-                    f"{source.path}: is labeled, and {classes} is missing; set classes= to the labels JSON, "
+                    f"{source.path}: the list has labels, but the label file {classes} is missing; set "
+                    f"classes= to the labels JSON, "
                     "or labels=no"
                 )
             numbers = _templates(classes)
@@ -99,7 +100,7 @@ def _templates(path: str) -> dict[str, int]:
 
 def _label(item: dict[str, Any], where: str, numbers: dict[str, int], classes: str) -> int:
     if "template" not in item:
-        raise UserError(f"{where} has no `template`, and others have one; add it, or set labels=no")
+        raise UserError(f"{where} has no `template`, but others do; add it, or set labels=no")
     if not isinstance(item["template"], str):
         raise UserError(f"{where} has the template {show_text(repr(item['template']))}, which is not text")
     template = _plain(item["template"])
@@ -115,8 +116,8 @@ def _check_unlabeled(items: list[dict[str, Any]], source: str) -> None:
     for number, item in enumerate(items, start=1):
         if "template" in item:
             raise UserError(
-                f"{source}: object {number} (id {show_text(item['id'])}) has a `template`, and the first one "
-                "has none; add it to all, or set labels=no"
+                f"{source}: object {number} (id {show_text(item['id'])}) has a `template`, but the first "
+                f"one does not; add it to all, or set labels=no"
             )
 
 

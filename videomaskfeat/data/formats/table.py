@@ -118,7 +118,7 @@ def _detect_columns(rows: TextRows, labels: str, separator: str) -> tuple[str, i
         return "", 0
     if extra is None and not any(one in first for one in candidates):
         raise UserError(
-            f"{where}: '{row}' has 1 field, and `path label` has 2 (labels=yes, separator={separator}); "
+            f"{where}: '{row}' has 1 field, but `path label` has 2 (labels=yes, separator={separator}); "
             "add the label to every row"
         )
     label = extra[1] if extra else first.rpartition(next(one for one in candidates if one in first))[2]

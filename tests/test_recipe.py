@@ -60,15 +60,15 @@ def test_missing_values_of_older_files_have_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "no pre-training recipe"),
-        ("[]", "no pre-training recipe"),
+        ("{", "not a valid pre-training recipe"),
+        ("[]", "not a valid pre-training recipe"),
         ('{"target": {"name": "hog"}}', "clip is missing"),
         ('{"clip": {"frames": 1, "stride": 1, "crop": 1, "colour": 2}, "target": {"name": "hog"}}', "colour"),
     ],
 )
 def test_damaged_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = write(tmp_path / "a.safetensors", {METADATA_KEY: text})
-    with pytest.raises(UserError, match=f"a.safetensors: its metadata key 'pretrain' holds.*{words}"):
+    with pytest.raises(UserError, match=f"a.safetensors: metadata key 'pretrain': .*{words}"):
         read_recipe(path)
 
 

@@ -518,7 +518,7 @@ def _parse(text: str, kind: str, parse: Callable[[Any], T]) -> T:
     try:
         return parse(parse_json(text, "metadata"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no {kind} recipe: {error}") from error
+        raise ValueError(f"not a valid {kind} recipe: {error}") from error
 
 
 def _read(parse: Callable[[str], T], texts: Mapping[str, str], key: str, path: str | os.PathLike[str]) -> T:

@@ -1,4 +1,4 @@
-"""Pictures: strokes along edges, hidden cubes covered, panels in their places, a color per token."""
+"""Pictures: strokes along edges, hidden cubes, positions of panels, colors of tokens."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def test_vertical_edge_is_one_upright_stroke() -> None:
 
 
 @pytest.mark.parametrize("bin_index", range(9))
-def test_template_lies_at_the_middle_of_its_bin(bin_index: int) -> None:
+def test_template_is_at_the_middle_of_its_bin(bin_index: int) -> None:
     assert stroke_angle(stroke_templates(9, 33)[bin_index]) == pytest.approx(20 * bin_index + 10, abs=0.5)
 
 
-def test_histograms_take_k_apart_as_channel_bin_cell() -> None:
+def test_histograms_split_k_into_channel_bin_cell() -> None:
     values = np.zeros((1, 2, 3, 3, 9, 2, 2), dtype=np.float32)
     values[0, 1, 2, :, 5, 0, 1] = 0.75  # lower right position, bin 5, its upper right cell
     values[0, 0, 0, 0, 1, 1, 0] = 0.9  # one channel of three
@@ -90,14 +90,16 @@ def test_histograms_take_k_apart_as_channel_bin_cell() -> None:
 
 
 def test_strokes_that_cross_add_up_to_the_norm() -> None:
-    values = np.full((1, 1, 1, 27), 1 / 3, dtype=np.float32)  # nine equal bins of norm 1, one cell a position
+    values = np.full(
+        (1, 1, 1, 27), 1 / 3, dtype=np.float32
+    )  # nine equal bins of norm 1, one cell per position
     picture = draw_strokes(values, cell_pixels=17)[0]
     assert picture[8, 8] == 255
     assert picture.mean() < 100
 
 
 def test_values_that_are_not_hog_are_refused() -> None:
-    with pytest.raises(UserError, match=r"768 values per token cannot be drawn as HOG.*3 channels x 9 bins"):
+    with pytest.raises(UserError, match=r"768 values per token are not HOG, which has 3 channels x 9 bins"):
         draw_strokes(np.zeros((1, 1, 1, 768), dtype=np.float32))
 
 
@@ -117,16 +119,12 @@ def drawing() -> ClipDrawing:
     )
 
 
-def test_hidden_cubes_are_chequered_and_the_rest_untouched(drawing: ClipDrawing) -> None:
+def test_hidden_cubes_are_checkered_and_the_rest_is_unchanged(drawing: ClipDrawing) -> None:
     covered = hide_cubes(drawing.frames, drawing.mask, square=4)
     expected = drawing.frames.copy()
-    for frame in (2, 3):
-        for y in range(0, 16):
-            for x in range(16, 32):
-                expected[frame, y, x] = (42, 46, 60) if (y // 4 + x // 4) % 2 == 0 else (62, 67, 84)
-    for frame in (4, 5):
-        for y in range(16, 32):
-            for x in range(0, 16):
+    for frame, top, left in ((2, 0, 16), (3, 0, 16), (4, 16, 0), (5, 16, 0)):
+        for y in range(top, top + 16):
+            for x in range(left, left + 16):
                 expected[frame, y, x] = (42, 46, 60) if (y // 4 + x // 4) % 2 == 0 else (62, 67, 84)
     np.testing.assert_array_equal(covered, expected)
 
@@ -138,7 +136,7 @@ def test_stretched_mask_repeats_its_cells() -> None:
     assert stretched[:2, :, :3].all()
 
 
-def test_visible_strokes_are_dimmed_and_hidden_ones_full() -> None:
+def test_visible_strokes_are_dim_and_hidden_strokes_bright() -> None:
     strokes = np.full((1, 1, 2), 255, dtype=np.uint8)
     hidden = np.array([[[True, False]]])
     colored = color_strokes(strokes, hidden, (250, 200, 100))
@@ -148,7 +146,7 @@ def test_visible_strokes_are_dimmed_and_hidden_ones_full() -> None:
     np.testing.assert_allclose(colored[0, 0, 1], expected, atol=0.5)  # rounded to whole levels
 
 
-def test_hidden_error_counts_hidden_positions_only(drawing: ClipDrawing) -> None:
+def test_hidden_error_is_over_hidden_positions_only(drawing: ClipDrawing) -> None:
     prediction = drawing.target + 100
     prediction[1, 0, 1] = drawing.target[1, 0, 1] + 0.5
     prediction[2, 1, 0] = drawing.target[2, 1, 0] - 0.1
@@ -157,7 +155,7 @@ def test_hidden_error_counts_hidden_positions_only(drawing: ClipDrawing) -> None
     assert np.isnan(hidden_error(replace(drawing, mask=np.zeros_like(drawing.mask)), prediction))
 
 
-def test_picture_holds_its_panels_pixel_by_pixel(drawing: ClipDrawing) -> None:
+def test_picture_contains_its_panels_pixel_by_pixel(drawing: ClipDrawing) -> None:
     picture = draw_picture(drawing, cell_pixels=8)  # panels of 32 pixels: the frames at their own size
     assert picture.dtype == np.uint8
     covered = hide_cubes(drawing.frames, drawing.mask, square=4)
@@ -167,7 +165,7 @@ def test_picture_holds_its_panels_pixel_by_pixel(drawing: ClipDrawing) -> None:
         np.testing.assert_array_equal(picture[116:148, left : left + 32], covered[frame])
 
 
-def test_film_shows_every_frame_and_has_even_sides(drawing: ClipDrawing) -> None:
+def test_film_has_every_frame_and_even_sides(drawing: ClipDrawing) -> None:
     film = list(draw_film(drawing, cell_pixels=8))
     assert len(film) == 8
     assert film[0].shape[0] % 2 == film[0].shape[1] % 2 == 0
@@ -183,7 +181,7 @@ def test_written_files_can_be_read(drawing: ClipDrawing, tmp_path: Path) -> None
         assert sum(1 for _ in container.decode(video=0)) == 8
 
 
-def test_parts_that_do_not_fit_are_named(drawing: ClipDrawing) -> None:
+def test_shapes_that_do_not_fit_are_refused(drawing: ClipDrawing) -> None:
     with pytest.raises(UserError, match="a mask of 3x2x2 does not divide a clip of 8x32x32"):
         replace(drawing, mask=np.zeros((3, 2, 2), dtype=bool))
     with pytest.raises(UserError, match="a prediction of 4x2x2x27 for a target of 4x2x2x108"):
@@ -199,7 +197,7 @@ def test_equal_tokens_have_equal_colors_and_others_others() -> None:
     np.testing.assert_array_equal(token_colors(np.array([[7, 9]])), colors[[7, 9]][None])
 
 
-def test_panels_hold_their_pixels(tmp_path: Path) -> None:
+def test_reconstructions_contain_their_pixels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frames, decoded = rng.integers(0, 256, (2, 3, 160, 160, 3), dtype=np.uint8)
     tokens = np.arange(12).reshape(3, 2, 2)

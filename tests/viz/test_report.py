@@ -66,12 +66,8 @@ def run(tmp_path: Path) -> Path:
     )
     config = {"model": {"name": "<b>nano</b>"}, "data": {"train": "a&b.csv"}, "optim": {"epochs": 3}}
     (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-    summary = {
-        "heldout_trained": 0.03,
-        "heldout_constant": 0.05,
-        "heldout_untrained": 0.12,
-        "heldout_clips": 40,
-    }
+    losses = {"heldout_trained": 0.03, "heldout_constant": 0.05, "heldout_untrained": 0.12}
+    summary = {**losses, "heldout_clips": 40}
     (folder / "summary.json").write_text(json.dumps(summary))
     environment = {"provenance": PROVENANCE, "torch": {"version": "<2>"}, "gpus": ["x", "y"]}
     (folder / "environment.json").write_text(json.dumps(environment))

@@ -114,7 +114,7 @@ class ScoredDetections:
             f"{'AP':>9}{'to find':>10}{'found':>10}{'detections':>12}  action",
         ]
         lines += [
-            f"{format_percent(row.ap):>9}{row.truths:>10}{format_percent(row.found):>10}"
+            f"{format_percent(row.ap):>9}{row.truths:>10}{format_percent(row.max_recall):>10}"
             f"{row.detections:>12}  {row.number} {row.name}"
             for row in self.actions
         ]
@@ -158,7 +158,7 @@ def write_detection_result(folder: Path, scored: ScoredDetections, about: Mappin
     header = ("action", "name", "groundtruth", "detections", "ap", "found")
     rows = [
         (row.number, row.name, row.truths, row.detections)
-        + ((f"{row.ap:.6f}", f"{row.found:.6f}") if row.truths else ("", ""))
+        + ((f"{row.ap:.6f}", f"{row.max_recall:.6f}") if row.truths else ("", ""))
         for row in scored.actions
     ]
     write_table(folder / "per_class.csv", [header, *rows])
@@ -247,7 +247,7 @@ def _summarize(scored: ScoredDetections, about: Mapping[str, Any]) -> dict[str, 
                 "ap": row.ap,
                 "groundtruth": row.truths,
                 "detections": row.detections,
-                "found": row.found,
+                "found": row.max_recall,
             }
             for row in scored.actions
         ],
@@ -305,7 +305,7 @@ def _action_row(data: AvaData, matches: Matches, result: AvaResult, action: int)
         truths=truths,
         detections=len(hits),
         ap=result.ap[action],
-        found=len(ranks) / truths if truths else math.nan,
+        max_recall=len(ranks) / truths if truths else math.nan,
         heights=precision_by_recall(hits, truths, _BINS) if truths else np.zeros(_BINS),
         recall=hit_counts / max(truths, 1),
         precision=hit_counts / (ranks + 1),

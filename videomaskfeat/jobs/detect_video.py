@@ -25,7 +25,7 @@ from videomaskfeat.inference.results import describe_weights, write_json
 from videomaskfeat.io import file_sha256, free_name, make_folder
 from videomaskfeat.metrics.ava_map import Detections, write_detections
 from videomaskfeat.schemas import ActionsConfig, DetectVideoConfig
-from videomaskfeat.viz.labelled import Bar, DrawnPerson, film_rate, write_persons
+from videomaskfeat.viz.labeled import Bar, DrawnPerson, film_rate, write_persons
 
 _COMMON_ACTIONS = 3  # number of actions in the summary
 _STRETCH = 20.0  # seconds of the video that are read together: the reader stores their packets

@@ -23,7 +23,7 @@ from videomaskfeat.inference.multiview import Machine, build_views
 from videomaskfeat.inference.results import describe_views, describe_weights
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import free_name, is_folder, make_folder, make_parent, whole_file
-from videomaskfeat.viz.labelled import Bar, write_labelled, write_labelled_picture
+from videomaskfeat.viz.labeled import Bar, write_labeled, write_labeled_picture
 
 _LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json")
 _BARS = 3  # number of classes drawn into a video
@@ -159,9 +159,9 @@ def _add_film(result: Predicted, predictions: Predictions, out: Path, reader: st
     try:
         with open_video(predictions.path, reader, threads=0) as video:
             if image:
-                write_labelled_picture(film, video.read([0])[0], bars)
+                write_labeled_picture(film, video.read([0])[0], bars)
             else:
-                write_labelled(film, _read_frames(video), bars, fps=video.fps)
+                write_labeled(film, _read_frames(video), bars, fps=video.fps)
     except VideoReadError as error:  # frames outside the views are damaged
         result.failures.append(VideoReadError(error.path, f"no annotated video: {error.cause}"))
         return

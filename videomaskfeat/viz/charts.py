@@ -153,11 +153,7 @@ def confusion_section(confusion: np.ndarray, names: Sequence[str]) -> dict[str, 
 
 
 def confusion_chart(title: str, confusion: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """A confusion matrix with a number in each cell; arguments as in :func:`confusion_section`.
-
-    Returns:
-        Like :func:`line_chart`.
-    """
+    """A chart like :func:`line_chart` with a number in each cell; arguments of :func:`confusion_section`."""
     names = list(map(printable_name, names))
     cells = [
         {
@@ -179,11 +175,7 @@ def confusion_chart(title: str, confusion: np.ndarray, names: Sequence[str]) -> 
 
 
 def encode_confusion(confusion: np.ndarray) -> bytes:
-    """A PNG of the matrix, one pixel per cell.
-
-    The opacity is the square root of the share of the row, so that rare confusions are visible, on a light
-    and on a dark page.
-    """
+    """A PNG, one pixel per cell; its opacity is the root of the share of the row, to show rare ones."""
     image = np.empty((*confusion.shape, 4), np.uint8)
     image[..., :3] = _ACCENT_RGB[::-1]
     image[..., 3] = np.round(255 * np.sqrt(_row_shares(confusion)))

@@ -146,13 +146,7 @@ class TargetResults:
 
 
 def render_comparison(results: Sequence[TargetResults], *, title: str, provenance: object = None) -> str:
-    """The page as one HTML document without external references.
-
-    Args:
-        results: results of each target, in the order of the page.
-        title: title of the page.
-        provenance: ``describe_provenance()`` of the comparison.
-    """
+    """The page as one HTML document without external references; arguments of :func:`render_page`."""
     return render_page("comparison", comparison_data(results, title=title), provenance=provenance)
 
 

@@ -25,7 +25,7 @@ class ActionRow:
         truths: number of ground-truth rows.
         detections: number of scored detections.
         ap: average precision, 0..1; NaN without ground truth.
-        found: share of the ground truth that any detection hits, 0..1; NaN without ground truth.
+        max_recall: share of the ground truth that any detection hits, 0..1; NaN without ground truth.
         heights: float [bins], precision in equal steps of recall.
         recall: float [hits], recall at each hit.
         precision: float [hits], measured precision at each hit.
@@ -36,7 +36,7 @@ class ActionRow:
     truths: int
     detections: int
     ap: float
-    found: float
+    max_recall: float
     heights: np.ndarray
     recall: np.ndarray
     precision: np.ndarray
@@ -46,7 +46,7 @@ class ActionRow:
         """Expected average precision of the same detections in random order; 0 without ground truth."""
         if not self.truths or not self.detections:
             return 0.0
-        return self.found * self.truths / self.detections * self.found
+        return self.max_recall * self.truths / self.detections * self.max_recall
 
 
 def render_detection(
@@ -89,7 +89,7 @@ def render_detection(
         "truths": truths,
         "key_frames": result["key_frames"],
         "detections": sum(row.detections for row in actions),
-        "found": sum(round(row.found * row.truths) for row in known) / max(truths, 1),
+        "found": sum(round(row.max_recall * row.truths) for row in known) / max(truths, 1),
         "mean": recall_chart(
             "Mean over the actions; the area is the mAP",
             np.mean([row.heights for row in known], axis=0) if known else np.zeros(1),
@@ -131,7 +131,7 @@ def _action_table(actions: Sequence[ActionRow]) -> dict[str, Any]:
             row.truths,
             format_percent(row.ap),
             {"share": row.ap, "good": row.ap > row.chance} if row.truths else "",
-            format_percent(row.found),
+            format_percent(row.max_recall),
             row.detections,
         )
         for row in order

@@ -1,4 +1,4 @@
-"""One clip as a picture and as a film: frames, what the encoder sees, the target, the prediction."""
+"""A clip as a picture and as a film: frames, visible input, target and prediction."""
 
 from __future__ import annotations
 
@@ -14,30 +14,28 @@ from matplotlib.colors import hsv_to_rgb
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.viz.sheet import GAP, Label, Row, Sheet, even, fit_frame, row_sheet, write_png
+from videomaskfeat.viz.sheet import GAP, Label, Row, Sheet, fit_frame, round_up_to_even, row_sheet, write_png
 
 VISIBLE_STRENGTH = 0.3
-"""Brightness of strokes at visible positions; at hidden ones it is 1. Only hidden ones are trained."""
+"""Brightness of strokes at visible positions; it is 1 at hidden positions, where the loss is computed."""
 _CHANNELS = 3  # of color
 _CHECKERS = np.array([[42, 46, 60], [62, 67, 84]], dtype=np.uint8)
 _PANEL = np.array([[9, 10, 14], [27, 30, 42]], dtype=np.float32)  # behind visible and hidden strokes
-_LEAST_PANEL = 160  # height in pixels of a reconstruction's panels
+_MIN_PANEL = 160  # height of the panels of a reconstruction [pixels]
 _TARGET_COLOR = (255, 209, 102)
 _PREDICTION_COLOR = (111, 211, 255)
 _CONSTANT_COLOR = (196, 181, 253)
 
 
 def cell_histograms(values: np.ndarray, *, bins: int = 9) -> np.ndarray:
-    """Take HOG values apart into one histogram per cell, averaged over the color channels.
+    """Split HOG values into one histogram per cell, averaged over the color channels.
 
     Args:
-        values: float [t, h, w, K], a target or a prediction; K holds the color channel slowest, then the
-            bin, then the cells of the output position row by row.
-        bins: orientations in half a turn.
+        values: float [t, h, w, K], a target or a prediction; K is (color channel, bin, cells row by row).
+        bins: number of orientations in half a turn.
 
     Returns:
-        float32 [t, bins, R, C] with R x C cells per frame; negative values, which a prediction may hold, are
-        clipped to 0 before the average.
+        float32 [t, bins, R, C] with R x C cells per frame; negative predictions become 0 before the average.
 
     Raises:
         UserError: K is not channels x bins x a square number.
@@ -47,8 +45,8 @@ def cell_histograms(values: np.ndarray, *, bins: int = 9) -> np.ndarray:
     side = math.isqrt(K // (channels * bins))
     if side == 0 or side * side * channels * bins != K:
         raise UserError(
-            f"{K} values per token cannot be drawn as HOG, which has {channels} channels x {bins} bins x a "
-            f"square number of cells; draw only checkpoints whose target is HOG"
+            f"{K} values per token are not HOG, which has {channels} channels x {bins} bins x a square "
+            "number of cells; draw only checkpoints with a HOG target"
         )
     cells = values.astype(np.float32).reshape(t, h, w, channels, bins, side, side)
     cells = np.maximum(cells, 0.0).mean(axis=3)  # [t, h, w, bins, side, side]
@@ -59,12 +57,11 @@ def cell_histograms(values: np.ndarray, *, bins: int = 9) -> np.ndarray:
 def stroke_templates(bins: int, size: int) -> np.ndarray:
     """One anti-aliased stroke per bin, float32 [bins, size, size] in 0..1.
 
-    The target's phase is atan2(gx, gy), so the gradient of phase p points along (sin p, cos p) with x to the
-    right and y *down*, and the edge, perpendicular to it, along (cos p, -sin p): as seen, p counted
-    counter-clockwise from the horizontal. The kernels' sign turns both gradients round, which leaves an
-    unsigned orientation as it is. Bin k covers [k, k + 1) * pi / bins and is drawn at its middle. With 9
-    bins a vertical edge is the middle of bin 4 and is drawn upright; a horizontal one lies on the border of
-    bins 8 and 0 and is drawn 10 degrees off, as the histogram knows no better.
+    The target's phase is atan2(gx, gy): the gradient of phase p points along (sin p, cos p), with x to the
+    right and y *down*, and the edge along (cos p, -sin p), at p counter-clockwise from the horizontal. The
+    sign of the kernels reverses both gradients, which does not change an unsigned orientation. Bin k covers
+    [k, k + 1) * pi / bins; its stroke is in the middle. With 9 bins, the stroke of a vertical edge (bin 4) is
+    vertical; a horizontal edge is between bins 8 and 0, and its stroke is 10 degrees off.
     """
     offsets = np.arange(size, dtype=np.float32) - (size - 1) / 2
     x, y = offsets[None, :, None], offsets[:, None, None]
@@ -73,24 +70,24 @@ def stroke_templates(bins: int, size: int) -> np.ndarray:
     across = x * np.sin(angles) + y * np.cos(angles)
     half_length, half_width = 0.46 * size, max(0.6, 0.055 * size)
     beyond = np.maximum(np.abs(along) - (half_length - half_width), 0.0)
-    distance = np.hypot(beyond, across)  # to the stroke's center line, so that its ends are round
+    distance = np.hypot(beyond, across)  # to the center line of the stroke, so that its ends are round
     templates = np.clip(half_width + 0.5 - distance, 0.0, 1.0).transpose(2, 0, 1)
     templates.setflags(write=False)
     return templates
 
 
 def draw_strokes(values: np.ndarray, *, bins: int = 9, cell_pixels: int = 16) -> np.ndarray:
-    """Draw HOG values as strokes along the edges, one stroke per bin, as bright as the bin is heavy.
+    """Draw HOG values as strokes along the edges; the brightness of a stroke is the weight of its bin.
 
-    Strokes that cross add up as the root of the sum of their squares: the middle of a cell then shows the L2
-    norm of its histogram, which normalization makes 1, instead of a saturated blob.
+    Crossing strokes add up as the root of the sum of their squares: the middle of a cell shows the L2 norm of
+    its histogram, which is normalized to 1.
 
     Args:
         values: see :func:`cell_histograms`, like ``bins`` and the error.
-        cell_pixels: height and width of a drawn cell, in pixels.
+        cell_pixels: height and width of a drawn cell [pixels].
 
     Returns:
-        uint8 [t, R * cell_pixels, C * cell_pixels], 255 where a stroke of weight 1 passes.
+        uint8 [t, R * cell_pixels, C * cell_pixels]; a stroke of weight 1 is 255.
     """
     histograms = cell_histograms(values, bins=bins)
     t, _, rows, columns = histograms.shape
@@ -103,19 +100,22 @@ def draw_strokes(values: np.ndarray, *, bins: int = 9, cell_pixels: int = 16) ->
 
 @dataclass(frozen=True)
 class ClipDrawing:
-    """What is drawn of one clip.
+    """The content of a picture of one clip.
 
     Attributes:
         title: one line above the picture, such as the name of the video.
-        frames: uint8 [T, H, W, 3], RGB, as the model saw them before normalizing.
+        frames: uint8 [T, H, W, 3], RGB, the model's input before normalization.
         mask: bool [t', h', w'], True = hidden, on any grid that divides the frames.
         target: float [t, h, w, K], HOG (see :func:`cell_histograms`) unless there are ``pictures``.
-        prediction: float [t, h, w, K], or None to leave that row out.
-        constant: float [K], the best constant prediction, or None to leave that row out.
+        prediction: float [t, h, w, K], or None to omit its row.
+        constant: float [K], the best constant prediction, or None to omit its row.
         frame_labels: one text per frame, such as its number in the video; None counts from 0.
-        bins: orientations in half a turn.
-        pictures: rows of panels, one panel per step of the target's grid, to draw instead of strokes: of
-            targets that are pictures themselves.
+        bins: number of orientations in half a turn.
+        pictures: rows with one panel per time step of the target, drawn instead of strokes if targets are
+            pictures.
+
+    Raises:
+        UserError: a shape does not fit the frames or the target.
     """
 
     title: str
@@ -129,43 +129,32 @@ class ClipDrawing:
     pictures: tuple[Row, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together.
-
-        Raises:
-            UserError: a part's shape does not fit the frames or the target.
-        """
         size, grid = self.frames.shape[:3], self.target.shape[:3]
         for name, shape in (("mask", self.mask.shape), ("target", grid)):
             if any(pixels % cells for pixels, cells in zip(size, shape, strict=True)):
-                raise UserError(f"a {name} of {_by(shape)} does not divide a clip of {_by(size)}")
+                raise UserError(f"a {name} of {_shape(shape)} does not divide a clip of {_shape(size)}")
         if any(fine % coarse for fine, coarse in zip(grid, self.mask.shape, strict=True)):
-            raise UserError(f"a mask of {_by(self.mask.shape)} does not divide a target of {_by(grid)}")
+            raise UserError(f"a mask of {_shape(self.mask.shape)} does not divide a target of {_shape(grid)}")
         if self.prediction is not None and self.prediction.shape != self.target.shape:
             raise UserError(
-                f"a prediction of {_by(self.prediction.shape)} for a target of {_by(self.target.shape)}: "
-                "the two must have one shape; draw a model with the target it was trained on"
+                f"a prediction of {_shape(self.prediction.shape)} for a target of "
+                f"{_shape(self.target.shape)}: the two must be equal; draw a model with its training target"
             )
         if self.frame_labels is not None and len(self.frame_labels) != size[0]:
             raise UserError(f"{len(self.frame_labels)} frame labels for {size[0]} frames")
 
 
 def stretch_mask(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Repeat the cells of a mask bool [t', h', w'] until it has ``shape``, a multiple on every axis."""
+    """Repeat the cells of a mask bool [t', h', w'] to ``shape``, a multiple of its own."""
     for axis, length in enumerate(shape):
         mask = mask.repeat(length // mask.shape[axis], axis=axis)
     return mask
 
 
 def hide_cubes(frames: np.ndarray, mask: np.ndarray, *, square: int = 8) -> np.ndarray:
-    """Cover the hidden cubes of a clip with a gray checker.
+    """Cover the hidden cubes of frames uint8 [T, H, W, 3] with a gray checker; visible pixels stay the same.
 
-    Args:
-        frames: uint8 [T, H, W, 3].
-        mask: bool [t', h', w'], True = hidden; divides the frames.
-        square: side of the checker's squares in pixels.
-
-    Returns:
-        uint8 [T, H, W, 3]; visible pixels are unchanged.
+    The mask, bool [t', h', w'], divides the frames; ``square``: side of a square of the checker [pixels].
     """
     T, H, W, _ = frames.shape
     hidden = stretch_mask(mask, (T, H, W))
@@ -174,24 +163,18 @@ def hide_cubes(frames: np.ndarray, mask: np.ndarray, *, square: int = 8) -> np.n
 
 
 def color_strokes(strokes: np.ndarray, hidden: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    """Color drawn strokes: full strength on a lit ground where hidden, dim on a dark one where visible.
+    """Color strokes uint8 [t, H, W] -> uint8 [t, H, W, 3].
 
-    Args:
-        strokes: uint8 [t, H, W], see :func:`videomaskfeat.viz.pictures.draw_strokes`.
-        hidden: bool [t, H, W].
-        color: RGB, 0..255, of a stroke of weight 1 in a hidden place.
-
-    Returns:
-        uint8 [t, H, W, 3].
+    They are bright on a lighter background where ``hidden``, bool [t, H, W], and dim on a dark one elsewhere.
     """
     alpha = strokes.astype(np.float32) * (np.where(hidden, 1.0, VISIBLE_STRENGTH).astype(np.float32) / 255)
-    ground = _PANEL[hidden.astype(np.intp)]  # [t, H, W, 3]
-    mixed = ground + alpha[..., None] * (np.asarray(color, dtype=np.float32) - ground)
+    background = _PANEL[hidden.astype(np.intp)]  # [t, H, W, 3]
+    mixed = background + alpha[..., None] * (np.asarray(color, dtype=np.float32) - background)
     return np.rint(mixed).astype(np.uint8)
 
 
 def hidden_error(drawing: ClipDrawing, values: np.ndarray) -> float:
-    """Mean squared difference to the target over the hidden positions; NaN where nothing is hidden."""
+    """Mean squared difference to the target over the hidden positions; NaN if no position is hidden."""
     hidden = stretch_mask(drawing.mask, drawing.target.shape[:3])
     if not hidden.any():
         return float("nan")
@@ -200,33 +183,35 @@ def hidden_error(drawing: ClipDrawing, values: np.ndarray) -> float:
 
 
 def stroke_rows(drawing: ClipDrawing, cell_pixels: int) -> list[Row]:
-    """The rows of strokes: target, then prediction and best constant where they are given."""
-    named = [("HOG target", drawing.target, _TARGET_COLOR, False)]
+    """The rows of strokes: target, prediction, best constant; missing ones are omitted."""
+    contents = [("HOG target", drawing.target, _TARGET_COLOR, False)]
     if drawing.prediction is not None:
-        named.append(("prediction", drawing.prediction, _PREDICTION_COLOR, True))
+        contents.append(("prediction", drawing.prediction, _PREDICTION_COLOR, True))
     if drawing.constant is not None:
         constant = np.broadcast_to(drawing.constant, drawing.target.shape)
-        named.append(("best constant", constant, _CONSTANT_COLOR, True))
+        contents.append(("best constant", constant, _CONSTANT_COLOR, True))
     rows = []
-    for name, values, color, with_error in named:
+    for name, values, color, with_error in contents:
         strokes = draw_strokes(values, bins=drawing.bins, cell_pixels=cell_pixels)
         hidden = stretch_mask(drawing.mask, strokes.shape)
-        note = f"hidden error {hidden_error(drawing, values):.4f}" if with_error else "of the true pixels"
+        note = f"hidden error {hidden_error(drawing, values):.4f}" if with_error else "of the original pixels"
         rows.append(Row(name, note, color_strokes(strokes, hidden, color)))
     return rows
 
 
 def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | None = None) -> np.ndarray:
-    """Draw one clip, uint8 [H, W, 3]: a column per time step, a row each for frames, input and predictions.
+    """Draw a clip, uint8 [H, W, 3]: one column per time step; rows of frames, visible input, predictions.
 
     Args:
-        drawing: the clip and what belongs to it.
-        columns: time steps at most; of more, an even choice is drawn.
-        cell_pixels: size of a HOG cell in the picture; None chooses it for a picture some 1700 pixels wide.
+        drawing: content of the picture.
+        columns: maximum number of time steps; of more, evenly spaced ones are drawn.
+        cell_pixels: size of a HOG cell [pixels]; None: for a picture about 1700 pixels wide.
     """
     steps = drawing.target.shape[0]
     chosen = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
-    first_frames = chosen * (len(drawing.frames) // steps)  # HOG is taken of the first frame of each cube
+    first_frames = chosen * (
+        len(drawing.frames) // steps
+    )  # HOG is computed from the first frame of each cube
     cell_pixels = cell_pixels or _cell_pixels(drawing, len(chosen))
     rows = [replace(row, panels=row.panels[chosen]) for row in _value_rows(drawing, cell_pixels)]
     height, width = rows[0].panels.shape[1:3]
@@ -247,10 +232,10 @@ def draw_picture(drawing: ClipDrawing, *, columns: int = 8, cell_pixels: int | N
 
 
 def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterator[np.ndarray]:
-    """Draw one clip as a film, the rows of :func:`draw_picture` side by side, one picture per frame.
+    """Draw a clip as a film: the rows of :func:`draw_picture` side by side, one picture per frame.
 
     Yields:
-        uint8 [H, W, 3], both even, as H.264 needs.
+        uint8 [H, W, 3] with even height and width, as H.264 needs.
     """
     T, steps = len(drawing.frames), drawing.target.shape[0]
     strokes_wide = 1 + (drawing.prediction is not None) + (drawing.constant is not None)
@@ -259,12 +244,12 @@ def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterat
     height, width = rows[0].panels.shape[1:3]
     frames = _frame_rows(drawing, np.arange(T), height, width)
     top = 84
-    sheet_width = even(len(rows + frames) * (width + GAP) + GAP)
+    sheet_width = round_up_to_even(len(rows + frames) * (width + GAP) + GAP)
     labels = [Label(GAP, 26, drawing.title, size=18, bold=True, width=sheet_width - 2 * GAP)]
     for line, row in enumerate(frames + rows):
         labels.append(Label(GAP + line * (width + GAP), top - 27, row.name, bold=True))
         labels.append(Label(GAP + line * (width + GAP), top - 10, row.note, size=12, faint=True))
-    sheet = Sheet(even(top + height + GAP), sheet_width, labels)
+    sheet = Sheet(round_up_to_even(top + height + GAP), sheet_width, labels)
     for frame in range(T):
         panels = [row.panels[frame] for row in frames] + [row.panels[frame * steps // T] for row in rows]
         for line, panel in enumerate(panels):
@@ -273,25 +258,25 @@ def draw_film(drawing: ClipDrawing, *, cell_pixels: int | None = None) -> Iterat
 
 
 def write_picture(path: str | os.PathLike[str], drawing: ClipDrawing, *, columns: int = 8) -> None:
-    """Write :func:`draw_picture` as a PNG file; one frame lies there as in a film, its rows side by side."""
+    """Write :func:`draw_picture` as a PNG file; the rows of a single frame are side by side."""
     single = len(drawing.frames) == 1
     write_png(path, next(draw_film(drawing)) if single else draw_picture(drawing, columns=columns))
 
 
 def write_film(path: str | os.PathLike[str], drawing: ClipDrawing, *, fps: float = 6.0) -> None:
-    """Write :func:`draw_film` as an H.264 mp4, by default slow enough to look at."""
-    write_mp4(path, draw_film(drawing), fps=fps, crf=23)
+    """Write :func:`draw_film` as an H.264 mp4, slow by default."""
+    write_mp4(path, draw_film(drawing), fps=fps, crf=28, keyframe_interval=100)
 
 
 _LEGEND = (
-    "Chequered: cubes hidden from the encoder. Strokes run along the edges, the brighter the stronger.",
-    "Lit ground: hidden places, which the prediction is trained on; dim: visible places, which it is not.",
+    "Checkered: cubes hidden from the encoder. Strokes run along edges; brightness is the weight of the bin.",
+    "Lighter background: hidden positions, where the loss is computed; dim strokes: visible positions.",
 )
-_PICTURE_LEGEND = ("Chequered: cubes hidden from the encoder, the places that the prediction is trained on.",)
+_PICTURE_LEGEND = ("Checkered: cubes hidden from the encoder, where the loss is computed.",)
 
 
 def _value_rows(drawing: ClipDrawing, cell_pixels: int) -> list[Row]:
-    """The rows below the frames: the drawing's own pictures, or strokes."""
+    """The rows below the frames: pictures or strokes."""
     if not drawing.pictures:
         return stroke_rows(drawing, cell_pixels)
     height, width = (cells * cell_pixels for cells in drawing.target.shape[1:3])
@@ -302,7 +287,7 @@ def _value_rows(drawing: ClipDrawing, cell_pixels: int) -> list[Row]:
 
 
 def _frame_rows(drawing: ClipDrawing, chosen: np.ndarray, height: int, width: int) -> list[Row]:
-    """The frames and the visible input at the chosen frames, at the size of the stroke panels."""
+    """The chosen frames and their visible input, at the size of the other panels."""
     hidden = stretch_mask(drawing.mask, (len(drawing.frames), *drawing.mask.shape[1:]))[chosen]
     frames = drawing.frames[chosen]
     shown = np.stack([fit_frame(frame, height, width) for frame in frames])
@@ -312,21 +297,21 @@ def _frame_rows(drawing: ClipDrawing, chosen: np.ndarray, height: int, width: in
 
 
 def _cell_pixels(drawing: ClipDrawing, panels_wide: int) -> int:
-    """Pixels per drawn HOG cell, so that the panels side by side take some 1600 pixels; 8 at least."""
+    """Size of a HOG cell, so that all panels are about 1600 pixels wide; at least 8 [pixels]."""
     K = drawing.target.shape[-1]
     inside = 1 if drawing.pictures else math.isqrt(K // (drawing.bins * _CHANNELS))
     cells = drawing.target.shape[2] * inside
     return max(8, round(min(400, 1600 / panels_wide) / max(1, cells)))
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
 def token_colors(tokens: np.ndarray) -> np.ndarray:
-    """A color for each number, the same every time: int [...] -> uint8 [..., 3].
+    """A fixed color for each token: int [...] -> uint8 [..., 3].
 
-    The numbers of codes mean nothing, so neighbors get colors far apart: hues go round by the golden ratio.
+    The order of codes has no meaning, so neighbors get different colors: hues advance by the golden ratio.
     """
     numbers = tokens.astype(np.float64)
     hues = numbers * 0.61803398875 % 1.0
@@ -338,17 +323,11 @@ def token_colors(tokens: np.ndarray) -> np.ndarray:
 def draw_reconstructions(
     *, frames: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray
 ) -> np.ndarray:
-    """Draw a column per frame: the frame, its tokens in colors, the reconstruction.
+    """Draw one column per frame, uint8 [H', W', 3]: the frame, its tokens as colors, and the reconstruction.
 
-    Args:
-        frames: uint8 [n, H, W, 3], RGB.
-        reconstructions: uint8 [n, H, W, 3].
-        tokens: int [n, h, w].
-
-    Returns:
-        uint8 [H', W', 3].
+    Frames and reconstructions are uint8 [n, H, W, 3], RGB; tokens are int [n, h, w].
     """
-    scale = max(1, -(-_LEAST_PANEL // frames.shape[1]))
+    scale = max(1, -(-_MIN_PANEL // frames.shape[1]))
     height, width = frames.shape[1] * scale, frames.shape[2] * scale
     used = len(np.unique(tokens))
 
@@ -358,7 +337,7 @@ def draw_reconstructions(
 
     rows = [
         row("frames", f"{frames.shape[2]} x {frames.shape[1]} pixels", frames),
-        row("tokens", f"{used} codes of {tokens.size} cells", token_colors(tokens)),
+        row("tokens", f"{used} codes in {tokens.size} cells", token_colors(tokens)),
         row("reconstruction", "from the tokens alone", reconstructions),
     ]
     return row_sheet(rows, left=170, top=16, right=0, bottom=GAP).pixels
@@ -367,5 +346,5 @@ def draw_reconstructions(
 def write_reconstructions(
     path: str | os.PathLike[str], *, frames: np.ndarray, reconstructions: np.ndarray, tokens: np.ndarray
 ) -> None:
-    """Write :func:`draw_reconstructions` as a PNG file; its folder is made."""
+    """Write :func:`draw_reconstructions` as a PNG file; creates the folder."""
     write_png(path, draw_reconstructions(frames=frames, reconstructions=reconstructions, tokens=tokens))

@@ -169,12 +169,7 @@ def run_kind(facts: RunFacts) -> str:
 
 
 def report_data(facts: RunFacts, beside: Sequence[RunFacts] = ()) -> dict[str, Any]:
-    """The content of the page as plain data.
-
-    Args:
-        facts: the run.
-        beside: other runs, shown together with this one.
-    """
+    """The content of the page as plain data; ``beside``: other runs, shown together with this one."""
     summary = facts.summary or {}
     numbers = {key: value for key in summary if (value := finite_number(summary[key])) is not None}
     kind = run_kind(facts)
@@ -212,7 +207,6 @@ def report_data(facts: RunFacts, beside: Sequence[RunFacts] = ()) -> dict[str, A
 
 
 def _compare_runs(runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """Curves of several runs in the same charts, and a table of their accuracies."""
     charts = []
     for key, title in _CURVES["beside"].items():
         curves = [
@@ -233,12 +227,10 @@ def _compare_runs(runs: Sequence[RunFacts]) -> dict[str, Any]:
 
 
 def _chance(classes: float | None) -> float | None:
-    """Top-1 accuracy of guessing [percent]."""
     return 100 / classes if classes else None
 
 
 def _run_numbers(facts: RunFacts) -> dict[str, Any]:
-    """Progress and speed of the run; None for numbers that were not recorded."""
     data, step, loss, speed, memory, epoch = map(
         facts.finite_values, ("data_ms", "step_ms", "loss", "samples_per_second", "memory_mb", "epoch")
     )
@@ -325,19 +317,14 @@ def _config_values(config: str | None) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file."""
-    unreadable = 0
-    for row in json_rows(path, what="JSON lines"):
-        if row is not None:
-            yield row
-        else:
-            unreadable += 1
+    rows = list(json_rows(path, what="JSON lines"))
+    yield from (row for row in rows if row is not None)
+    unreadable = rows.count(None)
     if unreadable:
         notes.append(f"{path.name}: {unreadable} unreadable line(s) left out, as a killed run may leave.")
 
 
 def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
-    """The object in a JSON file."""
     text = _read_text(path)
     if text is None:
         return None

@@ -1,8 +1,9 @@
-"""A dark sheet with text, on which panels are pasted pixel by pixel."""
+"""Dark pictures of text and panels."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
 
 from videomaskfeat.io import make_parent, whole_file
 from videomaskfeat.texts import printable_name
+
+# It warns of each family without a bold face.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 GAP = 8
 """Pixels between panels."""
@@ -28,7 +32,7 @@ _DPI = 128  # a power of two, so that a size in inches times it is the size in p
 
 @dataclass(frozen=True)
 class Label:
-    """A line of text: ``x`` of its left end, ``y`` of its base line from the top, its size; all in pixels."""
+    """A line of text: ``x`` of its left end, ``y`` of its baseline from the top, and its size, in pixels."""
 
     x: int
     y: int
@@ -37,11 +41,11 @@ class Label:
     bold: bool = False
     faint: bool = False
     width: int | None = None
-    """Pixels that the text may take: a longer one is set smaller, down to 70 %, and then cut."""
+    """Maximum width [pixels]: longer text becomes smaller, down to 70 %, and is then cut."""
 
 
 class Sheet:
-    """A picture that begins as text on a dark ground.
+    """A picture with text on a dark background.
 
     Attributes:
         pixels: uint8 [height, width, 3], RGB.
@@ -51,15 +55,17 @@ class Sheet:
         figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=_BACKGROUND)
         canvas = FigureCanvasAgg(figure)
         for label in labels:
+            content, families = choose_fonts(label.text)
             text = figure.text(
                 label.x / width,
                 1 - label.y / height,
-                drawable(label.text),
+                content,
+                fontfamily=families,
                 fontsize=label.size * 72 / _DPI,
                 fontweight="bold" if label.bold else "normal",
                 color=_FAINT if label.faint else _INK,
                 va="baseline",
-                parse_math=False,  # a file name may hold dollar signs
+                parse_math=False,  # a file name may contain dollar signs
             )
             if label.width is not None:
                 _fit(text, label.width, canvas)
@@ -67,51 +73,82 @@ class Sheet:
         self.pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
     def paste(self, panel: np.ndarray, top: int, left: int) -> None:
-        """Put a panel uint8 [h, w, 3] with its upper left corner at (top, left)."""
+        """Copy a panel uint8 [h, w, 3] to (top, left)."""
         height, width = panel.shape[:2]
         self.pixels[top : top + height, left : left + width] = panel
 
 
-def text_width(text: str, *, size: float, bold: bool = False) -> int:
-    """Pixels that a line of text takes on a sheet, rounded up."""
-    font = FontProperties(size=size * 72 / _DPI, weight="bold" if bold else "normal")
+def measure_text(text: str, *, size: float, bold: bool = False) -> int:
+    """Width of a line of text on a sheet [pixels], rounded up."""
+    content, families = choose_fonts(text)
+    font = FontProperties(family=families, size=size * 72 / _DPI, weight="bold" if bold else "normal")
     renderer = _measuring_canvas().get_renderer()
-    width, _, _ = renderer.get_text_width_height_descent(drawable(text), font, ismath=False)
+    width, _, _ = renderer.get_text_width_height_descent(content, font, ismath=False)
     return math.ceil(width)
 
 
-def drawable(text: str) -> str:
-    """A text of any script in letters that the font has: others become ``\\u89c6``, bytes ``\\xe9``."""
-    return "".join(
-        letter if ord(letter) in _letters() else letter.encode("unicode_escape").decode()
-        for letter in printable_name(text)
-    )
+def choose_fonts(text: str) -> tuple[str, list[str]]:
+    """A text of any script, and the font families that draw it.
+
+    Letters that no installed font has become ``\\u89c6``, and bytes that are not UTF-8 ``\\xe9``.
+    """
+    letters, families = [], [FontProperties().get_family()[0]]
+    for letter in printable_name(text):
+        family = "" if ord(letter) in _default_letters() else _find_family(letter)
+        if family is None:
+            letter = letter.encode("unicode_escape").decode()
+        elif family and family not in families:
+            families.append(family)
+        letters.append(letter)
+    return "".join(letters), families
 
 
 @functools.lru_cache(maxsize=1)
-def _letters() -> frozenset[int]:
-    """What both of the fonts can draw, the plain and the bold one."""
-    fonts = (get_font(findfont(FontProperties(weight=weight))) for weight in ("normal", "bold"))
+def _default_letters() -> frozenset[int]:
+    return _letters_of(FontProperties().get_family()[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _find_family(letter: str) -> str | None:
+    """An installed font family with a letter; None if no font has it."""
+    return next((family for family in _other_families() if ord(letter) in _letters_of(family)), None)
+
+
+def _other_families() -> list[str]:
+    """Installed font families, without fonts of placeholders for all letters."""
+    names = {entry.name for entry in fontManager.ttflist}
+    return sorted(name for name in names if "lastresort" not in name.lower().replace(" ", ""))
+
+
+@functools.lru_cache(maxsize=4096)
+def _letters_of(family: str) -> frozenset[int]:
+    """Code points that a family has in both normal and bold weight; empty for bitmap fonts."""
+    try:
+        fonts = [
+            get_font(findfont(FontProperties(family=family, weight=weight))) for weight in ("normal", "bold")
+        ]
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
     return frozenset.intersection(*(frozenset(font.get_charmap()) for font in fonts))
 
 
 def fit_frame(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A frame uint8 [H, W, 3] at another size; one that has it is returned as it is."""
+    """Resize a frame uint8 [H, W, 3]; one of this size is returned unchanged."""
     if frame.shape[:2] == (height, width):
         return frame
-    shrinks = height < frame.shape[0]
-    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    interpolation = cv2.INTER_AREA if height < frame.shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(frame, (width, height), interpolation=interpolation)
 
 
-def even(length: int) -> int:
-    """The next even number, as H.264 needs it of both sides of a film."""
+def round_up_to_even(length: int) -> int:
+    """The next even number; H.264 needs even heights and widths."""
     return length + length % 2
 
 
 def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
-    """Write a picture uint8 [H, W, 3], RGB; its folder is made."""
-    done, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 5])
-    assert done, "a uint8 picture can always be encoded"
+    """Write a picture uint8 [H, W, 3], RGB; creates the folder."""
+    success, png = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 5])
+    assert success, "a uint8 picture can always be encoded"
     make_parent(path)
     with whole_file(path, "wb") as file:
         file.write(png.tobytes())
@@ -119,7 +156,7 @@ def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a picture: a name, a note under it, and uint8 [t, H, W, 3] panels over time."""
+    """A row of a picture: name, note below the name, and panels uint8 [t, H, W, 3] over time."""
 
     name: str
     note: str
@@ -129,12 +166,12 @@ class Row:
 def row_sheet(
     rows: Sequence[Row], *, left: int, top: int, right: int, bottom: int, labels: Sequence[Label] = ()
 ) -> Sheet:
-    """Rows of panels of one size below each other, their names to the left.
+    """Rows of panels with their names to the left.
 
     Args:
-        rows: from the top down, of one size and number of panels.
-        left: pixels beside the panels, like ``right``, ``top`` and ``bottom``.
-        labels: what else is written.
+        rows: rows of the same size and number of panels, from top to bottom.
+        left: margin with the names [pixels], like the other margins ``top``, ``right`` and ``bottom``.
+        labels: further text.
     """
     count, height, width = rows[0].panels.shape[:3]
     labels = list(labels)
@@ -155,7 +192,6 @@ def _measuring_canvas() -> FigureCanvasAgg:
 
 
 def _fit(text: Text, width: int, canvas: FigureCanvasAgg) -> None:
-    """Make a text no wider than ``width`` pixels."""
     size = float(text.get_fontsize())
 
     def excess() -> float:

@@ -1,4 +1,4 @@
-"""Videos with bars below their frames, or with persons' boxes and panels of what they do."""
+"""Videos with bars below their frames, or with boxes and panels of persons."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import RunFailed
-from videomaskfeat.viz.labelled import (
+from videomaskfeat.viz.labeled import (
     Bar,
     DrawnPerson,
     color_of,
-    draw_labelled,
+    draw_labeled,
     draw_persons,
     drawn_size,
     place_panels,
-    write_labelled,
+    write_labeled,
     write_persons,
 )
-from videomaskfeat.viz.sheet import text_width
+from videomaskfeat.viz.sheet import measure_text
 
 BARS = [Bar("first", 0.75), Bar("second", 0.25), Bar("third", 0.0)]
 COLOR = (111, 211, 255)
@@ -40,19 +40,19 @@ def noise(frames: int, height: int, width: int) -> np.ndarray:
         ((1080, 1920), (720, 1280)),
         ((1920, 1080), (720, 405)),
         ((500, 2560), (250, 1280)),
-        ((96, 64), (480, 320)),  # five times as large, so that the names can be read
+        ((96, 64), (480, 320)),  # five times as large, so that names are readable
         ((400, 100), (720, 180)),  # would be 1280 high at 320 wide
         ((2000, 1), (720, 2)),
     ],
 )
-def test_frames_are_drawn_at_a_sane_size(size: tuple[int, int], drawn: tuple[int, int]) -> None:
+def test_size_of_drawn_frames(size: tuple[int, int], drawn: tuple[int, int]) -> None:
     assert drawn_size(*size) == drawn
 
 
 @pytest.mark.parametrize(("height", "width"), [(241, 427), (720, 181), (40, 320)])
-def test_frames_stand_above_the_bars_unchanged(height: int, width: int) -> None:
+def test_frames_above_the_bars_are_unchanged(height: int, width: int) -> None:
     frames = noise(3, height, width)
-    sheets = list(draw_labelled(frames, BARS))
+    sheets = list(draw_labeled(frames, BARS))
     for sheet, frame in zip(sheets, frames, strict=True):
         left = (sheet.shape[1] - width) // 2
         np.testing.assert_array_equal(sheet[:height, left : left + width], frame)
@@ -63,35 +63,37 @@ def test_frames_stand_above_the_bars_unchanged(height: int, width: int) -> None:
 
 
 def test_bars_are_as_long_as_their_shares() -> None:
-    (sheet,) = draw_labelled(noise(1, 100, 420), BARS)
-    lines = (sheet == COLOR).all(axis=-1).sum(axis=1)  # colored pixels a row
+    (sheet,) = draw_labeled(noise(1, 100, 420), BARS)
+    lines = (sheet == COLOR).all(axis=-1).sum(axis=1)  # colored pixels per row
     lengths = [int(length) for length in lines if length]
     assert lengths == [300] * 8 + [100] * 8  # of 400 pixels, 8 rows high; the third bar has none
 
 
-def test_other_sizes_within_a_video_are_brought_to_the_first() -> None:
-    sheets = list(draw_labelled([*noise(1, 100, 320), *noise(1, 50, 200)], BARS))
+def test_frames_of_other_sizes_are_resized_to_the_first() -> None:
+    sheets = list(draw_labeled([*noise(1, 100, 320), *noise(1, 50, 200)], BARS))
     assert sheets[0].shape == sheets[1].shape
+
+
+def frames_and_rate(path: Path) -> tuple[int, float]:
+    with open_video(path) as video, av.open(str(path)) as container:
+        return video.frames, float(container.streams.video[0].average_rate)
 
 
 @pytest.mark.parametrize(
     ("fps", "written"), [(25.0, 25.0), (0.0, 30.0), (float("nan"), 30.0), (1e-4, 0.1), (9e4, 240.0)]
 )
-def test_a_frame_becomes_a_film_at_any_rate(tmp_path: Path, fps: float, written: float) -> None:
-    write_labelled(tmp_path / "film.mp4", noise(1, 35, 33), BARS, fps=fps)
-    with open_video(tmp_path / "film.mp4") as video:
-        assert video.frames == 1
-    with av.open(str(tmp_path / "film.mp4")) as container:
-        assert float(container.streams.video[0].average_rate) == pytest.approx(written)
+def test_a_frame_becomes_a_film_at_any_frame_rate(tmp_path: Path, fps: float, written: float) -> None:
+    write_labeled(tmp_path / "film.mp4", noise(1, 35, 33), BARS, fps=fps)
+    assert frames_and_rate(tmp_path / "film.mp4") == (1, pytest.approx(written))
 
 
-def test_broken_off_frames_leave_no_file(tmp_path: Path) -> None:
+def test_failed_frames_leave_no_file(tmp_path: Path) -> None:
     def frames() -> Iterator[np.ndarray]:
         yield from noise(4, 32, 32)
         raise OSError("the disk is gone")
 
     with pytest.raises(RunFailed, match=r"film\.mp4: could not be written: the disk is gone"):
-        write_labelled(tmp_path / "film.mp4", frames(), BARS, fps=30)
+        write_labeled(tmp_path / "film.mp4", frames(), BARS, fps=30)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,7 +115,7 @@ def span(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def test_a_frame_without_persons_is_left_alone() -> None:
+def test_a_frame_without_persons_is_unchanged() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (361, 641, 3), dtype=np.uint8)
     (sheet,) = draw_persons([(frame, [])])
     assert sheet.shape == (362, 642, 3)  # even, as H.264 needs
@@ -131,13 +133,13 @@ def test_a_frame_without_persons_is_left_alone() -> None:
         ((2, 2000), (2, 1280)),
     ],
 )
-def test_box_frames_the_person_at_any_size(size: tuple[int, int], sheet: tuple[int, int]) -> None:
-    """The colored line lies on the edges of the box, to the rounding of a pixel and half a line's width."""
+def test_box_is_around_the_person_at_any_size(size: tuple[int, int], sheet: tuple[int, int]) -> None:
+    """The colored line is on the edges of the box, up to a pixel and half the line width."""
     person = DrawnPerson(3, (0.25, 0.5, 0.75, 1.0), "person 4")
     picture = drawn([person], *size)
     assert picture.shape == (*sheet, 3)
     if size[0] < 10:
-        return  # lower than its panel: it is enough that it is drawn
+        return  # smaller than its panel; it only has to be drawn
     height = min(sheet[0], round(size[0] * sheet[0] / size[0]))
     width = min(480 if size[1] < 480 else 1280, round(size[1] * height / size[0]))
     left = (sheet[1] - width) // 2
@@ -145,25 +147,25 @@ def test_box_frames_the_person_at_any_size(size: tuple[int, int], sheet: tuple[i
     assert x1 == pytest.approx(left + 0.25 * width, abs=4)
     assert x2 == pytest.approx(left + 0.75 * width, abs=4)
     assert y2 == pytest.approx(height, abs=2)
-    assert y1 <= 0.5 * height + 4  # the panel's strip of the same color stands above
+    assert y1 <= 0.5 * height + 4  # the panel's strip above has the same color
     assert y1 >= 0.5 * height - 40
 
 
 def test_bars_of_a_person_are_as_long_as_their_shares() -> None:
-    """Below the strip-wide title, each bar's colored part: half, all and nothing of the panel's room."""
+    """The colored part of each bar: half, all and nothing of the width."""
     frame = np.zeros((720, 1280, 3), np.uint8)
     (sheet,) = draw_persons([(frame, [DrawnPerson(0, (0.1, 0.5, 0.3, 0.9), "person 1", ACTIONS)])])
-    panel = sheet[100:355]  # above the box, whose line begins at 360 - 2
-    # On black, a panel of 82 % shows colors at 82 %.
+    panel = sheet[100:355]  # above the box and its line, which starts at 358
+    # On black, an opacity of 82 % dims colors to 82 %.
     colored = (np.abs(panel.astype(int) - 0.82 * np.array(color_of(0))) < 2).all(axis=-1)
     lengths = colored[:, 128 + 8 :].sum(axis=1)  # right of the strip
-    room = lengths.max()
-    assert room > 300
-    assert [int(length) for length in lengths if length] == [pytest.approx(room / 2, abs=1)] * 3 + [room] * 3
+    full = lengths.max()
+    assert full > 300
+    assert [int(length) for length in lengths if length] == [pytest.approx(full / 2, abs=1)] * 3 + [full] * 3
 
 
 def test_panels_stay_inside_and_off_each_other() -> None:
-    """Even where all persons stand in corners, each panel is whole and covers no other panel."""
+    """With a person in each corner, panels are inside the picture and cover no other panel."""
     boxes = np.array([[0, 0, 60, 100], [580, 0, 640, 100], [0, 260, 60, 360], [580, 260, 640, 360]])
     sizes = np.array([[60, 200]] * 4)
     corners, places = place_panels(boxes, sizes, 360, 640, [-1] * 4)
@@ -178,8 +180,8 @@ def test_panels_stay_inside_and_off_each_other() -> None:
             assert (shared <= 0).any()
 
 
-def test_panels_of_neighbours_leave_each_other_free() -> None:
-    """Both are best above their boxes, which are narrower than the panels: the second gives way."""
+def test_panels_of_neighbors_do_not_overlap() -> None:
+    """Above is best for both, but their boxes are narrower than the panels: the second one moves."""
     boxes = np.array([[200, 150, 260, 350], [270, 150, 330, 350]])
     corners, places = place_panels(boxes, np.array([[60, 150]] * 2), 500, 640, [-1, -1])
     assert places[0] == 0
@@ -188,8 +190,8 @@ def test_panels_of_neighbours_leave_each_other_free() -> None:
     assert top >= 60 or left >= 150
 
 
-def test_panels_keep_their_place_while_it_is_as_good() -> None:
-    """Above is best at first; a box that rises keeps its panel above, until there is no room at all."""
+def test_panels_keep_their_place_while_it_is_good() -> None:
+    """A rising box keeps its panel above until there is no space."""
     size, before = np.array([[60, 100]]), [-1]
     chosen = []
     for top in (200, 100, 60, 50, 0):
@@ -200,38 +202,35 @@ def test_panels_keep_their_place_while_it_is_as_good() -> None:
     assert place_panels(np.array([[300, 50, 400, 250]]), size, 500, 640, [-1])[1] == [1]
 
 
-def test_panels_leave_their_own_box_free_where_there_is_room() -> None:
-    """A tall person: the only room is at its right side's foot, as another person stands at its head."""
+def test_panels_do_not_cover_their_own_box_if_there_is_space() -> None:
+    """Next to a tall person, the only space is at the lower right: another person is at the upper right."""
     boxes = np.array([[0, 0, 200, 360], [210, 0, 640, 150]])
     corners, _ = place_panels(boxes, np.array([[100, 180], [100, 180]]), 360, 640, [-1, -1])
     assert corners[0].tolist() == [260, 203]
-    # The person has risen until half of the panel above covers them: it does not stay there.
+    # The person has risen until the panel above covers half of them: the panel moves.
     assert place_panels(np.array([[300, 30, 400, 230]]), np.array([[60, 100]]), 500, 640, [0])[1] == [1]
 
 
-def test_long_names_are_cut_and_not_the_percents() -> None:
+def test_long_names_are_cut_but_percentages_are_not() -> None:
     name = "a name that goes on and on " * 4
     picture = drawn([DrawnPerson(0, (0.1, 0.5, 0.4, 0.9), "person 1", (Bar(name, 0.5),))], 320, 480)
     strip = (np.abs(picture.astype(int) - color_of(0)) < 45).all(axis=-1)[:150, :60]
-    assert span(strip)[0] == 48  # the panel begins at the box
+    assert span(strip)[0] == 48  # the panel starts at the box
     bright = (picture[60:150, 48 : 48 + 288].min(axis=-1) > 190).any(axis=0)  # 288: 60 % of the width
-    assert bright[-30:].any()  # where the percents end
+    assert bright[-30:].any()  # the end of the percentages
     assert not (picture[60:150, 48 + 288 :].min(axis=-1) > 190).any()
-    assert text_width(name, size=12) > 288 > text_width("person 1", size=12, bold=True) > 0
-    assert text_width("mm", size=24) == pytest.approx(2 * text_width("mm", size=12), abs=2)
+    assert measure_text(name, size=12) > 288 > measure_text("person 1", size=12, bold=True) > 0
+    assert measure_text("mm", size=24) == pytest.approx(2 * measure_text("mm", size=12), abs=2)
 
 
-def test_more_persons_than_room_and_degenerate_boxes_are_drawn() -> None:
+def test_many_persons_and_degenerate_boxes_are_drawn() -> None:
     persons = [DrawnPerson(n, (0.4, 0.4, 0.4, 0.4), f"person {n}", ACTIONS) for n in range(12)]
     persons += [DrawnPerson(99, (-0.5, -1, 1.5, 2), "person 100", ACTIONS)]
     for size in ((360, 640), (40, 30), (2, 2), (720, 10)):
         assert drawn(persons, *size).max() > 128
 
 
-def test_film_has_every_frame_at_its_speed(tmp_path: Path) -> None:
+def test_film_has_every_frame_at_its_frame_rate(tmp_path: Path) -> None:
     frames = [(gray(65, 97), [DrawnPerson(0, (0.1, 0.1, 0.5, 0.9), "person 1", ACTIONS)])] * 5
     write_persons(tmp_path / "film.mp4", frames, fps=12.5)
-    with open_video(tmp_path / "film.mp4") as film:
-        assert film.frames == 5
-    with av.open(str(tmp_path / "film.mp4")) as container:
-        assert float(container.streams.video[0].average_rate) == pytest.approx(12.5)
+    assert frames_and_rate(tmp_path / "film.mp4") == (5, pytest.approx(12.5))

@@ -222,7 +222,7 @@ def test_values_of_a_recipe_are_checked_like_a_config(
 def test_invalid_json_causes_no_traceback(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "a.safetensors", {METADATA_KEY: text})
     for read in (read_recipe, read_testing_recipe, read_clip_recipe):
-        with pytest.raises(UserError, match=r"a\.safetensors: its metadata key 'pretrain' holds") as caught:
+        with pytest.raises(UserError, match=r"a\.safetensors: metadata key 'pretrain': ") as caught:
             read(path)
         assert "\n" not in str(caught.value)
 
@@ -299,9 +299,9 @@ def test_recipe_and_model_of_two_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "no detector's recipe"),
-        ('{"clip": {"frames": 4, "stride": 2, "crop": 32}}', "no detector's recipe: actions is missing"),
-        (DETECT_RECIPE.to_json().replace("short_side", "short_sides"), "no detector's recipe: .*short_sides"),
+        ("{", "not a valid detector's recipe"),
+        ('{"clip": {"frames": 4, "stride": 2, "crop": 32}}', "not a valid detector's recipe: actions is missing"),
+        (DETECT_RECIPE.to_json().replace("short_side", "short_sides"), "not a valid detector's recipe: .*short_sides"),
     ],
 )
 def test_damaged_detect_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:

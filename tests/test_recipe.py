@@ -300,8 +300,14 @@ def test_recipe_and_model_of_two_files_are_refused(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("{", "not a valid detector's recipe"),
-        ('{"clip": {"frames": 4, "stride": 2, "crop": 32}}', "not a valid detector's recipe: actions is missing"),
-        (DETECT_RECIPE.to_json().replace("short_side", "short_sides"), "not a valid detector's recipe: .*short_sides"),
+        (
+            '{"clip": {"frames": 4, "stride": 2, "crop": 32}}',
+            "not a valid detector's recipe: actions is missing",
+        ),
+        (
+            DETECT_RECIPE.to_json().replace("short_side", "short_sides"),
+            "not a valid detector's recipe: .*short_sides",
+        ),
     ],
 )
 def test_damaged_detect_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:

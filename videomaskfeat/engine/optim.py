@@ -140,7 +140,7 @@ class LinearRamp:
     def __post_init__(self) -> None:
         if not 0 <= self.length <= 1:
             raise UserError(
-                f"a warm-up of {self.length:g} of the training is not between 0 and 1; shorten it"
+                f"the warm-up, {self.length:g} of the training, must be between 0 and 1; shorten it"
             )
 
     def __call__(self, progress: float) -> float:

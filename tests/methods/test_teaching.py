@@ -124,7 +124,7 @@ def test_pairs_have_the_published_augmentation(name: str, published: tuple[float
     assert (first.blur, second.blur, first.solarize, second.solarize) == (1.0, 0.1, 0.0, 0.2)
     for color in (first, second):
         changes = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
-        assert (color.jitter.max_changes, color.chance, color.grey) == (changes, 0.8, 0.2)
+        assert (color.jitter.max_changes, color.chance, color.gray) == (changes, 0.8, 0.2)
     assert dataset.transform.area == published
     if name == "ibot":
         assert dataset.local is not None
@@ -290,7 +290,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
             "method.arguments={momentun: 1}",
             ["of 'byol': argument 'momentun' is unknown", "did you mean 'momentum'"],
         ),
-        ("byol", "method.arguments={momentum: 2}", ["a teacher's momentum of 2 is not between 0 and 1"]),
+        ("byol", "method.arguments={momentum: 2}", ["the teacher's momentum 2 must be between 0 and 1"]),
         ("byol", "method.arguments={colour: {gray: 1}}", ["method.arguments.colour", "'gray'", "'grey'"]),
         (
             "byol",
@@ -316,9 +316,17 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
             ["method.arguments.beta is nan; it must be a finite number"],
         ),
         ("ibot", "method.arguments={ratios: [0.2]}", ["ratios [0.2] must be two numbers, the minimum and"]),
-        ("ibot", "method.arguments={local: {area: [0.4]}}", ["local.area [0.4] must be two shares of the"]),
+        (
+            "ibot",
+            "method.arguments={local: {area: [0.4]}}",
+            ["local.area [0.4] must be two fractions of the"],
+        ),
         ("byol", "method.arguments={saved: studen}", ["saved 'studen'", "did you mean 'student'?"]),
-        ("byol", "method.arguments={crop_area: [0.4]}", ["crop_area [0.4] must be two shares of the frame"]),
+        (
+            "byol",
+            "method.arguments={crop_area: [0.4]}",
+            ["crop_area [0.4] must be two fractions of the frame"],
+        ),
         (
             "byol",
             "method.arguments={colour: {blur: [1]}}",
@@ -351,7 +359,7 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
         (
             "ibot",
             "method.arguments={centre_momentum: 2}",
-            ["a center's momentum of 2 is not between 0 and 1"],
+            ["the momentum of the centers, 2, must be between 0 and 1"],
         ),
         ("ibot", "method.arguments={class_weight: 0, cube_weight: 0}", ["nor both 0"]),
         (

@@ -275,7 +275,7 @@ class Colors:
         jitter = ColorJitter(
             brightness=self.brightness, contrast=self.contrast, saturation=self.saturation, hue=self.hue
         )
-        return RandomColor(jitter, chance=self.chance, grey=self.grey, blur=blur, solarize=solarize)
+        return RandomColor(jitter, chance=self.chance, gray=self.grey, blur=blur, solarize=solarize)
 
 
 @dataclass(frozen=True)
@@ -346,7 +346,7 @@ class PairMethod(TeacherMethod):
                 f"clip.samples_per_video {samples_per_video}: method {self.recipe.method!r} cuts two clips "
                 "from each video; leave it at 1"
             )
-        area = _two("local.area", self.local.area, "shares of the frame, the minimum and the maximum")
+        area = _two("local.area", self.local.area, "fractions of the frame, the minimum and the maximum")
         colors, views = self.colors, "probabilities, of the first and of the second clip"
         blur = _two("colour.blur", colors.blur, views)
         solarize = _two("colour.solarize", colors.solarize, views)
@@ -355,7 +355,7 @@ class PairMethod(TeacherMethod):
             small = dataclasses.replace(crop, size=self.local.size, area=area)
             local = LocalCrops(self.local.count, small, colors.of_view(blur=self.local.blur, solarize=0.0))
         if self.crop_area is not None:
-            crop = dataclasses.replace(crop, area=_two("crop_area", self.crop_area, "shares of the frame"))
+            crop = dataclasses.replace(crop, area=_two("crop_area", self.crop_area, "fractions of the frame"))
         elif crop.area == RandomResizedCrop.area:
             crop = dataclasses.replace(crop, area=self.published_area)
         return PairClips(
@@ -394,7 +394,7 @@ def build_group(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T
         return kind()
     where = f"method.arguments.{name}"
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} is a mapping of names to values, and got {values!r}")
+        raise UserError(f"{where} {values!r} must be a mapping of names to values")
     check_arguments(where, kind, values)
     return kind(**values)
 

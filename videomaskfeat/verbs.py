@@ -634,6 +634,7 @@ class SampleDataOptions:
     seed: int = key(0, "seed of all files")
     ava_videos: int = key(12, "number of longer videos with boxes")
     images: int = key(600, "number of pictures, one shape per class")
+    factors: int = key(0, "number of videos with independent factors (digits); 0: none")
 
 
 def sample_data(options: SampleDataOptions) -> int:
@@ -641,6 +642,7 @@ def sample_data(options: SampleDataOptions) -> int:
 
     videomaskfeat sample-data demo/sample
     videomaskfeat sample-data small --videos 40 --size 64 --frames 16 --seed 7
+    videomaskfeat sample-data small --size 64 --factors 2400     digits with a label list per factor
     """
     from videomaskfeat.data.sample import write_sample_data
 

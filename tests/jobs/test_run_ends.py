@@ -78,7 +78,7 @@ def test_removed_run_folder_ends_the_run_and_its_workers(sample: Path, tmp_path:
         code, lines = end_of(process)
     assert code == 1
     assert lines[-1].startswith(
-        f"videomaskfeat pretrain: {run}: the run folder, or its metrics.jsonl, was removed while the run"
+        f"videomaskfeat pretrain: {run}: the run folder, or its metrics.jsonl, was removed during the run"
     )
     assert not run.exists()
 

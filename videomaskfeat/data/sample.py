@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videomaskfeat.data.sample_factors import FACTORS, write_factor_lists, write_factor_video
 from videomaskfeat.data.sample_images import make_image_folders, write_image, write_image_lists
 from videomaskfeat.data.sample_scenes import MOTIONS, Scene, copies_in_view, make_scene
 from videomaskfeat.errors import UserError
@@ -22,6 +23,7 @@ from videomaskfeat.mp4 import write_mp4
 _CLIP, _ACTORS, _DETECTOR = 1, 2, 3
 _HELD_OUT = 10  # one video in ten is in the validation list, and one in ten in the test list
 _FEW = 20  # videos or pictures per class in train_few.csv
+_LEAST_FACTORS = 30  # so that each split has some videos
 _DENSE = 5  # times per second with boxes in ava_val_tracked_boxes.csv
 AVA_FIRST_SECOND = 900  # as in AVA: videos begin at second 900 of a film, and times count from its start
 _VISIBLE_FRACTION = 0.4  # minimum visible fraction of an actor's box
@@ -46,6 +48,13 @@ directions of rotation are classes, so do not flip or rotate clips when training
     train/star/000008.png ...   class folders as in ImageNet (data.train=images/train), and val/
     train.csv val.csv           the same as lists, `path label`; classes.txt: the class names in order
     train_few.csv               the first {few} pictures of each class in train.csv
+"""
+_FACTORS_README = """\
+  factors/                      {factors} videos with independent factors, one label each: {names}
+    {{train,val,test}}_motion.csv ...  a list per factor; train_few_*.csv: the first {few} of each class
+    classes_motion.txt ...             class names per factor
+    Digits: Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning
+    Repository, https://doi.org/10.24432/C50P49, CC BY 4.0 (enlarged, textured and moved).
 """
 
 
@@ -74,6 +83,7 @@ def write_sample_data(
     ava_videos: int = 12,
     ava_seconds: int = 8,
     images: int = 0,
+    factors: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -89,6 +99,7 @@ def write_sample_data(
         ava_videos: number of longer videos with several actors, for detection; 0: no ``ava/``.
         ava_seconds: length of these; all seconds except the first and the last are key frames.
         images: number of pictures of shapes, one in five held out; 0: no ``images/``.
+        factors: number of videos with independent factors, see `sample_factors`; 0: no ``factors/``.
         workers: number of threads (default: number of CPUs).
         progress: called with (files written, number of files) after each file.
 
@@ -96,6 +107,8 @@ def write_sample_data(
         UserError: a size or number is out of range.
     """
     _check(videos=videos, frames=frames, size=size, fps=fps, ava_videos=ava_videos, ava_seconds=ava_seconds)
+    if factors and factors < _LEAST_FACTORS:
+        raise UserError(f"factors={factors}: use at least {_LEAST_FACTORS} videos, or 0 for none")
     root, shared = Path(directory), {"size": size, "seed": seed}
     if images:
         make_image_folders(root / "images", images)
@@ -103,10 +116,26 @@ def write_sample_data(
     if ava_videos:
         make_folder(root / "ava" / "videos")
         make_folder(root / "ava" / "annotations")
+    splits = _splits(factors) if factors else {}
+    if factors:
+        make_folder(root / "factors" / "videos")
     jobs: list[_Job] = [
         *(partial(_write_clip, root, n, frames=frames, fps=fps, **shared) for n in range(videos)),
         *(partial(_write_actors, root, n, seconds=ava_seconds, fps=fps, **shared) for n in range(ava_videos)),
         *(partial(write_image, root / "images", n, images=images, **shared) for n in range(images)),
+        *(
+            partial(
+                write_factor_video,
+                root / "factors",
+                n,
+                held_out=split != "train",
+                frames=frames,
+                fps=fps,
+                **shared,
+            )
+            for split, numbers in splits.items()
+            for n in numbers
+        ),
     ]
     results = _run_all(jobs, workers or os.cpu_count() or 1, progress)
     _write_kinetics_lists(root, videos)
@@ -116,10 +145,14 @@ def write_sample_data(
         _write_ava_lists(root / "ava" / "annotations", actors, ava_seconds, seed)
     if images:
         write_image_lists(root / "images", images, few=_FEW)
+    if factors:
+        write_factor_lists(root / "factors", splits, few=_FEW, seed=seed)
     text = _README.format(
         videos=videos, frames=frames, size=size, fps=fps, seed=seed, ava_videos=ava_videos,
         first_second=AVA_FIRST_SECOND, few=_FEW, images=images, dense=_DENSE,
     )  # fmt: skip
+    if factors:
+        text += _FACTORS_README.format(factors=factors, names=", ".join(FACTORS), few=_FEW)
     _write_text(root / "README.txt", text)
 
 

@@ -21,7 +21,7 @@ TURNS_PER_SECOND = 0.65
 SIZE_PHASES_PER_SECOND = 0.7
 SWING = 0.13  # amplitude in frame sides, for bounces and circles
 SWINGS_PER_SECOND = 1.15
-_TEXTURE_SIDE = 64
+TEXTURE_SIDE = 64
 MotionFunction = Callable[[np.ndarray, float], np.ndarray]
 
 
@@ -122,7 +122,7 @@ def make_scene(motions: list[str], rng: np.random.Generator, *, frames: int, siz
     Random numbers do not depend on the motions.
     """
     seconds = np.arange(frames) / fps
-    background = _background(rng, size)
+    background = draw_background(rng, size)
     direction, speed = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25) * size
     drift = seconds[:, None] * speed * np.array([np.cos(direction), np.sin(direction)])  # [T, 2]
     sprites = tuple(_make_sprite(motion, rng, seconds, background) for motion in motions)
@@ -177,10 +177,10 @@ def _paste(picture: np.ndarray, sprite: Sprite, index: int, center: tuple[float,
     right, bottom = (min(int(np.ceil(c * size + radius)) + 2, size) for c in center)
     if right <= left or bottom <= top:
         return
-    scale = 2 * radius / _TEXTURE_SIDE
+    scale = 2 * radius / TEXTURE_SIDE
     angle = 2 * np.pi * sprite.turns[index]
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    middle = (_TEXTURE_SIDE - 1) / 2
+    middle = (TEXTURE_SIDE - 1) / 2
     x, y = (c * size - 0.5 for c in center)  # pixel centers are at half integers
     matrix = np.array([[cos, -sin, x - left], [sin, cos, y - top]])
     matrix[:, 2] -= matrix[:, :2] @ np.array([middle, middle])
@@ -204,7 +204,7 @@ def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray
     return fine[margin : margin + side, margin : margin + side]
 
 
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Clouds and fine noise around a random color, uint8 [size, size, 3].
 
     The contrast is high enough for gradients to survive compression: HOG is normalized per cell, so in a
@@ -222,7 +222,12 @@ def _sprite_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndar
     """Stripes, checks or blotches of two colors that differ from the background, uint8 [64, 64, 3]."""
     base = far_color(rng, background[None], 110)
     accent = far_color(rng, np.stack([background, base]), 90)
-    axis = np.linspace(-1, 1, _TEXTURE_SIDE, dtype=np.float32)
+    return np.clip(np.rint(base + draw_pattern(rng) * (accent - base)), 0, 255).astype(np.uint8)
+
+
+def draw_pattern(rng: np.random.Generator) -> np.ndarray:
+    """Random stripes, checks or blotches with soft edges, float [64, 64, 1] in 0..1."""
+    axis = np.linspace(-1, 1, TEXTURE_SIDE, dtype=np.float32)
     x, y = np.meshgrid(axis, axis)
     angle = rng.uniform(0, np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -234,9 +239,8 @@ def _sprite_texture(rng: np.random.Generator, background: np.ndarray) -> np.ndar
     elif kind == 1:
         wave = np.sin(frequency * along + phase) * np.sin(frequency * across + phase)
     else:
-        wave = 2 * (_smooth_noise(rng, _TEXTURE_SIDE, 4) - 0.5)
-    share = 1 / (1 + np.exp(-8 * wave[..., None]))  # soft steps against aliasing
-    return np.clip(np.rint(base + share * (accent - base)), 0, 255).astype(np.uint8)
+        wave = 2 * (_smooth_noise(rng, TEXTURE_SIDE, 4) - 0.5)
+    return 1 / (1 + np.exp(-8 * wave[..., None]))  # soft steps against aliasing
 
 
 def far_color(rng: np.random.Generator, others: np.ndarray, distance: float) -> np.ndarray:
@@ -258,8 +262,8 @@ def _outline(rng: np.random.Generator) -> np.ndarray:
 
 def _fill(outline: np.ndarray) -> np.ndarray:
     """Opacity of a polygon with soft edges, float32 [64, 64] in 0..1."""
-    reach = _TEXTURE_SIDE / 2 - 1.5  # the soft edge is inside the texture
-    points = reach * outline + (_TEXTURE_SIDE - 1) / 2
-    alpha = np.zeros((_TEXTURE_SIDE, _TEXTURE_SIDE), np.uint8)
+    reach = TEXTURE_SIDE / 2 - 1.5  # the soft edge is inside the texture
+    points = reach * outline + (TEXTURE_SIDE - 1) / 2
+    alpha = np.zeros((TEXTURE_SIDE, TEXTURE_SIDE), np.uint8)
     cv2.fillPoly(alpha, [np.rint(points * 16).astype(np.int32)], 255, lineType=cv2.LINE_AA, shift=4)
     return alpha.astype(np.float32) / 255

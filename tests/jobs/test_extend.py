@@ -25,9 +25,17 @@ IBOT = (
     "{head: {prototypes: 12, hidden_width: 16, bottleneck: 8}, summary: mean, ratios: [0.2, 0.5], "
     "temperature_warmup_epochs: 1, collapse_std: 0, collapse_information: 0}"
 )
+MAE = [
+    "model.arguments={depth: 2, decoder_depth: 1}",
+    "mask.kind=random",
+    "mask.cell=[2,8,8]",
+    "target=pixels",
+    "target.arguments.output_stride=[2,8,8]",
+]
 KINDS = {
     "masked": ("pretrain", [*PRETRAIN, "optim.ema_decay=0.9"]),
     "ibot": ("pretrain", [*PRETRAIN, "method=ibot", f"method.arguments={IBOT}", "mask.kind=random"]),
+    "mae": ("pretrain", [*PRETRAIN, "model.name=mae_vit_nano", *MAE]),
     "finetune": ("finetune", [*FINETUNE, "optim.ema_decay=0.9"]),
     "detect": ("detect-train", []),
     "dvae": ("train-tokenizer", [*TOKENIZER, f"model.arguments={ARGUMENTS['dvae']}", "gumbel.kl_weight=0"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.methods.tiny import ARGUMENTS, COMMON, MODELS
 from videomaskfeat.config import load_config
+from videomaskfeat.errors import UserError
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.jobs.pretrain import PretrainRun
 from videomaskfeat.methods.teaching import TeacherMethod
@@ -38,7 +40,8 @@ def saved(tmp_path: Path) -> Path:
 def build_run(sample: Path, *overrides: str) -> PretrainRun:
     """A run that has loaded its initial weights."""
     data = [f"data.train={sample / 'train.csv'}", "data.workers=0", "run.folder=unused"]
-    overrides = (*COMMON, *MODELS["mvit"], "optim.warmup_epochs=0", *data, *overrides)
+    model = [] if any(one.startswith("model.name=") for one in overrides) else MODELS["mvit"]
+    overrides = (*COMMON, *model, "optim.warmup_epochs=0", *data, *overrides)
     config = load_config(PretrainConfig, None, list(overrides))
     return PretrainRun(config, torch.device("cpu"))
 
@@ -142,3 +145,21 @@ def test_foreign_weights_are_refused(pretrain: Pretrain, saved: Path, tmp_path: 
     assert_refused(pretrain(*foreign, everything, "model.allow_unused=['*']"), "nothing would be loaded")
     assert_refused(pretrain(f"model.weights={saved}"), "saved.safetensors", "3 blocks", "4 blocks")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_learned_positions_are_refused_by_a_model_with_fixed_ones(sample: Path, tmp_path: Path) -> None:
+    """Published MAE has fixed positions, PySlowFast's learned ones."""
+    sizes: dict[str, Any] = {"depth": 2, "decoder_depth": 1, "clip_size": (4, 32, 32)}
+    path = tmp_path / "mae.safetensors"
+    model = create_model("mae_vit_nano", values_per_token=192, absolute_positions="joint", **sizes)
+    save_weights(path, model, metadata=RECIPE)
+    mae = ["model.name=mae_vit_nano", "model.arguments={depth: 2, decoder_depth: 1}", "mask.cell=[2,8,8]"]
+    mae += ["target=pixels", "target.arguments.output_stride=[2,8,8]", f"model.weights={path}"]
+    with pytest.raises(UserError, match=r"learned positions \(pos_embed\).*model.initialization=slowfast"):
+        build_run(sample, *mae)
+    positions = "model.arguments={depth: 2, decoder_depth: 1, absolute_positions: joint}"
+    state = load_file(path)
+    for more in ([positions], ["model.initialization=slowfast", positions]):
+        run = build_run(sample, *mae, *more)
+        assert torch.equal(run.model.get_parameter("pos_embed"), state["pos_embed"])
+        assert not [name for name in run.load_report.new if not name.startswith("decoder_pos_embed")]

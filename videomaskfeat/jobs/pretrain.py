@@ -109,7 +109,8 @@ class PretrainRun(Run):
     def facts(self) -> Mapping[str, Any]:
         """The facts of the method, and the initial weights if they are not PySlowFast's."""
         initialization = getattr(self.method.encoder, "initialization", "slowfast")
-        initial = {} if initialization == "slowfast" else {"model.initialization": initialization}
+        # Not the key itself, which is free: a resumed run would ignore it.
+        initial = {} if initialization == "slowfast" else {"model.initialization in effect": initialization}
         return {**self.method.fingerprint, **initial}
 
     def prepare(self) -> None:

@@ -426,6 +426,13 @@ def load_student(student: nn.Module, encoder: nn.Module, keys: Any) -> LoadRepor
     """
     weights, model = read_weights(keys.weights, key=keys.weights_key), encoder
     heads: Collection[str] = (*_HEAD_ONLY, *_PRETRAINING_ONLY)
+    learned = without_prefix(encoder.state_dict(), weights.state)[0].keys() & {TABLE, SPACE, TIME}
+    if learned and getattr(encoder, "fixed_positions", None):
+        raise UserError(
+            f"{keys.weights} has learned positions ({list_names(sorted(learned))}), but the model has fixed "
+            "ones; set model.initialization=slowfast, or model.arguments.absolute_positions to those of the "
+            "saved model"
+        )
     if student is not encoder:
         prefix = next(f"{name}." for name, module in student.named_modules() if module is encoder)
         state, _ = without_prefix(student.state_dict(), weights.state)

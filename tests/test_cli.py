@@ -352,7 +352,7 @@ def test_file_named_like_an_option_is_refused(tmp_path: Path, monkeypatch: pytes
         ("evaluate w l --nosuch", "unknown option '--nosuch'; see videomaskfeat evaluate --help"),
         ("pretrain --run.seed 3", "unknown option '--run.seed'; write run.seed=VALUE"),
         ("pretrain --confg x", "unknown option '--confg'; did you mean '--config'?"),
-        ("compare --targets a compare.sed=2", "unknown key 'compare.sed'; did you mean 'seeds'?"),
+        ("compare --targets a compare.sed=2", "unknown key 'compare.sed'; did you mean 'compare.seeds'?"),
         (
             "predict w out=1.mp4",
             "VIDEOS is missing: videos or pictures, or folders with them (a file with = in",
@@ -367,6 +367,16 @@ def test_file_named_like_an_option_is_refused(tmp_path: Path, monkeypatch: pytes
         ("evaluate w l --reader pyaw", "evaluate.reader 'pyaw' is unknown; did you mean 'pyav'? there"),
         ("evaluate w l --views", "argument --views: expected one argument; see videomaskfeat evaluate"),
         ("pretrain data.train", "argument 'data.train' is not of the form section.key=value, such as run."),
+        (
+            "pretrain --config configs/finetune/sample.yaml",
+            "finetune/sample.yaml is a config of finetune: use",
+        ),
+        (
+            "finetune --config configs/pretrain/sample.yaml",
+            "pretrain/sample.yaml is a config of pretrain: use",
+        ),
+        ("pretrain configs/pretrain/sample.yaml", "(write --config before a config file)"),
+        ("pretrain data.trian=x", "unknown key 'data.trian'; did you mean 'data.train'?"),
         ("", "videomaskfeat: the verb is missing; see --help"),
         ("pretrian", "videomaskfeat: unknown verb 'pretrian'; did you mean 'pretrain'?; see --help"),
     ],

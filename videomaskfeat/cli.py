@@ -6,6 +6,7 @@ Every option of a verb is a key of its schema, written ``--option VALUE`` or ``o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import io
 import json
@@ -145,12 +146,29 @@ class CommandLine:
         overrides = {one.name: one for one in options.overrides}
         for one in self._loose_overrides([*options.words, *arguments[cut + 1 :]], set(overrides)):
             overrides[one.name] = one
-        config: Any = load_config(
-            self.schema, getattr(options, "yaml", None), overrides.values(), log=logger.info
-        )
+        path = getattr(options, "yaml", None)
+        try:
+            config: Any = load_config(self.schema, path, overrides.values(), log=logger.info)
+        except UserError as error:
+            other = self._verb_of_config(path) if path and f"{path}: unknown" in str(error) else ""
+            if not other:
+                raise
+            raise UserError(
+                f"{path} is a config of {other}: use `videomaskfeat {other}`, or another config"
+            ) from error
         if self.flagged:
             self._check_complete(config)
         return getattr(config, self.section) if self.section else config
+
+    def _verb_of_config(self, path: str) -> str:
+        """The other verb that accepts a config file; empty if no verb does."""
+        for verb in VERBS:
+            line = CommandLine(verb)
+            if verb != self.verb and not line.section:
+                with contextlib.suppress(UserError):
+                    load_config(line.schema, path)
+                    return verb
+        return ""
 
     def _mark_options(self, arguments: Sequence[str]) -> Iterator[str]:
         """Mark the words ``option=VALUE``, so that argparse keeps the order of words and flags."""
@@ -209,9 +227,10 @@ class CommandLine:
         summary, examples = _help(self.verb)
         names = [one.name.partition(".")[2].upper() for one in self.positional]
         spelling = "--option VALUE | option=VALUE" if self.flagged else "section.key=VALUE"
+        config = [] if self.section else ["[--config YAML]"]
         parser = _Parser(
             prog=f"videomaskfeat {self.verb}",
-            usage=" ".join(["%(prog)s", *names, f"[{spelling} ...]"]),
+            usage=" ".join(["%(prog)s", *config, *names, f"[{spelling} ...]"]),
             description=f"{summary}\n\nIf an option is set twice, the last one wins.",
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -223,9 +223,11 @@ class Override:
         """
         name, equals, value = argument.partition("=")
         if not equals or not name.strip():
+            file = argument.endswith((".yaml", ".yml"))
+            hint = "write --config before a config file" if file else "see --keys for every key"
             raise UserError(
                 f"argument {show_text(repr(argument), 120)} is not of the form section.key=value, such as "
-                "run.seed=1 (see --keys for every key)"
+                f"run.seed=1 ({hint})"
             )
         return cls(name.strip(), value, argument)
 
@@ -358,7 +360,8 @@ def _expand(layer: dict[str, Any], known: Mapping[str, Mapping[str, Any]], where
             )
         for item in map(str, items):
             if item not in known[name]:
-                close = nearest(item, known[name]) or _nearest_elsewhere(item, elsewhere)
+                own = nearest(item, known[name]).replace("mean '", f"mean '{name}.")
+                close = own or _nearest_elsewhere(item, elsewhere)
                 close = close or f"; the keys of {name} are {', '.join(known[name])} (--keys explains them)"
                 raise UserError(f"{where}: unknown key '{name}.{show_text(item)}'{close}")
     return layer

@@ -126,7 +126,9 @@ class DataConfig(ListConfig):
     """Videos."""
 
     validation: str = key("", "held-out list file or folder; empty: no held-out loss", free=True)
-    labels: str = key("auto", "whether rows end with a label (unused)", choices=LABELS)
+    labels: str = key(
+        "auto", "whether rows end with a label; the labels themselves are not used", choices=LABELS
+    )
 
 
 @dataclass
@@ -134,7 +136,7 @@ class ClipConfig(FramesConfig, RandomCropConfig):
     """Clips."""
 
     short_video: str = key("clamp", "rule for videos shorter than a clip", choices=("clamp", "loop", "error"))
-    samples_per_video: int = key(1, "clips per opening of a video", least=1)
+    samples_per_video: int = key(1, "clips drawn each time a video is opened", least=1)
 
 
 @dataclass
@@ -375,7 +377,7 @@ class FrameConfig(RandomCropConfig):
     """Frames."""
 
     size: int = key(112, "height and width of a frame, a multiple of the tokenizer's stride", unit="pixels")
-    per_video: int = key(4, "frames per opening of a video, each with its own crop", least=1)
+    per_video: int = key(4, "frames drawn each time a video is opened, each with its own crop", least=1)
     flip: float = key(0.5, "probability of a horizontal flip", **SHARE)
 
 

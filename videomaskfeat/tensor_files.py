@@ -38,7 +38,7 @@ class DamagedFile(UserError):
 
     def __init__(self, path: str, reason: str = "unknown format", *, message: str = "") -> None:
         problem = f"is truncated or damaged and cannot be read ({reason}); copy or download it again"
-        super().__init__(f"{path}: {message or problem}")
+        super().__init__(f"{path} {message or problem}")
         self.reason = reason
 
 

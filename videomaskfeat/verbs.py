@@ -662,7 +662,7 @@ class CheckDataOptions(ListOptions):
     min_frames: int = key(1, "minimum number of frames per video", least=1)
     quick: bool = key(False, "open and probe the videos without decoding frames")
     json: str | None = key(None, "JSON file for the findings")
-    clean: str | None = key(None, "file for the list without bad rows")
+    clean: str | None = key(None, "file for the list without missing, unreadable, short and duplicate rows")
 
 
 def check_data(options: CheckDataOptions) -> int:

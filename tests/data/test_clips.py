@@ -332,6 +332,9 @@ def test_labels_outside_the_classes_are_named_by_list_and_row(labels: list[int] 
     with pytest.raises(UserError, match=words) as caught:
         check_labels(_records(labels), 10)
     assert "\n" not in str(caught.value)
+    if labels is not None and min(labels) >= 0:
+        with pytest.raises(UserError, match=r"add the missing names .* data\.class_names \(names\.txt\)"):
+            check_labels(_records(labels), 10, class_names="names.txt")
     if labels is None or min(labels) < 0:
         with pytest.raises(UserError, match=words):
             make_labeled(_records(labels))

@@ -16,7 +16,7 @@ import pytest
 
 from tests.extending import add_module, python_blocks
 from videomaskfeat.data import formats
-from videomaskfeat.data.formats import load_records, write_clean_list
+from videomaskfeat.data.formats import check_lists, load_records, write_clean_list
 from videomaskfeat.data.records import Record, Records, check_frames
 from videomaskfeat.errors import UserError
 from videomaskfeat.schemas import LIST_FORMATS
@@ -118,6 +118,22 @@ def test_video_is_not_a_list(tmp_path: Path, start: bytes) -> None:
 def test_missing_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.csv: no such file"):
         load_records(tmp_path / "nowhere.csv")
+
+
+def test_lists_of_a_training_exist_and_differ(tmp_path: Path) -> None:
+    train, other = _write(tmp_path, "a.mp4 0\n"), _write(tmp_path, "b.mp4 0\n", "other.csv")
+    copy = _write(tmp_path, "a.mp4 0\n", "copy.csv")
+    assert check_lists(str(train), "") == check_lists(str(train), str(other)) == ""
+    for same in (train, copy):
+        assert check_lists(str(train), str(same)).startswith(
+            "data.validation has the same rows as data.train"
+        )
+    with pytest.raises(
+        UserError, match=r"data\.validation is .*othr\.csv: no such file .*did you mean 'other\.csv'"
+    ):
+        check_lists(str(train), str(tmp_path / "othr.csv"))
+    with pytest.raises(UserError, match=r"data\.train is gone/x\.csv: no such file .*set data\.train=LIST"):
+        check_lists("gone/x.csv", "")
 
 
 def test_many_rows_equal_a_plain_parse(tmp_path: Path) -> None:
@@ -460,7 +476,7 @@ def test_labels_are_omitted_with_labels_no(tmp_path: Path) -> None:
 def test_without_stills_a_folder_of_pictures_is_a_video(tmp_path: Path) -> None:
     _touch(tmp_path, *CAT_AND_DOG)
     assert _rows(load_records(tmp_path)) == [("cat", None), ("dog", None)]
-    with pytest.raises(UserError, match=r"a folder has no labels .* or set format=images for class folders"):
+    with pytest.raises(UserError, match=r"a folder has no labels.* or set format=images for class folders"):
         load_records(tmp_path, labels="yes")
     _touch(tmp_path, "v.mp4")
     with pytest.raises(UserError, match=r"contains videos .* and pictures .*format=folder or format=images"):

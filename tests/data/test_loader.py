@@ -295,7 +295,10 @@ def test_pinned_batches_reach_the_gpu_unchanged(videos: Path, epochs: list[list[
         ({"batch_size": 0}, r"batch_size=0 .* = 1; use 1$"),
         ({"batch_size": 4, "accumulate": 0}, r"accumulate=0: must be at least 1"),
         ({"batch_size": 4, "workers": -1}, r"workers=-1: must be at least 0"),
-        ({"batch_size": 24}, r"train\.csv: contains 21 videos, fewer than the 24 of one step"),
+        (
+            {"batch_size": 24},
+            r"train\.csv: contains 21 videos, fewer than the 24 .*set optim\.batch_size=21 or less",
+        ),
     ],
 )
 def test_impossible_batches_are_refused(videos: Path, arguments: dict[str, int], words: str) -> None:

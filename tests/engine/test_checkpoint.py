@@ -180,7 +180,7 @@ def test_leftover_temporary_file_is_removed(tmp_path: Path) -> None:
 def test_other_config_names_the_keys() -> None:
     current = {f"key{i}": i for i in range(7)} | {"clip.frames": 16}
     check_fingerprint(dict(current), current, "runs/a")
-    with pytest.raises(UserError, match=r"runs/a: .* clip.frames is 8 there and 16 here; set them back"):
+    with pytest.raises(UserError, match=r"runs/a .* clip.frames is 8 there and 16 here; set them back"):
         check_fingerprint(current | {"clip.frames": 8}, current, "runs/a")
     with pytest.raises(UserError, match=r"key0 is None there and 0 here, .* and 3 more;"):
         check_fingerprint({}, {f"key{i}": i for i in range(7)}, "runs/a")
@@ -279,7 +279,7 @@ def test_content_that_no_run_has_saved_is_damaged_and_the_one_before_is_taken(
         assert train_toy(tmp_path, epochs=1).progress.step == 6
     assert f"resumed from {older}: step 4 of 6" in caplog.text
     assert re.search(
-        rf"step_00000006\.pt: .*{words}.*; resuming from .*step_00000004\.pt instead", caplog.text
+        rf"step_00000006\.pt:? .*{words}.*; resuming from .*step_00000004\.pt instead", caplog.text
     )
     assert newest.with_name(newest.name + ".damaged").exists()
 

@@ -29,7 +29,9 @@ def open_log(
 
 
 def test_line_names_every_number() -> None:
-    expected = "epoch 0.25  loss 0.5000  lr 1.00e-04  grad 0.123  data 4.2 ms  step 211 ms  38.1 clips/s"
+    expected = (
+        "epoch 0.25  loss 0.5000  lr 1.00e-04  grad 0.123  waiting for data 4.2 ms  step 211 ms  38.1 clips/s"
+    )
     assert describe(RECORD, unit="clips") == expected + "  memory 812 MB  failures 2"
 
 

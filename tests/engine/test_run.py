@@ -73,7 +73,7 @@ def test_run_killed_while_its_config_is_written_goes_on(run: Path) -> None:
     assert (run / "config.yaml").read_text() == before
     open_folder(run)
     assert not list(run.glob(".*"))  # what the kill left
-    with pytest.raises(UserError, match=r"config\.yaml: belongs to a run of another config: optim\.epochs"):
+    with pytest.raises(UserError, match=r"config\.yaml belongs to a run of another config: optim\.epochs"):
         open_folder(run, epochs=4.0)
 
 

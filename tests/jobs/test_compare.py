@@ -166,7 +166,7 @@ def test_finished_run_of_another_config_is_not_taken_for_this_one(tmp_path: Path
     same = {"folder": str(tmp_path), "targets": {"hog": {}}, "finetune": ""}
     assert plan_runs(section(**same, shared=shared, probes=1))[0].pretrain.finished
     with pytest.raises(
-        UserError, match=r"config\.yaml: belongs to a run of another config: optim\.epochs is 2.* and 9"
+        UserError, match=r"config\.yaml belongs to a run of another config: optim\.epochs is 2.* and 9"
     ):
         plan_runs(section(**same, shared={"pretrain": {"optim": {"epochs": 9}}}))
 

@@ -383,7 +383,7 @@ def test_keys_are_listed_and_unknown_ones_named(
     (tmp_path / "detect.yaml").write_text("persons: {evry: 2}\n")
     command = ["detect", str(weights), str(videos / "a.mp4"), "--config", str(tmp_path / "detect.yaml")]
     assert main(command) == 2
-    assert "unknown key 'persons.evry'; did you mean 'every'" in capsys.readouterr().err
+    assert "unknown key 'persons.evry'; did you mean 'persons.every'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -265,9 +265,7 @@ def test_other_settings_list_or_weights_are_refused(data: Path, extract: Extract
         ({"depth": 2, "weights": weights}, "other weights"),
         ({"depth": 2, "list_path": data / "videos"}, "another or a changed list"),
     ):
-        with pytest.raises(
-            UserError, match=f"out: has features with other settings: {words}; choose another"
-        ):
+        with pytest.raises(UserError, match=f"out has features with other settings: {words}; choose another"):
             extract(**arguments)
     again = extract(depth=2, clips_at_once=1, workers=1)  # these may change
     np.testing.assert_array_equal(again.array, whole.array)

@@ -282,7 +282,7 @@ def test_verb_prints_the_use_of_all_weights_and_keys(
     assert "SOLVER.BASE_LR" in report["ignored_keys"]
     assert cli.main([str(argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert "out/weights.safetensors: exists; give another folder" in error
+    assert "out/weights.safetensors exists already; give another folder" in error
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_missing_keys_are_named(pretrain: Pretrain) -> None:
         ("optim.accumulate=0", ["accumulate"]),
         ("run.device=tpu", ["device='tpu'"]),
         ("data.reader=opencv", ["opencv", "decord"]),
-        ("optim.epoch=3", ["unknown key 'optim.epoch'; did you mean 'epochs'?"]),
+        ("optim.epoch=3", ["unknown key 'optim.epoch'; did you mean 'optim.epochs'?"]),
         ("optim.epochs=many", ["optim.epochs", "'many'"]),
     ],
 )
@@ -181,7 +181,11 @@ def test_gpu_where_there_is_none_is_refused(pretrain: Pretrain) -> None:
 def test_bad_lists_are_named_by_file_and_line(pretrain: Pretrain, sample: Path) -> None:
     train = sample / "train.csv"
     good = train.read_text()
-    assert_refused(pretrain(f"data.train={sample / 'gone.csv'}"), "gone.csv", "no such file")
+    assert_refused(pretrain(f"data.train={sample / 'gone.csv'}"), "data.train is", "gone.csv: no such file")
+    near = pretrain(f"data.validation={sample / 'trains.csv'}")
+    assert_refused(
+        near, "data.validation is", "trains.csv: no such file or folder; did you mean 'train.csv'?"
+    )
     train.write_text("")
     assert_refused(pretrain(), "train.csv", "empty")
     train.write_text(good + "videos/000001.mp4 one\n")

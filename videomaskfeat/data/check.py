@@ -130,15 +130,17 @@ class CheckReport:
                 {"row": p.row + 1, "path": p.path, "kind": p.kind, "detail": p.detail} for p in self.problems
             ],
         }
-        return json.dumps(content, indent=1)
+        return json.dumps(content, indent=1, ensure_ascii=False)
 
     def text(self) -> str:
         """The report as text: the summary, then the first problems of each kind."""
         summary = self.summary()
+        gigabytes = summary["gigabytes"]
+        size = f"{gigabytes:.4g} GB" if gigabytes >= 1 else f"{1000 * gigabytes:.4g} MB"
         read_seconds = {name: value / 1000 for name, value in summary["read_milliseconds"].items()}
         lines = [
             f"{self.rows} rows, {summary['files']} different files, {summary['readable']} readable, "
-            f"{summary['gigabytes']:.4g} GB, {duration_text(3600 * summary['hours'])} of video",
+            f"{size}, {duration_text(3600 * summary['hours'])} of video",
             f"length   {_format_distribution(summary['seconds'], duration_text)}; "
             f"{_format_distribution(summary['frames'])} frames",
             f"size     {_format_counts(summary['sizes'])}",
@@ -286,7 +288,9 @@ def _problems(
             continue
         info = scan.info
         if info.frames < min_frames:
-            problems.append(Problem(row, path, "short", f"{info.frames} frames, fewer than {min_frames}"))
+            problems.append(
+                Problem(row, path, "short", f"{counted(info.frames, 'frame')}, fewer than {min_frames}")
+            )
         if info.rotation_degrees or info.mirrored:
             changes = ["mirrored"] if info.mirrored else []
             changes += [f"rotated by {info.rotation_degrees} degrees"] if info.rotation_degrees else []

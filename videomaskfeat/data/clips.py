@@ -347,17 +347,27 @@ def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.
     return segment_indices(num_frames, frames=frames, rng=rng)
 
 
-def check_labels(records: Records, classes: int) -> None:
-    """Raise UserError unless every row has a label in 0..classes-1."""
+def check_labels(records: Records, classes: int, *, class_names: str = "") -> None:
+    """Raise UserError unless every row has a label in 0..classes-1.
+
+    Args:
+        records: the list.
+        classes: number of classes.
+        class_names: file that sets the number of classes; empty: ``data.classes`` sets it.
+    """
     labels = _all_labels(records)
     outside = labels >= classes
     if outside.any():
         row = int(outside.argmax())
+        remedy = (
+            f"add the missing names to the file of data.class_names ({class_names})"
+            if class_names
+            else f"set the number of classes (data.classes) to at least {labels.max() + 1}"
+        )
         raise UserError(
             f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but labels "
             f"of {classes} classes are 0..{classes - 1} ({outside.sum()} of {len(records)} rows are "
-            f"outside); set the number of classes (data.classes) to at least {labels.max() + 1}, or correct "
-            "the list"
+            f"outside); {remedy}, or correct the list"
         )
 
 

@@ -376,9 +376,15 @@ def _videos_per_step(dataset: RecordClips[Any, Any], batch_size: int, shares: in
         )
     videos = batch_size // dataset.samples_per_video
     if videos > len(dataset):
+        largest = len(dataset) * dataset.samples_per_video // unit * unit
+        remedy = (
+            f"set optim.batch_size={largest} or less"
+            if largest
+            else f"use more {dataset.unit}s or fewer ranks"
+        )
         raise UserError(
             f"{dataset.records.source}: contains {len(dataset)} {dataset.unit}s, fewer than the {videos} of "
-            f"one step (batch_size={batch_size}); use a smaller batch size"
+            f"one step (batch_size={batch_size}); {remedy}"
         )
     return videos
 

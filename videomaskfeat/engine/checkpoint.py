@@ -170,7 +170,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{text}: the checkpoint is damaged ({error.reason})") from error
     if not isinstance(content, dict):
         raise DamagedCheckpointError(
-            f"{text}: is not a checkpoint of a run (it contains a {type(content).__name__})"
+            f"{text} is not a checkpoint of a run (it contains a {type(content).__name__})"
         )
     return content
 
@@ -204,7 +204,7 @@ def check_fingerprint(
         ]
         extend = keys == [LENGTH_KEY] and is_longer(current, saved)
         raise UserError(
-            f"{where}: belongs to a run of another config: {_join(shown, len(keys))};"
+            f"{where} belongs to a run of another config: {_join(shown, len(keys))};"
             f"{' set run.extend=true to continue the run to this length, or' * extend}"
             " set them back, or use another run folder"
         )
@@ -375,7 +375,7 @@ class TrainState:
         for name in ("fingerprint", "progress", "model", "optimizer", "random"):
             if name not in saved:
                 raise DamagedCheckpointError(
-                    f"{where}: is not a checkpoint of a training run ({name!r} is missing);"
+                    f"{where} is not a checkpoint of a training run ({name!r} is missing);"
                     " give a step_*.pt file"
                 )
         with _name_component(where, "fingerprint"):

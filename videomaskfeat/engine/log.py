@@ -159,7 +159,7 @@ def describe(record: Record, *, unit: str = "samples") -> str:
         "loss": "loss {:.4f}".format,
         "lr": "lr {:.2e}".format,
         "grad_norm": "grad {:.3g}".format,
-        "data_ms": lambda value: f"data {duration(value)}",
+        "data_ms": lambda value: f"waiting for data {duration(value)}",
         "step_ms": lambda value: f"step {duration(value)}",
         "samples_per_second": lambda value: f"{value:.1f} {unit}/s",
         "memory_mb": "memory {:.0f} MB".format,

@@ -423,7 +423,12 @@ def _resume(run: _Run[Any]) -> Mapping[str, Any] | None:
     if newest is None:  # on the other ranks
         run.state.load_state_dict(content, path)
     progress = run.state.progress
-    logger.info("resumed from %s: step %d of %d, epoch %.3f", path, progress.step, run.total_steps, run.epoch)
+    if progress.step >= run.total_steps:
+        logger.info("already finished: step %d of %d (%s)", progress.step, run.total_steps, path)
+    else:
+        logger.info(
+            "resumed from %s: step %d of %d, epoch %.3f", path, progress.step, run.total_steps, run.epoch
+        )
     fingerprint: Mapping[str, Any] = content["fingerprint"]
     return fingerprint
 

@@ -475,12 +475,15 @@ class Run(ABC):
         ranks = distributed.world_size()
         micro = optim.batch_size // ranks // optim.accumulate
         scale = optim.batch_size / optim.base_batch_size
+        dataset = self.loader.dataset
+        rest = len(dataset) - self._steps_per_epoch * optim.batch_size // dataset.samples_per_video
+        left_out = f" (each leaves out {rest} of {len(dataset)} {dataset.unit}s)" if rest else ""
         steps = f", x {optim.step_factor:g} at epochs {list(optim.step_epochs)}"
         return [
-            f"batch     {optim.batch_size} {self.unit} per step: {ranks} (processes) x {optim.accumulate} "
-            f"(micro-batches) x {micro}",
-            f"plan      {optim.epochs:g} epochs x {self._steps_per_epoch} steps, warm-up "
-            f"{optim.warmup_epochs:g}; learning rate {optim.learning_rate * scale:.3g} = "
+            f"batch     {optim.batch_size} {self.unit} per step: {ranks} process{'es' * (ranks > 1)} x "
+            f"{optim.accumulate} micro-batch{'es' * (optim.accumulate > 1)} of {micro}",
+            f"plan      {optim.epochs:g} epochs of {counted(self._steps_per_epoch, 'step')}{left_out}, "
+            f"warm-up {optim.warmup_epochs:g} epochs; learning rate {optim.learning_rate * scale:.3g} = "
             f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}"
             f"{steps if optim.schedule == 'steps' else ''}",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "

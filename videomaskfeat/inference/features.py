@@ -250,7 +250,7 @@ class FeatureFolder:
         ]
         if differences:
             raise UserError(
-                f"{self.path}: has features with other settings: {'; '.join(differences)}; choose another "
+                f"{self.path} has features with other settings: {'; '.join(differences)}; choose another "
                 "folder, or the settings in its meta.json"
             )
 

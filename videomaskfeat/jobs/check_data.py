@@ -51,7 +51,7 @@ def check_data(
         progress=progress,
     )
     if json_path:
-        with whole_file(json_path) as file:
+        with whole_file(json_path, errors="backslashreplace") as file:
             file.write(report.to_json() + "\n")
     if clean_path:
         write_clean_list(path, clean_path, records, report.clean_rows(), format=format)

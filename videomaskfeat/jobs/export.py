@@ -156,7 +156,7 @@ def export(
         if path.is_dir():
             raise UserError(f"{path}: is a folder; give the name of the file to write")
         if path.exists() and not overwrite:
-            raise UserError(f"{path}: exists; give another name, or --overwrite to replace it")
+            raise UserError(f"{path} exists already; give another name, or --overwrite to replace it")
     if format == "onnx":
         require_onnx(opset or OPSET)
     subject = _load_subject(weights, part=part, input=(input or "uint8") if format in GRAPHS else "float")

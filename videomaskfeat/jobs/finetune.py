@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
 from videomaskfeat.data.batches import LabeledBatch
 from videomaskfeat.data.clips import LabeledClips, check_labels, left_right_pairs, random_segments
-from videomaskfeat.data.formats import class_names_beside
+from videomaskfeat.data.formats import check_lists, class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.records import Records, check_frames
@@ -91,7 +91,7 @@ class FinetuneRun(Run):
             f"model     {config.model.name}: {total / 1e6:.2f} M parameters{frozen}, "
             f"{multiply_adds(self.model, (torch.zeros(size),)) / 1e9:.1f} G multiply-adds per view",
             f"clip      {clip.frames} frames x {sampling}, {clip.crop}x{clip.crop} pixels: {tokens} = "
-            f"{tokens.size} tokens, {clip.samples_per_video} per opening of a video",
+            f"{tokens.size} tokens, {counted(clip.samples_per_video, 'clip')} per video and epoch",
             f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes",
         ]
         mix, optim = config.mix, config.optim
@@ -209,6 +209,7 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
             wrong, or a list has pictures although clips have several frames.
     """
     data = config.data
+    same_lists = check_lists(data.train, data.validation)
     names_path = data.class_names or class_names_beside(data.train)
     names = read_class_names(names_path) if names_path else ()
     choice = ListChoice(
@@ -232,11 +233,11 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
     classes = data.classes or len(names) or int(train.labels.max()) + 1
     for records in (train, validation):
         if records is not None:
-            check_labels(records, classes)
+            check_labels(records, classes, class_names=names_path if names else "")
             check_frames(records, config.clip.frames)
-    warning = label_gap_warning(train, classes)
-    if warning and distributed.is_main():
-        logger.warning(warning)
+    for warning in (same_lists, label_gap_warning(train, classes)):
+        if warning and distributed.is_main():
+            logger.warning(warning)
     return ClassLists(train, validation, classes, names)
 
 

@@ -94,7 +94,7 @@ def import_slowfast(
     weights, config_file = folder / "weights.safetensors", folder / "config.yaml"
     for path in (weights, config_file):
         if exists(path):
-            raise UserError(f"{path}: exists; give another folder, or remove it")
+            raise UserError(f"{path} exists already; give another folder, or remove it")
     source = os.fspath(config_path)
     imported = load_slowfast(config_path, checkpoint_path, weights_key=weights_key)
     config, metadata = _build_config(source, imported, weights, class_names)

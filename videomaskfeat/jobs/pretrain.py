@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from videomaskfeat.data.formats import check_lists
 from videomaskfeat.data.loader import FailureCounter
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
@@ -47,6 +48,9 @@ class PretrainRun(Run):
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
+        warning = check_lists(config.data.train, config.data.validation)
+        if warning and distributed.is_main():
+            logger.warning(warning)
         self.method = build_method(config)
         if config.model.weights:
             self.load_report = load_student(self.method.student, self.method.encoder, config.model)

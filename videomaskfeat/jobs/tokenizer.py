@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
-from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.formats import check_lists, load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.engine import distributed
@@ -24,7 +25,7 @@ from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.run import Outcome, Run, heldout_loader_options, loader_options, run_training
 from videomaskfeat.environment import environment_text
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import file_sha256
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import perplexity
@@ -43,6 +44,8 @@ from videomaskfeat.schemas import TokenizerConfig
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
 from videomaskfeat.viz.report import write_report
+
+logger = logging.getLogger(__name__)
 
 RECIPE_KEY = "tokenizer"
 """Metadata key of facts on a tokenizer besides its arguments, as JSON, in its weights file."""
@@ -69,6 +72,9 @@ class TokenizerRun(Run):
 
     def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
         super().__init__(config, device)
+        warning = check_lists(config.data.train, config.data.validation)
+        if warning and distributed.is_main():
+            logger.warning(warning)
         self.tokenizer = build_tokenizer(config)
         self.perceptual = build_perceptual(config)
         self.loader = training_loader(config)
@@ -96,7 +102,8 @@ class TokenizerRun(Run):
             f"tokenizer {config.model.name}: {tokenizer.vocabulary} codes, "
             f"{parameters / 1e6:.2f} M parameters",
             f"frames    {config.frames.size}x{config.frames.size} pixels: {side}x{side} tokens of "
-            f"{tokenizer.stride}x{tokenizer.stride} pixels, {config.frames.per_video} per opening of a video",
+            f"{tokenizer.stride}x{tokenizer.stride} pixels, "
+            f"{counted(config.frames.per_video, 'frame')} per video and epoch",
             f"loss      squared error of the pixels{features}",
             f"data      {records.source}: {len(records)} videos",
         ]

@@ -154,7 +154,7 @@ class LoadReport:
             entry += " (other shape)" if name in reset else ""
             if len(row) + len(entry) > _WIDTH and index:
                 left = len(counts) - index
-                return f"{row} and {left} more {'kinds' if left > 1 else 'kind'}"
+                return f"{row} and {left} more {'groups' if left > 1 else 'group'} of names"
             row += entry
         return row
 
@@ -644,7 +644,7 @@ def _other_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     likely = [name for name in alike if MODELS[name].classes[0] in heads] or alike
     build = [name for name, build in alike.items() if issubclass(build, type(model))]
     advice = f"{differ}; it is probably {' or '.join(likely)}"
-    return f"{advice}: build {' or '.join(build)}" if build else advice
+    return f"{advice}: set model.name={build[0]}" if build else advice
 
 
 def _outline_of_named(name: str) -> _Outline | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -9,8 +10,8 @@ from functools import partial
 from videomaskfeat import import_object, import_submodule
 from videomaskfeat.data.formats.format import ListFormat, ListSource
 from videomaskfeat.data.records import Records
-from videomaskfeat.errors import UserError, check_name, counted
-from videomaskfeat.io import is_folder, whole_file
+from videomaskfeat.errors import UserError, check_name, counted, nearest
+from videomaskfeat.io import exists, is_file, is_folder, list_folder, whole_file
 
 __getattr__ = partial(import_submodule, __name__)
 
@@ -74,6 +75,30 @@ def load_records(
         stills=stills,
     )
     return _find_format(source).read(source)
+
+
+def check_lists(train: str, validation: str) -> str:
+    """Check that the lists of a training exist.
+
+    Returns:
+        A warning if both are the same list; otherwise an empty string.
+
+    Raises:
+        UserError: a list is missing; the message names its key and a similar file.
+    """
+    for name, path in (("data.train", train), ("data.validation", validation)):
+        if path and "://" not in path and not os.path.lexists(path) and not exists(path):
+            folder = os.path.dirname(path)
+            others = list_folder(folder or ".") if is_folder(folder or ".") else []
+            close = nearest(os.path.basename(path), others)
+            raise UserError(
+                f"{name} is {path}: no such file or folder{close or '; check the path'}; set {name}=LIST"
+            )
+    folders = {os.path.dirname(os.path.abspath(path)) for path in (train, validation)}
+    same = is_file(train) and is_file(validation) and filecmp.cmp(train, validation, shallow=False)
+    if train == validation or (same and len(folders) == 1):
+        return f"data.validation has the same rows as data.train ({train}): its scores show no generalization"
+    return ""
 
 
 def _find_format(source: ListSource) -> ListFormat:

@@ -69,6 +69,7 @@ class PixelTarget(Target):
         self.normalised, self.frames_read = normalised, frames_read
         self._normalize = partial(_per_channel, channels=channels) if per_channel else _per_position
         # The published 1e-6 belongs to pixels in 0..1.
+        self._smallest: Tensor
         self.register_buffer("_smallest", _EPS / channel_values(clip_std, 0), persistent=False)
 
     def forward(self, clips: Tensor) -> Tensor:

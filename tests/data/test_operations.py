@@ -89,7 +89,7 @@ def test_blends_with_a_picture_are_within_a_level_of_pillow(
     frames = make()
     for factor in FACTORS:
         apart = differences(ours(frames, name, factor), pillow_operation(frames, name, factor))
-        # The same sums but for a 64th of a level at which fractions are cut off, and grays rounded otherwise.
+        # The sums differ by a 64th of a level where fractions are truncated, and in the rounding of grays.
         assert apart.max() <= 1
         assert (apart > 0).mean() < 0.03
     assert np.array_equal(ours(frames, name, 1.0), frames)
@@ -120,7 +120,7 @@ def test_shears_and_shifts_are_within_a_level_of_pillow_to_the_border(
     for argument in MOVES[name]:
         moved = ours(frames, name, argument, interpolation)
         apart = differences(moved, pillow_operation(frames, name, argument, interpolation))
-        # The same sums but for the order of floats, and a 64th of a level at which fractions are cut off.
+        # The sums differ in the order of floats, and by a 64th of a level where fractions are truncated.
         assert apart.max() <= 1
         assert (apart > 0).mean() < 0.06
     assert np.array_equal(ours(frames, name, 0.0, interpolation), frames)
@@ -204,8 +204,8 @@ def test_factors_are_uniform_around_1(change: str) -> None:
     # Gray from 40 to 120: nothing is cut at the ends of the range by a factor of 1.4.
     gray = np.linspace(40, 120, 300).astype(np.uint8).reshape(1, 15, 20, 1).repeat(3, axis=3)
     jitter = ColorJitter(**{"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, change: 0.4})
-    found = factors(jitter, gray, 1500)
-    quantiles = np.quantile(found, [0.0, 0.25, 0.5, 0.75, 1.0])
+    measured = factors(jitter, gray, 1500)
+    quantiles = np.quantile(measured, [0.0, 0.25, 0.5, 0.75, 1.0])
     # Five standard errors of the median of 1500 over 0.8 are 0.05.
     assert quantiles == pytest.approx([0.6, 0.8, 1.0, 1.2, 1.4], abs=0.05)
 
@@ -225,15 +225,15 @@ def test_saturation_scales_the_distance_to_gray() -> None:
     gray = 0.299 * 120 + 0.587 * 100 + 0.114 * 60
     jitter = ColorJitter(brightness=0.0, contrast=0.0, saturation=1.0)
     rng = np.random.default_rng(0)
-    found = []
+    measured = []
     for _ in range(300):
         pixel = jitter.apply(frames, rng)[0, 0, 0].astype(float)
         distance = pixel - gray
         factor = distance[2] / (60 - gray)
-        # A fraction is cut off, 0.42 of the gray is rounded off, and both tell on the factor, halved.
+        # Truncation and the rounding of the gray (0.42) change the measured factor by half as much.
         assert distance == pytest.approx(factor * (np.array([120, 100, 60]) - gray), abs=2)
-        found.append(factor)
-    assert np.quantile(found, [0.0, 0.5, 1.0]) == pytest.approx([0, 1, 2], abs=0.2)
+        measured.append(factor)
+    assert np.quantile(measured, [0.0, 0.5, 1.0]) == pytest.approx([0, 1, 2], abs=0.2)
 
 
 def test_changes_are_applied_in_all_orders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,7 @@ def test_too_many_failures_save_before_the_end(tmp_path: Path) -> None:
 def test_not_one_whole_step_is_refused(tmp_path: Path) -> None:
     loader = ToyLoader(accumulate=1)
     with pytest.raises(
-        UserError, match="accumulate=7 with 6 batches per epoch: not one whole optimizer step"
+        UserError, match="accumulate=7 with 6 batches per epoch: fewer batches than one optimizer step needs"
     ):
         train_toy(tmp_path, accumulate=7, loader=loader)
 

@@ -11,15 +11,18 @@ from torch import nn
 
 from videomaskfeat.engine.optim import (
     WarmupCosine,
+    WarmupSteps,
     adamw,
     layers_behind,
     parameter_groups,
     set_learning_rate,
     sgd,
 )
+from videomaskfeat.engine.run import build_schedule
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.maskfeat import MaskedEncoder
+from videomaskfeat.schemas import OptimConfig
 
 
 def recorded(golden: Path, recipe: str) -> dict[str, list[float]]:
@@ -186,6 +189,41 @@ def test_all_rates_scale_with_the_batch() -> None:
     assert scaled.base_lr == pytest.approx(8e-4)
     for epoch in (0.0, 3.3, 10.0, 200.0, 300.0):
         assert scaled(epoch) == pytest.approx(8 * PRETRAIN_S(epoch))
+
+
+def simmim(epoch: float) -> float:
+    """SimMIM's multistep schedule of ViT-B, 800 epochs, for a batch of 512."""
+    if epoch < 10:
+        return 5e-7 + epoch * (1e-4 - 5e-7) / 10
+    return 1e-4 if epoch < 700 else 1e-5 if epoch < 750 else 1e-6
+
+
+def test_steps_follow_the_published_schedule() -> None:
+    rates = {"learning_rate": 1e-4, "start_learning_rate": 5e-7, "warmup_epochs": 10, "epochs": 800}
+    steps = {"schedule": "steps", "step_epochs": [700, 750], "batch_size": 2048, "base_batch_size": 512}
+    schedule = build_schedule(OptimConfig(**rates, **steps))  # type: ignore[arg-type]
+    for epoch in (0.0, 0.5, 9.999, 10.0, 400.0, 699.999, 700.0, 749.9, 750.0, 799.0, 801.0):
+        assert schedule(epoch) == pytest.approx(4 * simmim(epoch), rel=1e-12), epoch
+
+
+@pytest.mark.parametrize(
+    ("steps", "factor", "words"),
+    [
+        ((), 0.1, r"step_epochs \[\] must be ascending"),
+        (
+            (4.0, 3.0),
+            0.1,
+            r"step_epochs \[4\.0, 3\.0\] must be ascending epochs after the warm-up of 2 epochs",
+        ),
+        ((1.0,), 0.1, "must be ascending epochs after the warm-up"),
+        ((3.0,), 0.0, "step_factor 0 must be above 0"),
+    ],
+)
+def test_impossible_steps_are_refused(steps: tuple[float, ...], factor: float, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        WarmupSteps(
+            base_lr=1.0, start_lr=0.0, end_lr=0.0, warmup_epochs=2, epochs=5, steps=steps, factor=factor
+        )
 
 
 @pytest.mark.parametrize("warmup", [-1.0, 5.0, 7.0, float("nan")])

@@ -38,7 +38,7 @@ def test_linear_ramp_stays_at_its_end() -> None:
     values = [ramp(progress) for progress in (0.0, 0.125, 0.25, 0.7, 1.0)]
     assert values == pytest.approx([0.04, 0.055, 0.07, 0.07, 0.07], abs=1e-12)
     assert LinearRamp(0.04, 0.07, 0.0)(0.0) == 0.07
-    with pytest.raises(UserError, match=r"a warm-up of 1.5 of the training is not between 0 and 1"):
+    with pytest.raises(UserError, match=r"the warm-up, 1.5 of the training, must be between 0 and 1"):
         LinearRamp(0.0, 1.0, 1.5)
 
 
@@ -88,7 +88,7 @@ def test_teacher_learns_nothing_and_copies_buffers() -> None:
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_impossible_momentum_is_refused(momentum: float) -> None:
     with pytest.raises(
-        UserError, match=r"a teacher's momentum of .* is not between 0 and 1; 0.996 is a usual"
+        UserError, match=r"the teacher's momentum .* must be between 0 and 1; it usually goes"
     ):
         Teacher(nn.Linear(1, 1), momentum=CosineRamp(0.5, momentum))
 
@@ -100,7 +100,7 @@ def test_center_is_the_moving_average_of_the_steps_means() -> None:
     center = RunningCenter(5, momentum=0.9)
     for batches in steps:
         center.update(mean_of_rows([sum_of_rows(part) for part in batches]))
-    expected = reference.centred([torch.cat(batches).tolist() for batches in steps], 0.9)
+    expected = reference.centered([torch.cat(batches).tolist() for batches in steps], 0.9)
     torch.testing.assert_close(center.value, torch.tensor(expected), atol=1e-6, rtol=1e-6)
     again = RunningCenter(5)
     again.load_state_dict(center.state_dict())
@@ -179,7 +179,7 @@ def test_collapse_stop_goes_on_where_it_was() -> None:
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(UserError, match="the limit -1 of feature_std must not be negative"):
         Monitor("feature_std", -1, "")
-    with pytest.raises(UserError, match="a grace of 2 of the training is not between 0 and 1"):
+    with pytest.raises(UserError, match="grace=2 must be a fraction of the training, between 0 and 1"):
         collapse_stop(grace=2.0)
 
 

@@ -81,7 +81,7 @@ def test_centers_follow_the_teachers_outputs_separately() -> None:
         states = [method.loss(method.student, part).state for part in micro_batches]
         method.after_step((step + 1) / 2, states)
     for name, batches in seen.items():
-        expected = torch.tensor(reference.centred(batches, 0.9))
+        expected = torch.tensor(reference.centered(batches, 0.9))
         torch.testing.assert_close(method.centers[name].value, expected, atol=1e-6, rtol=1e-5)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import (
     Failure,
-    LabelledBatch,
+    LabeledBatch,
     PairBatch,
     PretrainBatch,
     SharedClips,
@@ -163,14 +163,16 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             UserError: too many records in succession cannot be read.
         """
         failures: list[Failure] = []
-        replacements = _generator(_REPLACEMENT, self.seed, key.epoch, key.index, key.turn)
+        replacements: np.random.Generator | None = None
         index = key.index
         for _ in range(self.tries):
             path = self.records[index].path
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
                 if index in key.skipped:
-                    raise VideoReadError(path, "its reading cost two workers in an earlier epoch")
+                    raise VideoReadError(
+                        path, "two workers crashed or hung while reading it in an earlier epoch"
+                    )
                 begin_reading(path, key.epoch, key.index, key.turn, index)
                 return replace(self._load(index, rng), failures=tuple(failures))
             except ReadingLost as error:
@@ -179,6 +181,8 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
                 failures.append(Failure(index, path, error.cause))
             except ShortVideoError as error:
                 failures.append(Failure(index, path, str(error)))
+            if replacements is None:
+                replacements = _generator(_REPLACEMENT, self.seed, key.epoch, key.index, key.turn)
             index = int(replacements.integers(len(self.records)))
         last = failures[-1]
         raise UserError(
@@ -273,14 +277,14 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledSample(ClipSample):
+class LabeledSample(ClipSample):
     """Clips of one video, and their labels, int64 [S], which differ if a flip swaps left and right."""
 
     labels: np.ndarray
 
 
 @dataclass(eq=False, repr=False)
-class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
+class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
     """Clips and labels of the videos in a list, in which every row has a label; see `VideoClips`.
 
     Attributes:
@@ -319,11 +323,11 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
         rng = np.random.default_rng((_BALANCED_ORDER, self.seed, epoch))
         return balanced_order(_all_labels(self.records), rng)
 
-    def _batch(self, samples: Sequence[LabelledSample], **common: Any) -> LabelledBatch:
+    def _batch(self, samples: Sequence[LabeledSample], **common: Any) -> LabeledBatch:
         labels = np.concatenate([sample.labels for sample in samples])
-        return LabelledBatch(labels=torch.from_numpy(labels), **common)
+        return LabeledBatch(labels=torch.from_numpy(labels), **common)
 
-    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabelledSample:
+    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabeledSample:
         label = self.records[index].label
         assert label is not None  # checked in __post_init__
         pairs = self.flip_labels or {}
@@ -335,7 +339,7 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
             else:
                 clips.append(self.augment.apply(clip, geometry, rng))
             labels.append(pairs.get(label, label) if geometry.flip else label)
-        return LabelledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
+        return LabeledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
 
 
 def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -374,8 +378,8 @@ def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
             continue
         if flipped not in numbers:
             raise UserError(
-                f"class {number} ({name!r}) names a side, and there is no class {flipped!r}, so a flipped "
-                "clip of it has no label; disable flips (clip.flip=0)"
+                f"class {number} ({name!r}) contains left or right, but there is no class {flipped!r} for "
+                f"flipped clips; disable flips (clip.flip=0)"
             )
         pairs[number] = numbers[flipped]
     return pairs
@@ -409,8 +413,8 @@ def _all_labels(records: Records) -> np.ndarray:
     if (labels < 0).any():
         row = int((labels < 0).argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but labels "
-            f"count from 0 ({(labels < 0).sum()} of {len(records)} rows are negative); correct the list"
+            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but "
+            f"labels start at 0 ({(labels < 0).sum()} of {len(records)} rows are negative); correct the list"
         )
     return labels
 

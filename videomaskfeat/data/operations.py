@@ -16,7 +16,7 @@ from videomaskfeat.errors import UserError
 
 INTERPOLATIONS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 FILL = 128  # level of pixels from outside the frame, as in PySlowFast and timm
-_LEVELS = np.arange(256)
+_VALUES = np.arange(256)
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 # Pillow truncates results and OpenCV rounds them, so half a level is subtracted; slightly less than half, so
 # that whole numbers are not affected by float errors.
@@ -25,22 +25,22 @@ _TRUNCATION = -0.5 + 1 / 64
 
 def invert(frames: np.ndarray) -> np.ndarray:
     """255 minus each pixel."""
-    return _look_up(frames, 255 - _LEVELS)
+    return _look_up(frames, 255 - _VALUES)
 
 
 def posterize(frames: np.ndarray, bits: int) -> np.ndarray:
     """Keep the ``bits`` highest bits of each pixel, 0 to 8."""
-    return _look_up(frames, _LEVELS & (256 - 2 ** (8 - bits)))
+    return _look_up(frames, _VALUES & (256 - 2 ** (8 - bits)))
 
 
 def solarize(frames: np.ndarray, threshold: int) -> np.ndarray:
     """Invert pixels at or above the threshold, 0 to 256."""
-    return _look_up(frames, np.concatenate([_LEVELS[:threshold], 255 - _LEVELS[threshold:]]))
+    return _look_up(frames, np.concatenate([_VALUES[:threshold], 255 - _VALUES[threshold:]]))
 
 
 def solarize_add(frames: np.ndarray, amount: int) -> np.ndarray:
     """Add ``amount``, at least 0, to pixels below 128."""
-    return _look_up(frames, np.where(_LEVELS < 128, np.minimum(_LEVELS + amount, 255), _LEVELS))
+    return _look_up(frames, np.where(_VALUES < 128, np.minimum(_VALUES + amount, 255), _VALUES))
 
 
 def auto_contrast(frames: np.ndarray) -> np.ndarray:
@@ -52,8 +52,8 @@ def auto_contrast(frames: np.ndarray) -> np.ndarray:
     )
     flat = high == low
     scale = 255.0 / np.where(flat, 1.0, high - low)
-    tables = np.clip(np.trunc(_LEVELS[:, None] * scale - low * scale), 0, 255)  # [T, 256, 3]
-    return _look_up(frames, np.where(flat, _LEVELS[:, None], tables))
+    tables = np.clip(np.trunc(_VALUES[:, None] * scale - low * scale), 0, 255)  # [T, 256, 3]
+    return _look_up(frames, np.where(flat, _VALUES[:, None], tables))
 
 
 def equalize(frames: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def _equalized_levels(counts: np.ndarray) -> np.ndarray:
     present = np.flatnonzero(counts)
     step = int(counts.sum() - counts[present[-1]]) // 255
     if len(present) == 1 or step == 0:
-        return _LEVELS
+        return _VALUES
     below = np.cumsum(counts) - counts
     return np.minimum((step // 2 + below) // step, 255)
 
@@ -207,7 +207,7 @@ def _transpose(frames: np.ndarray) -> np.ndarray:
 def _blend(low: np.ndarray, factor: float) -> np.ndarray:
     """Look-up tables [..., 256] that blend levels with ``low`` [..., 1], truncated like Pillow's."""
     low = low.astype(np.float32)
-    blended = low + np.float32(factor) * (_LEVELS.astype(np.float32) - low)
+    blended = low + np.float32(factor) * (_VALUES.astype(np.float32) - low)
     return np.clip(np.trunc(blended), 0, 255)
 
 
@@ -260,17 +260,17 @@ class RandomColor:
     Args:
         jitter: the color jitter.
         chance: probability of color jitter.
-        grey: probability of grayscale.
+        gray: probability of grayscale.
     """
 
-    def __init__(self, jitter: ColorJitter, *, chance: float = 0.8, grey: float = 0.2) -> None:
-        for name, value in (("chance", chance), ("grey", grey)):
+    def __init__(self, jitter: ColorJitter, *, chance: float = 0.8, gray: float = 0.2) -> None:
+        for name, value in (("chance", chance), ("gray", gray)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name}={value}: a probability must be in 0..1")
-        self.jitter, self.chance, self.grey = jitter, chance, grey
+        self.jitter, self.chance, self.gray = jitter, chance, gray
 
     def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return changed frames, uint8 [T, H, W, 3], or ``frames``; the input is not modified."""
         if rng.random() < self.chance:
             frames = self.jitter.apply(frames, rng)
-        return saturation(frames, 0.0) if rng.random() < self.grey else frames
+        return saturation(frames, 0.0) if rng.random() < self.gray else frames

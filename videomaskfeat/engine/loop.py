@@ -377,8 +377,8 @@ def _steps_per_epoch(loader: Loader[Any], accumulate: int) -> int:
     steps = loader.batches_per_epoch // accumulate
     if steps < 1:
         raise UserError(
-            f"accumulate={accumulate} with {loader.batches_per_epoch} batches per epoch: not one whole"
-            " optimizer step; lower accumulate or the batch size, or bring more data"
+            f"accumulate={accumulate} with {loader.batches_per_epoch} batches per epoch: fewer batches "
+            f"than one optimizer step needs; lower accumulate or the batch size, or add data"
         )
     return steps
 

@@ -23,7 +23,7 @@ from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.loop import TrainResult, train
-from videomaskfeat.engine.optim import WarmupCosine, adamw, layers_behind, parameter_groups, sgd
+from videomaskfeat.engine.optim import WarmupCosine, WarmupSteps, adamw, layers_behind, parameter_groups, sgd
 from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
@@ -67,10 +67,16 @@ class RunFolder:
         return self._without_free_keys(self._config)
 
     def upgrade_fingerprint(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """The fingerprint of an older checkpoint with the present names, without keys that are free now."""
+        """The fingerprint of an older checkpoint with the present names, without keys that are free now.
+
+        Keys that did not exist then have their defaults, as in the config of the run folder.
+        """
         schema = type(self._config)
         renamed = {current_name(schema, key): value for key, value in saved.items()}
-        return {key: value for key, value in renamed.items() if key not in free_keys(schema)}
+        present = {key: value for key, value in renamed.items() if key not in free_keys(schema)}
+        parents = {".".join(key.split(".")[:2]) for key in present}  # an empty mapping is a key of its own
+        defaults = self._without_free_keys(schema()).items()
+        return {**{key: value for key, value in defaults if key not in parents}, **present}
 
     def open(self, environment: Callable[[], str] | None = None) -> None:
         """Write the config, and the text of environment.json; only rank 0 calls it.
@@ -396,12 +402,14 @@ class Run(ABC):
         ranks = distributed.world_size()
         micro = optim.batch_size // ranks // optim.accumulate
         scale = optim.batch_size / optim.base_batch_size
+        steps = f", x {optim.step_factor:g} at epochs {list(optim.step_epochs)}"
         return [
             f"batch     {optim.batch_size} {self.unit} per step: {ranks} (processes) x {optim.accumulate} "
             f"(micro-batches) x {micro}",
             f"plan      {optim.epochs:g} epochs x {self._steps_per_epoch} steps, warm-up "
             f"{optim.warmup_epochs:g}; learning rate {optim.learning_rate * scale:.3g} = "
-            f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}",
+            f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}"
+            f"{steps if optim.schedule == 'steps' else ''}",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
             f"{counted(torch.get_num_threads(), 'thread')}{', compiled' if run.compile else ''}",
             f"run       {run.folder}",
@@ -472,13 +480,16 @@ def build_schedule(optim: Any) -> WarmupCosine:
     Raises:
         UserError: a learning rate, a length or the base batch size is out of range.
     """
-    schedule = WarmupCosine(
-        base_lr=optim.learning_rate,
-        start_lr=optim.start_learning_rate,
-        end_lr=optim.end_learning_rate,
-        warmup_epochs=optim.warmup_epochs,
-        epochs=optim.epochs,
-    )
+    common = {
+        "base_lr": optim.learning_rate,
+        "start_lr": optim.start_learning_rate,
+        "end_lr": optim.end_learning_rate,
+        "warmup_epochs": optim.warmup_epochs,
+        "epochs": optim.epochs,
+    }
+    schedule = WarmupCosine(**common)
+    if optim.schedule == "steps":
+        schedule = WarmupSteps(**common, steps=tuple(optim.step_epochs), factor=optim.step_factor)
     return schedule.scaled(optim.batch_size, optim.base_batch_size)
 
 

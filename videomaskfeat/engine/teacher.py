@@ -34,8 +34,8 @@ class Teacher:
         for progress in (0.0, 1.0):
             if not 0 <= momentum(progress) <= 1:
                 raise UserError(
-                    f"a teacher's momentum of {momentum(progress):g} is not between 0 and 1; 0.996 is a "
-                    "usual start, 1 its end"
+                    f"the teacher's momentum {momentum(progress):g} must be between 0 and 1; it usually "
+                    f"goes from 0.996 to 1"
                 )
         self.module = copy.deepcopy(network).requires_grad_(False).eval()
         self.momentum = momentum
@@ -104,7 +104,9 @@ def check_weight_sets(choice: str, *, averaged: bool) -> None:
         UserError: the run does not average weights.
     """
     if not averaged and choice in ("averaged", "both"):
-        raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
+        raise UserError(
+            f"evaluate.weights={choice} needs averaged weights, but there is no average; set optim.ema_decay"
+        )
 
 
 def weight_sets(
@@ -149,7 +151,9 @@ class RunningCenter:
 
     def __init__(self, size: int, *, momentum: float = 0.9) -> None:
         if not 0 <= momentum <= 1:
-            raise UserError(f"a center's momentum of {momentum:g} is not between 0 and 1; 0.9 is usual")
+            raise UserError(
+                f"the momentum of the centers, {momentum:g}, must be between 0 and 1; 0.9 is usual"
+            )
         self.value = torch.zeros(size)
         """float32 [K]."""
         self.momentum = momentum
@@ -212,7 +216,7 @@ class CollapseStop:
     ) -> None:
         if not 0 <= grace <= 1:
             raise UserError(
-                f"a grace of {grace:g} of the training is not between 0 and 1; 0.1 is the default"
+                f"grace={grace:g} must be a fraction of the training, between 0 and 1; 0.1 is the default"
             )
         self._monitors, self._grace, self._remedy = monitors, grace, remedy
         self._smoothing = smoothing

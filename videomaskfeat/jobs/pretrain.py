@@ -102,7 +102,7 @@ class PretrainRun(Run):
     def facts(self) -> Mapping[str, Any]:
         """The facts of the method, and the initial weights if they are not PySlowFast's."""
         initialization = getattr(self.method.encoder, "initialization", "slowfast")
-        initial = {} if initialization == "slowfast" else {"model.initialization": initialization}
+        initial = {} if initialization == "slowfast" else {"the initial weights (model.initialization)": initialization}
         return {**self.method.fingerprint, **initial}
 
     def prepare(self) -> None:

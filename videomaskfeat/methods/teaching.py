@@ -282,8 +282,8 @@ class PairMethod(TeacherMethod):
         area, colors = tuple(self.local.area), self.colors
         if len(area) != 2:
             raise UserError(
-                f"method.arguments.local.area {list(area)} must be two shares of the frame, the minimum "
-                "and the maximum, such as [0.05, 0.4]"
+                f"method.arguments.local.area {list(area)} must be two fractions of the frame, the minimum "
+                f"and the maximum, such as [0.05, 0.4]"
             )
         local = None
         if self.local.count:
@@ -296,7 +296,7 @@ class PairMethod(TeacherMethod):
             records,
             sampler=self.recipe.clip.frame_sampler(clip_indices_random),
             transform=crop,
-            color=RandomColor(jitter, chance=colors.chance, grey=colors.grey),
+            color=RandomColor(jitter, chance=colors.chance, gray=colors.grey),
             mask=self.mask_draw(),
             local=local,
             **reading,
@@ -318,7 +318,7 @@ def build_group(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T
         return kind()
     where = f"method.arguments.{name}"
     if not isinstance(values, Mapping):
-        raise UserError(f"{where} is a mapping of names to values, and got {values!r}")
+        raise UserError(f"{where} {values!r} must be a mapping of names to values")
     check_arguments(where, kind, values)
     return kind(**values)
 

@@ -21,6 +21,9 @@ CASES = [
     ((3, 7, 5), (3, 5, 3), (1, 4, 3)),
     ((1, 7, 7), (1, 3, 3), (1, 2, 2)),
     ((1, 5, 5), (3, 3, 3), (1, 1, 1)),
+    ((2, 4, 4), (3, 3, 3), (1, 1, 1)),  # the pico model
+    ((2, 4, 4), (3, 3, 3), (1, 2, 2)),
+    ((3, 2, 5), (3, 1, 5), (2, 1, 2)),
     ((2, 4, 4), (1, 1, 1), (1, 1, 1)),
     ((2, 4, 4), (1, 1, 1), (1, 2, 2)),
 ]
@@ -82,17 +85,18 @@ def test_each_channel_has_its_own_weight(prefix: int, widths: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (1, 4, 4)])
-def test_bfloat16_stays_near_float32(stride: Triple) -> None:
-    x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=32, dtype=torch.bfloat16)
+@pytest.mark.parametrize("grid", [(4, 8, 8), (2, 4, 4)])
+def test_bfloat16_stays_near_float32(grid: Triple, stride: Triple) -> None:
+    x, weight = make_inputs(grid, (3, 3, 3), channels=32, dtype=torch.bfloat16)
     ours = depthwise_conv3d(x, weight, stride)
     wide_x, wide_weight = (value.detach().float().requires_grad_() for value in (x, weight))
     exact = plain(wide_x, wide_weight, stride)
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours.float(), exact, atol=1e-2, rtol=1e-2)  # 8 bits: relative error 1 / 256
     upstream = torch.linspace(-1, 1, exact.numel()).view(exact.shape)
-    found = torch.autograd.grad(ours, (x, weight), upstream.bfloat16())
+    actual = torch.autograd.grad(ours, (x, weight), upstream.bfloat16())
     expected = torch.autograd.grad(exact, (wide_x, wide_weight), upstream)
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         scale = float(theirs.abs().max())
         torch.testing.assert_close(mine.float() / scale, theirs / scale, atol=1e-2, rtol=1e-2)
 
@@ -154,7 +158,7 @@ def test_cuda_convolves_in_the_type_of_the_tokens_under_autocast() -> None:
     x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=16)
     low = x.detach().cuda().bfloat16()
     with torch.autocast("cuda", torch.bfloat16):
-        found = depthwise_conv3d(low, weight.detach().cuda(), (1, 2, 2))
-    assert found.dtype == torch.bfloat16
+        actual = depthwise_conv3d(low, weight.detach().cuda(), (1, 2, 2))
+    assert actual.dtype == torch.bfloat16
     expected = depthwise_conv3d(low.float().cpu(), weight.detach().bfloat16().float(), (1, 2, 2))
-    torch.testing.assert_close(found.float().cpu(), expected, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(actual.float().cpu(), expected, atol=1e-2, rtol=1e-2)

@@ -102,8 +102,9 @@ class PretrainRun(Run):
     def facts(self) -> Mapping[str, Any]:
         """The facts of the method, and the initial weights if they are not PySlowFast's."""
         initialization = getattr(self.method.encoder, "initialization", "slowfast")
-        initial = {} if initialization == "slowfast" else {"the initial weights (model.initialization)": initialization}
-        return {**self.method.fingerprint, **initial}
+        if initialization == "slowfast":
+            return self.method.fingerprint
+        return {**self.method.fingerprint, "the initial weights (model.initialization)": initialization}
 
     def prepare(self) -> None:
         self.untrained = self.heldout_loss()

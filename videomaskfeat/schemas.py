@@ -181,6 +181,12 @@ class TargetConfig:
 class PretrainOptimConfig(OptimConfig):
     """Optimization of the encoder."""
 
+    end_weight_decay: float | None = key(
+        None, "weight decay at the end, on a cosine from weight_decay; null: constant", least=0
+    )
+    gradient_clip_each: float | None = key(
+        None, "maximum L2 norm of each parameter's gradient, after gradient_clip; null: none", above=0
+    )
     accumulate: int = key(1, "micro-batches per optimizer step, for each rank", least=1, free=True)
 
 
@@ -205,11 +211,23 @@ class PretrainRunConfig(RunConfig):
 
 
 @dataclass
+class PretrainClipConfig(ClipConfig):
+    """Clips."""
+
+    crop_area: list[float] = key(
+        [0.5, 1.0],
+        "range of the crop's share of the frame; this default means 0.25..1 for ibot and 0.08..1 for byol",
+        above=0,
+        greatest=1,
+    )
+
+
+@dataclass
 class PretrainConfig:
     """Masked pre-training. The defaults are the published MaskFeat recipe of MViTv2-S on Kinetics-400."""
 
     data: DataConfig = section(DataConfig)
-    clip: ClipConfig = section(ClipConfig)
+    clip: PretrainClipConfig = section(PretrainClipConfig)
     mask: MaskConfig = section(MaskConfig)
     method: MethodConfig = section(MethodConfig)
     model: ModelConfig = section(ModelConfig)

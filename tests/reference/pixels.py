@@ -34,7 +34,7 @@ def channel_target(
     its mean and divided by its unbiased standard deviation plus 1e-6."""
     unit = clips.double() * torch.tensor(std).double()[:, None, None, None]
     unit = unit + torch.tensor(mean).double()[:, None, None, None]
-    raw = pixel_target(unit, stride=stride, frames=stride[0], normalised=False)
+    raw = pixel_target(unit, stride=stride, frames=stride[0], normalized=False)
     rows = []
     for values in raw:
         row = [0.0] * len(values)

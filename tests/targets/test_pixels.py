@@ -32,7 +32,7 @@ def test_target_equals_the_slow_version(normalised: bool, frames: str) -> None:
     module = PixelTarget(normalised=normalised, frames=frames, output_stride=(2, 4, 6))
     target = module(clips)
     count = 2 if frames == "all" else 1
-    slow = pixel_target(clips, stride=(2, 4, 6), frames=count, normalised=normalised)
+    slow = pixel_target(clips, stride=(2, 4, 6), frames=count, normalized=normalised)
     assert target.shape == (2, 2, 2, 2, module.values_per_token)
     assert module.values_per_token == count * 4 * 6 * 3
     expected = torch.tensor(slow).view_as(target)
@@ -107,5 +107,5 @@ def test_run_passes_its_normalization_to_the_target() -> None:
 
 @pytest.mark.parametrize("changes", [{"normalised": False}, {"output_stride": (1, 1, 1)}])
 def test_per_channel_needs_a_deviation(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="per_channel true needs normalised true and more than one pixel"):
+    with pytest.raises(UserError, match="per_channel true needs normalized values and more than one pixel"):
         PixelTarget(per_channel=True, **changes)

@@ -63,7 +63,7 @@ class PixelTarget(Target):
         super().__init__(output_stride=output_stride, values_per_token=values, loss=loss)
         if per_channel and (not normalised or values == channels):
             raise UserError(
-                "pixels: per_channel true needs normalised true and more than one pixel per position; set "
+                "pixels: per_channel true needs normalized values and more than one pixel per position; set "
                 "per_channel: false"
             )
         self.normalised, self.frames_read = normalised, frames_read

@@ -199,8 +199,8 @@ def test_relative_bias_of_square_pictures_loads_at_another_size() -> None:
     large = create_model("vit_nano_image", **size, clip_size=(1, 32, 32))
     report = load_into(large, small_one.state_dict())
     assert "rel_pos_bias.table" in report.resized
-    found = large.rel_pos_bias.table[:-3, 0].reshape(7, 7)
-    torch.testing.assert_close(found, torch.linspace(0, 2, 7).expand(7, 7), atol=1e-6, rtol=0)
+    resized = large.rel_pos_bias.table[:-3, 0].reshape(7, 7)
+    torch.testing.assert_close(resized, torch.linspace(0, 2, 7).expand(7, 7), atol=1e-6, rtol=0)
 
 
 def test_mae_refuses_a_relative_bias() -> None:

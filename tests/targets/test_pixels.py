@@ -91,9 +91,9 @@ def test_per_channel_equals_the_slow_version_of_videomae(faint: bool) -> None:
     stride = (2, 4, 4)
     clips = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64) * (4e-6 if faint else 1.0)
     target = PixelTarget(frames="all", per_channel=True, output_stride=stride, clip_std=tuple(std))
-    found = target(clips).flatten(0, 3)
+    values = target(clips).flatten(0, 3)
     expected = torch.tensor(channel_target(clips.float(), stride=stride, mean=mean, std=std))
-    torch.testing.assert_close(found, expected, atol=1e-4 if faint else 1e-5, rtol=1e-5)  # float32
+    torch.testing.assert_close(values, expected, atol=1e-4 if faint else 1e-5, rtol=1e-5)  # float32
     torch.testing.assert_close(target.as_clips(target(clips), clips), clips.float(), atol=1e-5, rtol=1e-5)
 
 

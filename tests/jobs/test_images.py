@@ -167,7 +167,7 @@ def test_run_with_former_initial_weights_resumes_by_a_key(shapes: Path, tmp_path
     assert verb(*former)[0] == 0
     code, _, err = verb(*mae)
     assert code == 2
-    assert "the initial weights (model.initialization) is None there and 'mae' here; set them back" in err
+    assert "model.initialization in effect is None there and 'mae' here; set them back" in err
     assert verb(*former)[0] == 0
     shutil.rmtree(tmp_path / "checkpoints")
     assert verb(*mae)[0] == 0

@@ -64,13 +64,13 @@ class RunFolder:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The config keys that change what is learned, which a resumed run must share."""
-        return self._without_free_keys(self._config)
+        return _without_free_keys(flat(self._config), type(self._config))
 
     def upgrade_fingerprint(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """The fingerprint of an older checkpoint with the present names, without keys that are free now."""
         schema = type(self._config)
         renamed = {current_name(schema, key): value for key, value in saved.items()}
-        return {key: value for key, value in renamed.items() if key not in free_keys(schema)}
+        return _without_free_keys(renamed, schema)
 
     def open(self, environment: Callable[[], str] | None = None) -> None:
         """Write the config, and the text of environment.json; only rank 0 calls it.
@@ -104,7 +104,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: contains a run of another job or version ({error}); choose another run.folder"
             ) from error
-        check_fingerprint(self._without_free_keys(earlier), self.fingerprint, config_path)
+        check_fingerprint(_without_free_keys(flat(earlier), type(earlier)), self.fingerprint, config_path)
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder."""
@@ -127,9 +127,12 @@ class RunFolder:
         logger.info(text)
         append_text(self.path / "log.txt", text + "\n")
 
-    def _without_free_keys(self, config: Any) -> dict[str, Any]:
-        free = free_keys(type(config))
-        return {key: value for key, value in flat(config).items() if key not in free}
+
+def _without_free_keys(values: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """The keys that are not free; a key with a mapping as its value is several keys of a flat config."""
+    free = free_keys(schema)
+    prefixes = tuple(f"{name}." for name in free)
+    return {key: value for key, value in values.items() if key not in free and not key.startswith(prefixes)}
 
 
 class BestWeights:

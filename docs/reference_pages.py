@@ -17,7 +17,7 @@ import torch
 
 from videomaskfeat.cli import CommandLine
 from videomaskfeat.config import keys_of
-from videomaskfeat.masking import EXACT, MASKS
+from videomaskfeat.masking import EXACT, MASKS, MultiBlock
 from videomaskfeat.methods import METHODS, method_class
 from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder_base import Encoder
@@ -129,7 +129,9 @@ def masks_page() -> str:
     rows = ((f"`{name}`", summary_of(draw), "yes" if name in EXACT else "no") for name, draw in MASKS.items())
     intro = (
         "Which cells are hidden: `mask.kind`. `mask.ratio` is the share of hidden cells, and `mask.cell` the "
-        "size of a cell.\n\n"
+        "size of a cell. `multi_block` and `multi_block_exact` have `mask.arguments`: `blocks` (kinds of "
+        "blocks, each a number and an area) and `aspect` (its range); the defaults are "
+        f"`{MultiBlock().blocks}` and `{MultiBlock().aspect}`.\n\n"
     )
     header = "`mask.kind` | what it hides | same number of hidden cells in every mask"
     return f"# Masks\n\n{intro}{table(header, rows)}"

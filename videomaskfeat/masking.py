@@ -1,20 +1,24 @@
 """Mask policies on a token grid.
 
 A policy is ``(grid, ratio, rng) -> bool [t, h, w]``, True = hidden, with at least one hidden and one visible
-cell. Internally a mask is a Python integer with one bit per cell (the last axis is the fastest), which is
-several times as fast as slices of an array.
+cell. It raises only for a ratio that leaves no hidden or no visible cell on the grid (see `hidden_count`).
+It then raises in every draw, so such a config is refused before the first step. Internally a mask is a Python
+integer with one bit per cell (the last axis is the fastest), which is faster than slices of an array.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.values import build_dataclass
 
 Mask = NDArray[np.bool_]
 MaskFunction = Callable[[TokenGrid, float, np.random.Generator], Mask]
@@ -23,6 +27,7 @@ _LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))  # rows / columns of a block
 _CANDIDATES = 128  # blocks sampled at once; a mask of 8x7x7 needs about this number
 _TRIES_CLIP = 100  # failed tries in succession that end a mask, as in PySlowFast's 3D generator
 _TRIES_FRAME = 10  # the same in BEiT's 2D generator, which PySlowFast uses for tubes
+_REDRAWS = 100  # unions of blocks that hide everything, before one cell is uncovered instead
 
 
 def cube(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
@@ -32,15 +37,13 @@ def cube(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
     0.3..3.33. It is smaller than the grid in height and width, and lies inside it. It is used if it hides at
     least one new cell and not more than are missing. 100 failed tries in succession end the mask, so it often
     hides less than ``round(ratio * cells)`` cells (140 to 157 of 157 on 8x7x7 at 0.4), and hides the middle
-    of a clip more often than its ends and corners. `cube_exact` has neither property.
-
-    Raises:
-        UserError: the ratio is out of range (see `hidden_count`), or so small that no block fits.
+    of a clip more often than its ends and corners. `cube_exact` has neither property. If no block fits, as at
+    very small ratios, the mask is one of `cube_exact`.
     """
     target = hidden_count(grid, ratio)
     area = (grid.h * grid.w // 5, grid.h * grid.w)
     hidden = _fill(_blocks_inside(grid, area, rng), target, _TRIES_CLIP)
-    return _to_array(_check_hidden(hidden, "cube", grid, ratio), grid)
+    return _to_array(hidden or _fill_exactly(grid, target, rng), grid)
 
 
 def cube_exact(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
@@ -49,63 +52,149 @@ def cube_exact(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
     Deviation from PySlowFast: blocks of the same sizes are placed so that each cell is covered by the same
     number of positions. Blocks are cut at the borders of the grid, and the last block is cut from its first
     or last cell to the missing number of cells.
-
-    Raises:
-        UserError: the ratio is out of range (see `hidden_count`).
     """
-    missing = hidden_count(grid, ratio)
-    hidden = 0
-    for candidate in _blocks_across(grid, (max(grid.h * grid.w // 5, 1), grid.h * grid.w), rng):
-        new = candidate & ~hidden
-        count = new.bit_count()
-        if count >= missing:
-            return _to_array(hidden | _trim(new, missing, from_start=bool(rng.integers(2))), grid)
-        hidden |= new
-        missing -= count
-    raise AssertionError("the iterator of blocks is infinite")
+    return _to_array(_fill_exactly(grid, hidden_count(grid, ratio), rng), grid)
 
 
 def tube(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
-    """`block` mask of one frame, repeated over all frames (PySlowFast's ``MASK_TUBE``)."""
+    """`block` mask of one frame, repeated over all frames (PySlowFast's ``MASK_TUBE``).
+
+    For ratios up to about 0.5: at 0.9 on 7x7 it hides 0.87 on average, and sometimes only 0.16. Use
+    `random_tube` or `multi_block_exact` for more.
+    """
     return np.repeat(block(TokenGrid(1, grid.h, grid.w), ratio, rng), grid.t, axis=0)
 
 
 def frame(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
     """Exactly ``round(ratio * t)`` random whole frames (PySlowFast's ``MASK_FRAMES``)."""
-    cells = random(TokenGrid(grid.t, 1, 1), ratio, rng)
-    return np.broadcast_to(cells, grid.shape).copy()
+    time = TokenGrid(grid.t, 1, 1)
+    return np.broadcast_to(_random_cells(time, hidden_count(time, ratio), rng), grid.shape).copy()
 
 
 def random(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
-    """Exactly ``round(ratio * cells)`` random cells (MAE, SimMIM)."""
-    count = hidden_count(grid, ratio)
-    mask = np.zeros(grid.size, dtype=np.bool_)
-    mask[rng.permutation(grid.size)[:count]] = True
-    return mask.reshape(grid.shape)
+    """Exactly ``ceil(ratio * cells)`` random cells, as in the code of MAE and SimMIM."""
+    return _random_cells(grid, hidden_count(grid, ratio, rounding=_ceil), rng)
 
 
 def random_tube(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
-    """`random` mask of one frame, repeated over all frames (VideoMAE, arXiv 2203.12602)."""
-    return np.repeat(random(TokenGrid(1, grid.h, grid.w), ratio, rng), grid.t, axis=0)
+    """Exactly ``floor(ratio * h * w)`` random cells, the same in all frames (VideoMAE, arXiv 2203.12602)."""
+    one = TokenGrid(1, grid.h, grid.w)
+    return np.repeat(_random_cells(one, hidden_count(one, ratio, rounding=_floor), rng), grid.t, axis=0)
 
 
 def block(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
-    """BEiT's block-wise mask, independent for each frame; that of image MaskFeat if there is one frame.
+    """PySlowFast's block-wise mask of image MaskFeat, independent for each frame.
 
     A frame hides up to n = ``round(ratio * h * w)`` cells in rectangles of n//5..n cells (before rounding)
     with a log-uniform aspect in 0.3..3.33. A rectangle is used if it hides at least one new cell and not more
-    than are missing; ten failed tries in succession end the frame.
-
-    Raises:
-        UserError: the ratio is out of range for one frame (see `hidden_count`), or no rectangle fits.
+    than are missing; ten failed tries in succession end the frame. A frame in which no rectangle fits hides
+    exactly n cells instead, as `cube_exact`.
     """
     frame_grid = TokenGrid(1, grid.h, grid.w)
     target = hidden_count(frame_grid, ratio)
     blocks = _blocks_inside(frame_grid, (target // 5, target), rng)
     hidden = 0
     for start in range(0, grid.size, frame_grid.size):
-        hidden |= _fill(blocks, target, _TRIES_FRAME) << start
-    return _to_array(_check_hidden(hidden, "block", grid, ratio), grid)
+        filled = _fill(blocks, target, _TRIES_FRAME) or _fill_exactly(frame_grid, target, rng)
+        hidden |= filled << start
+    return _to_array(hidden, grid)
+
+
+def block_beit(grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
+    """The block-wise mask of BEiT (arXiv 2106.08254, algorithm 1) and iBOT, independent for each frame.
+
+    As `block`, but the area of a rectangle is uniform between ``(min(h, w) // 3) ** 2`` cells (16 of 14x14)
+    and the missing number of cells, so a frame more often hides all n cells.
+    """
+    frame_grid = TokenGrid(1, grid.h, grid.w)
+    target = hidden_count(frame_grid, ratio)
+    hidden = 0
+    for start in range(0, grid.size, frame_grid.size):
+        filled = _fill_shrinking(frame_grid, target, rng) or _fill_exactly(frame_grid, target, rng)
+        hidden |= filled << start
+    return _to_array(hidden, grid)
+
+
+@dataclass(frozen=True)
+class MultiBlock:
+    """Union of equal rectangles through all frames (V-JEPA, arXiv 2404.08471, section 3.2).
+
+    ``mask.ratio`` has no effect. The published blocks hide 63 % (8 short-range blocks) or 81 % (2 long-range
+    blocks) of 14x14 cells on average. A union that hides everything is drawn again.
+
+    Deviation from the published code: each mask draws one kind of blocks and their aspect; there, each clip
+    has a mask of each kind, and the clips of a batch share the aspect.
+
+    Attributes:
+        blocks: kinds of blocks, equally likely: number of blocks, and area as a share of a frame.
+        aspect: range of the uniform aspect, rows / columns.
+
+    Raises:
+        UserError: there is no kind, a number is not in 1..1000, an area is not in 0..1, or the aspects are
+            not two ascending numbers above 0.
+    """
+
+    blocks: tuple[tuple[int, float], ...] = ((8, 0.15), (2, 0.7))
+    aspect: tuple[float, float] = (0.75, 1.5)
+
+    def __post_init__(self) -> None:
+        if not self.blocks or not all(1 <= count <= 1000 and 0 < area < 1 for count, area in self.blocks):
+            raise UserError(
+                f"mask.arguments.blocks {_as_list(self.blocks)} must be pairs of a number, 1..1000, "
+                "and an area between 0 and 1 (exclusive), such as [[8, 0.15], [2, 0.7]]"
+            )
+        if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
+            raise UserError(
+                f"mask.arguments.aspect {_as_list(self.aspect)} must be two ascending numbers above 0, such "
+                "as [0.75, 1.5]"
+            )
+
+    def __str__(self) -> str:
+        return " or ".join(f"{count} x {area:g} of a frame" for count, area in self.blocks)
+
+    def __call__(self, grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
+        """One mask; see :data:`MaskFunction`."""
+        one = TokenGrid(1, grid.h, grid.w)
+        if one.size == 1:
+            raise UserError(f"a mask of blocks needs at least 2 cells per frame, and the grid is {grid}")
+        count, size = self._sample_kind(one, rng)
+        everything = (1 << one.size) - 1
+        for _ in range(_REDRAWS):
+            hidden = 0
+            for block_bits in _equal_blocks(one, size, count, rng):
+                hidden |= block_bits
+            if hidden != everything:
+                break
+        else:
+            hidden = everything ^ 1 << int(rng.integers(one.size))
+        return np.repeat(_to_array(hidden, one), grid.t, axis=0)
+
+    def _sample_kind(self, one: TokenGrid, rng: np.random.Generator) -> tuple[int, tuple[int, int]]:
+        """Number of blocks, and their rows and columns."""
+        count, share = self.blocks[rng.integers(len(self.blocks))]
+        area = max(int(share * one.size), 1)
+        aspect = rng.uniform(*self.aspect)
+        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        return count, (min(max(rows, 1), one.h), min(max(columns, 1), one.w))
+
+
+class MultiBlockExact(MultiBlock):
+    """As `MultiBlock`, with exactly ``round(ratio * h * w)`` hidden cells per frame.
+
+    Rectangles are added until this number is reached, and the last one is cut from its first or last cell.
+    The number of blocks has no effect. For models that compute only visible cells: the published code cuts
+    the visible cells of all clips to the smallest number in the batch.
+    """
+
+    def __str__(self) -> str:
+        return " or ".join(f"blocks of {area:g} of a frame" for _, area in self.blocks)
+
+    def __call__(self, grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
+        one = TokenGrid(1, grid.h, grid.w)
+        target = hidden_count(one, ratio)
+        _, size = self._sample_kind(one, rng)
+        hidden = _cover_exactly(_endless_blocks(one, size, rng), target, rng)
+        return np.repeat(_to_array(hidden, one), grid.t, axis=0)
 
 
 def varied(
@@ -125,22 +214,51 @@ def varied(
     return policy(grid, float(rng.uniform(*ratios)), rng)
 
 
-def hidden_count(grid: TokenGrid, ratio: float) -> int:
-    """The number of cells to hide, ``round(ratio * cells)``.
+def hidden_count(grid: TokenGrid, ratio: float, *, rounding: Callable[[float], int] = round) -> int:
+    """The number of cells to hide: ``rounding(ratio * cells)``, but at least 1 and at most all except 1.
 
     Raises:
-        UserError: the ratio is not between 0 and 1, or hides no cell or all cells of the grid.
+        UserError: the ratio is not between 0 and 1, or rounds to no cell or all cells of the grid.
     """
     if not 0 < ratio < 1:
         raise UserError(f"mask ratio {ratio} is not between 0 and 1 (exclusive); MaskFeat uses 0.4")
-    count = round(grid.size * ratio)
-    if count == 0 or count == grid.size:
-        what = "hidden" if count == 0 else "visible"
+    nearest = round(grid.size * ratio)
+    if nearest == 0 or nearest == grid.size:
+        what = "hidden" if nearest == 0 else "visible"
         raise UserError(
             f"mask ratio {ratio} leaves no {what} cells among the {grid.size} of the grid {grid}; use a "
             "ratio nearer to 0.5, a finer grid, or another mask policy"
         )
-    return count
+    return min(max(rounding(grid.size * ratio), 1), grid.size - 1)
+
+
+def build_policy(kind: str, arguments: Mapping[str, Any]) -> MaskFunction:
+    """The policy of ``mask.kind`` with ``mask.arguments``.
+
+    Raises:
+        UserError: the kind or an argument is unknown, or an argument is wrong.
+    """
+    check_name("mask.kind", kind, MASKS)
+    policy = MASKS[kind]
+    if isinstance(policy, MultiBlock):
+        return build_dataclass(type(policy), arguments, name="mask.arguments")
+    if arguments:
+        raise UserError(f"mask.kind {kind!r} has no arguments; remove mask.arguments {dict(arguments)}")
+    return policy
+
+
+def _ceil(cells: float) -> int:
+    return math.ceil(cells - 1e-9)  # 30 * 0.1 is slightly more than 3
+
+
+def _floor(cells: float) -> int:
+    return math.floor(cells + 1e-9)
+
+
+def _random_cells(grid: TokenGrid, count: int, rng: np.random.Generator) -> Mask:
+    mask = np.zeros(grid.size, dtype=np.bool_)
+    mask[rng.permutation(grid.size)[:count]] = True
+    return mask.reshape(grid.shape)
 
 
 def _blocks_inside(grid: TokenGrid, area: tuple[int, int], rng: np.random.Generator) -> Iterator[int]:
@@ -163,6 +281,21 @@ def _blocks_across(grid: TokenGrid, area: tuple[int, int], rng: np.random.Genera
         last = np.minimum(first + sizes, lengths)
         first = np.maximum(first, 0)
         yield from _bits(grid, last - first, first)
+
+
+def _endless_blocks(one: TokenGrid, size: tuple[int, int], rng: np.random.Generator) -> Iterator[int]:
+    """Yield blocks of one size without end."""
+    while True:
+        yield from _equal_blocks(one, size, 8, rng)
+
+
+def _equal_blocks(
+    one: TokenGrid, size: tuple[int, int], count: int, rng: np.random.Generator
+) -> Iterator[int]:
+    """Yield ``count`` blocks of ``size`` (rows, columns), uniform inside a grid of one frame."""
+    sizes = np.repeat(np.array([[1], [size[0]], [size[1]]]), count, axis=1)
+    first = rng.integers(0, np.array(one.shape)[:, None] - sizes + 1)
+    yield from _bits(one, sizes, first)
 
 
 def _sample_sizes(grid: TokenGrid, area: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -209,6 +342,43 @@ def _fill(blocks: Iterator[int], target: int, tries: int) -> int:
     return hidden
 
 
+def _fill_shrinking(one: TokenGrid, target: int, rng: np.random.Generator) -> int:
+    """As `_fill` for one frame, with areas between a minimum and the missing number of cells."""
+    smallest = (min(one.h, one.w) // 3) ** 2
+    hidden, missing, failed = 0, target, 0
+    while missing and failed < _TRIES_FRAME:
+        size, shape, top, left = rng.random(4).tolist()
+        area = smallest + size * (missing - smallest)
+        aspect = math.exp(_LOG_ASPECT[0] + shape * (_LOG_ASPECT[1] - _LOG_ASPECT[0]))
+        rows, columns = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        failed += 1
+        if rows < one.h and columns < one.w:
+            first = int(top * (one.h - rows + 1)) * one.w + int(left * (one.w - columns + 1))
+            new = ((1 << columns) - 1) * _repeat(one.w, rows) << first & ~hidden
+            if 0 < (count := new.bit_count()) <= missing:
+                hidden, missing, failed = hidden | new, missing - count, 0
+    return hidden
+
+
+def _fill_exactly(grid: TokenGrid, target: int, rng: np.random.Generator) -> int:
+    """Hide exactly ``target`` cells in blocks that may be cut at the borders."""
+    blocks = _blocks_across(grid, (max(grid.h * grid.w // 5, 1), grid.h * grid.w), rng)
+    return _cover_exactly(blocks, target, rng)
+
+
+def _cover_exactly(blocks: Iterator[int], target: int, rng: np.random.Generator) -> int:
+    """Hide blocks until ``target`` cells are hidden; the last one is cut to the missing number of cells."""
+    hidden, missing = 0, target
+    for candidate in blocks:
+        new = candidate & ~hidden
+        count = new.bit_count()
+        if count >= missing:
+            return hidden | _trim(new, missing, from_start=bool(rng.integers(2)))
+        hidden |= new
+        missing -= count
+    raise AssertionError("the iterator of blocks is infinite")
+
+
 def _trim(bits: int, count: int, *, from_start: bool) -> int:
     """The first or the last ``count`` of the set bits."""
     excess = bits.bit_count() - count
@@ -217,13 +387,9 @@ def _trim(bits: int, count: int, *, from_start: bool) -> int:
     return bits
 
 
-def _check_hidden(hidden: int, policy: str, grid: TokenGrid, ratio: float) -> int:
-    if not hidden:
-        raise UserError(
-            f"mask policy '{policy}' finds no block that fits at ratio {ratio} on the grid {grid}; use a "
-            "larger ratio, a finer grid, or the policy 'random'"
-        )
-    return hidden
+def _as_list(value: Any) -> Any:
+    """Tuples as the lists of a config, for messages."""
+    return [_as_list(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _to_array(hidden: int, grid: TokenGrid) -> Mask:
@@ -231,7 +397,7 @@ def _to_array(hidden: int, grid: TokenGrid) -> Mask:
     return np.unpackbits(octets, count=grid.size, bitorder="little").view(np.bool_).reshape(grid.shape)
 
 
-EXACT = ("cube_exact", "frame", "random", "random_tube")
+EXACT = ("cube_exact", "frame", "random", "random_tube", "multi_block_exact")
 """Policies that always hide the same number of cells."""
 
 MASKS: dict[str, MaskFunction] = {
@@ -242,4 +408,7 @@ MASKS: dict[str, MaskFunction] = {
     "random": random,
     "random_tube": random_tube,
     "block": block,
+    "block_beit": block_beit,
+    "multi_block": MultiBlock(),
+    "multi_block_exact": MultiBlockExact(),
 }

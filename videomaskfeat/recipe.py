@@ -17,7 +17,7 @@ from torch import Tensor
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, is_folder
-from videomaskfeat.masking import MASKS, Mask, MaskFunction
+from videomaskfeat.masking import MASKS, Mask, MaskFunction, MultiBlock, MultiBlockExact, build_policy
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
 from videomaskfeat.texts import parse_json
 from videomaskfeat.values import Limits, build_dataclass, conform
@@ -147,11 +147,21 @@ class MaskRecipe:
         kind: a name in ``MASKS``.
         ratio: fraction of hidden mask cells.
         cell: size of a mask cell: frames, rows and columns of pixels.
+        arguments: arguments of the policy that differ from its defaults.
     """
 
     kind: str = "cube"
     ratio: float = 0.4
     cell: tuple[int, int, int] = (2, 32, 32)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def share(self) -> str:
+        """How much is hidden, for the plan."""
+        policy = build_policy(self.kind, self.arguments)
+        if isinstance(policy, MultiBlock) and not isinstance(policy, MultiBlockExact):
+            return str(policy)
+        return f"ratio {self.ratio:g}"
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,7 @@ class PretrainRecipe:
         frames, rows, columns = mask.cell
         return cls(
             clip=ClipRecipe.of(config.clip),
-            mask=MaskRecipe(kind=mask.kind, ratio=mask.ratio, cell=(frames, rows, columns)),
+            mask=MaskRecipe(mask.kind, mask.ratio, (frames, rows, columns), dict(mask.arguments)),
             target=config.target.name,
             target_arguments=dict(config.target.arguments),
             method=config.method.name,
@@ -205,17 +215,16 @@ class PretrainRecipe:
         """The function that samples masks: (grid, ratio, rng) -> bool [t', h', w'], True = hidden.
 
         Raises:
-            UserError: the kind is unknown.
+            UserError: the kind or an argument is unknown, or an argument is wrong.
         """
-        check_name("mask.kind", self.mask.kind, MASKS)
-        return MASKS[self.mask.kind]
+        return build_policy(self.mask.kind, self.mask.arguments)
 
     def draw_mask(self, rng: np.random.Generator) -> Mask:
         """Sample one mask, bool [t', h', w'], True = hidden.
 
         Raises:
-            UserError: the kind is unknown, the cells do not tile the clip, or the ratio leaves no visible or
-                no hidden cells.
+            UserError: the kind or an argument is wrong, the cells do not tile the clip, or the ratio leaves
+                no visible or no hidden cells.
         """
         policy, grid = self.mask_policy, self.mask_grid
         try:

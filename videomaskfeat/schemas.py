@@ -20,7 +20,10 @@ CROPS = {1: "center", 3: "along the longer side"}
 SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of equal segments"}
 AREAS = {"whole": "in its aspect ratio", "centre": "a square crop; boxes are clipped to it"}
 LABELS = ("auto", "yes", "no")
-MASK_KINDS = ("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block")
+MASK_KINDS = (
+    *("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block", "block_beit"),
+    *("multi_block", "multi_block_exact"),
+)
 ACTION_LOSSES = {"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
 CROP_KINDS = {"area": "crop_area of the frame, resized", "short_side": "from a frame resized to short_side"}
 OPTIMIZERS = {"adamw": "", "sgd": "momentum, Nesterov"}
@@ -136,8 +139,9 @@ class MaskConfig:
     """The mask."""
 
     kind: str = key("cube", "mask policy", choices=MASK_KINDS)
-    ratio: float = key(0.4, "share of hidden mask cells", above=0, below=1)
+    ratio: float = key(0.4, "share of hidden mask cells; unused by multi_block", above=0, below=1)
     cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels", least=1)
+    arguments: dict[str, Any] = key({}, "arguments of the policy that differ from its defaults")
 
 
 @dataclass
@@ -154,6 +158,13 @@ class ModelConfig:
 
     name: str = key("maskfeat_mvitv2_s", "name of a model of create_model")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
+    initialization: str = key(
+        "published",
+        "defaults of a ViT's initial weights and positions: the method's published ones, or PySlowFast's "
+        "(slowfast; also to resume a run of a version without this key)",
+        choices=("published", "slowfast"),
+        free=True,
+    )
 
 
 @dataclass

@@ -230,7 +230,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         ),
         (
             ["target=pixels", "target.arguments={output_stride: [2, 12, 12]}"],
-            ["target.name 'pixels': clip height 32 is not a positive multiple", "12; take 24 or 36"],
+            ["target.name 'pixels': clip height 32 is not a positive multiple", "12; use 24 or 36"],
         ),
         (
             ["target=features", "target.arguments={teacher: TEACHER, depth: 1}"],

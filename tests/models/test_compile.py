@@ -46,7 +46,7 @@ def test_step_compiles_without_graph_breaks() -> None:
         (mvit._relative_index, (4, 2)),
         (mvit._key_codes, (TokenGrid(2, 3, 4), "thw", 1)),
         (mvit._key_codes, (TokenGrid(2, 3, 4), "", 1)),
-        (positions._sincos, (48, TokenGrid(2, 3, 4), 1)),
+        (positions._sincos, ("sincos", 48, TokenGrid(2, 3, 4), 1)),
     ],
 )
 def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) -> None:

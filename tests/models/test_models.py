@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.heads import HEADS
+from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.weights import load_model, save_weights
-from videomaskfeat.models.zoo import encoder_of
+from videomaskfeat.models.zoo import MODELS, encoder_of
 
 MVIT: dict[str, Any] = {
     "depth": 4,
@@ -39,6 +40,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "maskfeat": ("maskfeat_mvitv2_nano", {**MVIT, "values_per_token": 27, "blank_hidden": True}),
     "maskfeat vit": ("maskfeat_vit_nano", {**VIT, "layer_scale": 0.5}),
     "mae": ("mae_vit_nano", {**VIT, "values_per_token": 5}),
+    "maskfeat pico": ("maskfeat_mvitv2_pico", {}),
+    "mae pico": ("mae_vit_pico", {}),
     "detector": ("maskfeat_mvitv2_nano_detector", {**MVIT, "classes": 5, "temporal": "late_max"}),
     "detector vit": ("vit_nano_detector", {**VIT, "classes": 4, "scene": True}),
     "detector late mean": ("maskfeat_mvitv2_nano_detector", {**MVIT, "temporal": "late_mean"}),
@@ -62,7 +65,7 @@ def build(case: str, *, std: float = 0.0, **changes: Any) -> nn.Module:
 
 def inputs_of(case: str, batch: int = 2) -> tuple[Tensor, ...]:
     clips = torch.randn(batch, 3, 4, 32, 32)
-    if case == "mae" or case.startswith("maskfeat"):
+    if case.startswith(("mae", "maskfeat")):
         mask = torch.rand(batch, 8).argsort(1) < 4  # equally many of each sample
         return clips, mask.view(batch, 2, 2, 2)
     if case.startswith("detector"):
@@ -79,6 +82,19 @@ def test_saved_model_comes_back_without_a_config(case: str, tmp_path: Path) -> N
     assert loaded.created_as == model.created_as
     assert not loaded.training
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]  # no temporary file stays
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "_pico" in name])
+def test_pico_models_take_32_pixels_in_cubes_of_the_hog_cell(name: str) -> None:
+    model = create_model(name).eval()
+    frames = 1 if name.endswith("_image") else 4
+    clips = torch.randn(2, 3, frames, 32, 32)
+    assert model.features(clips, pooled=False).shape[1:4] == (max(frames // 2, 1), 4, 4)
+    masked = isinstance(model, MaskedModel)
+    boxes = torch.tensor([[0, 3.0, 4.0, 20.0, 30.0]])
+    inputs = [torch.rand(2, 1, 4, 4).argsort(3) < 2] if masked else [boxes] if "detector" in name else []
+    assert model(clips, *inputs).isfinite().all()
+    assert sum(parameter.numel() for parameter in model.parameters()) < 900_000
 
 
 @ALL

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.reference.positions import sincos_2d
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
-from videomaskfeat.models.positions import joint_positions, separable_positions, sincos_positions
-from videomaskfeat.models.weights import load_into
+from videomaskfeat.models.positions import fixed_positions, joint_positions, separable_positions
+from videomaskfeat.models.weights import load_into, load_weights, save_weights
 
 SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "linear_std": 0.1}
 IMAGE: dict[str, Any] = {**SMALL, "clip_size": (1, 16, 16), "cube_stride": (1, 8, 8)}
@@ -132,7 +134,7 @@ def test_separable_positions_are_the_sum_of_space_and_time() -> None:
 
 def test_sincos_positions_by_definition() -> None:
     grid = TokenGrid(2, 3, 4)
-    table = sincos_positions(16, grid, prefix=1, device=torch.device("cpu"))
+    table = fixed_positions("sincos", 16, grid, prefix=1, device=torch.device("cpu"))
     assert table.shape == (1, 25, 16)
     assert not table[0, 0].any()
     t, h, w = 1, 2, 3
@@ -143,3 +145,45 @@ def test_sincos_positions_by_definition() -> None:
         expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
     found = table[0, 1 + (t * 3 + h) * 4 + w]
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_sincos_2d_equals_the_order_of_image_mae(width: int) -> None:
+    grid = TokenGrid(1, 3, 5)
+    table = fixed_positions("sincos_2d", width, grid, prefix=1, device=torch.device("cpu"))
+    expected = torch.tensor(sincos_2d(width, rows=3, columns=5))
+    assert not table[0, 0].any()
+    torch.testing.assert_close(table[0, 1:], expected, atol=1e-6, rtol=0)  # float32
+    clip = fixed_positions("sincos_2d", width, TokenGrid(2, 3, 5), prefix=0, device=torch.device("cpu"))
+    assert torch.equal(clip[0], table[0, 1:].repeat(2, 1))
+
+
+@pytest.mark.parametrize("absolute", ["joint", "separable"])
+@pytest.mark.parametrize("kind", ["sincos", "sincos_2d"])
+def test_fine_tuning_learns_the_positions_that_pre_training_fixes(
+    tmp_path: Path, kind: str, absolute: str
+) -> None:
+    size = {**VIDEO, "absolute_positions": kind}
+    pretrained = create_model("maskfeat_vit_nano", **size)
+    save_weights(tmp_path / "weights.safetensors", pretrained)
+    classifier = create_model("vit_nano", **{**VIDEO, "absolute_positions": absolute}, classes=3).eval()
+    report = load_weights(classifier, tmp_path / "weights.safetensors", **HEADS)
+    assert not [name for name in report.new if name.startswith("pos_embed")]
+    assert classifier.pos_embed is None or classifier.pos_embed.requires_grad
+    clip = torch.randn(1, 3, 6, 16, 16)
+    found = classifier.placed(*classifier.patch_embed(clip))
+    expected = pretrained.placed(*pretrained.patch_embed(clip))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)  # float32
+
+
+def test_fixed_positions_of_pictures_are_inflated(tmp_path: Path) -> None:
+    image = create_model("mae_vit_nano_image", **IMAGE, absolute_positions="sincos_2d")
+    save_weights(tmp_path / "weights.safetensors", image)
+    video = create_model("vit_nano", **VIDEO, classes=3)
+    report = load_weights(
+        video, tmp_path / "weights.safetensors", allow_missing=["head.*"], allow_unused=["*"]
+    )
+    assert {"pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"} <= set(report.inflated)
+    expected = torch.tensor(sincos_2d(16, rows=2, columns=2))
+    torch.testing.assert_close(video.pos_embed_spatial[0], expected, atol=1e-6, rtol=0)
+    assert not video.pos_embed_temporal.any()

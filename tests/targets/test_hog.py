@@ -39,6 +39,12 @@ def test_features_equal_the_slow_version_on_8_bit_frames(bins: int, cell: int) -
     torch.testing.assert_close(hog_features(frames, bins, cell), slow, atol=2e-6, rtol=0)
 
 
+def test_each_frame_of_a_batch_has_the_features_that_it_has_alone() -> None:
+    frames = eight_bit_frames(batch=30)  # more than are computed at once
+    alone = [hog_features(frame) for frame in frames.split(1)]
+    assert torch.equal(hog_features(frames), torch.cat(alone))
+
+
 def test_zero_horizontal_gradients_do_not_depend_on_rounding_noise() -> None:
     """Our deviation: without the dead zone, noise moves these pixels from the first to the last bin."""
     frames = eight_bit_frames()

@@ -163,7 +163,7 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             UserError: too many records in succession cannot be read.
         """
         failures: list[Failure] = []
-        replacements = _generator(_REPLACEMENT, self.seed, key.epoch, key.index, key.turn)
+        replacements: np.random.Generator | None = None
         index = key.index
         for _ in range(self.tries):
             path = self.records[index].path
@@ -179,6 +179,8 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
                 failures.append(Failure(index, path, error.cause))
             except ShortVideoError as error:
                 failures.append(Failure(index, path, str(error)))
+            if replacements is None:
+                replacements = _generator(_REPLACEMENT, self.seed, key.epoch, key.index, key.turn)
             index = int(replacements.integers(len(self.records)))
         last = failures[-1]
         raise UserError(

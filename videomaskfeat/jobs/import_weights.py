@@ -193,7 +193,7 @@ def _pretrain_config(path: str, imported: Imported) -> PretrainConfig:
     config.mask.kind = imported.mask.kind
     config.mask.ratio = imported.mask.ratio
     config.mask.cell = _mask_cell(path, imported.mask, clip.recipe.clip)
-    config.model.name = name
+    config.model.name, config.model.initialization = name, "slowfast"
     config.model.arguments = _changed_arguments(
         name, arguments, ("clip_size", "values_per_token", "checkpoint_blocks")
     )

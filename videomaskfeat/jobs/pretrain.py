@@ -76,6 +76,8 @@ class PretrainRun(Run):
             f"{tokens} = {tokens.size} tokens, predictions on {output}",
             f"target    {self.method.description}",
         ]
+        if encoder.initialization != "slowfast":
+            lines.insert(1, f"weights   initial values as in the published code of {encoder.initialization}")
         sections = {name: getattr(config, name) for name in self.method.unused}
         unused = [name for name, section in sections.items() if section != type(section)()]
         if unused:
@@ -98,7 +100,10 @@ class PretrainRun(Run):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return self.method.fingerprint
+        """The facts of the method, and the initial weights if they are not PySlowFast's."""
+        initialization = getattr(self.method.encoder, "initialization", "slowfast")
+        initial = {} if initialization == "slowfast" else {"model.initialization": initialization}
+        return {**self.method.fingerprint, **initial}
 
     def prepare(self) -> None:
         from videomaskfeat.inference.multiview import hold_videos

@@ -48,7 +48,9 @@ def visualize(
     recipe = read_recipe(checkpoint)
     own = recipe.mask
     ratio = own.ratio if ratio is None else ratio
-    recipe = replace(recipe, mask=replace(own, kind=mask or own.kind, ratio=ratio))
+    arguments = own.arguments if mask in (None, own.kind) else {}
+    changed = replace(own, kind=mask or own.kind, ratio=ratio, arguments=arguments)
+    recipe = replace(recipe, mask=changed)
     videos = expand_folders(videos, stills=recipe.clip.frames == 1)
     if seed < 0:
         raise UserError(f"seed={seed}: must be at least 0")

@@ -23,6 +23,9 @@ from videomaskfeat.methods.method import Method, check_mask_grid
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import check_arguments
+from videomaskfeat.models.mae import MAE
+from videomaskfeat.models.positions import position_channels
+from videomaskfeat.models.vit import ViT
 from videomaskfeat.models.zoo import MODELS
 from videomaskfeat.recipe import ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
@@ -55,20 +58,56 @@ def build_method(config: PretrainConfig) -> Method:
         "epochs": config.optim.epochs,
     }
     checkpoint_blocks = config.run.activation_checkpointing
+    model_arguments = {**initial_arguments(config), **model.arguments}
     if "target" in accepted:
         target = build_target(config.target.name, config.target.arguments, clip=recipe.clip)
         supplied["target"] = target
         supplied["student"] = build_student(
-            model.name, model.arguments, recipe=recipe, target=target, checkpoint_blocks=checkpoint_blocks
+            model.name, model_arguments, recipe=recipe, target=target, checkpoint_blocks=checkpoint_blocks
         )
     else:
         supplied["encoder"] = build_encoder(
-            model.name, model.arguments, clip=recipe.clip, checkpoint_blocks=checkpoint_blocks
+            model.name, model_arguments, clip=recipe.clip, checkpoint_blocks=checkpoint_blocks
         )
     try:
         return build(**{key: value for key, value in supplied.items() if key in accepted}, **arguments)
     except TypeError as error:
         raise UserError(f"method.arguments of {name!r}: {error}") from error
+
+
+def initial_arguments(config: PretrainConfig) -> dict[str, Any]:
+    """Model arguments for the initial weights and the fixed positions that the method's published code has.
+
+    Empty for MViTv2, for targets that have no code of their own, and for ``model.initialization: slowfast``.
+    """
+    name, arguments = config.model.name, config.model.arguments
+    if config.model.initialization == "slowfast" or name not in MODELS:
+        return {}
+    build = MODELS[name].build
+    if not issubclass(build, ViT):
+        return {}
+    initialization = "mae" if issubclass(build, MAE) else _published_initialization(config)
+    if initialization is None:
+        return {}
+    initial: dict[str, Any] = {"initialization": initialization}
+    if initialization in ("mae", "jepa"):
+        positions = "sincos_2d" if config.clip.frames == 1 else "sincos"
+        sizes = {**arguments_of(name), **arguments}
+        for width, argument in (("width", "absolute_positions"), ("decoder_width", "decoder_positions")):
+            size = sizes.get(width)
+            if isinstance(size, int) and size % position_channels(positions) == 0:
+                initial[argument] = positions
+    return initial
+
+
+def _published_initialization(config: PretrainConfig) -> str | None:
+    """The initialization of a ViT that is not an MAE; BYOL on a ViT has MoCo v3's (arXiv 2104.02057)."""
+    method, target = config.method.name, config.target
+    if method != "masked":
+        return {"ibot": "ibot", "byol": "mae", "latent": "jepa"}.get(method)
+    if target.name == "pixels" and not target.arguments.get("normalised", True):
+        return "simmim"
+    return "beit" if target.name in ("dvae", "codebook") else None
 
 
 def build_student(

@@ -125,7 +125,7 @@ class Latent(TeacherMethod):
 
     @property
     def description(self) -> str:
-        return f"the teacher's features {self.masked_positions}, ratio {self.recipe.mask.ratio:g}"
+        return f"the teacher's features {self.masked_positions}, {self.recipe.mask.share}"
 
     def compare(self, network: nn.Module, batch: PretrainBatch, *, progress: float) -> Comparison:
         """Predict the teacher's features at the hidden cells."""

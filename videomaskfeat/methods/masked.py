@@ -47,7 +47,7 @@ class MaskedPrediction(Method):
 
     @property
     def description(self) -> str:
-        return f"{self.recipe.target} {self.masked_positions}, ratio {self.recipe.mask.ratio:g}"
+        return f"{self.recipe.target} {self.masked_positions}, {self.recipe.mask.share}"
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:

@@ -13,18 +13,20 @@ from torch.utils.checkpoint import checkpoint
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.initialization import Initialization, draw_token, draw_weights
 from videomaskfeat.models.kernels.dense import linear
 from videomaskfeat.models.positions import (
     CLASS,
+    FIXED,
     SPACE,
     TABLE,
     TABLES,
     TIME,
     AbsolutePositions,
+    fixed_positions,
     joint_positions,
     resize_absolute,
     separable_positions,
-    sincos_positions,
 )
 
 Triple = tuple[int, int, int]
@@ -130,11 +132,13 @@ class Encoder(nn.Module):
         clip_size: native frames, height and width.
         class_token: prepend a learned token (P = 1).
         absolute_positions: "none", "joint" (one table over time and space), "separable" (the sum of two
-            tables) or "sincos" (fixed, without parameters).
+            tables), or "sincos" or "sincos_2d" (fixed, without parameters; see
+            :func:`~videomaskfeat.models.positions.fixed_positions`).
         final_norm: apply a layer norm after the last block.
         mean_first: average pooled features before the final norm instead of after it.
-        linear_std: standard deviation of the linear layers' initial weights. The published value of 0.02
-            makes narrow models start slowly.
+        initialization: method whose initial weights are drawn: "slowfast" (PySlowFast's), or for a ViT
+            "mae", "beit", "simmim", "ibot" or "jepa"; see :mod:`videomaskfeat.models.initialization`.
+        linear_std: standard deviation of the linear layers' initial weights for "slowfast".
         checkpoint_blocks: recompute each block in the backward pass instead of storing its activations.
 
     Raises:
@@ -164,6 +168,7 @@ class Encoder(nn.Module):
         absolute_positions: AbsolutePositions = "none",
         final_norm: bool = True,
         mean_first: bool = False,
+        initialization: Initialization = "slowfast",
         linear_std: float = 0.02,
         checkpoint_blocks: bool = False,
     ) -> None:
@@ -171,10 +176,11 @@ class Encoder(nn.Module):
         self.checkpoint_blocks = checkpoint_blocks
         self.final_norm = final_norm
         self.mean_first = mean_first
+        self.initialization = initialization
         self.linear_std = linear_std
         self.patch_embed = stem
         self.native_grid = grid = stem.grid(clip_size)
-        self.fixed_positions = absolute_positions == "sincos"
+        self.fixed_positions = absolute_positions if absolute_positions in FIXED else None
         self.cls_token = nn.Parameter(torch.empty(1, 1, stem.width)) if class_token else None
         # Position parameters have PySlowFast's names; absent ones are None.
         lengths = {
@@ -194,7 +200,7 @@ class Encoder(nn.Module):
         heads: int,
         strides: Sequence[Triple] | None = None,
     ) -> None:
-        """Set the blocks and the norm, and draw the initial weights as PySlowFast does.
+        """Set the blocks and the norm, and draw the initial weights.
 
         Args:
             blocks, heads: see the class; attention heads of the last block.
@@ -207,6 +213,11 @@ class Encoder(nn.Module):
         self.out_width, self.out_heads = widths[-1], heads
         self.output_stride = self.strides()[-1]
         self.norm = nn.LayerNorm(self.out_width, eps=1e-6) if self.final_norm else nn.Identity()
+        if self.initialization != "slowfast":
+            for parameter in self.parameters(recurse=False):
+                draw_token(parameter, self.initialization)
+            draw_weights(self, self.initialization)
+            return
         for parameter in self.parameters(recurse=False):
             nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
@@ -345,9 +356,10 @@ class Encoder(nn.Module):
 
     def _absolute_positions(self, grid: TokenGrid) -> Tensor | None:
         """Absolute positions [1, P+N, D] on ``grid``; None for a model without."""
-        if self.fixed_positions:
+        if self.fixed_positions is not None:
             device = self.patch_embed.proj.weight.device
-            return sincos_positions(self.patch_embed.width, grid, prefix=self.prefix, device=device)
+            width, prefix = self.patch_embed.width, self.prefix
+            return fixed_positions(self.fixed_positions, width, grid, prefix=prefix, device=device)
         if self.pos_embed is not None:
             first, rest = self.pos_embed.split([self.prefix, self.native_grid.size], dim=1)
             return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)  # [1, P+N, D]

@@ -11,12 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import cut_cubes, on_grid
+from videomaskfeat.models.initialization import draw_weights
 from videomaskfeat.models.layers import Linear, initialize
 from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
-from videomaskfeat.models.positions import joint_positions, sincos_positions
+from videomaskfeat.models.positions import FIXED, fixed_positions, joint_positions, position_channels
 from videomaskfeat.models.vit import Block, ViT
 
-DecoderPositions = Literal["joint", "sincos"]
+DecoderPositions = Literal["joint", "sincos", "sincos_2d"]
 
 
 class DecoderHead(nn.Module):
@@ -75,7 +76,7 @@ class MAE(MaskedModel, ViT):
             frame of 16x16 pixels.
         decoder_depth, decoder_width, decoder_heads: blocks (8 in MAE for images), token width and attention
             heads of the decoder.
-        decoder_positions: "joint" (one learned table) or "sincos" (fixed).
+        decoder_positions: "joint" (one learned table), or "sincos" or "sincos_2d" (fixed).
         mlp_ratio, qkv_bias, linear_std: of encoder and decoder; see :class:`~videomaskfeat.models.vit.ViT`.
         encoder: the other arguments of :class:`~videomaskfeat.models.vit.ViT`, except ``final_norm``.
 
@@ -101,7 +102,7 @@ class MAE(MaskedModel, ViT):
     ) -> None:
         if "final_norm" in encoder:
             raise UserError("final_norm cannot be set on an MAE model: its encoder always has one")
-        check_name("decoder_positions", decoder_positions, ("joint", "sincos"))
+        check_name("decoder_positions", decoder_positions, ("joint", *FIXED))
         if values_per_token < 1 or decoder_depth < 0:
             raise UserError(
                 f"values_per_token {values_per_token} must be positive and decoder_depth {decoder_depth} "
@@ -112,21 +113,23 @@ class MAE(MaskedModel, ViT):
                 f"decoder_width {decoder_width}, decoder_heads {decoder_heads}: both must be positive, and "
                 "the heads must divide the width"
             )
-        if decoder_positions == "sincos" and decoder_width % 16:
+        if decoder_positions in FIXED and decoder_width % position_channels(decoder_positions):
             raise UserError(
-                f"decoder_positions 'sincos': decoder_width {decoder_width} must be a multiple of 16"
+                f"decoder_positions {decoder_positions!r}: decoder_width {decoder_width} must be a multiple "
+                f"of {position_channels(decoder_positions)}"
             )
         super().__init__(**encoder, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, linear_std=linear_std)
         nn.init.zeros_(cast(nn.LayerNorm, self.norm).bias)  # PySlowFast creates it after initialization
         self.values_per_token = values_per_token
         self.decoder_width = decoder_width
         self.decoder_heads = decoder_heads
+        self.decoder_positions = decoder_positions
         self.decoder_pos_embed = None
         if decoder_positions == "joint":
             length = self.prefix + self.native_grid.size
             self.decoder_pos_embed = nn.Parameter(torch.empty(1, length, decoder_width))
             nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)
-        self.mask_token = make_mask_token(decoder_width)
+        self.mask_token = make_mask_token(decoder_width, self.initialization)
         self.pred_head = DecoderHead(
             decoder_depth,
             decoder_width,
@@ -138,6 +141,9 @@ class MAE(MaskedModel, ViT):
             checkpoint_blocks=self.checkpoint_blocks,
         )
         self.decoder_embed = Linear(self.out_width, decoder_width)
+        if self.initialization != "slowfast":
+            draw_weights(self.pred_head, self.initialization)
+            draw_weights(self.decoder_embed, self.initialization)
 
     def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
         """See :meth:`~videomaskfeat.models.maskfeat.MaskedModel.predict`.
@@ -179,8 +185,8 @@ class MAE(MaskedModel, ViT):
     def _decoder_positions(self, grid: TokenGrid) -> Tensor:
         """[1, P+N, D'] on ``grid``."""
         if self.decoder_pos_embed is None:
-            device = self.mask_token.device
-            return sincos_positions(self.decoder_width, grid, prefix=self.prefix, device=device)
+            width, device = self.decoder_width, self.mask_token.device
+            return fixed_positions(self.decoder_positions, width, grid, prefix=self.prefix, device=device)
         first, rest = self.decoder_pos_embed.split([self.prefix, self.native_grid.size], dim=1)
         return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)
 

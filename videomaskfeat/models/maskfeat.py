@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, on_grid
+from videomaskfeat.models.initialization import Initialization, draw_head, draw_mask_token
 from videomaskfeat.models.layers import check_positive, initialize
 
 
@@ -48,10 +49,13 @@ class MaskedModel(Encoder, ABC):
         """:meth:`forward` for clips only."""
 
 
-def make_mask_token(width: int) -> nn.Parameter:
+def make_mask_token(width: int, initialization: Initialization) -> nn.Parameter:
     """A learned token [1, 1, D] for hidden positions, with its initial value."""
     token = nn.Parameter(torch.empty(1, 1, width))
-    nn.init.trunc_normal_(token, std=0.02)
+    if initialization == "slowfast":
+        nn.init.trunc_normal_(token, std=0.02)
+    else:
+        draw_mask_token(token, initialization)
     return token
 
 
@@ -104,8 +108,10 @@ class MaskFeat(MaskedModel):
         check_positive(values_per_token=values_per_token)
         self.blank_hidden = blank_hidden
         self.values_per_token = values_per_token
-        self.mask_token = make_mask_token(self.patch_embed.width)
+        self.mask_token = make_mask_token(self.patch_embed.width, self.initialization)
         self.pred_head = PredictionHead(self.out_width, values_per_token)
+        if self.initialization != "slowfast":
+            draw_head(self.pred_head, self.initialization)
 
     def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
         if self.blank_hidden:
@@ -163,7 +169,7 @@ class MaskedEncoder(ClipEncoder):
 
     def __init__(self, encoder: Encoder, *, summary: str) -> None:
         super().__init__(encoder, summary=summary)
-        self.mask_token = make_mask_token(encoder.patch_embed.width)
+        self.mask_token = make_mask_token(encoder.patch_embed.width, encoder.initialization)
 
     @property
     def layer_count(self) -> int:

@@ -356,6 +356,7 @@ class MViT(Encoder):
     ) -> None:
         check_name("widen_in", widen_in, ("mlp", "attention"))
         check_name("absolute_positions", absolute_positions, ("none", "joint", "separable"))
+        check_name("initialization", shared.get("initialization", "slowfast"), ("slowfast",))
         plans = plan_blocks(depth, width, heads, widen_at, widen_in, q_pool_at, q_pool_stride, kv_stride)
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_kernel, stride=cube_stride, padding=cube_padding),

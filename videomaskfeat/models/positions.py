@@ -13,9 +13,11 @@ from torch import Tensor
 from videomaskfeat.errors import check_name
 from videomaskfeat.grid import TokenGrid
 
-AbsolutePositions = Literal["none", "joint", "separable", "sincos"]
+AbsolutePositions = Literal["none", "joint", "separable", "sincos", "sincos_2d"]
 Inflate = Literal["repeated", "centred"]
 
+FIXED = ("sincos", "sincos_2d")
+"""The absolute positions without parameters."""
 STEM = "patch_embed.proj.weight"
 TABLE, SPACE, TIME, CLASS = TABLES = (
     "pos_embed",
@@ -40,18 +42,28 @@ def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: To
     return joint_positions(table.flatten(1, 2), native, grid)
 
 
-def sincos_positions(width: int, grid: TokenGrid, *, prefix: int, device: torch.device) -> Tensor:
+def fixed_positions(kind: str, width: int, grid: TokenGrid, *, prefix: int, device: torch.device) -> Tensor:
     """Fixed absolute positions [1, prefix + N, D], with zeros for the first ``prefix`` tokens.
 
-    A quarter of the channels encodes time, 3/8 the column and 3/8 the row, each by sines and then cosines of
-    the index divided by 10000^(i/n) (published code of MAE for video, arXiv 2205.09113). ``width``, D, is a
-    multiple of 16.
+    Each axis has a share of the channels: sines, then cosines of the index divided by 10000^(i/n).
+
+    - "sincos": a quarter for time, 3/8 for the column, then 3/8 for the row (published code of MAE for video,
+      arXiv 2205.09113).
+    - "sincos_2d": a half for the column, then a half for the row (published code of MAE, arXiv 2111.06377);
+      the same at all times.
+
+    ``width``, D, is a multiple of :func:`position_channels`.
     """
-    return constant_table(_sincos, width, grid, prefix, device=device)
+    return constant_table(_sincos, kind, width, grid, prefix, device=device)
 
 
-def _sincos(width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
-    temporal, spatial = width // 4, width * 3 // 8
+def position_channels(kind: str) -> int:
+    """The number that must divide the width of fixed positions."""
+    return 16 if kind == "sincos" else 4
+
+
+def _sincos(kind: str, width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
+    temporal, spatial = (width // 4, width * 3 // 8) if kind == "sincos" else (0, width // 2)
     columns = []
     for axis, channels in ((0, temporal), (2, spatial), (1, spatial)):
         count = torch.arange(channels // 2, dtype=torch.float64, device=device)

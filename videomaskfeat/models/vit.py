@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pytorchvideo.layers.drop_path import DropPath
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple
+from videomaskfeat.models.initialization import Initialization
 from videomaskfeat.models.kernels.attention import attention
 from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
-from videomaskfeat.models.positions import AbsolutePositions
+from videomaskfeat.models.positions import FIXED, AbsolutePositions, position_channels
 
 
 class Attention(nn.Module):
@@ -91,7 +92,8 @@ class ViT(Encoder):
         mlp_ratio: hidden width of the perceptrons divided by D.
         qkv_bias: use a bias in the query, key and value projections.
         absolute_positions: "joint" (one learned table over time and space), "separable" (the sum of two),
-            "sincos" (fixed: see :func:`~videomaskfeat.models.positions.sincos_positions`) or "none".
+            "sincos" and "sincos_2d" (fixed: see :func:`~videomaskfeat.models.positions.fixed_positions`) or
+            "none".
         layer_scale: see :class:`Block`.
         drop_path: probability of dropping a residual branch of the last block; increases linearly from 0.
         shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
@@ -118,12 +120,14 @@ class ViT(Encoder):
         drop_path: float = 0.0,
         **shared: Any,
     ) -> None:
-        check_name("absolute_positions", absolute_positions, ("none", "joint", "separable", "sincos"))
+        check_name("absolute_positions", absolute_positions, ("none", "joint", "separable", *FIXED))
+        check_name("initialization", shared.get("initialization", "slowfast"), get_args(Initialization))
         check_transformer(depth, width, heads)
-        if absolute_positions == "sincos" and width % 16:
+        if absolute_positions in FIXED and width % position_channels(absolute_positions):
             raise UserError(
-                f"absolute_positions 'sincos': width {width} must be a multiple of 16; change it, or use "
-                "learned positions ('joint', 'separable')"
+                f"absolute_positions {absolute_positions!r}: width {width} must be a multiple of "
+                f"{position_channels(absolute_positions)}; change it, or use learned positions ('joint', "
+                "'separable')"
             )
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_stride, stride=cube_stride, padding=(0, 0, 0)),

@@ -22,10 +22,28 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import local_path
-from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.positions import Inflate, inflate_images
-from videomaskfeat.models.zoo import CLASSIFIER, MAE, MASKFEAT, MODELS, create_unset, encoder_arguments
+from videomaskfeat.models.encoder_base import Encoder, as_triple
+from videomaskfeat.models.positions import (
+    CLASS,
+    FIXED,
+    SPACE,
+    TABLE,
+    TIME,
+    Inflate,
+    fixed_positions,
+    inflate_images,
+)
+from videomaskfeat.models.zoo import (
+    CLASSIFIER,
+    MAE,
+    MASKFEAT,
+    MODELS,
+    arguments_of,
+    create_unset,
+    encoder_arguments,
+)
 from videomaskfeat.tensor_files import (
     read_metadata,
     read_safetensors,
@@ -331,8 +349,36 @@ def load_weights(
         The report of :func:`load_into`, with the keys.
     """
     weights = read_weights(path, key=key)
-    report = load_into(model, weights.state, source=os.fspath(path), **options)
+    state = {**_learned_positions(model, os.fspath(path)), **weights.state}
+    report = load_into(model, state, source=os.fspath(path), **options)
     return dataclasses.replace(report, key=weights.key, beside=weights.beside)
+
+
+def _learned_positions(model: nn.Module, path: str) -> dict[str, Tensor]:
+    """Initial values of a model's learned position tables if the file's model has fixed positions.
+
+    Fine-tuning learns the positions that MAE pre-training fixes, as MAE's code does.
+    """
+    if not isinstance(model, Encoder) or not path.endswith(".safetensors"):
+        return {}
+    if read_metadata(path).get("model") not in MODELS:
+        return {}
+    arguments = arguments_of(*created_as(path))
+    kind = arguments.get("absolute_positions")
+    if kind not in FIXED or (model.pos_embed is None and model.pos_embed_spatial is None):
+        return {}
+    frames, height, width = arguments["clip_size"]
+    stride = as_triple(arguments["cube_stride"])
+    grid = TokenGrid.from_clip(frames=frames, height=height, width=width, stride=stride)
+    prefix = int(arguments["class_token"])
+    device = torch.device("cpu")
+    table = fixed_positions(kind, arguments["width"], grid, prefix=prefix, device=device)  # [1, P+N, D]
+    if model.pos_embed is not None:
+        return {TABLE: table}
+    places = table[:, prefix:].unflatten(1, (grid.t, -1))  # [1, t, h*w, D]
+    # Every channel depends either on time or on space, so the positions are the sum of two tables.
+    tables = {SPACE: places[:, 0], TIME: places[:, :, 0] - places[:, :1, 0]}
+    return {**tables, CLASS: table[:, :1]} if prefix else tables
 
 
 def load_pretrained(model: nn.Module, keys: Any, *, leave_out: Iterable[str] = ()) -> LoadReport:

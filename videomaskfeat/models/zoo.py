@@ -87,17 +87,22 @@ _NANO = {
     "kv_stride": (1, 2, 2),
     "linear_std": 0.1,
 }
+# For comparisons on CPUs: 4 frames of 32x32, in 2x4x4 cubes of 8x8 pixels. There is no query pooling, since
+# 2x2x2 output positions would be too few.
+_PICO = {**_NANO, "depth": 4, "clip_size": (4, 32, 32), "kv_stride": (1, 1, 1)}
 
+# With cubes of the size of a HOG cell.
+_VIT_NANO = {
+    "depth": 6,
+    "width": 96,
+    "heads": 3,
+    "clip_size": (8, 64, 64),
+    "cube_stride": (2, 8, 8),
+    "linear_std": 0.1,
+}
 _VIT: dict[str, dict[str, Any]] = {
-    # For CPUs, with cubes of the size of a HOG cell.
-    "nano": {
-        "depth": 6,
-        "width": 96,
-        "heads": 3,
-        "clip_size": (8, 64, 64),
-        "cube_stride": (2, 8, 8),
-        "linear_std": 0.1,
-    },
+    "pico": {**_VIT_NANO, "depth": 4, "clip_size": (4, 32, 32)},
+    "nano": _VIT_NANO,
     "s": {"depth": 12, "width": 384, "heads": 6},
     "b": {"depth": 12, "width": 768, "heads": 12},
     "l": {"depth": 24, "width": 1024, "heads": 16},
@@ -107,14 +112,14 @@ _VIT: dict[str, dict[str, Any]] = {
 _VIT_IMAGE = {
     size: {
         **video,
-        "clip_size": (1, 64, 64) if size == "nano" else (1, 224, 224),
-        "cube_stride": (1, 8, 8) if size == "nano" else (1, 16, 16),
+        "clip_size": (1, *video.get("clip_size", (16, 224, 224))[1:]),
+        "cube_stride": (1, *video.get("cube_stride", (2, 16, 16))[1:]),
         "absolute_positions": "joint",
     }
     for size, video in _VIT.items()
 }
 _MAE_IMAGE: dict[str, Any] = {"decoder_depth": 8, "decoder_heads": 16}
-_MAE_NANO: dict[str, Any] = {
+_MAE_SMALL: dict[str, Any] = {
     "decoder_depth": 2,
     "decoder_width": 64,
     "decoder_heads": 2,
@@ -127,12 +132,14 @@ _MAE_NANO: dict[str, Any] = {
 _SUPERVISED = {"widen_in": "attention", "head": "token"}
 _MVIT: dict[str, tuple[dict[str, Any], tuple[int, ...], tuple[int, ...]]] = {
     # size: arguments, query poolings in pre-training, and in fine-tuning
+    "pico": (_PICO, (), ()),
     "nano": (_NANO, (1,), (1,)),
     "s": (_S, (1, 3), (1, 3, 14)),
     "l": (_L, (2, 8), (2, 8, 44)),
 }
 _MVIT_MASKFEAT, _MVIT_CLASSIFIER, _MVIT_DETECTOR = (MASKFEAT, MVIT), (CLASSIFIER, MVIT), (DETECTOR, MVIT)
 MODELS: dict[str, NamedModel] = {
+    "mvitv2_pico": NamedModel(_MVIT_CLASSIFIER, {**_PICO, **_SUPERVISED, "q_pool_at": ()}),
     "mvitv2_nano": NamedModel(_MVIT_CLASSIFIER, {**_NANO, **_SUPERVISED, "q_pool_at": (1,)}),
     "mvitv2_s": NamedModel(_MVIT_CLASSIFIER, {**_S, **_SUPERVISED, "q_pool_at": (1, 3, 14)}),
     "mvitv2_b": NamedModel(
@@ -150,11 +157,13 @@ for _size, (_shared, _before, _after) in _MVIT.items():
     )
     MODELS[f"{_name}_detector"] = NamedModel(_MVIT_DETECTOR, _pretrained)
 for _size, _video in _VIT.items():
-    _image, _nano = _VIT_IMAGE[_size], _size == "nano"
+    _image, _small = _VIT_IMAGE[_size], _size in ("pico", "nano")
     MODELS |= family(f"vit_{_size}", VIT, _video, encoder_name="vit_encoder")
     MODELS |= family(f"vit_{_size}_image", VIT, _image, encoder_name="vit_encoder", detector=False)
-    MODELS[f"mae_vit_{_size}"] = NamedModel((MAE,), {**_video, **_MAE_NANO} if _nano else _video)
-    MODELS[f"mae_vit_{_size}_image"] = NamedModel((MAE,), {**_image, **(_MAE_NANO if _nano else _MAE_IMAGE)})
+    MODELS[f"mae_vit_{_size}"] = NamedModel((MAE,), {**_video, **_MAE_SMALL} if _small else _video)
+    MODELS[f"mae_vit_{_size}_image"] = NamedModel(
+        (MAE,), {**_image, **(_MAE_SMALL if _small else _MAE_IMAGE)}
+    )
 # An encoder without a head; its weights file contains all arguments.
 MODELS["mvitv2_encoder"] = NamedModel((MVIT,), {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)})
 MODELS["vit_encoder"] = NamedModel((VIT,), _VIT["b"])
@@ -178,7 +187,8 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
             (fine-tuning), maskfeat_mvitv2_{s,l}_detector (action detection), mvitv2_{s,b,l} (supervised
             classifiers); maskfeat_vit_{s,b,l,h}, mae_vit_{s,b,l,h} (pre-training), vit_{s,b,l,h}
             (fine-tuning), vit_{s,b,l,h}_detector, and all ViTs except detectors for images with the suffix
-            _image; a nano size of each kind for CPUs; mvitv2_encoder and vit_encoder without a head.
+            _image; for CPUs a nano (8x64x64) and a pico size (4x32x32) of each kind; mvitv2_encoder and
+            vit_encoder without a head.
         arguments: arguments that differ from the named model's; see :class:`~videomaskfeat.models.mvit.MViT`,
             :class:`~videomaskfeat.models.vit.ViT`, :class:`~videomaskfeat.models.maskfeat.MaskFeat`,
             :class:`~videomaskfeat.models.mae.MAE`, :class:`~videomaskfeat.models.heads.Classifier` and

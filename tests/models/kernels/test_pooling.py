@@ -21,6 +21,9 @@ CASES = [
     ((3, 7, 5), (3, 5, 3), (1, 4, 3)),
     ((1, 7, 7), (1, 3, 3), (1, 2, 2)),
     ((1, 5, 5), (3, 3, 3), (1, 1, 1)),
+    ((2, 4, 4), (3, 3, 3), (1, 1, 1)),  # the pico model
+    ((2, 4, 4), (3, 3, 3), (1, 2, 2)),
+    ((3, 2, 5), (3, 1, 5), (2, 1, 2)),
     ((2, 4, 4), (1, 1, 1), (1, 1, 1)),
     ((2, 4, 4), (1, 1, 1), (1, 2, 2)),
 ]
@@ -82,8 +85,9 @@ def test_each_channel_has_its_own_weight(prefix: int, widths: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (1, 4, 4)])
-def test_bfloat16_stays_near_float32(stride: Triple) -> None:
-    x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=32, dtype=torch.bfloat16)
+@pytest.mark.parametrize("grid", [(4, 8, 8), (2, 4, 4)])
+def test_bfloat16_stays_near_float32(grid: Triple, stride: Triple) -> None:
+    x, weight = make_inputs(grid, (3, 3, 3), channels=32, dtype=torch.bfloat16)
     ours = depthwise_conv3d(x, weight, stride)
     wide_x, wide_weight = (value.detach().float().requires_grad_() for value in (x, weight))
     exact = plain(wide_x, wide_weight, stride)

@@ -16,6 +16,7 @@ blocks), all three are products over the positions that are read.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from videomaskfeat.models.positions import constant_table
+
 Stride = tuple[int, int, int]
+
+_SMALL_GRID = 32
+"""Positions of a grid up to which a product over the batch is faster than a call per sample and time tap."""
 
 
 class Pool(NamedTuple):
@@ -189,6 +195,8 @@ def _input_gradient(grad: Tensor, shape: torch.Size, weight: Tensor, stride: lis
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
     """Gradient of the weight [C, 1, kt, kh, kw], one time tap at a time."""
+    if math.prod(x.shape[1:4]) <= _SMALL_GRID:
+        return _weight_gradient_small(grad, x, weight, stride)
     x = x.contiguous()
     total = weight.new_zeros(weight.shape, dtype=torch.promote_types(weight.dtype, torch.float32))
     for tap in range(weight.shape[2]):
@@ -211,6 +219,31 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int])
             )
             total[:, :, tap] += gradient  # [C, 1, kh, kw]
     return total.to(weight.dtype)
+
+
+def _weight_gradient_small(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int]) -> Tensor:
+    """:func:`_weight_gradient` of a small grid, in two matrix products per channel for the whole batch."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    taps = constant_table(
+        _tap_pairs, tuple(x.shape[1:4]), tuple(weight.shape[2:]), tuple(stride), device=x.device
+    )
+    # torch would copy each of many strided matrices separately
+    columns = x.flatten(1, 3).permute(2, 1, 0).to(wide).contiguous()  # [C, N, B]
+    rows = grad.flatten(1, 3).permute(2, 0, 1).to(wide).contiguous()  # [C, B, N']
+    pairs = torch.bmm(columns, rows).flatten(1)  # [C, N * N'], sums over the batch
+    return (pairs @ taps.to(wide)).view(weight.shape).to(weight.dtype)
+
+
+def _tap_pairs(grid: Stride, kernel: Stride, stride: Stride, *, device: torch.device) -> Tensor:
+    """1 where a tap of the kernel connects a position and an output position, float [N * N', taps]."""
+    result = torch.ones(1, 1, 1, device=device)
+    for length, size, step in zip(grid, kernel, stride, strict=True):
+        places = torch.arange(length, device=device)[:, None, None]
+        centers = torch.arange(0, length, step, device=device)[None, :, None]
+        offsets = torch.arange(size, device=device) - size // 2
+        axis = (places == centers + offsets).float()  # [length, length', size]
+        result = torch.einsum("abc,xyz->axbycz", result, axis).flatten(4).flatten(2, 3).flatten(0, 1)
+    return result.flatten(0, 1)
 
 
 def _windows_lie_apart(weight: Tensor, stride: list[int]) -> bool:

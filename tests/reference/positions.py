@@ -1,0 +1,20 @@
+"""Positions of published code, number by number."""
+
+from __future__ import annotations
+
+import math
+
+
+def sincos_2d(width: int, *, rows: int, columns: int) -> list[list[float]]:
+    """The fixed positions of MAE for images, [rows * columns, width], row by row.
+
+    The first half of the channels belongs to the column, the second to the row; each half has the sines of
+    all frequencies, then the cosines.
+    """
+    quarter = width // 4
+
+    def waves(index: int) -> list[float]:
+        angles = [index / 10000 ** (i / quarter) for i in range(quarter)]
+        return [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+
+    return [waves(column) + waves(row) for row in range(rows) for column in range(columns)]

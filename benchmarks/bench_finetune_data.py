@@ -25,7 +25,7 @@ from benchmarks.bench_loader import FPS, KEYFRAME_INTERVALS, SAMPLER, pictures_w
 from benchmarks.harness import Row, alternate
 from tests.reference.randaugment import pillow_change
 from videomaskfeat.data.augment import Augmentation, RandAugment, RandomErasing
-from videomaskfeat.data.clips import ClipAugmentation, LabelledClips, SampleKey, sample_generator
+from videomaskfeat.data.clips import ClipAugmentation, LabeledClips, SampleKey, sample_generator
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
@@ -135,13 +135,13 @@ def _row(name: str, ours: float, baseline: float, target: str = "", note: str = 
     return Row(name, 1e3 * ours / SAMPLES, 1e3 * baseline / SAMPLES, "ms per clip", "lower", target, note)
 
 
-def _data_set(video: Path, augment: ClipAugmentation, *, reader: str = "auto") -> LabelledClips:
+def _data_set(video: Path, augment: ClipAugmentation, *, reader: str = "auto") -> LabeledClips:
     path = video.with_suffix(".csv")
     path.write_text(f"{video} 0\n" * SAMPLES, encoding="utf-8")
-    return LabelledClips(load_records(path), sampler=SAMPLER, transform=CROP, augment=augment, reader=reader)
+    return LabeledClips(load_records(path), sampler=SAMPLER, transform=CROP, augment=augment, reader=reader)
 
 
-def _load(dataset: LabelledClips) -> None:
+def _load(dataset: LabeledClips) -> None:
     for index in range(SAMPLES):
         dataset[SampleKey(0, index)]
 

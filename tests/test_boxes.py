@@ -13,8 +13,8 @@ def test_overlap_is_the_shared_part_of_both_together() -> None:
     others = np.array(
         [SQUARE, [1.0, 1, 3, 3], [2.0, 0, 3, 2], [5.0, 5, 6, 6], [0.5, 0.5, 1, 1.5], [1.0, 1, 1, 1]]
     )
-    found = overlaps(np.tile(np.array(SQUARE), (6, 1)), others)
-    np.testing.assert_allclose(found, [1, 1 / 7, 0, 0, 0.5 / 4, 0], atol=1e-15)
+    actual = overlaps(np.tile(np.array(SQUARE), (6, 1)), others)
+    np.testing.assert_allclose(actual, [1, 1 / 7, 0, 0, 0.5 / 4, 0], atol=1e-15)
     assert areas(others).tolist() == [4, 4, 2, 1, 0.5, 0]
     point = np.array([[1.0, 1, 1, 1]])
     assert overlaps(point, point).tolist() == [0]  # no area: nothing over nothing

@@ -315,7 +315,7 @@ class Schema:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("one.crop=sid", "one.crop 'sid' is unknown; did you mean 'side'\\? there are area, side"),
+        ("one.crop=sid", "one.crop 'sid' is unknown; did you mean 'side'\\? Choose from area, side"),
         ("one.share=0.0", "one.share 0 must be above 0 and at most 1"),
         ("one.share=1.5", "one.share 1.5 must be above 0 and at most 1"),
         ("one.sides=[4,0]", r"one.sides \[4, 0\] must be at least 1"),

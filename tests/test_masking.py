@@ -99,11 +99,11 @@ def test_cube_exact_is_exact_at_any_ratio(ratio: float) -> None:
 
 
 def test_cube_exact_hides_blocks_rather_than_scattered_cells() -> None:
-    def same_as_right_neighbour(masks: Mask) -> float:
+    def same_as_right_neighbor(masks: Mask) -> float:
         return float(np.mean(masks[..., 1:] == masks[..., :-1]))
 
-    assert same_as_right_neighbour(draw("cube_exact", 200)) > 0.75
-    assert same_as_right_neighbour(draw("random", 200)) < 0.55
+    assert same_as_right_neighbor(draw("cube_exact", 200)) > 0.75
+    assert same_as_right_neighbor(draw("random", 200)) < 0.55
 
 
 def test_tube_repeats_one_frame() -> None:

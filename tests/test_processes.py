@@ -63,14 +63,14 @@ def test_verb_ends_with_its_parent_and_nothing_follows(
     with session([sys.executable, "-c", PARENT, verb, str(tmp_path)]) as process:
         wait_until(lambda: (tmp_path / "waits").exists())
         process.send_signal(number)
-        _, said = process.communicate(timeout=30)
+        _, output = process.communicate(timeout=30)
         wait_until(lambda: not processes_of_session(process.pid), seconds=10)
     assert process.returncode == code
     assert (tmp_path / "saved").read_text() == "waits"
     assert not (tmp_path / "last").exists()
     if number != signal.SIGKILL:
         assert (
-            said.strip()
+            output.strip()
             == f"`videomaskfeat {tmp_path}` was stopped (exit code {code}); `make demo` continues"
             + (" from there")
         )

@@ -116,16 +116,16 @@ class _MakesFolder:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
-    path, made = tmp_path / "model.pt", tmp_path / "made"
-    torch.save({**STATE, "extra": _MakesFolder(made)}, path, _use_new_zipfile_serialization=zipped)
+    path, folder = tmp_path / "model.pt", tmp_path / "made"
+    torch.save({**STATE, "extra": _MakesFolder(folder)}, path, _use_new_zipfile_serialization=zipped)
     words = rf"model\.pt: contains pickled code .*{os.mkdir.__module__}\.mkdir.* save only its tensors"
     with pytest.raises(PickledCode, match=words) as caught:
         read_torch_file(str(path))
     assert "\n" not in str(caught.value)
-    path.write_bytes(pickle.dumps(_MakesFolder(made)))
+    path.write_bytes(pickle.dumps(_MakesFolder(folder)))
     with pytest.raises(UserError, match=r"model\.pt: "):
         read_torch_file(str(path))
-    assert not made.exists()
+    assert not folder.exists()
 
 
 def test_pipe_is_refused(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_pipe_is_refused(tmp_path: Path) -> None:
 
 def test_torch_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(torch_bytes())
-    found = read_torch_file(str(tmp_path / "model.pt"))
-    assert isinstance(found, dict)
-    assert all(torch.equal(found[name], value) for name, value in STATE.items())
+    state = read_torch_file(str(tmp_path / "model.pt"))
+    assert isinstance(state, dict)
+    assert all(torch.equal(state[name], value) for name, value in STATE.items())
 
 
 def with_header(header: bytes, *, length: int | None = None) -> bytes:
@@ -185,7 +185,7 @@ def test_large_header_is_not_read(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", 2**31))
         file.truncate(2**31 + 100)  # sparse
-    with pytest.raises(DamagedFile, match="a header of 2147483648 bytes; 33554432 are read"):
+    with pytest.raises(DamagedFile, match="a header of 2147483648 bytes; the maximum is 33554432"):
         read_metadata(str(path))
 
 

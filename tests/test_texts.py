@@ -82,7 +82,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(place))
         for path, kind in ((pipe, "named pipe"), (place, "socket"), (Path("/dev/zero"), "device")):
-            with pytest.raises(UserError, match=f"^{path}: is a {kind}, and a regular file is needed"):
+            with pytest.raises(UserError, match=f"^{path}: is a {kind}, but a regular file is needed"):
                 open_file(path, "rb")
     for path, words in (
         ("a\0b", "is not a valid path"),
@@ -160,10 +160,10 @@ def test_invalid_yaml_is_refused(text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "])
-@pytest.mark.parametrize("levels", [17, 1_000, 60_000])
-def test_yaml_depth_is_checked_before_libyaml_crashes(opening: str, levels: int) -> None:
+@pytest.mark.parametrize("depth", [17, 1_000, 60_000])
+def test_yaml_depth_is_checked_before_libyaml_crashes(opening: str, depth: int) -> None:
     with pytest.raises(UserError, match="y, line 1: YAML nested more than 16 levels deep"):
-        parse_yaml(opening * levels, "y")
+        parse_yaml(opening * depth, "y")
 
 
 def test_aliases_count_as_their_content() -> None:

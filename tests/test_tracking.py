@@ -74,10 +74,10 @@ def test_tracks_equal_trying_every_assignment(seed: int) -> None:
         corner = rng.uniform(0, 30, (rng.integers(0, 5), 2))
         boxes.append(np.concatenate([corner, corner + rng.uniform(8, 20, corner.shape)], axis=1))
     seconds = np.cumsum(rng.uniform(0.2, 1.5, 12))
-    found = link_boxes(boxes, seconds, min_iou=0.2, max_gap_seconds=2.0)
+    actual = link_boxes(boxes, seconds, min_iou=0.2, max_gap_seconds=2.0)
     steps = [[tuple(box) for box in step.tolist()] for step in boxes]
-    assert [numbers.tolist() for numbers in found] == reference.link(steps, seconds.tolist(), 0.2, 2.0)
-    assert max(numbers.max(initial=0) for numbers in found) < sum(map(len, boxes)) - 3  # many were linked
+    assert [numbers.tolist() for numbers in actual] == reference.link(steps, seconds.tolist(), 0.2, 2.0)
+    assert max(numbers.max(initial=0) for numbers in actual) < sum(map(len, boxes)) - 3  # many were linked
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 3), (2, 6), (6, 4), (5, 6), (0, 3), (4, 0)])
@@ -101,46 +101,46 @@ def test_pairs_have_the_largest_sum(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"min_iou": 0.0}, "min IoU 0 must be above 0, and at most 1"),
-        ({"min_iou": 1.1}, "min IoU 1.1 must be above 0"),
-        ({"max_gap_seconds": -1.0}, "max gap -1 must be a number of seconds, at least 0"),
-        ({"max_gap_seconds": float("nan")}, "max gap nan must be a number of seconds"),
+        ({"min_iou": 0.0}, "min_iou=0 must be above 0 and at most 1"),
+        ({"min_iou": 1.1}, "min_iou=1.1 must be above 0"),
+        ({"max_gap_seconds": -1.0}, "max_gap_seconds=-1 must be at least 0"),
+        ({"max_gap_seconds": float("nan")}, "max_gap_seconds=nan must be at least 0"),
         (
             {"seconds": np.array([1.0, 1.0])},
-            "2 key frames need as many ascending times",
+            "2 key frames need 2 times in ascending order",
         ),
-        ({"seconds": np.array([1.0])}, "2 key frames need as many ascending times"),
+        ({"seconds": np.array([1.0])}, "2 key frames need 2 times in ascending order"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
-    given = {"seconds": np.array([0.0, 1.0]), **arguments}
+    keywords = {"seconds": np.array([0.0, 1.0]), **arguments}
     with pytest.raises(UserError, match=words):
-        link_boxes([np.array([person(0)])] * 2, **given)
+        link_boxes([np.array([person(0)])] * 2, **keywords)
 
 
 def test_smoothing_is_a_gaussian_average_over_the_track() -> None:
     """Two tracks, one of them with a gap; weights exp(-1/2 (dt / sigma)^2) by hand."""
     tracks = [np.array([0, 1]), np.array([1]), np.array([1, 0])]
     scores = [np.array([[1.0, 0], [0.2, 0.8]]), np.array([[0.5, 0.5]]), np.array([[0.8, 0.2], [0, 1.0]])]
-    found = smooth_scores(scores, tracks, np.array([0.0, 1.0, 2.0]), sigma_seconds=1.0)
+    actual = smooth_scores(scores, tracks, np.array([0.0, 1.0, 2.0]), sigma_seconds=1.0)
     one, two = np.exp(-0.5), np.exp(-2.0)
     first = 1 / (1 + two)  # track 0: at 0 s and at 2 s
-    np.testing.assert_allclose(found[0][0], [first, 1 - first], atol=1e-12)
-    np.testing.assert_allclose(found[2][1], [1 - first, first], atol=1e-12)
+    np.testing.assert_allclose(actual[0][0], [first, 1 - first], atol=1e-12)
+    np.testing.assert_allclose(actual[2][1], [1 - first, first], atol=1e-12)
     edge = (0.2 + 0.5 * one + 0.8 * two) / (1 + one + two)
-    np.testing.assert_allclose(found[0][1], [edge, 1 - edge], atol=1e-12)
-    np.testing.assert_allclose(found[1][0], [0.5, 0.5], atol=1e-12)  # the same on both sides
-    np.testing.assert_allclose(found[2][0], [1 - edge, edge], atol=1e-12)
+    np.testing.assert_allclose(actual[0][1], [edge, 1 - edge], atol=1e-12)
+    np.testing.assert_allclose(actual[1][0], [0.5, 0.5], atol=1e-12)  # the same on both sides
+    np.testing.assert_allclose(actual[2][0], [1 - edge, edge], atol=1e-12)
 
 
 def test_smoothing_leaves_single_key_frames_and_its_input_alone() -> None:
     scores = [np.array([[0.1, 0.9]], np.float32), np.empty((0, 2), np.float32)]
     tracks = [np.array([0]), np.array([], np.int64)]
     for sigma in (0.0, 2.0):
-        found = smooth_scores(scores, tracks, np.array([0.0, 1.0]), sigma_seconds=sigma)
-        np.testing.assert_allclose(found[0], scores[0], atol=1e-7)
-        assert found[0] is not scores[0]
-        assert found[0].dtype == np.float32
-        assert found[1].shape == (0, 2)
-    with pytest.raises(UserError, match="smoothing over -1 must be a number of seconds, at least 0"):
+        actual = smooth_scores(scores, tracks, np.array([0.0, 1.0]), sigma_seconds=sigma)
+        np.testing.assert_allclose(actual[0], scores[0], atol=1e-7)
+        assert actual[0] is not scores[0]
+        assert actual[0].dtype == np.float32
+        assert actual[1].shape == (0, 2)
+    with pytest.raises(UserError, match="sigma_seconds=-1 must be at least 0"):
         smooth_scores(scores, tracks, np.array([0.0, 1.0]), sigma_seconds=-1.0)

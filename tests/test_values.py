@@ -74,7 +74,7 @@ def test_limits_apply_to_the_last_component_of_a_name() -> None:
     assert build_dataclass(Inner, {"frames": 9}, limits=limits) == Inner(9)
     with pytest.raises(UserError, match=r"inner\.frames 10 must be an integer from 1 to 9"):
         build_dataclass(Outer, {"inner": {"frames": 10}}, limits=limits)
-    with pytest.raises(UserError, match="names 'c' is unknown; there are a, b"):
+    with pytest.raises(UserError, match="names 'c' is unknown; choose from a, b"):
         build_dataclass(Outer, {"inner": {"frames": 1}, "names": ["a", "c"]}, limits=limits)
 
 

@@ -284,7 +284,9 @@ def _items(path: str | os.PathLike[str]) -> dict[int, dict[str, str]]:
         elif token[3] == "}":
             number = _label_id(item, f"{name}:{item_line}")
             if number in items:
-                raise UserError(f"{name}:{item_line}: the id {number} is repeated; give each action its own")
+                raise UserError(
+                    f"{name}:{item_line}: action id {number} appears twice; each action needs its own id"
+                )
             items[number] = item
         elif token[1]:
             value = token[2]

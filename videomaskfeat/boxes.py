@@ -73,7 +73,7 @@ def link_boxes(
     """
     check_linking(min_iou, max_gap_seconds)
     if len(boxes) != len(seconds) or (np.diff(seconds) <= 0).any():
-        raise UserError(f"{len(boxes)} key frames need as many ascending times")
+        raise UserError(f"{len(boxes)} key frames need {len(boxes)} times in ascending order")
     tracks: list[np.ndarray] = []
     last_boxes, last_times = np.empty((0, 4)), np.empty(0)  # by track
     for now, new_boxes in zip(np.asarray(seconds, np.float64), boxes, strict=True):
@@ -96,15 +96,15 @@ def link_boxes(
 def check_linking(min_iou: float, max_gap_seconds: float) -> None:
     """Raise UserError if an argument of :func:`link_boxes` is out of range."""
     if not 0 < min_iou <= 1:
-        raise UserError(f"min IoU {min_iou:g} must be above 0, and at most 1")
+        raise UserError(f"min_iou={min_iou:g} must be above 0 and at most 1")
     if not max_gap_seconds >= 0:
-        raise UserError(f"max gap {max_gap_seconds:g} must be a number of seconds, at least 0")
+        raise UserError(f"max_gap_seconds={max_gap_seconds:g} must be at least 0")
 
 
 def check_smoothing(sigma_seconds: float) -> None:
     """Raise UserError if an argument of :func:`smooth_scores` is out of range."""
     if not 0 <= sigma_seconds < np.inf:
-        raise UserError(f"smoothing over {sigma_seconds:g} must be a number of seconds, at least 0")
+        raise UserError(f"sigma_seconds={sigma_seconds:g} must be at least 0")
 
 
 def pairwise_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -32,14 +32,15 @@ def unknown_name(what: str, name: object, known: Iterable[object]) -> UserError:
     """The error for an unknown name.
 
     >>> print(unknown_name("target.name", "hogs", ["hog", "pixels"]))
-    target.name 'hogs' is unknown; did you mean 'hog'? there are hog, pixels
+    target.name 'hogs' is unknown; did you mean 'hog'? Choose from hog, pixels
     """
     names = [str(one) for one in known]
     hint = nearest(name, names) if isinstance(name, str) else ""
     shown = safe_repr(name)
     if len(shown) > _LONGEST_NAME:
         shown = f"{shown[:_LONGEST_NAME]}..."
-    return UserError(f"{what} {shown} is unknown{hint or ';'} there are {', '.join(names) or 'none'}")
+    choices = f"choose from {', '.join(names)}" if names else "none is accepted"
+    return UserError(f"{what} {shown} is unknown{f'{hint} C{choices[1:]}' if hint else f'; {choices}'}")
 
 
 def check_name(what: str, name: object, known: Iterable[object]) -> None:

@@ -69,7 +69,9 @@ def _check_regular(path: str) -> None:
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         name = _SPECIAL_FILES.get(kind, "special file")
-        raise UserError(f"{path}: is a {name}, and a regular file is needed; copy its content into one")
+        raise UserError(
+            f"{path}: is a {name}, but a regular file is needed; copy its content into a regular file"
+        )
 
 
 @contextmanager

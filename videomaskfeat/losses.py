@@ -104,7 +104,9 @@ def binary_cross_entropy(
     """
     _check_classes(logits, labels, "labels")
     if focusing < 0:
-        raise UserError(f"focusing={focusing:g} must be 0 (plain cross-entropy) or more; the paper has 2")
+        raise UserError(
+            f"focusing={focusing:g} must be 0 (plain cross-entropy) or more; the focal loss paper uses 2"
+        )
     logits = logits.float()
     signed = torch.where(labels, logits, -logits)  # p = sigmoid(signed)
     loss = F.softplus(-signed)  # -log p, finite for any logit

@@ -23,7 +23,7 @@ from videomaskfeat.texts import parse_json
 from videomaskfeat.values import Limits, build_dataclass, conform
 
 T = TypeVar("T")
-Levels = float | tuple[float, ...]
+ChannelValues = float | tuple[float, ...]
 """One number for all channels, or one per channel."""
 METADATA_KEY = "pretrain"
 CLASSIFY_KEY = "classify"
@@ -73,7 +73,7 @@ class ClipRecipe:
         crop: height and width in pixels.
         target_fps: frame rate for ``stride``; None: the video's own.
         short_video: policy for videos shorter than a clip: clamp, loop or error.
-        mean: mean for the normalization of pixels in 0..1; see :data:`Levels`.
+        mean: mean for the normalization of pixels in 0..1; see :data:`ChannelValues`.
         std: standard deviation for the normalization.
 
     Raises:
@@ -86,8 +86,8 @@ class ClipRecipe:
     crop: int
     target_fps: float | None = 30.0
     short_video: str = "clamp"
-    mean: Levels = 0.45
-    std: Levels = 0.225
+    mean: ChannelValues = 0.45
+    std: ChannelValues = 0.225
 
     @classmethod
     def of(cls, section: Any) -> ClipRecipe:
@@ -119,7 +119,7 @@ class ClipRecipe:
         )
 
     def __post_init__(self) -> None:
-        mean, std = as_levels(self.mean, "mean"), as_levels(self.std, "std")
+        mean, std = as_channel_values(self.mean, "mean"), as_channel_values(self.std, "std")
         if min(std if isinstance(std, tuple) else (std,)) <= 0:
             raise UserError(f"std {self.std} must be above 0: pixels are divided by it")
         if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) != len(std):
@@ -248,12 +248,12 @@ class PretrainRecipe:
             ValueError: the text is not JSON, or a value is missing, unknown or wrong.
         """
 
-        def parse(parts: Any) -> PretrainRecipe:
-            clip = _clip_of(parts)
-            mask = build_dataclass(MaskRecipe, parts.get("mask", {}), name="mask", limits=LIMITS)
-            target = conform(parts.get("target"), Mapping[str, Any], "target")
+        def parse(fields: Any) -> PretrainRecipe:
+            clip = _clip_of(fields)
+            mask = build_dataclass(MaskRecipe, fields.get("mask", {}), name="mask", limits=LIMITS)
+            target = conform(fields.get("target"), Mapping[str, Any], "target")
             name = conform(target.pop("name", None), str, "target.name")
-            return cls(clip, mask, name, target, conform(parts.get("method", "masked"), str, "method"))
+            return cls(clip, mask, name, target, conform(fields.get("method", "masked"), str, "method"))
 
         return _parse(text, "pre-training", parse)
 
@@ -315,7 +315,7 @@ class ClassifyRecipe:
     @classmethod
     def from_json(cls, text: str) -> ClassifyRecipe:
         """The inverse of :meth:`to_json`; raises as :meth:`PretrainRecipe.from_json`."""
-        return _parse(text, "classifier's", lambda parts: build_dataclass(cls, parts, limits=LIMITS))
+        return _parse(text, "classifier's", lambda fields: build_dataclass(cls, fields, limits=LIMITS))
 
 
 @dataclass(frozen=True)
@@ -352,9 +352,7 @@ class DetectRecipe:
             )
         wrong = [number for number in (*self.actions, *self.poses) if not 1 <= number <= self.classes]
         if wrong:
-            raise UserError(
-                f"the action {wrong[0]} is not an action of the model: ids count from 1 to {self.classes}"
-            )
+            raise UserError(f"action {wrong[0]} is out of range: action ids are 1 to {self.classes}")
 
     @property
     def pose_mask(self) -> Tensor:
@@ -374,10 +372,10 @@ class DetectRecipe:
     @classmethod
     def from_json(cls, text: str) -> DetectRecipe:
         """The inverse of :meth:`to_json`; raises as :meth:`PretrainRecipe.from_json`."""
-        return _parse(text, "detector's", lambda parts: build_dataclass(cls, parts, limits=LIMITS))
+        return _parse(text, "detector's", lambda fields: build_dataclass(cls, fields, limits=LIMITS))
 
 
-def as_levels(value: Any, name: str) -> Levels:
+def as_channel_values(value: Any, name: str) -> ChannelValues:
     """Convert to a number or a tuple of numbers; raises UserError for other values."""
     several = isinstance(value, Sequence) and not isinstance(value, str)
     values = value if several else (value,)
@@ -389,22 +387,26 @@ def as_levels(value: Any, name: str) -> Levels:
     return tuple(map(float, values)) if several else float(value)
 
 
-def normalize(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Sequence[float]) -> Tensor:
+def normalize(
+    clips: Tensor, *, mean: ChannelValues | Sequence[float], std: ChannelValues | Sequence[float]
+) -> Tensor:
     """Clips uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], (pixel / 255 - mean) / std."""
     pixels = clips.permute(0, 4, 1, 2, 3).to(torch.float32).div(255.0)
     return pixels.sub(_by_channel(mean, pixels)).div(_by_channel(std, pixels))
 
 
-def denormalize(clips: Tensor, *, mean: Levels | Sequence[float], std: Levels | Sequence[float]) -> Tensor:
+def denormalize(
+    clips: Tensor, *, mean: ChannelValues | Sequence[float], std: ChannelValues | Sequence[float]
+) -> Tensor:
     """The inverse of :func:`normalize`: float [B, C, T, H, W] -> uint8 [B, T, H, W, C], clamped to 0..255."""
     pixels = clips.float().mul(_by_channel(std, clips)).add(_by_channel(mean, clips)).mul(255.0)
     return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
 
-def _by_channel(levels: Levels | Sequence[float], pixels: Tensor) -> float | Tensor:
-    if isinstance(levels, int | float):
-        return levels
-    return torch.tensor(levels, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1, 1)
+def _by_channel(values: ChannelValues | Sequence[float], pixels: Tensor) -> float | Tensor:
+    if isinstance(values, int | float):
+        return values
+    return torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1, 1)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> PretrainRecipe:
@@ -515,21 +517,21 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     return {key: metadata[key] for key in KINDS if key in metadata}
 
 
-def _clip_of(parts: Any) -> ClipRecipe:
-    if "clip" not in conform(parts, Mapping[str, Any], "it"):
+def _clip_of(fields: Any) -> ClipRecipe:
+    if "clip" not in conform(fields, Mapping[str, Any], "it"):
         raise UserError("clip is missing")
-    return build_dataclass(ClipRecipe, parts["clip"], name="clip", limits=LIMITS)
+    return build_dataclass(ClipRecipe, fields["clip"], name="clip", limits=LIMITS)
 
 
 def _parse(text: str, kind: str, parse: Callable[[Any], T]) -> T:
     try:
         return parse(parse_json(text, "metadata"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"no {kind} recipe: {error}") from error
+        raise ValueError(f"not a valid {kind} recipe: {error}") from error
 
 
 def _read(parse: Callable[[str], T], texts: Mapping[str, str], key: str, path: str | os.PathLike[str]) -> T:
     try:
         return parse(texts[key])
     except ValueError as error:
-        raise UserError(f"{os.fspath(path)}: its metadata key {key!r} holds {error}") from error
+        raise UserError(f"{os.fspath(path)}: metadata key {key!r}: {error}") from error

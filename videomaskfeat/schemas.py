@@ -27,6 +27,7 @@ MASK_KINDS = (
 ACTION_LOSSES = {"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
 CROP_KINDS = {"area": "crop_area of the frame, resized", "short_side": "from a frame resized to short_side"}
 OPTIMIZERS = {"adamw": "", "sgd": "momentum, Nesterov"}
+SCHEDULES = {"cosine": "to end_learning_rate", "steps": "times step_factor at each of step_epochs"}
 SHARE: Any = {"least": 0, "greatest": 1}
 WEIGHT_SETS = {"auto": "averaged if ema_decay is set", "trained": "", "averaged": "", "both": ""}
 
@@ -91,6 +92,9 @@ class OptimConfig:
     learning_rate: float = key(1e-4, "peak learning rate, for base_batch_size", least=0)
     start_learning_rate: float = key(1e-6, "learning rate at step 0, for base_batch_size", least=0)
     end_learning_rate: float = key(1e-6, "learning rate at the end, for base_batch_size", least=0)
+    schedule: str = key("cosine", "learning rate after the warm-up", choices=SCHEDULES)
+    step_epochs: list[float] = key([], "ascending epochs of the steps", least=0)
+    step_factor: float = key(0.1, "learning rate factor of a step", above=0, greatest=1)
     betas: list[float] = key([0.9, 0.999], "betas of AdamW", least=0, below=1)
     weight_decay: float = key(0.05, "weight decay; none on 1-d parameters", least=0)
     layer_decay: float = key(1.0, "learning rate factor from a layer to the one before; 1: none", least=0)
@@ -179,6 +183,12 @@ class TargetConfig:
 class PretrainOptimConfig(OptimConfig):
     """Optimization of the encoder."""
 
+    end_weight_decay: float | None = key(
+        None, "weight decay at the end, on a cosine from weight_decay; null: constant", least=0
+    )
+    gradient_clip_each: float | None = key(
+        None, "maximum L2 norm of each parameter's gradient, after gradient_clip; null: none", above=0
+    )
     accumulate: int = key(1, "micro-batches per optimizer step, for each rank", least=1, free=True)
 
 
@@ -204,11 +214,23 @@ class PretrainRunConfig(RunConfig):
 
 
 @dataclass
+class PretrainClipConfig(ClipConfig):
+    """Clips."""
+
+    crop_area: list[float] = key(
+        [0.5, 1.0],
+        "range of the crop's share of the frame; this default means 0.25..1 for ibot and 0.08..1 for byol",
+        above=0,
+        greatest=1,
+    )
+
+
+@dataclass
 class PretrainConfig:
     """Masked pre-training. The defaults are the published MaskFeat recipe of MViTv2-S on Kinetics-400."""
 
     data: DataConfig = section(DataConfig)
-    clip: ClipConfig = section(ClipConfig)
+    clip: PretrainClipConfig = section(PretrainClipConfig)
     mask: MaskConfig = section(MaskConfig)
     method: MethodConfig = section(MethodConfig)
     model: ModelConfig = section(ModelConfig)

@@ -128,7 +128,7 @@ def read_metadata(path: str) -> dict[str, str]:
             if size < 8 or length > size - 8:
                 raise DamagedFile(path, f"a header of {length} bytes in a file of {size}")
             if length > _LARGEST_HEADER:
-                raise DamagedFile(path, f"a header of {length} bytes; {_LARGEST_HEADER} are read")
+                raise DamagedFile(path, f"a header of {length} bytes; the maximum is {_LARGEST_HEADER}")
             text = file.read(length).decode("utf-8")
         try:
             header = parse_json(text, "its header")
@@ -170,7 +170,7 @@ def _check_archive(path: str, local: str) -> None:
     with zipfile.ZipFile(local) as archive:
         members = {member.filename: member for member in archive.infolist()}
         if len(members) != len(archive.infolist()):
-            raise DamagedFile(path, "two members of one name")
+            raise DamagedFile(path, "two members have the same name")
         if any(name.endswith("/constants.pkl") for name in members):
             raise DamagedFile(path, "a TorchScript program, not weights: save the model's state_dict()")
         for name, member in members.items():
@@ -208,8 +208,8 @@ def _refusing_damage(path: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():
-            found = re.search(r"GLOBAL (\S+)", str(error))  # a global or an operation that is not plain data
-            raise PickledCode(path, found.group(1) if found else "") from error
+            match = re.search(r"GLOBAL (\S+)", str(error))  # a global or an operation that is not plain data
+            raise PickledCode(path, match.group(1) if match else "") from error
         lines = str(error).strip().splitlines()
         raise DamagedFile(path, lines[0][:200] if lines else type(error).__name__) from error
 

@@ -112,7 +112,7 @@ def plain_rows(data: bytes, name: str, *, what: str = "a list") -> bytes:
 
 
 def decode_text(data: bytes, name: str, *, what: str) -> str:
-    """Decode bytes in the encoding of their byte order mark, or else in UTF-8.
+    """Decode bytes in the encoding of their byte order mark, in UTF-8 without one.
 
     Raises:
         UserError: another kind of file or another encoding; names the probable one.
@@ -381,7 +381,7 @@ def _check_events(text: str, name: str, loader: Any) -> None:
         where = f"{name}, line {event.start_mark.line + 1}" if event.start_mark else name
         documents += isinstance(event, yaml.DocumentStartEvent)
         if documents > 1:
-            raise UserError(f"{where}: a second YAML document begins; give one")
+            raise UserError(f"{where}: a second YAML document begins; only one is allowed")
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_nodes.pop()
             sizes[anchor] = size

@@ -22,11 +22,11 @@ def rows_of_folder(folder: str) -> tuple[list[str], list[str]]:
         UserError: there are no videos, or a video is not in a class folder.
     """
     paths = [record.path for record in load_records(folder, format="folder")]
-    parts = [Path(os.path.relpath(path, folder)).parts for path in paths]
-    loose = next((path for path, names in zip(paths, parts, strict=True) if len(names) < 2), None)
+    folders = [Path(os.path.relpath(path, folder)).parts for path in paths]
+    loose = next((path for path, names in zip(paths, folders, strict=True) if len(names) < 2), None)
     if loose is not None:
         raise UserError(f"{loose}: is not in a class folder; the folder above a video is its class")
-    return paths, [names[0].replace("_", " ") for names in parts]
+    return paths, [names[0].replace("_", " ") for names in folders]
 
 
 def rows_of_csv(path: str, videos: str) -> tuple[list[str], list[str]]:
@@ -40,10 +40,10 @@ def rows_of_csv(path: str, videos: str) -> tuple[list[str], list[str]]:
     names = [records.class_names[label] for label in records.labels] if records.class_names else []
     if not all(names) or len(names) != len(paths):
         raise UserError(f"{path}: has no column label, so a list would only have paths: use the CSV directly")
-    found = [exists(path) for path in paths]
-    print(f"{found.count(False)} of {len(paths)} videos of {path} are missing below {videos}")
-    kept = [(path, name) for path, name, there in zip(paths, names, found, strict=True) if there]
-    return [path for path, _ in kept], [name for _, name in kept]
+    existing = [exists(path) for path in paths]
+    print(f"{existing.count(False)} of {len(paths)} videos of {path} are missing below {videos}")
+    rows = [(path, name) for path, name, there in zip(paths, names, existing, strict=True) if there]
+    return [path for path, _ in rows], [name for _, name in rows]
 
 
 def class_numbers(names: list[str], path: str | None) -> dict[str, int]:

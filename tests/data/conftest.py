@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.ava_parts import NAMES, Parts, write_numbered, write_truth
+from tests.data.ava_data import NAMES, AvaData, write_numbered, write_truth
 from tests.data.make_videos import make_all, make_unreadable
 from videomaskfeat.data.ava_sources import sources_in_folder
 
@@ -24,8 +24,8 @@ def unreadable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """Three videos of 5 s, in each of which four seconds have two boxes."""
+def ava_data(tmp_path_factory: pytest.TempPathFactory) -> AvaData:
+    """Three videos of 5 s; in each, four key frames have two boxes."""
     root = tmp_path_factory.mktemp("ava")
     write_numbered(root / "videos", NAMES)
     key_frames = write_truth(root / "truth.csv", NAMES, [901, 902, 903, 904])

@@ -170,7 +170,7 @@ def make_all(folder: Path) -> dict[str, Path]:
     def file(name: str, **arguments: Any) -> Path:
         return write_video(folder / name, **arguments)
 
-    made = {
+    paths = {
         path.name: path
         for path in (
             file("plain.mp4"),
@@ -211,8 +211,8 @@ def make_all(folder: Path) -> dict[str, Path]:
         ("vp9.webm", "webm"),
     ):
         target = folder / f"cut_{Path(source).stem}.{ending}"
-        made[target.name] = copy_packets(made[source], target, lambda number: number >= 5)
-    return made
+        paths[target.name] = copy_packets(paths[source], target, lambda number: number >= 5)
+    return paths
 
 
 def make_unreadable(folder: Path) -> dict[str, Path]:

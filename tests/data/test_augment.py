@@ -56,18 +56,18 @@ def test_operations_see_the_whole_frame_before_the_cut() -> None:
     assert np.array_equal(moved[:, :, 20:], frames[:, :, 40:60])
 
 
-def test_colour_comes_after_randaugment_and_erasing_after_the_cut() -> None:
+def test_color_jitter_follows_randaugment_and_erasing_follows_the_crop() -> None:
     frames = smooth_frames(2, 60, 80)
-    parts = (
+    operations = (
         Fixed(Step("Solarize", 128), Step("Rotate", 10.0)),
         ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
         RandomErasing(probability=1.0),
     )
-    result = Augmentation(randaugment=parts[0], color=parts[1], erasing=parts[2]).apply(
+    result = Augmentation(randaugment=operations[0], color=operations[1], erasing=operations[2]).apply(
         frames, RIGHT_HALF, np.random.default_rng(7)
     )
     rng = np.random.default_rng(7)
-    expected = RIGHT_HALF.apply_clip(parts[1].apply(parts[0].apply(frames, rng), rng))
+    expected = RIGHT_HALF.apply_clip(operations[1].apply(operations[0].apply(frames, rng), rng))
     touched = (result != expected).any(axis=(0, 3))
     rows, columns = touched.any(1).nonzero()[0], touched.any(0).nonzero()[0]
     share = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) / touched.size
@@ -159,9 +159,9 @@ def test_words_are_read() -> None:
         ("rand-M7", "'M7' is not a name and a number"),
         ("rand-m7-w0", r"'w0' \(weighted operations\) is not supported; leave it out"),
         ("rand-m7-tweights", r"'tweights' \(other sets of operations\) is not supported; leave it out"),
-        ("rand-m7-m8", "m is repeated; give it once"),
-        ("rand-n2.5", "the layers n=2.5 must be a whole number"),
-        ("rand-ninf", "the layers n=inf must be a whole number"),
+        ("rand-m7-m8", "m appears twice; give it once"),
+        ("rand-n2.5", "the number of layers n=2.5 must be an integer"),
+        ("rand-ninf", "the number of layers n=inf must be an integer"),
         ("rand-n0", "layers n=0 must be at least 1; without RandAugment, leave the string empty"),
         ("rand-inc2", "inc=2 must be 0 or 1"),
         ("rand-m11", r"magnitude m=11 must be in 0\.\.10; set mmax for a larger maximum"),
@@ -210,8 +210,8 @@ def test_a_magnitude_becomes_the_argument_of_each_operation(increasing: bool) ->
         **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), factors),
     }
     for name, values in expected.items():
-        found = arguments_of(name, clips)
-        assert set(np.round(found, 9)) == values, name
+        drawn = arguments_of(name, clips)
+        assert set(np.round(drawn, 9)) == values, name
     for name in ("AutoContrast", "Equalize", "Invert"):
         assert set(arguments_of(name, clips)) == {None}
     assert set(expected) | {"AutoContrast", "Equalize", "Invert"} == set(OPERATIONS)

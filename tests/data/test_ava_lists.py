@@ -69,20 +69,20 @@ def test_spelling_and_order_of_rows_change_nothing(write: Write) -> None:
     whole = contents(training_key_frames([write(TRUTH)], classes=80))
     rows = TRUTH.replace("0902", "902").replace("0.100", "0.1").splitlines(keepends=True)
     rows[1] = rows[1].replace("0.500", "0.50")
-    parts = [write("".join(rows[i::2][::-1]), f"part{i}.csv") for i in (1, 0)]
-    assert contents(training_key_frames(parts, classes=80)) == whole
+    files = [write("".join(rows[i::2][::-1]), f"part{i}.csv") for i in (1, 0)]
+    assert contents(training_key_frames(files, classes=80)) == whole
 
 
 def test_detected_boxes_take_labels_by_overlap_and_negatives_stay(write: Write) -> None:
     # SHIFTED overlaps BOX by 40/41 = 0.976.
     far = "0.000,0.000,0.100,0.100"
-    found = write(
+    detected = write(
         f"vidA,902,{SHIFTED},,0.95\nvidA,902,{far},,0.9\nvidA,902,{OTHER},,0.97\nvidA,902,{far},,0.1\n"
         f"vidA,903,{SHIFTED},,0.99\nvidB,903,{SHIFTED},,0.899\n",
         "found.csv",
     )
     truth = write(TRUTH)
-    key_frames = training_key_frames([truth], [found], classes=80)
+    key_frames = training_key_frames([truth], [detected], classes=80)
     assert contents(key_frames) == {
         ("vidA", 902.0): [
             (corners(far), [], 0.9),
@@ -93,9 +93,9 @@ def test_detected_boxes_take_labels_by_overlap_and_negatives_stay(write: Write) 
         ("vidA", 903.0): [(corners(SHIFTED), [], 0.99)],
         ("vidB", 903.0): [(corners(OTHER), [1], 1.0)],
     }
-    strict = training_key_frames([truth], [found], classes=80, iou_threshold=0.98)
+    strict = training_key_frames([truth], [detected], classes=80, iou_threshold=0.98)
     assert contents(strict)["vidA", 902.0][2] == (corners(SHIFTED), [], 0.95)
-    loose = training_key_frames([truth], [found], classes=80, score_threshold=0.8)
+    loose = training_key_frames([truth], [detected], classes=80, score_threshold=0.8)
     assert contents(loose)["vidB", 903.0] == [(corners(SHIFTED), [], 0.899), (corners(OTHER), [1], 1.0)]
 
 
@@ -103,27 +103,27 @@ def test_boxes_of_videos_without_ground_truth_are_counted_or_refused(
     write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     truth = write(TRUTH)
-    found = write(f"vidC,902,{BOX},,0.95\nvidC,903,{BOX},,0.95\n", "found.csv")
+    detected = write(f"vidC,902,{BOX},,0.95\nvidC,903,{BOX},,0.95\n", "found.csv")
     with pytest.raises(
-        UserError, match=r"found\.csv: all its boxes are of videos that the .* \(vidC, \.\.\.\)"
+        UserError, match=r"found\.csv: no box belongs to a video of the ground truth \(the first is of vidC\)"
     ):
-        training_key_frames([truth], [found], classes=80)
-    found.write_text(found.read_text() + f"vidA,902,{SHIFTED},,0.95\n")
-    key_frames = training_key_frames([truth], [found], classes=80)
+        training_key_frames([truth], [detected], classes=80)
+    detected.write_text(detected.read_text() + f"vidA,902,{SHIFTED},,0.95\n")
+    key_frames = training_key_frames([truth], [detected], classes=80)
     assert (
-        "2 boxes are of 1 videos that the ground truth does not have (vidC, ...): training uses them as "
+        "2 boxes belong to 1 videos without ground truth (vidC, ...): training uses them as "
         "persons without an action"
     ) in caplog.text
     assert contents(key_frames)["vidC", 902.0] == [(corners(BOX), [], 0.95)]
     caplog.clear()
-    found.write_text(f"vidC,902,{BOX},7,0.95\n")  # with an action of its own
-    assert contents(training_key_frames([truth], [found], classes=80))["vidC", 902.0][0][1] == [7]
-    assert "1 boxes are of 1 videos that the ground truth does not have (vidC, ...)\n" in caplog.text
+    detected.write_text(f"vidC,902,{BOX},7,0.95\n")  # with an action of its own
+    assert contents(training_key_frames([truth], [detected], classes=80))["vidC", 902.0][0][1] == [7]
+    assert "1 boxes belong to 1 videos without ground truth (vidC, ...)\n" in caplog.text
 
 
-def test_detected_boxes_of_a_labelled_list_keep_its_labels(write: Write) -> None:
+def test_detected_boxes_of_a_labeled_list_keep_its_labels(write: Write) -> None:
     """The published lists already have actions by overlap; negatives have none."""
-    found = write(
+    detected = write(
         f"vidA,902,{SHIFTED},79,0.95\nvidA,902,{SHIFTED},80,0.95\nvidA,902,{BOX},7,0.91\n"
         f"vidB,903,{BOX},,0.97\n",
         "found.csv",
@@ -136,32 +136,32 @@ def test_detected_boxes_of_a_labelled_list_keep_its_labels(write: Write) -> None
         ],
         ("vidB", 903.0): [(corners(BOX), [], 0.97), (corners(OTHER), [1], 1.0)],
     }
-    assert contents(training_key_frames([write(TRUTH)], [found], classes=80)) == expected
-    alone = contents(training_key_frames([], [found], classes=80))
+    assert contents(training_key_frames([write(TRUTH)], [detected], classes=80)) == expected
+    alone = contents(training_key_frames([], [detected], classes=80))
     assert alone["vidA", 902.0][0] == (corners(BOX), [7], 0.91)
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_random_files_match_the_reference(write: Write, labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [False, True])
+def test_random_files_match_the_reference(write: Write, labeled: bool) -> None:
     """Crowded key frames on a coarse grid of corners have many equal boxes and overlaps."""
-    rng = np.random.default_rng(int(labelled))
+    rng = np.random.default_rng(int(labeled))
 
     def rows(count: int, last: bool) -> str:
         lines = []
         for _ in range(count):
             low, size = rng.integers(0, 4, 2), rng.integers(1, 5, 2)
             box = ",".join(f"{value / 8:.3f}" for value in (*low, *(low + size)))
-            action = rng.integers(1, 6) if last or (labelled and rng.random() < 0.8) else ""
+            action = rng.integers(1, 6) if last or (labeled and rng.random() < 0.8) else ""
             end = rng.integers(9) if last else f"{rng.random():.3f}"
             lines.append(f"v{rng.integers(4)},{900 + rng.integers(6)},{box},{action},{end}\n")
         return "".join(lines)
 
     truth = [write(rows(150, True)), write(rows(50, True), "more.csv")]
-    found = [write(rows(300, False), "found.csv"), write(rows(9, False), "few.csv")]
+    detected = [write(rows(300, False), "found.csv"), write(rows(9, False), "few.csv")]
     excluded = [write("v0,0902\nv3,905\nv9,905\n", "excluded.csv")]
     thresholds = {"score_threshold": 0.4, "iou_threshold": 0.5}
-    ours = training_key_frames(truth, found, classes=5, exclusions=excluded, **thresholds)
-    plain = plain_training_boxes(truth, found, excluded, **thresholds)
+    ours = training_key_frames(truth, detected, classes=5, exclusions=excluded, **thresholds)
+    plain = plain_training_boxes(truth, detected, excluded, **thresholds)
     assert [(frame.video, frame.seconds) for frame in ours] == sorted(plain)
     assert contents(ours) == {
         moment: [
@@ -175,9 +175,9 @@ def test_boxes_for_testing_reach_the_score_threshold(write: Write, caplog: pytes
     """Key frames without a box are left out and reported."""
     high = f"vidA,902,{BOX},,0.9\nvidA,902,{OTHER},,0.8\n"
     low = f"vidA,902,{SHIFTED},,0.79\nvidB,903,{BOX},,0.5\nvidB,904,{BOX},,0.5\n"
-    found = write(high + low, "found.csv")
+    detected = write(high + low, "found.csv")
     with caplog.at_level(logging.INFO, "videomaskfeat.data.ava_lists"):
-        key_frames = detected_key_frames([found], classes=80)
+        key_frames = detected_key_frames([detected], classes=80)
     assert contents(key_frames) == {("vidA", 902.0): [(corners(BOX), [], 0.9), (corners(OTHER), [], 0.8)]}
     assert key_frames.boxless == (("vidB", 903.0), ("vidB", 904.0))
     assert "found.csv: 2 boxes, 0 of them with an action, in 1 key frames of 1 videos" in caplog.text
@@ -185,15 +185,15 @@ def test_boxes_for_testing_reach_the_score_threshold(write: Write, caplog: pytes
         "2 of 3 key frames have no box with a score of 0.8 or more, and are left out (vidB at 903 s, ...)"
         in caplog.text
     )
-    assert len(detected_key_frames([found], classes=80, score_threshold=0).boxes) == 5
+    assert len(detected_key_frames([detected], classes=80, score_threshold=0).boxes) == 5
     truth = training_key_frames([write(TRUTH)], classes=80)
     assert truth.absent_from(key_frames) == [("vidB", 903.0)]
     assert key_frames.absent_from(truth) == []
 
 
 def test_boxes_without_a_column_of_actions(write: Write) -> None:
-    found = write(f"vidA,902,{BOX},0.9\nvidA,902,{OTHER},1\n", "found.csv")
-    assert contents(detected_key_frames([found], classes=80)) == {
+    detected = write(f"vidA,902,{BOX},0.9\nvidA,902,{OTHER},1\n", "found.csv")
+    assert contents(detected_key_frames([detected], classes=80)) == {
         ("vidA", 902.0): [(corners(BOX), [], 0.9), (corners(OTHER), [], 1.0)]
     }
 
@@ -247,12 +247,12 @@ def test_many_boxes_use_little_memory(write: Write) -> None:
 )
 def test_wrong_row_is_refused_by_file_and_line(write: Write, row: str, words: str) -> None:
     good = f"vidA,902,{BOX},12,0\n"
-    truth, found = write(good + row), write(good + row, "found.csv")
+    truth, detected = write(good + row), write(good + row, "found.csv")
     with pytest.raises(UserError, match=rf"truth\.csv{words}"):
         training_key_frames([truth], classes=12)
     for load in (partial(training_key_frames, []), detected_key_frames):
         with pytest.raises(UserError, match=rf"found\.csv{words}"):
-            load([found], classes=12)
+            load([detected], classes=12)
 
 
 def test_wrong_files_and_thresholds(write: Write, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.ava_parts import extract, write_numbered, write_truth
+from tests.data.ava_data import extract, write_numbered, write_truth
 from tests.data.make_videos import copy_packets
 from videomaskfeat.data.ava_lists import KeyFrames, detected_key_frames, training_key_frames
 from videomaskfeat.data.ava_sources import sources_in_folder, sources_of_lists
@@ -86,14 +86,14 @@ def test_missing_videos_are_counted_and_the_first_is_named(folder: Path, tmp_pat
     )
     with pytest.raises(UserError, match=words):
         sources_in_folder(key_frames(tmp_path, ["a", "n1", "c", "n2"], [1]), folder)
-    with pytest.raises(UserError, match=r"nowhere: no such folder; give the one with the videos of"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; give the folder with the videos of"):
         sources_in_folder(key_frames(tmp_path, ["a"], [1]), tmp_path / "nowhere")
 
 
 def test_ambiguous_video_is_named(folder: Path, tmp_path: Path) -> None:
     for name in ("a.mkv", "a.mp4"):
         (tmp_path / name).write_bytes((folder / "a.mp4").read_bytes())
-    with pytest.raises(UserError, match=r"'a' is there as a\.mkv and as a\.mp4; keep one of them"):
+    with pytest.raises(UserError, match=r"'a' exists as a\.mkv and as a\.mp4; keep only one"):
         sources_in_folder(key_frames(tmp_path, ["a"], [1]), tmp_path)
     (source,) = sources_in_folder(key_frames(tmp_path, ["a.mkv"], [1]), tmp_path)
     assert source.path == str(tmp_path / "a.mkv")
@@ -167,8 +167,8 @@ def test_frames_come_from_lists(folder: Path, tmp_path: Path) -> None:
         assert reader.duration_seconds == 4.0
         assert reader.read_at([2.0]).shape == (1, 64, 96, 3)
     words = (
-        r"the lists of frames lack 2 of the 3 videos of .*truth\.csv, the first is 'n1'; give the lists of "
-        "these videos, or remove their rows"
+        r"the lists of frames do not contain 2 of the 3 videos of .*truth\.csv, the first is 'n1'; give "
+        "the lists of these videos, or remove their rows"
     )
     with pytest.raises(UserError, match=words):
         sources_of_lists(key_frames(tmp_path, ["n1", "n2", "v"], [902]), frames)
@@ -212,5 +212,5 @@ def test_key_frames_named_after_a_clip_count_from_either_start(
 
 
 def test_key_frames_outside_all_clips_of_a_video(clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the video 'z' is there as z_000100.*, and no clip contains all"):
+    with pytest.raises(UserError, match=r"the video 'z' exists as z_000100.*, but no clip contains all"):
         sources_in_folder(key_frames(tmp_path, ["z"], [102, 203]), clips)

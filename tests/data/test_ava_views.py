@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.ava_parts import CLIP, Parts, extract, write_numbered, write_truth
-from tests.data.clip_parts import equal
+from tests.data.ava_data import CLIP, AvaData, extract, write_numbered, write_truth
+from tests.data.clip_data import equal
 from tests.data.make_videos import read_number
 from videomaskfeat.data import ava_sources
 from videomaskfeat.data.ava import KeyFrameViews
@@ -27,8 +27,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4
 
 
-def make_views(parts: Parts, **arguments: object) -> KeyFrameViews:
-    return KeyFrameViews(*parts, **{**CLIP, "short_sides": (64,), **arguments})  # type: ignore[arg-type]
+def make_views(ava_data: AvaData, **arguments: object) -> KeyFrameViews:
+    return KeyFrameViews(*ava_data, **{**CLIP, "short_sides": (64,), **arguments})  # type: ignore[arg-type]
 
 
 def numbers(view: BoxedClips) -> list[list[int]]:
@@ -41,18 +41,18 @@ def test_frames_equal_the_reference(golden: Path) -> None:
     cases = json.loads((golden / "protocol.json").read_text(encoding="utf-8"))["ava_sequences"]
     assert len({(case["frames"], case["stride"]) for case in cases}) > 1
     for case in cases:
-        # The number of a frame is its colour.
+        # The color of a frame is its number.
         count = np.arange(case["num_frames"])
         pictures = np.stack([count % 256, count // 256, 0 * count], axis=1).astype(np.uint8)[:, None, None]
         video = CountedReader(MemoryReader(pictures, fps=30.0))
         center = np.array([case["center"] / 30])
         (seconds,) = key_frame_seconds(30.0, seconds=center, frames=case["frames"], stride=case["stride"])
-        colours = video.read_at(seconds)[:, 0, 0].astype(int)
-        assert (colours[:, 0] + 256 * colours[:, 1]).tolist() == case["indices"], case
+        colors = video.read_at(seconds)[:, 0, 0].astype(int)
+        assert (colors[:, 0] + 256 * colors[:, 1]).tolist() == case["indices"], case
 
 
-def test_batch_holds_clips_and_boxes_of_consecutive_key_frames(parts: Parts) -> None:
-    batch = make_views(parts).batch([5, 6, 7])  # b at 902, 903 and 904
+def test_batch_holds_clips_and_boxes_of_consecutive_key_frames(ava_data: AvaData) -> None:
+    batch = make_views(ava_data).batch([5, 6, 7])  # b at 902, 903 and 904
     (view,) = batch.views
     assert view.clips.shape == (3, 4, 64, 96, 3)
     assert view.clips.dtype == torch.uint8
@@ -61,13 +61,13 @@ def test_batch_holds_clips_and_boxes_of_consecutive_key_frames(parts: Parts) -> 
     assert batch.rows.tolist() == [10, 11, 12, 13, 14, 15]
     assert view.boxes[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
     # The whole frame: shares times 96 and 64, and the file's own corners by their rows.
-    own = parts[0].boxes[batch.rows] * np.array([96, 64, 96, 64], np.float32)
+    own = ava_data[0].boxes[batch.rows] * np.array([96, 64, 96, 64], np.float32)
     assert np.abs(view.boxes[:, 1:].numpy() - own).max() < 1e-4
-    assert parts[0].labels[batch.rows].argmax(axis=1).tolist() == [0, 1] * 3
+    assert ava_data[0].labels[batch.rows].argmax(axis=1).tolist() == [0, 1] * 3
 
 
-def test_scales_and_mirror_images_hold_the_same_boxes_in_the_same_rows(parts: Parts) -> None:
-    batch = make_views(parts, short_sides=(64, 32), flip=True).batch([0, 1])
+def test_scales_and_mirror_images_hold_the_same_boxes_in_the_same_rows(ava_data: AvaData) -> None:
+    batch = make_views(ava_data, short_sides=(64, 32), flip=True).batch([0, 1])
     shapes = [tuple(view.clips.shape[2:4]) for view in batch.views]
     assert shapes == [(64, 96), (64, 96), (32, 48), (32, 48)]
     plain, mirrored, small, _ = batch.views
@@ -80,7 +80,7 @@ def test_scales_and_mirror_images_hold_the_same_boxes_in_the_same_rows(parts: Pa
 
 @pytest.mark.parametrize("area", ["whole", "centre"])
 def test_boxes_still_frame_what_is_drawn(tmp_path: Path, area: str) -> None:
-    """A white rectangle in wide and upright videos, at sizes of which the sides are rounded."""
+    """A white rectangle in wide and upright videos, at sizes with rounded sides."""
     for name, (height, width) in (("tall", (170, 100)), ("wide", (120, 170))):
         picture = np.zeros((height, width, 3), np.uint8)
         picture[round(0.3 * height) : round(0.6 * height), round(0.4 * width) : round(0.7 * width)] = 255
@@ -92,13 +92,13 @@ def test_boxes_still_frame_what_is_drawn(tmp_path: Path, area: str) -> None:
         for view in views[index].views:
             assert view.clips.shape[2] % (4 if area == "whole" else 1) == 0
             rows, columns = np.nonzero(view.clips[0, 2, :, :, 0].numpy() >= 128)
-            found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             # The rectangle's own corners are whole pixels (half of one of the video), its edge is blurred
             # over one, and both are enlarged 1.2 times at most.
-            assert np.abs(view.boxes[0, 1:].numpy() - found).max() <= 1.7
+            assert np.abs(view.boxes[0, 1:].numpy() - extent).max() <= 1.7
 
 
-def test_centre_cuts_boxes_and_keeps_them_all(tmp_path: Path) -> None:
+def test_center_area_clips_boxes_and_keeps_them_all(tmp_path: Path) -> None:
     write_numbered(tmp_path, ["a"], seconds=2)
     boxes = ["0.00,0.1,0.10,0.5", "0.05,0.2,0.60,0.9"]
     key_frames = write_truth(tmp_path / "truth.csv", ["a"], [1], boxes)
@@ -123,7 +123,7 @@ def test_video_and_extracted_frames_give_the_same_views(tmp_path: Path) -> None:
 
 
 def test_a_frame_is_decoded_once_and_a_video_opened_once(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
+    ava_data: AvaData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
     pictures: list[int] = []
@@ -132,7 +132,7 @@ def test_a_frame_is_decoded_once_and_a_video_opened_once(
     monkeypatch.setattr(
         PyAvFile, "_picture", lambda self, frame: pictures.append(frame.pts) or picture(self, frame)
     )
-    views = make_views(parts, frames=8, stride=10, short_sides=(64, 32), flip=True)
+    views = make_views(ava_data, frames=8, stride=10, short_sides=(64, 32), flip=True)
     batches = list(ViewLoader(views, per_batch=2, workers=0))
     assert len(batches) == 6
     assert opened == ["a.mp4", "b.mp4", "c.mp4"]
@@ -143,11 +143,11 @@ def test_a_frame_is_decoded_once_and_a_video_opened_once(
 
 
 @pytest.mark.parametrize("size", [3, 4, 50])
-def test_ranks_and_workers_take_every_key_frame_once(parts: Parts, size: int) -> None:
-    views = make_views(parts)
+def test_ranks_and_workers_take_every_key_frame_once(ava_data: AvaData, size: int) -> None:
+    views = make_views(ava_data)
     whole = list(ViewLoader(views, per_batch=size, workers=0))
     assert [int(index) for batch in whole for index in batch.index] == list(range(12))
-    assert all(len({int(parts[0].video[index]) for index in batch.index}) == 1 for batch in whole)
+    assert all(len({int(ava_data[0].video[index]) for index in batch.index}) == 1 for batch in whole)
     for world in (2, 3, 7):
         ranks = [
             ViewLoader(views, per_batch=size, workers=0, rank=rank, world_size=world) for rank in range(world)
@@ -170,9 +170,9 @@ class _DeadlyViews(KeyFrameViews):
 
 
 def test_video_that_costs_two_workers_fails_with_all_its_key_frames(
-    parts: Parts, caplog: pytest.LogCaptureFixture
+    ava_data: AvaData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    views = make_views(parts)
+    views = make_views(ava_data)
     whole = list(ViewLoader(views, per_batch=2, workers=0))
     views.__class__ = _DeadlyViews
     batches = list(ViewLoader(views, per_batch=2, workers=1))
@@ -192,8 +192,8 @@ def test_unreadable_key_frames_are_failures_that_nothing_stands_in_for(tmp_path:
     (tmp_path / "mixed" / "a" / "a_000091.png").unlink()  # the frame at second 3
     (tmp_path / "mixed" / "b.mp4").write_bytes(b"this is text")
     key_frames = write_truth(tmp_path / "truth.csv", ["a", "b"], [901, 902, 903, 904])
-    parts = key_frames, sources_in_folder(key_frames, tmp_path / "mixed")
-    first, second = ViewLoader(make_views(parts), per_batch=4, workers=0)
+    ava_data = key_frames, sources_in_folder(key_frames, tmp_path / "mixed")
+    first, second = ViewLoader(make_views(ava_data), per_batch=4, workers=0)
     assert first.index.tolist() == [0, 1, 3]
     assert numbers(first.views[0]) == [[20, 25, 30, 35], [50, 55, 60, 65], [110, 115, 120, 125]]
     assert first.views[0].boxes[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
@@ -204,7 +204,7 @@ def test_unreadable_key_frames_are_failures_that_nothing_stands_in_for(tmp_path:
     assert (second.index.tolist(), second.rows.tolist(), second.views) == ([], [], ())
     assert [failure.index for failure in second.failures] == [4, 5, 6, 7]
     assert {failure.cause for failure in second.failures} == {"not a video file"}
-    alone = make_views(parts)[1]
+    alone = make_views(ava_data)[1]
     assert torch.equal(alone.views[0].clips, first.views[0].clips[1:2])
 
 
@@ -215,19 +215,21 @@ def test_no_key_frame_gives_no_batch(tmp_path: Path) -> None:
     assert list(ViewLoader(views, per_batch=2, workers=0)) == []
 
 
-def test_batch_moves_its_pixels_and_boxes(parts: Parts) -> None:
-    batch = make_views(parts).batch([0])
+def test_batch_moves_its_pixels_and_boxes(ava_data: AvaData) -> None:
+    batch = make_views(ava_data).batch([0])
     moved = batch.to("meta")
     assert moved.views[0].clips.device.type == moved.views[0].boxes.device.type == "meta"
     assert moved.rows.device.type == moved.index.device.type == "cpu"
 
 
-def test_invalid_arguments_are_refused(parts: Parts) -> None:
+def test_invalid_arguments_are_refused(ava_data: AvaData) -> None:
     with pytest.raises(UserError, match=r"area 'center' is unknown; did you mean 'centre'\?"):
-        make_views(parts, area="center")
+        make_views(ava_data, area="center")
     with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: give one length in pixels, or several"):
-        make_views(parts, short_sides=(64, 64))
-    with pytest.raises(UserError, match=r"key frames \[3, 4\] are of 2 videos; a batch has one video"):
-        make_views(parts).batch([3, 4])
+        make_views(ava_data, short_sides=(64, 64))
+    with pytest.raises(
+        UserError, match=r"key frames \[3, 4\] belong to 2 videos; the key frames of a batch must"
+    ):
+        make_views(ava_data).batch([3, 4])
     with pytest.raises(UserError, match="per_batch=0: must be at least 1"):
-        ViewLoader(make_views(parts), per_batch=0, workers=0)
+        ViewLoader(make_views(ava_data), per_batch=0, workers=0)

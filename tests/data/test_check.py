@@ -34,19 +34,19 @@ def report(rows: list[tuple[str, int | None]]) -> CheckReport:
 
 
 def test_every_problem_is_found_and_named(report: CheckReport) -> None:
-    found = {(problem.row, problem.kind): problem.detail for problem in report.problems}
-    assert set(found) == {
+    problems = {(problem.row, problem.kind): problem.detail for problem in report.problems}
+    assert set(problems) == {
         (2, "short"), (3, "odd"), (4, "odd"), (5, "unreadable"), (6, "duplicate"), (7, "missing"),
         (8, "duplicate"),
     }  # fmt: skip
-    assert found[2, "short"] == "5 frames, fewer than 16"
-    assert found[3, "odd"] == "rotated by 270 degrees"
-    assert found[4, "odd"].startswith("variable frame rate")
-    assert found[5, "unreadable"] == "empty file (0 bytes)"
-    assert found[6, "duplicate"].startswith("same content as row 1 (")
-    assert found[6, "duplicate"].endswith("but label 6 instead of 0")
-    assert found[7, "missing"] == "no such file"
-    assert found[8, "duplicate"] == "same path as row 1, but label 8 instead of 0"
+    assert problems[2, "short"] == "5 frames, fewer than 16"
+    assert problems[3, "odd"] == "rotated by 270 degrees"
+    assert problems[4, "odd"].startswith("variable frame rate")
+    assert problems[5, "unreadable"] == "empty file (0 bytes)"
+    assert problems[6, "duplicate"].startswith("same content as row 1 (")
+    assert problems[6, "duplicate"].endswith("but label 6 instead of 0")
+    assert problems[7, "missing"] == "no such file"
+    assert problems[8, "duplicate"] == "same path as row 1, but label 8 instead of 0"
     assert report.bad == 3
 
 

@@ -1,20 +1,21 @@
-"""Data sets of clips, unlabelled, labelled and in pairs: what decides about a sample, and what fails."""
+"""Data sets of clips, unlabeled, labeled and in pairs: what decides about a sample, and what fails."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from tests.data.clip_parts import MASK, SAMPLER, equal, make_clips, write_videos
+from tests.data.clip_data import MASK, SAMPLER, equal, make_clips, write_videos
 from videomaskfeat.data import clips as clips_module
 from videomaskfeat.data.clips import (
-    LabelledBatch,
-    LabelledClips,
+    LabeledBatch,
+    LabeledClips,
     LocalCrops,
     PairClips,
     SampleKey,
@@ -171,29 +172,29 @@ class Inversion:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifteen labelled; the class is the row modulo 5; two cannot be read."""
-    path = write_videos(tmp_path_factory.mktemp("labelled"), 15)
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifteen labeled; the class is the row modulo 5; two cannot be read."""
+    path = write_videos(tmp_path_factory.mktemp("labeled"), 15)
     (path.parent / "004.mp4").write_bytes(b"")
     (path.parent / "013.mp4").write_bytes(b"this is text")
     return path
 
 
-def make_labelled(records: Records | Path, **arguments: object) -> LabelledClips:
+def make_labeled(records: Records | Path, **arguments: object) -> LabeledClips:
     """A data set of 2-frame clips of 16x16 pixels with their classes."""
     rows = records if isinstance(records, Records) else load_records(records)
-    parts = {"sampler": SAMPLER, "transform": RandomResizedCrop(16), "seed": 11, **arguments}
-    return LabelledClips(rows, **parts)  # type: ignore[arg-type]
+    keywords = {"sampler": SAMPLER, "transform": RandomResizedCrop(16), "seed": 11, **arguments}
+    return LabeledClips(rows, **keywords)  # type: ignore[arg-type]
 
 
-def test_labelled_samples_are_frames_then_crop_and_augmentation_of_each(
-    labelled: Path, opened: list[str]
+def test_labeled_samples_are_frames_then_crop_and_augmentation_of_each(
+    labeled: Path, opened: list[str]
 ) -> None:
     """Against the same drawing by hand; one opening serves all of them."""
-    sample = make_labelled(labelled, samples_per_video=6, augment=Inversion())[SampleKey(3, 7)]
+    sample = make_labeled(labeled, samples_per_video=6, augment=Inversion())[SampleKey(3, 7)]
     assert len(opened) == 1
     rng = sample_generator(11, 3, 7)
-    with open_video(labelled.parent / "007.mp4") as video:
+    with open_video(labeled.parent / "007.mp4") as video:
         frames = [video.read(SAMPLER(video.frames, video.fps, rng=rng)) for _ in range(6)]
     inverted = 0
     for clip, part in zip(sample.clips, frames, strict=True):
@@ -206,38 +207,38 @@ def test_labelled_samples_are_frames_then_crop_and_augmentation_of_each(
     assert sample.labels.dtype == np.int64
 
 
-def test_replacement_brings_its_own_label(labelled: Path) -> None:
-    dataset = make_labelled(labelled)
+def test_replacement_brings_its_own_label(labeled: Path) -> None:
+    dataset = make_labeled(labeled)
     for epoch in range(4):
         sample = dataset[SampleKey(epoch, 4)]
         assert [failure.index for failure in sample.failures][:1] == [4]
         assert sample.labels.tolist() == [sample.index % 5]
 
 
-def test_flipped_clips_take_the_mirrored_label(labelled: Path) -> None:
+def test_flipped_clips_take_the_mirrored_label(labeled: Path) -> None:
     pairs = {0: 3, 3: 0}
-    always = make_labelled(labelled, transform=RandomResizedCrop(16, flip=1.0), flip_labels=pairs)
-    never = make_labelled(labelled, transform=RandomResizedCrop(16, flip=0.0), flip_labels=pairs)
+    always = make_labeled(labeled, transform=RandomResizedCrop(16, flip=1.0), flip_labels=pairs)
+    never = make_labeled(labeled, transform=RandomResizedCrop(16, flip=0.0), flip_labels=pairs)
     assert [int(always[SampleKey(0, row)].labels[0]) for row in (0, 1, 2, 3)] == [3, 1, 2, 0]
     assert [int(never[SampleKey(0, row)].labels[0]) for row in (0, 1, 2, 3)] == [0, 1, 2, 3]
-    some = make_labelled(labelled, samples_per_video=8, flip_labels=pairs)[SampleKey(0, 0)]
-    assert set(some.labels.tolist()) == {0, 3}
+    mixed = make_labeled(labeled, samples_per_video=8, flip_labels=pairs)[SampleKey(0, 0)]
+    assert set(mixed.labels.tolist()) == {0, 3}
     # A clip is flipped exactly where its label is: the flip undone gives the pixels of the unflipped draw.
-    plain = make_labelled(labelled, samples_per_video=8, transform=RandomResizedCrop(16, flip=0.0))
-    for clip, label, straight in zip(some.clips, some.labels, plain[SampleKey(0, 0)].clips, strict=True):
+    plain = make_labeled(labeled, samples_per_video=8, transform=RandomResizedCrop(16, flip=0.0))
+    for clip, label, straight in zip(mixed.clips, mixed.labels, plain[SampleKey(0, 0)].clips, strict=True):
         mirrored = straight[:, :, ::-1]
         assert np.array_equal(clip, mirrored if label == 3 else straight)
 
 
-def test_one_sided_swap_is_refused(labelled: Path) -> None:
+def test_one_sided_swap_is_refused(labeled: Path) -> None:
     with pytest.raises(UserError, match=r"flip_labels maps 0 to 3, and 3 to 4; .* both directions"):
-        make_labelled(labelled, flip_labels={0: 3, 3: 4, 4: 3})
+        make_labeled(labeled, flip_labels={0: 3, 3: 4, 4: 3})
 
 
-def test_batches_hold_clips_labels_and_rows(labelled: Path) -> None:
-    loader = ClipLoader(make_labelled(labelled, samples_per_video=2), batch_size=10)
+def test_batches_hold_clips_labels_and_rows(labeled: Path) -> None:
+    loader = ClipLoader(make_labeled(labeled, samples_per_video=2), batch_size=10)
     batch = next(loader.epoch(0))
-    assert isinstance(batch, LabelledBatch)
+    assert isinstance(batch, LabeledBatch)
     assert batch.clips.shape == (10, 2, 16, 16, 3)
     assert batch.labels.dtype == torch.int64
     assert batch.labels.tolist() == [int(row) % 5 for row in batch.index]
@@ -246,19 +247,19 @@ def test_batches_hold_clips_labels_and_rows(labelled: Path) -> None:
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_stream_is_the_same_for_workers_ranks_and_after_a_resume(labelled: Path, balanced: bool) -> None:
-    def loader(**arguments: int) -> ClipLoader[LabelledBatch]:
-        dataset = make_labelled(labelled, balanced=balanced, augment=Inversion())
+def test_stream_is_the_same_for_workers_ranks_and_after_a_resume(labeled: Path, balanced: bool) -> None:
+    def loader(**arguments: int) -> ClipLoader[LabeledBatch]:
+        dataset = make_labeled(labeled, balanced=balanced, augment=Inversion())
         return ClipLoader(dataset, batch_size=4, **arguments)
 
     whole = list(loader().epoch(1))
     working = loader(workers=2)
     assert all(equal(*pair) for pair in zip(working.epoch(1), whole, strict=True))
     working.close()
-    parts = [list(loader(rank=rank, world_size=2).epoch(1)) for rank in range(2)]
+    by_rank = [list(loader(rank=rank, world_size=2).epoch(1)) for rank in range(2)]
     for step, batch in enumerate(whole):
-        assert torch.equal(torch.cat([part[step].clips for part in parts]), batch.clips)
-        assert torch.equal(torch.cat([part[step].labels for part in parts]), batch.labels)
+        assert torch.equal(torch.cat([part[step].clips for part in by_rank]), batch.clips)
+        assert torch.equal(torch.cat([part[step].labels for part in by_rank]), batch.labels)
     assert equal(next(loader().epoch(1, first_batch=2)), whole[2])
 
 
@@ -279,7 +280,7 @@ def test_balanced_order_takes_classes_evenly() -> None:
 def test_row_that_comes_again_in_an_epoch_is_drawn_anew(tmp_path: Path) -> None:
     path = write_videos(tmp_path, 6, frames=8)
     path.write_text("".join(f"{row:03d}.mp4 {int(row == 0)}\n" for row in range(6)))
-    dataset = make_labelled(path, balanced=True)
+    dataset = make_labeled(path, balanced=True)
     batch = next(ClipLoader(dataset, batch_size=6).epoch(0))
     again = [clip for clip, row in zip(batch.clips, batch.index, strict=True) if row == 0]
     assert len(again) == 3
@@ -288,12 +289,12 @@ def test_row_that_comes_again_in_an_epoch_is_drawn_anew(tmp_path: Path) -> None:
     assert np.array_equal(dataset[SampleKey(0, 0, turn=2)].clips[0], again[2])
 
 
-def test_segment_samplers_are_the_protocols(labelled: Path) -> None:
+def test_segment_samplers_are_the_protocols(labeled: Path) -> None:
     edges = segment_edges(40, frames=8)
     draws = np.stack([random_segments(40, 12.0, frames=8, rng=np.random.default_rng(s)) for s in range(200)])
     assert (draws.min(axis=0) == edges[:-1]).all()
     assert (draws.max(axis=0) == edges[1:]).all()
-    sample = make_labelled(labelled, sampler=functools.partial(random_segments, frames=4))[SampleKey(0, 1)]
+    sample = make_labeled(labeled, sampler=functools.partial(random_segments, frames=4))[SampleKey(0, 1)]
     assert sample.clips.shape == (1, 4, 16, 16, 3)
 
 
@@ -313,17 +314,17 @@ def test_left_and_right_pairs_come_from_the_names() -> None:
 
 def _records(labels: list[int] | None) -> Records:
     paths = [f"{row}.mp4" for row in range(3)]
-    return Records.from_paths(paths, labels, source="lists/train.csv", root="labelled")
+    return Records.from_paths(paths, labels, source="lists/train.csv", root="labeled")
 
 
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
         (None, r"lists/train\.csv: has no labels, and classification needs one"),
-        ([0, -1, 2], r"lists/train\.csv: row 2 \(labelled/1\.mp4\) has the label -1, .*\(1 of 3 rows"),
+        ([0, -1, 2], r"lists/train\.csv: row 2 \(labeled/1\.mp4\) has the label -1, .*\(1 of 3 rows"),
         (
             [0, 11, 12],
-            r"train\.csv: row 2 \(labelled/1\.mp4\) has the label 11, .*0\.\.9 \(2 of 3.* least 13",
+            r"train\.csv: row 2 \(labeled/1\.mp4\) has the label 11, .*0\.\.9 \(2 of 3.* least 13",
         ),
     ],
 )
@@ -333,7 +334,7 @@ def test_labels_outside_the_classes_are_named_by_list_and_row(labels: list[int] 
     assert "\n" not in str(caught.value)
     if labels is None or min(labels) < 0:
         with pytest.raises(UserError, match=words):
-            make_labelled(_records(labels))
+            make_labeled(_records(labels))
 
 
 def test_labels_inside_the_classes_pass() -> None:
@@ -341,8 +342,8 @@ def test_labels_inside_the_classes_pass() -> None:
 
 
 JITTER = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2)
-COLOR = RandomColor(JITTER)
-LOCAL = LocalCrops(3, RandomResizedCrop(8, area=(0.05, 0.4)))
+COLORS = (RandomColor(JITTER, blur=1.0), RandomColor(JITTER, blur=0.1, solarize=0.8))
+LOCAL = LocalCrops(3, RandomResizedCrop(8, area=(0.05, 0.4)), RandomColor(JITTER, blur=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -351,25 +352,26 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_pairs(paired: Path, **arguments: object) -> PairClips:
-    parts = {"sampler": SAMPLER, "transform": RandomResizedCrop(16), "seed": 11, **arguments}
-    return PairClips(load_records(paired), **parts)  # type: ignore[arg-type]
+    keywords = {"sampler": SAMPLER, "transform": RandomResizedCrop(16), "seed": 11, **arguments}
+    return PairClips(load_records(paired), **keywords)  # type: ignore[arg-type]
 
 
 def test_pair_is_drawn_by_its_own_generator(paired: Path) -> None:
-    """Against the same drawing by hand: frames of both clips, crop and colour of each, masks, local crops."""
-    sample = make_pairs(paired, color=COLOR, mask=MASK, local=LOCAL)[SampleKey(3, 5)]
+    """The same draws by hand: frames of both clips, crop and colors of each, masks, local crops."""
+    sample = make_pairs(paired, colors=COLORS, mask=MASK, local=LOCAL)[SampleKey(3, 5)]
     rng = sample_generator(11, 3, 5)
     with open_video(paired.parent / "005.mp4") as video:
         frames = [
             video.read(index) for index in [SAMPLER(video.frames, video.fps, rng=rng) for _ in range(2)]
         ]
 
-    def cut(part: np.ndarray, transform: RandomResizedCrop) -> np.ndarray:
-        return COLOR.apply(transform.sample(32, 32, rng).apply_clip(part), rng)
+    def cut(part: np.ndarray, transform: Any, color: RandomColor | None) -> np.ndarray:
+        assert color is not None
+        return color.apply(transform.sample(32, 32, rng).apply_clip(part), rng)
 
-    clips = [cut(part, RandomResizedCrop(16)) for part in frames]
+    clips = [cut(part, RandomResizedCrop(16), color) for part, color in zip(frames, COLORS, strict=True)]
     masks = [MASK(rng=rng) for _ in range(2)]
-    local = [cut(frames[number], LOCAL.transform) for number in (0, 1, 0)]
+    local = [cut(frames[number], LOCAL.transform, LOCAL.color) for number in (0, 1, 0)]
     assert np.array_equal(sample.clips, np.stack(clips))
     assert sample.masks is not None
     assert np.array_equal(sample.masks, np.stack(masks))
@@ -380,7 +382,7 @@ def test_pair_is_drawn_by_its_own_generator(paired: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_keep_the_pairs_together(paired: Path, workers: int) -> None:
-    dataset = make_pairs(paired, color=COLOR, mask=MASK, local=LOCAL)
+    dataset = make_pairs(paired, colors=COLORS, mask=MASK, local=LOCAL)
     loader = ClipLoader(dataset, batch_size=4, workers=workers)
     assert loader.batches_per_epoch == 4
     batches = [batch.to("cpu") for batch in loader.epoch(1)]
@@ -410,18 +412,32 @@ def test_masks_and_local_crops_may_be_left_out(paired: Path) -> None:
         ClipLoader(make_pairs(paired), batch_size=3)
 
 
-def test_colour_changes_the_share_of_clips_that_it_is_to() -> None:
-    """Of 400 clips 0.8 are changed by jitter and 0.2 are grey, within 5 standard deviations (0.1)."""
+def test_color_changes_the_configured_fraction_of_clips() -> None:
+    """Of 400 clips 0.8 are changed by jitter and 0.2 are gray, within 5 standard deviations (0.1)."""
     rng = np.random.default_rng(0)
     frames = np.random.default_rng(1).integers(0, 256, size=(1, 4, 4, 3), dtype=np.uint8)
-    changed = [RandomColor(JITTER, grey=0.0).apply(frames, rng) for _ in range(400)]
+    changed = [RandomColor(JITTER, gray=0.0).apply(frames, rng) for _ in range(400)]
     assert np.mean([not np.array_equal(frames, clip) for clip in changed]) == pytest.approx(0.8, abs=0.1)
-    grey = [RandomColor(JITTER, chance=0.0).apply(frames, rng) for _ in range(400)]
-    same = np.array([np.array_equal(clip, saturation(frames, 0.0)) for clip in grey])
+    gray = [RandomColor(JITTER, chance=0.0).apply(frames, rng) for _ in range(400)]
+    same = np.array([np.array_equal(clip, saturation(frames, 0.0)) for clip in gray])
     assert same.mean() == pytest.approx(0.2, abs=0.1)
-    assert all(np.array_equal(clip, frames) for clip, is_grey in zip(grey, same, strict=True) if not is_grey)
-    with pytest.raises(UserError, match=r"grey=2: a probability must be in 0\.\.1"):
-        RandomColor(JITTER, grey=2)
+    assert all(np.array_equal(clip, frames) for clip, is_gray in zip(gray, same, strict=True) if not is_gray)
+    with pytest.raises(UserError, match=r"gray=2: a probability must be in 0\.\.1"):
+        RandomColor(JITTER, gray=2)
+
+
+def test_blur_and_solarization_are_applied_with_their_probabilities() -> None:
+    """Of 400 clips within 5 standard deviations (0.13); solarization inverts from 128 on."""
+    rng = np.random.default_rng(0)
+    frames = np.random.default_rng(1).integers(0, 256, size=(1, 4, 4, 3), dtype=np.uint8)
+    options = {"chance": 0.0, "gray": 0.0}
+    blurred = [RandomColor(JITTER, blur=0.6, **options).apply(frames, rng) for _ in range(400)]
+    # A standard deviation of 0.1 to about 0.3 pixels changes no level.
+    assert np.mean([not np.array_equal(frames, clip) for clip in blurred]) == pytest.approx(0.53, abs=0.15)
+    inverted = np.where(frames < 128, frames, 255 - frames)
+    changed = [RandomColor(JITTER, solarize=0.4, **options).apply(frames, rng) for _ in range(400)]
+    assert all(np.array_equal(clip, frames) or np.array_equal(clip, inverted) for clip in changed)
+    assert np.mean([np.array_equal(clip, inverted) for clip in changed]) == pytest.approx(0.4, abs=0.13)
 
 
 def test_varied_masks_hide_between_the_ratios_or_nothing() -> None:

@@ -142,7 +142,7 @@ def test_stream_with_an_unknown_codec_is_refused(plain: dict[str, bytes], tmp_pa
     MP4_DAMAGE["an unknown codec"](data)
     (tmp_path / "a.mp4").write_bytes(data)
     for reader in ("auto", "pyav"):
-        with pytest.raises(VideoReadError, match=r"a video codec that FFmpeg does not know$"):
+        with pytest.raises(VideoReadError, match=r"a video codec that FFmpeg does not support$"):
             open_video(tmp_path / "a.mp4", reader)
 
 

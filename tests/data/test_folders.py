@@ -55,9 +55,11 @@ def test_loops_of_links_give_each_video_once(tmp_path: Path, caplog: pytest.LogC
     _with_loops(tmp_path / "videos")
     with caplog.at_level(logging.INFO):
         records = load_records(tmp_path / "videos")
-    found = [os.path.relpath(record.path, tmp_path / "videos") for record in records]
-    assert found == [f"{folder}/{number}.mp4" for folder in "ab" for number in range(5)]
-    words = "5 links not followed, to parent folders or folders that are already read (0_above, ...)"
+    paths = [os.path.relpath(record.path, tmp_path / "videos") for record in records]
+    assert paths == [f"{folder}/{number}.mp4" for folder in "ab" for number in range(5)]
+    words = (
+        "5 links not followed: they lead to parent folders or to folders that are already read (0_above, ...)"
+    )
     assert words in caplog.text
 
 

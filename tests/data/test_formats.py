@@ -92,7 +92,7 @@ def test_list_has_paths_and_labels(tmp_path: Path, text: str, expected: list[tup
         (",3\n", {}, r"train\.csv:1: ',3' has no path"),
         ("a.mp4 3\n", {"separator": "comma", "labels": "yes"}, r"train\.csv:1: the label '3' is not|1 field"),
         ("a.mp4 3\n", {"separator": "spaces"}, r"separator 'spaces' is unknown; did you mean 'space'"),
-        ("a.mp4 3\n", {"labels": "true"}, r"labels 'true' is unknown; there are auto, yes, no"),
+        ("a.mp4 3\n", {"labels": "true"}, r"labels 'true' is unknown; choose from auto, yes, no"),
         ("a.mp4 3\n", {"format": "kinetic"}, r"format 'kinetic' is unknown; did you mean 'kinetics'"),
         ("a.mp4 3\n", {"format": "folder"}, r"format=folder needs a folder"),
         ("original_vido_id video_id frame_id path labels\n", {}, r"train\.csv: lists of frames"),
@@ -175,25 +175,25 @@ def test_kinetics_test_csv_has_no_labels_and_takes_classes_by_number(tmp_path: P
     (tmp_path / "v_000001_000011.mp4").touch()
     path = _write(tmp_path, "youtube_id,time_start,time_end,split\nv,1,11,test\n")
     assert _rows(load_records(path)) == [("v_000001_000011.mp4", None)]
-    labelled = _write(tmp_path, HEADER + "run,v,1,11,train\n", "other.csv")
+    labeled = _write(tmp_path, HEADER + "run,v,1,11,train\n", "other.csv")
     classes = _write(tmp_path, "walk\nrun\n", "classes.txt")
-    assert load_records(labelled, classes=classes)[0].label == 1
+    assert load_records(labeled, classes=classes)[0].label == 1
     names = ("stand", "walk", "run")
-    assert load_records(labelled, known_classes=names)[0].label == 2
-    assert load_records(labelled, classes=classes, known_classes=names)[0].label == 2  # the names first
+    assert load_records(labeled, known_classes=names)[0].label == 2
+    assert load_records(labeled, classes=classes, known_classes=names)[0].label == 2  # the names first
     with pytest.raises(UserError, match=r"class 'run' .* is not in the 2 known classes; did you"):
-        load_records(labelled, known_classes=("runs", "walk"))
-    assert load_records(labelled, labels="no")[0].label is None
+        load_records(labeled, known_classes=("runs", "walk"))
+    assert load_records(labeled, labels="no")[0].label is None
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (HEADER + "run,v,1,11\n", r"train\.csv:2: 4 fields, and the header has 5"),
+        (HEADER + "run,v,1,11\n", r"train\.csv:2: 4 fields, but the header has 5"),
         (HEADER + "run,v,1,end,train\n", r"train\.csv:2: the times '1' and 'end'"),
         (HEADER + "runn,v,1,11,train\n", r"class 'runn' .*did you mean 'run'"),
         (HEADER + "run,w,1,11,train\n", r"none of the first 1 videos is in the folder .*set the prefix"),
-        (HEADER, r"has a header and no rows"),
+        (HEADER, r"has a header but no rows"),
         ("label,youtube_id\nrun,v\n", r"train\.csv:1: the header has no column time_start, time_end"),
     ],
 )
@@ -426,20 +426,20 @@ def _touch(root: Path, *names: str) -> Path:
 
 
 CAT_AND_DOG = ("dog/2.jpg", "dog/old/1.PNG", "cat/b.JPEG", "cat/a.webp")
-LABELLED = [("cat/a.webp", 0), ("cat/b.JPEG", 0), ("dog/2.jpg", 1), ("dog/old/1.PNG", 1)]
+LABELED = [("cat/a.webp", 0), ("cat/b.JPEG", 0), ("dog/2.jpg", 1), ("dog/old/1.PNG", 1)]
 
 
 @pytest.mark.parametrize(("format", "stills"), [("images", False), ("auto", True)])
 def test_classes_are_the_sorted_folders_below_the_root(tmp_path: Path, format: str, stills: bool) -> None:
     records = load_records(_touch(tmp_path, *CAT_AND_DOG), format=format, labels="yes", stills=stills)
-    assert _rows(records) == LABELLED
+    assert _rows(records) == LABELED
     assert records.class_names == ("cat", "dog")
 
 
 def test_other_files_are_ignored_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _touch(tmp_path, *CAT_AND_DOG, "cat/notes.txt", "list.csv", "dog/.hidden.png", ".git/x.png", "cat/v.mp4")
     with caplog.at_level(logging.INFO):
-        assert _rows(load_records(tmp_path, format="images", labels="yes")) == LABELLED
+        assert _rows(load_records(tmp_path, format="images", labels="yes")) == LABELED
     assert "3 files that are not pictures were ignored (list.csv, ...)" in caplog.text
 
 
@@ -539,9 +539,9 @@ def test_ends_with_matches_str_endswith() -> None:
     paths = ["a" * int(rng.integers(0, 4)) + str(rng.choice(ends)) or "b" for _ in range(3000)]
     paths[:4] = ["g", ".jpg", "x.JPEG", "jpg"]
     suffixes = (".jpg", ".jpeg", ".png")
-    found = Records.from_paths(paths, None, source="").ends_with(suffixes)
-    assert found.tolist() == [path.lower().endswith(suffixes) for path in paths]
-    assert 900 < found.sum() < 1500
+    matches = Records.from_paths(paths, None, source="").ends_with(suffixes)
+    assert matches.tolist() == [path.lower().endswith(suffixes) for path in paths]
+    assert 900 < matches.sum() < 1500
 
 
 def test_pictures_only_support_clips_of_one_frame() -> None:

@@ -95,9 +95,9 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
 
 def test_damaged_pictures_are_named() -> None:
     jpeg = _bytes(Image.fromarray(PICTURE), "JPEG", quality=90)
-    for kept in (len(jpeg) * 3 // 4, len(jpeg) - 2):
-        with pytest.raises(ValueError, match=rf"a JPEG that ends early \({kept} bytes\)"):
-            decode_picture(jpeg[:kept])
+    for length in (len(jpeg) * 3 // 4, len(jpeg) - 2):
+        with pytest.raises(ValueError, match=rf"a JPEG that ends early \({length} bytes\)"):
+            decode_picture(jpeg[:length])
     png = _bytes(Image.fromarray(PICTURE), "PNG")
     for data in (png[: len(png) // 2], png[:40], b"no picture", jpeg[:2]):
         with pytest.raises(ValueError, match=r"not a picture, or a damaged one|ends early"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.clip_parts import deadly_clips, equal, make_clips, raise_bug, write_videos
+from tests.data.clip_data import deadly_clips, equal, make_clips, raise_bug, write_videos
 from videomaskfeat.data.batches import Failure, PretrainBatch
 from videomaskfeat.data.clips import PretrainClips, SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
@@ -24,7 +24,7 @@ from videomaskfeat.errors import UserError
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-one videos, of which two cannot be read."""
+    """Twenty-one videos; two cannot be read."""
     path = write_videos(tmp_path_factory.mktemp("videos"), 21)
     (path.parent / "004.mp4").write_bytes(b"")
     (path.parent / "013.mp4").write_bytes(b"this is text")
@@ -42,7 +42,7 @@ TRAINING = """
 import multiprocessing, os, signal, sys
 from multiprocessing import forkserver
 from pathlib import Path
-from tests.data.clip_parts import make_clips
+from tests.data.clip_data import make_clips
 from videomaskfeat.data.loader import ClipLoader
 
 loader = ClipLoader(make_clips(Path(sys.argv[1])), batch_size=4, workers=2)
@@ -124,25 +124,25 @@ def test_stored_batches_do_not_change(videos: Path, ahead: int) -> None:
     """Workers reuse memory for batches; the caller may store all batches of an epoch."""
     expected = list(ClipLoader(make_clips(videos), batch_size=1).epoch(0))
     loader = ClipLoader(make_clips(videos), batch_size=1, workers=2, prefetch_batches=ahead)
-    kept = list(loader.epoch(0))
+    batches = list(loader.epoch(0))
     loader.close()
-    assert len(kept) > 4 * (ahead + 1)
-    assert all(equal(*pair) for pair in zip(kept, expected, strict=True))
+    assert len(batches) > 4 * (ahead + 1)
+    assert all(equal(*pair) for pair in zip(batches, expected, strict=True))
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2)])
 def test_steps_are_the_same_for_any_number_of_ranks(
     videos: Path, epochs: list[list[PretrainBatch]], world_size: int, accumulate: int
 ) -> None:
-    parts = []
+    by_rank = []
     for rank in range(world_size):
         loader = ClipLoader(
             make_clips(videos), batch_size=8, accumulate=accumulate, rank=rank, world_size=world_size
         )
         assert loader.batches_per_epoch == 2 * accumulate
-        parts.append(list(loader.epoch(1)))
+        by_rank.append(list(loader.epoch(1)))
     for step, whole in enumerate(epochs[1]):
-        micro = [b for batches in parts for b in batches[step * accumulate : (step + 1) * accumulate]]
+        micro = [b for batches in by_rank for b in batches[step * accumulate : (step + 1) * accumulate]]
         assert torch.equal(torch.cat([b.clips for b in micro]), whole.clips)
         assert torch.equal(torch.cat([b.mask for b in micro]), whole.mask)
         assert torch.equal(torch.cat([b.index for b in micro]), whole.index)
@@ -334,7 +334,7 @@ def test_counter_allows_one_failure_in_a_short_list_unless_the_share_is_zero() -
         FailureCounter(1000, share=0).add(_failures(3))
     with pytest.raises(UserError, match=r"13 of 1000 .* and 3 more;"):
         FailureCounter(1000).add(_failures(*range(13)))
-    with pytest.raises(UserError, match=r"failure share 5 is not between 0 and 1"):
+    with pytest.raises(UserError, match=r"failure_share=5 must be between 0 and 1"):
         FailureCounter(10, share=5)
 
 

@@ -165,8 +165,8 @@ def test_several_edits_are_read_by_number_and_by_time(tmp_path: Path, b_frames: 
     assert numbers_at(empty, [0.005, 1.405]) == [0, 42]
 
 
-def joined(target: Path, *parts: bytes) -> Path:
-    target.write_bytes(b"".join(parts))
+def joined(target: Path, *recordings: bytes) -> Path:
+    target.write_bytes(b"".join(recordings))
     return target
 
 

@@ -96,10 +96,10 @@ def test_later_of_two_equally_near_frames_is_chosen() -> None:
 def test_times_of_uneven_frames_are_those_written(tmp_path: Path) -> None:
     times = np.array(uneven_times()) / 1000
     write_video(tmp_path / "vfr.mp4", milliseconds=uneven_times())
-    wanted = [3, 4, 17, 30, 45]
+    indices = [3, 4, 17, 30, 45]
     with open_timed(tmp_path / "vfr.mp4") as reader:
-        clip = reader.read_at((times - times[0])[wanted] + 0.002)
-    assert [read_number(picture) for picture in clip] == wanted
+        clip = reader.read_at((times - times[0])[indices] + 0.002)
+    assert [read_number(picture) for picture in clip] == indices
 
 
 def test_each_frame_is_yielded_once_with_all_its_places(files: dict[str, Path]) -> None:
@@ -113,8 +113,8 @@ def test_only_nearby_frames_are_decoded(files: dict[str, Path], monkeypatch: pyt
     fed = []
     decode = PyAvFile._decode_times
 
-    def count(self: PyAvFile, packets: Iterable[Packet], wanted: set[int]) -> Iterator[VideoFrame]:
-        return decode(self, (fed.append(packet.pts) or packet for packet in packets), wanted)
+    def count(self: PyAvFile, packets: Iterable[Packet], indices: set[int]) -> Iterator[VideoFrame]:
+        return decode(self, (fed.append(packet.pts) or packet for packet in packets), indices)
 
     monkeypatch.setattr(PyAvFile, "_decode_times", count)
     with open_timed(files["plain.mp4"]) as reader:  # a key frame every 12

@@ -75,7 +75,7 @@ def _ava_rows(sample: Path, name: str) -> Iterator[list[str]]:
 
 
 def test_boxes_between_key_frames_are_those_of_the_key_frames_there(sample: Path) -> None:
-    """Five times a second; at whole seconds the very corners of the ground truth."""
+    """Five times per second; at whole seconds, exactly the corners of the ground truth."""
     truth = {(row[0], float(row[1]), *row[2:6]) for row in _ava_rows(sample, "ava_val_v2.2.csv")}
     tracked = {(row[0], float(row[1]), *row[2:6]) for row in _ava_rows(sample, "ava_val_tracked_boxes.csv")}
     assert {row for row in tracked if row[1].is_integer()} == truth
@@ -144,7 +144,7 @@ def test_turning_clockwise_turns_the_picture_clockwise() -> None:
     assert np.abs(np.rot90(before, 1) - after).max() > 50
 
 
-# Centre, angle and radius of the first sprite at frame 7, and the mean color of that frame, of three clips.
+# Center, angle and radius of the first sprite at frame 7, and the mean color of that frame, of three clips.
 # The generator is frozen: docs/proof.md speaks of these videos, and another one would need another proof.
 FROZEN: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     0: ((0.6659935, 0.0644618, 0.8953927, 0.2301538), (122.24, 112.82, 123.57)),

@@ -1,4 +1,4 @@
-"""Sample videos with several factors: equal bytes, independent labels, and what one or two frames tell."""
+"""Sample videos with several factors: equal bytes, independent labels, and what one or two frames show."""
 
 from __future__ import annotations
 

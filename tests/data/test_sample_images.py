@@ -68,7 +68,7 @@ def test_file_holds_the_picture_of_its_number(images: Path) -> None:
     ("name", "area"), [("square", 4), ("bar", 4 * 0.28), ("triangle", 3 * 3**0.5 / 4), ("ring", 0.6 * np.pi)]
 )
 def test_shapes_cover_equal_areas(name: str, area: float) -> None:
-    # Half a per cent: the area is counted on a grid of 400 points an axis.
+    # Half a percent: the area is counted on a grid of 400 points per axis.
     assert _disc_over_shape(name) == pytest.approx((np.pi / area) ** 0.5, rel=5e-3)
 
 

@@ -146,7 +146,7 @@ def test_impossible_arguments_are_named() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(UserError, match=r"view 3 of 3: the view must be in 0\.\.2"):
         clip_indices_view(100, 30.0, frames=8, stride=4, view=3, views=3)
-    with pytest.raises(UserError, match="'trim' is unknown; there are clamp, loop, error"):
+    with pytest.raises(UserError, match="'trim' is unknown; choose from clamp, loop, error"):
         clip_indices_random(100, 30.0, frames=8, stride=4, rng=rng, short="trim")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="a video of 0 frames has no clip"):
         clip_indices_random(0, 30.0, frames=8, stride=4, rng=rng)

@@ -66,8 +66,8 @@ def test_boxes_follow_the_pixels(transform: ClipTransform, size: tuple[int, int]
             continue
         # The edge of a resized object is blurred over a pixel of the coarser of the two pictures.
         tolerance = max(1.0, 0.51 * geometry.resized[0] / geometry.source.height)
-        found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-        assert np.abs(found - [x1, y1, x2, y2]).max() <= tolerance
+        extent = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert np.abs(extent - [x1, y1, x2, y2]).max() <= tolerance
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
@@ -191,7 +191,7 @@ def test_fractions_are_converted_to_pixels() -> None:
 def test_visible_fraction_matches_the_count_of_pixels(visible: float) -> None:
     """Whole-pixel boxes and crops without resizing: the pixels of each are counted one by one."""
     rng = np.random.default_rng(0)
-    kept = 0
+    visible_count = 0
     for _ in range(100):
         cut = Rectangle(int(rng.integers(40)), int(rng.integers(80)), 60, 120)
         geometry = ClipGeometry(cut, (60, 120), Rectangle(0, 0, 60, 120), bool(rng.integers(2)))
@@ -205,19 +205,19 @@ def test_visible_fraction_matches_the_count_of_pixels(visible: float) -> None:
             share = len(rows) / (picture > 0).sum() * 3
             if share > visible or share == 1:
                 expected[row] = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        found, rows = visible_boxes(geometry, boxes, visible=visible)
+        clipped, rows = visible_boxes(geometry, boxes, visible=visible)
         assert rows.tolist() == list(expected)
-        assert found.tolist() == list(expected.values())
-        kept += len(rows)
-    assert 50 < kept < 390  # all four kinds of share occur
+        assert clipped.tolist() == list(expected.values())
+        visible_count += len(rows)
+    assert 50 < visible_count < 390  # all four kinds of share occur
 
 
 def test_thin_rest_of_a_box_is_dropped_and_a_small_whole_box_is_kept() -> None:
     geometry = ClipGeometry(Rectangle(0, 0, 100, 100), (50, 50), Rectangle(0, 0, 50, 50))
     boxes = np.array([[99.0, 10, 150, 50], [20, 20, 21, 21], [98, 10, 150, 50]])
-    found, rows = visible_boxes(geometry, boxes)
+    clipped, rows = visible_boxes(geometry, boxes)
     assert rows.tolist() == [1, 2]  # half a pixel of the clip is left of the first; the second is that small
-    assert found.tolist() == [[10, 10, 10.5, 10.5], [49, 5, 50, 25]]
+    assert clipped.tolist() == [[10, 10, 10.5, 10.5], [49, 5, 50, 25]]
 
 
 def test_boxes_outside_become_a_pixel_at_the_border() -> None:

@@ -82,11 +82,11 @@ def test_iter_frames_equals_read(files: dict[str, Path], name: str, reader: str)
     rng = np.random.default_rng(1)
     with open_video(files[name], reader) as opened:
         for count in (1, 6, 40):
-            wanted = rng.integers(0, opened.frames, count)  # unordered, with repeats
-            given = [(index, picture.copy()) for index, picture in opened.iter_frames(wanted)]
-            indices = [index for index, _ in given]
-            assert sorted(indices) == np.unique(wanted).tolist()
-            assert np.array_equal(np.stack([picture for _, picture in given]), opened.read(indices))
+            requested = rng.integers(0, opened.frames, count)  # unordered, with repeats
+            pictures = [(index, picture.copy()) for index, picture in opened.iter_frames(requested)]
+            indices = [index for index, _ in pictures]
+            assert sorted(indices) == np.unique(requested).tolist()
+            assert np.array_equal(np.stack([picture for _, picture in pictures]), opened.read(indices))
 
 
 @pytest.mark.parametrize(

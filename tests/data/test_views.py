@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.clip_parts import write_videos
+from tests.data.clip_data import write_videos
 from tests.data.make_videos import READERS
 from videomaskfeat.data import views as views_module
 from videomaskfeat.data.batches import Failure, ViewsBatch
@@ -31,7 +31,7 @@ BROKEN = (2, 3, 8)
 
 @pytest.fixture(scope="module")
 def listing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine videos of 8 frames, three of which cannot be read; the class is the row modulo 5."""
+    """Nine videos of 8 frames; three cannot be read; the class is the row modulo 5."""
     path = write_videos(tmp_path_factory.mktemp("videos"), 9)
     for row in BROKEN:
         (path.parent / f"{row:03d}.mp4").write_bytes(b"this is text")
@@ -48,8 +48,8 @@ def make_views(records: Path | Records | None = None, **arguments: object) -> Ev
     """Three clips of two frames, three crops of 16 pixels each."""
     rows = load_records(records) if isinstance(records, Path) else records
     rows = rows or Records.from_paths(["none.mp4"], [0], source="none")
-    settings = {"frames": 2, "stride": 2, "views": 3, "crops": 3, "crop": 16, "short_side": 20, **arguments}
-    return EvaluationViews(rows, **settings)  # type: ignore[arg-type]
+    keywords = {"frames": 2, "stride": 2, "views": 3, "crops": 3, "crop": 16, "short_side": 20, **arguments}
+    return EvaluationViews(rows, **keywords)  # type: ignore[arg-type]
 
 
 def test_frames_equal_the_reference(protocol: dict[str, list[dict[str, Any]]]) -> None:
@@ -68,7 +68,7 @@ def test_segments_equal_the_reference(protocol: dict[str, list[dict[str, Any]]])
 
 
 def test_crops_equal_the_reference(protocol: dict[str, list[dict[str, Any]]]) -> None:
-    """On frames whose colours tell the place: no resizing, so the first pixel of a crop is its corner."""
+    """Colors encode the position; without resizing, the first pixel of a crop is its corner."""
     assert {case["index"] for case in protocol["uniform_crops"]} == {0, 1, 2}
     for case in protocol["uniform_crops"]:
         height, width, size = case["height"], case["width"], case["size"]
@@ -114,8 +114,8 @@ def test_each_video_is_opened_and_each_frame_decoded_once(
         video = open_video(path, reader)
         each = video._iter_frames
 
-        def count(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-            for index, picture in each(wanted):
+        def count(indices: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+            for index, picture in each(indices):
                 decoded.append(index)
                 yield index, picture
 
@@ -162,7 +162,7 @@ def test_frames_of_two_sizes_are_a_failure(tmp_path: Path) -> None:
     assert failure.cause == "frame 2 is 34x24, others are 30x24"
 
 
-def test_labels_of_an_unlabelled_list_are_minus_one(tmp_path: Path) -> None:
+def test_labels_of_an_unlabeled_list_are_minus_one(tmp_path: Path) -> None:
     write_videos(tmp_path, 1)
     views = make_views(load_records(tmp_path, format="folder"))
     assert views.batch([0]).labels.tolist() == [-1]
@@ -199,7 +199,7 @@ def test_ranks_share_every_row_once(listing: Path, ranks: int, videos: int) -> N
 
 
 def rows_of(batch: ViewsBatch) -> list[int]:
-    """The records that a batch tells of, read or not."""
+    """The records of a batch, read or not."""
     return sorted([*batch.index.tolist(), *(failure.index for failure in batch.failures)])
 
 
@@ -237,7 +237,7 @@ def test_unknown_reader_reaches_the_caller(listing: Path, workers: int) -> None:
         ({"crops": 2}, r"views=3, crops=2: there must be at least 1 view, and 1 crop \(center\) or 3"),
         ({"sampling": "segment"}, "sampling 'segment' is unknown; did you mean 'segments'"),
         ({"sampling": "segments"}, "views=3 with sampling=segments: .* use views=1"),
-        ({"short": "repeat"}, "short 'repeat' is unknown; there are clamp, loop, error"),
+        ({"short": "repeat"}, "short 'repeat' is unknown; choose from clamp, loop, error"),
         ({"frames": 0}, "a clip of 0 frames at stride 2 is empty"),
         ({"crop": 32}, "short side 20 is smaller than the crop 32; raise it"),
     ],

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.data.clip_parts import deadly_clips, equal, make_clips, write_videos
+from tests.data.clip_data import deadly_clips, equal, make_clips, write_videos
 from videomaskfeat.data import workers
 from videomaskfeat.data.batches import PretrainBatch, empty_clips
 from videomaskfeat.data.clips import SampleKey
@@ -213,8 +213,10 @@ def test_video_that_crashes_workers_in_testing_fails_in_each_iteration(
         batches = list(loader)
         failures = [failure for batch in batches for failure in batch.failures]
         assert [(f.index, f.cause) for f in failures] == [(7, "the decoder crashed (SIGABRT)")]
-        whole, kept = (torch.cat([batch.index for batch in part]).tolist() for part in (undamaged, batches))
-        assert kept == [row for row in whole if row != 7]
+        whole, rows_read = (
+            torch.cat([batch.index for batch in part]).tolist() for part in (undamaged, batches)
+        )
+        assert rows_read == [row for row in whole if row != 7]
         clips, others = (torch.cat([batch.clips for batch in part]) for part in (undamaged, batches))
         assert torch.equal(clips[[row != 7 for row in whole]], others)
     assert sum("is lost" in message for message in caplog.messages) == 2  # none in the second round

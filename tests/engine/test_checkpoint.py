@@ -106,7 +106,7 @@ def test_damaged_file_given_is_refused(tmp_path: Path, harm: str, words: str) ->
 def test_only_damaged_ones_are_not_overwritten(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1)
     damage(checkpoints.path(1), "cut")
-    with pytest.raises(UserError, match=r"no other checkpoint in .* is whole: start in another folder"):
+    with pytest.raises(UserError, match=r"no other checkpoint in .* is intact: start in another folder"):
         checkpoints.load_newest()
     assert checkpoints.path(1).is_file()
 
@@ -292,7 +292,7 @@ def test_wrong_checkpoint_leaves_nothing_half_loaded(tmp_path: Path) -> None:
     model = toy_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(
-        UserError, match=r"'random': a rank without a state.*no other checkpoint in .* is whole"
+        UserError, match=r"'random': a rank without a state.*no other checkpoint in .* is intact"
     ):
         train_toy(tmp_path, epochs=1, model=model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -316,6 +316,6 @@ def test_all_damaged_ones_are_named(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 1, 2, 3)
     for step in (1, 2, 3):
         damage(checkpoints.path(step), "cut")
-    words = r"step_00000003.pt: .* is whole \(step_00000002.pt, step_00000001.pt\): start in another folder"
+    words = r"step_00000003.pt: .* is intact \(step_00000002.pt, step_00000001.pt\): start in another folder"
     with pytest.raises(UserError, match=words):
         checkpoints.load_newest()

@@ -276,7 +276,7 @@ def test_signal_is_answered_with_what_will_be_done(caplog: pytest.LogCaptureFixt
         signal.raise_signal(signal.SIGINT)
     assert signals.requested
     assert caplog.messages == [
-        "SIGINT: the step will be finished and a checkpoint saved; a second one stops at once"
+        "SIGINT: finishing the step and saving a checkpoint; a second signal stops at once"
     ]
 
 

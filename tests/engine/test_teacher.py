@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from videomaskfeat.engine.teacher import (
     Monitor,
     RunningCenter,
     Teacher,
+    fit_momentum,
     mean_of_rows,
+    start_share,
     sum_of_rows,
 )
 from videomaskfeat.errors import RunFailed, UserError
@@ -38,7 +41,7 @@ def test_linear_ramp_stays_at_its_end() -> None:
     values = [ramp(progress) for progress in (0.0, 0.125, 0.25, 0.7, 1.0)]
     assert values == pytest.approx([0.04, 0.055, 0.07, 0.07, 0.07], abs=1e-12)
     assert LinearRamp(0.04, 0.07, 0.0)(0.0) == 0.07
-    with pytest.raises(UserError, match=r"a warm-up of 1.5 of the training is not between 0 and 1"):
+    with pytest.raises(UserError, match=r"the warm-up, 1.5 of the training, must be between 0 and 1"):
         LinearRamp(0.0, 1.0, 1.5)
 
 
@@ -71,6 +74,39 @@ def test_teacher_follows_its_schedule_and_stands_still_at_one() -> None:
     assert teacher.module.weight.item() == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize("steps", [1, 60, 1440])
+def test_start_share_is_the_weight_of_the_initial_network(steps: int) -> None:
+    """m^n for a constant momentum; otherwise what a teacher of 1 keeps of it beside a student of 0: 1e-9."""
+    assert start_share(lambda progress: 0.99, steps) == pytest.approx(0.99**steps, rel=1e-9)
+    student = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        student.weight.fill_(1.0)
+    teacher = Teacher(student, momentum=CosineRamp(0.99, 1.0))
+    with torch.no_grad():
+        student.weight.fill_(0.0)
+    for step in range(steps):
+        teacher.follow(student, step / steps)
+    assert start_share(teacher.momentum, steps) == pytest.approx(teacher.module.weight.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("ramp", [CosineRamp, LinearRamp])
+@pytest.mark.parametrize("steps", [1, 10, 300, 5000])
+def test_fitted_momentum_is_the_highest_that_leaves_little_of_the_start(ramp: Any, steps: int) -> None:
+    """In steps of 0.001; of many steps, (1 - m) n / 2 = ln 10^4, both for half a cosine and a line."""
+
+    def left(momentum: float) -> float:
+        return start_share(ramp(momentum, 1.0), steps)
+
+    fitted = fit_momentum(lambda start: ramp(start, 1.0), 0.999, steps)
+    assert left(fitted) <= 1e-4 < left(fitted + 0.002)
+    if steps >= 300:
+        assert 1 - fitted == pytest.approx(2 * math.log(1e4) / steps, abs=0.002)
+
+
+def test_fitted_momentum_of_a_long_run_is_the_published_one() -> None:
+    assert fit_momentum(lambda start: CosineRamp(start, 1.0), 0.996, 100_000) == 0.996
+
+
 def test_teacher_learns_nothing_and_copies_buffers() -> None:
     student = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
     teacher = Teacher(student, momentum=CosineRamp(0.5, 1.0))
@@ -88,7 +124,7 @@ def test_teacher_learns_nothing_and_copies_buffers() -> None:
 @pytest.mark.parametrize("momentum", [-0.1, 1.1])
 def test_impossible_momentum_is_refused(momentum: float) -> None:
     with pytest.raises(
-        UserError, match=r"a teacher's momentum of .* is not between 0 and 1; 0.996 is a usual"
+        UserError, match=r"the teacher's momentum .* must be between 0 and 1; it usually goes"
     ):
         Teacher(nn.Linear(1, 1), momentum=CosineRamp(0.5, momentum))
 
@@ -100,7 +136,7 @@ def test_center_is_the_moving_average_of_the_steps_means() -> None:
     center = RunningCenter(5, momentum=0.9)
     for batches in steps:
         center.update(mean_of_rows([sum_of_rows(part) for part in batches]))
-    expected = reference.centred([torch.cat(batches).tolist() for batches in steps], 0.9)
+    expected = reference.centered([torch.cat(batches).tolist() for batches in steps], 0.9)
     torch.testing.assert_close(center.value, torch.tensor(expected), atol=1e-6, rtol=1e-6)
     again = RunningCenter(5)
     again.load_state_dict(center.state_dict())
@@ -179,7 +215,7 @@ def test_collapse_stop_goes_on_where_it_was() -> None:
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(UserError, match="the limit -1 of feature_std must not be negative"):
         Monitor("feature_std", -1, "")
-    with pytest.raises(UserError, match="a grace of 2 of the training is not between 0 and 1"):
+    with pytest.raises(UserError, match="grace=2 must be a fraction of the training, between 0 and 1"):
         collapse_stop(grace=2.0)
 
 

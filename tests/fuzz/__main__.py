@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("seed", nargs="?", type=int, help="repeat this case alone")
     parser.add_argument("--seconds", type=float, default=600.0, help="for all kinds (default: %(default)s)")
     parser.add_argument("--first", type=int, help="first seed (default: 100,000; of the known files: 0)")
-    parser.add_argument("--cases", type=int, help="cases per kind (default: as many as there is time for)")
+    parser.add_argument("--cases", type=int, help="cases per kind (default: no limit except the time)")
     parser.add_argument("--keep", type=Path, default=Path("runs/fuzz"), help="folder for inputs that failed")
     options = parser.parse_args(arguments)
     kinds = [options.kind] if options.kind else KINDS

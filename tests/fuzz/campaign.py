@@ -114,8 +114,8 @@ class Outcome:
         causes: dict[str, list[Finding]] = {}
         for finding in self.findings:
             causes.setdefault(finding.signature, []).append(finding)
-        parts = [f"[{len(found)} cases] {found[0]}" for found in causes.values()]
-        return "\n\n".join([str(self), *parts])
+        listed = [f"[{len(failures)} cases] {failures[0]}" for failures in causes.values()]
+        return "\n\n".join([str(self), *listed])
 
 
 class Victim:
@@ -227,7 +227,7 @@ def _run(
     """Run a case and monitor it; a victim that does not answer is ended."""
 
     def finding(what: str, detail: str) -> Finding:
-        return _kept(victim, Finding(kind, seed, entry, what, detail, keep / f"{kind}-{seed}"))
+        return _saved(victim, Finding(kind, seed, entry, what, detail, keep / f"{kind}-{seed}"))
 
     victim.pipe.send(seed)
     entry = "the making of the input"
@@ -278,7 +278,7 @@ class _Clock:
         return self._seen - waited > seconds or self._seen > 4 * seconds
 
 
-def _kept(victim: Victim, finding: Finding) -> Finding:
+def _saved(victim: Victim, finding: Finding) -> Finding:
     """Move the files of the case, which may be pipes and sparse files, to the folder of the finding."""
     shutil.rmtree(finding.folder, ignore_errors=True)
     case = victim.folder / "case"

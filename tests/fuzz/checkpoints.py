@@ -52,39 +52,40 @@ def make_case(seed: int, material: Path, folder: Path) -> Case:
     shutil.copytree(material / "run", "run")
     path = Path("run", "checkpoints", _NEWEST)
     whole = path.read_bytes()
-    choice, kept = rng.random(), True
+    choice, has_older = rng.random(), True
     if choice < 0.35:
         path.write_bytes(mutate_bytes(whole, rng))
     elif choice < 0.7:
         path.write_bytes(damaged_archive(whole, rng))
-        kept = False  # some of these contain code, which is rejected
+        has_older = False  # some of these contain code, which is rejected
     elif choice < 0.75:
         path.write_bytes(rng.choice([b"", b"PK", b"PK\x05\x06" + b"\x00" * 18, b"text\n" * 9, whole[:-1]]))
     else:
         content = torch.load(path, weights_only=True)
         torch.save(_damaged_content(content, rng), path)
-        kept = False
+        has_older = False
     if rng.random() < 0.1:
         shutil.copy(path, path.with_name(_OLDER))
-        kept = False
+        has_older = False
     if choice >= 0.75 or rng.random() < 0.03:  # only the run itself checks the content
         return verb(*_TRAIN)
-    return Case(f"load_newest ({_OLDER} is {'whole' if kept else 'not relied on'})", lambda: _load(kept))
+    name = f"load_newest ({_OLDER} is {'whole' if has_older else 'not relied on'})"
+    return Case(name, lambda: _load(has_older))
 
 
-def _load(kept: bool) -> None:
-    """Read the newest intact checkpoint; with ``kept`` there is one, which must be found."""
+def _load(has_older: bool) -> None:
+    """Read the newest intact checkpoint; with ``has_older`` there is one, which must be found."""
     from videomaskfeat.engine.checkpoint import CheckpointFolder
     from videomaskfeat.errors import UserError
 
     try:
-        found = CheckpointFolder("run/checkpoints").load_newest()
+        newest = CheckpointFolder("run/checkpoints").load_newest()
     except UserError as error:
-        if kept:
+        if has_older:
             raise RuntimeError("the older whole checkpoint was not taken") from error
         raise
-    assert found is not None
-    assert not kept or found[1]["progress"]["step"] in (1, 2)
+    assert newest is not None
+    assert not has_older or newest[1]["progress"]["step"] in (1, 2)
 
 
 def _damaged_content(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:

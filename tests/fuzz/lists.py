@@ -132,8 +132,8 @@ def _videos(rng: random.Random, material: Path, folder: Path) -> Case:
     videos = ["--prefix", os.fspath(material / "scored"), "--workers", "0"]
     choice = rng.random()
     if choice < 0.25:
-        found = ["--clean", "clean.csv", "--json", "found.json", "--quick"]
-        return verb("check-data", name, *options, *videos, *found)
+        outputs = ["--clean", "clean.csv", "--json", "found.json", "--quick"]
+        return verb("check-data", name, *options, *videos, *outputs)
     if choice < 0.3:
         weights = material / "scored" / "best.safetensors"
         return verb("evaluate", weights, name, *options, *videos, "--out", "out")
@@ -165,9 +165,15 @@ def _names(rng: random.Random, material: Path, folder: Path) -> Case:
     name = rng.choice(["names.txt", "names.json", "something-labels.json"])
     Path(name).write_bytes(_damaged(name, rng))
     if rng.random() < 0.15:
-        made = material / "scored"
+        scored = material / "scored"
         return verb(
-            "evaluate", made / "best.safetensors", made / "val.csv", "--class-names", name, "--workers", "0"
+            "evaluate",
+            scored / "best.safetensors",
+            scored / "val.csv",
+            "--class-names",
+            name,
+            "--workers",
+            "0",
         )
     return Case(f"read_class_names {name}", lambda: read_class_names(name))
 

@@ -75,26 +75,26 @@ def make_case(seed: int, material: Path, folder: Path) -> Case:
 def _entry(rng: random.Random, material: Path, path: Path) -> Case:
     from videomaskfeat.data.video import VideoReadError, probe
 
-    reader, given = rng.choice(_READERS), path.name  # relative to the current folder
+    reader, file = rng.choice(_READERS), path.name  # relative to the current folder
     choice = rng.random()
     if choice < 0.7:
         return Case(
-            f"open_video {given!a} {reader}", lambda: read_video(given, reader), allowed=(VideoReadError,)
+            f"open_video {file!a} {reader}", lambda: read_video(file, reader), allowed=(VideoReadError,)
         )
     if choice < 0.75:
-        return Case(f"probe {given!a} {reader}", lambda: probe(given, reader), allowed=(VideoReadError,))
+        return Case(f"probe {file!a} {reader}", lambda: probe(file, reader), allowed=(VideoReadError,))
     if choice < 0.82:
-        return verb("predict", material / "classifier.safetensors", given, "--reader", reader)
+        return verb("predict", material / "classifier.safetensors", file, "--reader", reader)
     if choice < 0.87:
-        return verb("visualize", material / "pretrained.safetensors", given, "--out", "pictures")
+        return verb("visualize", material / "pretrained.safetensors", file, "--out", "pictures")
     if choice < 0.94:
         stem = path.stem.encode(errors="surrogateescape")
         rows = b"".join(b"%s,%d,0.1,0.1,0.9,0.9,,0.9\n" % (stem, second) for second in range(2))
         Path("boxes.csv").write_bytes(rows)
         return verb(
-            "detect", material / "detector.safetensors", given, "--boxes", "boxes.csv", "--every", "0.1"
+            "detect", material / "detector.safetensors", file, "--boxes", "boxes.csv", "--every", "0.1"
         )
-    Path("list.txt").write_bytes(os.fsencode(given) + b"\n")
+    Path("list.txt").write_bytes(os.fsencode(file) + b"\n")
     return verb("check-data", "list.txt", "--workers", "0", "--reader", reader, "--clean", "clean.txt")
 
 

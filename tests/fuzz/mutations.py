@@ -134,8 +134,8 @@ def to_text(tree: Any, *, indent: int | None = None) -> bytes:
 def nested(rng: random.Random) -> bytes:
     """A document with very many levels, possibly truncated."""
     opening, closing = rng.choice([("[", "]"), ('{"a": ', "}"), ("- ", ""), ("a:\n", "")])
-    levels = rng.choice([1000, _DEEP])
-    return (opening * levels + "1" + closing * rng.choice([levels, 0])).encode()
+    depth = rng.choice([1000, _DEEP])
+    return (opening * depth + "1" + closing * rng.choice([depth, 0])).encode()
 
 
 def reencode(data: bytes, rng: random.Random) -> bytes:

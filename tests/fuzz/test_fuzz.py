@@ -134,9 +134,9 @@ def _spin() -> None:
 
 
 def _grow() -> None:
-    kept = []
-    while len(kept) < 100:
-        kept.append(b"x" * (10 << 20))
+    blocks = []
+    while len(blocks) < 100:
+        blocks.append(b"x" * (10 << 20))
         time.sleep(0.02)
 
 

@@ -51,7 +51,7 @@ def make_case(seed: int, material: Path, folder: Path) -> Case:
     if rng.random() < 0.2:
         return _pyth(rng)
     kind = rng.choice(_FILES)
-    header, body = _parts((material / f"{kind}.safetensors").read_bytes())
+    header, body = _split((material / f"{kind}.safetensors").read_bytes())
     Path("input.safetensors").write_bytes(_damaged(header, body, rng))
     return _entry(kind, rng)
 
@@ -62,42 +62,42 @@ def _entry(kind: str, rng: random.Random) -> Case:
     from videomaskfeat.models.tokenizers import load_tokenizer
     from videomaskfeat.models.weights import load_model
 
-    given, video = "input.safetensors", "video.mp4"
+    weights, video = "input.safetensors", "video.mp4"
     bounded = ("data.train=missing.csv", "data.workers=0", "run.device=cpu", "run.folder=run")
     calls: dict[str, list[Case | Callable[[str], Any]]] = {
         "pretrained": [
             load_encoder,
-            verb("visualize", given, video, "--out", "pictures"),
-            verb("extract-features", given, video, "out", "--workers", "0"),
+            verb("visualize", weights, video, "--out", "pictures"),
+            verb("extract-features", weights, video, "out", "--workers", "0"),
             verb(
-                "finetune", f"model.weights={given}", "model.name=maskfeat_mvitv2_nano_classifier", *bounded
+                "finetune", f"model.weights={weights}", "model.name=maskfeat_mvitv2_nano_classifier", *bounded
             ),
-            verb("pretrain", "target.name=features", f"target.arguments={{teacher: {given}}}", *bounded),
+            verb("pretrain", "target.name=features", f"target.arguments={{teacher: {weights}}}", *bounded),
         ],
         "classifier": [
             load_classifier,
             lambda path: load_classifier(path, device="cpu").predict(video),
-            verb("predict", given, video, "--json", "-"),
-            verb("export", given, "out.pt2"),
+            verb("predict", weights, video, "--json", "-"),
+            verb("export", weights, "out.pt2"),
         ],
-        "detector": [load_detector, verb("detect", given, video, "--boxes", "boxes.csv", "--out", "out")],
-        "dvae": [load_tokenizer, _target_of("dvae", given, bounded)],
-        "vq": [load_tokenizer, _target_of("codebook", given, bounded)],
+        "detector": [load_detector, verb("detect", weights, video, "--boxes", "boxes.csv", "--out", "out")],
+        "dvae": [load_tokenizer, _target_of("dvae", weights, bounded)],
+        "vq": [load_tokenizer, _target_of("codebook", weights, bounded)],
     }
     chosen = rng.choice([load_model, *calls[kind], *calls[kind]])
     if isinstance(chosen, Case):
         return chosen
     name = getattr(chosen, "__name__", "").replace("<lambda>", "load_classifier") or "load"
-    return Case(f"{name} {given} ({kind})", lambda: chosen(given))
+    return Case(f"{name} {weights} ({kind})", lambda: chosen(weights))
 
 
-def _target_of(name: str, given: str, bounded: tuple[str, ...]) -> Case:
-    arguments = f"target.arguments={{weights: {given}, vocabulary: 16, output_stride: [2, 16, 16]}}"
+def _target_of(name: str, weights: str, bounded: tuple[str, ...]) -> Case:
+    arguments = f"target.arguments={{weights: {weights}, vocabulary: 16, output_stride: [2, 16, 16]}}"
     model = ("model.name=maskfeat_mvitv2_nano", "clip.frames=4", "clip.crop=32", "mask.cell=[2,16,16]")
     return verb("pretrain", f"target.name={name}", arguments, *model, *bounded)
 
 
-def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
+def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Sorted header and tensors of a safetensors file."""
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])

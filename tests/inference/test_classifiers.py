@@ -161,7 +161,7 @@ def test_unreadable_video_is_a_read_error(tmp_path: Path, classifier: VideoClass
 def test_wrong_arguments_are_named(folder: Path, frames: np.ndarray, classifier: VideoClassifier) -> None:
     path = folder / "video.mp4"
     wrong = [
-        (lambda: classifier.predict(path, fps=30.0), r"fps=30.0 for .*video.mp4: a file has its own"),
+        (lambda: classifier.predict(path, fps=30.0), r"fps=30.0 cannot be set for the file .*video.mp4"),
         (lambda: classifier.predict(frames), "the frame rate of decoded frames is missing"),
         (lambda: classifier.predict(frames / 255, fps=30.0), r"frames of float64 20x32x48x3: must be uint8"),
         (lambda: classifier.predict(path, views=0), "views=0, crops=1: there must be at least 1 view"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.data.clip_parts import write_videos
+from tests.data.clip_data import write_videos
 from tests.engine.processes import exit_codes_of_ranks
 from tests.jobs.toy_classifier import ToyClassifier
 from videomaskfeat.data.formats import load_records

@@ -87,7 +87,7 @@ def test_average_with_itself_is_itself() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (make(listed=7), "one is of a list of 6 videos, but two of 7; only scores of the same list"),
+        (make(listed=7), "one scores a list of 6 videos, but two a list of 7; only scores of the same list"),
         (
             replace(make(), scores=np.ones((5, 4), np.float32), class_names=()),
             "one scores 3 classes, but two 4; only scores for the same classes",

@@ -70,9 +70,9 @@ def test_file_accepts_any_batch_size(tmp_path: Path, toy: Graph, format: str) ->
     run = save_and_load(tmp_path / "toy", toy, format, batch=2, any_batch=True)
     for batch in (1, 3, 7):
         clips, mask = inputs(batch)
-        found = run((clips, mask))
-        assert len(found) == 2
-        for own, expected in zip(found, by_hand(toy, clips, mask), strict=True):
+        outputs = run((clips, mask))
+        assert len(outputs) == 2
+        for own, expected in zip(outputs, by_hand(toy, clips, mask), strict=True):
             torch.testing.assert_close(own, expected, atol=1e-6, rtol=1e-6)  # four sums of three products
     assert [file.name for file in tmp_path.iterdir()] == ["toy"]  # no weights beside it
 

@@ -37,12 +37,12 @@ def yolos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in model.parameters():  # some are initially 0, which would make all objects equal
         parameter.data += 0.3 * torch.randn_like(parameter)
     model.save_pretrained(folder)
-    settings = {
+    preprocessing = {
         "size": {"shortest_edge": 32, "longest_edge": 48},
         "image_mean": [0.5, 0.4, 0.3],
         "image_std": [0.2, 0.25, 0.5],
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     return folder
 
 
@@ -50,22 +50,22 @@ def test_boxes_equal_the_models(yolos: Path) -> None:
     """The model itself on a picture of its own size, which is not resized."""
     detect = PersonDetector(model=str(yolos), threshold=0.0, device="cpu")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
-    found = detect(pictures)
+    detected = detect(pictures)
     pixels = (pictures / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.25, 0.5]
     with torch.no_grad():
         output = detect.model(pixel_values=torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32))
-    for own, logits, boxes in zip(found, output.logits, output.pred_boxes, strict=True):
+    for own, logits, boxes in zip(detected, output.logits, output.pred_boxes, strict=True):
         expected = []
         for row, (x, y, w, h) in zip(logits.tolist(), boxes.tolist(), strict=True):
             weights = np.exp(np.array(row))
             expected.append([(x - w / 2) * 48, (y - h / 2) * 32, (x + w / 2) * 48, (y + h / 2) * 32])
             expected[-1].append(weights[1] / weights.sum())
         np.testing.assert_allclose(own, expected, atol=1e-4)
-    assert len(found[0]) == 6
-    scores = np.sort(found[0][:, 4])
+    assert len(detected[0]) == 6
+    scores = np.sort(detected[0][:, 4])
     few = PersonDetector(model=str(yolos), threshold=float(scores[3]), device="cpu")(pictures[:1])
     assert len(few[0]) == 3
-    assert np.ptp(found[0], axis=0).min() > 1e-3  # six different objects
+    assert np.ptp(detected[0], axis=0).min() > 1e-3  # six different objects
 
 
 def test_detector_is_a_plug_in(yolos: Path) -> None:
@@ -93,15 +93,17 @@ def test_error_without_transformers_names_the_extra(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("settings", "size"),
+    ("preprocessing", "size"),
     [
         ({"shortest_edge": 800, "longest_edge": 1333}, (750, 1333)),  # 1080 x 1920: limited by the long side
         ({"shortest_edge": 512}, (512, 910)),
         ({"height": 640, "width": 640}, (640, 640)),
     ],
 )
-def test_pictures_are_resized_to_the_models_size(settings: dict[str, Any], size: tuple[int, int]) -> None:
-    assert _resized_size(1080, 1920, settings) == size
+def test_pictures_are_resized_to_the_models_size(
+    preprocessing: dict[str, Any], size: tuple[int, int]
+) -> None:
+    assert _resized_size(1080, 1920, preprocessing) == size
 
 
 def test_softmax_and_sigmoid_logits_become_scores() -> None:

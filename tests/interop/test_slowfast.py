@@ -133,8 +133,8 @@ def test_clips_and_views_match_the_yaml(
     tmp_path: Path, changes: dict[str, Any], facts: dict[str, Any]
 ) -> None:
     clip = load_slowfast(write_config(tmp_path, changes, of=KINETICS), KINETICS / "checkpoint.pyth").clip
-    found = {**vars(clip.recipe.clip), **vars(clip.recipe), **vars(clip)}
-    assert {name: found[name] for name in facts} == facts
+    actual = {**vars(clip.recipe.clip), **vars(clip.recipe), **vars(clip)}
+    assert {name: actual[name] for name in facts} == facts
     sizes = (clip.recipe.clip.frames, clip.recipe.clip.stride, clip.recipe.clip.crop)
     assert (*sizes, clip.classes, clip.offset) == (4, 4, 64, 7, True)
 

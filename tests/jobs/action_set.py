@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.data.ava_parts import write_numbered
+from tests.data.ava_data import write_numbered
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import DETECT_KEY, ClipRecipe, DetectRecipe

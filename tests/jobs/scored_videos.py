@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.data.clip_parts import write_videos
+from tests.data.clip_data import write_videos
 from tests.jobs.weights_files import write_classifier, write_pretrained
 
 LABELS = [0, 1, 2, 3, 6, 0, 1, 3, 3, 2]

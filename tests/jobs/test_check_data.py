@@ -69,7 +69,7 @@ def test_clean_list_elsewhere_names_the_prefix_it_needs(
     spoilt: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check_data(str(spoilt / "train.csv"), workers=0, decode=False, clean_path=str(tmp_path / "clean.csv"))
-    assert f"its relative paths start from {spoilt}; pass that as prefix" in caplog.text
+    assert f"its paths are relative to {spoilt}; set prefix to that folder" in caplog.text
 
 
 def test_negative_workers_are_refused(spoilt: Path) -> None:

@@ -122,7 +122,7 @@ EPOCH = {"optim": {"epoch": 1}}
         ({"before": {"t": None}}, r"a\.before\.t None must be a mapping of names to values"),
         (
             {"before": {"t": {"verb": "finetune"}}},
-            r"a\.before\.t\.verb 'finetune' is unknown; there are pretrain, train-tokenizer",
+            r"a\.before\.t\.verb 'finetune' is unknown; choose from pretrain, train-tokenizer",
         ),
         (
             {"before": {"t": {"verb": "pretrain", "keys": [1]}}},
@@ -139,7 +139,7 @@ def test_mistakes_in_an_entry_are_said_before_the_first_run(entry: Any, words: s
 
 
 def test_an_unknown_target_is_named() -> None:
-    words = r"--targets: compare\.targets entry 'hogg' is unknown; did you mean 'hog'\? there are"
+    words = r"--targets: compare\.targets entry 'hogg' is unknown; did you mean 'hog'\? Choose from"
     with pytest.raises(UserError, match=words):
         plan_runs(section(), ["hogg"])
 

@@ -198,7 +198,10 @@ def test_unreadable_training_key_frames_are_named_as_such(
     (videos / "d.mp4").write_bytes(b"no video")
     code, _, text = verb("detect-train", *actions.overrides(tmp_path / "run"), f"data.videos={videos}")
     assert f"unreadable key frame, replaced: {videos / 'd.mp4'}: " in text
-    words = ("of 12 key frames could not be read, and 1 may fail", "list these key frames in data.train_excl")
+    words = (
+        "of 12 key frames could not be read, but at most 1 may fail",
+        "list these key frames in data.train_excl",
+    )
     refused((code, "", text), *words)
 
 
@@ -291,8 +294,8 @@ def test_resumed_run_equals_the_uninterrupted_one(
         (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
         (["evaluate.every_seconds=0"], ("evaluate.every_seconds 0 must be at least 1",)),
         (["evaluate.every_seconds=7"], ("truth.csv", "at each 7-th second", "nothing to score")),
-        (["data.validation=/dev/null"], ("/dev/null: is a device, and a regular file is needed",)),
-        (["data.train=/dev/null"], ("/dev/null: is a device, and a regular file is needed",)),
+        (["data.validation=/dev/null"], ("/dev/null: is a device, but a regular file is needed",)),
+        (["data.train=/dev/null"], ("/dev/null: is a device, but a regular file is needed",)),
         (["data.validation_boxes=[]", "boxes.score=95"], ("boxes.score 95 must be between 0 and 1",)),
         (["data.lable_map=x"], ("data.lable_map", "label_map")),
         (["optim.batch_size=50"], ("fewer than the 50 of one step",)),
@@ -317,10 +320,10 @@ def test_impossible_evaluations_are_refused_in_one_line(
         (["--groundtruth", tmp_path / "none.csv"], ("none.csv: has no rows; ground truth has a row",)),
         (["--score-threshold", "95"], ("detect_evaluate.score_threshold 95 must be between 0 and 1",)),
         (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
-        (["--area", "square"], ("area 'square' is unknown; there are whole, centre",)),
+        (["--area", "square"], ("area 'square' is unknown; choose from whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
         (["--clips-at-once", "0"], ("detect_evaluate.clips_at_once 0 must be at least 1",)),
-        (["--frame-lists", "x.csv"], ("both locations of the videos given; give either a folder",)),
+        (["--frame-lists", "x.csv"], ("both locations of the videos are set; set either a folder",)),
         (["--out", weights], ("d.safetensors",)),
     ):
         arguments = [weights, *actions.evaluation(), "--out", tmp_path / "out", *changes]
@@ -524,8 +527,8 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["boxes.train_score=3"], "boxes.train_score 3 must be between 0 and 1"),
         (["boxes.train_iou=-1"], "boxes.train_iou -1 must be between 0 and 1"),
         (["boxes.train_score=0.999", "data.train=none.csv"], r"none\.csv"),
-        (["data.videos="], r"no location of the videos given; .* \(--videos, or the key data\.videos\)"),
-        (["data.frame_lists=[x.csv]"], "both locations of the videos given"),
+        (["data.videos="], r"no location of the videos is set; .* \(--videos, or the key data\.videos\)"),
+        (["data.frame_lists=[x.csv]"], "both locations of the videos are set"),
         (["data.frames_fps=0"], "data.frames_fps 0 must be above 0"),
         (["data.videos=nowhere"], "nowhere"),
         (["boxes.visible=2"], "boxes.visible 2 must be between 0 and 1"),

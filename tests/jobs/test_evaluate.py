@@ -332,10 +332,13 @@ def assert_refused(outcome: tuple[int, str, str], *words: str) -> None:
         ("--sampling segment", "sampling 'segment' is unknown; did you mean"),
         ("--sampling segments --views 2", "views=2 with sampling=segments"),
         ("--average logit", "average 'logit' is unknown; did you mean 'logits'"),
-        ("--precision fp16", "precision 'fp16' is unknown; did you mean 'bf16'? there are auto, fp32, bf16"),
+        (
+            "--precision fp16",
+            "precision 'fp16' is unknown; did you mean 'bf16'? Choose from auto, fp32, bf16",
+        ),
         ("--clips-at-once 0", "evaluate.clips_at_once 0 must be at least 1"),
         ("--videos-per-batch 0", "evaluate.videos_per_batch 0 must be at least 1"),
-        ("--reader pyva", "'pyva' is unknown; did you mean 'pyav'? there are auto, decord, pyav"),
+        ("--reader pyva", "'pyva' is unknown; did you mean 'pyav'? Choose from auto, decord, pyav"),
         ("--knn val.csv --k 0", "evaluate.k 0 must be at least 1"),
         ("--knn val.csv --temperature 0", "evaluate.temperature 0 must be above 0"),
     ],
@@ -422,7 +425,7 @@ def test_classes_in_words_of_unknown_order_are_refused(made: Path, run: Run, tmp
     listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
     assert_refused(
         run("evaluate", weights, listing),
-        "3 classes in words, but",
+        "3 class names as labels, but",
         "has 7, so their labels are unknown; give a file of class names",
     )
 

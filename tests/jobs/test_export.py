@@ -456,7 +456,7 @@ def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) 
             ["a.pt", "--format", "torch"],
             r"a\.pt: a file of --format torch has the extension \.pt2; change the name",
         ),
-        (["a.pt2", "--part", "head"], r"part 'head' is unknown; there are model, encoder"),
+        (["a.pt2", "--part", "head"], r"part 'head' is unknown; choose from model, encoder"),
         (["a.pt2", "--input", "int8"], r"input 'int8' is unknown; did you mean 'uint8'"),
         (["a.pt2", "--batch", "0"], "export.batch 0 must be at least 1"),
         (["a.pt2", "--opset", "18"], r"--opset has no effect with --format torch: leave it out, or use onnx"),

@@ -281,7 +281,7 @@ def test_folder_with_other_files_does_not_change(data: Path, extract: Extract, t
     with pytest.raises(UserError, match=r"out: has no features \(no meta.json\)"):
         read_features(tmp_path / "out")
     (tmp_path / "out/meta.json").write_text('{"camera": "mine"}')
-    with pytest.raises(UserError, match=r"meta.json: is not extract-features'"):
+    with pytest.raises(UserError, match=r"meta.json: was not written by extract-features"):
         extract()
     assert len(list((tmp_path / "out").iterdir())) == 2
 
@@ -387,11 +387,11 @@ def test_progress_includes_finished_shards(data: Path, extract: Extract, tmp_pat
     ("name", "content", "words"),
     [
         ("meta.json", b"{", "meta.json:1: is not JSON"),
-        ("meta.json", b"[]", "meta.json: is not extract-features'"),
+        ("meta.json", b"[]", "meta.json: was not written by extract-features"),
         (
             "meta.json",
             b'{"format": 1, "settings": {}, "finished": true, "shape": 5}',
-            "is not extract-features'",
+            "was not written by extract-features",
         ),
         ("index.csv", b"row,path\n0,a\n", "index.csv: is damaged"),
         ("index.csv", b"row,path,label\n0,a,1e9\n", "its features are damaged"),

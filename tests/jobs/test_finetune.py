@@ -17,7 +17,7 @@ from torch import nn
 
 from videomaskfeat.config import load_config
 from videomaskfeat.data.augment import Mixing
-from videomaskfeat.data.batches import LabelledBatch
+from videomaskfeat.data.batches import LabeledBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine.run import BestWeights
 from videomaskfeat.errors import UserError
@@ -177,7 +177,7 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
     torch.manual_seed(0)
     model = create_model("maskfeat_mvitv2_nano_classifier", classes=5, **ENCODER).eval()
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
-    batch = LabelledBatch(clips, torch.tensor([1, 4]), torch.arange(2))
+    batch = LabeledBatch(clips, torch.tensor([1, 4]), torch.arange(2))
     mixing = Mixing(classes=5, mixup=0.0, cutmix=0.0, probability=1.0, switch=0.5, smoothing=0.1)
     recipe = ClassifyRecipe(ClipRecipe(frames=4, stride=2, crop=32))
     run: Any = SimpleNamespace(network=model, mixing=mixing, recipe=recipe)
@@ -214,7 +214,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         (["clip.sampling=segments"], ("views=2 with sampling=segments", "use views=1")),
         (["evaluate.short_side=16"], ("short side 16 is smaller than the crop 32",)),
         (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
-        (["evaluate.weights=best"], ("evaluate.weights 'best' is unknown; there are auto, trained",)),
+        (["evaluate.weights=best"], ("evaluate.weights 'best' is unknown; choose from auto, trained",)),
         (["augment.randaugment=rand-m7-z3"], ("z3",)),
         (["mix.mixup=-1"], ("mixup",)),
         (
@@ -226,8 +226,8 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
             ["clip.flip_swaps_labels=true", "clip.flip=0.5"],
             ("clip.flip_swaps_labels needs the names of the classes",),
         ),
-        (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips none", "set clip.flip=0.5")),
-        (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is unknown; there are area, short_side",)),
+        (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips no clip", "set clip.flip=0.5")),
+        (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is unknown; choose from area, short_side",)),
         (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file",)),
     ],
 )

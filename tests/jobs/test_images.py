@@ -298,7 +298,7 @@ def test_pictures_for_longer_clips_are_refused(name: str, shapes: Path, tmp_path
     code, _, err = verb(*words, "clip.frames=4", f"data.train={shapes / 'train.csv'}", "data.validation=")
     assert code == 2
     line = last_line(err)
-    assert "is a picture, which has one frame, and clips have 4 (48 of 48 rows are pictures)" in line
+    assert "is a picture (one frame), but clips have 4 frames (48 of 48 rows are pictures)" in line
     assert "use clip.frames=1" in line
 
 
@@ -307,7 +307,7 @@ def test_network_of_videos_refuses_a_picture(shapes: Path, tmp_path: Path, verb:
     picture = shapes / "val/star/000058.png"
     code, _, err = verb("predict", weights, picture)
     assert code == 2
-    assert "000058.png) is a picture, which has one frame, and clips have 2" in last_line(err)
+    assert "000058.png) is a picture (one frame), but clips have 2" in last_line(err)
     with pytest.raises(UserError, match="is one image, and the clips of this network have 2 frames"):
         load_classifier(weights, device="cpu").predict(np.zeros((40, 40, 3), np.uint8))
 

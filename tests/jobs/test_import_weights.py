@@ -330,5 +330,7 @@ def test_class_names_of_another_number_are_refused(golden: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"names.txt: 2 class names for 7 classes"):
         import_slowfast(*files, tmp_path / "out", class_names=names)
     files = recorded(golden, "maskfeat_mvitv2_video", tmp_path, {})
-    with pytest.raises(UserError, match=r"names.txt: class names, but .* is not of a classifier"):
+    with pytest.raises(
+        UserError, match=r"names.txt: class names are for classifiers only, but .* describes another model"
+    ):
         import_slowfast(*files, tmp_path / "out", class_names=names)

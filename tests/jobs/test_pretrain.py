@@ -14,7 +14,7 @@ import simplejson
 import torch
 from safetensors.torch import load_file
 
-from tests.data.clip_parts import DeadlyClips
+from tests.data.clip_data import DeadlyClips
 from videomaskfeat import methods
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch

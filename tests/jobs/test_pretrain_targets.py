@@ -211,7 +211,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
     [
         (
             ["target=pixel"],
-            ["target.name 'pixel' is unknown; did you mean 'pixels'? there are hog, pixels,"],
+            ["target.name 'pixel' is unknown; did you mean 'pixels'? Choose from hog, pixels,"],
         ),
         (
             ["target=features"],
@@ -260,7 +260,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         (["method=maskd"], ["method.name 'maskd' is unknown; did you mean 'masked'?"]),
         (
             ["method.arguments={momentum: 1}"],
-            ["method.arguments of 'masked': argument 'momentum' is unknown; there are none"],
+            ["method.arguments of 'masked': argument 'momentum' is unknown; none is accepted"],
         ),
     ],
 )

@@ -251,7 +251,7 @@ def test_heldout_constant_is_the_variance_of_the_pixels() -> None:
         ("gumbel.kl_weight=-1", "gumbel.kl_weight -1 must be at least 0"),
         ("optim.ema_decay=0.9", "optim.ema_decay is not used in training a tokenizer"),
         ("run.compile=true", "run.compile is not used"),
-        ("perceptual.depths=[1]", "perceptual.depths is set and perceptual.weights is not"),
+        ("perceptual.depths=[1]", "perceptual.depths is set but perceptual.weights is not"),
         ("perceptual.weights=gone.safetensors", "gone.safetensors: no such file"),
         ("data.train=", "data.train is not set"),
         ("run.folder=", "run.folder is not set"),

@@ -197,7 +197,7 @@ def test_fine_tuning_starts_from_pretraining(tmp_path: Path, name: str, inflated
     first = model.get_parameter("patch_embed.proj.weight")[:, :, 0]
     assert bool(first.any()) != inflated  # centred, it stands in the second frame
     config.model.inflate = "middle"
-    with pytest.raises(UserError, match="inflate 'middle' is unknown; there are repeated, centred"):
+    with pytest.raises(UserError, match="inflate 'middle' is unknown; choose from repeated, centred"):
         build_classifier(config, 5)
 
 

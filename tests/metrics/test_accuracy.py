@@ -41,10 +41,10 @@ def test_accuracies_of_three_videos() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 5, 7, 40])
-@pytest.mark.parametrize("levels", [4, 100_000])  # few levels: many equal scores
-def test_accuracies_equal_plain_python(classes: int, levels: int) -> None:
-    rng = np.random.default_rng(classes * levels)
-    scores = (rng.integers(levels, size=(120, classes)) / levels).astype(np.float32)
+@pytest.mark.parametrize("distinct_scores", [4, 100_000])  # few values: many equal scores
+def test_accuracies_equal_plain_python(classes: int, distinct_scores: int) -> None:
+    rng = np.random.default_rng(classes * distinct_scores)
+    scores = (rng.integers(distinct_scores, size=(120, classes)) / distinct_scores).astype(np.float32)
     labels = rng.integers(classes, size=120) // 2 * 2 % classes  # some classes have no video
     result = accuracy(scores, labels)
     rows, numbers = scores.tolist(), labels.tolist()

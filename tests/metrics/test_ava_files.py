@@ -23,13 +23,13 @@ from videomaskfeat.metrics.ava_map import (
 
 LABELS = 'item {\n  name: "stand"\n  id: 12\n}\nitem {\n  name: "talk to \\"a person\\""\n  id: 79\n}\n'
 TRUTH = "vidA,0902,0.1,0.1,0.5,0.5,12,0\nvidA,0902,0.1,0.1,0.5,0.5,79,0\nvidB,0903,0.2,0.2,0.9,0.9,12,1\n"
-FOUND = "vidA,0902,0.1,0.1,0.5,0.5,12,0.9\nvidB,0903,0.2,0.2,0.9,0.8,12,0.8\n"
+DETECTIONS = "vidA,0902,0.1,0.1,0.5,0.5,12,0.9\nvidB,0903,0.2,0.2,0.9,0.8,12,0.8\n"
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     """A small ground truth, detections, label map and exclusions; tests overwrite one of them."""
-    written = {"truth.csv": TRUTH, "found.csv": FOUND, "labels.pbtxt": LABELS, "excluded.csv": ""}
+    written = {"truth.csv": TRUTH, "found.csv": DETECTIONS, "labels.pbtxt": LABELS, "excluded.csv": ""}
     for name, text in written.items():
         (tmp_path / name).write_text(text)
     return {name.split(".")[0]: tmp_path / name for name in written}
@@ -82,10 +82,10 @@ def test_block_size_does_not_change_the_result(golden: Path, monkeypatch: pytest
     whole = read_ava(*golden_files(golden))
     for block in (40, 1000):
         monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", block)
-        parts = read_ava(*golden_files(golden))
+        tables = read_ava(*golden_files(golden))
         for side in ("groundtruth", "detections"):
             for name, values in vars(getattr(whole, side)).items():
-                np.testing.assert_array_equal(values, getattr(getattr(parts, side), name))
+                np.testing.assert_array_equal(values, getattr(getattr(tables, side), name))
 
 
 def test_error_in_a_late_block_has_the_right_line(
@@ -103,8 +103,8 @@ def test_numbers_equal_pythons_float(tmp_path: Path, files: dict[str, Path]) -> 
     rng = np.random.default_rng(0)
     scores = [*map(str, rng.random(50) * 10.0 ** rng.integers(-12, 3, 50)), "1e-320", "-0", "+3", "5."]
     files["found"].write_text("".join(f"vidA,902,0.1,0.1,0.5,0.5,12,{text}\n" for text in scores))
-    found = read_ava(*files.values()).detections
-    assert found.scores.tolist() == [float(text) for text in scores]
+    detections = read_ava(*files.values()).detections
+    assert detections.scores.tolist() == [float(text) for text in scores]
 
 
 def test_excluded_times_are_removed_from_both_files(files: dict[str, Path]) -> None:
@@ -119,7 +119,9 @@ def test_rows_without_a_listed_action_are_ignored(files: dict[str, Path]) -> Non
     """A person without action still counts as a person of the key frame."""
     person, other = "vidA,0902,0.5,0.5,0.9,0.9,,2\n", "vidA,0902,0.6,0.5,0.9,0.9,80,3\n"
     files["truth"].write_text(TRUTH + person + other)
-    files["found"].write_text(FOUND + "vidA,0902,0.5,0.5,0.9,0.9,,0.95\nvidA,0902,0.5,0.5,0.9,0.9,3,0.95\n")
+    files["found"].write_text(
+        DETECTIONS + "vidA,0902,0.5,0.5,0.9,0.9,,0.95\nvidA,0902,0.5,0.5,0.9,0.9,3,0.95\n"
+    )
     data = read_ava(*files.values())
     assert data.groundtruth_counts == SideCounts(rows=5, used=3, excluded=0, no_action=1, not_listed=1)
     assert data.detection_counts == SideCounts(rows=4, used=2, excluded=0, no_action=1, not_listed=1)
@@ -129,7 +131,9 @@ def test_rows_without_a_listed_action_are_ignored(files: dict[str, Path]) -> Non
 
 def test_detections_in_unknown_videos_are_reported_false_positives(files: dict[str, Path]) -> None:
     """The first of three detections is false: precisions 1/2 and 2/3, both interpolated to 2/3."""
-    files["found"].write_text(FOUND + "vidZ,0902,0.1,0.1,0.5,0.5,12,0.99\nvidZ,0902,0.1,0.1,0.5,0.5,3,0.1\n")
+    files["found"].write_text(
+        DETECTIONS + "vidZ,0902,0.1,0.1,0.5,0.5,12,0.99\nvidZ,0902,0.1,0.1,0.5,0.5,3,0.1\n"
+    )
     files["excluded"].write_text("vidQ,0902\n")
     data = read_ava(*files.values())
     assert (data.unknown_videos, data.unknown_rows) == (["vidZ"], 1)
@@ -268,8 +272,8 @@ def test_invalid_row_is_refused(files: dict[str, Path], side: str, row: str, wor
 
 def test_header_in_a_later_row_is_refused(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """For example in concatenated files, also at the start of a block."""
-    monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", len(FOUND))
-    files["found"].write_text(FOUND + "video,second,x1,y1,x2,y2,action,score\n" + FOUND)
+    monkeypatch.setattr("videomaskfeat.csv_columns._BLOCK", len(DETECTIONS))
+    files["found"].write_text(DETECTIONS + "video,second,x1,y1,x2,y2,action,score\n" + DETECTIONS)
     with pytest.raises(UserError, match=r"found\.csv:3: the (\w+) '\1' of 'video,.*' is not a number"):
         score(files)
 
@@ -330,7 +334,7 @@ def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
     ("side", "text", "words"),
     [
         *(
-            ("found", f"{FOUND}vidA,902,0.1,0.1,0.5,0.5,12,{score}\n", rf":3: the score {words}")
+            ("found", f"{DETECTIONS}vidA,902,0.1,0.1,0.5,0.5,12,{score}\n", rf":3: the score {words}")
             for score, words in (
                 ("inf", "'inf' of .* is not finite; give a number, or leave the row out"),
                 ("nan", "'nan' of .* is not finite"),
@@ -342,7 +346,7 @@ def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
             )
         ),
         # One invalid field does not make a row a header.
-        ("found", "vidA,soon,0.1,0.1,0.5,0.5,12,0.5\n" + FOUND, r":1: the second 'soon' of"),
+        ("found", "vidA,soon,0.1,0.1,0.5,0.5,12,0.5\n" + DETECTIONS, r":1: the second 'soon' of"),
         (
             "found",
             "vidA 902 0.1 0.1 0.5 0.5 12 0.5\n",
@@ -370,7 +374,11 @@ def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
             ":5: the id '0' of the action 'talk .*' is not a positive integer",
         ),
         ("labels", LABELS.replace("79", "7.9"), r":5: the id '7.9' of the action"),
-        ("labels", LABELS.replace("79", "12"), ":5: the id 12 is repeated; give each action its own"),
+        (
+            "labels",
+            LABELS.replace("79", "12"),
+            ":5: action id 12 appears twice; each action needs its own id",
+        ),
         (
             "labels",
             "stand\nwalk\n",
@@ -399,7 +407,9 @@ def test_ground_truth_without_scored_rows_is_refused(files: dict[str, Path]) -> 
 
 def test_detections_in_key_frames_without_persons_are_false_positives(files: dict[str, Path]) -> None:
     """Ground truth rows without a box name key frames without persons."""
-    files["found"].write_text(FOUND + "vidB,0905,0.2,0.2,0.9,0.8,12,0.99\nvidC,7,0.2,0.2,0.9,0.8,12,0.95\n")
+    files["found"].write_text(
+        DETECTIONS + "vidB,0905,0.2,0.2,0.9,0.8,12,0.99\nvidC,7,0.2,0.2,0.9,0.8,12,0.95\n"
+    )
     before = read_ava(*files.values())
     assert (before.bare_rows, before.unknown_videos) == (1, ["vidC"])
     truth = TRUTH.replace(",0\n", "\n").replace(",1\n", "\n")  # seven columns

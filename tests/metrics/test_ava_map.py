@@ -32,7 +32,7 @@ def golden_files(golden: Path) -> list[str]:
     return [str(golden / "ava" / f"ava_{name}") for name in names]
 
 
-def random_rows(seed: int, *, frames: int = 12, levels: int = 8) -> tuple[GroundTruth, Detections]:
+def random_rows(seed: int, *, frames: int = 12, distinct_scores: int = 8) -> tuple[GroundTruth, Detections]:
     """Crowded key frames with corners on a coarse grid: many equal boxes, overlaps and scores."""
     rng = np.random.default_rng(seed)
 
@@ -40,21 +40,21 @@ def random_rows(seed: int, *, frames: int = 12, levels: int = 8) -> tuple[Ground
         corners = rng.integers(0, 5, size=(count, 2))
         return np.concatenate([corners, corners + rng.integers(2, 5, size=(count, 2))], axis=1) / 8
 
-    truths, found = 90, 400
+    truths, detected = 90, 400
     return (
         GroundTruth(rng.integers(frames, size=truths), boxes(truths), rng.choice([2, 3, 5, 7], truths)),
         Detections(
-            rng.integers(frames + 2, size=found),  # two key frames without ground truth
-            boxes(found),
-            rng.choice([2, 3, 5, 7, 9], found),
-            rng.integers(levels, size=found) / levels,
+            rng.integers(frames + 2, size=detected),  # two key frames without ground truth
+            boxes(detected),
+            rng.choice([2, 3, 5, 7, 9], detected),
+            rng.integers(distinct_scores, size=detected) / distinct_scores,
         ),
     )
 
 
 def plain(groundtruth: GroundTruth, detections: Detections) -> tuple[list[Row], list[Row]]:
     """The same rows for the plain version; key frames are seconds of one video."""
-    truth, found = (
+    truth, detected = (
         [
             Row(("v", float(frame)), tuple(box), action, score)
             for frame, box, action, score in zip(
@@ -63,7 +63,7 @@ def plain(groundtruth: GroundTruth, detections: Detections) -> tuple[list[Row], 
         ]
         for rows, scores in ((groundtruth, np.ones(len(groundtruth.frames))), (detections, detections.scores))
     )
-    return truth, found
+    return truth, detected
 
 
 def test_equals_the_official_script(golden: Path) -> None:
@@ -111,20 +111,20 @@ def test_chunk_size_does_not_change_matches(monkeypatch: pytest.MonkeyPatch) -> 
     groundtruth, detections = random_rows(3, frames=2)
     whole = match(groundtruth, detections, ACTIONS)
     monkeypatch.setattr("videomaskfeat.boxes._PAIRS", 7)
-    parts = match(groundtruth, detections, ACTIONS)
-    np.testing.assert_array_equal(whole.truths, parts.truths)
-    np.testing.assert_array_equal(whole.hits, parts.hits)
+    result = match(groundtruth, detections, ACTIONS)
+    np.testing.assert_array_equal(whole.truths, result.truths)
+    np.testing.assert_array_equal(whole.hits, result.hits)
 
 
 @pytest.mark.parametrize("keep", [None, 5])
 def test_order_of_rows_does_not_change_the_result(keep: int | None) -> None:
     """For example the order in which several processes contribute rows; with equal scores."""
-    groundtruth, detections = random_rows(4, levels=3)
+    groundtruth, detections = random_rows(4, distinct_scores=3)
     first = average_precision(groundtruth, detections, actions=ACTIONS, rows_per_frame=keep)
     rng = np.random.default_rng(0)
     for ranks in (1, 2, 3):
-        parts = [np.arange(rank, len(detections.frames), ranks) for rank in range(ranks)]
-        order = np.concatenate([rng.permutation(part) for part in parts])
+        by_rank = [np.arange(rank, len(detections.frames), ranks) for rank in range(ranks)]
+        order = np.concatenate([rng.permutation(part) for part in by_rank])
         truth_order = rng.permutation(len(groundtruth.frames))
         other = average_precision(
             GroundTruth(*(values[truth_order] for values in vars(groundtruth).values())),
@@ -159,7 +159,7 @@ WHOLE = truth_of([[0.0, 0.0, 1.0, 1.0]], [0])
 
 
 @pytest.mark.parametrize(
-    ("truth", "found", "expected"),
+    ("truth", "detected", "expected"),
     [
         # Hit, false positive, hit of 4 boxes: precision 1 up to recall 1/4, 2/3 up to 1/2, then 0.
         (truth_of([BOX] * 4, [0, 1, 2, 3]), found_of([BOX, FAR, BOX], [0.9, 0.8, 0.7], [0, 0, 1]), 5 / 12),
@@ -172,8 +172,8 @@ WHOLE = truth_of([[0.0, 0.0, 1.0, 1.0]], [0])
     ],
     ids=["curve", "interpolation", "threshold", "below the threshold", "no detections"],
 )
-def test_average_precision_in_closed_form(truth: GroundTruth, found: Detections, expected: float) -> None:
-    result = average_precision(truth, found, actions=[2])
+def test_average_precision_in_closed_form(truth: GroundTruth, detected: Detections, expected: float) -> None:
+    result = average_precision(truth, detected, actions=[2])
     assert result.mean_ap == pytest.approx(expected, abs=1e-15)
     assert result.ap == {2: result.mean_ap}
 
@@ -181,17 +181,17 @@ def test_average_precision_in_closed_form(truth: GroundTruth, found: Detections,
 def test_detection_matches_only_the_box_of_largest_overlap() -> None:
     """Both detections overlap both persons enough, but both overlap the first most: one hit of two boxes."""
     assert overlaps(np.array([BOX]), np.array([OTHER]))[0] > 0.5
-    truth, found = truth_of([BOX, OTHER], [0, 0]), found_of([BOX, BOX], [0.9, 0.8], [0, 0])
-    matches = match(truth, found, [2])
+    truth, detected = truth_of([BOX, OTHER], [0, 0]), found_of([BOX, BOX], [0.9, 0.8], [0, 0])
+    matches = match(truth, detected, [2])
     assert matches.hits.tolist() == [True, False]
     assert matches.truths.tolist() == [0, 0]
-    assert average_precision(truth, found, actions=[2]).mean_ap == 0.5
+    assert average_precision(truth, detected, actions=[2]).mean_ap == 0.5
 
 
 def test_other_frames_and_actions_do_not_match() -> None:
-    found = found_of([BOX] * 3, [0.9, 0.8, 0.7], [1, 0, 5], [2, 3, 2])
+    detected = found_of([BOX] * 3, [0.9, 0.8, 0.7], [1, 0, 5], [2, 3, 2])
     truth = truth_of([BOX, BOX], [0, 5], [2, 3])
-    assert average_precision(truth, found, actions=[2, 3]).ap == {2: 0.0, 3: 0.0}
+    assert average_precision(truth, detected, actions=[2, 3]).ap == {2: 0.0, 3: 0.0}
 
 
 def test_actions_without_ground_truth_are_not_averaged() -> None:
@@ -230,29 +230,29 @@ def test_scores_by_persons_equal_scores_of_their_key_frames() -> None:
     frames = np.unique(groundtruth.frames)
     persons = np.random.default_rng(1).integers(1, 7, size=len(frames))
     matches = match(groundtruth, detections, ACTIONS)
-    parts = by_persons(groundtruth, detections, matches, ACTIONS, person_frames=frames, persons=persons)
-    for part, (first, last) in zip(parts, [(1, 1), (2, 2), (3, 4), (5, 99)], strict=True):
+    subsets = by_persons(groundtruth, detections, matches, ACTIONS, person_frames=frames, persons=persons)
+    for part, (first, last) in zip(subsets, [(1, 1), (2, 2), (3, 4), (5, 99)], strict=True):
         part_frames = frames[(persons >= first) & (persons <= last)]
-        truth, found = (
+        truth, detected = (
             type(rows)(*(values[np.isin(rows.frames, part_frames)] for values in vars(rows).values()))
             for rows in (groundtruth, detections)
         )
-        alone = average_precision(truth, found, actions=ACTIONS)
+        alone = average_precision(truth, detected, actions=ACTIONS)
         assert part.mean_ap == pytest.approx(alone.mean_ap, abs=1e-12), part.name
         assert part.truths == np.isin(truth.actions, ACTIONS).sum()
-        assert part.detections == np.isin(found.actions, ACTIONS).sum()
+        assert part.detections == np.isin(detected.actions, ACTIONS).sum()
 
 
 def test_scores_by_size_ignore_detections_of_other_sizes() -> None:
     """A large box found twice, once by a medium one; a missed small one; a medium false positive."""
     large, small = [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.1, 0.1]
     truth = truth_of([large, small], [0, 1])
-    found = found_of([[0, 0, 0.3, 0.3], [0, 0, 0.38, 0.5], large], [0.9, 0.8, 0.7], [5, 0, 0])
-    parts = by_size(truth, found, match(truth, found, [2]), [2])
-    counts = [(part.truths, part.detections, part.actions) for part in parts]
+    detected = found_of([[0, 0, 0.3, 0.3], [0, 0, 0.38, 0.5], large], [0.9, 0.8, 0.7], [5, 0, 0])
+    subsets = by_size(truth, detected, match(truth, detected, [2]), [2])
+    counts = [(part.truths, part.detections, part.actions) for part in subsets]
     assert counts == [(1, 0, 1), (0, 1, 0), (1, 2, 1)]
-    assert (parts[0].mean_ap, parts[2].mean_ap) == (0.0, 1.0)
-    assert math.isnan(parts[1].mean_ap)
+    assert (subsets[0].mean_ap, subsets[2].mean_ap) == (0.0, 1.0)
+    assert math.isnan(subsets[1].mean_ap)
 
 
 @pytest.mark.parametrize(

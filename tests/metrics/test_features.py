@@ -94,14 +94,14 @@ def gradient_descent(
 ) -> np.ndarray:
     """The same fit by 20,000 gradient steps in numpy."""
     mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    x, asked = (train - mean) / deviation, (test - mean) / deviation
+    x, queries = (train - mean) / deviation, (test - mean) / deviation
     one_hot = np.eye(CLASSES)[labels]
     weight, bias = np.zeros((CLASSES, WIDTH)), np.zeros(CLASSES)
     for _ in range(20_000):
         apart = (softmax(x @ weight.T + bias) - one_hot) / len(x)
         weight -= 0.3 * (apart.T @ x + penalty * weight)
         bias -= 0.3 * apart.sum(0)
-    return softmax(asked @ weight.T + bias)
+    return softmax(queries @ weight.T + bias)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -34,9 +34,9 @@ def test_step_compiles_without_graph_breaks() -> None:
     # A graph break raises with fullgraph=True; aot_eager traces the backward pass too.
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(clips, mask)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    found = torch.autograd.grad(compiled, list(model.parameters()))
+    actual = torch.autograd.grad(compiled, list(model.parameters()))
     torch.testing.assert_close(compiled, loss, atol=1e-6, rtol=1e-5)
-    for ours, plain in zip(found, expected, strict=True):
+    for ours, plain in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-3)
 
 
@@ -51,10 +51,10 @@ def test_step_compiles_without_graph_breaks() -> None:
 )
 def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) -> None:
     """A compiled GPU step builds the tables in each call, without using the CPU."""
-    found = build(*arguments, device=torch.device("meta"))
+    actual = build(*arguments, device=torch.device("meta"))
     expected = build(*arguments, device=torch.device("cpu"))
-    assert found.is_meta
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert actual.is_meta
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
 
 
 @pytest.mark.cuda

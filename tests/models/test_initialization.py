@@ -76,16 +76,16 @@ def test_other_methods_draw_normal_weights(initialization: str, std: float, resc
 
 def test_stems_heads_and_mask_tokens_follow_each_method() -> None:
     """Torch's default of a layer with fan-in n is uniform in +-1/sqrt(n)."""
-    found = {name: weights(name) for name in ("beit", "simmim", "ibot", "jepa")}
-    stems = {name: state["patch_embed.proj.weight"].std().item() for name, state in found.items()}
+    actual = {name: weights(name) for name in ("beit", "simmim", "ibot", "jepa")}
+    stems = {name: state["patch_embed.proj.weight"].std().item() for name, state in actual.items()}
     default = 1 / math.sqrt(3 * 2 * 8 * 8) / math.sqrt(3)
     expected = {"beit": CUT, "simmim": CUT, "ibot": default, "jepa": 0.02}
     assert stems == pytest.approx(expected, rel=0.03)
-    biases = {name: bool(state["patch_embed.proj.bias"].any()) for name, state in found.items()}
+    biases = {name: bool(state["patch_embed.proj.bias"].any()) for name, state in actual.items()}
     assert biases == {"beit": False, "simmim": False, "ibot": True, "jepa": False}
-    tokens = {name: state["mask_token"].std().item() for name, state in found.items()}
+    tokens = {name: state["mask_token"].std().item() for name, state in actual.items()}
     assert tokens == pytest.approx({"beit": CUT, "simmim": CUT, "ibot": 0, "jepa": 0}, rel=0.3, abs=1e-9)
-    heads = {name: state["pred_head.projections.0.weight"].std().item() for name, state in found.items()}
+    heads = {name: state["pred_head.projections.0.weight"].std().item() for name, state in actual.items()}
     default = 1 / math.sqrt(192) / math.sqrt(3)
     assert heads == pytest.approx({"beit": CUT, "simmim": default, "ibot": 0.02, "jepa": 0.02}, rel=0.03)
 
@@ -104,7 +104,7 @@ def test_default_is_unchanged() -> None:
 
 
 def test_mvit_has_only_the_default() -> None:
-    with pytest.raises(UserError, match="initialization 'mae' is unknown; there are slowfast"):
+    with pytest.raises(UserError, match="initialization 'mae' is unknown; choose from slowfast"):
         create_model("maskfeat_mvitv2_nano", initialization="mae")
     with pytest.raises(UserError, match=r"initialization 'mea' is unknown; did you mean 'mae'"):
         create_model("vit_nano", initialization="mea")

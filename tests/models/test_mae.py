@@ -104,8 +104,8 @@ def test_embedded_cubes_equal_the_stem() -> None:
     stem = CubeEmbed(3, 6, kernel=(2, 4, 8), stride=(2, 4, 8), padding=(0, 0, 0))
     clips = torch.randn(2, 3, 4, 8, 24)
     tokens, _ = stem(clips)
-    found = stem.embed_cubes(cut_cubes(clips, (2, 4, 8)))
-    torch.testing.assert_close(found, tokens, atol=1e-5, rtol=1e-5)
+    actual = stem.embed_cubes(cut_cubes(clips, (2, 4, 8)))
+    torch.testing.assert_close(actual, tokens, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_cuda_equals_cpu(positions: str) -> None:
     model.cuda()
     predictions = model(clips.cuda(), mask.cuda())
     torch.testing.assert_close(predictions.cpu(), expected, atol=1e-6, rtol=1e-6)
-    found = torch.autograd.grad(predictions.square().mean(), list(model.parameters()), allow_unused=True)
-    for ours, theirs in zip(found, expected_gradients, strict=True):
+    actual = torch.autograd.grad(predictions.square().mean(), list(model.parameters()), allow_unused=True)
+    for ours, theirs in zip(actual, expected_gradients, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=1e-5)

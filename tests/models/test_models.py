@@ -227,15 +227,19 @@ def test_initial_values_of_heads_follow_the_published_recipe(name: str) -> None:
 def test_parameter_counts_are_the_published_ones(name: str, arguments: dict[str, Any], count: float) -> None:
     with torch.device("meta"):
         model = create_model(name, **arguments)
-    found = sum(parameter.numel() for parameter in model.parameters())
-    assert count in (found, round(found / 1e6, 3))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert count in (total, round(total / 1e6, 3))
 
 
 @pytest.mark.parametrize(
     ("case", "arguments", "words"),
     [
         ("mean", {"widen_in": "mpl"}, "widen_in 'mpl' is unknown; did you mean 'mlp'"),
-        ("mean", {"absolute_positions": "sincos"}, "absolute_positions 'sincos' is unknown; there are none"),
+        (
+            "mean",
+            {"absolute_positions": "sincos"},
+            "absolute_positions 'sincos' is unknown; none is accepted",
+        ),
         ("mean", {"widen_at": (9,)}, r"widen_at \(9,\): a model of depth 4 has no block 9"),
         ("mean", {"q_pool_at": (4,)}, r"q_pool_at \(4,\): a model of depth 4 has no block 4"),
         ("mean", {"heads": 3}, "heads 3: all must be positive, and heads must divide width"),
@@ -262,7 +266,7 @@ def test_parameter_counts_are_the_published_ones(name: str, arguments: dict[str,
         ("mae", {"decoder_heads": 3}, "decoder_width 64, decoder_heads 3: both must be positive"),
         ("mae", {"decoder_depth": -1}, "decoder_depth -1 must not be negative"),
         ("mae", {"values_per_token": 0}, "values_per_token 0 must be positive"),
-        ("mae", {"decoder_positions": "separable"}, "'separable' is unknown; there are joint, sincos"),
+        ("mae", {"decoder_positions": "separable"}, "'separable' is unknown; choose from joint, sincos"),
         (
             "mae",
             {"decoder_positions": "sincos", "decoder_width": 24},
@@ -277,7 +281,7 @@ def test_parameter_counts_are_the_published_ones(name: str, arguments: dict[str,
         (
             "detector",
             {"q_pool_stride": (1, 1, 2)},
-            "one cell of the map covers 4 rows and 16 columns of pixels",
+            "one cell of the output grid covers 4 rows and 16 columns of pixels",
         ),
     ],
 )

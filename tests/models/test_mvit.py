@@ -133,8 +133,8 @@ def gradients(layer: PooledAttention, tokens: torch.Tensor, result: torch.Tensor
     names = [name for name, _ in layer.named_parameters()]
     # Positive weights: with mixed signs the sums over all tokens would cancel down to their rounding.
     weight = torch.rand(result.shape, generator=torch.Generator().manual_seed(1))
-    found = torch.autograd.grad((result * weight).sum(), [tokens, *layer.parameters()])
-    return dict(zip(["tokens", *names], found, strict=True))
+    actual = torch.autograd.grad((result * weight).sum(), [tokens, *layer.parameters()])
+    return dict(zip(["tokens", *names], actual, strict=True))
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
@@ -183,7 +183,7 @@ def test_bfloat16_autocast_stays_close_in_values_and_gradients(q_stride: tuple[i
     torch.testing.assert_close(rounded.float() / scale, exact / scale, atol=1e-2, rtol=0)
     exact_gradients = gradients(layer, tokens, exact)
     for name, gradient in gradients(layer, tokens, rounded.float()).items():
-        if name == "norm_k.bias":  # shifts all scores of a query alike: its gradient is nothing but rounding
+        if name == "norm_k.bias":  # shifts all scores of a query alike: its gradient is only rounding
             continue
         error = (gradient - exact_gradients[name]).norm() / exact_gradients[name].norm()
         # Eight bits of mantissa, summed over a chain of seven layers.
@@ -230,9 +230,9 @@ def test_cuda_equals_cpu(name: str) -> None:
     expected = gradients(layer, tokens, result)
     layer.cuda()
     on_gpu = tokens.detach().cuda().requires_grad_()
-    found, _ = layer(on_gpu, grid)
-    torch.testing.assert_close(found.cpu(), result, atol=1e-9, rtol=1e-9)
+    actual, _ = layer(on_gpu, grid)
+    torch.testing.assert_close(actual.cpu(), result, atol=1e-9, rtol=1e-9)
     weight = torch.rand(result.shape, generator=torch.Generator().manual_seed(1)).cuda()
-    ours = torch.autograd.grad((found * weight).sum(), [on_gpu, *layer.parameters()])
+    ours = torch.autograd.grad((actual * weight).sum(), [on_gpu, *layer.parameters()])
     for value, (parameter, right) in zip(ours, expected.items(), strict=True):
         torch.testing.assert_close(value.cpu(), right, atol=1e-8, rtol=1e-8, msg=parameter)

@@ -21,19 +21,19 @@ def encoder() -> MViT:
     return model
 
 
-def test_distance_is_the_mean_over_depths_of_normalised_features() -> None:
+def test_distance_is_the_mean_over_depths_of_normalized_features() -> None:
     """Distance of features by hand; float32, tolerance 1e-6. Equal pictures have distance 0."""
     distance = PerceptualDistance(encoder(), depths=[1, 2], size=32, mean=0.4, std=0.2)
     first, second = torch.rand(2, 2, 3, 32, 32)
     expected = []
     for depth in (1, 2):
-        parts = []
+        features = []
         for picture in (first, second):
             clip = ((picture - 0.4) / 0.2)[:, :, None].repeat(1, 1, 2, 1, 1)
             features = encoder().eval().features(clip, depth=depth, pooled=False)
             centered = features - features.mean(-1, keepdim=True)
-            parts.append(centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt())
-        expected.append((parts[0] - parts[1]).square().mean())
+            features.append(centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+        expected.append((features[0] - features[1]).square().mean())
     assert distance(first, second).item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
     assert distance(first, first) == 0
 

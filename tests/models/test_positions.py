@@ -40,10 +40,10 @@ def test_clip_of_identical_frames_has_the_images_tokens(absolute: str, inflate: 
     picture = torch.randn(2, 3, 16, 16)
     still = picture[:, :, None].expand(-1, -1, 6, -1, -1)
     expected = image.placed(*image.patch_embed(picture[:, :, None]))  # [B, 1+4, D]
-    found = video.placed(*video.patch_embed(still))  # [B, 1+3*4, D]
-    torch.testing.assert_close(found[:, :1], expected[:, :1], atol=1e-6, rtol=0)
+    actual = video.placed(*video.patch_embed(still))  # [B, 1+3*4, D]
+    torch.testing.assert_close(actual[:, :1], expected[:, :1], atol=1e-6, rtol=0)
     for step in range(3):
-        cells = found[:, 1 + 4 * step : 5 + 4 * step]
+        cells = actual[:, 1 + 4 * step : 5 + 4 * step]
         torch.testing.assert_close(cells, expected[:, 1:], atol=1e-5, rtol=1e-5)
     positions = (
         ["pos_embed"]
@@ -89,13 +89,13 @@ def test_positions_of_smaller_pictures_are_resized_in_space() -> None:
     state["pos_embed"] = torch.cat([torch.zeros(1, 1, 16), slope[None]], dim=1)
     video = create_model("vit_nano", **{**VIDEO, "clip_size": (4, 32, 32)}, absolute_positions="joint")
     assert load_into(video, state, **HEADS).inflated
-    found = video.pos_embed[0, 1:, 0].reshape(2, 4, 4)
-    assert torch.equal(found[0], found[1])
-    torch.testing.assert_close(found[0, 1:3, 1], torch.tensor([0.25 * 10 + 0.25, 0.75 * 10 + 0.25]))
+    actual = video.pos_embed[0, 1:, 0].reshape(2, 4, 4)
+    assert torch.equal(actual[0], actual[1])
+    torch.testing.assert_close(actual[0, 1:3, 1], torch.tensor([0.25 * 10 + 0.25, 0.75 * 10 + 0.25]))
     image = create_model("vit_nano_image", **{**IMAGE, "clip_size": (1, 32, 32)})
     report = load_into(image, state, **HEADS)
     assert report.resized == ("pos_embed",)
-    torch.testing.assert_close(image.pos_embed[0, 1:, 0].reshape(4, 4), found[0])
+    torch.testing.assert_close(image.pos_embed[0, 1:, 0].reshape(4, 4), actual[0])
 
 
 def test_new_class_token_keeps_its_position() -> None:
@@ -143,8 +143,8 @@ def test_sincos_positions_by_definition() -> None:
     for index, pairs in ((t, 2), (w, 3), (h, 3)):
         angles = [index / 10000 ** (i / pairs) for i in range(pairs)]
         expected += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
-    found = table[0, 1 + (t * 3 + h) * 4 + w]
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
+    actual = table[0, 1 + (t * 3 + h) * 4 + w]
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("width", [8, 64])
@@ -171,9 +171,9 @@ def test_fine_tuning_learns_the_positions_that_pre_training_fixes(
     assert not [name for name in report.new if name.startswith("pos_embed")]
     assert classifier.pos_embed is None or classifier.pos_embed.requires_grad
     clip = torch.randn(1, 3, 6, 16, 16)
-    found = classifier.placed(*classifier.patch_embed(clip))
+    actual = classifier.placed(*classifier.patch_embed(clip))
     expected = pretrained.placed(*pretrained.patch_embed(clip))
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)  # float32
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)  # float32
 
 
 def test_fixed_positions_of_pictures_are_inflated(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def test_values_and_gradients_equal_sample_after_sample(
             torch.tensor(
                 [
                     [1.0, 5 * wide, 0, 6 * wide, high],  # far outside
-                    [0, 0.3, 0.3, 0.3 + 0.01 / scale, 0.4],  # of a hundredth of a cell
-                    [0, 0.25 * wide, 0, 0.25 * wide, high],  # a line
+                    [0, 0.3, 0.3, 0.3 + 0.01 / scale, 0.4],  # a hundredth of a cell wide
+                    [0, 0.25 * wide, 0, 0.25 * wide, high],  # without area
                     [1, 2, 2, 2, 2],  # a point
                     [1, 0.5 / scale, 0.5 / scale, 2.5 / scale, 4.5 / scale],  # exactly on cells
                     [1, wide, high, 0, 0],  # turned round
@@ -147,7 +147,7 @@ def test_compiles_without_graph_breaks_for_any_boxes() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")  # a graph break raises
-    for count, spread in ((5, 0.0), (5, 2.0), (9, 0.3)):  # more samples a bin, more boxes: the same graph
+    for count, spread in ((5, 0.0), (5, 2.0), (9, 0.3)):  # more samples per bin, more boxes: the same graph
         boxes = random_boxes(count, batch=2, height=96, width=128, spread=spread).float()
         torch._dynamo.mark_dynamic(boxes, 0)
         assert_same_gradients(compiled(features, boxes), loss(features, boxes), [features])

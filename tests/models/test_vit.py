@@ -57,8 +57,8 @@ def test_block_equals_torchs_layer() -> None:
         {**state, "self_attn.in_proj_weight": qkv.weight, "self_attn.in_proj_bias": qkv.bias}
     )
     tokens = torch.randn(2, 9, 16)
-    found, _ = block(tokens, TokenGrid(1, 3, 3))
-    torch.testing.assert_close(found, layer(tokens), atol=1e-5, rtol=1e-5)  # float32
+    actual, _ = block(tokens, TokenGrid(1, 3, 3))
+    torch.testing.assert_close(actual, layer(tokens), atol=1e-5, rtol=1e-5)  # float32
 
 
 @pytest.mark.parametrize("absolute", ["none", "joint", "separable", "sincos"])

@@ -300,8 +300,8 @@ def test_separable_absolute_positions_are_interpolated() -> None:
     state["pos_embed_spatial"] = (rows @ columns.T).flatten()[None, :, None].expand(1, 64, 8)
     load_into(model, state)
     expected = interpolated(rows, 16) @ interpolated(columns, 16).T
-    found = model.get_parameter("pos_embed_spatial")[0, :, 3].reshape(16, 16)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    actual = model.get_parameter("pos_embed_spatial")[0, :, 3].reshape(16, 16)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_joint_absolute_positions_of_another_grid_are_refused() -> None:

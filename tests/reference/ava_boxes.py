@@ -28,12 +28,12 @@ def plain_training_boxes(
     }
     for path in detections:
         rows = _rows(path)
-        labelled = any(row[6] for row in rows)
+        labeled = any(row[6] for row in rows)
         for row in rows:
             if float(row[7]) < score_threshold:
                 continue
             actions = _add(boxes, row, float(row[7]))
-            if labelled:
+            if labeled:
                 continue
             box = _box(row)
             shares = {other: _overlap(box, other) for other in truth.get(_moment(row), {})}

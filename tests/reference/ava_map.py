@@ -35,8 +35,8 @@ def frame_map(
         with open(exclusions, encoding="utf-8", newline="") as file:
             excluded = {(video, float(second)) for video, second in csv.reader(file)}
     truth = [row for row in read_rows(groundtruth) if row.frame not in excluded]
-    found = [row for row in read_rows(detections) if row.frame not in excluded]
-    return rows_map(truth, found, actions, keep=keep)
+    detected = [row for row in read_rows(detections) if row.frame not in excluded]
+    return rows_map(truth, detected, actions, keep=keep)
 
 
 def read_rows(path: str) -> list[Row]:
@@ -56,19 +56,19 @@ def read_rows(path: str) -> list[Row]:
 
 def rows_map(
     truth: Sequence[Row],
-    found: Sequence[Row],
+    detected: Sequence[Row],
     actions: Sequence[int],
     *,
     keep: int | None = None,
     threshold: float = 0.5,
 ) -> tuple[float, dict[int, float]]:
     """`frame_map` of rows; equal scores are sorted by key frame and corners."""
-    found = [row for row in found if row.action in actions]
+    detected = [row for row in detected if row.action in actions]
     if keep is not None:
         frames = defaultdict(list)
-        for row in found:
+        for row in detected:
             frames[row.frame].append(row)
-        found = [
+        detected = [
             row
             for rows in frames.values()
             for row in sorted(rows, key=lambda row: (-row.score, row.action, row.box))[:keep]
@@ -81,7 +81,7 @@ def rows_map(
         total = sum(map(len, boxes.values()))
         if total:
             own = sorted(
-                (row for row in found if row.action == action),
+                (row for row in detected if row.action == action),
                 key=lambda row: (-row.score, row.frame, row.box),
             )
             ap[action] = area(judged(own, boxes, threshold), total)
@@ -89,12 +89,12 @@ def rows_map(
 
 
 def judged(
-    found: Sequence[Row], boxes: dict[tuple[str, float], list[tuple[float, ...]]], threshold: float
+    detected: Sequence[Row], boxes: dict[tuple[str, float], list[tuple[float, ...]]], threshold: float
 ) -> list[bool]:
     """Whether each detection, in order, matches a box that is not matched yet."""
     matched = set()
     hits = []
-    for row in found:
+    for row in detected:
         shares = [overlap(row.box, box) for box in boxes.get(row.frame, [])]
         place = shares.index(max(shares)) if shares else -1
         hit = bool(shares) and shares[place] >= threshold and (row.frame, place) not in matched
@@ -123,8 +123,8 @@ def area(hits: Sequence[bool], total: int) -> float:
     for recall, precision in reversed(points):
         best = max(best, precision)
         steps.append((recall, best))
-    before, parts = 0.0, []
+    before, areas = 0.0, []
     for recall, precision in reversed(steps):
-        parts.append((recall - before) * precision)
+        areas.append((recall - before) * precision)
         before = recall
-    return math.fsum(parts)
+    return math.fsum(areas)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pixel_target(
-    clips: Tensor, *, stride: tuple[int, int, int], frames: int, normalised: bool
+    clips: Tensor, *, stride: tuple[int, int, int], frames: int, normalized: bool
 ) -> list[list[float]]:
     """Clips [B, C, T, H, W] -> the K values of each position, in the order sample, t, h, w."""
     batch, channels, total, height, width = clips.shape
@@ -23,11 +23,11 @@ def pixel_target(
                         for column in range(stride[2])
                         for channel in range(channels)
                     ]
-                    rows.append(_normalised(values) if normalised else values)
+                    rows.append(_normalized(values) if normalized else values)
     return rows
 
 
-def _normalised(values: list[float]) -> list[float]:
+def _normalized(values: list[float]) -> list[float]:
     """Mean 0 and variance 1 (unbiased, as in torch's ``var``)."""
     exact = torch.tensor(values, dtype=torch.float64)
     mean = exact.sum() / len(values)

@@ -52,7 +52,7 @@ def at_hidden_cells(
     return sum(clips) / len(clips)
 
 
-def centred(batches: list[list[list[float]]], momentum: float) -> list[float]:
+def centered(batches: list[list[list[float]]], momentum: float) -> list[float]:
     """The center after batches of outputs [n][K], from zero."""
     center = [0.0] * len(batches[0][0])
     for batch in batches:

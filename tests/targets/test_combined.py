@@ -29,9 +29,9 @@ def test_loss_is_the_weighted_sum_of_the_parts_on_their_own_values() -> None:
     assert target.values_per_token == 108 + 768
     predictions = torch.randn(2, 2, 2, 2, 876)
     mask = torch.rand(2, 2, 2, 2) < 0.5
-    loss, parts = target.loss_parts(predictions, output, mask)
+    loss, terms = target.loss_parts(predictions, output, mask)
     own = hog.loss(predictions[..., :108], output[0], mask), raw.loss(predictions[..., 108:], output[1], mask)
-    torch.testing.assert_close(parts, {"loss_hog": own[0], "loss_raw": own[1]})
+    torch.testing.assert_close(terms, {"loss_hog": own[0], "loss_raw": own[1]})
     torch.testing.assert_close(loss, 2 * own[0] + 0.25 * own[1])
     assert torch.equal(target.loss(predictions, output, mask), loss)
     assert target.loss_name == "weighted sum of mean squared error (hog) and mean absolute error (raw)"
@@ -56,7 +56,7 @@ def test_defaults_of_a_part_are_its_key_and_weight_one() -> None:
         ({"hog": {"weight": float("nan")}}, r"has weight nan; it must be above 0"),
         (
             {"hog": {"wight": 1}},
-            r"key 'wight' is unknown; did you mean 'weight'\? there are name, weight, arguments",
+            r"key 'wight' is unknown; did you mean 'weight'\? Choose from name, weight, arguments",
         ),
         ({"hog": 2}, r"part 'hog' of the combined target is 2; it must be a mapping"),
         (

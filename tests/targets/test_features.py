@@ -206,7 +206,10 @@ def test_other_models_are_applied_per_frame() -> None:
         ({"teacher": "hf:gone"}, r"hf:gone: there is no folder with a config\.json; .*nothing is downloaded"),
         ({"teacher": "foreign_models:timm", "frame_stride": 0}, r"frame_stride 0 must be 1 or more"),
         ({"teacher": "foreign_models:timm", "loss": "cosin"}, r"feature loss 'cosin'.*did you mean 'cosine'"),
-        ({"teacher": "foreign_models:timm", "normalise": "layr"}, r"feature normalise 'layr'.*mean 'layer'"),
+        (
+            {"teacher": "foreign_models:timm", "normalise": "layr"},
+            r"feature normalization 'layr'.*mean 'layer'",
+        ),
         ({"teacher": "foreign_models:timm", "beta": 0}, r"feature beta 0 must be above 0"),
     ],
 )

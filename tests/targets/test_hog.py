@@ -60,7 +60,7 @@ def test_zero_horizontal_gradients_do_not_depend_on_rounding_noise() -> None:
 def test_ramp_fills_only_the_bin_of_its_direction(degrees: int) -> None:
     angle = math.radians(degrees)
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    # The kernels subtract right from left and below from above, hence the signs.
+    # The kernels subtract right from left and below from above, which gives the signs.
     ramp = -(math.sin(angle) * columns + math.cos(angle) * rows)
     inner = hog_features(ramp.expand(1, 3, 32, 32))[..., 1:3, 1:3]  # the border is mirrored
     expected = torch.zeros(9)
@@ -153,9 +153,9 @@ def test_cuda_equals_cpu(autocast: bool) -> None:
     """In float32 under autocast too. A pixel on the border of two bins may be in either."""
     frames = eight_bit_frames()
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-        found = hog_features(frames.cuda())
-    assert found.dtype == torch.float32
-    differs = (found.cpu() - hog_features(frames)).abs() > 1e-5
+        actual = hog_features(frames.cuda())
+    assert actual.dtype == torch.float32
+    differs = (actual.cpu() - hog_features(frames)).abs() > 1e-5
     assert differs.float().mean() < 0.01
 
 

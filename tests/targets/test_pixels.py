@@ -70,7 +70,7 @@ def test_simmim_is_the_mean_of_absolute_errors_of_raw_pixels() -> None:
 
 def test_invalid_names_and_sizes_are_refused() -> None:
     for arguments, words in (
-        ({"frames": "last"}, "pixel frames 'last' is unknown; there are first, all"),
+        ({"frames": "last"}, "pixel frames 'last' is unknown; choose from first, all"),
         ({"loss": "l1 "}, r"pixel loss 'l1 ' is unknown; did you mean 'l1'\?"),
         ({"output_stride": (0, 16, 16)}, r"output_stride \(0, 16, 16\) and channels 3 must be 1 or more"),
     ):

@@ -90,8 +90,8 @@ def test_best_constant_of_tokens_is_their_entropy() -> None:
 
 def test_sum_is_the_weighted_sum_of_its_parts() -> None:
     data = batches(values=8)
-    parts = [HogTarget().tally(), CosineTally(masked_cosine)]
-    total = SumTally(parts, [2.0, 0.5], lambda predictions: predictions.split([5, 3], dim=-1))
+    tallies = [HogTarget().tally(), CosineTally(masked_cosine)]
+    total = SumTally(tallies, [2.0, 0.5], lambda predictions: predictions.split([5, 3], dim=-1))
     alone = [HogTarget().tally(), CosineTally(masked_cosine)]
     for predictions, target, mask in data:
         total.add(predictions, (target[..., :5], target[..., 5:]), mask)
@@ -102,5 +102,5 @@ def test_sum_is_the_weighted_sum_of_its_parts() -> None:
     assert constants[0] is not None
     assert constants[1] is not None
     assert total.constant == 2 * constants[0] + 0.5 * constants[1]
-    unknown = SumTally([parts[0], LossTally(masked_l1)], [1.0, 1.0], total._split)
+    unknown = SumTally([tallies[0], LossTally(masked_l1)], [1.0, 1.0], total._split)
     assert unknown.constant is None

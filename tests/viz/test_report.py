@@ -213,7 +213,7 @@ def test_runs_are_drawn_side_by_side_under_their_names(tmp_path: Path) -> None:
     assert titles(beside["charts"]) == ["Held-out top-1, percent", "Training top-1, percent", "Training loss"]
     assert "tuned:" in beside["charts"][0]["label"]
     assert "scratch:" in beside["charts"][0]["label"]
-    with pytest.raises(UserError, match="4 runs beside another one: at most 3"):
+    with pytest.raises(UserError, match="4 runs to compare with; the maximum is 3"):
         report(tuned, beside=[scratch] * 4)
 
 

@@ -143,7 +143,8 @@ class RandAugment:
             )
         if self.layers < 1:
             raise UserError(
-                f"RandAugment's layers n={self.layers} must be at least 1; without RandAugment, leave the "
+                f"RandAugment's number of layers n={self.layers} must be at least 1; without RandAugment, "
+                f"leave the "
                 "string empty"
             )
         if not self.noise >= 0:
@@ -165,7 +166,9 @@ class RandAugment:
         values = _parse_words(words)
         noise = values.get("mstd", 0.0)
         if values.get("n", 2) % 1:
-            raise UserError(f"RandAugment {words!r}: the layers n={values['n']:g} must be a whole number")
+            raise UserError(
+                f"RandAugment {words!r}: the number of layers n={values['n']:g} must be an integer"
+            )
         if values.get("inc", 0) not in (0, 1):
             raise UserError(f"RandAugment {words!r}: inc={values['inc']:g} must be 0 or 1")
         return cls(
@@ -229,7 +232,7 @@ def _parse_words(words: str) -> dict[str, float]:
             known = ", ".join(f"{known} ({meaning})" for known, meaning in _KEYS.items())
             raise UserError(f"RandAugment {words!r}: {word!r} is not a name and a number; names are {known}")
         if name in values:
-            raise UserError(f"RandAugment {words!r}: {name} is repeated; give it once")
+            raise UserError(f"RandAugment {words!r}: {name} appears twice; give it once")
         values[name] = float(match[2])
     return values
 
@@ -278,7 +281,7 @@ class RandomErasing:
         self.probability = probability
         self.area, self.aspect = area, aspect
         channels = np.broadcast(means, stds)
-        self._levels = np.stack([_normal_levels(255 * float(m), 255 * float(s)) for m, s in channels])
+        self._noise_values = np.stack([_normal_levels(255 * float(m), 255 * float(s)) for m, s in channels])
 
     def apply(self, clip: np.ndarray, rng: np.random.Generator) -> None:
         """Erase a box of a clip uint8 [T, H, W, 3] in place, or do nothing."""
@@ -289,7 +292,7 @@ class RandomErasing:
             return
         indices = rng.integers(0, 1 << 16, (len(clip), box.height, box.width, 3), dtype=np.uint16)
         rows, columns = box.slices
-        clip[:, rows, columns] = self._levels[np.arange(3) % len(self._levels), indices]
+        clip[:, rows, columns] = self._noise_values[np.arange(3) % len(self._noise_values), indices]
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> Rectangle | None:
         """Sample a box smaller than the frame in height and width; None if no try fits."""

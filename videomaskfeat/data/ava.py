@@ -213,7 +213,10 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         """
         videos = {int(self.key_frames.video[index]) for index in indices}
         if len(videos) != 1:
-            raise UserError(f"key frames {list(indices)} are of {len(videos)} videos; a batch has one video")
+            raise UserError(
+                f"key frames {list(indices)} belong to {len(videos)} videos; the key frames of "
+                f"a batch must belong to one"
+            )
         read, views, failures = self._read(self.sources[videos.pop()], list(indices))
         rows = [np.arange(*self.key_frames.starts[index : index + 2]) for index in read]
         return KeyFrameBatch(
@@ -330,7 +333,7 @@ class ActionSample(ClipSample):
 class ActionClips(RecordClips[ActionSample, ActionBatch]):
     """Augmented clips around key frames with boxes and labels, for training.
 
-    Boxes are transformed with the crop and clipped to it. Boxes of which too little is visible are left out,
+    Boxes are transformed with the crop and clipped to it. Boxes with a small visible fraction are left out,
     and a crop without boxes is sampled again. Every clip has at least one box.
 
     Attributes:
@@ -365,7 +368,10 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
         check_clip(self.frames, self.stride)
         _check_sources(self.key_frames, self.sources)
         if not 0 <= self.visible <= 1:
-            raise UserError(f"visible={self.visible:g} is not between 0 and 1; it is a fraction of a box")
+            raise UserError(
+                f"visible={self.visible:g} must be between 0 and 1; it is the minimum visible "
+                f"fraction of a box"
+            )
         if isinstance(self.augment, Augmentation) and self.augment.randaugment is not None:
             raise UserError(
                 "RandAugment moves pixels without the boxes; train a detector without it (color jitter and "

@@ -116,7 +116,7 @@ class KeyFrames(Sequence[KeyFrame]):
         )
 
     def of_videos(self, videos: Sequence[str]) -> KeyFrames:
-        """The key frames of these sorted ``videos``, some of which may have no key frames."""
+        """The key frames of these sorted ``videos``; a video may have no key frames."""
         indices = {name: index for index, name in enumerate(videos)}
         video = np.array([indices.get(name, -1) for name in self.videos], np.int32)[self.video]
         result = self.select(video >= 0)
@@ -254,11 +254,11 @@ def _check_videos(rows: AvaRows, names: VideoNames, truth_videos: int) -> None:
     first, no_actions = names.texts()[videos[0]], (rows.actions == NO_ACTION).all()
     if no_actions and other.all():
         raise UserError(
-            f"{rows.source}: all its boxes are of videos that the ground truth does not have ({first}, ...), "
-            "so all would be negatives; give the boxes of the same split and version"
+            f"{rows.source}: no box belongs to a video of the ground truth (the first is of {first}), so "
+            f"all would be negatives; give the boxes of the same split and version"
         )
     logger.warning(
-        "%s: %d boxes are of %d videos that the ground truth does not have (%s, ...)%s",
+        "%s: %d boxes belong to %d videos without ground truth (%s, ...)%s",
         rows.source,
         int(other.sum()),
         len(videos),

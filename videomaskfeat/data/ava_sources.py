@@ -155,7 +155,8 @@ def sources_of_lists(
     missing = [name for name in key_frames.videos if name not in frames]
     if missing:
         raise UserError(
-            f"the lists of frames lack {len(missing)} of the {counted(len(key_frames.videos), 'video')} of "
+            f"the lists of frames do not contain {len(missing)} of the "
+            f"{counted(len(key_frames.videos), 'video')} of "
             f"{key_frames.source}, the first is {missing[0]!r}; give the lists of these videos, or remove "
             "their rows"
         )
@@ -196,7 +197,7 @@ def _choose_clip(times: np.ndarray, clips: list[_Video], root: str, name: str) -
             return clip
     names = " and as ".join(os.path.basename(clip.path) for clip in clips)
     raise UserError(
-        f"{root}: the video {name!r} is there as {names}, and no clip contains all its key frames (from "
+        f"{root}: the video {name!r} exists as {names}, but no clip contains all its key frames (from "
         f"{times.min():g} to {times.max():g} s); keep the annotated clip and the rows of its seconds"
     )
 
@@ -214,7 +215,7 @@ def _find_paths(key_frames: KeyFrames, root: str) -> list[list[str]]:
         entries = list_folder(root)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"{root}: no such folder; give the one with the videos of {key_frames.source}"
+            f"{root}: no such folder; give the folder with the videos of {key_frames.source}"
         ) from error
     by_stem, clips = dict[str, list[str]](), dict[str, list[str]]()
     for entry in entries:
@@ -229,8 +230,7 @@ def _find_paths(key_frames: KeyFrames, root: str) -> list[list[str]]:
         names = names or by_stem.get(_stem(name), [])
         if len(names) > 1:
             raise UserError(
-                f"{root}: the video {name!r} is there as {' and as '.join(names)}; keep one of them in this "
-                "folder"
+                f"{root}: the video {name!r} exists as {' and as '.join(names)}; keep only one in this folder"
             )
         names = names or clips.get(name, [])
         missing += [] if names else [name]
@@ -293,7 +293,7 @@ def _choose_start(times: np.ndarray, video: _Video, *, use_name: bool) -> tuple[
             else "second 0, since all their key frames lie inside them"
         )
         return start, f"second {start:g}", reason
-    # Key frames lie outside with every start; the start that fits most of them tells which are wrong.
+    # Key frames lie outside with every start; those outside the best start are wrong.
     fits = {start: int(is_inside(times, start, video.seconds).sum()) for start in _POSSIBLE_STARTS}
     best = max(fits, key=lambda start: fits[start])
     if not fits[best]:

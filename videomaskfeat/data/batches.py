@@ -92,7 +92,7 @@ class PairBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class LabelledBatch(_Movable):
+class LabeledBatch(_Movable):
     """A micro-batch of one rank, with the class of each clip.
 
     clips: uint8 [B, T, H, W, C].
@@ -205,7 +205,9 @@ def empty_clips(shape: tuple[int, ...]) -> Tensor:
     """uint8 memory; in a worker it is shared from the start, as in torch's collate, which saves a copy."""
     size = int(np.prod(shape))
     if not in_worker() or not size:
-        return torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages: many fewer faults
+        return torch.from_numpy(
+            np.empty(shape, np.uint8)
+        )  # numpy requests large pages: many fewer page faults
     return _shared(size).view(shape)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import (
     Failure,
-    LabelledBatch,
+    LabeledBatch,
     PairBatch,
     PretrainBatch,
     SharedClips,
@@ -170,7 +170,9 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             rng = sample_generator(self.seed, key.epoch, key.index, key.turn)
             try:
                 if index in key.skipped:
-                    raise VideoReadError(path, "its reading cost two workers in an earlier epoch")
+                    raise VideoReadError(
+                        path, "two workers crashed or hung while reading it in an earlier epoch"
+                    )
                 begin_reading(path, key.epoch, key.index, key.turn, index)
                 return replace(self._load(index, rng), failures=tuple(failures))
             except ReadingLost as error:
@@ -277,14 +279,14 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledSample(ClipSample):
+class LabeledSample(ClipSample):
     """Clips of one video, and their labels, int64 [S], which differ if a flip swaps left and right."""
 
     labels: np.ndarray
 
 
 @dataclass(eq=False, repr=False)
-class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
+class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
     """Clips and labels of the videos in a list, in which every row has a label; see `VideoClips`.
 
     Attributes:
@@ -323,11 +325,11 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
         rng = np.random.default_rng((_BALANCED_ORDER, self.seed, epoch))
         return balanced_order(_all_labels(self.records), rng)
 
-    def _batch(self, samples: Sequence[LabelledSample], **common: Any) -> LabelledBatch:
+    def _batch(self, samples: Sequence[LabeledSample], **common: Any) -> LabeledBatch:
         labels = np.concatenate([sample.labels for sample in samples])
-        return LabelledBatch(labels=torch.from_numpy(labels), **common)
+        return LabeledBatch(labels=torch.from_numpy(labels), **common)
 
-    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabelledSample:
+    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabeledSample:
         label = self.records[index].label
         assert label is not None  # checked in __post_init__
         pairs = self.flip_labels or {}
@@ -339,7 +341,7 @@ class LabelledClips(VideoClips[LabelledSample, LabelledBatch]):
             else:
                 clips.append(self.augment.apply(clip, geometry, rng))
             labels.append(pairs.get(label, label) if geometry.flip else label)
-        return LabelledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
+        return LabeledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
 
 
 def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -378,8 +380,8 @@ def left_right_pairs(classes: Mapping[str, int]) -> dict[int, int]:
             continue
         if flipped not in numbers:
             raise UserError(
-                f"class {number} ({name!r}) names a side, and there is no class {flipped!r}, so a flipped "
-                "clip of it has no label; disable flips (clip.flip=0)"
+                f"class {number} ({name!r}) contains left or right, but there is no class {flipped!r} for "
+                f"flipped clips; disable flips (clip.flip=0)"
             )
         pairs[number] = numbers[flipped]
     return pairs
@@ -413,8 +415,8 @@ def _all_labels(records: Records) -> np.ndarray:
     if (labels < 0).any():
         row = int((labels < 0).argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but labels "
-            f"count from 0 ({(labels < 0).sum()} of {len(records)} rows are negative); correct the list"
+            f"{records.source}: row {row + 1} ({records[row].path}) has the label {labels[row]}, but "
+            f"labels start at 0 ({(labels < 0).sum()} of {len(records)} rows are negative); correct the list"
         )
     return labels
 
@@ -435,10 +437,11 @@ class PairSample(ClipSample):
 
 @dataclass(frozen=True)
 class LocalCrops:
-    """Number of small crops per video, L, and the transform that samples them."""
+    """Number of small crops per video, L, the transform that samples them, and their colors."""
 
     count: int
     transform: ClipTransform
+    color: RandomColor | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -453,14 +456,14 @@ class PairClips(VideoClips[PairSample, PairBatch]):
     local crops, in this order.
 
     Attributes:
-        color: changes the colors of a crop; None: no change.
+        colors: changes of the colors of the first and of the second clip; None: no change.
         mask: samples the mask of each clip; None: no masks.
         local: local crops; None: no local crops.
     """
 
     _: KW_ONLY
     samples_per_video: int = field(default=2, init=False)
-    color: RandomColor | None = None
+    colors: tuple[RandomColor | None, RandomColor | None] = (None, None)
     mask: MaskDraw | None = None
     local: LocalCrops | None = None
 
@@ -474,17 +477,22 @@ class PairClips(VideoClips[PairSample, PairBatch]):
         )
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PairSample:
-        clips = [self._crop(clip, self.transform, rng) for clip in frames]
+        clips = [
+            _crop(clip, self.transform, color, rng) for clip, color in zip(frames, self.colors, strict=True)
+        ]
         masks = None if self.mask is None else stack_clips([self.mask(rng=rng) for _ in clips])
         local = None
         if self.local is not None:
             crops = [
-                self._crop(frames[number % len(frames)], self.local.transform, rng)
+                _crop(frames[number % len(frames)], self.local.transform, self.local.color, rng)
                 for number in range(self.local.count)
             ]
             local = stack_clips(crops)
         return PairSample(clips=stack_clips(clips), masks=masks, local=local, index=index)
 
-    def _crop(self, frames: np.ndarray, transform: ClipTransform, rng: np.random.Generator) -> np.ndarray:
-        clip = transform.sample(frames.shape[1], frames.shape[2], rng).apply_clip(frames)
-        return clip if self.color is None else self.color.apply(clip, rng)
+
+def _crop(
+    frames: np.ndarray, transform: ClipTransform, color: RandomColor | None, rng: np.random.Generator
+) -> np.ndarray:
+    clip = transform.sample(frames.shape[1], frames.shape[2], rng).apply_clip(frames)
+    return clip if color is None else color.apply(clip, rng)

@@ -70,7 +70,9 @@ def find_videos(root: str) -> FoundVideos:
     videos, repeated = _remove_repeats(root, sorted(videos))
     if repeated:
         links = counted(len(repeated), "link")
-        logger.info("%s: %s skipped, to videos that are already found (%s, ...)", root, links, repeated[0])
+        logger.info(
+            "%s: %s skipped: they lead to videos that are already listed (%s, ...)", root, links, repeated[0]
+        )
     return FoundVideos(videos, sorted(frames), sorted(skipped))
 
 
@@ -119,7 +121,7 @@ def walk_folders(root: str) -> Iterator[Folder]:
                 pending.append(own)
     if dropped:
         logger.info(
-            "%s: %s not followed, to parent folders or folders that are already read (%s, ...)",
+            "%s: %s not followed: they lead to parent folders or to folders that are already read (%s, ...)",
             root,
             counted(len(dropped), "link"),
             min(dropped),

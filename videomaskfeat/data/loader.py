@@ -46,7 +46,7 @@ class FailureCounter:
     ) -> None:
         if not 0 <= share <= 1:
             raise UserError(
-                f"failure share {share:g} is not between 0 and 1; with 0.01, 1 % of the list may fail"
+                f"failure_share={share:g} must be between 0 and 1; with 0.01, 1 % of the list may fail"
             )
         self.total_records, self.share = total_records, share
         self._unit, self._remedy = unit, remedy
@@ -99,8 +99,8 @@ class FailureCounter:
             ]
             more = len(self.failures) - len(shown)
             raise UserError(
-                f"{len(self.failures)} of {self.total_records} {self._unit}s could not be read, and "
-                f"{self.allowed} may fail (data.failure_share={self.share:g}): {'; '.join(shown)}"
+                f"{len(self.failures)} of {self.total_records} {self._unit}s could not be read, but at "
+                f"most {self.allowed} may fail (data.failure_share={self.share:g}): {'; '.join(shown)}"
                 f"{f'; and {more} more' if more else ''}; {self._remedy}"
             )
 
@@ -400,7 +400,7 @@ class _KeyStream:
     def stream(self, start: tuple[int, int], *, end_epoch: int | None) -> Iterator[_BatchKeys | None]:
         """The keys from (epoch, batch) on, epoch after epoch.
 
-        None for an epoch after the next one, since its skipped records are not known yet.
+        None for an epoch after the next one, since its skipped records are still unknown.
         """
         first_epoch, first_batch = start
         for epoch in count(first_epoch):

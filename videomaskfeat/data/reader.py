@@ -255,7 +255,9 @@ class CountedReader(_VideoByTime):
     def __init__(self, video: VideoReader) -> None:
         if not (np.isfinite(video.fps) and video.fps > 0):
             video.close()
-            raise VideoReadError(video.path, "has neither times nor a frame rate, so a time has no frame")
+            raise VideoReadError(
+                video.path, "has neither frame times nor a frame rate, so frames cannot be found by time"
+            )
         super().__init__(video)
 
     @property

@@ -260,7 +260,7 @@ class PyAvFile:
         """Set up the decoder, which opens with the first packet."""
         decoder = stream.codec_context
         if decoder is None:
-            raise VideoReadError(self.path, "damaged, or a video codec that FFmpeg does not know")
+            raise VideoReadError(self.path, "damaged, or a video codec that FFmpeg does not support")
         if decoder.width * decoder.height > MOST_PIXELS:
             raise VideoReadError(
                 self.path,

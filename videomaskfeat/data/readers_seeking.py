@@ -55,7 +55,7 @@ def open_timed(path: str | os.PathLike[str], *, threads: int = 1) -> TimedReader
     mp4, Matroska, WebM, AVI and FLV files are not read from their start. Others are: transport and program
     streams have no index and may consist of several recordings, several edits of an mp4 file repeat times,
     and in AVI and ASF files with B-frames times follow only from the order of the pictures. Raw streams have
-    no times: their frames are counted, at the rate stated by the stream, or else at 25 per second.
+    no times: their frames are counted, at the rate stated by the stream, or at 25 per second without one.
 
     Args:
         path: a video file, opened through the path manager.
@@ -235,7 +235,7 @@ class SeekingReader(PyAvFile, TimedReader):
         """The packets from the key frame at or before ``first`` to all that are displayed up to ``last``.
 
         Returns:
-            Packets in file order, at least one, the first of which is a key frame; and whether the file ended
+            Packets in file order, at least one, starting with a key frame; and whether the file ended
             before ``last``.
 
         Raises:

@@ -69,7 +69,7 @@ class Records(Sequence[Record]):
         root: str = "",
         class_names: Sequence[str] = (),
     ) -> Records:
-        """Records of a few paths; UserError if there are none."""
+        """Records of a few paths; UserError without paths."""
         if not paths:
             raise UserError(f"{source}: contains no videos")
         encoded = [os.fsencode(path) for path in paths]
@@ -120,7 +120,7 @@ def check_frames(records: Records, frames: int) -> None:
     if pictures.any():
         row = int(pictures.argmax())
         raise UserError(
-            f"{records.source}: row {row + 1} ({records[row].path}) is a picture, which has one frame, and "
-            f"clips have {frames} ({pictures.sum()} of {len(records)} rows are pictures); use clip.frames=1 "
+            f"{records.source}: row {row + 1} ({records[row].path}) is a picture (one frame), but clips "
+            f"have {frames} frames ({pictures.sum()} of {len(records)} rows are pictures); use clip.frames=1 "
             "and a model for images, as in configs/pretrain/sample_images.yaml, or give a list of videos"
         )

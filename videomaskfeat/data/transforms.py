@@ -328,7 +328,7 @@ def boxes_in_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 def visible_boxes(
     geometry: ClipGeometry, boxes: np.ndarray, *, visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clip boxes to a clip, and keep those of which enough is visible.
+    """Clip boxes to a clip, and keep those with a large enough visible fraction.
 
     Args:
         geometry: geometry of the clip.

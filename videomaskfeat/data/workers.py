@@ -243,7 +243,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
 
     Args:
         make: makes the result of a task; picklable. It calls `begin_reading` before it opens a record.
-        tasks: consumed as needed, in this process; None if the next task is not known yet.
+        tasks: consumed as needed, in this process; None if the next task is still unknown.
         path_of: path of a reading, for messages.
         workers: number of processes; 0 makes the results in this process, which nothing replaces.
         ahead: tasks sent to each worker in advance.
@@ -373,7 +373,7 @@ class WorkerPool(Generic[TaskT, ResultT]):
             self._losses[task] += 1
             if self._losses[task] >= _MAX_LOSSES:
                 raise RunFailed(
-                    f"{_MAX_LOSSES} worker processes were lost one after the other{activity}, the last one: "
+                    f"{_MAX_LOSSES} worker processes in a row failed{activity}, the last one: "
                     f"{cause}; {remedy}"
                 )
         self._replace(worker)

@@ -136,7 +136,7 @@ class CheckpointFolder:
         if damaged:
             others = ", ".join(self.path(step).name for step in reversed(self.steps()[:-1]))
             raise UserError(
-                f"{damaged[0]}; no other checkpoint in {self.folder} is whole"
+                f"{damaged[0]}; no other checkpoint in {self.folder} is intact"
                 f"{f' ({others})' if others else ''}: start in another folder"
             )
         return None
@@ -284,8 +284,8 @@ class RandomStates:
         states, rank, ranks = state["ranks"], distributed.rank(), distributed.world_size()
         if len(states) != ranks and distributed.is_main():
             logger.warning(
-                "resumed on %d ranks, saved on %d: the data continues in the same order, but drop path and"
-                " dropout draw other numbers than in an uninterrupted run",
+                "resumed on %d ranks, saved on %d: the data continues in the same order, but the random "
+                "numbers of drop path and dropout differ from those of an uninterrupted run",
                 ranks,
                 len(states),
             )

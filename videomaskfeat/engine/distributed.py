@@ -72,7 +72,7 @@ class StopSignals:
             return
         self.requested, self._requested_at = True, time.monotonic()
         logger.warning(
-            "%s: the step will be finished and a checkpoint saved; a second one stops at once",
+            "%s: finishing the step and saving a checkpoint; a second signal stops at once",
             signal.Signals(number).name,
         )
 
@@ -218,8 +218,8 @@ class RankWatch:
                     silent, since = rank, heard
             if time.monotonic() - since > self._limit_seconds + _GRACE_SECONDS:
                 logger.error(
-                    "rank %d, step %d: rank %d has not answered for %.0f s; ended; start the same command"
-                    " again, which continues from the newest checkpoint",
+                    "rank %d, step %d: rank %d has not answered for %.0f s; this rank stops; start the "
+                    "same command again, which continues from the newest checkpoint",
                     self._rank,
                     self.position.step + 1,
                     silent,
@@ -364,7 +364,7 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
         )
     except dist.DistError as error:
         raise RunFailed(
-            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: not all ranks came to"
+            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: not all ranks connected to"
             f" {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within {timeout_seconds:g} s;"
             " check that all were started, with the same WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         ) from error

@@ -175,7 +175,8 @@ class FolderLock:
             if holder is not None and holder != own and not self._released.is_set():
                 # Another machine took the folder over while this process was suspended.
                 logger.error(
-                    "%s: process %d on %s took this folder over while this process did not run; ended",
+                    "%s: process %d on %s took this folder over while this process was suspended; this "
+                    "process stops",
                     self.path.parent,
                     holder.pid,
                     holder.host,

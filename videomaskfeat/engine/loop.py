@@ -22,7 +22,7 @@ from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainSta
 from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction, StepResult
 from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
-from videomaskfeat.engine.optim import set_learning_rate
+from videomaskfeat.engine.optim import clip_each_gradient, set_learning_rate, set_weight_decay
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import RunFailed, UserError
 
@@ -53,6 +53,7 @@ def train(
     loader: Loader[BatchT],
     optimizer: torch.optim.Optimizer,
     learning_rate: Callable[[float], float],
+    weight_decay: Callable[[float], float] | None = None,
     folder: str | os.PathLike[str],
     device: torch.device,
     options: LoopOptions,
@@ -75,6 +76,8 @@ def train(
         step: computes the result of a batch on ``device``; micro-batches and ranks have equal weight.
         loader: yields the same number of batches on every rank.
         learning_rate: fractional epoch -> learning rate, read before every optimizer step.
+        weight_decay: completed share of the training, 0..1 -> weight decay of the groups that have one, read
+            before every optimizer step; None: constant.
         folder: run folder for ``checkpoints/``, ``metrics.jsonl``, ``log.txt`` and ``tensorboard/``, the same
             for all ranks.
         ema: moving average that is updated after each step and saved with the checkpoints.
@@ -103,6 +106,7 @@ def train(
         loader=loader,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         learning_rate=learning_rate,
+        weight_decay=weight_decay,
         options=options,
         steps_per_epoch=_steps_per_epoch(loader, options.accumulate),
         state=TrainState(
@@ -130,6 +134,11 @@ def train(
         return _train(run, stop, log)
 
 
+def count_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run, at least 1."""
+    return max(round(epochs * steps_per_epoch), 1)
+
+
 @dataclass(frozen=True)
 class _Run(Generic[BatchT]):
     """The constant components of a run."""
@@ -139,6 +148,7 @@ class _Run(Generic[BatchT]):
     loader: Loader[BatchT]
     parameters: list[nn.Parameter]
     learning_rate: Callable[[float], float]
+    weight_decay: Callable[[float], float] | None
     options: LoopOptions
     steps_per_epoch: int
     state: TrainState
@@ -151,7 +161,7 @@ class _Run(Generic[BatchT]):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, at least 1."""
-        return max(round(self.options.epochs * self.steps_per_epoch), 1)
+        return count_steps(self.options.epochs, self.steps_per_epoch)
 
     @property
     def epoch(self) -> float:
@@ -264,10 +274,14 @@ def _optimizer_step(
     state = run.state
     lr = run.learning_rate(run.epoch)
     set_learning_rate(state.optimizer, lr)
+    if run.weight_decay is not None:
+        set_weight_decay(state.optimizer, run.weight_decay(state.progress.step / run.total_steps))
     gradients = _accumulate(run, data.batches)
     norm = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
     if run.options.clip_norm is not None:
         clip_grads_with_norm_(run.parameters, run.options.clip_norm, norm)
+    if run.options.clip_norm_each is not None:
+        clip_each_gradient(run.parameters, run.options.clip_norm_each)
 
     # All numbers that the host needs travel in one tensor: one all-reduce and one wait for the device per
     # step. The wait comes before the optimizer step, since a loss that is not finite must not reach the
@@ -377,8 +391,8 @@ def _steps_per_epoch(loader: Loader[Any], accumulate: int) -> int:
     steps = loader.batches_per_epoch // accumulate
     if steps < 1:
         raise UserError(
-            f"accumulate={accumulate} with {loader.batches_per_epoch} batches per epoch: not one whole"
-            " optimizer step; lower accumulate or the batch size, or bring more data"
+            f"accumulate={accumulate} with {loader.batches_per_epoch} batches per epoch: fewer batches "
+            f"than one optimizer step needs; lower accumulate or the batch size, or add data"
         )
     return steps
 

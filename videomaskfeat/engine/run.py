@@ -22,8 +22,16 @@ from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
-from videomaskfeat.engine.loop import TrainResult, train
-from videomaskfeat.engine.optim import WarmupCosine, adamw, layers_behind, parameter_groups, sgd
+from videomaskfeat.engine.loop import TrainResult, count_steps, train
+from videomaskfeat.engine.optim import (
+    CosineRamp,
+    WarmupCosine,
+    WarmupSteps,
+    adamw,
+    layers_behind,
+    parameter_groups,
+    sgd,
+)
 from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
@@ -67,10 +75,16 @@ class RunFolder:
         return _without_free_keys(flat(self._config), type(self._config))
 
     def upgrade_fingerprint(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """The fingerprint of an older checkpoint with the present names, without keys that are free now."""
+        """The fingerprint of an older checkpoint with the present names, without keys that are free now.
+
+        Keys that did not exist then have their defaults, as in the config of the run folder.
+        """
         schema = type(self._config)
         renamed = {current_name(schema, key): value for key, value in saved.items()}
-        return _without_free_keys(renamed, schema)
+        present = _without_free_keys(renamed, schema)
+        parents = {".".join(key.split(".")[:2]) for key in present}  # an empty mapping is a key of its own
+        defaults = _without_free_keys(flat(schema()), schema).items()
+        return {**{key: value for key, value in defaults if key not in parents}, **present}
 
     def open(self, environment: Callable[[], str] | None = None) -> None:
         """Write the config, and the text of environment.json; only rank 0 calls it.
@@ -207,7 +221,7 @@ class Run(ABC):
         optim = self.config.optim
         self.model = model
         self.network = distributed.parallel(model, self.device)
-        self.schedule = build_schedule(optim)
+        self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
         self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
 
@@ -352,6 +366,7 @@ class Run(ABC):
             loader=self.loader,
             optimizer=self.optimizer,
             learning_rate=self.schedule,
+            weight_decay=self.weight_decay,
             folder=self.path,
             device=self.device,
             options=self._options(),
@@ -377,6 +392,11 @@ class Run(ABC):
     def _steps_per_epoch(self) -> int:
         return self.loader.batches_per_epoch // self.config.optim.accumulate
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, at least 1."""
+        return count_steps(self.config.optim.epochs, self._steps_per_epoch)
+
     def _options(self) -> LoopOptions:
         """Options of the loop, which counts steps where the config counts epochs."""
         optim, run = self.config.optim, self.config.run
@@ -384,6 +404,7 @@ class Run(ABC):
             epochs=optim.epochs,
             accumulate=optim.accumulate,
             clip_norm=optim.gradient_clip,
+            clip_norm_each=getattr(optim, "gradient_clip_each", None),
             precision="bf16" if self.bf16 else "fp32",
             seed=run.seed,
             save_minutes=run.checkpoint_minutes,
@@ -399,12 +420,14 @@ class Run(ABC):
         ranks = distributed.world_size()
         micro = optim.batch_size // ranks // optim.accumulate
         scale = optim.batch_size / optim.base_batch_size
+        steps = f", x {optim.step_factor:g} at epochs {list(optim.step_epochs)}"
         return [
             f"batch     {optim.batch_size} {self.unit} per step: {ranks} (processes) x {optim.accumulate} "
             f"(micro-batches) x {micro}",
             f"plan      {optim.epochs:g} epochs x {self._steps_per_epoch} steps, warm-up "
             f"{optim.warmup_epochs:g}; learning rate {optim.learning_rate * scale:.3g} = "
-            f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}",
+            f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}"
+            f"{steps if optim.schedule == 'steps' else ''}",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
             f"{counted(torch.get_num_threads(), 'thread')}{', compiled' if run.compile else ''}",
             f"run       {run.folder}",
@@ -475,14 +498,34 @@ def build_schedule(optim: Any) -> WarmupCosine:
     Raises:
         UserError: a learning rate, a length or the base batch size is out of range.
     """
-    schedule = WarmupCosine(
-        base_lr=optim.learning_rate,
-        start_lr=optim.start_learning_rate,
-        end_lr=optim.end_learning_rate,
-        warmup_epochs=optim.warmup_epochs,
-        epochs=optim.epochs,
-    )
+    common = {
+        "base_lr": optim.learning_rate,
+        "start_lr": optim.start_learning_rate,
+        "end_lr": optim.end_learning_rate,
+        "warmup_epochs": optim.warmup_epochs,
+        "epochs": optim.epochs,
+    }
+    schedule = WarmupCosine(**common)
+    if optim.schedule == "steps":
+        schedule = WarmupSteps(**common, steps=tuple(optim.step_epochs), factor=optim.step_factor)
     return schedule.scaled(optim.batch_size, optim.base_batch_size)
+
+
+def build_weight_decay(optim: Any) -> Callable[[float], float] | None:
+    """The weight decay over the training, of a config's section ``optim``; None: constant.
+
+    Raises:
+        UserError: the weight decay changes, and one of its ends is 0.
+    """
+    end = getattr(optim, "end_weight_decay", None)
+    if end is None:
+        return None
+    if not min(optim.weight_decay, end) > 0:
+        raise UserError(
+            f"optim.weight_decay {optim.weight_decay:g} and optim.end_weight_decay {end:g}: both must be "
+            "above 0, such as 0.04 and 0.4; null is a constant weight decay"
+        )
+    return CosineRamp(optim.weight_decay, end)
 
 
 def build_optimizer(optim: Any, model: nn.Module, *, base_lr: float) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,40 @@ from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
+
+START_LIMIT = 0.01
+"""Maximum share of a teacher's random start in its final weights."""
+_CHOSEN_SHARE = 1e-4  # far below the limit, since the teacher also has to follow the student closely
+
+
+def start_share(momentum: Callable[[float], float], steps: int) -> float:
+    """The share of a teacher's initial weights in its final ones: the product of the momenta of a run.
+
+    Args:
+        momentum: completed share of the training, 0..1 -> m, 0..1.
+        steps: optimizer steps of the run.
+    """
+    return math.prod(momentum(step / steps) for step in range(steps))
+
+
+def fit_momentum(schedule: Callable[[float], Callable[[float], float]], start: float, steps: int) -> float:
+    """The highest initial momentum, in thousandths, that leaves at most 0.0001 of the random start.
+
+    Args:
+        schedule: initial momentum -> momentum over the training.
+        start: the maximum: the initial momentum of the published recipe, which long runs keep.
+        steps: optimizer steps of the run.
+    """
+    if start_share(schedule(start), steps) <= _CHOSEN_SHARE:
+        return start
+    low, high = 0.0, start  # 0 leaves nothing after the first step
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        if start_share(schedule(middle), steps) <= _CHOSEN_SHARE:
+            low = middle
+        else:
+            high = middle
+    return math.floor(1e3 * low) / 1e3
 
 
 class Teacher:
@@ -34,8 +69,8 @@ class Teacher:
         for progress in (0.0, 1.0):
             if not 0 <= momentum(progress) <= 1:
                 raise UserError(
-                    f"a teacher's momentum of {momentum(progress):g} is not between 0 and 1; 0.996 is a "
-                    "usual start, 1 its end"
+                    f"the teacher's momentum {momentum(progress):g} must be between 0 and 1; it usually "
+                    f"goes from 0.996 to 1"
                 )
         self.module = copy.deepcopy(network).requires_grad_(False).eval()
         self.momentum = momentum
@@ -104,7 +139,9 @@ def check_weight_sets(choice: str, *, averaged: bool) -> None:
         UserError: the run does not average weights.
     """
     if not averaged and choice in ("averaged", "both"):
-        raise UserError(f"evaluate.weights is {choice}, and no average is kept; set optim.ema_decay")
+        raise UserError(
+            f"evaluate.weights={choice} needs averaged weights, but there is no average; set optim.ema_decay"
+        )
 
 
 def weight_sets(
@@ -149,7 +186,9 @@ class RunningCenter:
 
     def __init__(self, size: int, *, momentum: float = 0.9) -> None:
         if not 0 <= momentum <= 1:
-            raise UserError(f"a center's momentum of {momentum:g} is not between 0 and 1; 0.9 is usual")
+            raise UserError(
+                f"the momentum of the centers, {momentum:g}, must be between 0 and 1; 0.9 is usual"
+            )
         self.value = torch.zeros(size)
         """float32 [K]."""
         self.momentum = momentum
@@ -212,7 +251,7 @@ class CollapseStop:
     ) -> None:
         if not 0 <= grace <= 1:
             raise UserError(
-                f"a grace of {grace:g} of the training is not between 0 and 1; 0.1 is the default"
+                f"grace={grace:g} must be a fraction of the training, between 0 and 1; 0.1 is the default"
             )
         self._monitors, self._grace, self._remedy = monitors, grace, remedy
         self._smoothing = smoothing

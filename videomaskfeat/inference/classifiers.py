@@ -160,7 +160,10 @@ class VideoEncoder:
         if isinstance(video, str | os.PathLike):
             name = os.fspath(video)
             if fps is not None:
-                raise UserError(f"fps={fps} for {name}: a file has its own; fps is for decoded frames")
+                raise UserError(
+                    f"fps={fps} cannot be set for the file {name}, which has its own frame "
+                    f"rate; fps is for decoded frames"
+                )
             source = open_video(video, reader)
         else:
             frames = np.asarray(video)
@@ -249,7 +252,7 @@ def load_classifier(
     if recipe.class_names and len(recipe.class_names) != classes:
         raise UserError(
             f"{os.fspath(weights)}: {len(recipe.class_names)} class names for {classes} classes; write it "
-            "again with one name per class, or with none"
+            f"again with one name per class, or without names"
         )
     return classifier
 

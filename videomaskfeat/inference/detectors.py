@@ -124,7 +124,8 @@ def load_detector(
     model = load_network(weights, machine)
     if not isinstance(model, Detector) or model.classes != recipe.classes:
         raise UserError(
-            f"{os.fspath(weights)}: the recipe is of a detector of {recipe.classes} actions, but the model "
+            f"{os.fspath(weights)}: the recipe describes a detector of {recipe.classes} actions, but the "
+            f"model "
             f"is a {type(model).__name__} with {getattr(model, 'classes', 'no')} classes; give the file that "
             "detect-train wrote"
         )

@@ -285,7 +285,9 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
         if meta["finished"] and not all(isinstance(size, int) and size > 0 for size in meta["shape"]):
             raise ValueError("its shape is not a list of sizes")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is not extract-features' ({error}); choose another folder") from error
+        raise UserError(
+            f"{path}: was not written by extract-features ({error}); choose another folder"
+        ) from error
     return dict(meta)
 
 

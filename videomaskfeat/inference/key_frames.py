@@ -50,9 +50,9 @@ class VideoLocations:
             UserError: no location or both are set, or a video is missing or too short.
         """
         if bool(self.videos) == bool(self.frame_lists):
-            count = "both locations" if self.videos else "no location"
+            count, verb = ("both locations", "are") if self.videos else ("no location", "is")
             raise UserError(
-                f"{count} of the videos given; give either a folder of videos (--videos, or the key "
+                f"{count} of the videos {verb} set; set either a folder of videos (--videos, or the key "
                 "data.videos), or lists of extracted frames (--frame-lists, or data.frame_lists)"
             )
         if self.frames_fps <= 0:

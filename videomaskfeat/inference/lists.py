@@ -119,8 +119,9 @@ def check_records(records: Records, *, classes: int, source: str, named: bool) -
         count = len(np.unique(labels))
         if count != classes:
             raise UserError(
-                f"{records.source}: {count} classes in words, but {source} has {classes}, so their labels "
-                f"are unknown; give a file of class names, one per line in the order of the training"
+                f"{records.source}: {count} class names as labels, but {source} has {classes} classes, so "
+                f"their numbers are unknown; give a file of class names, one per line in the order of the "
+                f"training"
             )
     paths = (records[row].path for row in range(len(records)))
     if not any("://" in path or exists(path) for path in paths):  # usually stops at the first path

@@ -225,9 +225,9 @@ def _check_arguments(
             "detector (--detector)"
         )
     if not 0 < every < math.inf:
-        raise UserError(f"every {every:g}: must be a number of seconds above 0")
+        raise UserError(f"every={every:g} must be above 0 (seconds)")
     if not 0 <= box_score <= 1:
-        raise UserError(f"box_score {box_score:g}: must be in 0..1")
+        raise UserError(f"box_score={box_score:g} must be in 0..1")
     if clips_at_once < 1:
         raise UserError(f"clips_at_once={clips_at_once}: must be at least 1")
 

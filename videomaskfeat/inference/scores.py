@@ -240,7 +240,8 @@ def _compare_videos(first: ScoredList, other: ScoredList, a: str, b: str) -> Non
     """File names and labels must be equal; folders may differ."""
     if first.listed != other.listed:
         raise UserError(
-            f"{a} is of a list of {first.listed} videos, but {b} of {other.listed}; only scores of the same "
+            f"{a} scores a list of {first.listed} videos, but {b} a list of {other.listed}; only scores of "
+            f"the same "
             "list can be averaged"
         )
     videos, others = _videos_by_row(first), _videos_by_row(other)
@@ -248,7 +249,7 @@ def _compare_videos(first: ScoredList, other: ScoredList, a: str, b: str) -> Non
         if videos[row] != others[row]:
             (one, label), (two, second) = videos[row], others[row]
             raise UserError(
-                f"{a} and {b} are of different lists: row {row + 1} is {one} (label {label}) in one and "
+                f"{a} and {b} score different lists: row {row + 1} is {one} (label {label}) in one and "
                 f"{two} (label {second}) in the other; only scores of the same list can be averaged"
             )
 

@@ -171,7 +171,7 @@ def require_onnx(opset: int) -> None:
 
 
 def _dynamic_shapes(graph: Graph, any_batch: bool) -> Any:
-    """Dynamic axes of each input, or None if there are none."""
+    """Dynamic axes of each input; None without dynamic axes."""
     batch, boxes = torch.export.Dim("batch"), torch.export.Dim("boxes")
     if not any_batch and not graph.boxes:
         return None
@@ -188,7 +188,7 @@ def _as_tuple(output: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _quiet() -> Iterator[None]:
     """Silence messages of torch's exporters about their internals, such as missing torchvision operators."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
+    log_levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
@@ -196,5 +196,5 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in zip(loggers, log_levels, strict=True):
             logger.setLevel(level)

@@ -63,4 +63,4 @@ def _warn_of_relative_paths(path: str, clean_path: str, prefix: str) -> None:
     """Rows do not change, so in another folder their relative paths still start from the old list."""
     old, new = (os.path.dirname(os.path.abspath(name)) for name in (path, clean_path))
     if not prefix and not is_folder(path) and old != new:
-        logger.warning("%s: its relative paths start from %s; pass that as prefix", clean_path, old)
+        logger.warning("%s: its paths are relative to %s; set prefix to that folder", clean_path, old)

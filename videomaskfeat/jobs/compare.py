@@ -171,9 +171,9 @@ class Command:
         if not self.finished:
             lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise RunFailed(
-                f"{self.folder}: ended with code {code} and is not finished: "
-                f"{lines[-1].strip() if lines else 'no output'} (full output in {path}); correct that, and "
-                "the same command continues"
+                f"{self.folder}: the run failed with exit code {code}: "
+                f"{lines[-1].strip() if lines else 'no output'} (full log: {path}); fix the cause and "
+                f"start the same command again to continue"
             )
 
 

@@ -293,7 +293,7 @@ def count_classes(classes: int, actions: Mapping[int, str], label_map: str) -> i
     largest = max(actions)
     if classes and classes < largest:
         raise UserError(
-            f"{label_map}: lists the action {largest} ({actions[largest]}), and data.classes is {classes}; "
+            f"{label_map}: lists the action {largest} ({actions[largest]}), but data.classes is {classes}; "
             f"leave data.classes out, or set it to {largest} or more"
         )
     return classes or largest

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
-from videomaskfeat.data.batches import LabelledBatch
-from videomaskfeat.data.clips import LabelledClips, check_labels, left_right_pairs, random_segments
+from videomaskfeat.data.batches import LabeledBatch
+from videomaskfeat.data.clips import LabeledClips, check_labels, left_right_pairs, random_segments
 from videomaskfeat.data.formats import class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
@@ -113,7 +113,7 @@ class FinetuneRun(Run):
         lists = [] if self.lists.validation is None else [self.lists.validation]
         self.memory = hold_videos(self.config.data, (self.loader,), lists, log=self.folder.log)
 
-    def step(self, batch: LabelledBatch) -> StepResult:
+    def step(self, batch: LabeledBatch) -> StepResult:
         """Loss and ``train_top1`` in percent; the class of a mixed clip is the one with the larger share."""
         pixels = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
         clips, targets = self.mixing(pixels, batch.labels)
@@ -241,7 +241,7 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
     validation = choice.load(data.validation, known_classes=names, stills=stills) if data.validation else None
     if names and data.classes and len(names) != data.classes:
         raise UserError(
-            f"{names_path or data.train}: has {len(names)} class names, and data.classes is "
+            f"{names_path or data.train}: has {len(names)} class names, but data.classes is "
             f"{data.classes}; leave data.classes out, or give the names of these classes"
         )
     assert train.labels is not None
@@ -302,7 +302,7 @@ def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any
     Raises:
         UserError: the batch size, a clip key or an augmentation is wrong.
     """
-    dataset = LabelledClips(
+    dataset = LabeledClips(
         lists.train,
         sampler=_sampler(config.clip),
         transform=_transform(config.clip),
@@ -363,12 +363,12 @@ def _flip_labels(config: FinetuneConfig, names: tuple[str, ...]) -> Mapping[int,
         return None
     if not config.clip.flip:
         raise UserError(
-            "clip.flip_swaps_labels swaps the classes of flipped clips, and clip.flip=0 flips none; "
+            "clip.flip_swaps_labels swaps the classes of flipped clips, but clip.flip=0 flips no clip; "
             "set clip.flip=0.5, or leave clip.flip_swaps_labels out"
         )
     if not names:
         raise UserError(
-            "clip.flip_swaps_labels needs the names of the classes to find left and right in: "
-            "set data.class_names, such as something-something-v2-labels.json"
+            "clip.flip_swaps_labels needs class names, to find left and right in them: set "
+            "data.class_names, such as something-something-v2-labels.json"
         )
     return left_right_pairs({name: label for label, name in enumerate(names)})

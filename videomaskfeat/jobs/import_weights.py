@@ -137,7 +137,10 @@ def _build_config(
         recipe = dataclasses.replace(clip.recipe, class_names=names)
         return _finetune_config(imported, weights), {CLASSIFY_KEY: recipe.to_json()}
     if class_names is not None:
-        raise UserError(f"{os.fspath(class_names)}: class names, but {path} is not of a classifier")
+        raise UserError(
+            f"{os.fspath(class_names)}: class names are for classifiers only, but {path} "
+            f"describes another model; leave them out"
+        )
     pretrain = _pretrain_config(path, imported)
     return pretrain, {METADATA_KEY: PretrainRecipe.of(pretrain).to_json()}
 

@@ -49,6 +49,7 @@ class PretrainRun(Run):
         super().__init__(config, device)
         self.method = build_method(config)
         self.loader = training_loader(config, self.method)
+        self._method_lines = self.method.set_length(self.total_steps)
         self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.set_model(self.method.student)
@@ -75,6 +76,7 @@ class PretrainRun(Run):
             f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
             f"{tokens} = {tokens.size} tokens, predictions on {output}",
             f"target    {self.method.description}",
+            *self._method_lines,
         ]
         if encoder.initialization != "slowfast":
             lines.insert(1, f"weights   initial values as in the published code of {encoder.initialization}")

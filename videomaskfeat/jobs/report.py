@@ -25,5 +25,5 @@ def report(
         UserError: the folder or its metrics are missing, or there are too many runs.
     """
     if len(beside) > MAX_BESIDE:
-        raise UserError(f"{len(beside)} runs beside another one: at most {MAX_BESIDE}; leave some out")
+        raise UserError(f"{len(beside)} runs to compare with; the maximum is {MAX_BESIDE}: leave some out")
     return write_report(folder, out, beside=beside)

@@ -256,7 +256,10 @@ def build_perceptual(config: TokenizerConfig) -> PerceptualDistance | None:
     perceptual = config.perceptual
     if not perceptual.weights:
         if perceptual.depths:
-            raise UserError("perceptual.depths is set and perceptual.weights is not; give the encoder's file")
+            raise UserError(
+                "perceptual.depths is set but perceptual.weights is not; set it to the weights "
+                "file of an encoder"
+            )
         return None
     clip = read_clip_recipe(perceptual.weights)
     return PerceptualDistance(
@@ -317,7 +320,7 @@ def heldout_loader(config: TokenizerConfig) -> ClipLoader[Any] | None:
     if config.run.evaluate_frames < 1:
         raise UserError(
             f"run.evaluate_frames {config.run.evaluate_frames} must be at least 1; "
-            "empty data.validation to do without held-out frames"
+            "or leave data.validation empty"
         )
     transform = UniformCrop(config.frames.size, config.frames.size)
     dataset = _dataset(config, config.data.validation, middle_frame, transform, samples=1)

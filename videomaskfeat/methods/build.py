@@ -153,7 +153,7 @@ def build_student(
         argument = getattr(model, "grid_argument", "")
         grid_argument = f", or the model's {argument}" if argument else ""
         raise UserError(
-            f"target.name {recipe.target!r} has values on a grid of {grid}, and {name} predicts on "
+            f"target.name {recipe.target!r} has values on a grid of {grid}, but {name} predicts on "
             f"{output}; {target.grid_remedy}{grid_argument}"
         )
     check_mask_grid(recipe, output, model=name)
@@ -216,7 +216,7 @@ def heldout_loader(config: PretrainConfig, method: Method) -> ClipLoader[Any] | 
     if config.run.evaluate_clips < 1:
         raise UserError(
             f"run.evaluate_clips {config.run.evaluate_clips} must be at least 1; "
-            "empty data.validation to do without a held-out loss"
+            "or leave data.validation empty"
         )
     dataset = _dataset(config, method, config.data.validation, heldout=True)
     clips = method.clips_per_video

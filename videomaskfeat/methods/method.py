@@ -175,6 +175,10 @@ class Method(ABC):
     def to(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to move
         """Move everything except the student to a device, before the first step."""
 
+    def set_length(self, steps: int) -> list[str]:
+        """Fit schedules to the number of optimizer steps of the run; returns lines for the plan."""
+        return []
+
     def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:  # noqa: B027
         """Refuse a batch size that the method cannot learn from.
 

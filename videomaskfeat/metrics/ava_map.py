@@ -275,8 +275,8 @@ def read_ava(
     names, largest = VideoNames(), max(AVA_ACTIONS, *actions)
     truth = read_groundtruth(groundtruth, names, largest=largest)
     known = len(names)
-    found = read_detections(detections, names, largest=largest)
-    if len(found.actions) and (found.actions == NO_ACTION).all():
+    detected = read_detections(detections, names, largest=largest)
+    if len(detected.actions) and (detected.actions == NO_ACTION).all():
         raise UserError(
             f"{os.fspath(detections)}: no row has an action, so this is a list of person boxes; "
             f"detections have a row `{FOUND_FORM}` for each box and action"
@@ -284,14 +284,14 @@ def read_ava(
     excluded = read_times([exclusions] if exclusions else [], names)
     truth_frames, found_frames, excluded_frames = (
         names.key_frames(videos, times)
-        for videos, times in ((truth.videos, truth.times), (found.videos, found.times), excluded)
+        for videos, times in ((truth.videos, truth.times), (detected.videos, detected.times), excluded)
     )
     truth_times, found_times = (~np.isin(frames, excluded_frames) for frames in (truth_frames, found_frames))
     truth_used, truth_counts = _select_rows(truth, truth_times, actions)
-    found_used, found_counts = _select_rows(found, found_times, actions)
+    found_used, found_counts = _select_rows(detected, found_times, actions)
     if not truth_counts.used:
         raise UserError(_no_ground_truth(os.fspath(groundtruth), os.fspath(labelmap), truth_counts))
-    unknown, texts = found.videos >= known, names.texts()
+    unknown, texts = detected.videos >= known, names.texts()
     # Key frames without persons are part of the ground truth: each detection in them is a false positive.
     known_frames = np.concatenate([truth_frames, names.key_frames(truth.empty_videos, truth.empty_times)])
     bare = found_used & ~unknown & ~np.isin(found_frames, known_frames)
@@ -300,20 +300,20 @@ def read_ava(
         groundtruth=GroundTruth(truth_frames[truth_used], truth.boxes[truth_used], truth.actions[truth_used]),
         detections=Detections(
             found_frames[found_used],
-            found.boxes[found_used],
-            found.actions[found_used],
-            found.scores[found_used],
+            detected.boxes[found_used],
+            detected.actions[found_used],
+            detected.scores[found_used],
         ),
         actions=actions,
         person_frames=person_frames,
         persons=persons,
         groundtruth_counts=truth_counts,
         detection_counts=found_counts,
-        unknown_videos=[texts[video] for video in np.unique(found.videos[unknown]).tolist()],
+        unknown_videos=[texts[video] for video in np.unique(detected.videos[unknown]).tolist()],
         unknown_rows=int((unknown & found_used).sum()),
         bare_rows=int(bare.sum()),
         bare_frames=len(np.unique(found_frames[bare])),
-        scored=found.scored,
+        scored=detected.scored,
     )
 
 
@@ -462,7 +462,7 @@ class Part:
 
     Attributes:
         name: description of the subset.
-        mean_ap: mean over the actions with ground truth in it; NaN if there are none.
+        mean_ap: mean over the actions with ground truth in it; NaN without such actions.
         actions, truths, detections: number of these actions, of ground truth rows, and of detections in it.
     """
 
@@ -488,7 +488,7 @@ def by_persons(
     """
     truth_persons = _look_up(groundtruth.frames, person_frames, persons)
     found_persons = _look_up(detections.frames[matches.rows], person_frames, persons)
-    return _score_parts(PERSON_PARTS, groundtruth, matches, actions, truth_persons, found_persons)
+    return _score_subsets(PERSON_PARTS, groundtruth, matches, actions, truth_persons, found_persons)
 
 
 def by_size(
@@ -499,11 +499,11 @@ def by_size(
     found_areas = areas(detections.boxes[matches.rows].astype(np.float64))
     matched = matches.truths >= 0
     found_areas[matched] = truth_areas[matches.truths[matched]]
-    return _score_parts(SIZE_PARTS, groundtruth, matches, actions, truth_areas, found_areas)
+    return _score_subsets(SIZE_PARTS, groundtruth, matches, actions, truth_areas, found_areas)
 
 
-def _score_parts(
-    parts: Mapping[str, tuple[float, float]],
+def _score_subsets(
+    ranges: Mapping[str, tuple[float, float]],
     groundtruth: GroundTruth,
     matches: Matches,
     actions: Sequence[int],
@@ -512,7 +512,7 @@ def _score_parts(
 ) -> list[Part]:
     """Scores of subsets: ground truth values [n] and values of matched detections [m] in each range."""
     results = []
-    for name, (start, end) in parts.items():
+    for name, (start, end) in ranges.items():
         truths_within = (truth_values >= start) & (truth_values < end)
         found_within = (found_values >= start) & (found_values < end)
         counts, ap = [], []

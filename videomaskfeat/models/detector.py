@@ -65,7 +65,8 @@ class Detector(Encoder):
         _, rows, columns = self.output_stride
         if rows != columns:
             raise UserError(
-                f"one cell of the map covers {rows} rows and {columns} columns of pixels; a detector needs "
+                f"one cell of the output grid covers {rows} rows and {columns} columns of pixels; a "
+                f"detector needs "
                 "square cells: change cube_stride or q_pool_stride"
             )
         self.classes = classes

@@ -119,10 +119,10 @@ class Encoder(nn.Module):
 
     Attributes:
         encoder_name: named model of this encoder without a head.
-        grid_argument: argument that changes the output grid, for error messages; empty if there is none.
+        grid_argument: argument that changes the output grid, for error messages; empty without one.
         width_weight: name, within a block, of the weight whose shape identifies a named model.
         blocks: modules ``(tokens [B, P+N, D], grid) -> (tokens, grid)``.
-        norm: final norm of the last block's tokens; the identity if there is none.
+        norm: final norm of the last block's tokens; the identity in models without a final norm.
         native_grid: token grid of the native clip size.
         out_width, out_heads: token width and number of attention heads of the last block.
         output_stride: frames, rows and columns per token after the last block.

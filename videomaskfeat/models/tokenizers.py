@@ -95,8 +95,8 @@ def _level_widths(stride: int, width: int, blocks: int) -> list[int]:
     if stride < 2 or stride & (stride - 1):
         raise UserError(f"stride={stride} must be a power of two, 2 or more: each layer halves the frame")
     check_positive(width=width, blocks=blocks)
-    levels = stride.bit_length() - 1
-    return [*(max(width >> (levels - level), _MIN_WIDTH) for level in range(1, levels)), width]
+    layers = stride.bit_length() - 1
+    return [*(max(width >> (layers - level), _MIN_WIDTH) for level in range(1, layers)), width]
 
 
 class FrameTokenizer(nn.Module):

@@ -528,9 +528,9 @@ def _check_values(name: str, value: Tensor, mine: Tensor) -> None:
     plain = value.layout is torch.strided and not value.is_quantized and not value.is_meta
     fits = value.dtype in _FLOATS if mine.dtype.is_floating_point else value.dtype == mine.dtype
     if not plain or not fits:
-        found = kind if plain else f"{kind} that is sparse, quantized or without values"
+        actual = kind if plain else f"{kind} that is sparse, quantized or without values"
         needed = str(mine.dtype).removeprefix("torch.")
-        raise _Mismatch(f"has {name} as {found}, but the model needs plain {needed}", remedy)
+        raise _Mismatch(f"has {name} as {actual}, but the model needs plain {needed}", remedy)
     if value.dtype.is_floating_point and not bool(value.isfinite().all()):
         raise _Mismatch(f"has values in {name} that are not finite (NaN or infinity)", remedy)
 
@@ -569,7 +569,7 @@ class _Outline(NamedTuple):
 def _outline_of(state: Mapping[str, Tensor], width_weight: str) -> _Outline | None:
     """The outline of an encoder from its weights' shapes; None if the weights are not an encoder's."""
     stem = state.get("patch_embed.proj.weight")
-    blocks = {int(found.group(1)) for name in state if (found := _BLOCK.match(name))}
+    blocks = {int(match.group(1)) for name in state if (match := _BLOCK.match(name))}
     weights = [state.get(f"blocks.{block}.{width_weight}") for block in range(len(blocks))]
     if stem is None or not stem.ndim or blocks != set(range(len(blocks))) or not blocks:
         return None

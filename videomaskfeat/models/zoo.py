@@ -206,7 +206,7 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
 
 
 def create_unset(name: str, /, **arguments: Any) -> nn.Module:
-    """:func:`create_model` with undefined weights, all of which must be loaded afterwards.
+    """:func:`create_model` with undefined weights; all must be loaded afterwards.
 
     Only the weights must fit into memory. Drawing the initial weights of a large model takes longer than
     reading it from disk.
@@ -217,7 +217,7 @@ def create_unset(name: str, /, **arguments: Any) -> nn.Module:
 
 
 def create_model_from(name: str, arguments: Mapping[str, Any], *, times: int = TRAINED) -> nn.Module:
-    """:func:`create_model` for arguments from a config or file, one of which may be called "name".
+    """:func:`create_model` for arguments from a config or file; an argument may be called "name".
 
     ``times`` is the required memory as a multiple of the weights; on torch's "meta" device always 1.
     """

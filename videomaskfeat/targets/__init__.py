@@ -16,7 +16,7 @@ from videomaskfeat import import_object, import_submodule
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.models.limits import check_arguments
-from videomaskfeat.recipe import ClipRecipe, Levels, read_clip_recipe, recipe_texts
+from videomaskfeat.recipe import ChannelValues, ClipRecipe, read_clip_recipe, recipe_texts
 from videomaskfeat.targets.target import Target
 
 __getattr__ = partial(import_submodule, __name__)
@@ -78,14 +78,14 @@ def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -
         if isinstance(path, str) and names_weights_file(path) and not is_file(path) and not is_folder(path):
             raise UserError(f"target.arguments.{key} {path}: no such file; {remedy}, or check the path")
     if "teacher_mean" in parameters:
-        arguments = {**_teacher_levels(arguments.get("teacher")), **arguments}
+        arguments = {**_teacher_statistics(arguments.get("teacher")), **arguments}
     try:
         return build(**{key: _as_tuple(value) for key, value in arguments.items()}, **supplied)
     except TypeError as error:
         raise UserError(f"target.arguments of {name!r}: {error}") from error
 
 
-def _teacher_levels(teacher: Any) -> dict[str, Levels]:
+def _teacher_statistics(teacher: Any) -> dict[str, ChannelValues]:
     """Normalization of a teacher's clips, if its weights file contains it."""
     path = str(teacher)
     if not path.endswith(".safetensors") or not is_file(path) or not recipe_texts(path):

@@ -65,16 +65,18 @@ class CombinedTarget(Target):
         self.loss_name = f"weighted sum of {' and '.join(names)}"
 
     @property
-    def _parts(self) -> dict[str, Target]:
+    def _targets_by_key(self) -> dict[str, Target]:
         return dict(zip(self.weights, cast(Iterable[Target], self.targets), strict=True))
 
     def forward(self, clips: Tensor) -> tuple[Any, ...]:
         """Clips float [B, C, T, H, W], normalized -> the target of each part."""
-        return tuple(target(clips) for target in self._parts.values())
+        return tuple(target(clips) for target in self._targets_by_key.values())
 
     def split(self, predictions: Tensor) -> tuple[Tensor, ...]:
         """Predictions [B, t, h, w, K] -> the K' predicted values of each part."""
-        return predictions.split([target.values_per_token for target in self._parts.values()], dim=-1)
+        return predictions.split(
+            [target.values_per_token for target in self._targets_by_key.values()], dim=-1
+        )
 
     def loss(self, predictions: Tensor, target: tuple[Any, ...], mask: Tensor) -> Tensor:
         """The weighted sum of the parts' losses."""
@@ -84,7 +86,7 @@ class CombinedTarget(Target):
         self, predictions: Tensor, target: tuple[Any, ...], mask: Tensor
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The weighted sum, and the unweighted loss of each part as ``loss_PART``."""
-        parts = zip(self._parts.items(), self.split(predictions), target, strict=True)
+        parts = zip(self._targets_by_key.items(), self.split(predictions), target, strict=True)
         losses = {
             key: part.loss(prediction, part_target, mask) for (key, part), prediction, part_target in parts
         }
@@ -93,7 +95,7 @@ class CombinedTarget(Target):
 
     def tally(self) -> LossTally:
         """A weighted sum of the parts' tallies."""
-        tallies = [target.tally() for target in self._parts.values()]
+        tallies = [target.tally() for target in self._targets_by_key.values()]
         return SumTally(tallies, list(self.weights.values()), self.split)
 
 

@@ -266,7 +266,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 _LOSSES = ("smooth_l1", "cosine", "mse")
-_NORMALISE: dict[str, Callable[[Tensor], Tensor]] = {
+_NORMALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer": lambda features: F.layer_norm(features, features.shape[-1:]),
     "l2": lambda features: F.normalize(features, dim=-1),
     "none": lambda features: features,
@@ -307,7 +307,7 @@ class FeatureTarget(Target):
         clip_mean: float | Sequence[float] = 0.45,
         clip_std: float | Sequence[float] = 0.225,
     ) -> None:
-        check_name("feature normalise", normalise, _NORMALISE)
+        check_name("feature normalization", normalise, _NORMALIZATIONS)
         check_name("feature loss", loss, _LOSSES)
         if not beta > 0:
             raise UserError(f"feature beta {beta} must be above 0")
@@ -321,7 +321,7 @@ class FeatureTarget(Target):
             **({"beta": beta} if loss == "smooth_l1" else {}),
         )
         self.teacher, self.bf16 = network, bf16
-        self._normalise = _NORMALISE[normalise]
+        self._normalize = _NORMALIZATIONS[normalise]
         mean = per_channel(_first(teacher_mean, self.teacher.mean, clip_mean), 3)
         std = per_channel(_first(teacher_std, self.teacher.std, clip_std), 3)
         # (x * clip_std + clip_mean - mean) / std, as one factor and one shift, [1 or C, 1, 1, 1].
@@ -334,7 +334,7 @@ class FeatureTarget(Target):
         scale, shift = self.get_buffer("scale"), self.get_buffer("shift")
         with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.teacher(clips.float() * scale + shift)
-        return self._normalise(features.float())
+        return self._normalize(features.float())
 
 
 def _first(*values: float | Sequence[float] | None) -> float | Sequence[float]:

@@ -111,8 +111,8 @@ def test_autocast_in_bfloat16_is_close_to_float32() -> None:
     assert ours.dtype == torch.bfloat16
     # Scores up to 10 are rounded to 8 bits, as in unfused attention.
     torch.testing.assert_close(ours.float(), exact, atol=4e-2, rtol=0)
-    found, expected = (torch.autograd.grad(x.float().square().sum(), heads) for x in (ours, exact))
-    for mine, theirs in zip(found, expected, strict=True):
+    actual, expected = (torch.autograd.grad(x.float().square().sum(), heads) for x in (ours, exact))
+    for mine, theirs in zip(actual, expected, strict=True):
         assert mine.dtype == torch.float32
         assert (mine - theirs).norm() < 0.02 * theirs.norm()
 
@@ -136,7 +136,7 @@ def test_cuda_is_fused_under_autocast() -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.autocast("cuda", torch.bfloat16):
-        found = attention(*on_gpu)
+        actual = attention(*on_gpu)
     assert torch.cuda.max_memory_allocated() - before < 50e6
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float().cpu(), attention(*heads).detach(), atol=3e-2, rtol=3e-2)
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float().cpu(), attention(*heads).detach(), atol=3e-2, rtol=3e-2)

@@ -94,9 +94,9 @@ def test_bfloat16_stays_near_float32(grid: Triple, stride: Triple) -> None:
     assert ours.dtype == torch.bfloat16
     torch.testing.assert_close(ours.float(), exact, atol=1e-2, rtol=1e-2)  # 8 bits: relative error 1 / 256
     upstream = torch.linspace(-1, 1, exact.numel()).view(exact.shape)
-    found = torch.autograd.grad(ours, (x, weight), upstream.bfloat16())
+    actual = torch.autograd.grad(ours, (x, weight), upstream.bfloat16())
     expected = torch.autograd.grad(exact, (wide_x, wide_weight), upstream)
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         scale = float(theirs.abs().max())
         torch.testing.assert_close(mine.float() / scale, theirs / scale, atol=1e-2, rtol=1e-2)
 
@@ -158,7 +158,7 @@ def test_cuda_convolves_in_the_type_of_the_tokens_under_autocast() -> None:
     x, weight = make_inputs((4, 8, 8), (3, 3, 3), channels=16)
     low = x.detach().cuda().bfloat16()
     with torch.autocast("cuda", torch.bfloat16):
-        found = depthwise_conv3d(low, weight.detach().cuda(), (1, 2, 2))
-    assert found.dtype == torch.bfloat16
+        actual = depthwise_conv3d(low, weight.detach().cuda(), (1, 2, 2))
+    assert actual.dtype == torch.bfloat16
     expected = depthwise_conv3d(low.float().cpu(), weight.detach().bfloat16().float(), (1, 2, 2))
-    torch.testing.assert_close(found.float().cpu(), expected, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(actual.float().cpu(), expected, atol=1e-2, rtol=1e-2)

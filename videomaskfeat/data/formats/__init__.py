@@ -93,7 +93,9 @@ def _find_format(source: ListSource) -> ListFormat:
         raise UserError(f"{source.path}: format={source.format} {rule}")
     detected = next((one for one in suitable.values() if one.detect(source)), None)
     if detected is None:
-        others = counted(len(source.found.skipped), "other file") if source.is_folder else "an unknown format"
+        others = (
+            counted(len(source.contents.skipped), "other file") if source.is_folder else "an unknown format"
+        )
         raise UserError(
             f"{source.path}: contains no videos or pictures ({others}); check the path and the format"
         )
@@ -128,5 +130,5 @@ def write_clean_list(path: str, target: str, records: Records, rows: Sequence[in
 
 
 def class_names_beside(path: str) -> str:
-    """The file of class names next to a list, as in Something-Something-v2; empty if there is none."""
+    """The file of class names next to a list, as in Something-Something-v2; empty if it is missing."""
     return next((file for one in build_formats().values() if (file := one.class_file(path))), "")

@@ -17,7 +17,7 @@ class Folder(FolderFormat):
     """All video files below a folder, sorted by path."""
 
     def detect(self, source: ListSource) -> bool:
-        videos, frames = source.found.videos, source.found.frames
+        videos, frames = source.contents.videos, source.contents.frames
         if videos and frames:
             raise UserError(
                 f"{source.path}: contains videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); set "
@@ -26,17 +26,17 @@ class Folder(FolderFormat):
         return bool(videos)
 
     def read(self, source: ListSource) -> Records:
-        return _unlabelled_records(source, source.found.videos, "videos")
+        return _unlabeled_records(source, source.contents.videos, "videos")
 
 
 class Frames(FolderFormat):
     """All folders of pictures below a folder, sorted by path; each has the extracted frames of a video."""
 
     def detect(self, source: ListSource) -> bool:
-        return bool(source.found.frames) and not source.stills
+        return bool(source.contents.frames) and not source.stills
 
     def read(self, source: ListSource) -> Records:
-        records = _unlabelled_records(source, source.found.frames, "folders of pictures")
+        records = _unlabeled_records(source, source.contents.frames, "folders of pictures")
         if source.format == "auto":
             logger.info(
                 "%s: %d folders of pictures, read as the frames of videos; set format=images if they are "
@@ -47,7 +47,7 @@ class Frames(FolderFormat):
         return records
 
 
-def _unlabelled_records(source: ListSource, paths: Sequence[str], kind: str) -> Records:
+def _unlabeled_records(source: ListSource, paths: Sequence[str], kind: str) -> Records:
     if source.labels == "yes":
         raise UserError(
             f"{source.path}: a folder has no labels (labels=yes); write a list of its class folders with "
@@ -55,8 +55,8 @@ def _unlabelled_records(source: ListSource, paths: Sequence[str], kind: str) -> 
         )
     if not paths:
         raise UserError(
-            f"{source.path}: contains no {kind} ({counted(len(source.found.skipped), 'other file')}); check "
-            "the path and the format"
+            f"{source.path}: contains no {kind} ({counted(len(source.contents.skipped), 'other file')}); "
+            "check the path and the format"
         )
-    log_skipped(source.path, source.found.skipped)
+    log_skipped(source.path, source.contents.skipped)
     return Records.from_paths(paths, None, source=source.path, root=source.path)

@@ -48,12 +48,12 @@ class ListSource:
 
     @property
     def first_row(self) -> str:
-        """The first row of the list file that is not blank; empty if there is none."""
+        """The first row of the list file that is not blank; empty if all are."""
         lines = self.data[: 1 << 16].splitlines()
         return next((line.decode("utf-8", "replace").strip() for line in lines if line.strip()), "")
 
     @cached_property
-    def found(self) -> FoundVideos:
+    def contents(self) -> FoundVideos:
         """Videos and pictures below the folder."""
         return find_videos(self.path)
 
@@ -94,7 +94,7 @@ class ListFormat(ABC):
         return [], [line for line in text.split("\n") if line.strip()]
 
     def class_file(self, path: str) -> str:
-        """The file of class names next to a list; empty if there is none."""
+        """The file of class names next to a list; empty if there is no such file."""
         return ""
 
 
@@ -116,7 +116,8 @@ class FolderFormat(ListFormat):
         if with_break:
             plural = "s" if len(with_break) > 1 else ""
             logger.warning(
-                "%s: left out %d file name%s with a line break, not supported in lists; rename the file%s",
+                "%s: %d file name%s with a line break left out, since lists cannot contain line breaks; "
+                "rename the file%s",
                 target,
                 len(with_break),
                 plural,

@@ -91,11 +91,11 @@ def _files_and_classes(source: ListSource) -> tuple[list[str], list[str]]:
     files, names = [], []
     for where, row in rows:
         if len(row) != len(header):
-            raise UserError(f"{where}: {len(row)} fields, and the header has {len(header)}")
+            raise UserError(f"{where}: {len(row)} fields, but the header has {len(header)}")
         files.append(_file_name([row[column] for column in columns], where))
         names += [] if label is None else [row[label]]
     if not files:
-        raise UserError(f"{source.path}: has a header and no rows")
+        raise UserError(f"{source.path}: has a header but no rows")
     return files, names
 
 

@@ -20,7 +20,7 @@ _LARGEST_LABEL = 10**6
 
 
 class Ssv2(ListFormat):
-    """Objects with ``id`` and, if labelled, ``template``; the labels JSON has the label of each template."""
+    """Objects with ``id`` and, if labeled, ``template``; the labels JSON has the label of each template."""
 
     def detect(self, source: ListSource) -> bool:
         return source.path.endswith(".json")
@@ -34,7 +34,8 @@ class Ssv2(ListFormat):
             classes = source.classes or self._labels_file(source.path)
             if source.classes is None and not exists(classes):
                 raise UserError(
-                    f"{source.path}: is labelled, and {classes} is missing; set classes= to the labels JSON, "
+                    f"{source.path}: the list has labels, but the label file {classes} is missing; set "
+                    f"classes= to the labels JSON, "
                     "or labels=no"
                 )
             numbers = _templates(classes)
@@ -43,7 +44,7 @@ class Ssv2(ListFormat):
                 for number, item in enumerate(items, start=1)
             ]
         elif source.labels == "auto":
-            _check_unlabelled(items, source.path)
+            _check_unlabeled(items, source.path)
         names = [name + suffix for name in ids]
         return Records.from_paths(names, labels, source=source.path, root=source.root)
 
@@ -99,7 +100,7 @@ def _templates(path: str) -> dict[str, int]:
 
 def _label(item: dict[str, Any], where: str, numbers: dict[str, int], classes: str) -> int:
     if "template" not in item:
-        raise UserError(f"{where} has no `template`, and others have one; add it, or set labels=no")
+        raise UserError(f"{where} has no `template`, but others do; add it, or set labels=no")
     if not isinstance(item["template"], str):
         raise UserError(f"{where} has the template {show_text(repr(item['template']))}, which is not text")
     template = _plain(item["template"])
@@ -111,12 +112,12 @@ def _label(item: dict[str, Any], where: str, numbers: dict[str, int], classes: s
     return numbers[template]
 
 
-def _check_unlabelled(items: list[dict[str, Any]], source: str) -> None:
+def _check_unlabeled(items: list[dict[str, Any]], source: str) -> None:
     for number, item in enumerate(items, start=1):
         if "template" in item:
             raise UserError(
-                f"{source}: object {number} (id {show_text(item['id'])}) has a `template`, and the first one "
-                "has none; add it to all, or set labels=no"
+                f"{source}: object {number} (id {show_text(item['id'])}) has a `template`, but the first "
+                f"one does not; add it to all, or set labels=no"
             )
 
 

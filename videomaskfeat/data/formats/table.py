@@ -59,7 +59,7 @@ class Table(ListFormat):
         if separator:
             starts, ends, labels = _split(rows, separator, columns)
         else:
-            _check_unlabelled(rows, source.labels)
+            _check_unlabeled(rows, source.labels)
             starts, ends, _ = strip_quotes(rows.buffer, rows.starts, rows.ends)
             labels = None
         rows.fail(ends <= starts, "'{row}' has no path; a row starts with the path of a video")
@@ -93,19 +93,21 @@ def _detect_columns(rows: TextRows, labels: str, separator: str) -> tuple[str, i
     first = rows.text(0)
     row, where = show_text(first), f"{rows.name}:{rows.lines[0]}"
     candidates = list(SEPARATORS.values()) if separator == "auto" else [SEPARATORS[separator]]
-    found = next((one for one in candidates if one in first and _is_integer(first.rpartition(one)[2])), None)
+    detected = next(
+        (one for one in candidates if one in first and _is_integer(first.rpartition(one)[2])), None
+    )
     if labels == "no":
         return "", 0
-    if found is not None:
+    if detected is not None:
         path, integers = first, list[int]()
-        while found in path and len(integers) < 4 and _is_integer(path.rpartition(found)[2]):
-            path, _, last = path.rpartition(found)
+        while detected in path and len(integers) < 4 and _is_integer(path.rpartition(detected)[2]):
+            path, _, last = path.rpartition(detected)
             path, integers = path.rstrip(), [int(last), *integers]
         if not path.strip():
-            return found, 1
+            return detected, 1
         if len(integers) > 2 or _PATH_AND_LABEL.search(path):
-            raise UserError(f"{where}: {_describe_integers(row, integers, found)}")
-        return found, len(integers)
+            raise UserError(f"{where}: {_describe_integers(row, integers, detected)}")
+        return detected, len(integers)
     extra, unknown = _FIELD_AFTER_FILE.search(first), _UNKNOWN_SEPARATOR.search(first)
     if unknown and extra is None:
         raise UserError(
@@ -116,7 +118,7 @@ def _detect_columns(rows: TextRows, labels: str, separator: str) -> tuple[str, i
         return "", 0
     if extra is None and not any(one in first for one in candidates):
         raise UserError(
-            f"{where}: '{row}' has 1 field, and `path label` has 2 (labels=yes, separator={separator}); "
+            f"{where}: '{row}' has 1 field, but `path label` has 2 (labels=yes, separator={separator}); "
             "add the label to every row"
         )
     label = extra[1] if extra else first.rpartition(next(one for one in candidates if one in first))[2]
@@ -142,14 +144,14 @@ def _is_integer(text: str) -> bool:
     return _INTEGER.fullmatch(text.strip()) is not None
 
 
-def _check_unlabelled(rows: TextRows, labels: str) -> None:
+def _check_unlabeled(rows: TextRows, labels: str) -> None:
     """Refuse rows with a label in a list without labels."""
     last = rows.buffer[rows.ends - 1] - np.uint8(ord("0"))  # wraps around below "0"
     rule = "labels=no" if labels == "no" else f"row {rows.lines[0]} has no label, so no row may have one"
     for row in np.flatnonzero(last <= 9).tolist():
         match = _FIELD_AFTER_FILE.search(rows.text(row))
         if match is not None and _is_integer(match[1]):
-            remedy = "give all rows a label or no row (labels=auto accepts both)"
+            remedy = "add a label to every row, or remove all labels (labels=auto accepts both)"
             if labels == "auto" and _HEADER.search(rows.text(0)):
                 remedy = f"row {rows.lines[0]}, '{rows.text(0)}', looks like a header: remove it"
             raise UserError(
@@ -203,11 +205,11 @@ def _split(rows: TextRows, separator: str, columns: int) -> tuple[np.ndarray, np
 def _find_separators(buffer: np.ndarray, separator: str) -> np.ndarray:
     """The position of each separator, int64."""
     codes = separator.encode()
-    found = buffer == codes[0]
+    matches = buffer == codes[0]
     for offset, code in enumerate(codes[1:], 1):
-        found[:-offset] &= buffer[offset:] == code
-        found[-offset:] = False
-    return np.flatnonzero(found)
+        matches[:-offset] &= buffer[offset:] == code
+        matches[-offset:] = False
+    return np.flatnonzero(matches)
 
 
 def _parse_integers(

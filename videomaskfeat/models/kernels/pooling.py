@@ -63,20 +63,20 @@ def pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]
     """
     if is_exporting():
         return plain_pool_tokens(tokens, prefix, grid, pools)
-    first, *parts = _SplitTokens.apply(tokens, prefix, *(pool.width for pool in pools))
+    first, *slices = _SplitTokens.apply(tokens, prefix, *(pool.width for pool in pools))
     pooled = (
         depthwise_conv3d(part.unflatten(1, grid), pool.weight, pool.stride)
-        for part, pool in zip(parts, pools, strict=True)
+        for part, pool in zip(slices, pools, strict=True)
     )
     return first, *pooled
 
 
 def plain_pool_tokens(tokens: Tensor, prefix: int, grid: Stride, pools: Sequence[Pool]) -> tuple[Tensor, ...]:
     """:func:`pool_tokens` in torch's own operators."""
-    first, *parts = _slices(tokens, prefix, [pool.width for pool in pools])
+    first, *slices = _slices(tokens, prefix, [pool.width for pool in pools])
     pooled = (
         _convolve(part.unflatten(1, grid), pool.weight.to(part.dtype), pool.stride)
-        for part, pool in zip(parts, pools, strict=True)
+        for part, pool in zip(slices, pools, strict=True)
     )
     return first, *pooled
 
@@ -85,8 +85,8 @@ def _slices(tokens: Tensor, prefix: int, widths: Sequence[int]) -> tuple[Tensor,
     """Views of the class token, and of consecutive channels of the other tokens."""
     ends = list(itertools.accumulate(widths))
     starts = [0, *ends[:-1]]
-    parts = (tokens[:, prefix:, start:end] for start, end in zip(starts, ends, strict=True))
-    return tokens[:, :prefix], *parts
+    slices = (tokens[:, prefix:, start:end] for start, end in zip(starts, ends, strict=True))
+    return tokens[:, :prefix], *slices
 
 
 class _SplitTokens(torch.autograd.Function):

@@ -17,7 +17,7 @@ from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
 
 NAMES = ("a", "b", "c")
-Parts = tuple[KeyFrames, tuple[VideoSource, ...]]
+AvaData = tuple[KeyFrames, tuple[VideoSource, ...]]
 CLASSES = 5
 BOXES = ("0.10,0.20,0.45,0.90", "0.60,0.10,0.90,0.70")
 CLIP = {"frames": 4, "stride": 5}
@@ -59,11 +59,11 @@ def extract(video: Path, folder: Path, *, suffix: str = "png", fps: float | None
         stream = container.streams.video[0]
         decoded = [(frame.time, frame.to_ndarray(format="bgr24")) for frame in container.decode(stream)]
     times = np.array([time for time, _ in decoded])
-    wanted = list(range(len(decoded)))
+    indices = list(range(len(decoded)))
     if fps is not None:
         ends = times[-1] + times[1]
-        wanted = [int(np.abs(times - number / fps).argmin()) for number in range(round(ends * fps))]
-    for number, place in enumerate(wanted, 1):
+        indices = [int(np.abs(times - number / fps).argmin()) for number in range(round(ends * fps))]
+    for number, place in enumerate(indices, 1):
         name = str(target / f"{video.stem}_{number:06d}.{suffix}")
         assert cv2.imwrite(name, decoded[place][1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     return target
@@ -71,5 +71,5 @@ def extract(video: Path, folder: Path, *, suffix: str = "png", fps: float | None
 
 def make_actions(key_frames: KeyFrames, sources: Sequence[VideoSource], **arguments: object) -> ActionClips:
     """Clips of 4 frames, 32x32."""
-    settings = {**CLIP, "transform": RandomResizedCrop(32), "seed": 11, **arguments}
-    return ActionClips(key_frames, sources, **settings)  # type: ignore[arg-type]
+    keywords = {**CLIP, "transform": RandomResizedCrop(32), "seed": 11, **arguments}
+    return ActionClips(key_frames, sources, **keywords)  # type: ignore[arg-type]

@@ -41,8 +41,8 @@ def write_videos(folder: Path, number: int, *, frames: int = 8, size: int = 32) 
 def make_clips(records: Records | Path, **arguments: object) -> PretrainClips:
     """A data set of 2-frame clips of 16x16 pixels with masks on 1x4x4 cells."""
     rows = records if isinstance(records, Records) else load_records(records)
-    parts = {"sampler": SAMPLER, "transform": RandomResizedCrop(16), "mask": MASK, "seed": 11, **arguments}
-    return PretrainClips(rows, **parts)  # type: ignore[arg-type]
+    keywords = {"sampler": SAMPLER, "transform": RandomResizedCrop(16), "mask": MASK, "seed": 11, **arguments}
+    return PretrainClips(rows, **keywords)  # type: ignore[arg-type]
 
 
 def raise_bug(num_frames: int, fps: float, *, rng: np.random.Generator) -> np.ndarray:
@@ -64,7 +64,7 @@ def equal(left: Any, right: Any) -> bool:
 
 
 class DeadlyClips(PretrainClips):
-    """Clips of which some records harm the process that reads them, as bad files do in a decoder.
+    """Clips, some of whose records harm the process that reads them, as bad files do in a decoder.
 
     deeds: effect of reading a record: abort, kill, stop, hang or leak.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.clip_parts import equal, make_clips, write_videos
+from tests.data.clip_data import equal, make_clips, write_videos
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.memory import VideoMemory, decode_videos, open_from

@@ -107,6 +107,7 @@ class RunConfig:
     """The run."""
 
     folder: str = key("", "run folder; an existing one is resumed", required="runs/first", free=True)
+    extend: bool = key(False, "continue an existing run to a larger optim.epochs", free=True)
     seed: int = key(0, "seed of weights, order, clips, crops and all other random draws", least=0)
     device: str = key("auto", "device: auto | cpu | cuda", free=True)
     precision: str = key("auto", "precision of the network", choices=PRECISIONS)
@@ -157,11 +158,22 @@ class MethodConfig:
 
 
 @dataclass
-class ModelConfig:
-    """The network."""
+class StartedModelConfig:
+    """The network and its initial weights."""
 
     name: str = key("maskfeat_mvitv2_s", "name of a model of create_model")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
+    weights: str = key("", "initial weights, ours or a PySlowFast checkpoint; empty: from scratch")
+    weights_key: str = key("", "key of the weights in the checkpoint, such as model_ema", free=True)
+    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
+    allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
+    allow_unused: list[str] = key([], "more weights that the file may have in excess")
+
+
+@dataclass
+class ModelConfig(StartedModelConfig):
+    """The network and its initial weights."""
+
     initialization: str = key(
         "published",
         "defaults of a ViT's initial weights and positions: the method's published ones, or PySlowFast's "
@@ -294,19 +306,13 @@ class MixConfig:
 
 
 @dataclass
-class PretrainedModelConfig:
+class PretrainedModelConfig(StartedModelConfig):
     """The network and its initial weights."""
 
     name: str = key("", "name of a model of create_model")
-    arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
     drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
-    weights: str = key("", "initial weights, ours or a PySlowFast checkpoint; empty: from scratch")
-    weights_key: str = key("", "key of the weights in the checkpoint, such as model_ema", free=True)
-    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
-    allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
-    allow_unused: list[str] = key([], "more weights that the file may have in excess")
 
 
 @dataclass

@@ -64,6 +64,7 @@ def train(
     on_failures: Callable[[Sequence[Any]], None] | None = None,
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None = None,
+    on_resume: Callable[[Mapping[str, Any], float, float], None] | None = None,
     extra: Mapping[str, Stateful] | None = None,
 ) -> TrainResult:
     """Train, from the newest checkpoint in the run folder if there is one.
@@ -92,6 +93,8 @@ def train(
         after_step: called on all ranks after every optimizer step with the completed share of the run, 0..1,
             and the states of the step's micro-batches on this rank. Returns numbers for the log, the same on
             every rank. May raise to end the run without a checkpoint. Its own state belongs in ``extra``.
+        on_resume: called on all ranks after a checkpoint was loaded, with its fingerprint, the fractional
+            epoch, and the completed share of this run, 0..1, which may be longer than the checkpoint's.
         extra: further state to save and restore, by name.
 
     Raises:
@@ -129,7 +132,9 @@ def train(
         after_step=after_step,
     )
     torch.manual_seed(options.seed + distributed.rank())
-    _resume(run)
+    fingerprint = _resume(run)
+    if fingerprint is not None and on_resume is not None:
+        on_resume(fingerprint, run.epoch, run.state.progress.step / run.total_steps)
     with StopSignals() as stop, _open_log(run, folder) as log:
         return _train(run, stop, log)
 
@@ -402,8 +407,8 @@ def _is_multiple(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _resume(run: _Run[Any]) -> None:
-    """Load the newest checkpoint of the run folder on all ranks."""
+def _resume(run: _Run[Any]) -> Mapping[str, Any] | None:
+    """Load the newest checkpoint of the run folder on all ranks; returns its fingerprint, if there is one."""
     newest: tuple[Path, dict[str, Any]] | None = None
 
     def load_on_main() -> str | None:
@@ -413,11 +418,14 @@ def _resume(run: _Run[Any]) -> None:
 
     path = distributed.run_on_main(load_on_main)
     if path is None:
-        return
+        return None
+    content = newest[1] if newest is not None else load_checkpoint(path)
     if newest is None:  # on the other ranks
-        run.state.load_state_dict(load_checkpoint(path), path)
+        run.state.load_state_dict(content, path)
     progress = run.state.progress
     logger.info("resumed from %s: step %d of %d, epoch %.3f", path, progress.step, run.total_steps, run.epoch)
+    fingerprint: Mapping[str, Any] = content["fingerprint"]
+    return fingerprint
 
 
 def _save(run: _Run[Any], log: RunLog | None) -> Path:

@@ -172,6 +172,12 @@ class Method(ABC):
         """Facts that a resumed run must share besides the config, such as the hash of a teacher's file."""
         return {}
 
+    def follow_loaded_weights(self) -> None:  # noqa: B027
+        """Called after weights were loaded into the student, before the first step."""
+
+    def set_progress(self, progress: float) -> None:  # noqa: B027
+        """Set schedules to the completed share of the run, 0..1, after a resume."""
+
     def to(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to move
         """Move everything except the student to a device, before the first step."""
 

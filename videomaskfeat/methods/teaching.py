@@ -167,6 +167,13 @@ class TeacherMethod(Method):
         """The completed share of the run."""
         return self._position.progress
 
+    def follow_loaded_weights(self) -> None:
+        """The teacher starts from the student's weights."""
+        self.teacher.load_state_dict(self.followed.state_dict())
+
+    def set_progress(self, progress: float) -> None:
+        self._position.progress = progress
+
     def to(self, device: torch.device) -> None:
         self.teacher.module.to(device)
         for center in self.centers.values():

@@ -13,9 +13,11 @@ from videomaskfeat.engine.optim import (
     WarmupCosine,
     WarmupSteps,
     adamw,
+    clip_each_gradient,
     layers_behind,
     parameter_groups,
     set_learning_rate,
+    set_weight_decay,
     sgd,
 )
 from videomaskfeat.engine.run import build_schedule
@@ -235,3 +237,24 @@ def test_impossible_warmup_is_refused(warmup: float) -> None:
 def test_negative_rate_is_refused() -> None:
     with pytest.raises(UserError, match=r"end_lr=-1e-06: a learning rate must not be negative"):
         WarmupCosine(base_lr=1.0, start_lr=0.0, end_lr=-1e-6, warmup_epochs=0, epochs=5)
+
+
+def test_each_gradient_is_clipped_by_its_own_norm() -> None:
+    """Against DINO's loop: g *= limit / (|g| + 1e-6) if that is below 1; float32, 1e-6."""
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), (2,), (1,))]
+    for number, weight in enumerate(weights[:3]):
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 10**-number
+    expected = [weight.grad * min(1.0, 0.5 / (weight.grad.norm().item() + 1e-6)) for weight in weights[:3]]
+    clip_each_gradient(weights, 0.5)
+    for weight, gradient in zip(weights[:3], expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, atol=1e-6, rtol=1e-6)
+    assert weights[3].grad is None
+    assert weights[0].grad is not None
+    assert weights[0].grad.norm().item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_weight_decay_is_set_only_where_there_is_one() -> None:
+    weights = [("w", nn.Parameter(torch.zeros(2, 2))), ("b", nn.Parameter(torch.zeros(2)))]
+    optimizer = adamw(parameter_groups(weights, base_lr=0.1, weight_decay=0.04))
+    set_weight_decay(optimizer, 0.4)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.4, 0.0]

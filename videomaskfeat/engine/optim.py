@@ -232,6 +232,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Set the weight decay of every group that has one."""
+    for group in optimizer.param_groups:
+        if group["weight_decay"] > 0:
+            group["weight_decay"] = weight_decay
+
+
+def clip_each_gradient(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Scale down each gradient whose own L2 norm is above the limit (DINO, iBOT)."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    factors = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in torch._foreach_norm(gradients)]
+    torch._foreach_mul_(gradients, factors)
+
+
 def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
     """Fused AdamW.
 

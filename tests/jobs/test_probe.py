@@ -17,8 +17,8 @@ def test_the_probe_is_an_evaluation_of_the_weights_at_that_time(
 ) -> None:
     """Top-1 of few videos: whole multiples of a percentage, equal exactly."""
     lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}", "probe.k=3"]
-    code, said = pretrain(*lists, "run.evaluate_epochs=1")
-    assert code == 0, said
+    code, output = pretrain(*lists, "run.evaluate_epochs=1")
+    assert code == 0, output
     recorded = [row["evaluation/knn_top1"] for row in rows(tmp_path / "run") if "evaluation/knn_top1" in row]
     summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
     assert len(recorded) > 1
@@ -59,7 +59,7 @@ def test_probe_does_not_change_the_training(pretrain: Pretrain, sample: Path, tm
 def test_wrong_probe_is_refused_before_training(
     pretrain: Pretrain, sample: Path, tmp_path: Path, keys: list[str], words: str
 ) -> None:
-    code, said = pretrain(*(key.format(sample=sample) for key in keys))
+    code, output = pretrain(*(key.format(sample=sample) for key in keys))
     assert code == 2
-    assert words in said
+    assert words in output
     assert not (tmp_path / "run").exists()

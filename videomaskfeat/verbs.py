@@ -164,7 +164,7 @@ def detect_train(config: DetectConfig) -> int:
 
 
 def train_tokenizer(config: TokenizerConfig) -> int:
-    """Train a tokenizer of frames on videos; a pre-training can predict its tokens (BEiT, PeCo).
+    """Train a tokenizer of frames on videos; its tokens are a target of pre-training (BEiT, PeCo).
 
       videomaskfeat train-tokenizer --config configs/tokenizer/sample_dvae.yaml
       videomaskfeat train-tokenizer --config configs/tokenizer/sample_vq.yaml \\
@@ -676,7 +676,7 @@ class CheckDataOptions(ListOptions):
 
 
 def check_data(options: CheckDataOptions) -> int:
-    """Scan a list for unreadable, short, odd, duplicate and missing videos.
+    """Scan a list for unreadable, short, unusual, duplicate and missing videos.
 
     videomaskfeat check-data k400/train.csv --prefix k400/videos --clean k400/train_clean.csv
     videomaskfeat check-data my_videos/ --min-frames 32 --json report.json

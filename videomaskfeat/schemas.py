@@ -26,6 +26,7 @@ MASK_KINDS = (
 ACTION_LOSSES = {"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
 CROP_KINDS = {"area": "crop_area of the frame, resized", "short_side": "from a frame resized to short_side"}
 OPTIMIZERS = {"adamw": "", "sgd": "momentum, Nesterov"}
+SCHEDULES = {"cosine": "to end_learning_rate", "steps": "times step_factor at each of step_epochs"}
 SHARE: Any = {"least": 0, "greatest": 1}
 WEIGHT_SETS = {"auto": "averaged if ema_decay is set", "trained": "", "averaged": "", "both": ""}
 
@@ -89,6 +90,9 @@ class OptimConfig:
     learning_rate: float = key(1e-4, "peak learning rate, for base_batch_size", least=0)
     start_learning_rate: float = key(1e-6, "learning rate at step 0, for base_batch_size", least=0)
     end_learning_rate: float = key(1e-6, "learning rate at the end, for base_batch_size", least=0)
+    schedule: str = key("cosine", "learning rate after the warm-up", choices=SCHEDULES)
+    step_epochs: list[float] = key([], "ascending epochs of the steps", least=0)
+    step_factor: float = key(0.1, "learning rate factor of a step", above=0, greatest=1)
     betas: list[float] = key([0.9, 0.999], "betas of AdamW", least=0, below=1)
     weight_decay: float = key(0.05, "weight decay; none on 1-d parameters", least=0)
     layer_decay: float = key(1.0, "learning rate factor from a layer to the one before; 1: none", least=0)
@@ -101,6 +105,7 @@ class RunConfig:
     """The run."""
 
     folder: str = key("", "run folder; an existing one is resumed", required="runs/first", free=True)
+    extend: bool = key(False, "continue an existing run to a larger optim.epochs", free=True)
     seed: int = key(0, "seed of weights, order, clips, crops and all other random draws", least=0)
     device: str = key("auto", "device: auto | cpu | cuda", free=True)
     precision: str = key("auto", "precision of the network", choices=PRECISIONS)
@@ -151,11 +156,22 @@ class MethodConfig:
 
 
 @dataclass
-class ModelConfig:
-    """The network."""
+class StartedModelConfig:
+    """The network and its initial weights."""
 
     name: str = key("maskfeat_mvitv2_s", "name of a model of create_model")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
+    weights: str = key("", "initial weights, ours or a PySlowFast checkpoint; empty: from scratch")
+    weights_key: str = key("", "key of the weights in the checkpoint, such as model_ema", free=True)
+    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
+    allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
+    allow_unused: list[str] = key([], "more weights that the file may have in excess")
+
+
+@dataclass
+class ModelConfig(StartedModelConfig):
+    """The network and its initial weights."""
+
     initialization: str = key(
         "published",
         "defaults of a ViT's initial weights and positions: the method's published ones, or PySlowFast's "
@@ -177,6 +193,12 @@ class TargetConfig:
 class PretrainOptimConfig(OptimConfig):
     """Optimization of the encoder."""
 
+    end_weight_decay: float | None = key(
+        None, "weight decay at the end, on a cosine from weight_decay; null: constant", least=0
+    )
+    gradient_clip_each: float | None = key(
+        None, "maximum L2 norm of each parameter's gradient, after gradient_clip; null: none", above=0
+    )
     accumulate: int = key(1, "micro-batches per optimizer step, for each rank", least=1, free=True)
 
 
@@ -201,11 +223,23 @@ class PretrainRunConfig(RunConfig):
 
 
 @dataclass
+class PretrainClipConfig(ClipConfig):
+    """Clips."""
+
+    crop_area: list[float] = key(
+        [0.5, 1.0],
+        "range of the crop's share of the frame; this default means 0.25..1 for ibot and 0.08..1 for byol",
+        above=0,
+        greatest=1,
+    )
+
+
+@dataclass
 class PretrainConfig:
     """Masked pre-training. The defaults are the published MaskFeat recipe of MViTv2-S on Kinetics-400."""
 
     data: DataConfig = section(DataConfig)
-    clip: ClipConfig = section(ClipConfig)
+    clip: PretrainClipConfig = section(PretrainClipConfig)
     mask: MaskConfig = section(MaskConfig)
     method: MethodConfig = section(MethodConfig)
     model: ModelConfig = section(ModelConfig)
@@ -269,19 +303,13 @@ class MixConfig:
 
 
 @dataclass
-class PretrainedModelConfig:
+class PretrainedModelConfig(StartedModelConfig):
     """The network and its initial weights."""
 
     name: str = key("", "name of a model of create_model")
-    arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
     drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
-    weights: str = key("", "initial weights, ours or a PySlowFast checkpoint; empty: from scratch")
-    weights_key: str = key("", "key of the weights in the checkpoint, such as model_ema", free=True)
-    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
-    allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
-    allow_unused: list[str] = key([], "more weights that the file may have in excess")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -341,8 +342,8 @@ def test_labels_inside_the_classes_pass() -> None:
 
 
 JITTER = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2)
-COLOR = RandomColor(JITTER)
-LOCAL = LocalCrops(3, RandomResizedCrop(8, area=(0.05, 0.4)))
+COLORS = (RandomColor(JITTER, blur=1.0), RandomColor(JITTER, blur=0.1, solarize=0.8))
+LOCAL = LocalCrops(3, RandomResizedCrop(8, area=(0.05, 0.4)), RandomColor(JITTER, blur=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -356,20 +357,21 @@ def make_pairs(paired: Path, **arguments: object) -> PairClips:
 
 
 def test_pair_is_drawn_by_its_own_generator(paired: Path) -> None:
-    """The same draws by hand: frames of both clips, crop and color of each, masks, local crops."""
-    sample = make_pairs(paired, color=COLOR, mask=MASK, local=LOCAL)[SampleKey(3, 5)]
+    """The same draws by hand: frames of both clips, crop and colors of each, masks, local crops."""
+    sample = make_pairs(paired, colors=COLORS, mask=MASK, local=LOCAL)[SampleKey(3, 5)]
     rng = sample_generator(11, 3, 5)
     with open_video(paired.parent / "005.mp4") as video:
         frames = [
             video.read(index) for index in [SAMPLER(video.frames, video.fps, rng=rng) for _ in range(2)]
         ]
 
-    def cut(part: np.ndarray, transform: RandomResizedCrop) -> np.ndarray:
-        return COLOR.apply(transform.sample(32, 32, rng).apply_clip(part), rng)
+    def cut(part: np.ndarray, transform: Any, color: RandomColor | None) -> np.ndarray:
+        assert color is not None
+        return color.apply(transform.sample(32, 32, rng).apply_clip(part), rng)
 
-    clips = [cut(part, RandomResizedCrop(16)) for part in frames]
+    clips = [cut(part, RandomResizedCrop(16), color) for part, color in zip(frames, COLORS, strict=True)]
     masks = [MASK(rng=rng) for _ in range(2)]
-    local = [cut(frames[number], LOCAL.transform) for number in (0, 1, 0)]
+    local = [cut(frames[number], LOCAL.transform, LOCAL.color) for number in (0, 1, 0)]
     assert np.array_equal(sample.clips, np.stack(clips))
     assert sample.masks is not None
     assert np.array_equal(sample.masks, np.stack(masks))
@@ -380,7 +382,7 @@ def test_pair_is_drawn_by_its_own_generator(paired: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_keep_the_pairs_together(paired: Path, workers: int) -> None:
-    dataset = make_pairs(paired, color=COLOR, mask=MASK, local=LOCAL)
+    dataset = make_pairs(paired, colors=COLORS, mask=MASK, local=LOCAL)
     loader = ClipLoader(dataset, batch_size=4, workers=workers)
     assert loader.batches_per_epoch == 4
     batches = [batch.to("cpu") for batch in loader.epoch(1)]
@@ -422,6 +424,20 @@ def test_color_changes_the_configured_fraction_of_clips() -> None:
     assert all(np.array_equal(clip, frames) for clip, is_gray in zip(gray, same, strict=True) if not is_gray)
     with pytest.raises(UserError, match=r"gray=2: a probability must be in 0\.\.1"):
         RandomColor(JITTER, gray=2)
+
+
+def test_blur_and_solarization_are_applied_with_their_probabilities() -> None:
+    """Of 400 clips within 5 standard deviations (0.13); solarization inverts from 128 on."""
+    rng = np.random.default_rng(0)
+    frames = np.random.default_rng(1).integers(0, 256, size=(1, 4, 4, 3), dtype=np.uint8)
+    options = {"chance": 0.0, "gray": 0.0}
+    blurred = [RandomColor(JITTER, blur=0.6, **options).apply(frames, rng) for _ in range(400)]
+    # A standard deviation of 0.1 to about 0.3 pixels changes no level.
+    assert np.mean([not np.array_equal(frames, clip) for clip in blurred]) == pytest.approx(0.53, abs=0.15)
+    inverted = np.where(frames < 128, frames, 255 - frames)
+    changed = [RandomColor(JITTER, solarize=0.4, **options).apply(frames, rng) for _ in range(400)]
+    assert all(np.array_equal(clip, frames) or np.array_equal(clip, inverted) for clip in changed)
+    assert np.mean([np.array_equal(clip, inverted) for clip in changed]) == pytest.approx(0.4, abs=0.13)
 
 
 def test_varied_masks_hide_between_the_ratios_or_nothing() -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from tests.engine.toy import ToyLoader, final_state, metrics, toy_model, train_toy
 from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.loop import TrainingStopped
-from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups
+from videomaskfeat.engine.optim import CosineRamp, WarmupCosine, adamw, parameter_groups
 from videomaskfeat.errors import RunFailed, UserError
 
 
@@ -223,6 +223,16 @@ def test_too_many_failures_save_before_the_end(tmp_path: Path) -> None:
     assert final_state(tmp_path, step=steps)["progress"]["failures"] == 1
 
 
+def test_weight_decay_follows_its_schedule_and_each_gradient_is_clipped(tmp_path: Path) -> None:
+    """The last of 18 steps reads 17/18; an average of gradients is as short as the longest of them."""
+    schedule = CosineRamp(0.05, 0.5)
+    train_toy(tmp_path, weight_decay=schedule, clip_norm_each=1e-9)
+    optimizer = final_state(tmp_path)["optimizer"]
+    assert {group["weight_decay"] for group in optimizer["param_groups"]} == {0.0, schedule(17 / 18)}
+    norms = [entry["exp_avg"].norm().item() for entry in optimizer["state"].values()]
+    assert 0 < max(norms) <= 1e-9
+
+
 def test_not_one_whole_step_is_refused(tmp_path: Path) -> None:
     loader = ToyLoader(accumulate=1)
     with pytest.raises(
@@ -239,6 +249,7 @@ def test_not_one_whole_step_is_refused(tmp_path: Path) -> None:
         ("keep_last", 0, "keep_last=0: must be 1 or more"),
         ("save_minutes", -1.0, r"save_minutes=-1\.0: must not be negative"),
         ("clip_norm", 0.0, r"clip_norm=0\.0: must be above 0, or null"),
+        ("clip_norm_each", 0.0, r"clip_norm_each=0\.0: must be above 0, or null"),
         ("precision", "fp16", "precision='fp16': must be fp32 or bf16"),
     ],
 )

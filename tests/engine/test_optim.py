@@ -11,15 +11,20 @@ from torch import nn
 
 from videomaskfeat.engine.optim import (
     WarmupCosine,
+    WarmupSteps,
     adamw,
+    clip_each_gradient,
     layers_behind,
     parameter_groups,
     set_learning_rate,
+    set_weight_decay,
     sgd,
 )
+from videomaskfeat.engine.run import build_schedule
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.maskfeat import MaskedEncoder
+from videomaskfeat.schemas import OptimConfig
 
 
 def recorded(golden: Path, recipe: str) -> dict[str, list[float]]:
@@ -188,6 +193,41 @@ def test_all_rates_scale_with_the_batch() -> None:
         assert scaled(epoch) == pytest.approx(8 * PRETRAIN_S(epoch))
 
 
+def simmim(epoch: float) -> float:
+    """SimMIM's multistep schedule of ViT-B, 800 epochs, for a batch of 512."""
+    if epoch < 10:
+        return 5e-7 + epoch * (1e-4 - 5e-7) / 10
+    return 1e-4 if epoch < 700 else 1e-5 if epoch < 750 else 1e-6
+
+
+def test_steps_follow_the_published_schedule() -> None:
+    rates = {"learning_rate": 1e-4, "start_learning_rate": 5e-7, "warmup_epochs": 10, "epochs": 800}
+    steps = {"schedule": "steps", "step_epochs": [700, 750], "batch_size": 2048, "base_batch_size": 512}
+    schedule = build_schedule(OptimConfig(**rates, **steps))  # type: ignore[arg-type]
+    for epoch in (0.0, 0.5, 9.999, 10.0, 400.0, 699.999, 700.0, 749.9, 750.0, 799.0, 801.0):
+        assert schedule(epoch) == pytest.approx(4 * simmim(epoch), rel=1e-12), epoch
+
+
+@pytest.mark.parametrize(
+    ("steps", "factor", "words"),
+    [
+        ((), 0.1, r"step_epochs \[\] must be ascending"),
+        (
+            (4.0, 3.0),
+            0.1,
+            r"step_epochs \[4\.0, 3\.0\] must be ascending epochs after the warm-up of 2 epochs",
+        ),
+        ((1.0,), 0.1, "must be ascending epochs after the warm-up"),
+        ((3.0,), 0.0, "step_factor 0 must be above 0"),
+    ],
+)
+def test_impossible_steps_are_refused(steps: tuple[float, ...], factor: float, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        WarmupSteps(
+            base_lr=1.0, start_lr=0.0, end_lr=0.0, warmup_epochs=2, epochs=5, steps=steps, factor=factor
+        )
+
+
 @pytest.mark.parametrize("warmup", [-1.0, 5.0, 7.0, float("nan")])
 def test_impossible_warmup_is_refused(warmup: float) -> None:
     with pytest.raises(UserError, match=r"warmup_epochs=.* with epochs=5: the warm-up must be 0 or longer"):
@@ -197,3 +237,24 @@ def test_impossible_warmup_is_refused(warmup: float) -> None:
 def test_negative_rate_is_refused() -> None:
     with pytest.raises(UserError, match=r"end_lr=-1e-06: a learning rate must not be negative"):
         WarmupCosine(base_lr=1.0, start_lr=0.0, end_lr=-1e-6, warmup_epochs=0, epochs=5)
+
+
+def test_each_gradient_is_clipped_by_its_own_norm() -> None:
+    """Against DINO's loop: g *= limit / (|g| + 1e-6) if that is below 1; float32, 1e-6."""
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (5,), (2,), (1,))]
+    for number, weight in enumerate(weights[:3]):
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 10**-number
+    expected = [weight.grad * min(1.0, 0.5 / (weight.grad.norm().item() + 1e-6)) for weight in weights[:3]]
+    clip_each_gradient(weights, 0.5)
+    for weight, gradient in zip(weights[:3], expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, atol=1e-6, rtol=1e-6)
+    assert weights[3].grad is None
+    assert weights[0].grad is not None
+    assert weights[0].grad.norm().item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_weight_decay_is_set_only_where_there_is_one() -> None:
+    weights = [("w", nn.Parameter(torch.zeros(2, 2))), ("b", nn.Parameter(torch.zeros(2)))]
+    optimizer = adamw(parameter_groups(weights, base_lr=0.1, weight_decay=0.04))
+    set_weight_decay(optimizer, 0.4)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.4, 0.0]

@@ -32,6 +32,18 @@ def test_keys_that_runs_of_earlier_versions_lack_are_free(schema: type) -> None:
     assert added & keys <= free_keys(schema) <= keys
 
 
+def test_fingerprint_of_an_earlier_version_has_the_defaults_of_keys_added_since() -> None:
+    config = PretrainConfig()
+    config.model.arguments = {"depth": 3}
+    folder = RunFolder("run", config)
+    earlier = dict(folder.fingerprint)
+    for name in ("model.weights", "model.allow_unused", "mask.ratio"):
+        del earlier[name]
+    assert folder.upgrade_fingerprint(earlier) == folder.fingerprint
+    config.mask.ratio = 0.5
+    assert folder.upgrade_fingerprint(earlier) != folder.fingerprint
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run with a checkpoint."""

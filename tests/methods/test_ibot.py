@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from tests.methods.tiny import heldout_loss, make_batch, tiny_method
 from tests.reference import self_distillation as reference
 from videomaskfeat.grid import resize_mask
 from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
-from videomaskfeat.methods.ibot import Ibot
+from videomaskfeat.methods.ibot import EpochRamp, Ibot
 
 
 def tiny_ibot(model: str = "mvit", *overrides: str) -> Ibot:
@@ -32,7 +33,7 @@ def test_loss_is_the_sum_of_class_and_cube_losses(model: str) -> None:
         classes, cubes, local = method.student(pixels, batch.mask, small)
         teacher = method.teacher.module
         clip, cells = teacher.masked(pixels)
-        temperature = 0.04 + 0.03 * 0.5  # half of the warm-up, which is one epoch of two
+        temperature = 0.04  # of the first of two epochs, which is the whole warm-up
         outputs = {"class": teacher.class_head(clip), "cube": teacher.cube_head(cells).flatten(1, 3)}
     taught = {
         kind: [
@@ -139,7 +140,7 @@ def test_figures_are_entropies_of_the_steps_distributions() -> None:
     features = torch.cat([part["feature_std"] for part in rows])
     std = (features - features.mean(dim=0)).square().sum(dim=1).mean().sqrt().item()
     assert figures["feature_std"] == pytest.approx(std, rel=1e-4)
-    assert figures["teacher_temperature"] == pytest.approx(0.04 + 0.03 * 0.2)
+    assert figures["teacher_temperature"] == pytest.approx(0.04)
 
 
 def test_best_constant_is_the_loss_of_the_mean_distributions() -> None:
@@ -172,3 +173,12 @@ def test_best_constant_is_the_loss_of_the_mean_distributions() -> None:
     other = torch.softmax(torch.arange(12) / 20, dim=0)
     assert best < constant(0.9 * whole + 0.1 * other, cells)
     assert best < constant(whole, 0.9 * cells + 0.1 * other)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2, 30])
+def test_teacher_temperature_is_that_of_the_epoch(warmup: int) -> None:
+    """Against iBOT's table per epoch, numpy's linspace and then the end; 7 steps per epoch, 1e-12."""
+    ramp = EpochRamp(0.04, 0.07, warmup_epochs=warmup, epochs=40)
+    table = np.concatenate([np.linspace(0.04, 0.07, warmup), np.full(40 - warmup, 0.07)])
+    values = [ramp(step / 280) for step in range(280)]
+    assert values == pytest.approx(np.repeat(table, 7), abs=1e-12)

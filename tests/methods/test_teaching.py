@@ -17,6 +17,10 @@ from tests.jobs.test_pretrain import assert_refused
 from tests.methods.tiny import ARGUMENTS, heldout_loss, make_batch, tiny_method
 from videomaskfeat import read_features
 from videomaskfeat.cli import main
+from videomaskfeat.data.clips import PairClips
+from videomaskfeat.data.records import Records
+from videomaskfeat.data.transforms import RandomResizedCrop
+from videomaskfeat.methods.teaching import PairMethod
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import read_recipe
@@ -60,19 +64,77 @@ def test_making_the_target_keeps_nothing_for_a_backward(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_teacher_takes_in_the_students_weights_after_a_step(name: str) -> None:
-    """w = m w + (1 - m) student, with m at that share of the run; float32, 1e-6."""
+    """w = m w + (1 - m) student, with m at the share of the run before the step; float32, 1e-6."""
     method = tiny_method(name)
     state = method.loss(method.student, make_batch(method)).state
+    start = {"byol": 0.97, "ibot": 0.996, "latent": 0.998}[name]
+    assert method.after_step(0.5, [state])["teacher_momentum"] == start
     before = [weight.clone() for weight in method.teacher.module.parameters()]
     with torch.no_grad():
         for weight in method.student.parameters():
             weight.add_(1.0)
-    figures = method.after_step(0.5, [state])
-    start = 0.998 if name == "latent" else 0.996
-    momentum = 1 - (1 - start) * (math.cos(math.pi / 2) + 1) / 2
+    figures = method.after_step(0.75, [state])
+    momentum = (start + 1) / 2  # half way along the cosine or the line
     assert figures["teacher_momentum"] == pytest.approx(momentum, abs=1e-9)
     for old, new in zip(before, method.teacher.module.parameters(), strict=True):
         torch.testing.assert_close(new, momentum * old + (1 - momentum) * (old + 1.0), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_momentum_is_chosen_by_the_length_of_the_run(name: str) -> None:
+    """Little of the random start is left, and a long run has the published momentum."""
+    method = tiny_method(name)
+    (line,) = method.set_length(200)
+    share = math.prod(method.teacher.momentum(step / 200) for step in range(200))
+    assert 0 < share <= 1e-4
+    start = method.teacher.momentum(0.0)
+    assert line == (
+        f"teacher   momentum {start:g} to 1 (chosen for 200 steps): {share:.2g} of its random start is left "
+        "at the end"
+    )
+    assert method.set_length(50_000)[0].startswith(
+        f"teacher   momentum {0.97 if name == 'byol' else 0.996 if name == 'ibot' else 0.998:g} to 1 (chosen"
+    )
+    method = tiny_method(name, "mvit", "method.arguments={momentum: 0.99}")
+    lines = method.set_length(200)
+    assert method.teacher.momentum(0.0) == 0.99
+    assert "momentum 0.99 to 1 (as configured; 200 steps): 0.36 of its random start" in lines[0]
+    assert "method.arguments.momentum 0.99 leaves more than 0.01 of the teacher's random start" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "momentum"), [(1, 0.97), (40, 0.97), (100, 0.99), (300, 0.99), (1000, 0.996)]
+)
+def test_momentum_of_byol_rises_with_the_epochs(epochs: int, momentum: float) -> None:
+    """The presets of BYOL's code."""
+    assert tiny_method("byol", "mvit", f"optim.epochs={epochs}").teacher.momentum(0.0) == momentum
+
+
+@pytest.mark.parametrize(("name", "published"), [("byol", (0.08, 1.0)), ("ibot", (0.25, 1.0))])
+def test_pairs_have_the_published_augmentation(name: str, published: tuple[float, float]) -> None:
+    """Crops, blur and solarization of BYOL and iBOT (arXiv 2006.07733, table 6; 2111.07832), unless set."""
+    method = tiny_method(name)
+    assert isinstance(method, PairMethod)
+    records = Records.from_paths(["a.mp4"], None, source="train.csv")
+    dataset = method.dataset(records, crop=RandomResizedCrop(32))
+    assert isinstance(dataset, PairClips)
+    first, second = dataset.colors
+    assert first is not None
+    assert second is not None
+    assert (first.blur, second.blur, first.solarize, second.solarize) == (1.0, 0.1, 0.0, 0.2)
+    for color in (first, second):
+        changes = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+        assert (color.jitter.max_changes, color.chance, color.gray) == (changes, 0.8, 0.2)
+    assert dataset.transform.area == published
+    if name == "ibot":
+        assert dataset.local is not None
+        assert dataset.local.color is not None
+        assert dataset.local.transform.area == (0.05, 0.25)
+        assert (dataset.local.color.blur, dataset.local.color.solarize) == (0.5, 0.0)
+    own = method.dataset(records, crop=RandomResizedCrop(32, area=(0.3, 0.9)))
+    assert own.transform.area == (0.3, 0.9)
+    method = tiny_method(name, "mvit", "method.arguments={crop_area: [0.5, 1.0]}")
+    assert method.dataset(records, crop=RandomResizedCrop(32)).transform.area == (0.5, 1.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -123,7 +185,8 @@ def test_resumed_run_equals_the_uninterrupted_one(name: str, pretrain: Pretrain,
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
+def test_published_encoder_is_saved(name: str, pretrain: Pretrain, sample: Path, tmp_path: Path) -> None:
+    """The student's of BYOL, the teacher's of the others."""
     code, text = pretrain(*overrides_of(name), f"data.validation={sample / 'val.csv'}")
     assert code == 0, text
     run = tmp_path / "run"
@@ -132,8 +195,8 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
     assert isinstance(encoder, Encoder)
     assert read_recipe(path).method == name
     last = max((run / "checkpoints").iterdir())
-    teacher = torch.load(last)["teacher"]
-    taught = {key.rpartition("encoder.")[2]: value for key, value in teacher.items()}
+    saved = torch.load(last)["model" if name == "byol" else "teacher"]
+    taught = {key.rpartition("encoder.")[2]: value for key, value in saved.items()}
     for key, value in encoder.state_dict().items():
         assert torch.equal(value, taught[key]), key
     for word in ("trained model", "report.html", "no pictures"):
@@ -141,11 +204,23 @@ def test_the_teachers_encoder_is_saved(name: str, pretrain: Pretrain, sample: Pa
     assert "untrained" not in text  # its loss is against another teacher, and does not compare
     row = metrics(run)[-1]
     assert 0 < row["feature_std"] <= 1
-    assert row["teacher_momentum"] == 1
+    assert 0.5 < row["teacher_momentum"] < 1
     page = (run / "report.html").read_text()
     assert f"No pictures: method &#39;{name}&#39; predicts nothing that can be drawn." in page
     assert "Standard deviation of features, near 0 if collapsed" in page
     assert ("Entropy of the teacher" in page) == (name == "ibot")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_either_encoder_can_be_saved(name: str) -> None:
+    for choice in ("student", "teacher"):
+        method = tiny_method(name, "mvit", f"method.arguments={{saved: {choice}}}")
+        expected = method.encoder if choice == "student" else method.teacher_encoder
+        assert method.weights() == {"weights.safetensors": expected}
+    default = tiny_method(name)
+    assert default.weights() == {
+        "weights.safetensors": default.encoder if name == "byol" else default.teacher_encoder
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -246,6 +321,18 @@ def test_collapse_ends_the_run(name: str, limit: str, monitor: str, words: str, 
             "method.arguments={local: {area: [0.4]}}",
             ["local.area [0.4] must be two fractions of the"],
         ),
+        ("byol", "method.arguments={saved: studen}", ["saved 'studen'", "did you mean 'student'?"]),
+        (
+            "byol",
+            "method.arguments={crop_area: [0.4]}",
+            ["crop_area [0.4] must be two fractions of the frame"],
+        ),
+        (
+            "byol",
+            "method.arguments={colour: {blur: [1]}}",
+            ["colour.blur [1] must be two probabilities, of the"],
+        ),
+        ("byol", "method.arguments={colour: {hue: 1}}", ["hue=1: the maximum change must be in 0..0.5"]),
         ("latent", "method.arguments={blocks: 4}", ["blocks 4: the last block outputs", "use at most 2"]),
         (
             "latent",

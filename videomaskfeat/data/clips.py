@@ -435,10 +435,11 @@ class PairSample(ClipSample):
 
 @dataclass(frozen=True)
 class LocalCrops:
-    """Number of small crops per video, L, and the transform that samples them."""
+    """Number of small crops per video, L, the transform that samples them, and their colors."""
 
     count: int
     transform: ClipTransform
+    color: RandomColor | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -453,14 +454,14 @@ class PairClips(VideoClips[PairSample, PairBatch]):
     local crops, in this order.
 
     Attributes:
-        color: changes the colors of a crop; None: no change.
+        colors: changes of the colors of the first and of the second clip; None: no change.
         mask: samples the mask of each clip; None: no masks.
         local: local crops; None: no local crops.
     """
 
     _: KW_ONLY
     samples_per_video: int = field(default=2, init=False)
-    color: RandomColor | None = None
+    colors: tuple[RandomColor | None, RandomColor | None] = (None, None)
     mask: MaskDraw | None = None
     local: LocalCrops | None = None
 
@@ -474,17 +475,22 @@ class PairClips(VideoClips[PairSample, PairBatch]):
         )
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PairSample:
-        clips = [self._crop(clip, self.transform, rng) for clip in frames]
+        clips = [
+            _crop(clip, self.transform, color, rng) for clip, color in zip(frames, self.colors, strict=True)
+        ]
         masks = None if self.mask is None else stack_clips([self.mask(rng=rng) for _ in clips])
         local = None
         if self.local is not None:
             crops = [
-                self._crop(frames[number % len(frames)], self.local.transform, rng)
+                _crop(frames[number % len(frames)], self.local.transform, self.local.color, rng)
                 for number in range(self.local.count)
             ]
             local = stack_clips(crops)
         return PairSample(clips=stack_clips(clips), masks=masks, local=local, index=index)
 
-    def _crop(self, frames: np.ndarray, transform: ClipTransform, rng: np.random.Generator) -> np.ndarray:
-        clip = transform.sample(frames.shape[1], frames.shape[2], rng).apply_clip(frames)
-        return clip if self.color is None else self.color.apply(clip, rng)
+
+def _crop(
+    frames: np.ndarray, transform: ClipTransform, color: RandomColor | None, rng: np.random.Generator
+) -> np.ndarray:
+    clip = transform.sample(frames.shape[1], frames.shape[2], rng).apply_clip(frames)
+    return clip if color is None else color.apply(clip, rng)

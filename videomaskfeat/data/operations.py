@@ -1,7 +1,7 @@
 """Color and shape operations on uint8 clips, the same for all frames of a clip.
 
-They reproduce the Pillow operations that RandAugment uses: table look-ups exactly, all others except
-rotations to within one level. Each function reads frames uint8 [T, H, W, 3], RGB, and returns new frames of
+Those that RandAugment uses reproduce Pillow: table look-ups exactly, all others except rotations to within
+one level. Each function reads frames uint8 [T, H, W, 3], RGB, and returns new frames of
 the same size; ``interpolation`` is a key of `INTERPOLATIONS`.
 """
 
@@ -105,6 +105,28 @@ def sharpness(frames: np.ndarray, factor: float) -> np.ndarray:
     for edge in (0, -1):
         changed[:, edge] = frames[:, edge]
         changed[:, :, edge] = frames[:, :, edge]
+    return changed
+
+
+def hue(frames: np.ndarray, turn: float) -> np.ndarray:
+    """Rotate the hue of each pixel by ``turn`` of the color circle, -0.5 to 0.5."""
+    changed = np.empty_like(frames, order="C")
+    for frame, target in zip(frames, changed, strict=True):
+        hsv = cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_RGB2HSV)  # hue in 0..360
+        hsv[..., 0] = (hsv[..., 0] + np.float32(360 * turn)) % 360
+        np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), out=target, casting="unsafe")
+    return changed
+
+
+def blur(frames: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur with a standard deviation in pixels, above 0; the border is repeated.
+
+    As in BYOL's code, the kernel has a tenth of the height in pixels: 23 for 224, at least 3.
+    """
+    size = 2 * max(frames.shape[1] // 20, 1) + 1
+    changed = np.empty_like(frames, order="C")
+    for frame, target in zip(frames, changed, strict=True):
+        cv2.GaussianBlur(frame, (size, size), sigma, dst=target, borderType=cv2.BORDER_REPLICATE)
     return changed
 
 
@@ -224,53 +246,79 @@ def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
     return changed
 
 
-_CHANGES = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+_CHANGES = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+_BLUR_SIGMA = (0.1, 2.0)  # pixels, BYOL
+_SOLARIZE_THRESHOLD = 128
 
 
 class ColorJitter:
-    """Changes brightness, contrast and saturation in random order, the same for all frames of a clip.
+    """Changes brightness, contrast, saturation and hue in random order, the same for all frames of a clip.
 
     As PySlowFast's ``color_jitter``, except that contrast is relative to the mean gray of each frame, and
-    that pixels are uint8 after each change, where PySlowFast continues with floats.
+    that pixels are uint8 after each change, where PySlowFast continues with floats. Hue as in BYOL.
 
     Args:
         brightness, contrast, saturation: maximum change x, 0..1; the factor is uniform in 1 - x..1 + x.
+        hue: maximum rotation x of the hue, 0..0.5 of the color circle; uniform in -x..x.
     """
 
-    def __init__(self, *, brightness: float, contrast: float, saturation: float) -> None:
-        self.max_changes = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    def __init__(self, *, brightness: float, contrast: float, saturation: float, hue: float = 0.0) -> None:
+        self.max_changes = {
+            "brightness": brightness,
+            "contrast": contrast,
+            "saturation": saturation,
+            "hue": hue,
+        }
         for name, change in self.max_changes.items():
-            if not 0 <= change <= 1:
-                raise UserError(f"{name}={change}: the maximum change must be in 0..1")
+            limit = 0.5 if name == "hue" else 1
+            if not 0 <= change <= limit:
+                raise UserError(f"{name}={change}: the maximum change must be in 0..{limit}")
 
     def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return changed frames, uint8 [T, H, W, 3]; the input is not modified."""
         names = [name for name, change in self.max_changes.items() if change]
         for index in rng.permutation(len(names)):
-            change = self.max_changes[names[index]]
-            frames = _CHANGES[names[index]](frames, rng.uniform(1 - change, 1 + change))
+            name, change = names[index], self.max_changes[names[index]]
+            unchanged = 0 if name == "hue" else 1
+            frames = _CHANGES[name](frames, rng.uniform(unchanged - change, unchanged + change))
         return frames
 
 
 class RandomColor:
-    """Random color jitter and random grayscale, so that two views of a video differ in color.
+    """Random color jitter, grayscale, Gaussian blur and solarization of a view, in this order.
 
-    BYOL's colors (arXiv 2006.07733, appendix B) without hue, blur and solarization.
+    BYOL's augmentation after the crop (arXiv 2006.07733, appendix B), which DINO and iBOT share.
 
     Args:
         jitter: the color jitter.
         chance: probability of color jitter.
         gray: probability of grayscale.
+        blur: probability of a blur with a uniform standard deviation of 0.1..2 pixels.
+        solarize: probability that pixels from 128 on are inverted.
     """
 
-    def __init__(self, jitter: ColorJitter, *, chance: float = 0.8, gray: float = 0.2) -> None:
-        for name, value in (("chance", chance), ("gray", gray)):
+    def __init__(
+        self,
+        jitter: ColorJitter,
+        *,
+        chance: float = 0.8,
+        gray: float = 0.2,
+        blur: float = 0.0,
+        solarize: float = 0.0,
+    ) -> None:
+        probabilities = {"chance": chance, "gray": gray, "blur": blur, "solarize": solarize}
+        for name, value in probabilities.items():
             if not 0 <= value <= 1:
                 raise UserError(f"{name}={value}: a probability must be in 0..1")
         self.jitter, self.chance, self.gray = jitter, chance, gray
+        self.blur, self.solarize = blur, solarize
 
     def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return changed frames, uint8 [T, H, W, 3], or ``frames``; the input is not modified."""
         if rng.random() < self.chance:
             frames = self.jitter.apply(frames, rng)
-        return saturation(frames, 0.0) if rng.random() < self.gray else frames
+        if rng.random() < self.gray:
+            frames = saturation(frames, 0.0)
+        if rng.random() < self.blur:
+            frames = blur(frames, rng.uniform(*_BLUR_SIGMA))
+        return solarize(frames, _SOLARIZE_THRESHOLD) if rng.random() < self.solarize else frames

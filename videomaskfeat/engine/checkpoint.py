@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8,})\.pt")
 _DAMAGED = ".damaged"
+LENGTH_KEY = "optim.epochs"
+"""Config key of the length of a run, which may grow."""
 _MAX_NAMES = 4  # names in a message before "and N more"
 _MAX_CHARACTERS = 200  # of a value in a message
 
@@ -200,10 +202,18 @@ def check_fingerprint(
             f"{show_text(repr(current.get(key)), _MAX_CHARACTERS)} here"
             for key in keys[:_MAX_NAMES]
         ]
+        extend = keys == [LENGTH_KEY] and is_longer(current, saved)
         raise UserError(
             f"{where}: belongs to a run of another config: {_join(shown, len(keys))};"
+            f"{' set run.extend=true to continue the run to this length, or' * extend}"
             " set them back, or use another run folder"
         )
+
+
+def is_longer(current: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
+    """Whether the run of one fingerprint is longer than that of another."""
+    before, now = saved.get(LENGTH_KEY), current.get(LENGTH_KEY)
+    return isinstance(before, int | float) and isinstance(now, int | float) and before < now
 
 
 def _join(shown: list[str], total: int) -> str:

@@ -93,6 +93,8 @@ class LoopOptions:
     """Micro-batches whose gradients are averaged into one optimizer step."""
     clip_norm: float | None = None
     """Upper limit of the L2 norm of all gradients; None: no limit."""
+    clip_norm_each: float | None = None
+    """Upper limit of the L2 norm of each parameter's gradient, after ``clip_norm``; None: no limit."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: the step function runs under autocast; weights and optimizer stay float32."""
     seed: int = 0
@@ -123,5 +125,7 @@ class LoopOptions:
             raise UserError(f"epochs={self.epochs}: must be above 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UserError(f"clip_norm={self.clip_norm}: must be above 0, or null for no limit")
+        if self.clip_norm_each is not None and not self.clip_norm_each > 0:
+            raise UserError(f"clip_norm_each={self.clip_norm_each}: must be above 0, or null for no limit")
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"precision={self.precision!r}: must be fp32 or bf16")

@@ -22,7 +22,7 @@ from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainSta
 from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction, StepResult
 from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
-from videomaskfeat.engine.optim import set_learning_rate
+from videomaskfeat.engine.optim import clip_each_gradient, set_learning_rate, set_weight_decay
 from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import RunFailed, UserError
 
@@ -53,6 +53,7 @@ def train(
     loader: Loader[BatchT],
     optimizer: torch.optim.Optimizer,
     learning_rate: Callable[[float], float],
+    weight_decay: Callable[[float], float] | None = None,
     folder: str | os.PathLike[str],
     device: torch.device,
     options: LoopOptions,
@@ -63,6 +64,7 @@ def train(
     on_failures: Callable[[Sequence[Any]], None] | None = None,
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None = None,
+    on_resume: Callable[[Mapping[str, Any], float, float], None] | None = None,
     extra: Mapping[str, Stateful] | None = None,
 ) -> TrainResult:
     """Train, from the newest checkpoint in the run folder if there is one.
@@ -75,6 +77,8 @@ def train(
         step: computes the result of a batch on ``device``; micro-batches and ranks have equal weight.
         loader: yields the same number of batches on every rank.
         learning_rate: fractional epoch -> learning rate, read before every optimizer step.
+        weight_decay: completed share of the training, 0..1 -> weight decay of the groups that have one, read
+            before every optimizer step; None: constant.
         folder: run folder for ``checkpoints/``, ``metrics.jsonl``, ``log.txt`` and ``tensorboard/``, the same
             for all ranks.
         ema: moving average that is updated after each step and saved with the checkpoints.
@@ -89,6 +93,8 @@ def train(
         after_step: called on all ranks after every optimizer step with the completed share of the run, 0..1,
             and the states of the step's micro-batches on this rank. Returns numbers for the log, the same on
             every rank. May raise to end the run without a checkpoint. Its own state belongs in ``extra``.
+        on_resume: called on all ranks after a checkpoint was loaded, with its fingerprint, the fractional
+            epoch, and the completed share of this run, 0..1, which may be longer than the checkpoint's.
         extra: further state to save and restore, by name.
 
     Raises:
@@ -103,6 +109,7 @@ def train(
         loader=loader,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         learning_rate=learning_rate,
+        weight_decay=weight_decay,
         options=options,
         steps_per_epoch=_steps_per_epoch(loader, options.accumulate),
         state=TrainState(
@@ -125,9 +132,16 @@ def train(
         after_step=after_step,
     )
     torch.manual_seed(options.seed + distributed.rank())
-    _resume(run)
+    fingerprint = _resume(run)
+    if fingerprint is not None and on_resume is not None:
+        on_resume(fingerprint, run.epoch, run.state.progress.step / run.total_steps)
     with StopSignals() as stop, _open_log(run, folder) as log:
         return _train(run, stop, log)
+
+
+def count_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run, at least 1."""
+    return max(round(epochs * steps_per_epoch), 1)
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,7 @@ class _Run(Generic[BatchT]):
     loader: Loader[BatchT]
     parameters: list[nn.Parameter]
     learning_rate: Callable[[float], float]
+    weight_decay: Callable[[float], float] | None
     options: LoopOptions
     steps_per_epoch: int
     state: TrainState
@@ -151,7 +166,7 @@ class _Run(Generic[BatchT]):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, at least 1."""
-        return max(round(self.options.epochs * self.steps_per_epoch), 1)
+        return count_steps(self.options.epochs, self.steps_per_epoch)
 
     @property
     def epoch(self) -> float:
@@ -264,10 +279,14 @@ def _optimizer_step(
     state = run.state
     lr = run.learning_rate(run.epoch)
     set_learning_rate(state.optimizer, lr)
+    if run.weight_decay is not None:
+        set_weight_decay(state.optimizer, run.weight_decay(state.progress.step / run.total_steps))
     gradients = _accumulate(run, data.batches)
     norm = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
     if run.options.clip_norm is not None:
         clip_grads_with_norm_(run.parameters, run.options.clip_norm, norm)
+    if run.options.clip_norm_each is not None:
+        clip_each_gradient(run.parameters, run.options.clip_norm_each)
 
     # All numbers that the host needs travel in one tensor: one all-reduce and one wait for the device per
     # step. The wait comes before the optimizer step, since a loss that is not finite must not reach the
@@ -388,8 +407,8 @@ def _is_multiple(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _resume(run: _Run[Any]) -> None:
-    """Load the newest checkpoint of the run folder on all ranks."""
+def _resume(run: _Run[Any]) -> Mapping[str, Any] | None:
+    """Load the newest checkpoint of the run folder on all ranks; returns its fingerprint, if there is one."""
     newest: tuple[Path, dict[str, Any]] | None = None
 
     def load_on_main() -> str | None:
@@ -399,11 +418,14 @@ def _resume(run: _Run[Any]) -> None:
 
     path = distributed.run_on_main(load_on_main)
     if path is None:
-        return
+        return None
+    content = newest[1] if newest is not None else load_checkpoint(path)
     if newest is None:  # on the other ranks
-        run.state.load_state_dict(load_checkpoint(path), path)
+        run.state.load_state_dict(content, path)
     progress = run.state.progress
     logger.info("resumed from %s: step %d of %d, epoch %.3f", path, progress.step, run.total_steps, run.epoch)
+    fingerprint: Mapping[str, Any] = content["fingerprint"]
+    return fingerprint
 
 
 def _save(run: _Run[Any], log: RunLog | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -48,9 +49,13 @@ class WarmupCosine:
                 raise UserError(f"{name}={getattr(self, name)}: a learning rate must not be negative")
 
     def __call__(self, epoch: float) -> float:
-        """The learning rate at a fractional epoch from 0; ``end_lr`` past the end."""
+        """The learning rate at a fractional epoch from 0; constant past the end."""
         if epoch < self.warmup_epochs:
             return self.start_lr + (self.base_lr - self.start_lr) * epoch / self.warmup_epochs
+        return self.after_warmup(epoch)
+
+    def after_warmup(self, epoch: float) -> float:
+        """The learning rate at a fractional epoch after the warm-up."""
         part = min((epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs), 1.0)
         return self.end_lr + (self.base_lr - self.end_lr) * (math.cos(math.pi * part) + 1.0) / 2.0
 
@@ -71,6 +76,38 @@ class WarmupCosine:
         return replace(
             self, base_lr=self.base_lr * factor, start_lr=self.start_lr * factor, end_lr=self.end_lr * factor
         )
+
+
+@dataclass(frozen=True)
+class WarmupSteps(WarmupCosine):
+    """Linear warm-up from ``start_lr`` to ``base_lr``, then a multiplication by ``factor`` at each step.
+
+    SimMIM's schedule (arXiv 2111.09886: a factor of 0.1 at epoch 700 of 800). ``end_lr`` has no effect.
+
+    Args:
+        steps: ascending epochs, not before the end of the warm-up; those past ``epochs`` have no effect.
+        factor: above 0 and at most 1.
+
+    Raises:
+        UserError: as :class:`WarmupCosine`; or the steps or the factor are out of range.
+    """
+
+    steps: tuple[float, ...] = ()
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ascending = (self.warmup_epochs, *self.steps)
+        if not self.steps or any(b < a for a, b in itertools.pairwise(ascending)):
+            raise UserError(
+                f"optim.step_epochs {list(self.steps)} must be ascending epochs after the warm-up of "
+                f"{self.warmup_epochs:g} epochs, such as [700]"
+            )
+        if not 0 < self.factor <= 1:
+            raise UserError(f"optim.step_factor {self.factor:g} must be above 0 and at most 1, such as 0.1")
+
+    def after_warmup(self, epoch: float) -> float:
+        return self.base_lr * self.factor ** sum(step <= epoch for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -193,6 +230,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every group to ``lr`` times its ``lr_scale`` (default 1)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Set the weight decay of every group that has one."""
+    for group in optimizer.param_groups:
+        if group["weight_decay"] > 0:
+            group["weight_decay"] = weight_decay
+
+
+def clip_each_gradient(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Scale down each gradient whose own L2 norm is above the limit (DINO, iBOT)."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    factors = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in torch._foreach_norm(gradients)]
+    torch._foreach_mul_(gradients, factors)
 
 
 def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:

@@ -18,12 +18,20 @@ from torch import nn
 
 from videomaskfeat.config import check_config, config_text, current_name, flat, free_keys, load_config
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.checkpoint import CheckpointFolder, check_fingerprint
+from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_fingerprint, is_longer
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
-from videomaskfeat.engine.loop import TrainResult, train
-from videomaskfeat.engine.optim import WarmupCosine, adamw, layers_behind, parameter_groups, sgd
+from videomaskfeat.engine.loop import TrainResult, count_steps, train
+from videomaskfeat.engine.optim import (
+    CosineRamp,
+    WarmupCosine,
+    WarmupSteps,
+    adamw,
+    layers_behind,
+    parameter_groups,
+    sgd,
+)
 from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
@@ -67,10 +75,20 @@ class RunFolder:
         return self._without_free_keys(self._config)
 
     def upgrade_fingerprint(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """The fingerprint of an older checkpoint with the present names, without keys that are free now."""
+        """The fingerprint of an older checkpoint with the present names, without keys that are free now.
+
+        Keys that did not exist then have their defaults, as in the config of the run folder. If the config
+        extends the run, its length is that of the config.
+        """
         schema = type(self._config)
         renamed = {current_name(schema, key): value for key, value in saved.items()}
-        return {key: value for key, value in renamed.items() if key not in free_keys(schema)}
+        present = {key: value for key, value in renamed.items() if key not in free_keys(schema)}
+        parents = {".".join(key.split(".")[:2]) for key in present}  # an empty mapping is a key of its own
+        defaults = self._without_free_keys(schema()).items()
+        upgraded = {**{key: value for key, value in defaults if key not in parents}, **present}
+        if self._config.run.extend and is_longer(self.fingerprint, upgraded):
+            upgraded[LENGTH_KEY] = self.fingerprint[LENGTH_KEY]
+        return upgraded
 
     def open(self, environment: Callable[[], str] | None = None) -> None:
         """Write the config, and the text of environment.json; only rank 0 calls it.
@@ -104,7 +122,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: contains a run of another job or version ({error}); choose another run.folder"
             ) from error
-        check_fingerprint(self._without_free_keys(earlier), self.fingerprint, config_path)
+        check_fingerprint(self.upgrade_fingerprint(flat(earlier)), self.fingerprint, config_path)
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder."""
@@ -158,6 +176,32 @@ class BestWeights:
         self.score = state["score"]
 
 
+class Extensions:
+    """Extensions of a run by ``run.extend``.
+
+    Attributes:
+        rows: for each extension the epoch at which it began, and the length of the run before and after it.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[float, float, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows = [(float(epoch), float(before), float(after)) for epoch, before, after in state["rows"]]
+
+    def lines(self) -> list[str]:
+        """A line of the log per extension."""
+        return [
+            f"extended  from {before:g} to {after:g} epochs; all schedules follow the new length from epoch "
+            f"{epoch:g} on"
+            for epoch, before, after in self.rows
+        ]
+
+
 class Run(ABC):
     """One training, from its config to its summary.
 
@@ -197,6 +241,7 @@ class Run(ABC):
         self.folder = RunFolder(config.run.folder, config)
         self.path = self.folder.path
         self.bf16 = uses_bf16(config.run.precision, device)
+        self.extensions = Extensions()
         torch.manual_seed(config.run.seed)
 
     def set_model(self, model: nn.Module) -> None:
@@ -204,7 +249,7 @@ class Run(ABC):
         optim = self.config.optim
         self.model = model
         self.network = distributed.parallel(model, self.device)
-        self.schedule = build_schedule(optim)
+        self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
         self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
 
@@ -240,6 +285,9 @@ class Run(ABC):
     def facts(self) -> Mapping[str, Any]:
         """Facts that a resumed run must share besides the config."""
         return {}
+
+    def set_progress(self, progress: float) -> None:  # noqa: B027
+        """Set schedules to the completed share of the run, 0..1, after a resume."""
 
     def before_step(self) -> None:  # noqa: B027
         """See ``before_step`` of `train`."""
@@ -323,10 +371,33 @@ class Run(ABC):
                 "seconds": result.progress.seconds,
                 "checkpoint": str(result.checkpoint),
                 "weights": str(self.path / "weights.safetensors"),
+                **self._origin(),
                 **self.finish(),
             }
             distributed.run_on_main(lambda: self._close(summary, report))
         return Outcome(self.path, True, failures + len(self.unreadable or ()), summary)
+
+    def _origin(self) -> dict[str, Any]:
+        """Facts for the summary on initial weights and extensions."""
+        facts: dict[str, Any] = {}
+        if self.load_report is not None:
+            kinds = ("loaded", "resized", "inflated", "new", "unused")
+            counts = {kind: len(getattr(self.load_report, kind)) for kind in kinds}
+            facts["initial_weights"] = {"file": self.config.model.weights, **counts}
+        if self.extensions.rows:
+            names = ("epoch", "epochs_before", "epochs")
+            facts["extensions"] = [dict(zip(names, row, strict=True)) for row in self.extensions.rows]
+        return facts
+
+    def _resumed(self, fingerprint: Mapping[str, Any], epoch: float, progress: float) -> None:
+        """Record an extension, and set the schedules; see ``on_resume`` of `train`."""
+        length = self.config.optim.epochs
+        before = fingerprint.get(LENGTH_KEY, length)
+        if before != length:
+            self.extensions.rows.append((epoch, float(before), float(length)))
+        if self.extensions.rows and distributed.is_main():
+            self.folder.log("\n".join(self.extensions.lines()))
+        self.set_progress(progress)
 
     def _open(self, environment: Callable[[Path], str]) -> None:
         self.folder.open(lambda: environment(self.path))
@@ -349,6 +420,7 @@ class Run(ABC):
             loader=self.loader,
             optimizer=self.optimizer,
             learning_rate=self.schedule,
+            weight_decay=self.weight_decay,
             folder=self.path,
             device=self.device,
             options=self._options(),
@@ -359,7 +431,8 @@ class Run(ABC):
             on_failures=self._count_failures,
             before_step=self.before_step,
             after_step=self.after_step,
-            extra={"failures": self.counter, **self.state},
+            on_resume=self._resumed,
+            extra={"failures": self.counter, "extensions": self.extensions, **self.state},
         )
 
     def _count_failures(self, failures: Sequence[Any]) -> None:
@@ -374,6 +447,11 @@ class Run(ABC):
     def _steps_per_epoch(self) -> int:
         return self.loader.batches_per_epoch // self.config.optim.accumulate
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, at least 1."""
+        return count_steps(self.config.optim.epochs, self._steps_per_epoch)
+
     def _options(self) -> LoopOptions:
         """Options of the loop, which counts steps where the config counts epochs."""
         optim, run = self.config.optim, self.config.run
@@ -381,6 +459,7 @@ class Run(ABC):
             epochs=optim.epochs,
             accumulate=optim.accumulate,
             clip_norm=optim.gradient_clip,
+            clip_norm_each=getattr(optim, "gradient_clip_each", None),
             precision="bf16" if self.bf16 else "fp32",
             seed=run.seed,
             save_minutes=run.checkpoint_minutes,
@@ -396,12 +475,14 @@ class Run(ABC):
         ranks = distributed.world_size()
         micro = optim.batch_size // ranks // optim.accumulate
         scale = optim.batch_size / optim.base_batch_size
+        steps = f", x {optim.step_factor:g} at epochs {list(optim.step_epochs)}"
         return [
             f"batch     {optim.batch_size} {self.unit} per step: {ranks} (processes) x {optim.accumulate} "
             f"(micro-batches) x {micro}",
             f"plan      {optim.epochs:g} epochs x {self._steps_per_epoch} steps, warm-up "
             f"{optim.warmup_epochs:g}; learning rate {optim.learning_rate * scale:.3g} = "
-            f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}",
+            f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}"
+            f"{steps if optim.schedule == 'steps' else ''}",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
             f"{counted(torch.get_num_threads(), 'thread')}{', compiled' if run.compile else ''}",
             f"run       {run.folder}",
@@ -472,14 +553,34 @@ def build_schedule(optim: Any) -> WarmupCosine:
     Raises:
         UserError: a learning rate, a length or the base batch size is out of range.
     """
-    schedule = WarmupCosine(
-        base_lr=optim.learning_rate,
-        start_lr=optim.start_learning_rate,
-        end_lr=optim.end_learning_rate,
-        warmup_epochs=optim.warmup_epochs,
-        epochs=optim.epochs,
-    )
+    common = {
+        "base_lr": optim.learning_rate,
+        "start_lr": optim.start_learning_rate,
+        "end_lr": optim.end_learning_rate,
+        "warmup_epochs": optim.warmup_epochs,
+        "epochs": optim.epochs,
+    }
+    schedule = WarmupCosine(**common)
+    if optim.schedule == "steps":
+        schedule = WarmupSteps(**common, steps=tuple(optim.step_epochs), factor=optim.step_factor)
     return schedule.scaled(optim.batch_size, optim.base_batch_size)
+
+
+def build_weight_decay(optim: Any) -> Callable[[float], float] | None:
+    """The weight decay over the training, of a config's section ``optim``; None: constant.
+
+    Raises:
+        UserError: the weight decay changes, and one of its ends is 0.
+    """
+    end = getattr(optim, "end_weight_decay", None)
+    if end is None:
+        return None
+    if not min(optim.weight_decay, end) > 0:
+        raise UserError(
+            f"optim.weight_decay {optim.weight_decay:g} and optim.end_weight_decay {end:g}: both must be "
+            "above 0, such as 0.04 and 0.4; null is a constant weight decay"
+        )
+    return CosineRamp(optim.weight_decay, end)
 
 
 def build_optimizer(optim: Any, model: nn.Module, *, base_lr: float) -> torch.optim.Optimizer:

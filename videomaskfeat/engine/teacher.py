@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,40 @@ from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError
+
+START_LIMIT = 0.01
+"""Maximum share of a teacher's random start in its final weights."""
+_CHOSEN_SHARE = 1e-4  # far below the limit, since the teacher also has to follow the student closely
+
+
+def start_share(momentum: Callable[[float], float], steps: int) -> float:
+    """The share of a teacher's initial weights in its final ones: the product of the momenta of a run.
+
+    Args:
+        momentum: completed share of the training, 0..1 -> m, 0..1.
+        steps: optimizer steps of the run.
+    """
+    return math.prod(momentum(step / steps) for step in range(steps))
+
+
+def fit_momentum(schedule: Callable[[float], Callable[[float], float]], start: float, steps: int) -> float:
+    """The highest initial momentum, in thousandths, that leaves at most 0.0001 of the random start.
+
+    Args:
+        schedule: initial momentum -> momentum over the training.
+        start: the maximum: the initial momentum of the published recipe, which long runs keep.
+        steps: optimizer steps of the run.
+    """
+    if start_share(schedule(start), steps) <= _CHOSEN_SHARE:
+        return start
+    low, high = 0.0, start  # 0 leaves nothing after the first step
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        if start_share(schedule(middle), steps) <= _CHOSEN_SHARE:
+            low = middle
+        else:
+            high = middle
+    return math.floor(1e3 * low) / 1e3
 
 
 class Teacher:

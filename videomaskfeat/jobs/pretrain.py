@@ -16,8 +16,8 @@ from videomaskfeat.engine.run import Outcome, Run, run_training
 from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
-from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import METADATA_KEY
+from videomaskfeat.models.weights import load_student, save_weights
+from videomaskfeat.recipe import METADATA_KEY, compare_levels
 from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets.target import margin
 
@@ -48,7 +48,12 @@ class PretrainRun(Run):
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self.method = build_method(config)
+        if config.model.weights:
+            self.load_report = load_student(self.method.student, self.method.encoder, config.model)
+            self.load_warning = compare_levels(config.model.weights, self.method.recipe.clip)
+            self.method.follow_loaded_weights()
         self.loader = training_loader(config, self.method)
+        self._method_lines = self.method.set_length(self.total_steps)
         self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.set_model(self.method.student)
@@ -75,6 +80,7 @@ class PretrainRun(Run):
             f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
             f"{tokens} = {tokens.size} tokens, predictions on {output}",
             f"target    {self.method.description}",
+            *self._method_lines,
         ]
         if encoder.initialization != "slowfast":
             lines.insert(1, f"weights   initial values as in the published code of {encoder.initialization}")
@@ -86,6 +92,9 @@ class PretrainRun(Run):
 
     def step(self, batch: Any) -> StepResult:
         return self.method.loss(self.network, batch)
+
+    def set_progress(self, progress: float) -> None:
+        self.method.set_progress(progress)
 
     def before_step(self) -> None:
         """Let the method freeze weights."""
@@ -102,7 +111,8 @@ class PretrainRun(Run):
     def facts(self) -> Mapping[str, Any]:
         """The facts of the method, and the initial weights if they are not PySlowFast's."""
         initialization = getattr(self.method.encoder, "initialization", "slowfast")
-        initial = {} if initialization == "slowfast" else {"model.initialization": initialization}
+        # Not the key itself, which is free: a resumed run would ignore it.
+        initial = {} if initialization == "slowfast" else {"model.initialization in effect": initialization}
         return {**self.method.fingerprint, **initial}
 
     def prepare(self) -> None:
@@ -194,7 +204,8 @@ def final_lines(summary: Mapping[str, Any]) -> list[str]:
                 comparison = f"   ({difference[0]:.1f} % {difference[1]} the constant)"
             lines.append(f"  best constant prediction  {constant:.5f}")
         if summary["heldout_untrained"] is not None:
-            lines.append(f"  untrained model           {summary['heldout_untrained']:.5f}")
+            name = "initial weights" if "initial_weights" in summary else "untrained model"
+            lines.append(f"  {name}           {summary['heldout_untrained']:.5f}")
         lines.append(f"  trained model             {trained:.5f}{comparison}")
     if "knn_top1" in summary:
         videos = f"{summary['probe_videos']} videos of {summary['probe_classes']} classes"

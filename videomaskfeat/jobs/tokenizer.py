@@ -107,6 +107,9 @@ class TokenizerRun(Run):
     def after_step(self, progress: float, states: Sequence[Any]) -> None:
         self.reconstruct.after_step(progress, states)
 
+    def set_progress(self, progress: float) -> None:
+        self.reconstruct.progress = progress
+
     @property
     def state(self) -> Mapping[str, Stateful]:
         return {"step": self.reconstruct}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.data.batches import PairBatch
-from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import direction_error
@@ -21,6 +20,10 @@ from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.maskfeat import ClipEncoder
 from videomaskfeat.models.projection import Projector
 from videomaskfeat.recipe import PretrainRecipe
+
+PUBLISHED_MOMENTA = ((1000, 0.996), (100, 0.99), (0, 0.97))
+"""Minimum length in epochs, and momentum at the start: the presets of BYOL's code for 1000, 100 and 40 epochs
+(deepmind-research, byol/configs/byol.py)."""
 
 
 class Projecting(nn.Module):
@@ -67,18 +70,23 @@ class ByolStudent(nn.Module):
 class Byol(PairMethod):
     """Bootstrap your own latent (arXiv 2006.07733) on two clips of each video, at two times.
 
-    The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS; no hue,
-    blur or solarization; for held-out losses the teacher's projector normalizes with the student's running
-    statistics. The teacher's encoder is saved.
+    The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS;
+    for held-out losses the teacher's projector normalizes with the student's running
+    statistics. The student's encoder is saved.
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
         encoder: the student's encoder with initial weights.
+        epochs: length of the run.
         projection: width of the projections, P.
         hidden_width: hidden width of projector and predictor.
         summary: feature of a clip: "mean" (over the grid's tokens) or "token" (the class token).
-        momentum: momentum of the teacher at the start; follows a cosine.
+        momentum: momentum of the teacher at the start; follows a cosine. null: the published one for the
+            length of the run (0.97 below 100 epochs, 0.99 below 1000, then 0.996), or less for few steps.
         momentum_end: momentum of the teacher at the end.
+        saved: encoder in weights.safetensors, "student" or "teacher".
+        crop_area: minimum and maximum share of the frame of both clips; null: clip.crop_area, or 0.08..1 if
+            it has its default.
         colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
         collapse_std: minimum standard deviation of projections and features, 0..1; 0 never stops the run.
         collapse_grace: share of the run without this limit.
@@ -87,6 +95,7 @@ class Byol(PairMethod):
         UserError: a value is out of range.
     """
 
+    published_area = (0.08, 1.0)
     loss_name = "2 - 2 cos, both directions"
     student: ByolStudent
     unused = ("target", "mask")
@@ -96,12 +105,15 @@ class Byol(PairMethod):
         *,
         recipe: PretrainRecipe,
         encoder: Encoder,
+        epochs: float,
         compiled: bool = False,
         projection: int = 256,
         hidden_width: int = 4096,
         summary: str = "mean",
-        momentum: float = 0.996,
+        momentum: float | None = None,
         momentum_end: float = 1.0,
+        saved: str = "student",
+        crop_area: Sequence[float] | None = None,
         colour: Mapping[str, Any] | None = None,
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
@@ -125,8 +137,12 @@ class Byol(PairMethod):
             masked=False,
             compiled=compiled,
             colors=colors,
+            crop_area=crop_area,
             followed=online,
-            momentum=CosineRamp(momentum, momentum_end),
+            momentum=momentum,
+            momentum_end=momentum_end,
+            saved=saved,
+            published_momentum=next(m for length, m in PUBLISHED_MOMENTA if epochs >= length),
             monitors=(
                 Monitor("feature_std", collapse_std, meaning),
                 Monitor("projection_std", collapse_std, meaning),
@@ -134,6 +150,10 @@ class Byol(PairMethod):
             grace=collapse_grace,
         )
         self.train(self.student, True)
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {"the bias of the heads' last layers": "none"}  # earlier versions had one
 
     @property
     def description(self) -> str:

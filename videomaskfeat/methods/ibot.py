@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.data.clips import MaskDraw
-from videomaskfeat.engine.optim import CosineRamp, LinearRamp
 from videomaskfeat.engine.teacher import Monitor, RunningCenter
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import resize_mask
@@ -77,8 +76,7 @@ class Ibot(PairMethod):
     the teacher's outputs prevent both one dominant prototype and uniform distributions. The teacher's encoder
     is saved.
 
-    Deviations from the published code: no weight decay schedule; no hue, blur or solarization; the centers
-    average whole optimizer steps instead of micro-batches.
+    Deviations from the published code: the centers average whole optimizer steps instead of micro-batches.
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`; ``ratios`` override the mask
@@ -93,14 +91,17 @@ class Ibot(PairMethod):
         unmasked: probability of a clip without hidden cells, 0..1.
         student_temperature: temperature of the student's softmax.
         teacher_temperature: temperatures of the teacher's softmax, at the start and after the warm-up.
-        temperature_warmup_epochs: length of the warm-up.
+        temperature_warmup_epochs: length of the warm-up, in which the temperature rises with each epoch.
         centre_momentum: momentum of the centers.
-        momentum: momentum of the teacher at the start; follows a cosine.
+        momentum: momentum of the teacher at the start; follows a cosine. null: 0.996, or less for few steps.
         momentum_end: momentum of the teacher at the end.
+        saved: encoder in weights.safetensors, "student" or "teacher".
         freeze_epochs: epochs at the start with frozen prototypes.
         class_weight: weight of the class token's loss.
         cube_weight: weight of the hidden cells' loss.
         local: see :class:`~videomaskfeat.methods.teaching.Local`.
+        crop_area: minimum and maximum share of the frame of both clips; null: clip.crop_area, or 0.25..1 if
+            it has its default.
         colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
         collapse_std: minimum standard deviation of the teacher's features, 0..1; 0 never stops the run.
         collapse_information: minimum information of the teacher's distributions about their clip or cell, in
@@ -111,6 +112,7 @@ class Ibot(PairMethod):
         UserError: a value is out of range, or the mask does not fit.
     """
 
+    published_area = (0.25, 1.0)
     loss_name = "cross-entropy with the teacher, nats"
     student: IbotNetwork
 
@@ -130,12 +132,14 @@ class Ibot(PairMethod):
         teacher_temperature: Sequence[float] = (0.04, 0.07),
         temperature_warmup_epochs: float = 30.0,
         centre_momentum: float = 0.9,
-        momentum: float = 0.996,
+        momentum: float | None = None,
         momentum_end: float = 1.0,
+        saved: str = "teacher",
         freeze_epochs: float = 1.0,
         class_weight: float = 1.0,
         cube_weight: float = 1.0,
         local: Mapping[str, Any] | None = None,
+        crop_area: Sequence[float] | None = None,
         colour: Mapping[str, Any] | None = None,
         collapse_std: float = 0.01,
         collapse_information: float = 0.001,
@@ -160,9 +164,13 @@ class Ibot(PairMethod):
             encoder=encoder,
             compiled=compiled,
             colors=colors,
+            crop_area=crop_area,
             local=crops,
             followed=student,
-            momentum=CosineRamp(momentum, momentum_end),
+            momentum=momentum,
+            momentum_end=momentum_end,
+            saved=saved,
+            published_momentum=0.996,
             centers={
                 f"{kind}_centre": RunningCenter(prototypes, momentum=centre_momentum) for kind in _KINDS
             },
@@ -322,7 +330,30 @@ def _mask_draw(recipe: PretrainRecipe, ratios: Sequence[float] | None, unmasked:
     return functools.partial(varied, policy, grid, ratios=(low, high), unmasked=unmasked)
 
 
-def _teacher_temperature(epochs: float, ends: Sequence[float], warmup_epochs: float) -> LinearRamp:
+class EpochRamp:
+    """A line in steps of one epoch, from the first to the last epoch of a warm-up.
+
+    iBOT's and DINO's teacher temperature: ``linspace(start, end, warmup_epochs)``, then ``end``.
+
+    Args:
+        start, end: values of the first epoch, and from the last epoch of the warm-up on.
+        warmup_epochs: length of the warm-up; a fraction of an epoch is left out.
+        epochs: length of the run.
+    """
+
+    def __init__(self, start: float, end: float, *, warmup_epochs: float, epochs: float) -> None:
+        self.start, self.end = start, end
+        self._count, self._epochs = int(warmup_epochs), epochs
+
+    def __call__(self, progress: float) -> float:
+        """The value at a completed share of the run, 0..1."""
+        epoch = int(progress * self._epochs + 1e-6)  # a whole epoch may be rounded down
+        if epoch >= self._count:
+            return self.end
+        return self.start + (self.end - self.start) * epoch / max(self._count - 1, 1)
+
+
+def _teacher_temperature(epochs: float, ends: Sequence[float], warmup_epochs: float) -> EpochRamp:
     """The teacher's temperature over the run."""
     if len(ends) != 2 or not min(ends) > 0:
         raise UserError(
@@ -334,7 +365,7 @@ def _teacher_temperature(epochs: float, ends: Sequence[float], warmup_epochs: fl
             f"method.arguments.temperature_warmup_epochs {warmup_epochs:g} must lie between 0 and the length "
             f"of the run (optim.epochs {epochs:g}); lower it with the epochs"
         )
-    return LinearRamp(ends[0], ends[1], warmup_epochs / epochs)
+    return EpochRamp(ends[0], ends[1], warmup_epochs=warmup_epochs, epochs=epochs)
 
 
 def _loss_weights(class_weight: float, cube_weight: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.data.batches import PretrainBatch
-from videomaskfeat.engine.optim import CosineRamp
+from videomaskfeat.engine.optim import LinearRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.losses import masked_l1, masked_smooth_l1
@@ -54,8 +54,7 @@ class Latent(TeacherMethod):
     V-JEPA, arXiv 2404.08471: the last block). The student sees mask tokens at the hidden positions, and a
     predictor maps its features to the teacher's. The teacher's encoder is saved.
 
-    Deviations from the published code: the momentum follows half a cosine instead of a line; the last block's
-    output is used without the encoder's final norm.
+    Deviation from the published code: the last block's output is used without the encoder's final norm.
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
@@ -66,8 +65,9 @@ class Latent(TeacherMethod):
         predictor_depth: number of blocks of the transformer.
         predictor_heads: number of attention heads of the transformer.
         beta: difference at which smooth L1 becomes linear (data2vec: 2 for images); 0: L1 (V-JEPA).
-        momentum: momentum of the teacher at the start; follows a cosine.
+        momentum: momentum of the teacher at the start; follows a line. null: 0.998, or less for few steps.
         momentum_end: momentum of the teacher at the end.
+        saved: encoder in weights.safetensors, "student" or "teacher".
         collapse_std: minimum standard deviation of the targets over cells and clips, 0..1; 0 never stops the
             run.
         collapse_grace: share of the run without this limit.
@@ -91,8 +91,9 @@ class Latent(TeacherMethod):
         predictor_depth: int = 4,
         predictor_heads: int = 6,
         beta: float = 0.0,
-        momentum: float = 0.998,
+        momentum: float | None = None,
         momentum_end: float = 1.0,
+        saved: str = "teacher",
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
     ) -> None:
@@ -116,7 +117,11 @@ class Latent(TeacherMethod):
             encoder=encoder,
             compiled=compiled,
             followed=encoder,
-            momentum=CosineRamp(momentum, momentum_end),
+            momentum=momentum,
+            momentum_end=momentum_end,
+            saved=saved,
+            published_momentum=0.998,
+            ramp=LinearRamp,
             monitors=(
                 Monitor("feature_std", collapse_std, "all cells of all clips have nearly the same target"),
             ),

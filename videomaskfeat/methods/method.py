@@ -172,8 +172,18 @@ class Method(ABC):
         """Facts that a resumed run must share besides the config, such as the hash of a teacher's file."""
         return {}
 
+    def follow_loaded_weights(self) -> None:  # noqa: B027
+        """Called after weights were loaded into the student, before the first step."""
+
+    def set_progress(self, progress: float) -> None:  # noqa: B027
+        """Set schedules to the completed share of the run, 0..1, after a resume."""
+
     def to(self, device: torch.device) -> None:  # noqa: B027 - most have nothing to move
         """Move everything except the student to a device, before the first step."""
+
+    def set_length(self, steps: int) -> list[str]:
+        """Fit schedules to the number of optimizer steps of the run; returns lines for the plan."""
+        return []
 
     def check_batch(self, batch_size: int, *, accumulate: int, world_size: int) -> None:  # noqa: B027
         """Refuse a batch size that the method cannot learn from.

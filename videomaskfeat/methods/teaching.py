@@ -17,21 +17,26 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine.contracts import Stateful, StepResult
+from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import (
+    START_LIMIT,
     CollapseStop,
     Monitor,
     RunningCenter,
     Teacher,
+    fit_momentum,
     mean_of_rows,
+    start_share,
     sum_of_rows,
 )
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.methods.method import MeanTally, Method
 from videomaskfeat.metrics.accuracy import direction_std
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import check_arguments
 
 T = TypeVar("T")
+SAVED = ("student", "teacher")
 REMEDY = (
     "lower optim.learning_rate, lengthen optim.warmup_epochs, raise method.arguments.momentum toward 1, or "
     "continue regardless with limits of 0 (method.arguments.collapse_...)"
@@ -72,7 +77,12 @@ class TeacherMethod(Method):
 
     Args:
         followed: the part of the student that has a teacher.
-        momentum: see :class:`~videomaskfeat.engine.teacher.Teacher`.
+        momentum: momentum of the teacher at the start; None: ``published_momentum``, or less if the run is so
+            short that more than 0.0001 of the teacher's random start would be left.
+        momentum_end: momentum of the teacher at the end.
+        published_momentum: momentum at the start in the published recipe.
+        ramp: (momentum at the start, at the end) -> completed share of the run, 0..1 -> momentum.
+        saved: encoder in weights.safetensors, "student" or "teacher".
         monitors: limits of :meth:`figures` that indicate a collapse.
         grace: see :class:`~videomaskfeat.engine.teacher.CollapseStop`.
         centers: the teacher's running centers, by the names of their rows.
@@ -89,7 +99,11 @@ class TeacherMethod(Method):
         self,
         *,
         followed: nn.Module,
-        momentum: Callable[[float], float],
+        momentum: float | None,
+        momentum_end: float,
+        saved: str,
+        published_momentum: float,
+        ramp: Callable[[float, float], Callable[[float], float]] = CosineRamp,
         monitors: tuple[Monitor, ...],
         grace: float,
         centers: Mapping[str, RunningCenter] | None = None,
@@ -97,7 +111,12 @@ class TeacherMethod(Method):
     ) -> None:
         super().__init__(**method)
         self.followed = followed
-        self.teacher = Teacher(followed, momentum=momentum)
+        check_name("method.arguments.saved", saved, SAVED)
+        self._saved = saved
+        self._momentum, self._published_momentum = momentum, published_momentum
+        self._schedule = lambda start: ramp(start, momentum_end)
+        start = published_momentum if momentum is None else momentum
+        self.teacher = Teacher(followed, momentum=self._schedule(start))
         self.centers = dict(centers or {})
         self._position = Position()
         self._stop = CollapseStop(monitors, grace=grace, remedy=REMEDY)
@@ -110,7 +129,7 @@ class TeacherMethod(Method):
     @property
     @abstractmethod
     def teacher_encoder(self) -> Encoder:
-        """The teacher's encoder, which is saved for fine-tuning."""
+        """The teacher's encoder."""
 
     def figures(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """0-d metrics of a step, by name, from the means [K] of its rows over all ranks.
@@ -123,10 +142,37 @@ class TeacherMethod(Method):
     def state(self) -> Mapping[str, Stateful]:
         return {"teacher": self.teacher, "position": self._position, "collapse": self._stop, **self.centers}
 
+    def set_length(self, steps: int) -> list[str]:
+        """Choose the momentum if it is None, and report the share of the random start at the end."""
+        schedule, automatic = self._schedule, self._momentum is None
+        start = self._momentum
+        if start is None:
+            start = fit_momentum(schedule, self._published_momentum, steps)
+        self.teacher.momentum = schedule(start)
+        left = start_share(self.teacher.momentum, steps)
+        source = f"chosen for {steps} steps" if automatic else f"as configured; {steps} steps"
+        lines = [
+            f"teacher   momentum {start:g} to {schedule(start)(1.0):g} ({source}): {left:.2g} of its random "
+            "start is left at the end"
+        ]
+        if left > START_LIMIT:
+            lines.append(
+                f"warning   method.arguments.momentum {start:g} leaves more than {START_LIMIT:g} of the "
+                "teacher's random start; leave it out (null), lower it or train longer"
+            )
+        return lines
+
     @property
     def progress(self) -> float:
         """The completed share of the run."""
         return self._position.progress
+
+    def follow_loaded_weights(self) -> None:
+        """The teacher starts from the student's weights."""
+        self.teacher.load_state_dict(self.followed.state_dict())
+
+    def set_progress(self, progress: float) -> None:
+        self._position.progress = progress
 
     def to(self, device: torch.device) -> None:
         self.teacher.module.to(device)
@@ -145,7 +191,8 @@ class TeacherMethod(Method):
         Raises:
             RunFailed: the features have collapsed.
         """
-        self.teacher.follow(self.followed, progress)
+        momentum = self.teacher.momentum(self.progress)  # of this step, as its learning rate
+        self.teacher.follow(self.followed, self.progress)
         self._position.progress = progress
         means = {name: mean_of_rows([sums[name] for sums in states]) for name in states[0]}
         for name, center in self.centers.items():
@@ -154,7 +201,7 @@ class TeacherMethod(Method):
         values = torch.stack([value.float().reshape(()) for value in tensors.values()]).tolist()
         figures = dict(zip(tensors, values, strict=True))
         self._stop.watch(figures, progress)
-        return {**figures, "teacher_momentum": self.teacher.momentum(progress)}
+        return {**figures, "teacher_momentum": momentum}
 
     def tally(self) -> ComparisonTally:
         return ComparisonTally(self.best_constant)
@@ -178,7 +225,8 @@ class TeacherMethod(Method):
         return None
 
     def weights(self) -> Mapping[str, nn.Module]:
-        return {"weights.safetensors": self.teacher_encoder}
+        encoder = self.teacher_encoder if self._saved == "teacher" else self.encoder
+        return {"weights.safetensors": encoder}
 
 
 class ComparisonTally(MeanTally):
@@ -209,19 +257,32 @@ class ComparisonTally(MeanTally):
 
 @dataclass(frozen=True)
 class Colors:
-    """Random changes of the colors of a view.
+    """Random changes of the colors of a view, BYOL's and iBOT's by default.
 
     Attributes:
         brightness, contrast, saturation: maximum relative change.
+        hue: maximum rotation of the hue, 0..0.5 of the color circle.
         chance: probability of these changes, 0..1.
         grey: probability of a view without colors, 0..1.
+        blur: probability of a Gaussian blur of the first and of the second clip, 0..1.
+        solarize: probability that bright pixels of the first and of the second clip are inverted, 0..1.
     """
 
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.2
+    hue: float = 0.1
     chance: float = 0.8
     grey: float = 0.2
+    blur: Sequence[float] = (1.0, 0.1)
+    solarize: Sequence[float] = (0.0, 0.2)
+
+    def of_view(self, *, blur: float, solarize: float) -> RandomColor:
+        """The changes of a view with its own probabilities."""
+        jitter = ColorJitter(
+            brightness=self.brightness, contrast=self.contrast, saturation=self.saturation, hue=self.hue
+        )
+        return RandomColor(jitter, chance=self.chance, gray=self.grey, blur=blur, solarize=solarize)
 
 
 @dataclass(frozen=True)
@@ -232,11 +293,13 @@ class Local:
         count: crops per video.
         size: height and width in pixels.
         area: minimum and maximum share of the frame.
+        blur: probability of a Gaussian blur, 0..1.
     """
 
     count: int = 0
     size: int = 96
-    area: Sequence[float] = (0.05, 0.4)
+    area: Sequence[float] = (0.05, 0.25)
+    blur: float = 0.5
 
 
 class PairMethod(TeacherMethod):
@@ -246,15 +309,26 @@ class PairMethod(TeacherMethod):
 
     Args:
         colors: changes of the colors.
+        crop_area: minimum and maximum share of the frame of the two clips; None: that of ``clip.crop_area``,
+            or ``published_area`` if ``clip.crop_area`` has its default.
         local: small crops.
         teaching: arguments of :class:`TeacherMethod`.
     """
 
     clips_per_video = 2
+    published_area: tuple[float, float]
+    """Minimum and maximum share of the frame in the published recipe."""
 
-    def __init__(self, *, colors: Colors, local: Local | None = None, **teaching: Any) -> None:
+    def __init__(
+        self,
+        *,
+        colors: Colors,
+        crop_area: Sequence[float] | None = None,
+        local: Local | None = None,
+        **teaching: Any,
+    ) -> None:
         super().__init__(**teaching)
-        self.colors, self.local = colors, local or Local()
+        self.colors, self.crop_area, self.local = colors, crop_area, local or Local()
 
     def mask_draw(self) -> MaskDraw | None:
         """Draws the mask of a clip; None: nothing is hidden."""
@@ -279,28 +353,37 @@ class PairMethod(TeacherMethod):
                 f"clip.samples_per_video {samples_per_video}: method {self.recipe.method!r} cuts two clips "
                 "from each video; leave it at 1"
             )
-        area, colors = tuple(self.local.area), self.colors
-        if len(area) != 2:
-            raise UserError(
-                f"method.arguments.local.area {list(area)} must be two fractions of the frame, the minimum "
-                f"and the maximum, such as [0.05, 0.4]"
-            )
+        area = _two("local.area", self.local.area, "fractions of the frame, the minimum and the maximum")
+        colors, views = self.colors, "probabilities, of the first and of the second clip"
+        blur = _two("colour.blur", colors.blur, views)
+        solarize = _two("colour.solarize", colors.solarize, views)
         local = None
         if self.local.count:
             small = dataclasses.replace(crop, size=self.local.size, area=area)
-            local = LocalCrops(self.local.count, small)
-        jitter = ColorJitter(
-            brightness=colors.brightness, contrast=colors.contrast, saturation=colors.saturation
-        )
+            local = LocalCrops(self.local.count, small, colors.of_view(blur=self.local.blur, solarize=0.0))
+        if self.crop_area is not None:
+            crop = dataclasses.replace(crop, area=_two("crop_area", self.crop_area, "fractions of the frame"))
+        elif crop.area == RandomResizedCrop.area:
+            crop = dataclasses.replace(crop, area=self.published_area)
         return PairClips(
             records,
             sampler=self.recipe.clip.frame_sampler(clip_indices_random),
             transform=crop,
-            color=RandomColor(jitter, chance=colors.chance, gray=colors.grey),
+            colors=(
+                colors.of_view(blur=blur[0], solarize=solarize[0]),
+                colors.of_view(blur=blur[1], solarize=solarize[1]),
+            ),
             mask=self.mask_draw(),
             local=local,
             **reading,
         )
+
+
+def _two(name: str, values: Sequence[float], meaning: str) -> tuple[float, float]:
+    """An argument of two numbers."""
+    if len(values) != 2:
+        raise UserError(f"method.arguments.{name} {list(values)} must be two {meaning}")
+    return float(values[0]), float(values[1])
 
 
 def build_group(kind: type[T], name: str, values: Mapping[str, Any] | None) -> T:

@@ -25,6 +25,8 @@ from videomaskfeat.models.vit import Block
 class Projector(nn.Module):
     """Linear, batch normalization, ReLU, linear: BYOL's projector and predictor (arXiv 2006.07733, 3.2).
 
+    As in BYOL's code, the last layer has no bias.
+
     Args:
         width: width of the input features, D.
         hidden_width, out_width: hidden width and width P of the projection; 4096 and 256 in the paper.
@@ -35,7 +37,7 @@ class Projector(nn.Module):
         check_positive(width=width, hidden_width=hidden_width, out_width=out_width)
         self.fc1 = nn.Linear(width, hidden_width, bias=False)  # the normalization has its own bias
         self.norm = BatchNorm(hidden_width)
-        self.fc2 = nn.Linear(hidden_width, out_width)
+        self.fc2 = nn.Linear(hidden_width, out_width, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] -> [B, P]."""

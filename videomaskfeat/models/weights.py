@@ -348,9 +348,14 @@ def load_weights(
     Returns:
         The report of :func:`load_into`, with the keys.
     """
-    weights = read_weights(path, key=key)
-    state = {**_learned_positions(model, os.fspath(path)), **weights.state}
-    report = load_into(model, state, source=os.fspath(path), **options)
+    return _load(model, read_weights(path, key=key), os.fspath(path), **options)
+
+
+def _load(model: nn.Module, weights: Weights, path: str, **options: Any) -> LoadReport:
+    """Load weights that were read from a file."""
+    state = {**_learned_positions(model, path), **weights.state}
+    report = load_into(model, state, source=path, **options)
+    return dataclasses.replace(report, key=weights.key, beside=weights.beside)
     return dataclasses.replace(report, key=weights.key, beside=weights.beside)
 
 
@@ -400,6 +405,47 @@ def load_pretrained(model: nn.Module, keys: Any, *, leave_out: Iterable[str] = (
         allow_missing=(*_HEAD_ONLY, *keys.allow_missing),
         allow_unused=(*_PRETRAINING_ONLY, *keys.allow_unused),
         allow_reset=_CLASS_DEPENDENT,
+        inflate=keys.inflate,
+    )
+
+
+def load_student(student: nn.Module, encoder: nn.Module, keys: Any) -> LoadReport:
+    """Load the weights from which a pre-training starts; the encoder must be complete.
+
+    A file with the names of the whole student, such as a checkpoint of the same method, is loaded into the
+    student, any other one into its encoder. Weights outside the encoder may be missing, unused, or of another
+    shape; they then keep their initial values.
+
+    Args:
+        student: changed in place.
+        encoder: the student, or a module in it.
+        keys: as for :func:`load_pretrained`.
+
+    Raises:
+        UserError: as :func:`load_weights`.
+    """
+    weights, model = read_weights(keys.weights, key=keys.weights_key), encoder
+    heads: Collection[str] = (*_HEAD_ONLY, *_PRETRAINING_ONLY)
+    learned = without_prefix(encoder.state_dict(), weights.state)[0].keys() & {TABLE, SPACE, TIME}
+    if learned and getattr(encoder, "fixed_positions", None):
+        raise UserError(
+            f"{keys.weights} has learned positions ({list_names(sorted(learned))}), but the model has fixed "
+            "ones; set model.initialization=slowfast, or model.arguments.absolute_positions to those of the "
+            "saved model"
+        )
+    if student is not encoder:
+        prefix = next(f"{name}." for name, module in student.named_modules() if module is encoder)
+        state, _ = without_prefix(student.state_dict(), weights.state)
+        if any(name.startswith(prefix) for name in state):
+            model = student
+            heads = {name for name in (*state, *student.state_dict()) if not name.startswith(prefix)}
+    return _load(
+        model,
+        weights,
+        keys.weights,
+        allow_missing=(*heads, *keys.allow_missing),
+        allow_unused=(*heads, *keys.allow_unused),
+        allow_reset=heads,
         inflate=keys.inflate,
     )
 

@@ -186,6 +186,7 @@ def report_data(facts: RunFacts, beside: Sequence[RunFacts] = ()) -> dict[str, A
         "data": facts.config_values.get("data.train"),
         "held_out": numbers,
         "measure": str(summary.get("heldout_measure") or "mean squared error at hidden positions"),
+        "baseline": "Initial weights" if "initial_weights" in summary else "Untrained model",
         "margin": margin(numbers.get("heldout_trained"), numbers.get("heldout_constant")),
         "accuracy": accuracy_cards(numbers),
         "interval": interval_text(numbers),

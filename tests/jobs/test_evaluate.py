@@ -440,7 +440,7 @@ def test_classes_in_words_of_unknown_order_are_refused(material: Path, run: Run,
     assert_refused(
         run("evaluate", weights, listing),
         "3 class names as labels, but",
-        "has 7, so their labels are unknown; give a file of class names",
+        "has 7 classes, so their numbers are unknown; give a file of class names",
     )
 
 

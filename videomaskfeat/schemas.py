@@ -13,6 +13,7 @@ from videomaskfeat.config import key, section
 
 LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
+CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by workers and ranks"}
 READERS = ("auto", "decord", "pyav")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 CROPS = {1: "center", 3: "along the longer side"}
@@ -55,6 +56,7 @@ class ListConfig(ReadingConfig):
     separator: str = key("auto", "column separator of a list file", choices=SEPARATORS)
     prefix: str = key("", "folder put before every relative path in the list files")
     reader: str = key("auto", "video reader; auto falls back to pyav per file", choices=READERS)
+    cache: str = key("none", "storage of decoded videos, for small lists", choices=CACHES, free=True)
 
 
 @dataclass
@@ -208,6 +210,7 @@ class ProbeConfig:
 
     train: str = key("", "labeled list file of known features; empty: no probe", free=True)
     test: str = key("", "labeled list file of the videos to classify", free=True)
+    factors: dict[str, Any] = key({}, "more probes: name -> {train: list file, test: list file}", free=True)
     k: int = key(20, "number of nearest neighbors", least=1, free=True)
     temperature: float = key(0.07, "temperature of the neighbors' votes", above=0, free=True)
     penalty: float = key(1e-2, "L2 penalty of the linear probe", above=0, free=True)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from tests.methods.tiny import ARGUMENTS, make_batch, tiny_method
-from videomaskfeat.methods.latent import Latent
+from videomaskfeat.errors import UserError
+from videomaskfeat.grid import resize_mask
+from videomaskfeat.masking import random
+from videomaskfeat.methods.latent import Latent, VisibleStudent
+
+RNG = np.random.default_rng(0)
 
 
 def tiny_latent(model: str = "mvit", **more: object) -> Latent:
@@ -69,6 +75,61 @@ def test_teacher_sees_the_whole_clip_and_the_student_does_not() -> None:
     whole = replace(batch, mask=torch.zeros_like(mask))
     rows = [method.compare(method.student, part, progress=0.0).rows for part in (batch, whole)]
     assert torch.equal(rows[0]["feature_std"], rows[1]["feature_std"])
+
+
+def test_visible_context_encodes_the_visible_cubes_only() -> None:
+    """Against a loop over clips that runs the blocks on lists of tokens; float32, 1e-5."""
+    method = tiny_latent("vit", context="visible")
+    batch = make_batch(method)
+    pixels, student = method.pixels(batch.clips), method.student
+    assert isinstance(student, VisibleStudent)
+    encoder, predictor = student.encoder, student.predictor
+    masks = torch.stack([torch.from_numpy(random(method.recipe.mask_grid, 0.5, RNG)) for _ in pixels])
+    with torch.no_grad():
+        predictions = student(pixels, masks)
+        for clip, mask, prediction in zip(pixels, masks, predictions, strict=True):
+            stem, grid = encoder.patch_embed(clip[None])
+            tokens = encoder.placed(stem, grid)
+            prefix = tokens.shape[1] - grid.size
+            cells = resize_mask(mask[None], grid).flatten().tolist()
+            visible = [number for number, hidden in enumerate(cells) if not hidden]
+            rows = [*range(prefix), *(prefix + number for number in visible)]
+            seen = tokens[:, rows]
+            for block in encoder.blocks:
+                seen, _ = block(seen, grid)
+            narrow = predictor.narrow(encoder.norm(seen)[0, prefix:])
+            rows_of_grid = [predictor.mask_token[0, 0]] * grid.size
+            for number, row in zip(visible, narrow, strict=True):
+                rows_of_grid[number] = row
+            full = torch.stack(rows_of_grid)[None] + predictor.positions
+            for layer in predictor.layers:
+                full, _ = layer(full, grid)
+            expected = predictor.widen(predictor.norm(full))[0].unflatten(0, grid.shape)
+            torch.testing.assert_close(prediction, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_visible_context_trains_every_weight() -> None:
+    method = tiny_latent("vit", context="visible")
+    batch = make_batch(method)
+    masks = torch.stack([torch.from_numpy(random(method.recipe.mask_grid, 0.5, RNG)) for _ in batch.mask])
+    method.loss(method.student, replace(batch, mask=masks)).loss.backward()
+    assert not [key for key, weight in method.student.named_parameters() if weight.grad is None]
+    assert method.student(*method.example).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "override", "words"),
+    [
+        ("mvit", "{context: visible}", "the pooling of MViTv2 needs the whole grid; use a ViT"),
+        ("vit", "{context: visible, predictor: mlp}", "needs method.arguments.predictor 'transformer'"),
+        ("vit", "{context: hidden}", "context 'hidden'"),
+    ],
+)
+def test_impossible_contexts_are_refused(model: str, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        tiny_method("latent", model, f"method.arguments={override}")
+    with pytest.raises(UserError, match="'block' does not hide the same number"):
+        tiny_method("latent", "vit", "method.arguments={context: visible}", "mask.kind=block")
 
 
 def test_predictor_may_be_a_perceptron() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,17 +15,22 @@ from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.optim import LinearRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.grid import resize_mask
 from videomaskfeat.losses import masked_l1, masked_smooth_l1
+from videomaskfeat.masking import EXACT
 from videomaskfeat.methods.method import check_mask_grid
 from videomaskfeat.methods.teaching import Comparison, TeacherMethod
 from videomaskfeat.metrics.accuracy import directions
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
+from videomaskfeat.models.mae import visible_places
 from videomaskfeat.models.maskfeat import MaskedEncoder, check_last_blocks, last_blocks
-from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor
+from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor, VisiblePredictor
+from videomaskfeat.models.vit import ViT
 from videomaskfeat.recipe import PretrainRecipe
 
 PREDICTORS = ("transformer", "mlp")
+CONTEXTS = {"masked": "a mask token at the hidden positions", "visible": "the visible positions only"}
 
 
 class LatentStudent(nn.Module):
@@ -46,13 +51,39 @@ class LatentStudent(nn.Module):
         return self.predictor(self.masked(clips, mask).cells)
 
 
+class VisibleStudent(nn.Module):
+    """A ViT that sees the visible cubes only, and a predictor with its own mask token.
+
+    Args:
+        encoder: the encoder.
+        predictor: predicts all cells from the visible ones.
+    """
+
+    def __init__(self, encoder: ViT, predictor: VisiblePredictor) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.predictor = predictor
+
+    def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """Clips float [B, C, T, H, W], mask bool [B, t', h', w'] -> predictions [B, t, h, w, D'].
+
+        Raises:
+            UserError: the masks hide different numbers of cubes, all cubes, or none.
+        """
+        self.encoder.patch_embed.check(clips)
+        grid = self.encoder.token_grid(clips.shape)
+        places = visible_places(resize_mask(mask, grid))  # [B, V]
+        tokens = self.encoder.encode_visible(clips, places)  # [B, P+V, D]
+        return self.predictor(tokens[:, self.encoder.prefix :], places, grid)
+
+
 class Latent(TeacherMethod):
     """Features of the encoder's own moving average as target, as in data2vec and V-JEPA.
 
     The teacher sees the whole clip. The outputs of its last blocks are layer-normalized without scale and
     shift, and averaged (data2vec, arXiv 2202.03555, section 3.3: the last 6 of 12 blocks of ViT-B for images;
-    V-JEPA, arXiv 2404.08471: the last block). The student sees mask tokens at the hidden positions, and a
-    predictor maps its features to the teacher's. The teacher's encoder is saved.
+    V-JEPA, arXiv 2404.08471: the last block). The student sees mask tokens at the hidden positions
+    (data2vec), or the visible positions only (V-JEPA), and a predictor maps its features to the teacher's.
 
     Deviation from the published code: the last block's output is used without the encoder's final norm.
 
@@ -60,6 +91,8 @@ class Latent(TeacherMethod):
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
         encoder: the student's encoder with initial weights.
         blocks: number of the teacher's last blocks to average; all must have the same output size.
+        context: input of the student: "masked" (with mask tokens at the hidden positions) or "visible" (only
+            the visible positions; needs a ViT, a transformer as predictor, and a mask of constant size).
         predictor: "transformer" or "mlp".
         predictor_width: hidden width of the predictor.
         predictor_depth: number of blocks of the transformer.
@@ -77,7 +110,7 @@ class Latent(TeacherMethod):
     """
 
     loss_name = "error of latents"
-    student: LatentStudent
+    student: LatentStudent | VisibleStudent
 
     def __init__(
         self,
@@ -86,6 +119,7 @@ class Latent(TeacherMethod):
         encoder: Encoder,
         compiled: bool = False,
         blocks: int = 1,
+        context: str = "masked",
         predictor: str = "transformer",
         predictor_width: int = 384,
         predictor_depth: int = 4,
@@ -97,8 +131,9 @@ class Latent(TeacherMethod):
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
     ) -> None:
-        recipe.draw_mask(np.random.default_rng(0))  # refuses an impossible mask
+        example = recipe.draw_mask(np.random.default_rng(0))  # refuses an impossible mask
         check_name("method.arguments.predictor", predictor, PREDICTORS)
+        check_name("method.arguments.context", context, CONTEXTS)
         if not beta >= 0:
             raise UserError(f"method.arguments.beta {beta:g} must not be negative; 0 is plain L1")
         size = recipe.clip.size
@@ -106,14 +141,23 @@ class Latent(TeacherMethod):
         check_mask_grid(recipe, grid)
         check_last_blocks(encoder, blocks, size)
         build: Callable[[], nn.Module] = partial(MlpPredictor, width, hidden_width=predictor_width)
+        sizes: dict[str, Any] = {"depth": predictor_depth, "heads": predictor_heads, "grid": grid}
         if predictor == "transformer":
-            sizes: dict[str, Any] = {"depth": predictor_depth, "heads": predictor_heads, "grid": grid}
             build = partial(TransformerPredictor, width, hidden_width=predictor_width, **sizes)
+        if context == "visible":
+            _check_visible(encoder, predictor, recipe)
+            build = partial(VisiblePredictor, width, hidden_width=predictor_width, **sizes)
         head = build_within_memory(build, "the predictor of method.arguments")
+        student: nn.Module
+        if isinstance(head, VisiblePredictor):
+            student = VisibleStudent(cast(ViT, encoder), head)
+        else:
+            student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head)
         self.blocks, self.beta = blocks, beta
+        self._example_mask = torch.from_numpy(example)
         super().__init__(
             recipe=recipe,
-            student=LatentStudent(MaskedEncoder(encoder, summary="mean"), head),
+            student=student,
             encoder=encoder,
             compiled=compiled,
             followed=encoder,
@@ -131,6 +175,10 @@ class Latent(TeacherMethod):
     @property
     def description(self) -> str:
         return f"the teacher's features {self.masked_positions}, {self.recipe.mask.share}"
+
+    def example_mask(self) -> Tensor:
+        """A mask of the recipe's ratio, since the student may compute only visible positions."""
+        return self._example_mask
 
     def compare(self, network: nn.Module, batch: PretrainBatch, *, progress: float) -> Comparison:
         """Predict the teacher's features at the hidden cells."""
@@ -159,3 +207,20 @@ class Latent(TeacherMethod):
         module = self.teacher.module
         assert isinstance(module, Encoder)
         return module
+
+
+def _check_visible(encoder: Encoder, predictor: str, recipe: PretrainRecipe) -> None:
+    """Refuse what the context "visible" cannot have."""
+    where = "method.arguments.context 'visible'"
+    if not isinstance(encoder, ViT):
+        raise UserError(
+            f"{where}: the pooling of MViTv2 needs the whole grid; use a ViT (model.name=maskfeat_vit_...), "
+            "or context 'masked'"
+        )
+    if predictor != "transformer":
+        raise UserError(f"{where} needs method.arguments.predictor 'transformer', not {predictor!r}")
+    if recipe.mask.kind not in EXACT:
+        raise UserError(
+            f"{where}: mask.kind {recipe.mask.kind!r} does not hide the same number of positions in every "
+            f"clip; use one of {', '.join(EXACT)}"
+        )

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.models.encoder_base import cut_cubes, on_grid
+from videomaskfeat.models.encoder_base import on_grid
 from videomaskfeat.models.initialization import draw_weights
 from videomaskfeat.models.layers import Linear, initialize
 from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
@@ -157,22 +157,6 @@ class MAE(MaskedModel, ViT):
         encoded = self.encode_visible(clips, visible)  # [B, P+V, D]
         return self.decode(encoded, visible, grid).unflatten(1, grid.shape)
 
-    def encode_visible(self, clips: Tensor, visible: Tensor) -> Tensor:
-        """Encode the visible cubes only.
-
-        Args:
-            clips: float [B, C, T, H, W], normalized.
-            visible: int64 [B, V], positions on the token grid; see :func:`visible_places`.
-
-        Returns:
-            Normalized tokens [B, P+V, D].
-        """
-        grid = self.token_grid(clips.shape)
-        cubes = cut_cubes(clips, self.patch_embed.stride)  # [B, N, values of a cube]
-        cubes = cubes.gather(1, visible[..., None].expand(-1, -1, cubes.shape[2]))
-        tokens = self.placed(self.patch_embed.embed_cubes(cubes), grid, at=visible)
-        return self.norm(self.run_blocks(tokens, grid)[0])
-
     def decode(self, encoded: Tensor, visible: Tensor, grid: TokenGrid) -> Tensor:
         """Encoded tokens [B, P+V, D] at positions [B, V] of ``grid`` -> predictions [B, N, K]."""
         tokens = self.decoder_embed(encoded)
@@ -201,9 +185,9 @@ def visible_places(hidden: Tensor) -> Tensor:
     counts, total = hidden.sum(dim=1).tolist(), hidden.shape[1]
     if min(counts) != max(counts):
         raise UserError(
-            f"the masks of a batch hide {min(counts)} to {max(counts)} of {total} cubes; an MAE encoder "
-            "needs the same number of visible cubes per clip: use a mask that hides a fixed number, such as "
-            "mask.kind 'random'"
+            f"the masks of a batch hide {min(counts)} to {max(counts)} of {total} cubes; an encoder of "
+            "visible cubes needs the same number of them per clip: use a mask that hides a fixed number, "
+            "such as mask.kind 'random'"
         )
     if counts[0] in (0, total):
         problem = "no cube is hidden" if counts[0] == 0 else "no cube is visible to the encoder"

@@ -150,8 +150,29 @@ class TransformerPredictor(nn.Module):
     def forward(self, cells: Tensor) -> Tensor:
         """[B, t, h, w, D] -> [B, t, h, w, D]."""
         grid = TokenGrid(*cells.shape[1:4])
-        tokens = self.narrow(cells).flatten(1, 3)  # [B, N, hidden]
+        return self.run(self.narrow(cells).flatten(1, 3), grid)
+
+    def run(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
+        """Narrow tokens [B, N, hidden] without positions -> predictions [B, t, h, w, D]."""
         tokens = tokens + joint_positions(self.positions, self.native_grid, grid)
         for layer in self.layers:
             tokens, _ = layer(tokens, grid)
         return self.widen(self.norm(tokens)).unflatten(1, grid.shape)
+
+
+class VisiblePredictor(TransformerPredictor):
+    """A :class:`TransformerPredictor` with its own mask token, for encoders that see visible cells only.
+
+    V-JEPA's predictor; deviation: its positions are learned. Arguments as for :class:`TransformerPredictor`.
+    """
+
+    def __init__(self, width: int, *, hidden_width: int, depth: int, heads: int, grid: TokenGrid) -> None:
+        super().__init__(width, hidden_width=hidden_width, depth=depth, heads=heads, grid=grid)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, hidden_width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, visible: Tensor, places: Tensor, grid: TokenGrid) -> Tensor:  # type: ignore[override]
+        """Features [B, V, D] of the cells at places int64 [B, V] of ``grid`` -> [B, t, h, w, D]."""
+        seen = self.narrow(visible)  # [B, V, hidden]
+        everywhere = self.mask_token.to(seen.dtype).expand(seen.shape[0], grid.size, -1)
+        return self.run(everywhere.scatter(1, places[..., None].expand_as(seen), seen), grid)

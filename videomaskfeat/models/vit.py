@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple
+from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
 from videomaskfeat.models.kernels.attention import attention
 from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
@@ -147,3 +147,20 @@ class ViT(Encoder):
             for index in range(depth)
         )
         self.set_blocks(blocks, widths=[width] * depth, heads=heads)
+
+    def encode_visible(self, clips: Tensor, visible: Tensor) -> Tensor:
+        """Encode the visible cubes only.
+
+        Args:
+            clips: float [B, C, T, H, W], normalized.
+            visible: int64 [B, V], positions on the token grid, such as
+                :func:`~videomaskfeat.models.mae.visible_places`.
+
+        Returns:
+            Normalized tokens [B, P+V, D].
+        """
+        grid = self.token_grid(clips.shape)
+        cubes = cut_cubes(clips, self.patch_embed.stride)  # [B, N, values of a cube]
+        cubes = cubes.gather(1, visible[..., None].expand(-1, -1, cubes.shape[2]))
+        tokens = self.placed(self.patch_embed.embed_cubes(cubes), grid, at=visible)
+        return self.norm(self.run_blocks(tokens, grid)[0])

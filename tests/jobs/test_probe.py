@@ -59,8 +59,8 @@ def test_factors_have_their_own_probes_and_share_features(
     files = "{{train: {0}/train{1}.csv, test: {0}/val{1}.csv}}"
     factors = f"same: {files.format(sample, '')}, parity: {files.format(sample, '_parity')}"
     lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}"]
-    code, said = pretrain(*lists, f"probe.factors={{{factors}}}", "run.evaluate_epochs=1")
-    assert code == 0, said
+    code, output = pretrain(*lists, f"probe.factors={{{factors}}}", "run.evaluate_epochs=1")
+    assert code == 0, output
     summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
     for kind in ("knn_top1", "linear_top1"):
         for end in ("", "_untrained"):
@@ -72,9 +72,9 @@ def test_factors_have_their_own_probes_and_share_features(
     assert len(recorded) == 2
     assert recorded[-1]["evaluation/knn_top1_parity"] == summary["knn_top1_parity"]
     assert len(passes) == 2 * (1 + 2 + 1)  # two lists: before, twice during, and after the training
-    assert "frozen features, parity, top-1 on 2 videos of 2 classes" in said
-    code, said = pretrain(*lists)  # probes are free: a finished run accepts other ones
-    assert code == 0, said
+    assert "frozen features, parity, top-1 on 2 videos of 2 classes" in output
+    code, output = pretrain(*lists)  # probes are free: a finished run accepts other ones
+    assert code == 0, output
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,9 @@ def test_training_from_memory_is_the_same(kind: str, sample: Path, tmp_path: Pat
         data = [f"data.train={sample}/train.csv", f"data.validation={sample}/val.csv", f"data.cache={cache}"]
         code, _, err = verb(kind, *keys, *data, f"run.folder={tmp_path / cache}")
         assert code == 0, err
-    found = metrics(tmp_path / "memory")
-    assert found == metrics(tmp_path / "none")
-    assert all("loss" in row for row in found)
+    recorded = metrics(tmp_path / "memory")
+    assert recorded == metrics(tmp_path / "none")
+    assert all("loss" in row for row in recorded)
     log = (tmp_path / "memory/log.txt").read_text()
     assert "18 of 18 videos in memory: " in log  # both lists
     assert not left_over(tmp_path)

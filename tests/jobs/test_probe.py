@@ -19,8 +19,8 @@ def test_the_probe_is_an_evaluation_of_the_weights_at_that_time(
 ) -> None:
     """Top-1 of few videos: whole multiples of a percentage, equal exactly."""
     lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}", "probe.k=3"]
-    code, said = pretrain(*lists, "run.evaluate_epochs=1")
-    assert code == 0, said
+    code, output = pretrain(*lists, "run.evaluate_epochs=1")
+    assert code == 0, output
     recorded = [row["evaluation/knn_top1"] for row in rows(tmp_path / "run") if "evaluation/knn_top1" in row]
     summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
     assert len(recorded) > 1
@@ -59,8 +59,8 @@ def test_factors_have_their_own_probes_and_share_features(
     files = "{{train: {0}/train{1}.csv, test: {0}/val{1}.csv}}"
     factors = f"same: {files.format(sample, '')}, parity: {files.format(sample, '_parity')}"
     lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}"]
-    code, said = pretrain(*lists, f"probe.factors={{{factors}}}", "run.evaluate_epochs=1")
-    assert code == 0, said
+    code, output = pretrain(*lists, f"probe.factors={{{factors}}}", "run.evaluate_epochs=1")
+    assert code == 0, output
     summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
     for kind in ("knn_top1", "linear_top1"):
         for end in ("", "_untrained"):
@@ -72,9 +72,9 @@ def test_factors_have_their_own_probes_and_share_features(
     assert len(recorded) == 2
     assert recorded[-1]["evaluation/knn_top1_parity"] == summary["knn_top1_parity"]
     assert len(passes) == 2 * (1 + 2 + 1)  # two lists: before, twice during, and after the training
-    assert "frozen features, parity, top-1 on 2 videos of 2 classes" in said
-    code, said = pretrain(*lists)  # probes are free: a finished run accepts other ones
-    assert code == 0, said
+    assert "frozen features, parity, top-1 on 2 videos of 2 classes" in output
+    code, output = pretrain(*lists)  # probes are free: a finished run accepts other ones
+    assert code == 0, output
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_factors_have_their_own_probes_and_share_features(
 def test_wrong_probe_is_refused_before_training(
     pretrain: Pretrain, sample: Path, tmp_path: Path, keys: list[str], words: str
 ) -> None:
-    code, said = pretrain(*(key.format(sample=sample) for key in keys))
+    code, output = pretrain(*(key.format(sample=sample) for key in keys))
     assert code == 2
-    assert words in said
+    assert words in output
     assert not (tmp_path / "run").exists()

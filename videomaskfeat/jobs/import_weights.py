@@ -234,7 +234,7 @@ def _set_clip(config: Any, facts: ClipFacts) -> None:
         setattr(config, key, getattr(clip, key))
     config.flip = 0.5 if facts.flip else 0.0
     config.mean, config.std = (
-        list(levels) if isinstance(levels, tuple) else levels for levels in (clip.mean, clip.std)
+        list(values) if isinstance(values, tuple) else values for values in (clip.mean, clip.std)
     )
 
 

@@ -128,7 +128,7 @@ def masks_page() -> str:
     """All mask policies."""
     rows = ((f"`{name}`", summary_of(draw), "yes" if name in EXACT else "no") for name, draw in MASKS.items())
     intro = (
-        "Which cells are hidden: `mask.kind`. `mask.ratio` is the share of hidden cells, and `mask.cell` the "
+        "The hidden cells: `mask.kind`. `mask.ratio` is the fraction of hidden cells, and `mask.cell` the "
         "size of a cell. `multi_block` and `multi_block_exact` have `mask.arguments`: `blocks` (kinds of "
         "blocks, each a number and an area) and `aspect` (its range); the defaults are "
         f"`{MultiBlock().blocks}` and `{MultiBlock().aspect}`.\n\n"

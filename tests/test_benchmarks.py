@@ -12,9 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from benchmarks import run
+from benchmarks import learning, run
 from benchmarks.gpu import Part, files_of_cuda_tests, list_parts, run_parts, summarize_tests
 from benchmarks.pretrain_in_memory import CASES, MemoryLoader, pretrain, summarize
 
@@ -176,6 +178,32 @@ def test_batches_in_memory_come_in_another_order_each_epoch() -> None:
     assert first == list(loader.epoch(0)) != second
     assert sorted(first) == sorted(second)
     assert list(loader.epoch(1, 7)) == second[7:]
+
+
+def test_learning_of_digits_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "learning.json"
+    monkeypatch.setattr(sys, "argv", ["learning", "mae, published", "--dry", "--out", str(out)])
+    assert learning.main() == 0
+    (row,) = read(out)["rows"]
+    assert row["run"] == "mae, published"
+    assert row["steps"] == len(row["loss_curve"]) == 2
+    assert all(0 <= row[when][kind] <= 100 for when in ("before", "after") for kind in ("linear", "knn"))
+
+
+def test_jittered_digits_depend_on_the_seed_alone_and_stay_upright() -> None:
+    pictures = np.zeros((2, 8, 8), np.uint8)
+    pictures[:, :4] = 16  # the upper half
+    labels = np.array([3, 7])
+    first = learning.jittered_digits(pictures, labels, 50, seed=0)
+    assert first.clips.shape == (50, 1, 40, 40, 3)
+    assert first.clips.dtype == torch.uint8
+    assert torch.equal(first.clips, learning.jittered_digits(pictures, labels, 50, seed=0).clips)
+    assert not torch.equal(first.clips, learning.jittered_digits(pictures, labels, 50, seed=1).clips)
+    assert first.labels.tolist() == [3, 7] * 25
+    brightness = first.clips.float().mean(dim=(0, 1, 3, 4))  # of each row
+    # The upper half covers 16 to 20 of 40 rows, moved by up to 4: rows 4..12 are always inside.
+    assert (brightness[6:12] > 150).all()
+    assert (brightness[28:] < 10).all()
 
 
 def test_script_names_what_is_missing(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,6 +24,7 @@ from videomaskfeat.config import (
     section,
 )
 from videomaskfeat.data.loader import FailureCounter
+from videomaskfeat.engine.run import build_schedule
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.detect import build_detector
 from videomaskfeat.jobs.finetune import build_classifier
@@ -30,6 +32,7 @@ from videomaskfeat.jobs.tokenizer import build_tokenizer
 from videomaskfeat.masking import MASKS
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model_from
+from videomaskfeat.recipe import PretrainRecipe
 from videomaskfeat.schemas import (
     CompareConfig,
     DetectConfig,
@@ -267,6 +270,30 @@ def test_only_published_recipes_state_a_published_accuracy(path: Path) -> None:
     for words in ("%", "Not run by us"):
         assert (words in lines["Expected"]) == published
     assert f" --config {path} " in f"{lines['Command']} "
+
+
+IMAGE_RECIPES: dict[str, tuple[Any, ...]] = {
+    # epochs, warm-up, batch, rate (start, peak, end), betas, clip, weight decay, smallest crop, mask, hidden
+    "mae": (800, 40, 4096, (0, 2.4e-3, 0), [0.9, 0.95], None, 0.05, 0.2, "random", 147),
+    "beit": (800, 10, 2048, (1e-6, 1.5e-3, 1e-5), [0.9, 0.999], 3.0, 0.05, 0.08, "block_beit", 75),
+    "simmim": (800, 10, 2048, (2e-6, 4e-4, 4e-5), [0.9, 0.999], 5.0, 0.05, 0.67, "random", 30),
+    "ibot": (400, 10, 2048, (0, 2e-3, 1e-6), [0.9, 0.999], None, 0.04, 0.5, "block_beit", 78),
+    "maskfeat": (1600, 30, 256, (1e-6, 2e-4, 1e-6), [0.9, 0.999], 0.02, 0.05, 0.5, "block", 78),
+}
+"""From the published scripts that the headers name."""
+
+
+@pytest.mark.parametrize("name", IMAGE_RECIPES)
+def test_image_recipes_are_the_published_ones(name: str) -> None:
+    config = load_config(PretrainConfig, f"configs/pretrain/in1k_{name}_vit_b.yaml")
+    optim, recipe = config.optim, PretrainRecipe.of(config)
+    schedule = build_schedule(optim)
+    rates = tuple(pytest.approx(schedule(epoch)) for epoch in (0, optim.warmup_epochs, optim.epochs))
+    masks = [recipe.draw_mask(np.random.default_rng(seed)) for seed in range(100)]
+    assert (
+        *(optim.epochs, optim.warmup_epochs, optim.batch_size, rates, optim.betas, optim.gradient_clip),
+        *(optim.weight_decay, config.clip.crop_area[0], recipe.mask.kind, max(map(np.sum, masks))),
+    ) == IMAGE_RECIPES[name]
 
 
 def test_every_data_set_has_both_sizes_of_both_recipes() -> None:

@@ -142,5 +142,5 @@ def test_smoothing_leaves_single_key_frames_and_its_input_alone() -> None:
         assert actual[0] is not scores[0]
         assert actual[0].dtype == np.float32
         assert actual[1].shape == (0, 2)
-    with pytest.raises(UserError, match="sigma_seconds=-1 must be at least 0"):
+    with pytest.raises(UserError, match="the smoothing of -1 seconds must be at least 0"):
         smooth_scores(scores, tracks, np.array([0.0, 1.0]), sigma_seconds=-1.0)

@@ -104,7 +104,7 @@ def check_linking(min_iou: float, max_gap_seconds: float) -> None:
 def check_smoothing(sigma_seconds: float) -> None:
     """Raise UserError if an argument of :func:`smooth_scores` is out of range."""
     if not 0 <= sigma_seconds < np.inf:
-        raise UserError(f"sigma_seconds={sigma_seconds:g} must be at least 0")
+        raise UserError(f"the smoothing of {sigma_seconds:g} seconds must be at least 0")
 
 
 def pairwise_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -98,7 +98,7 @@ def _explain(verb: str, error: BaseException) -> int:
 def overview() -> str:
     """The help of the whole command: every verb with its summary."""
     lines = [f"  {name:<17} {_help(name)[0]}" for name in VERBS]
-    hint = "`videomaskfeat VERB --help` explains a verb, with examples; --version prints the version."
+    hint = "`videomaskfeat VERB --help` explains a command, with examples; --version prints the version."
     return "\n".join(["usage: videomaskfeat VERB ...", "", _OVERVIEW, "", "verbs:", *lines, "", hint])
 
 

@@ -256,6 +256,22 @@ def machine_memory() -> int | None:
     return min(limits, default=None)
 
 
+def available_memory() -> int | None:
+    """Memory in bytes that programs can still use without swapping; None if unknown.
+
+    It is the smaller one of the machine's and, with control groups of version 2, of the group's.
+    """
+    sizes = []
+    with suppress(OSError, ValueError, StopIteration), open("/proc/meminfo", encoding="ascii") as file:
+        sizes.append(1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")))
+    with suppress(OSError, ValueError, KeyError):
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text("ascii")) for name in ("max", "current"))
+        rows = (_CGROUP / "memory.stat").read_text("ascii").splitlines()
+        cached = int(dict(row.split() for row in rows)["inactive_file"])  # the system can free it
+        sizes.append(limit - used + cached)
+    return min(sizes, default=None)
+
+
 def private_bytes() -> int:
     """Unshared resident memory of this process, in bytes; without /proc, the peak of its resident memory."""
     try:

@@ -13,10 +13,11 @@ from videomaskfeat.config import key, section
 
 LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
+CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by workers and ranks"}
 READERS = ("auto", "decord", "pyav")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 CROPS = {1: "center", 3: "along the longer side"}
-SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of equal segments"}
+SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each equal segment"}
 AREAS = {"whole": "in its aspect ratio", "centre": "a square crop; boxes are clipped to it"}
 LABELS = ("auto", "yes", "no")
 MASK_KINDS = (
@@ -55,6 +56,7 @@ class ListConfig(ReadingConfig):
     separator: str = key("auto", "column separator of a list file", choices=SEPARATORS)
     prefix: str = key("", "folder put before every relative path in the list files")
     reader: str = key("auto", "video reader; auto falls back to pyav per file", choices=READERS)
+    cache: str = key("none", "storage of decoded videos, for small lists", choices=CACHES, free=True)
 
 
 @dataclass
@@ -144,7 +146,7 @@ class MaskConfig:
     """The mask."""
 
     kind: str = key("cube", "mask policy", choices=MASK_KINDS)
-    ratio: float = key(0.4, "share of hidden mask cells; unused by multi_block", above=0, below=1)
+    ratio: float = key(0.4, "fraction of hidden mask cells; unused by multi_block", above=0, below=1)
     cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels", least=1)
     arguments: dict[str, Any] = key({}, "arguments of the policy that differ from its defaults")
 
@@ -210,6 +212,7 @@ class ProbeConfig:
 
     train: str = key("", "labeled list file of known features; empty: no probe", free=True)
     test: str = key("", "labeled list file of the videos to classify", free=True)
+    factors: dict[str, Any] = key({}, "more probes: name -> {train: list file, test: list file}", free=True)
     k: int = key(20, "number of nearest neighbors", least=1, free=True)
     temperature: float = key(0.07, "temperature of the neighbors' votes", above=0, free=True)
     penalty: float = key(1e-2, "L2 penalty of the linear probe", above=0, free=True)
@@ -278,9 +281,9 @@ class LabeledClipConfig(ClipConfig):
 class ColorConfig:
     """Color jitter of a training clip."""
 
-    brightness: float = key(0.0, "maximum relative change of brightness; 0: none", least=0)
-    contrast: float = key(0.0, "maximum relative change of contrast; 0: none", least=0)
-    saturation: float = key(0.0, "maximum relative change of saturation; 0: none", least=0)
+    brightness: float = key(0.0, "maximum relative change of brightness; 0: off", least=0)
+    contrast: float = key(0.0, "maximum relative change of contrast; 0: off", least=0)
+    saturation: float = key(0.0, "maximum relative change of saturation; 0: off", least=0)
 
 
 @dataclass
@@ -614,14 +617,14 @@ class DetectFiles:
 class PersonsConfig:
     """persons (boxes or detector)"""
 
-    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; video: the name of a file")
+    boxes: str | None = key(None, "rows video,second,x1,y1,x2,y2,,score; video: a file name without suffix")
     detector: str | None = key(
         None, "module:name of a callable: frames uint8 [n,H,W,3] -> n boxes [k,5] in pixels, with score"
     )
     detector_options: dict[str, Any] = key({}, "arguments of the detector", flag="detector-option")
-    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="as tested")
-    every: float = key(1.0, "seconds between two key frames; with boxes: a minimum", above=0)
-    start_second: float | None = key(None, "second of the first frame in boxes", null="from the rows")
+    box_score: float | None = key(None, "minimum score of a box", **SHARE, null="from the weights")
+    every: float = key(1.0, "seconds between two key frames; with boxes, the minimum", above=0)
+    start_second: float | None = key(None, "time of the first frame, as in boxes", null="from the rows")
 
 
 @dataclass
@@ -630,13 +633,11 @@ class ActionsConfig:
 
     threshold: float = key(0.4, "minimum score of an action", **SHARE)
     top: int = key(3, "maximum number of actions drawn per person", least=1)
-    smooth_seconds: float = key(
-        0.7, "standard deviation of track smoothing; 0: none", unit="seconds", least=0
-    )
+    smooth_seconds: float = key(0.7, "standard deviation of track smoothing; 0: off", unit="seconds", least=0)
     min_iou: float = key(0.3, "minimum IoU of two boxes of a track", above=0, greatest=1)
     max_gap_seconds: float | None = key(None, "maximum gap of a track", least=0, null="two key frames")
     film: bool = key(True, "annotated video (mp4 without sound)")
-    csv: bool = key(False, "rows for score-ava")
+    csv: bool = key(False, "also write rows for score-ava")
 
 
 @dataclass

@@ -88,8 +88,8 @@ class ReadingOptions(MachineOptions):
 class ViewsOptions:
     """views"""
 
-    views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="as tested")
-    crops: int | None = key(None, "crops per view", choices=CROPS, null="as tested")
+    views: int | None = key(None, "temporal views per video, evenly spaced", least=1, null="from the weights")
+    crops: int | None = key(None, "crops per view", choices=CROPS, null="from the weights")
 
 
 @dataclass
@@ -164,7 +164,7 @@ def detect_train(config: DetectConfig) -> int:
 
 
 def train_tokenizer(config: TokenizerConfig) -> int:
-    """Train a tokenizer of frames on videos; a pre-training can predict its tokens (BEiT, PeCo).
+    """Train a tokenizer of frames on videos; its tokens are a target of pre-training (BEiT, PeCo).
 
       videomaskfeat train-tokenizer --config configs/tokenizer/sample_dvae.yaml
       videomaskfeat train-tokenizer --config configs/tokenizer/sample_vq.yaml \\
@@ -253,9 +253,13 @@ class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions):
     out: str = key("evaluation", "folder to write")
     submission: str = key("", "file for a Something-Something-v2 submission")
     class_names: str = key("", "file of class names: one per line, or SSv2's labels JSON")
-    sampling: str | None = key(None, "frame sampling", choices=SAMPLINGS, null="as tested")
-    short_side: int | None = key(None, "short side of a frame", unit="pixels", least=1, null="as tested")
-    average: str | None = key(None, "average over views", choices=("softmax", "logits"), null="as tested")
+    sampling: str | None = key(None, "frame sampling", choices=SAMPLINGS, null="from the weights")
+    short_side: int | None = key(
+        None, "short side of a frame", unit="pixels", least=1, null="from the weights"
+    )
+    average: str | None = key(
+        None, "average over views", choices=("softmax", "logits"), null="from the weights"
+    )
     knn: str = key("", "training list for k-NN classification by features of any weights")
     k: int = key(20, "number of nearest neighbors", least=1)
     temperature: float = key(0.07, "temperature of the neighbors' votes", above=0)
@@ -364,7 +368,7 @@ class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
     weights: str = key("", "weights of any run, or of import-slowfast", positional=True)
     list: str = key("", "list file or folder of videos", positional=True)
     out: str = key("", "folder to write", positional=True)
-    depth: int | None = key(None, "number of blocks before the features, from 1", least=1, null="all blocks")
+    depth: int | None = key(None, "block that returns the features, from 1", least=1, null="the output")
     grid: bool = key(False, "one feature per token instead of their mean")
     views: int = key(1, "temporal views per video, evenly spaced", least=1)
     crops: int = key(1, "crops per view", choices=CROPS)
@@ -425,14 +429,20 @@ class DetectEvaluateOptions(KeyFrameOptions, AvaVideos, BatchOptions):
     """files"""
 
     weights: str = key("", "weights of a detect-train run", positional=True)
-    boxes: list[str] = key([], "detected boxes: rows video,second,x1,y1,x2,y2,,score; empty: ground truth")
+    boxes: list[str] = key(
+        [], "detected boxes: rows video,second,x1,y1,x2,y2,,score; empty: ground truth boxes"
+    )
     exclusions: str = key("", "rows video,second that are not scored")
     out: str = key("evaluation", "folder to write")
-    area: str | None = key(None, "area of the frame", choices=AREAS, null="as tested")
-    short_side: int | None = key(None, "short side of a frame", unit="pixels", least=1, null="as tested")
+    area: str | None = key(None, "area of the frame", choices=AREAS, null="from the weights")
+    short_side: int | None = key(
+        None, "short side of a frame", unit="pixels", least=1, null="from the weights"
+    )
     scales: list[int] = key([], "short sides to average over, instead of one", unit="pixels", least=1)
     flip: bool = key(False, "average over the clip and its mirror image")
-    score_threshold: float | None = key(None, "minimum score of a detected box", **SHARE, null="as tested")
+    score_threshold: float | None = key(
+        None, "minimum score of a detected box", **SHARE, null="from the weights"
+    )
     workers: int = key(2, "number of loader processes per rank; 0: the main process loads", least=0)
 
 
@@ -495,8 +505,8 @@ class VisualizeOptions:
     checkpoint: str = key("", "weights.safetensors of a pre-training run", positional=True)
     videos: list[str] = key([], "videos, or folders of videos", positional=True)
     out: str = key("pictures", "folder to write")
-    mask: str | None = key(None, "mask policy", null="as trained")
-    ratio: float | None = key(None, "share of hidden tokens", null="as trained")
+    mask: str | None = key(None, "mask policy", null="from the weights")
+    ratio: float | None = key(None, "fraction of hidden tokens", null="from the weights")
     seed: int = key(0, "seed of the mask", least=0)
     columns: int = key(8, "time steps per picture", least=1)
     device: str = key("auto", "device: auto | cpu | cuda")
@@ -666,7 +676,7 @@ class CheckDataOptions(ListOptions):
 
 
 def check_data(options: CheckDataOptions) -> int:
-    """Scan a list for unreadable, short, odd, duplicate and missing videos.
+    """Scan a list for unreadable, short, unusual, duplicate and missing videos.
 
     videomaskfeat check-data k400/train.csv --prefix k400/videos --clean k400/train_clean.csv
     videomaskfeat check-data my_videos/ --min-frames 32 --json report.json

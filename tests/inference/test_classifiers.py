@@ -140,7 +140,7 @@ def test_top_is_in_descending_order_and_equal_classes_in_order_of_labels() -> No
     assert [(entry.label, entry.name) for entry in predictions.top(3)] == [(2, "y"), (1, "x"), (3, "z")]
     assert predictions.top(1) == [Prediction(2, "y", pytest.approx(0.4))]
     assert len(predictions.top(9)) == 4
-    equal = Predictions("a.mp4", torch.full((400,), 1 / 400))  # torch's plain sort mixes so many equals
+    equal = Predictions("a.mp4", torch.full((400,), 1 / 400))  # torch's plain sort mixes 400 equal values
     assert [entry.label for entry in equal.top(400)] == list(range(400))
     with pytest.raises(UserError, match="top 0: must be at least 1 class"):
         predictions.top(0)
@@ -170,9 +170,9 @@ def test_wrong_arguments_are_named(folder: Path, frames: np.ndarray, classifier:
         (lambda: classifier.features(path, depth=0), r"depth=0: the encoder has blocks 1\.\.4"),
         (lambda: classifier.features(path, views=2, pooled=False), "views=2, crops=1 on the grid"),
     ]
-    for call, words in wrong:
+    for predict, words in wrong:
         with pytest.raises(UserError, match=words):
-            call()
+            predict()
 
 
 def test_loading_errors_name_the_cause(folder: Path, tmp_path: Path) -> None:

@@ -145,15 +145,16 @@ def test_any_split_of_batches_over_ranks_scores_each_box_once(
         return [value]
 
     monkeypatch.setattr(distributed, "gather_objects", keep)
-    monkeypatch.setattr(detectors, "join_batches", lambda parts, _: parts)
+    monkeypatch.setattr(detectors, "join_batches", lambda parts_of_ranks, _: parts_of_ranks)
     for rank in range(world):
         score_batches(detector_of(Shades()), batches[rank::world], frames)
-    found = join_batches([part for share in shares if share for [parts] in [share] for part in parts], frames)
-    assert np.array_equal(found.scored, whole.scored)
-    assert found.scored.tolist() == [True] * 6 + [False] + [True] * 2
-    np.testing.assert_allclose(found.scores, whole.scores, atol=1e-6)
-    assert found.failures == whole.failures
-    assert (found.read, found.listed) == (4, 5)
+    gathered = [batch for share in shares if share for [part] in [share] for batch in part]
+    joined = join_batches(gathered, frames)
+    assert np.array_equal(joined.scored, whole.scored)
+    assert joined.scored.tolist() == [True] * 6 + [False] + [True] * 2
+    np.testing.assert_allclose(joined.scores, whole.scores, atol=1e-6)
+    assert joined.failures == whole.failures
+    assert (joined.read, joined.listed) == (4, 5)
 
 
 def test_a_lost_or_doubled_key_frame_is_noticed() -> None:
@@ -166,11 +167,11 @@ def test_a_lost_or_doubled_key_frame_is_noticed() -> None:
 
 def test_unreadable_key_frames_are_listed_and_not_replaced() -> None:
     frames = key_frames([2, 1, 3])
-    found = score_batches(detector_of(Shades()), batches_of(frames, 2, failing=(0, 1)), frames)
-    assert [failure.path for failure in found.failures] == ["0.mp4", "1.mp4"]
-    assert not found.scored[:3].any()
-    assert (found.scores[:3] == 0).all()
-    assert len(build_detections(frames, found, ACTIONS).frames) == 3 * len(ACTIONS)
+    result = score_batches(detector_of(Shades()), batches_of(frames, 2, failing=(0, 1)), frames)
+    assert [failure.path for failure in result.failures] == ["0.mp4", "1.mp4"]
+    assert not result.scored[:3].any()
+    assert (result.scores[:3] == 0).all()
+    assert len(build_detections(frames, result, ACTIONS).frames) == 3 * len(ACTIONS)
     with pytest.raises(UserError, match=r"made\.csv: none of the 3 key frames could be read; .* 0\.mp4"):
         score_batches(detector_of(Shades()), batches_of(frames, 2, failing=(0, 1, 2)), frames)
 
@@ -198,9 +199,9 @@ def score_a_share(folder: str) -> None:
         frames = key_frames([2, 1, 3, 1, 2])
         batches = batches_of(frames, 1, failing=(3,))
         share = batches[distributed.rank() :: distributed.world_size()]
-        found = score_batches(detector_of(Shades()), share, frames)
+        result = score_batches(detector_of(Shades()), share, frames)
         name = f"{distributed.world_size()}_{distributed.rank()}.npy"
-        np.save(Path(folder) / name, np.concatenate([found.scores, found.scored[:, None]], axis=1))
+        np.save(Path(folder) / name, np.concatenate([result.scores, result.scored[:, None]], axis=1))
 
 
 @pytest.mark.slow
@@ -222,16 +223,16 @@ def test_score_in_memory_is_that_of_the_files(actions: ActionSet, tmp_path: Path
     weights = write_detector(tmp_path / "d.safetensors")
     detector = load_detector(weights, device="cpu", clips_at_once=2)
     sources = sources_in_folder(tested, actions.videos)
-    found = score_key_frames(detector, tested, sources, flip=True, scales=(32, 40))
+    result = score_key_frames(detector, tested, sources, flip=True, scales=(32, 40))
     views = KeyFrameViews(
         tested, sources, frames=4, stride=2, target_fps=None, short_sides=(32, 40), multiple=8, flip=True
     )
-    parts = [ViewLoader(views, per_batch=2, workers=0, rank=rank, world_size=3) for rank in range(3)]
-    shared = score_batches(detector, (batch for part in parts for batch in part), tested)
-    np.testing.assert_allclose(shared.scores, found.scores, atol=1e-6)
+    loaders = [ViewLoader(views, per_batch=2, workers=0, rank=rank, world_size=3) for rank in range(3)]
+    shared = score_batches(detector, (batch for part in loaders for batch in part), tested)
+    np.testing.assert_allclose(shared.scores, result.scores, atol=1e-6)
     files = ScoredFiles(actions.truth, actions.labels, actions.excluded, (actions.boxes,))
-    scored = write_key_frame_score(tmp_path / "out", files, key_frames, found, {"title": "made"})
-    memory = score_in_memory(truth, tested, found, ACTIONS)
+    scored = write_key_frame_score(tmp_path / "out", files, key_frames, result, {"title": "made"})
+    memory = score_in_memory(truth, tested, result, ACTIONS)
     assert memory.mean_ap == pytest.approx(scored.result.mean_ap, abs=1e-9)
     assert memory.ap == pytest.approx(scored.result.ap, abs=1e-9, nan_ok=True)
     assert 0 < memory.mean_ap < 1
@@ -256,10 +257,10 @@ def test_empty_detections_score_nothing(actions: ActionSet, tmp_path: Path) -> N
     truth, tested, _ = key_frames
     assert len(tested) == 0
     detector = load_detector(write_detector(tmp_path / "d.safetensors"))
-    found = score_key_frames(detector, tested, sources_in_folder(tested, actions.videos))
-    assert score_in_memory(truth, tested, found, ACTIONS).mean_ap == 0
+    result = score_key_frames(detector, tested, sources_in_folder(tested, actions.videos))
+    assert score_in_memory(truth, tested, result, ACTIONS).mean_ap == 0
     files = ScoredFiles(actions.truth, actions.labels, "", (str(empty),))
-    scored = write_key_frame_score(tmp_path / "out", files, key_frames, found, {"title": "made"})
+    scored = write_key_frame_score(tmp_path / "out", files, key_frames, result, {"title": "made"})
     assert scored.result.mean_ap == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["tested"]["key_frames"] == 0
 

@@ -95,8 +95,8 @@ def test_batches_do_not_change_scores(listing: Path, videos: int, workers: int, 
     np.testing.assert_allclose(result.scores, expected.scores, atol=1e-6)
     assert np.array_equal(result.rows, expected.rows)
     assert result.failures == expected.failures
-    assert sum(model.given) == 9 * 6  # every clip of every readable video once
-    assert max(model.given) <= at_once
+    assert sum(model.batches) == 9 * 6  # every clip of every readable video once
+    assert max(model.batches) <= at_once
 
 
 def save_scores(listing: Path, out: Path) -> None:

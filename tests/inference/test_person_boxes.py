@@ -55,10 +55,10 @@ def test_functions_classes_and_makers_are_found_in_the_current_folder(plug_ins: 
 
     def rows(name: str, options: dict[str, Any] | None = None) -> list[list[float]]:
         detector = load_box_detector(f"{plug_ins}:{name}", options)
-        found = find_boxes(detector, pictures, name=name, score_threshold=0.0)
-        assert len(found) == 2
-        assert found[0][0].dtype == np.float32
-        return [[*box, score] for box, score in zip(*(part.tolist() for part in found[0]), strict=True)]
+        boxes = find_boxes(detector, pictures, name=name, score_threshold=0.0)
+        assert len(boxes) == 2
+        assert boxes[0][0].dtype == np.float32
+        return [[*box, score] for box, score in zip(*(part.tolist() for part in boxes[0]), strict=True)]
 
     assert rows("halves") == [[0, 0, 0.5, 1, pytest.approx(0.9)]]
     assert rows("Corner") == [pytest.approx([0, 0, 0.2, 0.25, 0.5])]

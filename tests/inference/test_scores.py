@@ -18,7 +18,7 @@ NAMES = ("push", "pull", "Zähne putzen")
 def make(
     *, failing: tuple[int, ...] = (2,), listed: int = 6, seed: int = 0, folder: str = "/a"
 ) -> ScoredList:
-    """Probabilities of 3 classes for six videos, one of which could not be read."""
+    """Probabilities of 3 classes for six videos, one without scores because it could not be read."""
     rng = np.random.default_rng(seed)
     rows = np.array([row for row in range(listed) if row not in failing])
     powers = np.exp(rng.normal(size=(listed, 3)))[rows]
@@ -75,8 +75,8 @@ def test_average_is_the_mean_of_videos_readable_in_all() -> None:
     assert [(failure.index, failure.cause) for failure in mean.failures] == [(2, "cause 2"), (4, "cause 4")]
     assert mean.listed == 6
     for place, row in enumerate(mean.rows):
-        parts = [scored.scores[scored.rows == row][0].astype(np.float64) for scored in (one, two, three)]
-        np.testing.assert_allclose(mean.scores[place], sum(parts) / 3, atol=1e-7)
+        members = [scored.scores[scored.rows == row][0].astype(np.float64) for scored in (one, two, three)]
+        np.testing.assert_allclose(mean.scores[place], sum(members) / 3, atol=1e-7)
 
 
 def test_average_with_itself_is_itself() -> None:

@@ -123,9 +123,9 @@ def test_stem_of_image_models_has_two_axes() -> None:
         (
             "vit_b",
             {**VIDEO, "absolute_positions": "sincos"},
-            "cannot export absolute_positions 'sincos' or layer_scale",
+            "cannot export absolute_positions 'sincos', layer_scale",
         ),
-        ("vit_b", {**VIDEO, "layer_scale": 0.1}, "cannot export absolute_positions 'sincos' or layer_scale"),
+        ("vit_b", {**VIDEO, "layer_scale": 0.1}, "cannot export absolute_positions 'sincos', layer_scale"),
         ("vit_b", {**VIDEO, "head": "linear"}, "cannot export head 'linear' to PySlowFast"),
         ("mae_vit_b", {**VIDEO, "decoder_heads": 4}, "decoder_heads 4, .* have heads of width 64"),
         ("mae_vit_b", {**VIDEO, **DECODER, "decoder_positions": "sincos"}, "fixed positions True"),

@@ -92,7 +92,7 @@ def pretrain(sample: Path, tmp_path: Path, verb: Verb) -> Callable[..., tuple[in
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos to score, their list, and weights; tests may add files, and change none."""
     return make_scored(tmp_path_factory.mktemp("made"))
 

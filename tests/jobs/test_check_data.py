@@ -20,7 +20,7 @@ from videomaskfeat.jobs.check_data import check_data
 
 
 @pytest.fixture
-def spoilt(sample: Path) -> Path:
+def damaged(sample: Path) -> Path:
     """The sample's training list with an empty file (row 1), a missing one (2) and a copy of row 5 (4)."""
     rows = [line.split()[0] for line in (sample / "train.csv").read_text().splitlines()]
     (sample / rows[0]).write_bytes(b"")
@@ -29,24 +29,24 @@ def spoilt(sample: Path) -> Path:
     return sample
 
 
-def test_list_is_cleaned_in_its_own_format(spoilt: Path) -> None:
-    rows = (spoilt / "train.csv").read_text().splitlines()
-    report = check_data(str(spoilt / "train.csv"), workers=0, clean_path=str(spoilt / "clean.csv"))
+def test_list_is_cleaned_in_its_own_format(damaged: Path) -> None:
+    rows = (damaged / "train.csv").read_text().splitlines()
+    report = check_data(str(damaged / "train.csv"), workers=0, clean_path=str(damaged / "clean.csv"))
     assert report.counts == {"missing": 1, "unreadable": 1, "short": 0, "duplicate": 1, "odd": 0}
-    assert (spoilt / "clean.csv").read_text().splitlines() == [rows[2], rows[3], *rows[5:]]
+    assert (damaged / "clean.csv").read_text().splitlines() == [rows[2], rows[3], *rows[5:]]
 
 
-def test_json_list_is_cleaned_as_json(spoilt: Path) -> None:
-    source = spoilt / "something-something-v2-train.json"
-    clean = spoilt / "clean.json"
-    check_data(str(source), prefix=str(spoilt / "videos"), workers=0, clean_path=str(clean))
+def test_json_list_is_cleaned_as_json(damaged: Path) -> None:
+    source = damaged / "something-something-v2-train.json"
+    clean = damaged / "clean.json"
+    check_data(str(source), prefix=str(damaged / "videos"), workers=0, clean_path=str(clean))
     before, after = simplejson.loads(source.read_text()), simplejson.loads(clean.read_text())
     assert after == [before[2], before[3], *before[5:]]
 
 
-def test_kinetics_list_may_end_in_json(spoilt: Path) -> None:
-    source, clean = spoilt / "train.json", spoilt / "clean.json"
-    shutil.copy(spoilt / "train.csv", source)
+def test_kinetics_list_may_end_in_json(damaged: Path) -> None:
+    source, clean = damaged / "train.json", damaged / "clean.json"
+    shutil.copy(damaged / "train.csv", source)
     check_data(str(source), format="kinetics", workers=0, clean_path=str(clean))
     assert len(load_records(clean, format="kinetics")) == 13
 
@@ -66,15 +66,15 @@ def test_clean_list_of_a_folder_opens_from_its_own_place(tmp_path: Path, sample:
 
 
 def test_clean_list_elsewhere_names_the_prefix_it_needs(
-    spoilt: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damaged: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_data(str(spoilt / "train.csv"), workers=0, decode=False, clean_path=str(tmp_path / "clean.csv"))
-    assert f"its paths are relative to {spoilt}; set prefix to that folder" in caplog.text
+    check_data(str(damaged / "train.csv"), workers=0, decode=False, clean_path=str(tmp_path / "clean.csv"))
+    assert f"its paths are relative to {damaged}; set prefix to that folder" in caplog.text
 
 
-def test_negative_workers_are_refused(spoilt: Path) -> None:
+def test_negative_workers_are_refused(damaged: Path) -> None:
     with pytest.raises(UserError, match="workers=-1: must be at least 0"):
-        check_data(str(spoilt / "train.csv"), workers=-1)
+        check_data(str(damaged / "train.csv"), workers=-1)
 
 
 def test_folder_of_frame_folders_is_scanned(tmp_path: Path) -> None:
@@ -88,13 +88,13 @@ def test_folder_of_frame_folders_is_scanned(tmp_path: Path) -> None:
     assert report.summary()["frames"]["max"] == 3
 
 
-def test_command_prints_writes_and_exits_3(spoilt: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train, clean, found = (str(spoilt / name) for name in ("train.csv", "clean.csv", "found.json"))
-    assert main(["check-data", train, "--workers", "1", "--clean", clean, "--json", found]) == 3
+def test_command_prints_writes_and_exits_3(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, clean, report = (str(damaged / name) for name in ("train.csv", "clean.csv", "found.json"))
+    assert main(["check-data", train, "--workers", "1", "--clean", clean, "--json", report]) == 3
     text = capsys.readouterr().out
     assert "empty file" in text
     assert "no such file" in text
-    assert simplejson.loads(Path(found).read_text())["counts"]["missing"] == 1
+    assert simplejson.loads(Path(report).read_text())["counts"]["missing"] == 1
     assert main(["check-data", clean, "--workers", "0"]) == 0
     assert len(load_records(clean)) == 13
 

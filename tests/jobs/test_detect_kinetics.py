@@ -41,20 +41,22 @@ def make_kinetics_set(folder: Path) -> ActionSet:
         write_mp4(folder / "videos" / f"{stem}.mp4", pictures, fps=FPS)
     both = ((LEFT, 1), (RIGHT, 2), (RIGHT, 4))
     for name, boxes_name, videos in (("train", "train_boxes", "abc"), ("truth", "boxes", "vw")):
-        rows, found = [], []
+        rows, detections = [], []
         for video in videos:
             for second in (1.0, 2.0, 3.0):
                 moment = f"{video},{VIDEOS[video][1] + second:g}"
                 if NOBODY.get(video) != VIDEOS[video][1] + second:
                     rows += [f"{moment},{box},{action},0\n" for box, action in both]
-                    found += [f"{moment},{box},,{score}\n" for box, score in ((LEFT, 0.95), (RIGHT, 0.99))]
+                    detections += [
+                        f"{moment},{box},,{score}\n" for box, score in ((LEFT, 0.95), (RIGHT, 0.99))
+                    ]
         for video in (*videos, *(() if name == "train" else "n")):
             if video in NOBODY:
                 moment = f"{video},{NOBODY[video]:g}"
                 rows.append(f"{moment},,,,,,\n" if video == "w" else f"{moment}\n")
-                found += [f"{moment},{box},,0.97\n" for box in (STRAY, LEFT)]
+                detections += [f"{moment},{box},,0.97\n" for box in (STRAY, LEFT)]
         (folder / f"{name}.csv").write_text("".join(rows))
-        (folder / f"{boxes_name}.csv").write_text("".join(found))
+        (folder / f"{boxes_name}.csv").write_text("".join(detections))
     (folder / "excluded.csv").write_text("v,52\n")
     items = "".join(f'item {{ name: "{name}" id: {number} }}\n' for number, name in ACTIONS.items())
     (folder / "labels.pbtxt").write_text(items)

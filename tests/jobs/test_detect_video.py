@@ -84,10 +84,10 @@ def left_half(pictures: np.ndarray) -> list[np.ndarray]:
 
 def test_scores_are_those_of_the_clip_around_each_key_frame(detector: VideoDetector, videos: Path) -> None:
     """Against the network called by hand on frames read by their numbers, one key frame at a time."""
-    found = find_actions(detector, videos / "a.mp4", boxes=videos / "boxes.csv", smooth_seconds=0)
-    assert [frame.seconds for frame in found.key_frames] == [0, 1, 2]
+    result = find_actions(detector, videos / "a.mp4", boxes=videos / "boxes.csv", smooth_seconds=0)
+    assert [frame.seconds for frame in result.key_frames] == [0, 1, 2]
     geometry = WholeFrame(32, detector.model.patch_embed.stride[1]).sample(64, 96)
-    for frame in found.key_frames:
+    for frame in result.key_frames:
         middle = round(frame.seconds * 30)
         with open_video(videos / "a.mp4") as video:
             pictures = video.read(np.clip(middle + np.array([-4, -2, 0, 2]), 0, FRAMES - 1))
@@ -97,12 +97,12 @@ def test_scores_are_those_of_the_clip_around_each_key_frame(detector: VideoDetec
         # One clip at a time instead of three: other orders of summation in float32.
         np.testing.assert_allclose(frame.scores, expected.numpy(), atol=1e-5)
         np.testing.assert_array_equal(frame.smoothed, frame.scores)
-    assert (found.width, found.height, found.fps) == (96, 64, 30.0)
-    assert found.duration_seconds == pytest.approx(2.5)
-    assert found.persons == 2
-    assert [sorted(frame.tracks.tolist()) for frame in found.key_frames] == [[0, 1], [0], [0, 1]]
-    np.testing.assert_allclose(found.key_frames[1].boxes, [[0.2, 0.2, 0.5, 0.9]], atol=1e-6)
-    np.testing.assert_allclose(found.key_frames[1].box_scores, [0.95], atol=1e-6)
+    assert (result.width, result.height, result.fps) == (96, 64, 30.0)
+    assert result.duration_seconds == pytest.approx(2.5)
+    assert result.persons == 2
+    assert [sorted(frame.tracks.tolist()) for frame in result.key_frames] == [[0, 1], [0], [0, 1]]
+    np.testing.assert_allclose(result.key_frames[1].boxes, [[0.2, 0.2, 0.5, 0.9]], atol=1e-6)
+    np.testing.assert_allclose(result.key_frames[1].box_scores, [0.95], atol=1e-6)
 
 
 def test_json_and_rows_have_the_actions(
@@ -112,15 +112,15 @@ def test_json_and_rows_have_the_actions(
     command = ["detect", str(weights), str(videos / "a.mp4"), "--boxes", str(boxes), "--csv", "--no-film"]
     command += ["--out", str(tmp_path), "--threshold", "0.3", "--device", "cpu"]
     assert main(command) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"{videos / 'a.mp4'}: 2 persons in 3 key frames, 5 boxes: ")
-    assert said[1:] == [str(tmp_path / "a_actions.json"), str(tmp_path / "a_actions.csv")]
+    output = capsys.readouterr().out.splitlines()
+    assert output[0].startswith(f"{videos / 'a.mp4'}: 2 persons in 3 key frames, 5 boxes: ")
+    assert output[1:] == [str(tmp_path / "a_actions.json"), str(tmp_path / "a_actions.csv")]
     document = simplejson.loads((tmp_path / "a_actions.json").read_text())
-    found = find_actions(detector, videos / "a.mp4", boxes=boxes)
+    result = find_actions(detector, videos / "a.mp4", boxes=boxes)
     facts = [document[key] for key in ("width", "height", "persons", "start_second")]
     assert facts == [96, 64, 2, 0]
     assert [frame["seconds"] for frame in document["key_frames"]] == [0, 1, 2]
-    for frame, key_frame in zip(document["key_frames"], found.key_frames, strict=True):
+    for frame, key_frame in zip(document["key_frames"], result.key_frames, strict=True):
         assert len(frame["persons"]) == len(key_frame.boxes)
         for row, person in enumerate(frame["persons"]):
             assert person["track"] == key_frame.tracks[row] + 1
@@ -143,7 +143,7 @@ def test_json_and_rows_have_the_actions(
     assert (protocol["every"], protocol["threshold"], protocol["box_score"]) == (1.0, 0.3, 0.8)
     rows = read_detections(tmp_path / "a_actions.csv", VideoNames())
     assert rows.actions.tolist() == [1, 2, 4] * 5  # the actions that have a name
-    scores = np.concatenate([frame.scores[:, [0, 1, 3]] for frame in found.key_frames])
+    scores = np.concatenate([frame.scores[:, [0, 1, 3]] for frame in result.key_frames])
     np.testing.assert_allclose(rows.scores, scores.ravel(), atol=1e-6)  # not smoothed
     assert sorted(set(rows.times.tolist())) == [0, 1000, 2000]
 
@@ -158,12 +158,12 @@ def test_rows_of_long_films_keep_milliseconds(tmp_path: Path) -> None:
 
 def test_plug_in_finds_the_persons_each_second(detector: VideoDetector, videos: Path) -> None:
     """Frames 0, 15, 30, 45, 60: the detector sees the key frames themselves, at full size."""
-    found = find_actions(detector, videos / "a.mp4", box_detector=left_half, every=0.5, clips_at_once=2)
-    assert [frame.seconds for frame in found.key_frames] == [0, 0.5, 1, 1.5, 2]
-    assert [len(frame.boxes) for frame in found.key_frames] == [1, 0, 1, 0, 1]
-    np.testing.assert_allclose(found.key_frames[2].boxes, [[0, 0, 0.5, 1]], atol=1e-6)
-    assert found.persons == 1  # the gaps of 1 s are bridged
-    assert found.notes == ("There is no person in 2 of 5 key frames, at a score of 0.8 or more.",)
+    result = find_actions(detector, videos / "a.mp4", box_detector=left_half, every=0.5, clips_at_once=2)
+    assert [frame.seconds for frame in result.key_frames] == [0, 0.5, 1, 1.5, 2]
+    assert [len(frame.boxes) for frame in result.key_frames] == [1, 0, 1, 0, 1]
+    np.testing.assert_allclose(result.key_frames[2].boxes, [[0, 0, 0.5, 1]], atol=1e-6)
+    assert result.persons == 1  # the gaps of 1 s are bridged
+    assert result.notes == ("There is no person in 2 of 5 key frames, at a score of 0.8 or more.",)
 
 
 def test_film_shows_every_frame_with_its_persons(weights: Path, videos: Path, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_film_shows_every_frame_with_its_persons(weights: Path, videos: Path, tm
         pictures = film.read([15, 45])
     assert pictures.shape[1:3] == (320, 480)
     for picture, left in zip(pictures, (0.15, 0.25), strict=True):
-        line = np.abs(picture.astype(int) - (111, 211, 255)).max(axis=-1) < 60  # person 1's colour
+        line = np.abs(picture.astype(int) - (111, 211, 255)).max(axis=-1) < 60  # person 1's color
         columns = line[100:280].sum(axis=0)
         assert np.flatnonzero(columns > 100)[0] == pytest.approx(left * 480, abs=3)
 
@@ -243,14 +243,14 @@ def test_any_kind_of_video_plays_at_its_speed(weights: Path, tmp_path: Path) -> 
         result = detect(weights, paths, tmp_path / "films", detector="everywhere:find")
     assert not result.failures
     sizes = {"odd": (322, 480), "portrait": (713, 480), "turned": (720, 480)}
-    for found, name in zip(result.videos, KINDS, strict=True):
+    for video, name in zip(result.videos, KINDS, strict=True):
         with av.open(str(tmp_path / "films" / f"{name}_actions.mp4")) as container:
             stream = container.streams.video[0]
             seconds = float(stream.duration * stream.time_base)
             assert not container.streams.audio
             height, width = sizes.get(name, (320, 480))
             assert (stream.height, stream.width) == (height + height % 2, width), name
-        assert seconds == pytest.approx(found.duration_seconds, abs=0.04), name
+        assert seconds == pytest.approx(video.duration_seconds, abs=0.04), name
     times = (np.array(uneven_times()) - uneven_times()[0]) / 1000
     with open_video(tmp_path / "films/vfr_actions.mp4") as film:
         numbers = [read_number(film.read([frame])[0][:320]) for frame in (10, 20, 30)]
@@ -315,17 +315,17 @@ def test_times_of_ava_cuts_are_found_out(detector: VideoDetector, videos: Path, 
     boxes = tmp_path / "cut.csv"
     with pytest.raises(UserError, match=r"all 3 key frames of a.mp4, from 901 to 930 s, are outside .*a.mp4"):
         find_actions(detector, videos / "a.mp4", boxes=boxes)
-    found = find_actions(detector, videos / "a.mp4", boxes=boxes, start_second=900)
-    assert [frame.seconds for frame in found.key_frames] == [1, 2]
-    assert found.notes == (
+    result = find_actions(detector, videos / "a.mp4", boxes=boxes, start_second=900)
+    assert [frame.seconds for frame in result.key_frames] == [1, 2]
+    assert result.notes == (
         f"1 of the 3 key frames of {boxes} are outside the video and left out, the first at 930 s: the video "
         "lasts 2.5 s and starts at second 900.",
     )
     boxes.write_text("\n".join(boxes.read_text().splitlines()[:2]))
-    found = find_actions(detector, videos / "a.mp4", boxes=boxes, every=2)
-    assert [frame.seconds for frame in found.key_frames] == [1]
-    assert found.start_second == 900
-    assert found.notes == (
+    result = find_actions(detector, videos / "a.mp4", boxes=boxes, every=2)
+    assert [frame.seconds for frame in result.key_frames] == [1]
+    assert result.start_second == 900
+    assert result.notes == (
         f"The first frame is at second 900: otherwise the times of {boxes} do not fit.",
         "1 of 2 key frames are left out: they follow within 2 s of the one before.",
     )
@@ -347,9 +347,9 @@ def test_video_without_persons_gets_its_film(
 ) -> None:
     command = ["detect", str(weights), str(videos / "a.mp4"), "--boxes", str(videos / "boxes.csv")]
     assert main([*command, "--box-score", "0.99", "--out", str(tmp_path), "--device", "cpu"]) == 0
-    said = capsys.readouterr().out
-    assert "0 persons in 3 key frames, 0 boxes: no action at a score of 0.4 or more" in said
-    assert "There is no person in any of the 3 key frames, at a score of 0.99 or more." in said
+    output = capsys.readouterr().out
+    assert "0 persons in 3 key frames, 0 boxes: no action at a score of 0.4 or more" in output
+    assert "There is no person in any of the 3 key frames, at a score of 0.99 or more." in output
     with open_video(tmp_path / "a_actions.mp4") as film:
         assert [read_number(picture) for picture in film.read([0, 40])] == [0, 40]
 
@@ -423,14 +423,14 @@ def test_wrong_boxes_are_named(
             "boxes and person detector: both given; give either",
         ),
         (
-            {"detector_options": {"a": 1}},
-            "detector options a without a person detector; name it with --detector",
+            {"detector_options": {"size": 1}},
+            "detector options size need a person detector; set it with --detector",
         ),
-        ({"every": 0.0}, "every=0 must be above 0 (seconds)"),
+        ({"every": 0.0}, r"every=0 must be above 0 \(seconds\)"),
         ({"threshold": 1.5}, "threshold 1.5: the minimum score of an action is in 0..1"),
         ({"box_score": -1.0}, "box_score=-1 must be in 0..1"),
         ({"top": 0}, "top 0: must be at least 1 action"),
-        ({"smooth_seconds": -1.0}, "sigma_seconds=-1 must be at least 0"),
+        ({"smooth_seconds": -1.0}, "the smoothing of -1 seconds must be at least 0"),
         ({"min_iou": 0.0}, "min_iou=0 must be above 0"),
         ({"min_iou": 3.0}, "min_iou=3 must be above 0 and at most 1"),
         ({"max_gap_seconds": -1.0}, "max_gap_seconds=-1 must be at least 0"),
@@ -504,16 +504,16 @@ def test_detector_that_raises_is_named_above_its_traceback(
     assert below[0] == "Traceback (most recent call last):"
     assert any('det_that_raises.py", line 2, in raises' in line for line in below)
     assert main([*command, "det_that_raises:Unmade"]) == 1
-    said = capsys.readouterr().err
-    assert "detector 'det_that_raises:Unmade' could not be built: KeyError: 'weights'\nTraceback" in said
+    output = capsys.readouterr().err
+    assert "detector 'det_that_raises:Unmade' could not be built: KeyError: 'weights'\nTraceback" in output
 
 
 def test_persons_are_linked_over_the_steps_of_the_file(weights: Path, videos: Path, tmp_path: Path) -> None:
     """Key frames 1 s apart and --every 0.2: twice that is less than a step."""
     video, boxes = videos / "a.mp4", str(videos / "boxes.csv")
-    (found,) = detect(weights, [video], tmp_path, boxes=boxes, every=0.2, film=False).videos
-    assert (found.persons, found.every) == (2, 1.0)
+    (result,) = detect(weights, [video], tmp_path, boxes=boxes, every=0.2, film=False).videos
+    assert (result.persons, result.every) == (2, 1.0)
     document = simplejson.loads((tmp_path / "a_actions.json").read_text())["protocol"]
     assert (document["every"], document["max_gap_seconds"]) == (0.2, 2.0)
-    found = find_actions(load_detector(weights), video, boxes=boxes, every=2)
-    assert found.every == 2  # thinned to 0 and 2 s
+    result = find_actions(load_detector(weights), video, boxes=boxes, every=2)
+    assert result.every == 2  # thinned to 0 and 2 s

@@ -37,18 +37,18 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_scores_and_accuracies_are_those_of_each_video_by_itself(
-    made: Path, run: Run, tmp_path: Path
+    material: Path, run: Run, tmp_path: Path
 ) -> None:
     """One video at a time with load_classifier; other batches: 1e-5 of probabilities."""
     code, out, err = run(
-        "evaluate", made / "best.safetensors", made / "val.csv", "--views", "3", "--crops", "3"
+        "evaluate", material / "best.safetensors", material / "val.csv", "--views", "3", "--crops", "3"
     )
     assert code == 3
-    assert f"videomaskfeat evaluate: {made / '004.mp4'}: not a video file\n" in err
+    assert f"videomaskfeat evaluate: {material / '004.mp4'}: not a video file\n" in err
     scored = load_scores(tmp_path / "out")
     assert scored.rows.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert scored.labels.tolist() == [label for row, label in enumerate(LABELS) if row != BROKEN]
-    classifier = load_classifier(made / "best.safetensors", device="cpu")
+    classifier = load_classifier(material / "best.safetensors", device="cpu")
     for path, scores in zip(scored.paths, scored.scores, strict=True):
         expected = classifier.predict(path, views=3, crops=3).probabilities
         np.testing.assert_allclose(scores, expected, atol=1e-5)
@@ -67,8 +67,10 @@ def test_scores_and_accuracies_are_those_of_each_video_by_itself(
     ]
 
 
-def test_result_carries_its_protocol(made: Path, run: Run, tmp_path: Path) -> None:
-    run("evaluate", made / "best.safetensors", made / "val.csv", "--crops", "3", "--average", "logits")
+def test_result_carries_its_protocol(material: Path, run: Run, tmp_path: Path) -> None:
+    run(
+        "evaluate", material / "best.safetensors", material / "val.csv", "--crops", "3", "--average", "logits"
+    )
     result = result_of(tmp_path)
     assert {key: result[key] for key in ("videos", "listed", "unreadable", "classes", "model", "head")} == {
         "videos": 9,
@@ -78,7 +80,7 @@ def test_result_carries_its_protocol(made: Path, run: Run, tmp_path: Path) -> No
         "model": "maskfeat_mvitv2_nano_classifier",
         "head": "mean",
     }
-    assert result["failures"] == [{"row": 5, "path": str(made / "004.mp4"), "cause": "not a video file"}]
+    assert result["failures"] == [{"row": 5, "path": str(material / "004.mp4"), "cause": "not a video file"}]
     assert result["protocol"] == {
         "views": 2,
         "crops": 3,
@@ -95,16 +97,16 @@ def test_result_carries_its_protocol(made: Path, run: Run, tmp_path: Path) -> No
         "precision": "fp32",
         "reader": "auto",
     }
-    assert result["weights_sha256"] == sha256_by_hand(made / "best.safetensors")
-    assert result["list_file_sha256"] == sha256_by_hand(made / "val.csv")
+    assert result["weights_sha256"] == sha256_by_hand(material / "best.safetensors")
+    assert result["list_file_sha256"] == sha256_by_hand(material / "val.csv")
 
 
 def sha256_by_hand(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_tables_agree_with_the_scores(made: Path, run: Run, tmp_path: Path) -> None:
-    run("evaluate", made / "best.safetensors", made / "val.csv")
+def test_tables_agree_with_the_scores(material: Path, run: Run, tmp_path: Path) -> None:
+    run("evaluate", material / "best.safetensors", material / "val.csv")
     scored, folder = load_scores(tmp_path / "out"), tmp_path / "out"
     videos = rows_of(folder / "scores.csv")
     assert [int(row["row"]) for row in videos] == list(range(1, 11))
@@ -133,38 +135,38 @@ def test_tables_agree_with_the_scores(made: Path, run: Run, tmp_path: Path) -> N
     assert [row["label"] for row in classes if not int(row["videos"])] == ["4", "5", "6"]
 
 
-def test_every_video_readable_is_exit_0(made: Path, run: Run, tmp_path: Path) -> None:
-    listing = write_list(made / "four.csv", LABELS[:4])
-    code, out, err = run("evaluate", made / "best.safetensors", listing)
+def test_every_video_readable_is_exit_0(material: Path, run: Run, tmp_path: Path) -> None:
+    listing = write_list(material / "four.csv", LABELS[:4])
+    code, out, err = run("evaluate", material / "best.safetensors", listing)
     assert code == 0
     assert out.startswith("4 of 4 videos scored (2 x 1 views)\n")
     assert "scoring videos: 4 of 4" in err
     assert result_of(tmp_path)["failures"] == []
 
 
-def test_missing_video_is_listed_and_not_replaced(made: Path, run: Run, tmp_path: Path) -> None:
-    listing = made / "absent.csv"
+def test_missing_video_is_listed_and_not_replaced(material: Path, run: Run, tmp_path: Path) -> None:
+    listing = material / "absent.csv"
     listing.write_text("000.mp4 0\nvideo_of_nobody.mp4 1\n003.mp4 3\n")
-    code, out, err = run("evaluate", made / "best.safetensors", listing)
+    code, out, err = run("evaluate", material / "best.safetensors", listing)
     assert code == 3
     assert "video_of_nobody.mp4: no such file" in err
     assert out.startswith("2 of 3 videos scored")
     assert load_scores(tmp_path / "out").rows.tolist() == [0, 2]
 
 
-def test_unlabeled_list_gives_predictions_and_a_submission(made: Path, run: Run, tmp_path: Path) -> None:
-    listing = made / "unlabeled.csv"
+def test_unlabeled_list_gives_predictions_and_a_submission(material: Path, run: Run, tmp_path: Path) -> None:
+    listing = material / "unlabeled.csv"
     listing.write_text("000.mp4\n007.mp4\n004.mp4\n")
     submission = tmp_path / "new" / "deep" / "submission.csv"
-    code, out, _ = run("evaluate", made / "best.safetensors", listing, "--submission", submission)
+    code, out, _ = run("evaluate", material / "best.safetensors", listing, "--submission", submission)
     assert code == 3
     assert "top-1" not in out
     assert f"\nsubmission  {submission} (without 1 of 3 rows: unreadable videos)\n" in out
-    whole = made / "whole.csv"
+    whole = material / "whole.csv"
     whole.write_text("000.mp4\n007.mp4\n")
-    _, out, _ = run("evaluate", made / "best.safetensors", whole, "--submission", submission)
+    _, out, _ = run("evaluate", material / "best.safetensors", whole, "--submission", submission)
     assert f"\nsubmission  {submission}\n" in out
-    run("evaluate", made / "best.safetensors", listing, "--submission", submission)
+    run("evaluate", material / "best.safetensors", listing, "--submission", submission)
     scored = load_scores(tmp_path / "out")
     assert not scored.has_labels
     assert "top1" not in result_of(tmp_path)
@@ -178,10 +180,10 @@ def test_unlabeled_list_gives_predictions_and_a_submission(made: Path, run: Run,
     assert "2 of 3 videos were scored. The list has no labels, so there is no accuracy." in page.text
 
 
-def test_report_shows_the_result_and_loads_nothing(made: Path, run: Run, tmp_path: Path) -> None:
+def test_report_shows_the_result_and_loads_nothing(material: Path, run: Run, tmp_path: Path) -> None:
     recipe = replace(RECIPE, class_names=("<b>push</b>", *NAMES[1:]))
     weights = write_classifier(tmp_path / "odd.safetensors", recipe)
-    run("evaluate", weights, made / "val.csv")
+    run("evaluate", weights, material / "val.csv")
     html = (tmp_path / "out" / "report.html").read_text()
     page, result = Page(html), result_of(tmp_path)
     assert page.addresses
@@ -192,46 +194,56 @@ def test_report_shows_the_result_and_loads_nothing(made: Path, run: Run, tmp_pat
     assert f"1 could not be read; counted as wrong, top-1 is {result['top1'] * 9 / 10:.2f} %" in page.text
     assert "<b>push</b>" in page.text  # as text, so it was escaped
     assert "1 of 10 videos missing" in page.text
-    assert f"{made / '004.mp4'} not a video file" in page.text
+    assert f"{material / '004.mp4'} not a video file" in page.text
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 9  # no more than the videos there are, each once: wrong or right
     assert all((attributes["src"] or "").startswith("data:image/jpeg;base64,") for attributes in pictures)
 
 
-def test_names_that_are_not_utf8_survive(made: Path, run: Run, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_survive(material: Path, run: Run, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.mp4")
-    shutil.copy(made / "000.mp4", made / name)
-    (made / "odd.csv").write_bytes(b"caf\xe9.mp4 0\ncaf\xe9_gone.mp4 1\n")
+    shutil.copy(material / "000.mp4", material / name)
+    (material / "odd.csv").write_bytes(b"caf\xe9.mp4 0\ncaf\xe9_gone.mp4 1\n")
     submission = tmp_path / "submission.csv"
-    code, _, err = run("evaluate", made / "best.safetensors", made / "odd.csv", "--submission", submission)
+    code, _, err = run(
+        "evaluate", material / "best.safetensors", material / "odd.csv", "--submission", submission
+    )
     assert code == 3
     assert "_gone.mp4: no such file" in err
-    assert load_scores(tmp_path / "out").paths == (str(made / name),)
+    assert load_scores(tmp_path / "out").paths == (str(material / name),)
     assert submission.read_bytes().startswith(b"caf\xe9;")
     assert b"caf\xe9.mp4,0," in (tmp_path / "out" / "scores.csv").read_bytes()
     assert "caf\\xe9.mp4" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_segments_have_one_view_by_default(made: Path, run: Run, tmp_path: Path) -> None:
-    run("evaluate", made / "best.safetensors", made / "val.csv", "--sampling", "segments", "--crops", "3")
+def test_segments_have_one_view_by_default(material: Path, run: Run, tmp_path: Path) -> None:
+    run(
+        "evaluate",
+        material / "best.safetensors",
+        material / "val.csv",
+        "--sampling",
+        "segments",
+        "--crops",
+        "3",
+    )
     protocol = result_of(tmp_path)["protocol"]
     assert (protocol["sampling"], protocol["views"], protocol["crops"]) == ("segments", 1, 3)
     assert "stride" not in protocol
 
 
-def test_neighbors_equal_plain_python(made: Path, run: Run, tmp_path: Path) -> None:
+def test_neighbors_equal_plain_python(material: Path, run: Run, tmp_path: Path) -> None:
     """Weights of pre-training, features one video at a time: 1e-3 of shares, as cosines are over 0.07."""
-    train = write_list(made / "train.csv", LABELS)
-    test = made / "test.csv"
+    train = write_list(material / "train.csv", LABELS)
+    test = material / "test.csv"
     test.write_text("003.mp4 3\n009.mp4 2\n")
-    weights = made / "pretrained.safetensors"
+    weights = material / "pretrained.safetensors"
     code, out, err = run("evaluate", weights, test, "--knn", train, "--k", "3")
     assert code == 3  # of the training list
     assert "004.mp4: not a video file" in err
     assert out.startswith("2 of 2 videos scored (1 x 1 views)")
     encoder = load_encoder(weights, device="cpu")
     rows = [row for row in range(10) if row != BROKEN]
-    features = {row: encoder.features(str(made / f"{row:03d}.mp4")).flatten().tolist() for row in rows}
+    features = {row: encoder.features(str(material / f"{row:03d}.mp4")).flatten().tolist() for row in rows}
     expected = knn_shares(
         [features[row] for row in rows],
         [LABELS[row] for row in rows],
@@ -248,41 +260,41 @@ def test_neighbors_equal_plain_python(made: Path, run: Run, tmp_path: Path) -> N
     assert scored.kind == "knn"
 
 
-def evaluate_on_ranks(made: Path, out: Path) -> None:
+def evaluate_on_ranks(material: Path, out: Path) -> None:
     """What torchrun starts; every rank gets the whole result, and only one of them the text."""
     machine = Machine(device="cpu", videos_per_batch=2)
-    result = evaluate(made / "best.safetensors", str(made / "val.csv"), out, machine=machine)
+    result = evaluate(material / "best.safetensors", str(material / "val.csv"), out, machine=machine)
     assert bool(result.text) == (distributed.rank() == 0)
     assert len(result.scored.rows) == 9
     assert len(result.failures) == 1
     nearest = evaluate(
-        made / "best.safetensors",
-        str(made / "val.csv"),
+        material / "best.safetensors",
+        str(material / "val.csv"),
         out / "knn",
-        neighbors=Neighbors(str(made / "val.csv"), k=4),
+        neighbors=Neighbors(str(material / "val.csv"), k=4),
         machine=machine,
     )
     assert len(nearest.failures) == 2  # one in each list
 
 
-def test_ranks_write_one_result(made: Path, run: Run, tmp_path: Path) -> None:
+def test_ranks_write_one_result(material: Path, run: Run, tmp_path: Path) -> None:
     """Ten videos, three processes."""
-    assert exit_codes_of_ranks(3, evaluate_on_ranks, made, tmp_path / "ranks") == [0, 0, 0]
-    run("evaluate", made / "best.safetensors", made / "val.csv")
+    assert exit_codes_of_ranks(3, evaluate_on_ranks, material, tmp_path / "ranks") == [0, 0, 0]
+    run("evaluate", material / "best.safetensors", material / "val.csv")
     together, alone = load_scores(tmp_path / "ranks"), load_scores(tmp_path / "out")
     np.testing.assert_allclose(together.scores, alone.scores, atol=1e-5)
     assert np.array_equal(together.rows, alone.rows)
     assert together.failures == alone.failures
-    listing = made / "val.csv"
-    run("evaluate", made / "best.safetensors", listing, "--knn", listing, "--k", "4")
+    listing = material / "val.csv"
+    run("evaluate", material / "best.safetensors", listing, "--knn", listing, "--k", "4")
     together, alone = load_scores(tmp_path / "ranks" / "knn"), load_scores(tmp_path / "out")
     np.testing.assert_allclose(together.scores, alone.scores, atol=1e-3)  # cosines are over 0.07
     assert alone.scores.max(axis=1).min() < 1  # more than one has a vote
 
 
-def test_average_of_two_evaluations(made: Path, run: Run, tmp_path: Path) -> None:
+def test_average_of_two_evaluations(material: Path, run: Run, tmp_path: Path) -> None:
     for name, views in (("one", "1"), ("three", "3")):
-        run("evaluate", made / "best.safetensors", made / "val.csv", "--views", views)
+        run("evaluate", material / "best.safetensors", material / "val.csv", "--views", views)
         shutil.move(tmp_path / "out", tmp_path / name)
     code, out, err = run("average-scores", tmp_path / "one", tmp_path / "three" / "scores.npz")
     assert code == 3
@@ -307,9 +319,9 @@ def test_average_is_not_written_over_an_evaluation() -> None:
     assert CommandLine("average-scores").read(["a", "b"]).out == "ensemble"
 
 
-def test_classes_in_words_take_the_numbers_of_the_weights(made: Path, run: Run, tmp_path: Path) -> None:
-    listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
-    code, _, _ = run("evaluate", made / "best.safetensors", listing)
+def test_classes_in_words_take_the_numbers_of_the_weights(material: Path, run: Run, tmp_path: Path) -> None:
+    listing = write_words(material / "words.csv", ["turn left", "push", "Zähne putzen"])
+    code, _, _ = run("evaluate", material / "best.safetensors", listing)
     assert code == 0
     assert load_scores(tmp_path / "out").labels.tolist() == [2, 0, 6]
 
@@ -344,17 +356,17 @@ def assert_refused(outcome: tuple[int, str, str], *words: str) -> None:
     ],
 )
 def test_wrong_options_are_refused(
-    made: Path, run: Run, monkeypatch: pytest.MonkeyPatch, arguments: str, words: str
+    material: Path, run: Run, monkeypatch: pytest.MonkeyPatch, arguments: str, words: str
 ) -> None:
-    monkeypatch.chdir(made)
+    monkeypatch.chdir(material)
     assert_refused(run("evaluate", "best.safetensors", "val.csv", *arguments.split()), words)
 
 
-def test_label_outside_the_classes(made: Path, run: Run) -> None:
-    listing = write_list(made / "eleven.csv", [0, 11, 2])
+def test_label_outside_the_classes(material: Path, run: Run) -> None:
+    listing = write_list(material / "eleven.csv", [0, 11, 2])
     assert_refused(
-        run("evaluate", made / "best.safetensors", listing),
-        f"eleven.csv: row 2 ({made / '001.mp4'}): label 11 is out of range; ",
+        run("evaluate", material / "best.safetensors", listing),
+        f"eleven.csv: row 2 ({material / '001.mp4'}): label 11 is out of range; ",
         "best.safetensors has 7 classes (0..6; 1 of 3 rows are outside); give the list",
     )
 
@@ -367,29 +379,31 @@ def test_label_outside_the_classes(made: Path, run: Run) -> None:
     ],
 )
 def test_class_names_of_other_classes_are_refused(
-    made: Path, run: Run, names: tuple[str, ...], words: tuple[str, ...]
+    material: Path, run: Run, names: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
-    path = made / "names.txt"
+    path = material / "names.txt"
     path.write_text("\n".join(names), encoding="utf-8")
-    outcome = run("evaluate", made / "best.safetensors", made / "val.csv", "--class-names", path)
+    outcome = run("evaluate", material / "best.safetensors", material / "val.csv", "--class-names", path)
     assert_refused(outcome, f"names.txt: {words[0]}", *words)
 
 
-def test_labels_of_another_data_set_are_refused(made: Path, run: Run) -> None:
+def test_labels_of_another_data_set_are_refused(material: Path, run: Run) -> None:
     """The labels file of Something-Something-v2, beside the list, has another number of classes."""
-    (made / "ssv2-labels.json").write_text(json.dumps({"Pushing something": "0", "Holding something": "1"}))
-    listing = made / "ssv2-validation.json"
+    (material / "ssv2-labels.json").write_text(
+        json.dumps({"Pushing something": "0", "Holding something": "1"})
+    )
+    listing = material / "ssv2-validation.json"
     listing.write_text(json.dumps([{"id": "000", "template": "Pushing [something]", "label": "x"}]))
-    outcome = run("evaluate", made / "best.safetensors", listing)
+    outcome = run("evaluate", material / "best.safetensors", listing)
     assert_refused(outcome, "ssv2-labels.json: 2 class names, but")
 
 
-def test_template_without_a_label_is_refused(made: Path, run: Run) -> None:
+def test_template_without_a_label_is_refused(material: Path, run: Run) -> None:
     table = {f"{name} something": str(number) for number, name in enumerate(NAMES)}
-    (made / "other-labels.json").write_text(json.dumps(table))
-    listing = made / "other-validation.json"
+    (material / "other-labels.json").write_text(json.dumps(table))
+    listing = material / "other-validation.json"
     listing.write_text(json.dumps([{"id": "000", "template": "pushed [something]", "label": "x"}]))
-    weights = write_classifier(made / "nameless.safetensors", replace(RECIPE, class_names=()))
+    weights = write_classifier(material / "nameless.safetensors", replace(RECIPE, class_names=()))
     assert_refused(
         run("evaluate", weights, listing),
         "object 1 (id 000) has the template 'pushed something', which is not among the 7 classes",
@@ -397,48 +411,48 @@ def test_template_without_a_label_is_refused(made: Path, run: Run) -> None:
     )
 
 
-def test_pretrained_weights_need_neighbors(made: Path, run: Run) -> None:
+def test_pretrained_weights_need_neighbors(material: Path, run: Run) -> None:
     assert_refused(
-        run("evaluate", made / "pretrained.safetensors", made / "val.csv"),
+        run("evaluate", material / "pretrained.safetensors", material / "val.csv"),
         "pretrained.safetensors: weights of a pre-training run, not weights of a classifier",
         "or score the features of these weights with --knn TRAIN_LIST",
     )
 
 
-def test_folder_has_no_labels_for_neighbors(made: Path, run: Run) -> None:
-    outcome = run("evaluate", made / "pretrained.safetensors", made / "val.csv", "--knn", made)
+def test_folder_has_no_labels_for_neighbors(material: Path, run: Run) -> None:
+    outcome = run("evaluate", material / "pretrained.safetensors", material / "val.csv", "--knn", material)
     assert_refused(outcome, "a folder has no labels")
 
 
-def test_no_readable_video_is_a_mistake(made: Path, run: Run) -> None:
-    listing = made / "gone.csv"
+def test_no_readable_video_is_a_mistake(material: Path, run: Run) -> None:
+    listing = material / "gone.csv"
     listing.write_text("gone.mp4 0\n")
     assert_refused(
-        run("evaluate", made / "best.safetensors", listing),
+        run("evaluate", material / "best.safetensors", listing),
         "none of its 1 videos could be read; the first: ",
         "gone.mp4 (no such file); check the folder that the paths start from (--prefix)",
     )
 
 
-def test_classes_in_words_of_unknown_order_are_refused(made: Path, run: Run, tmp_path: Path) -> None:
+def test_classes_in_words_of_unknown_order_are_refused(material: Path, run: Run, tmp_path: Path) -> None:
     weights = write_classifier(tmp_path / "nameless.safetensors", replace(RECIPE, class_names=()))
-    listing = write_words(made / "words.csv", ["turn left", "push", "Zähne putzen"])
+    listing = write_words(material / "words.csv", ["turn left", "push", "Zähne putzen"])
     assert_refused(
         run("evaluate", weights, listing),
         "3 class names as labels, but",
-        "has 7, so their labels are unknown; give a file of class names",
+        "has 7 classes, so their numbers are unknown; give a file of class names",
     )
 
 
 @pytest.mark.parametrize("option", ["--out", "--submission"])
 def test_output_below_a_file_is_refused_before_the_videos_are_read(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+    material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     (tmp_path / "file").write_text("")
     places = {"--out": tmp_path / "out", "--submission": tmp_path / "s.csv"}
     places[option] = tmp_path / "file" / "x"
     more = [str(word) for pair in places.items() for word in pair]
-    code = main(["evaluate", f"{made}/best.safetensors", f"{made}/val.csv", "--workers", "0", *more])
+    code = main(["evaluate", f"{material}/best.safetensors", f"{material}/val.csv", "--workers", "0", *more])
     assert_refused(
         (code, *capsys.readouterr()),
         f"cannot be a folder, since {tmp_path}/file is a file; choose another path\n",

@@ -206,10 +206,11 @@ def test_model_is_exported_to_pyslowfast(folder: Path) -> None:
     assert not imported.report.ignored_keys
     clips, model = normalized(frames(2)), load_model(folder / "best.safetensors")
     assert torch.equal(imported.model(clips), model(clips))
-    said = imported.clip.recipe
-    assert (said.clip.frames, said.clip.stride, said.clip.target_fps, said.clip.crop) == (8, 2, 30, 64)
-    assert (said.clip.mean, said.clip.std, imported.clip.channels) == (0.45, 0.225, "rgb")
-    assert (said.sampling, said.views, said.crops) == ("clip", 3, 1)
+    recipe = imported.clip.recipe
+    clip = recipe.clip
+    assert (clip.frames, clip.stride, clip.target_fps, clip.crop) == (8, 2, 30, 64)
+    assert (clip.mean, clip.std, imported.clip.channels) == (0.45, 0.225, "rgb")
+    assert (recipe.sampling, recipe.views, recipe.crops) == ("clip", 3, 1)
 
 
 def test_segments_go_back_to_pyslowfast_in_its_order_of_channels(tmp_path: Path) -> None:
@@ -226,9 +227,13 @@ def test_segments_go_back_to_pyslowfast_in_its_order_of_channels(tmp_path: Path)
     assert options["DATA"]["REVERSE_INPUT_CHANNEL"] is True
     assert options["DATA"]["MEAN"] == [0.3, 0.4, 0.5]
     assert "SAMPLING_RATE" not in options["DATA"]  # PySlowFast has no fractional stride
-    said = load_slowfast(tmp_path / "a.yaml", tmp_path / "a.pyth").clip
-    assert (said.recipe.clip.mean, said.recipe.clip.std, said.channels) == (clip.mean, clip.std, "rgb")
-    assert (said.recipe.sampling, said.recipe.views, said.recipe.crops) == ("segments", 1, 3)
+    imported = load_slowfast(tmp_path / "a.yaml", tmp_path / "a.pyth").clip
+    assert (imported.recipe.clip.mean, imported.recipe.clip.std, imported.channels) == (
+        clip.mean,
+        clip.std,
+        "rgb",
+    )
+    assert (imported.recipe.sampling, imported.recipe.views, imported.recipe.crops) == ("segments", 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -241,8 +246,8 @@ def test_segments_go_back_to_pyslowfast_in_its_order_of_channels(tmp_path: Path)
     ids=["one crop", "three crops", "segments"],
 )
 def test_pyslowfast_round_trip_keeps_all_but_the_class_names(tmp_path: Path, keys: dict[str, Any]) -> None:
-    levels = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-    recipe = ClassifyRecipe(dataclasses.replace(SMALL_CLIP, **levels), class_names=NAMES, **keys)
+    statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    recipe = ClassifyRecipe(dataclasses.replace(SMALL_CLIP, **statistics), class_names=NAMES, **keys)
     weights = write(
         tmp_path / "a.safetensors", "mvitv2_nano", recipe, classes=5, clip_size=(4, 32, 32), **SMALL
     )
@@ -310,19 +315,19 @@ def test_pretraining_model_is_exported_with_its_mask(tmp_path: Path, ending: str
 def test_pixels_are_normalized_per_channel(tmp_path: Path) -> None:
     clip = ClipRecipe(frames=4, stride=2, crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     weights = write(tmp_path / "a.safetensors", "mvitv2_nano", ClassifyRecipe(clip), classes=5, **SMALL)
-    (found,) = program_run(
+    (result,) = program_run(
         export(weights, tmp_path / "a.pt2").paths[0], torch.from_numpy(frames(3, SMALL_CLIP))
     )
     clips = normalized(frames(3, SMALL_CLIP), np.array(clip.mean), np.array(clip.std))
-    torch.testing.assert_close(found, load_model(weights)(clips).detach(), **CLOSE)
+    torch.testing.assert_close(result, load_model(weights)(clips).detach(), **CLOSE)
 
 
 def test_verb_prints_what_it_wrote(tmp_path: Path, small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "a.pt2"
     assert main(["export", str(small), str(out), "--batch", "dynamic", "--input", "float"]) == 0
-    said = capfd.readouterr()
-    assert said.err == f"writing {out} and comparing it with the model\n"
-    head, inputs, outputs, difference = said.out.splitlines()
+    output = capfd.readouterr()
+    assert output.err == f"writing {out} and comparing it with the model\n"
+    head, inputs, outputs, difference = output.out.splitlines()
     assert re.fullmatch(rf"{re.escape(str(out))}  \(0\.\d MB\)", head)
     assert inputs == "  input   clips: float32 [batch, 3, 4, 32, 32]"
     assert outputs == "  output  logits: float32 [batch, 5]"
@@ -515,8 +520,8 @@ def test_missing_extra_is_named_before_anything_is_read(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
     assert main(["export", str(tmp_path / "none.safetensors"), str(tmp_path / "a.onnx")]) == 2
-    said = capsys.readouterr().err
-    assert "ONNX files need onnxscript, which is not installed; pip install 'videomaskfeat[export]'" in said
+    output = capsys.readouterr().err
+    assert "ONNX files need onnxscript, which is not installed; pip install 'videomaskfeat[export]'" in output
 
 
 @pytest.mark.parametrize("head", ["linear", "attentive"])
@@ -548,12 +553,12 @@ def test_documented_code_runs(
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/how_to/export.md").read_text(), re.M | re.S)
     assert len(blocks) == 2
-    said = []
+    messages = []
     for block in blocks:
         exec(block, {})
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1]
-    assert re.fullmatch(rf"\['({'|'.join(NAMES)})', '\1'\]\n", said[0])
+        messages.append(capsys.readouterr().out)
+    assert messages[0] == messages[1]
+    assert re.fullmatch(rf"\['({'|'.join(NAMES)})', '\1'\]\n", messages[0])
 
 
 @pytest.mark.slow
@@ -581,8 +586,8 @@ def test_detector_takes_clips_and_any_number_of_boxes(tmp_path: Path, format: st
     for count in (1, 2, 4):
         with torch.no_grad():
             expected = model(normalized(pixels), boxes[:count])
-        (found,) = run((torch.from_numpy(pixels), boxes[:count]))
-        torch.testing.assert_close(found, expected, **CLOSE)
+        (result,) = run((torch.from_numpy(pixels), boxes[:count]))
+        torch.testing.assert_close(result, expected, **CLOSE)
     if format == "torch":
         assert run((torch.from_numpy(pixels), boxes[:0]))[0].shape == (0, 3)
 

@@ -23,7 +23,7 @@ from .test_tokenizer import TINY as TOKENIZER
 
 IBOT = (
     "{head: {prototypes: 12, hidden_width: 16, bottleneck: 8}, summary: mean, ratios: [0.2, 0.5], "
-    "temperature_warmup_epochs: 1, collapse_std: 0, collapse_information: 0}"
+    "temperature_warmup_epochs: 1, momentum: 0.9, collapse_std: 0, collapse_information: 0}"
 )
 MAE = [
     "model.arguments={depth: 2, decoder_depth: 1}",
@@ -114,8 +114,7 @@ def test_extended_run_follows_the_new_length_and_resumes_bit_for_bit(
         assert shares == [step / steps for step in range(steps)] + [
             step / (2 * steps) for step in range(steps, 2 * steps)
         ]
-        share = (steps + 1) / (2 * steps)
-        momentum = 1 - 0.004 * (math.cos(math.pi * share) + 1) / 2
+        momentum = 1 - 0.1 * (math.cos(math.pi / 2) + 1) / 2  # of the share before the step
         assert logged[steps]["teacher_momentum"] == pytest.approx(momentum, abs=1e-9)
     if kind == "dvae":  # of the share before the step: one half, not the end of the short run
         temperature = 0.0625 + 0.9375 * (math.cos(math.pi / 2) + 1) / 2

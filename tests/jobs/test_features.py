@@ -97,14 +97,14 @@ def test_rows_are_the_encoders_features_in_the_lists_order(
     encoder = load_encoder(data / weights, device="cpu")
     dtype = arguments.pop("dtype", "float32")
     pooled = not arguments.pop("grid", False)
-    some = [0, 3, 5]
-    expected = np.stack([encoder.features(paths[row], pooled=pooled, **arguments).numpy() for row in some])
+    subset = [0, 3, 5]
+    expected = np.stack([encoder.features(paths[row], pooled=pooled, **arguments).numpy() for row in subset])
     assert array.dtype == dtype
     assert isinstance(array, np.memmap)
     assert not array.flags.writeable
     # float32: the clips of two videos went through together; float16: 11 bits
     close = 1e-5 if dtype == "float32" else 1e-3
-    np.testing.assert_allclose(array[some], expected, atol=close, rtol=close)
+    np.testing.assert_allclose(array[subset], expected, atol=close, rtol=close)
     assert np.abs(expected[0] - expected[1]).max() > 2 * close  # else the order is not tested
 
 
@@ -139,9 +139,9 @@ def test_unreadable_videos_are_listed_each_time(
     options = [str(tmp_path / "out"), "--shard", "4", "--workers", "0", "--device", "cpu"]
     for _ in range(2):  # the second finds all done
         assert main([*command, *options]) == 3
-        said = capsys.readouterr()
-        assert said.out == f"{tmp_path}/out/features.npy  float32 [6, 32]\n"
-        failures = [line for line in said.err.splitlines() if line.startswith("videomaskfeat")]
+        output = capsys.readouterr()
+        assert output.out == f"{tmp_path}/out/features.npy  float32 [6, 32]\n"
+        failures = [line for line in output.err.splitlines() if line.startswith("videomaskfeat")]
         assert failures == [
             f"videomaskfeat extract-features: {data}/videos/{row}, a.mp4: not a video file"
             for row in (3, 4, 8)
@@ -169,7 +169,7 @@ def test_resume_after_a_kill_gives_the_same_bytes(data: Path, extract: Extract, 
     with pytest.raises(UserError, match="its features are not finished; run the same command again"):
         read_features(out)
     first = out / "shards/features-00000.npy"
-    kept = first.stat().st_ino
+    inode = first.stat().st_ino
     written: list[Path] = []
     save = features.FeatureFolder.save
     with pytest.MonkeyPatch.context() as patch:
@@ -182,7 +182,7 @@ def test_resume_after_a_kill_gives_the_same_bytes(data: Path, extract: Extract, 
         with pytest.raises(UserError, match="not finished"):
             extract("killed", videos_per_shard=1)
     assert 0 not in written  # what was done is kept, the very file
-    assert first.stat().st_ino == kept
+    assert first.stat().st_ino == inode
     extract("killed", videos_per_shard=1)
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -199,19 +199,19 @@ def test_end_at_any_file_operation_changes_no_byte(
     three.write_text(
         "".join((data / "list.csv").read_text().replace('"v', f'"{data}/v').splitlines(True)[1:4])
     )
-    settings = {"list_path": three, "videos_per_shard": 1}
-    extract("whole", **settings)
+    keywords = {"list_path": three, "videos_per_shard": 1}
+    extract("whole", **keywords)
     count, last = 0, 0
 
     def dying(operation: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **options: object) -> object:
+        def count_and_run(*arguments: object, **options: object) -> object:
             nonlocal count
             count += 1
             if count == last:
                 raise Killed
             return operation(*arguments, **options)
 
-        return call
+        return count_and_run
 
     for module, name in (
         (features.os, "replace"),
@@ -224,13 +224,13 @@ def test_end_at_any_file_operation_changes_no_byte(
     while not ended:
         last, count = last + 1, 0
         try:
-            extract(f"killed_{last}", **settings)
+            extract(f"killed_{last}", **keywords)
             ended = True
         except Killed:
             count = last  # past the deadly one
-            extract(f"killed_{last}", **settings)
+            extract(f"killed_{last}", **keywords)
         assert contents(tmp_path / f"killed_{last}") == contents(tmp_path / "whole")
-    # 3 shards of which 2 have an array, their joining, index, failures and twice the meta
+    # 3 shards, 2 with an array, their joining, index, failures and twice the meta
     assert last - 1 == 3 * (3 + 2) + (1 + 2 * 2 + 3) + 3 * 4 + 1
 
 

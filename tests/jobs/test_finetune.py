@@ -227,7 +227,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
             ("clip.flip_swaps_labels needs the names of the classes",),
         ),
         (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips no clip", "set clip.flip=0.5")),
-        (["clip.crop_kind=centre"], ("clip.crop_kind 'centre' is unknown; choose from area, short_side",)),
+        (["clip.crop_kind=center"], ("clip.crop_kind 'center' is unknown; choose from area, short_side",)),
         (["model.weights=nowhere.pyth"], ("nowhere.pyth: no such file",)),
     ],
 )

@@ -52,8 +52,8 @@ def measure(kind: str, sample: Path, out: Path) -> None:
         run, batches = build(kind, sample), []
         take = run.heldout_batches
         run.heldout_batches = lambda samples: (batches.append(batch) or batch for batch in take(samples))
-        found = figures(run)
-        (out / f"{distributed.rank()}.json").write_text(json.dumps([len(batches), vars(found)]))
+        figures_of_rank = figures(run)
+        (out / f"{distributed.rank()}.json").write_text(json.dumps([len(batches), vars(figures_of_rank)]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,9 +62,9 @@ def test_two_ranks_share_the_batches_and_find_what_one_does(kind: str, sample: P
     expected = vars(figures(build(kind, sample)))
     assert exit_codes_of_ranks(2, measure, kind, sample, tmp_path) == [0, 0]
     for rank, share in enumerate((10, 9) if kind in METHODS else (19, 18)):  # two clips per video, or one
-        batches, found = json.loads((tmp_path / f"{rank}.json").read_text())
+        batches, figures_of_rank = json.loads((tmp_path / f"{rank}.json").read_text())
         assert batches == share
-        assert found == pytest.approx(expected, rel=1e-6)
+        assert figures_of_rank == pytest.approx(expected, rel=1e-6)
 
 
 def stop_one(sample: Path, out: Path) -> None:

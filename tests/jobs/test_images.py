@@ -158,6 +158,22 @@ def test_other_methods_learn_from_pictures(method: str, shapes: Path, tmp_path: 
     }
 
 
+def test_run_with_former_initial_weights_resumes_by_a_key(shapes: Path, tmp_path: Path, verb: Verb) -> None:
+    mae = [
+        "pretrain", "--config", "configs/pretrain/sample_images_mae.yaml", f"data.train={shapes / 'train'}",
+        "data.validation=", "run.pictures=0", f"run.folder={tmp_path}", *SHORT, *SHORTEST, *SMALL["mae"],
+    ]  # fmt: skip
+    former = [*mae, "model.initialization=slowfast"]
+    assert verb(*former)[0] == 0
+    code, _, err = verb(*mae)
+    assert code == 2
+    assert "model.initialization in effect is None there and 'mae' here; set them back" in err
+    assert verb(*former)[0] == 0
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert verb(*mae)[0] == 0
+    assert verb(*mae)[0] == 0
+
+
 def test_tokens_of_pictures_are_learned_and_predicted(shapes: Path, tmp_path: Path, verb: Verb) -> None:
     lists = [f"data.train={shapes / 'train'}", f"data.validation={shapes / 'val'}"]
     code, _, err = verb(

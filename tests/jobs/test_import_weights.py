@@ -43,7 +43,7 @@ def as_pyslowfast_sees(frames: Tensor, clip_keys: dict[str, Any], *, pictures: b
     """RGB frames uint8 [T, H, W, 3] -> the network's input float [1, 3, T, H, W], step by step.
 
     Pictures are read as blue, green, red; then values go to 0..1, are normalized per channel, and at
-    last the channels are reversed if the YAML says so.
+    last the channels are reversed if the YAML requires it.
     """
     pixels = frames.flip(-1) if pictures else frames
     mean = torch.tensor(clip_keys.get("DATA.MEAN", [0.45, 0.45, 0.45]))
@@ -53,18 +53,18 @@ def as_pyslowfast_sees(frames: Tensor, clip_keys: dict[str, Any], *, pictures: b
     return (pixels[[2, 1, 0]] if clip_keys.get("DATA.REVERSE_INPUT_CHANNEL") else pixels)[None]
 
 
-LEVELS = {"DATA.MEAN": [0.485, 0.456, 0.406], "DATA.STD": [0.229, 0.224, 0.225]}
+STATISTICS = {"DATA.MEAN": [0.485, 0.456, 0.406], "DATA.STD": [0.229, 0.224, 0.225]}
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dataset", ["kinetics", "ssv2"])
-@pytest.mark.parametrize("levels", [{}, LEVELS], ids=["one level", "one level per channel"])
+@pytest.mark.parametrize("statistics", [{}, STATISTICS], ids=["one value", "one value per channel"])
 def test_logits_of_the_same_frames_are_the_same(
-    golden: Path, tmp_path: Path, levels: dict[str, Any], dataset: str, reverse: bool
+    golden: Path, tmp_path: Path, statistics: dict[str, Any], dataset: str, reverse: bool
 ) -> None:
     changes = {
-        **levels,
+        **statistics,
         "TEST.DATASET": dataset,
         "TEST.NUM_SPATIAL_CROPS": 3,
         "DATA.REVERSE_INPUT_CHANNEL": reverse,
@@ -94,8 +94,8 @@ def test_video_is_scored_as_by_the_yaml(golden: Path, tmp_path: Path) -> None:
         clip = frames[[11 * view + place for place in (0, 5, 10, 15)], 4:68, 16:80]
         scores.append(model(as_pyslowfast_sees(clip, {}, pictures=False)).softmax(-1))
     weights = import_slowfast(*files, tmp_path / "out").weights
-    found = load_classifier(weights, device="cpu").predict(frames, fps=30).probabilities
-    torch.testing.assert_close(found, torch.cat(scores).mean(0), atol=1e-5, rtol=1e-4)
+    probabilities = load_classifier(weights, device="cpu").predict(frames, fps=30).probabilities
+    torch.testing.assert_close(probabilities, torch.cat(scores).mean(0), atol=1e-5, rtol=1e-4)
 
 
 def written(folder: Path, name: str, model: nn.Module) -> tuple[Path, Path]:
@@ -187,7 +187,7 @@ def test_public_classifier_of_full_size_is_imported(
     outcome = imported(tmp_path, name, full_size(model_name, classes=classes))
     recipe = read_classify_recipe(outcome.weights)
     clip = recipe.clip
-    found = {
+    values = {
         "sampling": recipe.sampling,
         "views": recipe.views,
         "crops": recipe.crops,
@@ -196,7 +196,7 @@ def test_public_classifier_of_full_size_is_imported(
         "std": clip.std,
         "clip": (clip.frames, clip.stride, clip.crop),
     }
-    assert found == facts
+    assert values == facts
     config = load_config(FinetuneConfig, str(outcome.config))
     assert ClassifyRecipe.of(config.clip, config.evaluate) == recipe
     assert config.model.arguments == {}  # the named model is the published one
@@ -214,9 +214,10 @@ def test_public_pre_training_of_full_size_is_imported(tmp_path: Path, golden: Pa
     assert PretrainRecipe.of(config) == recipe
     assert (recipe.mask.kind, recipe.mask.ratio, recipe.mask.cell) == ("cube", 0.4, (2, 32, 32))
     assert (recipe.clip.frames, recipe.clip.stride, recipe.clip.crop) == (16, 4, 224)
-    # The published pre-training is the default of this package, except for the size.
+    # The published pre-training is the default of this package, except for initial weights and size.
     keys = yaml.safe_load(outcome.config.read_text())
-    assert keys == ({} if size == "S" else {"model": {"name": "maskfeat_mvitv2_l"}})
+    name_of_large = {} if size == "S" else {"name": "maskfeat_mvitv2_l"}
+    assert keys == {"model": {"initialization": "slowfast", **name_of_large}}
     if size == "S":
         names = json.loads((golden / "protocol.json").read_text())["param_groups_pretrain_s"]
         assert load_model(outcome.weights).state_dict().keys() == names.keys()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import simplejson
 
+from videomaskfeat.inference import probe
+from videomaskfeat.inference.multiview import video_features
 from videomaskfeat.jobs.evaluate import Neighbors, ViewOptions, evaluate
 
 from .test_pretrain import Pretrain, rows
@@ -17,8 +19,8 @@ def test_the_probe_is_an_evaluation_of_the_weights_at_that_time(
 ) -> None:
     """Top-1 of few videos: whole multiples of a percentage, equal exactly."""
     lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}", "probe.k=3"]
-    code, said = pretrain(*lists, "run.evaluate_epochs=1")
-    assert code == 0, said
+    code, output = pretrain(*lists, "run.evaluate_epochs=1")
+    assert code == 0, output
     recorded = [row["evaluation/knn_top1"] for row in rows(tmp_path / "run") if "evaluation/knn_top1" in row]
     summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
     assert len(recorded) > 1
@@ -44,6 +46,37 @@ def test_probe_does_not_change_the_training(pretrain: Pretrain, sample: Path, tm
     assert [row["loss"] for row in rows(tmp_path / "run")] == plain
 
 
+def test_factors_have_their_own_probes_and_share_features(
+    pretrain: Pretrain, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factor with the labels of ``probe.train`` has its accuracies; another one has its own classes."""
+    for name in ("train", "val"):
+        lines = (sample / f"{name}.csv").read_text().splitlines()
+        halves = [f"{path} {int(label) % 2}" for path, label in (line.split(" ") for line in lines)]
+        (sample / f"{name}_parity.csv").write_text("\n".join(halves) + "\n")
+    passes = []
+    monkeypatch.setattr(probe, "video_features", lambda *a: (passes.append(1), video_features(*a))[1])
+    files = "{{train: {0}/train{1}.csv, test: {0}/val{1}.csv}}"
+    factors = f"same: {files.format(sample, '')}, parity: {files.format(sample, '_parity')}"
+    lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}"]
+    code, output = pretrain(*lists, f"probe.factors={{{factors}}}", "run.evaluate_epochs=1")
+    assert code == 0, output
+    summary = simplejson.loads((tmp_path / "run" / "summary.json").read_text())
+    for kind in ("knn_top1", "linear_top1"):
+        for end in ("", "_untrained"):
+            assert summary[f"{kind}_same{end}"] == summary[f"{kind}{end}"]
+            assert summary[f"{kind}_parity{end}"] in (0.0, 50.0, 100.0)  # two videos
+    assert (summary["probe_classes_same"], summary["probe_classes_parity"]) == (12, 2)
+    assert summary["probe_videos_parity"] == 2
+    recorded = [row for row in rows(tmp_path / "run") if "evaluation/linear_top1_parity" in row]
+    assert len(recorded) == 2
+    assert recorded[-1]["evaluation/knn_top1_parity"] == summary["knn_top1_parity"]
+    assert len(passes) == 2 * (1 + 2 + 1)  # two lists: before, twice during, and after the training
+    assert "frozen features, parity, top-1 on 2 videos of 2 classes" in output
+    code, output = pretrain(*lists)  # probes are free: a finished run accepts other ones
+    assert code == 0, output
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -54,12 +87,15 @@ def test_probe_does_not_change_the_training(pretrain: Pretrain, sample: Path, tm
             "probe.k 0 must be at least 1",
         ),
         (["probe.train={sample}/none.csv", "probe.test={sample}/val.csv"], "none.csv"),
+        (["probe.factors={{motion: {sample}/val.csv}}"], "must be {train: LIST, test: LIST}"),
+        (["probe.factors={{motion: {{train: a.csv}}}}"], "probe.factors.motion"),
+        (["probe.factors={{'a b': {{train: a.csv, test: b.csv}}}}"], "'a b' must start with a letter"),
     ],
 )
 def test_wrong_probe_is_refused_before_training(
     pretrain: Pretrain, sample: Path, tmp_path: Path, keys: list[str], words: str
 ) -> None:
-    code, said = pretrain(*(key.format(sample=sample) for key in keys))
+    code, output = pretrain(*(key.format(sample=sample) for key in keys))
     assert code == 2
-    assert words in said
+    assert words in output
     assert not (tmp_path / "run").exists()

@@ -42,10 +42,10 @@ if __name__ == "__main__":
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
     """Exit code and what stderr says after the plan; the workers are gone with the process."""
-    _, said = process.communicate(timeout=120)
+    _, output = process.communicate(timeout=120)
     wait_until(lambda: not processes_of_session(process.pid), seconds=10)
-    lines = said.splitlines()
-    assert not any(line.startswith("Traceback") for line in lines), said
+    lines = output.splitlines()
+    assert not any(line.startswith("Traceback") for line in lines), output
     return process.returncode, lines
 
 
@@ -88,11 +88,11 @@ def test_runs_of_a_comparison_end_with_it(
     sample: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """They save what they have; the same command goes on, and is refused as long as another one runs."""
-    settings = {"folder": str(tmp_path / "out"), "probes": 0, "finetune": "", "targets": {"hog": {}}}
+    section = {"folder": str(tmp_path / "out"), "probes": 0, "finetune": "", "targets": {"hog": {}}}
     tiny = [*TINY, "optim.epochs=500", f"data.train={sample / 'train.csv'}"]
     shared = OmegaConf.to_container(OmegaConf.from_dotlist(tiny))
     OmegaConf.save(
-        {"compare": {**settings, "pretrain": str(tmp_path / "base.yaml")}}, tmp_path / "compare.yaml"
+        {"compare": {**section, "pretrain": str(tmp_path / "base.yaml")}}, tmp_path / "compare.yaml"
     )
     OmegaConf.save(shared, tmp_path / "base.yaml")
     run = tmp_path / "out" / "hog" / "seed_1" / "pretrained"

@@ -92,17 +92,17 @@ def test_options_are_the_metrics_own(golden: Path, capsys: pytest.CaptureFixture
     expected = evaluate_files(*files, iou_threshold=0.75, rows_per_frame=10)
     out = capsys.readouterr().out
     assert out.startswith(f"mAP {100 * expected.mean_ap:.2f} % at IoU 0.75: ")
-    kept = re.search(r"(\d+) detections\n", out)
+    match = re.search(r"(\d+) detections\n", out)
     left = re.search(r"(\d+) detections are not among the 10 best rows of their key frames\.", out)
-    assert kept is not None
+    assert match is not None
     assert left is not None
-    assert int(kept[1]) + int(left[1]) == 594
+    assert int(match[1]) + int(left[1]) == 594
     frames = Counter(
         line.split(",")[0] + line.split(",")[1] for line in Path(files[1]).read_text().splitlines()
     )
     for line in Path(files[3]).read_text().split():
         del frames[line.replace(",0", "")]
-    assert int(kept[1]) == sum(min(count, 10) for count in frames.values())
+    assert int(match[1]) == sum(min(count, 10) for count in frames.values())
 
 
 @pytest.mark.parametrize(

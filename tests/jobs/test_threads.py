@@ -1,4 +1,4 @@
-"""``run.threads``: measured for a new run, kept by a resumed one, and without a trace in what is learnt."""
+"""``run.threads``: measured for a new run, kept on resume, without effect on the learned weights."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def test_second_process_is_refused_before_anything_is_measured(
     assert not two_cores
 
 
-def test_trial_changes_nothing_that_is_learnt(
-    pretrain: Pretrain, tmp_path: Path, two_cores: list[int]
-) -> None:
+def test_trial_does_not_change_the_weights(pretrain: Pretrain, tmp_path: Path, two_cores: list[int]) -> None:
     assert pretrain()[0] == 0
     shutil.move(tmp_path / "run", tmp_path / "measured")
     assert pretrain("run.threads=1")[0] == 0
@@ -124,19 +122,19 @@ def test_doctor_says_what_it_would_choose(two_cores: list[int], capsys: pytest.C
 
 
 def test_inference_verbs_measure(
-    made: Path, run: Any, two_cores: list[int], capfd: pytest.CaptureFixture[str]
+    material: Path, run: Any, two_cores: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, text = run("evaluate", made / "best.safetensors", made / "val.csv")
+    code, _, text = run("evaluate", material / "best.safetensors", material / "val.csv")
     assert code == 3, text  # one of its videos is not one
     assert two_cores == [2, 1]
     assert "threads   1 (measured per step" in text
 
 
 def test_export_measures(
-    made: Path, tmp_path: Path, two_cores: list[int], capfd: pytest.CaptureFixture[str]
+    material: Path, tmp_path: Path, two_cores: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "encoder.safetensors"
-    assert main(["export", str(made / "best.safetensors"), str(target), "--part", "encoder"]) == 0
+    assert main(["export", str(material / "best.safetensors"), str(target), "--part", "encoder"]) == 0
     assert two_cores == [2, 1]
     assert "threads   1 (measured per step" in capfd.readouterr().err
 

@@ -43,8 +43,8 @@ class Oracle(nn.Module):
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         self.seen.append((clips, mask))
-        made: Tensor = self.target(clips)
-        return made
+        target: Tensor = self.target(clips)
+        return target
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def test_fine_tuning_starts_from_pretraining(tmp_path: Path, name: str, inflated
     assert bool(report.inflated) == inflated
     assert {entry.partition(".")[0] for entry in report.new} == {"head"} | ({"norm"} if inflated else set())
     first = model.get_parameter("patch_embed.proj.weight")[:, :, 0]
-    assert bool(first.any()) != inflated  # centred, it stands in the second frame
+    assert bool(first.any()) != inflated  # centered, it stands in the second frame
     config.model.inflate = "middle"
     with pytest.raises(UserError, match="inflate 'middle' is unknown; choose from repeated, centred"):
         build_classifier(config, 5)

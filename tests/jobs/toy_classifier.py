@@ -15,11 +15,11 @@ class ToyClassifier(nn.Module):
         self.frozen = nn.Dropout(0.5).eval()  # a part that stays in evaluation mode while the rest trains
         self.dropout = nn.Dropout(0.5)
         self.weight = nn.Parameter(8 * torch.randn(classes, 3 * frames, generator=generator))
-        self.given: list[int] = []
+        self.batches: list[int] = []
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W] -> [B, C*T]."""
-        self.given.append(len(clips))
+        self.batches.append(len(clips))
         return clips.mean(dim=(3, 4)).flatten(1)
 
     def forward(self, clips: Tensor) -> Tensor:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from tests.reference.positions import relative_rows
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
-from videomaskfeat.models.vit import Block, ViT
+from videomaskfeat.models.vit import Block, ViT, resize_bias
 from videomaskfeat.models.weights import load_into
 
 SMALL: dict[str, Any] = {
@@ -22,6 +25,9 @@ SMALL: dict[str, Any] = {
     "cube_stride": (2, 8, 8),
     "linear_std": 0.1,
 }
+
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}  # float32
 
 
 def small(**changes: Any) -> ViT:
@@ -128,3 +134,75 @@ def test_weights_of_another_size_are_refused() -> None:
 def test_clip_of_another_shape_is_refused() -> None:
     with pytest.raises(UserError, match=r"clips of shape \(2, 4, 3, 16, 16\) are not \[B, 3, T, H, W\]"):
         small()(torch.randn(2, 4, 3, 16, 16))
+
+
+def with_bias(**changes: Any) -> ViT:
+    model = small(clip_size=(1, 16, 24), cube_stride=(1, 8, 8), relative_bias=True, **changes)
+    torch.nn.init.normal_(model.rel_pos_bias.table)
+    return model
+
+
+def test_relative_bias_equals_attention_with_every_score_by_hand() -> None:
+    model = with_bias(depth=1)
+    tokens = torch.randn(2, 7, 16)
+    attention = model.blocks[0].attn
+    q, k, v = (x.squeeze(2) for x in attention.qkv(tokens).unflatten(-1, (3, 2, 8)).split(1, dim=2))
+    rows = relative_rows(2, 3)
+    expected = torch.zeros(2, 7, 2, 8)
+    for sample, query, head in itertools.product(range(2), range(7), range(2)):
+        scores = torch.stack(
+            [
+                q[sample, query, head] @ k[sample, key, head] / 8**0.5
+                + model.rel_pos_bias.table[rows[query][key], head]
+                for key in range(7)
+            ]
+        )
+        expected[sample, query, head] = scores.softmax(0) @ v[sample, :, head]
+    bias = model.rel_pos_bias(TokenGrid(1, 2, 3))
+    torch.testing.assert_close(attention(tokens, bias), attention.proj(expected.flatten(2)), **CLOSE)
+
+
+def test_relative_bias_is_shared_and_starts_at_zero() -> None:
+    torch.manual_seed(0)
+    clips = torch.randn(2, 3, 4, 16, 16)
+    plain, biased = small(), small(relative_bias=True)
+    names = set(biased.state_dict()) - set(plain.state_dict())
+    assert names == {"rel_pos_bias.table"}
+    assert biased.rel_pos_bias.table.shape == (3 * 3 * 3 + 3, 2)
+    assert not biased.rel_pos_bias.table.any()
+    biased.load_state_dict({**plain.state_dict(), "rel_pos_bias.table": biased.rel_pos_bias.table})
+    torch.testing.assert_close(biased(clips), plain(clips), **CLOSE)
+    biased(clips).square().mean().backward()
+    assert biased.rel_pos_bias.table.grad.abs().sum(dim=1).min() > 0  # every offset occurs
+    copied = copy.deepcopy(biased)
+    with torch.no_grad():
+        copied.rel_pos_bias.table.normal_()
+    assert not torch.allclose(copied(clips), plain(clips), atol=1e-3)  # its blocks use its own table
+    torch.testing.assert_close(biased(clips), plain(clips), **CLOSE)
+
+
+def test_relative_bias_is_interpolated_for_other_grids() -> None:
+    model = with_bias(depth=1)
+    assert model(torch.randn(1, 3, 1, 32, 32)).isfinite().all()
+    flat = torch.cat([torch.full((15, 2), 0.5), torch.tensor([[1.0, 1], [2, 2], [3, 3]])])
+    resized = resize_bias(flat, (1, 3, 5), (3, 7, 7))
+    assert torch.equal(resized[:-3], torch.full((147, 2), 0.5))
+    assert torch.equal(resized[-3:], flat[-3:])
+
+
+def test_relative_bias_of_square_pictures_loads_at_another_size() -> None:
+    size = {"depth": 1, "width": 16, "heads": 2, "cube_stride": (1, 8, 8), "relative_bias": True}
+    small_one = create_model("vit_nano_image", **size, clip_size=(1, 16, 16))
+    slope = torch.arange(3.0).repeat(3)[:, None].expand(9, 2)  # linear in the column
+    with torch.no_grad():
+        small_one.rel_pos_bias.table[:9] = slope
+    large = create_model("vit_nano_image", **size, clip_size=(1, 32, 32))
+    report = load_into(large, small_one.state_dict())
+    assert "rel_pos_bias.table" in report.resized
+    resized = large.rel_pos_bias.table[:-3, 0].reshape(7, 7)
+    torch.testing.assert_close(resized, torch.linspace(0, 2, 7).expand(7, 7), atol=1e-6, rtol=0)
+
+
+def test_mae_refuses_a_relative_bias() -> None:
+    with pytest.raises(UserError, match="relative_bias cannot be set on an MAE model"):
+        create_model("mae_vit_nano", relative_bias=True)

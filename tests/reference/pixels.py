@@ -27,6 +27,26 @@ def pixel_target(
     return rows
 
 
+def channel_target(
+    clips: Tensor, *, stride: tuple[int, int, int], mean: list[float], std: list[float]
+) -> list[list[float]]:
+    """VideoMAE's target of normalized clips: pixels in 0..1, each color channel of a position by itself less
+    its mean and divided by its unbiased standard deviation plus 1e-6."""
+    unit = clips.double() * torch.tensor(std).double()[:, None, None, None]
+    unit = unit + torch.tensor(mean).double()[:, None, None, None]
+    raw = pixel_target(unit, stride=stride, frames=stride[0], normalized=False)
+    rows = []
+    for values in raw:
+        row = [0.0] * len(values)
+        for channel in range(clips.shape[1]):
+            own = values[channel :: clips.shape[1]]
+            middle = sum(own) / len(own)
+            deviation = (sum((value - middle) ** 2 for value in own) / (len(own) - 1)) ** 0.5
+            row[channel :: clips.shape[1]] = [(value - middle) / (deviation + 1e-6) for value in own]
+        rows.append(row)
+    return rows
+
+
 def _normalized(values: list[float]) -> list[float]:
     """Mean 0 and variance 1 (unbiased, as in torch's ``var``)."""
     exact = torch.tensor(values, dtype=torch.float64)

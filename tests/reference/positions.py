@@ -18,3 +18,14 @@ def sincos_2d(width: int, *, rows: int, columns: int) -> list[list[float]]:
         return [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
 
     return [waves(column) + waves(row) for row in range(rows) for column in range(columns)]
+
+
+def relative_rows(rows: int, columns: int) -> list[list[int]]:
+    """Row of BEiT's relative position table for each query and key of a picture, the class token first."""
+    size = (2 * rows - 1) * (2 * columns - 1)
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    index = [[size + 2, *[size] * len(places)]]
+    for row, column in places:
+        offsets = [(row - r + rows - 1, column - c + columns - 1) for r, c in places]
+        index.append([size + 1, *[down * (2 * columns - 1) + right for down, right in offsets]])
+    return index

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.reference.pixels import pixel_target
+from tests.reference.pixels import channel_target, pixel_target
 from videomaskfeat.errors import UserError
 from videomaskfeat.losses import masked_l1
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.targets import build_target
 from videomaskfeat.targets.pixels import PixelTarget
 
 
@@ -29,7 +32,7 @@ def test_target_equals_the_slow_version(normalised: bool, frames: str) -> None:
     module = PixelTarget(normalised=normalised, frames=frames, output_stride=(2, 4, 6))
     target = module(clips)
     count = 2 if frames == "all" else 1
-    slow = pixel_target(clips, stride=(2, 4, 6), frames=count, normalised=normalised)
+    slow = pixel_target(clips, stride=(2, 4, 6), frames=count, normalized=normalised)
     assert target.shape == (2, 2, 2, 2, module.values_per_token)
     assert module.values_per_token == count * 4 * 6 * 3
     expected = torch.tensor(slow).view_as(target)
@@ -78,3 +81,31 @@ def test_invalid_names_and_sizes_are_refused() -> None:
             PixelTarget(**arguments)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="clip height 20 is not a positive multiple"):
         PixelTarget()(torch.zeros(1, 3, 2, 20, 16))
+
+
+@pytest.mark.parametrize("faint", [False, True])
+def test_per_channel_equals_the_slow_version_of_videomae(faint: bool) -> None:
+    """Faint pixels have a deviation of about 1e-6, where the added 1e-6 and its scale matter."""
+    torch.manual_seed(0)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    stride = (2, 4, 4)
+    clips = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64) * (4e-6 if faint else 1.0)
+    target = PixelTarget(frames="all", per_channel=True, output_stride=stride, clip_std=tuple(std))
+    values = target(clips).flatten(0, 3)
+    expected = torch.tensor(channel_target(clips.float(), stride=stride, mean=mean, std=std))
+    torch.testing.assert_close(values, expected, atol=1e-4 if faint else 1e-5, rtol=1e-5)  # float32
+    torch.testing.assert_close(target.as_clips(target(clips), clips), clips.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_run_passes_its_normalization_to_the_target() -> None:
+    clip = ClipRecipe(frames=4, stride=1, crop=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 0.25))
+    arguments = {"per_channel": True, "frames": "all", "output_stride": [2, 8, 8]}
+    target = build_target("pixels", arguments, clip=clip)
+    expected = torch.tensor([4e-6, 2e-6, 4e-6])
+    torch.testing.assert_close(target.get_buffer("_smallest"), expected, atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"normalised": False}, {"output_stride": (1, 1, 1)}])
+def test_per_channel_needs_a_deviation(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="per_channel true needs normalized values and more than one pixel"):
+        PixelTarget(per_channel=True, **changes)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from tests.viz.pages import Page
 from videomaskfeat.viz.comparison import (
     HEADER,
+    Gain,
     SeedResult,
     TargetCost,
     TargetResults,
     comparison_data,
+    gain_chart,
     render_comparison,
 )
 
@@ -105,3 +108,54 @@ def test_page_has_no_chance_level_if_the_probes_of_the_seeds_differ() -> None:
     both = TargetResults("hog", "nano", COST, [*RESULTS.seeds, other])
     assert "The probes classify" not in Page(render_comparison([both], title="compare")).text
     assert comparison_data([both], title="compare")["probes"][1]["data"]["levels"] == []
+
+
+def factor_results(name: str, gains: dict[str, Sequence[float]]) -> TargetResults:
+    """Linear probes of factors: 10 before, and 10 plus the gain of each seed after."""
+    count = len(next(iter(gains.values())))
+    summaries: list[dict[str, float]] = [{} for _ in range(count)]
+    for factor, values in gains.items():
+        for summary, value in zip(summaries, values, strict=True):
+            linear = f"linear_top1_{factor}"
+            summary |= {f"probe_classes_{factor}": 4, linear: 10.0 + value, f"{linear}_untrained": 10.0}
+    metrics = {"step": np.array([1, 2]), "loss": np.array([1.0, 0.5])}
+    seeds = [SeedResult(number, [], metrics, one, {}, {}) for number, one in enumerate(summaries, start=1)]
+    return TargetResults(name, "nano", COST, seeds)
+
+
+def test_gain_is_the_mean_of_pairs_with_students_interval() -> None:
+    """By hand: five differences 1..5 have mean 3 and deviation 1.5811; 2.776 * 1.5811 / sqrt(5) = 1.963."""
+    gain = Gain.of([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (gain.mean, gain.pairs) == (3.0, 5)
+    assert gain.interval == pytest.approx(1.963, abs=1e-3)
+    assert gain.text == "+3.0 ± 2.0"
+    assert Gain.of([-2.0]) == Gain(-2.0, None, 1)
+    assert Gain.of([-2.0]).text == "-2.0"
+    # 40 differences: the quantile of 39 degrees of freedom is 2.0227.
+    many = Gain.of([0.0, 1.0] * 20)
+    assert many.interval == pytest.approx(2.0227 * 0.50637 / 40**0.5, abs=2e-4)
+
+
+def test_page_has_the_gain_of_each_target_and_factor() -> None:
+    hog = factor_results("hog", {"motion": [8.0, 10.0, 12.0], "color": [-1.0, 1.0, 0.0]})
+    mae = factor_results("mae", {"motion": [1.0, 1.0, 1.0]})
+    data = gain_chart([hog, mae], "linear_top1")["data"]
+    assert (data["targets"], data["factors"], data["largest"]) == (["hog", "mae"], ["motion", "color"], 10.0)
+    cells = {(cell["target"], cell["factor"]): cell for cell in data["cells"]}
+    # 4.303 * 2 / sqrt(3) = 4.97 and 4.303 * 1 / sqrt(3) = 2.48.
+    assert cells["hog", "motion"]["text"] == "+10.0 ± 5.0"
+    assert cells["hog", "color"]["text"] == "+0.0 ± 2.5"
+    assert [cells[key]["clear"] for key in cells] == [True, False, True]
+    assert ("mae", "color") not in cells
+    assert gain_chart([hog], "knn_top1")["data"] is None  # not measured
+    page = Page(render_comparison([hog, mae], title="compare"))
+    assert "What each target brings" in page.text
+    assert [chart["width"] for chart in page.charts if "cells" in chart.get("datasets", {})] == [{"step": 92}]
+    row = hog.row()["factors"]["motion"]
+    assert row["linear_top1"] == [18.0, 20.0, 22.0]
+    assert row["linear_top1_untrained"] == [10.0, 10.0, 10.0]
+    assert (row["linear_top1_gain"]["mean"], row["knn_top1_gain"]) == (10.0, None)
+    markdown = TargetResults.markdown([hog, mae])
+    assert "| hog | +10.0 ± 5.0 | +0.0 ± 2.5 |" in markdown
+    assert "| mae | +1.0 ± 0.0 |  |" in markdown
+    assert "Points over the random encoder" not in TargetResults.markdown([RESULTS])

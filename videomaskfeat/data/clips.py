@@ -20,12 +20,12 @@ from videomaskfeat.data.batches import (
     SharedClips,
     join_clips,
 )
+from videomaskfeat.data.memory import VideoMemory, open_from
 from videomaskfeat.data.operations import RandomColor
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError, segment_indices
 from videomaskfeat.data.transforms import ClipGeometry, ClipTransform
-from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import ReadingLost, begin_reading
 from videomaskfeat.errors import UserError
 
@@ -219,18 +219,20 @@ class VideoClips(RecordClips[SampleT, BatchT]):
     Attributes:
         sampler: samples the frames of a clip.
         reader: reader of video files: auto, decord or pyav.
+        memory: decoded videos, which are not read from their files; samples are the same without it.
     """
 
     _: KW_ONLY
     sampler: FrameSampler
     reader: str = "auto"
+    memory: VideoMemory | None = None
 
     @abstractmethod
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> SampleT:
         """Build the sample of a video from the frames of each clip, uint8 [T, H, W, C]."""
 
     def _load(self, index: int, rng: np.random.Generator) -> SampleT:
-        with open_video(self.records[index].path, self.reader) as video:
+        with open_from(self.memory, self.records[index].path, self.reader) as video:
             indices = [self.sampler(video.frames, video.fps, rng=rng) for _ in range(self.samples_per_video)]
             frames = video.read(np.concatenate(indices))  # [S*T, H, W, C]
         return self._sample(np.split(frames, self.samples_per_video), index, rng)

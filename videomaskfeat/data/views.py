@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import Failure, ViewsBatch, empty_clips
+from videomaskfeat.data.memory import VideoMemory, open_from
 from videomaskfeat.data.reader import VideoReader, VideoReadError
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import (
@@ -23,7 +24,6 @@ from videomaskfeat.data.sampling import (
     segment_indices,
 )
 from videomaskfeat.data.transforms import ClipGeometry, UniformCrop, resize_frame
-from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 
@@ -57,6 +57,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
         short_side: length in pixels of the resized short side. Published results use 256 for 1 crop of 224,
             and the side of the crop for 3 crops.
         reader: reader of video files: auto (PyAV), decord or pyav.
+        memory: decoded videos, which are not read from their files.
 
     Raises:
         UserError: views or crops are invalid, or clips of several frames are requested from pictures.
@@ -74,6 +75,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
     crop: int
     short_side: int
     reader: str = "auto"
+    memory: VideoMemory | None = None
 
     def __post_init__(self) -> None:
         if self.views < 1 or self.crops not in _CROPS:
@@ -140,7 +142,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
             record, start = self.records[row], len(index) * views
             try:
                 begin_reading(record.path, row)
-                with open_video(record.path, _READERS.get(self.reader, self.reader)) as video:
+                with open_from(self.memory, record.path, _READERS.get(self.reader, self.reader)) as video:
                     self._fill(clips.numpy()[start : start + views], video)
             except VideoReadError as error:  # the next video overwrites its clips
                 failures.append(Failure(row, record.path, error.cause))

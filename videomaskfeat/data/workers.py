@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar, cast
@@ -399,7 +399,7 @@ def call_in_workers(
     workers: int,
     ahead: int = 2,
     read_seconds: float = READ_SECONDS,
-) -> Iterator[ResultT | VideoReadError]:
+) -> Generator[ResultT | VideoReadError, None, None]:
     """Call a function that reads a file in worker processes, which a damaged file can crash.
 
     Args:

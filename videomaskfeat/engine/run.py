@@ -72,7 +72,7 @@ class RunFolder:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The config keys that change what is learned, which a resumed run must share."""
-        return self._without_free_keys(self._config)
+        return _without_free_keys(flat(self._config), type(self._config))
 
     def upgrade_fingerprint(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """The fingerprint of an older checkpoint with the present names, without keys that are free now.
@@ -82,9 +82,9 @@ class RunFolder:
         """
         schema = type(self._config)
         renamed = {current_name(schema, key): value for key, value in saved.items()}
-        present = {key: value for key, value in renamed.items() if key not in free_keys(schema)}
+        present = _without_free_keys(renamed, schema)
         parents = {".".join(key.split(".")[:2]) for key in present}  # an empty mapping is a key of its own
-        defaults = self._without_free_keys(schema()).items()
+        defaults = _without_free_keys(flat(schema()), schema).items()
         upgraded = {**{key: value for key, value in defaults if key not in parents}, **present}
         if self._config.run.extend and is_longer(self.fingerprint, upgraded):
             upgraded[LENGTH_KEY] = self.fingerprint[LENGTH_KEY]
@@ -145,9 +145,12 @@ class RunFolder:
         logger.info(text)
         append_text(self.path / "log.txt", text + "\n")
 
-    def _without_free_keys(self, config: Any) -> dict[str, Any]:
-        free = free_keys(type(config))
-        return {key: value for key, value in flat(config).items() if key not in free}
+
+def _without_free_keys(values: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """The keys that are not free; a key with a mapping as its value is several keys of a flat config."""
+    free = free_keys(schema)
+    prefixes = tuple(f"{name}." for name in free)
+    return {key: value for key, value in values.items() if key not in free and not key.startswith(prefixes)}
 
 
 class BestWeights:

@@ -115,7 +115,7 @@ class FeatureFolder:
         self.dtype = np.dtype(dtype)
         self._shards = self.path / "shards"
 
-    def open(self, settings: Mapping[str, Any], about: Mapping[str, Any], count: int) -> list[int]:
+    def open(self, options: Mapping[str, Any], about: Mapping[str, Any], count: int) -> list[int]:
         """Create the folder, or resume it; only rank 0 calls it.
 
         A folder without features of any video is created again, with any settings.
@@ -139,12 +139,12 @@ class FeatureFolder:
                 raise UserError(
                     f"{self.path}: has files but no features (no meta.json); choose another folder"
                 )
-            self._write_meta(**about, settings=settings, finished=False)
+            self._write_meta(**about, settings=options, finished=False)
         elif not meta["finished"] and not self._has_features():
             shutil.rmtree(self._shards, ignore_errors=True)  # only failures
-            self._write_meta(**about, settings=settings, finished=False)
+            self._write_meta(**about, settings=options, finished=False)
         else:
-            self._compare(meta["settings"], settings)
+            self._compare(meta["settings"], options)
             if meta["finished"]:
                 shutil.rmtree(self._shards, ignore_errors=True)
                 return []
@@ -190,10 +190,10 @@ class FeatureFolder:
             )
         shape = (len(rows), *next(shard.shape for shard in shards if shard.rows))
         self._join(shards, shape)
-        found = [records[row] for row in rows]
+        readable = [records[row] for row in rows]
         index = [
             (row, record.path, "" if record.label is None else record.label)
-            for row, record in enumerate(found)
+            for row, record in enumerate(readable)
         ]
         _write_csv(self.path / "index.csv", ("row", "path", "label"), index)
         _write_csv(

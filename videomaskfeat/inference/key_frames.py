@@ -142,12 +142,12 @@ def read_key_frames(
     # Detections in key frames without persons are false positives, even if their video has no other ones.
     empty = {video for video, _ in truth.boxless}.intersection(tested.videos)
     truth = truth.of_videos(sorted(empty.union(truth.videos)))
-    kept = tested.of_videos(truth.videos)
+    scored = tested.of_videos(truth.videos)
     names = sorted(set(tested.videos) - set(truth.videos))
-    ignored = IgnoredBoxes(len(tested.boxes) - len(kept.boxes), tuple(names))
+    ignored = IgnoredBoxes(len(tested.boxes) - len(scored.boxes), tuple(names))
     if ignored.boxes:
         logger.warning("%s: %s", tested.source, ignored.text())
-    return EvaluationFrames(truth, kept, ignored)
+    return EvaluationFrames(truth, scored, ignored)
 
 
 def describe_key_frames(frames: EvaluationFrames, box_scores: BoxScores, recipe: DetectRecipe) -> list[str]:

@@ -8,7 +8,9 @@ change a result only by rounding: about 1e-6 of the largest logit in float32, 1e
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,12 +21,14 @@ from torch import Tensor, nn
 
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.loader import ViewLoader
+from videomaskfeat.data.memory import StoredVideo, VideoMemory, decode_videos
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.schemas import ListConfig
 
 T = TypeVar("T")
 AVERAGES = ("softmax", "logits")
@@ -44,6 +48,7 @@ class Machine:
         workers: loader processes per rank; 0: the main process loads.
         videos_per_batch: videos per worker and batch; None: about 32 clips.
         clips_at_once: clips per forward pass.
+        memory: decoded videos, which are not read from their files.
 
     Raises:
         UserError: a number is out of range.
@@ -55,6 +60,7 @@ class Machine:
     workers: int = 0
     videos_per_batch: int | None = None
     clips_at_once: int = 8
+    memory: VideoMemory | None = None
 
     def __post_init__(self) -> None:
         for key, least in (("workers", 0), ("videos_per_batch", 1), ("clips_at_once", 1)):
@@ -161,7 +167,9 @@ def video_features(
         return _score_list(ClipPass(features, recipe.clip, machine), average_views, records, recipe, progress)
 
 
-def build_views(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto") -> EvaluationViews:
+def build_views(
+    records: Records, recipe: ClassifyRecipe, *, reader: str = "auto", memory: VideoMemory | None = None
+) -> EvaluationViews:
     """The views of a list's videos at test time.
 
     Raises:
@@ -180,6 +188,7 @@ def build_views(records: Records, recipe: ClassifyRecipe, *, reader: str = "auto
         crop=clip.crop,
         short_side=recipe.short_side,
         reader=reader,
+        memory=memory,
     )
 
 
@@ -236,6 +245,62 @@ def run_on_every_rank(work: Callable[[], T]) -> list[T]:
     return [own[0] for own in distributed.gather_objects(result)]
 
 
+def hold_videos(
+    data: ListConfig,
+    loaders: Iterable[Any],
+    lists: Iterable[Records] = (),
+    *,
+    log: Callable[[str], None],
+) -> VideoMemory | None:
+    """Decode the videos of lists into memory, once per machine; None with ``data.cache=none``.
+
+    The data sets of the loaders read from it. A loader may be None. ``log`` receives a line on rank 0.
+
+    All ranks must call it. The frames are in a file of the temporary folder (TMPDIR), which stays in the
+    system's page cache. Its name is removed as soon as all ranks have opened it.
+
+    Raises:
+        UserError: the frames do not fit.
+    """
+    if data.cache == "none":
+        return None
+    datasets = [loader.dataset for loader in loaders if loader is not None]
+    all_lists = [*(dataset.records for dataset in datasets), *lists]
+    paths = list(dict.fromkeys(record.path for records in all_lists for record in records))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0")) if distributed.world_size() > 1 else 0
+
+    def decode() -> tuple[str, dict[str, StoredVideo]]:
+        if local_rank:
+            return "", {}
+        with tempfile.NamedTemporaryFile(prefix="videomaskfeat-", delete=False) as file:
+            try:
+                videos = decode_videos(
+                    paths,
+                    file,
+                    reader=data.reader,
+                    workers=data.workers,
+                    read_seconds=data.read_seconds,
+                    stop=stop_if_requested,
+                )
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        return file.name, videos
+
+    name, videos = run_on_every_rank(decode)[distributed.rank() - local_rank]
+    try:
+        memory = VideoMemory(open(name, "rb"), videos)  # noqa: SIM115
+        distributed.gather_objects(None)  # all ranks have opened the file
+    finally:
+        if local_rank == 0:
+            os.unlink(name)
+    for dataset in datasets:
+        dataset.memory = memory
+    if distributed.is_main():
+        log(f"cache     {len(videos)} of {len(paths)} videos in memory: {memory.bytes / 2**20:.1f} MiB")
+    return memory
+
+
 _RankScores = tuple[list[tuple[np.ndarray, ...]], list[Failure]]
 """Scores, labels and rows of each batch of a rank, and its unreadable videos."""
 
@@ -253,7 +318,7 @@ def _score_list(
     if per_batch is None:
         per_batch = max(_CLIPS_IN_MEMORY // max(recipe.views * recipe.crops, 1), 1)
     loader = ViewLoader(
-        build_views(records, recipe, reader=machine.reader),
+        build_views(records, recipe, reader=machine.reader, memory=machine.memory),
         per_batch=per_batch,
         workers=machine.workers,
         rank=distributed.rank(),

@@ -129,27 +129,27 @@ def read_boxes(
             f"left out, the first at {seconds[~inside][0]:g} s: the video lasts {duration_seconds:.1f} s and "
             f"starts at second {start:g}."
         )
-    kept = _drop_close_times(seconds[inside], every)
-    if len(kept) < inside.sum():
+    used = _drop_close_times(seconds[inside], every)
+    if len(used) < inside.sum():
         notes.append(
-            f"{int(inside.sum()) - len(kept)} of {int(inside.sum())} key frames are left out: they follow "
+            f"{int(inside.sum()) - len(used)} of {int(inside.sum())} key frames are left out: they follow "
             f"within {every:g} s of the one before."
         )
     persons: list[Persons] = []
-    for second in kept.tolist():
+    for second in used.tolist():
         frame = listed[rows[second]] if rows[second] >= 0 else None
         empty = np.empty((0, 4), np.float32), np.empty(0, np.float32)
         persons.append(empty if frame is None else (frame.boxes, frame.scores))
-    return FileBoxes(kept - start, start, tuple(persons), tuple(notes))
+    return FileBoxes(used - start, start, tuple(persons), tuple(notes))
 
 
 def _drop_close_times(seconds: np.ndarray, every: float) -> np.ndarray:
     """Ascending times that are at least ``every`` seconds apart, rounded to milliseconds."""
-    kept: list[float] = []
+    used: list[float] = []
     for second in seconds.tolist():
-        if not kept or second - kept[-1] >= every - 1e-3:
-            kept.append(second)
-    return np.array(kept)
+        if not used or second - used[-1] >= every - 1e-3:
+            used.append(second)
+    return np.array(used)
 
 
 def _find_name(known: set[str], video: str) -> str | None:
@@ -256,8 +256,8 @@ def _import_module(module_name: str, name: str) -> Any:
     except UserError:
         raise
     except ModuleNotFoundError as error:
-        parts = module_name.split(".")
-        if error.name in {".".join(parts[: count + 1]) for count in range(len(parts))}:
+        names = module_name.split(".")
+        if error.name in {".".join(names[: count + 1]) for count in range(len(names))}:
             raise UserError(
                 f"detector {name!r}: there is no module {error.name}, neither installed nor in {folder}"
             ) from error
@@ -326,8 +326,8 @@ def _check_output(rows: Any, height: int, width: int, name: str, score_threshold
     if len(boxes) and boxes.max() <= 1.0 and min(height, width) > 2:
         raise wrong(f"boxes within 0..1 for frames of {width}x{height}", "boxes must be in pixels")
     boxes = np.clip(boxes, 0, [width, height, width, height]) / [width, height, width, height]
-    kept = (scores >= score_threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    order = np.flatnonzero(kept)[np.argsort(-scores[kept], kind="stable")]
+    used = (scores >= score_threshold) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    order = np.flatnonzero(used)[np.argsort(-scores[used], kind="stable")]
     return boxes[order].astype(np.float32), scores[order].astype(np.float32)
 
 

@@ -280,9 +280,9 @@ def _score_video(
     )
     while batch := list(islice(clips, batch_size)):
         size = (batch[0].picture.shape[0], batch[0].picture.shape[1])
-        found = source.find_persons(batch)
-        persons += found
-        scores += _score_clips(detector, batch, [frame_boxes for frame_boxes, _ in found], path)
+        batch_persons = source.find_persons(batch)
+        persons += batch_persons
+        scores += _score_clips(detector, batch, [frame_boxes for frame_boxes, _ in batch_persons], path)
         if progress is not None:
             progress(len(persons), len(source.seconds))
     return size, persons, scores

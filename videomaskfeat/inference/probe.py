@@ -1,10 +1,17 @@
-"""Quality of an encoder's frozen features during pre-training, measured on two labeled lists."""
+"""Quality of an encoder's frozen features during pre-training, measured on labeled lists."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 from torch import nn
 
+from videomaskfeat.data.memory import VideoMemory
+from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.lists import ListChoice
@@ -13,12 +20,31 @@ from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_knn, knn_scores, linear_probe_scores
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.schemas import DataConfig, ProbeConfig
+from videomaskfeat.values import build_dataclass
+
+
+@dataclass(frozen=True)
+class _Files:
+    """List files of a probe."""
+
+    train: str
+    test: str
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The lists of a probe, and its number of classes."""
+
+    train: Records
+    test: Records
+    classes: int
 
 
 class FeatureProbe:
-    """Nearest neighbors and a linear fit on the features of two labeled lists.
+    """Nearest neighbors and a linear fit on the features of labeled lists.
 
     One center view per video; its tokens are averaged and scaled to length 1. Labels never reach the encoder.
+    Lists of the same videos with other labels (``factors``) share the features.
 
     Args:
         config: the lists and the settings of the probes.
@@ -29,64 +55,129 @@ class FeatureProbe:
 
     Raises:
         UserError: one of the lists is missing or wrong, or a number is out of range.
+
+    Attributes:
+        memory: decoded videos, which are not read from their files.
     """
+
+    memory: VideoMemory | None = None
 
     def __init__(
         self, config: ProbeConfig, data: DataConfig, clip: ClipRecipe, *, device: torch.device, bf16: bool
     ) -> None:
-        if not (config.train and config.test):
-            present, missing = ("train", "test") if config.train else ("test", "train")
-            raise UserError(
-                f"probe.{present} is set but probe.{missing} is not; set both labeled lists, or neither"
-            )
         check_knn(k=config.k, temperature=config.temperature)
         self.config = config
-        lists = ListChoice(data.format, "yes", data.separator, data.prefix)
-        stills = clip.frames == 1
-        self._train = lists.load(config.train, stills=stills)
-        # Class folders get the labels of the training list, even if some of them are missing.
-        self._test = lists.load(config.test, known_classes=self._train.class_names, stills=stills)
-        assert self._train.labels is not None  # labels are "yes"
-        assert self._test.labels is not None
-        self._classes = 1 + int(max(self._train.labels.max(), self._test.labels.max()))
+        choice = ListChoice(data.format, "yes", data.separator, data.prefix)
+        self._probes = {
+            name: _load_lists(files, choice, stills=clip.frames == 1)
+            for name, files in _list_files(config).items()
+        }
         # The short side is the crop itself, so that the square covers as much of the frame as possible.
         self._recipe = ClassifyRecipe(clip=clip, views=1, crops=1, short_side=clip.crop)
-        for records in (self._train, self._test):
+        for records in self.lists:
             build_views(records, self._recipe, reader=data.reader)  # raises if the recipe is wrong
         self._machine = Machine(str(device), "bf16" if bf16 else "fp32", data.reader, data.workers)
 
+    @property
+    def lists(self) -> list[Records]:
+        """All lists."""
+        return [records for probe in self._probes.values() for records in (probe.train, probe.test)]
+
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
-        """Top-1 accuracy of both probes in percent; all ranks call it and get the same numbers.
+        """Top-1 accuracy of all probes in percent; all ranks call it and get the same numbers.
 
         Args:
             encoder: has ``features(clips) -> [B, D]``; it does not change.
+
+        Returns:
+            ``knn_top1`` and ``linear_top1`` of ``probe.train`` and ``probe.test``, and the same names with
+            ``_NAME`` at the end for each factor.
 
         Raises:
             UserError: no video of a list could be read.
             RunFailed: a feature is not finite.
         """
-        train = video_features(encoder, self._train, self._recipe, self._machine)
-        test = video_features(encoder, self._test, self._recipe, self._machine)
-        return distributed.run_on_main(lambda: self._measure(train, test))
+        machine = replace(self._machine, memory=self.memory)
+        features: dict[tuple[str, ...], VideoScores] = {}
+        for records in self.lists:
+            paths = _paths(records)
+            if paths not in features:
+                features[paths] = video_features(encoder, records, self._recipe, machine)
+
+        def measure() -> dict[str, float]:
+            results: dict[str, float] = {}
+            for name, probe in self._probes.items():
+                train, test = (_with_labels(features[_paths(r)], r) for r in (probe.train, probe.test))
+                for kind, value in self._measure(*train, *test, probe.classes).items():
+                    results[f"{kind}_{name}" if name else kind] = value
+            return results
+
+        return distributed.run_on_main(measure)
 
     def facts(self) -> dict[str, int]:
-        """Number of test videos and of classes."""
-        return {"probe_videos": len(self._test), "probe_classes": self._classes}
+        """Number of test videos and of classes; for a factor with ``_NAME`` at the end."""
+        facts: dict[str, int] = {}
+        for name, probe in self._probes.items():
+            end = f"_{name}" if name else ""
+            facts |= {f"probe_videos{end}": len(probe.test), f"probe_classes{end}": probe.classes}
+        return facts
 
-    def _measure(self, train: VideoScores, test: VideoScores) -> dict[str, float]:
+    def _measure(
+        self,
+        train: np.ndarray,
+        train_labels: np.ndarray,
+        test: np.ndarray,
+        test_labels: np.ndarray,
+        classes: int,
+    ) -> dict[str, float]:
+        """Accuracies from features [m, D] and [n, D] and labels [m] and [n]."""
         config = self.config
         votes = knn_scores(
-            train.scores,
-            train.labels,
-            test.scores,
-            classes=self._classes,
-            k=config.k,
-            temperature=config.temperature,
+            train, train_labels, test, classes=classes, k=config.k, temperature=config.temperature
         )
-        linear = linear_probe_scores(
-            train.scores, train.labels, test.scores, classes=self._classes, penalty=config.penalty
-        )
+        linear = linear_probe_scores(train, train_labels, test, classes=classes, penalty=config.penalty)
         return {
-            "knn_top1": accuracy(votes, test.labels).top1,
-            "linear_top1": accuracy(linear, test.labels).top1,
+            "knn_top1": accuracy(votes, test_labels).top1,
+            "linear_top1": accuracy(linear, test_labels).top1,
         }
+
+
+def _list_files(config: ProbeConfig) -> dict[str, _Files]:
+    """List files by factor; the name of ``probe.train`` and ``probe.test`` is empty."""
+    files: dict[str, _Files] = {}
+    if config.train or config.test:
+        if not (config.train and config.test):
+            present, missing = ("train", "test") if config.train else ("test", "train")
+            raise UserError(
+                f"probe.{present} is set but probe.{missing} is not; set both labeled lists, or neither"
+            )
+        files[""] = _Files(config.train, config.test)
+    for name, value in config.factors.items():
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+            raise UserError(
+                f"probe.factors: the name {name!r} must start with a letter and contain only letters, "
+                "digits, - and _, since names of metrics end with it"
+            )
+        if not isinstance(value, Mapping):
+            raise UserError(f"probe.factors.{name} {value!r}: must be {{train: LIST, test: LIST}}")
+        files[name] = build_dataclass(_Files, value, name=f"probe.factors.{name}")
+    return files
+
+
+def _load_lists(files: _Files, choice: ListChoice, *, stills: bool) -> _Lists:
+    train = choice.load(files.train, stills=stills)
+    # Class folders get the labels of the training list, even if some of them are missing.
+    test = choice.load(files.test, known_classes=train.class_names, stills=stills)
+    assert train.labels is not None  # labels are "yes"
+    assert test.labels is not None
+    return _Lists(train, test, 1 + int(max(train.labels.max(), test.labels.max())))
+
+
+def _paths(records: Records) -> tuple[str, ...]:
+    return tuple(record.path for record in records)
+
+
+def _with_labels(features: VideoScores, records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Features [n, D] of the readable videos and their labels [n] in this list."""
+    assert records.labels is not None
+    return features.scores, records.labels[features.rows].astype(np.int64)

@@ -117,14 +117,14 @@ def detect_videos(
 def _check(config: DetectVideoConfig) -> None:
     persons, actions = config.persons, config.actions
     if not config.files.videos:
-        raise UserError("no video: give at least one file")
+        raise UserError("videos are missing; give at least one file")
     if not 0 <= actions.threshold <= 1:
         raise UserError(f"threshold {actions.threshold:g}: the minimum score of an action is in 0..1")
     if actions.top < 1:
         raise UserError(f"top {actions.top}: must be at least 1 action")
     if persons.detector_options and persons.detector is None:
         names = ", ".join(persons.detector_options)
-        raise UserError(f"detector options {names} without a person detector; name it with --detector")
+        raise UserError(f"detector options {names} need a person detector; set it with --detector")
 
 
 def _describe_protocol(config: DetectVideoConfig, detector: VideoDetector) -> dict[str, Any]:

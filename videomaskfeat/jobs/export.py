@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = {"safetensors": ".safetensors", "slowfast": ".pyth", "torch": ".pt2", "onnx": ".onnx"}
 GRAPHS = ("torch", "onnx")
-PARTS = ("model", "encoder")
+MODEL_PARTS = ("model", "encoder")
 INPUTS = ("uint8", "float")
 OPSET = 20  # the first one with GELU, and torch's default
 TOLERANCE = 1e-4
@@ -373,7 +373,7 @@ def _resolve_format(target: Path, format: str) -> str:
 def _check_options(
     format: str, *, part: str, input: str | None, batch: int | None, opset: int | None, tolerance: float
 ) -> None:
-    check_name("part", part, PARTS)
+    check_name("part", part, MODEL_PARTS)
     if input is not None:
         check_name("input", input, INPUTS)
     if batch is not None and batch < 1:

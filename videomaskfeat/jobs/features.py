@@ -107,7 +107,7 @@ def extract_features(
         records = lists.load(list_path, stills=recipe.clip.frames == 1)
         build_views(records, recipe)  # raises if views or crops are wrong, before the folder is created
         identity = describe_weights(weights)
-        settings = {
+        options = {
             "depth": depth,
             "grid": grid,
             **describe_views(recipe),
@@ -121,7 +121,7 @@ def extract_features(
         folder = FeatureFolder(out, dtype=dtype, ignored=LOCK_NAME)
         count = math.ceil(len(records) / videos_per_shard)
         with lock_for_all_ranks(out, remedy="choose another folder"):
-            pending = distributed.run_on_main(lambda: folder.open(settings, about, count))
+            pending = distributed.run_on_main(lambda: folder.open(options, about, count))
             choose_inference_threads(encoder.model, recipe.clip, machine, network=encoder.model.features)
             extraction = _Extraction(encoder, recipe, records, folder, depth, not grid, videos_per_shard)
             run_on_every_rank(lambda: extraction.run(pending, workers=machine.workers, progress=progress))
@@ -178,7 +178,7 @@ class _Extraction:
         )
 
     def _compute_features(self, batch: ViewsBatch) -> list[np.ndarray]:
-        """Features [k, ...] of the readable videos of a batch; an empty list if there are none."""
+        """Features [k, ...] of the readable videos of a batch; an empty list if all are unreadable."""
         if not len(batch.index):
             return []
         clips = self.recipe.views * self.recipe.crops

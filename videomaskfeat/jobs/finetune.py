@@ -30,7 +30,13 @@ from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names
-from videomaskfeat.inference.multiview import Machine, VideoScores, build_views, evaluate_model
+from videomaskfeat.inference.multiview import (
+    Machine,
+    VideoScores,
+    build_views,
+    evaluate_model,
+    hold_videos,
+)
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.metrics.accuracy import accuracy, confusion_matrix
 from videomaskfeat.models import create_model_from
@@ -103,6 +109,10 @@ class FinetuneRun(Run):
             )
         return lines
 
+    def prepare(self) -> None:
+        lists = [] if self.lists.validation is None else [self.lists.validation]
+        self.memory = hold_videos(self.config.data, (self.loader,), lists, log=self.folder.log)
+
     def step(self, batch: LabeledBatch) -> StepResult:
         """Loss and ``train_top1`` in percent; the class of a mixed clip is the one with the larger share."""
         pixels = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
@@ -133,7 +143,13 @@ class FinetuneRun(Run):
             self.model,
             self.lists.validation,
             recipe,
-            Machine(str(self.device), "bf16" if self.bf16 else "fp32", data.reader, data.workers),
+            Machine(
+                str(self.device),
+                "bf16" if self.bf16 else "fp32",
+                data.reader,
+                data.workers,
+                memory=self.memory,
+            ),
         )
         self.unreadable = scores.failures
         return scores.scores, scores.labels

@@ -19,7 +19,7 @@ from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import load_student, save_weights
 from videomaskfeat.recipe import METADATA_KEY, compare_levels
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas import PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class PretrainRun(Run):
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.set_model(self.method.student)
         self.method.to(device)
-        self.probe = self._build_probe() if config.probe.train or config.probe.test else None
+        self.probe = self._build_probe() if has_probe(config.probe) else None
         self.evaluate_epochs = config.run.evaluate_epochs
         self.evaluates = bool((self.heldout or self.probe) and config.run.evaluate_epochs)
 
@@ -120,6 +120,12 @@ class PretrainRun(Run):
         return {**self.method.fingerprint, **initial}
 
     def prepare(self) -> None:
+        from videomaskfeat.inference.multiview import hold_videos
+
+        lists = [] if self.probe is None else self.probe.lists
+        memory = hold_videos(self.config.data, (self.loader, self.heldout), lists, log=self.folder.log)
+        if self.probe is not None:
+            self.probe.memory = memory
         self.untrained = self.heldout_loss()
         self.probed = {f"{name}_untrained": value for name, value in self.probe_features().items()}
 
@@ -191,6 +197,11 @@ class PretrainRun(Run):
         return final_lines(summary)
 
 
+def has_probe(config: ProbeConfig) -> bool:
+    """Whether features are measured during the training."""
+    return bool(config.train or config.test or config.factors)
+
+
 def final_lines(summary: Mapping[str, Any]) -> list[str]:
     """The final lines of the log on loss and features."""
     lines = []
@@ -211,11 +222,13 @@ def final_lines(summary: Mapping[str, Any]) -> list[str]:
             name = "initial weights" if "initial_weights" in summary else "untrained model"
             lines.append(f"  {name}           {summary['heldout_untrained']:.5f}")
         lines.append(f"  trained model             {trained:.5f}{comparison}")
-    if "knn_top1" in summary:
-        videos = f"{summary['probe_videos']} videos of {summary['probe_classes']} classes"
-        lines.append(f"frozen features, top-1 on {videos} (before training)")
+    ends = [key.removeprefix("probe_classes") for key in summary if key.startswith("probe_classes")]
+    for end in ends:
+        videos = f"{summary[f'probe_videos{end}']} videos of {summary[f'probe_classes{end}']} classes"
+        factor = f", {end[1:]}" if end else ""
+        lines.append(f"frozen features{factor}, top-1 on {videos} (before training)")
         lines += [
-            f"  {name}  {summary[key]:.1f} %   ({summary[f'{key}_untrained']:.1f} %)"
+            f"  {name}  {summary[key + end]:.1f} %   ({summary[f'{key}{end}_untrained']:.1f} %)"
             for name, key in (("k-NN        ", "knn_top1"), ("linear probe", "linear_top1"))
         ]
     return [*lines, f"no pictures: {summary['not_drawn']}"] if "not_drawn" in summary else lines

@@ -26,6 +26,7 @@ from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.run import Outcome, Run, heldout_loader_options, loader_options, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
+from videomaskfeat.inference.multiview import hold_videos
 from videomaskfeat.io import file_sha256
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import perplexity
@@ -127,6 +128,7 @@ class TokenizerRun(Run):
         return {f"the content of {path}": file_sha256(path)} if path else {}
 
     def prepare(self) -> None:
+        hold_videos(self.config.data, (self.loader, self.heldout), log=self.folder.log)
         self.untrained = self.measure()
 
     def evaluate(self) -> dict[str, float]:

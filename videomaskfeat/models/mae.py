@@ -78,7 +78,8 @@ class MAE(MaskedModel, ViT):
             heads of the decoder.
         decoder_positions: "joint" (one learned table), or "sincos" or "sincos_2d" (fixed).
         mlp_ratio, qkv_bias, linear_std: of encoder and decoder; see :class:`~videomaskfeat.models.vit.ViT`.
-        encoder: the other arguments of :class:`~videomaskfeat.models.vit.ViT`, except ``final_norm``.
+        encoder: the other arguments of :class:`~videomaskfeat.models.vit.ViT`, except ``final_norm`` and
+            ``relative_bias``.
 
     Raises:
         UserError: a value out of range.
@@ -102,6 +103,11 @@ class MAE(MaskedModel, ViT):
     ) -> None:
         if "final_norm" in encoder:
             raise UserError("final_norm cannot be set on an MAE model: its encoder always has one")
+        if encoder.get("relative_bias"):
+            raise UserError(
+                "relative_bias cannot be set on an MAE model: its encoder sees only a part of the grid; use "
+                "absolute positions"
+            )
         check_name("decoder_positions", decoder_positions, ("joint", *FIXED))
         if values_per_token < 1 or decoder_depth < 0:
             raise UserError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
 
@@ -12,9 +14,68 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
-from videomaskfeat.models.kernels.attention import attention
+from videomaskfeat.models.kernels.attention import attention, biased_attention
 from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
-from videomaskfeat.models.positions import FIXED, AbsolutePositions, position_channels
+from videomaskfeat.models.positions import FIXED, AbsolutePositions, constant_table, position_channels
+
+BIAS = "rel_pos_bias.table"
+
+
+class RelativeBias(nn.Module):
+    """A learned number per head and offset between two tokens, added to the attention scores of all blocks.
+
+    BEiT's and SimMIM's shared relative position bias (arXiv 2106.08254, published code), with time as a third
+    axis. The table starts at 0. Its rows are offsets query - key in the order time, row, column, then: class
+    token to token, token to class token, class token to itself. For other grids, offsets are interpolated.
+
+    Args:
+        heads: number of attention heads, M.
+        grid: native token grid.
+        prefix: number of class tokens, P, 0 or 1.
+    """
+
+    def __init__(self, heads: int, grid: TokenGrid, *, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.offsets = _offsets(grid)
+        self.table = nn.Parameter(torch.zeros(math.prod(self.offsets) + 3, heads))
+
+    def forward(self, grid: TokenGrid) -> Tensor:
+        """The bias of each query and key, [M, P+N, P+N]."""
+        table = resize_bias(self.table, self.offsets, _offsets(grid))
+        index = constant_table(_bias_index, grid, self.prefix, device=table.device)
+        return F.embedding(index, table).permute(2, 0, 1)
+
+
+def _offsets(grid: TokenGrid) -> Triple:
+    return (2 * grid.t - 1, 2 * grid.h - 1, 2 * grid.w - 1)
+
+
+def resize_bias(table: Tensor, native: Triple, offsets: Triple) -> Tensor:
+    """Interpolate a table of :class:`RelativeBias`, [L, M], to other numbers of offsets."""
+    if native == offsets:
+        return table
+    volume = table[:-3].t().unflatten(1, native)[None]  # [1, M, 2t-1, 2h-1, 2w-1]
+    resized = F.interpolate(volume, size=offsets, mode="trilinear", align_corners=True)
+    return torch.cat([resized[0].flatten(1).t(), table[-3:]])
+
+
+def _bias_index(grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
+    """Row of the table per query and key, int64 [P+N, P+N]."""
+    rows = torch.zeros((), dtype=torch.int64, device=device)
+    for axis, length in enumerate(grid.shape):
+        place = torch.arange(length, device=device)
+        shape = [1, 1, 1]
+        shape[axis] = length
+        places = place.reshape(shape).expand(grid.shape).flatten()  # [N]
+        rows = rows * (2 * length - 1) + places[:, None] - places + length - 1
+    if not prefix:
+        return rows
+    last = math.prod(_offsets(grid)) + 2
+    rows = F.pad(rows, (1, 0, 0, 0), value=last - 1)
+    rows = F.pad(rows, (0, 0, 1, 0), value=last - 2)
+    rows[0, 0] = last
+    return rows
 
 
 class Attention(nn.Module):
@@ -27,10 +88,12 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.proj = Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Tokens [B, N, D], and a bias [M, N, N] of the scores -> [B, N, D]."""
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, N, M, d] each
-        return self.proj(attention(q * self.scale, k, v).flatten(2))
+        if bias is None:
+            return self.proj(attention(q * self.scale, k, v).flatten(2))
+        return self.proj(biased_attention(q * self.scale, k, v, bias).flatten(2))
 
 
 class Block(nn.Module):
@@ -42,6 +105,7 @@ class Block(nn.Module):
         drop_path: probability of dropping each residual branch per sample.
         layer_scale: initial value of a learned factor per channel on each branch (CaiT, arXiv 2103.17239);
             None for no factor.
+        relative_bias: bias of the attention scores, which another module owns; None for no bias.
     """
 
     gamma_1: nn.Parameter | None
@@ -56,8 +120,10 @@ class Block(nn.Module):
         qkv_bias: bool = True,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
+        relative_bias: RelativeBias | None = None,
     ) -> None:
         super().__init__()
+        self._relative_bias = (relative_bias,)  # in a tuple: no submodule, since all blocks share it
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, qkv_bias=qkv_bias)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
@@ -69,7 +135,9 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Tokens [B, P+N, D] on ``grid`` -> the same shape, and ``grid``."""
-        tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens)), self.gamma_1))
+        (relative_bias,) = self._relative_bias
+        bias = None if relative_bias is None else relative_bias(grid)
+        tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens), bias), self.gamma_1))
         return tokens + self.drop_path(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), grid
 
 
@@ -94,7 +162,9 @@ class ViT(Encoder):
         absolute_positions: "joint" (one learned table over time and space), "separable" (the sum of two),
             "sincos" and "sincos_2d" (fixed: see :func:`~videomaskfeat.models.positions.fixed_positions`) or
             "none".
-        layer_scale: see :class:`Block`.
+        layer_scale: see :class:`Block`; 0.1 in BEiT and SimMIM.
+        relative_bias: add a learned relative position bias to the attention scores; see
+            :class:`RelativeBias`. An MAE, whose encoder sees a part of the grid, cannot have one.
         drop_path: probability of dropping a residual branch of the last block; increases linearly from 0.
         shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
 
@@ -117,6 +187,7 @@ class ViT(Encoder):
         qkv_bias: bool = True,
         absolute_positions: AbsolutePositions = "separable",
         layer_scale: float | None = None,
+        relative_bias: bool = False,
         drop_path: float = 0.0,
         **shared: Any,
     ) -> None:
@@ -135,6 +206,9 @@ class ViT(Encoder):
             absolute_positions=absolute_positions,
             **shared,
         )
+        self.rel_pos_bias = (
+            RelativeBias(heads, self.native_grid, prefix=self.prefix) if relative_bias else None
+        )
         blocks = (
             Block(
                 width,
@@ -143,10 +217,24 @@ class ViT(Encoder):
                 qkv_bias=qkv_bias,
                 drop_path=drop_path * index / max(depth - 1, 1),
                 layer_scale=layer_scale,
+                relative_bias=self.rel_pos_bias,
             )
             for index in range(depth)
         )
         self.set_blocks(blocks, widths=[width] * depth, heads=heads)
+
+    def is_table(self, name: str) -> bool:
+        """See :meth:`Encoder.is_table`; the relative position bias is also a position table."""
+        return super().is_table(name) or name == BIAS
+
+    def resize_table(self, name: str, table: Tensor) -> Tensor | None:
+        """See :meth:`Encoder.resize_table`; the bias of square pictures is interpolated."""
+        if name != BIAS:
+            return super().resize_table(name, table)
+        grid, side = self.native_grid, math.isqrt(max(len(table) - 3, 0))
+        if grid.t != 1 or grid.h != grid.w or side % 2 == 0 or side**2 + 3 != len(table):
+            return None
+        return resize_bias(table.float(), (1, side, side), _offsets(grid)).to(table.dtype)
 
     def encode_visible(self, clips: Tensor, visible: Tensor) -> Tensor:
         """Encode the visible cubes only.
@@ -158,7 +246,15 @@ class ViT(Encoder):
 
         Returns:
             Normalized tokens [B, P+V, D].
+
+        Raises:
+            UserError: the encoder has a relative position bias, which needs the whole grid.
         """
+        if self.rel_pos_bias is not None:
+            raise UserError(
+                "relative_bias true needs all tokens, but this method encodes the visible ones only; use "
+                "absolute positions"
+            )
         grid = self.token_grid(clips.shape)
         cubes = cut_cubes(clips, self.patch_embed.stride)  # [B, N, values of a cube]
         cubes = cubes.gather(1, visible[..., None].expand(-1, -1, cubes.shape[2]))

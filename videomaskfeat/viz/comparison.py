@@ -54,6 +54,46 @@ class TargetCost:
     parameters: int
 
 
+_PROBES = {"linear_top1": "linear probe", "knn_top1": "k-NN"}
+# 97.5 % quantiles of Student's t distribution for 1 to 30 degrees of freedom.
+_T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Mean difference of paired accuracies, in points.
+
+    Attributes:
+        mean: mean over the pairs.
+        interval: half the width of the 95 % confidence interval of the mean (Student's t); None for one pair.
+        pairs: number of pairs.
+    """
+
+    mean: float
+    interval: float | None
+    pairs: int
+
+    @staticmethod
+    def of(differences: Sequence[float]) -> Gain:
+        """The gain of at least one difference."""
+        count = len(differences)
+        interval = None
+        if count > 1:
+            # Above 30 degrees of freedom, 1.96 + 2.5 / freedom is exact to 0.002.
+            freedom = count - 1
+            quantile = _T_QUANTILES[freedom - 1] if freedom <= len(_T_QUANTILES) else 1.96 + 2.5 / freedom
+            interval = quantile * statistics.stdev(differences) / count**0.5
+        return Gain(statistics.fmean(differences), interval, count)
+
+    @property
+    def text(self) -> str:
+        """Such as ``+12.3 ± 2.1``."""
+        return f"{self.mean:+.1f}" + ("" if self.interval is None else f" ± {self.interval:.1f}")
+
+
 @dataclass(frozen=True)
 class SeedResult:
     """The runs of a target with one seed.
@@ -64,7 +104,8 @@ class SeedResult:
         metrics: float [n] by name, of the pre-training: ``step``, ``loss``, ``memory_mb``,
             ``evaluation/knn_top1``, ``evaluation/linear_top1``.
         summary: summary of the pre-training: ``seconds``, ``knn_top1`` and ``linear_top1`` [percent], and
-            ``knn_top1_untrained`` and ``linear_top1_untrained`` of the same encoder at step 0.
+            ``knn_top1_untrained`` and ``linear_top1_untrained`` of the same encoder at step 0. The names of
+            the probe of a factor end with ``_FACTOR`` (before ``_untrained``).
         finetuned: summary of the fine-tuning: ``top1``, ``classes``; empty without fine-tuning.
         scratch: summary of the same fine-tuning from random weights.
     """
@@ -104,6 +145,37 @@ class TargetResults:
         known = [(after, before) for after, before in pairs if after is not None and before is not None]
         return sum(after > before for after, before in known), len(known)
 
+    @property
+    def factors(self) -> list[str]:
+        """Names of the probed factors, in the order of the first seed's config."""
+        start = "probe_classes_"
+        return [key.removeprefix(start) for key in self.seeds[0].summary if key.startswith(start)]
+
+    def gain(self, probe: str, factor: str) -> Gain | None:
+        """What pre-training adds to a probe's accuracy of a factor, over the same encoder at step 0.
+
+        Args:
+            probe: ``knn_top1`` or ``linear_top1``.
+            factor: one of `factors`.
+
+        Returns:
+            The gain over the seeds; None if no seed has both accuracies.
+        """
+        name = f"{probe}_{factor}"
+        pairs = [(seed.number(name), seed.number(f"{name}_untrained")) for seed in self.seeds]
+        known = [after - before for after, before in pairs if after is not None and before is not None]
+        return Gain.of(known) if known else None
+
+    def factor_row(self, factor: str) -> dict[str, Any]:
+        """Accuracies of both probes for each seed, before and after, and their gains."""
+        row: dict[str, Any] = {"classes": self.seeds[0].number(f"probe_classes_{factor}")}
+        for probe in _PROBES:
+            name, gain = f"{probe}_{factor}", self.gain(probe, factor)
+            row[probe] = self.numbers(name)
+            row[f"{probe}_untrained"] = self.numbers(f"{name}_untrained")
+            row[f"{probe}_gain"] = None if gain is None else vars(gain)
+        return row
+
     def row(self) -> dict[str, Any]:
         """All numbers as plain data."""
         return {
@@ -117,6 +189,7 @@ class TargetResults:
             "knn_top1_wins": "{} of {}".format(*self.wins("knn_top1")),
             "linear_top1_wins": "{} of {}".format(*self.wins("linear_top1")),
             "finetuned_wins": "{} of {}".format(*self.wins("finetuned_top1")),
+            "factors": {factor: self.factor_row(factor) for factor in self.factors},
         }
 
     def cells(self) -> list[str]:
@@ -140,9 +213,76 @@ class TargetResults:
 
     @staticmethod
     def markdown(results: Sequence[TargetResults]) -> str:
-        """The table of all targets as Markdown."""
-        lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-        return "\n".join([*lines, *("| " + " | ".join(target.cells()) + " |" for target in results)]) + "\n"
+        """The tables of all targets as Markdown: the whole one, and the gains per factor of each probe."""
+        tables = [_markdown_table(HEADER, [target.cells() for target in results])]
+        for probe, words in _PROBES.items() if _all_factors(results) else ():
+            header, rows = _gain_table(results, probe)
+            tables += [f"Points over the random encoder, {words}:", _markdown_table(header, rows)]
+        return "\n\n".join(tables) + "\n"
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _all_factors(results: Sequence[TargetResults]) -> list[str]:
+    return list(dict.fromkeys(factor for target in results for factor in target.factors))
+
+
+def _gain_table(
+    results: Sequence[TargetResults], probe: str
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the gains of each target (row) and factor (column)."""
+    factors = _all_factors(results)
+    gains = [[target.gain(probe, factor) for factor in factors] for target in results]
+    rows = [
+        (target.name, *("" if gain is None else gain.text for gain in row))
+        for target, row in zip(results, gains, strict=True)
+    ]
+    return ("Target", *factors), rows
+
+
+def gain_chart(results: Sequence[TargetResults], probe: str) -> dict[str, Any]:
+    """Points over the random encoder: a row per target, a column per factor, the color is the gain.
+
+    Args:
+        results: results of each target.
+        probe: ``knn_top1`` or ``linear_top1``.
+
+    Returns:
+        Like :func:`~videomaskfeat.viz.charts.line_chart`.
+    """
+    title = f"Points over the random encoder, {_PROBES[probe]}"
+    cells: list[dict[str, Any]] = [
+        {
+            "target": target.name,
+            "factor": factor,
+            "gain": round(gain.mean, 2),
+            "text": gain.text,
+            "pairs": gain.pairs,
+            "clear": gain.interval is not None and abs(gain.mean) > gain.interval,
+        }
+        for target in results
+        for factor in _all_factors(results)
+        if (gain := target.gain(probe, factor)) is not None
+    ]
+    if not cells:
+        return {"title": title, "data": None}
+    header, rows = _gain_table(results, probe)
+    largest = max(abs(cell["gain"]) for cell in cells)
+    return {
+        "title": title,
+        "data": {
+            "kind": "gains",
+            "cells": cells,
+            "targets": [target.name for target in results],
+            "factors": _all_factors(results),
+            "largest": max(largest, 1.0),
+        },
+        "label": f"{title}. " + ", ".join(f"{c['target']} {c['factor']} {c['text']}" for c in cells),
+        "table": build_table(header, rows),
+    }
 
 
 def render_comparison(results: Sequence[TargetResults], *, title: str, provenance: object = None) -> str:
@@ -180,6 +320,7 @@ def comparison_data(results: Sequence[TargetResults], *, title: str) -> dict[str
                 ("linear_top1", "Linear probe top-1, percent"),
             )
         ],
+        "gains": [gain_chart(results, probe) for probe in _PROBES] if _all_factors(results) else [],
         "finetuned": [
             {
                 "name": target.name,

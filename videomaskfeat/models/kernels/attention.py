@@ -64,6 +64,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None)
         return _attention_at_once(q, k, v) if few else _blocked_attention(q, k, v)
 
 
+def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T + bias) v for a bias [M, N, N"] of any form; other arguments as for :func:`attention`."""
+    q, k, v, bias = _in_autocast_type(q, k, v, bias)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [B, M, N, d]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0).transpose(1, 2)
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None) -> Tensor:
     """:func:`attention` in torch's own operators, without writes to slices of a tensor."""
     if relative is not None:

@@ -1,0 +1,89 @@
+"""``data.cache=memory``: the same training as from files, after a resume and on several ranks too."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from videomaskfeat.data import memory
+from videomaskfeat.jobs.pretrain import PretrainRun
+
+from .conftest import TINY, Verb
+from .ranks import run_verb
+from .test_finetune import TINY as TINY_FINETUNE
+from .test_pretrain import Pretrain, assert_refused, rows
+from .test_tokenizer import ARGUMENTS as TOKENIZERS
+from .test_tokenizer import TINY as TINY_TOKENIZER
+
+KINDS = {
+    "pretrain": [*TINY, "probe.train={sample}/train.csv", "probe.test={sample}/val.csv"],
+    "finetune": TINY_FINETUNE,
+    "train-tokenizer": [*TINY_TOKENIZER, "model.name=vq", f"model.arguments={TOKENIZERS['vq']}"],
+}
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each test has its own; nothing may be left in it."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+
+def left_over(tmp_path: Path) -> list[str]:
+    return [path.name for path in (tmp_path / "temporary").glob("videomaskfeat-*")]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """All metrics but times and memory."""
+    changing = {"seconds", "step_seconds", "data_seconds", "data_share", "memory_mb"}
+    names = {name for row in rows(folder) for name in row if "loss" in name or "top1" in name} - changing
+    return [{name: row[name] for name in sorted(names & set(row))} for row in rows(folder)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_from_memory_is_the_same(kind: str, sample: Path, tmp_path: Path, verb: Verb) -> None:
+    keys = [key.replace("{sample}", str(sample)) for key in KINDS[kind]]
+    for cache in ("none", "memory"):
+        data = [f"data.train={sample}/train.csv", f"data.validation={sample}/val.csv", f"data.cache={cache}"]
+        code, _, err = verb(kind, *keys, *data, f"run.folder={tmp_path / cache}")
+        assert code == 0, err
+    recorded = metrics(tmp_path / "memory")
+    assert recorded == metrics(tmp_path / "none")
+    assert all("loss" in row for row in recorded)
+    log = (tmp_path / "memory/log.txt").read_text()
+    assert "18 of 18 videos in memory: " in log  # both lists
+    assert not left_over(tmp_path)
+
+
+def test_resumed_run_from_memory_equals_one_from_files(
+    pretrain: Pretrain, tmp_path: Path, stop_at: Callable[..., None]
+) -> None:
+    assert pretrain()[0] == 0
+    expected = metrics(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "plain")
+    stop_at(PretrainRun, 3)
+    assert pretrain("data.cache=memory")[0] == 0
+    assert "SIGTERM" in (tmp_path / "run/log.txt").read_text()
+    assert pretrain("data.cache=memory")[0] == 0
+    assert metrics(tmp_path / "run") == expected
+
+
+def test_ranks_share_one_memory(sample: Path, tmp_path: Path) -> None:
+    for cache in ("none", "memory"):
+        data = [f"data.train={sample}/train.csv", f"data.cache={cache}", "data.workers=1"]
+        run_verb(2, "pretrain", *TINY, *data, "optim.warmup_epochs=0", f"run.folder={tmp_path / cache}")
+    assert metrics(tmp_path / "memory") == metrics(tmp_path / "none")
+    assert (tmp_path / "memory/log.txt").read_text().count("videos in memory") == 1
+    assert not left_over(tmp_path)
+
+
+def test_videos_that_do_not_fit_end_the_run(
+    pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
+    assert_refused(pretrain("data.cache=memory"), "data.cache=memory: 16 decoded videos need about")
+    assert not left_over(tmp_path)

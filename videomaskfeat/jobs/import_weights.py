@@ -19,6 +19,7 @@ from videomaskfeat.inference.results import write_json
 from videomaskfeat.interop.slowfast import ClipFacts, ImageTarget, Imported, MaskFacts, load_slowfast
 from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.models import arguments_of
+from videomaskfeat.models.vit import ViT
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
@@ -196,7 +197,9 @@ def _pretrain_config(path: str, imported: Imported) -> PretrainConfig:
     config.mask.kind = imported.mask.kind
     config.mask.ratio = imported.mask.ratio
     config.mask.cell = _mask_cell(path, imported.mask, clip.recipe.clip)
-    config.model.name, config.model.initialization = name, "slowfast"
+    config.model.name = name
+    if isinstance(imported.model, ViT):
+        config.model.initialization = "slowfast"
     config.model.arguments = _changed_arguments(
         name, arguments, ("clip_size", "values_per_token", "checkpoint_blocks")
     )

@@ -25,7 +25,7 @@ CHANGED = ("ibot",)
 """Runs that go on with other numbers: the schedules and augmentation of pairs have changed since."""
 
 ROUNDED = ("pretrain", "finetune", "detect")
-"""Runs whose weight gradients of small grids sum in another order since: numbers agree to float32 rounding."""
+"""Runs whose weight gradients of small grids sum in another order since: they agree to float32 rounding."""
 
 
 @pytest.fixture(scope="module")

@@ -123,7 +123,7 @@ def test_pickled_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None
         read_torch_file(str(path))
     assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps(_MakesFolder(folder)))
-    with pytest.raises(UserError, match=r"model\.pt "):
+    with pytest.raises(UserError, match=r"model\.pt: "):
         read_torch_file(str(path))
     assert not folder.exists()
 

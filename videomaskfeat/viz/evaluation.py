@@ -130,7 +130,8 @@ def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     A card is green if the lower end of the 95 % confidence interval is above chance.
 
     Args:
-        result: ``top1``, ``top5``, ``mean_class`` [percent], ``classes`` and ``videos``; each may be missing.
+        result: ``top1``, ``top5`` (no card with at most 5 classes), ``mean_class`` [percent], ``classes`` and
+            ``videos``; each may be missing.
     """
     classes, videos = finite_number(result.get("classes")), finite_number(result.get("videos"))
     names = {"top1": ("Top-1", 1), "top5": ("Top-5", 5), "mean_class": ("Mean class accuracy", 1)}
@@ -140,6 +141,10 @@ def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         card: dict[str, Any] = {"name": name, "value": None}
         if value is not None:
             card |= {"value": f"{value:.2f} %", "share": value / 100}
+        if (
+            value is not None and guesses > 1 and classes and classes <= guesses
+        ):  # every prediction is among the five
+            continue
         if value is not None and classes:
             chance = 100 * min(guesses / classes, 1.0)
             low = confidence_interval(value / 100, videos)[0] if videos else value / 100

@@ -115,7 +115,10 @@ def test_keys_are_listed_with_meanings(capsys: pytest.CaptureFixture[str]) -> No
     assert cli.main(["pretrain", "--keys"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mask.ratio"))
     rule = "[above 0 and below 1]"
-    assert line.split(maxsplit=2)[1:] == ["0.4", f"fraction of hidden mask cells {rule}"]
+    assert line.split(maxsplit=2)[1:] == [
+        "0.4",
+        f"fraction of hidden mask cells; unused by multi_block {rule}",
+    ]
 
 
 def test_keys_list_the_arguments_of_targets_methods_and_tokenizers(

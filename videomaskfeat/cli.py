@@ -358,7 +358,7 @@ def _add_flag(group: Any, flag: str, one: Key) -> None:
     kind, meaning = _kind(one), one.rules.explain().replace("%", "%%")
     metavar = "N" if kind in (int, float) else (one.rules.flag or one.name.partition(".")[2]).upper()
     if one.value is True:
-        meaning = f"turn off: {meaning}"
+        meaning = f"no {meaning}"
     elif one.value or (one.value is not False and kind in (int, float)) or one.rules.null:
         meaning += f" (default: {one.shown})"
     group.add_argument(

@@ -17,7 +17,7 @@ CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by wor
 READERS = ("auto", "decord", "pyav")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 CROPS = {1: "center", 3: "along the longer side"}
-SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each equal segment"}
+SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of clip.frames equal segments"}
 AREAS = {"whole": "in its aspect ratio", "centre": "a square crop; boxes are clipped to it"}
 LABELS = ("auto", "yes", "no")
 MASK_KINDS = (
@@ -145,7 +145,7 @@ class ClipConfig(FramesConfig, RandomCropConfig):
 class MaskConfig:
     """The mask."""
 
-    kind: str = key("cube", "mask policy", choices=MASK_KINDS)
+    kind: str = key("cube", "kind of mask", choices=MASK_KINDS)
     ratio: float = key(0.4, "fraction of hidden mask cells; unused by multi_block", above=0, below=1)
     cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels", least=1)
     arguments: dict[str, Any] = key({}, "arguments of the policy that differ from its defaults")
@@ -462,7 +462,11 @@ class AvaVideos:
     frame_lists: list[str] = key([], "lists of extracted frames in PySlowFast's format, instead of videos")
     frames: str = key("", "folder put before the paths of frame_lists")
     frames_fps: float = key(30.0, "frame rate of extracted frames", above=0)
-    start_second: float | None = key(None, "second of the first frame (AVA: 0 or 900)", null="from the rows")
+    start_second: float | None = key(
+        None,
+        "second of the original video at which the files start (AVA: 0 or 900)",
+        null="from the times of the key frames",
+    )
 
 
 @dataclass
@@ -556,7 +560,7 @@ class DetectConfig:
 
 @dataclass
 class CompareSettings:
-    """The entries of a comparison, and the keys that they share.
+    """Targets, seeds and shared configs of a comparison.
 
     An entry of ``targets`` is a mapping of three keys, all optional:
 
@@ -569,12 +573,12 @@ class CompareSettings:
     """
 
     folder: str = key("", "folder of all runs; an existing one is continued", required="runs/compare")
-    pretrain: str = key("", "pre-training config of all entries", required="configs/pretrain/sample.yaml")
-    finetune: str = key("", "fine-tuning config of all entries; empty: no fine-tuning")
-    shared: dict[str, Any] = key({}, "pretrain, finetune: keys that differ from those files in every entry")
-    targets: dict[str, Any] = key({}, "keys per entry name; see docs/comparing.md", required="{hog: {}}")
-    only: list[str] = key([], "entries to run; empty: all", flag="targets")
-    seeds: int = key(1, "number of runs per entry, with run.seed 1, 2, ...", least=1, flag="seeds")
+    pretrain: str = key("", "pre-training config of all targets", required="configs/pretrain/sample.yaml")
+    finetune: str = key("", "fine-tuning config of all targets; empty: no fine-tuning")
+    shared: dict[str, Any] = key({}, "pretrain, finetune: keys that differ from those files, for all targets")
+    targets: dict[str, Any] = key({}, "keys per target name; see docs/comparing.md", required="{hog: {}}")
+    only: list[str] = key([], "targets to run (empty: all)", flag="targets")
+    seeds: int = key(1, "number of runs per target, with run.seed 1, 2, ...", least=1, flag="seeds")
     jobs: int = key(1, "number of parallel runs; times per step are not comparable above 1", least=1)
     probes: int = key(4, "number of probes of the frozen features during a pre-training", least=0)
 
@@ -623,8 +627,12 @@ class PersonsConfig:
     )
     detector_options: dict[str, Any] = key({}, "arguments of the detector", flag="detector-option")
     box_score: float | None = key(None, "minimum score of a box", **SHARE, null="from the weights")
-    every: float = key(1.0, "seconds between two key frames; with boxes, the minimum", above=0)
-    start_second: float | None = key(None, "time of the first frame, as in boxes", null="from the rows")
+    every: float = key(
+        1.0, "seconds between two key frames; with boxes, closer key frames are skipped", above=0
+    )
+    start_second: float | None = key(
+        None, "time of the first frame of the video, as counted in the boxes file", null="from its rows"
+    )
 
 
 @dataclass

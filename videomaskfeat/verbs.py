@@ -19,6 +19,7 @@ from videomaskfeat.schemas import (
     CROPS,
     LABELS,
     LIST_FORMATS,
+    MASK_KINDS,
     READERS,
     SAMPLINGS,
     SEPARATORS,
@@ -149,7 +150,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 
 def detect_train(config: DetectConfig) -> int:
-    """Train a detector of the actions of persons in boxes from pre-trained weights.
+    """Train an action detector (actions of persons in given boxes), starting from pre-trained weights.
 
       videomaskfeat detect-train --config configs/detect/sample.yaml \\
           model.weights=demo/run/weights.safetensors
@@ -164,7 +165,7 @@ def detect_train(config: DetectConfig) -> int:
 
 
 def train_tokenizer(config: TokenizerConfig) -> int:
-    """Train a tokenizer of frames on videos; its tokens are a target of pre-training (BEiT, PeCo).
+    """Train a tokenizer of video frames; `pretrain` can then predict its tokens (BEiT, PeCo).
 
       videomaskfeat train-tokenizer --config configs/tokenizer/sample_dvae.yaml
       videomaskfeat train-tokenizer --config configs/tokenizer/sample_vq.yaml \\
@@ -263,7 +264,9 @@ class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions):
     knn: str = key("", "training list for k-NN classification by features of any weights")
     k: int = key(20, "number of nearest neighbors", least=1)
     temperature: float = key(0.07, "temperature of the neighbors' votes", above=0)
-    videos_per_batch: int | None = key(None, "videos per worker and batch", least=1, null="about 32 clips")
+    videos_per_batch: int | None = key(
+        None, "videos per worker and batch", least=1, null="as many as have about 32 clips"
+    )
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -368,7 +371,9 @@ class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
     weights: str = key("", "weights of any run, or of import-slowfast", positional=True)
     list: str = key("", "list file or folder of videos", positional=True)
     out: str = key("", "folder to write", positional=True)
-    depth: int | None = key(None, "block that returns the features, from 1", least=1, null="the output")
+    depth: int | None = key(
+        None, "block whose output is returned, counted from 1", least=1, null="the output"
+    )
     grid: bool = key(False, "one feature per token instead of their mean")
     views: int = key(1, "temporal views per video, evenly spaced", least=1)
     crops: int = key(1, "crops per view", choices=CROPS)
@@ -411,7 +416,7 @@ class ScoreAvaOptions(KeyFrameOptions):
 
 
 def score_ava(options: ScoreAvaOptions) -> int:
-    """Score a file of detections by AVA's official rules: frame mAP, average precision per action, errors.
+    """Score a detections file by AVA's official rules: frame mAP and average precision per action.
 
       videomaskfeat score-ava --groundtruth ava/annotations/ava_val_v2.2.csv --detections detections.csv \\
           --labels ava/annotations/ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
@@ -505,7 +510,7 @@ class VisualizeOptions:
     checkpoint: str = key("", "weights.safetensors of a pre-training run", positional=True)
     videos: list[str] = key([], "videos, or folders of videos", positional=True)
     out: str = key("pictures", "folder to write")
-    mask: str | None = key(None, "mask policy", null="from the weights")
+    mask: str | None = key(None, "kind of mask", choices=MASK_KINDS, null="from the weights")
     ratio: float | None = key(None, "fraction of hidden tokens", null="from the weights")
     seed: int = key(0, "seed of the mask", least=0)
     columns: int = key(8, "time steps per picture", least=1)
@@ -644,7 +649,7 @@ class SampleDataOptions:
     seed: int = key(0, "seed of all files")
     ava_videos: int = key(12, "number of longer videos with boxes")
     images: int = key(600, "number of pictures, one shape per class")
-    factors: int = key(0, "number of videos with independent factors (digits); 0: none")
+    factors: int = key(0, "number of videos of moving digits with several labels (factors); 0: none")
 
 
 def sample_data(options: SampleDataOptions) -> int:

@@ -213,7 +213,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         (["evaluate.crops=2"], ("evaluate.crops 2 must be 1 or 3",)),
         (["clip.sampling=segments"], ("views=2 with sampling=segments", "use views=1")),
         (["evaluate.short_side=16"], ("short side 16 is smaller than the crop 32",)),
-        (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
+        (["evaluate.weights=averaged"], ("evaluate.weights=averaged needs averaged weights", "set optim.ema_decay")),
         (["evaluate.weights=best"], ("evaluate.weights 'best' is unknown; choose from auto, trained",)),
         (["augment.randaugment=rand-m7-z3"], ("z3",)),
         (["mix.mixup=-1"], ("mixup",)),
@@ -224,7 +224,7 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         (["model.head=max"], ("model.head 'max' is unknown;",)),
         (
             ["clip.flip_swaps_labels=true", "clip.flip=0.5"],
-            ("clip.flip_swaps_labels needs the names of the classes",),
+            ("clip.flip_swaps_labels needs class names",),
         ),
         (["clip.flip_swaps_labels=true"], ("clip.flip=0 flips no clip", "set clip.flip=0.5")),
         (["clip.crop_kind=center"], ("clip.crop_kind 'center' is unknown; choose from area, short_side",)),
@@ -371,7 +371,7 @@ def test_class_of_the_held_out_list_alone_is_refused(lists: Path) -> None:
 
 
 def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.csv: has 3 class names, and data\.classes is 400; leave"):
+    with pytest.raises(UserError, match=r"train\.csv: has 3 class names, but data\.classes is 400; leave"):
         read(lists, "data.classes=400")
 
 

@@ -367,7 +367,7 @@ def test_file_named_like_an_option_is_refused(tmp_path: Path, monkeypatch: pytes
         ("evaluate w l --views x", "argument '--views x': evaluate.views 'x' must be an integer"),
         ("evaluate w l crops=2", "argument 'crops=2': evaluate.crops 2 must be 1 or 3"),
         ("evaluate w l --k 0", "argument '--k 0': evaluate.k 0 must be at least 1"),
-        ("evaluate w l --reader pyaw", "evaluate.reader 'pyaw' is unknown; did you mean 'pyav'? there"),
+        ("evaluate w l --reader pyaw", "evaluate.reader 'pyaw' is unknown; did you mean 'pyav'? Choose"),
         ("evaluate w l --views", "argument --views: expected one argument; see videomaskfeat evaluate"),
         ("pretrain data.train", "argument 'data.train' is not of the form section.key=value, such as run."),
         (

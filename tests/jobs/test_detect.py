@@ -323,7 +323,10 @@ def test_impossible_evaluations_are_refused_in_one_line(
         (["--area", "square"], ("area 'square' is unknown; choose from whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
         (["--clips-at-once", "0"], ("detect_evaluate.clips_at_once 0 must be at least 1",)),
-        (["--frame-lists", "x.csv"], ("both locations of the videos are set; set either a folder",)),
+        (
+            ["--frame-lists", "x.csv"],
+            ("both a folder of videos and frame lists are set; set either the folder",),
+        ),
         (["--out", weights], ("d.safetensors",)),
     ):
         arguments = [weights, *actions.evaluation(), "--out", tmp_path / "out", *changes]
@@ -527,8 +530,8 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["boxes.train_score=3"], "boxes.train_score 3 must be between 0 and 1"),
         (["boxes.train_iou=-1"], "boxes.train_iou -1 must be between 0 and 1"),
         (["boxes.train_score=0.999", "data.train=none.csv"], r"none\.csv"),
-        (["data.videos="], r"no location of the videos is set; .* \(--videos, or the key data\.videos\)"),
-        (["data.frame_lists=[x.csv]"], "both locations of the videos are set"),
+        (["data.videos="], r"no videos are set; .* \(--videos, or the key data\.videos\)"),
+        (["data.frame_lists=[x.csv]"], "both a folder of videos and frame lists are set"),
         (["data.frames_fps=0"], "data.frames_fps 0 must be above 0"),
         (["data.videos=nowhere"], "nowhere"),
         (["boxes.visible=2"], "boxes.visible 2 must be between 0 and 1"),

@@ -291,7 +291,10 @@ def test_resumed_run_equals_the_uninterrupted_one(
         (["data.train="], ("data.train is not set",)),
         (["data.label_map="], ("data.label_map is not set",)),
         (["run.folder="], ("run.folder is not set",)),
-        (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
+        (
+            ["evaluate.weights=averaged"],
+            ("evaluate.weights=averaged needs averaged weights", "set optim.ema_decay"),
+        ),
         (["evaluate.every_seconds=0"], ("evaluate.every_seconds 0 must be at least 1",)),
         (["evaluate.every_seconds=7"], ("truth.csv", "at each 7-th second", "nothing to score")),
         (["data.validation=/dev/null"], ("/dev/null: is a device, but a regular file is needed",)),
@@ -515,7 +518,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["loss.focusing=-1"], "loss.focusing -1 must be at least 0"),
         (
             ["data.classes=3"],
-            r"the action 4 \(talk to\), and data\.classes is 3; leave data\.classes out",
+            r"the action 4 \(talk to\), but data\.classes is 3; leave data\.classes out",
         ),
         (
             ["model.name=maskfeat_mvitv2_nano"],

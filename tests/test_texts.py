@@ -168,7 +168,7 @@ def test_yaml_depth_is_checked_before_libyaml_crashes(opening: str, depth: int) 
 
 def test_aliases_count_as_their_content() -> None:
     lines = ["a0: &a0 [1]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
-    with pytest.raises(UserError, match=r"line 6: more than 10000 values \(aliases count"):
+    with pytest.raises(UserError, match=r"line 6: more than 10000 values \(an alias counts"):
         parse_yaml("\n".join(lines), "y")
 
 

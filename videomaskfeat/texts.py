@@ -400,7 +400,10 @@ def _check_events(text: str, name: str, loader: Any) -> None:
                 if len(open_nodes) > _YAML_DEPTH + 1:
                     raise UserError(f"{where}: YAML nested more than {_YAML_DEPTH} levels deep")
         if sum(size for _, size in open_nodes) > _YAML_NODES:
-            raise UserError(f"{where}: more than {_YAML_NODES} values (aliases count as their content)")
+            raise UserError(
+                f"{where}: more than {_YAML_NODES} values (an alias counts as often as it is used); "
+                "make the file smaller"
+            )
 
 
 def _check_tag(tag: str | None, where: str) -> None:

@@ -239,7 +239,7 @@ def test_unknown_reader_reaches_the_caller(listing: Path, workers: int) -> None:
         ({"sampling": "segments"}, "views=3 with sampling=segments: .* use views=1"),
         ({"short": "repeat"}, "short 'repeat' is unknown; choose from clamp, loop, error"),
         ({"frames": 0}, "a clip of 0 frames at stride 2 is empty"),
-        ({"crop": 32}, "short side 20 is smaller than the crop 32; raise it"),
+        ({"crop": 32}, "short side 20 is smaller than the crop 32; raise the short side"),
     ],
 )
 def test_invalid_views_are_refused(arguments: dict[str, object], words: str) -> None:

@@ -291,7 +291,10 @@ def test_resumed_run_equals_the_uninterrupted_one(
         (["data.train="], ("data.train is not set",)),
         (["data.label_map="], ("data.label_map is not set",)),
         (["run.folder="], ("run.folder is not set",)),
-        (["evaluate.weights=averaged"], ("evaluate.weights is averaged", "set optim.ema_decay")),
+        (
+            ["evaluate.weights=averaged"],
+            ("evaluate.weights=averaged needs averaged weights", "set optim.ema_decay"),
+        ),
         (["evaluate.every_seconds=0"], ("evaluate.every_seconds 0 must be at least 1",)),
         (["evaluate.every_seconds=7"], ("truth.csv", "at each 7-th second", "nothing to score")),
         (["data.validation=/dev/null"], ("/dev/null: is a device, but a regular file is needed",)),
@@ -323,7 +326,10 @@ def test_impossible_evaluations_are_refused_in_one_line(
         (["--area", "square"], ("area 'square' is unknown; choose from whole, centre",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
         (["--clips-at-once", "0"], ("detect_evaluate.clips_at_once 0 must be at least 1",)),
-        (["--frame-lists", "x.csv"], ("both locations of the videos are set; set either a folder",)),
+        (
+            ["--frame-lists", "x.csv"],
+            ("both a folder of videos and frame lists are set; set either the folder",),
+        ),
         (["--out", weights], ("d.safetensors",)),
     ):
         arguments = [weights, *actions.evaluation(), "--out", tmp_path / "out", *changes]
@@ -512,7 +518,7 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["loss.focusing=-1"], "loss.focusing -1 must be at least 0"),
         (
             ["data.classes=3"],
-            r"the action 4 \(talk to\), and data\.classes is 3; leave data\.classes out",
+            r"the action 4 \(talk to\), but data\.classes is 3; leave data\.classes out",
         ),
         (
             ["model.name=maskfeat_mvitv2_nano"],
@@ -527,8 +533,8 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["boxes.train_score=3"], "boxes.train_score 3 must be between 0 and 1"),
         (["boxes.train_iou=-1"], "boxes.train_iou -1 must be between 0 and 1"),
         (["boxes.train_score=0.999", "data.train=none.csv"], r"none\.csv"),
-        (["data.videos="], r"no location of the videos is set; .* \(--videos, or the key data\.videos\)"),
-        (["data.frame_lists=[x.csv]"], "both locations of the videos are set"),
+        (["data.videos="], r"no videos are set; .* \(--videos, or the key data\.videos\)"),
+        (["data.frame_lists=[x.csv]"], "both a folder of videos and frame lists are set"),
         (["data.frames_fps=0"], "data.frames_fps 0 must be above 0"),
         (["data.videos=nowhere"], "nowhere"),
         (["boxes.visible=2"], "boxes.visible 2 must be between 0 and 1"),

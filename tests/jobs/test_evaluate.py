@@ -340,7 +340,7 @@ def assert_refused(outcome: tuple[int, str, str], *words: str) -> None:
     [
         ("--crops 2", "evaluate.crops 2 must be 1 or 3"),
         ("--views 0", "evaluate.views 0 must be at least 1"),
-        ("--short-side 24", "short side 24 is smaller than the crop 32; raise it"),
+        ("--short-side 24", "short side 24 is smaller than the crop 32; raise the short side"),
         ("--sampling segment", "sampling 'segment' is unknown; did you mean"),
         ("--sampling segments --views 2", "views=2 with sampling=segments"),
         ("--average logit", "average 'logit' is unknown; did you mean 'logits'"),
@@ -439,7 +439,7 @@ def test_classes_in_words_of_unknown_order_are_refused(material: Path, run: Run,
     listing = write_words(material / "words.csv", ["turn left", "push", "Zähne putzen"])
     assert_refused(
         run("evaluate", weights, listing),
-        "3 class names as labels, but",
+        "the labels are 3 class names, but",
         "has 7 classes, so their numbers are unknown; give a file of class names",
     )
 

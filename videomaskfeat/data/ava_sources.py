@@ -198,7 +198,8 @@ def _choose_clip(times: np.ndarray, clips: list[_Video], root: str, name: str) -
     names = " and as ".join(os.path.basename(clip.path) for clip in clips)
     raise UserError(
         f"{root}: the video {name!r} exists as {names}, but no clip contains all its key frames (from "
-        f"{times.min():g} to {times.max():g} s); keep the annotated clip and the rows of its seconds"
+        f"{times.min():g} to {times.max():g} s); of these files, keep only the "
+        "clip that was annotated, and of its rows only those within the clip"
     )
 
 

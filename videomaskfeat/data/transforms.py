@@ -242,7 +242,9 @@ class UniformCrop:
     def __post_init__(self) -> None:
         _check_crop(self.size)
         if self.short_side < self.size:
-            raise UserError(f"short side {self.short_side} is smaller than the crop {self.size}; raise it")
+            raise UserError(
+                f"short side {self.short_side} is smaller than the crop {self.size}; raise the short side"
+            )
         if self.crop not in (0, 1, 2):
             raise UserError(f"crop {self.crop} is not 0 (left or top), 1 (center) or 2 (right or bottom)")
 

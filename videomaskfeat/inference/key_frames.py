@@ -50,10 +50,10 @@ class VideoLocations:
             UserError: no location or both are set, or a video is missing or too short.
         """
         if bool(self.videos) == bool(self.frame_lists):
-            count, verb = ("both locations", "are") if self.videos else ("no location", "is")
+            wrong = "both a folder of videos and frame lists are" if self.videos else "no videos are"
             raise UserError(
-                f"{count} of the videos {verb} set; set either a folder of videos (--videos, or the key "
-                "data.videos), or lists of extracted frames (--frame-lists, or data.frame_lists)"
+                f"{wrong} set; set either the folder (--videos, or the key data.videos), or lists of "
+                "extracted frames (--frame-lists, or data.frame_lists)"
             )
         if self.frames_fps <= 0:
             raise UserError(f"frames_fps {self.frames_fps:g}: the frame rate must be above 0")

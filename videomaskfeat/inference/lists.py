@@ -119,8 +119,8 @@ def check_records(records: Records, *, classes: int, source: str, named: bool) -
         count = len(np.unique(labels))
         if count != classes:
             raise UserError(
-                f"{records.source}: {count} class names as labels, but {source} has {classes} classes, so "
-                f"their numbers are unknown; give a file of class names, one per line in the order of the "
+                f"{records.source}: the labels are {count} class names, but {source} has {classes} classes, "
+                f"so their numbers are unknown; give a file of class names, one per line in the order of the "
                 f"training"
             )
     paths = (records[row].path for row in range(len(records)))

@@ -476,7 +476,8 @@ def _widening(options: Options) -> tuple[int, ...]:
     widths, heads = options["MVIT.DIM_MUL"], options["MVIT.HEAD_MUL"]
     if sorted(widths) != sorted(heads) or any(len(row) != 2 or row[1] != 2 for row in widths):
         raise UserError(
-            f"{options.path}: MVIT.DIM_MUL {widths} and MVIT.HEAD_MUL {heads} must be equal, with factor 2"
+            f"{options.path}: MVIT.DIM_MUL {widths} and MVIT.HEAD_MUL {heads} must be "
+            "equal, and every factor in them must be 2"
         )
     return tuple(sorted(block for block, _ in widths))
 

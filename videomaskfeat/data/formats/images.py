@@ -35,8 +35,9 @@ class Images(FolderFormat):
             return Records.from_paths(pictures, None, source=root, root=root)
         if loose:
             raise UserError(
-                f"{os.path.join(root, loose)}: is not in a class folder; the folder directly below {root} is "
-                "the class of a picture: move it into one, or give a list with rows `path label`"
+                f"{os.path.join(root, loose)}: is not in a class folder; pictures must lie in "
+                f"{os.path.join(root, 'CLASS')}{os.sep}: move it into such a folder, or give a list "
+                "with rows `path label`"
             )
         classes = [path.split(os.sep, 1)[0] for path in pictures]
         if source.labels == "yes" and not known:

@@ -92,9 +92,16 @@ def _find_suffix(ids: list[str], source: ListSource) -> str:
 
 def _templates(path: str) -> dict[str, int]:
     """The labels in a labels JSON by template without brackets."""
-    table = read_json(path, what="a labels JSON", remedy="it contains an object of template -> number")
+    table = read_json(
+        path,
+        what="a labels JSON",
+        remedy="it contains an object that maps each template (class name) to its number",
+    )
     if not isinstance(table, dict):
-        raise UserError(f"{path}: is not an object of template -> number, but a {type(table).__name__}")
+        raise UserError(
+            f"{path}: must be a JSON object that maps each template (class name) to its number, "
+            f"but is a {type(table).__name__}"
+        )
     return {_plain(template): parse_label(value, path, template) for template, value in table.items()}
 
 

@@ -47,7 +47,8 @@ class Table(ListFormat):
         if source.first_row.startswith("original_vido_id"):  # PySlowFast's spelling
             raise UserError(
                 f"{source.path}: lists of frames (`original_vido_id video_id frame_id path labels`) are not "
-                "supported; give the JSON list, and the folder of the frame folders as prefix"
+                "supported; give the JSON list, and set the prefix to the folder that contains "
+                "the frame folders"
             )
         check_name("separator", source.separator, ("auto", *SEPARATORS))
         rows = _parse_rows(source.data, source.path)

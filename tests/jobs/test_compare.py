@@ -173,7 +173,8 @@ def test_finished_run_of_another_config_is_not_taken_for_this_one(tmp_path: Path
 
 def test_a_run_that_fails_is_named_with_its_last_word(tmp_path: Path) -> None:
     with pytest.raises(
-        RunFailed, match=r"run: ended with code 2 .*data\.train is not set.*same command continues"
+        RunFailed,
+        match=r"run: the run failed with exit code 2: .*data\.train is not set.*fix the cause and start",
     ):
         Command(tmp_path / "run", "pretrain", "", ()).run(Verbs())
 

@@ -213,7 +213,10 @@ def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
         (["evaluate.crops=2"], ("evaluate.crops 2 must be 1 or 3",)),
         (["clip.sampling=segments"], ("views=2 with sampling=segments", "use views=1")),
         (["evaluate.short_side=16"], ("short side 16 is smaller than the crop 32",)),
-        (["evaluate.weights=averaged"], ("evaluate.weights=averaged needs averaged weights", "set optim.ema_decay")),
+        (
+            ["evaluate.weights=averaged"],
+            ("evaluate.weights=averaged needs averaged weights", "set optim.ema_decay"),
+        ),
         (["evaluate.weights=best"], ("evaluate.weights 'best' is unknown; choose from auto, trained",)),
         (["augment.randaugment=rand-m7-z3"], ("z3",)),
         (["mix.mixup=-1"], ("mixup",)),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.data.clip_data import MASK, SAMPLER, equal, make_clips, write_videos
-from videomaskfeat.data import clips as clips_module
+from videomaskfeat.data import memory as memory_module
 from videomaskfeat.data.clips import (
     LabeledBatch,
     LabeledClips,
@@ -52,7 +52,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(path)
         return open_video(path, reader)
 
-    monkeypatch.setattr(clips_module, "open_video", counting)
+    monkeypatch.setattr(memory_module, "open_video", counting)
     return paths
 
 

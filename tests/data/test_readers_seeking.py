@@ -207,5 +207,5 @@ def test_time_after_the_end_is_an_error(files: dict[str, Path]) -> None:
 def test_video_without_times_or_rate_is_refused() -> None:
     video = MemoryReader(np.zeros((2, 4, 4, 3), np.uint8), fps=1.0)
     video.fps = 0.0
-    with pytest.raises(VideoReadError, match="neither times nor a frame rate"):
+    with pytest.raises(VideoReadError, match="neither frame times nor a frame rate"):
         CountedReader(video)

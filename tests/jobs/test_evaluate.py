@@ -189,7 +189,8 @@ def test_report_shows_the_result_and_loads_nothing(material: Path, run: Run, tmp
     assert page.addresses
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert (
-        f"Top-1 {result['top1']:.2f} % of 9 of 10 videos. 95 % confidence interval: 6 to 55 %." in page.text
+        f"Top-1 accuracy: {result['top1']:.2f} % of the 9 scored videos (10 listed). "
+        "95 % confidence interval: 6 to 55 %." in page.text
     )
     assert f"1 could not be read; counted as wrong, top-1 is {result['top1'] * 9 / 10:.2f} %" in page.text
     assert "<b>push</b>" in page.text  # as text, so it was escaped

@@ -119,10 +119,14 @@ def test_mae_multiply_adds_are_those_of_the_visible_tokens() -> None:
     def blocks(tokens: int, width: int, depth: int) -> int:
         return depth * (12 * tokens * width**2 + 2 * tokens**2 * width)
 
-    visible = 26  # of 256, and the class token
-    by_hand = 26 * 384 * 96 + blocks(visible + 1, 96, 6)  # the stem's cubes of 2x8x8x3 pixels, the encoder
-    by_hand += 27 * 96 * 64 + blocks(257, 64, 2) + 256 * 64 * 192  # to the decoder, the decoder, the pixels
-    layer_norms = 5 * (27 * 96 * 13 + 257 * 64 * 4 + 256 * 64)  # fvcore counts 5 a value
+    visible = 25  # of 256: 231 are hidden, the ceiling of 90 %; and the class token
+    by_hand = visible * 384 * 96 + blocks(
+        visible + 1, 96, 6
+    )  # the stem's cubes of 2x8x8x3 pixels, the encoder
+    by_hand += (
+        (visible + 1) * 96 * 64 + blocks(257, 64, 2) + 256 * 64 * 192
+    )  # to the decoder, the decoder, the pixels
+    layer_norms = 5 * ((visible + 1) * 96 * 13 + 257 * 64 * 4 + 256 * 64)  # fvcore counts 5 a value
     actual = multiply_adds(method.student, method.example)
     assert actual == pytest.approx(by_hand + layer_norms, rel=2e-3)
     dense = build_method(masked_config("maskfeat_vit_nano"))

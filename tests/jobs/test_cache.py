@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,16 @@ KINDS = {
 
 
 @pytest.fixture(autouse=True)
-def own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test has its own; nothing may be left in it."""
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test has its own; nothing may be left in it. Its path is short, since sockets are made in it."""
+    with tempfile.TemporaryDirectory(prefix="vmf") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        yield
 
 
-def left_over(tmp_path: Path) -> list[str]:
-    return [path.name for path in (tmp_path / "temporary").glob("videomaskfeat-*")]
+def left_over() -> list[str]:
+    return [path.name for path in Path(os.environ["TMPDIR"]).glob("videomaskfeat-*")]
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -56,7 +58,7 @@ def test_training_from_memory_is_the_same(kind: str, sample: Path, tmp_path: Pat
     assert all("loss" in row for row in recorded)
     log = (tmp_path / "memory/log.txt").read_text()
     assert "18 of 18 videos in memory: " in log  # both lists
-    assert not left_over(tmp_path)
+    assert not left_over()
 
 
 def test_resumed_run_from_memory_equals_one_from_files(
@@ -78,7 +80,7 @@ def test_ranks_share_one_memory(sample: Path, tmp_path: Path) -> None:
         run_verb(2, "pretrain", *TINY, *data, "optim.warmup_epochs=0", f"run.folder={tmp_path / cache}")
     assert metrics(tmp_path / "memory") == metrics(tmp_path / "none")
     assert (tmp_path / "memory/log.txt").read_text().count("videos in memory") == 1
-    assert not left_over(tmp_path)
+    assert not left_over()
 
 
 def test_videos_that_do_not_fit_end_the_run(
@@ -86,4 +88,4 @@ def test_videos_that_do_not_fit_end_the_run(
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
     assert_refused(pretrain("data.cache=memory"), "data.cache=memory: 16 decoded videos need about")
-    assert not left_over(tmp_path)
+    assert not left_over()

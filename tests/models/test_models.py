@@ -238,7 +238,7 @@ def test_parameter_counts_are_the_published_ones(name: str, arguments: dict[str,
         (
             "mean",
             {"absolute_positions": "sincos"},
-            "absolute_positions 'sincos' is unknown; none is accepted",
+            "absolute_positions 'sincos' is unknown; choose from none",
         ),
         ("mean", {"widen_at": (9,)}, r"widen_at \(9,\): a model of depth 4 has no block 9"),
         ("mean", {"q_pool_at": (4,)}, r"q_pool_at \(4,\): a model of depth 4 has no block 4"),

@@ -30,8 +30,8 @@ def test_distance_is_the_mean_over_depths_of_normalized_features() -> None:
         features = []
         for picture in (first, second):
             clip = ((picture - 0.4) / 0.2)[:, :, None].repeat(1, 1, 2, 1, 1)
-            features = encoder().eval().features(clip, depth=depth, pooled=False)
-            centered = features - features.mean(-1, keepdim=True)
+            tokens = encoder().eval().features(clip, depth=depth, pooled=False)
+            centered = tokens - tokens.mean(-1, keepdim=True)
             features.append(centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt())
         expected.append((features[0] - features[1]).square().mean())
     assert distance(first, second).item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)

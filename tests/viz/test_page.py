@@ -91,7 +91,7 @@ def test_package_includes_all_templates() -> None:
     templates = Path(page.__file__).parent
     shipped = {path for pattern in re.findall(r'"(.*?)"', patterns[1]) for path in templates.glob(pattern)}
     assert shipped == {path for path in (templates / "templates").iterdir() if path.is_file()}
-    assert len(shipped) == 12
+    assert len(shipped) == 13
 
 
 def test_numbers_are_finite() -> None:

@@ -68,9 +68,15 @@ def _two_epochs(loader: ClipLoader[PretrainBatch], after_first: Callable[[], Non
     return batches
 
 
-def _send(number: signal.Signals, workers: set[int]) -> None:
-    for pid in workers:
-        os.kill(pid, number)
+def _send(number: signal.Signals, loader: ClipLoader[PretrainBatch], count: int) -> None:
+    """Send a signal to the first workers, once they have started: a start has a limit of its own."""
+    assert loader._pool is not None
+    workers = loader._pool._workers[:count]
+    while not all(worker.started for worker in workers):
+        time.sleep(0.01)
+    for worker in workers:
+        assert worker._process.pid is not None
+        os.kill(worker._process.pid, number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -78,9 +84,8 @@ def _send(number: signal.Signals, workers: set[int]) -> None:
 def test_killed_and_stopped_workers_are_replaced_and_the_stream_is_the_same(
     videos: Path, undisturbed: list[PretrainBatch], number: signal.Signals, share: int
 ) -> None:
-    before = set(_pids())
     loader = ClipLoader(make_clips(videos), batch_size=2, workers=2, read_seconds=1.5)
-    batches = _two_epochs(loader, lambda: _send(number, set(sorted(set(_pids()) - before)[:share])))
+    batches = _two_epochs(loader, lambda: _send(number, loader, share))
     assert all(equal(*pair) for pair in zip(batches, undisturbed, strict=True))
 
 
@@ -170,12 +175,22 @@ def test_full_shared_memory_is_named_in_one_line(task: int) -> None:
     )
 
 
-def test_worker_that_cannot_start_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "raise `ulimit -n`, or lower"),
+        (OSError("AF_UNIX path too long"), "set TMPDIR to a folder with a shorter path"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "/dev/shm is probably full"),
+    ],
+)
+def test_worker_that_cannot_start_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, remedy: str
+) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise error
 
     monkeypatch.setattr(workers, "_Worker", refuse)
-    with pytest.raises(RunFailed, match=r"^cannot allocate worker process 0: .* raise `ulimit -n`, or lower"):
+    with pytest.raises(RunFailed, match=rf"^cannot allocate worker process 0: .* {remedy}"):
         WorkerPool(abs, iter([1]), path_of=str, workers=1)
 
 

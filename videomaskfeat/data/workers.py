@@ -17,6 +17,7 @@ import os
 import queue
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -51,8 +52,11 @@ class ReadingLost(VideoReadError):
 def allocation_error(resource: str, error: Exception) -> RunFailed:
     """The error if the system has no memory or no files left for workers."""
     cause = " ".join(str(error).split())
-    out_of_files = os.strerror(errno.EMFILE) in cause
-    remedy = "raise `ulimit -n`, or lower data.workers" if out_of_files else SHARED_MEMORY_REMEDY
+    remedy = SHARED_MEMORY_REMEDY
+    if os.strerror(errno.EMFILE) in cause:
+        remedy = "raise `ulimit -n`, or lower data.workers"
+    elif "AF_UNIX path too long" in cause:  # sockets of multiprocessing are files in the temporary folder
+        remedy = f"set TMPDIR to a folder with a shorter path than {tempfile.gettempdir()}"
     return RunFailed(f"cannot allocate {resource}: {cause}; {remedy}")
 
 

@@ -565,7 +565,7 @@ def test_pictures_only_support_clips_of_one_frame() -> None:
     check_frames(records, 1)
     with pytest.raises(
         UserError,
-        match=r"train\.csv: row 2 \(b\.png\) is a picture .*have 16 \(1 of 3 .*clip\.frames=1",
+        match=r"train\.csv: row 2 \(b\.png\) is a picture .*have 16 frames \(1 of 3 .*clip\.frames=1",
     ):
         check_frames(records, 16)
     check_frames(Records.from_paths(["a.mp4", "frames/c"], None, source=""), 16)

@@ -213,7 +213,7 @@ def test_closing_ends_stopped_workers(videos: Path) -> None:
     before = set(_pids())
     loader = ClipLoader(make_clips(videos), batch_size=2, workers=2)
     next(loader.epoch(0))
-    _send(signal.SIGSTOP, set(_pids()) - before)
+    _send(signal.SIGSTOP, loader, 2)
     loader.close()
     assert set(_pids()) == before
 

@@ -78,5 +78,5 @@ def test_weights_of_a_new_encoder_are_resized_and_recognized() -> None:
     )
     assert load_into(large, small.state_dict()).resized == ("pos_embed_spatial", "pos_embed_temporal")
     state = create_model("maskfeat_mixer_nano").state_dict()
-    with pytest.raises(UserError, match=r"it is probably maskfeat_mixer_nano: build mixer_nano$"):
+    with pytest.raises(UserError, match=r"it is probably maskfeat_mixer_nano: set model\.name=mixer_nano$"):
         load_into(create_model("mixer_nano", depth=3), state)

@@ -57,7 +57,9 @@ def test_every_target_has_its_runs_with_each_seed_in_their_order() -> None:
     assert config.run.folder == "out/pixels/seed_2/pretrained"
     assert config.run.evaluate_epochs == 0.5  # 2 epochs, 4 probes
     assert "optim.layer_decay=1.0" in second.finetunes[""].overrides
-    assert 'model.weights="out/pixels/seed_2/pretrained/weights.safetensors"' in second.finetunes[""].overrides
+    assert (
+        'model.weights="out/pixels/seed_2/pretrained/weights.safetensors"' in second.finetunes[""].overrides
+    )
 
 
 def test_each_named_fine_tuning_has_its_runs_and_keys() -> None:
@@ -228,6 +230,7 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
         "folder": str(tmp_path / "out"),
         "pretrain": str(base),
         "finetune": str(tuning),
+        "finetunes": {"motion": {}},
         "probes": 2,
         "targets": {"hog": {}, "fine_hog": {"pretrain": {"target": {"arguments": {"bins": 12}}}}},
     }
@@ -242,13 +245,15 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
         assert 0 < row["target_ms"] < row["step_ms"]
         assert len(row["knn_top1"]) == len(row["linear_top1_untrained"]) == 1
         summary = tmp_path / "out" / row["target"] / "seed_1" / "pretrained" / "summary.json"
-        tuned = summary.parents[1] / "finetuned" / "summary.json"
-        assert row["finetuned_top1"] == [simplejson.loads(tuned.read_text())["top1"]]
-        scratch = tmp_path / "out" / "hog" / "seed_1" / "scratch" / "summary.json"
-        assert row["scratch_top1"] == [simplejson.loads(scratch.read_text())["top1"]]
+        tuned = summary.parents[1] / "finetuned_motion" / "summary.json"
+        assert row["finetuned_top1_motion"] == [simplejson.loads(tuned.read_text())["top1"]]
+        scratch = tmp_path / "out" / "hog" / "seed_1" / "scratch_motion" / "summary.json"
+        assert row["scratch_top1_motion"] == [simplejson.loads(scratch.read_text())["top1"]]
         assert row["knn_top1"] == [simplejson.loads(summary.read_text())["knn_top1"]]
     markdown = (tmp_path / "out" / "table.md").read_text()
-    assert markdown.count("\n") == 4
+    whole, gains = markdown.split("Points over random weights, fine-tuned:")
+    assert whole.strip().count("\n") == 3  # header, rule, two targets
+    assert "| Target | motion |" in gains
     html = (tmp_path / "out" / "report.html").read_text()
     assert "fine_hog" in html
     assert "k-NN top-1, percent" in html

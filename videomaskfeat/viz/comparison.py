@@ -280,9 +280,7 @@ def _columns(results: Sequence[TargetResults], kind: str) -> list[str]:
     return list(dict.fromkeys(factor for target in results for factor in target.factors))
 
 
-def _gain_table(
-    results: Sequence[TargetResults], kind: str
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _gain_table(results: Sequence[TargetResults], kind: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of the gains of each target (row) and factor (column)."""
     factors = _columns(results, kind)
     gains = [[target.gain(kind, factor) for factor in factors] for target in results]

@@ -188,7 +188,7 @@ class TargetResults:
 
     def row(self) -> dict[str, Any]:
         """All numbers as plain data."""
-        tunings = {}
+        tunings: dict[str, Any] = {}
         for name in self.finetunings or [""]:
             key = join_names("finetuned_top1", name)
             gain = self.gain("finetuned_top1", name)

@@ -274,7 +274,7 @@ def _finetunings(results: Sequence[TargetResults]) -> list[str]:
 
 
 def _columns(results: Sequence[TargetResults], kind: str) -> list[str]:
-    """The factors of a kind of gain; a single fine-tuning without a name is none."""
+    """The factors of a kind of gain; a fine-tuning without a name has no column."""
     if kind == "finetuned_top1":
         return list(filter(None, _finetunings(results)))
     return list(dict.fromkeys(factor for target in results for factor in target.factors))

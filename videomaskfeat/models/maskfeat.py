@@ -192,13 +192,8 @@ def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
 
     :func:`check_last_blocks` must accept the count. Clips are float [B, C, T, H, W], normalized.
     """
-    first = len(encoder.blocks) - count
-    tokens, grid = encoder.through_blocks(*encoder.patch_embed(clips), depth=first)
-    outputs = []
-    for block in encoder.blocks[first:]:
-        tokens, grid = block(tokens, grid)
-        outputs.append(on_grid(tokens, grid).unflatten(1, grid.shape))
-    return outputs
+    depth = len(encoder.blocks)
+    return encoder.features_at(clips, range(depth - count + 1, depth + 1))
 
 
 def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:

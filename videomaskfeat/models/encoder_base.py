@@ -373,27 +373,33 @@ class Encoder(nn.Module):
         return tokens + positions
 
     def run_blocks(
-        self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None
+        self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None, at: Tensor | None = None
     ) -> tuple[Tensor, TokenGrid]:
-        """Tokens [B, P+N, D] of :meth:`placed` through the first ``depth`` blocks -> [B, P+N', D'], grid."""
+        """Tokens [B, P+N, D] of :meth:`placed` through the first ``depth`` blocks -> [B, P+N', D'], grid.
+
+        ``at``: see :meth:`placed`; only blocks of a ViT accept a part of the grid.
+        """
         for block in self.blocks[:depth]:
-            tokens, grid = self._run_block(block, tokens, grid)
+            tokens, grid = self._run_block(block, tokens, grid, at)
         return tokens, grid
 
     def outputs_at(
-        self, tokens: Tensor, grid: TokenGrid, depths: Sequence[int]
+        self, tokens: Tensor, grid: TokenGrid, depths: Sequence[int], *, at: Tensor | None = None
     ) -> list[tuple[Tensor, TokenGrid]]:
         """The results of :meth:`run_blocks` for each of several depths, in one pass."""
         outputs = {}
         for depth, block in enumerate(self.blocks[: max(depths)], start=1):
-            tokens, grid = self._run_block(block, tokens, grid)
+            tokens, grid = self._run_block(block, tokens, grid, at)
             outputs[depth] = (tokens, grid)
         return [outputs[depth] for depth in depths]
 
-    def _run_block(self, block: nn.Module, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
+    def _run_block(
+        self, block: nn.Module, tokens: Tensor, grid: TokenGrid, at: Tensor | None
+    ) -> tuple[Tensor, TokenGrid]:
+        inputs = (tokens, grid) if at is None else (tokens, grid, at)
         if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
-            return checkpoint(block, tokens, grid, use_reentrant=False)
-        return block(tokens, grid)
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _absolute_positions(self, grid: TokenGrid) -> Tensor | None:
         """Absolute positions [1, P+N, D] on ``grid``; None for a model without."""

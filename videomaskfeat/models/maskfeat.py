@@ -186,6 +186,11 @@ class MaskedEncoder(ClipEncoder):
             tokens = hide_tokens(tokens, mask, grid, self.mask_token)
         return self._encode(tokens, grid)
 
+    def hide(self, clips: Tensor, mask: Tensor) -> tuple[Tensor, TokenGrid]:
+        """The tokens [B, P+N, D] of masked clips before the first block, and their grid."""
+        tokens, grid = self.encoder.patch_embed(clips)
+        return self.encoder.placed(hide_tokens(tokens, mask, grid, self.mask_token), grid), grid
+
 
 def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
     """Outputs [B, t, h, w, D'] of each of an encoder's last ``count`` blocks, before the final norm.

@@ -17,10 +17,10 @@ from videomaskfeat.models.layers import per_channel
 class PerceptualDistance(nn.Module):
     """Squared difference of an encoder's features of two pictures, summed over depths (PeCo).
 
-    The term of a depth is the mean over tokens and values, as in the paper (arXiv 2111.12710), which sums over the depths with weight 1. Features are normalized per token (layer norm without weights),
-    so the term of unrelated pictures is about 2; the paper does not state its normalization. A picture is
-    repeated to a clip of one cube, at the encoder's training size. The encoder is frozen; gradients pass
-    through it to the picture.
+    The term of a depth is the mean over tokens and values, as in the paper (arXiv 2111.12710), which sums
+    over the depths with weight 1. Features are normalized per token (layer norm without weights), so the term
+    of unrelated pictures is about 2; this kind of normalization is ours. A picture is repeated to a clip of
+    one cube, at the encoder's training size. The encoder is frozen; gradients pass through it to the picture.
 
     Args:
         encoder: an :class:`~videomaskfeat.models.encoder_base.Encoder`, or a module with its ``features``,

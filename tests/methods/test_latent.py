@@ -144,8 +144,8 @@ def test_target_of_several_depths_is_side_by_side() -> None:
     method = tiny_latent(depths="[2, 3]")
     pixels, encoder = method.pixels(make_batch(method).clips), method.teacher_encoder
     with torch.no_grad():
-        parts = [normed(encoder.features(pixels, depth=depth, pooled=False)) for depth in (2, 3)]
-    torch.testing.assert_close(method.target(pixels), torch.cat(parts, dim=-1), atol=1e-5, rtol=1e-4)
+        outputs = [normed(encoder.features(pixels, depth=depth, pooled=False)) for depth in (2, 3)]
+    torch.testing.assert_close(method.target(pixels), torch.cat(outputs, dim=-1), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rotary", ["false", "true"])
@@ -157,9 +157,9 @@ def test_visible_student_of_several_depths_by_hand(rotary: str) -> None:
     method = tiny_method("latent", "vit", model, f"method.arguments={arguments}")
     student = method.student
     assert isinstance(student, VisibleStudent)
-    encoder, predictor, levels = student.encoder, student.predictor, student.levels
-    assert levels is not None
-    norms = [*levels.norms, encoder.norm]
+    encoder, predictor, depth_features = student.encoder, student.predictor, student.depth_features
+    assert depth_features is not None
+    norms = [*depth_features.norms, encoder.norm]
     for norm in norms:
         torch.nn.init.normal_(norm.weight)
     pixels = method.pixels(make_batch(method).clips)

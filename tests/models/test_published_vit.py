@@ -104,12 +104,12 @@ def test_teacher_sees_frames_with_imagenets_normalization(tmp_path: Path) -> Non
     output = target(clips)
     for time in (0, 1):
         outputs, _ = dino_features(state, (clips[0, :, 2 * time] * 0.225 + 0.45 - mean) / std)
-        parts = []
+        features = []
         for depth in (1, 3):
             tokens = outputs[depth - 1][1:]
             centered = tokens - tokens.mean(-1, keepdim=True)
-            parts.append(centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt())
-        expected = torch.cat(parts, dim=-1)
+            features.append(centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+        expected = torch.cat(features, dim=-1)
         torch.testing.assert_close(output[0, time].flatten(0, 1), expected, atol=1e-4, rtol=1e-4)
 
 

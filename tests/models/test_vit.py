@@ -269,9 +269,9 @@ def test_visible_tokens_keep_their_rotary_positions() -> None:
     # Without a class token, which is at no place, only the offset of two cubes counts.
     model = small(rotary=True, absolute_positions="none", class_token=False).eval()
     rows = clips[:1, :, :2, :8].repeat(1, 1, 2, 2, 1)  # all rows of cubes are equal
-    parts = [model.encode_visible(rows, torch.tensor([part])) for part in ([0, 1], [6, 7], [0, 7])]
-    torch.testing.assert_close(parts[0], parts[1], **CLOSE)
-    assert not torch.allclose(parts[0], parts[2], atol=1e-4)
+    encoded = [model.encode_visible(rows, torch.tensor([part])) for part in ([0, 1], [6, 7], [0, 7])]
+    torch.testing.assert_close(encoded[0], encoded[1], **CLOSE)
+    assert not torch.allclose(encoded[0], encoded[2], atol=1e-4)
 
 
 def test_narrow_heads_have_no_rotary_positions() -> None:

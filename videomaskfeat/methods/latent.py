@@ -33,7 +33,7 @@ PREDICTORS = ("transformer", "mlp")
 CONTEXTS = {"masked": "a mask token at the hidden positions", "visible": "the visible positions only"}
 
 
-class Levels(nn.Module):
+class DepthFeatures(nn.Module):
     """The outputs of several blocks of an encoder, each with a layer norm, side by side (V-JEPA 2.1).
 
     The last norm is the encoder's own.
@@ -66,23 +66,25 @@ class LatentStudent(nn.Module):
     Args:
         masked: clips and mask -> features.
         predictor: features of the cells [B, t, h, w, D'] -> predictions of the same shape.
-        levels: its input has several depths; None for the last block with the final norm.
+        depth_features: its input has several depths; None for the last block with the final norm.
     """
 
-    levels: Levels | None
+    depth_features: DepthFeatures | None
 
-    def __init__(self, masked: MaskedEncoder, predictor: nn.Module, levels: Levels | None = None) -> None:
+    def __init__(
+        self, masked: MaskedEncoder, predictor: nn.Module, depth_features: DepthFeatures | None = None
+    ) -> None:
         super().__init__()
         self.masked = masked
         self.predictor = predictor
-        self.levels = levels
+        self.depth_features = depth_features
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], mask bool [B, t', h', w'] -> predictions [B, t, h, w, D']."""
-        if self.levels is None:
+        if self.depth_features is None:
             return self.predictor(self.masked(clips, mask).cells)
         encoder = self.masked.encoder
-        cells = self.levels(encoder, *self.masked.hide(clips, mask))
+        cells = self.depth_features(encoder, *self.masked.hide(clips, mask))
         return self.predictor(cells.unflatten(1, encoder.output_grid(clips.shape).shape))
 
 
@@ -92,16 +94,18 @@ class VisibleStudent(nn.Module):
     Args:
         encoder: the encoder.
         predictor: predicts all cells from the visible ones.
-        levels: see :class:`LatentStudent`.
+        depth_features: see :class:`LatentStudent`.
     """
 
-    levels: Levels | None
+    depth_features: DepthFeatures | None
 
-    def __init__(self, encoder: ViT, predictor: VisiblePredictor, levels: Levels | None = None) -> None:
+    def __init__(
+        self, encoder: ViT, predictor: VisiblePredictor, depth_features: DepthFeatures | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.predictor = predictor
-        self.levels = levels
+        self.depth_features = depth_features
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], mask bool [B, t', h', w'] -> predictions [B, t, h, w, D'].
@@ -112,11 +116,11 @@ class VisibleStudent(nn.Module):
         self.encoder.patch_embed.check(clips)
         grid = self.encoder.token_grid(clips.shape)
         places = visible_places(resize_mask(mask, grid))  # [B, V]
-        if self.levels is None:
+        if self.depth_features is None:
             cells = self.encoder.encode_visible(clips, places)[:, self.encoder.prefix :]  # [B, V, D]
         else:
             tokens = self.encoder.place_visible(clips, places)  # [B, P+V, D]
-            cells = self.levels(self.encoder, tokens, grid, places)  # [B, V, D']
+            cells = self.depth_features(self.encoder, tokens, grid, places)  # [B, V, D']
         return self.predictor(cells, places, grid)
 
 
@@ -194,7 +198,7 @@ class Latent(TeacherMethod):
         grid = encoder.output_grid(size)
         check_mask_grid(recipe, grid)
         check_last_blocks(encoder, blocks, size)
-        self.depths, self.blocks, self.beta = _check_levels(encoder, depths, blocks), blocks, beta
+        self.depths, self.blocks, self.beta = _check_depths(encoder, depths, blocks), blocks, beta
         self.visible_weight = _visible_weight(visible_weight, visible_ramp)
         width = sum(encoder.block_widths[depth - 1] for depth in self.depths) or encoder.out_width
         build: Callable[[], nn.Module] = partial(MlpPredictor, width, hidden_width=predictor_width)
@@ -212,12 +216,12 @@ class Latent(TeacherMethod):
             _check_visible(encoder, predictor, recipe)
             build = partial(VisiblePredictor, width, predict_visible=visible_weight > 0, **sizes)
         head = build_within_memory(build, "the predictor of method.arguments")
-        levels = Levels(encoder, self.depths) if self.depths else None
+        depth_features = DepthFeatures(encoder, self.depths) if self.depths else None
         student: nn.Module
         if isinstance(head, VisiblePredictor):
-            student = VisibleStudent(cast(ViT, encoder), head, levels)
+            student = VisibleStudent(cast(ViT, encoder), head, depth_features)
         else:
-            student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head, levels)
+            student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head, depth_features)
         self._example_mask = torch.from_numpy(example)
         super().__init__(
             recipe=recipe,
@@ -281,7 +285,7 @@ class Latent(TeacherMethod):
         return module
 
 
-def _check_levels(encoder: Encoder, depths: Sequence[int], blocks: int) -> tuple[int, ...]:
+def _check_depths(encoder: Encoder, depths: Sequence[int], blocks: int) -> tuple[int, ...]:
     """Refuse depths that do not ascend to the last block, or that have other grids than its output."""
     where, strides = f"method.arguments.depths {list(depths)}", encoder.strides()
     if depths and blocks != 1:

@@ -139,6 +139,8 @@ class TransformerPredictor(nn.Module):
         UserError: a number below 1, heads that do not divide the width, or too narrow heads.
     """
 
+    positions: nn.Parameter | None
+
     def __init__(
         self,
         width: int,

@@ -125,8 +125,8 @@ class FrameTeacher(Teacher):
         if depths and not self.hugging_face:
             raise UserError(f"teacher {name}: only Hugging Face models support depth; remove it")
         layers = getattr(config, "num_hidden_layers", None)
-        for depth in depths if layers is not None else ():
-            if not 1 <= depth <= layers:
+        for depth in depths:
+            if layers is not None and not 1 <= depth <= layers:
                 raise UserError(f"teacher depth {depth}: {name} has blocks 1..{layers}")
         source: Any = config if self.hugging_face else cast(Any, model).patch_embed
         rows, columns = _pair(source.patch_size)

@@ -116,7 +116,7 @@ def test_teacher_sees_frames_with_imagenets_normalization(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"cls_token": None}, r"not the weights of a vision transformer with DINO's names"),
+        ({"cls_token": None}, r"has no vision transformer with DINO's names"),
         ({"pos_embed": torch.zeros(1, 16, 128)}, r"pos_embed of a square picture"),
         ({"register_tokens": torch.zeros(1, 4, 128)}, r"register_tokens"),
         ({"blocks.1.attn.qkv.bias": None}, r"lacks 1 weights .*blocks\.1\.attn\.qkv\.bias"),

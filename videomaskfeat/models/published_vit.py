@@ -75,10 +75,10 @@ def _arguments(source: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     )
     if not known:
         raise UserError(
-            f"{source} has no vision transformer with DINO's names (cls_token, pos_embed of a square picture, "
-            "patch_embed.proj.weight, blocks.0.mlp.fc1.weight, heads of 64); use a checkpoint of DINO, DINOv2 "
-            "without registers or iBOT, or the weights.safetensors of a run (import-slowfast converts "
-            "PySlowFast checkpoints)"
+            f"{source} has no vision transformer with DINO's names (cls_token, pos_embed of a square "
+            "picture, patch_embed.proj.weight, blocks.0.mlp.fc1.weight, heads of 64); use a checkpoint of "
+            "DINO, DINOv2 without registers or iBOT, or the weights.safetensors of a run (import-slowfast "
+            "converts PySlowFast checkpoints)"
         )
     patch = stem[2]
     return {

@@ -21,6 +21,7 @@ setup(
     package_data={
         "videomaskfeat": ["py.typed"],
         "videomaskfeat.data": ["digits.npz"],
+        "videomaskfeat.models": ["sizes.json"],
         "videomaskfeat.viz": ["templates/*"],
     },
     install_requires=[

@@ -576,7 +576,9 @@ class DetectConfig:
 class CompareSettings:
     """Targets, seeds and shared configs of a comparison.
 
-    An entry of ``targets`` is a mapping of three keys, all optional:
+    ``finetunes`` maps names, such as ``motion`` and ``appearance``, to section -> key -> value on top of
+    ``finetune`` and ``shared.finetune``: each encoder is fine-tuned once per name. An entry of ``targets`` is
+    a mapping of three keys, all optional:
 
     - ``pretrain`` and ``finetune``: section -> key -> value, on top of the shared configs;
     - ``before``: runs that come first, such as a tokenizer's or a teacher's: name -> ``{verb, config, keys,
@@ -589,6 +591,9 @@ class CompareSettings:
     folder: str = key("", "folder of all runs; an existing one is continued", required="runs/compare")
     pretrain: str = key("", "pre-training config of all targets", required="configs/pretrain/sample.yaml")
     finetune: str = key("", "fine-tuning config of all targets; empty: no fine-tuning")
+    finetunes: dict[str, Any] = key(
+        {}, "keys per fine-tuning, such as one per factor; empty: one fine-tuning"
+    )
     shared: dict[str, Any] = key({}, "pretrain, finetune: keys that differ from those files, for all targets")
     targets: dict[str, Any] = key({}, "keys per target name; see docs/comparing.md", required="{hog: {}}")
     only: list[str] = key([], "targets to run (empty: all)", flag="targets")

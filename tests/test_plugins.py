@@ -101,7 +101,12 @@ def test_plug_ins_pretrain_resume_and_finetune(
     """One run with six kinds of plug-ins, whose videos are read in a worker process."""
     run = [*OWN, f"data.train={arrays}", "run.folder=run", "data.workers=1", "run.pictures=0"]
     assert main(["pretrain", *run, "optim.epochs=1", "optim.warmup_epochs=0"]) == 0
-    assert main(["pretrain", *run, "optim.epochs=2", "optim.warmup_epochs=0", "run.extend=true"]) == 0
+    assert (
+        main(
+            ["pretrain", *run, "optim.epochs=2", "optim.warmup_epochs=0", "run.extend=true", "data.workers=0"]
+        )
+        == 0
+    )
     rows = metrics(plugins / "run")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     losses = [line.split(",") for line in (plugins / "run" / "losses.csv").read_text().splitlines()]

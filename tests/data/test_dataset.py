@@ -131,7 +131,7 @@ def test_labels_of_class_folders_and_lists(videos: Path, tmp_path: Path) -> None
     assert [int(known[index]["label"]) for index in range(3)] == [2, 0, 0]
     assert "label" not in VideoDataset(tmp_path, clip=CLIP)[0]
     assert "label" not in VideoDataset(videos / "train.csv", clip=CLIP, labels=False)[0]
-    with pytest.raises(UserError, match=r"000\.mp4: is not in a class folder"):
+    with pytest.raises(UserError, match=r"000\.mp4 is not in a class folder"):
         VideoDataset(videos, clip=CLIP, labels=True)
     with pytest.raises(UserError, match=r"clip\.frame|key 'frame' is unknown; did you mean 'frames'"):
         VideoDataset(videos, clip={**CLIP, "frame": 2})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tests.viz.pages import Page
+from tests.viz.pages import Page, drawn_height
 from videomaskfeat.viz.comparison import (
     Gain,
     SeedResult,
@@ -71,6 +71,16 @@ def test_row_has_mean_deviation_and_wins_over_the_seeds() -> None:
     }
     assert {name: cells[name] for name in expected} == expected
     assert RESULTS.row()["linear_top1_wins"] == "1 of 2"
+
+
+def test_cost_of_a_step_covers_all_its_micro_batches() -> None:
+    results = TargetResults("hog", "nano", COST, RESULTS.seeds, micro_batches=3)
+    cells = dict(zip(table_header([""]), results.cells(), strict=True))
+    assert (cells["Clips per step"], cells["Time per step"]) == ("24", "150 ms")
+    assert cells["Share of the target"] == "10.0%"
+    text = Page(render_comparison([results], title="compare")).text
+    assert "150 ms per step 24 clips per step; target: 15 ms" in text
+    assert results.row()["micro_batches"] == 3
 
 
 def test_one_seed_has_no_deviation_and_no_fine_tuning_has_no_number() -> None:
@@ -139,7 +149,9 @@ def test_gain_is_the_mean_of_pairs_with_students_interval() -> None:
 def test_page_has_the_gain_of_each_target_and_factor() -> None:
     hog = factor_results("hog", {"motion": [8.0, 10.0, 12.0], "color": [-1.0, 1.0, 0.0]})
     mae = factor_results("mae", {"motion": [1.0, 1.0, 1.0]})
-    data = gain_chart([hog, mae], "linear_top1")["data"]
+    chart = gain_chart([hog, mae], "linear_top1")
+    assert drawn_height(chart) == pytest.approx(chart["data"]["height"], abs=2)
+    data = chart["data"]
     assert (data["targets"], data["factors"], data["largest"]) == (["hog", "mae"], ["motion", "color"], 10.0)
     cells = {(cell["target"], cell["factor"]): cell for cell in data["cells"]}
     # 4.303 * 2 / sqrt(3) = 4.97 and 4.303 * 1 / sqrt(3) = 2.48.

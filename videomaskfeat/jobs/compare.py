@@ -356,11 +356,11 @@ def _first_seeds(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
 
 
 def method_cost(config: PretrainConfig, *, steps: int = TIMED_STEPS) -> TargetCost:
-    """Time steps on one batch of the training list, without data loading and optimizer.
+    """Time one micro-batch of the training list, without data loading and optimizer.
 
     Args:
         config: config of a pre-training; its run folder is not changed.
-        steps: number of timed steps, after two untimed ones.
+        steps: number of timed passes, after two untimed ones.
 
     Raises:
         UserError: a key of the config is wrong.
@@ -438,7 +438,7 @@ def _measure_cost(runs: TargetRuns, verbs: Verbs, report: Report) -> None:
     with whole_file(path) as file:
         file.write(json.dumps({"of": fingerprint, "cost": vars(cost)}))
     step, target = duration_text(cost.step_ms / 1e3), duration_text(cost.target_ms / 1e3)
-    report(f"{runs.target}: time per step {step}, target {target}")
+    report(f"{runs.target}: time per micro-batch {step}, target {target}")
 
 
 def _cost_path(runs: TargetRuns) -> Path:
@@ -455,7 +455,7 @@ def _read_cost(path: Path) -> tuple[Any, TargetCost]:
     try:
         return plain["of"], build_dataclass(TargetCost, plain["cost"])
     except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path}: is damaged ({show_text(error)}); remove it, and start again") from error
+        raise UserError(f"{path} is damaged ({show_text(error)}); remove it, and start again") from error
 
 
 # The page.
@@ -469,6 +469,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
             model=first.pretrain_config().model.name,
             cost=_read_cost(_cost_path(first))[1],
             seeds=[_seed_result(one, folder) for one in runs if one.target == first.target],
+            micro_batches=first.pretrain_config().optim.accumulate,
         )
         for first in _first_seeds(runs)
     ]

@@ -32,10 +32,10 @@ HEADER = (
 
 @dataclass(frozen=True)
 class TargetCost:
-    """Cost of a step on one machine.
+    """Cost of a micro-batch on one machine.
 
     Attributes:
-        step_ms: forward and backward of a micro-batch with its target, without data and optimizer [ms].
+        step_ms: forward and backward with the target, without data and optimizer [ms].
         clips: clips per micro-batch.
         target_ms: computing the target alone [ms].
         parameters: number of trained parameters.
@@ -47,6 +47,7 @@ class TargetCost:
     parameters: int
 
 
+_GAINS_TOP, _GAINS_ROW = 20, 26  # pixels of the column names and of a row
 _PROBES = ("linear_top1", "knn_top1")
 _GAINS = {
     "linear_top1": "Points over the random encoder, linear probe",
@@ -132,12 +133,31 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class TargetResults:
-    """All runs of one target."""
+    """All runs of one target.
+
+    Attributes:
+        name: name of the target.
+        model: name of the model.
+        cost: cost of a micro-batch.
+        seeds: results of each seed.
+        micro_batches: micro-batches per step.
+    """
 
     name: str
     model: str
     cost: TargetCost
     seeds: Sequence[SeedResult]
+    micro_batches: int = 1
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips per optimizer step."""
+        return self.cost.clips * self.micro_batches
+
+    @property
+    def step_seconds(self) -> float:
+        """Time per optimizer step, without data and optimizer."""
+        return self.cost.step_ms * self.micro_batches / 1e3
 
     def numbers(self, key: str) -> list[float]:
         """The values of :meth:`SeedResult.number` that are known."""
@@ -199,6 +219,7 @@ class TargetResults:
             "target": self.name,
             "model": self.model,
             **vars(self.cost),
+            "micro_batches": self.micro_batches,
             "memory_mb": max(self.numbers("memory_mb"), default=0.0),
             "steps": self.numbers("steps"),
             "seconds": self.numbers("seconds"),
@@ -217,8 +238,8 @@ class TargetResults:
             self.name,
             self.model,
             f"{max(self.numbers('steps'), default=0):.0f}",
-            str(self.cost.clips),
-            duration_text(self.cost.step_ms / 1e3),
+            str(self.clips_per_step),
+            duration_text(self.step_seconds),
             f"{share:.1%}",
             f"{max(self.numbers('memory_mb'), default=0.0):.0f}",
             format_mean(self.numbers("seconds"), form=duration_text),
@@ -323,6 +344,9 @@ def gain_chart(results: Sequence[TargetResults], kind: str) -> dict[str, Any]:
         "title": title,
         "data": {
             "kind": "gains",
+            "height": 11 + _GAINS_TOP + _GAINS_ROW * len(results),
+            "top": _GAINS_TOP,
+            "row": _GAINS_ROW,
             "cells": cells,
             "targets": [target.name for target in results],
             "factors": factors,
@@ -365,7 +389,15 @@ def comparison_data(results: Sequence[TargetResults], *, title: str) -> dict[str
         ],
         "gains": [gain_chart(results, kind) for kind in _GAINS if _columns(results, kind)],
         "finetuned": [_finetuned_cards(results, name) for name in _finetunings(results)],
-        "costs": [{"name": target.name, **vars(target.cost)} for target in results],
+        "costs": [
+            {
+                "name": target.name,
+                "step_seconds": target.step_seconds,
+                "clips": target.clips_per_step,
+                "target_seconds": target.cost.target_ms * target.micro_batches / 1e3,
+            }
+            for target in results
+        ],
         # Losses of different kinds share no axis.
         "losses": [line_chart(curve.name, [curve]) for curve in _mean_curves(results, "loss")],
         "links": [[path for seed in target.seeds for path in seed.reports] for target in results],

@@ -38,7 +38,7 @@ def class_records(
     loose = loose_path(paths)
     if loose:
         raise UserError(
-            f"{os.path.join(root, loose)}: is not in a class folder; {noun} must lie in "
+            f"{os.path.join(root, loose)} is not in a class folder; {noun} must lie in "
             f"{os.path.join(root, 'CLASS')}{os.sep}: move it into such a folder, or give a list "
             f"with rows `path label`{remedy}"
         )
@@ -71,7 +71,7 @@ def _check_classes(root: str, folders: Sequence[str], filled: set[str], noun: st
         )
     if len(folders) == 1:
         raise UserError(
-            f"{root}: contains one class folder, {folders[0]}, and a classifier needs at least two; give the "
+            f"{root} contains one class folder, {folders[0]}, and a classifier needs at least two; give the "
             "folder above the class folders"
         )
 

@@ -23,7 +23,7 @@ class Folder(FolderFormat):
         videos, frames = source.contents.videos, source.contents.frames
         if videos and frames:
             raise UserError(
-                f"{source.path}: contains videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); set "
+                f"{source.path} contains videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); set "
                 f"format=folder or format={'images' if source.stills else 'frames'}"
             )
         return bool(videos)
@@ -56,7 +56,7 @@ class Frames(FolderFormat):
 def _records(source: ListSource, paths: Sequence[str], kind: str) -> Records:
     if not paths:
         raise UserError(
-            f"{source.path}: contains no {kind} ({counted(len(source.contents.skipped), 'other file')}); "
+            f"{source.path} contains no {kind} ({counted(len(source.contents.skipped), 'other file')}); "
             "check the path and the format"
         )
     log_skipped(source.path, source.contents.skipped)

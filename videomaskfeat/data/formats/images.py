@@ -43,7 +43,7 @@ def _find_pictures(root: str) -> tuple[list[str], list[str]]:
             (pictures if is_picture(name) else others).append(os.path.join(folder.path, name))
     if not pictures:
         raise UserError(
-            f"{root}: contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) among its {len(others)} "
+            f"{root} contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) among its {len(others)} "
             "files; check the path"
         )
     if others:

@@ -50,7 +50,12 @@ def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
     assert cli.main(["--help"]) == 0
     verbs = re.findall(r"^  ([a-z-]+)  ", capsys.readouterr().out, re.MULTILINE)
     assert verbs == list(cli.VERBS)
-    assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {"average_scores", "doctor", "sample_data"}
+    assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {
+        "average_scores",
+        "doctor",
+        "models",
+        "sample_data",
+    }
     assert TOOLS - {verb.replace("-", "_") for verb in verbs} == SCRIPTS
 
 

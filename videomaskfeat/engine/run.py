@@ -469,6 +469,7 @@ class Run(ABC):
             milestone_every=round(run.checkpoint_epochs * self._steps_per_epoch),
             evaluate_every=round(self.evaluate_epochs * self._steps_per_epoch),
             unit=self.unit,
+            loggers=tuple(run.loggers),
         )
 
     def _plan_of_training(self) -> list[str]:

@@ -17,7 +17,7 @@ from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.losses import masked_l1, masked_smooth_l1, visible_smooth_l1
-from videomaskfeat.masking import EXACT
+from videomaskfeat.masking import EXACT, is_exact
 from videomaskfeat.methods.method import check_mask_grid
 from videomaskfeat.methods.teaching import Comparison, TeacherMethod
 from videomaskfeat.metrics.accuracy import directions
@@ -329,7 +329,7 @@ def _check_visible(encoder: Encoder, predictor: str, recipe: PretrainRecipe) -> 
         )
     if predictor != "transformer":
         raise UserError(f"{where} needs method.arguments.predictor 'transformer', not {predictor!r}")
-    if recipe.mask.kind not in EXACT:
+    if not is_exact(recipe.mask.kind):
         raise UserError(
             f"{where}: mask.kind {recipe.mask.kind!r} does not hide the same number of positions in every "
             f"clip; use one of {', '.join(EXACT)}"

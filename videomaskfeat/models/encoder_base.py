@@ -290,7 +290,18 @@ class Encoder(nn.Module):
         return strides
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalized -> tokens [B, P+N', D'] on :meth:`output_grid`."""
+        """Clips float [B, C, T, H, W], normalized -> :meth:`forward_features`."""
+        return self.forward_features(clips)
+
+    def forward_features(self, clips: Tensor) -> Tensor:
+        """Tokens after the final norm, the class token first if there is one (the name of timm).
+
+        Args:
+            clips: float [B, C, T, H, W], normalized.
+
+        Returns:
+            [B, P+N', D']; the N' tokens are on :meth:`output_grid`.
+        """
         return self.norm(self.through_blocks(*self.patch_embed(as_clips(clips)))[0])
 
     def features(self, clips: Tensor, *, depth: int | None = None, pooled: bool = True) -> Tensor:

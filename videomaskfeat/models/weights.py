@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,8 @@ from videomaskfeat.tensor_files import (
     write_safetensors,
 )
 from videomaskfeat.texts import parse_json, show_text
+
+logger = logging.getLogger(__name__)
 
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.")
@@ -166,16 +169,32 @@ def list_names(names: Iterable[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def save_weights(
-    path: str | os.PathLike[str], model: nn.Module, *, metadata: Mapping[str, str] | None = None
+class Recipe(Protocol):
+    """How the clips of a model are cut, such as :class:`~videomaskfeat.recipe.ClassifyRecipe`."""
+
+    key: ClassVar[str]
+
+    def to_json(self) -> str:
+        """JSON for the metadata key ``key``."""
+        ...
+
+
+def save_model(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model's weights as safetensors, with its name and arguments as metadata.
+    """Write a model's weights as safetensors, with its name and arguments; :func:`load_model` reads it.
 
     The file is written completely or not at all (:func:`~videomaskfeat.io.whole_path`).
 
     Args:
-        path: a local file, usually ``.safetensors``.
         model: created by :func:`~videomaskfeat.models.zoo.create_model`.
+        path: a local file, usually ``.safetensors``.
+        recipe: how clips are cut, so that ``load_classifier``, ``load_encoder`` or ``load_detector`` read the
+            file, such as ``VideoDataset.recipe``.
         metadata: more texts for the file, by key; not "model" or "arguments".
 
     Raises:
@@ -191,11 +210,20 @@ def save_weights(
     name, arguments = created_as
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
+    if recipe is not None:
+        own[recipe.key] = recipe.to_json()
     write_safetensors(Path(path), state, {**(metadata or {}), **own})
 
 
-def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> nn.Module:
-    """Build the model described in a file of :func:`save_weights`, and load its weights.
+def save_weights(
+    path: str | os.PathLike[str], model: nn.Module, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """:func:`save_model` with the path first."""
+    save_model(model, path, metadata=metadata)
+
+
+def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Encoder:
+    """Build the model described in a file of :func:`save_model`, and load its weights.
 
     Args:
         path: a safetensors file, local or remote.
@@ -219,7 +247,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
 
 
 def created_as(path: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments in a file of :func:`save_weights`, unchecked; raises as :func:`load_model`."""
+    """Name and arguments in a file of :func:`save_model`, unchecked; raises as :func:`load_model`."""
     metadata = read_metadata(path)
     if "model" not in metadata:
         raise UserError(
@@ -383,6 +411,20 @@ def _learned_positions(model: nn.Module, path: str) -> dict[str, Tensor]:
     # Every channel depends either on time or on space, so the positions are the sum of two tables.
     tables = {SPACE: places[:, 0], TIME: places[:, :, 0] - places[:, :1, 0]}
     return {**tables, CLASS: table[:, :1]} if prefix else tables
+
+
+def load_initial(model: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
+    """Load initial weights; those outside the encoder may be missing, unused or of another shape.
+
+    A line of the log has the report.
+
+    Raises:
+        UserError: as :func:`load_weights`.
+    """
+    heads = (*_HEAD_ONLY, *_PRETRAINING_ONLY)
+    report = load_weights(model, path, allow_missing=heads, allow_unused=heads, allow_reset=heads)
+    logger.info("%s: %s", os.fspath(path), report)
+    return report
 
 
 def load_pretrained(model: nn.Module, keys: Any, *, leave_out: Iterable[str] = ()) -> LoadReport:

@@ -20,6 +20,7 @@ from videomaskfeat.models.encoder_base import Encoder, Triple
 from videomaskfeat.models.layers import per_channel
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.models.zoo import MODELS, encoder_of
+from videomaskfeat.plugins import is_plugin
 from videomaskfeat.targets import HUGGING_FACE, names_weights_file
 from videomaskfeat.targets.target import Target
 from videomaskfeat.tensor_files import read_metadata
@@ -202,7 +203,7 @@ def _from_weights(path: str, *, depths: tuple[int, ...], frame_stride: int) -> T
         teacher.mean, teacher.std, teacher.files = published_vit.MEAN, published_vit.STD, (path,)
         return teacher
     model = read_metadata(path).get("model")
-    if model is not None and model not in MODELS:
+    if model is not None and model not in MODELS and not is_plugin(model):
         raise UserError(
             f"teacher {path} contains the model {model!r}, which has no features of clips; use the "
             "weights.safetensors of a pre-training or fine-tuning run, or of an encoder"

@@ -121,7 +121,7 @@ def factor_scene(
     seconds = np.arange(frames) / fps
     centers, turns, radii = _draw_path(names, rng, seconds)
     direction, drift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.1) * size
-    background = draw_background(rng, size, levels=(15, 40), contrast=40, clouds=3, grain=0)
+    background = draw_background(rng, size, brightness=(15, 40), contrast=40, clouds=3, grain=0)
     shade = 0.9 + 0.1 * draw_pattern(rng)  # [64, 64, 1]
     sprite = Sprite(
         motion=names["motion"],

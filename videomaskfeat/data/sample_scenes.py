@@ -208,7 +208,7 @@ def draw_background(
     rng: np.random.Generator,
     size: int,
     *,
-    levels: tuple[float, float] = (80, 150),
+    brightness: tuple[float, float] = (80, 150),
     contrast: float = 160,
     clouds: int = 5,
     grain: float = 20,
@@ -221,12 +221,12 @@ def draw_background(
     Args:
         rng: source of randomness.
         size: height and width in pixels.
-        levels: range of each channel of the color, in 0..255.
+        brightness: range of each channel of the color, in 0..255.
         contrast: range of the clouds, in levels.
         clouds: number of clouds per side.
         grain: range of the fine noise, in levels.
     """
-    color = rng.uniform(*levels, size=3).astype(np.float32)
+    color = rng.uniform(*brightness, size=3).astype(np.float32)
     cloudy = _smooth_noise(rng, size, clouds) - 0.5
     fine = _smooth_noise(rng, size, 14) - 0.5
     tint = rng.uniform(0.6, 1.0, size=3).astype(np.float32)

@@ -322,7 +322,11 @@ class ClassifierConfig(PretrainedModelConfig):
     """The network and its initial weights."""
 
     name: str = key("maskfeat_mvitv2_s_classifier", "name of a classifier of create_model")
-    head: str = key("", "head; empty: the model's own", choices=("", "mean", "token", "linear", "attentive"))
+    head: str = key(
+        "",
+        "head; empty: the model's own",
+        choices=("", "mean", "norm_mean", "token", "linear", "attentive"),
+    )
 
 
 @dataclass

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.reference.positions import relative_rows
+from tests.reference.positions import relative_rows, rotated
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
-from videomaskfeat.models.vit import Block, ViT, resize_bias
+from videomaskfeat.models.vit import Block, RotaryPositions, ViT, resize_bias
 from videomaskfeat.models.weights import load_into
 
 SMALL: dict[str, Any] = {
@@ -159,7 +159,9 @@ def test_relative_bias_equals_attention_with_every_score_by_hand() -> None:
         )
         expected[sample, query, head] = scores.softmax(0) @ v[sample, :, head]
     bias = model.rel_pos_bias(TokenGrid(1, 2, 3))
-    torch.testing.assert_close(attention(tokens, bias), attention.proj(expected.flatten(2)), **CLOSE)
+    torch.testing.assert_close(
+        attention(tokens, TokenGrid(1, 2, 3), bias), attention.proj(expected.flatten(2)), **CLOSE
+    )
 
 
 def test_relative_bias_is_shared_and_starts_at_zero() -> None:
@@ -206,3 +208,61 @@ def test_relative_bias_of_square_pictures_loads_at_another_size() -> None:
 def test_mae_refuses_a_relative_bias() -> None:
     with pytest.raises(UserError, match="relative_bias cannot be set on an MAE model"):
         create_model("mae_vit_nano", relative_bias=True)
+
+
+@pytest.mark.parametrize("kind", ["exact", "vjepa2"])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_rotary_positions_equal_every_number_by_hand(kind: Any, prefix: int) -> None:
+    grid, x = TokenGrid(2, 3, 2), torch.randn(1, prefix + 12, 2, 16)  # axes of 4 channels, 4 are not rotated
+    actual = RotaryPositions(kind, 16, prefix=prefix)(x, grid)
+    assert torch.equal(actual[:, :prefix], x[:, :prefix])
+    for index, place in enumerate(itertools.product(range(2), range(3), range(2))):
+        for head in range(2):
+            vector = x[0, prefix + index, head].tolist()
+            expected = torch.tensor(rotated(vector, place, shared_angle=kind == "exact"))
+            torch.testing.assert_close(actual[0, prefix + index, head], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_exact_rotation_makes_scores_depend_on_offsets_only() -> None:
+    grid = TokenGrid(4, 4, 4)
+    q, k = (torch.randn(1, 1, 1, 24).expand(1, 64, 1, 24) for _ in range(2))
+    spread = {}
+    for kind in ("exact", "vjepa2"):
+        rotary = RotaryPositions(kind, 24, prefix=0)  # type: ignore[arg-type]
+        places = (
+            rotary(q, grid)[0, :, 0].unflatten(0, grid.shape),
+            rotary(k, grid)[0, :, 0].unflatten(0, grid.shape),
+        )
+        scores = [
+            places[0][a, b, c] @ places[1][a + 1, b, c + 1]
+            for a, b, c in itertools.product(range(3), repeat=3)
+        ]
+        spread[kind] = (max(scores) - min(scores)).item()
+    assert spread["exact"] < 1e-4  # float32, sums of 24 products
+    assert spread["vjepa2"] > 1e-2  # whose pairs have two angles
+
+
+def test_rotary_attention_sees_places_and_needs_the_whole_grid() -> None:
+    model = small(width=32, absolute_positions="none", rotary="exact", class_token=False).eval()
+    clips = torch.randn(1, 3, 4, 16, 16)
+    assert not torch.allclose(model(clips)[0, 0], model(clips.flip(2))[0, 4], atol=1e-4)
+    assert torch.allclose(
+        *(
+            small(width=32, absolute_positions="none", class_token=False).eval()(x).mean(1)
+            for x in (clips, clips.roll(8, dims=3))
+        ),
+        atol=1e-5,
+    )
+    with pytest.raises(UserError, match="rotary positions need all tokens"):
+        model.encode_visible(clips, torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(UserError, match="rotary cannot be set on an MAE model"):
+        create_model("mae_vit_nano", rotary="exact")
+    with pytest.raises(UserError, match="the width of a head, 4, must be even and 6 or more"):
+        small(width=8, rotary="vjepa2")
+
+
+def test_norm_eps_is_that_of_all_norms() -> None:
+    for model in (small(norm_eps=1e-3), create_model("mae_vit_pico", norm_eps=1e-3)):
+        norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+        assert len(norms) > 4
+        assert {norm.eps for norm in norms} == {1e-3}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,10 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
 from videomaskfeat.models.kernels.attention import attention, biased_attention
-from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
+from videomaskfeat.models.layers import Linear, Perceptron, check_transformer, set_norm_eps
 from videomaskfeat.models.positions import FIXED, AbsolutePositions, constant_table, position_channels
+
+Rotary = Literal["none", "exact", "vjepa2"]
 
 BIAS = "rel_pos_bias.table"
 
@@ -78,19 +80,66 @@ def _bias_index(grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor
     return rows
 
 
+class RotaryPositions(nn.Module):
+    """Rotation of queries and keys by their time, row and column (V-JEPA 2, arXiv 2506.09985).
+
+    Each axis has n = 2 * (d // 6) of the d channels of a head, in neighboring pairs; the remaining channels
+    and the class token are not rotated. Pair i of an axis is rotated by position / 10000^(2i/n).
+
+    Args:
+        kind: "exact", or "vjepa2": in V-JEPA 2's published code, and so for its weights, channel c of an axis
+            uses the angle c mod n/2, so that the two channels of a pair use different angles.
+        head_width: d.
+        prefix: number of class tokens, P, 0 or 1.
+    """
+
+    def __init__(self, kind: Rotary, head_width: int, *, prefix: int) -> None:
+        super().__init__()
+        self.kind, self.head_width, self.prefix = kind, head_width, prefix
+
+    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """Queries or keys [B, P+N, M, d] on ``grid`` -> the same shape."""
+        table = constant_table(_rotations, self.kind, self.head_width, grid, self.prefix, device=x.device)
+        cosine, sine = table[:, :, None]  # [P+N, 1, d] each
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([-second, first], dim=-1).flatten(-2)
+        return (x * cosine + turned * sine).to(x.dtype)
+
+
+def _rotations(kind: Rotary, width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
+    """Cosines and sines of the angles per token and channel, float32 [2, P+N, d]."""
+    channels = 2 * (width // 6)
+    rates = 10000.0 ** -(torch.arange(channels // 2, dtype=torch.float64, device=device) * 2 / channels)
+    rates = rates.repeat(2) if kind == "vjepa2" else rates.repeat_interleave(2)
+    axes = []
+    for axis, length in enumerate(grid.shape):
+        shape = [1, 1, 1, channels]
+        shape[axis] = length
+        angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * rates
+        axes.append(angles.reshape(shape).expand(*grid.shape, -1))
+    angles = torch.cat(axes, dim=-1).flatten(0, 2)  # [N, 3n]
+    angles = F.pad(angles, (0, width - 3 * channels, prefix, 0))  # [P+N, d]
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
 class Attention(nn.Module):
     """Fused multi-head attention of all tokens to all tokens; arguments as for :class:`Block`."""
 
-    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, *, qkv_bias: bool = True, rotary: RotaryPositions | None = None
+    ) -> None:
         super().__init__()
+        self.rotary = rotary
         self.heads = heads
         self.scale = (width // heads) ** -0.5
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.proj = Linear(width, width)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Tokens [B, N, D], and a bias [M, N, N] of the scores -> [B, N, D]."""
+    def forward(self, tokens: Tensor, grid: TokenGrid, bias: Tensor | None = None) -> Tensor:
+        """Tokens [B, N, D] on ``grid``, and a bias [M, N, N] of the scores -> [B, N, D]."""
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, N, M, d] each
+        if self.rotary is not None:
+            q, k = self.rotary(q, grid), self.rotary(k, grid)
         if bias is None:
             return self.proj(attention(q * self.scale, k, v).flatten(2))
         return self.proj(biased_attention(q * self.scale, k, v, bias).flatten(2))
@@ -106,6 +155,7 @@ class Block(nn.Module):
         layer_scale: initial value of a learned factor per channel on each branch (CaiT, arXiv 2103.17239);
             None for no factor.
         relative_bias: bias of the attention scores, which another module owns; None for no bias.
+        rotary: rotation of queries and keys; None for no rotation.
     """
 
     gamma_1: nn.Parameter | None
@@ -121,11 +171,12 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         relative_bias: RelativeBias | None = None,
+        rotary: RotaryPositions | None = None,
     ) -> None:
         super().__init__()
         self._relative_bias = (relative_bias,)  # in a tuple: no submodule, since all blocks share it
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, qkv_bias=qkv_bias)
+        self.attn = Attention(width, heads, qkv_bias=qkv_bias, rotary=rotary)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Perceptron(width, int(width * mlp_ratio), width)
@@ -137,7 +188,7 @@ class Block(nn.Module):
         """Tokens [B, P+N, D] on ``grid`` -> the same shape, and ``grid``."""
         (relative_bias,) = self._relative_bias
         bias = None if relative_bias is None else relative_bias(grid)
-        tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens), bias), self.gamma_1))
+        tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens), grid, bias), self.gamma_1))
         return tokens + self.drop_path(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), grid
 
 
@@ -160,11 +211,14 @@ class ViT(Encoder):
         mlp_ratio: hidden width of the perceptrons divided by D.
         qkv_bias: use a bias in the query, key and value projections.
         absolute_positions: "joint" (one learned table over time and space), "separable" (the sum of two),
-            "sincos" and "sincos_2d" (fixed: see :func:`~videomaskfeat.models.positions.fixed_positions`) or
-            "none".
+            "sincos", "sincos_2d" and "sincos_1d" (fixed: see
+            :func:`~videomaskfeat.models.positions.fixed_positions`) or "none".
         layer_scale: see :class:`Block`; 0.1 in BEiT and SimMIM.
         relative_bias: add a learned relative position bias to the attention scores; see
             :class:`RelativeBias`. An MAE, whose encoder sees a part of the grid, cannot have one.
+        rotary: "none", or rotate queries and keys in all blocks, "exact" or "vjepa2": see
+            :class:`RotaryPositions`; usually with ``absolute_positions="none"``. Not for an MAE either.
+        norm_eps: number that layer norms add to the variance; 1e-12 in some models of transformers.
         drop_path: probability of dropping a residual branch of the last block; increases linearly from 0.
         shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
 
@@ -188,12 +242,20 @@ class ViT(Encoder):
         absolute_positions: AbsolutePositions = "separable",
         layer_scale: float | None = None,
         relative_bias: bool = False,
+        rotary: Rotary = "none",
+        norm_eps: float = 1e-6,
         drop_path: float = 0.0,
         **shared: Any,
     ) -> None:
         check_name("absolute_positions", absolute_positions, ("none", "joint", "separable", *FIXED))
         check_name("initialization", shared.get("initialization", "slowfast"), get_args(Initialization))
         check_transformer(depth, width, heads)
+        check_name("rotary", rotary, get_args(Rotary))
+        if rotary != "none" and (width // heads < 6 or width // heads % 2):
+            raise UserError(
+                f"rotary {rotary!r}: the width of a head, {width // heads}, must be even and 6 or more; "
+                "change width or heads"
+            )
         if absolute_positions in FIXED and width % position_channels(absolute_positions):
             raise UserError(
                 f"absolute_positions {absolute_positions!r}: width {width} must be a multiple of "
@@ -209,6 +271,8 @@ class ViT(Encoder):
         self.rel_pos_bias = (
             RelativeBias(heads, self.native_grid, prefix=self.prefix) if relative_bias else None
         )
+        self.rotary = rotary != "none"
+        rotation = RotaryPositions(rotary, width // heads, prefix=self.prefix) if self.rotary else None
         blocks = (
             Block(
                 width,
@@ -218,10 +282,12 @@ class ViT(Encoder):
                 drop_path=drop_path * index / max(depth - 1, 1),
                 layer_scale=layer_scale,
                 relative_bias=self.rel_pos_bias,
+                rotary=rotation,
             )
             for index in range(depth)
         )
         self.set_blocks(blocks, widths=[width] * depth, heads=heads)
+        set_norm_eps(self, norm_eps)
 
     def is_table(self, name: str) -> bool:
         """See :meth:`Encoder.is_table`; the relative position bias is also a position table."""
@@ -248,12 +314,12 @@ class ViT(Encoder):
             Normalized tokens [B, P+V, D].
 
         Raises:
-            UserError: the encoder has a relative position bias, which needs the whole grid.
+            UserError: the encoder has relative or rotary positions, which need the whole grid.
         """
-        if self.rel_pos_bias is not None:
+        if self.rel_pos_bias is not None or self.rotary:
             raise UserError(
-                "relative_bias true needs all tokens, but this method encodes the visible ones only; use "
-                "absolute positions"
+                f"{'rotary positions need' if self.rotary else 'relative_bias true needs'} all tokens, but "
+                "this method encodes the visible ones only; use absolute positions"
             )
         grid = self.token_grid(clips.shape)
         cubes = cut_cubes(clips, self.patch_embed.stride)  # [B, N, values of a cube]

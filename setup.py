@@ -18,7 +18,12 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["videomaskfeat", "videomaskfeat.*"]),
-    package_data={"videomaskfeat.data": ["digits.npz"], "videomaskfeat.viz": ["templates/*"]},
+    package_data={
+        "videomaskfeat": ["py.typed"],
+        "videomaskfeat.data": ["digits.npz"],
+        "videomaskfeat.models": ["sizes.json"],
+        "videomaskfeat.viz": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.11",
         # decord has no wheels for Arm (Linux, macOS on Apple silicon); there PyAV reads all videos.

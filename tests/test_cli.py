@@ -50,7 +50,12 @@ def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
     assert cli.main(["--help"]) == 0
     verbs = re.findall(r"^  ([a-z-]+)  ", capsys.readouterr().out, re.MULTILINE)
     assert verbs == list(cli.VERBS)
-    assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {"average_scores", "doctor", "sample_data"}
+    assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {
+        "average_scores",
+        "doctor",
+        "models",
+        "sample_data",
+    }
     assert TOOLS - {verb.replace("-", "_") for verb in verbs} == SCRIPTS
 
 
@@ -393,3 +398,11 @@ def test_mistake_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["predict", "visualize", "detect"])
+def test_former_name_of_the_weights_is_accepted(verb: str) -> None:
+    config = cli.CommandLine(verb).read(["checkpoint=best.safetensors", "a.mp4"])
+    files = config.files if verb == "detect" else config
+    assert (files.weights, files.videos) == ("best.safetensors", ["a.mp4"])
+    assert "CHECKPOINT" not in cli.CommandLine(verb).parser().format_help()

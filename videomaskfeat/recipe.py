@@ -8,16 +8,18 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from videomaskfeat.config import SPELLINGS, current_arguments
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.masking import MASKS, Mask, MaskFunction, MultiBlock, MultiBlockExact, build_policy
+from videomaskfeat.plugins import is_plugin
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
 from videomaskfeat.texts import parse_json
 from videomaskfeat.values import Limits, build_dataclass, conform
@@ -36,7 +38,7 @@ KINDS = {
     DETECT_KEY: "weights of a detector of actions",
 }
 """Kinds of weights by the metadata key of their recipe, which is JSON, in a safetensors file."""
-AREAS = ("whole", "centre")
+AREAS = ("whole", "center")
 LIMITS: Limits = {
     "frames": (1, 10_000),
     "stride": (1e-6, 1e6),
@@ -56,7 +58,6 @@ LIMITS: Limits = {
     "sampling": ("clip", "segments"),
     "average": ("softmax", "logits"),
     "area": AREAS,
-    "kind": tuple(MASKS),
 }
 """Valid range or choices of the values of a recipe in a file; other values mean that the file is damaged."""
 _LARGEST_CLIP = 2**31  # pixels of a clip
@@ -144,7 +145,7 @@ class MaskRecipe:
     """How masks are sampled.
 
     Attributes:
-        kind: a name in ``MASKS``.
+        kind: a name in ``MASKS``, or a plug-in ``package.module:name``.
         ratio: fraction of hidden mask cells.
         cell: size of a mask cell: frames, rows and columns of pixels.
         arguments: arguments of the policy that differ from its defaults.
@@ -171,11 +172,12 @@ class PretrainRecipe:
     Attributes:
         clip: how clips are cut.
         mask: how masks are sampled.
-        target: a name in ``TARGETS``.
+        target: a name in ``TARGETS``, or a plug-in.
         target_arguments: arguments of the target that differ from the defaults.
-        method: a name in ``METHODS``; only "masked" needs both mask and target.
+        method: a name in ``METHODS``, or a plug-in; only "masked" needs both mask and target.
     """
 
+    key: ClassVar[str] = METADATA_KEY
     clip: ClipRecipe
     mask: MaskRecipe = MaskRecipe()
     target: str = "hog"
@@ -251,7 +253,9 @@ class PretrainRecipe:
         def parse(fields: Any) -> PretrainRecipe:
             clip = _clip_of(fields)
             mask = build_dataclass(MaskRecipe, fields.get("mask", {}), name="mask", limits=LIMITS)
-            target = conform(fields.get("target"), Mapping[str, Any], "target")
+            if not is_plugin(mask.kind):
+                check_name("mask.kind", mask.kind, MASKS)
+            target = current_arguments(conform(fields.get("target"), Mapping[str, Any], "target"))
             name = conform(target.pop("name", None), str, "target.name")
             return cls(clip, mask, name, target, conform(fields.get("method", "masked"), str, "method"))
 
@@ -273,6 +277,7 @@ class ClassifyRecipe:
         class_names: class names, indexed by label; empty if unknown.
     """
 
+    key: ClassVar[str] = CLASSIFY_KEY
     clip: ClipRecipe
     sampling: str = "clip"
     views: int = 5
@@ -318,6 +323,12 @@ class ClassifyRecipe:
         return _parse(text, "classifier's", lambda fields: build_dataclass(cls, fields, limits=LIMITS))
 
 
+class EncoderRecipe(ClassifyRecipe):
+    """Recipe of an encoder without classes."""
+
+    key: ClassVar[str] = ENCODER_KEY
+
+
 @dataclass(frozen=True)
 class DetectRecipe:
     """Recipe of a detector of actions.
@@ -329,13 +340,14 @@ class DetectRecipe:
         classes: number of actions, L; ids count from 1 to this.
         poses: ids of mutually exclusive actions: their scores are a softmax, the others are sigmoids.
         short_side: length in pixels of the resized short side at test time.
-        area: "whole" (the whole frame) or "centre" (a square center crop to which boxes are clipped).
+        area: "whole" (the whole frame) or "center" (a square center crop to which boxes are clipped).
         score_threshold: minimum score of a detected box.
 
     Raises:
         UserError: the area is unknown, an id is not in 1..classes, or the threshold is not in 0..1.
     """
 
+    key: ClassVar[str] = DETECT_KEY
     clip: ClipRecipe
     actions: Mapping[int, str]
     classes: int
@@ -372,7 +384,13 @@ class DetectRecipe:
     @classmethod
     def from_json(cls, text: str) -> DetectRecipe:
         """The inverse of :meth:`to_json`; raises as :meth:`PretrainRecipe.from_json`."""
-        return _parse(text, "detector's", lambda fields: build_dataclass(cls, fields, limits=LIMITS))
+
+        def parse(fields: Any) -> DetectRecipe:
+            if isinstance(fields, dict) and isinstance(fields.get("area"), str):
+                fields["area"] = SPELLINGS.get(fields["area"], fields["area"])
+            return build_dataclass(cls, fields, limits=LIMITS)
+
+        return _parse(text, "detector's", parse)
 
 
 def as_channel_values(value: Any, name: str) -> ChannelValues:
@@ -441,7 +459,9 @@ def read_detect_recipe(path: str | os.PathLike[str]) -> DetectRecipe:
 def _check_kind(path: str | os.PathLike[str], texts: Mapping[str, str], key: str, remedy: str) -> None:
     if key not in texts:
         kind = next((KINDS[other] for other in texts), "weights without a recipe")
-        raise UserError(f"{os.fspath(path)}: {kind}, not {KINDS[key]} (metadata key {key!r}); {remedy}")
+        raise UserError(
+            f"{os.fspath(path)} contains {kind}, not {KINDS[key]} (metadata key {key!r}); {remedy}"
+        )
 
 
 def read_clip_recipe(path: str | os.PathLike[str]) -> ClipRecipe:
@@ -464,8 +484,8 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
         clip = _read(lambda text: _parse(text, "clip's", _clip_of), texts, DETECT_KEY, path)
     else:
         raise UserError(
-            f"{os.fspath(path)}: weights without a recipe, so the clips of their model are unknown; give the "
-            "weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast` or "
+            f"{os.fspath(path)} contains weights without a recipe, so the clips of their model are unknown; "
+            "give the weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast` or "
             "`import-weights`"
         )
     return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
@@ -510,13 +530,13 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     name = os.fspath(path)
     if name.endswith(_TORCH_SUFFIXES):
         raise UserError(
-            f"{name}: a PyTorch checkpoint, not a safetensors file with a recipe; give the "
+            f"{name} is a PyTorch checkpoint, not a safetensors file with a recipe; give the "
             "weights.safetensors of a run, or convert a PySlowFast checkpoint by "
             "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`, one of another project "
             "by `videomaskfeat import-weights FILE OUT`"
         )
     if is_folder(name):
-        raise UserError(f"{name}: is a folder; give the weights file in it, such as weights.safetensors")
+        raise UserError(f"{name} is a folder; give the weights file in it, such as weights.safetensors")
     if not os.path.exists(name) and not is_file(name):
         raise UserError(f"{name}: no such file; give the weights.safetensors of a run")
     try:
@@ -525,7 +545,7 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
         if error.reason == "unknown format":
             raise
         raise UserError(
-            f"{name}: not a safetensors file ({error.reason}); give the weights.safetensors of a run"
+            f"{name} is not a safetensors file ({error.reason}); give the weights.safetensors of a run"
         ) from error
     return {key: metadata[key] for key in KINDS if key in metadata}
 

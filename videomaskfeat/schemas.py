@@ -18,7 +18,7 @@ READERS = ("auto", "decord", "pyav")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 CROPS = {1: "center", 3: "along the longer side"}
 SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of clip.frames equal segments"}
-AREAS = {"whole": "in its aspect ratio", "centre": "a square crop; boxes are clipped to it"}
+AREAS = {"whole": "in its aspect ratio", "center": "a square crop; boxes are clipped to it"}
 LABELS = ("auto", "yes", "no")
 MASK_KINDS = (
     *("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block", "block_beit"),
@@ -52,10 +52,12 @@ class ListConfig(ReadingConfig):
 
     train: str = key("", "list file, or folder of videos, frame folders or pictures", required="train.csv")
     validation: str = key("", "held-out list file or folder; empty: no validation")
-    format: str = key("auto", "format of the list files", choices=LIST_FORMATS)
+    format: str = key("auto", "format of the list files", choices=LIST_FORMATS, plugin="a ListFormat")
     separator: str = key("auto", "column separator of a list file", choices=SEPARATORS)
     prefix: str = key("", "folder put before every relative path in the list files")
-    reader: str = key("auto", "video reader; auto falls back to pyav per file", choices=READERS)
+    reader: str = key(
+        "auto", "video reader; auto falls back to pyav per file", choices=READERS, plugin="a VideoReader"
+    )
     cache: str = key("none", "storage of decoded videos, for small lists", choices=CACHES, free=True)
 
 
@@ -116,6 +118,13 @@ class RunConfig:
     activation_checkpointing: bool = key(False, "activation checkpointing: less memory, slower", free=True)
     checkpoint_minutes: float = key(10.0, "minutes between two checkpoints", least=0, free=True)
     checkpoint_epochs: float = key(10.0, "epochs between two milestone checkpoints", least=0, free=True)
+    loggers: list[str] = key(
+        ["tensorboard"],
+        "loggers of metrics besides metrics.jsonl",
+        choices={"tensorboard": "curves in tensorboard/"},
+        plugin="a StepLogger",
+        free=True,
+    )
     keep_checkpoints: int = key(2, "number of newest checkpoints besides milestones", least=1, free=True)
     rank_timeout_minutes: float = key(30.0, "minutes until a waiting rank ends the run", above=0, free=True)
 
@@ -145,7 +154,7 @@ class ClipConfig(FramesConfig, RandomCropConfig):
 class MaskConfig:
     """The mask."""
 
-    kind: str = key("cube", "kind of mask", choices=MASK_KINDS)
+    kind: str = key("cube", "kind of mask", choices=MASK_KINDS, plugin="a mask function")
     ratio: float = key(0.4, "fraction of hidden mask cells; unused by multi_block", above=0, below=1)
     cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels", least=1)
     arguments: dict[str, Any] = key({}, "arguments of the policy that differ from its defaults")
@@ -155,7 +164,10 @@ class MaskConfig:
 class MethodConfig:
     """The pre-training method."""
 
-    name: str = key("masked", "masked (predicts the target at hidden positions) | ibot | byol | latent")
+    name: str = key(
+        "masked",
+        "masked (predicts the target at hidden positions) | ibot | byol | latent | module:name (a Method)",
+    )
     arguments: dict[str, Any] = key({}, "arguments of the method that differ from its defaults")
 
 
@@ -163,11 +175,11 @@ class MethodConfig:
 class StartedModelConfig:
     """The network and its initial weights."""
 
-    name: str = key("maskfeat_mvitv2_s", "name of a model of create_model")
+    name: str = key("maskfeat_mvitv2_s", "name of a model of create_model, or module:name (an Encoder)")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
     weights: str = key("", "initial weights, ours or a PySlowFast checkpoint; empty: from scratch")
     weights_key: str = key("", "key of the weights in the checkpoint, such as model_ema", free=True)
-    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
+    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centered"))
     allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
     allow_unused: list[str] = key([], "more weights that the file may have in excess")
 
@@ -189,7 +201,7 @@ class ModelConfig(StartedModelConfig):
 class TargetConfig:
     """The target of the method masked."""
 
-    name: str = key("hog", "name of a target")
+    name: str = key("hog", "name of a target, or module:name (a Target)")
     arguments: dict[str, Any] = key({}, "arguments of the target that differ from its defaults")
 
 
@@ -311,7 +323,7 @@ class MixConfig:
 class PretrainedModelConfig(StartedModelConfig):
     """The network and its initial weights."""
 
-    name: str = key("", "name of a model of create_model")
+    name: str = key("", "name of a model of create_model, or module:name (an Encoder)")
     drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
@@ -321,11 +333,11 @@ class PretrainedModelConfig(StartedModelConfig):
 class ClassifierConfig(PretrainedModelConfig):
     """The network and its initial weights."""
 
-    name: str = key("maskfeat_mvitv2_s_classifier", "name of a classifier of create_model")
+    name: str = key(
+        "maskfeat_mvitv2_s_classifier", "name of a classifier of create_model, or module:name (an Encoder)"
+    )
     head: str = key(
-        "",
-        "head; empty: the model's own",
-        choices=("", "mean", "norm_mean", "token", "linear", "attentive"),
+        "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
     )
 
 
@@ -418,9 +430,10 @@ class CommitmentConfig:
 class PerceptualConfig:
     """A frozen encoder that compares frames with their reconstructions, as in PeCo."""
 
-    weights: str = key("", "weights.safetensors of any run; empty: pixels only")
-    depths: list[int] = key([], "blocks after which features are compared")
-    weight: float = key(1.0, "weight of the distance, besides the squared error of the pixels", least=0)
+    weights: str = key("", "weights.safetensors of any run, or a DINO checkpoint; empty: pixels only")
+    depths: list[int] = key([], "blocks after which features are compared; their distances are summed")
+    depth_weights: list[float] = key([], "weight of the distance of each depth; empty: 1", least=0)
+    weight: float = key(1.0, "weight of the sum, besides the squared error of the pixels", least=0)
 
 
 @dataclass
@@ -531,7 +544,7 @@ class DetectConfig:
 
     data: ActionDataConfig = section(ActionDataConfig)
     clip: ActionClipConfig = section(ActionClipConfig)
-    color: ColorConfig = section(ColorConfig, former="colour")
+    color: ColorConfig = section(ColorConfig)
     boxes: BoxConfig = section(BoxConfig)
     model: PretrainedModelConfig = section(
         PretrainedModelConfig,
@@ -566,7 +579,9 @@ class DetectConfig:
 class CompareSettings:
     """Targets, seeds and shared configs of a comparison.
 
-    An entry of ``targets`` is a mapping of three keys, all optional:
+    ``finetunes`` maps names, such as ``motion`` and ``appearance``, to section -> key -> value on top of
+    ``finetune`` and ``shared.finetune``: each encoder is fine-tuned once per name. An entry of ``targets`` is
+    a mapping of three keys, all optional:
 
     - ``pretrain`` and ``finetune``: section -> key -> value, on top of the shared configs;
     - ``before``: runs that come first, such as a tokenizer's or a teacher's: name -> ``{verb, config, keys,
@@ -579,6 +594,9 @@ class CompareSettings:
     folder: str = key("", "folder of all runs; an existing one is continued", required="runs/compare")
     pretrain: str = key("", "pre-training config of all targets", required="configs/pretrain/sample.yaml")
     finetune: str = key("", "fine-tuning config of all targets; empty: no fine-tuning")
+    finetunes: dict[str, Any] = key(
+        {}, "keys per fine-tuning, such as one per factor; empty: one fine-tuning"
+    )
     shared: dict[str, Any] = key({}, "pretrain, finetune: keys that differ from those files, for all targets")
     targets: dict[str, Any] = key({}, "keys per target name; see docs/comparing.md", required="{hog: {}}")
     only: list[str] = key([], "targets to run (empty: all)", flag="targets")
@@ -616,7 +634,7 @@ class BatchOptions(MachineOptions):
 class DetectFiles:
     """files"""
 
-    checkpoint: str = key("", "weights of a detect-train run", positional=True)
+    weights: str = key("", "weights of a detect-train run", positional=True, former="checkpoint")
     videos: list[str] = key([], "video files", positional=True)
     out: str = key(".", "folder for NAME_actions.*")
 

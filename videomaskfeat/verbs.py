@@ -72,7 +72,7 @@ class ListOptions:
     """list"""
 
     prefix: str = key("", "folder put before every relative path")
-    format: str = key("auto", "format of the list", choices=LIST_FORMATS)
+    format: str = key("auto", "format of the list", choices=LIST_FORMATS, plugin="a ListFormat")
     labels: str = key("auto", "whether rows end with a label", choices=LABELS)
     separator: str = key("auto", "column separator", choices=SEPARATORS)
 
@@ -81,7 +81,7 @@ class ListOptions:
 class ReadingOptions(MachineOptions):
     """reading"""
 
-    reader: str = key("auto", "video reader", choices=READERS)
+    reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
     workers: int = key(2, "number of loader processes per rank; 0: the main process loads", least=0)
 
 
@@ -331,7 +331,9 @@ def average_scores(options: AverageScoresOptions) -> int:
 class PredictOptions(ReadingOptions, ViewsOptions):
     """files"""
 
-    checkpoint: str = key("", "weights of a fine-tuning run or of an import", positional=True)
+    weights: str = key(
+        "", "weights of a fine-tuning run or of an import", positional=True, former="checkpoint"
+    )
     videos: list[str] = key([], "videos or pictures, or folders with them", positional=True)
     top: int = key(5, "classes per video", least=1)
     json: str | None = key(None, "JSON file; - prints JSON instead of text")
@@ -459,7 +461,7 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
           --boxes ava/annotations/ava_val_predicted_boxes.csv \\
           --labels ava/annotations/ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
           --exclusions ava/annotations/ava_val_excluded_timestamps_v2.2.csv --out runs/s_ava/whole
-      videomaskfeat detect-evaluate ... --area centre --short-side 224
+      videomaskfeat detect-evaluate ... --area center --short-side 224
       videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
@@ -507,15 +509,17 @@ def detect(config: DetectVideoConfig) -> int:
 class VisualizeOptions:
     """files"""
 
-    checkpoint: str = key("", "weights.safetensors of a pre-training run", positional=True)
+    weights: str = key("", "weights of a pre-training run", positional=True, former="checkpoint")
     videos: list[str] = key([], "videos, or folders of videos", positional=True)
     out: str = key("pictures", "folder to write")
-    mask: str | None = key(None, "kind of mask", choices=MASK_KINDS, null="from the weights")
+    mask: str | None = key(
+        None, "kind of mask", choices=MASK_KINDS, plugin="a mask function", null="from the weights"
+    )
     ratio: float | None = key(None, "fraction of hidden tokens", null="from the weights")
     seed: int = key(0, "seed of the mask", least=0)
     columns: int = key(8, "time steps per picture", least=1)
     device: str = key("auto", "device: auto | cpu | cuda")
-    reader: str = key("auto", "video reader", choices=READERS)
+    reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
 
 
 def visualize(options: VisualizeOptions) -> int:
@@ -707,7 +711,7 @@ class CheckDataOptions(ListOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)
-    reader: str = key("auto", "video reader", choices=READERS)
+    reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
     workers: int = key(os.cpu_count() or 1, "number of processes", least=0)
     min_frames: int = key(1, "minimum number of frames per video", least=1)
     quick: bool = key(False, "open and probe the videos without decoding frames")
@@ -729,6 +733,28 @@ def check_data(options: CheckDataOptions) -> int:
         report = check_data(decode=not arguments.pop("quick"), **arguments, progress=update)
     print(printable(report.text()))
     return SOME_FAILED if report.bad else DONE
+
+
+@dataclass
+class ModelsOptions:
+    """options"""
+
+    pattern: str = key("*", "pattern of names, such as '*nano*'", positional=True)
+    json: bool = key(False, "print JSON")
+
+
+def models(options: ModelsOptions) -> int:
+    """List the named models: parameters, multiply-adds of one clip, size of the clip, and purpose.
+
+    videomaskfeat models
+    videomaskfeat models '*nano*'
+    videomaskfeat models 'vit_b*' --json
+    """
+    from videomaskfeat.models.cost import facts_json, facts_text, list_facts
+
+    facts = list_facts(options.pattern)
+    print(facts_json(facts) if options.json else facts_text(facts))
+    return DONE
 
 
 @dataclass
@@ -772,6 +798,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "report": report,
     "sample-data": sample_data,
     "check-data": check_data,
+    "models": models,
     "doctor": doctor,
 }
 """Name -> function of the config or the options, with the help as its docstring; it returns the exit code."""

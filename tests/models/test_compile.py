@@ -48,7 +48,7 @@ def test_step_compiles_without_graph_breaks() -> None:
         (mvit._key_codes, (TokenGrid(2, 3, 4), "", 1)),
         (positions._sincos, ("sincos", 48, TokenGrid(2, 3, 4), 1)),
         (positions._sincos, ("sincos_1d", 48, TokenGrid(2, 3, 4), 1)),
-        (vit._rotations, ("exact", 48, TokenGrid(2, 3, 4), 1)),
+        (vit._rotary_table, (TokenGrid(2, 3, 4), 48, 1, True)),
     ],
 )
 def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) -> None:

@@ -38,21 +38,3 @@ def sincos_1d(width: int, *, tokens: int) -> list[list[float]]:
         angles = [index / 10000 ** (2 * (channel // 2) / width) for channel in range(width)]
         table.append([math.cos(a) if c % 2 else math.sin(a) for c, a in enumerate(angles)])
     return table
-
-
-def rotated(vector: list[float], place: tuple[int, int, int], *, shared_angle: bool) -> list[float]:
-    """A query or key of one head at (time, row, column), rotated as in V-JEPA 2.
-
-    Each axis has a third of the channels, rounded down to an even number. ``shared_angle``: both channels of
-    a pair use the pair's angle; otherwise, as in V-JEPA 2's code, the list of angles is repeated whole.
-    """
-    size, result = 2 * (len(vector) // 3 // 2), list(vector)
-    for axis, position in enumerate(place):
-        angles = [position / 10000 ** (i / (size / 2)) for i in range(size // 2)]
-        angles = [a for a in angles for _ in range(2)] if shared_angle else angles * 2
-        for pair in range(0, size, 2):
-            first, second = axis * size + pair, axis * size + pair + 1
-            a, b = angles[pair], angles[pair + 1]
-            result[first] = vector[first] * math.cos(a) - vector[second] * math.sin(a)
-            result[second] = vector[second] * math.cos(b) + vector[first] * math.sin(b)
-    return result

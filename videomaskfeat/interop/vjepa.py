@@ -136,4 +136,4 @@ def _encoder(
     return Converted(title, "vit_encoder", arguments, state, recipe, unused=_PREDICTOR, assumed=assumed)
 
 
-_ROTARY = {"absolute_positions": "none", "rotary": "vjepa2"}
+_ROTARY = {"absolute_positions": "none", "rotary": True, "rotary_repeated": True}

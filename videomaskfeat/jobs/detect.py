@@ -43,7 +43,7 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
-from videomaskfeat.models.zoo import DETECTOR, MODELS
+from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default_head
 from videomaskfeat.recipe import (
     DETECT_KEY,
     ClipRecipe,
@@ -190,18 +190,18 @@ class DetectRun(Run):
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
         evaluate = self.config.evaluate
         scores = self.score(self.lists.tested, scales=evaluate.scales, flip=evaluate.flip)
-        mean_ap, self.final_lines = distributed.run_on_main(lambda: self.write_score(scores))
+        means, self.final_lines = distributed.run_on_main(lambda: self.write_score(scores))
         return {
             "best_weights": str(self.best.path),
             "validation_best_mean_ap": self.best.score,
-            "mean_ap": mean_ap,
+            **means,
             "key_frames": scores.read,
             "listed": scores.listed,
             "area": self.recipe.area,
         }
 
-    def write_score(self, scores: BoxScores) -> tuple[float, list[str]]:
-        """Write the folder ``score``; return its mAP and the final lines of the log."""
+    def write_score(self, scores: BoxScores) -> tuple[dict[str, float], list[str]]:
+        """Write the folder ``score``; return its mAP, the chance level, and the final log lines."""
         tested, truth = self.lists.tested, self.lists.truth
         assert tested is not None
         assert truth is not None
@@ -226,7 +226,7 @@ class DetectRun(Run):
             f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             *(f"unreadable, left out: {line}" for line in format_failures(scores.failures)),
         ]
-        return scored.result.mean_ap, lines
+        return {"mean_ap": scored.result.mean_ap, "mean_ap_chance": scored.chance}, lines
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
         return self.final_lines if "mean_ap" in summary else []
@@ -344,7 +344,8 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
         UserError: the name or an argument is unknown, the model is no detector, or the weights do not fit.
     """
     clip, keys = config.clip, config.model
-    if keys.name in MODELS and MODELS[keys.name].classes[0] != DETECTOR:
+    full_name = with_default_head(keys.name, "detector")
+    if not issubclass(named_model(full_name).build, Detector):
         known = [name for name, named in MODELS.items() if named.classes[0] == DETECTOR]
         raise UserError(
             f"model.name {keys.name!r} is not a detector of actions; use one of {', '.join(known)}"
@@ -357,7 +358,7 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
         "head_scale": keys.head_scale,
         "checkpoint_blocks": config.run.activation_checkpointing,
     }
-    model = create_model_from(keys.name, {**arguments, **keys.arguments})
+    model = create_model_from(full_name, {**arguments, **keys.arguments})
     assert isinstance(model, Detector)
     if not keys.weights:
         return model, None

@@ -40,12 +40,22 @@ class LinearHead(nn.Module):
 
     def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
         super().__init__()
+        self.scale = scale
         self.dropout = nn.Dropout(dropout)
-        self.projection = nn.Linear(width, classes)
-        initialize([self.projection], bias=0.02)
+        self.projection = self._draw_projection(width, classes)
+
+    def _draw_projection(self, width: int, classes: int) -> nn.Linear:
+        projection = nn.Linear(width, classes)
+        initialize([projection], bias=0.02)
         with torch.no_grad():
-            self.projection.weight.mul_(scale)
-            self.projection.bias.mul_(scale)
+            projection.weight.mul_(self.scale)
+            projection.bias.mul_(self.scale)
+        return projection
+
+    def reset(self, classes: int) -> None:
+        """Replace the linear layer by a new one for L = ``classes``, on the same device."""
+        former = self.projection
+        self.projection = self._draw_projection(former.in_features, classes).to(former.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] -> logits [B, L]."""
@@ -104,6 +114,20 @@ class AttentiveHead(LinearHead):
         query = query + self.proj(attended)
         query = query + self.mlp(self.norm_mlp(query))
         return super().forward(query[:, 0])
+
+
+def reset_classes(model: Any, num_classes: int) -> None:
+    """Give a classifier or detector a new last layer for other classes, and record their number.
+
+    Raises:
+        UserError: the number is below 1.
+    """
+    check_positive(classes=num_classes)
+    model.head.reset(num_classes)
+    model.classes = num_classes
+    if hasattr(model, "created_as"):
+        name, arguments = model.created_as
+        model.created_as = (name, {**arguments, "classes": num_classes})
 
 
 class Classifier(Encoder):
@@ -187,6 +211,17 @@ class Classifier(Encoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self._head_input(clips)
         return self.head(features)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last linear layer by a new one, drawn from torch's global generator (as in timm).
+
+        Args:
+            num_classes: number of classes, L, at least 1; for features without a head use :meth:`features`.
+
+        Raises:
+            UserError: the number is below 1.
+        """
+        reset_classes(self, num_classes)
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode of the trained modules; a frozen encoder stays in evaluation mode."""

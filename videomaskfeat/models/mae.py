@@ -79,8 +79,8 @@ class MAE(MaskedModel, ViT):
         decoder_positions: "joint" (one learned table), or "sincos", "sincos_2d" or "sincos_1d" (fixed).
         mlp_ratio, qkv_bias, norm_eps, linear_std: of encoder and decoder; see
             :class:`~videomaskfeat.models.vit.ViT`.
-        encoder: the other arguments of :class:`~videomaskfeat.models.vit.ViT`, except ``final_norm``,
-            ``relative_bias`` and ``rotary``.
+        encoder: the other arguments of :class:`~videomaskfeat.models.vit.ViT`, except ``final_norm`` and
+            ``relative_bias``.
 
     Raises:
         UserError: a value out of range.
@@ -105,12 +105,11 @@ class MAE(MaskedModel, ViT):
     ) -> None:
         if "final_norm" in encoder:
             raise UserError("final_norm cannot be set on an MAE model: its encoder always has one")
-        for name in ("relative_bias", "rotary"):
-            if encoder.get(name) not in (None, False, "none"):
-                raise UserError(
-                    f"{name} cannot be set on an MAE model: its encoder sees only a part of the grid; use "
-                    "absolute positions"
-                )
+        if encoder.get("relative_bias"):
+            raise UserError(
+                "relative_bias cannot be set on an MAE model: its encoder sees only a part of the grid; use "
+                "absolute positions"
+            )
         check_name("decoder_positions", decoder_positions, ("joint", *FIXED))
         if values_per_token < 1 or decoder_depth < 0:
             raise UserError(

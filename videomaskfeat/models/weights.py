@@ -11,14 +11,15 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,8 @@ from videomaskfeat.tensor_files import (
 )
 from videomaskfeat.texts import parse_json, show_text
 
+logger = logging.getLogger(__name__)
+
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.")
 _WIDTH = 100  # characters per row
@@ -83,7 +86,7 @@ class LoadReport:
         unused: weights in the file that the model does not have.
         reset: those of ``new`` that have another shape in the file, such as a layer for other classes.
         inflated: made from an image model's stem and positions.
-        inflation: "repeated" or "centred": see :func:`~videomaskfeat.models.positions.inflate_images`; empty
+        inflation: "repeated" or "centered": see :func:`~videomaskfeat.models.positions.inflate_images`; empty
             if nothing was inflated.
         prefix: common prefix of all names in the file, such as "module.", that was removed.
         key: key of the weights in a checkpoint; empty if the file contains only weights.
@@ -184,16 +187,32 @@ def list_names(names: Iterable[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def save_weights(
-    path: str | os.PathLike[str], model: nn.Module, *, metadata: Mapping[str, str] | None = None
+class Recipe(Protocol):
+    """How the clips of a model are cut, such as :class:`~videomaskfeat.recipe.ClassifyRecipe`."""
+
+    key: ClassVar[str]
+
+    def to_json(self) -> str:
+        """JSON for the metadata key ``key``."""
+        ...
+
+
+def save_model(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model's weights as safetensors, with its name and arguments as metadata.
+    """Write a model's weights as safetensors, with its name and arguments; :func:`load_model` reads it.
 
     The file is written completely or not at all (:func:`~videomaskfeat.io.whole_path`).
 
     Args:
-        path: a local file, usually ``.safetensors``.
         model: created by :func:`~videomaskfeat.models.zoo.create_model`.
+        path: a local file, usually ``.safetensors``.
+        recipe: how clips are cut, so that ``load_classifier``, ``load_encoder`` or ``load_detector`` read the
+            file, such as ``VideoDataset.recipe``.
         metadata: more texts for the file, by key; not "model" or "arguments".
 
     Raises:
@@ -209,11 +228,20 @@ def save_weights(
     name, arguments = created_as
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
+    if recipe is not None:
+        own[recipe.key] = recipe.to_json()
     write_safetensors(Path(path), state, {**(metadata or {}), **own})
 
 
-def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> nn.Module:
-    """Build the model described in a file of :func:`save_weights`, and load its weights.
+def save_weights(
+    path: str | os.PathLike[str], model: nn.Module, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """:func:`save_model` with the path first."""
+    save_model(model, path, metadata=metadata)
+
+
+def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Encoder:
+    """Build the model described in a file of :func:`save_model`, and load its weights.
 
     The file may also be a checkpoint of another project whose format is recognized; see "Weights of other
     projects" in the documentation.
@@ -244,7 +272,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     return model.to(device).eval()
 
 
-def build_converted(path: str, converted: Any) -> tuple[nn.Module, LoadReport]:
+def build_converted(path: str, converted: Any) -> tuple[Encoder, LoadReport]:
     """Build the model of converted weights (:class:`~videomaskfeat.interop.formats.Converted`).
 
     Returns:
@@ -299,11 +327,11 @@ def _is_own(path: str) -> bool:
 
 
 def created_as(path: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments in a file of :func:`save_weights`, unchecked; raises as :func:`load_model`."""
+    """Name and arguments in a file of :func:`save_model`, unchecked; raises as :func:`load_model`."""
     metadata = read_metadata(path)
     if "model" not in metadata:
         raise UserError(
-            f"{path}: contains no model name, so save_weights did not write it; create the model with "
+            f"{path} contains no model name, so save_weights did not write it; create the model with "
             "create_model and use load_into"
         )
     try:
@@ -340,15 +368,18 @@ def read_state(path: str | os.PathLike[str], *, key: str = "") -> dict[str, Tens
     return read_weights(path, key=key).state
 
 
-def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
+def read_weights(
+    path: str | os.PathLike[str], *, key: str = "", keys: Sequence[str] = _STATE_KEYS
+) -> Weights:
     """Read the weights in a file without running code that it may contain.
 
     Args:
         path: ``.safetensors``, or a torch file (``.pyth``, ``.pt``, ``.pth``, ``.bin``) with a state dict or
             a checkpoint; or a folder of transformers or timm.
-        key: key of the weights in a checkpoint, levels separated by dots. If empty, the first of
-            "model_state" (PySlowFast), "state_dict", "model", "module", "target_encoder" (V-JEPA),
-            "ema_encoder" and "encoder" that exists, otherwise the only key with weights.
+        key: key of the weights in a checkpoint, levels separated by dots. If empty, the first of ``keys``
+            that exists, otherwise the only key with weights.
+        keys: usual keys; by default "model_state" (PySlowFast), "state_dict", "model", "module",
+            "target_encoder" (V-JEPA), "ema_encoder" and "encoder".
 
     Raises:
         UserError: the file is missing or damaged, or contains pickled code, no weights, or several sets of
@@ -370,7 +401,7 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
             known = f"known keys: {', '.join(map(show_text, sets))}" if sets else "no key has weights"
             raise UserError(f"{text}: there are no weights under the key {key!r}; {known}")
     else:
-        key, value = _main_weights(text, checkpoint, sets)
+        key, value = _main_weights(text, checkpoint, sets, keys)
     state = dict(cast(Mapping[str, Tensor], value))
     size = os.path.getsize(local_path(text))
     for name, tensor in state.items():
@@ -384,28 +415,26 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
 
 
 def _main_weights(
-    path: str, checkpoint: Mapping[Any, Any], sets: tuple[str, ...]
+    path: str, checkpoint: Mapping[Any, Any], sets: tuple[str, ...], keys: Sequence[str]
 ) -> tuple[str, Mapping[str, Tensor]]:
     """Key and weights of a checkpoint if no key is given; see :func:`read_weights`."""
-    key = next((name for name in _STATE_KEYS if isinstance(checkpoint.get(name), Mapping)), None)
+    key = next((name for name in keys if isinstance(checkpoint.get(name), Mapping)), None)
     if key is None and len(sets) == 1 and not _is_state(checkpoint):
         key = sets[0]
     if key is None and len(sets) > 1:
         raise UserError(
-            f"{path}: contains several sets of weights, under {', '.join(map(show_text, sets))}; choose one "
+            f"{path} contains several sets of weights, under {', '.join(map(show_text, sets))}; choose one "
             f"by its key (model.weights_key={sets[0]})"
         )
     state = checkpoint if key is None else checkpoint[key]
     if not state:
-        raise UserError(
-            f"{path}: contains no weights (a state dict, alone or under {', '.join(_STATE_KEYS)})"
-        )
+        raise UserError(f"{path} contains no weights (a state dict, alone or under {', '.join(keys)})")
     if not _is_state(state):
         other = next(name for name, value in state.items() if not _is_entry(name, value))
         shown = repr(other if isinstance(other, str | int) else type(other).__name__)[:100]
         raise UserError(
             f"{path}: {shown} is not a tensor, so this is not a state dict; weights must be at the top level "
-            f"or under {', '.join(_STATE_KEYS)}"
+            f"or under {', '.join(keys)}"
         )
     return key or "", state
 
@@ -557,6 +586,20 @@ def _resize_joint(
     return {**state, TABLE: torch.cat([first, resized], dim=1)}
 
 
+def load_initial(model: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
+    """Load initial weights; those outside the encoder may be missing, unused or of another shape.
+
+    A line of the log has the report.
+
+    Raises:
+        UserError: as :func:`load_weights`.
+    """
+    heads = (*_HEAD_ONLY, *_PRETRAINING_ONLY)
+    report = load_weights(model, path, allow_missing=heads, allow_unused=heads, allow_reset=heads)
+    logger.info("%s: %s", os.fspath(path), report)
+    return report
+
+
 def load_pretrained(model: nn.Module, keys: Any, *, leave_out: Iterable[str] = ()) -> LoadReport:
     """Load the weights from which a classifier or detector starts; heads may be missing or unused.
 
@@ -646,7 +689,7 @@ def load_into(
         allow_reset: names or patterns that may have another shape in ``state``: the model keeps its initial
             values, for example of a layer for other classes.
         leave_out: names or patterns in ``state`` that are neither used nor reported.
-        inflate: "repeated" or "centred"; see :func:`~videomaskfeat.models.positions.inflate_images`.
+        inflate: "repeated" or "centered"; see :func:`~videomaskfeat.models.positions.inflate_images`.
         source: name of ``state`` in error messages, such as its path.
 
     Raises:

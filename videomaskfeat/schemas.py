@@ -27,6 +27,7 @@ MASK_KINDS = (
 ACTION_LOSSES = {"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
 CROP_KINDS = {"area": "crop_area of the frame, resized", "short_side": "from a frame resized to short_side"}
 OPTIMIZERS = {"adamw": "", "sgd": "momentum, Nesterov"}
+PRETRAIN_OPTIMIZERS = {"adamw": "", "lars": "extra lars; BYOL's"}
 SCHEDULES = {"cosine": "to end_learning_rate", "steps": "times step_factor at each of step_epochs"}
 SHARE: Any = {"least": 0, "greatest": 1}
 WEIGHT_SETS = {"auto": "averaged if ema_decay is set", "trained": "", "averaged": "", "both": ""}
@@ -209,6 +210,8 @@ class TargetConfig:
 class PretrainOptimConfig(OptimConfig):
     """Optimization of the encoder."""
 
+    optimizer: str = key("adamw", "optimizer", choices=PRETRAIN_OPTIMIZERS)
+    momentum: float = key(0.9, "momentum of lars", least=0, below=1)
     end_weight_decay: float | None = key(
         None, "weight decay at the end, on a cosine from weight_decay; null: constant", least=0
     )

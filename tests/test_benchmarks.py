@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import learning, run
+from benchmarks import comparison, learning, run
 from benchmarks.gpu import Part, files_of_cuda_tests, list_parts, run_parts, summarize_tests
 from benchmarks.pretrain_in_memory import CASES, MemoryLoader, pretrain, summarize
 
@@ -248,3 +248,26 @@ def test_script_runs_every_part_and_names_the_one_that_fails(tmp_path: Path) -> 
         for row in content["rows"]:
             assert row["ours"] > 0
             assert row["baseline"] > 0
+
+
+def test_picture_and_tables_of_a_comparison_show_the_paired_gains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed form: for differences of 2 and 4 points the interval is 12.706 * sqrt(2) / sqrt(2) = 12.7."""
+    before, after = [10.0, 12.0], [12.0, 16.0]
+    values: dict[str, Any] = {"classes": 4}
+    for probe, gain in (("linear_top1", {"mean": 3.0, "interval": 12.706}), ("knn_top1", {"mean": -8.0})):
+        values[f"{probe}_untrained"], values[probe] = before, after
+        values[f"{probe}_gain"] = {"interval": 1.0, "pairs": 2, **gain}
+    content = {"targets": [{"target": "hog", "factors": {"motion": values}}]}
+    (tmp_path / "table.json").write_text(json.dumps(content), encoding="utf-8")
+    out, picture = tmp_path / "out.json", tmp_path / "out.svg"
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path), "--out", str(out), "--picture", str(picture)])
+    assert comparison.main() == 0
+    assert read(out) == content
+    svg = picture.read_text(encoding="utf-8")
+    assert "+3.0 ± 12.7" in svg
+    assert "var(--" not in svg
+    printed = capsys.readouterr().out
+    assert "### Motion (chance 25.0 %)" in printed
+    assert "| hog | 11.0 | 14.0 | +3.0 ± 12.7 | 11.0 | 14.0 | -8.0 ± 1.0 |" in printed

@@ -323,37 +323,47 @@ def gain_chart(results: Sequence[TargetResults], kind: str) -> dict[str, Any]:
         Like :func:`~videomaskfeat.viz.charts.line_chart`.
     """
     title, factors = _GAINS[kind], _columns(results, kind)
-    cells: list[dict[str, Any]] = [
+    gains = {
+        (target.name, factor): gain
+        for target in results
+        for factor in factors
+        if (gain := target.gain(kind, factor)) is not None
+    }
+    if not gains:
+        return {"title": title, "data": None}
+    header, rows = _gain_table(results, kind)
+    words = (f"{target} {factor} {gain.text}" for (target, factor), gain in gains.items())
+    return {
+        "title": title,
+        "data": gain_cells(gains),
+        "label": f"{title}. " + ", ".join(words),
+        "table": build_table(header, rows),
+    }
+
+
+def gain_cells(gains: Mapping[tuple[str, str], Gain]) -> dict[str, Any]:
+    """The data of the template ``gains.json`` from at least one gain, by target (row) and factor (column)."""
+    targets, factors = (list(dict.fromkeys(names)) for names in zip(*gains, strict=True))
+    cells = [
         {
-            "target": target.name,
+            "target": target,
             "factor": factor,
             "gain": round(gain.mean, 2),
             "text": gain.text,
             "pairs": gain.pairs,
             "clear": gain.interval is not None and abs(gain.mean) > gain.interval,
         }
-        for target in results
-        for factor in factors
-        if (gain := target.gain(kind, factor)) is not None
+        for (target, factor), gain in gains.items()
     ]
-    if not cells:
-        return {"title": title, "data": None}
-    header, rows = _gain_table(results, kind)
-    largest = max(abs(cell["gain"]) for cell in cells)
     return {
-        "title": title,
-        "data": {
-            "kind": "gains",
-            "height": 11 + _GAINS_TOP + _GAINS_ROW * len(results),
-            "top": _GAINS_TOP,
-            "row": _GAINS_ROW,
-            "cells": cells,
-            "targets": [target.name for target in results],
-            "factors": factors,
-            "largest": max(largest, 1.0),
-        },
-        "label": f"{title}. " + ", ".join(f"{c['target']} {c['factor']} {c['text']}" for c in cells),
-        "table": build_table(header, rows),
+        "kind": "gains",
+        "height": 11 + _GAINS_TOP + _GAINS_ROW * len(targets),
+        "top": _GAINS_TOP,
+        "row": _GAINS_ROW,
+        "cells": cells,
+        "targets": targets,
+        "factors": factors,
+        "largest": max(1.0, *(abs(gain.mean) for gain in gains.values())),
     }
 
 

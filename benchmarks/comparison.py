@@ -1,0 +1,88 @@
+"""The picture, the tables and the stored figures of docs/comparing.md, from a finished comparison.
+
+    python -m benchmarks.comparison runs/compare_factors --out benchmarks/results/compare_factors.json \
+        --picture docs/pictures/compare_factors.svg
+
+Rows are targets, columns are factors. A cell is the mean gain of a probe over the same encoder before its
+first step, in points, with its 95 % confidence interval over the paired seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+from benchmarks.harness import write_json
+from videomaskfeat.viz.comparison import Gain, gain_cells
+from videomaskfeat.viz.page import chart_spec
+
+COLORS = {"rule": "#e1e4ec", "good": "#18794e", "bad": "#c03030", "card": "#ffffff", "ink": "#1b1f2a"}
+"""The page's colors in light mode."""
+PROBES = {"linear_top1": "Linear probe", "knn_top1": "k-NN"}
+Row = dict[str, Any]
+
+
+def read_gain(row: Row, factor: str, probe: str) -> Gain:
+    """The gain of a target (a row of ``table.json``) in a factor."""
+    return Gain(**row["factors"][factor][f"{probe}_gain"])
+
+
+def draw_gains(rows: list[Row], probe: str) -> str:
+    """The gains of a probe as SVG, as on the page of a comparison."""
+    gains = {
+        (row["target"], factor): read_gain(row, factor, probe) for row in rows for factor in row["factors"]
+    }
+    text = json.dumps(chart_spec(gain_cells(gains)))
+    for name, color in COLORS.items():
+        text = text.replace(f"var(--{name})", color)
+    spec = json.loads(text)
+    spec["config"] = {"background": "white", "view": {"stroke": None}, "font": "sans-serif"}
+    svg: str = vl_convert.vegalite_to_svg(spec)
+    return svg
+
+
+def write_tables(rows: list[Row]) -> str:
+    """A Markdown table per factor: accuracies before and after in percent, and the gains."""
+    tables = []
+    for factor in rows[0]["factors"]:
+        chance = 100 / rows[0]["factors"][factor]["classes"]
+        lines = [
+            f"### {factor.capitalize()} (chance {chance:.1f} %)\n",
+            "| target | linear, random | linear, trained | gain | k-NN, random | k-NN, trained | gain |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in rows:
+            cells = [row["target"]]
+            for probe in PROBES:
+                values = row["factors"][factor]
+                before, after = (statistics.fmean(values[key]) for key in (f"{probe}_untrained", probe))
+                cells += [f"{before:.1f}", f"{after:.1f}", read_gain(row, factor, probe).text]
+            lines.append(f"| {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables) + "\n"
+
+
+def main() -> int:
+    """Write the JSON and the picture, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="folder of the comparison, with table.json")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument(
+        "--picture", type=Path, required=True, help="SVG file for the gains of the linear probe"
+    )
+    options = parser.parse_args()
+    content = json.loads((options.folder / "table.json").read_text(encoding="utf-8"))
+    write_json(options.out, content)
+    options.picture.write_text(draw_gains(content["targets"], "linear_top1"), encoding="utf-8")
+    sys.stdout.write(write_tables(content["targets"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

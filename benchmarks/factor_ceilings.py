@@ -1,4 +1,4 @@
-"""What a clip of the sample videos with factors contains: `python -m benchmarks.factor_ceilings --out ceilings.json`.
+"""What a clip of the sample videos with factors contains: `python -m benchmarks.factor_ceilings --out FILE`.
 
 Reads each factor from clips of 4 frames of 32x32 pixels in three ways: ridge regression and k-NN on pixels,
 and a small supervised network of 3-d convolutions, which bounds what features of such clips can contain.
